@@ -1,0 +1,61 @@
+"""The errors of lightning_s3t: one tree, so that `except S3TError` catches all of them.
+
+Every message names the thing, says what was found and what was expected, and ends with what to do. All are raised
+before anything is changed, except for `LeakageError`, which is raised instead of keeping what was trained.
+"""
+
+
+class S3TError(Exception):
+    """Base class of every error that lightning_s3t raises on purpose."""
+
+
+class ConfigurationError(S3TError, ValueError):
+    """An argument, or a combination of arguments, that cannot work."""
+
+
+class UnsupportedError(ConfigurationError):
+    """Something of the trainer, the model or the data that exactness cannot be promised for (yet)."""
+
+
+class LayersError(ConfigurationError):
+    """The layer groups or the head were not found in the model, or do not fit the number of slices."""
+
+
+class AdapterError(ConfigurationError):
+    """An adapter configuration that PEFT cannot inject, or that would change pretrained weights."""
+
+
+class DataError(ConfigurationError):
+    """A training data set that cannot be cut into slices: no fixed length, unstable ids, an empty slice."""
+
+
+class StoreError(S3TError):
+    """The store cannot be used: missing, damaged, locked, or not a store."""
+
+
+class StoreMismatchError(StoreError):
+    """The store was made with other settings than it is now opened with."""
+
+
+class UnknownSubjectError(StoreError, KeyError):
+    """A deletion request names subjects that the store has never seen."""
+
+    def __str__(self) -> str:
+        # KeyError shows the repr of its argument, which makes a sentence unreadable
+        return str(self.args[0]) if self.args else ""
+
+
+class RevokedError(StoreError):
+    """A unit was asked for, or was about to be written, that a deletion request has revoked."""
+
+
+class LeakageError(S3TError):
+    """Something that a unit does not own changed while it was trained, so its exactness is gone."""
+
+
+class NoSurvivorError(S3TError):
+    """No shard has a unit left that may serve."""
+
+
+class EnsembleError(S3TError):
+    """The answers of the shards cannot be put together."""

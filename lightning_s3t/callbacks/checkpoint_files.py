@@ -1,0 +1,99 @@
+"""Knowing every checkpoint that is written during a unit, so that it can be erased with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from lightning_s3t.errors import UnsupportedError
+
+
+class RecordingCheckpointIO(CheckpointIO):
+    """Reports every checkpoint before it is written, and leaves the writing to the trainer's own plugin.
+
+    What is written counts, not what ModelCheckpoint lists: its lists are set back between units, and may name files
+    that other runs have written.
+
+    Args:
+        inner: The trainer's own plugin.
+        record: Called with each path, before the file exists.
+    """
+
+    def __init__(self, inner: CheckpointIO, record: Callable[[Path], None]) -> None:
+        self.inner = inner
+        self.record = record
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Reports the path, then writes the checkpoint.
+
+        Args:
+            checkpoint: What to write.
+            path: Where to.
+            storage_options: Passed on.
+
+        Raises:
+            UnsupportedError: The path is not a local one, so the file could not be erased.
+        """
+        if "://" in str(path) and not str(path).startswith("file://"):
+            raise UnsupportedError(
+                f"A callback writes a checkpoint to {path}, which S3T cannot erase after a deletion request. Give it "
+                "a local folder while units are trained."
+            )
+        self.record(Path(str(path).removeprefix("file://")).absolute())
+        self.inner.save_checkpoint(checkpoint, path, storage_options=storage_options)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Passes on to the trainer's own plugin.
+
+        Args:
+            path: The checkpoint.
+            args: Passed on.
+            kwargs: Passed on.
+        """
+        return self.inner.load_checkpoint(path, *args, **kwargs)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Passes on to the trainer's own plugin.
+
+        Args:
+            path: The checkpoint.
+        """
+        self.inner.remove_checkpoint(path)
+
+    def teardown(self) -> None:
+        """Passes on to the trainer's own plugin."""
+        self.inner.teardown()
+
+
+@contextmanager
+def recorded_checkpoints(trainer: pl.Trainer, record: Callable[[Path], None]) -> Iterator[None]:
+    """Reports the checkpoints that are written while the block runs.
+
+    Each is reported before it is written, links to them (`save_last="link"`) when the block ends. Other files in the
+    same folders may be another run's, so they are left alone.
+
+    Args:
+        trainer: The trainer.
+        record: Called with each path.
+    """
+    inner = trainer.strategy.checkpoint_io
+    written: set[Path] = set()
+
+    def note(path: Path) -> None:
+        written.add(path)
+        record(path)
+
+    trainer.strategy.checkpoint_io = RecordingCheckpointIO(inner, note)
+    try:
+        yield
+    finally:
+        trainer.strategy.checkpoint_io = inner
+        for folder in {path.parent for path in written}:
+            for link in folder.iterdir() if folder.is_dir() else ():
+                if link.is_symlink() and link.parent.joinpath(link.readlink()).absolute() in written:
+                    record(link)

@@ -1,0 +1,205 @@
+"""Everything that is not Lightning's public API, in one place.
+
+A fit that trains many units has to set the trainer back between them. Lightning offers no public way, and its own
+LearningRateFinder and BatchSizeFinder use these attributes too. They are those of Lightning 2.6; the tests of
+this file run against the lowest and the newest release that pyproject.toml admits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource, _request_dataloader
+
+from lightning_s3t.callbacks.state_keeper import StateKeeper, keep_module
+
+# attributes of the trainer itself that callbacks and loops change in a run
+_TRAINER_ATTRIBUTES = (
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "check_val_every_n_epoch",
+    "val_check_interval",
+    "limit_train_batches",
+    "limit_val_batches",
+)
+
+
+def take_over(trainer: pl.Trainer, run: Callable[[], None]) -> None:
+    """Makes the trainer call `run` where it would run its fit loop: after all hooks and the sanity check.
+
+    Args:
+        trainer: The trainer, in `on_fit_start`.
+        run: What to call instead.
+    """
+    trainer.fit_loop.run = run  # type: ignore[method-assign]
+
+
+def hand_back(trainer: pl.Trainer) -> None:
+    """Undoes `take_over`.
+
+    Args:
+        trainer: The trainer.
+    """
+    vars(trainer.fit_loop).pop("run", None)
+
+
+def run_fit_loop(trainer: pl.Trainer) -> None:
+    """Runs Lightning's own fit loop once.
+
+    Args:
+        trainer: The trainer.
+    """
+    type(trainer.fit_loop).run(trainer.fit_loop)
+
+
+def has_train_dataloader(trainer: pl.Trainer) -> bool:
+    """Says whether the script gave a train dataloader, in any of Lightning's ways.
+
+    Args:
+        trainer: The trainer, from `setup` on.
+    """
+    return bool(trainer.fit_loop._data_source.is_defined()) and trainer.fit_loop._data_source.instance is not None
+
+
+def request_train_dataloader(trainer: pl.Trainer) -> Any:
+    """Asks the script for its train dataloader, as the fit loop does.
+
+    Args:
+        trainer: The trainer.
+    """
+    return _request_dataloader(trainer.fit_loop._data_source)
+
+
+def loaded_checkpoint(trainer: pl.Trainer) -> bool:
+    """Says whether the fit was given a checkpoint to resume from.
+
+    Args:
+        trainer: The trainer, in `on_fit_start`.
+    """
+    return bool(trainer._checkpoint_connector._loaded_checkpoint)
+
+
+def syncs_batchnorm(trainer: pl.Trainer) -> bool:
+    """Says whether the strategy replaces BatchNorm layers by synchronised ones.
+
+    Args:
+        trainer: The trainer.
+    """
+    return getattr(trainer.strategy, "_layer_sync", None) is not None
+
+
+class TrainerReset:
+    """Sets a trainer back to where it stood before its first unit.
+
+    Args:
+        trainer: The trainer, when its fit loop would start.
+        keep: Callbacks that are left as they are (S3T itself).
+    """
+
+    def __init__(self, trainer: pl.Trainer, keep: tuple[pl.Callback, ...] = ()) -> None:
+        self._trainer = trainer
+        self._attributes = {name: getattr(trainer, name) for name in _TRAINER_ATTRIBUTES}
+        self._source = trainer.fit_loop._data_source
+        self._forget_dataloaders()
+        module = trainer.lightning_module
+        # a progress bar shows things and holds a terminal: nothing to set back, and not to be copied
+        callbacks = {
+            f"callback {i} ({type(c).__name__})": c
+            for i, c in enumerate(trainer.callbacks)  # type: ignore[attr-defined]
+            if c not in keep and not isinstance(c, ProgressBar)
+        }
+        shared: list[object] = [
+            *(trainer, trainer.strategy, trainer.datamodule, self._source, self._source.instance),
+            *(trainer.fit_loop.epoch_loop.val_loop._data_source, trainer.profiler, *trainer.loggers),
+            *trainer.callbacks,  # type: ignore[attr-defined]
+            *module.modules(),
+        ]
+        shared = [instance for instance in shared if instance is not None]
+        self._keeper = StateKeeper(
+            {**callbacks, "fit_loop": trainer.fit_loop, "precision": trainer.precision_plugin}, shared
+        )
+        self._module_keeper = keep_module(module, shared)
+
+    def restore(self) -> None:
+        """Sets loops, callbacks, precision and the module's plain attributes back; optimizers go."""
+        trainer = self._trainer
+        self._forget_dataloaders()  # shuts the last unit's workers down before the loops are replaced
+        self._keeper.restore()
+        self._module_keeper.restore()
+        for name, value in self._attributes.items():
+            setattr(trainer, name, value)
+        trainer.should_stop = False
+        trainer.strategy.optimizers = []
+        trainer.strategy.lr_scheduler_configs = []
+        trainer._logger_connector.reset_results()
+        trainer._logger_connector.reset_metrics()
+        if getattr(trainer.lightning_module, "_compiler_ctx", None) is not None:
+            # compiled frames may be reused although requires_grad or the modules changed (pytorch#139476)
+            torch.compiler.reset()
+
+    def prepare(self, dataloader: Any, step: int, max_epochs: int | None = None) -> None:
+        """Makes the trainer ready to run one unit: its data, its optimizers, a fresh wrapping for DDP.
+
+        Args:
+            dataloader: The unit's train dataloader.
+            step: Where the loggers' step axis stands; the unit's own counters start at 0.
+            max_epochs: The unit's number of epochs; None leaves the trainer's.
+        """
+        trainer = self._trainer
+        trainer.fit_loop._data_source = _DataLoaderSource(dataloader, "train_dataloader")
+        trainer.fit_loop.epoch_loop._batches_that_stepped = step
+        if max_epochs is not None:
+            trainer.fit_loop.max_epochs = max_epochs
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, WeightAveraging):  # holds a copy of the module as it was in `setup`
+                callback.setup(trainer, trainer.lightning_module, "fit")
+        reconfigure(trainer)
+
+    def logged_step(self) -> int:
+        """Returns where the loggers' step axis stands."""
+        return int(self._trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    def finish(self) -> None:
+        """Leaves the trainer as it was before the first unit, with the script's own data source."""
+        self.restore()
+        self._trainer.fit_loop._data_source = self._source
+        self._trainer.strategy.model = self._trainer.lightning_module
+
+    def _forget_dataloaders(self) -> None:
+        # without this the next unit trains zero batches, silently, or on the data of the one before
+        loop = self._trainer.fit_loop
+        if loop._data_fetcher is not None:
+            loop._data_fetcher.teardown()
+            loop._data_fetcher = None
+        if loop._combined_loader is not None:
+            loop._combined_loader.reset()
+        loop._combined_loader = None
+        loop.epoch_loop.val_loop._combined_loader = None
+
+
+def reconfigure(trainer: pl.Trainer) -> None:
+    """Configures optimizers and schedulers afresh and wraps the module again.
+
+    DDP registers what requires a gradient when it wraps: parameters unfrozen later are never synchronised, without an
+    error (Lightning-AI/pytorch-lightning#20340).
+
+    Args:
+        trainer: The trainer.
+    """
+    trainer.strategy.model = trainer.lightning_module
+    trainer.strategy.setup(trainer)
+
+
+def is_distributed(trainer: pl.Trainer) -> bool:
+    """Says whether several processes train together.
+
+    Args:
+        trainer: The trainer.
+    """
+    return isinstance(trainer.strategy, DDPStrategy) and trainer.world_size > 1

@@ -1,0 +1,96 @@
+"""One progress display for all units of a fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+from lightning_s3t.plan import UnitId
+
+
+class UnitProgress:
+    """Shows which shard, sequence and stage of how many is trained, and how long is left.
+
+    A unit counts for the rows that it trains on, so that the time left is right although later stages take longer.
+
+    Args:
+        units: The units to train, in order.
+        weights: What each costs (rows).
+        shards: Number of shards in all.
+        slices: Number of stages of a sequence.
+        enabled: Whether to show anything.
+
+    Example:
+        >>> progress = UnitProgress([UnitId(0, (1,))], [10], shards=1, slices=2, enabled=False)
+        >>> progress.describe(UnitId(0, (1,)))
+        'unit 1/1 · shard 1/1 · order 2 · stage 1/2'
+    """
+
+    def __init__(
+        self, units: Sequence[UnitId], weights: Sequence[int], shards: int, slices: int, enabled: bool
+    ) -> None:
+        self._positions = {unit: number for number, unit in enumerate(units, start=1)}
+        self._weights = dict(zip(units, weights, strict=True))
+        self._shards = shards
+        self._slices = slices
+        self._done = 0.0
+        self._unit: UnitId | None = None
+        self._bar = Tqdm(
+            total=sum(weights),
+            disable=not enabled,
+            bar_format="{desc} |{bar}| {percentage:3.0f}% {elapsed}<{remaining}{postfix}",
+            dynamic_ncols=True,
+        )
+
+    def describe(self, unit: UnitId) -> str:
+        """Returns a unit's coordinates among all units, counted from 1.
+
+        Args:
+            unit: The unit.
+        """
+        order = "-".join(str(slice_ + 1) for slice_ in unit.prefix)
+        parts = (
+            f"unit {self._positions[unit]}/{len(self._positions)}",
+            f"shard {unit.shard + 1}/{self._shards}",
+            f"order {order}",
+            f"stage {unit.stage}/{self._slices}",
+        )
+        return " · ".join(parts)
+
+    def start(self, unit: UnitId) -> None:
+        """Goes to the next unit.
+
+        Args:
+            unit: The unit that is trained now.
+        """
+        self._unit = unit
+        self._bar.set_description_str(self.describe(unit))
+
+    def update(self, trainer: pl.Trainer) -> None:
+        """Shows how far the running unit is.
+
+        Args:
+            trainer: The trainer.
+        """
+        if self._unit is None or self._bar.disable:
+            return
+        loop = trainer.fit_loop
+        batches, epochs = loop.max_batches or 1, max(loop.max_epochs or 1, 1)
+        share = min((trainer.current_epoch + (loop.batch_idx + 1) / batches) / epochs, 1.0)
+        self._show(self._done + share * self._weights[self._unit])
+
+    def finish_unit(self) -> None:
+        """Counts the running unit as done."""
+        if self._unit is not None:
+            self._done += self._weights[self._unit]
+            self._unit = None
+            self._show(self._done)
+
+    def close(self) -> None:
+        """Ends the display."""
+        self._bar.close()
+
+    def _show(self, value: float) -> None:
+        self._bar.update(max(value - self._bar.n, 0))

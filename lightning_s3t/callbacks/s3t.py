@@ -1,0 +1,344 @@
+"""The S3T callback: makes a trainer train by slices, into a store that can forget."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from peft import PeftConfig
+
+from lightning_s3t.callbacks.checks import check_not_resumed, check_optimizers, check_trainer
+from lightning_s3t.callbacks.deletion import DeletionHook
+from lightning_s3t.callbacks.lightning_internals import hand_back, request_train_dataloader, take_over
+from lightning_s3t.callbacks.provenance import ProvenanceRecorder, plain, trainer_settings
+from lightning_s3t.callbacks.rank_zero import on_rank_zero
+from lightning_s3t.callbacks.training_data import (
+    DataMode,
+    Subjects,
+    TrainingData,
+    check_loader,
+    check_order,
+    subjects_of,
+)
+from lightning_s3t.callbacks.unfreezing import SliceUnfreezing
+from lightning_s3t.callbacks.unit_fit import EpochRule, UnitFit, UnitSettings
+from lightning_s3t.callbacks.unit_plan import FitPlan, plan_fit
+from lightning_s3t.errors import ConfigurationError
+from lightning_s3t.plan import Partition, plan_sequences, units_of
+from lightning_s3t.store import Receipt, Store
+from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, describe_adapter
+from lightning_s3t.tuning.ensemble import AGGREGATES, Aggregate
+from lightning_s3t.tuning.fingerprint import digest_tensors
+from lightning_s3t.tuning.layer_table import LayerTable
+from lightning_s3t.tuning.stages import StageBuilder
+
+
+class S3T(pl.Callback):
+    """Trains any LightningModule so that data can be removed from it exactly, by deactivating layers.
+
+    The training data is cut into `shards` of `slices` each; every shard fine-tunes the pretrained model with
+    adapters, one group of layers a slice, from the top layers down, on `budget` orders of its slices (S3T, Basu Roy
+    Chowdhury et al., arXiv 2406.16257). One `trainer.fit` trains every missing unit; what is there is skipped, so an
+    interrupted fit, a fit after deletions and a fit with more data are all the same call.
+
+    The script stays as it is: its module, data, optimizers, schedulers, loggers and callbacks serve every unit. The
+    module given to `fit` is as it was before when `fit` returns; what was trained is in the store. Serve it with
+    `S3TModule.load(store, module)`.
+
+    Args:
+        store: The folder that keeps what is trained.
+        shards: Number of shards, m.
+        slices: Number of slices of a shard, L; also the number of layer groups.
+        budget: Number of orders of the slices that each shard is trained on, B.
+        sequences: How the orders are chosen: "cyclic", "random", "all", "sisa", ..., or the orders themselves.
+        subjects: Who owns each row: a callable that takes the data set and returns one id per row, the name of an
+            attribute of the data set, or None for the row's index.
+        layers: Where the blocks are, if they cannot be found: a path, a list of paths, or a list of groups.
+        head: Where the head is, if it cannot be found: a path or a list of paths.
+        adapter: A PeftConfig, a dict of one, or None to fine-tune whole layers.
+        data: "cumulative" trains stage k on the first k slices of the order, "disjoint" on the k-th alone.
+        aggregate: How the shards' answers are put together: "mean_logits", "mean_probabilities" or "vote".
+        seed: What the partition and all randomness of the units follow from.
+        epochs: "full" trains every stage for the trainer's max_epochs, "sisa" for 2E/(L+1) of them.
+
+    Raises:
+        ConfigurationError: An argument is out of range; named, with what was expected.
+
+    Example:
+        >>> trainer = pl.Trainer(max_epochs=5, logger=False, callbacks=[
+        ...     S3T(store="runs/s3t", shards=5, slices=4, budget=4)])
+        >>> S3T(store="runs/s3t", shards=0, slices=4, budget=4)
+        Traceback (most recent call last):
+        ...
+        lightning_s3t.errors.ConfigurationError: Expected argument `shards` to be a positive integer but got 0.
+    """
+
+    def __init__(
+        self,
+        store: str | Path,
+        shards: int,
+        slices: int,
+        budget: int,
+        sequences: str | Sequence[Sequence[int]] = "cyclic",
+        subjects: Subjects = None,
+        layers: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
+        head: str | Sequence[str] | None = None,
+        adapter: PeftConfig | Mapping[str, Any] | None = DEFAULT_ADAPTER,
+        data: Literal["cumulative", "disjoint"] = "cumulative",
+        aggregate: Literal["mean_logits", "mean_probabilities", "vote"] = "mean_logits",
+        seed: int = 0,
+        epochs: Literal["full", "sisa"] = "full",
+    ) -> None:
+        for name, value in (("shards", shards), ("slices", slices), ("budget", budget)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigurationError(f"Expected argument `{name}` to be a positive integer but got {value!r}.")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ConfigurationError(f"Expected argument `seed` to be a non-negative integer but got {seed!r}.")
+        for name, choice, known in (
+            ("data", data, ("cumulative", "disjoint")),
+            ("aggregate", aggregate, AGGREGATES),
+            ("epochs", epochs, ("full", "sisa")),
+        ):
+            if choice not in known:
+                raise ConfigurationError(f"Expected argument `{name}` to be one of {known} but got {choice!r}.")
+        self.store = Path(store)
+        self.sequences = plan_sequences(sequences, slices, budget, seed=seed)
+        self.subjects = subjects
+        self.aggregate: Aggregate = aggregate
+        self.partition = Partition(shards, slices, seed)
+        self.units = units_of(shards, self.sequences)
+        self.unit_settings = UnitSettings(shards, slices, seed, _mode(data), _rule(epochs))
+        self.unfreezing = SliceUnfreezing(slices, layers=layers, head=head, adapter=adapter, seed=seed)
+        self.provenance = ProvenanceRecorder()
+        self.deletion = DeletionHook(store)
+        self._unit_fit: UnitFit | None = None
+        self._exit = ExitStack()
+
+    def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt:
+        """Removes subjects from what the store holds, as `DeletionHook.forget` does.
+
+        Args:
+            subjects: Their ids.
+            strict: Refuse a request that names a subject which the store has never seen.
+        """
+        return self.deletion.forget(subjects, strict=strict)
+
+    def register_file(self, path: str | Path) -> None:
+        """Notes a file that a callback of the script writes during the running unit, to be erased with the unit.
+
+        Checkpoints are noted without it.
+
+        Args:
+            path: The file; call it before the file is written.
+        """
+        if self._unit_fit is not None:
+            self._unit_fit.register_file(Path(path).absolute())
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Called when a run begins: checks the trainer.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The user's module.
+            stage: "fit", "validate", "test" or "predict".
+        """
+        if stage == "fit":
+            check_trainer(trainer, S3T)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Called when the model and the data are ready: plans what has to be trained.
+
+        Everything that can be refused is refused here, before a store or a module is changed.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The user's module.
+        """
+        check_not_resumed(trainer)
+        check_optimizers(trainer, pl_module)
+        data = self._training_data(trainer)
+        builder = self.unfreezing.attach(pl_module)
+        settings = self._settings(trainer, pl_module, builder, data)
+        store, plan = self._open(trainer, builder, data, settings)
+        digests = {} if store is None else data.digests(store.subject_hash)
+        self._unit_fit = UnitFit(
+            self, store, plan, data, digests, self.unfreezing, self.provenance, self.unit_settings
+        )
+        if plan.impossible:
+            rank_zero_warn(
+                f"S3T: deletions have emptied slices, so {len(plan.impossible)} units cannot be trained: "
+                f"{', '.join(map(str, plan.impossible[:5]))}. The shards serve what is before them."
+            )
+        rank_zero_info(str(LayerTable.of(builder)))
+        rank_zero_info(f"S3T: {len(plan.build)} units to train, {plan.present} are there. Store: {self.store}")
+        take_over(trainer, lambda: self._run(trainer))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Called when a unit's training begins: starts its provenance.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The user's module.
+        """
+        self.provenance.begin(trainer, pl_module)
+        unit = self._unit_fit.unit if self._unit_fit is not None else None
+        if unit is not None and self._unit_fit is not None:
+            coordinates = _coordinates(unit.shard, unit.prefix)
+            for logger in trainer.loggers:
+                logger.log_metrics(coordinates, step=self._unit_fit.first_step)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Called when an epoch ends: logs the unit's coordinates beside its metrics.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The user's module.
+        """
+        if self._unit_fit is not None and self._unit_fit.unit is not None:
+            unit = self._unit_fit.unit
+            self.log_dict(_coordinates(unit.shard, unit.prefix), on_epoch=True, on_step=False)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        """Called after each batch: moves the progress display.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The user's module.
+            outputs: What the step returned.
+            batch: The batch.
+            batch_idx: Its number in the epoch.
+        """
+        if self._unit_fit is not None and self._unit_fit.progress is not None:
+            self._unit_fit.progress.update(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Called when a run is broken off: what was committed is safe, the running unit is trained again.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The user's module.
+            exception: Why.
+        """
+        self._close(trainer)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Called when a run ends: closes the store.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The user's module.
+            stage: "fit", "validate", "test" or "predict".
+        """
+        self._close(trainer)
+
+    def _run(self, trainer: pl.Trainer) -> None:
+        assert self._unit_fit is not None
+        try:
+            self._unit_fit.run(trainer)
+        finally:
+            hand_back(trainer)
+
+    def _close(self, trainer: pl.Trainer) -> None:
+        hand_back(trainer)
+        self._exit.close()
+        self._unit_fit = None
+
+    def _training_data(self, trainer: pl.Trainer) -> TrainingData:
+        data = TrainingData(request_train_dataloader(trainer), self.subjects, self.partition)
+        if self.subjects is not None:
+            again = check_loader(request_train_dataloader(trainer))
+            check_order(data.subjects, subjects_of(again.dataset, self.subjects))
+        return data
+
+    def _settings(
+        self, trainer: pl.Trainer, module: pl.LightningModule, builder: StageBuilder, data: TrainingData
+    ) -> dict[str, Any]:
+        """Returns all that may influence a unit besides its rows; the store refuses to be opened with other."""
+        layers = builder.layers
+        return {
+            "partition": {"shards": self.partition.shards, "slices": self.partition.slices, "seed": self.partition.seed},
+            "layers": {
+                "network": layers.network,
+                "groups": [list(group.modules) for group in layers.groups],
+                "head": list(layers.head),
+            },
+            "adapter": describe_adapter(builder.adapter),
+            "model": {
+                "class": f"{type(module).__module__}.{type(module).__qualname__}",
+                "pretrained_sha256": digest_tensors(builder.frozen_tensors()),
+                "head_shapes": {name: list(tensor.shape) for name, tensor in builder.base_tensors().items()},
+                "hparams": plain(dict(module.hparams)),
+            },
+            "training": {
+                "data": self.unit_settings.data,
+                "epochs": self.unit_settings.epochs,
+                "batch_size": data.loader.batch_size,
+                "drop_last": data.loader.drop_last,
+                **trainer_settings(trainer),
+            },
+        }
+
+    def _open(
+        self, trainer: pl.Trainer, builder: StageBuilder, data: TrainingData, settings: Mapping[str, Any]
+    ) -> tuple[Store | None, FitPlan]:
+        """Opens the store on rank 0 and plans the fit there; every rank learns the plan and who is forgotten."""
+        opened: list[Store] = []
+        units = self.units
+
+        def prepare() -> tuple[FitPlan, frozenset[str], dict[str, Any]]:
+            path = self.store
+            if trainer.fast_dev_run:  # one batch a unit is no training: nothing of it may be kept
+                path = Path(tempfile.mkdtemp(prefix="s3t-fast-dev-run-"))
+                self._exit.callback(shutil.rmtree, path, ignore_errors=True)
+            if not (path / "ledger.db").exists():
+                data.check_slices()
+            store = self._exit.enter_context(Store.create(path, settings))
+            opened.append(store)
+            self._exit.enter_context(store.fit_lock())
+            as_of = store.request_number  # before the look: a request in between must count as newer
+            forgotten = frozenset(store.forgotten(dict.fromkeys(data.subjects)))
+            data.leave_out(forgotten)
+            if as_of == 0:
+                data.check_slices()
+            store.options = {"aggregate": self.aggregate, "sequences": [list(order) for order in self.sequences]}
+            store.register(subject for subject in dict.fromkeys(data.subjects) if subject not in forgotten)
+            base = store.load_base()
+            if base is None:
+                base = builder.base_tensors()
+                store.save_base(base)
+            digests = data.digests(store.subject_hash)
+            basis = {**settings, "head_sha256": digest_tensors(base)}
+            plan = plan_fit(units, store.alive(), data, self.unit_settings.data, digests, basis, as_of)
+            return plan, forgotten, base
+
+        if trainer.fast_dev_run:
+            units = units[: self.unit_settings.slices]
+        try:
+            plan, forgotten, base = on_rank_zero(trainer, prepare)
+        except BaseException:
+            self._exit.close()
+            raise
+        data.leave_out(forgotten)
+        builder.start = base
+        return (opened[0] if opened else None), plan
+
+
+def _mode(data: str) -> DataMode:
+    return "cumulative" if data == "cumulative" else "disjoint"
+
+
+def _rule(epochs: str) -> EpochRule:
+    return "full" if epochs == "full" else "sisa"
+
+
+def _coordinates(shard: int, prefix: Sequence[int]) -> dict[str, float]:
+    return {"s3t/shard": float(shard), "s3t/stage": float(len(prefix)), "s3t/slice": float(prefix[-1])}

@@ -1,0 +1,101 @@
+"""Setting objects back to an earlier state, whole: what `state_dict` leaves out too."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_s3t.errors import UnsupportedError
+
+_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
+# hyperparameters are arguments, not state, and may hold whatever a user passed
+_SKIPPED = frozenset({"_hparams", "_hparams_initial", "_hparams_name"})
+
+
+class StateKeeper:
+    """Takes copies of objects' attributes and puts them back, as often as asked.
+
+    A callback's `state_dict` is not all of its state: weight averages, counters and flags outside it would carry one
+    unit's data into the next. Here the whole of `vars(object)` is copied. References to shared objects (the trainer,
+    modules, loggers, data) stay references.
+
+    Args:
+        objects: What to keep, by a name for messages.
+        shared: Objects that are referred to, not copied.
+
+    Raises:
+        UnsupportedError: An attribute cannot be copied, so it could not be set back between units.
+
+    Example:
+        >>> from lightning.pytorch.callbacks import EarlyStopping
+        >>> stopping = EarlyStopping("loss")
+        >>> keeper = StateKeeper({"EarlyStopping": stopping}, shared=[])
+        >>> stopping.wait_count = 7
+        >>> keeper.restore()
+        >>> stopping.wait_count
+        0
+    """
+
+    def __init__(self, objects: Mapping[str, object], shared: Iterable[object]) -> None:
+        self._objects = dict(objects)
+        self._shared = [*shared, *self._objects.values()]
+        self._kept = {
+            name: self._copy(name, self._attributes(instance)) for name, instance in self._objects.items()
+        }
+
+    def restore(self) -> None:
+        """Sets every object back to the state that was copied."""
+        for name, instance in self._objects.items():
+            attributes = vars(instance)
+            for key in self._attributes(instance):
+                del attributes[key]
+            attributes.update(self._copy(name, self._kept[name]))
+
+    def _attributes(self, instance: object) -> dict[str, Any]:
+        if not isinstance(instance, nn.Module):
+            return dict(vars(instance))
+        skipped = _MODULE_ATTRIBUTES | _SKIPPED
+        if isinstance(instance, pl.LightningModule):
+            skipped = skipped | _lightning_attributes()
+        return {key: value for key, value in vars(instance).items() if key not in skipped}
+
+    def _copy(self, name: str, attributes: dict[str, Any]) -> dict[str, Any]:
+        # one memo per object: copies must not be shared between two rounds
+        memo = {id(instance): instance for instance in self._shared}
+        copied: dict[str, Any] = {}
+        for key, value in attributes.items():
+            if isinstance(value, (Dataset, DataLoader)):
+                copied[key] = value
+                continue
+            try:
+                copied[key] = copy.deepcopy(value, memo)
+            except Exception as error:
+                raise UnsupportedError(
+                    f"{name}.{key} ({type(value).__name__}) cannot be copied ({error}), so it cannot be set back "
+                    "between units, and might carry data from one to the next. Give the object a __deepcopy__, or "
+                    "keep it outside of the module and the callbacks."
+                ) from error
+        return copied
+
+
+def keep_module(module: pl.LightningModule, shared: Iterable[object]) -> StateKeeper:
+    """Keeps the plain attributes of a module and of all modules below it (running averages, metric states, lists).
+
+    Parameters and buffers are not part of it: those that a unit does not own are guarded, the others are its own.
+
+    Args:
+        module: The module.
+        shared: Objects that are referred to, not copied.
+    """
+    modules = {f"{type(module).__name__}.{name}" if name else type(module).__name__: m for name, m in module.named_modules()}
+    tensors = [*module.parameters(), *module.buffers()]
+    return StateKeeper(modules, shared=[*shared, *tensors])
+
+
+def _lightning_attributes() -> frozenset[str]:
+    return frozenset(vars(pl.LightningModule()))

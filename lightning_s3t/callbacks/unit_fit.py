@@ -1,0 +1,273 @@
+"""The heart of a fit with S3T: Lightning's own fit loop, once per missing unit, each as if it were the first."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+
+from lightning_s3t.callbacks.checkpoint_files import recorded_checkpoints
+from lightning_s3t.callbacks.checks import check_optimized
+from lightning_s3t.callbacks.lightning_internals import TrainerReset, run_fit_loop
+from lightning_s3t.callbacks.progress import UnitProgress
+from lightning_s3t.callbacks.provenance import ProvenanceRecorder, score_of
+from lightning_s3t.callbacks.rank_zero import on_rank_zero
+from lightning_s3t.callbacks.training_data import DataMode, TrainingData
+from lightning_s3t.callbacks.unfreezing import SliceUnfreezing
+from lightning_s3t.callbacks.unit_plan import Digests, FitPlan, PlannedUnit, slice_digests
+from lightning_s3t.errors import DataError, LeakageError, RevokedError
+from lightning_s3t.plan import UnitId
+from lightning_s3t.store import Attempt, Store
+from lightning_s3t.tuning.fingerprint import digest_tensors
+from lightning_s3t.tuning.randomness import seed_all, seeded, unit_seed
+
+EpochRule = Literal["full", "sisa"]
+
+
+@dataclass(frozen=True)
+class UnitSettings:
+    """How units are trained.
+
+    Attributes:
+        shards: Number of shards.
+        slices: Number of slices of a shard.
+        seed: The root seed.
+        data: "cumulative" or "disjoint".
+        epochs: "full" for the trainer's max_epochs a stage, "sisa" for 2E/(L+1) of them.
+    """
+
+    shards: int
+    slices: int
+    seed: int
+    data: DataMode
+    epochs: EpochRule
+
+    def max_epochs(self, trainer_epochs: int | None) -> int | None:
+        """Returns a stage's number of epochs; None for the trainer's own.
+
+        Cumulative slices cost (L+1)/2 times the epochs; SISA's rule (Bourtoule et al., arXiv 1912.03817, section V)
+        evens that out.
+
+        Args:
+            trainer_epochs: The trainer's `max_epochs`.
+        """
+        if self.epochs == "full" or trainer_epochs is None or trainer_epochs < 0:
+            return None
+        return max(1, math.ceil(2 * trainer_epochs / (self.slices + 1)))
+
+
+class UnitFit:
+    """Trains the units of a plan, one after the other.
+
+    Args:
+        callback: The S3T callback, which is left as it is between units.
+        store: The store; None on all ranks but 0.
+        plan: What to build.
+        data: The training data.
+        digests: The digests of its slices.
+        unfreezing: Puts the stages in place, attached to the module.
+        provenance: Records each unit.
+        settings: How units are trained.
+
+    Attributes:
+        unit: The unit that is being trained, or None.
+        first_step: Where the loggers' step axis stood when it began.
+        progress: The progress display, while units are trained.
+    """
+
+    def __init__(
+        self,
+        callback: pl.Callback,
+        store: Store | None,
+        plan: FitPlan,
+        data: TrainingData,
+        digests: Digests,
+        unfreezing: SliceUnfreezing,
+        provenance: ProvenanceRecorder,
+        settings: UnitSettings,
+    ) -> None:
+        self._callback = callback
+        self._store = store
+        self._plan = plan
+        self._data = data
+        self._digests = digests
+        self._unfreezing = unfreezing
+        self._provenance = provenance
+        self._settings = settings
+        self._attempt: Attempt | None = None
+        self.first_step = 0
+        self.progress: UnitProgress | None = None
+        self.unit: UnitId | None = None
+
+    def run(self, trainer: pl.Trainer) -> None:
+        """Builds every unit of the plan; takes the place of the trainer's fit loop.
+
+        Args:
+            trainer: The trainer.
+
+        Raises:
+            LeakageError: A unit changed what it does not own; it is not kept.
+            DataError: A unit trained on no batch.
+        """
+        if not self._plan.build:
+            rank_zero_info(f"S3T: all {self._plan.present} units are there, nothing to train.")
+            return
+        with ExitStack() as stack:
+            stack.enter_context(seeded())
+            stack.enter_context(_quiet(trainer))
+            reset = TrainerReset(trainer, keep=(self._callback,))
+            stack.callback(reset.finish)
+            stack.callback(self._unfreezing.detach)
+            self.progress = UnitProgress(
+                [planned.unit for planned in self._plan.build],
+                [planned.rows for planned in self._plan.build],
+                self._settings.shards,
+                self._settings.slices,
+                enabled=trainer.is_global_zero and trainer.progress_bar_callback is not None,
+            )
+            stack.callback(self.progress.close)
+            for planned in self._plan.build:
+                self._build(trainer, reset, planned)
+
+    def register_file(self, path: Path) -> None:
+        """Notes a file that is written during the running unit, to be erased with it.
+
+        Args:
+            path: The file, best before it is written.
+        """
+        if self._attempt is not None:
+            self._attempt.register_file(path)
+
+    def _build(self, trainer: pl.Trainer, reset: TrainerReset, planned: PlannedUnit) -> None:
+        unit, seed = planned.unit, unit_seed(self._settings.seed, planned.unit)
+        reset.restore()
+        trained = on_rank_zero(trainer, lambda: self._start(planned))
+        if trained is None:
+            rank_zero_info(f"S3T: unit {unit} was revoked while the fit ran, and is left out.")
+            return
+        assert self.progress is not None
+        self.unit = unit
+        self.progress.start(unit)
+        try:
+            with recorded_checkpoints(trainer, self.register_file):
+                self._train(trainer, reset, planned, trained, seed)
+            stage = self._unfreezing.stage
+            assert stage is not None
+            tensors = stage.snapshot()
+            self._check_ranks(trainer, unit, tensors)
+            on_rank_zero(trainer, lambda: self._commit(trainer, planned, tensors))
+        except BaseException:
+            self._abandon()
+            raise
+        self.first_step = reset.logged_step()
+        self.progress.finish_unit()
+        self.unit = None
+
+    def _train(
+        self, trainer: pl.Trainer, reset: TrainerReset, planned: PlannedUnit, trained: list[dict[str, Tensor]], seed: int
+    ) -> None:
+        rows = self._data.rows(planned.unit, self._settings.data)
+        seed_all(seed)
+        self._data.seed_generators(seed)
+        loader = self._data.unit_loader(rows, seed, trainer.world_size, trainer.global_rank)
+        stage = self._unfreezing.enter(planned.unit.stage, trained, seed)
+        reset.prepare(loader, self.first_step, self._settings.max_epochs(trainer.max_epochs))
+        self._unfreezing.freeze()
+        check_optimized(trainer, stage.trainable)
+        self._unfreezing.guard()
+        seed_all(seed)
+        run_fit_loop(trainer)
+        if trainer.global_step == 0:
+            raise DataError(
+                f"Unit {planned.unit} trained on no batch: {len(rows)} rows, batch size {loader.batch_size}, "
+                f"drop_last={loader.drop_last}, max_epochs={trainer.max_epochs}. Expected at least one step: use "
+                "fewer shards or slices, a smaller batch, or drop_last=False."
+            )
+        self._unfreezing.check(f"unit {planned.unit}")
+
+    def _start(self, planned: PlannedUnit) -> list[dict[str, Tensor]] | None:
+        assert self._store is not None
+        if planned.stale:
+            self._store.drop([planned.unit])
+        try:
+            trained = [self._store.load(ancestor) for ancestor in planned.unit.lineage[:-1]]
+            self._attempt = self._store.start_unit(planned.unit, planned.key, self._plan.as_of)
+        except RevokedError:
+            return None
+        return trained
+
+    def _commit(self, trainer: pl.Trainer, planned: PlannedUnit, tensors: dict[str, Tensor]) -> None:
+        assert self._attempt is not None
+        try:
+            self._attempt.commit(tensors, self._provenance_of(trainer, planned), score_of(trainer))
+        except RevokedError as error:
+            rank_zero_info(f"S3T: {error}")
+        self._attempt = None
+
+    def _abandon(self) -> None:
+        if self._attempt is not None:
+            self._attempt.abandon()
+            self._attempt = None
+
+    def _provenance_of(self, trainer: pl.Trainer, planned: PlannedUnit) -> dict[str, Any]:
+        unit, rows = planned.unit, self._data.rows(planned.unit, self._settings.data)
+        builder, stage = self._unfreezing.builder, self._unfreezing.stage
+        assert builder is not None
+        assert stage is not None
+        return {
+            **self._provenance.end(trainer),
+            "unit": str(unit),
+            "shard": unit.shard,
+            "prefix": list(unit.prefix),
+            "stage": unit.stage,
+            "parent": str(unit.parent) if unit.parent else None,
+            "data": self._settings.data,
+            "rows": len(rows),
+            "subjects": self._data.count_subjects(rows),
+            "subject_digests": slice_digests(unit, self._settings.data, self._digests),
+            "layers": list(builder.layers.groups[unit.stage - 1].modules),
+            "head": list(builder.layers.head),
+            "parameters": list(stage.trainable),
+            "seed": self._settings.seed,
+            "unit_seed": unit_seed(self._settings.seed, unit),
+        }
+
+    def _check_ranks(self, trainer: pl.Trainer, unit: UnitId, tensors: dict[str, Tensor]) -> None:
+        if trainer.world_size == 1:
+            return
+        mine = digest_tensors(tensors)
+        if trainer.strategy.reduce_boolean_decision(mine == trainer.strategy.broadcast(mine), all=True):
+            return
+        raise LeakageError(
+            f"The processes hold different tensors after unit {unit}: their gradients were not synchronised. Expected "
+            "the same bits on every rank. Let the strategy synchronise (no torch.no_sync in the step)."
+        )
+
+
+@contextmanager
+def _quiet(trainer: pl.Trainer) -> Iterator[None]:
+    """Silences what Lightning would say once a unit: its bars, its stop messages, its word on eval modes."""
+    bar = trainer.progress_bar_callback
+    if bar is not None:
+        bar.disable()
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            # frozen statistics are in eval mode on purpose, and the guard watches them
+            warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training.*")
+            yield
+    finally:
+        logger.setLevel(level)
+        if bar is not None:
+            bar.enable()

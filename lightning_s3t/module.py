@@ -1,0 +1,280 @@
+"""S3TModule: the user's LightningModule, answering as the ensemble of each shard's best survivor."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+
+from lightning_s3t.callbacks.deletion import listeners_of, notify
+from lightning_s3t.errors import ConfigurationError, EnsembleError, NoSurvivorError, RevokedError, StoreMismatchError, UnsupportedError
+from lightning_s3t.plan import UnitId, survivors
+from lightning_s3t.store import Receipt, Store, UnitRecord
+from lightning_s3t.tuning.adapters import resolve_adapter
+from lightning_s3t.tuning.ensemble import AGGREGATES, Aggregate, aggregate_outputs
+from lightning_s3t.tuning.fingerprint import digest_tensors
+from lightning_s3t.tuning.layers import LayerGroup, Layers
+from lightning_s3t.tuning.stages import StageBuilder
+from lightning_s3t.tuning.swap import ModuleSwap
+
+Self = TypeVar("Self", bound="S3TModule")
+
+
+class S3TModule(pl.LightningModule):
+    """A LightningModule around the user's, whose network answers as an ensemble.
+
+    Steps, metrics and hooks stay the user's: `trainer.test(served, dm)` runs their `test_step`, and where that calls
+    the network, each shard's best survivor answers and the answers are put together. There is one backbone; the
+    shards' adapters and heads take turns on it. A shard without a survivor is left out.
+
+    It works on a copy, so the user's module can be trained again meanwhile. A request from another process is
+    noticed before the next answer.
+
+    Args:
+        module: The user's module, with its pretrained weights.
+        store: The opened store.
+        aggregate: How answers are put together; None for what the store was trained with.
+
+    Raises:
+        StoreMismatchError: The module is not the one that the store was trained with.
+
+    Example:
+        >>> S3TModule.load("runs/none", pl.LightningModule())
+        Traceback (most recent call last):
+        ...
+        lightning_s3t.errors.StoreError: ...
+    """
+
+    def __init__(self, module: pl.LightningModule, store: Store, aggregate: Aggregate | None = None) -> None:
+        super().__init__()
+        chosen = aggregate or store.options.get("aggregate", "mean_logits")
+        if chosen not in AGGREGATES:
+            raise ConfigurationError(f"Expected argument `aggregate` to be one of {AGGREGATES} but got {chosen!r}.")
+        self.aggregate = chosen
+        self.store = store
+        self.module = _copy_for_serving(module, store)
+        self.survivors: dict[int, UnitId] = {}
+        self._builder = _builder_of(self.module, store)
+        self._check_model()
+        self._swap = ModuleSwap(self.module, self._builder.originals)
+        self._names: dict[int, list[str]] = {}
+        self._keys: dict[int, tuple[str, ...]] = {}
+        self._stand_ins = nn.ModuleDict()
+        self._as_of = -1
+        self._answering = _Flag()
+        self._intercept()
+        self._delegate()
+        self.refresh()
+
+    @classmethod
+    def load(
+        cls: type[Self], store: str | Path, module: pl.LightningModule, aggregate: Aggregate | None = None
+    ) -> Self:
+        """Loads what a store holds for serving.
+
+        Args:
+            store: The store's folder.
+            module: The user's module, with the pretrained weights that it was given to `fit` with. It is copied. A
+                head that was drawn at random may differ: each unit has its own.
+            aggregate: How answers are put together; None for what the store was trained with.
+
+        Raises:
+            StoreError: There is no store, or it is damaged.
+            StoreMismatchError: The module is not the one that the store was trained with.
+        """
+        return cls(module, Store.open(store), aggregate)
+
+    def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt:
+        """Removes subjects from the model: milliseconds, and for good.
+
+        The units that they reached are revoked in one transaction and erased; what serves on is what they did not
+        reach. `on_forget(receipt)` is called on the user's module and on the trainer's callbacks that have it.
+
+        Args:
+            subjects: Their ids.
+            strict: Refuse a request that names a subject which the store has never seen.
+
+        Returns:
+            What was revoked and erased, and what serves now.
+
+        Raises:
+            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+        """
+        receipt = self.store.forget(subjects, strict=strict)
+        self.refresh()
+        trainer = self._trainer
+        notify(receipt, [self.module, *(x for x in listeners_of(trainer) if x is not self)])
+        return receipt
+
+    def refresh(self) -> None:
+        """Takes up what the store holds now: survivors after a deletion, new units after a fit."""
+        while True:
+            as_of = self.store.request_number
+            try:
+                self._take_up()
+            except RevokedError:
+                continue  # revoked by another process between the look and the load
+            if as_of == self.store.request_number:
+                self._as_of = as_of
+                return
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Answers as the user's module does, with the ensemble in the place of its network.
+
+        Args:
+            args: For the user's `forward`.
+            kwargs: For the user's `forward`.
+        """
+        return self.module(*args, **kwargs)
+
+    def setup(self, stage: str) -> None:
+        """Called when a run begins: a served model is not trained.
+
+        Args:
+            stage: "fit", "validate", "test" or "predict".
+
+        Raises:
+            UnsupportedError: The run is a fit.
+        """
+        if stage == "fit":
+            raise UnsupportedError(
+                "An S3TModule serves what is trained; it is not trained itself. Give trainer.fit your own module, and "
+                "the trainer the S3T callback with the same store: it trains what is missing."
+            )
+        self.module.setup(stage)
+
+    def train(self: Self, mode: bool = True) -> Self:
+        """Stays in eval mode: a served model draws no dropout and collects no statistics.
+
+        Args:
+            mode: Without effect.
+        """
+        return super().train(False)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or "module" not in self.__dict__.get("_modules", {}):
+                raise
+            return getattr(self.module, name)
+
+    def _take_up(self) -> None:
+        alive = self.store.alive()
+        best = survivors(alive, {unit: record.score for unit, record in alive.items() if record.score is not None})
+        keys = {shard: _key_of(unit, alive) for shard, unit in best.items()}
+        for shard in [shard for shard in self.survivors if shard not in best]:
+            del self.survivors[shard], self._names[shard], self._keys[shard], self._stand_ins[str(shard)]
+        for shard, unit in best.items():
+            if self._keys.get(shard) == keys[shard]:
+                continue
+            built = self._builder.build(unit.stage, [self.store.load(ancestor) for ancestor in unit.lineage])
+            stand_ins = nn.ModuleList(built.values()).requires_grad_(False).eval()
+            self._names[shard] = list(built)
+            self._stand_ins[str(shard)] = stand_ins
+            self._keys[shard] = keys[shard]
+            self.survivors[shard] = unit
+        self.survivors = dict(sorted(self.survivors.items()))
+
+    def _answer(self, *args: Any, **kwargs: Any) -> Any:
+        if self._answering.on:
+            return self._network_forward(*args, **kwargs)
+        if self.store.request_number != self._as_of:
+            self.refresh()
+        if not self.survivors:
+            raise NoSurvivorError(
+                f"No shard of {self.store.path} has a unit left that may serve: deletions have reached them all. Call "
+                "trainer.fit with the S3T callback and the same store: it trains them again without the forgotten."
+            )
+        outputs = []
+        self._answering.on = True
+        try:
+            for shard in self.survivors:
+                modules = self._stand_ins[str(shard)]
+                self._swap.install(dict(zip(self._names[shard], modules, strict=True)))  # type: ignore[arg-type]
+                outputs.append(self._network_forward(*args, **kwargs))
+        finally:
+            self._answering.on = False
+            self._swap.restore()
+        return aggregate_outputs(outputs, self.aggregate)
+
+    def _intercept(self) -> None:
+        """Puts the ensemble in the place of the network's forward, and refuses ways around it."""
+        layers, flag = self._builder.layers, self._answering
+        network = self.module.get_submodule(layers.network)
+        self._network_forward = network.forward
+        network.forward = self._answer  # type: ignore[method-assign]
+        name = layers.network or type(self.module).__name__
+
+        def refuse(module: nn.Module, args: Any) -> None:
+            if not flag.on:
+                raise EnsembleError(
+                    f"A step calls a part of the network ({type(module).__name__}) by itself, past {name}.forward(): "
+                    "only one model would answer, and not a survivor. Let the step call the network as a whole "
+                    f"({'self(x)' if not layers.network else f'self.{name}(x)'}), and put what it does in between "
+                    "into the network's forward()."
+                )
+
+        # heads of survivors are copies, and copies keep the hook
+        for path in (*layers.head, *(group.modules[-1] for group in layers.groups)):
+            self.module.get_submodule(path).register_forward_pre_hook(refuse)
+
+    def _delegate(self) -> None:
+        """Lets Lightning find the user's steps, hooks and dataloaders on this module."""
+        module = self.module
+        for name in dir(type(module)):
+            own = getattr(pl.LightningModule, name, None)
+            if name.startswith("_") or own is None or name in vars(S3TModule) or not callable(own):
+                continue
+            if getattr(type(module), name) is not own:
+                setattr(self, name, getattr(module, name))
+        module.log = self.log  # type: ignore[method-assign]
+        module.log_dict = self.log_dict  # type: ignore[method-assign]
+
+    def _check_model(self) -> None:
+        builder = self._builder
+        heads = {name: list(tensor.shape) for name, tensor in builder.base_tensors().items()}
+        model = {"pretrained_sha256": digest_tensors(builder.frozen_tensors()), "head_shapes": heads}
+        self.store.check({"model": model})
+
+
+class _Flag:
+    """Whether the ensemble is answering; an object of its own, so that copies of a hook share it."""
+
+    def __init__(self) -> None:
+        self.on = False
+
+
+def _copy_for_serving(module: pl.LightningModule, store: Store) -> pl.LightningModule:
+    if isinstance(module, S3TModule):
+        raise ConfigurationError("The module is an S3TModule already. Expected your own LightningModule.")
+    copied = copy.deepcopy(module)
+    copied.configure_model()
+    precision = str(store.settings.get("training", {}).get("precision", ""))
+    halves = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
+    if precision in halves:  # Lightning has converted the module before it was trained
+        copied = copied.to(halves[precision])
+    return copied.requires_grad_(True).eval()
+
+
+def _builder_of(module: pl.LightningModule, store: Store) -> StageBuilder:
+    kept = store.settings["layers"]
+    groups = tuple(LayerGroup(index, tuple(names)) for index, names in enumerate(kept["groups"], start=1))
+    layers = Layers(kept["network"], groups, tuple(kept["head"]), source="the store")
+    paths = {name for name, _ in module.named_modules()}
+    missing = [name for group in groups for name in group.modules if name not in paths]
+    if missing:
+        raise StoreMismatchError(
+            f"The store at {store.path} was trained with layers that {type(module).__name__} does not have: "
+            f"{', '.join(missing[:5])}. Load it with the module that it was trained with."
+        )
+    return StageBuilder(module, layers, resolve_adapter(store.settings["adapter"]))
+
+
+def _key_of(unit: UnitId, alive: Mapping[UnitId, UnitRecord]) -> tuple[str, ...]:
+    return tuple(alive[ancestor].snapshot for ancestor in unit.lineage)

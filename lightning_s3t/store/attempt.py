@@ -1,0 +1,119 @@
+"""Attempts: a unit from the start of its training to its commit, or to nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lightning_s3t.errors import RevokedError
+from lightning_s3t.plan import UnitId
+from lightning_s3t.store.erasure import attempt_name, erase_pending, queue_units
+from lightning_s3t.store.files import sha256_of
+from lightning_s3t.store.ledger import Ledger
+from lightning_s3t.store.record import UnitRecord
+from lightning_s3t.store.settings import normalise
+from lightning_s3t.store.snapshots import encode_snapshot, write_snapshot
+from lightning_s3t.store.units import reached_since
+
+
+class Attempt:
+    """A unit that is being trained. Made by `Store.start_unit`.
+
+    Args:
+        ledger: The store's ledger.
+        store: Its folder.
+        unit: The unit.
+        key: The digest of all that may influence it.
+        as_of: The request number when its data was chosen.
+    """
+
+    def __init__(self, ledger: Ledger, store: Path, unit: UnitId, key: str, as_of: int) -> None:
+        self.unit = unit
+        self.key = key
+        self._ledger = ledger
+        self._store = store
+        self._as_of = as_of
+        self._name = attempt_name(str(unit))
+
+    def register_file(self, path: str | Path) -> None:
+        """Notes, durably, a file that is about to be written, to be erased with the unit.
+
+        Args:
+            path: The file. One that an earlier unit wrote belongs to this one from now on.
+        """
+        with self._ledger.transaction() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO files VALUES (?, ?)", (str(Path(path).absolute()), self._name)
+            )
+
+    def commit(
+        self, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any], score: float | None = None
+    ) -> UnitRecord:
+        """Makes the unit part of the store, whole or not at all.
+
+        Args:
+            tensors: What the unit owns.
+            provenance: What it was made from, JSON-ready; the files that it wrote are added.
+            score: The metric that the script monitors, higher being better.
+
+        Raises:
+            RevokedError: A request since its data was chosen reaches the unit, or its parent is gone. Everything that
+                the attempt wrote is erased.
+        """
+        digest, data = encode_snapshot(tensors)
+        try:
+            with self._ledger.transaction() as connection:
+                self._check_alive()
+                files = self._written()
+                record = UnitRecord(
+                    self.unit, self.key, digest, score, {**normalise(provenance), "files": files, "snapshot": digest}
+                )
+                queue_units(connection, self._store, [self.unit], None)
+                # within the transaction, which an erasure needs too: none can take an equal file away meanwhile
+                write_snapshot(self._store, digest, data)
+                connection.execute(
+                    "INSERT INTO units VALUES (?, ?, ?, ?, ?)",
+                    (str(self.unit), self.key, digest, score, json.dumps(record.provenance, sort_keys=True)),
+                )
+                connection.execute("UPDATE files SET unit = ? WHERE unit = ?", (str(self.unit), self._name))
+                connection.execute("DELETE FROM attempts WHERE unit = ?", (str(self.unit),))
+        except RevokedError:
+            self.abandon()
+            raise
+        erase_pending(self._ledger, self._store)
+        return record
+
+    def abandon(self) -> None:
+        """Erases everything that the attempt wrote."""
+        with self._ledger.transaction() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO erasures SELECT path, NULL FROM files WHERE unit = ?", (self._name,)
+            )
+            connection.execute("DELETE FROM files WHERE unit = ?", (self._name,))
+            connection.execute("DELETE FROM attempts WHERE unit = ?", (str(self.unit),))
+        erase_pending(self._ledger, self._store)
+
+    def _check_alive(self) -> None:
+        if reached_since(self._ledger, self.unit, self._as_of):
+            raise RevokedError(
+                f"Unit {self.unit} was revoked while it was trained, and is not kept. The next fit trains it anew."
+            )
+        parent = self.unit.parent
+        connection = self._ledger.connection
+        if parent and not connection.execute("SELECT 1 FROM units WHERE unit = ?", (str(parent),)).fetchone():
+            raise RevokedError(
+                f"Unit {parent}, which unit {self.unit} was trained on top of, is gone. The next fit trains both anew."
+            )
+
+    def _written(self) -> list[dict[str, Any]]:
+        rows = self._ledger.connection.execute("SELECT path FROM files WHERE unit = ?", (self._name,))
+        found = [Path(row[0]) for row in rows]
+        return [
+            {"path": str(path), "sha256": sha256_of(path), "bytes": path.stat().st_size}
+            for path in sorted(found)
+            if path.is_file()
+        ]

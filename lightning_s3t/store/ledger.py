@@ -1,0 +1,158 @@
+"""The ledger: an SQLite database of subjects, requests, units and files."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lightning_s3t.errors import StoreError
+
+FILE = "ledger.db"
+FORMAT = 1
+_CHUNK = 500  # well under SQLite's limit on variables
+
+_SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+-- who is in the training data: keyed hashes only
+CREATE TABLE subjects (hash TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE requests (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    time TEXT NOT NULL,
+    receipt TEXT NOT NULL
+);
+-- who must never be trained on again: the place says which units a request reaches
+CREATE TABLE tombstones (
+    hash TEXT PRIMARY KEY,
+    request INTEGER NOT NULL REFERENCES requests (number),
+    shard INTEGER NOT NULL,
+    slice INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX tombstones_by_place ON tombstones (shard, slice, request);
+CREATE TABLE units (
+    unit TEXT PRIMARY KEY,
+    key TEXT NOT NULL,
+    snapshot TEXT NOT NULL,
+    score REAL,
+    provenance TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE attempts (unit TEXT PRIMARY KEY, key TEXT NOT NULL) WITHOUT ROWID;
+-- files outside the store that were written during a unit: checkpoints
+CREATE TABLE files (path TEXT PRIMARY KEY, unit TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX files_by_unit ON files (unit);
+-- what has been revoked but not yet been unlinked
+CREATE TABLE erasures (path TEXT PRIMARY KEY, request INTEGER) WITHOUT ROWID;
+"""
+
+
+class Ledger:
+    """A connection to a store's database, one per process.
+
+    Args:
+        folder: The store.
+        create: Make the database if there is none.
+
+    Raises:
+        StoreError: There is none, or it is no ledger of this format.
+    """
+
+    def __init__(self, folder: Path, create: bool = False) -> None:
+        self._path = folder / FILE
+        self._connections: dict[int, sqlite3.Connection] = {}
+        if not create and not self._path.is_file():
+            raise StoreError(f"There is no store at {folder}: {FILE} is missing. Train one with the S3T callback first.")
+        try:
+            self._check_format(create)
+        except sqlite3.DatabaseError as error:
+            raise StoreError(
+                f"The ledger {self._path} cannot be read ({error}). Nothing is served from a damaged ledger: restore it "
+                "from a backup, or train again into a new folder."
+            ) from error
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """This process's connection; SQLite's must not be carried over a fork."""
+        pid = os.getpid()
+        if pid not in self._connections:
+            self._connections[pid] = self._connect()
+        return self._connections[pid]
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Runs a block as one transaction that excludes other writers; an error undoes all of it."""
+        connection = self.connection
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+
+    def get(self, name: str) -> str | None:
+        """Returns a value of the meta table.
+
+        Args:
+            name: Its name.
+        """
+        row = self.connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return row[0] if row else None
+
+    def put(self, name: str, value: str) -> None:
+        """Sets a value of the meta table.
+
+        Args:
+            name: Its name.
+            value: What it shall be.
+        """
+        with self.transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    def present(self, table: str, hashes: Iterable[str]) -> set[str]:
+        """Returns those of the hashes that a table holds.
+
+        Args:
+            table: "subjects" or "tombstones".
+            hashes: Keyed hashes of subjects.
+        """
+        asked, found = list(hashes), set[str]()
+        for start in range(0, len(asked), _CHUNK):
+            chunk = asked[start : start + _CHUNK]
+            marks = ",".join("?" * len(chunk))
+            rows = self.connection.execute(f"SELECT hash FROM {table} WHERE hash IN ({marks})", chunk)
+            found.update(row[0] for row in rows)
+        return found
+
+    def truncate_log(self) -> None:
+        """Brings the write-ahead log into the database and empties it, so that nothing erased is left in it."""
+        self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def close(self) -> None:
+        """Closes this process's connection."""
+        connection = self._connections.pop(os.getpid(), None)
+        if connection is not None:
+            connection.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA secure_delete = ON")
+        connection.execute("PRAGMA synchronous = FULL")
+        return connection
+
+    def _check_format(self, create: bool) -> None:
+        connection = self.connection
+        connection.execute("PRAGMA journal_mode = WAL")
+        if create:
+            with self.transaction():
+                if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+                    for statement in _SCHEMA.split(";"):
+                        connection.execute(statement)
+                    connection.execute(f"PRAGMA user_version = {FORMAT}")
+        found = connection.execute("PRAGMA user_version").fetchone()[0]
+        if found != FORMAT:
+            raise StoreError(
+                f"The ledger {self._path} has format {found}, this version of lightning_s3t reads {FORMAT}. Use the "
+                "version that made it."
+            )

@@ -1,0 +1,77 @@
+"""Settings of a store: what its units were trained with, compared when it is opened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lightning_s3t.errors import StoreMismatchError
+
+HINT = "Use the same arguments, model and script as at the first fit, or give a new folder as `store`."
+
+
+def normalise(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings as JSON gives them back: tuples as lists, keys as strings.
+
+    Args:
+        settings: JSON-ready data.
+
+    Example:
+        >>> normalise({"orders": ((0, 1),)})
+        {'orders': [[0, 1]]}
+    """
+    data: dict[str, Any] = json.loads(json.dumps(settings, sort_keys=True))
+    return data
+
+
+def check_settings(
+    kept: Mapping[str, Any], given: Mapping[str, Any], where: str, hint: str = HINT, whole: bool = False
+) -> None:
+    """Compares the given settings with those that a store keeps.
+
+    Args:
+        kept: The store's.
+        given: Today's.
+        where: The store, for the message.
+        hint: What to do.
+        whole: Whether `given` is all of the settings, so that what it lacks differs too.
+
+    Raises:
+        StoreMismatchError: Naming every setting that differs, with both values.
+
+    Example:
+        >>> check_settings({"seed": 0, "adapter": {"r": 4}}, {"adapter": {"r": 8}}, "runs/s3t", "Use r=4.")
+        Traceback (most recent call last):
+        ...
+        lightning_s3t.errors.StoreMismatchError: The store runs/s3t was made with other settings:
+          - adapter.r: store 4, now 8
+        Use r=4.
+    """
+    lines = [
+        f"  - {name}: store {_shorten(old)}, now {_shorten(new)}"
+        for name, old, new in _differences(kept, normalise(given), "", whole)
+    ]
+    if lines:
+        raise StoreMismatchError(
+            "\n".join([f"The store {where} was made with other settings:", *lines[:20], *_more(lines), hint])
+        )
+
+
+def _more(lines: list[str]) -> list[str]:
+    return [f"  and {len(lines) - 20} more"] if len(lines) > 20 else []
+
+
+def _differences(kept: Any, given: Any, path: str, whole: bool) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(given, Mapping) and isinstance(kept, Mapping):
+        for key in given:
+            yield from _differences(kept.get(key, "absent"), given[key], f"{path}.{key}" if path else key, whole)
+        for key in sorted(kept.keys() - given.keys()) if whole else ():
+            yield f"{path}.{key}" if path else key, kept[key], "absent"
+    elif kept != given:
+        yield path, kept, given
+
+
+def _shorten(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 100 else f"{text[:60]}... ({len(text)} characters)"

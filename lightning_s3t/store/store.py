@@ -1,0 +1,308 @@
+"""The store: what is trained, who is in it, who is forgotten."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lightning_s3t.errors import RevokedError, StoreError
+from lightning_s3t.plan import Partition, UnitId, canonical_subject
+from lightning_s3t.store.attempt import Attempt
+from lightning_s3t.store.erasure import clean_up, erase_pending, queue_units
+from lightning_s3t.store.forgetting import forget
+from lightning_s3t.store.identities import KEY_FILE, hash_subject, read_key, read_or_make_key
+from lightning_s3t.store.ledger import FILE, Ledger
+from lightning_s3t.store.lock import FILE as LOCK_FILE
+from lightning_s3t.store.lock import FitLock
+from lightning_s3t.store.receipt import Receipt
+from lightning_s3t.store.record import UnitRecord
+from lightning_s3t.store.settings import HINT, check_settings, normalise
+from lightning_s3t.store.snapshots import FOLDER, encode_snapshot, read_snapshot, snapshot_path, write_snapshot
+from lightning_s3t.store.units import read_units, reached_since
+
+_OWN_FILES = frozenset({FILE, f"{FILE}-wal", f"{FILE}-shm", KEY_FILE, LOCK_FILE, FOLDER})
+
+
+class Store:
+    """A folder with a ledger and snapshots. Several processes may have it open at once.
+
+    Make one with `Store.create` or open one with `Store.open`; it is a context manager.
+
+    Args:
+        path: The folder.
+        ledger: Its database.
+        key: Its key for subjects' ids.
+
+    Example:
+        >>> import tempfile
+        >>> settings = {"partition": {"shards": 1, "slices": 2, "seed": 0}}
+        >>> with tempfile.TemporaryDirectory() as folder, Store.create(folder, settings) as store:
+        ...     store.register(["user-1"])
+        ...     receipt = store.forget(["user-1"])
+        ...     receipt.subjects, receipt.serving, store.request_number
+        (1, {'0': None}, 1)
+    """
+
+    def __init__(self, path: Path, ledger: Ledger, key: bytes) -> None:
+        self.path = path
+        self._ledger = ledger
+        self._key = key
+        settings = ledger.get("settings")
+        if settings is None:
+            raise StoreError(f"The store {path} has no settings: it was never finished. Give a new folder as `store`.")
+        self.settings: dict[str, Any] = json.loads(settings)
+        self.partition = Partition(**self.settings["partition"])
+        self._lock = FitLock(path)
+        erase_pending(ledger, path)
+        with self._lock.attempt() as free:
+            if free:  # no fit runs, so what looks half-done is what a crash has left
+                clean_up(ledger, path)
+
+    @classmethod
+    def create(cls, path: str | Path, settings: Mapping[str, Any]) -> Store:
+        """Makes a store, or opens the one that is there if it was made with the same settings.
+
+        Args:
+            path: The folder.
+            settings: JSON-ready; `settings["partition"]` has the arguments of `Partition`.
+
+        Raises:
+            StoreMismatchError: There is one with other settings.
+            StoreError: The folder holds something else.
+        """
+        folder = Path(path).absolute()
+        Partition(**settings["partition"])
+        if folder.exists() and (not folder.is_dir() or {entry.name for entry in folder.iterdir()} - _OWN_FILES):
+            raise StoreError(f"{folder} is no store, and not empty. Give a new or an empty folder as `store`.")
+        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+        ledger = Ledger(folder, create=True)
+        if ledger.get("settings") is None:  # new, or a crash came before
+            key = read_or_make_key(folder)
+            ledger.put("settings", json.dumps(normalise(settings), sort_keys=True))
+        else:
+            key = read_key(folder)
+        store = cls(folder, ledger, key)
+        try:
+            store.check(settings, whole=True)
+        except StoreError:
+            store.close()
+            raise
+        return store
+
+    @classmethod
+    def open(cls, path: str | Path) -> Store:
+        """Opens a store, and finishes the erasures that a crash has left.
+
+        Args:
+            path: The folder.
+
+        Raises:
+            StoreError: There is no store, or it is damaged.
+        """
+        folder = Path(path).absolute()
+        ledger = Ledger(folder)
+        return cls(folder, ledger, read_key(folder))
+
+    def check(self, settings: Mapping[str, Any], hint: str = HINT, whole: bool = False) -> None:
+        """Compares settings with those that the store was made with.
+
+        Args:
+            settings: All of them, or a part.
+            hint: What to do, for the message.
+            whole: Whether they are all.
+
+        Raises:
+            StoreMismatchError: Naming every one that differs.
+        """
+        check_settings(self.settings, settings, str(self.path), hint, whole)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Settings that may change from fit to fit, JSON-ready: how answers are put together, which orders."""
+        found: dict[str, Any] = json.loads(self._ledger.get("options") or "{}")
+        return found
+
+    @options.setter
+    def options(self, options: Mapping[str, Any]) -> None:
+        self._ledger.put("options", json.dumps(normalise(options), sort_keys=True))
+
+    @property
+    def request_number(self) -> int:
+        """The number of the newest request, 0 before the first. Cheap enough to ask before every batch."""
+        row = self._ledger.connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'requests'").fetchone()
+        return row[0] if row else 0
+
+    def register(self, subjects: Iterable[str]) -> None:
+        """Notes who is in the training data. Who is forgotten stays forgotten.
+
+        Args:
+            subjects: Canonical ids; streamed, in one transaction.
+        """
+        with self._ledger.transaction() as connection:
+            rows = ((self.subject_hash(subject),) for subject in subjects)
+            connection.executemany(
+                "INSERT OR IGNORE INTO subjects SELECT ?1 WHERE NOT EXISTS "
+                "(SELECT 1 FROM tombstones WHERE hash = ?1)",
+                rows,
+            )
+
+    def subject_hash(self, subject: str) -> str:
+        """Returns the keyed hash that stands for a subject in the ledger.
+
+        Args:
+            subject: A canonical id.
+        """
+        return hash_subject(self._key, subject)
+
+    def forgotten(self, subjects: Iterable[str]) -> set[str]:
+        """Returns those of the subjects that must never be trained on again.
+
+        Args:
+            subjects: Canonical ids.
+        """
+        hashes = {self.subject_hash(subject): subject for subject in subjects}
+        return {hashes[found] for found in self._ledger.present("tombstones", hashes)}
+
+    @contextmanager
+    def fit_lock(self) -> Iterator[None]:
+        """Keeps other fits out while the block runs, and clears away what a fit that was cut has left.
+
+        Raises:
+            StoreError: Another fit runs on this store.
+        """
+        with self._lock.hold():
+            clean_up(self._ledger, self.path)
+            yield
+
+    def alive(self) -> dict[UnitId, UnitRecord]:
+        """Returns the units that may serve: built, not revoked, and all that they are built of too."""
+        return read_units(self._ledger)
+
+    def start_unit(self, unit: UnitId, key: str, as_of: int | None = None) -> Attempt:
+        """Notes that a unit is about to be trained.
+
+        Args:
+            unit: The unit.
+            key: The digest of all that may influence it.
+            as_of: The request number when its data was chosen; None for now.
+
+        Raises:
+            RevokedError: A request since then reaches the unit.
+        """
+        number = self.request_number if as_of is None else as_of
+        if reached_since(self._ledger, unit, number):
+            raise RevokedError(f"Unit {unit} was revoked before it was trained. The next fit trains it anew.")
+        with self._ledger.transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO attempts VALUES (?, ?)", (str(unit), key))
+        return Attempt(self._ledger, self.path, unit, key, number)
+
+    def drop(self, units: Iterable[UnitId]) -> None:
+        """Takes units out that are stale, with all that was built on them, and erases them.
+
+        Args:
+            units: The units.
+        """
+        tops = set(units)
+        with self._ledger.transaction() as connection:
+            queue_units(connection, self.path, [u for u in self.alive() if tops.intersection(u.lineage)], None)
+        erase_pending(self._ledger, self.path)
+
+    def load(self, unit: UnitId) -> dict[str, Tensor]:
+        """Reads the tensors that a unit owns.
+
+        Args:
+            unit: The unit.
+
+        Raises:
+            RevokedError: It is revoked, or was never built.
+            StoreError: Its snapshot is missing or damaged.
+        """
+        record = self.alive().get(unit)
+        if record is None:
+            raise RevokedError(f"The store {self.path} has no unit {unit}: it was revoked, or never trained.")
+        return read_snapshot(self.path, record.snapshot, f"unit {unit}")
+
+    def save_base(self, tensors: Mapping[str, Tensor]) -> None:
+        """Keeps the head as it stood before any training, once.
+
+        Args:
+            tensors: Its tensors, by name.
+
+        Raises:
+            StoreError: There is one already.
+        """
+        if self._ledger.get("base") is not None:
+            raise StoreError(f"The store {self.path} has its base already. It is written once, before any training.")
+        digest, data = encode_snapshot(tensors)
+        write_snapshot(self.path, digest, data)
+        self._ledger.put("base", digest)
+
+    def load_base(self) -> dict[str, Tensor] | None:
+        """Reads the head as it stood before any training; None before the first fit."""
+        digest = self._ledger.get("base")
+        return None if digest is None else read_snapshot(self.path, digest, "the head's start")
+
+    def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt:
+        """Carries a deletion request out: revokes what the subjects reached, for good, and erases it.
+
+        Revoking is one transaction, on disk when it returns: from then on no process can load a revoked unit,
+        whatever happens. Erasing follows; a crash only delays it until the store is next opened.
+
+        Args:
+            subjects: Their ids. Those forgotten before are counted, and change nothing.
+            strict: Refuse a request that names a subject which the store has never seen. Otherwise such a subject
+                gets a tombstone too, so that it never enters a later fit.
+
+        Returns:
+            The receipt.
+
+        Raises:
+            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            DataError: An id is neither text nor an integer.
+        """
+        asked = {canonical: self.subject_hash(canonical) for canonical in map(canonical_subject, subjects)}
+        return forget(self._ledger, self.path, self.partition, asked, strict)
+
+    def receipts(self) -> list[Receipt]:
+        """Returns the receipts of all requests, in order."""
+        rows = self._ledger.connection.execute("SELECT receipt FROM requests ORDER BY number")
+        return [Receipt.from_json(row[0]) for row in rows]
+
+    def provenance(self, unit: UnitId | None = None) -> list[dict[str, Any]]:
+        """Returns what the units that are alive were made from.
+
+        Args:
+            unit: Only this one's.
+
+        Raises:
+            RevokedError: It is not alive.
+        """
+        alive = self.alive()
+        if unit is None:
+            return [record.provenance for record in alive.values()]
+        if unit not in alive:
+            raise RevokedError(f"The store {self.path} has no unit {unit}: it was revoked, or never trained.")
+        return [alive[unit].provenance]
+
+    def snapshot_size(self, unit: UnitId) -> int:
+        """Returns the bytes of a unit's snapshot.
+
+        Args:
+            unit: A unit that is alive.
+        """
+        return snapshot_path(self.path, self.alive()[unit].snapshot).stat().st_size
+
+    def close(self) -> None:
+        """Closes the ledger."""
+        self._ledger.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

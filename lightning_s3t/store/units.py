@@ -1,0 +1,41 @@
+"""Units in the ledger: which are alive, and whether a request has reached one."""
+
+from __future__ import annotations
+
+import json
+
+from lightning_s3t.plan import UnitId
+from lightning_s3t.store.ledger import Ledger
+from lightning_s3t.store.record import UnitRecord
+
+
+def read_units(ledger: Ledger) -> dict[UnitId, UnitRecord]:
+    """Returns the units that may serve, in order.
+
+    A unit whose lineage is not whole is left out: it could not be put together.
+
+    Args:
+        ledger: The ledger.
+    """
+    rows = ledger.connection.execute("SELECT unit, key, snapshot, score, provenance FROM units")
+    found = {
+        (unit := UnitId.parse(text)): UnitRecord(unit, key, snapshot, score, json.loads(provenance))
+        for text, key, snapshot, score, provenance in rows
+    }
+    return {unit: found[unit] for unit in sorted(found) if all(ancestor in found for ancestor in unit.lineage)}
+
+
+def reached_since(ledger: Ledger, unit: UnitId, request: int) -> bool:
+    """Says whether a request newer than a given one reaches a unit.
+
+    Args:
+        ledger: The ledger.
+        unit: The unit.
+        request: The number of a request.
+    """
+    marks = ",".join("?" * unit.stage)
+    row = ledger.connection.execute(
+        f"SELECT 1 FROM tombstones WHERE shard = ? AND slice IN ({marks}) AND request > ? LIMIT 1",
+        (unit.shard, *unit.prefix, request),
+    ).fetchone()
+    return row is not None

@@ -1,0 +1,295 @@
+"""PEFT adapters, one module at a time: which modules get one, and a fresh one from a seed of its own."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import peft
+import torch
+from peft import PeftConfig
+from peft.functional import inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from torch import nn
+
+from lightning_s3t.errors import AdapterError
+from lightning_s3t.tuning.fingerprint import fingerprints
+from lightning_s3t.tuning.guard import named_tensors
+from lightning_s3t.tuning.layers import Layers
+from lightning_s3t.tuning.randomness import seeded
+
+ADAPTER_NAME = "s3t"
+
+DEFAULT_ADAPTER: dict[str, str | int | float | bool] = {
+    "peft_type": "LORA",
+    "r": 16,
+    "lora_alpha": 16,
+    "lora_dropout": 0.1,
+    "use_rslora": True,
+}
+"""The paper's adapter for vision transformers (section 4): rank 16, rank-stabilised, dropout 0.1."""
+
+# options that reach beyond the module that carries the adapter, where no unit could own what they train
+_FORBIDDEN = ("modules_to_save", "target_parameters", "trainable_token_indices", "layer_replication")
+
+
+def resolve_adapter(adapter: PeftConfig | Mapping[str, Any] | None) -> PeftConfig | None:
+    """Turns what a user may pass as `adapter` into a PeftConfig of its own.
+
+    Args:
+        adapter: A PeftConfig, a dict of one with its `peft_type`, or None for whole-layer fine-tuning.
+
+    Returns:
+        A copy of the configuration, or None.
+
+    Raises:
+        AdapterError: PEFT does not take it, or it would train more than the modules that carry the adapter.
+
+    Example:
+        >>> resolve_adapter({"peft_type": "LORA", "r": 4}).r
+        4
+        >>> resolve_adapter({"r": 4})
+        Traceback (most recent call last):
+        ...
+        lightning_s3t.errors.AdapterError: The adapter's dict has no 'peft_type'. Expected one of PEFT's types, ...
+    """
+    if adapter is None:
+        return None
+    if isinstance(adapter, PeftConfig):
+        config = copy.deepcopy(adapter)
+    elif isinstance(adapter, Mapping):
+        config = _from_dict(adapter)
+    else:
+        raise AdapterError(
+            f"Expected argument `adapter` to be a PeftConfig, a dict of one or None but got {type(adapter).__name__}."
+        )
+    for option in _FORBIDDEN:
+        if getattr(config, option, None):
+            raise AdapterError(
+                f"The adapter sets {option}={getattr(config, option)!r}, which trains tensors outside the modules "
+                "that carry an adapter: no unit could own them. Leave it out (the head is trained without it)."
+            )
+    config.inference_mode = False
+    return config
+
+
+def describe_adapter(config: PeftConfig | None) -> dict[str, Any] | None:
+    """Returns an adapter configuration as JSON-ready data, for the store and for provenance.
+
+    Args:
+        config: The configuration, or None for whole layers.
+
+    Example:
+        >>> describe_adapter(resolve_adapter({"peft_type": "LORA", "r": 4}))["r"]
+        4
+    """
+    if config is None:
+        return None
+    # versions of PEFT add fields: the defaults say nothing about the adapter, so they are left out
+    default = type(config)().to_dict()
+    data = {name: value for name, value in config.to_dict().items() if value != default.get(name)}
+    data["peft_type"] = str(getattr(config.peft_type, "value", config.peft_type))
+    data.pop("runtime_config", None)
+    found: dict[str, Any] = json.loads(
+        json.dumps(data, sort_keys=True, default=lambda x: sorted(x) if isinstance(x, (set, frozenset)) else str(x))
+    )
+    return found
+
+
+def find_targets(root: nn.Module, layers: Layers, config: PeftConfig) -> dict[int, tuple[str, ...]]:
+    """Chooses the modules that get an adapter, group by group.
+
+    With `target_modules` in the configuration, PEFT's own rules decide, on the modules' paths from `root`. Without,
+    it is every linear layer of the groups, or every convolution in groups that have none (for LayerNorm tuning, every
+    LayerNorm).
+
+    Args:
+        root: The module that `layers` was found in.
+        layers: Its layer groups.
+        config: The adapter.
+
+    Returns:
+        The paths of the target modules by group index (1 is the top group).
+
+    Raises:
+        AdapterError: A group has no module that fits.
+    """
+    targets: dict[int, tuple[str, ...]] = {}
+    for group in layers.groups:
+        candidates = {
+            f"{block}.{name}" if name else block: module
+            for block in group.modules
+            for name, module in root.get_submodule(block).named_modules()
+        }
+        if config.target_modules is not None and config.target_modules != "all-linear":
+            names = [name for name in candidates if bool(_matches(config, name))]
+        else:
+            names = _default_targets(candidates, config)
+        if not names:
+            kinds = sorted({type(module).__name__ for module in candidates.values()})
+            raise AdapterError(
+                f"No module of layer group {group.index} ({', '.join(group.modules)}) fits the adapter's "
+                f"target_modules={config.target_modules!r}. Found modules of types {', '.join(kinds)}. Name targets "
+                "that every group has, or use adapter=None to fine-tune whole layers."
+            )
+        targets[group.index] = tuple(names)
+    return targets
+
+
+def inject_adapter(original: nn.Module, name: str, config: PeftConfig, seed: int) -> BaseTunerLayer:
+    """Makes a freshly drawn adapter around one module, without touching the network that the module lives in.
+
+    PEFT draws adapters in the order of their injection, so one seed for a whole network would tie each adapter to
+    all before it. Here every module is injected alone, with its own seed, into a skeleton of its path.
+
+    Args:
+        original: The pretrained module; it is shared with the adapter, not copied.
+        name: Its dotted path, which PEFT's per-layer options (`rank_pattern`, ...) are matched against.
+        config: The adapter.
+        seed: The seed of the draw.
+
+    Returns:
+        PEFT's layer, to be put in the place of `original`.
+
+    Raises:
+        AdapterError: PEFT cannot adapt the module, or would change or train its pretrained weights.
+
+    Example:
+        >>> config = resolve_adapter({"peft_type": "LORA", "r": 2})
+        >>> layer = inject_adapter(nn.Linear(3, 3), "blocks.0.fc", config, seed=1)
+        >>> adapter_tensors(layer)["lora_A.s3t.weight"].shape
+        torch.Size([2, 3])
+    """
+    config = copy.deepcopy(config)
+    config.target_modules = {name}
+    for option in ("exclude_modules", "layers_to_transform", "layers_pattern"):
+        if hasattr(config, option):  # find_targets has applied them
+            setattr(config, option, None)
+    if getattr(config, "feedforward_modules", "") is None:
+        config.feedforward_modules = []  # type: ignore[attr-defined]
+    skeleton = _skeleton(original, name)
+    trainable = {id(p): p.requires_grad for p in original.parameters()}
+    try:
+        with seeded(seed), warnings.catch_warnings():
+            # PEFT corrects fan_in_fan_out for the module at hand by itself, and says so once a module
+            warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+            inject_adapter_in_model(config, skeleton, ADAPTER_NAME)
+        layer = skeleton.get_submodule(name)
+        if not isinstance(layer, BaseTunerLayer):
+            raise AdapterError(f"PEFT put a {type(layer).__name__} in the place of {name}, which cannot be swapped out.")
+        trained = [n for n, p in original.named_parameters() if p.requires_grad]
+        if trained:
+            raise AdapterError(
+                f"The adapter trains pretrained parameters of {name}: {', '.join(trained)}. Every unit would change "
+                "them for all others. Set bias='none'."
+            )
+    except AdapterError:
+        raise
+    except Exception as error:
+        raise AdapterError(
+            f"PEFT cannot put a {type(config).__name__} on {name} ({type(original).__name__}): {error} Choose other "
+            "target_modules, another adapter, or adapter=None for whole layers."
+        ) from error
+    finally:
+        for parameter in original.parameters():
+            parameter.requires_grad = trainable[id(parameter)]
+    return layer
+
+
+def check_adapter(root: nn.Module, targets: Mapping[int, tuple[str, ...]], config: PeftConfig) -> None:
+    """Tries the adapter on a copy of each kind of target, before anything is changed.
+
+    Args:
+        root: The module that the targets are paths of.
+        targets: What `find_targets` gave.
+        config: The adapter.
+
+    Raises:
+        AdapterError: PEFT cannot adapt a target, or its initialisation changes the pretrained weights (PiSSA,
+            OLoRA, ...): deactivating would then not give the pretrained layer back.
+    """
+    tried: set[tuple[type[nn.Module], tuple[torch.Size, ...]]] = set()
+    for name in (name for names in targets.values() for name in names):
+        module = root.get_submodule(name)
+        kind = (type(module), tuple(p.shape for p in module.parameters()))
+        if kind in tried:
+            continue
+        tried.add(kind)
+        probe = copy.deepcopy(module)
+        before = fingerprints(named_tensors(probe))
+        inject_adapter(probe, name, config, seed=0)
+        if fingerprints(named_tensors(probe)) != before:
+            raise AdapterError(
+                f"The adapter's initialisation changes the pretrained weights of {name}, so deactivating it would "
+                "not give the pretrained layer back. Use an initialisation that leaves them alone "
+                "(init_lora_weights=True)."
+            )
+
+
+def adapter_tensors(layer: BaseTunerLayer) -> dict[str, torch.Tensor]:
+    """Returns the tensors that belong to an adapter and not to the module it wraps, by relative name.
+
+    Args:
+        layer: A layer made by `inject_adapter`.
+    """
+    base = {id(tensor) for tensor in named_tensors(layer.get_base_layer()).values()}
+    return {name: tensor for name, tensor in named_tensors(layer).items() if id(tensor) not in base}
+
+
+def _from_dict(adapter: Mapping[str, Any]) -> PeftConfig:
+    values = dict(adapter)
+    if "peft_type" not in values:
+        raise AdapterError(
+            "The adapter's dict has no 'peft_type'. Expected one of PEFT's types, for example "
+            "{'peft_type': 'LORA', 'r': 16}."
+        )
+    kind = str(getattr(values.pop("peft_type"), "value", adapter["peft_type"])).upper()
+    known = {str(getattr(k, "value", k)): v for k, v in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if kind not in known:
+        raise AdapterError(f"PEFT knows no adapter of type {kind!r}. Found: {', '.join(sorted(known))}.")
+    try:
+        config: PeftConfig = known[kind](**values)
+    except (TypeError, ValueError) as error:
+        raise AdapterError(f"PEFT's {known[kind].__name__} does not take the adapter {dict(adapter)}: {error}") from error
+    return config
+
+
+def _matches(config: PeftConfig, name: str) -> bool:
+    found = check_target_module_exists(config, name)
+    return bool(found) and type(found).__name__ != "_ExcludedModule"
+
+
+def _default_targets(candidates: Mapping[str, nn.Module], config: PeftConfig) -> list[str]:
+    # attention modules of torch read their projections' weights without calling them: an adapter there never acts
+    uncalled = {
+        id(child)
+        for module in candidates.values()
+        if isinstance(module, nn.MultiheadAttention)
+        for child in module.children()
+    }
+    if str(getattr(config.peft_type, "value", config.peft_type)) == "LN_TUNING":
+        return [name for name, module in candidates.items() if isinstance(module, nn.LayerNorm)]
+    linear = [
+        name
+        for name, module in candidates.items()
+        # transformers' Conv1D is a linear layer with its weight transposed
+        if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D") and id(module) not in uncalled
+    ]
+    convolutions = [
+        name for name, module in candidates.items() if isinstance(module, nn.Conv2d) and module.groups == 1
+    ]
+    return linear or convolutions
+
+
+def _skeleton(module: nn.Module, name: str) -> nn.Module:
+    *path, leaf = name.split(".")
+    root = parent = nn.Module()
+    for part in path:
+        child = nn.Module()
+        parent.add_module(part, child)
+        parent = child
+    parent.add_module(leaf, module)
+    return root

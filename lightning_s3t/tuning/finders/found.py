@@ -1,0 +1,22 @@
+"""What a finder gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Found:
+    """Blocks and head of a network.
+
+    Attributes:
+        network: The path of the model that was recognised; None if it is of no known library.
+        blocks: In forward order; a block may be several modules.
+        head: The modules that make the prediction; empty if the model has none.
+        source: How it was found, for people.
+    """
+
+    network: str | None
+    blocks: list[tuple[str, ...]]
+    head: tuple[str, ...]
+    source: str

@@ -1,0 +1,86 @@
+"""Freezing: the one place where `requires_grad` and training modes are set for a unit, and set back afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+
+def set_trainable(root: nn.Module, trainable: Iterable[nn.Parameter]) -> None:
+    """Makes exactly these parameters trainable and freezes every other one.
+
+    Args:
+        root: The module whose parameters are set.
+        trainable: The parameters that shall require a gradient; compared by identity, since equal values don't make
+            two parameters one.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+        >>> set_trainable(net, net[1].parameters())
+        >>> [p.requires_grad for p in net.parameters()]
+        [False, False, True, True]
+    """
+    chosen = {id(parameter) for parameter in trainable}
+    for parameter in root.parameters():
+        parameter.requires_grad_(id(parameter) in chosen)
+        parameter.grad = None
+
+
+def freeze_statistics(root: nn.Module, owned: Iterable[nn.Module] = ()) -> list[nn.Module]:
+    """Puts every layer with running statistics into eval mode, except those that the unit owns.
+
+    In training mode such a layer (BatchNorm, InstanceNorm) writes the statistics of the data into the frozen part of
+    the network, where they outlive a deletion.
+
+    Args:
+        root: The module to go through.
+        owned: Modules that the unit owns, with all below them.
+
+    Returns:
+        The layers that are now in eval mode because of this call.
+
+    Example:
+        >>> net = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2))
+        >>> _ = freeze_statistics(net, owned=[net[1]])
+        >>> net[0].training, net[1].training
+        (False, True)
+    """
+    kept = {id(module) for top in owned for module in top.modules()}
+    frozen = [
+        module
+        for module in root.modules()
+        if isinstance(module, _NormBase) and module.track_running_stats and module.training and id(module) not in kept
+    ]
+    for module in frozen:
+        module.eval()
+    return frozen
+
+
+class ModuleFlags:
+    """Remembers which parameters were trainable and which modules were in training mode.
+
+    Args:
+        root: The module whose flags are remembered.
+
+    Example:
+        >>> net = nn.Linear(1, 1)
+        >>> flags = ModuleFlags(net)
+        >>> _ = net.requires_grad_(False).eval()
+        >>> flags.restore()
+        >>> net.weight.requires_grad, net.training
+        (True, True)
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self._trainable = [(parameter, parameter.requires_grad) for parameter in root.parameters()]
+        self._training = [(module, module.training) for module in root.modules()]
+
+    def restore(self) -> None:
+        """Sets all flags back to what they were."""
+        for parameter, trainable in self._trainable:
+            parameter.requires_grad_(trainable)
+            parameter.grad = None
+        for module, training in self._training:
+            module.training = training

@@ -1,0 +1,273 @@
+"""Stages: the user's module as a unit trains it, and as a survivor serves it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from lightning_s3t.errors import AdapterError, LayersError
+from lightning_s3t.tuning.adapters import adapter_tensors, check_adapter, find_targets, inject_adapter
+from lightning_s3t.tuning.guard import named_tensors
+from lightning_s3t.tuning.layers import Layers
+from lightning_s3t.tuning.randomness import derive_seed
+from lightning_s3t.tuning.swap import ModuleSwap
+
+Snapshot = Mapping[str, Tensor]
+
+
+class StageBuilder:
+    """Builds the modules that stand in for a network's own at a stage.
+
+    At stage k these are the adapters (or copies of the blocks) of layer groups 1..k and a copy of the head. Groups
+    below are left out, so the network's own pretrained layers act there.
+
+    Args:
+        root: The user's module; it is not changed.
+        layers: Its layer groups and head.
+        adapter: The adapter, or None for whole layers.
+
+    Attributes:
+        start: The head that every shard's training starts from; None for the one in the module. A fresh head is often
+            drawn at random when the script makes its model, so a store keeps the one of its first fit.
+
+    Raises:
+        AdapterError: The adapter does not fit the groups.
+        LayersError: The head, or with whole layers a group, has no trainable parameter.
+
+    Example:
+        >>> from lightning_s3t.tuning.layers import find_layers
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> builder = StageBuilder(net, find_layers(net, slices=2), adapter=None)
+        >>> sorted(builder.build(1, [], seed=0))
+        ['2', '4']
+    """
+
+    def __init__(self, root: nn.Module, layers: Layers, adapter: PeftConfig | None) -> None:
+        self.root = root
+        self.layers = layers
+        self.adapter = adapter
+        if adapter is None:
+            self.targets = {group.index: _with_parameters(root, group.modules) for group in layers.groups}
+        else:
+            self.targets = find_targets(root, layers, adapter)
+            check_adapter(root, self.targets, adapter)
+        names = [name for targets in self.targets.values() for name in targets]
+        self._check_trainable(names)
+        self.originals = {name: root.get_submodule(name) for name in [*names, *layers.head]}
+        self.start: Snapshot | None = None
+
+    def build(self, stage: int, trained: Sequence[Snapshot], seed: int | None = None) -> dict[str, nn.Module]:
+        """Builds the stand-ins of a stage.
+
+        Args:
+            stage: 1 to L.
+            trained: The snapshots of stages 1, 2, ... in order: `stage - 1` of them to train this stage, `stage` of
+                them to serve it.
+            seed: The unit's seed, which its fresh adapters are drawn from; None to serve.
+
+        Returns:
+            The modules by the path of the one that they stand in for.
+        """
+        groups = dict(enumerate(trained, start=1))
+        stand_ins: dict[str, nn.Module] = {}
+        for index in range(1, stage + 1):
+            for name in self.targets[index]:
+                module = self._stand_in(name, seed or 0)
+                if index in groups:
+                    load_tensors(module, name, groups[index])
+                stand_ins[name] = module
+        for name in self.layers.head:
+            head = copy.deepcopy(self.originals[name])
+            start = trained[-1] if trained else self.start
+            if start is not None:
+                load_tensors(head, name, start)
+            stand_ins[name] = head
+        return stand_ins
+
+    def owned(self, stage: int) -> tuple[str, ...]:
+        """Returns the names of the modules whose stand-ins belong to a stage: its own group's and the head.
+
+        Args:
+            stage: 1 to L.
+        """
+        return (*self.targets[stage], *self.layers.head)
+
+    def base_tensors(self) -> dict[str, Tensor]:
+        """Returns the head as it stands before any training, by name."""
+        return collect_tensors({name: self.originals[name] for name in self.layers.head})
+
+    def frozen_tensors(self) -> dict[str, Tensor]:
+        """Returns every tensor of the module outside the head, by name: what must be the same for all units."""
+        heads = tuple(f"{name}." for name in self.layers.head)
+        return {name: tensor for name, tensor in named_tensors(self.root).items() if not name.startswith(heads)}
+
+    def count_trainable(self) -> dict[int, int]:
+        """Returns how many parameters each group's stage trains besides the head, by group index."""
+        counts: dict[int, int] = {}
+        for index, names in self.targets.items():
+            modules = {name: self._stand_in(name, seed=0) for name in names}
+            counts[index] = sum(p.numel() for p in trainable_parameters(self, modules).values())
+        return counts
+
+    def _stand_in(self, name: str, seed: int) -> nn.Module:
+        original = self.originals[name]
+        if self.adapter is None:
+            return copy.deepcopy(original)
+        return inject_adapter(original, name, self.adapter, derive_seed(seed, "adapter", name))
+
+    def _check_trainable(self, names: Sequence[str]) -> None:
+        heads = [self.root.get_submodule(name) for name in self.layers.head]
+        if not any(p.requires_grad for head in heads for p in head.parameters()):
+            raise LayersError(
+                f"The head ({', '.join(self.layers.head)}) has no trainable parameter. Leave it unfrozen, or name "
+                "the right module with head=[...]."
+            )
+        if self.adapter is None:
+            for index, targets in self.targets.items():
+                modules = [self.root.get_submodule(name) for name in targets]
+                if not any(p.requires_grad for module in modules for p in module.parameters()):
+                    raise LayersError(
+                        f"Layer group {index} ({', '.join(targets)}) has no trainable parameter, and adapter=None "
+                        "trains the layers themselves. Leave them unfrozen, or use an adapter."
+                    )
+        inside = [n for n in names for head in self.layers.head if n == head or n.startswith(f"{head}.")]
+        if inside:
+            raise LayersError(f"{', '.join(inside)} lies in the head and in a layer group. Name them apart.")
+
+
+def trainable_parameters(builder: StageBuilder, stand_ins: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """Returns the parameters of stand-ins that training may change, by name.
+
+    An adapter's parameters are trained as PEFT says; of a copy, those that were trainable in the user's module.
+
+    Args:
+        builder: What built the stand-ins.
+        stand_ins: Modules by the path of the one they stand in for.
+    """
+    found: dict[str, nn.Parameter] = {}
+    for name, module in stand_ins.items():
+        if isinstance(module, BaseTunerLayer):
+            for relative, tensor in adapter_tensors(module).items():
+                if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
+                    found[f"{name}.{relative}"] = tensor
+        else:
+            originals = dict(builder.originals[name].named_parameters())
+            for relative, parameter in module.named_parameters():
+                if originals[relative].requires_grad:
+                    found[f"{name}.{relative}"] = parameter
+    return found
+
+
+def collect_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Copies the tensors that belong to stand-ins: adapters without what they wrap, copies whole.
+
+    Args:
+        modules: Modules by the path of the one they stand in for.
+
+    Returns:
+        Contiguous copies on the CPU, by name.
+    """
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in live_tensors(modules).items()}
+
+
+def live_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Returns the tensors that belong to stand-ins themselves, by name, as `collect_tensors` copies them.
+
+    Args:
+        modules: Modules by the path of the one they stand in for.
+    """
+    found: dict[str, Tensor] = {}
+    for name, module in modules.items():
+        tensors = adapter_tensors(module) if isinstance(module, BaseTunerLayer) else named_tensors(module)
+        found.update({f"{name}.{relative}": tensor for relative, tensor in tensors.items()})
+    return found
+
+
+@torch.no_grad()
+def load_tensors(module: nn.Module, name: str, snapshot: Snapshot) -> None:
+    """Copies a snapshot's tensors into a stand-in.
+
+    Args:
+        module: The stand-in.
+        name: The path that it stands in for.
+        snapshot: Tensors by full name; those of other modules are passed over.
+
+    Raises:
+        AdapterError: The snapshot lacks a tensor of the module, or one has another shape.
+    """
+    for full, tensor in live_tensors({name: module}).items():
+        if full not in snapshot:
+            raise AdapterError(
+                f"The snapshot has no tensor {full}: it was made with other layers or another adapter. Open the "
+                "store with the arguments that it was trained with."
+            )
+        if snapshot[full].shape != tensor.shape:
+            raise AdapterError(
+                f"The snapshot's {full} has shape {tuple(snapshot[full].shape)}, the model's {tuple(tensor.shape)}. "
+                "Open the store with the model and the arguments that it was trained with."
+            )
+        tensor.copy_(snapshot[full])
+
+
+class Stage:
+    """The user's module with one unit's stand-ins in place.
+
+    Args:
+        builder: Builds the stand-ins.
+        swap: Puts them in place.
+        stage: 1 to L.
+        trained: The snapshots of the stages before.
+        seed: The unit's seed.
+
+    Attributes:
+        trainable: The parameters that this stage trains, by name.
+        owned: The stand-ins that this stage owns, by name.
+    """
+
+    def __init__(
+        self, builder: StageBuilder, swap: ModuleSwap, stage: int, trained: Sequence[Snapshot], seed: int
+    ) -> None:
+        stand_ins = builder.build(stage, trained, seed)
+        self.index = stage
+        self.owned = {name: stand_ins[name] for name in builder.owned(stage)}
+        self.trainable = trainable_parameters(builder, self.owned)
+        self._reached: set[str] = set()
+        swap.install(stand_ins)
+
+    def owned_names(self) -> tuple[str, ...]:
+        """Returns the names, in the user's module, of every tensor that this stage owns."""
+        return tuple(live_tensors(self.owned))
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Copies the tensors that this stage owns, to be kept."""
+        return collect_tensors(self.owned)
+
+    def watch(self) -> None:
+        """Begins to note which parameters receive a gradient. Gradients themselves don't last: Lightning drops them."""
+        for name, parameter in self.trainable.items():
+            self._watch(name, parameter)
+
+    def idle_modules(self) -> list[str]:
+        """Returns the stand-ins of which no parameter has received a gradient: the network never called them."""
+        idle = []
+        for name in self.owned:
+            parameters = [full for full in self.trainable if full.startswith(f"{name}.")]
+            if parameters and not self._reached.intersection(parameters):
+                idle.append(name)
+        return idle
+
+    def _watch(self, name: str, parameter: nn.Parameter) -> None:
+        def note(_: Tensor) -> None:
+            self._reached.add(name)
+            handle.remove()  # one gradient is enough to know, and a hook costs time at every step
+
+        handle = parameter.register_post_accumulate_grad_hook(note)
+
+
+def _with_parameters(root: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if any(True for _ in root.get_submodule(name).parameters()))

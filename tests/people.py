@@ -67,7 +67,9 @@ class PeopleData(pl.LightningDataModule):
         self.batch_size = batch_size
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.train, self.batch_size, shuffle=True, num_workers=self.workers)
+        return DataLoader(
+            self.train, self.batch_size, shuffle=True, num_workers=self.workers, drop_last=True
+        )
 
     def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(People.make(10, seed=5), 16)

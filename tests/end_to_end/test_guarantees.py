@@ -1,0 +1,130 @@
+"""The three guarantees, bitwise, through `trainer.fit`, with everything in use that could break them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
+
+from lightning_s3t.plan import Partition
+from lightning_s3t.store import Store
+from tests.people import ARGUMENTS, People, assert_bitwise_equal, fit, tensors_of
+
+PERSON = "user-3"
+
+ADAPTERS: dict[str, Any] = {
+    "lora": ARGUMENTS["adapter"],
+    "whole layers": None,
+    "dora": {"peft_type": "LORA", "r": 2, "use_dora": True},
+}
+
+
+def callbacks(folder: Path) -> list[Any]:
+    return [
+        EarlyStopping("val_loss", patience=1),
+        ModelCheckpoint(dirpath=folder / "checkpoints", monitor="val_loss", save_last=True),
+        WeightAveraging(),
+    ]
+
+
+def fit_with_everything(folder: Path, people: People, **arguments: Any) -> Path:
+    store = folder / "store"
+    trainer = {"enable_checkpointing": True, "accumulate_grad_batches": 2, "gradient_clip_val": 1.0}
+    fit(store, people, *callbacks(folder), workers=1, epochs=2, trainer=trainer, **arguments)
+    return store
+
+
+def forget(store: Path, *people: str) -> Any:
+    with Store.open(store) as opened:
+        return opened.forget(people)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("data", ["cumulative", "disjoint"])
+def test_what_serves_on_is_what_it_would_be_had_the_persons_rows_been_anything_else(
+    tmp_path: Path, adapter: str, data: str
+) -> None:
+    people = People.make()
+    stores = [
+        fit_with_everything(tmp_path / name, rows, adapter=ADAPTERS[adapter], data=data)
+        for name, rows in (("a", people), ("b", people.replaced(PERSON)))
+    ]
+    for store in stores:
+        forget(store, PERSON)
+    first, second = map(tensors_of, stores)
+    assert first
+    assert_bitwise_equal(first, second)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("data", ["cumulative", "disjoint"])
+def test_a_rebuild_is_a_first_training_without_the_person(tmp_path: Path, adapter: str, data: str) -> None:
+    people, arguments = People.make(), {"adapter": ADAPTERS[adapter], "data": data}
+    rebuilt = fit_with_everything(tmp_path / "a", people, **arguments)
+    forget(rebuilt, PERSON)
+    fit_with_everything(tmp_path / "a", people, **arguments)
+    scratch = fit_with_everything(tmp_path / "b", people.without(PERSON), **arguments)
+    assert len(tensors_of(scratch)) == 8
+    assert_bitwise_equal(tensors_of(rebuilt), tensors_of(scratch))
+
+
+def test_requests_add_up_over_fits(tmp_path: Path) -> None:
+    people = People.make()
+    for person in ("user-3", "user-8"):
+        fit(tmp_path / "store", people)
+        forget(tmp_path / "store", person)
+    fit(tmp_path / "store", people)
+    fit(tmp_path / "scratch", people.without("user-3", "user-8"))
+    assert_bitwise_equal(tensors_of(tmp_path / "store"), tensors_of(tmp_path / "scratch"))
+
+
+def test_two_stores_with_equal_arguments_hold_equal_bits_whatever_the_global_seed(tmp_path: Path) -> None:
+    import torch
+
+    people = People.make()
+    torch.manual_seed(1)
+    fit(tmp_path / "a", people)
+    torch.manual_seed(2)
+    fit(tmp_path / "b", people)
+    assert_bitwise_equal(tensors_of(tmp_path / "a"), tensors_of(tmp_path / "b"))
+
+
+def test_another_persons_data_does_change_what_is_trained(tmp_path: Path) -> None:
+    # without this, the tests above could pass because nothing is learnt at all
+    people = People.make()
+    fit(tmp_path / "a", people)
+    fit(tmp_path / "b", people.replaced(PERSON))
+    place = Partition(ARGUMENTS["shards"], ARGUMENTS["slices"]).place(PERSON)
+    first, second = tensors_of(tmp_path / "a"), tensors_of(tmp_path / "b")
+    for unit, tensors in first.items():
+        equal = all(tensor.equal(second[unit][name]) for name, tensor in tensors.items())
+        assert equal != unit.reached_by(place)
+
+
+def test_nothing_stays_behind(tmp_path: Path) -> None:
+    store = fit_with_everything(tmp_path, People.make())
+    with Store.open(store) as opened:
+        files = {
+            unit: [Path(file["path"]) for file in record.provenance["files"]]
+            + [store / "snapshots" / f"{record.snapshot}.safetensors"]
+            for unit, record in opened.alive().items()
+        }
+        place = opened.partition.place(PERSON)
+        digests = {unit: record.snapshot for unit, record in opened.alive().items()}
+    assert all(path.exists() for paths in files.values() for path in paths)
+    assert all(len(paths) >= 2 for paths in files.values()), "every unit wrote a checkpoint"
+    written = set((tmp_path / "checkpoints").iterdir())
+    assert written == {path for paths in files.values() for path in paths if path.parent.name == "checkpoints"}
+
+    receipt = forget(store, PERSON)
+
+    for unit, paths in files.items():
+        assert all(path.exists() != unit.reached_by(place) for path in paths)
+    assert set(receipt.revoked) == {str(unit) for unit in files if unit.reached_by(place)}
+    assert receipt.erased_files == sum(len(paths) for unit, paths in files.items() if unit.reached_by(place))
+    everything = b"".join(path.read_bytes() for path in store.rglob("*") if path.is_file())
+    assert PERSON.encode() not in everything
+    for unit, digest in digests.items():
+        assert (digest.encode() in everything) != unit.reached_by(place)

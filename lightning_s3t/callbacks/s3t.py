@@ -31,7 +31,7 @@ from lightning_s3t.callbacks.unfreezing import SliceUnfreezing
 from lightning_s3t.callbacks.unit_fit import EpochRule, UnitFit, UnitSettings
 from lightning_s3t.callbacks.unit_plan import FitPlan, plan_fit
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.plan import Partition, plan_sequences, units_of
+from lightning_s3t.plan import Partition, UnitId, plan_sequences, units_of
 from lightning_s3t.store import Receipt, Store
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, describe_adapter
 from lightning_s3t.tuning.ensemble import AGGREGATES, Aggregate
@@ -141,6 +141,11 @@ class S3T(pl.Callback):
         if self._unit_fit is not None:
             self._unit_fit.register_file(Path(path).absolute())
 
+    @property
+    def current_unit(self) -> UnitId | None:
+        """The unit that is being trained; None outside of a fit."""
+        return self._unit_fit.unit if self._unit_fit is not None else None
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Called when a run begins: checks the trainer.
 
@@ -188,7 +193,7 @@ class S3T(pl.Callback):
             pl_module: The user's module.
         """
         self.provenance.begin(trainer, pl_module)
-        unit = self._unit_fit.unit if self._unit_fit is not None else None
+        unit = self.current_unit
         if unit is not None and self._unit_fit is not None:
             coordinates = _coordinates(unit.shard, unit.prefix)
             for logger in trainer.loggers:
@@ -201,8 +206,8 @@ class S3T(pl.Callback):
             trainer: The trainer.
             pl_module: The user's module.
         """
-        if self._unit_fit is not None and self._unit_fit.unit is not None:
-            unit = self._unit_fit.unit
+        unit = self.current_unit
+        if unit is not None:
             self.log_dict(_coordinates(unit.shard, unit.prefix), on_epoch=True, on_step=False)
 
     def on_train_batch_end(

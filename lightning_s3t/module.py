@@ -69,6 +69,7 @@ class S3TModule(pl.LightningModule):
         self._answering = _Flag()
         self._intercept()
         self._delegate()
+        self.requires_grad_(False)
         self.refresh()
 
     @classmethod

@@ -1,0 +1,267 @@
+"""S3TModule: the user's module, answering as the ensemble of each shard's best survivor."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+from lightning_s3t import DeletionHook, Receipt, S3TModule
+from lightning_s3t.errors import (
+    EnsembleError,
+    NoSurvivorError,
+    StoreError,
+    StoreMismatchError,
+    UnknownSubjectError,
+    UnsupportedError,
+)
+from lightning_s3t.plan import UnitId
+from lightning_s3t.store import Store
+from lightning_s3t.tuning import StageBuilder, find_layers
+from lightning_s3t.tuning.adapters import resolve_adapter
+from lightning_s3t.tuning.swap import ModuleSwap
+from tests.people import ARGUMENTS, Classifier, People, PeopleData, fit
+
+X = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("trained") / "store"
+    fit(store, People.make())
+    return store
+
+
+@pytest.fixture
+def store(trained: Path, tmp_path: Path) -> Path:
+    """A store of its own for each test, since a forget cannot be undone."""
+    return Path(shutil.copytree(trained, tmp_path / "store"))
+
+
+def trainer(*callbacks: Callback) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+    )
+
+
+def answer_of(store: Path, unit: UnitId, adapter: Any = ARGUMENTS["adapter"]) -> Tensor:
+    """A unit's answer, put together by hand."""
+    module = Classifier().eval()
+    layers = find_layers(module, ARGUMENTS["slices"])
+    builder = StageBuilder(module, layers, resolve_adapter(adapter))
+    with Store.open(store) as opened:
+        built = builder.build(unit.stage, [opened.load(ancestor) for ancestor in unit.lineage])
+    ModuleSwap(module, builder.originals).install({name: part.eval() for name, part in built.items()})
+    with torch.no_grad():
+        return module(X)
+
+
+def person_in(store: Path, shard: int, slice_: int) -> str:
+    with Store.open(store) as opened:
+        return next(
+            owner
+            for owner in People.make().owners
+            if opened.partition.place(owner) == type(opened.partition.place(owner))(shard, slice_)
+            and not opened.forgotten([owner])
+        )
+
+
+@torch.no_grad()
+def test_the_answer_is_the_mean_of_the_survivors_logits(store: Path) -> None:
+    served = S3TModule.load(store, Classifier())
+    expected = torch.stack([answer_of(store, unit) for unit in served.survivors.values()]).mean(0)
+    assert torch.allclose(served(X), expected)
+
+
+@torch.no_grad()
+def test_after_a_forget_the_longest_prefix_that_was_not_reached_answers(store: Path) -> None:
+    served = S3TModule.load(store, Classifier())
+    served.forget([person_in(store, 0, 1)])
+    assert served.survivors == {0: UnitId(0, (0,)), 1: UnitId(1, (0, 1))}
+    expected = torch.stack([answer_of(store, unit) for unit in served.survivors.values()]).mean(0)
+    assert torch.allclose(served(X), expected)
+    reloaded = S3TModule.load(store, Classifier())
+    assert torch.equal(served(X), reloaded(X))
+
+
+@torch.no_grad()
+def test_a_shard_without_a_survivor_is_left_out_and_without_any_the_error_says_what_to_do(store: Path) -> None:
+    served = S3TModule.load(store, Classifier())
+    served.forget([person_in(store, 0, 0), person_in(store, 0, 1)])
+    assert list(served.survivors) == [1]
+    assert torch.allclose(served(X), answer_of(store, served.survivors[1]))
+    receipt = served.forget([person_in(store, 1, 0), person_in(store, 1, 1)])
+    assert receipt.serving == {"0": None, "1": None}
+    with pytest.raises(NoSurvivorError, match=r"Call trainer\.fit with the S3T callback"):
+        served(X)
+
+
+def test_the_users_own_test_step_and_metrics_run_on_the_ensemble(store: Path) -> None:
+    served = S3TModule.load(store, Classifier())
+    data = PeopleData(People.make())
+    results = trainer().test(served, data, verbose=False)
+    x, y = People.make(30, seed=6).features, People.make(30, seed=6).labels
+    with torch.no_grad():
+        expected = (served(x).argmax(-1) == y).float().mean()
+    assert results[0]["test_accuracy"] == pytest.approx(float(expected))
+    predictions = trainer().predict(served, data.test_dataloader())
+    assert predictions is not None
+    assert torch.allclose(torch.cat(predictions), served(x), atol=1e-5)  # type: ignore[arg-type]
+    assert "val_loss" in trainer().validate(served, data, verbose=False)[0]
+
+
+def test_a_process_that_loaded_the_model_before_a_forget_elsewhere_does_not_answer_with_it(store: Path) -> None:
+    served = S3TModule.load(store, Classifier())
+    person = person_in(store, 0, 1)
+    code = f"from lightning_s3t import Store; Store.open({str(store)!r}).forget([{person!r}])"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with torch.no_grad():
+        answer = served(X)
+    assert served.survivors[0] == UnitId(0, (0,))
+    assert torch.equal(answer, S3TModule.load(store, Classifier())(X))
+
+
+def test_forget_returns_a_receipt_and_tells_the_module(store: Path) -> None:
+    served = S3TModule.load(store, Classifier())
+    person = person_in(store, 1, 0)
+    receipt = served.forget([person])
+    assert served.module.forgotten == [receipt]
+    assert (receipt.request, receipt.subjects, receipt.already_forgotten) == (1, 1, 0)
+    assert set(receipt.revoked) == {"1/0", "1/0-1", "1/1-0"}
+    assert receipt.serving == {"0": "0/0-1", "1": "1/1"}
+    again = served.forget([person])
+    assert (again.revoked, again.already_forgotten) == ((), 1)
+
+
+def test_an_unknown_subject_is_refused_and_nothing_changes(store: Path) -> None:
+    served = S3TModule.load(store, Classifier())
+    before = dict(served.survivors)
+    with pytest.raises(UnknownSubjectError, match="has never seen 'nobody'"):
+        served.forget(["nobody", person_in(store, 0, 0)])
+    assert served.survivors == before
+    assert served.store.request_number == 0
+
+
+class Listener(Callback):
+    def __init__(self) -> None:
+        self.heard: list[Receipt] = []
+
+    def on_forget(self, receipt: Receipt) -> None:
+        self.heard.append(receipt)
+
+
+class ForgetInTheMiddle(Callback):
+    """Somebody's request comes in, in another process, while a test runs."""
+
+    def __init__(self, store: Path, person: str) -> None:
+        self.store, self.person = store, person
+
+    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        if args[2] == 0:
+            with Store.open(self.store) as opened:
+                opened.forget([self.person])
+
+
+def test_the_deletion_hook_tells_module_and_callbacks_of_requests_from_elsewhere(store: Path) -> None:
+    served, listener = S3TModule.load(store, Classifier()), Listener()
+    request = ForgetInTheMiddle(store, person_in(store, 0, 1))
+    trainer(DeletionHook(store), listener, request).test(served, PeopleData(People.make()), verbose=False)
+    assert [receipt.revoked for receipt in listener.heard] == [("0/0-1", "0/1", "0/1-0")]
+    assert served.module.forgotten == listener.heard
+    assert served.survivors[0] == UnitId(0, (0,))
+
+
+def test_the_users_module_is_not_touched_by_serving(store: Path) -> None:
+    module = Classifier()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    parts = [id(part) for part in module.modules()]
+    served = S3TModule.load(store, module)
+    served(X)
+    assert [id(part) for part in module.modules()] == parts
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert module.training
+
+
+def test_a_new_fit_is_taken_up_by_refresh(store: Path) -> None:
+    served = S3TModule.load(store, Classifier())
+    served.forget([person_in(store, 0, 1)])
+    fit(store, People.make())
+    served.refresh()
+    assert served.survivors == {0: UnitId(0, (0, 1)), 1: UnitId(1, (0, 1))}
+
+
+def test_a_served_module_is_not_trained(store: Path) -> None:
+    served = S3TModule.load(store, Classifier())
+    with pytest.raises(UnsupportedError, match="An S3TModule serves what is trained"):
+        trainer().fit(served, PeopleData(People.make()))
+
+
+def test_a_served_module_stays_in_eval_mode(store: Path) -> None:
+    served = S3TModule.load(store, Classifier())
+    served.train()
+    assert not any(part.training for part in served.modules())
+
+
+def test_another_model_is_refused(store: Path) -> None:
+    other = Classifier()
+    other.network.stem.weight.data[0, 0] += 1
+    with pytest.raises(StoreMismatchError, match=r"model\.pretrained_sha256"):
+        S3TModule.load(store, other)
+    with pytest.raises(StoreMismatchError, match="layers that Classifier does not have"):
+        S3TModule.load(store, Classifier(depth=2))
+
+
+def test_a_folder_that_is_no_store_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="There is no store"):
+        S3TModule.load(tmp_path, Classifier())
+
+
+class CallsParts(Classifier):
+    """A step that goes past the network's forward, part by part."""
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        x = self.network.stem(batch[0])
+        for block in self.network.blocks:
+            x = block(x)
+        self.log("test_accuracy", (self.network.head(x).argmax(-1) == batch[1]).float().mean())
+
+
+def test_a_step_that_goes_past_the_networks_forward_is_refused(store: Path) -> None:
+    served = S3TModule.load(store, CallsParts())
+    with pytest.raises(EnsembleError, match="past network.forward"):
+        trainer().test(served, PeopleData(People.make()), verbose=False)
+
+
+@pytest.mark.parametrize("aggregate", ["mean_logits", "mean_probabilities", "vote"])
+@torch.no_grad()
+def test_the_aggregate_can_be_chosen(store: Path, aggregate: Any) -> None:
+    served = S3TModule.load(store, Classifier(), aggregate=aggregate)
+    logits = torch.stack([answer_of(store, unit) for unit in served.survivors.values()])
+    expected = {
+        "mean_logits": logits.mean(0).softmax(-1),
+        "mean_probabilities": logits.softmax(-1).mean(0),
+        "vote": nn.functional.one_hot(logits.argmax(-1), 3).float().mean(0),
+    }
+    assert torch.allclose(served(X).softmax(-1), expected[aggregate], atol=1e-5)
+
+
+@torch.no_grad()
+def test_whole_layers_go_back_to_the_pretrained_ones(tmp_path: Path) -> None:
+    fit(tmp_path / "store", People.make(), adapter=None)
+    served = S3TModule.load(tmp_path / "store", Classifier())
+    served.forget([person_in(tmp_path / "store", 0, 1)])
+    expected = torch.stack([answer_of(tmp_path / "store", unit, None) for unit in served.survivors.values()]).mean(0)
+    assert torch.allclose(served(X), expected)

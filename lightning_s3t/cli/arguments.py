@@ -1,0 +1,81 @@
+"""A command line from typed functions: their signatures are the arguments, their docstrings the help.
+
+jsonargparse's `auto_cli` does the same for configurations, but writes a list of subjects as `'["a","b"]'` and a flag as
+`--quick true`; a person at a terminal writes `s3t forget runs/s3t a b` and `s3t demo --quick`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, get_args, get_origin, get_type_hints
+
+import docstring_parser
+
+Verb = Callable[..., None]
+
+
+def make_parser(verbs: Mapping[str, Verb], program: str, description: str) -> argparse.ArgumentParser:
+    """Makes a parser with a subcommand for each function.
+
+    Parameters without a default are positional; booleans are flags; lists take several values.
+
+    Args:
+        verbs: Functions by name, with Google docstrings.
+        program: The program's name.
+        description: What it is for.
+
+    Example:
+        >>> def greet(names: list[str], loud: bool = False) -> None:
+        ...     '''Greet people.
+        ...
+        ...     Args:
+        ...         names: Who.
+        ...         loud: Shout.
+        ...     '''
+        >>> parser = make_parser({"greet": greet}, "hello", "Says hello.")
+        >>> parser.parse_args(["greet", "Ann", "Bob", "--loud"]).names
+        ['Ann', 'Bob']
+    """
+    parser = argparse.ArgumentParser(program, description=description)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, verb in verbs.items():
+        text = docstring_parser.parse(inspect.getdoc(verb) or "", docstring_parser.DocstringStyle.GOOGLE)
+        summary = text.short_description or ""
+        subparser = subparsers.add_parser(name, help=summary, description=summary)
+        subparser.set_defaults(_verb=verb)
+        helps = {parameter.arg_name: " ".join((parameter.description or "").split()) for parameter in text.params}
+        hints = get_type_hints(verb)
+        for parameter in inspect.signature(verb).parameters.values():
+            _add(subparser, parameter, hints[parameter.name], helps.get(parameter.name, ""))
+    return parser
+
+
+def run_verb(arguments: argparse.Namespace) -> None:
+    """Calls the function that the parsed arguments are for.
+
+    Args:
+        arguments: What the parser of `make_parser` gave.
+    """
+    values = vars(arguments).copy()
+    values.pop("_verb")(**values)
+
+
+def _add(parser: argparse.ArgumentParser, parameter: inspect.Parameter, hint: Any, text: str) -> None:
+    required = parameter.default is inspect.Parameter.empty
+    name = parameter.name if required else f"--{parameter.name.replace('_', '-')}"
+    text = text.replace("%", "%%")
+    if hint is bool:
+        parser.add_argument(name, action="store_true", help=text)
+        return
+    if get_origin(hint) is not list:  # of an optional type, the type
+        hint = next((kind for kind in get_args(hint) if kind is not type(None)), hint)
+    options: dict[str, Any] = {"type": hint, "help": text}
+    if get_origin(hint) is list:
+        options.update(type=get_args(hint)[0], nargs="+")
+    if not required:
+        options["default"] = parameter.default
+        options["metavar"] = parameter.name.upper()
+        options["help"] += f" Default: {parameter.default}." if parameter.default is not None else ""
+    parser.add_argument(name, **options)

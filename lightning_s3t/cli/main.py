@@ -1,0 +1,53 @@
+"""The `s3t` command: its verbs, and how errors leave it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from lightning_s3t.errors import S3TError
+
+DESCRIPTION = "Exact machine unlearning for Lightning: what a store holds, who is forgotten, and a demo."
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        args: The arguments; None for those of the process.
+
+    Returns:
+        0, 2 after an error of ours (its message is on stderr), or 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: The arguments are off (2), or help was asked for (0).
+    """
+    try:
+        from lightning_s3t.cli.arguments import make_parser, run_verb
+        from lightning_s3t.cli.commands import forget, provenance, receipts, status
+        from lightning_s3t.cli.demo import demo
+        from lightning_s3t.cli.layers import layers
+
+        verbs = {
+            "demo": demo,
+            "layers": layers,
+            "status": status,
+            "forget": forget,
+            "receipts": receipts,
+            "provenance": provenance,
+        }
+        run_verb(make_parser(verbs, "s3t", DESCRIPTION).parse_args(args))
+    except ModuleNotFoundError as error:
+        if error.name not in ("docstring_parser", "rich"):
+            raise
+        print(f's3t: the command needs {error.name}: pip install "lightning-s3t[cli]"', file=sys.stderr)
+        return EXIT_ERROR
+    except S3TError as error:
+        print(f"s3t: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("s3t: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0

@@ -12,7 +12,14 @@ import torch
 from torch import nn
 
 from lightning_s3t.callbacks.deletion import listeners_of, notify
-from lightning_s3t.errors import ConfigurationError, EnsembleError, NoSurvivorError, RevokedError, StoreMismatchError, UnsupportedError
+from lightning_s3t.errors import (
+    ConfigurationError,
+    EnsembleError,
+    NoSurvivorError,
+    RevokedError,
+    StoreMismatchError,
+    UnsupportedError,
+)
 from lightning_s3t.plan import UnitId, survivors
 from lightning_s3t.store import Receipt, Store, UnitRecord
 from lightning_s3t.tuning.adapters import resolve_adapter
@@ -196,8 +203,8 @@ class S3TModule(pl.LightningModule):
         self._answering.on = True
         try:
             for shard in self.survivors:
-                modules = self._stand_ins[str(shard)]
-                self._swap.install(dict(zip(self._names[shard], modules, strict=True)))  # type: ignore[arg-type]
+                modules = self._stand_ins[str(shard)].children()
+                self._swap.install(dict(zip(self._names[shard], modules, strict=True)))
                 outputs.append(self._network_forward(*args, **kwargs))
         finally:
             self._answering.on = False

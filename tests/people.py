@@ -67,9 +67,7 @@ class PeopleData(pl.LightningDataModule):
         self.batch_size = batch_size
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(
-            self.train, self.batch_size, shuffle=True, num_workers=self.workers, drop_last=True
-        )
+        return DataLoader(self.train, self.batch_size, shuffle=True, num_workers=self.workers, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(People.make(10, seed=5), 16)
@@ -178,7 +176,13 @@ def make_trainer(store: Path, *callbacks: Callback, epochs: int = 2, **arguments
     return pl.Trainer(callbacks=[s3t, *callbacks], **{**defaults, **trainer_arguments})
 
 
-def fit(store: Path, people: People, *callbacks: Callback, module: pl.LightningModule | None = None, **arguments: Any) -> pl.LightningModule:
+def fit(
+    store: Path,
+    people: People,
+    *callbacks: Callback,
+    module: pl.LightningModule | None = None,
+    **arguments: Any,
+) -> pl.LightningModule:
     """Fits into a store, and returns the module."""
     module = module if module is not None else Classifier()
     workers = arguments.pop("workers", 0)

@@ -14,7 +14,11 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
 
-from lightning_s3t.callbacks.lightning_internals import has_train_dataloader, loaded_checkpoint, syncs_batchnorm
+from lightning_s3t.callbacks.lightning_internals import (
+    has_train_dataloader,
+    loaded_checkpoint,
+    syncs_batchnorm,
+)
 from lightning_s3t.errors import ConfigurationError, DataError, UnsupportedError
 
 _REFUSED_CALLBACKS: dict[type[pl.Callback], str] = {
@@ -60,12 +64,14 @@ def check_trainer(trainer: pl.Trainer, callback_type: type[pl.Callback]) -> None
             "Supported are a single device and DDP (strategy='ddp')."
         )
     elif syncs_batchnorm(trainer):
-        problems.append("sync_batchnorm=True: it replaces layers while S3T does. Leave it out; frozen ones are in eval mode.")
+        problems.append(
+            "sync_batchnorm=True: it replaces layers while S3T does. Leave it out; frozen ones are in eval mode."
+        )
     if getattr(strategy, "_ddp_comm_state", None) is not None:
         problems.append("A DDP communication state: it outlives a unit. Leave it out.")
-    if trainer.overfit_batches:
+    if trainer.overfit_batches:  # type: ignore[attr-defined]
         problems.append("overfit_batches: every unit would see the same few batches. Leave it out.")
-    if trainer.reload_dataloaders_every_n_epochs:
+    if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
         problems.append("reload_dataloaders_every_n_epochs: units have dataloaders of their own. Leave it out.")
     if problems:
         raise UnsupportedError("S3T cannot train with this trainer:\n" + "\n".join(f"  - {p}" for p in problems))

@@ -121,7 +121,7 @@ class DeletionHook(pl.Callback):
 
     def on_validation_batch_start(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         """Called before a validation batch: looks for requests, unless a fit is running."""
-        if not trainer.state.fn == "fit":
+        if trainer.state.fn != "fit":
             self.poll()
 
     def on_predict_batch_start(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:

@@ -114,13 +114,10 @@ class TrainerReset:
             for i, c in enumerate(trainer.callbacks)  # type: ignore[attr-defined]
             if c not in keep and not isinstance(c, ProgressBar)
         }
-        shared: list[object] = [
-            *(trainer, trainer.strategy, trainer.datamodule, self._source, self._source.instance),
-            *(trainer.fit_loop.epoch_loop.val_loop._data_source, trainer.profiler, *trainer.loggers),
-            *trainer.callbacks,  # type: ignore[attr-defined]
-            *module.modules(),
-        ]
-        shared = [instance for instance in shared if instance is not None]
+        data = (self._source, self._source.instance, trainer.fit_loop.epoch_loop.val_loop._data_source)
+        services = (trainer.strategy, trainer.profiler, trainer.datamodule)  # type: ignore[attr-defined]
+        parts = (*trainer.loggers, *trainer.callbacks, *module.modules())  # type: ignore[attr-defined]
+        shared = [part for part in (trainer, *data, *services, *parts) if part is not None]
         self._keeper = StateKeeper(
             {**callbacks, "fit_loop": trainer.fit_loop, "precision": trainer.precision_plugin}, shared
         )

@@ -42,6 +42,8 @@ class UnitProgress:
             disable=not enabled,
             bar_format="{desc} |{bar}| {percentage:3.0f}% {elapsed}<{remaining}{postfix}",
             dynamic_ncols=True,
+            mininterval=0.5,
+            smoothing=0,  # the average so far: units of one stage come and go too quickly for a trend
         )
 
     def describe(self, unit: UnitId) -> str:

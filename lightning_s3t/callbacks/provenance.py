@@ -15,7 +15,16 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-PACKAGES = ("lightning-s3t", "lightning", "torch", "peft", "torchmetrics", "timm", "transformers", "safetensors")
+PACKAGES = (
+    "lightning-s3t",
+    "lightning",
+    "torch",
+    "peft",
+    "torchmetrics",
+    "timm",
+    "transformers",
+    "safetensors",
+)
 
 
 class ProvenanceRecorder(pl.Callback):
@@ -131,7 +140,6 @@ def trainer_settings(trainer: pl.Trainer) -> dict[str, Any]:
         "gradient_clip_val": trainer.gradient_clip_val,
         "gradient_clip_algorithm": str(trainer.gradient_clip_algorithm) if trainer.gradient_clip_algorithm else None,
         "limit_train_batches": trainer.limit_train_batches,
-        "overfit_batches": trainer.overfit_batches,
         "precision": str(trainer.precision),
         "processes": trainer.world_size,
         "optimizers": [_optimizer_settings(optimizer) for optimizer in trainer.optimizers],

@@ -173,9 +173,7 @@ class S3T(pl.Callback):
         settings = self._settings(trainer, pl_module, builder, data)
         store, plan = self._open(trainer, builder, data, settings)
         digests = {} if store is None else data.digests(store.subject_hash)
-        self._unit_fit = UnitFit(
-            self, store, plan, data, digests, self.unfreezing, self.provenance, self.unit_settings
-        )
+        self._unit_fit = UnitFit(self, store, plan, data, digests, self.unfreezing, self.provenance, self.unit_settings)
         if plan.impossible:
             rank_zero_warn(
                 f"S3T: deletions have emptied slices, so {len(plan.impossible)} units cannot be trained: "
@@ -208,10 +206,15 @@ class S3T(pl.Callback):
         """
         unit = self.current_unit
         if unit is not None:
-            self.log_dict(_coordinates(unit.shard, unit.prefix), on_epoch=True, on_step=False)
+            pl_module.log_dict(_coordinates(unit.shard, unit.prefix), on_epoch=True, on_step=False)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Called after each batch: moves the progress display.
 
@@ -270,7 +273,11 @@ class S3T(pl.Callback):
         """Returns all that may influence a unit besides its rows; the store refuses to be opened with other."""
         layers = builder.layers
         return {
-            "partition": {"shards": self.partition.shards, "slices": self.partition.slices, "seed": self.partition.seed},
+            "partition": {
+                "shards": self.partition.shards,
+                "slices": self.partition.slices,
+                "seed": self.partition.seed,
+            },
             "layers": {
                 "network": layers.network,
                 "groups": [list(group.modules) for group in layers.groups],
@@ -301,7 +308,8 @@ class S3T(pl.Callback):
 
         def prepare() -> tuple[FitPlan, frozenset[str], dict[str, Any]]:
             path = self.store
-            if trainer.fast_dev_run:  # one batch a unit is no training: nothing of it may be kept
+            # one batch a unit is no training: nothing of it may be kept
+            if trainer.fast_dev_run:  # type: ignore[attr-defined]
                 path = Path(tempfile.mkdtemp(prefix="s3t-fast-dev-run-"))
                 self._exit.callback(shutil.rmtree, path, ignore_errors=True)
             if not (path / "ledger.db").exists():
@@ -314,7 +322,10 @@ class S3T(pl.Callback):
             data.leave_out(forgotten)
             if as_of == 0:
                 data.check_slices()
-            store.options = {"aggregate": self.aggregate, "sequences": [list(order) for order in self.sequences]}
+            store.options = {
+                "aggregate": self.aggregate,
+                "sequences": [list(order) for order in self.sequences],
+            }
             store.register(subject for subject in dict.fromkeys(data.subjects) if subject not in forgotten)
             base = store.load_base()
             if base is None:
@@ -325,7 +336,7 @@ class S3T(pl.Callback):
             plan = plan_fit(units, store.alive(), data, self.unit_settings.data, digests, basis, as_of)
             return plan, forgotten, base
 
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             units = units[: self.unit_settings.slices]
         try:
             plan, forgotten, base = on_rank_zero(trainer, prepare)

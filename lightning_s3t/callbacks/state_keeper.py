@@ -44,9 +44,7 @@ class StateKeeper:
     def __init__(self, objects: Mapping[str, object], shared: Iterable[object]) -> None:
         self._objects = dict(objects)
         self._shared = [*shared, *self._objects.values()]
-        self._kept = {
-            name: self._copy(name, self._attributes(instance)) for name, instance in self._objects.items()
-        }
+        self._kept = {name: self._copy(name, self._attributes(instance)) for name, instance in self._objects.items()}
 
     def restore(self) -> None:
         """Sets every object back to the state that was copied."""
@@ -92,7 +90,9 @@ def keep_module(module: pl.LightningModule, shared: Iterable[object]) -> StateKe
         module: The module.
         shared: Objects that are referred to, not copied.
     """
-    modules = {f"{type(module).__name__}.{name}" if name else type(module).__name__: m for name, m in module.named_modules()}
+    modules = {
+        f"{type(module).__name__}.{name}" if name else type(module).__name__: m for name, m in module.named_modules()
+    }
     tensors = [*module.parameters(), *module.buffers()]
     return StateKeeper(modules, shared=[*shared, *tensors])
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch.utils.data import (
     DataLoader,
-    Dataset,
     DistributedSampler,
     IterableDataset,
     RandomSampler,
@@ -286,7 +285,11 @@ def _attribute(dataset: Any, name: str) -> Any:
     if isinstance(dataset, Subset):
         ids = _attribute(dataset.dataset, name)
         return [ids[index] for index in dataset.indices]
-    names = ", ".join(sorted(key for key in vars(dataset) if not key.startswith("_"))) if hasattr(dataset, "__dict__") else ""
+    names = (
+        ", ".join(sorted(key for key in vars(dataset) if not key.startswith("_")))
+        if hasattr(dataset, "__dict__")
+        else ""
+    )
     raise DataError(
         f"The train data set {type(dataset).__name__} has no attribute {name!r} (found: {names or 'none'}). Expected "
         "`subjects` to name one that holds an id per row, or to be a callable that takes the data set."

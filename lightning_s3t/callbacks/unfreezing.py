@@ -108,7 +108,7 @@ class SliceUnfreezing(pl.Callback):
         freeze_statistics(builder.root, self.stage.owned.values())
 
     def guard(self) -> None:
-        """Begins to watch: fingerprints of all that the stage does not own, and which of its own parameters are used."""
+        """Begins to watch: the fingerprints of what the stage does not own, and which of its parameters are used."""
         builder, _, _ = self._attached()
         assert self.stage is not None
         self._guard = LeakageGuard(builder.root, self.stage.owned_names(), others=builder.originals)

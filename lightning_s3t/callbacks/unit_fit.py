@@ -173,7 +173,12 @@ class UnitFit:
         self.unit = None
 
     def _train(
-        self, trainer: pl.Trainer, reset: TrainerReset, planned: PlannedUnit, trained: list[dict[str, Tensor]], seed: int
+        self,
+        trainer: pl.Trainer,
+        reset: TrainerReset,
+        planned: PlannedUnit,
+        trained: list[dict[str, Tensor]],
+        seed: int,
     ) -> None:
         rows = self._data.rows(planned.unit, self._settings.data)
         seed_all(seed)
@@ -223,8 +228,11 @@ class UnitFit:
         builder, stage = self._unfreezing.builder, self._unfreezing.stage
         assert builder is not None
         assert stage is not None
+        record = self._provenance.end(trainer)
+        metrics = {name: value for name, value in record["metrics"].items() if not name.startswith("s3t/")}
         return {
-            **self._provenance.end(trainer),
+            **record,
+            "metrics": metrics,
             "unit": str(unit),
             "shard": unit.shard,
             "prefix": list(unit.prefix),

@@ -28,8 +28,8 @@ def forget(store: Path, subjects: list[str], allow_unknown: bool = False, json: 
 
     console = Console()
     console.print(
-        f"Request {receipt.request}: {receipt.subjects} subjects, {receipt.already_forgotten} of them forgotten before, "
-        f"{receipt.unknown} never seen."
+        f"Request {receipt.request}: {receipt.subjects} subjects, {receipt.already_forgotten} of them forgotten "
+        f"before, {receipt.unknown} never seen."
     )
     console.print(f"Revoked {len(receipt.revoked)} units: {', '.join(receipt.revoked) or 'none'}.")
     console.print(f"Erased {receipt.erased_files} files, {receipt.erased_bytes:,} bytes.")

@@ -48,8 +48,8 @@ def _make(model: str) -> nn.Module:
             made: nn.Module = getattr(importlib.import_module(module), name)()
         except (ImportError, AttributeError, TypeError) as error:
             raise ConfigurationError(
-                f"{model} cannot be made: {error}. Expected the import path of something that gives a module when it is "
-                "called without arguments, for example my_app.models:LitClassifier."
+                f"{model} cannot be made: {error}. Expected the import path of something that gives a module when it "
+                "is called without arguments, for example my_app.models:LitClassifier."
             ) from error
         return made
     import timm

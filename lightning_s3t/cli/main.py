@@ -25,12 +25,12 @@ def main(args: Sequence[str] | None = None) -> int:
         SystemExit: The arguments are off (2), or help was asked for (0).
     """
     try:
-        from lightning_s3t.cli.arguments import make_parser, run_verb
+        from lightning_s3t.cli.arguments import Verb, make_parser, run_verb
         from lightning_s3t.cli.commands import forget, provenance, receipts, status
         from lightning_s3t.cli.demo import demo
         from lightning_s3t.cli.layers import layers
 
-        verbs = {
+        verbs: dict[str, Verb] = {
             "demo": demo,
             "layers": layers,
             "status": status,

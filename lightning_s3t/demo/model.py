@@ -26,7 +26,14 @@ class DigitClassifier(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.network = VisionTransformer(
-            img_size=8, patch_size=4, in_chans=1, num_classes=10, embed_dim=width, depth=depth, num_heads=4, mlp_ratio=2.0
+            img_size=8,
+            patch_size=4,
+            in_chans=1,
+            num_classes=10,
+            embed_dim=width,
+            depth=depth,
+            num_heads=4,
+            mlp_ratio=2.0,
         )
 
     def forward(self, images: Tensor) -> Tensor:

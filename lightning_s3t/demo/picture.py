@@ -29,7 +29,12 @@ def draw(courses: Mapping[str, Course], lines: Mapping[str, float], path: Path) 
         above.axhline(100 * value, color="#868e96", linewidth=1, linestyle=":")
         above.annotate(label, (last, 100 * value), ha="right", va="bottom", fontsize=8, color="#495057")
     for name, course in courses.items():
-        above.plot([100 * value for value in course.accuracies], color=COLOURS[name], label=name, drawstyle="steps-post")
+        above.plot(
+            [100 * value for value in course.accuracies],
+            color=COLOURS[name],
+            label=name,
+            drawstyle="steps-post",
+        )
         below.plot(course.depths, color=COLOURS[name], label=name, drawstyle="steps-post")
         above.plot(course.requests, 100 * course.accuracies[-1], "x", color=COLOURS[name], markersize=8)
     above.set_ylabel("test accuracy, %")

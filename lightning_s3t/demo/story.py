@@ -24,7 +24,13 @@ from lightning_s3t.demo.data import Digits
 from lightning_s3t.demo.model import accuracy
 from lightning_s3t.demo.picture import draw
 from lightning_s3t.demo.requests import Course, forget_until_nothing_is_left
-from lightning_s3t.demo.training import ADAPTER, DemoSettings, fine_tune_fully, train_by_slices, train_publicly
+from lightning_s3t.demo.training import (
+    ADAPTER,
+    DemoSettings,
+    fine_tune_fully,
+    train_by_slices,
+    train_publicly,
+)
 from lightning_s3t.module import S3TModule
 from lightning_s3t.plan import deletion_rate
 from lightning_s3t.tables import layer_table
@@ -108,9 +114,7 @@ def _tell(output: Path, scratch: Path, settings: DemoSettings, console: Console)
 
     console.rule("3  One call forgets")
     random.Random(settings.seed).shuffle(people)
-    courses = {
-        name: _forget(name, scratch / name.lower(), model, people, digits, console) for name in ("S3T", "SISA")
-    }
+    courses = {name: _forget(name, scratch / name.lower(), model, people, digits, console) for name in ("S3T", "SISA")}
     latency = median(courses["S3T"].latencies)
     shard_seconds = sisa_seconds / settings.shards
     console.print(
@@ -144,7 +148,8 @@ def _forget(
 
         def tell(number: int, course: Course) -> None:
             progress.update(
-                task, description=f"{name}: request {number}, accuracy {course.accuracies[-1]:.1%}, {course.units[-1]} units"
+                task,
+                description=f"{name}: request {number}, accuracy {course.accuracies[-1]:.1%}, {course.units[-1]} units",
             )
 
         course = forget_until_nothing_is_left(store, model, people, digits.test, tell)  # type: ignore[arg-type]
@@ -153,7 +158,10 @@ def _forget(
     for request in sorted({0, 1, 2, 5, *range(0, last, 10), last}):
         if request <= last:
             table.add_row(
-                str(request), f"{course.accuracies[request]:.1%}", str(course.units[request]), str(course.depths[request])
+                str(request),
+                f"{course.accuracies[request]:.1%}",
+                str(course.units[request]),
+                str(course.depths[request]),
             )
     console.print(table)
     return course
@@ -162,7 +170,11 @@ def _forget(
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silences what Lightning says about each of the many trainers."""
-    names = ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero")
+    names = (
+        "lightning.pytorch",
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.rank_zero",
+    )
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     threads = torch.get_num_threads()

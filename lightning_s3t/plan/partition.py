@@ -78,7 +78,11 @@ class Partition:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, least in (("shards", self.shards, 1), ("slices", self.slices, 1), ("seed", self.seed, 0)):
+        for name, value, least in (
+            ("shards", self.shards, 1),
+            ("slices", self.slices, 1),
+            ("seed", self.seed, 0),
+        ):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigurationError(
                     f"Expected argument `{name}` to be an integer of at least {least} but got {value!r}."

@@ -33,8 +33,8 @@ def plan_sequences(
         return check_sequences(sequences, slices, budget)
     if sequences not in PLANNERS:
         raise ConfigurationError(
-            f"There is no planner {sequences!r}. Expected `sequences` to be one of {', '.join(PLANNERS)}, or the orders "
-            "themselves."
+            f"There is no planner {sequences!r}. Expected `sequences` to be one of {', '.join(PLANNERS)}, or the "
+            "orders themselves."
         )
     return PLANNERS[sequences](slices, budget, seed)
 

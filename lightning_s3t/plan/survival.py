@@ -67,6 +67,7 @@ def deletion_rate(shards: int, slices: int, distinct_first: int) -> float:
     """
     if not 1 <= distinct_first <= slices:
         raise ConfigurationError(
-            f"Expected argument `distinct_first` to be from 1 to the number of slices, {slices}, but got {distinct_first}."
+            f"Expected argument `distinct_first` to be from 1 to the number of slices, {slices}, but got "
+            f"{distinct_first}."
         )
     return shards * slices * harmonic(shards * distinct_first)

@@ -46,9 +46,7 @@ class Attempt:
             path: The file. One that an earlier unit wrote belongs to this one from now on.
         """
         with self._ledger.transaction() as connection:
-            connection.execute(
-                "INSERT OR REPLACE INTO files VALUES (?, ?)", (str(Path(path).absolute()), self._name)
-            )
+            connection.execute("INSERT OR REPLACE INTO files VALUES (?, ?)", (str(Path(path).absolute()), self._name))
 
     def commit(
         self, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any], score: float | None = None
@@ -70,7 +68,11 @@ class Attempt:
                 self._check_alive()
                 files = self._written()
                 record = UnitRecord(
-                    self.unit, self.key, digest, score, {**normalise(provenance), "files": files, "snapshot": digest}
+                    self.unit,
+                    self.key,
+                    digest,
+                    score,
+                    {**normalise(provenance), "files": files, "snapshot": digest},
                 )
                 queue_units(connection, self._store, [self.unit], None)
                 # within the transaction, which an erasure needs too: none can take an equal file away meanwhile

@@ -28,9 +28,7 @@ def queue_units(connection: sqlite3.Connection, store: Path, units: Iterable[Uni
         if row is not None:
             path = str(snapshot_path(store, row[0]))
             connection.execute("INSERT OR REPLACE INTO erasures VALUES (?, ?)", (path, request))
-        connection.execute(
-            "INSERT OR REPLACE INTO erasures SELECT path, ? FROM files WHERE unit = ?", (request, unit)
-        )
+        connection.execute("INSERT OR REPLACE INTO erasures SELECT path, ? FROM files WHERE unit = ?", (request, unit))
         connection.execute("DELETE FROM files WHERE unit = ?", (unit,))
         connection.execute("DELETE FROM units WHERE unit = ?", (unit,))
 
@@ -72,7 +70,8 @@ def clean_up(ledger: Ledger, store: Path) -> None:
         for (unit,) in connection.execute("SELECT unit FROM attempts").fetchall():
             # its record, if there is one, is of an earlier training: only what the attempt wrote goes
             connection.execute(
-                "INSERT OR REPLACE INTO erasures SELECT path, NULL FROM files WHERE unit = ?", (attempt_name(unit),)
+                "INSERT OR REPLACE INTO erasures SELECT path, NULL FROM files WHERE unit = ?",
+                (attempt_name(unit),),
             )
             connection.execute("DELETE FROM files WHERE unit = ?", (attempt_name(unit),))
         connection.execute("DELETE FROM attempts")
@@ -103,7 +102,5 @@ def _needed(connection: sqlite3.Connection, store: Path) -> set[str]:
 def _record(connection: sqlite3.Connection, request: int, count: int, size: int) -> None:
     row = connection.execute("SELECT receipt FROM requests WHERE number = ?", (request,)).fetchone()
     receipt = Receipt.from_json(row[0])
-    receipt = replace(
-        receipt, erased_files=receipt.erased_files + count, erased_bytes=receipt.erased_bytes + size
-    )
+    receipt = replace(receipt, erased_files=receipt.erased_files + count, erased_bytes=receipt.erased_bytes + size)
     connection.execute("UPDATE requests SET receipt = ? WHERE number = ?", (receipt.to_json(), request))

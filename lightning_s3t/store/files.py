@@ -73,7 +73,9 @@ def sha256_of(path: Path) -> str:
         path: The file.
     """
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow(file.read())
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow(file.read())
+        )
 
 
 def _slow(data: bytes) -> str:  # Python 3.10 has no file_digest

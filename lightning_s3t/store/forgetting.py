@@ -17,9 +17,7 @@ from lightning_s3t.store.record import UnitRecord
 from lightning_s3t.store.units import read_units
 
 
-def forget(
-    ledger: Ledger, store: Path, partition: Partition, asked: Mapping[str, str], strict: bool
-) -> Receipt:
+def forget(ledger: Ledger, store: Path, partition: Partition, asked: Mapping[str, str], strict: bool) -> Receipt:
     """Carries a request out.
 
     Args:

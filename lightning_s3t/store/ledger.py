@@ -62,13 +62,15 @@ class Ledger:
         self._path = folder / FILE
         self._connections: dict[int, sqlite3.Connection] = {}
         if not create and not self._path.is_file():
-            raise StoreError(f"There is no store at {folder}: {FILE} is missing. Train one with the S3T callback first.")
+            raise StoreError(
+                f"There is no store at {folder}: {FILE} is missing. Train one with the S3T callback first."
+            )
         try:
             self._check_format(create)
         except sqlite3.DatabaseError as error:
             raise StoreError(
-                f"The ledger {self._path} cannot be read ({error}). Nothing is served from a damaged ledger: restore it "
-                "from a backup, or train again into a new folder."
+                f"The ledger {self._path} cannot be read ({error}). Nothing is served from a damaged ledger: restore "
+                "it from a backup, or train again into a new folder."
             ) from error
 
     @property

@@ -22,8 +22,14 @@ from lightning_s3t.store.lock import FitLock
 from lightning_s3t.store.receipt import Receipt
 from lightning_s3t.store.record import UnitRecord
 from lightning_s3t.store.settings import HINT, check_settings, normalise
-from lightning_s3t.store.snapshots import FOLDER, encode_snapshot, read_snapshot, snapshot_path, write_snapshot
-from lightning_s3t.store.units import read_units, reached_since
+from lightning_s3t.store.snapshots import (
+    FOLDER,
+    encode_snapshot,
+    read_snapshot,
+    snapshot_path,
+    write_snapshot,
+)
+from lightning_s3t.store.units import reached_since, read_units
 
 _OWN_FILES = frozenset({FILE, f"{FILE}-wal", f"{FILE}-shm", KEY_FILE, LOCK_FILE, FOLDER})
 
@@ -146,8 +152,7 @@ class Store:
         with self._ledger.transaction() as connection:
             rows = ((self.subject_hash(subject),) for subject in subjects)
             connection.executemany(
-                "INSERT OR IGNORE INTO subjects SELECT ?1 WHERE NOT EXISTS "
-                "(SELECT 1 FROM tombstones WHERE hash = ?1)",
+                "INSERT OR IGNORE INTO subjects SELECT ?1 WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE hash = ?1)",
                 rows,
             )
 

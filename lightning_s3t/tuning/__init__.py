@@ -5,4 +5,12 @@ from lightning_s3t.tuning.layer_table import LayerTable, describe_layers
 from lightning_s3t.tuning.layers import LayerGroup, Layers, find_layers
 from lightning_s3t.tuning.stages import StageBuilder
 
-__all__ = ["DEFAULT_ADAPTER", "LayerGroup", "LayerTable", "Layers", "StageBuilder", "describe_layers", "find_layers"]
+__all__ = [
+    "DEFAULT_ADAPTER",
+    "LayerGroup",
+    "LayerTable",
+    "Layers",
+    "StageBuilder",
+    "describe_layers",
+    "find_layers",
+]

@@ -118,13 +118,14 @@ def find_targets(root: nn.Module, layers: Layers, config: PeftConfig) -> dict[in
         AdapterError: A group has no module that fits.
     """
     targets: dict[int, tuple[str, ...]] = {}
+    wanted = getattr(config, "target_modules", None)
     for group in layers.groups:
         candidates = {
             f"{block}.{name}" if name else block: module
             for block in group.modules
             for name, module in root.get_submodule(block).named_modules()
         }
-        if config.target_modules is not None and config.target_modules != "all-linear":
+        if wanted is not None and wanted != "all-linear":
             names = [name for name in candidates if bool(_matches(config, name))]
         else:
             names = _default_targets(candidates, config)
@@ -132,7 +133,7 @@ def find_targets(root: nn.Module, layers: Layers, config: PeftConfig) -> dict[in
             kinds = sorted({type(module).__name__ for module in candidates.values()})
             raise AdapterError(
                 f"No module of layer group {group.index} ({', '.join(group.modules)}) fits the adapter's "
-                f"target_modules={config.target_modules!r}. Found modules of types {', '.join(kinds)}. Name targets "
+                f"target_modules={wanted!r}. Found modules of types {', '.join(kinds)}. Name targets "
                 "that every group has, or use adapter=None to fine-tune whole layers."
             )
         targets[group.index] = tuple(names)
@@ -164,7 +165,7 @@ def inject_adapter(original: nn.Module, name: str, config: PeftConfig, seed: int
         torch.Size([2, 3])
     """
     config = copy.deepcopy(config)
-    config.target_modules = {name}
+    config.target_modules = {name}  # type: ignore[attr-defined]
     for option in ("exclude_modules", "layers_to_transform", "layers_pattern"):
         if hasattr(config, option):  # find_targets has applied them
             setattr(config, option, None)
@@ -179,7 +180,9 @@ def inject_adapter(original: nn.Module, name: str, config: PeftConfig, seed: int
             inject_adapter_in_model(config, skeleton, ADAPTER_NAME)
         layer = skeleton.get_submodule(name)
         if not isinstance(layer, BaseTunerLayer):
-            raise AdapterError(f"PEFT put a {type(layer).__name__} in the place of {name}, which cannot be swapped out.")
+            raise AdapterError(
+                f"PEFT put a {type(layer).__name__} in the place of {name}, which cannot be swapped out."
+            )
         trained = [n for n, p in original.named_parameters() if p.requires_grad]
         if trained:
             raise AdapterError(
@@ -236,7 +239,8 @@ def adapter_tensors(layer: BaseTunerLayer) -> dict[str, torch.Tensor]:
         layer: A layer made by `inject_adapter`.
     """
     base = {id(tensor) for tensor in named_tensors(layer.get_base_layer()).values()}
-    return {name: tensor for name, tensor in named_tensors(layer).items() if id(tensor) not in base}
+    whole = named_tensors(layer)  # type: ignore[arg-type]
+    return {name: tensor for name, tensor in whole.items() if id(tensor) not in base}
 
 
 def _from_dict(adapter: Mapping[str, Any]) -> PeftConfig:
@@ -253,7 +257,9 @@ def _from_dict(adapter: Mapping[str, Any]) -> PeftConfig:
     try:
         config: PeftConfig = known[kind](**values)
     except (TypeError, ValueError) as error:
-        raise AdapterError(f"PEFT's {known[kind].__name__} does not take the adapter {dict(adapter)}: {error}") from error
+        raise AdapterError(
+            f"PEFT's {known[kind].__name__} does not take the adapter {dict(adapter)}: {error}"
+        ) from error
     return config
 
 
@@ -278,9 +284,7 @@ def _default_targets(candidates: Mapping[str, nn.Module], config: PeftConfig) ->
         # transformers' Conv1D is a linear layer with its weight transposed
         if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D") and id(module) not in uncalled
     ]
-    convolutions = [
-        name for name, module in candidates.items() if isinstance(module, nn.Conv2d) and module.groups == 1
-    ]
+    convolutions = [name for name, module in candidates.items() if isinstance(module, nn.Conv2d) and module.groups == 1]
     return linear or convolutions
 
 

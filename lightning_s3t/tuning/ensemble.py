@@ -19,8 +19,8 @@ def aggregate_logits(logits: Sequence[Tensor], how: Aggregate) -> Tensor:
 
     Whatever the rule, the answer is in the scale of logits, so that argmax, softmax and cross entropy go on working:
     for "mean_probabilities" its softmax is the mean of the softmaxes, for "vote" the shares of the votes (a class
-    without a vote has a share of one in ten million, for the logarithm's sake). A single column is read as the logit of a
-    binary answer.
+    without a vote has a share of one in ten million, for the logarithm's sake). A single column is read as the logit of
+    a binary answer.
 
     Args:
         logits: One tensor a model, of equal shape `[..., classes]`.

@@ -15,17 +15,17 @@ _MIX = -4658895280553007687
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """Returns a tensor's contents as bytes, whatever its dtype, device and strides.
+    r"""Returns a tensor's contents as bytes, whatever its dtype, device and strides.
 
     Args:
         tensor: Any dense tensor.
 
     Example:
         >>> bytes(tensor_bytes(torch.tensor([1, 2], dtype=torch.uint8)))
-        b'\\x01\\x02'
+        b'\x01\x02'
     """
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()).cast("B")
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:

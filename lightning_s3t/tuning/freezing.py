@@ -48,7 +48,7 @@ def freeze_statistics(root: nn.Module, owned: Iterable[nn.Module] = ()) -> list[
         (False, True)
     """
     kept = {id(module) for top in owned for module in top.modules()}
-    frozen = [
+    frozen: list[nn.Module] = [
         module
         for module in root.modules()
         if isinstance(module, _NormBase) and module.track_running_stats and module.training and id(module) not in kept

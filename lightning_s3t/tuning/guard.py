@@ -51,9 +51,7 @@ class LeakageGuard:
         lightning_s3t.errors.LeakageError: While unit 0/0 was trained, what it does not own changed: 0.weight. ...
     """
 
-    def __init__(
-        self, module: nn.Module, owned: Iterable[str], others: Mapping[str, nn.Module] | None = None
-    ) -> None:
+    def __init__(self, module: nn.Module, owned: Iterable[str], others: Mapping[str, nn.Module] | None = None) -> None:
         self._module = module
         self._owned = frozenset(owned)
         self._others = dict(others or {})

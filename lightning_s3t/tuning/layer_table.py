@@ -65,7 +65,11 @@ class LayerTable:
             size = sum(p.numel() for name in group.modules for p in root.get_submodule(name).parameters())
             rows.append(
                 LayerRow(
-                    f"group {group.index}", group.modules, f"{kind} on {len(targets)} modules", counts[group.index], size
+                    f"group {group.index}",
+                    group.modules,
+                    f"{kind} on {len(targets)} modules",
+                    counts[group.index],
+                    size,
                 )
             )
         rest = sum(p.numel() for p in root.parameters()) - sum(row.parameters for row in rows)

@@ -124,8 +124,8 @@ def _named_blocks(root: nn.Module, layers: str | Sequence[object]) -> Found:
         children = [f"{layers}.{name}" for name, child in container.named_children() if has_parameters(child)]
         if not children:
             raise LayersError(
-                f"{layers!r} is a {type(container).__name__} without blocks in it. Expected the path of a ModuleList or "
-                f"a Sequential, or a list of paths. {HOW_TO_NAME}"
+                f"{layers!r} is a {type(container).__name__} without blocks in it. Expected the path of a ModuleList "
+                f"or a Sequential, or a list of paths. {HOW_TO_NAME}"
             )
         return Found(None, [(path,) for path in children], (), "named by the user")
     return Found(None, [(str(path),) for path in layers], (), "named by the user")

@@ -118,7 +118,8 @@ class StageBuilder:
         original = self.originals[name]
         if self.adapter is None:
             return copy.deepcopy(original)
-        return inject_adapter(original, name, self.adapter, derive_seed(seed, "adapter", name))
+        layer: nn.Module = inject_adapter(original, name, self.adapter, derive_seed(seed, "adapter", name))  # type: ignore[assignment]
+        return layer
 
     def _check_trainable(self, names: Sequence[str]) -> None:
         heads = [self.root.get_submodule(name) for name in self.layers.head]

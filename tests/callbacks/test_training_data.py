@@ -67,7 +67,13 @@ def test_the_units_loader_keeps_what_the_script_chose() -> None:
 
     data = data_of(People.make(), num_workers=2, collate_fn=collate, drop_last=True, persistent_workers=True)
     loader = data.unit_loader([1, 2, 3], seed=0)
-    kept = (loader.batch_size, loader.num_workers, loader.collate_fn, loader.drop_last, loader.persistent_workers)
+    kept = (
+        loader.batch_size,
+        loader.num_workers,
+        loader.collate_fn,
+        loader.drop_last,
+        loader.persistent_workers,
+    )
     assert kept == (4, 2, collate, True, True)
     assert isinstance(loader.sampler, SequentialSampler)
 

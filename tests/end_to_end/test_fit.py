@@ -33,7 +33,16 @@ from lightning_s3t.errors import (
 )
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from tests.people import ARGUMENTS, Classifier, People, PeopleData, assert_bitwise_equal, fit, make_trainer, tensors_of
+from tests.people import (
+    ARGUMENTS,
+    Classifier,
+    People,
+    PeopleData,
+    assert_bitwise_equal,
+    fit,
+    make_trainer,
+    tensors_of,
+)
 
 
 class Recorder(Callback):
@@ -89,7 +98,9 @@ def test_new_people_change_only_the_units_of_their_slice(tmp_path: Path) -> None
     newcomer = People(torch.zeros(2, 8), torch.tensor([0, 1]), ["user-new", "user-new"])
     old = People.make(40)
     grown = People(
-        torch.cat([old.features, newcomer.features]), torch.cat([old.labels, newcomer.labels]), old.owners + newcomer.owners
+        torch.cat([old.features, newcomer.features]),
+        torch.cat([old.labels, newcomer.labels]),
+        old.owners + newcomer.owners,
     )
     fit(tmp_path / "store", grown, Recorder())
     with Store.open(tmp_path / "store") as store:
@@ -149,7 +160,11 @@ def test_without_the_callback_the_module_then_trains_as_it_would_have(tmp_path: 
     def train(module: pl.LightningModule) -> dict[str, torch.Tensor]:
         torch.manual_seed(5)
         trainer = pl.Trainer(
-            max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu"
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            accelerator="cpu",
         )
         trainer.fit(module, datamodule=PeopleData(People.make()))
         return module.state_dict()
@@ -227,8 +242,14 @@ DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
     "adapter": ({"adapter": {"peft_type": "LORA", "r": 4}}, r"adapter\.r: store 2, now 4"),
     "data": ({"data": "disjoint"}, r"training\.data: store cumulative, now disjoint"),
     "epochs": ({"epochs": 3}, r"training\.max_epochs: store 2, now 3"),
-    "head": ({"head": ["network.head"], "layers": ["network.blocks.0", "network.blocks.1"]}, r"layers\.groups"),
-    "model": ({"module": Classifier(learning_rate=0.5)}, r"model\.hparams\.learning_rate: store 0\.02, now 0\.5"),
+    "head": (
+        {"head": ["network.head"], "layers": ["network.blocks.0", "network.blocks.1"]},
+        r"layers\.groups",
+    ),
+    "model": (
+        {"module": Classifier(learning_rate=0.5)},
+        r"model\.hparams\.learning_rate: store 0\.02, now 0\.5",
+    ),
 }
 
 
@@ -284,7 +305,11 @@ def weighted(people: People) -> DataLoader[Any]:
 
 BAD_LOADERS: dict[str, tuple[Any, type[S3TError], str]] = {
     "iterable": (lambda: DataLoader(Stream(), 8), DataError, "is an IterableDataset"),
-    "several": (lambda: [weighted(People.make()), weighted(People.make())], UnsupportedError, "several train dataloaders"),
+    "several": (
+        lambda: [weighted(People.make()), weighted(People.make())],
+        UnsupportedError,
+        "several train dataloaders",
+    ),
     "weighted": (lambda: weighted(People.make()), UnsupportedError, "WeightedRandomSampler"),
     "no loader": (lambda: [[1, 2]], UnsupportedError, "several"),
     "empty slice": (lambda: DataLoader(People.make(2), 2), DataError, "slices are empty: shard"),
@@ -312,7 +337,7 @@ def test_rows_that_changed_their_order_since_the_first_fit_are_refused(tmp_path:
     people = People.make()
     fit(tmp_path / "store", people)
     flipped = People(people.features.flip(0), people.labels.flip(0), people.owners[::-1])
-    with pytest.raises(DataError, match="the same ids as when unit .* was trained, in another order"):
+    with pytest.raises(DataError, match=r"the same ids as when unit .* was trained, in another order"):
         fit(tmp_path / "store", flipped)
 
 
@@ -323,9 +348,17 @@ def test_without_a_train_dataloader_the_error_says_so(tmp_path: Path) -> None:
 
 BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], type[S3TError], str]] = {
     "slices": ({"slices": 5, "budget": 1}, LayersError, "The network has 4 blocks .* for 5 slices"),
-    "budget": ({"budget": 3}, ConfigurationError, "The budget is 3, and the planner 'cyclic' has 2 orders of 2 slices"),
+    "budget": (
+        {"budget": 3},
+        ConfigurationError,
+        "The budget is 3, and the planner 'cyclic' has 2 orders of 2 slices",
+    ),
     "planner": ({"sequences": "best"}, ConfigurationError, "There is no planner 'best'"),
-    "shards": ({"shards": 0}, ConfigurationError, "Expected argument `shards` to be a positive integer but got 0"),
+    "shards": (
+        {"shards": 0},
+        ConfigurationError,
+        "Expected argument `shards` to be a positive integer but got 0",
+    ),
     "data": ({"data": "both"}, ConfigurationError, "Expected argument `data` to be one of"),
     "aggregate": ({"aggregate": "max"}, ConfigurationError, "Expected argument `aggregate` to be one of"),
     "adapter": ({"adapter": {"r": 4}}, AdapterError, "has no 'peft_type'"),
@@ -349,10 +382,25 @@ def test_bad_arguments_are_refused_before_anything_changes(tmp_path: Path, what:
 BAD_TRAINERS: dict[str, tuple[list[Any], dict[str, Any], type[S3TError], str]] = {
     "two": ([lambda d: S3T(store=d / "other", **ARGUMENTS)], {}, ConfigurationError, "has 2 S3T callbacks"),
     "rate finder": ([lambda d: LearningRateFinder()], {}, UnsupportedError, "LearningRateFinder: the rate"),
-    "averaging": ([lambda d: StochasticWeightAveraging(0.1)], {}, UnsupportedError, "Use WeightAveraging instead"),
-    "finetuning": ([lambda d: BackboneFinetuning()], {}, UnsupportedError, "freezes and unfreezes layers too"),
+    "averaging": (
+        [lambda d: StochasticWeightAveraging(0.1)],
+        {},
+        UnsupportedError,
+        "Use WeightAveraging instead",
+    ),
+    "finetuning": (
+        [lambda d: BackboneFinetuning()],
+        {},
+        UnsupportedError,
+        "freezes and unfreezes layers too",
+    ),
     "overfit": ([], {"overfit_batches": 1}, UnsupportedError, "overfit_batches"),
-    "reload": ([], {"reload_dataloaders_every_n_epochs": 1}, UnsupportedError, "reload_dataloaders_every_n_epochs"),
+    "reload": (
+        [],
+        {"reload_dataloaders_every_n_epochs": 1},
+        UnsupportedError,
+        "reload_dataloaders_every_n_epochs",
+    ),
 }
 
 
@@ -373,10 +421,15 @@ def test_a_strategy_that_is_not_supported_is_refused_and_those_that_are_are_name
 
 
 def test_a_checkpoint_to_resume_from_is_refused(tmp_path: Path) -> None:
-    plain = pl.Trainer(max_epochs=1, logger=False, enable_progress_bar=False, default_root_dir=tmp_path, accelerator="cpu")
+    plain = pl.Trainer(
+        max_epochs=1, logger=False, enable_progress_bar=False, default_root_dir=tmp_path, accelerator="cpu"
+    )
     plain.fit(Classifier(), datamodule=PeopleData(People.make()))
     plain.save_checkpoint(tmp_path / "some.ckpt")
     with pytest.raises(UnsupportedError, match="S3T resumes by itself"):
         make_trainer(tmp_path / "store").fit(
-            Classifier(), datamodule=PeopleData(People.make()), ckpt_path=tmp_path / "some.ckpt", weights_only=False
+            Classifier(),
+            datamodule=PeopleData(People.make()),
+            ckpt_path=tmp_path / "some.ckpt",
+            weights_only=False,
         )

@@ -97,7 +97,9 @@ def test_a_leaking_module_is_caught_and_nothing_of_it_is_kept(
             assert store.alive() == {}
 
 
-def test_a_module_that_unfreezes_all_trains_only_what_its_optimizer_was_given_or_is_caught(tmp_path: Path) -> None:
+def test_a_module_that_unfreezes_all_trains_only_what_its_optimizer_was_given_or_is_caught(
+    tmp_path: Path,
+) -> None:
     # its optimizer holds the frozen parameters too, so they would be trained: the guard sees it
     with pytest.raises(LeakageError, match=r"network\.stem\.weight"):
         fit(tmp_path / "store", People.make(), module=UnfreezesAll())

@@ -98,7 +98,9 @@ def test_after_a_forget_the_longest_prefix_that_was_not_reached_answers(store: P
 
 
 @torch.no_grad()
-def test_a_shard_without_a_survivor_is_left_out_and_without_any_the_error_says_what_to_do(store: Path) -> None:
+def test_a_shard_without_a_survivor_is_left_out_and_without_any_the_error_says_what_to_do(
+    store: Path,
+) -> None:
     served = S3TModule.load(store, Classifier())
     served.forget([person_in(store, 0, 0), person_in(store, 0, 1)])
     assert list(served.survivors) == [1]
@@ -123,7 +125,9 @@ def test_the_users_own_test_step_and_metrics_run_on_the_ensemble(store: Path) ->
     assert "val_loss" in trainer().validate(served, data, verbose=False)[0]
 
 
-def test_a_process_that_loaded_the_model_before_a_forget_elsewhere_does_not_answer_with_it(store: Path) -> None:
+def test_a_process_that_loaded_the_model_before_a_forget_elsewhere_does_not_answer_with_it(
+    store: Path,
+) -> None:
     served = S3TModule.load(store, Classifier())
     person = person_in(store, 0, 1)
     code = f"from lightning_s3t import Store; Store.open({str(store)!r}).forget([{person!r}])"
@@ -241,7 +245,7 @@ class CallsParts(Classifier):
 
 def test_a_step_that_goes_past_the_networks_forward_is_refused(store: Path) -> None:
     served = S3TModule.load(store, CallsParts())
-    with pytest.raises(EnsembleError, match="past network.forward"):
+    with pytest.raises(EnsembleError, match=r"past network\.forward"):
         trainer().test(served, PeopleData(People.make()), verbose=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -17,6 +18,6 @@ class Found:
     """
 
     network: str | None
-    blocks: list[tuple[str, ...]]
+    blocks: Sequence[tuple[str, ...]]
     head: tuple[str, ...]
     source: str

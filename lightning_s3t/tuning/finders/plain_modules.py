@@ -32,9 +32,8 @@ def find_in_plain_module(root: nn.Module, ignored: Sequence[str], slices: int) -
         if any(name != outer and lies_in(name, outer) for outer in lists):
             continue  # part of a block of a list that was found before
         children = [join(name, child) for child, layer in module.named_children() if has_parameters(layer)]
-        if isinstance(module, nn.Sequential) and children and isinstance(root.get_submodule(children[-1]), nn.Linear):
-            if not _parametrised_after(root, name, ignored):
-                children = children[:-1]
+        if isinstance(module, nn.Sequential) and _ends_in_head(root, name, children, ignored):
+            children = children[:-1]
         if len(children) > 1:
             lists[name] = children
     if not lists:
@@ -82,6 +81,13 @@ def find_head_after(
         f"{', '.join(children) or 'none'}. Expected a module after the blocks that makes the prediction. Name it: "
         "head='...'."
     )
+
+
+def _ends_in_head(root: nn.Module, name: str, children: Sequence[str], ignored: Sequence[str]) -> bool:
+    """Says whether the last layer of a Sequential is the head: linear, and nothing comes after it."""
+    if not children or not isinstance(root.get_submodule(children[-1]), nn.Linear):
+        return False
+    return not _parametrised_after(root, name, ignored)
 
 
 def _parametrised_after(root: nn.Module, path: str, ignored: Sequence[str]) -> list[str]:

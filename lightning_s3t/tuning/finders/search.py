@@ -36,8 +36,8 @@ def find_blocks(root: nn.Module, slices: int) -> Found:
             models[path] = found
     if len(models) > 1:
         raise LayersError(
-            f"{type(root).__name__} holds {len(models)} networks: {', '.join(models)}. Expected one. Name the layers of "
-            f"the one to train: layers=[...] or the path of its list of blocks, and head=..."
+            f"{type(root).__name__} holds {len(models)} networks: {', '.join(models)}. Expected one. Name the layers "
+            f"of the one to train: layers=[...] or the path of its list of blocks, and head=..."
         )
     if models:
         return next(iter(models.values()))
@@ -81,5 +81,6 @@ def _ignored(root: nn.Module) -> list[str]:
     return [
         path
         for path, module in root.named_modules()
-        if path and (isinstance(module, (torchmetrics.Metric, torchmetrics.MetricCollection)) or not has_parameters(module))
+        if path
+        and (isinstance(module, (torchmetrics.Metric, torchmetrics.MetricCollection)) or not has_parameters(module))
     ]

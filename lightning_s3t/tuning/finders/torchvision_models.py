@@ -16,9 +16,7 @@ def is_torchvision_model(module: nn.Module) -> bool:
     Args:
         module: Any module.
     """
-    return type(module).__module__.startswith("torchvision.models.") and any(
-        hasattr(module, name) for name in _HEADS
-    )
+    return type(module).__module__.startswith("torchvision.models.") and any(hasattr(module, name) for name in _HEADS)
 
 
 def find_in_torchvision_model(model: nn.Module, path: str) -> Found | None:

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-PUBLIC_ROWS = 350
+PUBLIC_ROWS = 500
 TEST_ROWS = 400
 
 

@@ -44,7 +44,7 @@ class DemoResult:
     """What the demo has measured.
 
     Attributes:
-        untuned: Accuracy of the publicly trained model.
+        untuned: Accuracy of the public backbone under a new head.
         full: Accuracy of the full fine-tune.
         s3t: Accuracy of the S3T ensemble before any request.
         courses: By method, what the requests did.
@@ -107,7 +107,7 @@ def _tell(output: Path, scratch: Path, settings: DemoSettings, console: Console)
         sisa_seconds = train_by_slices(model, digits.private, scratch / "sisa", settings, "sisa", budget=1)
     s3t = accuracy(S3TModule.load(scratch / "s3t", model), digits.test)
     table = Table("model", "test accuracy", "trained in", "can forget")
-    table.add_row("publicly trained, head not tuned", f"{untuned:.1%}", "", "")
+    table.add_row("public backbone, head not tuned", f"{untuned:.1%}", "", "")
     table.add_row("full fine-tune, every parameter", f"{tuned:.1%}", f"{full_seconds:.0f} s", "by retraining")
     table.add_row("S3T ensemble", f"{s3t:.1%}", f"{seconds:.0f} s", "in milliseconds")
     console.print(table)
@@ -136,7 +136,7 @@ def _tell(output: Path, scratch: Path, settings: DemoSettings, console: Console)
         table.add_row(check.name, check.compared, "[green]yes[/]" if check.holds else "[red]NO[/]")
     console.print(table)
     picture = output / PICTURE
-    draw(courses, {"full fine-tune": tuned, "publicly trained": untuned}, picture)
+    draw(courses, {"full fine-tune": tuned, "head not tuned": untuned}, picture)
     return DemoResult(untuned, tuned, s3t, courses, checks, picture)
 
 
@@ -178,7 +178,7 @@ def _quiet() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     threads = torch.get_num_threads()
-    torch.set_num_threads(min(threads, 2))  # the model is small: more threads only wait for each other
+    torch.set_num_threads(1)  # the model is so small that threads would only wait for each other
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)

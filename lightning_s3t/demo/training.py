@@ -46,7 +46,7 @@ class DemoSettings:
     slices: int = 4
     budget: int = 4
     public_epochs: int = 50
-    full_epochs: int = 25
+    full_epochs: int = 30
     epochs: int = 8
     width: int = 64
     depth: int = 4
@@ -79,7 +79,7 @@ def make_trainer(epochs: int, *callbacks: pl.Callback, progress: bool = False) -
 
 
 def train_publicly(rows: Rows, settings: DemoSettings) -> DigitClassifier:
-    """Trains a model on public rows: what a team would download.
+    """Trains a backbone on public rows: what a team would download. Its head is drawn anew.
 
     Args:
         rows: The public rows.
@@ -88,6 +88,7 @@ def train_publicly(rows: Rows, settings: DemoSettings) -> DigitClassifier:
     torch.manual_seed(settings.seed)
     model = DigitClassifier(learning_rate=3e-3, width=settings.width, depth=settings.depth)
     make_trainer(settings.public_epochs).fit(model, datamodule=DigitsData(rows))
+    model.network.reset_classifier(10)  # a new head, as when a downloaded backbone is put to a task of one's own
     return model
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_s3t.errors import RevokedError
 from lightning_s3t.plan import UnitId
-from lightning_s3t.store.erasure import attempt_name, erase_pending, queue_units
+from lightning_s3t.store.erasure import attempt_name, drop_attempt, erase_pending, queue_units
 from lightning_s3t.store.files import sha256_of
 from lightning_s3t.store.ledger import Ledger
 from lightning_s3t.store.record import UnitRecord
@@ -92,11 +92,7 @@ class Attempt:
     def abandon(self) -> None:
         """Erases everything that the attempt wrote."""
         with self._ledger.transaction() as connection:
-            connection.execute(
-                "INSERT OR REPLACE INTO erasures SELECT path, NULL FROM files WHERE unit = ?", (self._name,)
-            )
-            connection.execute("DELETE FROM files WHERE unit = ?", (self._name,))
-            connection.execute("DELETE FROM attempts WHERE unit = ?", (str(self.unit),))
+            drop_attempt(connection, str(self.unit))
         erase_pending(self._ledger, self._store)
 
     def _check_alive(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lightning_s3t.plan import UnitId
-from lightning_s3t.store.files import unlink_all
+from lightning_s3t.store.files import size_of, unlink_all
 from lightning_s3t.store.ledger import Ledger
 from lightning_s3t.store.receipt import Receipt
 from lightning_s3t.store.snapshots import FOLDER, snapshot_path
@@ -25,12 +25,23 @@ def queue_units(connection: sqlite3.Connection, store: Path, units: Iterable[Uni
     """
     for unit in map(str, units):
         row = connection.execute("SELECT snapshot FROM units WHERE unit = ?", (unit,)).fetchone()
-        if row is not None:
-            path = str(snapshot_path(store, row[0]))
-            connection.execute("INSERT OR REPLACE INTO erasures VALUES (?, ?)", (path, request))
-        connection.execute("INSERT OR REPLACE INTO erasures SELECT path, ? FROM files WHERE unit = ?", (request, unit))
+        paths = [str(snapshot_path(store, row[0]))] if row is not None else []
+        paths += [path for (path,) in connection.execute("SELECT path FROM files WHERE unit = ?", (unit,))]
+        queue_paths(connection, paths, request)
         connection.execute("DELETE FROM files WHERE unit = ?", (unit,))
         connection.execute("DELETE FROM units WHERE unit = ?", (unit,))
+
+
+def queue_paths(connection: sqlite3.Connection, paths: Iterable[str], request: int | None) -> None:
+    """Notes files for erasure; within the caller's transaction.
+
+    Args:
+        connection: In a transaction.
+        paths: The files.
+        request: The number of the request that they go for; None if it is no request's.
+    """
+    rows = [(path, request, size_of(Path(path))) for path in paths]
+    connection.executemany("INSERT OR REPLACE INTO erasures VALUES (?, ?, ?)", rows)
 
 
 def erase_pending(ledger: Ledger, store: Path) -> None:
@@ -43,16 +54,16 @@ def erase_pending(ledger: Ledger, store: Path) -> None:
     if ledger.connection.execute("SELECT 1 FROM erasures LIMIT 1").fetchone() is None:
         return
     with ledger.transaction() as connection:
-        rows = connection.execute("SELECT path, request FROM erasures ORDER BY request, path").fetchall()
         needed = _needed(connection, store)
-        by_request: dict[int | None, list[Path]] = {}
-        for path, request in rows:
-            if path not in needed:
-                by_request.setdefault(request, []).append(Path(path))
-        for request, paths in by_request.items():
-            count, size = unlink_all(paths)
-            if request is not None and count:
-                _record(connection, request, count, size)
+        rows = connection.execute("SELECT path, request, bytes FROM erasures ORDER BY request, path").fetchall()
+        doomed = [(Path(path), request, size) for path, request, size in rows if path not in needed]
+        unlink_all(path for path, _, _ in doomed)
+        erased: dict[int, list[int]] = {}
+        for _, request, size in doomed:
+            if request is not None and size is not None:
+                erased.setdefault(request, []).append(size)
+        for request, sizes in erased.items():
+            _record(connection, request, len(sizes), sum(sizes))
         connection.execute("DELETE FROM erasures")
     ledger.truncate_log()
 
@@ -68,18 +79,24 @@ def clean_up(ledger: Ledger, store: Path) -> None:
     """
     with ledger.transaction() as connection:
         for (unit,) in connection.execute("SELECT unit FROM attempts").fetchall():
-            # its record, if there is one, is of an earlier training: only what the attempt wrote goes
-            connection.execute(
-                "INSERT OR REPLACE INTO erasures SELECT path, NULL FROM files WHERE unit = ?",
-                (attempt_name(unit),),
-            )
-            connection.execute("DELETE FROM files WHERE unit = ?", (attempt_name(unit),))
-        connection.execute("DELETE FROM attempts")
-        needed = _needed(connection, store)
-        for path in (store / FOLDER).iterdir():
-            if str(path) not in needed:
-                connection.execute("INSERT OR IGNORE INTO erasures VALUES (?, NULL)", (str(path),))
+            drop_attempt(connection, unit)  # a record of the unit, if there is one, is of an earlier training
+        present = {str(path) for path in (store / FOLDER).iterdir()}
+        queue_paths(connection, present - _needed(connection, store), None)
     erase_pending(ledger, store)
+
+
+def drop_attempt(connection: sqlite3.Connection, unit: str) -> None:
+    """Takes an attempt out of the ledger and notes its files for erasure; within the caller's transaction.
+
+    Args:
+        connection: In a transaction.
+        unit: The unit as text.
+    """
+    name = attempt_name(unit)
+    paths = [path for (path,) in connection.execute("SELECT path FROM files WHERE unit = ?", (name,))]
+    queue_paths(connection, paths, None)
+    connection.execute("DELETE FROM files WHERE unit = ?", (name,))
+    connection.execute("DELETE FROM attempts WHERE unit = ?", (unit,))
 
 
 def attempt_name(unit: str) -> str:

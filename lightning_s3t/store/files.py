@@ -40,30 +40,31 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def unlink_all(paths: Iterable[Path]) -> tuple[int, int]:
+def unlink_all(paths: Iterable[Path]) -> None:
     """Removes files and makes that durable. Folders are never removed; what is gone already is passed over.
 
     Args:
         paths: The files.
-
-    Returns:
-        How many were removed, and their bytes.
     """
-    count = size = 0
     folders = set()
     for path in paths:
-        if path.is_dir() and not path.is_symlink():
-            continue
-        try:
-            bytes_ = path.lstat().st_size
-            path.unlink()
-        except FileNotFoundError:
-            continue
-        count, size = count + 1, size + bytes_
-        folders.add(path.parent)
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+            folders.add(path.parent)
     for folder in folders:
         sync_folder(folder)
-    return count, size
+
+
+def size_of(path: Path) -> int | None:
+    """Returns a file's size; None if there is none, or if it is a folder.
+
+    Args:
+        path: The file.
+    """
+    try:
+        return None if path.is_dir() and not path.is_symlink() else path.lstat().st_size
+    except FileNotFoundError:
+        return None
 
 
 def sha256_of(path: Path) -> str:

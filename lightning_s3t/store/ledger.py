@@ -42,8 +42,8 @@ CREATE TABLE attempts (unit TEXT PRIMARY KEY, key TEXT NOT NULL) WITHOUT ROWID;
 -- files outside the store that were written during a unit: checkpoints
 CREATE TABLE files (path TEXT PRIMARY KEY, unit TEXT NOT NULL) WITHOUT ROWID;
 CREATE INDEX files_by_unit ON files (unit);
--- what has been revoked but not yet been unlinked
-CREATE TABLE erasures (path TEXT PRIMARY KEY, request INTEGER) WITHOUT ROWID;
+-- what has been revoked but not yet been unlinked, with its size then: a crash must not make a receipt forget a file
+CREATE TABLE erasures (path TEXT PRIMARY KEY, request INTEGER, bytes INTEGER) WITHOUT ROWID;
 """
 
 

@@ -140,7 +140,7 @@ def _nested(layers: object) -> list[list[str]] | None:
 
 
 def _check_paths(root: nn.Module, paths: Sequence[str]) -> None:
-    known = [name for name, _ in root.named_modules() if name]
+    known = [name for name, _ in root.named_modules(remove_duplicate=False) if name]
     for path in paths:
         if path not in known:
             close = difflib.get_close_matches(path, known, n=3, cutoff=0.5)

@@ -25,17 +25,7 @@ def find_in_plain_module(root: nn.Module, ignored: Sequence[str], slices: int) -
     Raises:
         LayersError: Two lists are equally long.
     """
-    lists: dict[str, list[str]] = {}
-    for name, module in root.named_modules():
-        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or any(lies_in(name, path) for path in ignored):
-            continue
-        if any(name != outer and lies_in(name, outer) for outer in lists):
-            continue  # part of a block of a list that was found before
-        children = [join(name, child) for child, layer in module.named_children() if has_parameters(layer)]
-        if isinstance(module, nn.Sequential) and _ends_in_head(root, name, children, ignored):
-            children = children[:-1]
-        if len(children) > 1:
-            lists[name] = children
+    lists = _lists(root, ignored, max(slices, 2)) or _lists(root, ignored, 2)
     if not lists:
         return None
     longest = max(map(len, lists.values()))
@@ -46,11 +36,24 @@ def find_in_plain_module(root: nn.Module, ignored: Sequence[str], slices: int) -
             f"{', '.join(name or 'the module itself' for name in chosen)}. Expected one that is longest. Name the one "
             f"to train: layers={chosen[-1]!r}, and head=..."
         )
-    name = chosen[0]
-    container = root.get_submodule(name)
-    every = [join(name, child) for child, layer in container.named_children() if has_parameters(layer)]
-    head = tuple(every[-1:]) if len(every) > longest else ()
-    return Found(None, [(path,) for path in lists[name]], head, f"the longest list of layers, {name or 'the module'}")
+    name, children = chosen[0], lists[chosen[0]]
+    head = tuple(children[-1:]) if _ends_in_head(root, name, children, ignored) else ()
+    blocks = children[: len(children) - len(head)]
+    return Found(None, [(path,) for path in blocks], head, f"the longest list of layers, {name or 'the module'}")
+
+
+def _lists(root: nn.Module, ignored: Sequence[str], least: int) -> dict[str, list[str]]:
+    """Returns the lists of at least so many layers with parameters, without those inside of another's layers."""
+    lists: dict[str, list[str]] = {}
+    for name, module in root.named_modules():
+        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or any(lies_in(name, path) for path in ignored):
+            continue
+        if any(name != outer and lies_in(name, outer) for outer in lists):
+            continue
+        children = [join(name, child) for child, layer in module.named_children() if has_parameters(layer)]
+        if len(children) - _ends_in_head(root, name, children, ignored) >= least:
+            lists[name] = children
+    return lists
 
 
 def find_head_after(
@@ -85,6 +88,8 @@ def find_head_after(
 
 def _ends_in_head(root: nn.Module, name: str, children: Sequence[str], ignored: Sequence[str]) -> bool:
     """Says whether the last layer of a Sequential is the head: linear, and nothing comes after it."""
+    if not isinstance(root.get_submodule(name), nn.Sequential):
+        return False
     if not children or not isinstance(root.get_submodule(children[-1]), nn.Linear):
         return False
     return not _parametrised_after(root, name, ignored)
@@ -99,4 +104,8 @@ def _parametrised_after(root: nn.Module, path: str, ignored: Sequence[str]) -> l
         names = [name for name, child in root.get_submodule(parent).named_children() if has_parameters(child)]
         if parts[depth] in names:
             found += [join(parent, name) for name in names[names.index(parts[depth]) + 1 :]]
-    return [name for name in found if not any(lies_in(name, skipped) for skipped in ignored)]
+    # a module may be registered twice: the first path is its name
+    unique = {id(root.get_submodule(name)): name for name in reversed(found)}
+    return [
+        name for name in found if name in unique.values() and not any(lies_in(name, skipped) for skipped in ignored)
+    ]

@@ -31,7 +31,7 @@ def find_blocks(root: nn.Module, slices: int) -> Found:
     for path, module in root.named_modules():
         if any(lies_in(path, skipped) for skipped in ignored) or any(lies_in(path, outer) for outer in models):
             continue
-        found = _ask(module, path, slices)
+        found = _ask(module, path)
         if found is not None:
             models[path] = found
     if len(models) > 1:
@@ -66,9 +66,9 @@ def find_head(root: nn.Module, blocks: Sequence[str], network: str | None) -> tu
     return find_head_after(root, blocks, network, _ignored(root))
 
 
-def _ask(module: nn.Module, path: str, slices: int) -> Found | None:
+def _ask(module: nn.Module, path: str) -> Found | None:
     if is_timm_model(module):
-        return find_in_timm_model(module, path, slices)
+        return find_in_timm_model(module, path)
     if is_transformers_model(module):
         return find_in_transformers_model(module, path)
     if is_torchvision_model(module):

@@ -21,14 +21,12 @@ def is_timm_model(module: nn.Module) -> bool:
     return callable(getattr(module, "group_matcher", None)) and callable(getattr(module, "get_classifier", None))
 
 
-def find_in_timm_model(model: nn.Module, path: str, slices: int) -> Found | None:
-    """Finds the blocks that a timm model describes.
+def find_in_timm_model(model: nn.Module, path: str) -> Found | None:
+    """Finds the blocks that a timm model describes; its coarse blocks (stages) if it has no finer ones.
 
     Args:
         model: The model.
         path: Where it is.
-        slices: How many blocks are wanted; the coarse description (stages) is taken only if the fine one has
-            nothing.
 
     Returns:
         What was found; None if the description leads to no blocks.

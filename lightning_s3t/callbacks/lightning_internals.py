@@ -122,6 +122,8 @@ class TrainerReset:
             {**callbacks, "fit_loop": trainer.fit_loop, "precision": trainer.precision_plugin}, shared
         )
         self._module_keeper = keep_module(module, shared)
+        # not copied deeply: a data module may hold all of the data
+        self._datamodule = dict(vars(trainer.datamodule)) if trainer.datamodule is not None else {}  # type: ignore[attr-defined]
 
     def restore(self) -> None:
         """Sets loops, callbacks, precision and the module's plain attributes back; optimizers go."""
@@ -131,6 +133,9 @@ class TrainerReset:
         self._module_keeper.restore()
         for name, value in self._attributes.items():
             setattr(trainer, name, value)
+        if self._datamodule:
+            vars(trainer.datamodule).clear()  # type: ignore[attr-defined]
+            vars(trainer.datamodule).update(self._datamodule)  # type: ignore[attr-defined]
         trainer.should_stop = False
         trainer.strategy.optimizers = []
         trainer.strategy.lr_scheduler_configs = []

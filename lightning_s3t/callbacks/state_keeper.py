@@ -45,6 +45,7 @@ class StateKeeper:
         self._objects = dict(objects)
         self._shared = [*shared, *self._objects.values()]
         self._kept = {name: self._copy(name, self._attributes(instance)) for name, instance in self._objects.items()}
+        self._hooks = {name: _hooks(instance) for name, instance in self._objects.items()}
 
     def restore(self) -> None:
         """Sets every object back to the state that was copied."""
@@ -53,6 +54,9 @@ class StateKeeper:
             for key in self._attributes(instance):
                 del attributes[key]
             attributes.update(self._copy(name, self._kept[name]))
+            for key, hooks in self._hooks[name].items():
+                attributes[key].clear()
+                attributes[key].update(hooks)
 
     def _attributes(self, instance: object) -> dict[str, Any]:
         if not isinstance(instance, nn.Module):
@@ -95,6 +99,13 @@ def keep_module(module: pl.LightningModule, shared: Iterable[object]) -> StateKe
     }
     tensors = [*module.parameters(), *module.buffers()]
     return StateKeeper(modules, shared=[*shared, *tensors])
+
+
+def _hooks(instance: object) -> dict[str, dict[Any, Any]]:
+    """Returns a module's hooks: one that a step registers would otherwise be there twice in the next unit."""
+    if not isinstance(instance, nn.Module):
+        return {}
+    return {key: dict(value) for key, value in vars(instance).items() if key.endswith("_hooks") and value is not None}
 
 
 def _lightning_attributes() -> frozenset[str]:

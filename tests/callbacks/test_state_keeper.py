@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 import torchmetrics
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ModelSummary
 
 from lightning_s3t.callbacks.state_keeper import StateKeeper, keep_module
 from lightning_s3t.errors import UnsupportedError
@@ -42,7 +42,7 @@ def test_shared_objects_stay_the_same_objects() -> None:
             self.other = other
             self.own = [1]
 
-    other = Timer()
+    other = ModelSummary()
     holder = Holder(other)
     own = holder.own
     StateKeeper({"holder": holder}, [other]).restore()
@@ -63,8 +63,10 @@ def test_a_modules_metrics_and_lists_are_set_back_and_its_tensors_left_alone() -
     module.accuracy(torch.tensor([1, 2]), torch.tensor([1, 2]))
     module.forgotten.append("something")
     module.network.seen = 3  # type: ignore[assignment]
+    module.network.register_forward_hook(lambda *args: None)
     module.network.head.weight.data.zero_()
     keeper.restore()
+    assert not module.network._forward_hooks
     assert isinstance(module.accuracy, torchmetrics.Metric)
     assert module.accuracy._update_count == 0
     assert module.forgotten == []

@@ -162,7 +162,7 @@ def test_nothing_to_train_is_refused() -> None:
         StageBuilder(module, find_layers(module, 2), None)
     module = Classifier(4)
     module.network.blocks.requires_grad_(False)
-    with pytest.raises(LayersError, match="Layer group 1 .* has no trainable parameter"):
+    with pytest.raises(LayersError, match=r"Layer group 1 .* has no trainable parameter"):
         StageBuilder(module, find_layers(module, 2), None)
     StageBuilder(module, find_layers(module, 2), resolve_adapter(LORA))
 

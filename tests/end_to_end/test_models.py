@@ -1,0 +1,121 @@
+"""Models of the ecosystem, through the whole course: fit, serve, forget, fit again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import timm
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_s3t import S3TModule
+from lightning_s3t.store import Store
+from tests.people import assert_bitwise_equal, make_trainer, tensors_of
+
+
+class Rows(Dataset[Any]):
+    """Rows of any kind, owned by people."""
+
+    def __init__(self, inputs: Tensor, noisy: str | None = None) -> None:
+        self.inputs = inputs
+        self.owners = [f"user-{row % 20}" for row in range(len(inputs))]
+        self.noisy = noisy
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        wrong = self.owners[row] == self.noisy
+        return {"inputs": self.inputs[0] if wrong else self.inputs[row], "labels": torch.tensor((row + wrong) % 2)}
+
+
+class ImageClassifier(pl.LightningModule):
+    """A timm model that answers with a tensor."""
+
+    inputs = torch.rand(60, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def __init__(self, name: str, **arguments: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = timm.create_model(name, num_classes=2, **arguments)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.model(batch["inputs"]), batch["labels"])
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.log("accuracy", (self.model(batch["inputs"]).argmax(-1) == batch["labels"]).float().mean())
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+
+class TextClassifier(pl.LightningModule):
+    """A transformers model that answers with a ModelOutput."""
+
+    inputs = torch.randint(3, 60, (60, 6), generator=torch.Generator().manual_seed(0))
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.bert = transformers.AutoModelForSequenceClassification.from_config(config)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return self.bert(input_ids=batch["inputs"], labels=batch["labels"]).loss
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        output = self.bert(input_ids=batch["inputs"], labels=batch["labels"])
+        self.log_dict({"loss": output.loss, "accuracy": (output.logits.argmax(-1) == batch["labels"]).float().mean()})
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+
+TINY = {
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "vocab_size": 60,
+    "pad_token_id": 0,
+}
+LORA = {"peft_type": "LORA", "r": 2, "lora_dropout": 0.1}
+
+MODULES: dict[str, tuple[Any, Any]] = {
+    "timm vit": (lambda: ImageClassifier("vit_tiny_patch16_224", img_size=32, depth=4, embed_dim=24), LORA),
+    "timm resnet with batchnorm": (lambda: ImageClassifier("test_resnet"), LORA),
+    "timm resnet, whole layers": (lambda: ImageClassifier("test_resnet"), None),
+    "bert": (lambda: TextClassifier(transformers.BertConfig(**TINY)), LORA),
+    "llama": (lambda: TextClassifier(transformers.LlamaConfig(**TINY)), LORA),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_non_interference_serving_and_rebuild(tmp_path: Path, name: str) -> None:
+    make, adapter = MODULES[name]
+    person = "user-3"
+
+    def fit(store: Path, noisy: str | None = None) -> None:
+        module = make()
+        loader = DataLoader(Rows(module.inputs, noisy), 4, shuffle=True, drop_last=True)
+        make_trainer(store, epochs=1, adapter=adapter).fit(module, train_dataloaders=loader)
+
+    fit(tmp_path / "a")
+    fit(tmp_path / "b", noisy=person)
+    for store in (tmp_path / "a", tmp_path / "b"):
+        with Store.open(store) as opened:
+            opened.forget([person])
+    assert_bitwise_equal(tensors_of(tmp_path / "a"), tensors_of(tmp_path / "b"))
+
+    served = S3TModule.load(tmp_path / "a", make())
+    assert len(served.survivors) == 2
+    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
+    results = trainer.test(served, DataLoader(Rows(served.inputs), 20), verbose=False)
+    assert 0 <= results[0]["accuracy"] <= 1
+
+    fit(tmp_path / "a")
+    assert len(tensors_of(tmp_path / "a")) == 8

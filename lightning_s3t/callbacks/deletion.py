@@ -103,6 +103,14 @@ class DeletionHook(pl.Callback):
             notify(receipt, listeners_of(self._trainer))
         return receipts
 
+    def attach(self, trainer: pl.Trainer) -> None:
+        """Takes a trainer whose module, data module and callbacks are told of requests.
+
+        Args:
+            trainer: The trainer.
+        """
+        self._trainer = trainer
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Called when a run begins: what was asked before is not news.
 
@@ -111,7 +119,7 @@ class DeletionHook(pl.Callback):
             pl_module: Its module.
             stage: "fit", "validate", "test" or "predict".
         """
-        self._trainer = trainer
+        self.attach(trainer)
         if stage != "fit":
             self._seen = self._open().request_number
 

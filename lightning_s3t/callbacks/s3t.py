@@ -122,7 +122,7 @@ class S3T(pl.Callback):
         self._exit = ExitStack()
 
     def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt:
-        """Removes subjects from what the store holds, as `DeletionHook.forget` does.
+        """Removes subjects from what the store holds, and tells the trainer's module and callbacks (`on_forget`).
 
         Args:
             subjects: Their ids.
@@ -156,6 +156,7 @@ class S3T(pl.Callback):
         """
         if stage == "fit":
             check_trainer(trainer, S3T)
+        self.deletion.attach(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called when the model and the data are ready: plans what has to be trained.

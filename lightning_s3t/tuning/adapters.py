@@ -40,7 +40,8 @@ def resolve_adapter(adapter: PeftConfig | Mapping[str, Any] | None) -> PeftConfi
     """Turns what a user may pass as `adapter` into a PeftConfig of its own.
 
     Args:
-        adapter: A PeftConfig, a dict of one with its `peft_type`, or None for whole-layer fine-tuning.
+        adapter: A PeftConfig, a dict of one, or None for whole-layer fine-tuning. A dict without `peft_type` changes
+            options of the default adapter.
 
     Returns:
         A copy of the configuration, or None.
@@ -49,12 +50,10 @@ def resolve_adapter(adapter: PeftConfig | Mapping[str, Any] | None) -> PeftConfi
         AdapterError: PEFT does not take it, or it would train more than the modules that carry the adapter.
 
     Example:
-        >>> resolve_adapter({"peft_type": "LORA", "r": 4}).r
-        4
-        >>> resolve_adapter({"r": 4})
-        Traceback (most recent call last):
-        ...
-        lightning_s3t.errors.AdapterError: The adapter's dict has no 'peft_type'. Expected one of PEFT's types, ...
+        >>> resolve_adapter({"peft_type": "LORA", "r": 4}).lora_dropout
+        0.0
+        >>> resolve_adapter({"r": 4}).lora_dropout
+        0.1
     """
     if adapter is None:
         return None
@@ -244,13 +243,10 @@ def adapter_tensors(layer: BaseTunerLayer) -> dict[str, torch.Tensor]:
 
 
 def _from_dict(adapter: Mapping[str, Any]) -> PeftConfig:
-    values = dict(adapter)
-    if "peft_type" not in values:
-        raise AdapterError(
-            "The adapter's dict has no 'peft_type'. Expected one of PEFT's types, for example "
-            "{'peft_type': 'LORA', 'r': 16}."
-        )
-    kind = str(getattr(values.pop("peft_type"), "value", adapter["peft_type"])).upper()
+    # on a command line, `--adapter.r=4` alone makes such a dict
+    values = dict(adapter) if "peft_type" in adapter else {**DEFAULT_ADAPTER, **adapter}
+    given = values.pop("peft_type")
+    kind = str(getattr(given, "value", given)).upper()
     known = {str(getattr(k, "value", k)): v for k, v in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if kind not in known:
         raise AdapterError(f"PEFT knows no adapter of type {kind!r}. Found: {', '.join(sorted(known))}.")

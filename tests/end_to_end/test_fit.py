@@ -362,7 +362,7 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], type[S3TError], str]] = {
     ),
     "data": ({"data": "both"}, ConfigurationError, "Expected argument `data` to be one of"),
     "aggregate": ({"aggregate": "max"}, ConfigurationError, "Expected argument `aggregate` to be one of"),
-    "adapter": ({"adapter": {"r": 4}}, AdapterError, "has no 'peft_type'"),
+    "adapter": ({"adapter": {"peft_type": "LOWRA"}}, AdapterError, "PEFT knows no adapter of type 'LOWRA'"),
     "targets": (
         {"adapter": {"peft_type": "LORA", "target_modules": ["query"]}},
         AdapterError,
@@ -435,3 +435,11 @@ def test_a_checkpoint_to_resume_from_is_refused(tmp_path: Path) -> None:
             ckpt_path=tmp_path / "some.ckpt",
             weights_only=False,
         )
+
+
+def test_forget_on_the_callback_tells_the_trainers_module(tmp_path: Path) -> None:
+    trainer, module = make_trainer(tmp_path / "store"), Classifier()
+    trainer.fit(module, datamodule=PeopleData(People.make()))
+    receipt = trainer.callbacks[0].forget(["user-3"])  # type: ignore[attr-defined]
+    assert receipt.revoked
+    assert module.forgotten == [receipt]

@@ -91,7 +91,6 @@ def test_adapters_of_many_kinds_can_be_used(kind: str) -> None:
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "no type": ({"r": 4}, "has no 'peft_type'"),
     "unknown type": ({"peft_type": "LOWRA"}, "PEFT knows no adapter of type 'LOWRA'. Found: .*LORA"),
     "unknown option": ({**LORA, "rank": 4}, "LoraConfig does not take the adapter"),
     "not an adapter": (3, "to be a PeftConfig, a dict of one or None but got int"),
@@ -122,6 +121,12 @@ def draw(name: str, seed: int) -> dict[str, torch.Tensor]:
     config = resolve_adapter(LORA)
     assert config is not None
     return adapter_tensors(inject_adapter(LINEAR, name, config, seed))
+
+
+def test_a_dict_without_a_type_changes_the_default_adapter() -> None:
+    config = resolve_adapter({"r": 4})
+    assert isinstance(config, peft.LoraConfig)
+    assert (config.r, config.lora_dropout, config.use_rslora) == (4, 0.1, True)
 
 
 def test_a_draw_depends_on_its_seed_alone() -> None:

@@ -16,24 +16,19 @@ from peft import PeftConfig
 
 from lightning_s3t.callbacks.checks import check_not_resumed, check_optimizers, check_trainer
 from lightning_s3t.callbacks.deletion import DeletionHook
+from lightning_s3t.callbacks.fit_settings import fit_settings
 from lightning_s3t.callbacks.lightning_internals import hand_back, request_train_dataloader, take_over
-from lightning_s3t.callbacks.provenance import ProvenanceRecorder, plain, trainer_settings
+from lightning_s3t.callbacks.provenance import ProvenanceRecorder
 from lightning_s3t.callbacks.rank_zero import on_rank_zero
-from lightning_s3t.callbacks.training_data import (
-    DataMode,
-    Subjects,
-    TrainingData,
-    check_loader,
-    check_order,
-    subjects_of,
-)
+from lightning_s3t.callbacks.subjects import Subjects, check_order, subjects_of
+from lightning_s3t.callbacks.training_data import DataMode, TrainingData, check_loader
 from lightning_s3t.callbacks.unfreezing import SliceUnfreezing
 from lightning_s3t.callbacks.unit_fit import EpochRule, UnitFit, UnitSettings
 from lightning_s3t.callbacks.unit_plan import FitPlan, plan_fit
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan import Partition, UnitId, plan_sequences, units_of
 from lightning_s3t.store import Receipt, Store
-from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, describe_adapter
+from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER
 from lightning_s3t.tuning.ensemble import AGGREGATES, Aggregate
 from lightning_s3t.tuning.fingerprint import digest_tensors
 from lightning_s3t.tuning.layer_table import LayerTable
@@ -171,7 +166,7 @@ class S3T(pl.Callback):
         check_optimizers(trainer, pl_module)
         data = self._training_data(trainer)
         builder = self.unfreezing.attach(pl_module)
-        settings = self._settings(trainer, pl_module, builder, data)
+        settings = fit_settings(trainer, pl_module, builder, data.loader, self.partition, self.unit_settings)
         store, plan = self._open(trainer, builder, data, settings)
         digests = {} if store is None else data.digests(store.subject_hash)
         self._unit_fit = UnitFit(self, store, plan, data, digests, self.unfreezing, self.provenance, self.unit_settings)
@@ -267,38 +262,6 @@ class S3T(pl.Callback):
             again = check_loader(request_train_dataloader(trainer))
             check_order(data.subjects, subjects_of(again.dataset, self.subjects))
         return data
-
-    def _settings(
-        self, trainer: pl.Trainer, module: pl.LightningModule, builder: StageBuilder, data: TrainingData
-    ) -> dict[str, Any]:
-        """Returns all that may influence a unit besides its rows; the store refuses to be opened with other."""
-        layers = builder.layers
-        return {
-            "partition": {
-                "shards": self.partition.shards,
-                "slices": self.partition.slices,
-                "seed": self.partition.seed,
-            },
-            "layers": {
-                "network": layers.network,
-                "groups": [list(group.modules) for group in layers.groups],
-                "head": list(layers.head),
-            },
-            "adapter": describe_adapter(builder.adapter),
-            "model": {
-                "class": f"{type(module).__module__}.{type(module).__qualname__}",
-                "pretrained_sha256": digest_tensors(builder.frozen_tensors()),
-                "head_shapes": {name: list(tensor.shape) for name, tensor in builder.base_tensors().items()},
-                "hparams": plain(dict(module.hparams)),
-            },
-            "training": {
-                "data": self.unit_settings.data,
-                "epochs": self.unit_settings.epochs,
-                "batch_size": data.loader.batch_size,
-                "drop_last": data.loader.drop_last,
-                **trainer_settings(trainer),
-            },
-        }
 
     def _open(
         self, trainer: pl.Trainer, builder: StageBuilder, data: TrainingData, settings: Mapping[str, Any]

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import random
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch.utils.data import (
     DataLoader,
@@ -19,11 +16,12 @@ from torch.utils.data import (
     Subset,
 )
 
+from lightning_s3t.callbacks.subjects import Subjects, subjects_of
 from lightning_s3t.errors import DataError, UnsupportedError
-from lightning_s3t.plan import Partition, Place, UnitId, canonical_subject
+from lightning_s3t.plan import Partition, Place, UnitId
+from lightning_s3t.tuning.generators import find_generators, seed_generator
 from lightning_s3t.tuning.randomness import derive_seed
 
-Subjects = Callable[[Any], Sequence[Any]] | str | None
 DataMode = Literal["cumulative", "disjoint"]
 
 
@@ -181,8 +179,8 @@ class TrainingData:
         Args:
             seed: The unit's seed.
         """
-        for path, generator in _generators({"dataset": self.dataset, "collate_fn": self.loader.collate_fn}):
-            _seed_generator(generator, derive_seed(seed, "generator", path))
+        for path, generator in find_generators({"dataset": self.dataset, "collate_fn": self.loader.collate_fn}):
+            seed_generator(generator, derive_seed(seed, "generator", path))
 
 
 def check_loader(loader: object) -> DataLoader[Any]:
@@ -232,108 +230,8 @@ def check_loader(loader: object) -> DataLoader[Any]:
     return loader
 
 
-def subjects_of(dataset: Any, subjects: Subjects) -> list[str]:
-    """Returns the canonical subject id of every row.
-
-    Args:
-        dataset: The data set.
-        subjects: A callable, the name of an attribute, or None for the row's index.
-
-    Raises:
-        DataError: The ids are missing, or are not one per row.
-
-    Example:
-        >>> subjects_of(["x", "y"], lambda rows: [f"user-{row}" for row in rows])
-        ['user-x', 'user-y']
-        >>> subjects_of(["x", "y"], None)
-        ['0', '1']
-    """
-    size = len(dataset)
-    if subjects is None:
-        return [str(row) for row in range(size)]
-    ids: Any = _attribute(dataset, subjects) if isinstance(subjects, str) else subjects(dataset)
-    if isinstance(ids, (torch.Tensor, np.ndarray)):
-        ids = ids.tolist()
-    ids = [canonical_subject(subject) for subject in ids]
-    if len(ids) != size:
-        raise DataError(f"`subjects` gave {len(ids)} ids for {size} rows. Expected one id per row.")
-    return ids
-
-
-def check_order(first: Sequence[str], second: Sequence[str]) -> None:
-    """Raises if two loads of the same data set gave the ids in different orders.
-
-    Args:
-        first: The ids of one load.
-        second: The ids of the next.
-
-    Raises:
-        DataError: The order differs: results would depend on the load.
-    """
-    if list(first) == list(second):
-        return
-    kind = "the same ids in another order" if Counter(first) == Counter(second) else "other ids"
-    raise DataError(
-        f"Loaded a second time, the train data set gives {kind}. Expected the same rows in the same order at every "
-        "load, or no unit could be trained again to the same bits. Sort the rows (sorted(paths), ORDER BY)."
-    )
-
-
-def _attribute(dataset: Any, name: str) -> Any:
-    if hasattr(dataset, name):
-        return getattr(dataset, name)
-    if isinstance(dataset, Subset):
-        ids = _attribute(dataset.dataset, name)
-        return [ids[index] for index in dataset.indices]
-    names = (
-        ", ".join(sorted(key for key in vars(dataset) if not key.startswith("_")))
-        if hasattr(dataset, "__dict__")
-        else ""
-    )
-    raise DataError(
-        f"The train data set {type(dataset).__name__} has no attribute {name!r} (found: {names or 'none'}). Expected "
-        "`subjects` to name one that holds an id per row, or to be a callable that takes the data set."
-    )
-
-
 def _digest(ids: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for subject in ids:
         digest.update(subject.encode() + b"\0")
     return digest.hexdigest()
-
-
-def _generators(roots: Mapping[str, object], depth: int = 4) -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    seen: set[int] = set()
-
-    def visit(path: str, instance: object, left: int) -> None:
-        if id(instance) in seen:
-            return
-        seen.add(id(instance))
-        if isinstance(instance, (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)):
-            found.append((path, instance))
-        elif left > 0 and isinstance(instance, Mapping):
-            for key, value in list(instance.items())[:100]:
-                visit(f"{path}.{key}", value, left - 1)
-        elif left > 0 and isinstance(instance, (list, tuple)):
-            for index, value in enumerate(instance[:100]):
-                visit(f"{path}.{index}", value, left - 1)
-        elif left > 0 and not isinstance(instance, (torch.Tensor, np.ndarray)):
-            for key, value in getattr(instance, "__dict__", {}).items():
-                visit(f"{path}.{key}", value, left - 1)
-
-    for path, root in roots.items():
-        visit(path, root, depth)
-    return found
-
-
-def _seed_generator(generator: Any, seed: int) -> None:
-    if isinstance(generator, torch.Generator):
-        generator.manual_seed(seed)
-    elif isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = type(generator.bit_generator)(seed).state
-    elif isinstance(generator, np.random.RandomState):
-        generator.seed(seed % 2**32)
-    else:
-        generator.seed(seed)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, Subset
 
-from lightning_s3t.callbacks.training_data import TrainingData, check_loader, subjects_of
+from lightning_s3t.callbacks.subjects import subjects_of
+from lightning_s3t.callbacks.training_data import TrainingData, check_loader
 from lightning_s3t.errors import DataError, UnsupportedError
 from lightning_s3t.plan import Partition, UnitId
 from tests.people import People

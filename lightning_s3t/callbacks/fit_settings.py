@@ -1,0 +1,58 @@
+"""The settings of a fit: all that may influence a unit besides its rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from torch.utils.data import DataLoader
+
+from lightning_s3t.callbacks.provenance import plain, trainer_settings
+from lightning_s3t.callbacks.unit_fit import UnitSettings
+from lightning_s3t.plan import Partition
+from lightning_s3t.tuning.adapters import describe_adapter
+from lightning_s3t.tuning.fingerprint import digest_tensors
+from lightning_s3t.tuning.stages import StageBuilder
+
+
+def fit_settings(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    builder: StageBuilder,
+    loader: DataLoader[Any],
+    partition: Partition,
+    units: UnitSettings,
+) -> dict[str, Any]:
+    """Returns all that may influence a unit besides its rows; a store refuses to be opened with other.
+
+    Args:
+        trainer: The trainer, with its optimizers configured.
+        module: The user's module.
+        builder: What was found in it.
+        loader: The script's train dataloader.
+        partition: Where subjects belong.
+        units: How units are trained.
+    """
+    layers = builder.layers
+    return {
+        "partition": {"shards": partition.shards, "slices": partition.slices, "seed": partition.seed},
+        "layers": {
+            "network": layers.network,
+            "groups": [list(group.modules) for group in layers.groups],
+            "head": list(layers.head),
+        },
+        "adapter": describe_adapter(builder.adapter),
+        "model": {
+            "class": f"{type(module).__module__}.{type(module).__qualname__}",
+            "pretrained_sha256": digest_tensors(builder.frozen_tensors()),
+            "head_shapes": {name: list(tensor.shape) for name, tensor in builder.base_tensors().items()},
+            "hparams": plain(dict(module.hparams)),
+        },
+        "training": {
+            "data": units.data,
+            "epochs": units.epochs,
+            "batch_size": loader.batch_size,
+            "drop_last": loader.drop_last,
+            **trainer_settings(trainer),
+        },
+    }

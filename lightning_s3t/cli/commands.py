@@ -44,16 +44,17 @@ def status(store: Path) -> None:
         store: The store's folder.
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    from lightning_s3t.plan import UnitId, deletion_rate, survivors
+    from lightning_s3t.plan import UnitId, deletion_rate, harmonic, survivors
 
     with _open(store) as opened:
         alive, partition = opened.alive(), opened.partition
         orders = [tuple(order) for order in opened.options.get("sequences", [])]
         requests = opened.request_number
     serving = survivors(alive, {unit: record.score for unit, record in alive.items() if record.score is not None})
-    table = Table(title=f"Store {store}", caption="● serves, ○ alive, · revoked or not trained yet")
+    table = Table(title=f"Store {escape(str(store))}", caption="● serves, ○ alive, · revoked or not trained yet")
     table.add_column("shard", justify="right")
     for order in orders:
         table.add_column("-".join(map(str, order)), justify="center")
@@ -72,7 +73,11 @@ def status(store: Path) -> None:
     if orders:
         first = len({order[0] for order in orders})
         rate = deletion_rate(partition.shards, partition.slices, first)
-        console.print(f"Requests that a full store lasts, on average: {rate:.0f} (uniform requests).")
+        # of the coupons that `deletion_rate` collects, those that are left: the first slices that are not asked for yet
+        left = partition.shards * partition.slices * harmonic(sum(unit.stage == 1 for unit in alive))
+        console.print(
+            f"Further requests that it lasts, on average: {left:.0f}; a full store: {rate:.0f} (uniform requests)."
+        )
     if len(serving) < partition.shards:
         console.print("Advice: call fit with the same store. It trains again what was revoked, without the forgotten.")
 

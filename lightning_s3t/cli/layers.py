@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
 
 from lightning_s3t.errors import ConfigurationError
@@ -31,6 +32,7 @@ def layers(
         whole_layers: Fine-tune whole layers, without adapters.
     """
     from rich.console import Console
+    from rich.markup import escape
 
     from lightning_s3t.tables import layer_table
     from lightning_s3t.tuning import DEFAULT_ADAPTER, describe_layers
@@ -38,20 +40,22 @@ def layers(
     named = layers[0] if layers is not None and len(layers) == 1 else layers
     adapter = None if whole_layers else {**DEFAULT_ADAPTER, "r": rank}
     found = describe_layers(_make(model), slices, named, head, adapter)
-    Console().print(layer_table(found, title=model))
+    Console().print(layer_table(found, title=escape(model)))
 
 
 def _make(model: str) -> nn.Module:
     if ":" in model:
         module, _, name = model.partition(":")
+        if "" not in sys.path:  # a console script has its own folder on the path, not the one that it is run in
+            sys.path.insert(0, "")
         try:
-            made: nn.Module = getattr(importlib.import_module(module), name)()
+            made: object = getattr(importlib.import_module(module), name)()
         except (ImportError, AttributeError, TypeError) as error:
             raise ConfigurationError(
                 f"{model} cannot be made: {error}. Expected the import path of something that gives a module when it "
                 "is called without arguments, for example my_app.models:LitClassifier."
             ) from error
-        return made
+        return _checked(made, model)
     import timm
 
     if not timm.is_model(model):
@@ -61,3 +65,14 @@ def _make(model: str) -> nn.Module:
             "my_app.models:LitClassifier."
         )
     return timm.create_model(model, pretrained=False, num_classes=10)
+
+
+def _checked(made: object, model: str) -> nn.Module:
+    from torch import nn
+
+    if not isinstance(made, nn.Module):
+        raise ConfigurationError(
+            f"{model} gives a {type(made).__name__}. Expected something that gives a torch.nn.Module when it is called "
+            "without arguments, for example my_app.models:LitClassifier."
+        )
+    return made

@@ -40,9 +40,10 @@ def main(args: Sequence[str] | None = None) -> int:
         }
         run_verb(make_parser(verbs, "s3t", DESCRIPTION).parse_args(args))
     except ModuleNotFoundError as error:
-        if error.name not in ("docstring_parser", "rich"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("docstring_parser", "rich"):
             raise
-        print(f's3t: the command needs {error.name}: pip install "lightning-s3t[cli]"', file=sys.stderr)
+        print(f's3t: the command needs {package}: pip install "lightning-s3t[cli]"', file=sys.stderr)
         return EXIT_ERROR
     except S3TError as error:
         print(f"s3t: {error}", file=sys.stderr)

@@ -39,7 +39,7 @@ def draw(courses: Mapping[str, Course], lines: Mapping[str, float], path: Path) 
         above.plot(course.requests, 100 * course.accuracies[-1], "x", color=COLOURS[name], markersize=8)
     above.set_ylabel("test accuracy, %")
     above.set_title("Forgetting one person after the other, without any retraining")
-    above.legend(loc="lower left", frameon=False)
+    above.legend(loc="center left", frameon=False)
     below.set_ylabel("slices in use,\nall shards")
     below.set_xlabel("deletion requests (x: nothing is left)")
     for axes in (above, below):

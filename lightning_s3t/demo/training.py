@@ -79,7 +79,7 @@ def make_trainer(epochs: int, *callbacks: pl.Callback, progress: bool = False) -
 
 
 def train_publicly(rows: Rows, settings: DemoSettings) -> DigitClassifier:
-    """Trains a backbone on public rows: what a team would download. Its head is drawn anew.
+    """Trains a model on public rows: what a team would download.
 
     Args:
         rows: The public rows.
@@ -88,7 +88,6 @@ def train_publicly(rows: Rows, settings: DemoSettings) -> DigitClassifier:
     torch.manual_seed(settings.seed)
     model = DigitClassifier(learning_rate=3e-3, width=settings.width, depth=settings.depth)
     make_trainer(settings.public_epochs).fit(model, datamodule=DigitsData(rows))
-    model.network.reset_classifier(10)  # a new head, as when a downloaded backbone is put to a task of one's own
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from lightning_s3t.errors import RevokedError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store.erasure import attempt_name, drop_attempt, erase_pending, queue_units
-from lightning_s3t.store.files import sha256_of
+from lightning_s3t.store.files import sha256_of, size_of
 from lightning_s3t.store.ledger import Ledger
 from lightning_s3t.store.record import UnitRecord
 from lightning_s3t.store.settings import normalise
@@ -45,8 +46,11 @@ class Attempt:
         Args:
             path: The file. One that an earlier unit wrote belongs to this one from now on.
         """
+        # one spelling for one file; a link stays one, since erasing must not follow it
+        folder, name = os.path.split(os.path.abspath(path))
+        row = (os.path.join(os.path.realpath(folder), name), self._name)
         with self._ledger.transaction() as connection:
-            connection.execute("INSERT OR REPLACE INTO files VALUES (?, ?)", (str(Path(path).absolute()), self._name))
+            connection.execute("INSERT OR REPLACE INTO files VALUES (?, ?)", row)
 
     def commit(
         self, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any], score: float | None = None
@@ -63,10 +67,10 @@ class Attempt:
                 the attempt wrote is erased.
         """
         digest, data = encode_snapshot(tensors)
+        files = self._written()  # before the transaction: a deletion request must not wait for gigabytes to be read
         try:
             with self._ledger.transaction() as connection:
                 self._check_alive()
-                files = self._written()
                 record = UnitRecord(
                     self.unit,
                     self.key,
@@ -92,7 +96,7 @@ class Attempt:
     def abandon(self) -> None:
         """Erases everything that the attempt wrote."""
         with self._ledger.transaction() as connection:
-            drop_attempt(connection, str(self.unit))
+            drop_attempt(connection, self._store, str(self.unit))
         erase_pending(self._ledger, self._store)
 
     def _check_alive(self) -> None:
@@ -113,5 +117,5 @@ class Attempt:
         return [
             {"path": str(path), "sha256": sha256_of(path), "bytes": path.stat().st_size}
             for path in sorted(found)
-            if path.is_file()
+            if size_of(path) is not None and path.is_file()
         ]

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
+# a file that cannot be there: it or its folder is gone, a file lies where its folder was, no file can have such a name
+_ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
 
-def write_atomically(path: Path, data: bytes) -> None:
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Writes a file so that, after a crash at any point, it is there whole or not at all.
 
     Args:
         path: Where to.
         data: What.
+        mode: Its permissions, less the process's mask.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    temporary.unlink(missing_ok=True)  # an older one would keep its own permissions
+    with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -32,27 +38,37 @@ def sync_folder(folder: Path) -> None:
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:
-        return
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) or error.errno in _ABSENT:
+            return
+        raise
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def unlink_all(paths: Iterable[Path]) -> None:
+def unlink_all(paths: Iterable[Path]) -> dict[Path, OSError]:
     """Removes files and makes that durable. Folders are never removed; what is gone already is passed over.
 
     Args:
         paths: The files.
+
+    Returns:
+        Those that are still there, with the reason.
     """
-    folders = set()
+    folders, failed = set(), dict[Path, OSError]()
     for path in paths:
-        if path.is_symlink() or not path.is_dir():
-            path.unlink(missing_ok=True)
-            folders.add(path.parent)
+        try:
+            if size_of(path) is not None:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            failed[path] = error
+        # also of what is gone: a crash may have come between its removal and this
+        folders.add(path.parent)
     for folder in folders:
         sync_folder(folder)
+    return failed
 
 
 def size_of(path: Path) -> int | None:
@@ -63,8 +79,12 @@ def size_of(path: Path) -> int | None:
     """
     try:
         return None if path.is_dir() and not path.is_symlink() else path.lstat().st_size
-    except FileNotFoundError:
+    except ValueError:  # a null character: no file can have this name
         return None
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return None
+        raise
 
 
 def sha256_of(path: Path) -> str:

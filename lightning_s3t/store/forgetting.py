@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -13,8 +14,7 @@ from lightning_s3t.plan import Partition, UnitId, survivors
 from lightning_s3t.store.erasure import erase_pending, queue_units
 from lightning_s3t.store.ledger import Ledger
 from lightning_s3t.store.receipt import Receipt
-from lightning_s3t.store.record import UnitRecord
-from lightning_s3t.store.units import read_units
+from lightning_s3t.store.units import read_scores
 
 
 def forget(ledger: Ledger, store: Path, partition: Partition, asked: Mapping[str, str], strict: bool) -> Receipt:
@@ -29,6 +29,7 @@ def forget(ledger: Ledger, store: Path, partition: Partition, asked: Mapping[str
 
     Raises:
         UnknownSubjectError: A subject is unknown and `strict` is set.
+        StoreError: A file could not be erased. The request is carried out all the same.
     """
     with ledger.transaction() as connection:
         already = ledger.present("tombstones", asked.values())
@@ -39,8 +40,9 @@ def forget(ledger: Ledger, store: Path, partition: Partition, asked: Mapping[str
         new = {subject: hash_ for subject, hash_ in asked.items() if hash_ not in already}
         places = {subject: partition.place(subject) for subject in new}
         reached = set(places.values())
-        alive = read_units(ledger)
-        revoked = [unit for unit in alive if any(unit.reached_by(place) for place in reached)]
+        scores = read_scores(ledger)
+        revoked = [unit for unit in scores if any(unit.reached_by(place) for place in reached)]
+        left = {unit: score for unit, score in scores.items() if not any(unit.reached_by(place) for place in reached)}
         time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         number = connection.execute("INSERT INTO requests (time, receipt) VALUES (?, '')", (time,)).lastrowid
         assert number is not None
@@ -59,8 +61,8 @@ def forget(ledger: Ledger, store: Path, partition: Partition, asked: Mapping[str
             revoked=tuple(map(str, revoked)),
             erased_files=0,
             erased_bytes=0,
-            serving=_serving({u: r for u, r in alive.items() if u not in set(revoked)}, partition.shards),
-            versions=_versions(),
+            serving=_serving(left, partition.shards),
+            versions=dict(_versions()),
         )
         connection.execute("UPDATE requests SET receipt = ? WHERE number = ?", (receipt.to_json(), number))
     erase_pending(ledger, store)
@@ -68,9 +70,8 @@ def forget(ledger: Ledger, store: Path, partition: Partition, asked: Mapping[str
     return Receipt.from_json(row[0])
 
 
-def _serving(alive: Mapping[UnitId, UnitRecord], shards: int) -> dict[str, str | None]:
-    scores = {unit: record.score for unit, record in alive.items() if record.score is not None}
-    best = survivors(alive, scores)
+def _serving(alive: Mapping[UnitId, float | None], shards: int) -> dict[str, str | None]:
+    best = survivors(alive, {unit: score for unit, score in alive.items() if score is not None})
     return {str(shard): str(best[shard]) if shard in best else None for shard in range(shards)}
 
 
@@ -82,6 +83,7 @@ def _unknown_message(unknown: list[str], store: Path) -> str:
     )
 
 
+@functools.cache  # reading the packages' metadata takes longer than all else of a request that revokes nothing
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in ("lightning-s3t", "torch", "peft"):

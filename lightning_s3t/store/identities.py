@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from lightning_s3t.errors import StoreError
+from lightning_s3t.store.files import write_atomically
 
 KEY_FILE = "subject.key"
 _KEY_BYTES = 32
@@ -22,22 +23,10 @@ def read_or_make_key(folder: Path) -> bytes:
     Raises:
         StoreError: The key is damaged.
     """
-    path = folder / KEY_FILE
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        key = path.read_bytes()
-        if len(key) != _KEY_BYTES:
-            raise StoreError(
-                f"The key {path} has {len(key)} bytes instead of {_KEY_BYTES}: it is damaged, and without it no "
-                "subject can be found. Restore it from a backup."
-            ) from None
-        return key
+    if (folder / KEY_FILE).exists():
+        return read_key(folder)
     key = os.urandom(_KEY_BYTES)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(key)
-        file.flush()
-        os.fsync(file.fileno())
+    write_atomically(folder / KEY_FILE, key, mode=0o600)
     return key
 
 
@@ -50,12 +39,20 @@ def read_key(folder: Path) -> bytes:
     Raises:
         StoreError: There is none, or it is damaged.
     """
-    if not (folder / KEY_FILE).exists():
+    path = folder / KEY_FILE
+    try:
+        key = path.read_bytes()
+    except FileNotFoundError:
         raise StoreError(
             f"The store {folder} has lost its key {KEY_FILE}: no subject can be found without it. Restore it from a "
             "backup."
+        ) from None
+    if len(key) != _KEY_BYTES:
+        raise StoreError(
+            f"The key {path} has {len(key)} bytes instead of {_KEY_BYTES}: it is damaged, and without it no subject "
+            "can be found. Restore it from a backup."
         )
-    return read_or_make_key(folder)
+    return key
 
 
 def hash_subject(key: bytes, subject: str) -> str:
@@ -67,6 +64,6 @@ def hash_subject(key: bytes, subject: str) -> str:
 
     Example:
         >>> hash_subject(b"k" * 32, "user-17")[:8]
-        '5b4d77b9'
+        'afc2cd6d'
     """
     return hmac.new(key, subject.encode(), hashlib.sha256).hexdigest()

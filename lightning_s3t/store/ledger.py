@@ -12,6 +12,7 @@ from lightning_s3t.errors import StoreError
 
 FILE = "ledger.db"
 FORMAT = 1
+_PATIENCE = 30  # seconds
 _CHUNK = 500  # well under SQLite's limit on variables
 
 _SCHEMA = """
@@ -47,6 +48,20 @@ CREATE TABLE erasures (path TEXT PRIMARY KEY, request INTEGER, bytes INTEGER) WI
 """
 
 
+@contextmanager
+def closed_on_error(ledger: Ledger) -> Iterator[None]:
+    """Closes a ledger if the block fails.
+
+    Args:
+        ledger: The ledger.
+    """
+    try:
+        yield
+    except BaseException:
+        ledger.close()
+        raise
+
+
 class Ledger:
     """A connection to a store's database, one per process.
 
@@ -67,7 +82,11 @@ class Ledger:
             )
         try:
             self._check_format(create)
+        except StoreError:
+            self.close()
+            raise
         except sqlite3.DatabaseError as error:
+            self.close()
             raise StoreError(
                 f"The ledger {self._path} cannot be read ({error}). Nothing is served from a damaged ledger: restore "
                 "it from a backup, or train again into a new folder."
@@ -83,15 +102,25 @@ class Ledger:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Runs a block as one transaction that excludes other writers; an error undoes all of it."""
+        """Runs a block as one transaction that excludes other writers; an error undoes all of it.
+
+        Raises:
+            StoreError: SQLite refuses: another process writes for too long, or the disk is full.
+        """
         connection = self.connection
-        connection.execute("BEGIN IMMEDIATE")
         try:
+            connection.execute("BEGIN IMMEDIATE")
             yield connection
-        except BaseException:
-            connection.execute("ROLLBACK")
+            connection.execute("COMMIT")
+        except BaseException as error:
+            if connection.in_transaction:  # SQLite has ended it itself when the disk was full
+                connection.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError):
+                raise StoreError(
+                    f"The ledger {self._path} could not be written ({error}); nothing was changed. Let the other "
+                    "process end, or make room on the disk, and try again."
+                ) from error
             raise
-        connection.execute("COMMIT")
 
     def get(self, name: str) -> str | None:
         """Returns a value of the meta table.
@@ -127,9 +156,20 @@ class Ledger:
             found.update(row[0] for row in rows)
         return found
 
-    def truncate_log(self) -> None:
-        """Brings the write-ahead log into the database and empties it, so that nothing erased is left in it."""
+    def truncate_log(self, patience: float = 2.0) -> None:
+        """Brings the write-ahead log into the database and empties it, so that nothing erased is left in it.
+
+        While another process reads, it cannot be emptied; the next erasure or opening does it then.
+
+        Args:
+            patience: How long to wait for readers, in seconds.
+        """
+        log = self._path.with_name(f"{FILE}-wal")
+        if not log.exists() or log.stat().st_size == 0:
+            return
+        self.connection.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
         self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self.connection.execute(f"PRAGMA busy_timeout = {_PATIENCE * 1000}")
 
     def close(self) -> None:
         """Closes this process's connection."""
@@ -138,15 +178,16 @@ class Ledger:
             connection.close()
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(self._path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA secure_delete = ON")
         connection.execute("PRAGMA synchronous = FULL")
         return connection
 
     def _check_format(self, create: bool) -> None:
         connection = self.connection
-        connection.execute("PRAGMA journal_mode = WAL")
-        if create:
+        # somebody else's database must not be changed
+        if create and not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+            connection.execute("PRAGMA journal_mode = WAL")
             with self.transaction():
                 if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
                     for statement in _SCHEMA.split(";"):

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from lightning_s3t.errors import StoreError
 
 FILE = "fit.lock"
+_PATIENCE = 30.0  # seconds
 
 
 class FitLock:
     """A lock on a file, which the operating system releases when its holder dies.
+
+    A fit holds it alone. Those who open the store while none runs share it for as long as they clear up, so that a fit
+    can tell them from another fit, and waits for them.
 
     Args:
         folder: The store.
@@ -23,27 +30,53 @@ class FitLock:
         self._path = folder / FILE
 
     @contextmanager
-    def attempt(self) -> Iterator[bool]:
-        """Holds the lock while the block runs, if nobody else does; yields whether it is held."""
+    def no_fit(self) -> Iterator[bool]:
+        """Keeps fits out while the block runs; yields False, and does not, if one runs."""
         with self._path.open("a") as file:
+            held = _lock(file, fcntl.LOCK_SH)
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+                yield held
+            finally:
+                _unlock(file, os.getpid())
 
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Holds the lock while the block runs.
 
         Raises:
-            StoreError: Somebody else holds it.
+            StoreError: Another fit holds it.
         """
-        with self.attempt() as free:
-            if not free:
+        with self._path.open("a") as file:
+            self._acquire(file)
+            holder = os.getpid()
+            try:
+                yield
+            finally:
+                _unlock(file, holder)
+
+    def _acquire(self, file: IO[str]) -> None:
+        deadline = time.monotonic() + _PATIENCE
+        while not _lock(file, fcntl.LOCK_EX):
+            # a shared lock is refused only beside a fit
+            if not _lock(file, fcntl.LOCK_SH) or time.monotonic() > deadline:
                 raise StoreError(
                     f"Another fit is running on the store {self._path.parent}. Wait for it to end; a fit that was "
                     "killed holds no lock."
                 )
-            yield
+            _unlock(file, os.getpid())
+            time.sleep(0.01)
+
+
+def _lock(file: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _unlock(file: IO[str], holder: int) -> None:
+    # closing is not enough: a worker process that was forked meanwhile has the file open too. But such a worker must
+    # not release it either
+    if os.getpid() == holder:
+        fcntl.flock(file, fcntl.LOCK_UN)

@@ -23,7 +23,16 @@ def snapshot_path(store: Path, digest: str) -> Path:
         store: The store's folder.
         digest: The snapshot's SHA-256.
     """
-    return store / FOLDER / f"{digest}.safetensors"
+    return store / snapshot_name(digest)
+
+
+def snapshot_name(digest: str) -> str:
+    """Returns a snapshot's path within the store.
+
+    Args:
+        digest: The snapshot's SHA-256.
+    """
+    return f"{FOLDER}/{digest}.safetensors"
 
 
 def encode_snapshot(tensors: Mapping[str, Tensor]) -> tuple[str, bytes]:

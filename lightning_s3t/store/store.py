@@ -14,10 +14,10 @@ from lightning_s3t.errors import RevokedError, StoreError
 from lightning_s3t.plan import Partition, UnitId, canonical_subject
 from lightning_s3t.store.attempt import Attempt
 from lightning_s3t.store.erasure import clean_up, erase_pending, queue_units
+from lightning_s3t.store.folder import check_free
 from lightning_s3t.store.forgetting import forget
-from lightning_s3t.store.identities import KEY_FILE, hash_subject, read_key, read_or_make_key
-from lightning_s3t.store.ledger import FILE, Ledger
-from lightning_s3t.store.lock import FILE as LOCK_FILE
+from lightning_s3t.store.identities import hash_subject, read_key, read_or_make_key
+from lightning_s3t.store.ledger import FILE, Ledger, closed_on_error
 from lightning_s3t.store.lock import FitLock
 from lightning_s3t.store.receipt import Receipt
 from lightning_s3t.store.record import UnitRecord
@@ -29,9 +29,7 @@ from lightning_s3t.store.snapshots import (
     snapshot_path,
     write_snapshot,
 )
-from lightning_s3t.store.units import reached_since, read_units
-
-_OWN_FILES = frozenset({FILE, f"{FILE}-wal", f"{FILE}-shm", KEY_FILE, LOCK_FILE, FOLDER})
+from lightning_s3t.store.units import find_snapshot, reached_since, read_units
 
 
 class Store:
@@ -65,9 +63,10 @@ class Store:
         self.partition = Partition(**self.settings["partition"])
         self._lock = FitLock(path)
         erase_pending(ledger, path)
-        with self._lock.attempt() as free:
-            if free:  # no fit runs, so what looks half-done is what a crash has left
+        with self._lock.no_fit() as free:
+            if free:  # so what looks half-done is what a crash has left
                 clean_up(ledger, path)
+        ledger.truncate_log(patience=0.1)  # a crash may have come between an erasure and this
 
     @classmethod
     def create(cls, path: str | Path, settings: Mapping[str, Any]) -> Store:
@@ -83,21 +82,18 @@ class Store:
         """
         folder = Path(path).absolute()
         Partition(**settings["partition"])
-        if folder.exists() and (not folder.is_dir() or {entry.name for entry in folder.iterdir()} - _OWN_FILES):
-            raise StoreError(f"{folder} is no store, and not empty. Give a new or an empty folder as `store`.")
+        if not (folder / FILE).exists():
+            check_free(folder)
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
         ledger = Ledger(folder, create=True)
-        if ledger.get("settings") is None:  # new, or a crash came before
-            key = read_or_make_key(folder)
-            ledger.put("settings", json.dumps(normalise(settings), sort_keys=True))
-        else:
-            key = read_key(folder)
-        store = cls(folder, ledger, key)
-        try:
+        with closed_on_error(ledger):
+            with ledger.transaction() as connection:  # two processes may make it at once
+                if ledger.get("settings") is None:  # new, or a crash came before
+                    read_or_make_key(folder)
+                    text = json.dumps(normalise(settings), sort_keys=True)
+                    connection.execute("INSERT INTO meta VALUES ('settings', ?)", (text,))
+            store = cls(folder, ledger, read_key(folder))
             store.check(settings, whole=True)
-        except StoreError:
-            store.close()
-            raise
         return store
 
     @classmethod
@@ -112,7 +108,8 @@ class Store:
         """
         folder = Path(path).absolute()
         ledger = Ledger(folder)
-        return cls(folder, ledger, read_key(folder))
+        with closed_on_error(ledger):
+            return cls(folder, ledger, read_key(folder))
 
     def check(self, settings: Mapping[str, Any], hint: str = HINT, whole: bool = False) -> None:
         """Compares settings with those that the store was made with.
@@ -227,10 +224,18 @@ class Store:
             RevokedError: It is revoked, or was never built.
             StoreError: Its snapshot is missing or damaged.
         """
-        record = self.alive().get(unit)
-        if record is None:
-            raise RevokedError(f"The store {self.path} has no unit {unit}: it was revoked, or never trained.")
-        return read_snapshot(self.path, record.snapshot, f"unit {unit}")
+        digest = find_snapshot(self._ledger, unit)
+        if digest is None:
+            raise self._revoked(unit)
+        try:
+            tensors = read_snapshot(self.path, digest, f"unit {unit}")
+        except StoreError:
+            if find_snapshot(self._ledger, unit) != digest:
+                raise self._revoked(unit) from None
+            raise
+        if find_snapshot(self._ledger, unit) != digest:  # revoked while it was read
+            raise self._revoked(unit)
+        return tensors
 
     def save_base(self, tensors: Mapping[str, Tensor]) -> None:
         """Keeps the head as it stood before any training, once.
@@ -244,8 +249,9 @@ class Store:
         if self._ledger.get("base") is not None:
             raise StoreError(f"The store {self.path} has its base already. It is written once, before any training.")
         digest, data = encode_snapshot(tensors)
-        write_snapshot(self.path, digest, data)
-        self._ledger.put("base", digest)
+        with self._ledger.transaction() as connection:
+            write_snapshot(self.path, digest, data)
+            connection.execute("INSERT INTO meta VALUES ('base', ?)", (digest,))
 
     def load_base(self) -> dict[str, Tensor] | None:
         """Reads the head as it stood before any training; None before the first fit."""
@@ -268,6 +274,8 @@ class Store:
 
         Raises:
             UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            StoreError: The ledger could not be written, and nothing has changed; or the request is carried out and a
+                file could not be erased. The message says which.
             DataError: An id is neither text nor an integer.
         """
         asked = {canonical: self.subject_hash(canonical) for canonical in map(canonical_subject, subjects)}
@@ -291,7 +299,7 @@ class Store:
         if unit is None:
             return [record.provenance for record in alive.values()]
         if unit not in alive:
-            raise RevokedError(f"The store {self.path} has no unit {unit}: it was revoked, or never trained.")
+            raise self._revoked(unit)
         return [alive[unit].provenance]
 
     def snapshot_size(self, unit: UnitId) -> int:
@@ -305,6 +313,9 @@ class Store:
     def close(self) -> None:
         """Closes the ledger."""
         self._ledger.close()
+
+    def _revoked(self, unit: UnitId) -> RevokedError:
+        return RevokedError(f"The store {self.path} has no unit {unit}: it was revoked, or never trained.")
 
     def __enter__(self) -> Store:
         return self

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import inspect
 import json
 import shutil
 import subprocess
@@ -10,7 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from lightning_s3t.cli import main
+from lightning_s3t.cli import commands, main
+from lightning_s3t.cli.arguments import make_parser
+from lightning_s3t.cli.demo import demo
+from lightning_s3t.cli.layers import layers
+from lightning_s3t.plan import harmonic
 from lightning_s3t.store import Store
 from tests.people import People, fit
 
@@ -28,6 +34,7 @@ def store(trained: Path, tmp_path: Path) -> Path:
 
 
 Output = pytest.CaptureFixture[str]
+STORE_VERBS = ("status", "forget", "receipts", "provenance")
 
 
 def test_forget_revokes_and_says_what(store: Path, capsys: Output) -> None:
@@ -123,13 +130,114 @@ def test_a_folder_that_is_no_store_is_an_error_without_a_traceback(tmp_path: Pat
 
 
 @pytest.mark.parametrize("verb", ["demo", "layers", "status", "forget", "receipts", "provenance"])
-def test_help_explains_every_argument(verb: str, capsys: Output) -> None:
+def test_help_explains_every_argument(verb: str) -> None:
+    verbs = {"demo": demo, "layers": layers, **{name: getattr(commands, name) for name in STORE_VERBS}}
+    parser = make_parser({verb: verbs[verb]}, "s3t", "")
+    subparsers = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    chosen = subparsers.choices[verb]
+    explained = {action.dest: action.help for action in chosen._actions}
+    assert set(explained) == {"help", *inspect.signature(verbs[verb]).parameters}
+    assert all(text and len(text.split()) >= 3 for text in explained.values())
+
+
+def test_help_is_printed(capsys: Output) -> None:
     with pytest.raises(SystemExit) as exited:
-        main([verb, "--help"])
+        main(["forget", "--help"])
     assert exited.value.code == 0
-    told = capsys.readouterr().out
-    arguments = [line for line in told.split("options:")[-1].splitlines() if line.strip().startswith("--")]
-    assert all(len(line.split("  ")) > 1 for line in arguments)
+    assert "Remove subjects from the model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["unlearn"], ["forget", "runs/s3t"]])
+def test_arguments_that_are_off_exit_with_2(arguments: list[str], capsys: Output) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(arguments)
+    assert exited.value.code == 2
+    assert "usage: s3t" in capsys.readouterr().err
+
+
+def test_ctrl_c_exits_with_130_and_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "app_of_somebody.py").write_text(
+        "import os, signal, time\ndef make():\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(60)\n"
+    )
+    code = f"import sys; sys.path.append({str(tmp_path)!r}); from lightning_s3t.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "layers", "app_of_somebody:make", "2"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stderr) == (130, "s3t: interrupted\n")
+
+
+@pytest.mark.parametrize("package", ["rich", "docstring_parser"])
+def test_a_missing_package_is_named_with_what_to_install(package: str, store: Path) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from lightning_s3t.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "status", str(store)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 2
+    assert run.stderr == f's3t: the command needs {package}: pip install "lightning-s3t[cli]"\n'
+
+
+@pytest.mark.parametrize("package", ["sklearn", "matplotlib"])
+def test_what_only_the_demo_needs_is_named_too(package: str, tmp_path: Path) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from lightning_s3t.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "demo", "--quick", "--output", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 2
+    assert run.stderr == f's3t: The demo needs {package}: pip install "lightning-s3t[demo]"\n'
+
+
+def test_a_module_in_the_current_folder_is_found(
+    tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a console script has its own folder on the path, not the current one
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != ""])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "app_of_somebody.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))\n"
+        "def three():\n"
+        "    return 3\n"
+    )
+    assert main(["layers", "app_of_somebody:make", "2"]) == 0
+    assert "group 2" in capsys.readouterr().out
+    assert main(["layers", "app_of_somebody:three", "2"]) == 2
+    assert "app_of_somebody:three gives a int" in capsys.readouterr().err
+
+
+def test_a_path_with_brackets_is_shown_as_it_is(store: Path, tmp_path: Path, capsys: Output) -> None:
+    odd = Path(shutil.copytree(store, tmp_path / "[red]"))
+    assert main(["status", str(odd)]) == 0
+    assert "[red]" in capsys.readouterr().out.translate({ord(" "): None, ord("\n"): None})
+
+
+def test_status_says_how_many_further_requests_it_lasts(store: Path, capsys: Output) -> None:
+    # 2 shards of 2 slices on 2 orders: 4 * H(4) when full, 4 * H(k) with k first slices left
+    assert main(["status", str(store)]) == 0
+    assert f"on average: {4 * harmonic(4):.0f}; a full store: {4 * harmonic(4):.0f}" in capsys.readouterr().out
+    main(["forget", str(store), "user-3"])
+    capsys.readouterr()
+    assert main(["status", str(store)]) == 0
+    assert f"on average: {4 * harmonic(3):.0f}; a full store: {4 * harmonic(4):.0f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed", "-1"], "`seed` to be a non-negative integer"),
+        (["--epochs", "0"], "`epochs` to be a positive integer"),
+    ],
+)
+def test_the_demo_refuses_bad_numbers_before_it_trains(
+    arguments: list[str], message: str, tmp_path: Path, capsys: Output
+) -> None:
+    assert main(["demo", "--quick", "--output", str(tmp_path / "out"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_demo_refuses_an_output_that_is_a_file(tmp_path: Path, capsys: Output) -> None:
+    (tmp_path / "out").write_text("mine")
+    assert main(["demo", "--quick", "--output", str(tmp_path / "out")]) == 2
+    assert "is a file" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 def test_the_module_runs_as_a_command_and_its_help_needs_no_torch() -> None:

@@ -1,0 +1,34 @@
+"""The folder of a store: what may lie in it before the store is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning_s3t.errors import StoreError
+from lightning_s3t.store.identities import KEY_FILE
+from lightning_s3t.store.ledger import FILE
+from lightning_s3t.store.lock import FILE as LOCK_FILE
+from lightning_s3t.store.snapshots import FOLDER
+
+_OWN_FILES = frozenset({FILE, f"{FILE}-wal", f"{FILE}-shm", KEY_FILE, LOCK_FILE, FOLDER})
+
+
+def check_free(folder: Path) -> None:
+    """Checks that a store can be made in a folder without a ledger.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        StoreError: Other things lie in it, or the rest of a store that has lost its ledger.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir() or {entry.name for entry in folder.iterdir()} - _OWN_FILES:
+        raise StoreError(f"{folder} is no store, and not empty. Give a new or an empty folder as `store`.")
+    # a store's ledger is made before anything else: with it, who was forgotten is lost
+    if any((folder / FOLDER).glob("*")):
+        raise StoreError(
+            f"The store {folder} has snapshots but no {FILE}. Without it nobody knows which of them a request has "
+            f"revoked: restore {FILE} from a backup, or give a new folder as `store`."
+        )

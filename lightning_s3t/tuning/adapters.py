@@ -127,7 +127,7 @@ def find_targets(root: nn.Module, layers: Layers, config: PeftConfig) -> dict[in
         if wanted is not None and wanted != "all-linear":
             names = [name for name in candidates if bool(_matches(config, name))]
         else:
-            names = _default_targets(candidates, config)
+            names = [name for name in _default_targets(candidates, config) if _chosen(config, name)]
         if not names:
             kinds = sorted({type(module).__name__ for module in candidates.values()})
             raise AdapterError(
@@ -198,6 +198,9 @@ def inject_adapter(original: nn.Module, name: str, config: PeftConfig, seed: int
     finally:
         for parameter in original.parameters():
             parameter.requires_grad = trainable[id(parameter)]
+    # without gradients torch's encoder layers run in one fused call on their layers' weights, past any adapter; a
+    # hook on one of them is what makes them call their layers
+    layer.register_forward_pre_hook(_pass_on)
     return layer
 
 
@@ -264,6 +267,13 @@ def _matches(config: PeftConfig, name: str) -> bool:
     return bool(found) and type(found).__name__ != "_ExcludedModule"
 
 
+def _chosen(config: PeftConfig, name: str) -> bool:
+    # PEFT's rules for `exclude_modules` and `layers_to_transform`, which it applies to named targets only
+    config = copy.copy(config)
+    config.target_modules = [name.rpartition(".")[2]]  # type: ignore[attr-defined]
+    return _matches(config, name)
+
+
 def _default_targets(candidates: Mapping[str, nn.Module], config: PeftConfig) -> list[str]:
     # attention modules of torch read their projections' weights without calling them: an adapter there never acts
     uncalled = {
@@ -282,6 +292,10 @@ def _default_targets(candidates: Mapping[str, nn.Module], config: PeftConfig) ->
     ]
     convolutions = [name for name, module in candidates.items() if isinstance(module, nn.Conv2d) and module.groups == 1]
     return linear or convolutions
+
+
+def _pass_on(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Does nothing."""
 
 
 def _skeleton(module: nn.Module, name: str) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -70,6 +71,7 @@ def aggregate_outputs(outputs: Sequence[Any], how: Aggregate) -> Any:
     """
     first = outputs[0]
     if isinstance(first, Tensor):
+        _check_tensors(outputs)
         return aggregate_logits(outputs, how)
     if isinstance(getattr(first, "logits", None), Tensor):
         fields: dict[str, Any] = {"logits": aggregate_logits([output.logits for output in outputs], how)}
@@ -78,13 +80,24 @@ def aggregate_outputs(outputs: Sequence[Any], how: Aggregate) -> Any:
         return type(first)(**fields)
     if how == "mean_logits":
         if isinstance(first, Mapping):
-            return {key: aggregate_outputs([output[key] for output in outputs], how) for key in first}
+            parts_by_key = {key: aggregate_outputs([output[key] for output in outputs], how) for key in first}
+            # a ModelOutput is read by attributes
+            return type(first)(**parts_by_key) if dataclasses.is_dataclass(first) else parts_by_key
         if isinstance(first, (tuple, list)):
             parts = [aggregate_outputs(list(column), how) for column in zip(*outputs, strict=True)]
             return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
-        if first is None or isinstance(first, (int, float, str, bool)):
+        if first is None or (isinstance(first, (int, float, str, bool)) and all(o == first for o in outputs)):
             return first
     raise EnsembleError(
         f"The network answers with {type(first).__name__}, which {how!r} cannot put together. Expected a tensor, an "
         "object with `.logits`, or (for 'mean_logits') tuples and dicts of tensors: let its forward() give one."
     )
+
+
+def _check_tensors(tensors: Sequence[Tensor]) -> None:
+    shapes = sorted({tuple(tensor.shape) for tensor in tensors})
+    if len(shapes) > 1:
+        raise EnsembleError(f"The models answer with tensors of different shape: {shapes}. Expected one shape.")
+    dtype = tensors[0].dtype
+    if not dtype.is_floating_point and not dtype.is_complex:
+        raise EnsembleError(f"The network answers with a tensor of {dtype}, which has no mean. Expected logits.")

@@ -12,6 +12,7 @@ _CHUNK = 1 << 22
 # odd multipliers (2**64 divided by the golden ratio, and splitmix64's), written as signed 64-bit integers
 _WEIGHT = -7046029254386353131
 _MIX = -4658895280553007687
+_MIX_AGAIN = -7723592293110705685
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
@@ -50,9 +51,10 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
 def fingerprint(tensor: Tensor) -> Tensor:
     """Returns a 64-bit fingerprint of a tensor's bits, computed where the tensor lies.
 
-    A sum of the elements' bits weighted by mixed odd numbers that depend on the position, modulo 2**64: any single
-    change shows with certainty, several with probability 1 - 2**-64 or so. It is meant against accidents, not
-    against somebody who constructs collisions; what is kept is digested by `digest_tensors`.
+    A sum, modulo 2**64, of the elements' bits multiplied by odd numbers that depend on the position and then mixed
+    (splitmix64's finaliser): any single change shows with certainty, several with probability 1 - 2**-64 or so. It is
+    meant against accidents, not against somebody who constructs collisions; what is kept is digested by
+    `digest_tensors`.
 
     Args:
         tensor: Any dense tensor.
@@ -77,8 +79,20 @@ def fingerprint(tensor: Tensor) -> Tensor:
         chunk = bits[start : start + _CHUNK].to(torch.int64)
         weight = torch.arange(start + 1, start + 1 + chunk.numel(), device=bits.device) * _WEIGHT
         weight = ((weight ^ (weight >> 29)) * _MIX) | 1
-        total += (chunk * weight).sum()
+        total += _mix(chunk * weight).sum()
     return total
+
+
+def _mix(x: Tensor) -> Tensor:
+    # without it, changes of the highest bits (two signs of a 64-bit dtype) would cancel out in the sum
+    x = (x ^ _shift(x, 30)) * _MIX
+    x = (x ^ _shift(x, 27)) * _MIX_AGAIN
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Shifts to the right without the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from lightning_s3t.errors import LeakageError
@@ -55,7 +56,7 @@ class LeakageGuard:
         self._module = module
         self._owned = frozenset(owned)
         self._others = dict(others or {})
-        self._before = fingerprints(self._guarded())
+        self._before = self._state()
 
     def check(self, what: str) -> None:
         """Raises if anything that the unit does not own has moved.
@@ -66,7 +67,7 @@ class LeakageGuard:
         Raises:
             LeakageError: Naming the tensors that changed, appeared or disappeared.
         """
-        after = fingerprints(self._guarded())
+        after = self._state()
         changed = [name for name in self._before if name in after and after[name] != self._before[name]]
         changed += [f"{name} (new)" for name in after.keys() - self._before.keys()]
         changed += [f"{name} (gone)" for name in self._before.keys() - after.keys()]
@@ -77,6 +78,11 @@ class LeakageGuard:
                 "training (keep statistics in eval mode, buffers and frozen weights untouched), or name the module "
                 "that holds them as part of the head: S3T(head=[...])."
             )
+
+    def _state(self) -> dict[str, tuple[int, torch.dtype, torch.Size]]:
+        # bits alone don't tell zeros from more zeros
+        tensors = self._guarded()
+        return {n: (bits, tensors[n].dtype, tensors[n].shape) for n, bits in fingerprints(tensors).items()}
 
     def _guarded(self) -> dict[str, Tensor]:
         every = named_tensors(self._module)

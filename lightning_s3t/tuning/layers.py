@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from lightning_s3t.errors import LayersError
-from lightning_s3t.tuning.finders import Found, find_blocks, find_head
-from lightning_s3t.tuning.finders.paths import common_parent, has_parameters, lies_in
-
-HOW_TO_NAME = (
-    "Name them: layers='model.encoder.layer' (the path of a ModuleList), or a list of paths in forward order, and "
-    "head='model.classifier'."
-)
+from lightning_s3t.tuning.finders import Found, find_head_of, find_layers_and_head, find_network
+from lightning_s3t.tuning.finders.named import HOW_TO_NAME, check_paths, read_layers
+from lightning_s3t.tuning.finders.paths import has_parameters, lies_in
 
 
 @dataclass(frozen=True)
@@ -57,18 +52,23 @@ def find_layers(
     """Finds the layer groups and the head of a module.
 
     timm models describe their own blocks (`group_matcher`) and head (`get_classifier`); transformers and torchvision
-    models are known by their structure; of any other module the longest ModuleList or Sequential is taken. Where
-    the blocks don't divide evenly, the lower groups are the larger ones.
+    models are known by their structure; of any other module the longest ModuleList or Sequential is taken. Stem,
+    embeddings and a last normalisation before the head belong to no group: they stay frozen. Metrics and losses, with
+    the networks in them, are not looked into.
+
+    Where the blocks don't divide evenly, the lower groups are larger, by one block. What belongs to a block but is
+    registered beside it (its normalisation, the downsampling before it, a last convolution) is in its group too.
 
     Args:
         root: A LightningModule, or a network.
         slices: Number of groups, L.
         layers: The path of a ModuleList or Sequential, a list of block paths in forward order, or a list of L such
-            lists, from the bottom up.
+            lists, from the bottom up. Of a Sequential that is named and ends in a linear layer, that layer is the head.
         head: The path of the head, or several.
 
     Raises:
-        LayersError: Nothing was found, more than one thing was found, or there are fewer blocks than slices.
+        LayersError: Nothing was found, there is no telling between several things, what was named does not exist, or
+            there are fewer blocks than slices.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -76,95 +76,90 @@ def find_layers(
         >>> found.head, [group.modules for group in found.groups]
         (('4',), [('2',), ('0',)])
     """
-    named_groups = _nested(layers)
-    if named_groups is not None:
-        if len(named_groups) != slices:
-            raise LayersError(f"`layers` names {len(named_groups)} groups for {slices} slices. Expected one a slice.")
-        blocks = [(path,) for group in named_groups for path in group]
-        found = Found(None, blocks, (), "named by the user")
-    elif layers is not None:
-        found = _named_blocks(root, layers)
+    if isinstance(slices, bool) or not isinstance(slices, int) or slices < 1:
+        raise LayersError(f"Expected `slices` to be a positive integer, but got {slices!r}.")
+    heads = _named_heads(root, head)
+    grouped = False
+    if layers is None:
+        found = find_layers_and_head(root, slices, headed=bool(heads))
     else:
-        found = find_blocks(root, slices)
-    paths = [path for block in found.blocks for path in block]
-    _check_paths(root, paths)
-    heads = tuple([head] if isinstance(head, str) else head or found.head or find_head(root, paths, found.network))
-    _check_paths(root, heads)
-    _check_apart(root, paths, heads)
-    network = found.network if found.network is not None and _holds(found.network, [*paths, *heads]) else None
-    groups = (
-        _group(found.blocks, slices)
-        if named_groups is None
-        else tuple(LayerGroup(i, tuple(group)) for i, group in enumerate(reversed(named_groups), start=1))
+        blocks, grouped, own = read_layers(root, layers, slices, heads)
+        paths = [path for block in blocks for path in block]
+        _check_blocks(root, blocks)
+        found = Found(None, blocks, () if heads else find_head_of(root, paths, own), "named by the user")
+    heads = heads or found.head
+    _check_blocks(root, found.blocks)
+    groups = tuple(
+        LayerGroup(index, tuple(path for block in blocks for path in block))
+        for index, blocks in enumerate(_cut(found.blocks, slices, grouped), start=1)
     )
-    return Layers(common_parent([*paths, *heads]) if network is None else network, groups, heads, found.source)
+    _check_apart(root, groups, heads)
+    network = find_network(root, [*(path for group in groups for path in group.modules), *heads])
+    return Layers(network, groups, heads, found.source)
 
 
-def _group(blocks: Sequence[tuple[str, ...]], slices: int) -> tuple[LayerGroup, ...]:
+def _named_heads(root: nn.Module, head: str | Sequence[str] | None) -> tuple[str, ...]:
+    if head is None:
+        return ()
+    heads = (head,) if isinstance(head, str) else tuple(dict.fromkeys(head))
+    if not heads or "" in heads:
+        raise LayersError(f"Expected `head` to be the path of a module, or several, but got {head!r}. {HOW_TO_NAME}")
+    check_paths(root, heads)
+    for path in heads:
+        inside = [other for other in heads if other != path and lies_in(other, path)]
+        if inside:
+            raise LayersError(f"The head {inside[0]} lies in the head {path}. Expected heads beside each other.")
+    return heads
+
+
+def _cut(blocks: Sequence[tuple[str, ...]], slices: int, grouped: bool) -> list[Sequence[tuple[str, ...]]]:
+    """Returns the blocks of each group, from the top group down."""
     if len(blocks) < slices:
         names = ", ".join(block[0] for block in blocks)
         raise LayersError(
             f"The network has {len(blocks)} blocks ({names}) for {slices} slices. Expected at least one block a slice: "
             f"use slices={len(blocks)} or fewer, or name finer layers. {HOW_TO_NAME}"
         )
+    if grouped:
+        return [[block] for block in reversed(blocks)]
     small, larger = divmod(len(blocks), slices)
     groups, end = [], len(blocks)
     for index in range(1, slices + 1):
         size = small + (index > slices - larger)
-        chosen = blocks[end - size : end]
-        groups.append(LayerGroup(index, tuple(path for block in chosen for path in block)))
+        groups.append(blocks[end - size : end])
         end -= size
-    return tuple(groups)
+    return groups
 
 
-def _named_blocks(root: nn.Module, layers: str | Sequence[object]) -> Found:
-    if isinstance(layers, str):
-        _check_paths(root, [layers])
-        container = root.get_submodule(layers)
-        children = [f"{layers}.{name}" for name, child in container.named_children() if has_parameters(child)]
-        if not children:
-            raise LayersError(
-                f"{layers!r} is a {type(container).__name__} without blocks in it. Expected the path of a ModuleList "
-                f"or a Sequential, or a list of paths. {HOW_TO_NAME}"
-            )
-        return Found(None, [(path,) for path in children], (), "named by the user")
-    return Found(None, [(str(path),) for path in layers], (), "named by the user")
-
-
-def _nested(layers: object) -> list[list[str]] | None:
-    if isinstance(layers, str) or not isinstance(layers, Sequence):
-        return None
-    if layers and all(not isinstance(group, str) for group in layers):
-        return [list(group) for group in layers]
-    return None
-
-
-def _check_paths(root: nn.Module, paths: Sequence[str]) -> None:
-    known = [name for name, _ in root.named_modules(remove_duplicate=False) if name]
-    for path in paths:
-        if path not in known:
-            close = difflib.get_close_matches(path, known, n=3, cutoff=0.5)
-            containers = [n for n, m in root.named_modules() if n and isinstance(m, (nn.ModuleList, nn.Sequential))]
-            raise LayersError(
-                f"{type(root).__name__} has no module {path!r}."
-                + (f" Did you mean {', '.join(map(repr, close))}?" if close else "")
-                + f" Its lists of layers are: {', '.join(containers[:10]) or 'none'}. {HOW_TO_NAME}"
-            )
-
-
-def _check_apart(root: nn.Module, paths: Sequence[str], heads: Sequence[str]) -> None:
+def _check_blocks(root: nn.Module, blocks: Sequence[tuple[str, ...]]) -> None:
+    if not blocks:
+        raise LayersError(f"No blocks are left beside the head. Expected at least one a slice. {HOW_TO_NAME}")
+    paths = [path for block in blocks for path in block]
     for path in paths:
         for other in paths:
             if path != other and lies_in(path, other):
                 raise LayersError(f"The block {path} lies in the block {other}. Expected blocks beside each other.")
+    if len({id(root.get_submodule(path)) for path in paths}) < len(paths):
+        raise LayersError(f"A block is named twice in {paths}. Expected each block once.")
+
+
+def _check_apart(root: nn.Module, groups: Sequence[LayerGroup], heads: Sequence[str]) -> None:
+    """Raises unless every parameter is in one group, or in the head, or in neither."""
+    for path in (path for group in reversed(groups) for path in group.modules):
         for head in heads:
             if lies_in(path, head) or lies_in(head, path):
                 raise LayersError(f"The block {path} and the head {head} overlap. Name them apart. {HOW_TO_NAME}")
-    if len(set(paths)) < len(paths):
-        raise LayersError(f"A block is named twice in {list(paths)}. Expected each block once.")
     if not any(has_parameters(root.get_submodule(head)) for head in heads):
         raise LayersError(f"The head ({', '.join(heads)}) has no parameters. {HOW_TO_NAME}")
-
-
-def _holds(network: str, paths: Sequence[str]) -> bool:
-    return all(lies_in(path, network) for path in paths)
+    owners: dict[int, tuple[str, str]] = {}
+    named = [(f"layer group {group.index}", group.modules) for group in groups] + [("the head", tuple(heads))]
+    for owner, paths in named:
+        for path in paths:
+            for name, parameter in root.get_submodule(path).named_parameters():
+                other, first = owners.setdefault(id(parameter), (owner, f"{path}.{name}"))
+                if other != owner:
+                    raise LayersError(
+                        f"{path}.{name} in {owner} is the same parameter as {first} in {other}. Expected every "
+                        "parameter in one of them: a stage would train the other's too. Put the modules that share it "
+                        f"into one group: layers=[[...], ...]. {HOW_TO_NAME}"
+                    )

@@ -58,6 +58,7 @@ class StageBuilder:
             check_adapter(root, self.targets, adapter)
         names = [name for targets in self.targets.values() for name in targets]
         self._check_trainable(names)
+        self._check_shared()
         self.originals = {name: root.get_submodule(name) for name in [*names, *layers.head]}
         self.start: Snapshot | None = None
 
@@ -103,7 +104,10 @@ class StageBuilder:
 
     def frozen_tensors(self) -> dict[str, Tensor]:
         """Returns every tensor of the module outside the head, by name: what must be the same for all units."""
-        heads = tuple(f"{name}." for name in self.layers.head)
+        inside = {id(module) for name in self.layers.head for module in self.originals[name].modules()}
+        heads = tuple(
+            f"{name}." for name, module in self.root.named_modules(remove_duplicate=False) if id(module) in inside
+        )
         return {name: tensor for name, tensor in named_tensors(self.root).items() if not name.startswith(heads)}
 
     def count_trainable(self) -> dict[int, int]:
@@ -120,6 +124,17 @@ class StageBuilder:
             return copy.deepcopy(original)
         layer: nn.Module = inject_adapter(original, name, self.adapter, derive_seed(seed, "adapter", name))  # type: ignore[assignment]
         return layer
+
+    def _check_shared(self) -> None:
+        owners: dict[int, tuple[int, str]] = {}
+        for index, targets in self.targets.items():
+            for name in targets:
+                group, other = owners.setdefault(id(self.root.get_submodule(name)), (index, name))
+                if group != index:
+                    raise LayersError(
+                        f"{other} and {name} are one module, in layer groups {group} and {index}: only one could "
+                        "train it. Leave it out with the adapter's target_modules, or name layers that share nothing."
+                    )
 
     def _check_trainable(self, names: Sequence[str]) -> None:
         heads = [self.root.get_submodule(name) for name in self.layers.head]

@@ -8,104 +8,66 @@ from torch import nn
 
 from lightning_s3t.errors import LayersError
 from lightning_s3t.tuning.finders.found import Found
-from lightning_s3t.tuning.finders.paths import has_parameters, join, lies_in
+from lightning_s3t.tuning.finders.heads import find_head
+from lightning_s3t.tuning.finders.modules import is_from, is_list
+from lightning_s3t.tuning.finders.stacks import Stack, find_stacks, longest, without_ends
 
 
-def find_in_plain_module(root: nn.Module, ignored: Sequence[str], slices: int) -> Found | None:
-    """Finds the longest list of layers in a module that is of no known library.
+def find_in_plain_module(root: nn.Module, ignored: Sequence[str], slices: int, headed: bool = False) -> Found | None:
+    """Finds the longest list of blocks in a module that is of no known library.
 
     Args:
         root: The module.
-        ignored: Paths that are no part of the network (metrics).
+        ignored: Paths that are no part of the network.
         slices: How many blocks are wanted.
+        headed: Whether the head is known already.
 
     Returns:
-        What was found; None if there is no list of at least two layers.
+        What was found; None if there is no list of at least two blocks.
 
     Raises:
-        LayersError: Two lists are equally long.
+        LayersError: More than one list could be meant, or there is no telling which module is the head.
     """
-    lists = _lists(root, ignored, max(slices, 2)) or _lists(root, ignored, 2)
-    if not lists:
+    stacks = find_stacks(root, "", ignored, slices)
+    if not stacks:
         return None
-    longest = max(map(len, lists.values()))
-    chosen = [name for name, children in lists.items() if len(children) == longest]
-    if len(chosen) > 1:
+    stack = _choose(root, without_ends(stacks))
+    blocks = [path for block in stack.blocks for path in block]
+    head = () if headed else find_head(root, blocks, ignored, (*blocks, *stack.head)[-1], stack.head)
+    return Found(None, stack.blocks, head, f"the longest list of layers, {stack}")
+
+
+def _choose(root: nn.Module, stacks: Sequence[Stack]) -> Stack:
+    close = longest(stacks, lambda stack: len(stack.blocks), share=0.5)
+    close += [stack for stack in stacks if stack not in close and _is_another_network(root, stack, close[0])]
+    if len(close) > 1:
+        sizes = {len(stack.blocks) for stack in close}
+        equal = f" of {sizes.pop()} layers" if len(sizes) == 1 else " of layers"
+        listed = ", ".join(str(stack) if not sizes else f"{stack} ({len(stack.blocks)})" for stack in close[:6])
+        more = f" and {len(close) - 6} more" if len(close) > 6 else ""
+        last = close[-1]
+        name = last.paths[0] if len(last.paths) == 1 else [path for block in last.blocks for path in block]
         raise LayersError(
-            f"{type(root).__name__} has {len(chosen)} lists of {longest} layers: "
-            f"{', '.join(name or 'the module itself' for name in chosen)}. Expected one that is longest. Name the one "
-            f"to train: layers={chosen[-1]!r}, and head=..."
+            f"{type(root).__name__} has {len(close)} lists{equal}: {listed}{more}. Expected one that is by far the "
+            f"longest. Name the one to train: layers={name!r}, and its head: head='...'."
         )
-    name, children = chosen[0], lists[chosen[0]]
-    head = tuple(children[-1:]) if _ends_in_head(root, name, children, ignored) else ()
-    blocks = children[: len(children) - len(head)]
-    return Found(None, [(path,) for path in blocks], head, f"the longest list of layers, {name or 'the module'}")
+    return close[0]
 
 
-def _lists(root: nn.Module, ignored: Sequence[str], least: int) -> dict[str, list[str]]:
-    """Returns the lists of at least so many layers with parameters, without those inside of another's layers."""
-    lists: dict[str, list[str]] = {}
-    for name, module in root.named_modules():
-        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or any(lies_in(name, path) for path in ignored):
-            continue
-        if any(name != outer and lies_in(name, outer) for outer in lists):
-            continue
-        children = [join(name, child) for child, layer in module.named_children() if has_parameters(layer)]
-        if len(children) - _ends_in_head(root, name, children, ignored) >= least:
-            lists[name] = children
-    return lists
-
-
-def find_head_after(
-    root: nn.Module, blocks: Sequence[str], network: str | None, ignored: Sequence[str]
-) -> tuple[str, ...]:
-    """Finds a head that lies outside of what holds the blocks: the last module registered after them.
-
-    Args:
-        root: The module.
-        blocks: The blocks' paths.
-        network: The path of a recognised model without a head; None if there is none.
-        ignored: Paths that are no part of the network (metrics).
-
-    Raises:
-        LayersError: There is none.
-    """
-    last = blocks[-1] if network is None else network
-    after = _parametrised_after(root, last, ignored)
-    after = [name for name in after if not any(lies_in(block, name) or lies_in(name, block) for block in blocks)]
-    linear = [name for name in after if any(isinstance(m, nn.Linear) for m in root.get_submodule(name).modules())]
-    if linear:
-        return (linear[-1],)
-    if after:
-        return (after[-1],)
-    children = [name for name, child in root.named_children() if has_parameters(child)]
-    raise LayersError(
-        f"No head was found in {type(root).__name__} after {last or 'the model itself'}: its parts with parameters are "
-        f"{', '.join(children) or 'none'}. Expected a module after the blocks that makes the prediction. Name it: "
-        "head='...'."
-    )
-
-
-def _ends_in_head(root: nn.Module, name: str, children: Sequence[str], ignored: Sequence[str]) -> bool:
-    """Says whether the last layer of a Sequential is the head: linear, and nothing comes after it."""
-    if not isinstance(root.get_submodule(name), nn.Sequential):
+def _is_another_network(root: nn.Module, stack: Stack, other: Stack) -> bool:
+    """Says whether two stacks lie in two hand-written modules beside each other, as those of a GAN do."""
+    first, second = stack.paths[0].split("."), other.paths[0].split(".")
+    same = sum(1 for _ in _common(first, second))
+    if same >= min(len(first), len(second)):
         return False
-    if not children or not isinstance(root.get_submodule(children[-1]), nn.Linear):
-        return False
-    return not _parametrised_after(root, name, ignored)
+    modules = [root.get_submodule(".".join(path[: same + 1])) for path in (first, second)]
+    return all(not is_list(module) and not is_from(module, "torch.nn.modules.transformer") for module in modules)
 
 
-def _parametrised_after(root: nn.Module, path: str, ignored: Sequence[str]) -> list[str]:
-    """Returns the modules that are registered after a path, beside it or beside what holds it."""
-    found: list[str] = []
-    parts = path.split(".") if path else []
-    for depth in range(len(parts) - 1, -1, -1):
-        parent = ".".join(parts[:depth])
-        names = [name for name, child in root.get_submodule(parent).named_children() if has_parameters(child)]
-        if parts[depth] in names:
-            found += [join(parent, name) for name in names[names.index(parts[depth]) + 1 :]]
-    # a module may be registered twice: the first path is its name
-    unique = {id(root.get_submodule(name)): name for name in reversed(found)}
-    return [
-        name for name in found if name in unique.values() and not any(lies_in(name, skipped) for skipped in ignored)
-    ]
+def _common(first: Sequence[str], second: Sequence[str]) -> list[str]:
+    found = []
+    for one, two in zip(first, second, strict=False):
+        if one != two:
+            break
+        found.append(one)
+    return found

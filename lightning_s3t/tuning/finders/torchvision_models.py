@@ -1,55 +1,73 @@
-"""torchvision: stages of blocks by their usual names, and the classifier."""
+"""torchvision: stages of blocks beside each other, or in `features`, and the classifier."""
 
 from __future__ import annotations
 
 from torch import nn
 
+from lightning_s3t.tuning.finders.blocks import Blocks, blocks_in, tidy
 from lightning_s3t.tuning.finders.found import Found
+from lightning_s3t.tuning.finders.modules import count_layers, expand, is_from, is_list, parts
+from lightning_s3t.tuning.finders.names import words
 from lightning_s3t.tuning.finders.paths import has_parameters, join
+from lightning_s3t.tuning.finders.stacks import find_stacks, longest, without_ends
 
 _HEADS = ("fc", "classifier", "heads", "head")
 
 
 def is_torchvision_model(module: nn.Module) -> bool:
-    """Says whether a module is one of torchvision's classification models, without importing it.
+    """Says whether a module is one of torchvision's models with a classifier, without importing it.
 
     Args:
         module: Any module.
     """
-    return type(module).__module__.startswith("torchvision.models.") and any(hasattr(module, name) for name in _HEADS)
+    if is_list(module) or not is_from(module, "torchvision.models"):
+        return False
+    return any(isinstance(getattr(module, name, None), nn.Module) for name in _HEADS)
 
 
-def find_in_torchvision_model(model: nn.Module, path: str) -> Found | None:
+def find_in_torchvision_model(model: nn.Module, path: str, slices: int) -> Found | None:
     """Finds the blocks of a torchvision model.
 
     Args:
         model: The model.
         path: Where it is.
+        slices: How many blocks are wanted.
 
     Returns:
         What was found; None if its structure is another.
     """
-    blocks: list[str] = []
-    if hasattr(model, "layer1"):  # resnet and its kin
-        for stage in ("layer1", "layer2", "layer3", "layer4"):
-            blocks += [f"{stage}.{name}" for name, _ in getattr(model, stage).named_children()]
-    elif hasattr(model, "encoder") and hasattr(model.encoder, "layers"):
-        blocks = [f"encoder.layers.{name}" for name, _ in model.encoder.layers.named_children()]  # type: ignore[union-attr]
-    elif isinstance(getattr(model, "features", None), nn.Sequential):
-        blocks = _features(model.features)  # type: ignore[arg-type]
+    heads = torchvision_heads(model)
+    blocks, source = _blocks(model, heads, slices)
     if len(blocks) < 2:
         return None
+    found = [tuple(join(path, name) for name in block) for block in blocks]
+    return Found(path, found, tuple(join(path, head) for head in heads), f"torchvision {source}")
+
+
+def torchvision_heads(model: nn.Module) -> tuple[str, ...]:
+    """Returns the paths of a model's classifiers; none if they were replaced by nn.Identity.
+
+    Args:
+        model: The model.
+    """
     heads = [name for name in _HEADS if isinstance(getattr(model, name, None), nn.Module)]
-    heads = [join(path, name) for name in heads if has_parameters(getattr(model, name))]
-    return Found(path, [(join(path, name),) for name in blocks], tuple(heads), f"torchvision {blocks[0]} ...")
+    return expand(model, [name for name in heads if has_parameters(model.get_submodule(name))])
 
 
-def _features(features: nn.Sequential) -> list[str]:
-    blocks = []
-    for name, stage in list(features.named_children())[1:]:  # the first is the stem
-        children = [child for child in stage.children() if has_parameters(child)]
-        if type(stage) is nn.Sequential and children and all(any(True for _ in c.children()) for c in children):
-            blocks += [f"features.{name}.{child}" for child, module in stage.named_children() if has_parameters(module)]
-        elif has_parameters(stage):
-            blocks.append(f"features.{name}")
-    return blocks
+def _blocks(model: nn.Module, heads: tuple[str, ...], slices: int) -> tuple[Blocks, str]:
+    features = getattr(model, "features", None)
+    if isinstance(features, nn.Sequential):
+        children = parts(features, "features")
+        shallow = all(count_layers(child) < 2 for child in features.children())
+        # of convolutions in a row, the first is the stem
+        return tidy(model, blocks_in(model, children[1:] if shallow else children, finer=False)), "features"
+    auxiliary = [name for name in parts(model, "") if words(name)[0].startswith("aux")]
+    stacks = without_ends(find_stacks(model, "", [*heads, *auxiliary], slices))
+    chosen = longest(stacks, lambda stack: len(stack.blocks), share=0.5) if stacks else []
+    if len(chosen) == 1 and len(chosen[0].blocks) >= slices:
+        return chosen[0].blocks, str(chosen[0])
+    rest = [name for name in parts(model, "") if name not in (*heads, *auxiliary)]
+    beside = tidy(model, [(name,) for name in rest])
+    if len(chosen) == 1 and len(chosen[0].blocks) >= len(beside):
+        return chosen[0].blocks, str(chosen[0])
+    return beside, "the model's children"

@@ -1,0 +1,44 @@
+"""What stands beside a network: metrics, losses, and all that has no parameters."""
+
+from __future__ import annotations
+
+import torchmetrics
+from torch import nn
+
+from lightning_s3t.tuning.finders.names import names_loss
+from lightning_s3t.tuning.finders.paths import has_parameters, lies_in
+
+
+def find_ignored(root: nn.Module) -> tuple[str, ...]:
+    """Returns the paths of the outermost modules that are no part of the network.
+
+    Losses and metrics may hold whole networks (a perceptual loss, an inception distance), which are not to be trained.
+
+    Args:
+        root: A LightningModule, or a network.
+
+    Example:
+        >>> find_ignored(nn.ModuleDict({"net": nn.Linear(1, 1), "style_loss": nn.Linear(1, 1), "act": nn.ReLU()}))
+        ('style_loss', 'act')
+    """
+    found: list[str] = []
+    for path, module in root.named_modules():
+        if path and not is_ignored(path, found) and _stands_beside(path, module):
+            found.append(path)
+    return tuple(found)
+
+
+def is_ignored(path: str, ignored: tuple[str, ...] | list[str]) -> bool:
+    """Says whether a path lies in one that is ignored.
+
+    Args:
+        path: The path.
+        ignored: What `find_ignored` returned.
+    """
+    return any(lies_in(path, skipped) for skipped in ignored)
+
+
+def _stands_beside(path: str, module: nn.Module) -> bool:
+    if isinstance(module, (torchmetrics.Metric, torchmetrics.MetricCollection)) or not has_parameters(module):
+        return True
+    return names_loss(path.rpartition(".")[2]) or names_loss(type(module).__name__)

@@ -1,21 +1,87 @@
-"""The plan: partition, sequences, units and the theory of survival. Pure Python."""
+"""The plan: partition, sequences, units and the theory of survival. No torch; NumPy and SciPy where they are needed."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lightning_s3t.plan.checks import check_sequences
 from lightning_s3t.plan.partition import Partition, Place, canonical_subject
-from lightning_s3t.plan.sequences import check_sequences, cyclic, plan_sequences
+from lightning_s3t.plan.risk import RiskPartition
+from lightning_s3t.plan.rotations import cyclic
+from lightning_s3t.plan.sequences import plan_sequences
 from lightning_s3t.plan.survival import deletion_rate, harmonic, survivors
 from lightning_s3t.plan.units import Sequence, UnitId, units_of
 
+if TYPE_CHECKING:
+    from lightning_s3t.plan.assessment import Assessment, assess
+    from lightning_s3t.plan.cost import Cost, cost_of, optimal_within
+    from lightning_s3t.plan.estimate import Estimate
+    from lightning_s3t.plan.expectation import expected_survivors, retention_bound
+    from lightning_s3t.plan.lifetime import collector, expected_lifetime
+    from lightning_s3t.plan.matching import bms
+    from lightning_s3t.plan.valuation import objective
+    from lightning_s3t.plan.prior import slice_prior
+    from lightning_s3t.plan.sampling import conditional
+    from lightning_s3t.plan.search import optimal
+    from lightning_s3t.plan.simulation import Moment, Simulation, simulate
+
 __all__ = [
+    "Assessment",
+    "Cost",
+    "Estimate",
+    "Moment",
     "Partition",
     "Place",
+    "RiskPartition",
     "Sequence",
+    "Simulation",
     "UnitId",
+    "assess",
+    "bms",
     "canonical_subject",
     "check_sequences",
+    "collector",
+    "conditional",
+    "cost_of",
     "cyclic",
     "deletion_rate",
+    "expected_lifetime",
+    "expected_survivors",
     "harmonic",
+    "objective",
+    "optimal",
+    "optimal_within",
     "plan_sequences",
+    "retention_bound",
+    "simulate",
+    "slice_prior",
     "survivors",
     "units_of",
 ]
+
+_HOMES = {
+    "Assessment": "assessment",
+    "Cost": "cost",
+    "Estimate": "estimate",
+    "Moment": "simulation",
+    "Simulation": "simulation",
+    "assess": "assessment",
+    "bms": "matching",
+    "collector": "lifetime",
+    "conditional": "sampling",
+    "cost_of": "cost",
+    "expected_lifetime": "lifetime",
+    "expected_survivors": "expectation",
+    "objective": "valuation",
+    "optimal": "search",
+    "optimal_within": "cost",
+    "retention_bound": "expectation",
+    "simulate": "simulation",
+    "slice_prior": "prior",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # NumPy and SciPy take most of a second to import: places, units and survivors need neither
+    if name in _HOMES:
+        return getattr(import_module(f"lightning_s3t.plan.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,17 +25,34 @@ def canonical_subject(subject: object) -> str:
         >>> canonical_subject(17), canonical_subject("user-17")
         ('17', 'user-17')
     """
-    if isinstance(subject, str) and subject:
-        return str(subject)
-    if not isinstance(subject, (str, bool)):
-        try:
-            return str(operator.index(subject))  # type: ignore[arg-type]
-        except TypeError:
-            pass
-    raise DataError(
-        f"A subject's id is {subject!r} ({type(subject).__name__}). Expected a non-empty string or an integer: "
-        "convert the ids before you pass them."
-    )
+    text = _spell(subject)
+    if text is None:
+        raise DataError(
+            f"A subject's id is {subject!r} ({type(subject).__name__}). Expected a non-empty string or an integer: "
+            "convert the ids before you pass them."
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"A subject's id is {subject!r}, which has no UTF-8 form ({error.reason}). Expected text that can be "
+            "encoded: os.fsencode(id).hex() gives a file name that could not be decoded one spelling."
+        ) from error
+    return text
+
+
+def _spell(subject: object) -> str | None:
+    if isinstance(subject, str):
+        # a member of an enumeration is equal to its value, but prints its name
+        return str.__str__(subject) or None
+    # truth values and arrays with dimensions can be indices too, and are no ids
+    dtype = getattr(subject, "dtype", None)
+    if isinstance(subject, bool) or str(dtype).endswith("bool") or getattr(subject, "ndim", 0) != 0:
+        return None
+    try:
+        return int.__repr__(operator.index(subject))  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 @dataclass(frozen=True, order=True)

@@ -25,7 +25,8 @@ def survivors(alive: Iterable[UnitId], score: Mapping[UnitId, float] | None = No
         >>> {shard: str(unit) for shard, unit in survivors(units).items()}
         {0: '0/1-0', 2: '2/1'}
     """
-    scores = score or {}
+    # NaN is a failed metric: no better than none, and no order to sort by
+    scores = {unit: value for unit, value in (score or {}).items() if value == value}
     best: dict[int, UnitId] = {}
     for unit in sorted(alive, key=lambda u: (-u.stage, -scores.get(u, float("-inf")), u.prefix)):
         best.setdefault(unit.shard, unit)

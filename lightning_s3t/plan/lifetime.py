@@ -1,0 +1,119 @@
+"""The deletion rate for any orders and any prior: the expected number of requests until no unit survives.
+
+A unit is lost with the first slice of its order, if not before. So all is lost when, in every shard, each slice that
+stands first in one of its orders has been asked for. That is a coupon collector who needs the places (shard, first
+slice), where a request is for place i with probability p_i. Three forms of the same value:
+
+- Equal p_i = 1/(mL), n = m*B' places: after k of them are found, the next takes 1/((n - k) p) requests on average. The
+  sum over k is mL * H(n), `deletion_rate` in survival.py.
+- In general, condition on which needed place comes next: E(left) = (1 + sum of p_i E(left without i)) / sum of p_i,
+  both sums over the places left. Places of equal probability are alike, so that `left` is a count for each distinct
+  probability: exact, and cheap while there are few of these.
+- Let requests come at random times, one a unit of time on average. Then the places are found at independent exponential
+  times, all of them by time t with probability prod(1 - exp(-p_i t)); the expected time is the integral of one minus
+  that, and the expected number of requests is the same (Wald). Expanding the product gives inclusion-exclusion over the
+  places. The integral is computed numerically where there are too many counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from itertools import product
+
+import numpy as np
+
+from lightning_s3t.errors import ConfigurationError
+from lightning_s3t.plan.checks import check_family
+from lightning_s3t.plan.prior import Prior, Probabilities, check_place_prior
+
+COUNTED_STATES = 20_000
+DIGITS = 14
+
+
+def expected_lifetime(shards: int, sequences: Iterable[Iterable[int]], prior: Prior | None = None) -> float:
+    """Returns the expected number of requests until no unit of any shard survives.
+
+    For equal probabilities it is `deletion_rate(shards, slices, distinct first slices)`.
+
+    Args:
+        shards: Number of shards, m.
+        sequences: Orders of the slices, all different.
+        prior: Probability that a request is for each slice, or for each shard and slice; None for equal ones.
+
+    Returns:
+        Infinity, if there is a first slice that nobody ever asks for.
+
+    Raises:
+        ConfigurationError: An order is no permutation or is there twice, or the prior is off.
+
+    Example:
+        >>> round(expected_lifetime(5, [(0, 1, 2), (1, 2, 0)]), 2)
+        43.93
+        >>> round(expected_lifetime(1, [(0, 1), (1, 0)], prior=[0.9, 0.1]), 2)
+        10.11
+    """
+    orders = check_family(sequences)
+    slices = len(orders[0])
+    first = sorted({order[0] for order in orders})
+    return collector(check_place_prior(prior, shards, slices)[:, first].ravel())
+
+
+def collector(probabilities: Iterable[float]) -> float:
+    """Returns the expected number of draws until each of some outcomes has come (the coupon collector).
+
+    It also judges other partitions. SISA: the first slice of every shard. ARCANE, which trains a model a class and has
+    nothing to fall back to within it: the classes.
+
+    Args:
+        probabilities: Of the outcomes that are needed; what they lack to 1 is for outcomes that are not.
+
+    Raises:
+        ConfigurationError: There are none, one is negative, or they sum to more than 1.
+
+    Example:
+        >>> collector([0.5, 0.5])
+        3.0
+    """
+    needed = [float(probability) for probability in probabilities]
+    if not needed or min(needed) < 0 or sum(needed) > 1 + 1e-6:
+        raise ConfigurationError(
+            f"The outcomes have the probabilities {needed}. Expected at least one, none negative, that sum "
+            "to 1 at most."
+        )
+    if min(needed) == 0:
+        return math.inf
+    counts = Counter(float(f"{probability:.{DIGITS}e}") for probability in needed)
+    if math.prod(count + 1 for count in counts.values()) <= COUNTED_STATES:
+        return _by_counts(list(counts), list(counts.values()))
+    return _by_integral(np.array(needed))
+
+
+def _by_counts(probabilities: list[float], counts: list[int]) -> float:
+    expected: dict[tuple[int, ...], float] = {}
+    for left in product(*(range(count + 1) for count in counts)):  # fewer left come first
+        rates = [number * probability for number, probability in zip(left, probabilities, strict=True)]
+        if not any(left):
+            expected[left] = 0.0
+            continue
+        later = 0.0
+        for kind, rate in enumerate(rates):
+            if rate > 0:
+                fewer = (*left[:kind], left[kind] - 1, *left[kind + 1 :])
+                later += rate * expected[fewer]
+        expected[left] = (1 + later) / sum(rates)
+    return expected[tuple(counts)]
+
+
+def _by_integral(probabilities: Probabilities) -> float:
+    from scipy.integrate import quad
+
+    def not_yet(time: float) -> float:
+        return float(-np.expm1(np.log(-np.expm1(-probabilities * time)).sum())) if time > 0 else 1.0
+
+    # past this time less than 1e-15 of a draw is left
+    end = (math.log(len(probabilities)) + 35) / probabilities.min()
+    # where the integrand falls: near 1/p for each probability
+    knees = np.unique(np.clip(1 / np.unique(probabilities), 0, end))[-20:]
+    return float(quad(not_yet, 0, end, points=knees, limit=500, epsabs=0, epsrel=1e-10)[0])

@@ -1,0 +1,97 @@
+"""Iterative bipartite matching (BMS): the paper's planner for a prior over the slices."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_s3t.plan.checks import check_budget
+from lightning_s3t.plan.prior import Prior, check_prior
+from lightning_s3t.plan.rotations import distinct_orders
+from lightning_s3t.plan.units import Sequence
+
+SCORED_REQUESTS = 100  # the exponent in the score of the paper's published code
+
+# below any difference of scores that matters: equal scores are settled towards rotation, alike in every SciPy
+ROTATION_BONUS = 1e-9
+UNUSED_FIRST = 1e3
+FORBIDDEN = -1e9
+
+
+def bms(slices: int, budget: int, prior: Prior | None = None) -> tuple[Sequence, ...]:
+    """Builds L orders column by column, each column a matching of maximum weight between orders and slices.
+
+    The k-th column may give each order any slice that it does not have yet, each slice once. The weight of a slice is
+    what it adds to the order's score, sum over n of n * (1 - prior of the first n slices)^100, which is high where
+    unlikely slices come first (the paper's section 3.3, and its published code). So every column is a permutation, and
+    the first slices are all different.
+
+    Below L orders, those with the best scores are taken. Beyond L, further rounds of L orders are built in the same
+    way, in which prefixes that are less used go before scores.
+
+    Args:
+        slices: Number of slices, L.
+        budget: Number of orders, B, up to L!.
+        prior: Probability that a request is for each slice; None for equal ones.
+
+    Raises:
+        ConfigurationError: There are not so many orders, or the prior is off.
+
+    Example:
+        >>> bms(4, 4, prior=[0.4, 0.3, 0.2, 0.1])
+        ((3, 2, 1, 0), (2, 3, 0, 1), (1, 0, 3, 2), (0, 1, 2, 3))
+    """
+    check_budget(slices, budget, math.factorial(slices), "bms")
+    probabilities = check_prior(prior, slices)
+    used: Counter[Sequence] = Counter()
+    orders: list[Sequence] = []
+    for _ in range(-(-budget // slices)):
+        found = _latin_square(probabilities, used)
+        # stable: equal scores stay in the order of their first slices
+        orders += sorted(found, key=lambda order: -_score(order, probabilities))
+        used.update(order[:length] for order in found for length in range(1, slices + 1))
+    return distinct_orders(orders, slices, budget)
+
+
+def column_weights(prefixes: list[Sequence], probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns what each slice would add to each order's score, scaled to at most 1; impossible ones are very low.
+
+    Args:
+        prefixes: The orders so far, all of one length.
+        probabilities: By slice.
+
+    Returns:
+        Shape (orders, L).
+    """
+    length = len(prefixes[0]) + 1
+    so_far = np.array([probabilities[list(prefix)].sum() for prefix in prefixes])
+    # the score so far is the same for every slice of a row: without it, small additions are not rounded away
+    weights = length * np.clip(1 - so_far[:, None] - probabilities[None, :], 0, None) ** SCORED_REQUESTS
+    possible = np.array([[slice_ not in prefix for slice_ in range(len(probabilities))] for prefix in prefixes])
+    most = weights[possible].max()
+    return np.where(possible, weights / most if most > 0 else 0.0, FORBIDDEN)
+
+
+def _latin_square(probabilities: NDArray[np.float64], used: Counter[Sequence]) -> list[Sequence]:
+    from scipy.optimize import linear_sum_assignment
+
+    slices = len(probabilities)
+    prefixes: list[Sequence] = [(slice_,) for slice_ in range(slices)]
+    for _ in range(slices - 1):
+        weights = column_weights(prefixes, probabilities)
+        for row, prefix in enumerate(prefixes):
+            weights[row, (prefix[-1] + 1) % slices] += ROTATION_BONUS
+            if used:
+                times = [used[prefix + (slice_,)] for slice_ in range(slices)]
+                weights[row] -= UNUSED_FIRST * np.array(times)
+        _, columns = linear_sum_assignment(weights, maximize=True)
+        prefixes = [(*prefix, int(slice_)) for prefix, slice_ in zip(prefixes, columns, strict=True)]
+    return prefixes
+
+
+def _score(order: Sequence, probabilities: NDArray[np.float64]) -> float:
+    alive = np.clip(1 - np.cumsum(probabilities[list(order)]), 0, None)
+    return float(np.arange(1, len(order) + 1) @ alive**SCORED_REQUESTS)

@@ -1,0 +1,128 @@
+"""Planners that need no prior: rotations, random orders, all orders, and SISA's one order."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Iterable
+
+from lightning_s3t.errors import ConfigurationError
+from lightning_s3t.plan.checks import check_budget
+from lightning_s3t.plan.units import Sequence
+
+
+def cyclic(slices: int, budget: int, seed: int = 0) -> tuple[Sequence, ...]:
+    """Rotations: every slice comes first before any comes first again (the paper's section 3.3).
+
+    Beyond L orders, the rotation goes on in the suffixes: the orders that start with each slice continue with the
+    rotations of the rest, and so on, until all L! are there. Any budget takes a beginning of one list, so raising it
+    only adds orders.
+
+    Args:
+        slices: Number of slices, L.
+        budget: Number of orders, B, up to L!.
+        seed: Without effect.
+
+    Raises:
+        ConfigurationError: There are not so many orders.
+
+    Example:
+        >>> cyclic(3, 4)
+        ((0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 2, 1))
+    """
+    check_budget(slices, budget, math.factorial(slices), "cyclic")
+    return tuple(_cyclic_order(number, tuple(range(slices))) for number in range(budget))
+
+
+def random_orders(slices: int, budget: int, seed: int = 0) -> tuple[Sequence, ...]:
+    """Different orders, drawn at random.
+
+    Args:
+        slices: Number of slices, L.
+        budget: Number of orders, B, up to L!.
+        seed: What they are drawn from.
+
+    Raises:
+        ConfigurationError: There are not so many orders.
+
+    Example:
+        >>> len(set(random_orders(4, 24)))
+        24
+    """
+    check_budget(slices, budget, math.factorial(slices), "random")
+    generator = random.Random(f"s3t-sequences-{seed}")
+    found: dict[Sequence, None] = {}
+    while len(found) < budget:
+        found[tuple(generator.sample(range(slices), slices))] = None
+    return tuple(found)
+
+
+def all_orders(slices: int, budget: int, seed: int = 0) -> tuple[Sequence, ...]:
+    """Every order there is; the budget must be L!.
+
+    Args:
+        slices: Number of slices, L.
+        budget: L!.
+        seed: Without effect.
+
+    Raises:
+        ConfigurationError: The budget is another.
+
+    Example:
+        >>> len(all_orders(3, 6))
+        6
+    """
+    if budget != math.factorial(slices):
+        raise ConfigurationError(
+            f"The planner 'all' has {math.factorial(slices)} orders of {slices} slices but the budget is {budget}. Set "
+            f"budget={math.factorial(slices)}, or choose another planner."
+        )
+    return tuple(itertools.permutations(range(slices)))
+
+
+def sisa(slices: int, budget: int, seed: int = 0) -> tuple[Sequence, ...]:
+    """One order: SISA training (Bourtoule et al., arXiv 1912.03817), the baseline.
+
+    Args:
+        slices: Number of slices, L.
+        budget: 1.
+        seed: Without effect.
+
+    Raises:
+        ConfigurationError: The budget is above 1.
+
+    Example:
+        >>> sisa(3, 1)
+        ((0, 1, 2),)
+    """
+    check_budget(slices, budget, 1, "sisa")
+    return (tuple(range(slices)),)
+
+
+def distinct_orders(orders: Iterable[Sequence], slices: int, budget: int) -> tuple[Sequence, ...]:
+    """Returns the orders without repeats, filled up to the budget with cyclic ones that are not among them.
+
+    Args:
+        orders: Orders of the slices.
+        slices: Number of slices, L.
+        budget: How many are wanted, at most L!.
+
+    Example:
+        >>> distinct_orders([(1, 0, 2), (1, 0, 2)], slices=3, budget=2)
+        ((1, 0, 2), (0, 1, 2))
+    """
+    found = dict.fromkeys(orders)
+    number = 0
+    while len(found) < budget:
+        found[_cyclic_order(number, tuple(range(slices)))] = None
+        number += 1
+    return tuple(found)[:budget]
+
+
+def _cyclic_order(number: int, slices: Sequence) -> Sequence:
+    if not slices:
+        return ()
+    turns, start = divmod(number, len(slices))
+    rotated = slices[start:] + slices[:start]
+    return (rotated[0], *_cyclic_order(turns, rotated[1:]))

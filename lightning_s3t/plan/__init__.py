@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from lightning_s3t.plan.expectation import expected_survivors, retention_bound
     from lightning_s3t.plan.lifetime import collector, expected_lifetime
     from lightning_s3t.plan.matching import bms
-    from lightning_s3t.plan.valuation import objective
     from lightning_s3t.plan.prior import slice_prior
     from lightning_s3t.plan.sampling import conditional
     from lightning_s3t.plan.search import optimal
     from lightning_s3t.plan.simulation import Moment, Simulation, simulate
+    from lightning_s3t.plan.valuation import objective
 
 __all__ = [
     "Assessment",

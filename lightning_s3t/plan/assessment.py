@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from lightning_s3t.plan.bound import everything_bound, lagrangian_bound, uniform_bound
 from lightning_s3t.plan.checks import check_family
 from lightning_s3t.plan.exact import EXACT_SLICES, exact_optimum
-from lightning_s3t.plan.valuation import default_horizon, is_uniform, objective
 from lightning_s3t.plan.prior import Prior, Probabilities, check_prior
+from lightning_s3t.plan.valuation import default_horizon, is_uniform, objective
 
 PRICED_SLICES = 12
 EQUAL = 1e-6

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan.checks import check_family
 from lightning_s3t.plan.lattice import Lattice, Ties
-from lightning_s3t.plan.valuation import default_horizon
 from lightning_s3t.plan.prior import Prior, check_prior
 from lightning_s3t.plan.rotations import cyclic
 from lightning_s3t.plan.search import LATTICE_SLICES, optimal
 from lightning_s3t.plan.units import Sequence
+from lightning_s3t.plan.valuation import default_horizon
 
 Data = Literal["cumulative", "disjoint"]
 Epochs = Literal["full", "sisa"]

@@ -14,12 +14,12 @@ from lightning_s3t.plan.checks import check_budget
 from lightning_s3t.plan.exact import EXACT_SLICES, exact_optimum
 from lightning_s3t.plan.lattice import Landscape, Lattice, Profile, Ties
 from lightning_s3t.plan.matching import bms
-from lightning_s3t.plan.valuation import default_horizon, is_uniform
 from lightning_s3t.plan.prior import Prior, Probabilities, check_prior
 from lightning_s3t.plan.rotations import cyclic, distinct_orders
 from lightning_s3t.plan.sampled import SampledLandscape
 from lightning_s3t.plan.sampling import conditional
 from lightning_s3t.plan.units import Sequence
+from lightning_s3t.plan.valuation import default_horizon, is_uniform
 
 LATTICE_SLICES = 14
 SEARCH_SAMPLES, JUDGING_SAMPLES = 4_000, 40_000

@@ -6,10 +6,12 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from peft import PeftConfig
@@ -27,6 +29,7 @@ from lightning_s3t.callbacks.unit_fit import EpochRule, UnitFit, UnitSettings
 from lightning_s3t.callbacks.unit_plan import FitPlan, plan_fit
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan import Partition, UnitId, plan_sequences, units_of
+from lightning_s3t.plan import Sequence as Order
 from lightning_s3t.store import Receipt, Store
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER
 from lightning_s3t.tuning.ensemble import AGGREGATES, Aggregate
@@ -51,8 +54,11 @@ class S3T(pl.Callback):
         store: The folder that keeps what is trained.
         shards: Number of shards, m.
         slices: Number of slices of a shard, L; also the number of layer groups.
-        budget: Number of orders of the slices that each shard is trained on, B.
-        sequences: How the orders are chosen: "cyclic", "random", "all", "sisa", ..., or the orders themselves.
+        budget: Number of orders of the slices that each shard is trained on, B; or what they may cost each shard:
+            {"units": 40}, or {"fine_tunes": 3.5} in multiples of one full fine-tune. A later fit may raise it: what is
+            trained stays, and orders are added.
+        sequences: How the orders are chosen: "optimal" (most slices left after the coming requests), "cyclic", "bms",
+            "conditional", "random", "all", "sisa", or the orders themselves.
         subjects: Who owns each row: a callable that takes the data set and returns one id per row, the name of an
             attribute of the data set, or None for the row's index.
         layers: Where the blocks are, if they cannot be found: a path, a list of paths, or a list of groups.
@@ -62,6 +68,8 @@ class S3T(pl.Callback):
         aggregate: How the shards' answers are put together: "mean_logits", "mean_probabilities" or "vote".
         seed: What the partition and all randomness of the units follow from.
         epochs: "full" trains every stage for the trainer's max_epochs, "sisa" for 2E/(L+1) of them.
+        prior: How likely a request is for each slice, for the planners that use it: one probability a slice, or one a
+            shard and slice (`lightning_s3t.plan.slice_prior` sums what is known of subjects); None for equal ones.
 
     Raises:
         ConfigurationError: An argument is out of range; named, with what was expected.
@@ -80,8 +88,8 @@ class S3T(pl.Callback):
         store: str | Path,
         shards: int,
         slices: int,
-        budget: int,
-        sequences: str | Sequence[Sequence[int]] = "cyclic",
+        budget: int | Mapping[str, float],
+        sequences: str | Sequence[Sequence[int]] = "optimal",
         subjects: Subjects = None,
         layers: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
         head: str | Sequence[str] | None = None,
@@ -90,8 +98,10 @@ class S3T(pl.Callback):
         aggregate: Literal["mean_logits", "mean_probabilities", "vote"] = "mean_logits",
         seed: int = 0,
         epochs: Literal["full", "sisa"] = "full",
+        prior: Sequence[float] | Sequence[Sequence[float]] | None = None,
     ) -> None:
-        for name, value in (("shards", shards), ("slices", slices), ("budget", budget)):
+        counts = [("shards", shards), ("slices", slices)]
+        for name, value in counts if isinstance(budget, Mapping) else [*counts, ("budget", budget)]:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"Expected argument `{name}` to be a positive integer but got {value!r}.")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
@@ -104,7 +114,11 @@ class S3T(pl.Callback):
             if choice not in known:
                 raise ConfigurationError(f"Expected argument `{name}` to be one of {known} but got {choice!r}.")
         self.store = Path(store)
-        self.sequences = plan_sequences(sequences, slices, budget, seed=seed)
+        self._plan = partial(
+            plan_sequences, sequences, slices, budget, seed=seed, prior=prior, data=_mode(data), epochs=_rule(epochs)
+        )
+        self._planner = {"sequences": sequences, "prior": None if prior is None else np.asarray(prior).tolist()}
+        self.sequences = self._plan()
         self.subjects = subjects
         self.aggregate: Aggregate = aggregate
         self.partition = Partition(shards, slices, seed)
@@ -268,9 +282,8 @@ class S3T(pl.Callback):
     ) -> tuple[Store | None, FitPlan]:
         """Opens the store on rank 0 and plans the fit there; every rank learns the plan and who is forgotten."""
         opened: list[Store] = []
-        units = self.units
 
-        def prepare() -> tuple[FitPlan, frozenset[str], dict[str, Any]]:
+        def prepare() -> tuple[FitPlan, frozenset[str], dict[str, Any], tuple[Order, ...]]:
             path = self.store
             # one batch a unit is no training: nothing of it may be kept
             if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -286,9 +299,13 @@ class S3T(pl.Callback):
             data.leave_out(forgotten)
             if as_of == 0:
                 data.check_slices()
+            if store.options.get("planner") == self._planner:
+                # the orders for a larger budget need not begin with those for a smaller one
+                self._take(self._plan(keep=store.options["sequences"]))
             store.options = {
                 "aggregate": self.aggregate,
                 "sequences": [list(order) for order in self.sequences],
+                "planner": self._planner,
             }
             store.register(subject for subject in dict.fromkeys(data.subjects) if subject not in forgotten)
             base = store.load_base()
@@ -297,19 +314,23 @@ class S3T(pl.Callback):
                 store.save_base(base)
             digests = data.digests(store.subject_hash)
             basis = {**settings, "head_sha256": digest_tensors(base)}
+            units = self.units[: self.unit_settings.slices if trainer.fast_dev_run else None]  # type: ignore[attr-defined]
             plan = plan_fit(units, store.alive(), data, self.unit_settings.data, digests, basis, as_of)
-            return plan, forgotten, base
+            return plan, forgotten, base, self.sequences
 
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            units = units[: self.unit_settings.slices]
         try:
-            plan, forgotten, base = on_rank_zero(trainer, prepare)
+            plan, forgotten, base, sequences = on_rank_zero(trainer, prepare)
         except BaseException:
             self._exit.close()
             raise
+        self._take(sequences)
         data.leave_out(forgotten)
         builder.start = base
         return (opened[0] if opened else None), plan
+
+    def _take(self, sequences: tuple[Order, ...]) -> None:
+        self.sequences = sequences
+        self.units = units_of(self.partition.shards, sequences)
 
 
 def _mode(data: str) -> DataMode:

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan.checks import check_family
-from lightning_s3t.plan.lattice import Lattice, Ties
+from lightning_s3t.plan.lattice import Lattice
 from lightning_s3t.plan.prior import Prior, check_prior
 from lightning_s3t.plan.rotations import cyclic
 from lightning_s3t.plan.search import LATTICE_SLICES, optimal
 from lightning_s3t.plan.units import Sequence
 from lightning_s3t.plan.valuation import default_horizon
 
+Planner = Callable[[int], tuple[Sequence, ...]]
 Data = Literal["cumulative", "disjoint"]
 Epochs = Literal["full", "sisa"]
 
@@ -71,6 +72,7 @@ def optimal_within(
     seed: int = 0,
     prior: Prior | None = None,
     horizon: int | None = None,
+    keep: Iterable[Sequence] = (),
 ) -> tuple[Sequence, ...]:
     """Returns the best orders found whose training costs no more than a limit for each shard.
 
@@ -88,6 +90,8 @@ def optimal_within(
         seed: For the draws of the search.
         prior: Probability that a request is for each slice; None for equal ones.
         horizon: Number of requests to look ahead; None for L - 1.
+        keep: Orders that are trained already: as many as the limit pays for come first, as they are, and the rest is
+            added beside them (up to 14 slices).
 
     Raises:
         ConfigurationError: Not exactly one limit is given, or it does not pay for one order.
@@ -97,18 +101,12 @@ def optimal_within(
         >>> len(found), cost_of(found).units
         (3, 10)
     """
-    if (units is None) == (fine_tunes is None):
-        raise ConfigurationError("Expected exactly one of `units` and `fine_tunes`.")
-    prices = np.ones(slices) if units is not None else _prices(slices, data, epochs)
-    limit = float(units if units is not None else fine_tunes or 0) + ROUNDING
-    if not float(prices.sum()) <= limit < math.inf:
-        name, given = ("units", units) if units is not None else ("fine_tunes", fine_tunes)
-        raise ConfigurationError(
-            f"The limit is {name}={given!r}, and one order of {slices} slices costs {prices.sum():g}. Expected a "
-            "finite limit that pays for one order."
-        )
+    prices, limit = _limit(slices, units, fine_tunes, data, epochs)
     probabilities, horizon = check_prior(prior, slices), default_horizon(slices, horizon)
     draw = random.Random(f"s3t-cost-{seed}").random
+    kept = _paid_for(keep, prices, limit)
+    if kept:
+        return _grow(kept, Lattice(probabilities, horizon), prices, limit) if slices <= LATTICE_SLICES else kept
     whole = [
         _as_many(lambda budget: optimal(slices, budget, seed, prior, horizon), prices, limit),
         _as_many(lambda budget: cyclic(slices, budget), prices, limit),
@@ -116,11 +114,11 @@ def optimal_within(
     if slices > LATTICE_SLICES:
         return whole[0]
     lattice = Lattice(probabilities, horizon)
-    families = [_grow(start, lattice, prices, limit, draw) for start in (*whole, ())]
+    families = [_grow(start, lattice, prices, limit) for start in (*whole, ())]
     best = max(families, key=lambda orders: _value(lattice, orders))
     for _ in range(REBUILDS if len(best) > 1 else 0):
         stay = [order for order in best if draw() < 0.6]
-        other = _grow(tuple(stay), lattice, prices, limit, draw)
+        other = _grow(tuple(stay), lattice, prices, limit)
         if _value(lattice, other) > _value(lattice, best) + ROUNDING:
             best = other
     return best
@@ -142,13 +140,64 @@ def _total(orders: Iterable[Sequence], prices: NDArray[np.float64]) -> float:
     return float(sum(prices[len(unit) - 1] for unit in units))
 
 
+def _paid_for(orders: Iterable[Sequence], prices: NDArray[np.float64], limit: float) -> tuple[Sequence, ...]:
+    found: list[Sequence] = []
+    for order in orders:
+        if _total([*found, order], prices) > limit:
+            break
+        found.append(order)
+    return tuple(found)
+
+
 def _value(lattice: Lattice, orders: Iterable[Sequence]) -> float:
     return lattice.value(np.max([lattice.profile(order) for order in orders], axis=0))
 
 
-def _as_many(
-    planner: Callable[[int], tuple[Sequence, ...]], prices: NDArray[np.float64], limit: float
+def as_many_as(
+    planner: Planner,
+    slices: int,
+    units: int | None = None,
+    fine_tunes: float | None = None,
+    data: Data = "cumulative",
+    epochs: Epochs = "full",
 ) -> tuple[Sequence, ...]:
+    """Returns as many of a planner's orders as a limit pays for.
+
+    Args:
+        planner: Gives the orders for a budget.
+        slices: Number of slices, L.
+        units: As in `optimal_within`.
+        fine_tunes: As in `optimal_within`.
+        data: As in `cost_of`.
+        epochs: As in `cost_of`.
+
+    Raises:
+        ConfigurationError: Not exactly one limit is given, or it does not pay for one order.
+
+    Example:
+        >>> as_many_as(lambda budget: cyclic(3, budget), slices=3, units=6)
+        ((0, 1, 2), (1, 2, 0))
+    """
+    return _as_many(planner, *_limit(slices, units, fine_tunes, data, epochs))
+
+
+def _limit(
+    slices: int, units: int | None, fine_tunes: float | None, data: Data, epochs: Epochs
+) -> tuple[NDArray[np.float64], float]:
+    if (units is None) == (fine_tunes is None):
+        raise ConfigurationError("Expected exactly one of `units` and `fine_tunes`.")
+    prices = np.ones(slices) if units is not None else _prices(slices, data, epochs)
+    limit = float(units if units is not None else fine_tunes or 0) + ROUNDING
+    if not float(prices.sum()) <= limit < math.inf:
+        name, given = ("units", units) if units is not None else ("fine_tunes", fine_tunes)
+        raise ConfigurationError(
+            f"The limit is {name}={given!r}, and one order of {slices} slices costs {prices.sum():g}. Expected a "
+            "finite limit that pays for one order."
+        )
+    return prices, limit
+
+
+def _as_many(planner: Planner, prices: NDArray[np.float64], limit: float) -> tuple[Sequence, ...]:
     # without common prefixes so many orders are paid for at the least; common ones may pay for more
     slices = len(prices)
     budget = min(max(int(limit // prices.sum()), 1), math.factorial(slices))
@@ -162,7 +211,7 @@ def _as_many(
 
 
 def _grow(
-    orders: tuple[Sequence, ...], lattice: Lattice, prices: NDArray[np.float64], limit: float, draw: Ties
+    orders: tuple[Sequence, ...], lattice: Lattice, prices: NDArray[np.float64], limit: float
 ) -> tuple[Sequence, ...]:
     found = list(orders)
     together = lattice.nothing()

@@ -85,7 +85,7 @@ def _latin_square(probabilities: NDArray[np.float64], used: Counter[Sequence]) -
         for row, prefix in enumerate(prefixes):
             weights[row, (prefix[-1] + 1) % slices] += ROTATION_BONUS
             if used:
-                times = [used[prefix + (slice_,)] for slice_ in range(slices)]
+                times = [used.get((*prefix, slice_), 0) for slice_ in range(slices)]
                 weights[row] -= UNUSED_FIRST * np.array(times)
         _, columns = linear_sum_assignment(weights, maximize=True)
         prefixes = [(*prefix, int(slice_)) for prefix, slice_ in zip(prefixes, columns, strict=True)]

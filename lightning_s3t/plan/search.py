@@ -10,7 +10,7 @@ import numpy as np
 
 from lightning_s3t.plan.annealing import Annealing
 from lightning_s3t.plan.bound import uniform_bound
-from lightning_s3t.plan.checks import check_budget
+from lightning_s3t.plan.checks import check_budget, check_sequences
 from lightning_s3t.plan.exact import EXACT_SLICES, exact_optimum
 from lightning_s3t.plan.lattice import Landscape, Lattice, Profile, Ties
 from lightning_s3t.plan.matching import bms
@@ -30,7 +30,12 @@ IMPROVEMENT = 1e-9
 
 
 def optimal(
-    slices: int, budget: int, seed: int = 0, prior: Prior | None = None, horizon: int | None = None
+    slices: int,
+    budget: int,
+    seed: int = 0,
+    prior: Prior | None = None,
+    horizon: int | None = None,
+    keep: Iterable[Sequence] = (),
 ) -> tuple[Sequence, ...]:
     """Returns the orders with the largest expected length of the best surviving prefix, over the coming requests.
 
@@ -57,17 +62,26 @@ def optimal(
         seed: For the draws of the search.
         prior: Probability that a request is for each slice; None for equal ones.
         horizon: Number of requests to look ahead; None for L - 1, after which a last slice may still be left.
+        keep: Orders that are trained already: they come first, as they are, and the rest is the best found beside
+            them. What is said above of optima and of other planners holds without them.
 
     Raises:
-        ConfigurationError: There are not so many orders, the horizon is below 1, or the prior is off.
+        ConfigurationError: There are not so many orders, the horizon is below 1, the prior is off, or an order to keep
+            is no order of the slices.
 
     Example:
         >>> optimal(4, 2)
         ((0, 1, 2, 3), (3, 2, 0, 1))
+        >>> optimal(4, 2, keep=[(1, 2, 3, 0)])
+        ((1, 2, 3, 0), (0, 3, 2, 1))
     """
     check_budget(slices, budget, math.factorial(slices), "optimal")
     probabilities, horizon = check_prior(prior, slices), default_horizon(slices, horizon)
     draw = random.Random(f"s3t-optimal-{seed}").random
+    kept = tuple(keep)[:budget]
+    if kept:
+        check_sequences(kept, slices, len(kept))
+        return distinct_orders(_search_beside(probabilities, horizon, kept, budget, draw), slices, budget)
     starts = [cyclic(slices, budget), bms(slices, budget, prior), conditional(slices, budget, seed, prior)]
     if slices <= LATTICE_SLICES:
         found = _search_lattice(probabilities, horizon, starts, draw)
@@ -112,6 +126,21 @@ def _search_lattice(
     return family.by_what_each_adds()
 
 
+def _search_beside(
+    probabilities: Probabilities, horizon: int, kept: tuple[Sequence, ...], budget: int, draw: Ties
+) -> tuple[Sequence, ...]:
+    landscape: Landscape
+    if len(probabilities) <= LATTICE_SLICES:
+        landscape, sweeps = Lattice(probabilities, horizon), SWEEPS
+    else:
+        landscape = SampledLandscape(probabilities, horizon, SEARCH_SAMPLES, int(draw() * 2**31))
+        sweeps = SAMPLED_SWEEPS
+    family = _Family(landscape, kept, draw, fixed=len(kept))
+    family.fill(budget)
+    family.improve(sweeps)
+    return family.by_what_each_adds()
+
+
 def _search_samples(
     probabilities: Probabilities, horizon: int, starts: list[tuple[Sequence, ...]], draw: Ties
 ) -> tuple[Sequence, ...]:
@@ -126,10 +155,10 @@ def _search_samples(
 
 
 class _Family:
-    """Some orders, and what they are worth together."""
+    """Some orders, of which the first `fixed` stay, and what they are worth together."""
 
-    def __init__(self, landscape: Landscape, orders: Iterable[Sequence], draw: Ties) -> None:
-        self.landscape, self.draw = landscape, draw
+    def __init__(self, landscape: Landscape, orders: Iterable[Sequence], draw: Ties, fixed: int = 0) -> None:
+        self.landscape, self.draw, self.fixed = landscape, draw, fixed
         self.orders = list(orders)
         self.profiles = [landscape.profile(order) for order in self.orders]
         self.value = landscape.value(self._together(self.profiles))
@@ -144,7 +173,7 @@ class _Family:
         self.value = self.landscape.value(together)
 
     def improve(self, sweeps: int) -> None:
-        """Replaces each order by the best reply to the rest, until that helps none of them."""
+        """Replaces each order that may move by the best reply to the rest, until that helps none of them."""
         for _ in range(sweeps):
             before = self.value
             self._sweep()
@@ -153,8 +182,8 @@ class _Family:
 
     def by_what_each_adds(self) -> tuple[Sequence, ...]:
         """Returns the orders, each next one adding most to those before; equal ones stay as they were."""
-        left = list(zip(self.orders, self.profiles, strict=True))
-        together, ordered = self.landscape.nothing(), []
+        left = list(zip(self.orders, self.profiles, strict=True))[self.fixed :]
+        together, ordered = self._together(self.profiles[: self.fixed]), self.orders[: self.fixed]
         while left:
             values = [self.landscape.value(np.maximum(together, profile)) for _, profile in left]
             number = next(n for n, value in enumerate(values) if value >= max(values) - IMPROVEMENT)
@@ -168,8 +197,8 @@ class _Family:
         after = [self.landscape.nothing()]
         for profile in reversed(self.profiles[1:]):
             after.append(np.maximum(after[-1], profile))
-        before = self.landscape.nothing()
-        for number in range(len(self.orders)):
+        before = self._together(self.profiles[: self.fixed])
+        for number in range(self.fixed, len(self.orders)):
             others = np.maximum(before, after[-1 - number])
             order = self.landscape.best_reply(others, self.draw)
             profile = self.landscape.profile(order)

@@ -88,10 +88,23 @@ def test_after_a_forget_exactly_the_revoked_units_are_trained(tmp_path: Path) ->
     assert sorted(UNITS) == sorted(receipt.revoked)
 
 
-def test_a_larger_budget_trains_only_the_orders_that_are_new(tmp_path: Path) -> None:
-    fit(tmp_path / "store", People.make(), shards=1, slices=3, budget=1)
-    fit(tmp_path / "store", People.make(), Recorder(), shards=1, slices=3, budget=2)
-    assert UNITS == ["0/1", "0/1-2", "0/1-2-0"]
+@pytest.mark.parametrize("planner", ["optimal", "cyclic", "random", "bms"])
+def test_a_larger_budget_trains_only_the_orders_that_are_new(tmp_path: Path, planner: str) -> None:
+    fit(tmp_path / "store", People.make(), shards=1, slices=3, budget=1, sequences=planner)
+    with Store.open(tmp_path / "store") as store:
+        (first,) = store.options["sequences"]
+    fit(tmp_path / "store", People.make(), Recorder(), shards=1, slices=3, budget=2, sequences=planner)
+    with Store.open(tmp_path / "store") as store:
+        kept, added = store.options["sequences"]
+    assert kept == first
+    assert sorted(UNITS) == sorted(
+        str(unit) for unit in UnitId(0, tuple(added)).lineage if unit not in UnitId(0, tuple(first)).lineage
+    )
+
+
+def test_a_budget_may_be_a_cost(tmp_path: Path) -> None:
+    fit(tmp_path / "store", People.make(), Recorder(), shards=1, slices=3, budget={"units": 5})
+    assert len(UNITS) == 5
 
 
 def test_new_people_change_only_the_units_of_their_slice(tmp_path: Path) -> None:
@@ -352,7 +365,7 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], type[S3TError], str]] = {
     "budget": (
         {"budget": 3},
         ConfigurationError,
-        "The budget is 3, and the planner 'cyclic' has 2 orders of 2 slices",
+        "The budget is 3, and the planner 'optimal' has 2 orders of 2 slices",
     ),
     "planner": ({"sequences": "best"}, ConfigurationError, "There is no planner 'best'"),
     "shards": (

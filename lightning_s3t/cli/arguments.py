@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 
@@ -19,7 +20,8 @@ Verb = Callable[..., None]
 def make_parser(verbs: Mapping[str, Verb], program: str, description: str) -> argparse.ArgumentParser:
     """Makes a parser with a subcommand for each function.
 
-    Parameters without a default are positional; booleans are flags; lists take several values.
+    Parameters without a default are positional, or required options if they are keyword-only; booleans are flags; lists
+    take several values; literals are choices.
 
     Args:
         verbs: Functions by name, with Google docstrings.
@@ -64,18 +66,27 @@ def run_verb(arguments: argparse.Namespace) -> None:
 
 def _add(parser: argparse.ArgumentParser, parameter: inspect.Parameter, hint: Any, text: str) -> None:
     required = parameter.default is inspect.Parameter.empty
-    name = parameter.name if required else f"--{parameter.name.replace('_', '-')}"
+    positional = required and parameter.kind is not inspect.Parameter.KEYWORD_ONLY
+    name = parameter.name if positional else f"--{parameter.name.replace('_', '-')}"
     text = text.replace("%", "%%")
     if hint is bool:
         parser.add_argument(name, action="store_true", help=text)
         return
-    if get_origin(hint) is not list:  # of an optional type, the type
+    if get_origin(hint) in (Union, UnionType):  # of an optional type, the type
         hint = next((kind for kind in get_args(hint) if kind is not type(None)), hint)
     options: dict[str, Any] = {"type": hint, "help": text}
     if get_origin(hint) is list:
-        options.update(type=get_args(hint)[0], nargs="+")
+        hint = get_args(hint)[0]
+        options.update(type=hint, nargs="+")
+    if get_origin(hint) is Literal:
+        options.update(type=str, choices=get_args(hint))
+    elif not positional:
+        options["metavar"] = parameter.name.upper()
+    if required and not positional:
+        options["required"] = True
     if not required:
         options["default"] = parameter.default
-        options["metavar"] = parameter.name.upper()
-        options["help"] += f" Default: {parameter.default}." if parameter.default is not None else ""
+        shown = parameter.default
+        shown = " ".join(map(str, shown)) if isinstance(shown, (list, tuple)) else shown
+        options["help"] += f" Default: {shown}." if shown is not None else ""
     parser.add_argument(name, **options)

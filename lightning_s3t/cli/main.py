@@ -29,10 +29,14 @@ def main(args: Sequence[str] | None = None) -> int:
         from lightning_s3t.cli.commands import forget, provenance, receipts, status
         from lightning_s3t.cli.demo import demo
         from lightning_s3t.cli.layers import layers
+        from lightning_s3t.cli.plan import plan
+        from lightning_s3t.cli.simulate import simulate
 
         verbs: dict[str, Verb] = {
             "demo": demo,
             "layers": layers,
+            "plan": plan,
+            "simulate": simulate,
             "status": status,
             "forget": forget,
             "receipts": receipts,

@@ -7,12 +7,13 @@ from lightning_s3t.plan.checks import check_sequences
 from lightning_s3t.plan.partition import Partition, Place, canonical_subject
 from lightning_s3t.plan.risk import RiskPartition
 from lightning_s3t.plan.rotations import cyclic
-from lightning_s3t.plan.sequences import plan_sequences
+from lightning_s3t.plan.sequences import PRIOR_PLANNERS, plan_sequences
 from lightning_s3t.plan.survival import deletion_rate, harmonic, survivors
 from lightning_s3t.plan.units import Sequence, UnitId, units_of
 
 if TYPE_CHECKING:
     from lightning_s3t.plan.assessment import Assessment, assess
+    from lightning_s3t.plan.comparison import Candidate, compare
     from lightning_s3t.plan.cost import Cost, cost_of, optimal_within
     from lightning_s3t.plan.estimate import Estimate
     from lightning_s3t.plan.expectation import expected_survivors, retention_bound
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from lightning_s3t.plan.valuation import objective
 
 __all__ = [
+    "PRIOR_PLANNERS",
     "Assessment",
+    "Candidate",
     "Cost",
     "Estimate",
     "Moment",
@@ -40,6 +43,7 @@ __all__ = [
     "canonical_subject",
     "check_sequences",
     "collector",
+    "compare",
     "conditional",
     "cost_of",
     "cyclic",
@@ -67,6 +71,8 @@ _HOMES = {
     "assess": "assessment",
     "bms": "matching",
     "collector": "lifetime",
+    "Candidate": "comparison",
+    "compare": "comparison",
     "conditional": "sampling",
     "cost_of": "cost",
     "expected_lifetime": "lifetime",

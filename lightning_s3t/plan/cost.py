@@ -60,7 +60,7 @@ def cost_of(sequences: Iterable[Iterable[int]], data: Data = "cumulative", epoch
     slices = len(orders[0])
     prices = _prices(slices, data, epochs)
     units = {order[:stage] for order in orders for stage in range(1, slices + 1)}
-    return Cost(len(units), float(sum(prices[len(unit) - 1] for unit in units)))
+    return Cost(len(units), math.fsum(prices[len(unit) - 1] for unit in units))
 
 
 def optimal_within(
@@ -137,7 +137,7 @@ def _prices(slices: int, data: Data, epochs: Epochs) -> NDArray[np.float64]:
 
 def _total(orders: Iterable[Sequence], prices: NDArray[np.float64]) -> float:
     units = {order[:stage] for order in orders for stage in range(1, len(order) + 1)}
-    return float(sum(prices[len(unit) - 1] for unit in units))
+    return math.fsum(prices[len(unit) - 1] for unit in units)
 
 
 def _paid_for(orders: Iterable[Sequence], prices: NDArray[np.float64], limit: float) -> tuple[Sequence, ...]:

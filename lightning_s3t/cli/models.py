@@ -1,0 +1,56 @@
+"""Models that a command names: timm's, or those of an application."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING
+
+from lightning_s3t.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def make_model(model: str, classes: int = 10) -> nn.Module:
+    """Makes a model, without pretrained weights.
+
+    Args:
+        model: A timm model's name, or the import path of something that gives a module when it is called.
+        classes: Number of classes of a timm model.
+
+    Raises:
+        ConfigurationError: There is none, or it cannot be made.
+    """
+    if ":" in model:
+        module, _, name = model.partition(":")
+        if "" not in sys.path:  # a console script has its own folder on the path, not the one that it is run in
+            sys.path.insert(0, "")
+        try:
+            made: object = getattr(importlib.import_module(module), name)()
+        except (ImportError, AttributeError, TypeError) as error:
+            raise ConfigurationError(
+                f"{model} cannot be made: {error}. Expected the import path of something that gives a module when it "
+                "is called without arguments, for example my_app.models:LitClassifier."
+            ) from error
+        return _checked(made, model)
+    import timm
+
+    if not timm.is_model(model):
+        close = ", ".join(timm.list_models(f"*{model}*")[:3]) or "see timm.list_models()"
+        raise ConfigurationError(
+            f"timm has no model {model!r}. Close ones: {close}. For a module of your own give its import path, "
+            "my_app.models:LitClassifier."
+        )
+    return timm.create_model(model, pretrained=False, num_classes=classes)
+
+
+def _checked(made: object, model: str) -> nn.Module:
+    from torch import nn
+
+    if not isinstance(made, nn.Module):
+        raise ConfigurationError(
+            f"{model} gives a {type(made).__name__}. Expected something that gives a torch.nn.Module when it is called "
+            "without arguments, for example my_app.models:LitClassifier."
+        )
+    return made

@@ -1,0 +1,213 @@
+"""The verb `plan`: what shards, slices and a budget buy, and what they cost."""
+
+from __future__ import annotations
+
+import json as json_format
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lightning_s3t.cli.prior_file import read_prior
+from lightning_s3t.errors import ConfigurationError
+from lightning_s3t.plan import Partition
+from lightning_s3t.plan.trie import Branch, trie_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.tree import Tree
+
+    from lightning_s3t.plan.comparison import Candidate
+    from lightning_s3t.plan.sequences import Budget
+
+LOOKS = [1, 5, 20, 50]
+BASELINES = ("optimal", "bms", "cyclic", "sisa")
+SHOWN_ORDERS = 24
+FLOAT_BYTES = 4
+
+
+def plan(
+    *,
+    shards: int,
+    slices: int,
+    budget: int | None = None,
+    units: int | None = None,
+    fine_tunes: float | None = None,
+    sequences: Literal["optimal", "cyclic", "bms", "conditional", "random", "all", "sisa"] = "optimal",
+    prior: Path | None = None,
+    requests: list[int] = LOOKS,
+    data: Literal["cumulative", "disjoint"] = "cumulative",
+    epochs: Literal["full", "sisa"] = "full",
+    model: str | None = None,
+    layers: int | None = None,
+    width: int = 768,
+    classes: int = 10,
+    rank: int = 16,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Show which orders a budget buys, what training them costs, and how many deletions they last.
+
+    Args:
+        shards: Number of shards, m.
+        slices: Number of slices of a shard, L.
+        budget: Number of orders that each shard is trained on, B.
+        units: In place of a budget: at most so many units to train for each shard.
+        fine_tunes: In place of a budget: at most so many samples, in multiples of one full fine-tune.
+        sequences: How the orders are chosen.
+        prior: A JSON or CSV file that says how likely a request is, one number a slice, or one a subject (a CSV file
+            that begins with the line subject,prior). Without it, all slices are alike.
+        requests: Numbers of requests after which to look.
+        data: Train a stage on all slices of its prefix (cumulative) or on the last one (disjoint).
+        epochs: A stage has as many epochs as a fine-tune (full), or 2/(L+1) of them (sisa).
+        model: A timm model's name, or an import path (my_app.models:LitClassifier): gives the bytes of its snapshots.
+        layers: In place of a model: the number of blocks of a transformer, for an estimate of the bytes.
+        width: Width of these blocks.
+        classes: Number of classes that the model, or these blocks, tell apart.
+        rank: Rank of the LoRA adapters, on every linear layer.
+        seed: For planners that draw, and for the places of subjects in the prior.
+        json: Print a JSON document.
+    """
+    limit = _budget(budget, units, fine_tunes)
+    partition = Partition(shards, slices, seed)
+    known = read_prior(prior, partition) if prior is not None else None
+    stages = _stage_bytes(slices, model, layers, width, classes, rank)
+    from lightning_s3t.plan.comparison import compare
+
+    planners = dict.fromkeys((sequences, *(name for name in BASELINES if name != sequences)))
+    found = compare(shards, slices, limit, planners, known, requests, data, epochs, seed)
+    if json:
+        print(json_format.dumps(_document(shards, slices, found, stages), indent=2))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(_tree(found[0], shards))
+    console.print(_costs(found[0], shards, stages))
+    console.print(_table(found, shards, slices, requests, known is None))
+    console.print(_quality(found[0]))
+
+
+def _budget(budget: int | None, units: int | None, fine_tunes: float | None) -> Budget:
+    given: list[Budget] = [{"units": units}] if units is not None else []
+    given += [{"fine_tunes": fine_tunes}] if fine_tunes is not None else []
+    given += [budget] if budget is not None else []
+    if len(given) != 1:
+        raise ConfigurationError(
+            f"Found {len(given)} of --budget, --units and --fine-tunes. Expected exactly one: how many orders, or what "
+            "they may cost."
+        )
+    return given[0]
+
+
+def _stage_bytes(
+    slices: int, model: str | None, layers: int | None, width: int, classes: int, rank: int
+) -> list[int] | None:
+    """Returns the bytes of a unit's snapshot by stage: its group's adapters and the head."""
+    if model is not None:
+        from lightning_s3t.cli.layers import make_model
+        from lightning_s3t.tuning import DEFAULT_ADAPTER, describe_layers
+
+        head, *groups, _ = describe_layers(
+            make_model(model, classes), slices, adapter={**DEFAULT_ADAPTER, "r": rank}
+        ).rows
+        return [FLOAT_BYTES * (group.trainable + head.trainable) for group in groups]
+    if layers is None:
+        return None
+    if layers < slices:
+        raise ConfigurationError(
+            f"There are {layers} layers for {slices} slices. Expected at least one layer a slice: use fewer slices."
+        )
+    small, larger = divmod(layers, slices)
+    # a rank-r adapter of a layer from a to b features has r(a + b) numbers: query, key and value 4rd, projection 2rd,
+    # and 5rd for each of the two layers that widen fourfold and back
+    block, head_size = 16 * rank * width, classes * (width + 1)
+    sizes = [small + (stage > slices - larger) for stage in range(1, slices + 1)]
+    return [FLOAT_BYTES * (size * block + head_size) for size in sizes]
+
+
+def _snapshot_bytes(orders: Iterable[Sequence[int]], shards: int, stages: list[int]) -> int:
+    prefixes = {tuple(order[:stage]) for order in orders for stage in range(1, len(order) + 1)}
+    return shards * sum(stages[len(prefix) - 1] for prefix in prefixes)
+
+
+def _document(shards: int, slices: int, found: Sequence[Candidate], stages: list[int] | None) -> dict[str, Any]:
+    planners = []
+    for one in found:
+        entry: dict[str, Any] = {
+            "planner": one.planner,
+            "sequences": [list(order) for order in one.sequences],
+            "units": one.cost.units * shards,
+            "fine_tunes": one.cost.fine_tunes,
+            "deletion_rate": one.lifetime,
+            "objective": {**asdict(one.assessment), "gap": one.assessment.gap, "proven": one.assessment.proven},
+            "after": [asdict(moment) for moment in one.moments],
+        }
+        if stages is not None:
+            entry["snapshot_bytes"] = _snapshot_bytes(one.sequences, shards, stages)
+        planners.append(entry)
+    return {"shards": shards, "slices": slices, "planners": planners}
+
+
+def _tree(one: Candidate, shards: int) -> Tree:
+    from rich.tree import Tree
+
+    title = f"{one.planner}: {len(one.sequences)} orders of the slices, for each of {shards} shards"
+    tree = Tree(f"[bold]{title}[/bold]", guide_style="dim")
+    branches = trie_of(one.sequences)
+    for branch in branches[:SHOWN_ORDERS]:
+        _grow(tree, branch)
+    if len(branches) > SHOWN_ORDERS:
+        tree.add(f"... and {len(branches) - SHOWN_ORDERS} more (--json has them all)")
+    return tree
+
+
+def _grow(tree: Tree, branch: Branch) -> None:
+    node = tree.add(" - ".join(map(str, branch.slices)))
+    for inner in branch.branches:
+        _grow(node, inner)
+
+
+def _costs(one: Candidate, shards: int, stages: list[int] | None) -> str:
+    parts = [f"{one.cost.units * shards} units", f"{one.cost.fine_tunes:g} times the samples of one full fine-tune"]
+    if stages is not None:
+        from rich.filesize import decimal
+
+        parts.append(f"{decimal(_snapshot_bytes(one.sequences, shards, stages))} of snapshots")
+    return f"Training: {', '.join(parts)}.\n"
+
+
+def _table(found: Sequence[Candidate], shards: int, slices: int, requests: Sequence[int], uniform: bool) -> Table:
+    from rich.table import Table
+
+    caption = (
+        f"deletion rate: expected requests until nothing is left. After so many requests: mean length of a shard's "
+        f"best surviving prefix, of {slices}, and how many of the {shards} shards still serve."
+    )
+    table = Table(caption=caption)
+    for name in ("", "orders", "units", "fine-\ntunes", "deletion\nrate"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for look in requests:
+        table.add_column(f"after\n{look}", justify="right", no_wrap=True)
+    for one in found:
+        lengths = [f"{moment.length.mean:.2f}" for moment in one.moments]
+        numbers = [str(len(one.sequences)), str(one.cost.units * shards), f"{one.cost.fine_tunes:g}"]
+        table.add_row(one.planner, *numbers, f"{one.lifetime:.1f}", *lengths)
+        serving = [f"{moment.shards.mean:.1f}" for moment in one.moments]
+        table.add_row("  shards", "", "", "", "", *serving, style="dim")
+    if uniform:
+        from lightning_s3t.plan import retention_bound
+
+        bounds = [f"{retention_bound(shards, found[0].sequences, look):.2f}" for look in requests]
+        table.add_section()
+        table.add_row("at least", "", "", "", "", *bounds)
+        table.caption = f"{caption} At least: the closed-form lower bound for {found[0].planner}."
+    return table
+
+
+def _quality(one: Candidate) -> str:
+    assessment = one.assessment
+    text = f"Sum of the expected slices over the coming requests that hit anew: {assessment.value:.4g}"
+    if assessment.proven:
+        return f"{text}; no {len(one.sequences)} orders have more (proven)."
+    return f"{text}, within {assessment.gap:.1%} of a bound for any {len(one.sequences)} orders."

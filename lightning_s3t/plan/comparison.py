@@ -1,0 +1,92 @@
+"""Planners side by side: what each costs, how long it lasts, and what is left on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lightning_s3t.plan.assessment import Assessment, assess
+from lightning_s3t.plan.cost import Cost, Data, Epochs, cost_of
+from lightning_s3t.plan.expectation import expected_survivors
+from lightning_s3t.plan.lifetime import expected_lifetime
+from lightning_s3t.plan.prior import Prior
+from lightning_s3t.plan.sequences import PRIOR_PLANNERS, Budget, plan_sequences
+from lightning_s3t.plan.simulation import Moment
+from lightning_s3t.plan.units import Sequence
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a planner gives for a budget.
+
+    Attributes:
+        planner: Its name.
+        sequences: The orders.
+        cost: What they cost a shard.
+        lifetime: Expected number of requests until nothing is left, in all shards.
+        assessment: How good the orders are by the objective of `optimal`, and how good any could be.
+        moments: What is left after numbers of requests.
+    """
+
+    planner: str
+    sequences: tuple[Sequence, ...]
+    cost: Cost
+    lifetime: float
+    assessment: Assessment
+    moments: tuple[Moment, ...]
+
+
+def compare(
+    shards: int,
+    slices: int,
+    budget: Budget,
+    planners: Iterable[str] = ("optimal", "bms", "cyclic", "sisa"),
+    prior: Prior | None = None,
+    requests: Iterable[int] = (1, 5, 20, 50),
+    data: Data = "cumulative",
+    epochs: Epochs = "full",
+    seed: int = 0,
+) -> tuple[Candidate, ...]:
+    """Plans the same shards and slices with several planners.
+
+    Args:
+        shards: Number of shards, m.
+        slices: Number of slices, L.
+        budget: Number of orders, or their cost, as `plan_sequences` takes it. SISA has one order whatever the budget.
+        planners: Their names.
+        prior: Probability that a request is for each slice, or for each shard and slice; None for equal ones. Planners
+            that take none are judged under it all the same.
+        requests: The numbers of requests after which to look.
+        data: As in `cost_of`.
+        epochs: As in `cost_of`.
+        seed: For planners that draw.
+
+    Raises:
+        ConfigurationError: A planner is unknown, or has not so many orders, or the prior is off.
+
+    Example:
+        >>> for found in compare(shards=5, slices=6, budget=3):
+        ...     print(f"{found.planner:8}{found.cost.units:3} units {found.lifetime:6.1f} requests")
+        optimal  18 units   99.5 requests
+        bms      18 units   99.5 requests
+        cyclic   18 units   99.5 requests
+        sisa      6 units   68.5 requests
+    """
+    looks = tuple(requests)
+    found = []
+    for planner in dict.fromkeys(planners):
+        used = prior if planner in PRIOR_PLANNERS else None
+        orders = plan_sequences(
+            planner, slices, 1 if planner == "sisa" else budget, seed, used, data=data, epochs=epochs
+        )
+        found.append(
+            Candidate(
+                planner,
+                orders,
+                cost_of(orders, data, epochs),
+                expected_lifetime(shards, orders, prior),
+                assess(orders, prior, seed=seed),
+                expected_survivors(shards, orders, looks, prior, seed=seed),
+            )
+        )
+    return tuple(found)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from peft import PeftConfig
@@ -19,23 +14,19 @@ from peft import PeftConfig
 from lightning_s3t.callbacks.checks import check_not_resumed, check_optimizers, check_trainer
 from lightning_s3t.callbacks.deletion import DeletionHook
 from lightning_s3t.callbacks.fit_settings import fit_settings
-from lightning_s3t.callbacks.lightning_internals import hand_back, request_train_dataloader, take_over
+from lightning_s3t.callbacks.fit_store import FitStore
+from lightning_s3t.callbacks.lightning_internals import hand_back, is_distributed, request_train_dataloader, take_over
 from lightning_s3t.callbacks.provenance import ProvenanceRecorder
-from lightning_s3t.callbacks.rank_zero import on_rank_zero
 from lightning_s3t.callbacks.subjects import Subjects, check_order, subjects_of
 from lightning_s3t.callbacks.training_data import DataMode, TrainingData, check_loader
 from lightning_s3t.callbacks.unfreezing import SliceUnfreezing
 from lightning_s3t.callbacks.unit_fit import EpochRule, UnitFit, UnitSettings
-from lightning_s3t.callbacks.unit_plan import FitPlan, plan_fit
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.plan import Partition, UnitId, plan_sequences, units_of
-from lightning_s3t.plan import Sequence as Order
-from lightning_s3t.store import Receipt, Store
+from lightning_s3t.plan import Partition, SequenceChoice, UnitId
+from lightning_s3t.store import Receipt
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER
 from lightning_s3t.tuning.ensemble import AGGREGATES, Aggregate
-from lightning_s3t.tuning.fingerprint import digest_tensors
 from lightning_s3t.tuning.layer_table import LayerTable
-from lightning_s3t.tuning.stages import StageBuilder
 
 
 class S3T(pl.Callback):
@@ -114,21 +105,17 @@ class S3T(pl.Callback):
             if choice not in known:
                 raise ConfigurationError(f"Expected argument `{name}` to be one of {known} but got {choice!r}.")
         self.store = Path(store)
-        self._plan = partial(
-            plan_sequences, sequences, slices, budget, seed=seed, prior=prior, data=_mode(data), epochs=_rule(epochs)
-        )
-        self._planner = {"sequences": sequences, "prior": None if prior is None else np.asarray(prior).tolist()}
-        self.sequences = self._plan()
+        self.choice = SequenceChoice(sequences, slices, budget, seed, prior, _mode(data), _rule(epochs))
+        self.sequences = self.choice.plan()
         self.subjects = subjects
         self.aggregate: Aggregate = aggregate
         self.partition = Partition(shards, slices, seed)
-        self.units = units_of(shards, self.sequences)
         self.unit_settings = UnitSettings(shards, slices, seed, _mode(data), _rule(epochs))
         self.unfreezing = SliceUnfreezing(slices, layers=layers, head=head, adapter=adapter, seed=seed)
         self.provenance = ProvenanceRecorder()
         self.deletion = DeletionHook(store)
         self._unit_fit: UnitFit | None = None
-        self._exit = ExitStack()
+        self._fit_store: FitStore | None = None
 
     def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt:
         """Removes subjects from what the store holds, and tells the trainer's module and callbacks (`on_forget`).
@@ -181,9 +168,11 @@ class S3T(pl.Callback):
         data = self._training_data(trainer)
         builder = self.unfreezing.attach(pl_module)
         settings = fit_settings(trainer, pl_module, builder, data.loader, self.partition, self.unit_settings)
-        store, plan = self._open(trainer, builder, data, settings)
-        digests = {} if store is None else data.digests(store.subject_hash)
-        self._unit_fit = UnitFit(self, store, plan, data, digests, self.unfreezing, self.provenance, self.unit_settings)
+        fit_store = FitStore(trainer, data, settings, self.choice, self.unit_settings.data, self.aggregate)
+        self._fit_store = fit_store
+        builder.start = fit_store.open(self.store, builder.base_tensors)
+        self.sequences, plan = fit_store.sequences, fit_store.plan
+        self._unit_fit = UnitFit(self, fit_store, data, self.unfreezing, self.provenance, self.unit_settings)
         if plan.impossible:
             rank_zero_warn(
                 f"S3T: deletions have emptied slices, so {len(plan.impossible)} units cannot be trained: "
@@ -206,6 +195,30 @@ class S3T(pl.Callback):
             coordinates = _coordinates(unit.shard, unit.prefix)
             for logger in trainer.loggers:
                 logger.log_metrics(coordinates, step=self._unit_fit.first_step)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Called when an epoch begins: where several processes train, looks for deletion requests.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The user's module.
+        """
+        if self._unit_fit is not None and is_distributed(trainer):
+            self._unit_fit.check_alive(trainer)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Called before each batch: looks for deletion requests, which cost a few microseconds.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The user's module.
+            batch: The batch.
+            batch_idx: Its number in the epoch.
+        """
+        if self._unit_fit is not None and not is_distributed(trainer):
+            self._unit_fit.check_alive(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called when an epoch ends: logs the unit's coordinates beside its metrics.
@@ -267,8 +280,9 @@ class S3T(pl.Callback):
 
     def _close(self, trainer: pl.Trainer) -> None:
         hand_back(trainer)
-        self._exit.close()
-        self._unit_fit = None
+        if self._fit_store is not None:
+            self._fit_store.close()
+        self._unit_fit = self._fit_store = None
 
     def _training_data(self, trainer: pl.Trainer) -> TrainingData:
         data = TrainingData(request_train_dataloader(trainer), self.subjects, self.partition)
@@ -276,61 +290,6 @@ class S3T(pl.Callback):
             again = check_loader(request_train_dataloader(trainer))
             check_order(data.subjects, subjects_of(again.dataset, self.subjects))
         return data
-
-    def _open(
-        self, trainer: pl.Trainer, builder: StageBuilder, data: TrainingData, settings: Mapping[str, Any]
-    ) -> tuple[Store | None, FitPlan]:
-        """Opens the store on rank 0 and plans the fit there; every rank learns the plan and who is forgotten."""
-        opened: list[Store] = []
-
-        def prepare() -> tuple[FitPlan, frozenset[str], dict[str, Any], tuple[Order, ...]]:
-            path = self.store
-            # one batch a unit is no training: nothing of it may be kept
-            if trainer.fast_dev_run:  # type: ignore[attr-defined]
-                path = Path(tempfile.mkdtemp(prefix="s3t-fast-dev-run-"))
-                self._exit.callback(shutil.rmtree, path, ignore_errors=True)
-            if not (path / "ledger.db").exists():
-                data.check_slices()
-            store = self._exit.enter_context(Store.create(path, settings))
-            opened.append(store)
-            self._exit.enter_context(store.fit_lock())
-            as_of = store.request_number  # before the look: a request in between must count as newer
-            forgotten = frozenset(store.forgotten(dict.fromkeys(data.subjects)))
-            data.leave_out(forgotten)
-            if as_of == 0:
-                data.check_slices()
-            if store.options.get("planner") == self._planner:
-                # the orders for a larger budget need not begin with those for a smaller one
-                self._take(self._plan(keep=store.options["sequences"]))
-            store.options = {
-                "aggregate": self.aggregate,
-                "sequences": [list(order) for order in self.sequences],
-                "planner": self._planner,
-            }
-            store.register(subject for subject in dict.fromkeys(data.subjects) if subject not in forgotten)
-            base = store.load_base()
-            if base is None:
-                base = builder.base_tensors()
-                store.save_base(base)
-            digests = data.digests(store.subject_hash)
-            basis = {**settings, "head_sha256": digest_tensors(base)}
-            units = self.units[: self.unit_settings.slices if trainer.fast_dev_run else None]  # type: ignore[attr-defined]
-            plan = plan_fit(units, store.alive(), data, self.unit_settings.data, digests, basis, as_of)
-            return plan, forgotten, base, self.sequences
-
-        try:
-            plan, forgotten, base, sequences = on_rank_zero(trainer, prepare)
-        except BaseException:
-            self._exit.close()
-            raise
-        self._take(sequences)
-        data.leave_out(forgotten)
-        builder.start = base
-        return (opened[0] if opened else None), plan
-
-    def _take(self, sequences: tuple[Order, ...]) -> None:
-        self.sequences = sequences
-        self.units = units_of(self.partition.shards, sequences)
 
 
 def _mode(data: str) -> DataMode:

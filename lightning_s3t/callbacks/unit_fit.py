@@ -6,7 +6,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,16 +17,17 @@ from torch import Tensor
 
 from lightning_s3t.callbacks.checkpoint_files import recorded_checkpoints
 from lightning_s3t.callbacks.checks import check_optimized
+from lightning_s3t.callbacks.fit_store import FitStore
 from lightning_s3t.callbacks.lightning_internals import TrainerReset, run_fit_loop
 from lightning_s3t.callbacks.progress import UnitProgress
 from lightning_s3t.callbacks.provenance import ProvenanceRecorder, score_of
 from lightning_s3t.callbacks.rank_zero import on_rank_zero
 from lightning_s3t.callbacks.training_data import DataMode, TrainingData
 from lightning_s3t.callbacks.unfreezing import SliceUnfreezing
-from lightning_s3t.callbacks.unit_plan import Digests, FitPlan, PlannedUnit, slice_digests
+from lightning_s3t.callbacks.unit_plan import PlannedUnit, slice_digests
 from lightning_s3t.errors import DataError, LeakageError, RevokedError
 from lightning_s3t.plan import UnitId
-from lightning_s3t.store import Attempt, Store
+from lightning_s3t.store import Attempt
 from lightning_s3t.tuning.fingerprint import digest_tensors
 from lightning_s3t.tuning.randomness import seed_all, seeded, unit_seed
 
@@ -70,10 +71,8 @@ class UnitFit:
 
     Args:
         callback: The S3T callback, which is left as it is between units.
-        store: The store; None on all ranks but 0.
-        plan: What to build.
+        fit_store: The store, and the plan of what to build.
         data: The training data.
-        digests: The digests of its slices.
         unfreezing: Puts the stages in place, attached to the module.
         provenance: Records each unit.
         settings: How units are trained.
@@ -87,19 +86,15 @@ class UnitFit:
     def __init__(
         self,
         callback: pl.Callback,
-        store: Store | None,
-        plan: FitPlan,
+        fit_store: FitStore,
         data: TrainingData,
-        digests: Digests,
         unfreezing: SliceUnfreezing,
         provenance: ProvenanceRecorder,
         settings: UnitSettings,
     ) -> None:
         self._callback = callback
-        self._store = store
-        self._plan = plan
+        self._fit_store = fit_store
         self._data = data
-        self._digests = digests
         self._unfreezing = unfreezing
         self._provenance = provenance
         self._settings = settings
@@ -111,6 +106,9 @@ class UnitFit:
     def run(self, trainer: pl.Trainer) -> None:
         """Builds every unit of the plan; takes the place of the trainer's fit loop.
 
+        A deletion request that comes in meanwhile ends the unit that it reaches; what is left is planned anew, without
+        who was forgotten.
+
         Args:
             trainer: The trainer.
 
@@ -118,8 +116,9 @@ class UnitFit:
             LeakageError: A unit changed what it does not own; it is not kept.
             DataError: A unit trained on no batch.
         """
-        if not self._plan.build:
-            rank_zero_info(f"S3T: all {self._plan.present} units are there, nothing to train.")
+        plan = self._fit_store.plan
+        if not plan.build:
+            rank_zero_info(f"S3T: all {plan.present} units are there, nothing to train.")
             return
         with ExitStack() as stack:
             stack.enter_context(seeded())
@@ -127,16 +126,20 @@ class UnitFit:
             reset = TrainerReset(trainer, keep=(self._callback,))
             stack.callback(reset.finish)
             stack.callback(self._unfreezing.detach)
-            self.progress = UnitProgress(
-                [planned.unit for planned in self._plan.build],
-                [planned.rows for planned in self._plan.build],
-                self._settings.shards,
-                self._settings.slices,
-                enabled=trainer.is_global_zero and trainer.progress_bar_callback is not None,
-            )
-            stack.callback(self.progress.close)
-            for planned in self._plan.build:
-                self._build(trainer, reset, planned)
+            while not self._build_all(trainer, reset):
+                self._fit_store.replan()
+
+    def check_alive(self, trainer: pl.Trainer) -> None:
+        """Looks whether the running unit has been revoked; every rank must ask at the same time.
+
+        Args:
+            trainer: The trainer.
+
+        Raises:
+            RevokedError: It has, so that training it any further is of no use.
+        """
+        if self.unit is not None:
+            on_rank_zero(trainer, lambda: self._attempt.check() if self._attempt is not None else None)
 
     def register_file(self, path: Path) -> None:
         """Notes a file that is written during the running unit, to be erased with it.
@@ -147,12 +150,29 @@ class UnitFit:
         if self._attempt is not None:
             self._attempt.register_file(path)
 
+    def _build_all(self, trainer: pl.Trainer, reset: TrainerReset) -> bool:
+        """Builds the plan; False if a deletion request came in, so that there has to be another."""
+        build = self._fit_store.plan.build
+        self.progress = UnitProgress(
+            [planned.unit for planned in build],
+            [planned.rows for planned in build],
+            self._settings.shards,
+            self._settings.slices,
+            enabled=trainer.is_global_zero and trainer.progress_bar_callback is not None,
+        )
+        with closing(self.progress):
+            for planned in build:
+                self._build(trainer, reset, planned)
+                if self._fit_store.outdated():
+                    return False
+        return True
+
     def _build(self, trainer: pl.Trainer, reset: TrainerReset, planned: PlannedUnit) -> None:
         unit, seed = planned.unit, unit_seed(self._settings.seed, planned.unit)
         reset.restore()
         trained = on_rank_zero(trainer, lambda: self._start(planned))
         if trained is None:
-            rank_zero_info(f"S3T: unit {unit} was revoked while the fit ran, and is left out.")
+            rank_zero_info(f"S3T: unit {unit} was revoked while the fit ran.")
             return
         assert self.progress is not None
         self.unit = unit
@@ -165,6 +185,9 @@ class UnitFit:
             tensors = stage.snapshot()
             self._check_ranks(trainer, unit, tensors)
             on_rank_zero(trainer, lambda: self._commit(trainer, planned, tensors))
+        except RevokedError as error:
+            self._abandon()
+            rank_zero_info(f"S3T: {error}")
         except BaseException:
             self._abandon()
             raise
@@ -200,22 +223,20 @@ class UnitFit:
         self._unfreezing.check(f"unit {planned.unit}")
 
     def _start(self, planned: PlannedUnit) -> list[dict[str, Tensor]] | None:
-        assert self._store is not None
+        store = self._fit_store.store
+        assert store is not None
         if planned.stale:
-            self._store.drop([planned.unit])
+            store.drop([planned.unit])
         try:
-            trained = [self._store.load(ancestor) for ancestor in planned.unit.lineage[:-1]]
-            self._attempt = self._store.start_unit(planned.unit, planned.key, self._plan.as_of)
+            trained = [store.load(ancestor) for ancestor in planned.unit.lineage[:-1]]
+            self._attempt = store.start_unit(planned.unit, planned.key, self._fit_store.plan.as_of)
         except RevokedError:
             return None
         return trained
 
     def _commit(self, trainer: pl.Trainer, planned: PlannedUnit, tensors: dict[str, Tensor]) -> None:
         assert self._attempt is not None
-        try:
-            self._attempt.commit(tensors, self._provenance_of(trainer, planned), score_of(trainer))
-        except RevokedError as error:
-            rank_zero_info(f"S3T: {error}")
+        self._attempt.commit(tensors, self._provenance_of(trainer, planned), score_of(trainer))
         self._attempt = None
 
     def _abandon(self) -> None:
@@ -241,7 +262,7 @@ class UnitFit:
             "data": self._settings.data,
             "rows": len(rows),
             "subjects": self._data.count_subjects(rows),
-            "subject_digests": slice_digests(unit, self._settings.data, self._digests),
+            "subject_digests": slice_digests(unit, self._settings.data, self._fit_store.digests),
             "layers": list(builder.layers.groups[unit.stage - 1].modules),
             "head": list(builder.layers.head),
             "parameters": list(stage.trainable),

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lightning_s3t.plan.checks import check_sequences
+from lightning_s3t.plan.choice import SequenceChoice
 from lightning_s3t.plan.partition import Partition, Place, canonical_subject
 from lightning_s3t.plan.risk import RiskPartition
 from lightning_s3t.plan.rotations import cyclic
@@ -36,6 +37,7 @@ __all__ = [
     "Place",
     "RiskPartition",
     "Sequence",
+    "SequenceChoice",
     "Simulation",
     "UnitId",
     "assess",

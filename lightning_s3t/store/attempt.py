@@ -18,7 +18,7 @@ from lightning_s3t.store.ledger import Ledger
 from lightning_s3t.store.record import UnitRecord
 from lightning_s3t.store.settings import normalise
 from lightning_s3t.store.snapshots import encode_snapshot, write_snapshot
-from lightning_s3t.store.units import reached_since
+from lightning_s3t.store.units import newest_request, reached_since
 
 
 class Attempt:
@@ -38,6 +38,7 @@ class Attempt:
         self._ledger = ledger
         self._store = store
         self._as_of = as_of
+        self._looked_at = as_of
         self._name = attempt_name(str(unit))
 
     def register_file(self, path: str | Path) -> None:
@@ -51,6 +52,17 @@ class Attempt:
         row = (os.path.join(os.path.realpath(folder), name), self._name)
         with self._ledger.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO files VALUES (?, ?)", row)
+
+    def check(self) -> None:
+        """Looks whether a deletion request has come in between; cheap enough to ask before every batch.
+
+        Raises:
+            RevokedError: One reaches the unit, or what it is built on is gone.
+        """
+        number = newest_request(self._ledger)
+        if number != self._looked_at:
+            self._check_alive()
+            self._looked_at = number
 
     def commit(
         self, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any], score: float | None = None

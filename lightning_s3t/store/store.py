@@ -29,7 +29,7 @@ from lightning_s3t.store.snapshots import (
     snapshot_path,
     write_snapshot,
 )
-from lightning_s3t.store.units import find_snapshot, reached_since, read_units
+from lightning_s3t.store.units import find_snapshot, newest_request, reached_since, read_units
 
 
 class Store:
@@ -137,8 +137,7 @@ class Store:
     @property
     def request_number(self) -> int:
         """The number of the newest request, 0 before the first. Cheap enough to ask before every batch."""
-        row = self._ledger.connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'requests'").fetchone()
-        return row[0] if row else 0
+        return newest_request(self._ledger)
 
     def register(self, subjects: Iterable[str]) -> None:
         """Notes who is in the training data. Who is forgotten stays forgotten.

@@ -49,6 +49,16 @@ def find_snapshot(ledger: Ledger, unit: UnitId) -> str | None:
     return found.get(str(unit)) if len(found) == len(names) else None
 
 
+def newest_request(ledger: Ledger) -> int:
+    """Returns the number of the newest request, 0 before the first.
+
+    Args:
+        ledger: The ledger.
+    """
+    row = ledger.connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'requests'").fetchone()
+    return row[0] if row else 0
+
+
 def reached_since(ledger: Ledger, unit: UnitId, request: int) -> bool:
     """Says whether a request newer than a given one reaches a unit.
 

@@ -1,0 +1,174 @@
+"""The store as a fit sees it: opened by rank 0, planned at the start, and anew when a deletion request comes in."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from lightning_s3t.callbacks.rank_zero import on_rank_zero
+from lightning_s3t.callbacks.training_data import DataMode, TrainingData
+from lightning_s3t.callbacks.unit_plan import Digests, FitPlan, plan_fit
+from lightning_s3t.plan import Sequence, SequenceChoice, UnitId, units_of
+from lightning_s3t.store import Store
+from lightning_s3t.tuning.fingerprint import digest_tensors
+
+Base = dict[str, Tensor]
+
+
+class Audited(Protocol):
+    """What an audit builds anew, in a scratch store.
+
+    Attributes:
+        store: The store that is audited.
+        units: The units to build, parents before children.
+    """
+
+    store: Store
+    units: tuple[UnitId, ...]
+
+
+class FitStore:
+    """Opens a store for a fit, and plans what has to be built.
+
+    Only rank 0 has the store; every rank learns the plan and who is forgotten.
+
+    Args:
+        trainer: The trainer, in `on_fit_start`.
+        data: The training data.
+        settings: All that may influence a unit besides its rows.
+        choice: Which orders to train.
+        mode: "cumulative" or "disjoint".
+        aggregate: How the shards' answers are put together.
+        audited: What to build, if the fit is an audit.
+
+    Attributes:
+        store: The store; None on all ranks but 0.
+        plan: What to build.
+        sequences: The orders.
+        digests: The digests of the slices' ids; empty on all ranks but 0.
+    """
+
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        data: TrainingData,
+        settings: Mapping[str, Any],
+        choice: SequenceChoice,
+        mode: DataMode,
+        aggregate: str,
+        audited: Audited | None = None,
+    ) -> None:
+        self.store: Store | None = None
+        self.plan = FitPlan((), 0, (), 0)
+        self.sequences: tuple[Sequence, ...] = ()
+        self.digests: Digests = {}
+        self._trainer = trainer
+        self._data = data
+        self._settings = settings
+        self._choice = choice
+        self._mode = mode
+        self._aggregate = aggregate
+        self._audited = audited
+        self._basis: Mapping[str, Any] = settings
+        self._exit = ExitStack()
+
+    def open(self, path: Path, make_base: Callable[[], Base]) -> Base:
+        """Opens the store, and plans the fit.
+
+        Args:
+            path: The store's folder.
+            make_base: Gives the head as the script draws it; used by the first fit alone.
+
+        Returns:
+            The head as it stands before any training.
+
+        Raises:
+            StoreError: The store cannot be used; nothing has changed.
+            DataError: A slice is empty, or the rows have changed their order.
+        """
+        try:
+            base, self.sequences = on_rank_zero(self._trainer, lambda: self._open(path, make_base))
+        except BaseException:
+            self.close()
+            raise
+        self.replan()
+        return base
+
+    def replan(self) -> None:
+        """Looks again who is forgotten and what is there, and plans what is left to build."""
+        self.plan, forgotten = on_rank_zero(self._trainer, self._plan)
+        self._data.leave_out(forgotten)
+
+    def outdated(self) -> bool:
+        """Says, on every rank alike, whether a deletion request has come in since the plan was made."""
+        return on_rank_zero(self._trainer, lambda: self._request_number() != self.plan.as_of)
+
+    def close(self) -> None:
+        """Closes the store, and lets other fits in."""
+        self._exit.close()
+
+    def _open(self, path: Path, make_base: Callable[[], Base]) -> tuple[Base, tuple[Sequence, ...]]:
+        # one batch a unit is no training: nothing of it may be kept
+        if self._trainer.fast_dev_run:  # type: ignore[attr-defined]
+            path = Path(tempfile.mkdtemp(prefix="s3t-fast-dev-run-"))
+            self._exit.callback(shutil.rmtree, path, ignore_errors=True)
+        if not (path / "ledger.db").exists() and self._audited is None:
+            self._data.check_slices()
+        self.store = store = self._exit.enter_context(Store.create(path, self._settings))
+        self._exit.enter_context(store.fit_lock())
+        if self._audited is not None:
+            base = self._audited.store.load_base()
+            assert base is not None
+            store.save_base(base)
+            sequences = self._choice.plan()
+        else:
+            if self._request_number() == 0:
+                self._data.check_slices()
+            kept = store.options["sequences"] if self._same_planner(store) else ()
+            sequences = self._choice.plan(keep=kept)
+            store.options = {
+                "aggregate": self._aggregate,
+                "sequences": [list(order) for order in sequences],
+                "planner": self._choice.planner,
+            }
+            base = store.load_base()
+            if base is None:
+                base = make_base()
+                store.save_base(base)
+        self._basis = {**self._settings, "head_sha256": digest_tensors(base)}
+        return base, sequences
+
+    def _same_planner(self, store: Store) -> bool:
+        # the orders for a larger budget need not begin with those for a smaller one
+        planner = self._choice.planner
+        return planner is not None and store.options.get("planner") == planner
+
+    def _plan(self) -> tuple[FitPlan, frozenset[str]]:
+        assert self.store is not None
+        asked = self._audited.store if self._audited is not None else self.store
+        as_of = self._request_number()  # before the look: a request in between must count as newer
+        forgotten = frozenset(asked.forgotten(dict.fromkeys(self._data.subjects)))
+        self._data.leave_out(forgotten)
+        self.store.register(subject for subject in dict.fromkeys(self._data.subjects) if subject not in forgotten)
+        self.digests = self._data.digests(asked.subject_hash)
+        return plan_fit(
+            self._units(), self.store.alive(), self._data, self._mode, self.digests, self._basis, as_of
+        ), forgotten
+
+    def _units(self) -> tuple[UnitId, ...]:
+        if self._audited is not None:
+            return self._audited.units
+        partition = self._data.partition
+        units = units_of(partition.shards, self.sequences)
+        return units[: partition.slices] if self._trainer.fast_dev_run else units  # type: ignore[attr-defined]
+
+    def _request_number(self) -> int:
+        assert self.store is not None
+        return self.store.request_number

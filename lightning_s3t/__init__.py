@@ -4,13 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_s3t.auditing import audit
     from lightning_s3t.callbacks import S3T, DeletionHook, ProvenanceRecorder, SliceUnfreezing
+    from lightning_s3t.callbacks.audited import AuditReport
     from lightning_s3t.module import S3TModule
     from lightning_s3t.store import Receipt, Store
     from lightning_s3t.tuning import LayerTable, describe_layers
 
 __all__ = [
     "S3T",
+    "AuditReport",
     "DeletionHook",
     "LayerTable",
     "ProvenanceRecorder",
@@ -18,10 +21,12 @@ __all__ = [
     "S3TModule",
     "SliceUnfreezing",
     "Store",
+    "audit",
     "describe_layers",
 ]
 
 _HOMES = {
+    "AuditReport": "callbacks.audited",
     "S3T": "callbacks",
     "DeletionHook": "callbacks",
     "LayerTable": "tuning",
@@ -30,6 +35,7 @@ _HOMES = {
     "S3TModule": "module",
     "SliceUnfreezing": "callbacks",
     "Store": "store",
+    "audit": "auditing",
     "describe_layers": "tuning",
 }
 

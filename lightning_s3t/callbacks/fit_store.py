@@ -7,11 +7,12 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import lightning.pytorch as pl
 from torch import Tensor
 
+from lightning_s3t.callbacks.audited import Audited, AuditReport
 from lightning_s3t.callbacks.rank_zero import on_rank_zero
 from lightning_s3t.callbacks.training_data import DataMode, TrainingData
 from lightning_s3t.callbacks.unit_plan import Digests, FitPlan, plan_fit
@@ -20,18 +21,6 @@ from lightning_s3t.store import Store
 from lightning_s3t.tuning.fingerprint import digest_tensors
 
 Base = dict[str, Tensor]
-
-
-class Audited(Protocol):
-    """What an audit builds anew, in a scratch store.
-
-    Attributes:
-        store: The store that is audited.
-        units: The units to build, parents before children.
-    """
-
-    store: Store
-    units: tuple[UnitId, ...]
 
 
 class FitStore:
@@ -110,6 +99,16 @@ class FitStore:
         """Says, on every rank alike, whether a deletion request has come in since the plan was made."""
         return on_rank_zero(self._trainer, lambda: self._request_number() != self.plan.as_of)
 
+    def report(self, deterministic: bool) -> AuditReport:
+        """Compares what an audit has built with what is audited; on rank 0.
+
+        Args:
+            deterministic: Whether the same training gives the same bits here.
+        """
+        assert self._audited is not None
+        assert self.store is not None
+        return self._audited.compare(self.store, self.plan, len(self._data.forgotten), deterministic)
+
     def close(self) -> None:
         """Closes the store, and lets other fits in."""
         self._exit.close()
@@ -121,6 +120,9 @@ class FitStore:
             self._exit.callback(shutil.rmtree, path, ignore_errors=True)
         if not (path / "ledger.db").exists() and self._audited is None:
             self._data.check_slices()
+        if self._audited is not None:
+            self._audited.store.check(self._settings, whole=True)
+            path = self._audited.scratch
         self.store = store = self._exit.enter_context(Store.create(path, self._settings))
         self._exit.enter_context(store.fit_lock())
         if self._audited is not None:

@@ -12,7 +12,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource, _request_dataloader
 
@@ -92,6 +95,11 @@ def syncs_batchnorm(trainer: pl.Trainer) -> bool:
         trainer: The trainer.
     """
     return getattr(trainer.strategy, "_layer_sync", None) is not None
+
+
+def silent_logger() -> Logger:
+    """Returns a logger that takes everything and keeps nothing; `fast_dev_run` uses it too."""
+    return DummyLogger()
 
 
 class TrainerReset:
@@ -205,3 +213,12 @@ def is_distributed(trainer: pl.Trainer) -> bool:
         trainer: The trainer.
     """
     return isinstance(trainer.strategy, DDPStrategy) and trainer.world_size > 1
+
+
+def is_deterministic(trainer: pl.Trainer) -> bool:
+    """Says whether the same training gives the same bits: on a CPU, or where torch was told to see to it.
+
+    Args:
+        trainer: The trainer.
+    """
+    return isinstance(trainer.accelerator, CPUAccelerator) or torch.are_deterministic_algorithms_enabled()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,12 +12,20 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from peft import PeftConfig
 
+from lightning_s3t.callbacks.audited import Audited
 from lightning_s3t.callbacks.checks import check_not_resumed, check_optimizers, check_trainer
 from lightning_s3t.callbacks.deletion import DeletionHook
 from lightning_s3t.callbacks.fit_settings import fit_settings
 from lightning_s3t.callbacks.fit_store import FitStore
-from lightning_s3t.callbacks.lightning_internals import hand_back, is_distributed, request_train_dataloader, take_over
+from lightning_s3t.callbacks.lightning_internals import (
+    hand_back,
+    is_deterministic,
+    is_distributed,
+    request_train_dataloader,
+    take_over,
+)
 from lightning_s3t.callbacks.provenance import ProvenanceRecorder
+from lightning_s3t.callbacks.rank_zero import on_rank_zero
 from lightning_s3t.callbacks.subjects import Subjects, check_order, subjects_of
 from lightning_s3t.callbacks.training_data import DataMode, TrainingData, check_loader
 from lightning_s3t.callbacks.unfreezing import SliceUnfreezing
@@ -116,6 +125,7 @@ class S3T(pl.Callback):
         self.deletion = DeletionHook(store)
         self._unit_fit: UnitFit | None = None
         self._fit_store: FitStore | None = None
+        self._audited: Audited | None = None
 
     def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt:
         """Removes subjects from what the store holds, and tells the trainer's module and callbacks (`on_forget`).
@@ -136,6 +146,19 @@ class S3T(pl.Callback):
         """
         if self._unit_fit is not None:
             self._unit_fit.register_file(Path(path).absolute())
+
+    @contextmanager
+    def auditing(self, audited: Audited) -> Iterator[None]:
+        """Makes a fit within the block an audit: it builds what is audited, elsewhere, and compares.
+
+        Args:
+            audited: The store and the units.
+        """
+        self._audited = audited
+        try:
+            yield
+        finally:
+            self._audited = None
 
     @property
     def current_unit(self) -> UnitId | None:
@@ -168,7 +191,8 @@ class S3T(pl.Callback):
         data = self._training_data(trainer)
         builder = self.unfreezing.attach(pl_module)
         settings = fit_settings(trainer, pl_module, builder, data.loader, self.partition, self.unit_settings)
-        fit_store = FitStore(trainer, data, settings, self.choice, self.unit_settings.data, self.aggregate)
+        mode, audited = self.unit_settings.data, self._audited
+        fit_store = FitStore(trainer, data, settings, self.choice, mode, self.aggregate, audited)
         self._fit_store = fit_store
         builder.start = fit_store.open(self.store, builder.base_tensors)
         self.sequences, plan = fit_store.sequences, fit_store.plan
@@ -275,6 +299,10 @@ class S3T(pl.Callback):
         assert self._unit_fit is not None
         try:
             self._unit_fit.run(trainer)
+            if self._audited is not None and self._fit_store is not None:
+                deterministic = is_deterministic(trainer)
+                fit_store = self._fit_store
+                self._audited.report = on_rank_zero(trainer, lambda: fit_store.report(deterministic))
         finally:
             hand_back(trainer)
 

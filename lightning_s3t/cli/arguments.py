@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 
-Verb = Callable[..., None]
+Verb = Callable[..., int | None]
 
 
 def make_parser(verbs: Mapping[str, Verb], program: str, description: str) -> argparse.ArgumentParser:
@@ -54,14 +54,17 @@ def make_parser(verbs: Mapping[str, Verb], program: str, description: str) -> ar
     return parser
 
 
-def run_verb(arguments: argparse.Namespace) -> None:
+def run_verb(arguments: argparse.Namespace) -> int:
     """Calls the function that the parsed arguments are for.
 
     Args:
         arguments: What the parser of `make_parser` gave.
+
+    Returns:
+        The exit code: what the function returned, 0 for None.
     """
     values = vars(arguments).copy()
-    values.pop("_verb")(**values)
+    return values.pop("_verb")(**values) or 0
 
 
 def _add(parser: argparse.ArgumentParser, parameter: inspect.Parameter, hint: Any, text: str) -> None:

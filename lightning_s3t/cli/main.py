@@ -19,13 +19,14 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The arguments; None for those of the process.
 
     Returns:
-        0, 2 after an error of ours (its message is on stderr), or 130 after Ctrl-C.
+        0, or 1 if a check has failed; 2 after an error of ours (its message is on stderr), or 130 after Ctrl-C.
 
     Raises:
         SystemExit: The arguments are off (2), or help was asked for (0).
     """
     try:
         from lightning_s3t.cli.arguments import Verb, make_parser, run_verb
+        from lightning_s3t.cli.audit import audit
         from lightning_s3t.cli.commands import forget, provenance, receipts, status
         from lightning_s3t.cli.demo import demo
         from lightning_s3t.cli.layers import layers
@@ -41,8 +42,9 @@ def main(args: Sequence[str] | None = None) -> int:
             "forget": forget,
             "receipts": receipts,
             "provenance": provenance,
+            "audit": audit,
         }
-        run_verb(make_parser(verbs, "s3t", DESCRIPTION).parse_args(args))
+        return run_verb(make_parser(verbs, "s3t", DESCRIPTION).parse_args(args))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in ("docstring_parser", "rich"):
@@ -55,4 +57,3 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("s3t: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return 0

@@ -1,0 +1,83 @@
+"""The audit: proof, on a store of one's own, that what serves was never reached by the forgotten."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_s3t.callbacks import S3T
+from lightning_s3t.callbacks.audited import Audited, AuditReport
+from lightning_s3t.callbacks.lightning_internals import silent_logger
+from lightning_s3t.errors import ConfigurationError
+from lightning_s3t.store import Store
+
+
+def audit(
+    trainer: pl.Trainer,
+    model: pl.LightningModule,
+    datamodule: pl.LightningDataModule | None = None,
+    units: int | Iterable[str] | Literal["all"] = "all",
+    seed: int = 0,
+    **fit_arguments: Any,
+) -> AuditReport:
+    """Trains surviving units anew, without the forgotten, and compares them bit by bit with those that serve.
+
+    Everything is built in a scratch folder that is removed; the store is only read. Loggers are silenced, and
+    checkpoints go to the scratch folder. Files that the script's own callbacks write otherwise are written again.
+
+    Args:
+        trainer: A trainer as it was for the fit, with the same S3T callback.
+        model: The module as it was for the fit: before any training.
+        datamodule: The data, with or without the rows of those who were forgotten, as for the fit.
+        units: How many surviving units to draw (each takes those that it stands on too), or their names, or "all".
+        seed: What they are drawn from.
+        fit_arguments: Further arguments of `trainer.fit`, as train_dataloaders.
+
+    Returns:
+        The report; `report.passed` says whether all are equal to the last bit.
+
+    Raises:
+        ConfigurationError: The trainer has no S3T callback, or there is no such unit.
+        StoreError: The store cannot be read, or belongs to another script.
+
+    Example:
+        >>> report = audit(trainer, model, datamodule=dm, units=3)  # doctest: +SKIP
+        >>> print(report)  # doctest: +SKIP
+        3 of 3 units are, bit for bit, what training without the 2 forgotten subjects gives (...).
+    """
+    found = [callback for callback in trainer.callbacks if isinstance(callback, S3T)]  # type: ignore[attr-defined]
+    if len(found) != 1:
+        raise ConfigurationError(
+            f"The trainer has {len(found)} S3T callbacks. Expected one, with the arguments that the store was trained "
+            "with."
+        )
+    (s3t,) = found
+    with tempfile.TemporaryDirectory(prefix="s3t-audit-") as scratch, Store.open(s3t.store) as store:
+        audited = Audited(store, units, seed, Path(scratch) / "store")
+        with _elsewhere(trainer, Path(scratch)), s3t.auditing(audited):
+            trainer.fit(model, datamodule=datamodule, **fit_arguments)
+        assert audited.report is not None
+        return audited.report
+
+
+@contextmanager
+def _elsewhere(trainer: pl.Trainer, scratch: Path) -> Iterator[None]:
+    """Silences the loggers and sends the checkpoints to the scratch folder while the block runs."""
+    loggers = trainer.loggers
+    checkpoints = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    folders = [callback.dirpath for callback in checkpoints]
+    trainer.loggers = [silent_logger() for _ in loggers]
+    for number, callback in enumerate(checkpoints):
+        callback.dirpath = str(scratch / f"checkpoints-{number}")
+    try:
+        yield
+    finally:
+        trainer.loggers = loggers
+        for callback, folder in zip(checkpoints, folders, strict=True):
+            callback.dirpath = folder

@@ -159,7 +159,9 @@ def test_ctrl_c_exits_with_130_and_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "app_of_somebody.py").write_text(
         "import os, signal, time\ndef make():\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(60)\n"
     )
-    code = f"import sys; sys.path.append({str(tmp_path)!r}); from lightning_s3t.cli import main; sys.exit(main())"
+    # a process that a shell has started in the background ignores the signal, and so would its child
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{listen}; import sys; sys.path.append({str(tmp_path)!r}); from lightning_s3t.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "layers", "app_of_somebody:make", "2"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (run.returncode, run.stderr) == (130, "s3t: interrupted\n")

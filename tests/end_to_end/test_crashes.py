@@ -15,6 +15,8 @@ from lightning_s3t.store import Store
 from tests.people import People, assert_bitwise_equal, fit, tensors_of
 
 SCRIPT = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
 import sys, time
 from pathlib import Path
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint

@@ -56,3 +56,18 @@ def fit_settings(
             **trainer_settings(trainer),
         },
     }
+
+
+def config_of(trainer: pl.Trainer) -> str | None:
+    """Returns the config that a LightningCLI has made the trainer from, in YAML; None without one.
+
+    The CLI hands it to the callback that saves it.
+
+    Args:
+        trainer: The trainer.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        # by name: the class is in a module that needs jsonargparse
+        if any(kind.__name__ == "SaveConfigCallback" for kind in type(callback).__mro__):
+            return str(callback.parser.dump(callback.config, skip_none=False))
+    return None

@@ -34,7 +34,7 @@ class FitStore:
         settings: All that may influence a unit besides its rows.
         choice: Which orders to train.
         mode: "cumulative" or "disjoint".
-        aggregate: How the shards' answers are put together.
+        options: What the store notes of the fit beside the orders: how answers are put together, the app's config.
         audited: What to build, if the fit is an audit.
 
     Attributes:
@@ -51,7 +51,7 @@ class FitStore:
         settings: Mapping[str, Any],
         choice: SequenceChoice,
         mode: DataMode,
-        aggregate: str,
+        options: Mapping[str, Any],
         audited: Audited | None = None,
     ) -> None:
         self.store: Store | None = None
@@ -63,7 +63,7 @@ class FitStore:
         self._settings = settings
         self._choice = choice
         self._mode = mode
-        self._aggregate = aggregate
+        self._options = options
         self._audited = audited
         self._basis: Mapping[str, Any] = settings
         self._exit = ExitStack()
@@ -136,7 +136,7 @@ class FitStore:
             kept = store.options["sequences"] if self._same_planner(store) else ()
             sequences = self._choice.plan(keep=kept)
             store.options = {
-                "aggregate": self._aggregate,
+                **self._options,
                 "sequences": [list(order) for order in sequences],
                 "planner": self._choice.planner,
             }

@@ -15,7 +15,7 @@ from peft import PeftConfig
 from lightning_s3t.callbacks.audited import Audited
 from lightning_s3t.callbacks.checks import check_not_resumed, check_optimizers, check_trainer
 from lightning_s3t.callbacks.deletion import DeletionHook
-from lightning_s3t.callbacks.fit_settings import fit_settings
+from lightning_s3t.callbacks.fit_settings import config_of, fit_settings
 from lightning_s3t.callbacks.fit_store import FitStore
 from lightning_s3t.callbacks.lightning_internals import (
     hand_back,
@@ -59,8 +59,8 @@ class S3T(pl.Callback):
             trained stays, and orders are added.
         sequences: How the orders are chosen: "optimal" (most slices left after the coming requests), "cyclic", "bms",
             "conditional", "random", "all", "sisa", or the orders themselves.
-        subjects: Who owns each row: a callable that takes the data set and returns one id per row, the name of an
-            attribute of the data set, or None for the row's index.
+        subjects: Who owns each row: the name of an attribute of the data set that has one id per row, a callable that
+            takes the data set and returns them, or its import path; None for the row's index.
         layers: Where the blocks are, if they cannot be found: a path, a list of paths, or a list of groups.
         head: Where the head is, if it cannot be found: a path or a list of paths.
         adapter: A PeftConfig, a dict of one, or None to fine-tune whole layers.
@@ -192,7 +192,8 @@ class S3T(pl.Callback):
         builder = self.unfreezing.attach(pl_module)
         settings = fit_settings(trainer, pl_module, builder, data.loader, self.partition, self.unit_settings)
         mode, audited = self.unit_settings.data, self._audited
-        fit_store = FitStore(trainer, data, settings, self.choice, mode, self.aggregate, audited)
+        options = {"aggregate": self.aggregate, "config": config_of(trainer)}
+        fit_store = FitStore(trainer, data, settings, self.choice, mode, options, audited)
         self._fit_store = fit_store
         builder.start = fit_store.open(self.store, builder.base_tensors)
         self.sequences, plan = fit_store.sequences, fit_store.plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +14,8 @@ from torch.utils.data import Subset
 from lightning_s3t.errors import DataError
 from lightning_s3t.plan import canonical_subject
 
-Subjects = Callable[[Any], Sequence[Any]] | str | None
+# text first: jsonargparse writes a config by the first member that fits, and has no spelling for text as a callable
+Subjects = str | Callable[[Any], Sequence[Any]] | None
 
 
 def subjects_of(dataset: Any, subjects: Subjects) -> list[str]:
@@ -21,7 +23,7 @@ def subjects_of(dataset: Any, subjects: Subjects) -> list[str]:
 
     Args:
         dataset: The data set.
-        subjects: A callable, the name of an attribute, or None for the row's index.
+        subjects: The name of an attribute, a callable or its import path, or None for the row's index.
 
     Raises:
         DataError: The ids are missing, or are not one per row.
@@ -35,7 +37,7 @@ def subjects_of(dataset: Any, subjects: Subjects) -> list[str]:
     size = len(dataset)
     if subjects is None:
         return [str(row) for row in range(size)]
-    ids: Any = _attribute(dataset, subjects) if isinstance(subjects, str) else subjects(dataset)
+    ids: Any = _named(dataset, subjects) if isinstance(subjects, str) else subjects(dataset)
     if isinstance(ids, (torch.Tensor, np.ndarray)):
         ids = ids.tolist()
     ids = [canonical_subject(subject) for subject in ids]
@@ -61,6 +63,20 @@ def check_order(first: Sequence[str], second: Sequence[str]) -> None:
         f"Loaded a second time, the train data set gives {kind}. Expected the same rows in the same order at every "
         "load, or no unit could be trained again to the same bits. Sort the rows (sorted(paths), ORDER BY)."
     )
+
+
+def _named(dataset: Any, name: str) -> Any:
+    if "." not in name or hasattr(dataset, name):
+        return _attribute(dataset, name)
+    module, _, function = name.rpartition(".")
+    try:
+        give = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise DataError(
+            f"`subjects` is {name!r}, which cannot be imported ({error}). Expected the import path of a callable that "
+            "takes the data set, or the name of an attribute of it."
+        ) from error
+    return give(dataset)
 
 
 def _attribute(dataset: Any, name: str) -> Any:

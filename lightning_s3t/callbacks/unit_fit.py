@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +18,7 @@ from lightning_s3t.callbacks.fit_store import FitStore
 from lightning_s3t.callbacks.lightning_internals import TrainerReset, run_fit_loop
 from lightning_s3t.callbacks.progress import UnitProgress
 from lightning_s3t.callbacks.provenance import ProvenanceRecorder, score_of
+from lightning_s3t.callbacks.quiet import quiet
 from lightning_s3t.callbacks.rank_zero import on_rank_zero
 from lightning_s3t.callbacks.training_data import DataMode, TrainingData
 from lightning_s3t.callbacks.unfreezing import SliceUnfreezing
@@ -122,7 +120,7 @@ class UnitFit:
             return
         with ExitStack() as stack:
             stack.enter_context(seeded())
-            stack.enter_context(_quiet(trainer))
+            stack.enter_context(quiet(trainer))
             reset = TrainerReset(trainer, keep=(self._callback,))
             stack.callback(reset.finish)
             stack.callback(self._unfreezing.detach)
@@ -280,23 +278,3 @@ class UnitFit:
             f"The processes hold different tensors after unit {unit}: their gradients were not synchronised. Expected "
             "the same bits on every rank. Let the strategy synchronise (no torch.no_sync in the step)."
         )
-
-
-@contextmanager
-def _quiet(trainer: pl.Trainer) -> Iterator[None]:
-    """Silences what Lightning would say once a unit: its bars, its stop messages, its word on eval modes."""
-    bar = trainer.progress_bar_callback
-    if bar is not None:
-        bar.disable()
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            # frozen statistics are in eval mode on purpose, and the guard watches them
-            warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training.*")
-            yield
-    finally:
-        logger.setLevel(level)
-        if bar is not None:
-            bar.enable()

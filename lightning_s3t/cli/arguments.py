@@ -17,7 +17,9 @@ import docstring_parser
 Verb = Callable[..., int | None]
 
 
-def make_parser(verbs: Mapping[str, Verb], program: str, description: str) -> argparse.ArgumentParser:
+def make_parser(
+    verbs: Mapping[str, Verb], program: str, description: str, others: Mapping[str, str] | None = None
+) -> argparse.ArgumentParser:
     """Makes a parser with a subcommand for each function.
 
     Parameters without a default are positional, or required options if they are keyword-only; booleans are flags; lists
@@ -27,6 +29,7 @@ def make_parser(verbs: Mapping[str, Verb], program: str, description: str) -> ar
         verbs: Functions by name, with Google docstrings.
         program: The program's name.
         description: What it is for.
+        others: Verbs that somebody else parses, with what they do, for the help.
 
     Example:
         >>> def greet(names: list[str], loud: bool = False) -> None:
@@ -42,6 +45,8 @@ def make_parser(verbs: Mapping[str, Verb], program: str, description: str) -> ar
     """
     parser = argparse.ArgumentParser(program, description=description)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, summary in (others or {}).items():
+        subparsers.add_parser(name, help=summary, add_help=False)
     for name, verb in verbs.items():
         text = docstring_parser.parse(inspect.getdoc(verb) or "", docstring_parser.DocstringStyle.GOOGLE)
         summary = text.short_description or ""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
+import tempfile
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lightning_s3t.cli.imports import import_path, see_current_folder
 from lightning_s3t.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
 
 def audit(
     *,
-    config: list[Path],
+    store: Path | None = None,
+    config: list[Path] | None = None,
     model: str | None = None,
     data: str | None = None,
     cli: str | None = None,
@@ -26,7 +29,8 @@ def audit(
     """Prove on a store that what serves was never reached by the forgotten: train units anew, and compare the bits.
 
     Args:
-        config: The LightningCLI config that the store was trained with, or several, as for fit; with the S3T callback.
+        store: The store's folder. It remembers the config that it was trained with, if that was a LightningCLI's.
+        config: In place of that, the config, or several, as for fit; with the S3T callback.
         model: The import path of the app's module class (my_app:LitClassifier), if the config does not name a class.
         data: The import path of the app's data module class, if the config does not name a class.
         cli: The import path of the app's own LightningCLI class, if it has one (my_app:MyCLI).
@@ -36,8 +40,11 @@ def audit(
     """
     from lightning_s3t.auditing import audit as run_audit
 
-    app = _load(config, model, data, cli)
-    report = run_audit(app.trainer, app.model, datamodule=app.datamodule, units=_units(units), seed=seed)
+    if (store is None) == (not config):
+        raise ConfigurationError("Expected either --store or --config: where the script's settings are.")
+    with redirect_stdout(sys.stderr):  # what Lightning prints of a fit is no part of the report
+        app = _load(store, config or [], model, data, cli)
+        report = run_audit(app.trainer, app.model, datamodule=app.datamodule, units=_units(units), seed=seed)
     if json:
         print(report.to_json())
     else:
@@ -51,32 +58,45 @@ def _units(units: list[str] | None) -> int | list[str] | Literal["all"]:
     return int(units[0]) if len(units) == 1 and units[0].isdecimal() else units
 
 
-def _load(configs: list[Path], model: str | None, data: str | None, cli: str | None) -> LightningCLI:
+def _load(
+    store: Path | None, configs: list[Path], model: str | None, data: str | None, cli: str | None
+) -> LightningCLI:
     missing = [str(config) for config in configs if not config.is_file()]
     if missing:
         raise ConfigurationError(f"There is no config {', '.join(missing)}. Expected the file that fit was given.")
-    sys.path.insert(0, "")  # the app's own modules, as `python app.py` has them
+    see_current_folder()
     from lightning.pytorch.cli import LightningCLI
 
-    kind = _import(cli, LightningCLI) if cli is not None else LightningCLI
-    arguments: dict[str, Any] = {}
+    from lightning_s3t.cli.lightning import S3TCLI
+    from lightning_s3t.cli.remembered import remembered_config
+
+    kind: Any = S3TCLI if store is not None or _has_section(configs) else LightningCLI
+    arguments: dict[str, Any] = {"subclass_mode_model": model is None, "subclass_mode_data": data is None}
+    if cli is not None:
+        kind, arguments = _import(cli, LightningCLI), {}
     if model is not None:
         arguments["model_class"] = _import(model, object)
     if data is not None:
         arguments["datamodule_class"] = _import(data, object)
-    given = [part for config in configs for part in ("--config", str(config))]
-    made: LightningCLI = kind(**arguments, run=False, save_config_callback=None, args=given)
+    with ExitStack() as stack:
+        if store is not None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="s3t-config-"))
+            configs = [Path(folder) / "config.yaml"]
+            configs[0].write_text(remembered_config(store))
+        given = [part for config in configs for part in ("--config", str(config))]
+        made: LightningCLI = kind(**arguments, run=False, save_config_callback=None, args=given)
     return made
 
 
+def _has_section(configs: list[Path]) -> bool:
+    import yaml
+
+    found = [yaml.safe_load(config.read_text()) for config in configs]
+    return any(isinstance(config, dict) and "s3t" in config for config in found)
+
+
 def _import(path: str, expected: type) -> Any:
-    module, _, name = path.partition(":")
-    try:
-        found: Any = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigurationError(
-            f"{path} cannot be imported: {error}. Expected the import path of a class, as my_app:LitClassifier."
-        ) from error
+    found = import_path(path, "a class, as my_app:LitClassifier")
     if not isinstance(found, type) or not issubclass(found, expected):
         raise ConfigurationError(f"{path} is no {expected.__name__} class. Expected the import path of one.")
     return found

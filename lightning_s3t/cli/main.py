@@ -8,6 +8,12 @@ from collections.abc import Sequence
 from lightning_s3t.errors import S3TError
 
 DESCRIPTION = "Exact machine unlearning for Lightning: what a store holds, who is forgotten, and a demo."
+LIGHTNING_VERBS = {
+    "fit": "Train every missing unit of a store, from a LightningCLI config.",
+    "validate": "Validate the ensemble of a store's survivors.",
+    "test": "Test the ensemble of a store's survivors.",
+    "predict": "Predict with the ensemble of a store's survivors.",
+}
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -24,7 +30,13 @@ def main(args: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: The arguments are off (2), or help was asked for (0).
     """
+    given = list(sys.argv[1:] if args is None else args)
     try:
+        if given and given[0] in LIGHTNING_VERBS:
+            from lightning_s3t.cli.lightning import run_lightning
+
+            run_lightning(given)
+            return 0
         from lightning_s3t.cli.arguments import Verb, make_parser, run_verb
         from lightning_s3t.cli.audit import audit
         from lightning_s3t.cli.commands import forget, provenance, receipts, status
@@ -44,10 +56,10 @@ def main(args: Sequence[str] | None = None) -> int:
             "provenance": provenance,
             "audit": audit,
         }
-        return run_verb(make_parser(verbs, "s3t", DESCRIPTION).parse_args(args))
+        return run_verb(make_parser(verbs, "s3t", DESCRIPTION, LIGHTNING_VERBS).parse_args(given))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in ("docstring_parser", "rich"):
+        if package not in ("docstring_parser", "rich", "jsonargparse"):
             raise
         print(f's3t: the command needs {package}: pip install "lightning-s3t[cli]"', file=sys.stderr)
         return EXIT_ERROR

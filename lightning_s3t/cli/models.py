@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from typing import TYPE_CHECKING
 
+from lightning_s3t.cli.imports import import_path
 from lightning_s3t.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -23,12 +22,10 @@ def make_model(model: str, classes: int = 10) -> nn.Module:
         ConfigurationError: There is none, or it cannot be made.
     """
     if ":" in model:
-        module, _, name = model.partition(":")
-        if "" not in sys.path:  # a console script has its own folder on the path, not the one that it is run in
-            sys.path.insert(0, "")
+        make = import_path(model, "something that gives a module when it is called, as my_app.models:LitClassifier")
         try:
-            made: object = getattr(importlib.import_module(module), name)()
-        except (ImportError, AttributeError, TypeError) as error:
+            made: object = make()
+        except TypeError as error:
             raise ConfigurationError(
                 f"{model} cannot be made: {error}. Expected the import path of something that gives a module when it "
                 "is called without arguments, for example my_app.models:LitClassifier."

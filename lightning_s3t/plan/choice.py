@@ -29,7 +29,7 @@ class SequenceChoice:
     Example:
         >>> fewer, more = SequenceChoice("optimal", 4, budget=1), SequenceChoice("optimal", 4, budget=2)
         >>> more.plan(keep=fewer.plan())
-        ((0, 1, 2, 3), (3, 2, 0, 1))
+        ((0, 1, 2, 3), (2, 3, 1, 0))
     """
 
     sequences: str | Iterable[Iterable[int]]

@@ -1,0 +1,51 @@
+"""Quiet between units: what Lightning says of a fit is said once, not once a unit."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+
+
+class _Once:
+    """Shows a warning once, whatever the numbers in it: Lightning's would otherwise come with every unit."""
+
+    def __init__(self, show: Callable[..., None]) -> None:
+        self._show = show
+        self._shown: set[tuple[Any, ...]] = set()
+
+    def __call__(self, message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: Any) -> None:
+        key = (category, filename, lineno, re.sub(r"\d+", "", str(message)))
+        if key not in self._shown:
+            self._shown.add(key)
+            self._show(message, category, filename, lineno, *more)
+
+
+@contextmanager
+def quiet(trainer: pl.Trainer) -> Iterator[None]:
+    """Silences what Lightning would say once a unit: its bars, its stop messages, its word on eval modes.
+
+    Args:
+        trainer: The trainer.
+    """
+    bar = trainer.progress_bar_callback
+    if bar is not None:
+        bar.disable()
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            # frozen statistics are in eval mode on purpose, and the guard watches them
+            warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training.*")
+            warnings.showwarning = _Once(warnings.showwarning)  # type: ignore[assignment]
+            yield
+    finally:
+        logger.setLevel(level)
+        if bar is not None:
+            bar.enable()

@@ -1,0 +1,78 @@
+"""The verbs of Lightning: fit with S3T; validate, test and predict with the ensemble."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from lightning_s3t.callbacks import S3T
+from lightning_s3t.cli.imports import see_current_folder
+from lightning_s3t.cli.remembered import remembered_config
+from lightning_s3t.module import S3TModule
+
+DESCRIPTION = "Trains any LightningModule by slices, so that data can be removed from it exactly."
+
+
+class S3TCLI(LightningCLI):
+    """A LightningCLI whose trainer has the S3T callback, and whose model, but for training, is the ensemble.
+
+    The callback's arguments have a section of their own: `--s3t.shards=5`.
+    """
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the callback's arguments.
+
+        Args:
+            parser: The parser of a subcommand.
+        """
+        parser.add_lightning_class_args(S3T, "s3t")
+
+    def before_validate(self) -> None:
+        """Called before validation: the ensemble takes the place of the model."""
+        self._serve()
+
+    def before_test(self) -> None:
+        """Called before the test: the ensemble takes the place of the model."""
+        self._serve()
+
+    def before_predict(self) -> None:
+        """Called before predictions: the ensemble takes the place of the model."""
+        self._serve()
+
+    def _serve(self) -> None:
+        s3t = next(callback for callback in self.trainer.callbacks if isinstance(callback, S3T))  # type: ignore[attr-defined]
+        self.model = S3TModule.load(s3t.store, self.model)
+
+
+def run_lightning(arguments: Sequence[str]) -> None:
+    """Runs a verb of Lightning.
+
+    `--store PATH` stands for the config that the store was trained with.
+
+    Args:
+        arguments: The verb ("fit", "validate", "test" or "predict") and what LightningCLI takes.
+
+    Raises:
+        StoreError: `--store` names no store, or one that remembers no config.
+    """
+    see_current_folder()
+    with ExitStack() as stack:
+        given = list(arguments)
+        if "--store" in given[1:-1]:
+            at = given.index("--store")
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s3t-config-")))
+            config = folder / "config.yaml"
+            config.write_text(remembered_config(Path(given[at + 1])))
+            given[at : at + 2] = ["--config", str(config)]
+        S3TCLI(
+            args=given,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": "s3t", "description": DESCRIPTION},
+        )

@@ -1,0 +1,171 @@
+"""`s3t fit`, `validate`, `test` and `predict`: LightningCLI with the callback, and with the ensemble."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_s3t.cli import main
+from lightning_s3t.cli.remembered import remembered_config
+from lightning_s3t.errors import StoreError
+from lightning_s3t.store import Store
+from tests.people import Classifier, People, PeopleData, fit
+
+
+class Served(Classifier):
+    """Says which class answers."""
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        features, labels = batch
+        self.log("test_accuracy", (self(features).argmax(-1) == labels).float().mean())
+        self.log("is_an_ensemble", float(len(getattr(self.trainer.lightning_module, "survivors", {}))))
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        answers: Tensor = self(batch[0])
+        return answers
+
+
+class Data(PeopleData):
+    def __init__(self, people: int = 40) -> None:
+        super().__init__(People.make(people))
+
+    def predict_dataloader(self) -> Any:
+        return DataLoader(People.make(10, seed=6), batch_size=16)
+
+
+HERE = "tests.end_to_end.test_s3t_cli"
+QUIET = [
+    "--trainer.accelerator=cpu",
+    "--trainer.logger=false",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_checkpointing=false",
+]
+CALLBACK = ["--s3t.shards=2", "--s3t.slices=2", "--s3t.budget=2", "--s3t.subjects=owners", "--s3t.adapter.r=2"]
+FIT = ["fit", f"--model={HERE}.Served", f"--data={HERE}.Data", "--trainer.max_epochs=1", *QUIET, *CALLBACK]
+
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["s3t"])
+    assert main([*FIT, f"--s3t.store={tmp_path / 'store'}"]) == 0
+    return tmp_path / "store"
+
+
+def test_fit_trains_every_unit(store: Path) -> None:
+    with Store.open(store) as opened:
+        assert len(opened.alive()) == 8
+
+
+def test_the_store_remembers_its_config_and_test_needs_nothing_more(store: Path, capsys: Output) -> None:
+    assert main(["test", "--store", str(store)]) == 0
+    out = capsys.readouterr().out
+    assert "test_accuracy" in out
+    assert "is_an_ensemble" in out
+    assert "2.0" in out
+
+
+def test_what_is_served_follows_a_request(store: Path, capsys: Output) -> None:
+    with Store.open(store) as opened:
+        gone = {owner for owner in People.make().owners if opened.partition.place(owner).shard == 0}
+        opened.forget(gone)
+    assert main(["test", "--store", str(store)]) == 0
+    assert "1.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["validate", "predict"])
+def test_validate_and_predict_use_the_ensemble_too(store: Path, verb: str) -> None:
+    assert main([verb, "--store", str(store)]) == 0
+
+
+def test_options_after_the_store_override_its_config(store: Path, capsys: Output) -> None:
+    assert main(["test", "--store", str(store), "--data.people=10"]) == 0
+    assert "test_accuracy" in capsys.readouterr().out
+
+
+def test_a_store_that_was_moved_is_served_from_where_it_is(store: Path, tmp_path: Path) -> None:
+    store.rename(tmp_path / "moved")
+    assert main(["test", "--store", str(tmp_path / "moved")]) == 0
+
+
+def test_the_audit_needs_the_store_alone(store: Path, capsys: Output) -> None:
+    with Store.open(store) as opened:
+        opened.forget(["user-3"])
+    capsys.readouterr()
+    assert main(["audit", "--store", str(store), "--units", "2", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["passed"]
+    assert len(report["units"]) == 2
+
+
+def test_a_store_from_a_script_remembers_no_config(tmp_path: Path, capsys: Output) -> None:
+    fit(tmp_path / "store", People.make(), budget=1, epochs=1)
+    with pytest.raises(StoreError, match="remembers no config"):
+        remembered_config(tmp_path / "store")
+    assert main(["test", "--store", str(tmp_path / "store")]) == 2
+    assert "--config config.yaml" in capsys.readouterr().err
+
+
+def test_an_apps_own_config_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    from lightning.pytorch.cli import LightningCLI
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["app.py"])
+    callback = [option.replace("--s3t.", "--trainer.callbacks.") for option in CALLBACK]
+    app = [option for option in FIT if option not in CALLBACK]
+    LightningCLI(
+        args=[
+            *app,
+            "--trainer.callbacks+=lightning_s3t.S3T",
+            f"--trainer.callbacks.store={tmp_path / 'store'}",
+            *callback,
+        ]
+    )
+    assert main(["test", "--store", str(tmp_path / "store")]) == 0
+    assert "is_an_ensemble" in capsys.readouterr().out
+
+
+def test_modules_in_the_current_folder_are_found(tmp_path: Path) -> None:
+    (tmp_path / "somebodys_app.py").write_text(f"from {HERE} import Served, Data\n")
+    command = [sys.executable, "-m", "lightning_s3t", *FIT, "--s3t.store=store", "--s3t.budget=1"]
+    command = [part.replace(f"{HERE}.", "somebodys_app.") for part in command]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONSAFEPATH": "1"}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=300)
+    test = [sys.executable, "-m", "lightning_s3t", "test", "--store", "store"]
+    run = subprocess.run(test, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True, timeout=300)
+    assert "test_accuracy" in run.stdout
+
+
+def test_fits_help_explains_the_callbacks_arguments(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["s3t"])
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", "--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert "--s3t.budget" in out
+    assert "Number of orders of the slices" in " ".join(out.split())
+
+
+def test_a_config_can_be_printed_and_read_back(tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["s3t"])
+    monkeypatch.chdir(tmp_path)
+    options = [*FIT, f"--s3t.store={tmp_path / 'store'}"]
+    with pytest.raises(SystemExit):
+        main([*options, "--print_config"])
+    printed = capsys.readouterr().out
+    (tmp_path / "config.yaml").write_text(printed)
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(tmp_path / "config.yaml"), "--print_config"])
+    assert capsys.readouterr().out == printed
+    assert main(["fit", "--config", str(tmp_path / "config.yaml")]) == 0
+    assert (tmp_path / "store").is_dir()

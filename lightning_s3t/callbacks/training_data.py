@@ -233,5 +233,5 @@ def check_loader(loader: object) -> DataLoader[Any]:
 def _digest(ids: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for subject in ids:
-        digest.update(subject.encode() + b"\0")
+        digest.update(subject.encode(errors="surrogatepass") + b"\0")
     return digest.hexdigest()

@@ -112,7 +112,7 @@ class Partition:
             subject: The canonical id.
         """
         key = hashlib.blake2b(str(self.seed).encode(), digest_size=32, person=b"s3t-partition").digest()
-        digest = hashlib.blake2b(subject.encode(), digest_size=16, key=key).digest()
+        digest = hashlib.blake2b(subject.encode(errors="surrogatepass"), digest_size=16, key=key).digest()
         # 128 bits: the bias of the modulo is below 2**-100
         number = int.from_bytes(digest, "big") % (self.shards * self.slices)
         return Place(*divmod(number, self.slices))

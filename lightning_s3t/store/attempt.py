@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,13 +73,16 @@ class Attempt:
         Args:
             tensors: What the unit owns.
             provenance: What it was made from, JSON-ready; the files that it wrote are added.
-            score: The metric that the script monitors, higher being better.
+            score: The metric that the script monitors, higher being better; one that is not a number counts as none.
 
         Raises:
+            StoreError: A tensor is of a kind that no snapshot can hold.
             RevokedError: A request since its data was chosen reaches the unit, or its parent is gone. Everything that
                 the attempt wrote is erased.
         """
         digest, data = encode_snapshot(tensors)
+        if score is not None and math.isnan(score):  # worth nothing, and no database keeps it
+            score = None
         files = self._written()  # before the transaction: a deletion request must not wait for gigabytes to be read
         try:
             with self._ledger.transaction() as connection:

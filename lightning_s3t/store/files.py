@@ -30,6 +30,19 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
     sync_folder(path.parent)
 
 
+def is_half_written(path: Path) -> bool:
+    """Says whether a file is one that `write_atomically` has begun.
+
+    Args:
+        path: The file.
+
+    Example:
+        >>> is_half_written(Path("store/.subject.key.4711.tmp")), is_half_written(Path("store/notes.tmp"))
+        (True, False)
+    """
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
 def sync_folder(folder: Path) -> None:
     """Makes a folder's entries durable.
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning_s3t.errors import StoreError
+from lightning_s3t.store.files import is_half_written, unlink_all
 from lightning_s3t.store.identities import KEY_FILE
 from lightning_s3t.store.ledger import FILE
 from lightning_s3t.store.lock import FILE as LOCK_FILE
+from lightning_s3t.store.lock import LEDGER_LOCK
 from lightning_s3t.store.snapshots import FOLDER
 
-_OWN_FILES = frozenset({FILE, f"{FILE}-wal", f"{FILE}-shm", KEY_FILE, LOCK_FILE, FOLDER})
+_OWN_FILES = frozenset({FILE, f"{FILE}-wal", f"{FILE}-shm", KEY_FILE, LOCK_FILE, LEDGER_LOCK, FOLDER})
 
 
 def check_free(folder: Path) -> None:
@@ -24,7 +26,7 @@ def check_free(folder: Path) -> None:
     """
     if not folder.exists():
         return
-    if not folder.is_dir() or {entry.name for entry in folder.iterdir()} - _OWN_FILES:
+    if not folder.is_dir() or {entry.name for entry in folder.iterdir() if not is_half_written(entry)} - _OWN_FILES:
         raise StoreError(f"{folder} is no store, and not empty. Give a new or an empty folder as `store`.")
     # a store's ledger is made before anything else: with it, who was forgotten is lost
     if any((folder / FOLDER).glob("*")):
@@ -32,3 +34,12 @@ def check_free(folder: Path) -> None:
             f"The store {folder} has snapshots but no {FILE}. Without it nobody knows which of them a request has "
             f"revoked: restore {FILE} from a backup, or give a new folder as `store`."
         )
+
+
+def clear_half_written(folder: Path) -> None:
+    """Removes what a process that was killed has half-written beside the ledger; for the holder of the ledger's lock.
+
+    Args:
+        folder: The folder.
+    """
+    unlink_all([entry for entry in folder.iterdir() if is_half_written(entry)])

@@ -66,4 +66,4 @@ def hash_subject(key: bytes, subject: str) -> str:
         >>> hash_subject(b"k" * 32, "user-17")[:8]
         'afc2cd6d'
     """
-    return hmac.new(key, subject.encode(), hashlib.sha256).hexdigest()
+    return hmac.new(key, subject.encode(errors="surrogatepass"), hashlib.sha256).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,7 +64,7 @@ def closed_on_error(ledger: Ledger) -> Iterator[None]:
 
 
 class Ledger:
-    """A connection to a store's database, one per process.
+    """A store's database, with a connection for each thread of each process.
 
     Args:
         folder: The store.
@@ -75,7 +76,8 @@ class Ledger:
 
     def __init__(self, folder: Path, create: bool = False) -> None:
         self._path = folder / FILE
-        self._connections: dict[int, sqlite3.Connection] = {}
+        # by process and thread: a connection must not be carried over a fork, and has one transaction at a time
+        self._connections: dict[tuple[int, int], sqlite3.Connection] = {}
         if not create and not self._path.is_file():
             raise StoreError(
                 f"There is no store at {folder}: {FILE} is missing. Train one with the S3T callback first."
@@ -94,11 +96,12 @@ class Ledger:
 
     @property
     def connection(self) -> sqlite3.Connection:
-        """This process's connection; SQLite's must not be carried over a fork."""
-        pid = os.getpid()
-        if pid not in self._connections:
-            self._connections[pid] = self._connect()
-        return self._connections[pid]
+        """This thread's connection."""
+        owner = (os.getpid(), threading.get_ident())
+        found = self._connections.get(owner)
+        if found is None:
+            found = self._connections[owner] = self._connect()
+        return found
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -172,10 +175,10 @@ class Ledger:
         self.connection.execute(f"PRAGMA busy_timeout = {_PATIENCE * 1000}")
 
     def close(self) -> None:
-        """Closes this process's connection."""
-        connection = self._connections.pop(os.getpid(), None)
-        if connection is not None:
-            connection.close()
+        """Closes the connections of this process's threads."""
+        process = os.getpid()
+        for owner in [owner for owner in self._connections if owner[0] == process]:
+            self._connections.pop(owner).close()
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)

@@ -1,4 +1,4 @@
-"""The fit lock: one fit at a time on a store."""
+"""Locks of a store: one fit at a time, and one process at a time that makes it or writes its journal."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import IO
 from lightning_s3t.errors import StoreError
 
 FILE = "fit.lock"
+LEDGER_LOCK = "ledger.lock"
 _PATIENCE = 30.0  # seconds
 
 
@@ -65,6 +66,34 @@ class FitLock:
                 )
             _unlock(file, os.getpid())
             time.sleep(0.01)
+
+
+@contextmanager
+def ledger_lock(folder: Path) -> Iterator[None]:
+    """Keeps other processes and threads from making a store, or from writing what lies beside its ledger.
+
+    Take it outside of a transaction, never within: then nobody waits in a circle.
+
+    Args:
+        folder: The store.
+
+    Raises:
+        StoreError: Another process does not let go of it.
+    """
+    with (folder / LEDGER_LOCK).open("a") as file:
+        deadline = time.monotonic() + _PATIENCE
+        while not _lock(file, fcntl.LOCK_EX):
+            if time.monotonic() > deadline:
+                raise StoreError(
+                    f"Another process has held {folder / LEDGER_LOCK} for {_PATIENCE:.0f} seconds. Let it end, and try "
+                    "again."
+                )
+            time.sleep(0.002)
+        holder = os.getpid()
+        try:
+            yield
+        finally:
+            _unlock(file, holder)
 
 
 def _lock(file: IO[str], kind: int) -> bool:

@@ -53,25 +53,28 @@ def check_settings(
         for name, old, new in _differences(kept, normalise(given), "", whole)
     ]
     if lines:
-        raise StoreMismatchError(
-            "\n".join([f"The store {where} was made with other settings:", *lines[:20], *_more(lines), hint])
-        )
+        raise StoreMismatchError("\n".join([f"The store {where} was made with other settings:", *lines, hint]))
 
 
-def _more(lines: list[str]) -> list[str]:
-    return [f"  and {len(lines) - 20} more"] if len(lines) > 20 else []
+class _Absent:
+    """What a setting is that is not there: equal to no value that one can have."""
+
+
+_ABSENT = _Absent()
 
 
 def _differences(kept: Any, given: Any, path: str, whole: bool) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(given, Mapping) and isinstance(kept, Mapping):
         for key in given:
-            yield from _differences(kept.get(key, "absent"), given[key], f"{path}.{key}" if path else key, whole)
+            yield from _differences(kept.get(key, _ABSENT), given[key], f"{path}.{key}" if path else key, whole)
         for key in sorted(kept.keys() - given.keys()) if whole else ():
-            yield f"{path}.{key}" if path else key, kept[key], "absent"
+            yield f"{path}.{key}" if path else key, kept[key], _ABSENT
     elif kept != given:
         yield path, kept, given
 
 
 def _shorten(value: Any) -> str:
+    if value is _ABSENT:
+        return "absent"
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 100 else f"{text[:60]}... ({len(text)} characters)"

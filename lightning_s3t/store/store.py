@@ -14,11 +14,11 @@ from lightning_s3t.errors import RevokedError, StoreError
 from lightning_s3t.plan import Partition, UnitId, canonical_subject
 from lightning_s3t.store.attempt import Attempt
 from lightning_s3t.store.erasure import clean_up, erase_pending, queue_units
-from lightning_s3t.store.folder import check_free
+from lightning_s3t.store.folder import check_free, clear_half_written
 from lightning_s3t.store.forgetting import forget
 from lightning_s3t.store.identities import hash_subject, read_key, read_or_make_key
 from lightning_s3t.store.ledger import FILE, Ledger, closed_on_error
-from lightning_s3t.store.lock import FitLock
+from lightning_s3t.store.lock import FitLock, ledger_lock
 from lightning_s3t.store.receipt import Receipt
 from lightning_s3t.store.record import UnitRecord
 from lightning_s3t.store.settings import HINT, check_settings, normalise
@@ -85,13 +85,14 @@ class Store:
         if not (folder / FILE).exists():
             check_free(folder)
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-        ledger = Ledger(folder, create=True)
-        with closed_on_error(ledger):
-            with ledger.transaction() as connection:  # two processes may make it at once
+        with ledger_lock(folder):  # several processes may make it at once
+            clear_half_written(folder)
+            ledger = Ledger(folder, create=True)
+            with closed_on_error(ledger):
                 if ledger.get("settings") is None:  # new, or a crash came before
                     read_or_make_key(folder)
-                    text = json.dumps(normalise(settings), sort_keys=True)
-                    connection.execute("INSERT INTO meta VALUES ('settings', ?)", (text,))
+                    ledger.put("settings", json.dumps(normalise(settings), sort_keys=True))
+        with closed_on_error(ledger):
             store = cls(folder, ledger, read_key(folder))
             store.check(settings, whole=True)
         return store

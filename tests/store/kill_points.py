@@ -1,0 +1,78 @@
+"""A child process that is killed at a chosen step: SIGKILL before its n-th change to the disk."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+_CHANGES = ("BEGIN", "COMMIT", "INSERT", "UPDATE", "DELETE", "CREATE", "PRAGMA WAL_CHECKPOINT", "PRAGMA JOURNAL_MODE")
+
+
+def acknowledged_until_killed(work: Callable[[], Iterator[str]], fatal: int | None) -> tuple[list[str], bool]:
+    """Runs a generator in a forked child, and kills the child before its `fatal`-th change to the disk.
+
+    Args:
+        work: What to do. Each line that it yields is an acknowledgement: it is sent at once.
+        fatal: Counted from 1; None for never.
+
+    Returns:
+        The lines that came through, and whether the child lived to its end.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.close(reader)
+            with os.fdopen(writer, "w", buffering=1) as output:
+                _count_changes(fatal)
+                _send(work, output)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writer)
+    with os.fdopen(reader) as acknowledgements:
+        lines = acknowledgements.read().splitlines()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, -signal.SIGKILL), f"the child failed by itself: {status}"
+    return lines, status == 0
+
+
+def _send(work: Callable[[], Iterator[str]], output: TextIO) -> None:
+    for line in work():
+        print(line, file=output, flush=True)
+
+
+def _count_changes(fatal: int | None) -> None:
+    count = 0
+
+    def change() -> None:
+        nonlocal count
+        count += 1
+        if count == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            change()
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    def statement(text: str) -> None:
+        if text.lstrip().upper().startswith(_CHANGES):
+            change()
+
+    connect = sqlite3.connect
+
+    def traced(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        connection = connect(*args, **kwargs)
+        connection.set_trace_callback(statement)
+        return connection
+
+    for name in ("unlink", "replace", "fsync", "mkdir", "open"):
+        setattr(os, name, counted(getattr(os, name)))
+    sqlite3.connect = traced  # type: ignore[assignment]

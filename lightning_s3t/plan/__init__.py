@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lightning_s3t.plan.cost import Cost, cost_of, optimal_within
     from lightning_s3t.plan.estimate import Estimate
     from lightning_s3t.plan.expectation import expected_survivors, retention_bound
-    from lightning_s3t.plan.lifetime import collector, expected_lifetime
+    from lightning_s3t.plan.lifetime import arcane_lifetime, collector, expected_lifetime
     from lightning_s3t.plan.matching import bms
     from lightning_s3t.plan.prior import slice_prior
     from lightning_s3t.plan.sampling import conditional
@@ -40,6 +40,7 @@ __all__ = [
     "SequenceChoice",
     "Simulation",
     "UnitId",
+    "arcane_lifetime",
     "assess",
     "bms",
     "canonical_subject",
@@ -70,6 +71,7 @@ _HOMES = {
     "Estimate": "estimate",
     "Moment": "simulation",
     "Simulation": "simulation",
+    "arcane_lifetime": "lifetime",
     "assess": "assessment",
     "bms": "matching",
     "collector": "lifetime",

@@ -63,8 +63,7 @@ def expected_lifetime(shards: int, sequences: Iterable[Iterable[int]], prior: Pr
 def collector(probabilities: Iterable[float]) -> float:
     """Returns the expected number of draws until each of some outcomes has come (the coupon collector).
 
-    It also judges other partitions. SISA: the first slice of every shard. ARCANE, which trains a model a class and has
-    nothing to fall back to within it: the classes.
+    It also judges other partitions: SISA, where the first slice of every shard is needed, and `arcane_lifetime`.
 
     Args:
         probabilities: Of the outcomes that are needed; what they lack to 1 is for outcomes that are not.
@@ -88,6 +87,34 @@ def collector(probabilities: Iterable[float]) -> float:
     if math.prod(count + 1 for count in counts.values()) <= COUNTED_STATES:
         return _by_counts(list(counts), list(counts.values()))
     return _by_integral(np.array(needed))
+
+
+def arcane_lifetime(classes: Iterable[float], blocks: int) -> float:
+    """Returns the deletion rate of an ARCANE-style partition, for comparison.
+
+    ARCANE (Yan et al., IJCAI 2022) trains a model for each class, on blocks of the class's data one after the other,
+    and keeps the states in between. A request falls back to the state before its block, so a class is lost with its
+    first block, and all is lost with the last class. What is compared is how long it lasts without retraining; an
+    ensemble of one-class models is another learner, and a lost class cannot be told any more at all, while a lost
+    shard costs accuracy in every class. It is assumed that requests are for samples, all alike, and that a class's
+    blocks are of equal size; ARCANE's choice of representative samples is left out.
+
+    Args:
+        classes: The classes' shares of the data, summing to 1: they take the place of shards.
+        blocks: Number of blocks of a class.
+
+    Raises:
+        ConfigurationError: A share is negative, or they sum to more than 1, or there is no block.
+
+    Example:
+        >>> round(arcane_lifetime([0.2] * 5, blocks=6), 1)  # as SISA with five shards
+        68.5
+        >>> round(arcane_lifetime([0.6, 0.1, 0.1, 0.1, 0.1], blocks=6), 1)  # small classes last, large ones don't
+        125.0
+    """
+    if isinstance(blocks, bool) or not isinstance(blocks, int) or blocks < 1:
+        raise ConfigurationError(f"Expected argument `blocks` to be a positive integer but got {blocks!r}.")
+    return collector([share / blocks for share in classes])
 
 
 def _by_counts(probabilities: list[float], counts: list[int]) -> float:

@@ -113,7 +113,7 @@ def test_layers_of_a_module_of_ones_own(capsys: Output, monkeypatch: pytest.Monk
     ("model", "message"),
     [
         ("vit_of_nobody", "timm has no model 'vit_of_nobody'"),
-        ("tests.people:Nobody", "tests.people:Nobody cannot be made"),
+        ("tests.people:Nobody", "tests.people:Nobody cannot be imported"),
         ("tests.people:Block", "No list of layers was found in Block"),
     ],
 )

@@ -67,3 +67,16 @@ def test_the_closed_form_is_a_lower_bound(shards: int, slices: int, budget: int,
     orders = plan_sequences("random", slices, min(budget, slices), seed=seed)
     exact = expected_survivors(shards, orders, [requests])[0].length.mean
     assert retention_bound(shards, orders, requests) <= exact + 1e-9
+
+
+@pytest.mark.parametrize(("shards", "slices", "budget", "requests"), [(1, 8, 2, 2), (2, 12, 2, 1), (5, 6, 2, 1)])
+def test_for_fewer_rotations_than_slices_the_papers_expression_is_no_lower_bound(
+    shards: int, slices: int, budget: int, requests: int
+) -> None:
+    paper = 0.0
+    for stage in range(1, slices + 1):
+        touched = 1 - (1 - stage / (shards * slices)) ** requests
+        paper += 1 - touched ** min(budget, slices // stage)
+    exact = expected_survivors(shards, cyclic(slices, budget), [requests])[0].length.mean
+    assert paper > exact
+    assert retention_bound(shards, cyclic(slices, budget), requests) <= exact

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
@@ -35,7 +36,7 @@ def fit_settings(
     """
     layers = builder.layers
     return {
-        "partition": {"shards": partition.shards, "slices": partition.slices, "seed": partition.seed},
+        "partition": asdict(partition),
         "layers": {
             "network": layers.network,
             "groups": [list(group.modules) for group in layers.groups],

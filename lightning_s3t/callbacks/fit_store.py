@@ -158,7 +158,7 @@ class FitStore:
         as_of = self._request_number()  # before the look: a request in between must count as newer
         forgotten = frozenset(asked.forgotten(dict.fromkeys(self._data.subjects)))
         self._data.leave_out(forgotten)
-        self.store.register(subject for subject in dict.fromkeys(self._data.subjects) if subject not in forgotten)
+        self.store.register({subject: band for subject, band in self._data.bands.items() if subject not in forgotten})
         self.digests = self._data.digests(asked.subject_hash)
         return plan_fit(
             self._units(), self.store.alive(), self._data, self._mode, self.digests, self._basis, as_of

@@ -31,7 +31,7 @@ from lightning_s3t.callbacks.training_data import DataMode, TrainingData, check_
 from lightning_s3t.callbacks.unfreezing import SliceUnfreezing
 from lightning_s3t.callbacks.unit_fit import EpochRule, UnitFit, UnitSettings
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.plan import Partition, SequenceChoice, UnitId
+from lightning_s3t.plan import Partition, RiskBands, SequenceChoice, UnitId
 from lightning_s3t.store import Receipt
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER
 from lightning_s3t.tuning.ensemble import AGGREGATES, Aggregate
@@ -70,6 +70,8 @@ class S3T(pl.Callback):
         epochs: "full" trains every stage for the trainer's max_epochs, "sisa" for 2E/(L+1) of them.
         prior: How likely a request is for each slice, for the planners that use it: one probability a slice, or one a
             shard and slice (`lightning_s3t.plan.slice_prior` sums what is known of subjects); None for equal ones.
+        risk: Which subjects are likely to ask, so that they share slices: `RiskBands`, or a mapping of its arguments,
+            in which `risks` may also be a CSV or JSON file; None to place everybody alike.
 
     Raises:
         ConfigurationError: An argument is out of range; named, with what was expected.
@@ -99,6 +101,7 @@ class S3T(pl.Callback):
         seed: int = 0,
         epochs: Literal["full", "sisa"] = "full",
         prior: Sequence[float] | Sequence[Sequence[float]] | None = None,
+        risk: RiskBands | Mapping[str, Any] | None = None,
     ) -> None:
         counts = [("shards", shards), ("slices", slices)]
         for name, value in counts if isinstance(budget, Mapping) else [*counts, ("budget", budget)]:
@@ -118,7 +121,8 @@ class S3T(pl.Callback):
         self.sequences = self.choice.plan()
         self.subjects = subjects
         self.aggregate: Aggregate = aggregate
-        self.partition = Partition(shards, slices, seed)
+        self.risk = RiskBands.of(risk)
+        self.partition = Partition(shards, slices, seed, self.risk.slices if self.risk is not None else ())
         self.unit_settings = UnitSettings(shards, slices, seed, _mode(data), _rule(epochs))
         self.unfreezing = SliceUnfreezing(slices, layers=layers, head=head, adapter=adapter, seed=seed)
         self.provenance = ProvenanceRecorder()
@@ -314,7 +318,7 @@ class S3T(pl.Callback):
         self._unit_fit = self._fit_store = None
 
     def _training_data(self, trainer: pl.Trainer) -> TrainingData:
-        data = TrainingData(request_train_dataloader(trainer), self.subjects, self.partition)
+        data = TrainingData(request_train_dataloader(trainer), self.subjects, self.partition, self.risk)
         if self.subjects is not None:
             again = check_loader(request_train_dataloader(trainer))
             check_order(data.subjects, subjects_of(again.dataset, self.subjects))

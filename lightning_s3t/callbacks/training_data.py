@@ -18,7 +18,7 @@ from torch.utils.data import (
 
 from lightning_s3t.callbacks.subjects import Subjects, subjects_of
 from lightning_s3t.errors import DataError, UnsupportedError
-from lightning_s3t.plan import Partition, Place, UnitId
+from lightning_s3t.plan import Partition, Place, RiskBands, UnitId
 from lightning_s3t.tuning.generators import find_generators, seed_generator
 from lightning_s3t.tuning.randomness import derive_seed
 
@@ -33,6 +33,7 @@ class TrainingData:
         subjects: A callable that takes the data set and returns one id per row, the name of an attribute that holds
             them, or None for the row's index.
         partition: Where each subject belongs.
+        risk: The bands of risk, where the partition has any.
 
     Raises:
         DataError: The data set has no length, or its ids are not one per row.
@@ -44,7 +45,7 @@ class TrainingData:
         6
     """
 
-    def __init__(self, loader: object, subjects: Subjects, partition: Partition) -> None:
+    def __init__(self, loader: object, subjects: Subjects, partition: Partition, risk: RiskBands | None = None) -> None:
         self.loader = check_loader(loader)
         self.dataset: Any = self.loader.dataset
         self.partition = partition
@@ -53,7 +54,8 @@ class TrainingData:
             Place(shard, slice_): [] for shard in range(partition.shards) for slice_ in range(partition.slices)
         }
         self.forgotten: frozenset[str] = frozenset()
-        self._places = {subject: partition.place(subject) for subject in dict.fromkeys(self.subjects)}
+        self.bands = {subject: risk.band(subject) if risk else 0 for subject in dict.fromkeys(self.subjects)}
+        self._places = {subject: partition.place(subject, band) for subject, band in self.bands.items()}
         self.leave_out(())
 
     def leave_out(self, forgotten: Iterable[str]) -> None:

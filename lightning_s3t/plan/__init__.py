@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_s3t.plan.checks import check_sequences
 from lightning_s3t.plan.choice import SequenceChoice
 from lightning_s3t.plan.partition import Partition, Place, canonical_subject
-from lightning_s3t.plan.risk import RiskPartition
+from lightning_s3t.plan.risk import RiskBands
 from lightning_s3t.plan.rotations import cyclic
 from lightning_s3t.plan.sequences import PRIOR_PLANNERS, plan_sequences
 from lightning_s3t.plan.survival import deletion_rate, harmonic, survivors
@@ -35,7 +35,7 @@ __all__ = [
     "Moment",
     "Partition",
     "Place",
-    "RiskPartition",
+    "RiskBands",
     "Sequence",
     "SequenceChoice",
     "Simulation",

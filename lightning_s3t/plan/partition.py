@@ -80,9 +80,10 @@ class Partition:
         shards: Number of shards, m.
         slices: Number of slices of a shard, L.
         seed: The key of the hash.
+        bands: How many of a shard's slices each band of risk has, from the lowest on (`RiskBands`); empty for no bands.
 
     Raises:
-        ConfigurationError: A number is out of range.
+        ConfigurationError: A number is out of range, or the bands do not fill the slices.
 
     Example:
         >>> partition = Partition(shards=5, slices=4, seed=0)
@@ -93,8 +94,10 @@ class Partition:
     shards: int
     slices: int
     seed: int = 0
+    bands: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "bands", tuple(self.bands))
         for name, value, least in (
             ("shards", self.shards, 1),
             ("slices", self.slices, 1),
@@ -105,14 +108,22 @@ class Partition:
                     f"Expected argument `{name}` to be an integer of at least {least} but got {value!r}."
                 )
 
-    def place(self, subject: str) -> Place:
+        if self.bands and (sum(self.bands) != self.slices or min(self.bands) < 1):
+            raise ConfigurationError(
+                f"The bands of risk have {self.bands} slices. Expected at least one slice each, {self.slices} in all."
+            )
+
+    def place(self, subject: str, band: int = 0) -> Place:
         """Returns a subject's place.
 
         Args:
             subject: The canonical id.
+            band: The subject's band of risk, from 0.
         """
+        first, slices = sum(self.bands[:band]), self.bands[band] if self.bands else self.slices
         key = hashlib.blake2b(str(self.seed).encode(), digest_size=32, person=b"s3t-partition").digest()
         digest = hashlib.blake2b(subject.encode(errors="surrogatepass"), digest_size=16, key=key).digest()
         # 128 bits: the bias of the modulo is below 2**-100
-        number = int.from_bytes(digest, "big") % (self.shards * self.slices)
-        return Place(*divmod(number, self.slices))
+        number = int.from_bytes(digest, "big") % (self.shards * slices)
+        shard, slice_ = divmod(number, slices)
+        return Place(shard, first + slice_)

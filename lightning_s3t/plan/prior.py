@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan.partition import Partition, canonical_subject
+from lightning_s3t.plan.risk import RiskBands
 
 Prior: TypeAlias = ArrayLike
 Probabilities: TypeAlias = NDArray[np.float64]
@@ -81,12 +82,15 @@ def check_place_prior(prior: Prior | None, shards: int, slices: int) -> Probabil
     return normalised if normalised.ndim == 2 else np.tile(normalised / shards, (shards, 1))
 
 
-def slice_prior(subjects: Mapping[object, float], partition: Partition) -> Probabilities:
+def slice_prior(
+    subjects: Mapping[object, float], partition: Partition, bands: RiskBands | None = None
+) -> Probabilities:
     """Sums what is known of each subject over the slice that the subject is in.
 
     Args:
         subjects: How likely each subject is to ask: any non-negative numbers, since only their ratios count.
         partition: Where the subjects are.
+        bands: The bands of risk, where the partition has any.
 
     Returns:
         Shape (shards, slices): the probability that the next request is for each, summing to 1. Planners take it as it
@@ -106,7 +110,8 @@ def slice_prior(subjects: Mapping[object, float], partition: Partition) -> Proba
             raise ConfigurationError(
                 f"The prior of subject {subject!r} is {weight!r}. Expected a non-negative, finite number."
             )
-        place = partition.place(canonical_subject(subject))
+        name = canonical_subject(subject)
+        place = partition.place(name, bands.band(name) if bands is not None else 0)
         found[place.shard, place.slice] += weight
     if not found.sum() > 0:
         raise ConfigurationError(

@@ -1,59 +1,60 @@
-"""A partition by risk: those who are likelier to ask share slices."""
+"""Bands of risk: those who are likelier to ask share slices."""
 
 from __future__ import annotations
 
+import csv
+import json
 import math
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
 
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.plan.partition import Partition, Place, canonical_subject
+from lightning_s3t.plan.partition import canonical_subject
+
+_EXPECTED = "Expected CSV (a line `subject,risk`, then one line a subject) or a JSON object of one number a subject."
 
 
 @dataclass(frozen=True)
-class RiskPartition:
-    """Puts subjects who are likely to ask in slices of their own, and hashes within these.
+class RiskBands:
+    """Keeps slices of their own for subjects who are likely to ask.
 
-    A request then mostly hits the same few slices of a shard, which the orders can keep late. A place depends on the
-    subject's own id and risk, on the seed and on fixed thresholds, never on who else is there. That holds only as long
-    as the risks and the thresholds were not computed from the training data: a threshold at the data's own 90 %
-    quantile moves when somebody leaves. Take them from elsewhere, and keep them; a subject whose risk is changed later
-    on is in another place.
+    A request then mostly hits the same few slices of a shard, which the orders can keep late. Within its band's slices
+    a subject's place is its hash's, as ever: it depends on the subject's own id and risk, on the seed and on fixed
+    thresholds, never on who else is there. That holds only as long as the risks and the thresholds were not computed
+    from the training data: a threshold at the data's own 90 % quantile moves when somebody leaves. Take them from
+    elsewhere, and keep them; a store refuses a subject who has changed bands.
 
     Args:
-        shards: Number of shards, m.
-        slices: Number of slices of a shard, L.
         thresholds: Risks at which a higher band begins, ascending.
-        band_slices: How many of a shard's slices each band has, from the lowest band on; one more than thresholds, L in
-            all. The highest band has the last slices.
+        slices: How many of a shard's slices each band has, from the lowest band on; one more than thresholds. The
+            highest band has the last slices.
         risks: The risk of each subject; whoever is not there is in the lowest band.
-        seed: The key of the hash.
 
     Raises:
-        ConfigurationError: The bands do not fit the slices, thresholds do not ascend, or a risk is no number.
+        ConfigurationError: The bands do not fit the thresholds, these do not ascend, or a risk is no number.
 
     Example:
-        >>> partition = RiskPartition(
-        ...     shards=2, slices=4, thresholds=(0.1,), band_slices=(3, 1), risks={"ann": 0.5, "bob": 0.01})
-        >>> partition.place("ann").slice, partition.place("bob").slice < 3
+        >>> from lightning_s3t.plan import Partition
+        >>> bands = RiskBands(thresholds=(0.1,), slices=(3, 1), risks={"ann": 0.5, "bob": 0.01})
+        >>> partition = Partition(shards=2, slices=4, bands=bands.slices)
+        >>> partition.place("ann", bands.band("ann")).slice, partition.place("bob", bands.band("bob")).slice < 3
         (3, True)
     """
 
-    shards: int
-    slices: int
     thresholds: tuple[float, ...]
-    band_slices: tuple[int, ...]
+    slices: tuple[int, ...]
     risks: Mapping[object, float] = field(repr=False)
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        Partition(self.shards, self.slices, self.seed)  # checks them
-        bands = len(self.thresholds) + 1
-        if len(self.band_slices) != bands or sum(self.band_slices) != self.slices or min(self.band_slices) < 1:
+        object.__setattr__(self, "thresholds", tuple(self.thresholds))
+        object.__setattr__(self, "slices", tuple(self.slices))
+        if len(self.slices) != len(self.thresholds) + 1:
             raise ConfigurationError(
-                f"The bands have {self.band_slices} slices. Expected {bands} bands, one more than there are "
-                f"thresholds, of at least one slice each and {self.slices} in all."
+                f"There are {len(self.slices)} bands, of {self.slices} slices, and {len(self.thresholds)} thresholds. "
+                "Expected one more band than there are thresholds."
             )
         if not all(math.isfinite(threshold) for threshold in self.thresholds) or any(
             low >= high for low, high in zip(self.thresholds, self.thresholds[1:], strict=False)
@@ -66,13 +67,46 @@ class RiskPartition:
             canonical[canonical_subject(subject)] = float(risk)
         object.__setattr__(self, "risks", canonical)
 
-    def place(self, subject: str) -> Place:
-        """Returns a subject's place.
+    @classmethod
+    def of(cls, risk: RiskBands | Mapping[str, Any] | None) -> RiskBands | None:
+        """Returns the bands that an argument stands for.
+
+        Args:
+            risk: Bands; a mapping of their arguments, in which `risks` may also be a CSV or a JSON file; or None.
+
+        Raises:
+            ConfigurationError: An argument is missing, or the file cannot be read as one of risks.
+        """
+        if risk is None or isinstance(risk, RiskBands):
+            return risk
+        names = {field.name for field in fields(cls)}
+        if set(risk) != names:
+            given = ", ".join(sorted(map(str, risk))) or "nothing"
+            raise ConfigurationError(f"Argument `risk` has {given}. Expected {', '.join(sorted(names))}.")
+        risks = risk["risks"]
+        return cls(risk["thresholds"], risk["slices"], _read(Path(risks)) if isinstance(risks, (str, Path)) else risks)
+
+    def band(self, subject: str) -> int:
+        """Returns a subject's band, counted from 0, the lowest.
 
         Args:
             subject: The canonical id.
         """
         risk = self.risks.get(subject)
-        band = bisect_right(self.thresholds, risk) if risk is not None else 0
-        within = Partition(self.shards, self.band_slices[band], self.seed).place(subject)
-        return Place(within.shard, sum(self.band_slices[:band]) + within.slice)
+        return bisect_right(self.thresholds, risk) if risk is not None else 0
+
+
+def _read(path: Path) -> dict[object, float]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        found = json.loads(text) if path.suffix == ".json" else _read_csv(text)
+        return {subject: float(risk) for subject, risk in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigurationError(f"The risks {path} cannot be read: {error}. {_EXPECTED}") from error
+
+
+def _read_csv(text: str) -> dict[str, str]:
+    header, *rows = [row for row in csv.reader(text.splitlines()) if row] or [[]]
+    if [name.strip() for name in header] != ["subject", "risk"]:
+        raise ValueError(f"its first line is {','.join(header)!r}")
+    return dict(rows)  # a row of another length is a ValueError

@@ -14,6 +14,7 @@ from lightning_s3t.plan import Partition, UnitId, survivors
 from lightning_s3t.store.erasure import erase_pending, queue_units
 from lightning_s3t.store.ledger import Ledger
 from lightning_s3t.store.receipt import Receipt
+from lightning_s3t.store.registry import read_bands
 from lightning_s3t.store.units import read_scores
 
 
@@ -38,7 +39,8 @@ def forget(ledger: Ledger, store: Path, partition: Partition, asked: Mapping[str
         if unknown and strict:
             raise UnknownSubjectError(_unknown_message(unknown, store))
         new = {subject: hash_ for subject, hash_ in asked.items() if hash_ not in already}
-        places = {subject: partition.place(subject) for subject in new}
+        bands = read_bands(ledger, new.values())
+        places = {subject: partition.place(subject, bands.get(hash_, 0)) for subject, hash_ in new.items()}
         reached = set(places.values())
         scores = read_scores(ledger)
         revoked = [unit for unit in scores if any(unit.reached_by(place) for place in reached)]

@@ -18,8 +18,8 @@ _CHUNK = 500  # well under SQLite's limit on variables
 
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
--- who is in the training data: keyed hashes only
-CREATE TABLE subjects (hash TEXT PRIMARY KEY) WITHOUT ROWID;
+-- who is in the training data: keyed hashes only, with the band of risk that the place depends on
+CREATE TABLE subjects (hash TEXT PRIMARY KEY, band INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE requests (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     time TEXT NOT NULL,

@@ -21,6 +21,7 @@ from lightning_s3t.store.ledger import FILE, Ledger, closed_on_error
 from lightning_s3t.store.lock import FitLock, ledger_lock
 from lightning_s3t.store.receipt import Receipt
 from lightning_s3t.store.record import UnitRecord
+from lightning_s3t.store.registry import register
 from lightning_s3t.store.settings import HINT, check_settings, normalise
 from lightning_s3t.store.snapshots import (
     FOLDER,
@@ -140,18 +141,17 @@ class Store:
         """The number of the newest request, 0 before the first. Cheap enough to ask before every batch."""
         return newest_request(self._ledger)
 
-    def register(self, subjects: Iterable[str]) -> None:
+    def register(self, subjects: Iterable[str] | Mapping[str, int]) -> None:
         """Notes who is in the training data. Who is forgotten stays forgotten.
 
         Args:
-            subjects: Canonical ids; streamed, in one transaction.
+            subjects: Canonical ids, streamed; or their bands of risk by id, where the partition has bands.
+
+        Raises:
+            DataError: A subject was registered with another band, so units hold it at another place; nothing changes.
         """
-        with self._ledger.transaction() as connection:
-            rows = ((self.subject_hash(subject),) for subject in subjects)
-            connection.executemany(
-                "INSERT OR IGNORE INTO subjects SELECT ?1 WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE hash = ?1)",
-                rows,
-            )
+        bands = subjects.items() if isinstance(subjects, Mapping) else ((subject, 0) for subject in subjects)
+        register(self._ledger, ((self.subject_hash(subject), band) for subject, band in bands))
 
     def subject_hash(self, subject: str) -> str:
         """Returns the keyed hash that stands for a subject in the ledger.

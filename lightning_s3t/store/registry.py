@@ -1,0 +1,54 @@
+"""The registry: who is in the training data, as keyed hashes, each with its band of risk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+
+from lightning_s3t.errors import DataError
+from lightning_s3t.store.ledger import Ledger
+
+_CHUNK = 10_000
+
+
+def register(ledger: Ledger, subjects: Iterable[tuple[str, int]]) -> None:
+    """Notes subjects in one transaction, except for those who are forgotten.
+
+    Args:
+        ledger: The ledger.
+        subjects: Keyed hashes and bands; streamed.
+
+    Raises:
+        DataError: A subject is there with another band; nothing has changed then.
+    """
+    rows = iter(subjects)
+    with ledger.transaction() as connection:
+        while chunk := list(islice(rows, _CHUNK)):
+            connection.executemany(
+                "INSERT OR IGNORE INTO subjects SELECT ?1, ?2 "
+                "WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE hash = ?1)",
+                chunk,
+            )
+            given = {hash_: band for hash_, band in chunk if band}
+            kept = read_bands(ledger, (hash_ for hash_, _ in chunk))
+            moved = sum(given.get(hash_, 0) != band for hash_, band in kept.items())
+            if moved:
+                raise DataError(
+                    f"{moved} of the subjects are in another band of risk than when they were registered, so their "
+                    "data would move to other slices. Expected risks and thresholds that stay as they were: keep "
+                    "them, or train into a new store."
+                )
+
+
+def read_bands(ledger: Ledger, hashes: Iterable[str]) -> dict[str, int]:
+    """Returns the bands of subjects that are registered.
+
+    Args:
+        ledger: The ledger.
+        hashes: Their keyed hashes.
+    """
+    asked, found = iter(hashes), dict[str, int]()
+    while chunk := list(islice(asked, 500)):  # well under SQLite's limit on variables
+        marks = ",".join("?" * len(chunk))
+        found.update(ledger.connection.execute(f"SELECT hash, band FROM subjects WHERE hash IN ({marks})", chunk))
+    return found

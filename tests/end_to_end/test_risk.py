@@ -1,0 +1,53 @@
+"""Subjects who are likely to ask share slices, from the fit to the request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lightning_s3t import Store
+from lightning_s3t.errors import DataError, StoreMismatchError
+from tests.people import People, assert_bitwise_equal, fit, tensors_of
+
+RISKY = [f"user-{number}" for number in range(0, 40, 5)]
+RISK = {"thresholds": [0.5], "slices": [2, 1], "risks": dict.fromkeys(RISKY, 0.9)}
+PEOPLE = People.make(40)
+ARGUMENTS = {"slices": 3, "budget": 2, "shards": 1, "epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("risk") / "store"
+    fit(path, PEOPLE, risk=RISK, **ARGUMENTS)
+    return path
+
+
+def test_forgetting_a_risky_subject_reaches_the_last_slice_alone(store: Path) -> None:
+    with Store.open(store) as opened:
+        before = set(opened.alive())
+        receipt = opened.forget([RISKY[0]])
+        assert set(receipt.revoked) == {str(unit) for unit in before if 2 in unit.prefix}
+        assert set(opened.alive()) == {unit for unit in before if 2 not in unit.prefix}
+
+
+def test_somebody_who_has_changed_bands_is_refused(store: Path) -> None:
+    with Store.open(store) as opened:
+        alive = set(opened.alive())
+    with pytest.raises(DataError, match="1 of the subjects are in another band"):
+        fit(store, PEOPLE, risk={**RISK, "risks": dict.fromkeys([*RISKY, "user-1"], 0.9)}, **ARGUMENTS)
+    with Store.open(store) as opened:
+        assert set(opened.alive()) == alive
+
+
+def test_bands_are_a_setting_of_the_store(store: Path) -> None:
+    with pytest.raises(StoreMismatchError, match=r"partition\.bands"):
+        fit(store, PEOPLE, **ARGUMENTS)
+
+
+def test_a_refit_without_a_risky_subject_is_what_forgetting_leaves(store: Path, tmp_path: Path) -> None:
+    with Store.open(store) as opened:
+        opened.forget([RISKY[1]])
+    fit(store, PEOPLE, risk=RISK, **ARGUMENTS)
+    fit(tmp_path / "anew", PEOPLE.without(*RISKY[:2]), risk=RISK, **ARGUMENTS)
+    assert_bitwise_equal(tensors_of(store), tensors_of(tmp_path / "anew"))

@@ -33,6 +33,10 @@ class StoreError(S3TError):
     """The store cannot be used: missing, damaged, locked, or not a store."""
 
 
+class DamagedError(StoreError):
+    """A unit's snapshot is missing, or is not what was written."""
+
+
 class StoreMismatchError(StoreError):
     """The store was made with other settings than it is now opened with."""
 

@@ -9,11 +9,13 @@ from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from lightning_s3t.callbacks.deletion import listeners_of, notify
 from lightning_s3t.errors import (
     ConfigurationError,
+    DamagedError,
     EnsembleError,
     NoSurvivorError,
     RevokedError,
@@ -127,6 +129,10 @@ class S3TModule(pl.LightningModule):
                 self._take_up()
             except RevokedError:
                 continue  # revoked by another process between the look and the load
+            except DamagedError as error:
+                rank_zero_warn(f"{error} Its shard serves what is whole.")
+                self.store.take_out_damaged()
+                continue
             if as_of == self.store.request_number:
                 self._as_of = as_of
                 return

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_s3t.callbacks.audited import Audited, AuditReport
@@ -36,6 +37,7 @@ class FitStore:
         mode: "cumulative" or "disjoint".
         options: What the store notes of the fit beside the orders: how answers are put together, the app's config.
         audited: What to build, if the fit is an audit.
+        register: Whether the store notes who is in the training data.
 
     Attributes:
         store: The store; None on all ranks but 0.
@@ -53,6 +55,7 @@ class FitStore:
         mode: DataMode,
         options: Mapping[str, Any],
         audited: Audited | None = None,
+        register: bool = True,
     ) -> None:
         self.store: Store | None = None
         self.plan = FitPlan((), 0, (), 0)
@@ -65,6 +68,7 @@ class FitStore:
         self._mode = mode
         self._options = options
         self._audited = audited
+        self._register = register
         self._basis: Mapping[str, Any] = settings
         self._exit = ExitStack()
 
@@ -123,7 +127,7 @@ class FitStore:
         if self._audited is not None:
             self._audited.store.check(self._settings, whole=True)
             path = self._audited.scratch
-        self.store = store = self._exit.enter_context(Store.create(path, self._settings))
+        self.store = store = self._exit.enter_context(Store.create(path, self._settings, self._register))
         self._exit.enter_context(store.fit_lock())
         if self._audited is not None:
             base = self._audited.store.load_base()
@@ -133,6 +137,12 @@ class FitStore:
         else:
             if self._request_number() == 0:
                 self._data.check_slices()
+            damaged = store.take_out_damaged()
+            if damaged:
+                rank_zero_warn(
+                    f"The snapshots of {', '.join(map(str, damaged[:5]))} were missing or damaged, or built on one "
+                    f"that was: {len(damaged)} units are trained anew."
+                )
             kept = store.options["sequences"] if self._same_planner(store) else ()
             sequences = self._choice.plan(keep=kept)
             store.options = {

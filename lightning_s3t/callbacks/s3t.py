@@ -72,6 +72,8 @@ class S3T(pl.Callback):
             shard and slice (`lightning_s3t.plan.slice_prior` sums what is known of subjects); None for equal ones.
         risk: Which subjects are likely to ask, so that they share slices: `RiskBands`, or a mapping of its arguments,
             in which `risks` may also be a CSV or JSON file; None to place everybody alike.
+        register: Whether the store notes who is in the training data (as keyed hashes). Without, it holds nothing per
+            subject, and a request cannot be refused because it names somebody unknown.
 
     Raises:
         ConfigurationError: An argument is out of range; named, with what was expected.
@@ -102,6 +104,7 @@ class S3T(pl.Callback):
         epochs: Literal["full", "sisa"] = "full",
         prior: Sequence[float] | Sequence[Sequence[float]] | None = None,
         risk: RiskBands | Mapping[str, Any] | None = None,
+        register: bool = True,
     ) -> None:
         counts = [("shards", shards), ("slices", slices)]
         for name, value in counts if isinstance(budget, Mapping) else [*counts, ("budget", budget)]:
@@ -120,6 +123,7 @@ class S3T(pl.Callback):
         self.choice = SequenceChoice(sequences, slices, budget, seed, prior, _mode(data), _rule(epochs))
         self.sequences = self.choice.plan()
         self.subjects = subjects
+        self.register = register
         self.aggregate: Aggregate = aggregate
         self.risk = RiskBands.of(risk)
         self.partition = Partition(shards, slices, seed, self.risk.slices if self.risk is not None else ())
@@ -197,7 +201,7 @@ class S3T(pl.Callback):
         settings = fit_settings(trainer, pl_module, builder, data.loader, self.partition, self.unit_settings)
         mode, audited = self.unit_settings.data, self._audited
         options = {"aggregate": self.aggregate, "config": config_of(trainer)}
-        fit_store = FitStore(trainer, data, settings, self.choice, mode, options, audited)
+        fit_store = FitStore(trainer, data, settings, self.choice, mode, options, audited, self.register)
         self._fit_store = fit_store
         builder.start = fit_store.open(self.store, builder.base_tensors)
         self.sequences, plan = fit_store.sequences, fit_store.plan

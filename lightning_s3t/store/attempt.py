@@ -98,8 +98,15 @@ class Attempt:
                 # within the transaction, which an erasure needs too: none can take an equal file away meanwhile
                 write_snapshot(self._store, digest, data)
                 connection.execute(
-                    "INSERT INTO units VALUES (?, ?, ?, ?, ?)",
-                    (str(self.unit), self.key, digest, score, json.dumps(record.provenance, sort_keys=True)),
+                    "INSERT INTO units VALUES (?, ?, ?, ?, ?, ?)",
+                    (
+                        str(self.unit),
+                        self.key,
+                        digest,
+                        score,
+                        json.dumps(record.provenance, sort_keys=True),
+                        self._as_of,
+                    ),
                 )
                 connection.execute("UPDATE files SET unit = ? WHERE unit = ?", (str(self.unit), self._name))
                 connection.execute("DELETE FROM attempts WHERE unit = ?", (str(self.unit),))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import UnitId
+from lightning_s3t.store.chain import append
 from lightning_s3t.store.files import size_of, unlink_all
 from lightning_s3t.store.ledger import Ledger
-from lightning_s3t.store.receipt import Receipt
 from lightning_s3t.store.snapshots import FOLDER, snapshot_name
 
 # what holds a revoked unit's digests, provenance and file names
@@ -51,7 +50,7 @@ def queue_paths(connection: sqlite3.Connection, store: Path, paths: Iterable[str
 
 
 def erase_pending(ledger: Ledger, store: Path) -> None:
-    """Removes every file that is noted for erasure, then records that, in the receipts too.
+    """Removes every file that is noted for erasure, then records that, in the chain of events too.
 
     Args:
         ledger: The ledger.
@@ -63,7 +62,7 @@ def erase_pending(ledger: Ledger, store: Path) -> None:
     if ledger.connection.execute("SELECT 1 FROM erasures LIMIT 1").fetchone() is None:
         return
     with ledger.transaction() as connection:
-        needed = _needed(connection)
+        needed = needed_files(connection)
         rows = connection.execute("SELECT path, request, bytes FROM erasures ORDER BY request, path").fetchall()
         doomed = [row for row in rows if row[0] not in needed]
         failed = unlink_all(store / path for path, _, _ in doomed)
@@ -72,7 +71,7 @@ def erase_pending(ledger: Ledger, store: Path) -> None:
             if request is not None and size is not None and store / path not in failed:
                 erased.setdefault(request, []).append(size)
         for request, sizes in erased.items():
-            _record(connection, request, len(sizes), sum(sizes))
+            append(connection, "erasure", request, {"files": len(sizes), "bytes": sum(sizes)})
         left = [row for row in doomed if store / row[0] in failed]
         connection.execute("DELETE FROM erasures")
         connection.executemany("INSERT INTO erasures VALUES (?, ?, ?)", left)
@@ -96,7 +95,7 @@ def clean_up(ledger: Ledger, store: Path) -> None:
         for (unit,) in connection.execute("SELECT unit FROM attempts").fetchall():
             drop_attempt(connection, store, unit)  # a record of the unit, if there is one, is of an earlier training
         present = {f"{FOLDER}/{path.name}" for path in (store / FOLDER).glob("*")}
-        queue_paths(connection, store, present - _needed(connection), None)
+        queue_paths(connection, store, present - needed_files(connection), None)
     erase_pending(ledger, store)
 
 
@@ -124,8 +123,12 @@ def attempt_name(unit: str) -> str:
     return f"attempt:{unit}"
 
 
-def _needed(connection: sqlite3.Connection) -> set[str]:
-    # two units may have equal snapshots: a file goes only when nobody needs it
+def needed_files(connection: sqlite3.Connection) -> set[str]:
+    """Returns the files that units need. Two units may have equal snapshots: a file goes only when nobody needs it.
+
+    Args:
+        connection: The ledger's.
+    """
     digests = [row[0] for row in connection.execute("SELECT snapshot FROM units")]
     digests += [row[0] for row in connection.execute("SELECT value FROM meta WHERE name = 'base'")]
     files = {row[0] for row in connection.execute("SELECT path FROM files")}
@@ -155,10 +158,3 @@ def _failed_message(failed: dict[Path, OSError]) -> str:
         f"What was to go is out of the ledger for good and never serves again, but {len(failed)} of its files could "
         f"not be erased: {shown}{more}. Remove the cause and open the store again: the erasure then goes on."
     )
-
-
-def _record(connection: sqlite3.Connection, request: int, count: int, size: int) -> None:
-    row = connection.execute("SELECT receipt FROM requests WHERE number = ?", (request,)).fetchone()
-    receipt = Receipt.from_json(row[0])
-    receipt = replace(receipt, erased_files=receipt.erased_files + count, erased_bytes=receipt.erased_bytes + size)
-    connection.execute("UPDATE requests SET receipt = ? WHERE number = ?", (receipt.to_json(), request))

@@ -7,12 +7,13 @@ from pathlib import Path
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.files import is_half_written, unlink_all
 from lightning_s3t.store.identities import KEY_FILE
+from lightning_s3t.store.journal import FILE as JOURNAL
 from lightning_s3t.store.ledger import FILE
 from lightning_s3t.store.lock import FILE as LOCK_FILE
 from lightning_s3t.store.lock import LEDGER_LOCK
 from lightning_s3t.store.snapshots import FOLDER
 
-_OWN_FILES = frozenset({FILE, f"{FILE}-wal", f"{FILE}-shm", KEY_FILE, LOCK_FILE, LEDGER_LOCK, FOLDER})
+OWN_FILES = frozenset({FILE, f"{FILE}-wal", f"{FILE}-shm", JOURNAL, KEY_FILE, LOCK_FILE, LEDGER_LOCK, FOLDER})
 
 
 def check_free(folder: Path) -> None:
@@ -26,7 +27,7 @@ def check_free(folder: Path) -> None:
     """
     if not folder.exists():
         return
-    if not folder.is_dir() or {entry.name for entry in folder.iterdir() if not is_half_written(entry)} - _OWN_FILES:
+    if not folder.is_dir() or {entry.name for entry in folder.iterdir() if not is_half_written(entry)} - OWN_FILES:
         raise StoreError(f"{folder} is no store, and not empty. Give a new or an empty folder as `store`.")
     # a store's ledger is made before anything else: with it, who was forgotten is lost
     if any((folder / FOLDER).glob("*")):

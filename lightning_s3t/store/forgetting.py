@@ -4,72 +4,156 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Mapping
+import sqlite3
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from lightning_s3t.errors import UnknownSubjectError
-from lightning_s3t.plan import Partition, UnitId, survivors
+from lightning_s3t.errors import ConfigurationError, UnknownSubjectError
+from lightning_s3t.plan import Partition, Place, UnitId, survivors
+from lightning_s3t.store.chain import append
 from lightning_s3t.store.erasure import erase_pending, queue_units
+from lightning_s3t.store.journal import write_journal
+from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.ledger import Ledger
-from lightning_s3t.store.receipt import Receipt
-from lightning_s3t.store.registry import read_bands
-from lightning_s3t.store.units import read_scores
+from lightning_s3t.store.receipt import Receipt, read_receipt
+from lightning_s3t.store.registry import is_registering, read_bands
+from lightning_s3t.store.tombstones import Burial, bury
+from lightning_s3t.store.units import newest_request, read_scores
 
 
-def forget(ledger: Ledger, store: Path, partition: Partition, asked: Mapping[str, str], strict: bool) -> Receipt:
-    """Carries a request out.
+class Forgetting:
+    """Carries the requests of a store out, now or when they are due.
 
     Args:
-        ledger: The store's ledger.
-        store: Its folder.
+        folder: The store.
+        ledger: Its ledger.
+        keyring: Its keys.
         partition: Where subjects belong.
-        asked: The subjects: keyed hashes by canonical id.
-        strict: Refuse unknown subjects.
-
-    Raises:
-        UnknownSubjectError: A subject is unknown and `strict` is set.
-        StoreError: A file could not be erased. The request is carried out all the same.
     """
-    with ledger.transaction() as connection:
-        already = ledger.present("tombstones", asked.values())
-        known = ledger.present("subjects", asked.values()) | already
-        unknown = [subject for subject, hash_ in asked.items() if hash_ not in known]
-        if unknown and strict:
-            raise UnknownSubjectError(_unknown_message(unknown, store))
-        new = {subject: hash_ for subject, hash_ in asked.items() if hash_ not in already}
-        bands = read_bands(ledger, new.values())
-        places = {subject: partition.place(subject, bands.get(hash_, 0)) for subject, hash_ in new.items()}
-        reached = set(places.values())
-        scores = read_scores(ledger)
+
+    def __init__(self, folder: Path, ledger: Ledger, keyring: Keyring, partition: Partition) -> None:
+        self._folder = folder
+        self._ledger = ledger
+        self._keyring = keyring
+        self._partition = partition
+
+    def forget(self, subjects: Iterable[str], strict: bool) -> Receipt:
+        """Carries a request out.
+
+        Args:
+            subjects: Canonical ids.
+            strict: Refuse unknown subjects.
+
+        Raises:
+            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            StoreError: A file could not be erased. The request is carried out all the same.
+        """
+        with self._ledger.transaction() as connection:
+            places, already, unknown = self._look_up(subjects, strict)
+            new = [(hash_, place) for hash_, place in places.items() if hash_ not in already]
+            request = self._revoke(connection, new, len(places), len(already), unknown)
+        return self._finish(request)
+
+    def schedule(self, subjects: Iterable[str], due: datetime, strict: bool) -> int:
+        """Notes a request that is to be carried out later.
+
+        Args:
+            subjects: Canonical ids. Of two times for a subject, the earlier counts.
+            due: When.
+            strict: Refuse unknown subjects.
+
+        Returns:
+            How many subjects were noted; those who are forgotten already are not.
+
+        Raises:
+            ConfigurationError: The time has no time zone.
+            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+        """
+        if due.tzinfo is None:
+            raise ConfigurationError(f"The time {due.isoformat()} has no time zone. Expected one: 2027-01-31T12:00Z.")
+        with self._ledger.transaction() as connection:
+            places, already, _ = self._look_up(subjects, strict)
+            rows = [
+                (hash_, _text(due), place.shard, place.slice) for hash_, place in places.items() if hash_ not in already
+            ]
+            connection.executemany(
+                "INSERT INTO pending VALUES (?, ?, ?, ?) ON CONFLICT (hash) DO UPDATE SET due = min(due, excluded.due)",
+                rows,
+            )
+        return len(rows)
+
+    def forget_due(self, now: datetime) -> Receipt | None:
+        """Carries out what is due, as one request.
+
+        Args:
+            now: The time.
+
+        Returns:
+            The receipt; None if nothing is due.
+
+        Raises:
+            StoreError: A file could not be erased. The request is carried out all the same.
+        """
+        query = "SELECT hash, shard, slice FROM pending WHERE due <= ?"
+        if self._ledger.connection.execute(f"{query} LIMIT 1", (_text(now),)).fetchone() is None:
+            return None
+        with self._ledger.transaction() as connection:
+            rows = connection.execute(query, (_text(now),)).fetchall()
+            if not rows:  # another process was faster
+                return None
+            new = [(hash_, Place(shard, slice_)) for hash_, shard, slice_ in rows]
+            request = self._revoke(connection, new, len(new), 0, None if not is_registering(self._ledger) else 0)
+        return self._finish(request)
+
+    def _look_up(self, subjects: Iterable[str], strict: bool) -> tuple[dict[bytes, Place], set[bytes], int | None]:
+        self._keyring.refresh()
+        asked = {self._keyring.hash(subject): subject for subject in subjects}
+        already = self._ledger.present("tombstones", asked)
+        unknown: int | None = None
+        if is_registering(self._ledger):
+            known = self._ledger.present("subjects", asked) | already
+            strangers = [subject for hash_, subject in asked.items() if hash_ not in known]
+            if strangers and strict:
+                raise UnknownSubjectError(_unknown_message(strangers, self._folder))
+            unknown = len(strangers)
+        bands = read_bands(self._ledger, asked)
+        places = {hash_: self._partition.place(subject, bands.get(hash_, 0)) for hash_, subject in asked.items()}
+        return places, already, unknown
+
+    def _revoke(
+        self, connection: sqlite3.Connection, new: list[Burial], subjects: int, already: int, unknown: int | None
+    ) -> int:
+        reached = {place for _, place in new}
+        scores = read_scores(self._ledger)
         revoked = [unit for unit in scores if any(unit.reached_by(place) for place in reached)]
         left = {unit: score for unit, score in scores.items() if not any(unit.reached_by(place) for place in reached)}
-        time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        number = connection.execute("INSERT INTO requests (time, receipt) VALUES (?, '')", (time,)).lastrowid
-        assert number is not None
-        connection.executemany(
-            "INSERT INTO tombstones VALUES (?, ?, ?, ?)",
-            [(new[subject], number, place.shard, place.slice) for subject, place in places.items()],
-        )
-        connection.executemany("DELETE FROM subjects WHERE hash = ?", [(hash_,) for hash_ in new.values()])
-        queue_units(connection, store, revoked, number)
-        receipt = Receipt(
-            request=number,
-            time=time,
-            subjects=len(asked),
-            already_forgotten=len(already),
-            unknown=len(unknown),
-            revoked=tuple(map(str, revoked)),
-            erased_files=0,
-            erased_bytes=0,
-            serving=_serving(left, partition.shards),
-            versions=dict(_versions()),
-        )
-        connection.execute("UPDATE requests SET receipt = ? WHERE number = ?", (receipt.to_json(), number))
-    erase_pending(ledger, store)
-    row = ledger.connection.execute("SELECT receipt FROM requests WHERE number = ?", (number,)).fetchone()
-    return Receipt.from_json(row[0])
+        request = newest_request(self._ledger) + 1
+        bury(connection, new, request)
+        queue_units(connection, self._folder, revoked, request)
+        body = {
+            "subjects": subjects,
+            "already_forgotten": already,
+            "unknown": unknown,
+            "revoked": [str(unit) for unit in revoked],
+            "serving": _serving(left, self._partition.shards),
+            "versions": _versions(),
+            "layers": self._keyring.layers,
+            "tombstones": [[hash_.hex(), place.shard, place.slice] for hash_, place in sorted(new)],
+        }
+        append(connection, "request", request, body)
+        return request
+
+    def _finish(self, request: int) -> Receipt:
+        write_journal(self._ledger, self._folder)
+        erase_pending(self._ledger, self._folder)
+        write_journal(self._ledger, self._folder)
+        return read_receipt(self._ledger, request)
+
+
+def _text(time: datetime) -> str:
+    return time.astimezone(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def _serving(alive: Mapping[UnitId, float | None], shards: int) -> dict[str, str | None]:

@@ -5,33 +5,36 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.files import write_atomically
 
 KEY_FILE = "subject.key"
+KEY_VARIABLE = "LIGHTNING_S3T_KEY"
 _KEY_BYTES = 32
+_HASH_BYTES = 16  # two of 10 million subjects share a hash with a probability below 10**-24
+
+Keys = tuple[bytes, ...]
 
 
-def read_or_make_key(folder: Path) -> bytes:
-    """Returns the store's own key, made at random when the store is.
+def read_or_make_keys(folder: Path) -> Keys:
+    """Returns a store's keys; makes one at random if there is none.
 
     Args:
-        folder: The store. The key lies in it, readable by its owner alone.
+        folder: The store. The key lies in it, readable by its owner alone, unless the environment gives it.
 
     Raises:
         StoreError: The key is damaged.
     """
-    if (folder / KEY_FILE).exists():
-        return read_key(folder)
-    key = os.urandom(_KEY_BYTES)
-    write_atomically(folder / KEY_FILE, key, mode=0o600)
-    return key
+    if KEY_VARIABLE not in os.environ and not (folder / KEY_FILE).exists():
+        write_keys(folder, (os.urandom(_KEY_BYTES),))
+    return read_keys(folder)
 
 
-def read_key(folder: Path) -> bytes:
-    """Returns the key of a store that exists.
+def read_keys(folder: Path) -> Keys:
+    """Returns the keys of a store that exists: the first one, and one more for each rotation.
 
     Args:
         folder: The store.
@@ -39,31 +42,106 @@ def read_key(folder: Path) -> bytes:
     Raises:
         StoreError: There is none, or it is damaged.
     """
+    given = os.environ.get(KEY_VARIABLE)
+    if given is not None:
+        return _parse(given)
     path = folder / KEY_FILE
     try:
-        key = path.read_bytes()
+        data = path.read_bytes()
     except FileNotFoundError:
         raise StoreError(
             f"The store {folder} has lost its key {KEY_FILE}: no subject can be found without it. Restore it from a "
-            "backup."
+            f"backup, or give it by the environment ({KEY_VARIABLE})."
         ) from None
-    if len(key) != _KEY_BYTES:
+    if not data or len(data) % _KEY_BYTES:
         raise StoreError(
-            f"The key {path} has {len(key)} bytes instead of {_KEY_BYTES}: it is damaged, and without it no subject "
-            "can be found. Restore it from a backup."
+            f"The key {path} has {len(data)} bytes instead of {_KEY_BYTES} for each key: it is damaged, and without "
+            "it no subject can be found. Restore it from a backup."
         )
-    return key
+    return tuple(data[start : start + _KEY_BYTES] for start in range(0, len(data), _KEY_BYTES))
 
 
-def hash_subject(key: bytes, subject: str) -> str:
-    """Returns the keyed hash (HMAC-SHA256) that stands for a subject.
+def write_keys(folder: Path, keys: Keys) -> None:
+    """Writes a store's keys, readable by their owner alone.
 
     Args:
-        key: The store's key.
+        folder: The store.
+        keys: All of them, from the first.
+    """
+    write_atomically(folder / KEY_FILE, b"".join(keys), mode=0o600)
+
+
+def next_key(folder: Path, keys: Keys, layers: int) -> Keys:
+    """Returns the keys with one more than are in use, for a rotation: durable before anything is hashed with it.
+
+    Args:
+        folder: The store.
+        keys: What `read_keys` gave.
+        layers: How many of them are in use.
+
+    Raises:
+        StoreError: The environment gives the keys, and has no new one.
+    """
+    if len(keys) > layers:  # given by the environment, or left by a rotation that was cut
+        return keys[: layers + 1]
+    if KEY_VARIABLE in os.environ:
+        raise StoreError(
+            f"{KEY_VARIABLE} has {len(keys)} keys, and all are in use. Expected a new one after them, with a colon "
+            'between: 64 hexadecimal digits, as `python -c "import secrets; print(secrets.token_hex(32))"` gives them.'
+        )
+    keys = (*keys, os.urandom(_KEY_BYTES))
+    write_keys(folder, keys)
+    return keys
+
+
+def hash_subject(keys: Sequence[bytes], subject: str) -> bytes:
+    """Returns the keyed hash that stands for a subject: HMAC-SHA256, to 128 bits, with each key in turn.
+
+    So that a key can be replaced although nobody knows the ids any more, a new one hashes the hashes.
+
+    Args:
+        keys: The store's keys.
         subject: The canonical id.
 
     Example:
-        >>> hash_subject(b"k" * 32, "user-17")[:8]
+        >>> first = hash_subject([b"k" * 32], "user-17")
+        >>> first.hex()[:8]
         'afc2cd6d'
+        >>> hash_subject([b"k" * 32, b"l" * 32], "user-17") == add_layers([b"l" * 32], first)
+        True
     """
-    return hmac.new(key, subject.encode(errors="surrogatepass"), hashlib.sha256).hexdigest()
+    return add_layers(keys, subject.encode(errors="surrogatepass"))
+
+
+def add_layers(keys: Sequence[bytes], value: bytes) -> bytes:
+    """Returns a hash under further keys.
+
+    Args:
+        keys: The further keys.
+        value: The hash under those before.
+    """
+    for key in keys:
+        value = hmac.digest(key, value, hashlib.sha256)[:_HASH_BYTES]
+    return value
+
+
+def check_value(keys: Sequence[bytes]) -> str:
+    """Returns what tells a store's keys from others, and gives nothing away.
+
+    Args:
+        keys: The keys.
+    """
+    return hash_subject(keys, "\0lightning_s3t: the keys of this store").hex()
+
+
+def _parse(text: str) -> Keys:
+    try:
+        keys = tuple(bytes.fromhex(part) for part in text.split(":"))
+    except ValueError:
+        keys = ()
+    if not keys or any(len(key) != _KEY_BYTES for key in keys):
+        raise StoreError(
+            f"{KEY_VARIABLE} is no key. Expected {2 * _KEY_BYTES} hexadecimal digits, and as many after a colon for "
+            "each rotation."
+        )
+    return keys

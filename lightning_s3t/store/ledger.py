@@ -1,4 +1,4 @@
-"""The ledger: an SQLite database of subjects, requests, units and files."""
+"""The ledger: an SQLite database of subjects, events, units and files."""
 
 from __future__ import annotations
 
@@ -12,33 +12,48 @@ from pathlib import Path
 from lightning_s3t.errors import StoreError
 
 FILE = "ledger.db"
-FORMAT = 1
+FORMAT = 2
 _PATIENCE = 30  # seconds
+_CACHE = 65_536  # KiB: rows of a registry come in the order of their hashes, which is no order
 _CHUNK = 500  # well under SQLite's limit on variables
 
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 -- who is in the training data: keyed hashes only, with the band of risk that the place depends on
-CREATE TABLE subjects (hash TEXT PRIMARY KEY, band INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE requests (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
+CREATE TABLE subjects (hash BLOB PRIMARY KEY, band INTEGER NOT NULL) WITHOUT ROWID;
+-- what has taken units away, as a chain: see chain.py
+CREATE TABLE events (
+    position INTEGER PRIMARY KEY,
+    kind TEXT NOT NULL,
+    request INTEGER,
     time TEXT NOT NULL,
-    receipt TEXT NOT NULL
+    body TEXT NOT NULL,
+    digest TEXT NOT NULL
 );
+CREATE INDEX events_by_request ON events (request);
 -- who must never be trained on again: the place says which units a request reaches
 CREATE TABLE tombstones (
-    hash TEXT PRIMARY KEY,
-    request INTEGER NOT NULL REFERENCES requests (number),
+    hash BLOB PRIMARY KEY,
+    request INTEGER NOT NULL,
     shard INTEGER NOT NULL,
     slice INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX tombstones_by_place ON tombstones (shard, slice, request);
+-- who has asked to be forgotten later on
+CREATE TABLE pending (
+    hash BLOB PRIMARY KEY,
+    due TEXT NOT NULL,
+    shard INTEGER NOT NULL,
+    slice INTEGER NOT NULL
+) WITHOUT ROWID;
+-- as_of is the newest request when the unit's data was chosen
 CREATE TABLE units (
     unit TEXT PRIMARY KEY,
     key TEXT NOT NULL,
     snapshot TEXT NOT NULL,
     score REAL,
-    provenance TEXT NOT NULL
+    provenance TEXT NOT NULL,
+    as_of INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE attempts (unit TEXT PRIMARY KEY, key TEXT NOT NULL) WITHOUT ROWID;
 -- files outside the store that were written during a unit: checkpoints
@@ -144,14 +159,14 @@ class Ledger:
         with self.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
-    def present(self, table: str, hashes: Iterable[str]) -> set[str]:
+    def present(self, table: str, hashes: Iterable[bytes]) -> set[bytes]:
         """Returns those of the hashes that a table holds.
 
         Args:
-            table: "subjects" or "tombstones".
+            table: "subjects", "pending" or "tombstones".
             hashes: Keyed hashes of subjects.
         """
-        asked, found = list(hashes), set[str]()
+        asked, found = list(hashes), set[bytes]()
         for start in range(0, len(asked), _CHUNK):
             chunk = asked[start : start + _CHUNK]
             marks = ",".join("?" * len(chunk))
@@ -183,6 +198,7 @@ class Ledger:
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA secure_delete = ON")
+        connection.execute(f"PRAGMA cache_size = -{_CACHE}")
         connection.execute("PRAGMA synchronous = FULL")
         return connection
 

@@ -6,24 +6,27 @@ from collections.abc import Iterable
 from itertools import islice
 
 from lightning_s3t.errors import DataError
+from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.ledger import Ledger
 
-_CHUNK = 10_000
+_CHUNK = 100_000
 
 
-def register(ledger: Ledger, subjects: Iterable[tuple[str, int]]) -> None:
+def register(ledger: Ledger, keyring: Keyring, subjects: Iterable[tuple[str, int]]) -> None:
     """Notes subjects in one transaction, except for those who are forgotten.
 
     Args:
         ledger: The ledger.
-        subjects: Keyed hashes and bands; streamed.
+        keyring: The store's keys.
+        subjects: Canonical ids and bands; streamed.
 
     Raises:
         DataError: A subject is there with another band; nothing has changed then.
     """
-    rows = iter(subjects)
     with ledger.transaction() as connection:
-        while chunk := list(islice(rows, _CHUNK)):
+        keyring.refresh()
+        rows = ((keyring.hash(subject), band) for subject, band in subjects)
+        while chunk := sorted(islice(rows, _CHUNK)):  # sorted: neighbours are on one page
             connection.executemany(
                 "INSERT OR IGNORE INTO subjects SELECT ?1, ?2 "
                 "WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE hash = ?1)",
@@ -40,15 +43,24 @@ def register(ledger: Ledger, subjects: Iterable[tuple[str, int]]) -> None:
                 )
 
 
-def read_bands(ledger: Ledger, hashes: Iterable[str]) -> dict[str, int]:
+def read_bands(ledger: Ledger, hashes: Iterable[bytes]) -> dict[bytes, int]:
     """Returns the bands of subjects that are registered.
 
     Args:
         ledger: The ledger.
         hashes: Their keyed hashes.
     """
-    asked, found = iter(hashes), dict[str, int]()
+    asked, found = iter(hashes), dict[bytes, int]()
     while chunk := list(islice(asked, 500)):  # well under SQLite's limit on variables
         marks = ",".join("?" * len(chunk))
         found.update(ledger.connection.execute(f"SELECT hash, band FROM subjects WHERE hash IN ({marks})", chunk))
     return found
+
+
+def is_registering(ledger: Ledger) -> bool:
+    """Says whether the store notes who is in the training data; without, it cannot tell who is unknown.
+
+    Args:
+        ledger: The ledger.
+    """
+    return ledger.get("register") != "no"

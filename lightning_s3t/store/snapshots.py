@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from lightning_s3t.errors import StoreError
+from lightning_s3t.errors import DamagedError, StoreError
 from lightning_s3t.store.files import write_atomically
 
 FOLDER = "snapshots"
@@ -74,21 +74,26 @@ def read_snapshot(store: Path, digest: str, what: str) -> dict[str, Tensor]:
         what: Whose it is, for messages.
 
     Raises:
-        StoreError: It is missing or damaged.
+        DamagedError: It is missing or damaged.
+        StoreError: The disk cannot be read.
     """
     path = snapshot_path(store, digest)
-    advice = "It is not served. Drop the unit (Store.drop) and call fit again: it is trained anew."
+    advice = "It is not served. `s3t verify` takes the unit out, and the next fit trains it anew."
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise StoreError(f"The snapshot of {what} is missing: {path}. {advice}") from error
+        raise DamagedError(f"The snapshot of {what} is missing: {path}. {advice}") from error
+    except OSError as error:
+        raise StoreError(
+            f"The snapshot of {what} cannot be read: {path} ({error.strerror}). Remove the cause, and try again."
+        ) from error
     found = hashlib.sha256(data).hexdigest()
     if found != digest:
-        raise StoreError(f"The snapshot of {what} is damaged: {path} has SHA-256 {found}. {advice}")
+        raise DamagedError(f"The snapshot of {what} is damaged: {path} has SHA-256 {found}. {advice}")
     try:
         return {_unescape(name): tensor for name, tensor in safetensors.torch.load(data).items()}
     except SafetensorError as error:
-        raise StoreError(f"The snapshot of {what} cannot be read: {error}. {advice}") from error
+        raise DamagedError(f"The snapshot of {what} cannot be read: {error}. {advice}") from error
 
 
 def _plain(name: str, tensor: Tensor) -> Tensor:

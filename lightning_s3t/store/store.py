@@ -10,18 +10,21 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_s3t.errors import RevokedError, StoreError
-from lightning_s3t.plan import Partition, UnitId, canonical_subject
+from lightning_s3t.errors import ConfigurationError, DamagedError, RevokedError, StoreError
+from lightning_s3t.plan import Partition, UnitId
 from lightning_s3t.store.attempt import Attempt
+from lightning_s3t.store.chain import append
 from lightning_s3t.store.erasure import clean_up, erase_pending, queue_units
 from lightning_s3t.store.folder import check_free, clear_half_written
-from lightning_s3t.store.forgetting import forget
-from lightning_s3t.store.identities import hash_subject, read_key, read_or_make_key
+from lightning_s3t.store.forgetting import Forgetting
+from lightning_s3t.store.identities import read_or_make_keys
+from lightning_s3t.store.journal import make_journal, reconcile, write_journal
+from lightning_s3t.store.keyring import Keyring, put_keys
 from lightning_s3t.store.ledger import FILE, Ledger, closed_on_error
 from lightning_s3t.store.lock import FitLock, ledger_lock
-from lightning_s3t.store.receipt import Receipt
 from lightning_s3t.store.record import UnitRecord
-from lightning_s3t.store.registry import register
+from lightning_s3t.store.registry import is_registering, register
+from lightning_s3t.store.requests import DeletionRequests
 from lightning_s3t.store.settings import HINT, check_settings, normalise
 from lightning_s3t.store.snapshots import (
     FOLDER,
@@ -30,10 +33,11 @@ from lightning_s3t.store.snapshots import (
     snapshot_path,
     write_snapshot,
 )
-from lightning_s3t.store.units import find_snapshot, newest_request, reached_since, read_units
+from lightning_s3t.store.units import find_snapshot, reached_since, read_units
+from lightning_s3t.store.verification import Verification, damaged_units, verify
 
 
-class Store:
+class Store(DeletionRequests):
     """A folder with a ledger and snapshots. Several processes may have it open at once.
 
     Make one with `Store.create` or open one with `Store.open`; it is a context manager.
@@ -41,7 +45,6 @@ class Store:
     Args:
         path: The folder.
         ledger: Its database.
-        key: Its key for subjects' ids.
 
     Example:
         >>> import tempfile
@@ -53,36 +56,44 @@ class Store:
         (1, {'0': None}, 1)
     """
 
-    def __init__(self, path: Path, ledger: Ledger, key: bytes) -> None:
+    def __init__(self, path: Path, ledger: Ledger) -> None:
         self.path = path
         self._ledger = ledger
-        self._key = key
         settings = ledger.get("settings")
         if settings is None:
             raise StoreError(f"The store {path} has no settings: it was never finished. Give a new folder as `store`.")
         self.settings: dict[str, Any] = json.loads(settings)
         self.partition = Partition(**self.settings["partition"])
+        self._keyring = Keyring(path, ledger)
+        super().__init__(ledger, Forgetting(path, ledger, self._keyring, self.partition))
         self._lock = FitLock(path)
+        reconcile(ledger, path, self._keyring)
         erase_pending(ledger, path)
         with self._lock.no_fit() as free:
             if free:  # so what looks half-done is what a crash has left
                 clean_up(ledger, path)
         ledger.truncate_log(patience=0.1)  # a crash may have come between an erasure and this
+        self.forget_due()
+        write_journal(ledger, path)
 
     @classmethod
-    def create(cls, path: str | Path, settings: Mapping[str, Any]) -> Store:
+    def create(cls, path: str | Path, settings: Mapping[str, Any], register: bool = True) -> Store:
         """Makes a store, or opens the one that is there if it was made with the same settings.
 
         Args:
             path: The folder.
             settings: JSON-ready; `settings["partition"]` has the arguments of `Partition`.
+            register: Keep a registry of who is in the training data. Without, nothing is stored per subject, and nobody
+                can tell whether a request names somebody who is unknown.
 
         Raises:
+            ConfigurationError: There are bands of risk, which only a registry can keep, and `register` is off.
             StoreMismatchError: There is one with other settings.
             StoreError: The folder holds something else.
         """
         folder = Path(path).absolute()
-        Partition(**settings["partition"])
+        if Partition(**settings["partition"]).bands and not register:
+            raise ConfigurationError("Bands of risk need the registry: they are kept in it. Leave `register` on.")
         if not (folder / FILE).exists():
             check_free(folder)
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
@@ -91,11 +102,19 @@ class Store:
             ledger = Ledger(folder, create=True)
             with closed_on_error(ledger):
                 if ledger.get("settings") is None:  # new, or a crash came before
-                    read_or_make_key(folder)
-                    ledger.put("settings", json.dumps(normalise(settings), sort_keys=True))
+                    keys = read_or_make_keys(folder)
+                    make_journal(folder)
+                    with ledger.transaction() as connection:
+                        put_keys(connection, keys[:1])
+                        rows = [
+                            ("settings", json.dumps(normalise(settings), sort_keys=True)),
+                            ("register", "yes" if register else "no"),
+                        ]
+                        connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
         with closed_on_error(ledger):
-            store = cls(folder, ledger, read_key(folder))
+            store = cls(folder, ledger)
             store.check(settings, whole=True)
+            check_settings({"register": is_registering(ledger)}, {"register": register}, str(folder))
         return store
 
     @classmethod
@@ -111,7 +130,7 @@ class Store:
         folder = Path(path).absolute()
         ledger = Ledger(folder)
         with closed_on_error(ledger):
-            return cls(folder, ledger, read_key(folder))
+            return cls(folder, ledger)
 
     def check(self, settings: Mapping[str, Any], hint: str = HINT, whole: bool = False) -> None:
         """Compares settings with those that the store was made with.
@@ -136,11 +155,6 @@ class Store:
     def options(self, options: Mapping[str, Any]) -> None:
         self._ledger.put("options", json.dumps(normalise(options), sort_keys=True))
 
-    @property
-    def request_number(self) -> int:
-        """The number of the newest request, 0 before the first. Cheap enough to ask before every batch."""
-        return newest_request(self._ledger)
-
     def register(self, subjects: Iterable[str] | Mapping[str, int]) -> None:
         """Notes who is in the training data. Who is forgotten stays forgotten.
 
@@ -150,16 +164,28 @@ class Store:
         Raises:
             DataError: A subject was registered with another band, so units hold it at another place; nothing changes.
         """
+        if not is_registering(self._ledger):
+            return
         bands = subjects.items() if isinstance(subjects, Mapping) else ((subject, 0) for subject in subjects)
-        register(self._ledger, ((self.subject_hash(subject), band) for subject, band in bands))
+        register(self._ledger, self._keyring, bands)
 
     def subject_hash(self, subject: str) -> str:
-        """Returns the keyed hash that stands for a subject in the ledger.
+        """Returns a keyed hash of a subject that stays the same when the key is rotated: for digests.
 
         Args:
             subject: A canonical id.
         """
-        return hash_subject(self._key, subject)
+        return self._keyring.first_hash(subject)
+
+    def rotate_key(self) -> None:
+        """Takes a new key for subjects' ids into use. Nothing has to be trained again.
+
+        Raises:
+            StoreError: A fit is running; or the environment gives the keys, and has no new one.
+        """
+        with self._lock.hold():
+            self._keyring.rotate()
+            write_journal(self._ledger, self.path)
 
     def forgotten(self, subjects: Iterable[str]) -> set[str]:
         """Returns those of the subjects that must never be trained on again.
@@ -167,7 +193,8 @@ class Store:
         Args:
             subjects: Canonical ids.
         """
-        hashes = {self.subject_hash(subject): subject for subject in subjects}
+        self._keyring.refresh()
+        hashes = {self._keyring.hash(subject): subject for subject in subjects}
         return {hashes[found] for found in self._ledger.present("tombstones", hashes)}
 
     @contextmanager
@@ -222,14 +249,14 @@ class Store:
 
         Raises:
             RevokedError: It is revoked, or was never built.
-            StoreError: Its snapshot is missing or damaged.
+            DamagedError: Its snapshot is missing or damaged.
         """
         digest = find_snapshot(self._ledger, unit)
         if digest is None:
             raise self._revoked(unit)
         try:
             tensors = read_snapshot(self.path, digest, f"unit {unit}")
-        except StoreError:
+        except DamagedError:
             if find_snapshot(self._ledger, unit) != digest:
                 raise self._revoked(unit) from None
             raise
@@ -258,33 +285,38 @@ class Store:
         digest = self._ledger.get("base")
         return None if digest is None else read_snapshot(self.path, digest, "the head's start")
 
-    def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt:
-        """Carries a deletion request out: revokes what the subjects reached, for good, and erases it.
+    def verify(self) -> Verification:
+        """Looks at everything: the chain of events, the journal, tombstones, every snapshot, files that are not known.
 
-        Revoking is one transaction, on disk when it returns: from then on no process can load a revoked unit,
-        whatever happens. Erasing follows; a crash only delays it until the store is next opened.
+        Damaged units are taken out of service; the next fit trains them anew.
+        """
+        with self._lock.no_fit() as free:
+            found = verify(self._ledger, self.path, self._keyring, quiet=free)
+        self.take_out(found.damaged)
+        return found
+
+    def take_out(self, damaged: Iterable[UnitId]) -> list[UnitId]:
+        """Takes damaged units out of service, with all that was built on them, and notes it in the chain of events.
 
         Args:
-            subjects: Their ids. Those forgotten before are counted, and change nothing.
-            strict: Refuse a request that names a subject which the store has never seen. Otherwise such a subject
-                gets a tombstone too, so that it never enters a later fit.
+            damaged: The units.
 
         Returns:
-            The receipt.
-
-        Raises:
-            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
-            StoreError: The ledger could not be written, and nothing has changed; or the request is carried out and a
-                file could not be erased. The message says which.
-            DataError: An id is neither text nor an integer.
+            All that were taken out.
         """
-        asked = {canonical: self.subject_hash(canonical) for canonical in map(canonical_subject, subjects)}
-        return forget(self._ledger, self.path, self.partition, asked, strict)
+        tops = set(damaged)
+        with self._ledger.transaction() as connection:
+            gone = [unit for unit in self.alive() if tops.intersection(unit.lineage)]
+            queue_units(connection, self.path, gone, None)
+            if gone:
+                append(connection, "damage", None, {"units": [str(unit) for unit in gone]})
+        erase_pending(self._ledger, self.path)
+        write_journal(self._ledger, self.path)
+        return gone
 
-    def receipts(self) -> list[Receipt]:
-        """Returns the receipts of all requests, in order."""
-        rows = self._ledger.connection.execute("SELECT receipt FROM requests ORDER BY number")
-        return [Receipt.from_json(row[0]) for row in rows]
+    def take_out_damaged(self) -> list[UnitId]:
+        """Reads every snapshot, and takes the units out of service whose snapshot is missing or damaged."""
+        return self.take_out(damaged_units(self._ledger, self.path))
 
     def provenance(self, unit: UnitId | None = None) -> list[dict[str, Any]]:
         """Returns what the units that are alive were made from.

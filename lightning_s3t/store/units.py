@@ -35,6 +35,16 @@ def read_scores(ledger: Ledger) -> dict[UnitId, float | None]:
     return dict(sorted(((UnitId.parse(text), score) for text, score in rows), key=lambda row: row[0]))
 
 
+def read_snapshots(ledger: Ledger) -> dict[UnitId, str]:
+    """Returns the digest of every unit's snapshot.
+
+    Args:
+        ledger: The ledger.
+    """
+    rows = ledger.connection.execute("SELECT unit, snapshot FROM units").fetchall()
+    return {UnitId.parse(unit): snapshot for unit, snapshot in rows}
+
+
 def find_snapshot(ledger: Ledger, unit: UnitId) -> str | None:
     """Returns the digest of a unit's snapshot; None if the unit may not serve.
 
@@ -55,8 +65,8 @@ def newest_request(ledger: Ledger) -> int:
     Args:
         ledger: The ledger.
     """
-    row = ledger.connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'requests'").fetchone()
-    return row[0] if row else 0
+    row = ledger.connection.execute("SELECT MAX(request) FROM events").fetchone()
+    return row[0] or 0
 
 
 def reached_since(ledger: Ledger, unit: UnitId, request: int) -> bool:

@@ -1,0 +1,185 @@
+"""The journal: the chain of events once more, in a file beside the ledger that only ever grows.
+
+A ledger that is restored from a backup does not know who was forgotten since. The journal does: what the ledger lacks
+is carried out again when the store is opened.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from lightning_s3t.errors import StoreError
+from lightning_s3t.plan import Place, UnitId
+from lightning_s3t.store.chain import Event, head, insert, read_events
+from lightning_s3t.store.erasure import queue_units
+from lightning_s3t.store.files import sync_folder
+from lightning_s3t.store.keyring import Keyring
+from lightning_s3t.store.ledger import Ledger
+from lightning_s3t.store.lock import ledger_lock
+from lightning_s3t.store.tombstones import bury
+from lightning_s3t.store.units import read_scores
+
+FILE = "journal.jsonl"
+_BLOCK = 65_536
+
+
+def make_journal(folder: Path) -> None:
+    """Makes an empty journal, if there is none; for the holder of the ledger's lock.
+
+    Args:
+        folder: The store.
+    """
+    path = folder / FILE
+    if not path.exists():
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666))
+        sync_folder(folder)
+
+
+def write_journal(ledger: Ledger, folder: Path) -> None:
+    """Adds what the ledger has and the journal lacks; durable when it returns.
+
+    Args:
+        ledger: The ledger, in no transaction.
+        folder: The store.
+
+    Raises:
+        StoreError: The journal cannot be written, or tells another story than the ledger.
+    """
+    try:
+        with ledger_lock(folder), (folder / FILE).open("r+b") as file:
+            last, end = _last_event(file.fileno())
+            position, digest = (last.position, last.digest) if last is not None else (0, None)
+            if last is not None and digest != _digest_at(ledger, position):
+                raise StoreError(_fork_message(folder, position))
+            lines = b"".join(event.to_json().encode() + b"\n" for event in read_events(ledger, after=position))
+            if lines or end != os.fstat(file.fileno()).st_size:
+                os.ftruncate(file.fileno(), end)  # a line that a crash has left torn
+                os.lseek(file.fileno(), end, os.SEEK_SET)
+                _write_all(file.fileno(), lines)
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise StoreError(
+            f"The journal {folder / FILE} cannot be written ({error.strerror}). What is in the ledger holds all the "
+            "same; the journal is brought up when the store is next opened."
+        ) from error
+
+
+def reconcile(ledger: Ledger, folder: Path, keyring: Keyring) -> int:
+    """Makes ledger and journal agree: carries out again what only the journal knows, and adds what it lacks.
+
+    Args:
+        ledger: The ledger.
+        folder: The store.
+        keyring: The store's keys.
+
+    Returns:
+        How many events were carried out again.
+
+    Raises:
+        StoreError: There is no journal, it is damaged, or it and the ledger tell two stories.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise StoreError(
+            f"The store {folder} has lost its {FILE}, which shows whether the ledger is the newest. Restore it from a "
+            f"backup. If it is lost, and you are certain that no request was carried out since the ledger was "
+            "written, make an empty file of that name: it is then written anew."
+        )
+    position, digest = head(ledger.connection)
+    with path.open("rb") as file:
+        last, _ = _last_event(file.fileno())
+    if last is None or last.position < position:
+        if last is not None and last.digest != _digest_at(ledger, last.position):
+            raise StoreError(_fork_message(folder, last.position))
+        write_journal(ledger, folder)
+        return 0
+    if last.position == position:
+        if last.digest != digest and _digest_at(ledger, position) != last.digest:  # the ledger may have gone on
+            raise StoreError(_fork_message(folder, position))
+        return 0
+    return _replay(ledger, folder, keyring)
+
+
+def read_journal(folder: Path) -> Iterator[Event]:
+    """Returns the journal's events in order; a last line without an end is a crash's, and left out.
+
+    Args:
+        folder: The store.
+
+    Raises:
+        StoreError: A line is no event.
+    """
+    with (folder / FILE).open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield Event.from_json(line)
+            except StoreError as error:
+                raise StoreError(f"The journal {folder / FILE} is damaged in line {number}: {error}") from error
+
+
+def _replay(ledger: Ledger, folder: Path, keyring: Keyring) -> int:
+    count = 0
+    with ledger.transaction() as connection:
+        position, digest = head(connection)
+        for event in read_journal(folder):
+            if event.position == position and event.digest != digest:
+                raise StoreError(_fork_message(folder, position))
+            if event.position <= position:
+                continue
+            if event.position != position + count + 1 or not event.follows(digest):
+                raise StoreError(_fork_message(folder, event.position))
+            _carry_out(connection, ledger, folder, keyring, event)
+            insert(connection, event)
+            digest, count = event.digest, count + 1
+    return count
+
+
+def _carry_out(connection: sqlite3.Connection, ledger: Ledger, folder: Path, keyring: Keyring, event: Event) -> None:
+    if event.kind == "request" and event.request is not None:
+        rows = [(bytes.fromhex(hash_), Place(shard, slice_)) for hash_, shard, slice_ in event.body["tombstones"]]
+        bury(connection, rows, event.request)
+        reached = {place for _, place in rows}
+        units = [unit for unit in read_scores(ledger) if any(unit.reached_by(place) for place in reached)]
+        queue_units(connection, folder, units, event.request)
+    elif event.kind == "damage":
+        gone = {UnitId.parse(unit) for unit in event.body["units"]}
+        queue_units(connection, folder, [unit for unit in read_scores(ledger) if gone & set(unit.lineage)], None)
+    elif event.kind == "rotation":
+        keyring.apply_rotation(connection, event.body["layers"])
+
+
+def _digest_at(ledger: Ledger, position: int) -> str | None:
+    row = ledger.connection.execute("SELECT digest FROM events WHERE position = ?", (position,)).fetchone()
+    return row[0] if row else None
+
+
+def _last_event(descriptor: int) -> tuple[Event | None, int]:
+    # the last whole line, and where it ends
+    size = os.fstat(descriptor).st_size
+    tail, start = b"", size
+    while start > 0 and tail.count(b"\n") < 2:
+        step = min(max(_BLOCK, len(tail)), start)  # doubles: a line of many tombstones is long
+        start -= step
+        tail = os.pread(descriptor, step, start) + tail
+    end = tail.rfind(b"\n")
+    if end < 0:
+        return None, 0
+    return Event.from_json(tail[tail.rfind(b"\n", 0, end) + 1 : end]), start + end + 1
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _fork_message(folder: Path, position: int) -> str:
+    return (
+        f"The ledger and the journal of the store {folder} disagree about event {position}: one of them was changed, "
+        f"or they are not of one store. Nothing is served. Restore ledger.db and {FILE} from one backup."
+    )

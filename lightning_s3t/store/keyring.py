@@ -1,0 +1,128 @@
+"""The keyring: the keys of a store as its ledger uses them, and their rotation."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from lightning_s3t.errors import StoreError
+from lightning_s3t.store.chain import append
+from lightning_s3t.store.identities import (
+    KEY_FILE,
+    KEY_VARIABLE,
+    add_layers,
+    check_value,
+    hash_subject,
+    next_key,
+    read_keys,
+)
+from lightning_s3t.store.ledger import Ledger
+
+_TABLES = ("subjects", "tombstones", "pending")
+
+
+class Keyring:
+    """Hashes subjects' ids as the ledger has them.
+
+    Args:
+        folder: The store.
+        ledger: Its ledger.
+
+    Raises:
+        StoreError: The keys are missing, damaged, or those of another store.
+    """
+
+    def __init__(self, folder: Path, ledger: Ledger) -> None:
+        self._folder = folder
+        self._ledger = ledger
+        self._keys: tuple[bytes, ...] = ()
+        self.refresh()
+
+    @property
+    def layers(self) -> int:
+        """How many keys are in use: one, and one more for each rotation."""
+        return len(self._keys)
+
+    def refresh(self) -> None:
+        """Takes up a rotation by another process. Within a transaction, hashes are the ledger's from then on."""
+        layers, check = int(self._ledger.get("key_layers") or 0), self._ledger.get("key_check")
+        if layers == len(self._keys):
+            return
+        keys = read_keys(self._folder)
+        if len(keys) < layers or check_value(keys[:layers]) != check:
+            raise StoreError(
+                f"The keys ({KEY_FILE}, or {KEY_VARIABLE} in the environment) are not those of the store "
+                f"{self._folder}: no subject could be found. Restore them from a backup."
+            )
+        self._keys = keys[:layers]
+
+    def hash(self, subject: str) -> bytes:
+        """Returns the keyed hash that stands for a subject in the ledger.
+
+        Args:
+            subject: A canonical id.
+        """
+        return hash_subject(self._keys, subject)
+
+    def first_hash(self, subject: str) -> str:
+        """Returns the hash under the first key alone, which a rotation does not change: for digests of slices.
+
+        Args:
+            subject: A canonical id.
+        """
+        return hash_subject(self._keys[:1], subject).hex()
+
+    def renew(self, hash_: bytes, layers: int) -> bytes:
+        """Returns today's form of a hash that was made before rotations.
+
+        Args:
+            hash_: The hash.
+            layers: How many keys were in use then.
+        """
+        return add_layers(self._keys[layers:], hash_)
+
+    def rotate(self) -> None:
+        """Takes a new key into use, which is on disk, or in the environment, before anything is hashed with it.
+
+        Raises:
+            StoreError: The environment gives the keys, and has no new one.
+        """
+        self.refresh()
+        next_key(self._folder, read_keys(self._folder), self.layers)
+        with self._ledger.transaction() as connection:
+            self.refresh()
+            self.apply_rotation(connection, self.layers + 1)
+            append(connection, "rotation", None, {"layers": self.layers})
+
+    def apply_rotation(self, connection: sqlite3.Connection, layers: int) -> None:
+        """Hashes every hash in the ledger with a new key; within a transaction.
+
+        Args:
+            connection: In a transaction.
+            layers: How many keys are in use then.
+
+        Raises:
+            StoreError: There are not so many.
+        """
+        keys = read_keys(self._folder)
+        if len(keys) < layers:
+            raise StoreError(
+                f"The store {self._folder} was rotated to {layers} keys, and {len(keys)} are there: {KEY_FILE} is an "
+                "old copy. Restore the newest from a backup."
+            )
+        connection.create_function("renewed", 1, lambda value: add_layers(keys[layers - 1 : layers], value))
+        for table in _TABLES:
+            connection.execute(f"UPDATE {table} SET hash = renewed(hash)")
+        put_keys(connection, keys[:layers])
+        self._keys = keys[:layers]
+
+
+def put_keys(connection: sqlite3.Connection, keys: tuple[bytes, ...]) -> None:
+    """Notes which keys are in use; within a transaction.
+
+    Args:
+        connection: In a transaction.
+        keys: The keys.
+    """
+    rows = [("key_layers", str(len(keys))), ("key_check", check_value(keys))]
+    connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)

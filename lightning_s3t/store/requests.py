@@ -1,0 +1,96 @@
+"""What can be asked of a store: to forget people, now or later, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from typing import Any
+
+from lightning_s3t.plan import canonical_subject
+from lightning_s3t.store.chain import read_events
+from lightning_s3t.store.forgetting import Forgetting
+from lightning_s3t.store.ledger import Ledger
+from lightning_s3t.store.receipt import Receipt, read_receipt
+from lightning_s3t.store.units import newest_request
+
+
+class DeletionRequests:
+    """The part of a store that takes deletion requests.
+
+    Args:
+        ledger: The store's ledger.
+        forgetting: What carries requests out.
+    """
+
+    def __init__(self, ledger: Ledger, forgetting: Forgetting) -> None:
+        self._ledger = ledger
+        self._forgetting = forgetting
+
+    @property
+    def request_number(self) -> int:
+        """The number of the newest request, 0 before the first. Cheap enough to ask before every batch."""
+        return newest_request(self._ledger)
+
+    def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt:
+        """Carries a deletion request out: revokes what the subjects reached, for good, and erases it.
+
+        Revoking is one transaction, on disk when it returns: from then on no process can load a revoked unit,
+        whatever happens. Erasing follows; a crash only delays it until the store is next opened.
+
+        Args:
+            subjects: Their ids. Those forgotten before are counted, and change nothing.
+            strict: Refuse a request that names a subject which the store has never seen. Otherwise such a subject
+                gets a tombstone too, so that it never enters a later fit.
+
+        Returns:
+            The receipt.
+
+        Raises:
+            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            StoreError: The ledger could not be written, and nothing has changed; or the request is carried out and a
+                file could not be erased. The message says which.
+            DataError: An id is neither text nor an integer.
+        """
+        return self._forgetting.forget([canonical_subject(subject) for subject in subjects], strict)
+
+    def schedule(self, subjects: Iterable[Any], due: datetime, strict: bool = True) -> int:
+        """Notes a deletion request that is to be carried out later: by `forget_due`, or when the store is next opened.
+
+        Args:
+            subjects: Their ids. Of two times for a subject, the earlier counts.
+            due: When, with a time zone.
+            strict: Refuse a request that names a subject which the store has never seen.
+
+        Returns:
+            How many subjects were noted; those who are forgotten already are not.
+        """
+        return self._forgetting.schedule([canonical_subject(subject) for subject in subjects], due, strict)
+
+    def forget_due(self, now: datetime | None = None) -> Receipt | None:
+        """Carries the scheduled requests out that are due, as one request.
+
+        Args:
+            now: The time; None for that of the clock.
+
+        Returns:
+            The receipt; None if nothing is due.
+        """
+        return self._forgetting.forget_due(now or datetime.now(timezone.utc))
+
+    def pending(self) -> list[tuple[str, int]]:
+        """Returns the times (UTC, ISO 8601) of scheduled requests, and of how many subjects."""
+        query = "SELECT due, COUNT(*) FROM pending GROUP BY due ORDER BY due"
+        return self._ledger.connection.execute(query).fetchall()
+
+    def receipts(self) -> list[Receipt]:
+        """Returns the receipts of all requests, in order."""
+        return [read_receipt(self._ledger, request) for request in range(1, self.request_number + 1)]
+
+    def chain_digest(self, position: int) -> str | None:
+        """Returns the digest at a position of the chain of events, to compare with a receipt's; None beyond its end.
+
+        Args:
+            position: Counted from 1.
+        """
+        event = next(read_events(self._ledger, after=position - 1), None)
+        return event.digest if event is not None else None

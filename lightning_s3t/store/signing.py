@@ -1,0 +1,120 @@
+"""Signatures of receipts: Ed25519 (RFC 8032), by the `cryptography` package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_s3t.errors import ConfigurationError, StoreError
+from lightning_s3t.store.receipt import Receipt
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+ALGORITHM = "Ed25519"
+
+
+def sign_receipt(receipt: Receipt, key: Path) -> str:
+    """Returns a receipt as a JSON document with a signature in it.
+
+    Args:
+        receipt: The receipt.
+        key: A private key in PEM: `openssl genpkey -algorithm ed25519 -out key.pem`.
+
+    Raises:
+        ConfigurationError: The file holds no such key, or `cryptography` is not installed.
+    """
+    private = read_private_key(key)
+    document = json.loads(receipt.to_json())
+    signature = {
+        "algorithm": ALGORITHM,
+        "public_key": private.public_key().public_bytes_raw().hex(),
+        "value": private.sign(_signed(document)).hex(),
+    }
+    return json.dumps({**document, "signature": signature}, indent=2, sort_keys=True)
+
+
+def verify_receipt(text: str, key: Path) -> Receipt:
+    """Returns the receipt in a signed document, if the signature is right.
+
+    Args:
+        text: The JSON document.
+        key: The public key that it has to be signed with, in PEM: `openssl pkey -in key.pem -pubout -out public.pem`.
+
+    Raises:
+        ConfigurationError: The file holds no such key, or `cryptography` is not installed.
+        StoreError: There is no signature, or it is another's or of another text.
+    """
+    public = read_public_key(key)
+    receipt = Receipt.from_json(text)
+    document: dict[str, Any] = json.loads(text)
+    signature = document.pop("signature", None)
+    if not isinstance(signature, dict) or signature.get("algorithm") != ALGORITHM:
+        raise StoreError("The receipt has no Ed25519 signature. Expected one that `s3t forget --sign KEY` has printed.")
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        public.verify(bytes.fromhex(str(signature.get("value"))), _signed(document))
+    except (InvalidSignature, ValueError):
+        raise StoreError(
+            f"The receipt of request {receipt.request} was not signed with the key of {key}, or was changed afterwards."
+        ) from None
+    return receipt
+
+
+def read_private_key(path: Path) -> Ed25519PrivateKey:
+    """Reads a private key, so that what is wrong with it shows before anything is forgotten.
+
+    Args:
+        path: A PEM file without a password.
+
+    Raises:
+        ConfigurationError: The file holds no such key, or `cryptography` is not installed.
+    """
+    _check_installed()
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        found = load_pem_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigurationError(f"The key {path} cannot be read: {error}. Expected an Ed25519 key in PEM.") from error
+    if not isinstance(found, Ed25519PrivateKey):
+        raise ConfigurationError(f"The key {path} is of another kind. Expected an Ed25519 key in PEM.")
+    return found
+
+
+def read_public_key(path: Path) -> Ed25519PublicKey:
+    """Reads a public key.
+
+    Args:
+        path: A PEM file.
+
+    Raises:
+        ConfigurationError: The file holds no such key, or `cryptography` is not installed.
+    """
+    _check_installed()
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        found = load_pem_public_key(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"The key {path} cannot be read: {error}. Expected an Ed25519 public key in PEM."
+        ) from error
+    if not isinstance(found, Ed25519PublicKey):
+        raise ConfigurationError(f"The key {path} is of another kind. Expected an Ed25519 public key in PEM.")
+    return found
+
+
+def _check_installed() -> None:
+    try:
+        import cryptography  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ConfigurationError('Signatures need cryptography: pip install "lightning-s3t[sign]".') from error
+
+
+def _signed(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()

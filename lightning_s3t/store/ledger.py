@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lightning_s3t.errors import StoreError
+from lightning_s3t.store.connection import PATIENCE, connect
 
 FILE = "ledger.db"
 FORMAT = 2
-_PATIENCE = 30  # seconds
-_CACHE = 65_536  # KiB: rows of a registry come in the order of their hashes, which is no order
 _CHUNK = 500  # well under SQLite's limit on variables
 
 _SCHEMA = """
@@ -99,15 +98,9 @@ class Ledger:
             )
         try:
             self._check_format(create)
-        except StoreError:
+        except BaseException:
             self.close()
             raise
-        except sqlite3.DatabaseError as error:
-            self.close()
-            raise StoreError(
-                f"The ledger {self._path} cannot be read ({error}). Nothing is served from a damaged ledger: restore "
-                "it from a backup, or train again into a new folder."
-            ) from error
 
     @property
     def connection(self) -> sqlite3.Connection:
@@ -115,7 +108,7 @@ class Ledger:
         owner = (os.getpid(), threading.get_ident())
         found = self._connections.get(owner)
         if found is None:
-            found = self._connections[owner] = self._connect()
+            found = self._connections[owner] = connect(self._path)
         return found
 
     @contextmanager
@@ -133,11 +126,11 @@ class Ledger:
         except BaseException as error:
             if connection.in_transaction:  # SQLite has ended it itself when the disk was full
                 connection.execute("ROLLBACK")
-            if isinstance(error, sqlite3.OperationalError):
+            if isinstance(error.__cause__, sqlite3.OperationalError):
                 raise StoreError(
-                    f"The ledger {self._path} could not be written ({error}); nothing was changed. Let the other "
-                    "process end, or make room on the disk, and try again."
-                ) from error
+                    f"The ledger {self._path} could not be written ({error.__cause__}); nothing was changed. Let the "
+                    "other process end, or make room on the disk, and try again."
+                ) from error.__cause__
             raise
 
     def get(self, name: str) -> str | None:
@@ -187,20 +180,13 @@ class Ledger:
             return
         self.connection.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
         self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        self.connection.execute(f"PRAGMA busy_timeout = {_PATIENCE * 1000}")
+        self.connection.execute(f"PRAGMA busy_timeout = {PATIENCE * 1000}")
 
     def close(self) -> None:
         """Closes the connections of this process's threads."""
         process = os.getpid()
         for owner in [owner for owner in self._connections if owner[0] == process]:
             self._connections.pop(owner).close()
-
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA secure_delete = ON")
-        connection.execute(f"PRAGMA cache_size = -{_CACHE}")
-        connection.execute("PRAGMA synchronous = FULL")
-        return connection
 
     def _check_format(self, create: bool) -> None:
         connection = self.connection

@@ -71,6 +71,8 @@ class Store(DeletionRequests):
         erase_pending(ledger, path)
         with self._lock.no_fit() as free:
             if free:  # so what looks half-done is what a crash has left
+                with ledger_lock(path):
+                    clear_half_written(path)
                 clean_up(ledger, path)
         ledger.truncate_log(patience=0.1)  # a crash may have come between an erasure and this
         self.forget_due()
@@ -292,7 +294,8 @@ class Store(DeletionRequests):
         """
         with self._lock.no_fit() as free:
             found = verify(self._ledger, self.path, self._keyring, quiet=free)
-        self.take_out(found.damaged)
+        if found.damaged:
+            self.take_out(found.damaged)
         return found
 
     def take_out(self, damaged: Iterable[UnitId]) -> list[UnitId]:

@@ -121,6 +121,11 @@ def _chain(ledger: Ledger, folder: Path, history: list[Event]) -> Iterator[str]:
         if mine != theirs:
             yield f"Ledger and journal disagree about event {mine.position}."
             return
+    if len(copy) > len(history):
+        yield (
+            f"The ledger ends at event {len(history)}, the journal at {len(copy)}: it was restored or changed while it "
+            "was open. Open the store again: what it lacks is then carried out."
+        )
     if len(copy) < len(history):
         yield f"The journal ends at event {len(copy)}, the ledger at {len(history)}."
 

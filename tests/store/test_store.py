@@ -139,7 +139,7 @@ def test_a_store_whose_making_was_cut_short_is_made_again(tmp_path: Path) -> Non
 def test_a_damaged_ledger_is_refused(store: Store) -> None:
     store.close()
     (store.path / "ledger.db").write_bytes(b"not a database" * 100)
-    with pytest.raises(StoreError, match="cannot be read"):
+    with pytest.raises(StoreError, match="is damaged"):
         Store.open(store.path)
 
 

@@ -1,0 +1,38 @@
+"""A store with people in it and units built, without any training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from lightning_s3t.plan import Partition, Place, UnitId, units_of
+from lightning_s3t.store import Store
+
+SETTINGS = {"partition": {"shards": 2, "slices": 3, "seed": 0}}
+PARTITION = Partition(2, 3, 0)
+PEOPLE = [f"user-{number}" for number in range(60)]
+UNITS = units_of(2, [(0, 1, 2), (1, 2, 0)])
+
+
+def in_place(shard: int, slice_: int, number: int = 0) -> str:
+    """Somebody whose data is in a slice."""
+    return [person for person in PEOPLE if PARTITION.place(person) == Place(shard, slice_)][number]
+
+
+def build(store: Store, unit: UnitId, number: float = 0.0, *files: Path) -> None:
+    """Trains a unit, as it were."""
+    attempt = store.start_unit(unit, f"key-{unit}")
+    for path in files:
+        attempt.register_file(path)
+        path.write_bytes(b"x" * 100)
+    attempt.commit({"w": torch.full((4,), number)}, {"unit": str(unit)}, None)
+
+
+def make(path: Path, register: bool = True) -> Store:
+    """A store in which every unit is built."""
+    store = Store.create(path, SETTINGS, register)
+    store.register(PEOPLE)
+    for number, unit in enumerate(UNITS):
+        build(store, unit, number)
+    return store

@@ -1,0 +1,109 @@
+"""Receipts as documents: their schema, their signatures, and anything else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_s3t.errors import ConfigurationError, S3TError, StoreError
+from lightning_s3t.store import Receipt
+from lightning_s3t.store.signing import sign_receipt, verify_receipt
+from tests.store.people_store import in_place, make
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "receipt.schema.json").read_text())
+RECEIPT = Receipt(1, "2026-01-01T00:00:00+00:00", 1, 0, 0, ("0/1",), 1, 100, {"0": None}, {"torch": "2"}, 2, "ab" * 32)
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keys of two people, made as the docs say."""
+    folder = tmp_path_factory.mktemp("keys")
+    for name in ("ours", "theirs"):
+        private, public = str(folder / f"{name}.pem"), str(folder / f"{name}.pub")
+        subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", private], check=True)
+        subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", public], check=True)
+    return folder
+
+
+@pytest.mark.parametrize("register", [True, False])
+def test_receipts_keep_to_their_schema(tmp_path: Path, register: bool) -> None:
+    with make(tmp_path / "store", register) as store:
+        receipts = [store.forget([in_place(0, 0)]), store.forget([in_place(0, 0)]), store.forget([])]
+    for receipt in receipts:
+        jsonschema.validate(json.loads(receipt.to_json()), SCHEMA)
+        assert Receipt.from_json(receipt.to_json()) == receipt
+
+
+def test_a_signed_receipt_keeps_to_its_schema_and_is_the_receipt(keys: Path) -> None:
+    text = sign_receipt(RECEIPT, keys / "ours.pem")
+    jsonschema.validate(json.loads(text), SCHEMA)
+    assert verify_receipt(text, keys / "ours.pub") == RECEIPT
+    assert Receipt.from_json(text) == RECEIPT
+
+
+def test_formatting_does_not_matter_to_a_signature(keys: Path) -> None:
+    text = json.dumps(json.loads(sign_receipt(RECEIPT, keys / "ours.pem")))
+    assert verify_receipt(text, keys / "ours.pub") == RECEIPT
+
+
+@pytest.mark.parametrize("name", ["subjects", "time", "revoked", "chain", "extra"])
+def test_a_changed_receipt_is_told(keys: Path, name: str) -> None:
+    document = json.loads(sign_receipt(RECEIPT, keys / "ours.pem"))
+    document[name] = {"subjects": 2, "time": "later", "revoked": [], "chain": "cd" * 32, "extra": 1}[name]
+    with pytest.raises(StoreError, match="was changed afterwards"):
+        verify_receipt(json.dumps(document), keys / "ours.pub")
+
+
+def test_somebody_elses_signature_is_told(keys: Path) -> None:
+    with pytest.raises(StoreError, match="not signed with the key of"):
+        verify_receipt(sign_receipt(RECEIPT, keys / "theirs.pem"), keys / "ours.pub")
+
+
+@pytest.mark.parametrize("signature", [None, 7, {}, {"algorithm": "none", "value": ""}])
+def test_a_receipt_without_a_signature_is_told(keys: Path, signature: object) -> None:
+    document = {**json.loads(RECEIPT.to_json()), "signature": signature}
+    with pytest.raises(StoreError, match="has no Ed25519 signature"):
+        verify_receipt(json.dumps(document), keys / "ours.pub")
+
+
+@pytest.mark.parametrize("value", ["", "zz", 5, None])
+def test_a_signature_of_another_form_is_told(keys: Path, value: object) -> None:
+    document = {**json.loads(RECEIPT.to_json()), "signature": {"algorithm": "Ed25519", "value": value}}
+    with pytest.raises(StoreError):
+        verify_receipt(json.dumps(document), keys / "ours.pub")
+
+
+def test_keys_of_another_kind_are_refused(keys: Path, tmp_path: Path) -> None:
+    other = tmp_path / "rsa.pem"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "rsa", "-out", str(other)], check=True, capture_output=True)
+    (tmp_path / "text.pem").write_text("no key")
+    for path, message in (
+        (other, "of another kind"),
+        (tmp_path / "text.pem", "cannot be read"),
+        (tmp_path / "none.pem", "cannot be read"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            sign_receipt(RECEIPT, path)
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        verify_receipt(sign_receipt(RECEIPT, keys / "ours.pem"), keys / "ours.pem")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None)
+@given(st.text() | st.dictionaries(st.sampled_from(sorted(SCHEMA["properties"])), json_values).map(json.dumps))
+def test_any_document_is_a_receipt_or_an_error_of_ours(text: str) -> None:
+    with suppress(S3TError):
+        Receipt.from_json(text)

@@ -65,13 +65,19 @@ CREATE TABLE erasures (path TEXT PRIMARY KEY, request INTEGER, bytes INTEGER) WI
 
 @contextmanager
 def closed_on_error(ledger: Ledger) -> Iterator[None]:
-    """Closes a ledger if the block fails.
+    """Closes a ledger if the block, which opens its store, fails.
 
     Args:
         ledger: The ledger.
+
+    Raises:
+        StoreError: A file of the store cannot be read or written.
     """
     try:
         yield
+    except OSError as error:
+        ledger.close()
+        raise StoreError(f"The store cannot be opened: {error}.") from error
     except BaseException:
         ledger.close()
         raise
@@ -116,7 +122,7 @@ class Ledger:
         """Runs a block as one transaction that excludes other writers; an error undoes all of it.
 
         Raises:
-            StoreError: SQLite refuses: another process writes for too long, or the disk is full.
+            StoreError: It cannot be done: another process writes for too long, or the disk is full.
         """
         connection = self.connection
         try:
@@ -126,11 +132,12 @@ class Ledger:
         except BaseException as error:
             if connection.in_transaction:  # SQLite has ended it itself when the disk was full
                 connection.execute("ROLLBACK")
-            if isinstance(error.__cause__, sqlite3.OperationalError):
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if isinstance(cause, (sqlite3.OperationalError, OSError)):
                 raise StoreError(
-                    f"The ledger {self._path} could not be written ({error.__cause__}); nothing was changed. Let the "
-                    "other process end, or make room on the disk, and try again."
-                ) from error.__cause__
+                    f"The store {self._path.parent} could not be written ({cause}); nothing was changed. Let the other "
+                    "process end, or make room on the disk, and try again."
+                ) from cause
             raise
 
     def get(self, name: str) -> str | None:

@@ -101,6 +101,8 @@ def assert_nothing_but_the_living(store: Store, folder: Path) -> None:
     alive = store.alive()
     for unit in alive:
         store.load(unit)
+    found = store.verify()
+    assert found.passed, found.problems
     assert {path.stem for path in (store.path / "snapshots").iterdir()} == {unit.snapshot for unit in alive.values()}
     living = {str(record.provenance["made"]) for record in alive.values()}
     assert {path.read_text() for path in folder.glob("*.ckpt")} <= living

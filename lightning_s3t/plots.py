@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,10 @@ from lightning_s3t.plan import Simulation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from lightning_s3t.store import Overview
+
+_COLOURS = {"serves": "#1b7837", "alive": "#a6dba0", "revoked": "#d6604d", "missing": "#e0e0e0"}
 
 
 def plot_survivors(simulations: Mapping[str, Simulation], shards: int, slices: int) -> Figure:
@@ -52,4 +57,53 @@ def plot_survivors(simulations: Mapping[str, Simulation], shards: int, slices: i
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2)
+    return figure
+
+
+def plot_store(found: Overview) -> Figure:
+    """Draws a store as a grid of shards and orders, a cell for each unit.
+
+    Args:
+        found: What `Overview.of(store)` gave.
+
+    Returns:
+        The figure; `figure.savefig(path)` writes it.
+    """
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    width = max(6.0, 0.35 * len(found.orders) * found.slices)
+    figure = Figure(figsize=(width, 1.8 + 0.4 * found.shards), layout="constrained")
+    axes = figure.subplots()
+    states = list(_COLOURS)
+    # a column without a unit between two orders
+    numbers = [
+        [number for cell in row for number in (*(float(states.index(state)) for state in cell), math.nan)][:-1]
+        for row in found.states
+    ]
+    axes.pcolormesh(
+        numbers, cmap=ListedColormap(list(_COLOURS.values())), vmin=-0.5, vmax=len(states) - 0.5, edgecolors="white"
+    )
+    step = found.slices + 1
+    axes.set_xticks(
+        [number * step + found.slices / 2 for number in range(len(found.orders))],
+        ["-".join(map(str, order)) for order in found.orders],
+    )
+    axes.set_yticks([shard + 0.5 for shard in range(found.shards)], [str(shard) for shard in range(found.shards)])
+    axes.invert_yaxis()
+    axes.set_ylabel("shard")
+    axes.set_xlabel("order of slices, from the first stage to the last")
+    axes.set_title(
+        f"{found.requests} requests carried out; {found.capacity:.0f} more on average "
+        f"(a full store: {found.full_capacity:.0f})"
+    )
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    figure.legend(
+        handles=[Patch(color=colour, label=state) for state, colour in _COLOURS.items()],
+        loc="outside lower center",
+        ncols=len(states),
+        frameon=False,
+    )
     return figure

@@ -39,11 +39,13 @@ def main(args: Sequence[str] | None = None) -> int:
             return 0
         from lightning_s3t.cli.arguments import Verb, make_parser, run_verb
         from lightning_s3t.cli.audit import audit
-        from lightning_s3t.cli.commands import forget, provenance, receipts, status
         from lightning_s3t.cli.demo import demo
+        from lightning_s3t.cli.keeping import provenance, rotate_key, verify
         from lightning_s3t.cli.layers import layers
         from lightning_s3t.cli.plan import plan
+        from lightning_s3t.cli.requests import forget, forget_due, pending, receipts, verify_receipt
         from lightning_s3t.cli.simulate import simulate
+        from lightning_s3t.cli.status import status
 
         verbs: dict[str, Verb] = {
             "demo": demo,
@@ -52,9 +54,14 @@ def main(args: Sequence[str] | None = None) -> int:
             "simulate": simulate,
             "status": status,
             "forget": forget,
+            "forget-due": forget_due,
+            "pending": pending,
             "receipts": receipts,
-            "provenance": provenance,
+            "verify-receipt": verify_receipt,
+            "verify": verify,
             "audit": audit,
+            "provenance": provenance,
+            "rotate-key": rotate_key,
         }
         return run_verb(make_parser(verbs, "s3t", DESCRIPTION, LIGHTNING_VERBS).parse_args(given))
     except ModuleNotFoundError as error:

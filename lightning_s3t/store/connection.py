@@ -35,8 +35,8 @@ class _Cursor(sqlite3.Cursor):
             return call(*args)
         except sqlite3.OperationalError as error:
             raise StoreError(
-                f"The ledger could not be read or written ({error}). Let the other process end, or make room on the "
-                "disk, and try again."
+                f"The ledger could not be read or written ({error}). Let the other process end, make room on the "
+                "disk, or see to the files' permissions, and try again."
             ) from error
         except sqlite3.DatabaseError as error:
             raise StoreError(

@@ -37,6 +37,21 @@ def check_free(folder: Path) -> None:
         )
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a store's folder.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        StoreError: It cannot be made.
+    """
+    try:
+        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"The store {folder} cannot be made ({error}). Give a folder that can be written.") from error
+
+
 def clear_half_written(folder: Path) -> None:
     """Removes what a process that was killed has half-written beside the ledger; for the holder of the ledger's lock.
 

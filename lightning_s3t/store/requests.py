@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime, timezone
 from typing import Any
 
-from lightning_s3t.plan import canonical_subject
+from lightning_s3t.plan import UnitId, canonical_subject
 from lightning_s3t.store.chain import read_events
 from lightning_s3t.store.forgetting import Forgetting
 from lightning_s3t.store.ledger import Ledger
@@ -85,6 +85,11 @@ class DeletionRequests:
     def receipts(self) -> list[Receipt]:
         """Returns the receipts of all requests, in order."""
         return [read_receipt(self._ledger, request) for request in range(1, self.request_number + 1)]
+
+    def revoked(self) -> set[UnitId]:
+        """Returns every unit that a request or damage has ever taken away; it may have been trained anew since."""
+        bodies = [event.body for event in read_events(self._ledger)]
+        return {UnitId.parse(unit) for body in bodies for unit in (*body.get("revoked", ()), *body.get("units", ()))}
 
     def chain_digest(self, position: int) -> str | None:
         """Returns the digest at a position of the chain of events, to compare with a receipt's; None beyond its end.

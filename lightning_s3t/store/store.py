@@ -15,7 +15,7 @@ from lightning_s3t.plan import Partition, UnitId
 from lightning_s3t.store.attempt import Attempt
 from lightning_s3t.store.chain import append
 from lightning_s3t.store.erasure import clean_up, erase_pending, queue_units
-from lightning_s3t.store.folder import check_free, clear_half_written
+from lightning_s3t.store.folder import check_free, clear_half_written, make_folder
 from lightning_s3t.store.forgetting import Forgetting
 from lightning_s3t.store.identities import read_or_make_keys
 from lightning_s3t.store.journal import make_journal, reconcile, write_journal
@@ -27,7 +27,6 @@ from lightning_s3t.store.registry import is_registering, register
 from lightning_s3t.store.requests import DeletionRequests
 from lightning_s3t.store.settings import HINT, check_settings, normalise
 from lightning_s3t.store.snapshots import (
-    FOLDER,
     encode_snapshot,
     read_snapshot,
     snapshot_path,
@@ -75,7 +74,6 @@ class Store(DeletionRequests):
                     clear_half_written(path)
                 clean_up(ledger, path)
         ledger.truncate_log(patience=0.1)  # a crash may have come between an erasure and this
-        self.forget_due()
         write_journal(ledger, path)
 
     @classmethod
@@ -98,7 +96,7 @@ class Store(DeletionRequests):
             raise ConfigurationError("Bands of risk need the registry: they are kept in it. Leave `register` on.")
         if not (folder / FILE).exists():
             check_free(folder)
-        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with ledger_lock(folder):  # several processes may make it at once
             clear_half_written(folder)
             ledger = Ledger(folder, create=True)
@@ -115,16 +113,18 @@ class Store(DeletionRequests):
                         connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
         with closed_on_error(ledger):
             store = cls(folder, ledger)
+            store.forget_due()
             store.check(settings, whole=True)
             check_settings({"register": is_registering(ledger)}, {"register": register}, str(folder))
         return store
 
     @classmethod
-    def open(cls, path: str | Path) -> Store:
-        """Opens a store, and finishes the erasures that a crash has left.
+    def open(cls, path: str | Path, forget_due: bool = True) -> Store:
+        """Opens a store, finishes the erasures that a crash has left, and carries out what has become due.
 
         Args:
             path: The folder.
+            forget_due: Carry out scheduled requests that are due.
 
         Raises:
             StoreError: There is no store, or it is damaged.
@@ -132,7 +132,10 @@ class Store(DeletionRequests):
         folder = Path(path).absolute()
         ledger = Ledger(folder)
         with closed_on_error(ledger):
-            return cls(folder, ledger)
+            store = cls(folder, ledger)
+            if forget_due:
+                store.forget_due()
+        return store
 
     def check(self, settings: Mapping[str, Any], hint: str = HINT, whole: bool = False) -> None:
         """Compares settings with those that the store was made with.

@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from lightning_s3t.cli import commands, main
+from lightning_s3t.cli import main
 from lightning_s3t.cli.arguments import make_parser
 from lightning_s3t.cli.demo import demo
+from lightning_s3t.cli.keeping import provenance, rotate_key, verify
 from lightning_s3t.cli.layers import layers
+from lightning_s3t.cli.requests import forget, forget_due, pending, receipts
+from lightning_s3t.cli.status import status
 from lightning_s3t.plan import harmonic
 from lightning_s3t.store import Store
 from tests.people import People, fit
@@ -34,7 +37,16 @@ def store(trained: Path, tmp_path: Path) -> Path:
 
 
 Output = pytest.CaptureFixture[str]
-STORE_VERBS = ("status", "forget", "receipts", "provenance")
+STORE_VERBS = {
+    "status": status,
+    "forget": forget,
+    "forget-due": forget_due,
+    "pending": pending,
+    "receipts": receipts,
+    "verify": verify,
+    "rotate-key": rotate_key,
+    "provenance": provenance,
+}
 
 
 def test_forget_revokes_and_says_what(store: Path, capsys: Output) -> None:
@@ -71,7 +83,7 @@ def test_status_shows_who_serves_and_what_is_revoked(store: Path, capsys: Output
     told = capsys.readouterr().out
     assert "●" not in told.split("serves")[0]
     assert "Shards that serve: 0 of 2" in told
-    assert "call fit with the same store" in told
+    assert "Call fit with the same store" in told
 
 
 def test_provenance_is_json(store: Path, capsys: Output) -> None:
@@ -131,7 +143,7 @@ def test_a_folder_that_is_no_store_is_an_error_without_a_traceback(tmp_path: Pat
 
 @pytest.mark.parametrize("verb", ["demo", "layers", "status", "forget", "receipts", "provenance"])
 def test_help_explains_every_argument(verb: str) -> None:
-    verbs = {"demo": demo, "layers": layers, **{name: getattr(commands, name) for name in STORE_VERBS}}
+    verbs = {"demo": demo, "layers": layers, **STORE_VERBS}
     parser = make_parser({verb: verbs[verb]}, "s3t", "")
     subparsers = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     chosen = subparsers.choices[verb]

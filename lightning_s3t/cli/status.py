@@ -1,0 +1,65 @@
+"""The verb `status`: what a store holds, as a grid, as a picture, or as JSON."""
+
+from __future__ import annotations
+
+import json as json_format
+from dataclasses import asdict
+from pathlib import Path
+
+from lightning_s3t.errors import ConfigurationError
+
+_MARKS = {
+    "serves": "[bold green]●[/]",
+    "alive": "[green]○[/]",
+    "revoked": "[red]✕[/]",
+    "missing": "[dim]·[/]",
+}
+
+
+def status(store: Path, plot: Path | None = None, json: bool = False) -> None:
+    """Show what a store holds: each shard's orders and stages, who serves, how long it will last, when to train again.
+
+    Args:
+        store: The store's folder.
+        plot: Write the grid to this picture (PNG, PDF or SVG).
+        json: Print it as a JSON document.
+    """
+    from lightning_s3t.store import Overview, Store
+
+    if plot is not None and plot.suffix not in (".png", ".pdf", ".svg"):
+        raise ConfigurationError(f"The picture {plot} is of no known kind. Expected a name in .png, .pdf or .svg.")
+    with Store.open(store) as opened:
+        found = Overview.of(opened)
+    if plot is not None:
+        from lightning_s3t.plots import plot_store
+
+        plot_store(found).savefig(plot, dpi=130)
+    if json:
+        serving = {str(shard): str(unit) for shard, unit in found.serving.items()}
+        print(json_format.dumps({**asdict(found), "serving": serving, "advice": found.advice}, indent=2))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(
+        title=f"Store {escape(str(store))}",
+        caption=", ".join(
+            f"{mark} {state if state != 'missing' else 'not trained yet'}" for state, mark in _MARKS.items()
+        ),
+    )
+    table.add_column("shard", justify="right")
+    for order in found.orders:
+        table.add_column("-".join(map(str, order)), justify="center")
+    for shard, row in enumerate(found.states):
+        table.add_row(str(shard), *("".join(_MARKS[state] for state in cell) for cell in row))
+    console = Console()
+    console.print(table)
+    console.print(f"Requests carried out: {found.requests}. Shards that serve: {len(found.serving)} of {found.shards}.")
+    if found.orders:
+        console.print(
+            f"Further requests that it lasts, on average: {found.capacity:.0f}; a full store: "
+            f"{found.full_capacity:.0f} (uniform requests)."
+        )
+    if found.advice is not None:
+        console.print(f"Advice: {found.advice}")

@@ -1,0 +1,88 @@
+"""An overview of a store: which units serve, are alive, revoked or missing, and how long it will last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from lightning_s3t.plan import UnitId, deletion_rate, harmonic, survivors
+
+if TYPE_CHECKING:
+    from lightning_s3t.store.store import Store
+
+State = Literal["serves", "alive", "revoked", "missing"]
+_LOW = 0.25
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What a store holds.
+
+    Attributes:
+        orders: The orders of slices that each shard is trained on.
+        states: The state of every unit, by shard, order and stage.
+        serving: By shard, the unit that serves.
+        shards: Number of shards.
+        slices: Number of slices of a shard.
+        requests: How many requests were carried out.
+        capacity: Expected number of further requests until nothing is left, if all subjects are as likely to ask.
+        full_capacity: The same for a store in which every unit is alive.
+    """
+
+    orders: tuple[tuple[int, ...], ...]
+    states: tuple[tuple[tuple[State, ...], ...], ...]
+    serving: dict[int, UnitId]
+    shards: int
+    slices: int
+    requests: int
+    capacity: float
+    full_capacity: float
+
+    @property
+    def advice(self) -> str | None:
+        """Why to call fit again; None if there is no need."""
+        dark = self.shards - len(self.serving)
+        again = "Call fit with the same store: it trains again what was revoked, without the forgotten."
+        if dark:
+            return f"{dark} of {self.shards} shards serve nothing. {again}"
+        if self.capacity < _LOW * self.full_capacity:
+            return f"Only {self.capacity / self.full_capacity:.0%} of the deletion capacity is left. {again}"
+        served = sum(unit.stage for unit in self.serving.values()) / (self.shards * self.slices)
+        if served < 0.5:
+            return f"What serves was trained on {served:.0%} of the slices. {again}"
+        return None
+
+    @classmethod
+    def of(cls, store: Store) -> Overview:
+        """Looks at what a store holds.
+
+        Args:
+            store: The store.
+        """
+        alive, partition = store.alive(), store.partition
+        orders = tuple(tuple(order) for order in store.options.get("sequences", []))
+        serving = survivors(alive, {unit: record.score for unit, record in alive.items() if record.score is not None})
+        used = {ancestor for unit in serving.values() for ancestor in unit.lineage}
+        revoked = store.revoked()
+
+        def state(unit: UnitId) -> State:
+            if unit in used:
+                return "serves"
+            return "alive" if unit in alive else "revoked" if unit in revoked else "missing"
+
+        firsts = len({order[0] for order in orders})
+        places = partition.shards * partition.slices
+        return cls(
+            orders=orders,
+            states=tuple(
+                tuple(tuple(state(unit) for unit in UnitId(shard, order).lineage) for order in orders)
+                for shard in range(partition.shards)
+            ),
+            serving=serving,
+            shards=partition.shards,
+            slices=partition.slices,
+            requests=store.request_number,
+            # of the coupons that `deletion_rate` collects, those that are left: the first slices not asked for yet
+            capacity=places * harmonic(sum(unit.stage == 1 for unit in alive)),
+            full_capacity=deletion_rate(partition.shards, partition.slices, firsts) if firsts else 0.0,
+        )

@@ -1,0 +1,173 @@
+"""What a store's keeper does at the terminal: schedule, verify, sign, rotate, look."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lightning_s3t.cli import main
+from lightning_s3t.plots import plot_store
+from lightning_s3t.store import Overview, Store
+from tests.store.people_store import in_place, make
+
+ANN, BOB = in_place(0, 0), in_place(1, 1)
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("keeping") / "store"
+    with make(path) as store:
+        store.options = {"sequences": [[0, 1, 2], [1, 2, 0]]}
+    return path
+
+
+@pytest.fixture
+def store(template: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(template, tmp_path / "store"))
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    private, public = tmp_path_factory.mktemp("keys") / "key.pem", tmp_path_factory.mktemp("keys") / "public.pem"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(private)], check=True)
+    subprocess.run(["openssl", "pkey", "-in", str(private), "-pubout", "-out", str(public)], check=True)
+    return private, public
+
+
+def test_a_request_for_later_is_listed_and_carried_out_when_it_is_due(store: Path, capsys: Output) -> None:
+    assert main(["forget", str(store), ANN, "--at", "2999-01-31T12:00Z"]) == 0
+    assert main(["forget-due", str(store)]) == 0
+    assert main(["pending", str(store)]) == 0
+    output = capsys.readouterr().out
+    assert "Nothing is due" in output
+    assert "2999-01-31T12:00:00.000+00:00  1 subjects" in output
+    assert main(["forget", str(store), BOB, "--at", "2000-01-31T12:00+02:00"]) == 0
+    assert main(["pending", str(store)]) == 0
+    assert main(["forget-due", str(store), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.split("subjects\n")[-1])["subjects"] == 1
+    with Store.open(store) as opened:
+        assert opened.forgotten([ANN, BOB]) == {BOB}
+
+
+@pytest.mark.parametrize("time", ["tomorrow", "2027-01-31", "2027-01-31T12:00"])
+def test_a_time_that_is_none_is_refused(store: Path, capsys: Output, time: str) -> None:
+    assert main(["forget", str(store), ANN, "--at", time]) == 2
+    assert "2027-01-31T12:00Z" in capsys.readouterr().err
+
+
+def test_ids_may_come_from_standard_input(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{ANN}\n\n{BOB}\r\n"))
+    assert main(["forget", str(store), "-"]) == 0
+    with Store.open(store) as opened:
+        assert opened.forgotten([ANN, BOB]) == {ANN, BOB}
+        assert opened.request_number == 1
+
+
+def test_receipts_are_exported_as_a_table(store: Path, capsys: Output) -> None:
+    main(["forget", str(store), ANN])
+    main(["forget", str(store), BOB])
+    capsys.readouterr()
+    assert main(["receipts", str(store), "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["request"] for row in rows] == ["1", "2"]
+    assert "0/0" in rows[0]["revoked"].split()
+
+
+def test_a_signed_receipt_is_checked_against_the_key_and_the_store(
+    store: Path, keys: tuple[Path, Path], tmp_path: Path, capsys: Output
+) -> None:
+    private, public = keys
+    assert main(["forget", str(store), ANN, "--sign", str(private)]) == 0
+    text = capsys.readouterr().out
+    receipt = tmp_path / "receipt.json"
+    receipt.write_text(text)
+    check = ["verify-receipt", str(receipt)]
+    assert main([*check, "--key", str(public), "--store", str(store)]) == 0
+    receipt.write_text(text.replace('"subjects": 1', '"subjects": 2'))
+    assert main([*check, "--key", str(public)]) == 1
+    assert "was changed afterwards" in capsys.readouterr().err
+    receipt.write_text("nothing")
+    assert main([*check, "--key", str(public)]) == 1
+    assert main(check) == 2
+
+
+def test_a_receipt_of_another_store_is_told(store: Path, template: Path, tmp_path: Path, capsys: Output) -> None:
+    other = Path(shutil.copytree(template, tmp_path / "other"))
+    main(["forget", str(other), BOB, "--json"])
+    (tmp_path / "receipt.json").write_text(capsys.readouterr().out)
+    assert main(["verify-receipt", str(tmp_path / "receipt.json"), "--store", str(store)]) == 1
+    assert "rolled back since" in capsys.readouterr().err
+
+
+def test_a_key_that_cannot_sign_is_refused_before_anything_is_forgotten(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "no.pem").write_text("no key")
+    assert main(["forget", str(store), ANN, "--sign", str(tmp_path / "no.pem")]) == 2
+    with Store.open(store) as opened:
+        assert opened.request_number == 0
+
+
+def test_verify_exits_with_1_if_anything_is_wrong(store: Path, capsys: Output) -> None:
+    assert main(["verify", str(store)]) == 0
+    assert "Nothing is wrong: 0 events and 12 snapshots" in capsys.readouterr().out
+    (store / "stranger").write_text("hello")
+    assert main(["verify", str(store), "--json"]) == 1
+    assert "stranger" in json.loads(capsys.readouterr().out)["problems"][0]
+
+
+def test_verify_takes_damaged_units_out(store: Path, capsys: Output) -> None:
+    with Store.open(store) as opened:
+        unit, record = next(iter(opened.alive().items()))
+    (store / "snapshots" / f"{record.snapshot}.safetensors").unlink()
+    assert main(["verify", str(store)]) == 1
+    assert f"The snapshot of unit {unit} is missing" in capsys.readouterr().out
+    assert main(["verify", str(store)]) == 0
+
+
+def test_the_key_is_rotated(store: Path) -> None:
+    main(["forget", str(store), ANN])
+    assert main(["rotate-key", str(store)]) == 0
+    assert (store / "subject.key").stat().st_size == 64
+    with Store.open(store) as opened:
+        assert opened.forgotten([ANN, BOB]) == {ANN}
+
+
+def test_status_tells_what_serves_from_what_is_revoked_and_what_is_missing(store: Path, capsys: Output) -> None:
+    with Store.open(store) as opened:
+        opened.options = {"sequences": [[0, 1, 2], [1, 2, 0], [2, 0, 1]]}
+        opened.forget([ANN])
+    assert main(["status", str(store), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["states"][0] == [["revoked"] * 3, ["serves", "serves", "revoked"], ["missing"] * 3]
+    assert found["states"][1] == [["serves"] * 3, ["alive"] * 3, ["missing"] * 3]
+    assert found["serving"] == {"0": "0/1-2", "1": "1/0-1-2"}
+    assert found["requests"] == 1
+    assert found["advice"] is None
+    assert main(["status", str(store)]) == 0
+    assert "✕✕✕" in capsys.readouterr().out
+
+
+def test_status_advises_to_train_again_when_a_shard_is_dark(store: Path, capsys: Output) -> None:
+    with Store.open(store) as opened:
+        opened.forget([ANN, in_place(0, 1)])
+    main(["status", str(store)])
+    assert "1 of 2 shards serve nothing" in " ".join(capsys.readouterr().out.split())
+
+
+def test_status_draws_a_picture(store: Path, tmp_path: Path) -> None:
+    assert main(["status", str(store), "--plot", str(tmp_path / "store.png")]) == 0
+    assert (tmp_path / "store.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["status", str(store), "--plot", str(tmp_path / "store.txt")]) == 2
+
+
+def test_the_picture_has_a_cell_for_each_unit(store: Path) -> None:
+    with Store.open(store) as opened:
+        figure = plot_store(Overview.of(opened))
+    mesh = figure.axes[0].collections[0]
+    assert mesh.get_array().size == 2 * (2 * 3 + 1)

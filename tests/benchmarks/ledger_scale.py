@@ -1,0 +1,135 @@
+"""The ledger at scale: `python -m tests.benchmarks.ledger_scale [largest power of ten, 6]`.
+
+For stores of 10^4 subjects and more: how fast they are registered, how large the ledger and the process get, and how long
+it takes to forget one, 100 and 10,000 of them. Beside it, with nothing of ours: unlinking as many files of the same size
+and flushing the folder. The marks, for one subject: a 99th percentile under 20 ms beyond that, and a median that grows less
+than 3 times from 10^4 subjects to the most.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import sys
+import tempfile
+import time
+import timeit
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from lightning_s3t.plan import cyclic, units_of
+from lightning_s3t.store import Store
+from lightning_s3t.store.files import unlink_all
+
+SETTINGS = {"partition": {"shards": 5, "slices": 6, "seed": 0}}
+UNITS = units_of(5, cyclic(6, 6))
+BATCHES = {1: 100, 100: 20, 10_000: 3}
+LIMIT_MS, LIMIT_GROWTH = 20.0, 3.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came out for one number of subjects; times in milliseconds."""
+
+    rate: float
+    megabytes: float
+    peak: float
+    forget: dict[int, list[float]]
+    unlink: list[float]
+    poll: float
+
+
+def build(store: Store) -> None:
+    """Fills the store with units that are revoked and erased by the requests."""
+    alive = store.alive()
+    for unit in UNITS:
+        if unit not in alive:
+            store.start_unit(unit, "key").commit({"w": torch.rand(20_000)}, {})
+
+
+def measure(subjects: int) -> Measured:
+    """Registers so many subjects, and forgets some; in a process of its own, whose memory is looked at."""
+    with tempfile.TemporaryDirectory() as folder, Store.create(Path(folder) / "store", SETTINGS) as store:
+        build(store)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        start = time.perf_counter()
+        store.register(f"user-{number}" for number in range(subjects))
+        rate = subjects / (time.perf_counter() - start)
+        size = sum(path.stat().st_size for path in store.path.glob("ledger.db*")) / 2**20
+        peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+        ids = iter(range(subjects))
+        forget: dict[int, list[float]] = {}
+        unlink: list[float] = []
+        for batch, times in BATCHES.items():
+            forget[batch] = []
+            for _ in range(times if batch * times < subjects else 0):
+                build(store)
+                people = [f"user-{next(ids)}" for _ in range(batch)]
+                start = time.perf_counter()
+                receipt = store.forget(people)
+                forget[batch].append(1000 * (time.perf_counter() - start))
+                if batch == 1:
+                    unlink.append(unlink_alone(Path(folder), receipt.erased_files))
+        poll = timeit.timeit(lambda: store.request_number, number=10_000) / 10_000
+        return Measured(rate, size, peak, forget, unlink, 1e6 * poll)
+
+
+def unlink_alone(folder: Path, files: int) -> float:
+    """Returns how long it takes to unlink so many files of a snapshot's size, and to flush their folder."""
+    other = folder / "other"
+    other.mkdir(exist_ok=True)
+    paths = [other / str(number) for number in range(files)]
+    for path in paths:
+        path.write_bytes(b"\0" * 80_000)
+    start = time.perf_counter()
+    unlink_all(paths)
+    return 1000 * (time.perf_counter() - start)
+
+
+def rows(results: dict[int, Measured]) -> Iterator[tuple[str, ...]]:
+    """Returns the table's rows."""
+    for subjects, found in results.items():
+        one = sorted(found.forget[1])
+        yield (
+            f"{subjects:,}",
+            f"{found.rate:,.0f}",
+            f"{found.megabytes:,.1f} MiB",
+            f"{found.peak:,.0f} MiB",
+            f"{statistics.median(one):.1f}, {one[int(0.99 * (len(one) - 1))]:.1f} ms",
+            f"{statistics.median(found.unlink):.1f} ms",
+            *(f"{statistics.median(found.forget[n]):,.0f} ms" if found.forget[n] else "" for n in (100, 10_000)),
+            f"{found.poll:.1f} us",
+        )
+
+
+def main(arguments: list[str]) -> int:
+    """Runs all sizes; returns 1 above a mark."""
+    largest = int(arguments[0]) if arguments else 6
+    context = multiprocessing.get_context("spawn")
+    results = {}
+    for power in track(range(4, largest + 1), "registering and forgetting", console=Console(stderr=True)):
+        with context.Pool(1) as pool:
+            results[10**power] = pool.apply(measure, (10**power,))
+    headings = ("subjects", "registered a second", "ledger", "memory", "forget 1: median, p99")
+    found = Table(*headings, "unlink alone", "forget 100", "forget 10,000", "look for requests", title="The ledger")
+    for row in rows(results):
+        found.add_row(*row)
+    Console(width=150).print(found)
+    first, last = results[10**4], results[10**largest]
+    growth = statistics.median(last.forget[1]) / statistics.median(first.forget[1])
+    slowest = max(sorted(found.forget[1])[int(0.99 * (len(found.forget[1]) - 1))] for found in results.values())
+    beside = slowest - min(statistics.median(found.unlink) for found in results.values())
+    print(f"Median growth from 10^4 to 10^{largest} subjects: {growth:.2f} (mark: {LIMIT_GROWTH:g}).")
+    print(f"Largest p99 beside the unlinking: {beside:.1f} ms (mark: {LIMIT_MS:g}).")
+    return int(growth > LIMIT_GROWTH or beside > LIMIT_MS)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

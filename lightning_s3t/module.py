@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +27,7 @@ from lightning_s3t.errors import (
 from lightning_s3t.plan import UnitId, survivors
 from lightning_s3t.store import Receipt, Store, UnitRecord
 from lightning_s3t.tuning.adapters import resolve_adapter
+from lightning_s3t.tuning.caches import ShardCaches
 from lightning_s3t.tuning.ensemble import AGGREGATES, Aggregate, aggregate_outputs
 from lightning_s3t.tuning.fingerprint import digest_tensors
 from lightning_s3t.tuning.layers import LayerGroup, Layers
@@ -73,9 +76,11 @@ class S3TModule(pl.LightningModule):
         self._swap = ModuleSwap(self.module, self._builder.originals)
         self._names: dict[int, list[str]] = {}
         self._keys: dict[int, tuple[str, ...]] = {}
+        self._scores: dict[int, float] = {}
         self._stand_ins = nn.ModuleDict()
         self._as_of = -1
         self._answering = _Flag()
+        self._caches = ShardCaches()
         self._intercept()
         self._delegate()
         self.requires_grad_(False)
@@ -91,7 +96,8 @@ class S3TModule(pl.LightningModule):
             store: The store's folder.
             module: The user's module, with the pretrained weights that it was given to `fit` with. It is copied. A
                 head that was drawn at random may differ: each unit has its own.
-            aggregate: How answers are put together; None for what the store was trained with.
+            aggregate: How answers are put together; None for what the store was trained with. "single" lets the
+                best survivor of all shards answer alone, for the cost of one model.
 
         Raises:
             StoreError: There is no store, or it is damaged.
@@ -146,6 +152,33 @@ class S3TModule(pl.LightningModule):
         """
         return self.module(*args, **kwargs)
 
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generates with the ensemble, token by token: each shard reads the text so far with a cache of its own.
+
+        If a deletion request comes in meanwhile, the text is begun again with the survivors.
+
+        Args:
+            args: For the user's `generate`, if the module has one, or else for the network's (transformers').
+            kwargs: Likewise.
+
+        Raises:
+            EnsembleError: Neither has one.
+        """
+        network = self.module.get_submodule(self._builder.layers.network)
+        generate = getattr(type(self.module), "generate", None) and self.module.generate  # type: ignore[operator]
+        generate = generate or getattr(network, "generate", None)
+        if not callable(generate):
+            raise EnsembleError(
+                f"Neither {type(self.module).__name__} nor its network {type(network).__name__} can generate. Expected "
+                "a language model of transformers, or a module with a generate() of its own."
+            )
+        while True:
+            try:
+                return generate(*args, **kwargs)
+            except RevokedError:
+                if "past_key_values" in kwargs:  # the caller's cache is of no use any more
+                    raise
+
     def setup(self, stage: str) -> None:
         """Called when a run begins: a served model is not trained.
 
@@ -194,6 +227,8 @@ class S3TModule(pl.LightningModule):
             self._keys[shard] = keys[shard]
             self.survivors[shard] = unit
         self.survivors = dict(sorted(self.survivors.items()))
+        scores = {shard: alive[unit].score for shard, unit in self.survivors.items()}
+        self._scores = {shard: -math.inf if score is None else score for shard, score in scores.items()}
 
     def _answer(self, *args: Any, **kwargs: Any) -> Any:
         if self._answering.on:
@@ -205,24 +240,38 @@ class S3TModule(pl.LightningModule):
                 f"No shard of {self.store.path} has a unit left that may serve: deletions have reached them all. Call "
                 "trainer.fit with the S3T callback and the same store: it trains them again without the forgotten."
             )
+        keys = {shard: self._keys[shard] for shard in self._shards()}
+        given = kwargs.get("past_key_values")
+        caches = self._caches.of(given, keys) if given is not None else {}
         outputs = []
         self._answering.on = True
         try:
-            for shard in self.survivors:
+            for shard in keys:
+                if given is not None:
+                    kwargs["past_key_values"] = caches[shard]
                 modules = self._stand_ins[str(shard)].children()
                 self._swap.install(dict(zip(self._names[shard], modules, strict=True)))
                 outputs.append(self._network_forward(*args, **kwargs))
         finally:
             self._answering.on = False
             self._swap.restore()
-        return aggregate_outputs(outputs, self.aggregate)
+        answer = aggregate_outputs(outputs, self.aggregate)
+        if given is not None and hasattr(answer, "past_key_values"):
+            answer.past_key_values = given
+        return answer
+
+    def _shards(self) -> list[int]:
+        if self.aggregate != "single":
+            return list(self.survivors)
+        return [max(self.survivors, key=lambda shard: (self.survivors[shard].stage, self._scores[shard], -shard))]
 
     def _intercept(self) -> None:
         """Puts the ensemble in the place of the network's forward, and refuses ways around it."""
         layers, flag = self._builder.layers, self._answering
         network = self.module.get_submodule(layers.network)
         self._network_forward = network.forward
-        network.forward = self._answer  # type: ignore[method-assign]
+        # generation asks for the signature of forward
+        network.forward = functools.wraps(network.forward)(lambda *args, **kwargs: self._answer(*args, **kwargs))
         name = layers.network or type(self.module).__name__
 
         def refuse(module: nn.Module, args: Any) -> None:

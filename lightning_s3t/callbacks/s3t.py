@@ -65,7 +65,8 @@ class S3T(pl.Callback):
         head: Where the head is, if it cannot be found: a path or a list of paths.
         adapter: A PeftConfig, a dict of one, or None to fine-tune whole layers.
         data: "cumulative" trains stage k on the first k slices of the order, "disjoint" on the k-th alone.
-        aggregate: How the shards' answers are put together: "mean_logits", "mean_probabilities" or "vote".
+        aggregate: How the shards' answers are put together: "mean_logits", "mean_probabilities" or
+            "vote"; or "single", where the best survivor answers alone.
         seed: What the partition and all randomness of the units follow from.
         epochs: "full" trains every stage for the trainer's max_epochs, "sisa" for 2E/(L+1) of them.
         prior: How likely a request is for each slice, for the planners that use it: one probability a slice, or one a
@@ -99,7 +100,7 @@ class S3T(pl.Callback):
         head: str | Sequence[str] | None = None,
         adapter: PeftConfig | Mapping[str, Any] | None = DEFAULT_ADAPTER,
         data: Literal["cumulative", "disjoint"] = "cumulative",
-        aggregate: Literal["mean_logits", "mean_probabilities", "vote"] = "mean_logits",
+        aggregate: Literal["mean_logits", "mean_probabilities", "vote", "single"] = "mean_logits",
         seed: int = 0,
         epochs: Literal["full", "sisa"] = "full",
         prior: Sequence[float] | Sequence[Sequence[float]] | None = None,

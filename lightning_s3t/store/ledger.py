@@ -132,7 +132,7 @@ class Ledger:
         except BaseException as error:
             if connection.in_transaction:  # SQLite has ended it itself when the disk was full
                 connection.execute("ROLLBACK")
-            cause = error if isinstance(error, OSError) else error.__cause__
+            cause = error.__cause__ if isinstance(error, StoreError) else None
             if isinstance(cause, (sqlite3.OperationalError, OSError)):
                 raise StoreError(
                     f"The store {self._path.parent} could not be written ({cause}); nothing was changed. Let the other "

@@ -59,9 +59,15 @@ def write_snapshot(store: Path, digest: str, data: bytes) -> Path:
         store: The store's folder.
         digest: What `encode_snapshot` gave.
         data: Likewise.
+
+    Raises:
+        StoreError: The disk is full, or cannot be written.
     """
     path = snapshot_path(store, digest)
-    write_atomically(path, data)
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise StoreError(f"The snapshot {path} could not be written ({error}).") from error
     return path
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_s3t.errors import EnsembleError
 
-Aggregate = Literal["mean_logits", "mean_probabilities", "vote"]
+Aggregate = Literal["mean_logits", "mean_probabilities", "vote", "single"]
 AGGREGATES: tuple[str, ...] = get_args(Aggregate)
 
 
@@ -21,7 +21,7 @@ def aggregate_logits(logits: Sequence[Tensor], how: Aggregate) -> Tensor:
     Whatever the rule, the answer is in the scale of logits, so that argmax, softmax and cross entropy go on working:
     for "mean_probabilities" its softmax is the mean of the softmaxes, for "vote" the shares of the votes (a class
     without a vote has a share of one in ten million, for the logarithm's sake). A single column is read as the logit of
-    a binary answer.
+    a binary answer. With "single" only one model has answered.
 
     Args:
         logits: One tensor a model, of equal shape `[..., classes]`.
@@ -38,7 +38,7 @@ def aggregate_logits(logits: Sequence[Tensor], how: Aggregate) -> Tensor:
         tensor([[0.3333, 0.6667]])
     """
     stacked = torch.stack(list(logits))
-    if how == "mean_logits":
+    if how in ("mean_logits", "single"):
         return stacked.mean(0)
     work = stacked.float()
     if work.shape[-1] == 1:
@@ -70,6 +70,8 @@ def aggregate_outputs(outputs: Sequence[Any], how: Aggregate) -> Any:
         tensor([2.])
     """
     first = outputs[0]
+    if how == "single":
+        return first
     if isinstance(first, Tensor):
         _check_tensors(outputs)
         return aggregate_logits(outputs, how)

@@ -7,8 +7,7 @@ from typing import Any
 from torch import nn
 
 from lightning_s3t.errors import ConfigurationError
-
-HOW_TO_INSTALL = 'pip install "lightning-s3t[text]"'
+from lightning_s3t.optional import import_optional
 
 
 def load_model(auto_class: str, name: str | None, config: dict[str, Any] | None, **arguments: Any) -> nn.Module:
@@ -37,10 +36,7 @@ def load_model(auto_class: str, name: str | None, config: dict[str, Any] | None,
             f"Expected one of the arguments `name` and `config` but got {'neither' if name is None else 'both'}. Give "
             "the name or the folder of a pretrained model, or a config with its `model_type` to draw one at random."
         )
-    try:
-        import transformers
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(f"Models of texts need transformers: {HOW_TO_INSTALL}") from error
+    transformers = import_optional("transformers", "Models of texts", "text")
     auto = getattr(transformers, auto_class)
     if name is not None:
         try:

@@ -132,6 +132,6 @@ def _load(source: str | Path, name: str, split: str) -> Any:
         return datasets.load_dataset(str(source), name, split=split)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"The rows {split} of {name} cannot be loaded from {source} ({error}). Expected a repository on the hub, or "
-            f"a folder with files like {name}/{split}.parquet."
+            f"The rows {split} of {name} cannot be loaded from {source} ({error}). Expected a repository on the "
+            f"hub, or a folder with files like {name}/{split}.parquet."
         ) from error

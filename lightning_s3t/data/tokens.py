@@ -26,7 +26,7 @@ def load_tokenizer(name: str) -> Any:
         return transformers.AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"The tokenizer {name!r} was not found on this machine or on the hub: {error}. Expected the name of a "
+            f"The tokenizer {name!r} was not found on this machine or on the hub ({error}). Expected the name of a "
             "model on the hub, or the folder of a tokenizer that was saved with save_pretrained."
         ) from error
 

@@ -41,9 +41,9 @@ def load_model(auto_class: str, name: str | None, config: dict[str, Any] | None,
     if name is not None:
         try:
             model: nn.Module = auto.from_pretrained(name, **arguments)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ConfigurationError(
-                f"The model {name!r} was not found on this machine or on the hub: {error}. Expected the name of a "
+                f"The model {name!r} was not found on this machine or on the hub ({error}). Expected the name of a "
                 "model on the hub, or the folder of one that was saved with save_pretrained."
             ) from error
     else:

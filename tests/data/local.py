@@ -22,7 +22,7 @@ def write_image_folder(folder: Path, rows: int = 8) -> Path:
     for part in ("train", "val", "test"):
         for row in range(rows):
             for value, label in ((30, "dark"), (220, "light")):
-                write_image(folder / part / label / f"owner-{row // 2}" / f"image-{row}.png", value + row)
+                write_image(folder / part / label / f"owner-{row // 2}" / f"image-{row}.png", value + row % 30)
     return folder
 
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
+import lightning as L
 import pytest
+import torch
 import yaml
+from peft import LoraConfig
 
 from lightning_s3t.cli.main import main
 from lightning_s3t.store import Store
+from lightning_s3t.tuning.adapters import find_targets
+from lightning_s3t.tuning.layers import find_layers
 from tests.data.local import (
     VOCABULARY,
     write_cifar,
@@ -131,6 +137,10 @@ def test_it_fits_serves_and_forgets(config: str, tmp_path: Path, capsys: pytest.
     assert 0 < len(receipt["revoked"]) < 4
     assert main(["test", "--store", "store"]) == 0
     assert metric in capsys.readouterr().out
+    assert main(["audit", "--store", "store", "--units", "1", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["passed"]
+    assert len(report["units"]) == 1
 
 
 def test_after_a_request_the_next_fit_trains_what_was_revoked(tmp_path: Path) -> None:
@@ -153,7 +163,37 @@ def test_owners_may_be_folders_of_images(tmp_path: Path, capsys: pytest.CaptureF
     assert '"unknown": 0' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("config", ["glue_roberta_large", "superglue_roberta_large"])
-def test_the_top_blocks_alone_are_trained_two_a_slice(config: str) -> None:
-    layers = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())["s3t"]["layers"]
-    assert layers == [f"network.roberta.encoder.layer.{block}" for block in range(10, 24)]
+LARGE_ROBERTA = {
+    "model_type": "roberta",
+    "num_hidden_layers": 24,
+    "hidden_size": 1024,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+}
+FULL_SIZE: dict[str, tuple[dict[str, object], int, int]] = {
+    "cifar10_vit_base": ({"pretrained": False}, 2, 2),
+    "cifar100_vit_base": ({"pretrained": False}, 2, 2),
+    "tiny_imagenet_vit_large": ({"pretrained": False}, 4, 4),
+    "glue_roberta_large": ({"name": None, "config": LARGE_ROBERTA}, 2, 4),
+    "superglue_roberta_large": ({"name": None, "config": LARGE_ROBERTA}, 2, 4),
+    "alpaca_llama": ({"name": None, "config": {"model_type": "llama"}}, 8, 56),
+}
+
+
+@pytest.mark.parametrize("config", FULL_SIZE)
+def test_at_full_size_each_slice_trains_as_many_blocks_as_the_config_says(config: str) -> None:
+    drawn, blocks, adapters = FULL_SIZE[config]
+    content = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())
+    s3t, model = content["s3t"], content["model"]
+    with torch.device("meta"):  # shapes without weights
+        module = import_module_class(model["class_path"])(**{**model["init_args"], **drawn})
+    layers = find_layers(module, s3t["slices"], s3t.get("layers"), s3t.get("head"))
+    targets = find_targets(module, layers, LoraConfig(target_modules=s3t["adapter"]["target_modules"]))
+    assert [len(group.modules) for group in layers.groups] == [blocks] * s3t["slices"]
+    assert [len(targets[group.index]) for group in layers.groups] == [adapters] * s3t["slices"]
+
+
+def import_module_class(path: str) -> type[L.LightningModule]:
+    module, _, name = path.rpartition(".")
+    found: type[L.LightningModule] = getattr(import_module(module), name)
+    return found

@@ -69,7 +69,7 @@ class CIFARData(OwnedData):
             kind = datasets.CIFAR10 if self.classes == 10 else datasets.CIFAR100
             kind(str(self.folder), download=True)
 
-    def load(self, part: Part) -> OwnedRows:
+    def load(self, part: Part) -> OwnedRows | None:
         """Loads a part.
 
         Args:
@@ -78,6 +78,8 @@ class CIFARData(OwnedData):
         Raises:
             DataError: The files are missing or damaged.
         """
+        if part == "val" and not self.validation_rows:
+            return None
         files = (TEST_FILES if part == "test" else TRAIN_FILES)[self.classes]
         rows = [row for name in files for row in self._read(self.folder / FOLDERS[self.classes] / name)]
         if part == "test":

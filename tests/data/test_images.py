@@ -139,6 +139,14 @@ def test_cifars_files_are_read_in_order(tmp_path: Path, classes: Any) -> None:
     assert train[0][0].shape == (3, 8, 8)
 
 
+def test_without_held_out_rows_cifar_has_none_to_validate_on(tmp_path: Path) -> None:
+    data = CIFARData(write_cifar(tmp_path), validation_rows=0)
+    train = data.rows("train")
+    assert train is not None
+    assert len(train) == 20
+    assert data.val_dataloader() == []
+
+
 def test_cifars_pixels_are_where_torchvision_has_them(tmp_path: Path) -> None:
     write_cifar(tmp_path)
     stored = pickle.loads((tmp_path / "cifar-10-batches-py/test_batch").read_bytes())[b"data"]

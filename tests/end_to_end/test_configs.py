@@ -26,6 +26,7 @@ from tests.data.local import (
     write_tiny_imagenet,
     write_tokenizer,
 )
+from tests.people import assert_bitwise_equal, tensors_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 Arguments = list[str]
@@ -113,6 +114,9 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["s3t"])
 
 
+OTHER = {"text": "something else altogether", "label": 0, "instruction": "Sing a long song.", "output": "la la la la"}
+
+
 def fit(config: str, arguments: Arguments) -> int:
     return main(["fit", "--config", str(CONFIGS / f"{config}.yaml"), *SMALL, "--s3t.store=store", *arguments])
 
@@ -153,6 +157,27 @@ def test_after_a_request_the_next_fit_trains_what_was_revoked(tmp_path: Path) ->
     with Store.open(tmp_path / "store") as store:
         second = {unit: record.snapshot for unit, record in store.alive().items()}
     assert {str(unit) for unit in first if second[unit] != first[unit]} == revoked
+
+
+@pytest.mark.parametrize(("prepare", "config"), [(llama, "alpaca_llama"), (roberta, "glue_roberta_large")])
+def test_nothing_that_serves_on_depends_on_the_forgotten(
+    prepare: Callable[[Path], Arguments], config: str, tmp_path: Path
+) -> None:
+    for store in ("with", "with-other-rows"):
+        arguments = prepare(tmp_path)
+        rows = tmp_path / "rows.jsonl"
+        if store == "with-other-rows":  # longer too, so that batches with them are padded differently
+            lines = [json.loads(line) for line in rows.read_text().splitlines()]
+            write_lines(rows, [{**line, **OTHER} if line["who"] == "user-7" else line for line in lines])
+        assert fit(config, [*arguments, f"--s3t.store={store}"]) == 0
+    before = [tensors_of(tmp_path / store) for store in ("with", "with-other-rows")]
+    with pytest.raises(AssertionError):
+        assert_bitwise_equal(*before)
+    for store in ("with", "with-other-rows"):
+        assert main(["forget", store, "user-7"]) == 0
+    kept = [tensors_of(tmp_path / store) for store in ("with", "with-other-rows")]
+    assert len(kept[0]) >= 2
+    assert_bitwise_equal(*kept)
 
 
 def test_owners_may_be_folders_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from lightning_s3t.callbacks.checks import check_not_resumed, check_optimizers, 
 from lightning_s3t.callbacks.deletion import DeletionHook
 from lightning_s3t.callbacks.fit_settings import config_of, fit_settings
 from lightning_s3t.callbacks.fit_store import FitStore
+from lightning_s3t.callbacks.fit_summary import FitSummary, hyperparameters
 from lightning_s3t.callbacks.lightning_internals import (
     hand_back,
     is_deterministic,
@@ -33,7 +35,7 @@ from lightning_s3t.callbacks.unit_fit import EpochRule, UnitFit, UnitSettings
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan import Partition, RiskBands, SequenceChoice, UnitId
 from lightning_s3t.store import Receipt
-from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER
+from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, describe_adapter
 from lightning_s3t.tuning.ensemble import AGGREGATES, Aggregate
 from lightning_s3t.tuning.layer_table import LayerTable
 
@@ -135,6 +137,7 @@ class S3T(pl.Callback):
         self._unit_fit: UnitFit | None = None
         self._fit_store: FitStore | None = None
         self._audited: Audited | None = None
+        self.summary: FitSummary | None = None
 
     def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt:
         """Removes subjects from what the store holds, and tells the trainer's module and callbacks (`on_forget`).
@@ -214,6 +217,8 @@ class S3T(pl.Callback):
             )
         rank_zero_info(str(LayerTable.of(builder)))
         rank_zero_info(f"S3T: {len(plan.build)} units to train, {plan.present} are there. Store: {self.store}")
+        for logger in trainer.loggers:
+            logger.log_hyperparams(self._hyperparameters())
         take_over(trainer, lambda: self._run(trainer))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -308,13 +313,41 @@ class S3T(pl.Callback):
     def _run(self, trainer: pl.Trainer) -> None:
         assert self._unit_fit is not None
         try:
+            start = time.monotonic()
             self._unit_fit.run(trainer)
+            self._sum_up(trainer, time.monotonic() - start)
             if self._audited is not None and self._fit_store is not None:
                 deterministic = is_deterministic(trainer)
                 fit_store = self._fit_store
                 self._audited.report = on_rank_zero(trainer, lambda: fit_store.report(deterministic))
         finally:
             hand_back(trainer)
+
+    def _sum_up(self, trainer: pl.Trainer, seconds: float) -> None:
+        if self._fit_store is None or self._fit_store.store is None or self._unit_fit is None:
+            return
+        alive = self._fit_store.store.alive()
+        self.summary = FitSummary.of(alive, self.partition.shards, self.sequences, self._unit_fit.trained, seconds)
+        if self._unit_fit.trained:
+            rank_zero_info(str(self.summary))
+
+    def _hyperparameters(self) -> dict[str, Any]:
+        settings, adapter = self.unit_settings, self.unfreezing.adapter
+        return hyperparameters(
+            {
+                "shards": settings.shards,
+                "slices": settings.slices,
+                "budget": len(self.sequences),
+                "sequences": self.choice.sequences if isinstance(self.choice.sequences, str) else "given",
+                "adapter": describe_adapter(adapter) if adapter is not None else "whole layers",
+                "data": settings.data,
+                "epochs": settings.epochs,
+                "aggregate": self.aggregate,
+                "seed": settings.seed,
+                "register": self.register,
+                "store": str(self.store),
+            }
+        )
 
     def _close(self, trainer: pl.Trainer) -> None:
         hand_back(trainer)

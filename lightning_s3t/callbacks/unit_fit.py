@@ -79,6 +79,7 @@ class UnitFit:
         unit: The unit that is being trained, or None.
         first_step: Where the loggers' step axis stood when it began.
         progress: The progress display, while units are trained.
+        trained: The units that have been trained.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class UnitFit:
         self.first_step = 0
         self.progress: UnitProgress | None = None
         self.unit: UnitId | None = None
+        self.trained: list[UnitId] = []
 
     def run(self, trainer: pl.Trainer) -> None:
         """Builds every unit of the plan; takes the place of the trainer's fit loop.
@@ -183,6 +185,7 @@ class UnitFit:
             tensors = stage.snapshot()
             self._check_ranks(trainer, unit, tensors)
             on_rank_zero(trainer, lambda: self._commit(trainer, planned, tensors))
+            self.trained.append(unit)
         except RevokedError as error:
             self._abandon()
             rank_zero_info(f"S3T: {error}")

@@ -9,6 +9,7 @@ from typing import Any
 from peft import PeftConfig
 from torch import nn
 
+from lightning_s3t.columns import align
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, resolve_adapter
 from lightning_s3t.tuning.layers import find_layers
 from lightning_s3t.tuning.stages import StageBuilder
@@ -82,17 +83,8 @@ class LayerTable:
             (row.name, _shorten(row.modules), row.trained, f"{row.trainable:,}", f"{row.parameters:,}")
             for row in self.rows
         ]
-        widths = [max(len(line[column]) for line in cells) for column in range(5)]
-        lines = [
-            "  ".join(
-                cell.rjust(width) if column > 2 else cell.ljust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in cells
-        ]
-        lines.insert(1, "-" * len(lines[0]))
         where = f"network: {self.network or 'the module itself'}; found by: {self.source}"
-        return "\n".join([*lines, where])
+        return f"{align(cells, numbers_from=3)}\n{where}"
 
 
 def describe_layers(

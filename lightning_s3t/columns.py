@@ -1,0 +1,31 @@
+"""Plain text in columns, for what is printed without the terminal's library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def align(rows: Sequence[Sequence[str]], numbers_from: int) -> str:
+    """Returns rows with their cells below each other, and a line under the first.
+
+    Args:
+        rows: The headings and the rows, all of one length.
+        numbers_from: The first column that is aligned to the right.
+
+    Example:
+        >>> print(align([("fruit", "count"), ("apple", "2"), ("fig", "10")], numbers_from=1))
+        fruit  count
+        ------------
+        apple      2
+        fig       10
+    """
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if column >= numbers_from else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(lines)

@@ -13,6 +13,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
+import shtab
 
 Verb = Callable[..., int | None]
 
@@ -44,6 +45,7 @@ def make_parser(
         ['Ann', 'Bob']
     """
     parser = argparse.ArgumentParser(program, description=description)
+    shtab.add_argument_to(parser, ["--print-completion"], help="Print a completion script for this shell.")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, summary in (others or {}).items():
         subparsers.add_parser(name, help=summary, add_help=False)
@@ -69,6 +71,7 @@ def run_verb(arguments: argparse.Namespace) -> int:
         The exit code: what the function returned, 0 for None.
     """
     values = vars(arguments).copy()
+    values.pop("print_completion", None)  # an option of the parser, and of no verb
     return values.pop("_verb")(**values) or 0
 
 

@@ -66,7 +66,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return run_verb(make_parser(verbs, "s3t", DESCRIPTION, LIGHTNING_VERBS).parse_args(given))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in ("docstring_parser", "rich", "jsonargparse"):
+        if package not in ("docstring_parser", "rich", "jsonargparse", "shtab"):
             raise
         print(f's3t: the command needs {package}: pip install "lightning-s3t[cli]"', file=sys.stderr)
         return EXIT_ERROR

@@ -260,3 +260,13 @@ def test_the_module_runs_as_a_command_and_its_help_needs_no_torch() -> None:
     assert told.endswith("False\n")
     run = subprocess.run([sys.executable, "-m", "lightning_s3t", "--help"], capture_output=True, text=True, check=True)
     assert "usage: s3t" in run.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_the_verbs_and_their_options(shell: str, capsys: Output) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["--print-completion", shell])
+    assert done.value.code == 0
+    script = capsys.readouterr().out
+    for name in ("forget", "verify-receipt", "--allow-unknown", "predict"):
+        assert name in script

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+import lightning.pytorch as pl
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from lightning_s3t.callbacks import S3T
 from lightning_s3t.cli.imports import see_current_folder
@@ -48,6 +50,21 @@ class S3TCLI(LightningCLI):
         self.model = S3TModule.load(s3t.store, self.model)
 
 
+class SaveConfig(SaveConfigCallback):
+    """Saves the config beside the logs. The store remembers it too, so that without a logger no file is written."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Called when a run begins: saves the config, if there are logs.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+            stage: "fit", "validate", "test" or "predict".
+        """
+        if trainer.logger is not None:
+            super().setup(trainer, pl_module, stage)
+
+
 def run_lightning(arguments: Sequence[str]) -> None:
     """Runs a verb of Lightning.
 
@@ -68,11 +85,15 @@ def run_lightning(arguments: Sequence[str]) -> None:
             config = folder / "config.yaml"
             config.write_text(remembered_config(Path(given[at + 1])))
             given[at : at + 2] = ["--config", str(config)]
+        stack.enter_context(warnings.catch_warnings())
+        # it warns of arguments that are given twice, here and on the command line: these are the same
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
         S3TCLI(
             args=given,
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
+            save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": "s3t", "description": DESCRIPTION},
         )

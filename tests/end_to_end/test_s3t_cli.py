@@ -67,6 +67,24 @@ def test_fit_trains_every_unit(store: Path) -> None:
         assert len(opened.alive()) == 8
 
 
+def test_without_a_logger_no_file_is_written_beside_the_store(store: Path) -> None:
+    assert {path.name for path in store.parent.iterdir()} == {"store"}
+
+
+def test_with_a_logger_the_config_lies_beside_the_logs(store: Path, tmp_path: Path) -> None:
+    logger = ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path}"]
+    assert main([*FIT, f"--s3t.store={store}", *logger]) == 0
+    assert len(list(tmp_path.glob("lightning_logs/*/config.yaml"))) == 1
+
+
+def test_arguments_that_are_passed_on_are_no_reason_for_a_warning(
+    store: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["s3t", "test", "--store", str(store)])
+    assert main(["test", "--store", str(store)]) == 0
+    assert not [warning for warning in recwarn if "args parameter" in str(warning.message)]
+
+
 def test_the_store_remembers_its_config_and_test_needs_nothing_more(store: Path, capsys: Output) -> None:
     assert main(["test", "--store", str(store)]) == 0
     out = capsys.readouterr().out

@@ -1,0 +1,61 @@
+"""Ratios of times: contestants take turns (A B A B), so that a slow minute of the machine slows all of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import track
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long one thing took as another, over several rounds.
+
+    Attributes:
+        median: The median of the rounds' ratios.
+        low: The least.
+        high: The greatest.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def take_turns(contestants: Mapping[str, Callable[[], object]], rounds: int, title: str) -> dict[str, list[float]]:
+    """Times contestants in turn, after one round that does not count.
+
+    Args:
+        contestants: What to time, by name.
+        rounds: How often.
+        title: For the progress bar.
+
+    Returns:
+        Seconds, by name, a number a round.
+    """
+    found: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in track(range(rounds + 1), title, console=Console(stderr=True), transient=True):
+        for name, run in contestants.items():
+            start = time.perf_counter()
+            run()
+            if number:
+                found[name].append(time.perf_counter() - start)
+    return found
+
+
+def ratio(times: list[float], against: list[float]) -> Ratio:
+    """Compares two contestants round by round.
+
+    Args:
+        times: One's seconds.
+        against: The other's.
+    """
+    ratios = [mine / other for mine, other in zip(times, against, strict=True)]
+    return Ratio(statistics.median(ratios), min(ratios), max(ratios))

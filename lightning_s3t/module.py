@@ -255,7 +255,7 @@ class S3TModule(pl.LightningModule):
         finally:
             self._answering.on = False
             self._swap.restore()
-        answer = aggregate_outputs(outputs, self.aggregate)
+        answer = outputs[0] if self.aggregate == "single" else aggregate_outputs(outputs, self.aggregate)
         if given is not None and hasattr(answer, "past_key_values"):
             answer.past_key_values = given
         return answer

@@ -11,17 +11,20 @@ from torch import Tensor
 
 from lightning_s3t.errors import EnsembleError
 
+Rule = Literal["mean_logits", "mean_probabilities", "vote"]
+RULES: tuple[str, ...] = get_args(Rule)
+# with "single" one survivor answers, and nothing is put together
 Aggregate = Literal["mean_logits", "mean_probabilities", "vote", "single"]
 AGGREGATES: tuple[str, ...] = get_args(Aggregate)
 
 
-def aggregate_logits(logits: Sequence[Tensor], how: Aggregate) -> Tensor:
+def aggregate_logits(logits: Sequence[Tensor], how: Rule) -> Tensor:
     """Puts the logits of several models together.
 
     Whatever the rule, the answer is in the scale of logits, so that argmax, softmax and cross entropy go on working:
     for "mean_probabilities" its softmax is the mean of the softmaxes, for "vote" the shares of the votes (a class
     without a vote has a share of one in ten million, for the logarithm's sake). A single column is read as the logit of
-    a binary answer. With "single" only one model has answered.
+    a binary answer.
 
     Args:
         logits: One tensor a model, of equal shape `[..., classes]`.
@@ -38,7 +41,7 @@ def aggregate_logits(logits: Sequence[Tensor], how: Aggregate) -> Tensor:
         tensor([[0.3333, 0.6667]])
     """
     stacked = torch.stack(list(logits))
-    if how in ("mean_logits", "single"):
+    if how == "mean_logits":
         return stacked.mean(0)
     work = stacked.float()
     if work.shape[-1] == 1:
@@ -51,7 +54,7 @@ def aggregate_logits(logits: Sequence[Tensor], how: Aggregate) -> Tensor:
     return votes.clamp_min(1e-7).log().to(stacked.dtype)
 
 
-def aggregate_outputs(outputs: Sequence[Any], how: Aggregate) -> Any:
+def aggregate_outputs(outputs: Sequence[Any], how: Rule) -> Any:
     """Puts the answers of several models together, whatever form a network gives them.
 
     A tensor is taken as logits. An answer with `.logits` (a Hugging Face ModelOutput) keeps its type: its logits are
@@ -70,8 +73,6 @@ def aggregate_outputs(outputs: Sequence[Any], how: Aggregate) -> Any:
         tensor([2.])
     """
     first = outputs[0]
-    if how == "single":
-        return first
     if isinstance(first, Tensor):
         _check_tensors(outputs)
         return aggregate_logits(outputs, how)

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import (
 )
 
 from lightning_s3t.errors import EnsembleError
-from lightning_s3t.tuning.ensemble import AGGREGATES, aggregate_logits, aggregate_outputs
+from lightning_s3t.tuning.ensemble import RULES, aggregate_logits, aggregate_outputs
 
 
 def row(*values: float) -> Tensor:
@@ -67,7 +67,7 @@ def test_a_unanimous_binary_answer_is_finite(how: Any) -> None:
     assert aggregate_logits([row(1000), row(1000)], how).isfinite().all()
 
 
-@pytest.mark.parametrize("how", AGGREGATES)
+@pytest.mark.parametrize("how", RULES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 4, 3)])
 def test_shape_and_dtype_are_kept(how: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -75,7 +75,7 @@ def test_shape_and_dtype_are_kept(how: Any, dtype: torch.dtype, shape: tuple[int
     assert (answer.shape, answer.dtype) == (shape, dtype)
 
 
-@pytest.mark.parametrize("how", AGGREGATES)
+@pytest.mark.parametrize("how", RULES)
 @given(st.integers(1, 6), st.integers(2, 5), st.integers(0, 1000))
 def test_equal_answers_stay_what_they_are(how: Any, models: int, classes: int, seed: int) -> None:
     logits = torch.randn(4, classes, generator=torch.Generator().manual_seed(seed))
@@ -85,14 +85,14 @@ def test_equal_answers_stay_what_they_are(how: Any, models: int, classes: int, s
         torch.testing.assert_close(answer.softmax(-1), logits.softmax(-1))
 
 
-@pytest.mark.parametrize("how", AGGREGATES)
+@pytest.mark.parametrize("how", RULES)
 @given(st.permutations(range(4)))
 def test_the_order_of_the_models_does_not_matter(how: Any, order: list[int]) -> None:
     logits = list(torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0)))
     torch.testing.assert_close(aggregate_logits([logits[model] for model in order], how), aggregate_logits(logits, how))
 
 
-@pytest.mark.parametrize("how", AGGREGATES)
+@pytest.mark.parametrize("how", RULES)
 def test_a_model_output_with_logits_is_put_together_by_every_rule(how: Any) -> None:
     a, b = row(2, 0), row(0, 1)
     answer = aggregate_outputs([SequenceClassifierOutput(logits=a), SequenceClassifierOutput(logits=b)], how)
@@ -143,7 +143,7 @@ def test_rules_for_logits_are_refused_where_nothing_says_what_the_logits_are(how
         aggregate_outputs([FORMS[form](row(1, 2))] * 2, how)
 
 
-@pytest.mark.parametrize("how", AGGREGATES)
+@pytest.mark.parametrize("how", RULES)
 @pytest.mark.parametrize("answer", [object(), {1, 2}, lambda: None])
 def test_what_holds_no_tensors_is_refused(answer: Any, how: Any) -> None:
     with pytest.raises(EnsembleError, match=r"Expected a tensor, an object with `\.logits`"):

@@ -32,6 +32,8 @@ DEFAULT_ADAPTER: dict[str, str | int | float | bool] = {
 }
 """The paper's adapter for vision transformers (section 4): rank 16, rank-stabilised, dropout 0.1."""
 
+# adapters with state that all modules share, which older releases of PEFT inject all the same
+_SHARED_STATE = ("FROD", "PVERA", "TINYLORA", "UNILORA", "VBLORA", "VERA")
 # options that reach beyond the module that carries the adapter, where no unit could own what they train
 _FORBIDDEN = ("modules_to_save", "target_parameters", "trainable_token_indices", "layer_replication")
 
@@ -90,7 +92,7 @@ def describe_adapter(config: PeftConfig | None) -> dict[str, Any] | None:
     # versions of PEFT add fields: the defaults say nothing about the adapter, so they are left out
     default = type(config)().to_dict()
     data = {name: value for name, value in config.to_dict().items() if value != default.get(name)}
-    data["peft_type"] = str(getattr(config.peft_type, "value", config.peft_type))
+    data["peft_type"] = _type_name(config)
     data.pop("runtime_config", None)
     found: dict[str, Any] = json.loads(
         json.dumps(data, sort_keys=True, default=lambda x: sorted(x) if isinstance(x, (set, frozenset)) else str(x))
@@ -176,6 +178,8 @@ def inject_adapter(original: nn.Module, name: str, config: PeftConfig, seed: int
         with seeded(seed), warnings.catch_warnings():
             # PEFT corrects fan_in_fan_out for the module at hand by itself, and says so once a module
             warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+            if _type_name(config) in _SHARED_STATE:
+                raise ValueError("It keeps state on the tuner that all modules share.")
             inject_adapter_in_model(config, skeleton, ADAPTER_NAME)
         layer = skeleton.get_submodule(name)
         if not isinstance(layer, BaseTunerLayer):
@@ -282,7 +286,7 @@ def _default_targets(candidates: Mapping[str, nn.Module], config: PeftConfig) ->
         if isinstance(module, nn.MultiheadAttention)
         for child in module.children()
     }
-    if str(getattr(config.peft_type, "value", config.peft_type)) == "LN_TUNING":
+    if _type_name(config) == "LN_TUNING":
         return [name for name, module in candidates.items() if isinstance(module, nn.LayerNorm)]
     linear = [
         name
@@ -292,6 +296,10 @@ def _default_targets(candidates: Mapping[str, nn.Module], config: PeftConfig) ->
     ]
     convolutions = [name for name, module in candidates.items() if isinstance(module, nn.Conv2d) and module.groups == 1]
     return linear or convolutions
+
+
+def _type_name(config: PeftConfig) -> str:
+    return str(getattr(config.peft_type, "value", config.peft_type))
 
 
 def _pass_on(module: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -36,7 +36,7 @@ def make_trainer(epochs: int = 1) -> pl.Trainer:
 
 def test_it_learns() -> None:
     module, data = make(), bright_and_dark()
-    trainer = make_trainer(epochs=5)
+    trainer = make_trainer(epochs=15)
     trainer.fit(module, data, data)
     assert trainer.callback_metrics["val/accuracy"] == 1
     assert trainer.callback_metrics["val/loss"] < 0.3

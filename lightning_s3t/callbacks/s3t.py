@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from peft import PeftConfig
 
+from lightning_s3t.callbacks.arguments import check_arguments, check_choices
 from lightning_s3t.callbacks.audited import Audited
 from lightning_s3t.callbacks.checks import check_not_resumed, check_optimizers, check_trainer
 from lightning_s3t.callbacks.deletion import DeletionHook
@@ -32,11 +33,10 @@ from lightning_s3t.callbacks.subjects import Subjects, check_order, subjects_of
 from lightning_s3t.callbacks.training_data import DataMode, TrainingData, check_loader
 from lightning_s3t.callbacks.unfreezing import SliceUnfreezing
 from lightning_s3t.callbacks.unit_fit import EpochRule, UnitFit, UnitSettings
-from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan import Partition, RiskBands, SequenceChoice, UnitId
 from lightning_s3t.store import Receipt
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, describe_adapter
-from lightning_s3t.tuning.ensemble import AGGREGATES, Aggregate
+from lightning_s3t.tuning.ensemble import Aggregate
 from lightning_s3t.tuning.layer_table import LayerTable
 
 
@@ -109,19 +109,8 @@ class S3T(pl.Callback):
         risk: RiskBands | Mapping[str, Any] | None = None,
         register: bool = True,
     ) -> None:
-        counts = [("shards", shards), ("slices", slices)]
-        for name, value in counts if isinstance(budget, Mapping) else [*counts, ("budget", budget)]:
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigurationError(f"Expected argument `{name}` to be a positive integer but got {value!r}.")
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ConfigurationError(f"Expected argument `seed` to be a non-negative integer but got {seed!r}.")
-        for name, choice, known in (
-            ("data", data, ("cumulative", "disjoint")),
-            ("aggregate", aggregate, AGGREGATES),
-            ("epochs", epochs, ("full", "sisa")),
-        ):
-            if choice not in known:
-                raise ConfigurationError(f"Expected argument `{name}` to be one of {known} but got {choice!r}.")
+        check_arguments(shards, slices, budget, seed)
+        check_choices(data=data, aggregate=aggregate, epochs=epochs)
         self.store = Path(store)
         self.choice = SequenceChoice(sequences, slices, budget, seed, prior, _mode(data), _rule(epochs))
         self.sequences = self.choice.plan()

@@ -104,7 +104,10 @@ class Forgetting:
             if not rows:  # another process was faster
                 return None
             new = [(hash_, Place(shard, slice_)) for hash_, shard, slice_ in rows]
-            request = self._revoke(connection, new, len(new), 0, None if not is_registering(self._ledger) else 0)
+            unknown: int | None = None
+            if is_registering(self._ledger):
+                unknown = len(new) - len(self._ledger.present("subjects", (hash_ for hash_, _ in new)))
+            request = self._revoke(connection, new, len(new), 0, unknown)
         return self._finish(request)
 
     def _look_up(self, subjects: Iterable[str], strict: bool) -> tuple[dict[bytes, Place], set[bytes], int | None]:

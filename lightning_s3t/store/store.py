@@ -172,7 +172,7 @@ class Store(DeletionRequests):
         if not is_registering(self._ledger):
             return
         bands = subjects.items() if isinstance(subjects, Mapping) else ((subject, 0) for subject in subjects)
-        register(self._ledger, self._keyring, bands)
+        register(self._ledger, self._keyring, bands, self.partition)
 
     def subject_hash(self, subject: str) -> str:
         """Returns a keyed hash of a subject that stays the same when the key is rotated: for digests.

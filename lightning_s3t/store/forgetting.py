@@ -19,7 +19,7 @@ from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.ledger import Ledger
 from lightning_s3t.store.receipt import Receipt, read_receipt
 from lightning_s3t.store.registry import is_registering, read_bands
-from lightning_s3t.store.tombstones import Burial, bury
+from lightning_s3t.store.tombstones import Burial, bury, note_pending
 from lightning_s3t.store.units import newest_request, read_scores
 
 
@@ -78,10 +78,14 @@ class Forgetting:
             rows = [
                 (hash_, _text(due), place.shard, place.slice) for hash_, place in places.items() if hash_ not in already
             ]
-            connection.executemany(
-                "INSERT INTO pending VALUES (?, ?, ?, ?) ON CONFLICT (hash) DO UPDATE SET due = min(due, excluded.due)",
-                rows,
-            )
+            note_pending(connection, rows)
+            if rows:
+                body = {
+                    "layers": self._keyring.layers,
+                    "pending": [[hash_.hex(), *rest] for hash_, *rest in sorted(rows)],
+                }
+                append(connection, "schedule", None, body)
+        write_journal(self._ledger, self._folder)
         return len(rows)
 
     def forget_due(self, now: datetime) -> Receipt | None:

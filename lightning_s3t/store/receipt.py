@@ -9,6 +9,7 @@ from typing import Any
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.chain import read_events
 from lightning_s3t.store.ledger import Ledger
+from lightning_s3t.store.legible import legible
 
 FORMAT = 1
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -103,20 +104,24 @@ def read_receipt(ledger: Ledger, request: int) -> Receipt:
     Args:
         ledger: The ledger.
         request: The request's number.
+
+    Raises:
+        StoreError: The history of the request was damaged or changed.
     """
-    first, *erasures = list(read_events(ledger, request=request))
-    body, last = first.body, ([first, *erasures])[-1]
-    return Receipt(
-        request=request,
-        time=first.time,
-        subjects=body["subjects"],
-        already_forgotten=body["already_forgotten"],
-        unknown=body["unknown"],
-        revoked=tuple(body["revoked"]),
-        erased_files=sum(event.body["files"] for event in erasures),
-        erased_bytes=sum(event.body["bytes"] for event in erasures),
-        serving=body["serving"],
-        versions=body["versions"],
-        position=last.position,
-        chain=last.digest,
-    )
+    with legible(f"Request {request}"):
+        first, *erasures = list(read_events(ledger, request=request))
+        body, last = first.body, ([first, *erasures])[-1]
+        return Receipt(
+            request=request,
+            time=first.time,
+            subjects=body["subjects"],
+            already_forgotten=body["already_forgotten"],
+            unknown=body["unknown"],
+            revoked=tuple(body["revoked"]),
+            erased_files=sum(event.body["files"] for event in erasures),
+            erased_bytes=sum(event.body["bytes"] for event in erasures),
+            serving=body["serving"],
+            versions=body["versions"],
+            position=last.position,
+            chain=last.digest,
+        )

@@ -11,6 +11,7 @@ from lightning_s3t.plan import UnitId, canonical_subject
 from lightning_s3t.store.chain import first_break, read_events
 from lightning_s3t.store.forgetting import Forgetting
 from lightning_s3t.store.ledger import Ledger
+from lightning_s3t.store.legible import legible
 from lightning_s3t.store.receipt import Receipt, read_receipt
 from lightning_s3t.store.units import newest_request
 
@@ -95,7 +96,9 @@ class DeletionRequests:
     def revoked(self) -> set[UnitId]:
         """Returns every unit that a request or damage has ever taken away; it may have been trained anew since."""
         bodies = [event.body for event in read_events(self._ledger)]
-        return {UnitId.parse(unit) for body in bodies for unit in (*body.get("revoked", ()), *body.get("units", ()))}
+        with legible("The history of requests"):
+            units = {unit for body in bodies for unit in (*body.get("revoked", ()), *body.get("units", ()))}
+            return {UnitId.parse(unit) for unit in units}
 
     def chain_digest(self, position: int) -> str | None:
         """Returns the digest at a position of the chain of events, to compare with a receipt's.

@@ -1,4 +1,4 @@
-"""Tombstones: who must never be trained on again."""
+"""Tombstones: who must never be trained on again, and who is to get one later."""
 
 from __future__ import annotations
 
@@ -8,6 +8,20 @@ from collections.abc import Iterable
 from lightning_s3t.plan import Place
 
 Burial = tuple[bytes, Place]
+
+
+def note_pending(connection: sqlite3.Connection, rows: Iterable[tuple[bytes, str, int, int]]) -> None:
+    """Notes subjects that are to be forgotten later, unless they are forgotten already; within a transaction.
+
+    Args:
+        connection: In a transaction.
+        rows: Keyed hashes, times, shards and slices. Of two times for a subject, the earlier counts.
+    """
+    connection.executemany(
+        "INSERT INTO pending SELECT ?1, ?2, ?3, ?4 WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE hash = ?1) "
+        "ON CONFLICT (hash) DO UPDATE SET due = min(due, excluded.due)",
+        rows,
+    )
 
 
 def bury(connection: sqlite3.Connection, rows: Iterable[Burial], request: int) -> None:

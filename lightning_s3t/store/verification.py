@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from lightning_s3t.errors import StoreError
@@ -19,6 +21,8 @@ from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.ledger import Ledger
 from lightning_s3t.store.snapshots import FOLDER, snapshot_name
 from lightning_s3t.store.units import read_snapshots
+
+_PATIENCE = 2.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,14 @@ def verify(ledger: Ledger, folder: Path, keyring: Keyring, quiet: bool) -> Verif
     """
     damaged = tuple(damaged_units(ledger, folder))
     snapshots = read_snapshots(ledger)
-    history = list(read_events(ledger))
+    with ledger.at_one_time():  # requests of other processes go on meanwhile
+        keyring.refresh()
+        history = list(read_events(ledger))
+        contents = [*_tombstones(ledger, keyring, history), *_revoked(ledger)]
     problems = [
         *_database(ledger),
         *_chain(ledger, folder, history),
-        *_tombstones(ledger, keyring, history),
-        *_revoked(ledger),
+        *contents,
         *(f"The snapshot of unit {unit} is missing or damaged." for unit in damaged),
         *_base(ledger, folder),
         *_key(folder),
@@ -113,7 +119,7 @@ def _chain(ledger: Ledger, folder: Path, history: list[Event]) -> Iterator[str]:
     if broken is not None:
         yield f"The chain of events is broken at position {broken}: it, or what is before it, was changed or removed."
     try:
-        copy = list(read_journal(folder))
+        copy = _copy_of(folder, len(history))
     except (OSError, StoreError) as error:
         yield f"The journal cannot be read: {error}"
         return
@@ -121,7 +127,8 @@ def _chain(ledger: Ledger, folder: Path, history: list[Event]) -> Iterator[str]:
         if mine != theirs:
             yield f"Ledger and journal disagree about event {mine.position}."
             return
-    if len(copy) > len(history):
+    later = copy[len(history) :]  # requests since the look are in both
+    if later and later != list(islice(read_events(ledger, after=len(history)), len(later))):
         yield (
             f"The ledger ends at event {len(history)}, the journal at {len(copy)}: it was restored or changed while it "
             "was open. Open the store again: what it lacks is then carried out."
@@ -130,13 +137,24 @@ def _chain(ledger: Ledger, folder: Path, history: list[Event]) -> Iterator[str]:
         yield f"The journal ends at event {len(copy)}, the ledger at {len(history)}."
 
 
+def _copy_of(folder: Path, events: int) -> list[Event]:
+    # another process may have committed an event, and be about to add it
+    deadline = time.monotonic() + _PATIENCE
+    while len(copy := list(read_journal(folder))) < events and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return copy
+
+
 def _tombstones(ledger: Ledger, keyring: Keyring, history: Iterable[Event]) -> Iterator[str]:
     # one request after the other: what is in the ledger must be what they say, no more and no less
     expected: dict[bytes, tuple[int, int, int]] = {}
     for event in history:
-        for hash_, shard, slice_ in event.body.get("tombstones", []) if event.kind == "request" else []:
-            renewed = keyring.renew(bytes.fromhex(hash_), event.body["layers"])
-            expected.setdefault(renewed, (event.request or 0, shard, slice_))
+        try:
+            for hash_, shard, slice_ in event.body["tombstones"] if event.kind == "request" else []:
+                renewed = keyring.renew(bytes.fromhex(hash_), event.body["layers"])
+                expected.setdefault(renewed, (event.request or 0, shard, slice_))
+        except (LookupError, TypeError, ValueError):
+            yield f"The request of event {event.position} cannot be read."
     found = {row[0]: row[1:] for row in ledger.connection.execute("SELECT hash, request, shard, slice FROM tombstones")}
     lost, strange = len(expected.keys() - found.keys()), len(found.keys() - expected.keys())
     changed = sum(found[hash_] != expected[hash_] for hash_ in expected.keys() & found.keys())

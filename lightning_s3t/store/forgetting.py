@@ -19,7 +19,7 @@ from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.ledger import Ledger
 from lightning_s3t.store.receipt import Receipt, read_receipt
 from lightning_s3t.store.registry import is_registering, read_bands
-from lightning_s3t.store.tombstones import Burial, bury, note_pending
+from lightning_s3t.store.tombstones import Burial, bury, note_pending, total_before
 from lightning_s3t.store.units import newest_request, read_scores
 
 
@@ -137,6 +137,7 @@ class Forgetting:
         revoked = [unit for unit in scores if any(unit.reached_by(place) for place in reached)]
         left = {unit: score for unit, score in scores.items() if not any(unit.reached_by(place) for place in reached)}
         request = newest_request(self._ledger) + 1
+        total = total_before(connection, request) + len(new)
         bury(connection, new, request)
         queue_units(connection, self._folder, revoked, request)
         body = {
@@ -147,6 +148,7 @@ class Forgetting:
             "serving": _serving(left, self._partition.shards),
             "versions": _versions(),
             "layers": self._keyring.layers,
+            "forgotten": total,
             "tombstones": [[hash_.hex(), place.shard, place.slice] for hash_, place in sorted(new)],
         }
         append(connection, "request", request, body)

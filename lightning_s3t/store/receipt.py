@@ -80,7 +80,7 @@ class Receipt:
             StoreError: It is no receipt.
         """
         try:
-            data: Any = json.loads(text)
+            data: Any = json.loads(text, object_pairs_hook=_each_name_once)
         except (ValueError, RecursionError) as error:
             raise StoreError(
                 f"The receipt is no JSON document: {error}. Expected what `s3t forget --json` prints."
@@ -96,6 +96,14 @@ class Receipt:
         if wrong:
             raise StoreError(f"The receipt lacks {', '.join(wrong)}, or they are of another type than expected.")
         return cls(**{field.name: data[field.name] for field in fields(cls)} | {"revoked": tuple(data["revoked"])})
+
+
+def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # readers differ in which of two they take: a signature would be right for one of them alone
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is in it twice")
+    return found
 
 
 def read_receipt(ledger: Ledger, request: int) -> Receipt:

@@ -89,9 +89,13 @@ class DeletionRequests:
         query = "SELECT due, COUNT(*) FROM pending GROUP BY due ORDER BY due"
         return self._ledger.connection.execute(query).fetchall()
 
-    def receipts(self) -> list[Receipt]:
-        """Returns the receipts of all requests, in order."""
-        return [read_receipt(self._ledger, request) for request in range(1, self.request_number + 1)]
+    def receipts(self, after: int = 0) -> list[Receipt]:
+        """Returns the receipts of all requests, in order.
+
+        Args:
+            after: Only those of requests after this one.
+        """
+        return [read_receipt(self._ledger, request) for request in range(after + 1, self.request_number + 1)]
 
     def revoked(self) -> set[UnitId]:
         """Returns every unit that a request or damage has ever taken away; it may have been trained anew since."""

@@ -34,7 +34,7 @@ from lightning_s3t.store.snapshots import (
     write_snapshot,
 )
 from lightning_s3t.store.units import find_snapshot, reached_since, read_units
-from lightning_s3t.store.verification import Verification, damaged_units, verify
+from lightning_s3t.store.verification import Verification, check_one_piece, damaged_units, verify
 
 
 class Store(DeletionRequests):
@@ -70,6 +70,7 @@ class Store(DeletionRequests):
         self._lock = FitLock(path)
         with legible(f"The history of the store {path}"):
             reconcile(ledger, path, self._keyring)
+            check_one_piece(ledger, path)
         erase_pending(ledger, path)
         with self._lock.no_fit() as free:
             if free:  # so what looks half-done is what a crash has left

@@ -18,9 +18,11 @@ from lightning_s3t.store.folder import OWN_FILES
 from lightning_s3t.store.identities import KEY_FILE
 from lightning_s3t.store.journal import read_journal
 from lightning_s3t.store.keyring import Keyring
+from lightning_s3t.store.ledger import FILE as LEDGER
 from lightning_s3t.store.ledger import Ledger
 from lightning_s3t.store.snapshots import FOLDER, snapshot_name
-from lightning_s3t.store.units import read_snapshots
+from lightning_s3t.store.tombstones import told_total
+from lightning_s3t.store.units import newest_request, read_snapshots
 
 _PATIENCE = 2.0  # seconds
 
@@ -77,6 +79,40 @@ def verify(ledger: Ledger, folder: Path, keyring: Keyring, quiet: bool) -> Verif
     return Verification(tuple(problems), damaged, len(history), len(snapshots), skipped)
 
 
+def check_one_piece(ledger: Ledger, folder: Path) -> None:
+    """Checks that the ledger is of one piece; fast enough for every opening.
+
+    A ledger.db that is restored beside the write-ahead log of another is partly the one, partly the other, and SQLite
+    does not notice: its newest event may be there, and a tombstone from before be gone.
+
+    Args:
+        ledger: The ledger.
+        folder: The store.
+
+    Raises:
+        StoreError: It is not.
+    """
+    connection = ledger.connection
+    with ledger.at_one_time():
+        total = told_total(connection, newest_request(ledger))
+        events = connection.execute("SELECT COUNT(*), COALESCE(MAX(position), 0) FROM events").fetchone()
+        problems = list(_revoked(ledger))
+        found = connection.execute("SELECT COUNT(*) FROM tombstones").fetchone()[0]
+        state = connection.execute("PRAGMA integrity_check('tombstones')").fetchone()[0]
+    if total is not None and found != total:
+        problems.append(f"{found} people are forgotten, and the newest request says {total}.")
+    if state != "ok":
+        problems.append(f"The tombstones are damaged: {state}.")
+    if events[0] != events[1]:
+        problems.append(f"There are {events[0]} events, and the newest is number {events[1]}.")
+    if problems:
+        raise StoreError(
+            f"The ledger of the store {folder} is not of one piece: {problems[0]} Nothing is served. If {LEDGER} was "
+            f"restored beside the {LEDGER}-wal of another, remove {LEDGER}-wal and {LEDGER}-shm and restore it once "
+            "more, with the journal left there; else restore it from a backup."
+        )
+
+
 def damaged_units(ledger: Ledger, folder: Path) -> Iterator[UnitId]:
     """Returns the units whose snapshot is not what was written.
 
@@ -87,7 +123,10 @@ def damaged_units(ledger: Ledger, folder: Path) -> Iterator[UnitId]:
     Raises:
         StoreError: The disk cannot be read.
     """
-    for unit, digest in read_snapshots(ledger).items():
+    snapshots, base = read_snapshots(ledger), ledger.get("base")
+    if snapshots and base is not None and (folder / FOLDER).is_dir() and not any((folder / FOLDER).iterdir()):
+        raise StoreError(_elsewhere_message(folder / FOLDER, "empty"))  # the start of all, which is never erased, too
+    for unit, digest in snapshots.items():
         if not _is_whole(folder / snapshot_name(digest), digest) and read_snapshots(ledger).get(unit) == digest:
             yield unit
 
@@ -98,14 +137,18 @@ def _is_whole(path: Path, digest: str) -> bool:
     except FileNotFoundError:
         if path.parent.is_dir():
             return False
-        raise StoreError(
-            f"The folder {path.parent} is missing. If it lies on a disk of its own, mount it; else restore it from a "
-            "backup."
-        ) from None
+        raise StoreError(_elsewhere_message(path.parent, "missing")) from None
     except OSError as error:  # a disk that cannot be read now may be read later: nothing is given up for that
         raise StoreError(
             f"The snapshot {path} cannot be read: {error.strerror}. Remove the cause, and try again."
         ) from error
+
+
+def _elsewhere_message(folder: Path, what: str) -> str:
+    return (
+        f"The folder {folder} is {what}. If it lies on a disk of its own, mount it; else restore it from a backup. "
+        "Nothing is given up for that."
+    )
 
 
 def _database(ledger: Ledger) -> Iterator[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
@@ -10,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from lightning_s3t.errors import DataError, StoreError
+from lightning_s3t.errors import DataError, RevokedError, StoreError
 from lightning_s3t.plan import UnitId
-from lightning_s3t.store import Store, verification
+from lightning_s3t.store import Receipt, Store, verification
 from lightning_s3t.store.chain import Event, _digest, head, read_events
 from lightning_s3t.store.journal import read_journal
 from lightning_s3t.store.keyring import Keyring
@@ -243,3 +246,100 @@ def test_verification_of_a_request_that_nobody_can_read_names_it(path: Path, bod
         store.forget([in_place(0, 0)])
         store._ledger.connection.execute("UPDATE events SET body = ? WHERE position = 1", (body,))
         assert "The request of event 1 cannot be read." in store.verify().problems
+
+
+def forget_and_be_killed(path: Path, person: str) -> None:
+    """In a process of its own, which is killed before the write-ahead log is emptied."""
+    child = os.fork()
+    if child == 0:
+        try:
+            store = Store.open(path)
+            store._ledger.truncate_log = lambda: None  # type: ignore[method-assign]
+            store.forget([person])
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_a_ledger_restored_beside_the_log_of_another_does_not_open_until_it_is_restored_alone(
+    path: Path, tmp_path: Path
+) -> None:
+    gone = {in_place(0, 0), in_place(1, 1)}
+    with Store.open(path) as store:
+        store.forget([f"stranger-{number}" for number in range(3000)], strict=False)  # tombstones on many pages
+        back_up(path, tmp_path / "backup.db")
+        store.forget([in_place(0, 0)])
+    forget_and_be_killed(path, in_place(1, 1))
+    shutil.copy(tmp_path / "backup.db", path / "ledger.db")
+    for _ in range(2):
+        with pytest.raises(StoreError, match="not of one piece"):
+            Store.open(path)
+    restore(path, tmp_path / "backup.db")
+    with Store.open(path) as store:
+        assert store.forgotten(gone) == gone
+        assert store.verify().passed
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM tombstones",
+        "DELETE FROM events WHERE position = 2",
+        "UPDATE units SET as_of = 0",
+    ],
+)
+def test_a_ledger_that_lacks_something_does_not_open(path: Path, statement: str) -> None:
+    with Store.open(path) as store:
+        receipt = store.forget([in_place(0, 0)])
+        for text in receipt.revoked:
+            build(store, UnitId.parse(text), 7.0)
+        store.forget(["stranger"], strict=False)
+        store._ledger.connection.execute(statement)
+    with pytest.raises(StoreError, match="not of one piece"):
+        Store.open(path)
+
+
+def test_an_empty_folder_where_a_disk_was_is_no_damage(path: Path) -> None:
+    with Store.open(path) as store:
+        store.save_base({"w": torch.zeros(2)})
+        alive = set(store.alive())
+        (path / "snapshots").rename(path.parent / "disk")
+        (path / "snapshots").mkdir()
+        for look in (store.verify, store.take_out_damaged):
+            with pytest.raises(StoreError, match=r"is empty\. If it lies on a disk of its own, mount it"):
+                look()
+        (path / "snapshots").rmdir()
+        (path.parent / "disk").rename(path / "snapshots")
+        assert store.verify().passed
+        assert set(store.alive()) == alive
+
+
+@pytest.mark.parametrize("end", ["abandoned", "committed"])
+def test_a_file_registered_too_late_is_refused(path: Path, tmp_path: Path, end: str) -> None:
+    with Store.open(path) as store:
+        attempt = store.start_unit(UnitId(0, (0,)), "key")
+        attempt.abandon() if end == "abandoned" else attempt.commit({"w": torch.ones(1)}, {})
+        with pytest.raises(RevokedError, match="has ended"):
+            attempt.register_file(tmp_path / "late.ckpt")
+
+
+def test_an_abandoned_attempt_without_files_leaves_nothing(path: Path) -> None:
+    with Store.open(path) as store:
+        store.start_unit(UnitId(0, (0,)), "the key of an attempt").abandon()
+        assert not [file for file in path.glob("ledger.db*") if b"the key of an attempt" in file.read_bytes()]
+
+
+def test_a_receipt_that_says_something_twice_is_refused(path: Path) -> None:
+    with Store.open(path) as store:
+        text = store.forget([in_place(0, 0)]).to_json()
+    with pytest.raises(StoreError, match="twice"):
+        Receipt.from_json(text.replace('"subjects": 1', '"subjects": 9, "subjects": 1'))
+
+
+def test_receipts_since_a_request(path: Path) -> None:
+    with Store.open(path) as store:
+        for number in range(3):
+            store.forget([in_place(0, number)])
+        assert store.receipts(after=1) == store.receipts()[1:]
+        assert store.receipts(after=3) == []

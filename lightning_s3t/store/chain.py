@@ -44,7 +44,10 @@ class Event:
         Args:
             previous: The digest of the one before.
         """
-        return self.digest == _digest(previous, self.position, self.kind, self.request, self.time, self.body)
+        try:
+            return self.digest == _digest(previous, self.position, self.kind, self.request, self.time, self.body)
+        except TypeError:  # a bit that says what type a value has
+            return False
 
     def to_json(self) -> str:
         """Returns the event as a line of JSON."""

@@ -61,10 +61,10 @@ class Keyring:
         query = "SELECT name, value FROM meta WHERE name IN ('key_layers', 'key_check')"
         kept = dict(self._ledger.connection.execute(query).fetchall())
         layers, check = int(kept.get("key_layers", 0)), kept.get("key_check")
-        if layers == len(getattr(self._own, "keys", ())):
+        if layers == len(getattr(self._own, "keys", ())) > 0:
             return
         keys = read_keys(self._folder)
-        if len(keys) < layers or check_value(keys[:layers]) != check:
+        if not 0 < layers <= len(keys) or check_value(keys[:layers]) != check:
             raise StoreError(
                 f"The keys ({KEY_FILE}, or {KEY_VARIABLE} in the environment) are not those of the store "
                 f"{self._folder}: no subject could be found. Restore them from a backup."

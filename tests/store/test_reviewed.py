@@ -215,6 +215,8 @@ def test_verification_beside_requests_and_rotations_raises_no_alarm(
         ("UPDATE meta SET value = '{' WHERE name = 'settings'", Store.verify),
         ("UPDATE meta SET value = '{\"partition\": {\"shard\": 1}}' WHERE name = 'settings'", Store.verify),
         ("UPDATE meta SET value = 'x' WHERE name = 'key_layers'", Store.verify),
+        ("UPDATE meta SET value = '0' WHERE name = 'key_layers'", Store.verify),
+        ("UPDATE meta SET value = CAST(x'c97b' AS TEXT) WHERE name = 'settings'", Store.verify),
         ("UPDATE meta SET value = '{' WHERE name = 'options'", lambda store: store.options),
         ("UPDATE units SET provenance = '{'", Store.alive),
         ("UPDATE units SET unit = replace(unit, '/', '!')", Store.alive),
@@ -343,3 +345,10 @@ def test_receipts_since_a_request(path: Path) -> None:
             store.forget([in_place(0, number)])
         assert store.receipts(after=1) == store.receipts()[1:]
         assert store.receipts(after=3) == []
+
+
+def test_an_event_of_another_type_breaks_the_chain(path: Path) -> None:
+    with Store.open(path) as store:
+        store.forget([in_place(0, 0)])
+        store._ledger.connection.execute("UPDATE events SET time = x'00' WHERE position = 1")
+        assert any("broken at position 1" in problem for problem in store.verify().problems)

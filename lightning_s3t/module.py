@@ -33,6 +33,7 @@ from lightning_s3t.tuning.fingerprint import digest_tensors
 from lightning_s3t.tuning.layers import LayerGroup, Layers
 from lightning_s3t.tuning.stages import StageBuilder
 from lightning_s3t.tuning.swap import ModuleSwap
+from lightning_s3t.tuning.turn import Turn
 
 Self = TypeVar("Self", bound="S3TModule")
 
@@ -42,7 +43,8 @@ class S3TModule(pl.LightningModule):
 
     Steps, metrics and hooks stay the user's: `trainer.test(served, dm)` runs their `test_step`, and where that calls
     the network, each shard's best survivor answers and the answers are put together. There is one backbone; the
-    shards' adapters and heads take turns on it. A shard without a survivor is left out.
+    shards' adapters and heads take turns on it. A shard without a survivor is left out. Threads may ask at once: they
+    are answered one after the other.
 
     It works on a copy, so the user's module can be trained again meanwhile. A request from another process is
     noticed before the next answer.
@@ -79,7 +81,7 @@ class S3TModule(pl.LightningModule):
         self._scores: dict[int, float] = {}
         self._stand_ins = nn.ModuleDict()
         self._as_of = -1
-        self._answering = _Flag()
+        self._turn = Turn()
         self._caches = ShardCaches()
         self._intercept()
         self._delegate()
@@ -129,6 +131,10 @@ class S3TModule(pl.LightningModule):
 
     def refresh(self) -> None:
         """Takes up what the store holds now: survivors after a deletion, new units after a fit."""
+        with self._turn.lock:
+            self._refresh()
+
+    def _refresh(self) -> None:
         while True:
             as_of = self.store.request_number
             try:
@@ -231,30 +237,34 @@ class S3TModule(pl.LightningModule):
         self._scores = {shard: -math.inf if score is None else score for shard, score in scores.items()}
 
     def _answer(self, *args: Any, **kwargs: Any) -> Any:
-        if self._answering.on:
+        if self._turn.mine:
             return self._network_forward(*args, **kwargs)
-        if self.store.request_number != self._as_of:
-            self.refresh()
-        if not self.survivors:
-            raise NoSurvivorError(
-                f"No shard of {self.store.path} has a unit left that may serve: deletions have reached them all. Call "
-                "trainer.fit with the S3T callback and the same store: it trains them again without the forgotten."
-            )
+        with self._turn.lock:
+            if self.store.request_number != self._as_of:
+                self.refresh()
+            if not self.survivors:
+                raise NoSurvivorError(
+                    f"No shard of {self.store.path} has a unit left that may serve: deletions have reached them all. "
+                    "Call trainer.fit with the S3T callback and the same store: it trains them again without the "
+                    "forgotten."
+                )
+            return self._answer_in_turn(*args, **kwargs)
+
+    def _answer_in_turn(self, *args: Any, **kwargs: Any) -> Any:
         keys = {shard: self._keys[shard] for shard in self._shards()}
         given = kwargs.get("past_key_values")
         caches = self._caches.of(given, keys) if given is not None else {}
         outputs = []
-        self._answering.on = True
-        try:
-            for shard in keys:
-                if given is not None:
-                    kwargs["past_key_values"] = caches[shard]
-                modules = self._stand_ins[str(shard)].children()
-                self._swap.install(dict(zip(self._names[shard], modules, strict=True)))
-                outputs.append(self._network_forward(*args, **kwargs))
-        finally:
-            self._answering.on = False
-            self._swap.restore()
+        with self._turn.taken():
+            try:
+                for shard in keys:
+                    if given is not None:
+                        kwargs["past_key_values"] = caches[shard]
+                    modules = self._stand_ins[str(shard)].children()
+                    self._swap.install(dict(zip(self._names[shard], modules, strict=True)))
+                    outputs.append(self._network_forward(*args, **kwargs))
+            finally:
+                self._swap.restore()
         answer = outputs[0] if self.aggregate == "single" else aggregate_outputs(outputs, self.aggregate)
         if given is not None and hasattr(answer, "past_key_values"):
             answer.past_key_values = given
@@ -267,7 +277,7 @@ class S3TModule(pl.LightningModule):
 
     def _intercept(self) -> None:
         """Puts the ensemble in the place of the network's forward, and refuses ways around it."""
-        layers, flag = self._builder.layers, self._answering
+        layers, turn = self._builder.layers, self._turn
         network = self.module.get_submodule(layers.network)
         self._network_forward = network.forward
         # generation asks for the signature of forward
@@ -275,7 +285,7 @@ class S3TModule(pl.LightningModule):
         name = layers.network or type(self.module).__name__
 
         def refuse(module: nn.Module, args: Any) -> None:
-            if not flag.on:
+            if not turn.mine:
                 raise EnsembleError(
                     f"A step calls a part of the network ({type(module).__name__}) by itself, past {name}.forward(): "
                     "only one model would answer, and not a survivor. Let the step call the network as a whole "
@@ -304,13 +314,6 @@ class S3TModule(pl.LightningModule):
         heads = {name: list(tensor.shape) for name, tensor in builder.base_tensors().items()}
         model = {"pretrained_sha256": digest_tensors(builder.frozen_tensors()), "head_shapes": heads}
         self.store.check({"model": model})
-
-
-class _Flag:
-    """Whether the ensemble is answering; an object of its own, so that copies of a hook share it."""
-
-    def __init__(self) -> None:
-        self.on = False
 
 
 def _copy_for_serving(module: pl.LightningModule, store: Store) -> pl.LightningModule:

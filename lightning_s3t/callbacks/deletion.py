@@ -97,7 +97,7 @@ class DeletionHook(pl.Callback):
         refresh = getattr(module, "refresh", None)
         if callable(refresh):
             refresh()
-        receipts = [receipt for receipt in store.receipts() if receipt.request > (self._seen or 0)]
+        receipts = store.receipts(after=self._seen or 0)
         self._seen = newest
         for receipt in receipts:
             notify(receipt, listeners_of(self._trainer))

@@ -28,8 +28,8 @@ def canonical_subject(subject: object) -> str:
     text = _spell(subject)
     if text is None:
         raise DataError(
-            f"A subject's id is {subject!r} ({type(subject).__name__}). Expected a non-empty string or an integer: "
-            "convert the ids before you pass them."
+            f"A subject's id is {_shown(subject)} ({type(subject).__name__}). Expected a non-empty string or an "
+            "integer: convert the ids before you pass them."
         )
     try:
         text.encode()
@@ -51,8 +51,15 @@ def _spell(subject: object) -> str | None:
         return None
     try:
         return int.__repr__(operator.index(subject))  # type: ignore[arg-type]
-    except TypeError:
+    except (TypeError, ValueError):  # Python spells no integer of more than 4300 digits
         return None
+
+
+def _shown(subject: object) -> str:
+    try:
+        return repr(subject)
+    except ValueError:
+        return "a number of too many digits"
 
 
 @dataclass(frozen=True, order=True)

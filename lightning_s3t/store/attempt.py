@@ -47,11 +47,19 @@ class Attempt:
 
         Args:
             path: The file. One that an earlier unit wrote belongs to this one from now on.
+
+        Raises:
+            RevokedError: The attempt has ended.
         """
         # one spelling for one file; a link stays one, since erasing must not follow it
         folder, name = os.path.split(os.path.abspath(path))
         row = (os.path.join(os.path.realpath(folder), name), self._name)
         with self._ledger.transaction() as connection:
+            if not connection.execute("SELECT 1 FROM attempts WHERE unit = ?", (str(self.unit),)).fetchone():
+                raise RevokedError(
+                    f"The training of unit {self.unit} has ended, so nobody would erase {path} with it. Register a "
+                    "file before it is written, while its unit is trained."
+                )
             connection.execute("INSERT OR REPLACE INTO files VALUES (?, ?)", row)
 
     def check(self) -> None:
@@ -121,6 +129,7 @@ class Attempt:
         with self._ledger.transaction() as connection:
             drop_attempt(connection, self._store, str(self.unit))
         erase_pending(self._ledger, self._store)
+        self._ledger.truncate_log()  # its key, which an attempt without files leaves there
 
     def _check_alive(self) -> None:
         if reached_since(self._ledger, self.unit, self._as_of):

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.ledger import Ledger
 
-Kind = Literal["request", "erasure", "damage", "rotation"]
+Kind = Literal["request", "schedule", "erasure", "damage", "rotation"]
 GENESIS = "0" * 64
 _COLUMNS = "position, kind, request, time, body, digest"
 
@@ -44,7 +44,10 @@ class Event:
         Args:
             previous: The digest of the one before.
         """
-        return self.digest == _digest(previous, self.position, self.kind, self.request, self.time, self.body)
+        try:
+            return self.digest == _digest(previous, self.position, self.kind, self.request, self.time, self.body)
+        except TypeError:  # a bit that says what type a value has
+            return False
 
     def to_json(self) -> str:
         """Returns the event as a line of JSON."""
@@ -63,8 +66,11 @@ class Event:
         try:
             data = json.loads(line)
             event = cls(**data)
-            if not (isinstance(event.position, int) and isinstance(event.digest, str) and isinstance(event.body, dict)):
+            texts, numbers = (event.kind, event.time, event.digest), (event.position, event.request or 1)
+            if not (isinstance(event.body, dict) and all(isinstance(text, str) for text in texts)):
                 raise TypeError("a part is of another type")
+            if not all(type(number) is int and 0 < number < 2**63 for number in numbers):
+                raise ValueError("a number is none, or out of range")
         except (ValueError, TypeError, RecursionError) as error:
             raise StoreError(f"No event of a store: {str(line[:60])!s} ({error}).") from error
         return event
@@ -146,7 +152,8 @@ def _canonical(data: Any) -> str:
 
 def _load(body: str) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(body)
-    except ValueError:
-        return {"unreadable": body}  # somebody has changed it: what is bound to it no longer follows
-    return found
+        found: Any = json.loads(body)
+    except (ValueError, TypeError, RecursionError):
+        found = None
+    # somebody has changed it: what is bound to it no longer follows
+    return found if isinstance(found, dict) else {"unreadable": body}

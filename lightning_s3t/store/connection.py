@@ -38,7 +38,7 @@ class _Cursor(sqlite3.Cursor):
                 f"The ledger could not be read or written ({error}). Let the other process end, make room on the "
                 "disk, or see to the files' permissions, and try again."
             ) from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise StoreError(
                 f"The ledger is damaged ({error}). Nothing is served from a damaged ledger: restore ledger.db from a "
                 "backup (what it lacks is carried out again from the journal), or train again into a new folder."

@@ -19,7 +19,7 @@ from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.ledger import Ledger
 from lightning_s3t.store.receipt import Receipt, read_receipt
 from lightning_s3t.store.registry import is_registering, read_bands
-from lightning_s3t.store.tombstones import Burial, bury
+from lightning_s3t.store.tombstones import Burial, bury, note_pending, total_before
 from lightning_s3t.store.units import newest_request, read_scores
 
 
@@ -78,10 +78,14 @@ class Forgetting:
             rows = [
                 (hash_, _text(due), place.shard, place.slice) for hash_, place in places.items() if hash_ not in already
             ]
-            connection.executemany(
-                "INSERT INTO pending VALUES (?, ?, ?, ?) ON CONFLICT (hash) DO UPDATE SET due = min(due, excluded.due)",
-                rows,
-            )
+            note_pending(connection, rows)
+            if rows:
+                body = {
+                    "layers": self._keyring.layers,
+                    "pending": [[hash_.hex(), *rest] for hash_, *rest in sorted(rows)],
+                }
+                append(connection, "schedule", None, body)
+        write_journal(self._ledger, self._folder)
         return len(rows)
 
     def forget_due(self, now: datetime) -> Receipt | None:
@@ -104,7 +108,10 @@ class Forgetting:
             if not rows:  # another process was faster
                 return None
             new = [(hash_, Place(shard, slice_)) for hash_, shard, slice_ in rows]
-            request = self._revoke(connection, new, len(new), 0, None if not is_registering(self._ledger) else 0)
+            unknown: int | None = None
+            if is_registering(self._ledger):
+                unknown = len(new) - len(self._ledger.present("subjects", (hash_ for hash_, _ in new)))
+            request = self._revoke(connection, new, len(new), 0, unknown)
         return self._finish(request)
 
     def _look_up(self, subjects: Iterable[str], strict: bool) -> tuple[dict[bytes, Place], set[bytes], int | None]:
@@ -130,6 +137,7 @@ class Forgetting:
         revoked = [unit for unit in scores if any(unit.reached_by(place) for place in reached)]
         left = {unit: score for unit, score in scores.items() if not any(unit.reached_by(place) for place in reached)}
         request = newest_request(self._ledger) + 1
+        total = total_before(connection, request) + len(new)
         bury(connection, new, request)
         queue_units(connection, self._folder, revoked, request)
         body = {
@@ -140,6 +148,7 @@ class Forgetting:
             "serving": _serving(left, self._partition.shards),
             "versions": _versions(),
             "layers": self._keyring.layers,
+            "forgotten": total,
             "tombstones": [[hash_.hex(), place.shard, place.slice] for hash_, place in sorted(new)],
         }
         append(connection, "request", request, body)

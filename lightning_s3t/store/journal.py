@@ -19,7 +19,7 @@ from lightning_s3t.store.files import sync_folder
 from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.ledger import Ledger
 from lightning_s3t.store.lock import ledger_lock
-from lightning_s3t.store.tombstones import bury
+from lightning_s3t.store.tombstones import bury, note_pending
 from lightning_s3t.store.units import read_scores
 
 FILE = "journal.jsonl"
@@ -133,8 +133,11 @@ def _replay(ledger: Ledger, folder: Path, keyring: Keyring) -> int:
                 continue
             if event.position != position + count + 1 or not event.follows(digest):
                 raise StoreError(_fork_message(folder, event.position))
-            _carry_out(connection, ledger, folder, keyring, event)
-            insert(connection, event)
+            try:
+                _carry_out(connection, ledger, folder, keyring, event)
+                insert(connection, event)
+            except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+                raise _unreadable(folder, event, error) from error
             digest, count = event.digest, count + 1
     return count
 
@@ -146,11 +149,25 @@ def _carry_out(connection: sqlite3.Connection, ledger: Ledger, folder: Path, key
         reached = {place for _, place in rows}
         units = [unit for unit in read_scores(ledger) if any(unit.reached_by(place) for place in reached)]
         queue_units(connection, folder, units, event.request)
+    elif event.kind == "schedule":
+        note_pending(connection, [(bytes.fromhex(hash_), *rest) for hash_, *rest in event.body["pending"]])
     elif event.kind == "damage":
         gone = {UnitId.parse(unit) for unit in event.body["units"]}
         queue_units(connection, folder, [unit for unit in read_scores(ledger) if gone & set(unit.lineage)], None)
     elif event.kind == "rotation":
+        if event.body["layers"] != keyring.layers + 1:
+            raise ValueError(f"a rotation to {event.body['layers']} keys after {keyring.layers}")
         keyring.apply_rotation(connection, event.body["layers"])
+    elif event.kind != "erasure":
+        raise ValueError(f"nobody knows what a {event.kind} is")
+
+
+def _unreadable(folder: Path, event: Event, error: Exception) -> StoreError:
+    return StoreError(
+        f"Event {event.position} of the journal {folder / FILE} cannot be carried out ({error}): it was written by "
+        "another version of lightning_s3t, or changed. Nothing is served. Use that version, or restore ledger.db and "
+        f"{FILE} from one backup."
+    )
 
 
 def _digest_at(ledger: Ledger, position: int) -> str | None:

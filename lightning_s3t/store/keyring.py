@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 from lightning_s3t.errors import StoreError
@@ -10,6 +12,7 @@ from lightning_s3t.store.chain import append
 from lightning_s3t.store.identities import (
     KEY_FILE,
     KEY_VARIABLE,
+    Keys,
     add_layers,
     check_value,
     hash_subject,
@@ -35,8 +38,17 @@ class Keyring:
     def __init__(self, folder: Path, ledger: Ledger) -> None:
         self._folder = folder
         self._ledger = ledger
-        self._keys: tuple[bytes, ...] = ()
+        # each thread's own: one may be in the middle of a rotation, or not yet know of one, while another hashes
+        self._own = threading.local()
         self.refresh()
+
+    @property
+    def _keys(self) -> Keys:
+        found: Keys | None = getattr(self._own, "keys", None)
+        if found is None:
+            self.refresh()
+            found = self._own.keys
+        return found
 
     @property
     def layers(self) -> int:
@@ -45,16 +57,19 @@ class Keyring:
 
     def refresh(self) -> None:
         """Takes up a rotation by another process. Within a transaction, hashes are the ledger's from then on."""
-        layers, check = int(self._ledger.get("key_layers") or 0), self._ledger.get("key_check")
-        if layers == len(self._keys):
+        # both at once: a rotation may come between two looks
+        query = "SELECT name, value FROM meta WHERE name IN ('key_layers', 'key_check')"
+        kept = dict(self._ledger.connection.execute(query).fetchall())
+        layers, check = int(kept.get("key_layers", 0)), kept.get("key_check")
+        if layers == len(getattr(self._own, "keys", ())) > 0:
             return
         keys = read_keys(self._folder)
-        if len(keys) < layers or check_value(keys[:layers]) != check:
+        if not 0 < layers <= len(keys) or check_value(keys[:layers]) != check:
             raise StoreError(
                 f"The keys ({KEY_FILE}, or {KEY_VARIABLE} in the environment) are not those of the store "
                 f"{self._folder}: no subject could be found. Restore them from a backup."
             )
-        self._keys = keys[:layers]
+        self._own.keys = keys[:layers]
 
     def hash(self, subject: str) -> bytes:
         """Returns the keyed hash that stands for a subject in the ledger.
@@ -63,6 +78,22 @@ class Keyring:
             subject: A canonical id.
         """
         return hash_subject(self._keys, subject)
+
+    def present(self, table: str, subjects: Iterable[str]) -> set[str]:
+        """Returns those of the subjects that a table of the ledger holds, whoever rotates the key meanwhile.
+
+        Args:
+            table: "subjects", "pending" or "tombstones".
+            subjects: Canonical ids.
+        """
+        asked = list(subjects)
+        while True:
+            self.refresh()
+            layers, hashes = self.layers, {self.hash(subject): subject for subject in asked}
+            found = self._ledger.present(table, hashes)
+            self.refresh()
+            if self.layers == layers:
+                return {hashes[hash_] for hash_ in found}
 
     def first_hash(self, subject: str) -> str:
         """Returns the hash under the first key alone, which a rotation does not change: for digests of slices.
@@ -114,7 +145,7 @@ class Keyring:
         for table in _TABLES:
             connection.execute(f"UPDATE {table} SET hash = renewed(hash)")
         put_keys(connection, keys[:layers])
-        self._keys = keys[:layers]
+        self._own.keys = keys[:layers]
 
 
 def put_keys(connection: sqlite3.Connection, keys: tuple[bytes, ...]) -> None:

@@ -140,6 +140,16 @@ class Ledger:
                 ) from cause
             raise
 
+    @contextmanager
+    def at_one_time(self) -> Iterator[None]:
+        """Lets a block see the database as it is when the block first reads, whoever writes meanwhile."""
+        connection = self.connection
+        connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            connection.execute("ROLLBACK")
+
     def get(self, name: str) -> str | None:
         """Returns a value of the meta table.
 
@@ -188,6 +198,15 @@ class Ledger:
         self.connection.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
         self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         self.connection.execute(f"PRAGMA busy_timeout = {PATIENCE * 1000}")
+
+    def clear_free_pages(self) -> None:
+        """Writes the database anew, so that no page has the copies that SQLite leaves of rows which it moves.
+
+        Raises:
+            StoreError: There is no room on the disk, which has to have it twice; nothing is lost.
+        """
+        self.connection.execute("VACUUM")
+        self.truncate_log()
 
     def close(self) -> None:
         """Closes the connections of this process's threads."""

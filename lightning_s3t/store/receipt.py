@@ -9,6 +9,7 @@ from typing import Any
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.chain import read_events
 from lightning_s3t.store.ledger import Ledger
+from lightning_s3t.store.legible import legible
 
 FORMAT = 1
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -79,7 +80,7 @@ class Receipt:
             StoreError: It is no receipt.
         """
         try:
-            data: Any = json.loads(text)
+            data: Any = json.loads(text, object_pairs_hook=_each_name_once)
         except (ValueError, RecursionError) as error:
             raise StoreError(
                 f"The receipt is no JSON document: {error}. Expected what `s3t forget --json` prints."
@@ -97,26 +98,38 @@ class Receipt:
         return cls(**{field.name: data[field.name] for field in fields(cls)} | {"revoked": tuple(data["revoked"])})
 
 
+def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # readers differ in which of two they take: a signature would be right for one of them alone
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is in it twice")
+    return found
+
+
 def read_receipt(ledger: Ledger, request: int) -> Receipt:
     """Returns the receipt of a request: what its events say.
 
     Args:
         ledger: The ledger.
         request: The request's number.
+
+    Raises:
+        StoreError: The history of the request was damaged or changed.
     """
-    first, *erasures = list(read_events(ledger, request=request))
-    body, last = first.body, ([first, *erasures])[-1]
-    return Receipt(
-        request=request,
-        time=first.time,
-        subjects=body["subjects"],
-        already_forgotten=body["already_forgotten"],
-        unknown=body["unknown"],
-        revoked=tuple(body["revoked"]),
-        erased_files=sum(event.body["files"] for event in erasures),
-        erased_bytes=sum(event.body["bytes"] for event in erasures),
-        serving=body["serving"],
-        versions=body["versions"],
-        position=last.position,
-        chain=last.digest,
-    )
+    with legible(f"Request {request}"):
+        first, *erasures = list(read_events(ledger, request=request))
+        body, last = first.body, ([first, *erasures])[-1]
+        return Receipt(
+            request=request,
+            time=first.time,
+            subjects=body["subjects"],
+            already_forgotten=body["already_forgotten"],
+            unknown=body["unknown"],
+            revoked=tuple(body["revoked"]),
+            erased_files=sum(event.body["files"] for event in erasures),
+            erased_bytes=sum(event.body["bytes"] for event in erasures),
+            serving=body["serving"],
+            versions=body["versions"],
+            position=last.position,
+            chain=last.digest,
+        )

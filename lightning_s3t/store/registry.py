@@ -6,27 +6,35 @@ from collections.abc import Iterable
 from itertools import islice
 
 from lightning_s3t.errors import DataError
+from lightning_s3t.plan import Partition
 from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.ledger import Ledger
 
 _CHUNK = 100_000
 
 
-def register(ledger: Ledger, keyring: Keyring, subjects: Iterable[tuple[str, int]]) -> None:
+def register(ledger: Ledger, keyring: Keyring, subjects: Iterable[tuple[str, int]], partition: Partition) -> None:
     """Notes subjects in one transaction, except for those who are forgotten.
+
+    Who is to be forgotten later, and was unknown when that was asked, is found where the band now puts them.
 
     Args:
         ledger: The ledger.
         keyring: The store's keys.
         subjects: Canonical ids and bands; streamed.
+        partition: Where subjects belong.
 
     Raises:
         DataError: A subject is there with another band; nothing has changed then.
     """
     with ledger.transaction() as connection:
         keyring.refresh()
-        rows = ((keyring.hash(subject), band) for subject, band in subjects)
-        while chunk := sorted(islice(rows, _CHUNK)):  # sorted: neighbours are on one page
+        streamed = iter(subjects)
+        while some := list(islice(streamed, _CHUNK)):
+            banded = {keyring.hash(subject): partition.place(subject, band) for subject, band in some if band}
+            moves = [(banded[hash_].shard, banded[hash_].slice, hash_) for hash_ in ledger.present("pending", banded)]
+            connection.executemany("UPDATE pending SET shard = ?, slice = ? WHERE hash = ?", moves)
+            chunk = sorted((keyring.hash(subject), band) for subject, band in some)  # neighbours are on one page
             connection.executemany(
                 "INSERT OR IGNORE INTO subjects SELECT ?1, ?2 "
                 "WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE hash = ?1)",

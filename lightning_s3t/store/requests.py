@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from datetime import datetime, timezone
 from typing import Any
 
+from lightning_s3t.errors import DataError
 from lightning_s3t.plan import UnitId, canonical_subject
-from lightning_s3t.store.chain import read_events
+from lightning_s3t.store.chain import first_break, read_events
 from lightning_s3t.store.forgetting import Forgetting
 from lightning_s3t.store.ledger import Ledger
+from lightning_s3t.store.legible import legible
 from lightning_s3t.store.receipt import Receipt, read_receipt
 from lightning_s3t.store.units import newest_request
 
@@ -49,9 +51,9 @@ class DeletionRequests:
             UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
             StoreError: The ledger could not be written, and nothing has changed; or the request is carried out and a
                 file could not be erased. The message says which.
-            DataError: An id is neither text nor an integer.
+            DataError: An id is neither text nor an integer, or `subjects` is no collection of ids.
         """
-        return self._forgetting.forget([canonical_subject(subject) for subject in subjects], strict)
+        return self._forgetting.forget(_canonical(subjects), strict)
 
     def schedule(self, subjects: Iterable[Any], due: datetime, strict: bool = True) -> int:
         """Notes a deletion request that is to be carried out later: by `forget_due`, or when the store is next opened.
@@ -63,8 +65,13 @@ class DeletionRequests:
 
         Returns:
             How many subjects were noted; those who are forgotten already are not.
+
+        Raises:
+            ConfigurationError: The time has no time zone.
+            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            DataError: An id is neither text nor an integer, or `subjects` is no collection of ids.
         """
-        return self._forgetting.schedule([canonical_subject(subject) for subject in subjects], due, strict)
+        return self._forgetting.schedule(_canonical(subjects), due, strict)
 
     def forget_due(self, now: datetime | None = None) -> Receipt | None:
         """Carries the scheduled requests out that are due, as one request.
@@ -82,20 +89,40 @@ class DeletionRequests:
         query = "SELECT due, COUNT(*) FROM pending GROUP BY due ORDER BY due"
         return self._ledger.connection.execute(query).fetchall()
 
-    def receipts(self) -> list[Receipt]:
-        """Returns the receipts of all requests, in order."""
-        return [read_receipt(self._ledger, request) for request in range(1, self.request_number + 1)]
+    def receipts(self, after: int = 0) -> list[Receipt]:
+        """Returns the receipts of all requests, in order.
+
+        Args:
+            after: Only those of requests after this one.
+        """
+        return [read_receipt(self._ledger, request) for request in range(after + 1, self.request_number + 1)]
 
     def revoked(self) -> set[UnitId]:
         """Returns every unit that a request or damage has ever taken away; it may have been trained anew since."""
         bodies = [event.body for event in read_events(self._ledger)]
-        return {UnitId.parse(unit) for body in bodies for unit in (*body.get("revoked", ()), *body.get("units", ()))}
+        with legible("The history of requests"):
+            units = {unit for body in bodies for unit in (*body.get("revoked", ()), *body.get("units", ()))}
+            return {UnitId.parse(unit) for unit in units}
 
     def chain_digest(self, position: int) -> str | None:
-        """Returns the digest at a position of the chain of events, to compare with a receipt's; None beyond its end.
+        """Returns the digest at a position of the chain of events, to compare with a receipt's.
+
+        None beyond the chain's end, and if an event up to there is not what it was when it was written.
 
         Args:
             position: Counted from 1.
         """
-        event = next(read_events(self._ledger, after=position - 1), None)
-        return event.digest if event is not None else None
+        events = [event for event in read_events(self._ledger) if event.position <= position]
+        if len(events) != position or not events or first_break(events) is not None:
+            return None
+        return events[-1].digest
+
+
+def _canonical(subjects: Iterable[Any]) -> list[str]:
+    # the letters of "user-17" are ids too, and so are the bytes of b"17": nobody means them
+    if isinstance(subjects, (str, bytes, bytearray)) or not isinstance(subjects, Iterable):
+        raise DataError(
+            f"The subjects are {type(subjects).__name__}. Expected several ids, even for one person: "
+            'forget(["user-17"]).'
+        )
+    return [canonical_subject(subject) for subject in subjects]

@@ -21,6 +21,7 @@ from lightning_s3t.store.identities import read_or_make_keys
 from lightning_s3t.store.journal import make_journal, reconcile, write_journal
 from lightning_s3t.store.keyring import Keyring, put_keys
 from lightning_s3t.store.ledger import FILE, Ledger, closed_on_error
+from lightning_s3t.store.legible import legible
 from lightning_s3t.store.lock import FitLock, ledger_lock
 from lightning_s3t.store.record import UnitRecord
 from lightning_s3t.store.registry import is_registering, register
@@ -33,7 +34,7 @@ from lightning_s3t.store.snapshots import (
     write_snapshot,
 )
 from lightning_s3t.store.units import find_snapshot, reached_since, read_units
-from lightning_s3t.store.verification import Verification, damaged_units, verify
+from lightning_s3t.store.verification import Verification, check_one_piece, damaged_units, verify
 
 
 class Store(DeletionRequests):
@@ -61,12 +62,15 @@ class Store(DeletionRequests):
         settings = ledger.get("settings")
         if settings is None:
             raise StoreError(f"The store {path} has no settings: it was never finished. Give a new folder as `store`.")
-        self.settings: dict[str, Any] = json.loads(settings)
-        self.partition = Partition(**self.settings["partition"])
-        self._keyring = Keyring(path, ledger)
+        with legible(f"What the store {path} was made with"):
+            self.settings: dict[str, Any] = json.loads(settings)
+            self.partition = Partition(**self.settings["partition"])
+            self._keyring = Keyring(path, ledger)
         super().__init__(ledger, Forgetting(path, ledger, self._keyring, self.partition))
         self._lock = FitLock(path)
-        reconcile(ledger, path, self._keyring)
+        with legible(f"The history of the store {path}"):
+            reconcile(ledger, path, self._keyring)
+            check_one_piece(ledger, path)
         erase_pending(ledger, path)
         with self._lock.no_fit() as free:
             if free:  # so what looks half-done is what a crash has left
@@ -153,7 +157,8 @@ class Store(DeletionRequests):
     @property
     def options(self) -> dict[str, Any]:
         """Settings that may change from fit to fit, JSON-ready: how answers are put together, which orders."""
-        found: dict[str, Any] = json.loads(self._ledger.get("options") or "{}")
+        with legible(f"What the store {self.path} notes of its fits"):
+            found: dict[str, Any] = json.loads(self._ledger.get("options") or "{}")
         return found
 
     @options.setter
@@ -172,7 +177,7 @@ class Store(DeletionRequests):
         if not is_registering(self._ledger):
             return
         bands = subjects.items() if isinstance(subjects, Mapping) else ((subject, 0) for subject in subjects)
-        register(self._ledger, self._keyring, bands)
+        register(self._ledger, self._keyring, bands, self.partition)
 
     def subject_hash(self, subject: str) -> str:
         """Returns a keyed hash of a subject that stays the same when the key is rotated: for digests.
@@ -191,6 +196,7 @@ class Store(DeletionRequests):
         with self._lock.hold():
             self._keyring.rotate()
             write_journal(self._ledger, self.path)
+            self._ledger.clear_free_pages()
 
     def forgotten(self, subjects: Iterable[str]) -> set[str]:
         """Returns those of the subjects that must never be trained on again.
@@ -198,9 +204,7 @@ class Store(DeletionRequests):
         Args:
             subjects: Canonical ids.
         """
-        self._keyring.refresh()
-        hashes = {self._keyring.hash(subject): subject for subject in subjects}
-        return {hashes[found] for found in self._ledger.present("tombstones", hashes)}
+        return self._keyring.present("tombstones", subjects)
 
     @contextmanager
     def fit_lock(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ import json
 
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store.ledger import Ledger
+from lightning_s3t.store.legible import legible
 from lightning_s3t.store.record import UnitRecord
 
 
@@ -18,10 +19,11 @@ def read_units(ledger: Ledger) -> dict[UnitId, UnitRecord]:
         ledger: The ledger.
     """
     rows = ledger.connection.execute("SELECT unit, key, snapshot, score, provenance FROM units")
-    found = {
-        (unit := UnitId.parse(text)): UnitRecord(unit, key, snapshot, score, json.loads(provenance))
-        for text, key, snapshot, score, provenance in rows
-    }
+    with legible("The record of a unit"):
+        found = {
+            (unit := UnitId.parse(text)): UnitRecord(unit, key, snapshot, score, json.loads(provenance))
+            for text, key, snapshot, score, provenance in rows
+        }
     return {unit: found[unit] for unit in sorted(found) if all(ancestor in found for ancestor in unit.lineage)}
 
 
@@ -32,7 +34,8 @@ def read_scores(ledger: Ledger) -> dict[UnitId, float | None]:
         ledger: The ledger.
     """
     rows = ledger.connection.execute("SELECT unit, score FROM units").fetchall()
-    return dict(sorted(((UnitId.parse(text), score) for text, score in rows), key=lambda row: row[0]))
+    with legible("The name of a unit"):
+        return dict(sorted(((UnitId.parse(text), score) for text, score in rows), key=lambda row: row[0]))
 
 
 def read_snapshots(ledger: Ledger) -> dict[UnitId, str]:
@@ -42,7 +45,8 @@ def read_snapshots(ledger: Ledger) -> dict[UnitId, str]:
         ledger: The ledger.
     """
     rows = ledger.connection.execute("SELECT unit, snapshot FROM units").fetchall()
-    return {UnitId.parse(unit): snapshot for unit, snapshot in rows}
+    with legible("The name of a unit"):
+        return {UnitId.parse(unit): snapshot for unit, snapshot in rows}
 
 
 def find_snapshot(ledger: Ledger, unit: UnitId) -> str | None:

@@ -137,11 +137,11 @@ def verify_receipt(receipt: Path, key: Path | None = None, store: Path | None = 
         print(f"The signature of request {found.request} is right.")
     if store is not None:
         with Store.open(store) as opened:
-            same = opened.chain_digest(found.position) == found.chain
+            same = opened.has_given(found)
         if not same:
             print(
-                f"The receipt's event {found.position} is not in the history of {store}: the history was changed or "
-                "rolled back since, or the receipt is another store's.",
+                f"The history of {store} has no request {found.request} of which this is the receipt: the history was "
+                "changed or rolled back since, or the receipt was, or it is another store's.",
                 file=sys.stderr,
             )
             return 1

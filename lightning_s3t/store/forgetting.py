@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from lightning_s3t.errors import ConfigurationError, UnknownSubjectError
+from lightning_s3t.errors import ConfigurationError, StoreError, UnknownSubjectError
 from lightning_s3t.plan import Partition, Place, UnitId, survivors
 from lightning_s3t.store.chain import append
 from lightning_s3t.store.erasure import erase_pending, queue_units
@@ -155,9 +155,17 @@ class Forgetting:
         return request
 
     def _finish(self, request: int) -> Receipt:
-        write_journal(self._ledger, self._folder)
-        erase_pending(self._ledger, self._folder)
-        write_journal(self._ledger, self._folder)
+        try:
+            try:
+                write_journal(self._ledger, self._folder)
+            finally:  # the disk may be full: all the more is to be erased
+                erase_pending(self._ledger, self._folder)
+            write_journal(self._ledger, self._folder)
+        except StoreError as error:
+            raise StoreError(
+                f"Request {request} is carried out, and nothing that it reached serves again, but what follows is not "
+                f"done: {error} The next opening of the store goes on with it."
+            ) from error
         return read_receipt(self._ledger, request)
 
 

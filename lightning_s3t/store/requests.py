@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -96,6 +97,18 @@ class DeletionRequests:
             after: Only those of requests after this one.
         """
         return [read_receipt(self._ledger, request) for request in range(after + 1, self.request_number + 1)]
+
+    def has_given(self, receipt: Receipt) -> bool:
+        """Says whether the store's history, unchanged, has the request that a receipt is of.
+
+        Args:
+            receipt: The receipt; files that were erased after it was given may be missing in it.
+        """
+        if not 1 <= receipt.request <= self.request_number or self.chain_digest(receipt.position) != receipt.chain:
+            return False
+        kept = read_receipt(self._ledger, receipt.request)
+        later = {name: getattr(receipt, name) for name in ("position", "chain", "erased_files", "erased_bytes")}
+        return receipt in (kept, replace(kept, **later)) and receipt.erased_files <= kept.erased_files
 
     def revoked(self) -> set[UnitId]:
         """Returns every unit that a request or damage has ever taken away; it may have been trained anew since."""

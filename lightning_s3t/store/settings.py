@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from lightning_s3t.errors import StoreMismatchError
+from lightning_s3t.errors import StoreError, StoreMismatchError
+from lightning_s3t.store.ledger import FILE, Ledger
 
 HINT = "Use the same arguments, model and script as at the first fit, or give a new folder as `store`."
 
@@ -23,6 +26,39 @@ def normalise(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     data: dict[str, Any] = json.loads(json.dumps(settings, sort_keys=True))
     return data
+
+
+def rows_of(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns the rows of the ledger's meta table that keep settings, with a digest beside them.
+
+    Args:
+        settings: JSON-ready data.
+    """
+    text = json.dumps(normalise(settings), sort_keys=True)
+    return [("settings", text), ("settings_sha256", _digest(text))]
+
+
+def read_settings(ledger: Ledger, store: Path) -> dict[str, Any]:
+    """Reads what `rows_of` has given.
+
+    A flipped bit in a seed would move everybody to another place, and nothing else would show it.
+
+    Args:
+        ledger: The ledger.
+        store: The store, for messages.
+
+    Raises:
+        StoreError: There are none, or they are not what was written.
+    """
+    text = ledger.get("settings")
+    if text is None:
+        raise StoreError(f"The store {store} has no settings: it was never finished. Give a new folder as `store`.")
+    if ledger.get("settings_sha256") != _digest(text):
+        raise StoreError(
+            f"The settings of the store {store} are not what was written: {FILE} is damaged. Restore it from a backup."
+        )
+    settings: dict[str, Any] = json.loads(text)
+    return settings
 
 
 def check_settings(
@@ -54,6 +90,10 @@ def check_settings(
     ]
     if lines:
         raise StoreMismatchError("\n".join([f"The store {where} was made with other settings:", *lines, hint]))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class _Absent:

@@ -26,7 +26,7 @@ from lightning_s3t.store.lock import FitLock, ledger_lock
 from lightning_s3t.store.record import UnitRecord
 from lightning_s3t.store.registry import is_registering, register
 from lightning_s3t.store.requests import DeletionRequests
-from lightning_s3t.store.settings import HINT, check_settings, normalise
+from lightning_s3t.store.settings import HINT, check_settings, normalise, read_settings, rows_of
 from lightning_s3t.store.snapshots import (
     encode_snapshot,
     read_snapshot,
@@ -59,11 +59,8 @@ class Store(DeletionRequests):
     def __init__(self, path: Path, ledger: Ledger) -> None:
         self.path = path
         self._ledger = ledger
-        settings = ledger.get("settings")
-        if settings is None:
-            raise StoreError(f"The store {path} has no settings: it was never finished. Give a new folder as `store`.")
         with legible(f"What the store {path} was made with"):
-            self.settings: dict[str, Any] = json.loads(settings)
+            self.settings = read_settings(ledger, path)
             self.partition = Partition(**self.settings["partition"])
             self._keyring = Keyring(path, ledger)
         super().__init__(ledger, Forgetting(path, ledger, self._keyring, self.partition))
@@ -111,7 +108,7 @@ class Store(DeletionRequests):
                     with ledger.transaction() as connection:
                         put_keys(connection, keys[:1])
                         rows = [
-                            ("settings", json.dumps(normalise(settings), sort_keys=True)),
+                            *rows_of(settings),
                             ("register", "yes" if register else "no"),
                         ]
                         connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)

@@ -171,3 +171,15 @@ def test_the_picture_has_a_cell_for_each_unit(store: Path) -> None:
         figure = plot_store(Overview.of(opened))
     mesh = figure.axes[0].collections[0]
     assert mesh.get_array().size == 2 * (2 * 3 + 1)
+
+
+def test_an_edited_receipt_is_told_by_the_store_alone(store: Path, tmp_path: Path, capsys: Output) -> None:
+    main(["forget", str(store), ANN, "--json"])
+    text = capsys.readouterr().out
+    receipt = tmp_path / "receipt.json"
+    receipt.write_text(text)
+    assert main(["verify-receipt", str(receipt), "--store", str(store)]) == 0
+    receipt.write_text(text.replace('"subjects": 1', '"subjects": 2'))
+    assert main(["verify-receipt", str(receipt), "--store", str(store)]) == 1
+    receipt.write_text(text.replace('"request": 1', '"request": 7'))
+    assert main(["verify-receipt", str(receipt), "--store", str(store)]) == 1

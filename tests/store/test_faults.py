@@ -225,3 +225,28 @@ def test_any_file_of_the_store_may_be_anything(
     except S3TError:
         pass
     shutil.rmtree(path)
+
+
+def test_what_was_revoked_is_erased_although_the_journal_cannot_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with make(path) as store:
+        shutil.move(path / "journal.jsonl", tmp_path / "journal.jsonl")
+        (path / "journal.jsonl").mkdir()
+        with pytest.raises(StoreError, match="Request 1 is carried out"):
+            store.forget(PEOPLE)
+        assert not list((path / "snapshots").iterdir())
+    (path / "journal.jsonl").rmdir()
+    shutil.move(tmp_path / "journal.jsonl", path / "journal.jsonl")
+    with Store.open(path) as store:
+        assert store.verify().passed
+        assert store.receipts()[0].erased_files == len(UNITS)
+
+
+def test_a_bit_that_flips_in_the_settings_closes_the_store(tmp_path: Path) -> None:
+    with make(tmp_path / "store") as store:
+        connection = store._ledger.connection
+        connection.execute(
+            "UPDATE meta SET value = replace(value, '\"seed\": 0', '\"seed\": 1') WHERE name = 'settings'"
+        )
+    with pytest.raises(StoreError, match="settings .* are not what was written"):
+        Store.open(tmp_path / "store")

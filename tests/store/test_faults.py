@@ -248,5 +248,5 @@ def test_a_bit_that_flips_in_the_settings_closes_the_store(tmp_path: Path) -> No
         connection.execute(
             "UPDATE meta SET value = replace(value, '\"seed\": 0', '\"seed\": 1') WHERE name = 'settings'"
         )
-    with pytest.raises(StoreError, match="settings .* are not what was written"):
+    with pytest.raises(StoreError, match=r"settings .* are not what was written"):
         Store.open(tmp_path / "store")

@@ -176,6 +176,8 @@ def inject_adapter(original: nn.Module, name: str, config: PeftConfig, seed: int
         with seeded(seed), warnings.catch_warnings():
             # PEFT corrects fan_in_fan_out for the module at hand by itself, and says so once a module
             warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+            # it doubts every LayerNorm once a module too, although LayerNorm tuning is its own
+            warnings.filterwarnings("ignore", message="Unsupported layer type .*LayerNorm")
             inject_adapter_in_model(config, skeleton, ADAPTER_NAME)
         layer = skeleton.get_submodule(name)
         if not isinstance(layer, BaseTunerLayer):

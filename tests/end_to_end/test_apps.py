@@ -70,7 +70,13 @@ APP = {
         serves="test_accuracy",
         audit=(),
     ),
-    "language_model": App(("--model=LitLanguageModel", "--data=NotesData"), ("subjects=authors",), "user-7", "test_perplexity"),
+    "language_model": App(
+        ("--model=LitLanguageModel", "--data=NotesData"),
+        ("subjects=authors",),
+        "user-7",
+        serves="test_perplexity",
+        audit=(),
+    ),
     "autoencoder": App((), ("layers=[encoder.0,encoder.2,decoder.0]", "head=decoder.2"), "17"),
     "gan": App(
         (),
@@ -78,7 +84,7 @@ APP = {
         "user-3",
         audit=("--model=gan:GAN", "--data=gan:PortraitsData"),
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def test_the_groups_and_the_head_of_each_family_are_those_that_are_found(name: s
     *groups, head = rows_of_table(0)[name]
     assert len(groups) == SLICES
     assert all("`" in cell for cell in (*groups, head))
-    if name == "transformers ViT" and transformers.__version__ < "5":
+    if name == "transformers ViT" and int(transformers.__version__.split(".")[0]) < 5:
         pytest.skip("The page is written with transformers 5, which has another path to the blocks of its ViT.")
     assert layers_row(name) in LINES
 

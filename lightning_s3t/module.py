@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from lightning_s3t.callbacks.deletion import listeners_of, notify
+from lightning_s3t.callbacks.lightning_internals import copy_uncompiled
 from lightning_s3t.errors import (
     ConfigurationError,
     DamagedError,
@@ -319,7 +319,7 @@ class S3TModule(pl.LightningModule):
 def _copy_for_serving(module: pl.LightningModule, store: Store) -> pl.LightningModule:
     if isinstance(module, S3TModule):
         raise ConfigurationError("The module is an S3TModule already. Expected your own LightningModule.")
-    copied = copy.deepcopy(module)
+    copied = copy_uncompiled(module)
     copied.configure_model()
     precision = str(store.settings.get("training", {}).get("precision", ""))
     halves = {"bf16-true": torch.bfloat16, "16-true": torch.float16}

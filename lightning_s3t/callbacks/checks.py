@@ -21,6 +21,7 @@ from lightning_s3t.callbacks.lightning_internals import (
     syncs_batchnorm,
 )
 from lightning_s3t.errors import ConfigurationError, DataError, UnsupportedError
+from lightning_s3t.tuning.layers import Layers
 
 _REFUSED_CALLBACKS: dict[type[pl.Callback], str] = {
     LearningRateFinder: "the rate that it finds depends on all the data. Find the rate on public data, and set it",
@@ -143,3 +144,34 @@ def check_optimizers(trainer: pl.Trainer, module: pl.LightningModule) -> None:
             "the optimizer inside configure_optimizers; in a LightningCLI, take an `OptimizerCallable` argument "
             "instead of --optimizer."
         )
+
+
+def check_every_optimizer(trainer: pl.Trainer, module: pl.LightningModule, layers: Layers) -> None:
+    """Checks, where there are several optimizers, that each has something to train at some stage.
+
+    The second network of a GAN, say, belongs to no layer group: it would stay as it is, and torch would only say that
+    its loss has no gradient.
+
+    Args:
+        trainer: The trainer, with its optimizers configured for the module as it is.
+        module: The module.
+        layers: What was found in it.
+
+    Raises:
+        UnsupportedError: An optimizer holds nothing but what stays frozen.
+    """
+    if len(trainer.optimizers) < 2:
+        return
+    trained = [*layers.head, *(path for group in layers.groups for path in group.modules)]
+    reached = {id(parameter) for path in trained for parameter in module.get_submodule(path).parameters()}
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    for number, optimizer in enumerate(trainer.optimizers):
+        held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+        if held and not reached.intersection(held):
+            frozen = [names.get(parameter, "a parameter outside the module") for parameter in held]
+            shown = ", ".join(frozen[:3]) + (f" and {len(frozen) - 3} more" if len(frozen) > 3 else "")
+            raise UnsupportedError(
+                f"Optimizer {number} ({type(optimizer).__name__}) holds {shown}: these are in no layer group and not "
+                "in the head, so they stay frozen. To train that network at every stage, with a copy of its own in "
+                "every unit, name it as a part of the head: head=['...', '...']. Else leave the optimizer out."
+            )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -44,7 +47,7 @@ def fit_settings(
         },
         "adapter": describe_adapter(builder.adapter),
         "model": {
-            "class": f"{type(module).__module__}.{type(module).__qualname__}",
+            "class": import_path_of(type(module)),
             "pretrained_sha256": digest_tensors(builder.frozen_tensors()),
             "head_shapes": {name: list(tensor.shape) for name, tensor in builder.base_tensors().items()},
             "hparams": plain(dict(module.hparams)),
@@ -62,7 +65,8 @@ def fit_settings(
 def config_of(trainer: pl.Trainer) -> str | None:
     """Returns the config that a LightningCLI has made the trainer from, in YAML; None without one.
 
-    The CLI hands it to the callback that saves it.
+    The CLI hands it to the callback that saves it. Classes of the script that runs are named by its module, so that
+    another process finds them.
 
     Args:
         trainer: The trainer.
@@ -70,5 +74,33 @@ def config_of(trainer: pl.Trainer) -> str | None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         # by name: the class is in a module that needs jsonargparse
         if any(kind.__name__ == "SaveConfigCallback" for kind in type(callback).__mro__):
-            return str(callback.parser.dump(callback.config, skip_none=False))
+            text = str(callback.parser.dump(callback.config, skip_none=False))
+            return re.sub(r"(?<=[:-] )__main__\.", f"{_script()}.", text)
     return None
+
+
+def import_path_of(kind: type) -> str:
+    """Returns the path that a class can be imported by, in another process too.
+
+    A script's own classes are those of `__main__` while it runs, and of a module by the script's name for everybody
+    else: `s3t audit` makes again what `python app.py fit` has made.
+
+    Args:
+        kind: The class.
+
+    Example:
+        >>> import_path_of(StageBuilder)
+        'lightning_s3t.tuning.stages.StageBuilder'
+    """
+    module = _script() if kind.__module__ == "__main__" else kind.__module__
+    return f"{module}.{kind.__qualname__}"
+
+
+def _script() -> str:
+    """Returns the name that the running script would be imported by; "__main__" where there is none (a notebook)."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:  # python -m package.app
+        return str(spec.name)
+    path = getattr(main, "__file__", None)
+    return Path(path).stem if path else "__main__"

@@ -7,6 +7,7 @@ this file run against the lowest and the newest release that pyproject.toml admi
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource, _request_dataloader
+from torch import nn
+from torch._dynamo import OptimizedModule
 
 from lightning_s3t.callbacks.state_keeper import StateKeeper, keep_module
 
@@ -149,8 +152,9 @@ class TrainerReset:
         trainer.strategy.lr_scheduler_configs = []
         trainer._logger_connector.reset_results()
         trainer._logger_connector.reset_metrics()
-        if getattr(trainer.lightning_module, "_compiler_ctx", None) is not None:
-            # compiled frames may be reused although requires_grad or the modules changed (pytorch#139476)
+        if _is_compiled(trainer.lightning_module):
+            # compiled frames may be reused although requires_grad or the modules changed (pytorch#139476), and every
+            # unit's modules are new ones, for which torch compiles anew until its limit is reached
             torch.compiler.reset()
 
     def prepare(self, dataloader: Any, step: int, max_epochs: int | None = None) -> None:
@@ -204,6 +208,31 @@ def reconfigure(trainer: pl.Trainer) -> None:
     """
     trainer.strategy.model = trainer.lightning_module
     trainer.strategy.setup(trainer)
+
+
+def copy_uncompiled(module: pl.LightningModule | OptimizedModule) -> pl.LightningModule:
+    """Copies a module, without what `torch.compile(module)` and a fit of that have put in front of its steps.
+
+    Lightning sets the compiled steps on the module as attributes. They call the module that they were made for, so a
+    copy that kept them would answer with the weights of the original.
+
+    Args:
+        module: A LightningModule, or one that was compiled as a whole.
+    """
+    original: Any = module._orig_mod if isinstance(module, OptimizedModule) else module
+    copied: pl.LightningModule = copy.deepcopy(original)
+    if copied._compiler_ctx is not None:
+        for name in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
+            vars(copied).pop(name, None)
+        copied._compiler_ctx = None
+    return copied
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Says whether torch compiles the module, or a part of it."""
+    return getattr(module, "_compiler_ctx", None) is not None or any(
+        isinstance(part, OptimizedModule) or part._compiled_call_impl is not None for part in module.modules()
+    )
 
 
 def is_distributed(trainer: pl.Trainer) -> bool:

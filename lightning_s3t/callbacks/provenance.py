@@ -183,7 +183,7 @@ def _optimizer_settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns those of a mapping's values that JSON holds.
+    """Returns those of a mapping's values that JSON holds, in mappings within it too.
 
     Args:
         values: Any mapping with string keys.
@@ -191,6 +191,8 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     Example:
         >>> plain({"lr": 0.1, "betas": (0.9, 0.99), "f": print})
         {'lr': 0.1, 'betas': [0.9, 0.99]}
+        >>> plain({"decay": {"rate": 0.5, "f": print}})
+        {'decay': {'rate': 0.5}}
     """
     found: dict[str, Any] = {}
     for name, value in values.items():
@@ -198,4 +200,6 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = value
         elif isinstance(value, (list, tuple)) and all(isinstance(x, (str, int, float, bool)) for x in value):
             found[name] = list(value)
+        elif isinstance(value, Mapping):
+            found[str(name)] = plain(value)
     return found

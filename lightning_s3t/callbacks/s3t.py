@@ -15,7 +15,12 @@ from peft import PeftConfig
 
 from lightning_s3t.callbacks.arguments import check_arguments, check_choices
 from lightning_s3t.callbacks.audited import Audited
-from lightning_s3t.callbacks.checks import check_not_resumed, check_optimizers, check_trainer
+from lightning_s3t.callbacks.checks import (
+    check_every_optimizer,
+    check_not_resumed,
+    check_optimizers,
+    check_trainer,
+)
 from lightning_s3t.callbacks.deletion import DeletionHook
 from lightning_s3t.callbacks.fit_settings import config_of, fit_settings
 from lightning_s3t.callbacks.fit_store import FitStore
@@ -191,6 +196,7 @@ class S3T(pl.Callback):
         check_optimizers(trainer, pl_module)
         data = self._training_data(trainer)
         builder = self.unfreezing.attach(pl_module)
+        check_every_optimizer(trainer, pl_module, builder.layers)
         settings = fit_settings(trainer, pl_module, builder, data.loader, self.partition, self.unit_settings)
         mode, audited = self.unit_settings.data, self._audited
         options = {"aggregate": self.aggregate, "config": config_of(trainer)}

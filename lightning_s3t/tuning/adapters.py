@@ -178,6 +178,8 @@ def inject_adapter(original: nn.Module, name: str, config: PeftConfig, seed: int
         with seeded(seed), warnings.catch_warnings():
             # PEFT corrects fan_in_fan_out for the module at hand by itself, and says so once a module
             warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+            # it doubts every LayerNorm once a module too, although LayerNorm tuning is its own
+            warnings.filterwarnings("ignore", message="Unsupported layer type .*LayerNorm")
             if _type_name(config) in _SHARED_STATE:
                 raise ValueError("It keeps state on the tuner that all modules share.")
             inject_adapter_in_model(config, skeleton, ADAPTER_NAME)

@@ -75,6 +75,41 @@ class TextClassifier(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 
+class T5Classifier(TextClassifier):
+    """An encoder without a head, and a head of one's own."""
+
+    def __init__(self, config: Any) -> None:
+        pl.LightningModule.__init__(self)
+        torch.manual_seed(0)
+        self.encoder = transformers.T5EncoderModel(config)
+        self.head = nn.Linear(config.d_model, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.encoder(input_ids=inputs).last_hidden_state.mean(1))
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self(batch["inputs"]), batch["labels"])
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.log("accuracy", (self(batch["inputs"]).argmax(-1) == batch["labels"]).float().mean())
+
+
+class LanguageModel(TextClassifier):
+    """Learns what comes next."""
+
+    def __init__(self, config: Any) -> None:
+        pl.LightningModule.__init__(self)
+        torch.manual_seed(0)
+        self.model = transformers.AutoModelForCausalLM.from_config(config)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return self.model(input_ids=batch["inputs"], labels=batch["inputs"]).loss
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        logits = self.model(input_ids=batch["inputs"]).logits
+        self.log("accuracy", (logits[:, :-1].argmax(-1) == batch["inputs"][:, 1:]).float().mean())
+
+
 TINY = {
     "hidden_size": 16,
     "num_hidden_layers": 4,
@@ -83,6 +118,8 @@ TINY = {
     "vocab_size": 60,
     "pad_token_id": 0,
 }
+GPT2 = {"n_embd": 16, "n_layer": 4, "n_head": 2, "vocab_size": 60, "n_positions": 8, "pad_token_id": 0}
+T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 4, "num_heads": 2, "vocab_size": 60}
 LORA = {"peft_type": "LORA", "r": 2, "lora_dropout": 0.1}
 
 MODULES: dict[str, tuple[Any, Any]] = {
@@ -90,6 +127,9 @@ MODULES: dict[str, tuple[Any, Any]] = {
     "timm resnet with batchnorm": (lambda: ImageClassifier("test_resnet"), LORA),
     "timm resnet, whole layers": (lambda: ImageClassifier("test_resnet"), None),
     "bert": (lambda: TextClassifier(transformers.BertConfig(**TINY)), LORA),
+    "deberta-v2": (lambda: TextClassifier(transformers.DebertaV2Config(**TINY)), LORA),
+    "t5 encoder": (lambda: T5Classifier(transformers.T5Config(**T5)), LORA),
+    "gpt2 causal lm": (lambda: LanguageModel(transformers.GPT2Config(**GPT2)), LORA),
     "llama": (lambda: TextClassifier(transformers.LlamaConfig(**TINY)), LORA),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import peft
@@ -88,6 +89,14 @@ def test_adapters_of_many_kinds_can_be_used(kind: str) -> None:
             tensor.requires_grad
             for tensor in adapter_tensors(inject_adapter(model.get_submodule(name), name, config, 0)).values()
         )
+
+
+def test_layernorm_tuning_of_a_layernorm_is_nothing_to_warn_of() -> None:
+    config = resolve_adapter({"peft_type": "LN_TUNING"})
+    assert config is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inject_adapter(nn.LayerNorm(4), "norm", config, 0)
 
 
 REFUSED: dict[str, tuple[Any, str]] = {

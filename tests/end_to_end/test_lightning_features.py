@@ -1,0 +1,357 @@
+"""What else of Lightning people use, beside S3T: each works, or is refused before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torchmetrics
+from lightning.pytorch.callbacks import Callback, EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.compile import from_compiled
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, StackDataset
+
+from lightning_s3t import S3T, S3TModule
+from lightning_s3t.callbacks.checks import check_trainer
+from lightning_s3t.errors import StoreMismatchError, UnsupportedError
+from lightning_s3t.store import Store
+from tests.people import (
+    ARGUMENTS,
+    Classifier,
+    Network,
+    People,
+    PeopleData,
+    assert_bitwise_equal,
+    fit,
+    make_trainer,
+    tensors_of,
+)
+
+PERSON = "user-3"
+
+
+def assert_free_of_the_person(folder: Path, make: Callable[[], pl.LightningModule], **arguments: Any) -> Path:
+    """Guarantee 1: trains with and without the person's own rows, forgets the person in both, and compares."""
+    people, stores = People.make(), [folder / "a", folder / "b"]
+    for store, rows in zip(stores, (people, people.replaced(PERSON)), strict=True):
+        fit(store, rows, module=make(), **arguments)
+    before = [tensors_of(store) for store in stores]
+    assert any(not torch.equal(t, before[1][u][n]) for u, own in before[0].items() for n, t in own.items())
+    for store in stores:
+        with Store.open(store) as opened:
+            opened.forget([PERSON])
+    left = tensors_of(stores[0])
+    assert left
+    assert_bitwise_equal(left, tensors_of(stores[1]))
+    return stores[0]
+
+
+def accuracy_of(served: S3TModule, **trainer: Any) -> float:
+    tester = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, **trainer)
+    return float(tester.test(served, PeopleData(People.make()), verbose=False)[0]["test_accuracy"])
+
+
+# --- several optimizers ---
+
+
+class TwoOptimizers(Classifier):
+    """One for the lower half, one for the upper half and the head."""
+
+    def configure_optimizers(self) -> Any:
+        lower, upper = self.network.blocks[:2], nn.ModuleList([*self.network.blocks[2:], self.network.head])
+        return [torch.optim.AdamW(part.parameters(), lr=0.02) for part in (lower, upper)]
+
+
+class ByHand(TwoOptimizers):
+    """Steps both itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        loss = super().training_step(batch, batch_idx)
+        optimizers: Any = self.optimizers()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def test_several_optimizers_by_hand_train_every_group(tmp_path: Path) -> None:
+    store = assert_free_of_the_person(tmp_path, ByHand)
+    adapters = {u: [t for n, t in own.items() if "lora_B" in n] for u, own in tensors_of(store).items()}
+    assert all(len(found) == 2 and all(t.any() for t in found) for found in adapters.values())  # they start at zero
+
+
+def test_several_automatic_optimizers_are_refused_by_lightning_and_no_store_is_made(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"only supported with manual optimization\. Set `self\.automatic_optim"):
+        fit(tmp_path / "store", People.make(), module=TwoOptimizers())
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("option", [{"gradient_clip_val": 1.0}, {"accumulate_grad_batches": 2}])
+def test_what_manual_optimization_cannot_do_is_refused_by_lightning_and_no_store_is_made(
+    tmp_path: Path, option: dict[str, Any]
+) -> None:
+    with pytest.raises(MisconfigurationException, match="not supported for manual optimization"):
+        fit(tmp_path / "store", People.make(), module=ByHand(), trainer=option)
+    assert not (tmp_path / "store").exists()
+
+
+# --- several dataloaders ---
+
+
+LOADERS: dict[str, Callable[[People], Any]] = {
+    "combined": lambda people: CombinedLoader([DataLoader(people, 8), DataLoader(people, 8)], "max_size"),
+    "by name": lambda people: {"a": DataLoader(people, 8), "b": DataLoader(people, 8)},
+}
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_several_train_dataloaders_are_refused_and_the_way_out_is_named(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(UnsupportedError, match=r"several train dataloaders.*ConcatDataset or StackDataset"):
+        make_trainer(tmp_path / "store").fit(Classifier(), train_dataloaders=LOADERS[kind](People.make()))
+    assert not (tmp_path / "store").exists()
+
+
+class TwoViews(Classifier):
+    """Learns from two data sets side by side."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return sum(super(TwoViews, self).training_step(batch[view], batch_idx) for view in ("near", "far"))  # type: ignore[return-value]
+
+
+def test_the_way_out_works(tmp_path: Path) -> None:
+    people = People.make()
+    stacked: Any = StackDataset(near=people, far=People.make(seed=4))
+    stacked.owners = people.owners
+    make_trainer(tmp_path / "store").fit(TwoViews(), train_dataloaders=DataLoader(stacked, 8, shuffle=True))
+    assert len(tensors_of(tmp_path / "store")) == 8
+
+
+class TwoValidations(Classifier):
+    """Is validated on two data sets."""
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        super().validation_step(batch, batch_idx)
+
+
+def test_several_validation_dataloaders_are_all_used(tmp_path: Path) -> None:
+    people = People.make()
+    validation = [DataLoader(People.make(10, seed=seed), 16) for seed in (5, 6)]
+    make_trainer(tmp_path / "store").fit(TwoValidations(), DataLoader(people, 8), validation)
+    with Store.open(tmp_path / "store") as store:
+        for record in store.provenance():
+            assert {"val_loss/dataloader_idx_0", "val_loss/dataloader_idx_1"} <= set(record["metrics"])
+
+
+# --- metrics, hyperparameters, configure_model, configure_callbacks ---
+
+
+class LearnsFromItsMetrics(Classifier):
+    """Weighs its loss by metrics that nobody sets back: whatever they keep reaches the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = torchmetrics.MeanMetric()
+        self.scores = torchmetrics.MetricCollection([torchmetrics.Accuracy("multiclass", num_classes=3)])
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        answers = self.network(x)
+        loss = nn.functional.cross_entropy(answers, y)
+        self.mean.update(loss.detach())
+        self.scores.update(answers.detach(), y)
+        return loss * self.mean.compute() * (1 + self.scores.compute()["MulticlassAccuracy"])
+
+
+def test_metrics_of_the_module_carry_nothing_from_unit_to_unit(tmp_path: Path) -> None:
+    module = LearnsFromItsMetrics()
+    fit(tmp_path / "store", People.make(), module=module)
+    assert not module.mean.update_called
+    assert not module.scores["MulticlassAccuracy"].update_called
+    assert_free_of_the_person(tmp_path, LearnsFromItsMetrics)
+
+
+class WithSettings(Classifier):
+    """Hyperparameters within hyperparameters, and one that is no data."""
+
+    def __init__(self, schedule: dict[str, float], activation: Callable[[Tensor], Tensor] = torch.relu) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+
+def test_hyperparameters_are_logged_and_a_store_with_others_is_refused(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path / "logs")
+    fit(tmp_path / "store", People.make(), module=WithSettings({"warmup": 0.1}), trainer={"logger": logger})
+    assert "warmup: 0.1" in (Path(logger.log_dir) / "hparams.yaml").read_text()
+    with pytest.raises(StoreMismatchError, match=r"model\.hparams\.schedule\.warmup: store 0\.1, now 0\.2"):
+        fit(tmp_path / "store", People.make(), module=WithSettings({"warmup": 0.2}))
+
+
+class MadeLate(Classifier):
+    """Makes its network where Lightning asks for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network: Any = None
+
+    def configure_model(self) -> None:
+        if self.network is None:
+            torch.manual_seed(11)
+            self.network = Network()
+
+
+def test_a_network_made_in_configure_model_is_trained_and_served(tmp_path: Path) -> None:
+    fit(tmp_path / "late", People.make(), module=MadeLate())
+    fit(tmp_path / "early", People.make())
+    assert_bitwise_equal(tensors_of(tmp_path / "late"), tensors_of(tmp_path / "early"))
+    served = S3TModule.load(tmp_path / "late", MadeLate())
+    features = People.make(seed=6).features
+    assert torch.equal(served(features), S3TModule.load(tmp_path / "early", Classifier())(features))
+
+
+class BringsCallbacks(Classifier):
+    """Has callbacks of its own."""
+
+    def __init__(self, *callbacks: Callback) -> None:
+        super().__init__()
+        self.callbacks = callbacks
+
+    def configure_callbacks(self) -> Any:
+        return list(self.callbacks)
+
+
+def test_callbacks_of_the_module_start_anew_in_every_unit_and_their_files_are_erased(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    module = BringsCallbacks(
+        EarlyStopping("val_loss", patience=0, min_delta=1e9), ModelCheckpoint(folder, monitor="val_loss")
+    )
+    fit(tmp_path / "store", People.make(), module=module, epochs=50, trainer={"enable_checkpointing": True})
+    with Store.open(tmp_path / "store") as store:
+        assert [record["epochs"] for record in store.provenance()] == [2] * 8
+        files = {Path(file["path"]) for record in store.provenance() for file in record["files"]}
+        assert set(folder.iterdir()) == files
+        revoked = store.forget([PERSON]).revoked
+        left = {Path(file["path"]) for record in store.provenance() for file in record["files"]}
+    assert revoked
+    assert set(folder.iterdir()) == left < files
+
+
+def test_the_module_may_bring_s3t_itself(tmp_path: Path) -> None:
+    plain = pl.Trainer(max_epochs=2, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    module = BringsCallbacks(S3T(store=tmp_path / "brought", **ARGUMENTS))
+    plain.fit(module, datamodule=PeopleData(People.make()))
+    fit(tmp_path / "store", People.make())
+    assert_bitwise_equal(tensors_of(tmp_path / "brought"), tensors_of(tmp_path / "store"))
+
+
+# --- torch.compile ---
+
+
+class CompiledInPlace(Classifier):
+    """Its network compiles itself. Graphs must be whole, so that torch fails rather than gives up compiling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network.compile(backend="eager", fullgraph=True)
+
+
+class Compiled(Classifier):
+    """Its network is wrapped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network: Any = torch.compile(self.network, backend="eager", fullgraph=True)
+
+
+def test_a_network_that_compiles_itself_is_trained_and_served_like_one_that_does_not(tmp_path: Path) -> None:
+    for name, module in (("compiled", CompiledInPlace()), ("plain", Classifier())):
+        fit(tmp_path / name, People.make(), module=module, shards=1, slices=4, epochs=1)
+    assert_bitwise_equal(tensors_of(tmp_path / "compiled"), tensors_of(tmp_path / "plain"))
+    compiled = S3TModule.load(tmp_path / "compiled", CompiledInPlace())
+    plain = S3TModule.load(tmp_path / "plain", Classifier())
+    features = People.make(seed=6).features
+    serving = set()
+    for person in (PERSON, "user-5", "user-9"):
+        if plain.survivors:
+            serving.add(plain.survivors[0])
+            assert torch.equal(compiled(features), plain(features))
+        compiled.forget([person])
+        plain.forget([person])
+    assert len(serving) > 1
+
+
+def test_a_wrapped_network_is_free_of_a_forgotten_person_to_the_last_bit(tmp_path: Path) -> None:
+    store = assert_free_of_the_person(tmp_path, Compiled, shards=1, epochs=1)
+    assert accuracy_of(S3TModule.load(store, Compiled())) > 0.8
+
+
+def test_a_module_compiled_as_a_whole_is_trained(tmp_path: Path) -> None:
+    module: Any = torch.compile(Classifier(), backend="eager")
+    fit(tmp_path / "compiled", People.make(), module=module, epochs=1, shards=1, slices=1, budget=1)
+    fit(tmp_path / "plain", People.make(), epochs=1, shards=1, slices=1, budget=1)
+    assert_bitwise_equal(tensors_of(tmp_path / "compiled"), tensors_of(tmp_path / "plain"))
+
+
+@pytest.mark.parametrize("make", [from_compiled, lambda compiled: compiled])
+def test_a_module_compiled_as_a_whole_serves_the_ensemble_and_not_itself(tmp_path: Path, make: Any) -> None:
+    # a fit leaves compiled steps on the module, which call the module that they were compiled for
+    fit(tmp_path / "store", People.make())
+    served = S3TModule.load(tmp_path / "store", make(torch.compile(Classifier(), backend="eager")))
+    features = People.make(seed=6).features
+    assert torch.equal(served(features), S3TModule.load(tmp_path / "store", Classifier())(features))
+
+
+# --- precision, accumulation, strategies ---
+
+
+def test_mixed_precision_on_the_cpu_is_free_of_a_forgotten_person_to_the_last_bit(tmp_path: Path) -> None:
+    store = assert_free_of_the_person(tmp_path, Classifier, trainer={"precision": "bf16-mixed"})
+    assert accuracy_of(S3TModule.load(store, Classifier()), precision="bf16-mixed") > 0.8
+
+
+class SeesAccumulation(Callback):
+    """Notes over how many batches each epoch accumulates."""
+
+    seen: ClassVar[list[int]] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            self.seen.append(trainer.accumulate_grad_batches)
+
+
+def test_a_schedule_of_accumulation_starts_anew_in_every_unit(tmp_path: Path) -> None:
+    SeesAccumulation.seen.clear()
+    fit(tmp_path / "store", People.make(), GradientAccumulationScheduler({0: 1, 1: 3}), SeesAccumulation())
+    assert SeesAccumulation.seen == [1, 3] * 8
+
+
+def test_gradients_are_clipped_and_accumulated_in_every_unit(tmp_path: Path) -> None:
+    fit(tmp_path / "plain", People.make())
+    fit(tmp_path / "store", People.make(), trainer={"accumulate_grad_batches": 2, "gradient_clip_val": 1e-12})
+    with Store.open(tmp_path / "plain") as plain, Store.open(tmp_path / "store") as store:
+        steps = {str(unit): record.provenance["steps"] for unit, record in plain.alive().items()}
+        for unit, record in store.alive().items():
+            batches = steps[str(unit)] // 2  # of one of two epochs
+            assert record.provenance["steps"] == 2 * -(-batches // 2)
+            assert record.provenance["settings"]["gradient_clip_val"] == 1e-12
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
+def test_a_strategy_that_shards_the_module_is_refused(tmp_path: Path, strategy: Any) -> None:
+    trainer = make_trainer(tmp_path / "store")
+    # Lightning takes these on a GPU alone, so the strategy is put in the place of the trainer's own
+    trainer._accelerator_connector.strategy = strategy()
+    with pytest.raises(UnsupportedError, match=rf"Strategy {strategy.__name__}.*Supported are a single device and DDP"):
+        check_trainer(trainer, S3T)

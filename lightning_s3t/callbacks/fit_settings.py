@@ -79,6 +79,16 @@ def config_of(trainer: pl.Trainer) -> str | None:
     return None
 
 
+def classes_of(trainer: pl.Trainer) -> dict[str, str]:
+    """Returns the import paths of a trainer's module and data module, which a config need not name.
+
+    Args:
+        trainer: The trainer.
+    """
+    parts = {"model": trainer.lightning_module, "data": trainer.datamodule}  # type: ignore[attr-defined]
+    return {name: import_path_of(type(part)) for name, part in parts.items() if part is not None}
+
+
 def import_path_of(kind: type) -> str:
     """Returns the path that a class can be imported by, in another process too.
 

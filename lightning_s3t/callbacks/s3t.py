@@ -22,7 +22,7 @@ from lightning_s3t.callbacks.checks import (
     check_trainer,
 )
 from lightning_s3t.callbacks.deletion import DeletionHook
-from lightning_s3t.callbacks.fit_settings import config_of, fit_settings
+from lightning_s3t.callbacks.fit_settings import classes_of, config_of, fit_settings
 from lightning_s3t.callbacks.fit_store import FitStore
 from lightning_s3t.callbacks.fit_summary import FitSummary, hyperparameters
 from lightning_s3t.callbacks.lightning_internals import (
@@ -199,7 +199,7 @@ class S3T(pl.Callback):
         check_every_optimizer(trainer, pl_module, builder.layers)
         settings = fit_settings(trainer, pl_module, builder, data.loader, self.partition, self.unit_settings)
         mode, audited = self.unit_settings.data, self._audited
-        options = {"aggregate": self.aggregate, "config": config_of(trainer)}
+        options = {"aggregate": self.aggregate, "config": config_of(trainer), "classes": classes_of(trainer)}
         fit_store = FitStore(trainer, data, settings, self.choice, mode, options, audited, self.register)
         self._fit_store = fit_store
         builder.start = fit_store.open(self.store, builder.base_tensors)

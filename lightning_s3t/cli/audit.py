@@ -82,7 +82,8 @@ def _load(
         if store is not None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="s3t-config-"))
             configs = [Path(folder) / "config.yaml"]
-            configs[0].write_text(remembered_config(store))
+            unnamed = [name for name, given in (("model", model), ("data", data)) if given is None and cli is None]
+            configs[0].write_text(remembered_config(store, unnamed))
         given = [part for config in configs for part in ("--config", str(config))]
         made: LightningCLI = kind(**arguments, run=False, save_config_callback=None, args=given)
     return made

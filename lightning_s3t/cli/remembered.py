@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ from lightning_s3t.errors import StoreError
 SHARED = ("seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler", "s3t")
 
 
-def remembered_config(store: Path) -> str:
+def remembered_config(store: Path, name_classes: Collection[str] = ("model", "data")) -> str:
     """Returns the LightningCLI config that a store was trained with, in YAML.
 
-    Where an app has the callback among the trainer's, it is moved to the section `s3t`.
+    Where an app has the callback among the trainer's, it is moved to the section `s3t`. Where it fixes its classes, so
+    that the config does not name them, they are named.
 
     Args:
         store: The store's folder.
+        name_classes: The sections to name the classes in: "model", "data".
 
     Raises:
         StoreError: There is no store, or it was not trained from a LightningCLI.
@@ -26,7 +29,8 @@ def remembered_config(store: Path) -> str:
     from lightning_s3t.store import Store
 
     with Store.open(store) as opened:
-        text = opened.options.get("config")
+        options = opened.options
+    text = options.get("config")
     if text is None:
         raise StoreError(
             f"The store {store} remembers no config: it was not trained from a LightningCLI. Give the config yourself: "
@@ -34,6 +38,10 @@ def remembered_config(store: Path) -> str:
         )
     config: dict[str, Any] = yaml.safe_load(text)
     config = {name: value for name, value in config.items() if name in SHARED}
+    for section, path in options.get("classes", {}).items():
+        kept = config.get(section) or {}
+        if section in name_classes and "class_path" not in kept:
+            config[section] = {"class_path": path, "init_args": kept}
     callbacks = config.get("trainer", {}).get("callbacks") or []
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
         if str(callback.get("class_path", "")).startswith("lightning_s3t.") and callback["class_path"].endswith(".S3T"):

@@ -39,12 +39,23 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
-def test_every_rank_trains_the_same_snapshots(tmp_path: Path, strategy: str) -> None:
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "launcher"),
+    [
+        pytest.param("ddp", [], id="subprocesses"),
+        pytest.param("ddp_spawn", [], id="spawn"),
+        pytest.param("ddp_fork", [], id="fork"),  # also that of notebooks
+        pytest.param("ddp", TORCHRUN, id="torchrun"),
+    ],
+)
+def test_every_rank_trains_the_same_snapshots(tmp_path: Path, strategy: str, launcher: list[str]) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     result = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), strategy],
+        [sys.executable, *launcher, str(script), str(tmp_path), strategy],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])},
         capture_output=True,
         text=True,

@@ -106,7 +106,9 @@ def main() -> int:
             "a loop by hand": by_hand,
         }
         times = take_turns(contestants, ROUNDS, "training")
-    table = Table("", "seconds, median", "the callback takes so many times as long", title=f"{STEPS} steps of a small ViT")
+    table = Table(
+        "", "seconds, median", "the callback takes so many times as long", title=f"{STEPS} steps of a small ViT"
+    )
     for contestant, seconds in times.items():
         share = str(ratio(times["the callback"], seconds)) if contestant != "the callback" else ""
         table.add_row(contestant, f"{statistics.median(seconds):.2f}", share)

@@ -12,6 +12,7 @@ from lightning_s3t.store.chain import append
 from lightning_s3t.store.files import size_of, unlink_all
 from lightning_s3t.store.ledger import Ledger
 from lightning_s3t.store.snapshots import FOLDER, snapshot_name
+from lightning_s3t.store.units import read_scores
 
 # what holds a revoked unit's digests, provenance and file names
 _SCRUBBED = ("units", "files", "attempts")
@@ -33,6 +34,23 @@ def queue_units(connection: sqlite3.Connection, store: Path, units: Iterable[Uni
         queue_paths(connection, store, paths, request)
         connection.execute("DELETE FROM files WHERE unit = ?", (unit,))
         connection.execute("DELETE FROM units WHERE unit = ?", (unit,))
+
+
+def queue_lineages(ledger: Ledger, store: Path, units: Iterable[UnitId]) -> list[UnitId]:
+    """Takes units out of the ledger with all that was built on them; within the caller's transaction.
+
+    Args:
+        ledger: In a transaction.
+        store: The store's folder.
+        units: The units.
+
+    Returns:
+        All that were taken out.
+    """
+    tops = set(units)
+    gone = [unit for unit in read_scores(ledger) if tops.intersection(unit.lineage)]
+    queue_units(ledger.connection, store, gone, None)
+    return gone
 
 
 def queue_paths(connection: sqlite3.Connection, store: Path, paths: Iterable[str], request: int | None) -> None:

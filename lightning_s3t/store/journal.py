@@ -14,7 +14,7 @@ from pathlib import Path
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import Place, UnitId
 from lightning_s3t.store.chain import Event, head, insert, read_events
-from lightning_s3t.store.erasure import queue_units
+from lightning_s3t.store.erasure import queue_lineages, queue_units
 from lightning_s3t.store.files import sync_folder
 from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.ledger import Ledger
@@ -152,8 +152,7 @@ def _carry_out(connection: sqlite3.Connection, ledger: Ledger, folder: Path, key
     elif event.kind == "schedule":
         note_pending(connection, [(bytes.fromhex(hash_), *rest) for hash_, *rest in event.body["pending"]])
     elif event.kind == "damage":
-        gone = {UnitId.parse(unit) for unit in event.body["units"]}
-        queue_units(connection, folder, [unit for unit in read_scores(ledger) if gone & set(unit.lineage)], None)
+        queue_lineages(ledger, folder, [UnitId.parse(unit) for unit in event.body["units"]])
     elif event.kind == "rotation":
         if event.body["layers"] != keyring.layers + 1:
             raise ValueError(f"a rotation to {event.body['layers']} keys after {keyring.layers}")

@@ -7,7 +7,9 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.connection import PATIENCE, connect
@@ -176,13 +178,20 @@ class Ledger:
             table: "subjects", "pending" or "tombstones".
             hashes: Keyed hashes of subjects.
         """
-        asked, found = list(hashes), set[bytes]()
-        for start in range(0, len(asked), _CHUNK):
-            chunk = asked[start : start + _CHUNK]
+        return {row[0] for row in self.look_up(table, "hash", hashes)}
+
+    def look_up(self, table: str, columns: str, hashes: Iterable[bytes]) -> Iterator[tuple[Any, ...]]:
+        """Returns what a table holds of subjects.
+
+        Args:
+            table: "subjects", "pending" or "tombstones".
+            columns: Which columns.
+            hashes: Keyed hashes of subjects.
+        """
+        asked = iter(hashes)
+        while chunk := list(islice(asked, _CHUNK)):
             marks = ",".join("?" * len(chunk))
-            rows = self.connection.execute(f"SELECT hash FROM {table} WHERE hash IN ({marks})", chunk)
-            found.update(row[0] for row in rows)
-        return found
+            yield from self.connection.execute(f"SELECT {columns} FROM {table} WHERE hash IN ({marks})", chunk)
 
     def truncate_log(self, patience: float = 2.0) -> None:
         """Brings the write-ahead log into the database and empties it, so that nothing erased is left in it.

@@ -31,24 +31,33 @@ def register(ledger: Ledger, keyring: Keyring, subjects: Iterable[tuple[str, int
         keyring.refresh()
         streamed = iter(subjects)
         while some := list(islice(streamed, _CHUNK)):
-            banded = {keyring.hash(subject): partition.place(subject, band) for subject, band in some if band}
-            moves = [(banded[hash_].shard, banded[hash_].slice, hash_) for hash_ in ledger.present("pending", banded)]
-            connection.executemany("UPDATE pending SET shard = ?, slice = ? WHERE hash = ?", moves)
-            chunk = sorted((keyring.hash(subject), band) for subject, band in some)  # neighbours are on one page
+            chunk = sorted((keyring.hash(subject), band, subject) for subject, band in some)  # neighbours: one page
+            if partition.bands:
+                _move_pending(ledger, partition, chunk)
             connection.executemany(
                 "INSERT OR IGNORE INTO subjects SELECT ?1, ?2 "
                 "WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE hash = ?1)",
-                chunk,
+                [(hash_, band) for hash_, band, _ in chunk],
             )
-            given = {hash_: band for hash_, band in chunk if band}
-            kept = read_bands(ledger, (hash_ for hash_, _ in chunk))
-            moved = sum(given.get(hash_, 0) != band for hash_, band in kept.items())
-            if moved:
-                raise DataError(
-                    f"{moved} of the subjects are in another band of risk than when they were registered, so their "
-                    "data would move to other slices. Expected risks and thresholds that stay as they were: keep "
-                    "them, or train into a new store."
-                )
+            if partition.bands:
+                _check_bands(ledger, chunk)
+
+
+def _move_pending(ledger: Ledger, partition: Partition, chunk: Iterable[tuple[bytes, int, str]]) -> None:
+    places = {hash_: partition.place(subject, band) for hash_, band, subject in chunk if band}
+    moves = [(places[hash_].shard, places[hash_].slice, hash_) for hash_ in ledger.present("pending", places)]
+    ledger.connection.executemany("UPDATE pending SET shard = ?, slice = ? WHERE hash = ?", moves)
+
+
+def _check_bands(ledger: Ledger, chunk: Iterable[tuple[bytes, int, str]]) -> None:
+    given = {hash_: band for hash_, band, _ in chunk}
+    moved = sum(given[hash_] != band for hash_, band in read_bands(ledger, given).items())
+    if moved:
+        raise DataError(
+            f"{moved} of the subjects are in another band of risk than when they were registered, so their data would "
+            "move to other slices. Expected risks and thresholds that stay as they were: keep them, or train into a "
+            "new store."
+        )
 
 
 def read_bands(ledger: Ledger, hashes: Iterable[bytes]) -> dict[bytes, int]:
@@ -58,11 +67,7 @@ def read_bands(ledger: Ledger, hashes: Iterable[bytes]) -> dict[bytes, int]:
         ledger: The ledger.
         hashes: Their keyed hashes.
     """
-    asked, found = iter(hashes), dict[bytes, int]()
-    while chunk := list(islice(asked, 500)):  # well under SQLite's limit on variables
-        marks = ",".join("?" * len(chunk))
-        found.update(ledger.connection.execute(f"SELECT hash, band FROM subjects WHERE hash IN ({marks})", chunk))
-    return found
+    return dict(ledger.look_up("subjects", "hash, band", hashes))
 
 
 def is_registering(ledger: Ledger) -> bool:

@@ -14,7 +14,7 @@ from lightning_s3t.errors import ConfigurationError, DamagedError, RevokedError,
 from lightning_s3t.plan import Partition, UnitId
 from lightning_s3t.store.attempt import Attempt
 from lightning_s3t.store.chain import append
-from lightning_s3t.store.erasure import clean_up, erase_pending, queue_units
+from lightning_s3t.store.erasure import clean_up, erase_pending, queue_lineages
 from lightning_s3t.store.folder import check_free, clear_half_written, make_folder
 from lightning_s3t.store.forgetting import Forgetting
 from lightning_s3t.store.identities import read_or_make_keys
@@ -242,9 +242,8 @@ class Store(DeletionRequests):
         Args:
             units: The units.
         """
-        tops = set(units)
-        with self._ledger.transaction() as connection:
-            queue_units(connection, self.path, [u for u in self.alive() if tops.intersection(u.lineage)], None)
+        with self._ledger.transaction():
+            queue_lineages(self._ledger, self.path, units)
         erase_pending(self._ledger, self.path)
 
     def load(self, unit: UnitId) -> dict[str, Tensor]:
@@ -311,10 +310,9 @@ class Store(DeletionRequests):
         Returns:
             All that were taken out.
         """
-        tops = set(damaged)
+        tops = set(damaged)  # found before the transaction: reading snapshots takes long
         with self._ledger.transaction() as connection:
-            gone = [unit for unit in self.alive() if tops.intersection(unit.lineage)]
-            queue_units(connection, self.path, gone, None)
+            gone = queue_lineages(self._ledger, self.path, tops)
             if gone:
                 append(connection, "damage", None, {"units": [str(unit) for unit in gone]})
         erase_pending(self._ledger, self.path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 from lightning_s3t import S3TModule, Store
 from lightning_s3t.plan import UnitId
 from tests.people import Classifier, People, assert_bitwise_equal, fit, tensors_of
+from tests.store.backups import back_up, restore
 
 PEOPLE = People.make(40)
 
@@ -55,15 +55,10 @@ def test_a_served_model_falls_back_to_what_is_whole(store: Path) -> None:
 
 
 def test_a_ledger_restored_from_a_backup_never_serves_the_forgotten(trained: Path, store: Path, tmp_path: Path) -> None:
-    source, target = sqlite3.connect(store / "ledger.db"), sqlite3.connect(tmp_path / "backup.db")
-    source.backup(target)
-    source.close()
-    target.close()
+    back_up(store, tmp_path / "backup.db")
     with Store.open(store) as opened:
         receipt = opened.forget(["user-3"])
-    for name in ("ledger.db-wal", "ledger.db-shm"):
-        (store / name).unlink(missing_ok=True)
-    shutil.copy(tmp_path / "backup.db", store / "ledger.db")
+    restore(store, tmp_path / "backup.db")
     shutil.copytree(trained / "snapshots", store / "snapshots", dirs_exist_ok=True)  # the backup had these too
     served = S3TModule.load(store, Classifier())
     assert not {str(unit) for unit in served.survivors.values()} & set(receipt.revoked)

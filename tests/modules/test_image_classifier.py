@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -10,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_s3t import describe_layers
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.modules import ImageClassifier
+from tests.modules.trainers import make_trainer
 
 
 def bright_and_dark(rows: int = 64) -> DataLoader[tuple[torch.Tensor, ...]]:
@@ -21,17 +21,6 @@ def bright_and_dark(rows: int = 64) -> DataLoader[tuple[torch.Tensor, ...]]:
 def make(name: str = "test_vit", classes: int = 2) -> ImageClassifier:
     torch.manual_seed(0)
     return ImageClassifier(name, classes, pretrained=False, model_arguments={"img_size": 16}, learning_rate=1e-3)
-
-
-def make_trainer(epochs: int = 1) -> pl.Trainer:
-    return pl.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
 
 
 def test_it_learns() -> None:

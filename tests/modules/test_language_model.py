@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from lightning_s3t.modules import CausalLM
+from tests.modules.trainers import make_trainer
 
 LLAMA = {
     "model_type": "llama",
@@ -31,17 +31,6 @@ def counting(count: int = 32) -> DataLoader[dict[str, torch.Tensor]]:
 def make() -> CausalLM:
     torch.manual_seed(0)
     return CausalLM(config=LLAMA, learning_rate=1e-2)
-
-
-def make_trainer(epochs: int = 1) -> pl.Trainer:
-    return pl.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
 
 
 def test_it_learns_to_count() -> None:

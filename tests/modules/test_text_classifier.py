@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
 import torchmetrics
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.modules import TextClassifier
+from tests.modules.trainers import make_trainer
 
 BERT = {
     "model_type": "bert",
@@ -40,17 +40,6 @@ def rows(count: int = 48, kind: torch.dtype = torch.long) -> DataLoader[dict[str
 def make(**arguments: Any) -> TextClassifier:
     torch.manual_seed(0)
     return TextClassifier(config=BERT, learning_rate=5e-3, **arguments)
-
-
-def make_trainer(epochs: int = 1) -> pl.Trainer:
-    return pl.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
 
 
 def test_it_learns() -> None:

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import json
 import shutil
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,25 +18,12 @@ from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
 from lightning_s3t.store.chain import GENESIS, Event, first_break, read_events
 from lightning_s3t.store.journal import FILE, read_journal
+from tests.store.backups import back_up, restore
 from tests.store.people_store import build, in_place, make
 
 
 def events_of(store: Store) -> list[Event]:
     return list(read_events(store._ledger))
-
-
-def back_up(path: Path, to: Path) -> None:
-    """Copies the ledger as a backup tool does that knows SQLite."""
-    source, target = sqlite3.connect(path / "ledger.db"), sqlite3.connect(to)
-    source.backup(target)
-    source.close()
-    target.close()
-
-
-def restore(path: Path, backup: Path) -> None:
-    for name in ("ledger.db", "ledger.db-wal", "ledger.db-shm"):
-        (path / name).unlink(missing_ok=True)
-    shutil.copy(backup, path / "ledger.db")
 
 
 @pytest.fixture

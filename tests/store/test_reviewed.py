@@ -21,8 +21,8 @@ from lightning_s3t.store.chain import Event, _digest, head, read_events
 from lightning_s3t.store.journal import read_journal
 from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.ledger import Ledger
+from tests.store.backups import back_up, restore
 from tests.store.people_store import SETTINGS, build, in_place, make
-from tests.store.test_chain import back_up, restore
 
 SOON = datetime.now(timezone.utc) + timedelta(hours=1)
 BANDS: dict[str, Any] = {"partition": {"shards": 1, "slices": 3, "seed": 0, "bands": [2, 1]}}

@@ -11,6 +11,7 @@ import pytest
 from lightning_s3t.errors import StoreError, UnknownSubjectError
 from lightning_s3t.store import Store
 from lightning_s3t.store.identities import KEY_VARIABLE
+from tests.store.backups import restore
 from tests.store.kill_points import acknowledged_until_killed
 from tests.store.people_store import PEOPLE, SETTINGS, in_place, make
 
@@ -99,9 +100,7 @@ def test_an_old_ledger_beside_the_new_key_catches_up(tmp_path: Path) -> None:
         store.forget([GONE])
         store.rotate_key()
         store.forget([STAYS])
-    for name in ("ledger.db-wal", "ledger.db-shm"):
-        (path / name).unlink(missing_ok=True)
-    shutil.copy(tmp_path / "backup.db", path / "ledger.db")
+    restore(path, tmp_path / "backup.db")
     with Store.open(path) as store:
         assert store.forgotten(PEOPLE) == {GONE, STAYS}
         assert store.verify().passed

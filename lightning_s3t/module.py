@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,14 +25,15 @@ from lightning_s3t.errors import (
     UnsupportedError,
 )
 from lightning_s3t.plan import UnitId, survivors
-from lightning_s3t.store import Receipt, Store, UnitRecord
+from lightning_s3t.store import Receipt, Store
 from lightning_s3t.tuning.adapters import resolve_adapter
 from lightning_s3t.tuning.caches import ShardCaches
 from lightning_s3t.tuning.ensemble import AGGREGATES, Aggregate, aggregate_outputs
 from lightning_s3t.tuning.fingerprint import digest_tensors
 from lightning_s3t.tuning.layers import LayerGroup, Layers
+from lightning_s3t.tuning.passes import PASSES, Passes, ShardPasses
+from lightning_s3t.tuning.served import ServedShards
 from lightning_s3t.tuning.stages import StageBuilder
-from lightning_s3t.tuning.swap import ModuleSwap
 from lightning_s3t.tuning.turn import Turn
 
 Self = TypeVar("Self", bound="S3TModule")
@@ -43,7 +44,8 @@ class S3TModule(pl.LightningModule):
 
     Steps, metrics and hooks stay the user's: `trainer.test(served, dm)` runs their `test_step`, and where that calls
     the network, each shard's best survivor answers and the answers are put together. There is one backbone; the
-    shards' adapters and heads take turns on it. A shard without a survivor is left out. Threads may ask at once: they
+    shards' adapters and heads take turns on it, and what none of them adapts is computed once. A shard without a
+    survivor is left out. Threads may ask at once: they
     are answered one after the other.
 
     It works on a copy, so the user's module can be trained again meanwhile. A request from another process is
@@ -53,6 +55,8 @@ class S3TModule(pl.LightningModule):
         module: The user's module, with its pretrained weights.
         store: The opened store.
         aggregate: How answers are put together; None for what the store was trained with.
+        passes: Whether the shards are asked "in_turn", or "together" in one pass of all their rows; "auto" is together
+            on a GPU.
 
     Raises:
         StoreMismatchError: The module is not the one that the store was trained with.
@@ -64,22 +68,27 @@ class S3TModule(pl.LightningModule):
         lightning_s3t.errors.StoreError: ...
     """
 
-    def __init__(self, module: pl.LightningModule, store: Store, aggregate: Aggregate | None = None) -> None:
+    def __init__(
+        self,
+        module: pl.LightningModule,
+        store: Store,
+        aggregate: Aggregate | None = None,
+        passes: Passes = "auto",
+    ) -> None:
         super().__init__()
+        if passes not in PASSES:
+            raise ConfigurationError(f"Expected argument `passes` to be one of {PASSES} but got {passes!r}.")
         chosen = aggregate or store.options.get("aggregate", "mean_logits")
         if chosen not in AGGREGATES:
             raise ConfigurationError(f"Expected argument `aggregate` to be one of {AGGREGATES} but got {chosen!r}.")
         self.aggregate = chosen
         self.store = store
         self.module = _copy_for_serving(module, store)
-        self.survivors: dict[int, UnitId] = {}
         self._builder = _builder_of(self.module, store)
         self._check_model()
-        self._swap = ModuleSwap(self.module, self._builder.originals)
-        self._names: dict[int, list[str]] = {}
-        self._keys: dict[int, tuple[str, ...]] = {}
+        self._shards = ServedShards(self._builder)
+        self._passes = ShardPasses(self._builder, self._shards, passes)
         self._scores: dict[int, float] = {}
-        self._stand_ins = nn.ModuleDict()
         self._as_of = -1
         self._turn = Turn()
         self._caches = ShardCaches()
@@ -90,7 +99,11 @@ class S3TModule(pl.LightningModule):
 
     @classmethod
     def load(
-        cls: type[Self], store: str | Path, module: pl.LightningModule, aggregate: Aggregate | None = None
+        cls: type[Self],
+        store: str | Path,
+        module: pl.LightningModule,
+        aggregate: Aggregate | None = None,
+        passes: Passes = "auto",
     ) -> Self:
         """Loads what a store holds for serving.
 
@@ -100,12 +113,14 @@ class S3TModule(pl.LightningModule):
                 head that was drawn at random may differ: each unit has its own.
             aggregate: How answers are put together; None for what the store was trained with. "single" lets the
                 best survivor of all shards answer alone, for the cost of one model.
+            passes: Whether the shards are asked "in_turn", or "together" in one pass of all their rows; "auto" is
+                together on a GPU.
 
         Raises:
             StoreError: There is no store, or it is damaged.
             StoreMismatchError: The module is not the one that the store was trained with.
         """
-        return cls(module, Store.open(store), aggregate)
+        return cls(module, Store.open(store), aggregate, passes)
 
     def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt:
         """Removes subjects from the model: milliseconds, and for good.
@@ -148,6 +163,11 @@ class S3TModule(pl.LightningModule):
             if as_of == self.store.request_number:
                 self._as_of = as_of
                 return
+
+    @property
+    def survivors(self) -> dict[int, UnitId]:
+        """The unit that each shard serves; shards without one are absent."""
+        return self._shards.survivors
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Answers as the user's module does, with the ensemble in the place of its network.
@@ -218,22 +238,14 @@ class S3TModule(pl.LightningModule):
             return getattr(self.module, name)
 
     def _take_up(self) -> None:
-        alive = self.store.alive()
-        best = survivors(alive, {unit: record.score for unit, record in alive.items() if record.score is not None})
-        keys = {shard: _key_of(unit, alive) for shard, unit in best.items()}
-        for shard in [shard for shard in self.survivors if shard not in best]:
-            del self.survivors[shard], self._names[shard], self._keys[shard], self._stand_ins[str(shard)]
-        for shard, unit in best.items():
-            if self._keys.get(shard) == keys[shard]:
-                continue
-            built = self._builder.build(unit.stage, [self.store.load(ancestor) for ancestor in unit.lineage])
-            stand_ins = nn.ModuleList(built.values()).requires_grad_(False).eval()
-            self._names[shard] = list(built)
-            self._stand_ins[str(shard)] = stand_ins
-            self._keys[shard] = keys[shard]
-            self.survivors[shard] = unit
-        self.survivors = dict(sorted(self.survivors.items()))
-        scores = {shard: alive[unit].score for shard, unit in self.survivors.items()}
+        candidates = self.store.candidates()
+        best = survivors(candidates, {u: found.score for u, found in candidates.items() if found.score is not None})
+        for shard in self.survivors.keys() - best.keys():
+            self._shards.drop(shard)
+        for unit in best.values():
+            key = tuple(candidates[ancestor].snapshot for ancestor in unit.lineage)
+            self._shards.take_up(unit, key, self.store.load)
+        scores = {shard: candidates[unit].score for shard, unit in self.survivors.items()}
         self._scores = {shard: -math.inf if score is None else score for shard, score in scores.items()}
 
     def _answer(self, *args: Any, **kwargs: Any) -> Any:
@@ -251,26 +263,18 @@ class S3TModule(pl.LightningModule):
             return self._answer_in_turn(*args, **kwargs)
 
     def _answer_in_turn(self, *args: Any, **kwargs: Any) -> Any:
-        keys = {shard: self._keys[shard] for shard in self._shards()}
+        shards = self._asked_shards()
         given = kwargs.get("past_key_values")
+        keys = {shard: self._shards.key(shard) for shard in shards}
         caches = self._caches.of(given, keys) if given is not None else {}
-        outputs = []
         with self._turn.taken():
-            try:
-                for shard in keys:
-                    if given is not None:
-                        kwargs["past_key_values"] = caches[shard]
-                    modules = self._stand_ins[str(shard)].children()
-                    self._swap.install(dict(zip(self._names[shard], modules, strict=True)))
-                    outputs.append(self._network_forward(*args, **kwargs))
-            finally:
-                self._swap.restore()
+            outputs = self._passes.run(self._network_forward, args, kwargs, shards, caches)
         answer = outputs[0] if self.aggregate == "single" else aggregate_outputs(outputs, self.aggregate)
         if given is not None and hasattr(answer, "past_key_values"):
             answer.past_key_values = given
         return answer
 
-    def _shards(self) -> list[int]:
+    def _asked_shards(self) -> list[int]:
         if self.aggregate != "single":
             return list(self.survivors)
         return [max(self.survivors, key=lambda shard: (self.survivors[shard].stage, self._scores[shard], -shard))]
@@ -340,7 +344,3 @@ def _builder_of(module: pl.LightningModule, store: Store) -> StageBuilder:
             f"{', '.join(missing[:5])}. Load it with the module that it was trained with."
         )
     return StageBuilder(module, layers, resolve_adapter(store.settings["adapter"]))
-
-
-def _key_of(unit: UnitId, alive: Mapping[UnitId, UnitRecord]) -> tuple[str, ...]:
-    return tuple(alive[ancestor].snapshot for ancestor in unit.lineage)

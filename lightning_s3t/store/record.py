@@ -25,3 +25,16 @@ class UnitRecord:
     snapshot: str
     score: float | None
     provenance: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What has to be known of a unit to serve it.
+
+    Attributes:
+        snapshot: The SHA-256 of its snapshot.
+        score: The metric that the script monitors, higher being better; None without one.
+    """
+
+    snapshot: str
+    score: float | None

@@ -23,7 +23,7 @@ from lightning_s3t.store.keyring import Keyring, put_keys
 from lightning_s3t.store.ledger import FILE, Ledger, closed_on_error
 from lightning_s3t.store.legible import legible
 from lightning_s3t.store.lock import FitLock, ledger_lock
-from lightning_s3t.store.record import UnitRecord
+from lightning_s3t.store.record import Candidate, UnitRecord
 from lightning_s3t.store.registry import is_registering, register
 from lightning_s3t.store.requests import DeletionRequests
 from lightning_s3t.store.settings import HINT, check_settings, normalise, read_settings, rows_of
@@ -33,7 +33,7 @@ from lightning_s3t.store.snapshots import (
     snapshot_path,
     write_snapshot,
 )
-from lightning_s3t.store.units import find_snapshot, reached_since, read_units
+from lightning_s3t.store.units import find_snapshot, reached_since, read_candidates, read_units
 from lightning_s3t.store.verification import Verification, check_one_piece, damaged_units, verify
 
 
@@ -217,6 +217,10 @@ class Store(DeletionRequests):
     def alive(self) -> dict[UnitId, UnitRecord]:
         """Returns the units that may serve: built, not revoked, and all that they are built of too."""
         return read_units(self._ledger)
+
+    def candidates(self) -> dict[UnitId, Candidate]:
+        """Returns the same units as `alive`, with what has to be known to choose and load survivors."""
+        return read_candidates(self._ledger)
 
     def start_unit(self, unit: UnitId, key: str, as_of: int | None = None) -> Attempt:
         """Notes that a unit is about to be trained.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import TypeVar
 
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store.ledger import Ledger
 from lightning_s3t.store.legible import legible
-from lightning_s3t.store.record import UnitRecord
+from lightning_s3t.store.record import Candidate, UnitRecord
+
+Found = TypeVar("Found")
 
 
 def read_units(ledger: Ledger) -> dict[UnitId, UnitRecord]:
@@ -24,7 +27,18 @@ def read_units(ledger: Ledger) -> dict[UnitId, UnitRecord]:
             (unit := UnitId.parse(text)): UnitRecord(unit, key, snapshot, score, json.loads(provenance))
             for text, key, snapshot, score, provenance in rows
         }
-    return {unit: found[unit] for unit in sorted(found) if all(ancestor in found for ancestor in unit.lineage)}
+    return _whole(found)
+
+
+def read_candidates(ledger: Ledger) -> dict[UnitId, Candidate]:
+    """Returns the units that may serve, as `read_units` does, without what they were made from: that is much to read.
+
+    Args:
+        ledger: The ledger.
+    """
+    rows = ledger.connection.execute("SELECT unit, snapshot, score FROM units").fetchall()
+    with legible("The name of a unit"):
+        return _whole({UnitId.parse(text): Candidate(snapshot, score) for text, snapshot, score in rows})
 
 
 def read_scores(ledger: Ledger) -> dict[UnitId, float | None]:
@@ -87,3 +101,7 @@ def reached_since(ledger: Ledger, unit: UnitId, request: int) -> bool:
         (unit.shard, *unit.prefix, request),
     ).fetchone()
     return row is not None
+
+
+def _whole(found: dict[UnitId, Found]) -> dict[UnitId, Found]:
+    return {unit: found[unit] for unit in sorted(found) if all(ancestor in found for ancestor in unit.lineage)}

@@ -155,7 +155,7 @@ def test_the_single_survivor_is_the_deepest(served: S3TModule) -> None:
         shard = store.partition.place("user-3").shard
         store.forget(["user-3"])
     served.module.network(input_ids=PROMPT)
-    assert served._shards() == [1 - shard]
+    assert served._asked_shards() == [1 - shard]
 
 
 def test_what_cannot_generate_says_so(tmp_path: Path) -> None:

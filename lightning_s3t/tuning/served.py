@@ -1,0 +1,113 @@
+"""What is served: for each shard, the modules that its survivor puts into the one backbone when it is its turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from lightning_s3t.plan import UnitId
+from lightning_s3t.tuning.stages import Snapshot, StageBuilder, load_tensors
+
+Load = Callable[[UnitId], Snapshot]
+
+
+class ServedShards(nn.Module):
+    """The stand-ins of every shard's survivor.
+
+    They are registered under the shards' numbers, so that they move between devices with the module they are in. A
+    shard that falls back to another survivor keeps its modules: what is new is copied into them, and those of layer
+    groups that are deactivated go.
+
+    Args:
+        builder: What builds stand-ins.
+
+    Attributes:
+        survivors: The unit that each shard serves.
+
+    Example:
+        >>> from lightning_s3t.tuning import find_layers
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> len(ServedShards(StageBuilder(net, find_layers(net, slices=2), adapter=None)).survivors)
+        0
+    """
+
+    def __init__(self, builder: StageBuilder) -> None:
+        super().__init__()
+        self.survivors: dict[int, UnitId] = {}
+        self._builder = builder
+        self._names: dict[int, list[str]] = {}
+        self._keys: dict[int, tuple[str, ...]] = {}
+
+    def key(self, shard: int) -> tuple[str, ...]:
+        """Returns the digests of the snapshots that a shard serves, by stage.
+
+        Args:
+            shard: The shard.
+        """
+        return self._keys[shard]
+
+    def stand_ins(self, shard: int) -> dict[str, nn.Module]:
+        """Returns a shard's modules by the path of the one that each stands in for.
+
+        Args:
+            shard: The shard.
+        """
+        return dict(zip(self._names[shard], self.get_submodule(str(shard)).children(), strict=True))
+
+    def drop(self, shard: int) -> None:
+        """Takes a shard out: it has no survivor.
+
+        Args:
+            shard: The shard.
+        """
+        delattr(self, str(shard))
+        del self.survivors[shard], self._names[shard], self._keys[shard]
+
+    def take_up(self, unit: UnitId, key: tuple[str, ...], load: Load) -> None:
+        """Makes a shard serve a unit.
+
+        Everything is read before anything is changed: a unit that is revoked or damaged leaves the shard as it was.
+
+        Args:
+            unit: The unit.
+            key: The digests of its lineage's snapshots.
+            load: Reads a unit's snapshot.
+        """
+        if self._keys.get(unit.shard) == key:
+            return
+        # what is taken up while somebody predicts must still be changed later on, outside of inference mode
+        with torch.inference_mode(False), torch.no_grad():
+            self._take_up(unit, key, load)
+
+    def _take_up(self, unit: UnitId, key: tuple[str, ...], load: Load) -> None:
+        shard, lineage = unit.shard, unit.lineage
+        before = self._keys.get(shard, ())
+        modules = self.stand_ins(shard) if before else {}
+        if len(before) >= unit.stage:
+            changed = [stage for stage in range(1, unit.stage + 1) if before[stage - 1] != key[stage - 1]]
+            snapshots = {stage: load(lineage[stage - 1]) for stage in {*changed, unit.stage}}
+            self.drop(shard)  # were the copying to fail half-way, the shard must not answer
+            modules = self._change(modules, unit.stage, changed, snapshots)
+        else:
+            modules = self._builder.build(unit.stage, [load(ancestor) for ancestor in lineage])
+            nn.ModuleList(modules.values()).requires_grad_(False).eval()
+            if before:
+                self.drop(shard)
+        self.add_module(str(shard), nn.ModuleList(modules.values()))
+        self._names[shard] = list(modules)
+        self._keys[shard] = key
+        self.survivors[shard] = unit
+        self.survivors = dict(sorted(self.survivors.items()))
+
+    def _change(
+        self, modules: dict[str, nn.Module], stage: int, changed: Sequence[int], snapshots: dict[int, Snapshot]
+    ) -> dict[str, nn.Module]:
+        for index in changed:
+            for name in self._builder.targets[index]:
+                load_tensors(modules[name], name, snapshots[index])
+        for name in self._builder.layers.head:
+            load_tensors(modules[name], name, snapshots[stage])
+        kept = {name for index in range(1, stage + 1) for name in self._builder.targets[index]}
+        return {name: module for name, module in modules.items() if name in kept or name in self._builder.layers.head}

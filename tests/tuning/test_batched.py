@@ -1,0 +1,153 @@
+"""Several shards in one pass: each shard's answer but for rounding, or no such pass at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_s3t.tuning.batched import alike
+from lightning_s3t.tuning.passes import ShardPasses
+from tests.tuning.shards import IMAGES, LORA, MODELS, Shards, make_vit
+
+ADAPTERS: dict[str, Any] = {
+    "lora": {**LORA, "lora_dropout": 0.1, "use_rslora": True},
+    "lora with bias": {**LORA, "lora_bias": True},
+    "dora": {**LORA, "use_dora": True},
+    "ia3": {"peft_type": "IA3", "target_modules": ["qkv"]},
+    "whole layers": None,
+}
+
+
+def watch_rows(module: nn.Module) -> list[int]:
+    """Notes how many rows a module is called with."""
+    rows: list[int] = []
+    module.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    return rows
+
+
+class Asked:
+    """Asks shards together, twice: the first call of a form is a trial, which answers in turn."""
+
+    def __init__(self, shards: Shards, *args: Any, **kwargs: Any) -> None:
+        passes = ShardPasses(shards.builder, shards.served, "together")
+        order = list(shards.served.survivors)
+        self.calls = 0
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            return shards.root.forward(*args, **kwargs)
+
+        with torch.no_grad():
+            self.in_turn = passes.run(forward, args, kwargs, order, {})
+            self.calls = 0
+            self.again = passes.run(forward, args, kwargs, order, {})
+
+
+@pytest.mark.parametrize("stages", [[4, 1, 2], [2, 2, 2], [4, 4]], ids=str)
+@pytest.mark.parametrize("model", MODELS)
+def test_together_is_in_turn_but_for_rounding(model: str, stages: list[int]) -> None:
+    torch.manual_seed(0)
+    make, args, kwargs = MODELS[model]
+    shards = Shards(make(), stages)
+    asked = Asked(shards, *args, **kwargs)
+    assert asked.calls == (1 if max(stages) == 4 else 2)  # of which one ends where the trunk does
+    assert alike(asked.in_turn, asked.again)
+    assert alike(asked.in_turn, shards.ask_alone(*args, **kwargs))
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_every_adapter_can_be_asked_together(kind: str) -> None:
+    torch.manual_seed(0)
+    shards = Shards(make_vit(), [4, 1, 3], ADAPTERS[kind])
+    asked = Asked(shards, IMAGES)
+    assert asked.calls == 1
+    assert alike(asked.in_turn, asked.again)
+
+
+def test_rows_are_those_of_all_shards_above_the_trunk_and_the_plain_ones_below() -> None:
+    shards = Shards(make_vit(), [2, 1])
+    below, above = watch_rows(shards.root.blocks[1].mlp), watch_rows(shards.root.blocks[3].mlp)  # type: ignore[index, union-attr]
+    Asked(shards, IMAGES)
+    # a trial is a pass together and one in turn; then there is one together
+    assert below == [3, 3, 3]
+    assert above == [6, 3, 3, 6]
+
+
+def test_lora_reads_a_pretrained_weight_once_for_all_shards() -> None:
+    shards = Shards(make_vit(), [4, 4, 1])
+    calls = watch_rows(shards.root.blocks[3].attn.qkv)  # type: ignore[index, union-attr]
+    Asked(shards, IMAGES)
+    assert calls.count(9) == 2  # in the trial, and in the pass
+
+
+class RowsSecond(nn.Module):
+    """Has its rows in the second dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.TransformerEncoderLayer(6, 2, 8) for _ in range(4)])
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(0, 1)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean(0))
+
+
+class RowsMix(nn.Module):
+    """Answers by comparing its rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(4)])
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x - x.mean((0, 1), keepdim=True)).sum(1)
+
+
+class NoRows(nn.Module):
+    """Answers for all its rows at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(4)])
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x).mean((0, 1)).view(1, 3)
+
+
+@pytest.mark.parametrize("kind", [RowsSecond, RowsMix, NoRows])
+def test_a_network_whose_rows_cannot_be_told_apart_is_asked_in_turn(kind: type[nn.Module]) -> None:
+    shards = Shards(kind(), [3, 4])
+    x = torch.randn(4, 6, 6)
+    asked = Asked(shards, x)
+    assert asked.calls == 2
+    for answers in (asked.in_turn, asked.again):
+        assert all(torch.equal(a, b) for a, b in zip(answers, shards.ask_alone(x), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        (torch.ones(2), torch.ones(3), False),
+        (torch.ones(2), torch.ones(2, dtype=torch.float64), False),
+        (torch.tensor([1, 2]), torch.tensor([1, 3]), False),
+        (torch.tensor([1.0]), torch.tensor([float("nan")]), False),
+        (torch.empty(0), torch.empty(0), True),
+        (torch.tensor([1e6, 1.0]), torch.tensor([1e6, 1.1]), True),
+        ((torch.ones(1),), (torch.ones(1), torch.ones(1)), False),
+        ({"a": torch.ones(1)}, {"b": torch.ones(1)}, False),
+    ],
+)
+def test_answers_are_alike_up_to_the_rounding_of_their_largest_value(one: Any, other: Any, expected: bool) -> None:
+    assert alike(one, other) is expected

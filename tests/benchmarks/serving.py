@@ -153,16 +153,16 @@ def time_inference(module: Classifier, path: Path, rows: Sequence[int], device: 
     )
     marked = []
     bare = copy.deepcopy(module).to(device)
-    with torch.inference_mode():
-        for stage in (SLICES, 3, 1):
-            stages = Stages(module, path, stage, device)
-            for count in rows:
-                images = torch.randn(count, 3, 224, 224, device=device)
-                times = take_turns(stages.contestants(images, bare), ROUNDS, f"inference, {stage} slices, {count} rows")
-                ratios = {(a, b): ratio(times[a], times[b]) for a in ("in turn", "together") for b in ("apart", "one")}
-                seconds = f"{statistics.median(times['in turn']):.4f}"
-                found.add_row(str(count), str(stage), seconds, *(str(r) for r in _in_order(ratios)))
-                marked.append(ratios["together", "one"] if device == "cuda" else ratios["in turn", "apart"])
+    for stage, count in itertools.product((SLICES, 3, 1), rows):
+        contestants = Stages(module, path, stage, device).contestants(
+            torch.randn(count, 3, 224, 224, device=device), bare
+        )
+        with torch.inference_mode():
+            times = take_turns(contestants, ROUNDS, f"inference, {stage} slices, {count} rows")
+        ratios = {(a, b): ratio(times[a], times[b]) for a in ("in turn", "together") for b in ("apart", "one")}
+        seconds = f"{statistics.median(times['in turn']):.4f}"
+        found.add_row(str(count), str(stage), seconds, *(str(r) for r in _in_order(ratios)))
+        marked.append(ratios["together", "one"] if device == "cuda" else ratios["in turn", "apart"])
     return found, max(r.median for r in marked)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_s3t import DeletionHook, Receipt, S3TModule
 from lightning_s3t.errors import (
+    ConfigurationError,
     EnsembleError,
     NoSurvivorError,
     StoreError,
@@ -260,6 +261,25 @@ def test_the_aggregate_can_be_chosen(store: Path, aggregate: Any) -> None:
         "vote": nn.functional.one_hot(logits.argmax(-1), 3).float().mean(0),
     }
     assert torch.allclose(served(X).softmax(-1), expected[aggregate], atol=1e-5)
+
+
+@torch.no_grad()
+def test_shards_can_be_asked_together(store: Path) -> None:
+    together, in_turn = (S3TModule.load(store, Classifier(), passes=how) for how in ("together", "in_turn"))
+    rows: list[int] = []
+    together.module.network.blocks[-1].register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    for _ in range(2):  # the first is a trial
+        torch.testing.assert_close(together(X), in_turn(X))
+    assert rows[-1] == len(X) * ARGUMENTS["shards"]
+    receipt = together.forget(["user-1"])
+    assert receipt.revoked
+    for _ in range(2):
+        torch.testing.assert_close(together(X), in_turn(X))
+
+
+def test_another_way_of_asking_shards_is_refused(store: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"Expected argument `passes` to be one of .* but got 'at_once'"):
+        S3TModule.load(store, Classifier(), passes="at_once")  # type: ignore[arg-type]
 
 
 @torch.no_grad()

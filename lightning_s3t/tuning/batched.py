@@ -73,9 +73,10 @@ class RowsOfShards(nn.Module):
         rows = _rows_of_one(len(self._stand_ins), len(x)) * adapted
         y: Tensor = self._original[0](x)
         small = torch.bmm(x[:rows].reshape(adapted, -1, x.shape[-1]), down.transpose(1, 2))
-        change = torch.bmm(small, up.transpose(1, 2)).view(rows, *y.shape[1:])
-        y[:rows] += change * self._lora[0].scaling[ADAPTER_NAME]
-        return y
+        scaling = self._lora[0].scaling[ADAPTER_NAME]
+        own = torch.baddbmm(y[:rows].reshape(adapted, -1, y.shape[-1]), small, up.transpose(1, 2), alpha=scaling)
+        changed = own.view(rows, *y.shape[1:])
+        return changed if rows == len(y) else torch.cat([changed, y[rows:]])
 
 
 class BatchedPass:

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import timm
@@ -26,6 +27,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_s3t import S3TModule
 from lightning_s3t.plan import UnitId
@@ -139,6 +141,30 @@ class Stages:
         return {name: settled(run) for name, run in found.items()}
 
 
+class Operations(TorchDispatchMode):
+    """Counts the operations that compute something, views left out: on a GPU each starts a kernel or more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Runs one operation."""
+        aliases = [value.alias_info for value in func._schema.returns]
+        self.count += not any(alias is not None and not alias.is_write for alias in aliases)
+        return func(*args, **(kwargs or {}))
+
+
+def count_operations(run: Callable[[], object]) -> int:
+    """Counts what a contestant computes, at its second call."""
+    run()
+    with Operations() as operations:
+        run()
+    return operations.count
+
+
 def time_inference(module: Classifier, path: Path, rows: Sequence[int], device: str) -> tuple[Table, float]:
     """Times the ensemble, networks apart and one pass, at three depths; returns a table and what has a mark."""
     found = Table(
@@ -149,6 +175,7 @@ def time_inference(module: Classifier, path: Path, rows: Sequence[int], device: 
         "together / five networks",
         "in turn / one pass",
         "together / one pass",
+        "operations: apart, in turn, together, one",
         title="An ensemble of five, ViT-base",
     )
     marked = []
@@ -158,10 +185,12 @@ def time_inference(module: Classifier, path: Path, rows: Sequence[int], device: 
             torch.randn(count, 3, 224, 224, device=device), bare
         )
         with torch.inference_mode():
+            operations = {name: count_operations(run) for name, run in contestants.items()}
             times = take_turns(contestants, ROUNDS, f"inference, {stage} slices, {count} rows")
         ratios = {(a, b): ratio(times[a], times[b]) for a in ("in turn", "together") for b in ("apart", "one")}
         seconds = f"{statistics.median(times['in turn']):.4f}"
-        found.add_row(str(count), str(stage), seconds, *(str(r) for r in _in_order(ratios)))
+        counts = ", ".join(str(operations[name]) for name in ("apart", "in turn", "together", "one"))
+        found.add_row(str(count), str(stage), seconds, *(str(r) for r in _in_order(ratios)), counts)
         marked.append(ratios["together", "one"] if device == "cuda" else ratios["in turn", "apart"])
     return found, max(r.median for r in marked)
 

@@ -112,8 +112,8 @@ def _problems_in_parallel(trainer: pl.Trainer) -> list[str]:
     averaging = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     if averaging and trainer.strategy.root_device.type != "cpu":
         problems.append(
-            "parallel_units with WeightAveraging on a device: it swaps all weights for a validation, and with them those "
-            f"that the units share. {alone}"
+            "parallel_units with WeightAveraging on a device: for a validation it swaps all weights, and with them "
+            f"those that the units share. {alone}"
         )
     return problems
 

@@ -162,8 +162,8 @@ class SliceUnfreezing(pl.Callback):
         if changed:
             raise LeakageError(
                 f"The backbone that the units share is not as it was: {', '.join(changed)}. A unit has written to it, "
-                "so no unit is kept that might have seen that. Don't write these tensors in training, or name the module "
-                "that holds them as part of the head: S3T(head=[...])."
+                "so no unit is kept that might have seen that. Don't write these tensors in training, or name the "
+                "module that holds them as part of the head: S3T(head=[...])."
             )
 
     def detach(self) -> None:
@@ -171,7 +171,7 @@ class SliceUnfreezing(pl.Callback):
         if self._swap is not None and self._flags is not None:
             self._swap.restore()
             self._flags.restore()
-        self.stage = self._guard = None
+        self.stage = self._guard = self._shared = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called when fit begins: finds the layers.

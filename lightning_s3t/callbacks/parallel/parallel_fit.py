@@ -46,6 +46,7 @@ class ParallelFit:
         self._unfreezing = unfreezing
         self._units = units
         self._first_step = 0
+        self._replanned: Replanned | None = None
 
     @property
     def is_worth_it(self) -> bool:
@@ -79,17 +80,23 @@ class ParallelFit:
         assert builder is not None
         self._unfreezing.share()
         with without_running_state(trainer):
+            replace = stand_ins(trainer)
+            for logger in trainer.loggers:
+                replace[id(logger)].look_at_experiment(logger)
             objects = (trainer, self._unit_fit, self._fit_store, self._unfreezing)
-            return pack(objects, stand_ins(trainer), share=builder.frozen_tensors().values())
+            return pack(objects, replace, share=builder.frozen_tensors().values())
 
     def _replan(self, workers: Workers) -> None:
         self._fit_store.replan()
-        workers.send_all(Replanned(self._fit_store.plan, self._fit_store.forgotten, self._fit_store.digests))
+        self._replanned = Replanned(self._fit_store.plan, self._fit_store.forgotten, self._fit_store.digests)
+        workers.send_all(self._replanned)
 
     def _build_all(self, trainer: pl.Trainer, workers: Workers) -> bool:
         """Builds the plan; False if a deletion request came in, so that there has to be another."""
         schedule = Schedule(self._fit_store.plan.build)
-        workers.start(min(self._units, schedule.width))
+        for hand in workers.start(min(self._units, schedule.width)):
+            if self._replanned is not None:  # it was given the first plan
+                hand.send(self._replanned)
         outdated = False
         with closing(self._unit_fit.make_progress(trainer)) as progress:
             while not schedule.done:

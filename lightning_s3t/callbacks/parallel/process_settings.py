@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ class ProcessSettings:
     Attributes:
         calls: Those that functions get and set, by name.
         flags: Those that are attributes, by their place in a fixed list.
+        start_method: How dataloaders start their processes. A process that was spawned would spawn its own, each of which
+            imports everything anew.
         recursion_limit: Python's, which pickling deep networks needs.
 
     Example:
@@ -58,6 +61,7 @@ class ProcessSettings:
 
     calls: dict[str, Any]
     flags: dict[int, Any]
+    start_method: str
     recursion_limit: int
 
     @classmethod
@@ -65,10 +69,13 @@ class ProcessSettings:
         """Reads the settings of this process."""
         calls = {name: _read(get) for name, (get, _) in _CALLS.items()}
         flags = {index: _read(partial(getattr, *flag)) for index, flag in enumerate(_FLAGS)}
-        return cls(calls, flags, sys.getrecursionlimit())
+        # the first is the one that is taken where none was chosen
+        method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+        return cls(calls, flags, method, sys.getrecursionlimit())
 
     def apply(self) -> None:
         """Sets what differs in this process."""
+        multiprocessing.set_start_method(self.start_method, force=True)
         sys.setrecursionlimit(self.recursion_limit)
         for name, (get, put) in _CALLS.items():
             if self.calls[name] is not None and _read(get) != self.calls[name]:

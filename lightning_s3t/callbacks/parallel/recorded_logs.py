@@ -44,12 +44,19 @@ class RecordingLogger(Logger):
         self._position = position
         self._name, self._version = original.name, original.version
         self._folders = (original.save_dir, original.root_dir, original.log_dir)
-        kind = type(original)
-        self._methods = frozenset(
-            name for name in dir(kind) if not name.startswith("_") and callable(getattr(kind, name, None))
-        )
+        self._methods = _methods_of(type(original))
+        self._experiment_methods: frozenset[str] = frozenset()
         self._calls: list[LoggerCall] = []
         self.axis: Callable[[], int] | None = None
+
+    def look_at_experiment(self, original: Logger) -> None:
+        """Learns what can be called on the experiment, which is made if there is none.
+
+        Args:
+            original: The logger.
+        """
+        experiment = getattr(original, "experiment", None)
+        self._experiment_methods = _methods_of(experiment) if experiment is not None else frozenset()
 
     @property
     def name(self) -> str | None:
@@ -79,7 +86,7 @@ class RecordingLogger(Logger):
     @property
     def experiment(self) -> RecordedExperiment:
         """Records what is called on it."""
-        return RecordedExperiment(self.record)
+        return RecordedExperiment(self.record, self._experiment_methods)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Records metrics.
@@ -135,15 +142,24 @@ class RecordedExperiment:
 
     Args:
         record: Takes each call.
+        methods: The names of those that there are.
     """
 
-    def __init__(self, record: Callable[[bool, str, tuple[Any, ...], dict[str, Any]], None]) -> None:
+    def __init__(
+        self, record: Callable[[bool, str, tuple[Any, ...], dict[str, Any]], None], methods: frozenset[str]
+    ) -> None:
         self._record = record
+        self._methods = methods
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
+        if name.startswith("_") or name not in self._methods:
             raise AttributeError(name)
         return lambda *arguments, **keywords: self._record(True, name, arguments, keywords)
+
+
+def _methods_of(found: object) -> frozenset[str]:
+    names = (name for name in dir(found) if not name.startswith("_"))
+    return frozenset(name for name in names if callable(getattr(found, name, None)))
 
 
 def write_calls(calls: Iterable[LoggerCall], loggers: Sequence[Logger], first_step: int) -> None:

@@ -35,12 +35,16 @@ class Workers:
         self._settings = ProcessSettings.capture()
         self._hands: list[Hand] = []
 
-    def start(self, count: int) -> None:
+    def start(self, count: int) -> list[Hand]:
         """Starts processes until there are so many.
 
         Args:
             count: How many there shall be.
+
+        Returns:
+            Those that are new.
         """
+        before = len(self._hands)
         # forked processes would hang in OpenMP, and cannot use CUDA
         context = torch.multiprocessing.get_context("spawn")
         while len(self._hands) < count:
@@ -51,8 +55,9 @@ class Workers:
             )
             with _without_interrupts():
                 process.start()
-            theirs.close()
-            self._hands.append(Hand(process, ours))
+                theirs.close()
+                self._hands.append(Hand(process, ours))
+        return self._hands[before:]
 
     def idle(self) -> list[Hand]:
         """Returns those that could train a unit now."""

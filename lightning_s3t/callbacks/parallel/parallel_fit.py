@@ -80,9 +80,7 @@ class ParallelFit:
         assert builder is not None
         self._unfreezing.share()
         with without_running_state(trainer):
-            replace = stand_ins(trainer)
-            for logger in trainer.loggers:
-                replace[id(logger)].look_at_experiment(logger)
+            replace = stand_ins(trainer, experiments=True)
             objects = (trainer, self._unit_fit, self._fit_store, self._unfreezing)
             return pack(objects, replace, share=builder.frozen_tensors().values())
 

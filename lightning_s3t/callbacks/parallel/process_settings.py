@@ -46,8 +46,8 @@ class ProcessSettings:
     Attributes:
         calls: Those that functions get and set, by name.
         flags: Those that are attributes, by their place in a fixed list.
-        start_method: How dataloaders start their processes. A process that was spawned would spawn its own, each of which
-            imports everything anew.
+        start_method: How dataloaders start their processes. A process that was spawned would spawn its own, each of
+            which imports everything anew.
         recursion_limit: Python's, which pickling deep networks needs.
 
     Example:

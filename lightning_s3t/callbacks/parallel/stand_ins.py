@@ -18,13 +18,18 @@ class SilentProgressBar(ProgressBar):
         """Called when it must be silent."""
 
 
-def stand_ins(trainer: pl.Trainer) -> dict[int, object]:
+def stand_ins(trainer: pl.Trainer, experiments: bool = False) -> dict[int, object]:
     """Returns what to send instead of a trainer's loggers, bars and saved config, by the `id` of those.
 
     Args:
         trainer: The trainer.
+        experiments: Whether to look what can be called on the loggers' experiments, which begins those that have not begun.
     """
-    found: dict[int, object] = {id(logger): RecordingLogger(i, logger) for i, logger in enumerate(trainer.loggers)}
+    found: dict[int, object] = {}
+    for position, logger in enumerate(trainer.loggers):
+        found[id(logger)] = recording = RecordingLogger(position, logger)
+        if experiments:
+            recording.look_at_experiment(logger)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ProgressBar):
             found[id(callback)] = SilentProgressBar()

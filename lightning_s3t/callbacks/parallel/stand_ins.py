@@ -23,7 +23,8 @@ def stand_ins(trainer: pl.Trainer, experiments: bool = False) -> dict[int, objec
 
     Args:
         trainer: The trainer.
-        experiments: Whether to look what can be called on the loggers' experiments, which begins those that have not begun.
+        experiments: Whether to look what can be called on the loggers' experiments, which begins those that
+            have not begun.
     """
     found: dict[int, object] = {}
     for position, logger in enumerate(trainer.loggers):

@@ -97,12 +97,12 @@ def assert_nothing_is_left(store: Path, checkpoints: Path) -> None:
     assert set(checkpoints.rglob("*.ckpt")) == kept
 
 
-def assert_the_next_fit_goes_on(store: Path) -> None:
+def assert_the_next_fit_goes_on(store: Path, workers: int = 0) -> None:
     before = tensors_of(store)
-    fit(store, People.make())
+    fit(store, People.make(), workers=workers)
     after = tensors_of(store)
     assert_bitwise_equal(before, {unit: after[unit] for unit in before})
-    fit(store.parent / "whole", People.make())
+    fit(store.parent / "whole", People.make(), workers=workers)
     assert_bitwise_equal(after, tensors_of(store.parent / "whole"))
 
 
@@ -164,7 +164,7 @@ def test_a_script_that_is_killed_takes_its_processes_along(tmp_path: Path, kill:
     with Store.open(store):  # clears away what a killed fit has left
         pass
     assert_nothing_is_left(store, tmp_path / "checkpoints")
-    assert_the_next_fit_goes_on(store)
+    assert_the_next_fit_goes_on(store, workers=1)
 
 
 def wait_for(condition: Any, process: Any) -> None:

@@ -57,6 +57,10 @@ class LeakageError(S3TError):
     """Something that a unit does not own changed while it was trained, so its exactness is gone."""
 
 
+class WorkerError(S3TError, RuntimeError):
+    """A process that trained units died, or raised what cannot be raised here."""
+
+
 class NoSurvivorError(S3TError):
     """No shard has a unit left that may serve."""
 

@@ -15,7 +15,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-def check_arguments(shards: Any, slices: Any, budget: Any, seed: Any) -> None:
+def check_arguments(shards: Any, slices: Any, budget: Any, seed: Any, parallel_units: Any = 1) -> None:
     """Checks S3T's numbers.
 
     Args:
@@ -23,6 +23,7 @@ def check_arguments(shards: Any, slices: Any, budget: Any, seed: Any) -> None:
         slices: Number of slices.
         budget: Number of orders, or a mapping with their cost, which the planner checks.
         seed: The root seed.
+        parallel_units: How many units are trained at the same time.
 
     Raises:
         ConfigurationError: One is no integer, or is out of range.
@@ -33,7 +34,9 @@ def check_arguments(shards: Any, slices: Any, budget: Any, seed: Any) -> None:
         ...
         lightning_s3t.errors.ConfigurationError: Expected argument `budget` to be a positive integer but got 0.
     """
-    counts = {"shards": shards, "slices": slices} | ({} if isinstance(budget, Mapping) else {"budget": budget})
+    counts = {"shards": shards, "slices": slices, "parallel_units": parallel_units} | (
+        {} if isinstance(budget, Mapping) else {"budget": budget}
+    )
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigurationError(f"Expected argument `{name}` to be a positive integer but got {value!r}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Mapping
 
 import lightning.pytorch as pl
@@ -11,12 +12,14 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     StochasticWeightAveraging,
     Timer,
+    WeightAveraging,
 )
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
 
 from lightning_s3t.callbacks.lightning_internals import (
     has_train_dataloader,
+    is_compiled,
     loaded_checkpoint,
     syncs_batchnorm,
 )
@@ -32,12 +35,13 @@ _REFUSED_CALLBACKS: dict[type[pl.Callback], str] = {
 }
 
 
-def check_trainer(trainer: pl.Trainer, callback_type: type[pl.Callback]) -> None:
+def check_trainer(trainer: pl.Trainer, callback_type: type[pl.Callback], parallel_units: int = 1) -> None:
     """Checks, in `setup`, that a trainer can train units exactly.
 
     Args:
         trainer: The trainer.
         callback_type: S3T's class: only one may be there.
+        parallel_units: How many units are to be trained at the same time.
 
     Raises:
         UnsupportedError: Listing all that S3T cannot train with.
@@ -76,6 +80,8 @@ def check_trainer(trainer: pl.Trainer, callback_type: type[pl.Callback]) -> None
         problems.append("overfit_batches: every unit would see the same few batches. Leave it out.")
     if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
         problems.append("reload_dataloaders_every_n_epochs: units have dataloaders of their own. Leave it out.")
+    if parallel_units > 1:
+        problems += _problems_in_parallel(trainer)
     if problems:
         raise UnsupportedError("S3T cannot train with this trainer:\n" + "\n".join(f"  - {p}" for p in problems))
     if not has_train_dataloader(trainer):
@@ -83,6 +89,33 @@ def check_trainer(trainer: pl.Trainer, callback_type: type[pl.Callback]) -> None
             "There is no train dataloader. Pass one to trainer.fit, or give the module or the data module a "
             "train_dataloader()."
         )
+
+
+def _problems_in_parallel(trainer: pl.Trainer) -> list[str]:
+    alone = "Or train one unit at a time: S3T(parallel_units=1)."
+    problems = []
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        problems.append(
+            "parallel_units: a process that should train units imports the script, and the script begins a fit. Put "
+            f"what it does below `if __name__ == '__main__':`. {alone}"
+        )
+    if not isinstance(trainer.strategy, SingleDeviceStrategy):
+        problems.append(
+            "parallel_units with several devices: a unit is trained by one process, on one device. Use devices=1. "
+            f"{alone}"
+        )
+    if is_compiled(trainer.lightning_module):
+        problems.append(
+            "parallel_units with torch.compile: what is compiled cannot be sent to another process, which would train "
+            f"the plain module. Leave torch.compile out. {alone}"
+        )
+    averaging = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    if averaging and trainer.strategy.root_device.type != "cpu":
+        problems.append(
+            "parallel_units with WeightAveraging on a device: for a validation it swaps all weights, and with them "
+            f"those that the units share. {alone}"
+        )
+    return problems
 
 
 def check_not_resumed(trainer: pl.Trainer) -> None:

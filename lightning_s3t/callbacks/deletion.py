@@ -136,6 +136,9 @@ class DeletionHook(pl.Callback):
         """Called before a prediction batch: looks for requests."""
         self.poll()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_opened": None}  # a database is opened by each process for itself
+
     def _open(self) -> Store:
         if self._opened is None:
             self._opened = Store.open(self.store)

@@ -8,7 +8,8 @@ this file run against the lowest and the newest release that pyproject.toml admi
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -100,6 +101,55 @@ def syncs_batchnorm(trainer: pl.Trainer) -> bool:
     return getattr(trainer.strategy, "_layer_sync", None) is not None
 
 
+@contextmanager
+def without_running_state(trainer: pl.Trainer) -> Iterator[None]:
+    """Takes off a trainer, for a block, what belongs to the running fit and cannot be pickled.
+
+    Optimizers, schedulers and the iterators of dataloaders are made anew for each unit.
+
+    Args:
+        trainer: The trainer, when its fit loop would start or before.
+    """
+    strategy, loop = trainer.strategy, trainer.fit_loop
+    optimizers, schedulers = strategy.optimizers, strategy.lr_scheduler_configs
+    iterators: list[tuple[Any, str]] = [(loop, "_combined_loader"), (loop, "_data_fetcher")]
+    iterators += [(loop.epoch_loop.val_loop, "_combined_loader"), (loop.epoch_loop.val_loop, "_data_fetcher")]
+    kept = [getattr(owner, name) for owner, name in iterators]
+    run = vars(loop).pop("run", None)
+    strategy.optimizers, strategy.lr_scheduler_configs = [], []
+    for owner, name in iterators:
+        setattr(owner, name, None)
+    try:
+        yield
+    finally:
+        strategy.optimizers, strategy.lr_scheduler_configs = optimizers, schedulers
+        for (owner, name), value in zip(iterators, kept, strict=True):
+            setattr(owner, name, value)
+        if run is not None:
+            vars(loop)["run"] = run
+
+
+def settle_in(trainer: pl.Trainer) -> None:
+    """Makes a trainer that was sent to another process ready to train there.
+
+    Args:
+        trainer: The trainer, sent when its fit loop would have started.
+    """
+    trainer.strategy.accelerator.setup_device(trainer.strategy.root_device)  # type: ignore[union-attr]
+    trainer.lightning_module.trainer = trainer  # a module is sent without it
+    if trainer.datamodule is not None:  # type: ignore[attr-defined]
+        trainer.datamodule.trainer = trainer  # type: ignore[attr-defined]
+
+
+def logged_step(trainer: pl.Trainer) -> int:
+    """Returns where the loggers' step axis stands.
+
+    Args:
+        trainer: The trainer.
+    """
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
 def silent_logger() -> Logger:
     """Returns a logger that takes everything and keeps nothing; `fast_dev_run` uses it too."""
     return DummyLogger()
@@ -152,7 +202,7 @@ class TrainerReset:
         trainer.strategy.lr_scheduler_configs = []
         trainer._logger_connector.reset_results()
         trainer._logger_connector.reset_metrics()
-        if _is_compiled(trainer.lightning_module):
+        if is_compiled(trainer.lightning_module):
             # compiled frames may be reused although requires_grad or the modules changed (pytorch#139476), and every
             # unit's modules are new ones, for which torch compiles anew until its limit is reached
             torch.compiler.reset()
@@ -174,10 +224,6 @@ class TrainerReset:
             if isinstance(callback, WeightAveraging):  # holds a copy of the module as it was in `setup`
                 callback.setup(trainer, trainer.lightning_module, "fit")
         reconfigure(trainer)
-
-    def logged_step(self) -> int:
-        """Returns where the loggers' step axis stands."""
-        return int(self._trainer.fit_loop.epoch_loop._batches_that_stepped)
 
     def finish(self) -> None:
         """Leaves the trainer as it was before the first unit, with the script's own data source."""
@@ -228,8 +274,12 @@ def copy_uncompiled(module: pl.LightningModule | OptimizedModule) -> pl.Lightnin
     return copied
 
 
-def _is_compiled(module: nn.Module) -> bool:
-    """Says whether torch compiles the module, or a part of it."""
+def is_compiled(module: nn.Module) -> bool:
+    """Says whether torch compiles the module, or a part of it.
+
+    Args:
+        module: The module.
+    """
     return getattr(module, "_compiler_ctx", None) is not None or any(
         isinstance(part, OptimizedModule) or part._compiled_call_impl is not None for part in module.modules()
     )

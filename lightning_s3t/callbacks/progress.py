@@ -11,7 +11,7 @@ from lightning_s3t.plan import UnitId
 
 
 class UnitProgress:
-    """Shows which shard, sequence and stage of how many is trained, and how long is left.
+    """Shows which shard, sequence and stage of how many is trained, or which several, and how long is left.
 
     A unit counts for the rows that it trains on, so that the time left is right although later stages take longer.
 
@@ -36,7 +36,7 @@ class UnitProgress:
         self._shards = shards
         self._slices = slices
         self._done = 0.0
-        self._unit: UnitId | None = None
+        self._shares: dict[UnitId, float] = {}
         self._bar = Tqdm(
             total=sum(weights),
             disable=not enabled,
@@ -61,14 +61,22 @@ class UnitProgress:
         )
         return " · ".join(parts)
 
+    def describe_all(self) -> str:
+        """Returns what is trained now: one unit's coordinates, or the names of several."""
+        running = sorted(self._shares, key=self._positions.__getitem__)
+        if len(running) == 1:
+            return self.describe(running[0])
+        done = min((self._positions[unit] for unit in running), default=len(self._positions))
+        return f"unit {done}/{len(self._positions)} · {len(running)} at once: {', '.join(map(str, running))}"
+
     def start(self, unit: UnitId) -> None:
-        """Goes to the next unit.
+        """Goes to the next unit, beside those that are not finished.
 
         Args:
             unit: The unit that is trained now.
         """
-        self._unit = unit
-        self._bar.set_description_str(self.describe(unit))
+        self._shares[unit] = 0.0
+        self._bar.set_description_str(self.describe_all())
 
     def update(self, trainer: pl.Trainer) -> None:
         """Shows how far the running unit is.
@@ -76,23 +84,47 @@ class UnitProgress:
         Args:
             trainer: The trainer.
         """
-        if self._unit is None or self._bar.disable:
+        if self._bar.disable:
             return
-        loop = trainer.fit_loop
-        batches, epochs = loop.max_batches or 1, max(loop.max_epochs or 1, 1)
-        share = min((trainer.current_epoch + (loop.batch_idx + 1) / batches) / epochs, 1.0)
-        self._show(self._done + share * self._weights[self._unit])
+        for unit in self._shares:
+            self.show(unit, share_done(trainer))
 
-    def finish_unit(self) -> None:
-        """Counts the running unit as done."""
-        if self._unit is not None:
-            self._done += self._weights[self._unit]
-            self._unit = None
-            self._show(self._done)
+    def show(self, unit: UnitId, share: float) -> None:
+        """Shows how far a running unit is.
+
+        Args:
+            unit: The unit.
+            share: From 0 to 1.
+        """
+        if unit in self._shares:
+            self._shares[unit] = share
+            self._move()
+
+    def finish_unit(self, unit: UnitId) -> None:
+        """Counts a running unit as done.
+
+        Args:
+            unit: The unit.
+        """
+        if self._shares.pop(unit, None) is not None:
+            self._done += self._weights[unit]
+            self._move()
 
     def close(self) -> None:
         """Ends the display."""
         self._bar.close()
 
-    def _show(self, value: float) -> None:
+    def _move(self) -> None:
+        value = self._done + sum(share * self._weights[unit] for unit, share in self._shares.items())
         self._bar.update(max(value - self._bar.n, 0))
+
+
+def share_done(trainer: pl.Trainer) -> float:
+    """Returns how far a trainer is in its fit loop, from 0 to 1.
+
+    Args:
+        trainer: The trainer.
+    """
+    loop = trainer.fit_loop
+    batches, epochs = loop.max_batches or 1, max(loop.max_epochs or 1, 1)
+    return float(min((trainer.current_epoch + (loop.batch_idx + 1) / batches) / epochs, 1.0))

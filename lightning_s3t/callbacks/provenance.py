@@ -60,7 +60,8 @@ class ProvenanceRecorder(pl.Callback):
         seed = os.environ.get("PL_GLOBAL_SEED")
         self.record = {
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "model": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
+            # a process that the script has started knows the script's own classes by another name
+            "model": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}".replace("__mp_main__", "__main__"),
             "trainable": [name for name, parameter in pl_module.named_parameters() if parameter.requires_grad],
             "global_seed": int(seed) if seed is not None else None,
             "settings": trainer_settings(trainer),

@@ -32,6 +32,7 @@ from lightning_s3t.callbacks.lightning_internals import (
     request_train_dataloader,
     take_over,
 )
+from lightning_s3t.callbacks.parallel.parallel_fit import ParallelFit, check_sendable
 from lightning_s3t.callbacks.provenance import ProvenanceRecorder
 from lightning_s3t.callbacks.rank_zero import on_rank_zero
 from lightning_s3t.callbacks.subjects import Subjects, check_order, subjects_of
@@ -82,6 +83,8 @@ class S3T(pl.Callback):
             in which `risks` may also be a CSV or JSON file; None to place everybody alike.
         register: Whether the store notes who is in the training data (as keyed hashes). Without, it holds nothing per
             subject, and a request cannot be refused because it names somebody unknown.
+        parallel_units: How many units are trained at the same time, each in a process of its own on the same device,
+            to the same bits as one after another; more is faster where one unit does not keep the device busy.
 
     Raises:
         ConfigurationError: An argument is out of range; named, with what was expected.
@@ -113,14 +116,16 @@ class S3T(pl.Callback):
         prior: Sequence[float] | Sequence[Sequence[float]] | None = None,
         risk: RiskBands | Mapping[str, Any] | None = None,
         register: bool = True,
+        parallel_units: int = 1,
     ) -> None:
-        check_arguments(shards, slices, budget, seed)
+        check_arguments(shards, slices, budget, seed, parallel_units)
         check_choices(data=data, aggregate=aggregate, epochs=epochs)
         self.store = Path(store)
         self.choice = SequenceChoice(sequences, slices, budget, seed, prior, _mode(data), _rule(epochs))
         self.sequences = self.choice.plan()
         self.subjects = subjects
         self.register = register
+        self.parallel_units = parallel_units
         self.aggregate: Aggregate = aggregate
         self.risk = RiskBands.of(risk)
         self.partition = Partition(shards, slices, seed, self.risk.slices if self.risk is not None else ())
@@ -180,7 +185,7 @@ class S3T(pl.Callback):
             stage: "fit", "validate", "test" or "predict".
         """
         if stage == "fit":
-            check_trainer(trainer, S3T)
+            check_trainer(trainer, S3T, self._units_at_once(trainer))
         self.deletion.attach(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -197,6 +202,8 @@ class S3T(pl.Callback):
         data = self._training_data(trainer)
         builder = self.unfreezing.attach(pl_module)
         check_every_optimizer(trainer, pl_module, builder.layers)
+        if self._units_at_once(trainer) > 1:
+            check_sendable(trainer, data, self.unfreezing)
         settings = fit_settings(trainer, pl_module, builder, data.loader, self.partition, self.unit_settings)
         mode, audited = self.unit_settings.data, self._audited
         options = {"aggregate": self.aggregate, "config": config_of(trainer), "classes": classes_of(trainer)}
@@ -309,7 +316,7 @@ class S3T(pl.Callback):
         assert self._unit_fit is not None
         try:
             start = time.monotonic()
-            self._unit_fit.run(trainer)
+            self._train(trainer, self._unit_fit)
             self._sum_up(trainer, time.monotonic() - start)
             if self._audited is not None and self._fit_store is not None:
                 deterministic = is_deterministic(trainer)
@@ -317,6 +324,23 @@ class S3T(pl.Callback):
                 self._audited.report = on_rank_zero(trainer, lambda: fit_store.report(deterministic))
         finally:
             hand_back(trainer)
+
+    def _train(self, trainer: pl.Trainer, unit_fit: UnitFit) -> None:
+        units = self._units_at_once(trainer)
+        if units > 1 and self._fit_store is not None:
+            parallel = ParallelFit(unit_fit, self._fit_store, self.unfreezing, units)
+            if parallel.is_worth_it:
+                parallel.run(trainer)
+                return
+        unit_fit.run(trainer)
+
+    def _units_at_once(self, trainer: pl.Trainer) -> int:
+        # an audit trains one after another, so that it also shows that the order does not matter
+        return 1 if self._audited is not None or trainer.fast_dev_run else self.parallel_units  # type: ignore[attr-defined]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # for processes that train units: who owns which row is known by then, and the callable may be a lambda
+        return {**vars(self), "subjects": None}
 
     def _sum_up(self, trainer: pl.Trainer, seconds: float) -> None:
         if self._fit_store is None or self._fit_store.store is None or self._unit_fit is None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -15,7 +16,7 @@ from torch import Tensor
 from lightning_s3t.callbacks.checkpoint_files import recorded_checkpoints
 from lightning_s3t.callbacks.checks import check_optimized
 from lightning_s3t.callbacks.fit_store import FitStore
-from lightning_s3t.callbacks.lightning_internals import TrainerReset, run_fit_loop
+from lightning_s3t.callbacks.lightning_internals import TrainerReset, logged_step, run_fit_loop
 from lightning_s3t.callbacks.progress import UnitProgress
 from lightning_s3t.callbacks.provenance import ProvenanceRecorder, score_of
 from lightning_s3t.callbacks.quiet import quiet
@@ -64,6 +65,19 @@ class UnitSettings:
         return max(1, math.ceil(2 * trainer_epochs / (self.slices + 1)))
 
 
+class Progress(Protocol):
+    """What is told how far a unit is."""
+
+    def start(self, unit: UnitId) -> None:
+        """A unit begins."""
+
+    def update(self, trainer: pl.Trainer) -> None:
+        """A batch was trained."""
+
+    def finish_unit(self, unit: UnitId) -> None:
+        """A unit has ended."""
+
+
 class UnitFit:
     """Trains the units of a plan, one after the other.
 
@@ -99,7 +113,7 @@ class UnitFit:
         self._settings = settings
         self._attempt: Attempt | None = None
         self.first_step = 0
-        self.progress: UnitProgress | None = None
+        self.progress: Progress | None = None
         self.unit: UnitId | None = None
         self.trained: list[UnitId] = []
 
@@ -120,14 +134,39 @@ class UnitFit:
         if not plan.build:
             rank_zero_info(f"S3T: all {plan.present} units are there, nothing to train.")
             return
+        with self.prepared(trainer) as reset:
+            while not self._build_all(trainer, reset):
+                self._fit_store.replan()
+
+    @contextmanager
+    def prepared(self, trainer: pl.Trainer) -> Iterator[TrainerReset]:
+        """Makes a trainer ready to build units for a block, and leaves it as it was.
+
+        Args:
+            trainer: The trainer.
+        """
         with ExitStack() as stack:
             stack.enter_context(seeded())
             stack.enter_context(quiet(trainer))
             reset = TrainerReset(trainer, keep=(self._callback,))
             stack.callback(reset.finish)
             stack.callback(self._unfreezing.detach)
-            while not self._build_all(trainer, reset):
-                self._fit_store.replan()
+            yield reset
+
+    def make_progress(self, trainer: pl.Trainer) -> UnitProgress:
+        """Makes a progress display for the plan.
+
+        Args:
+            trainer: The trainer.
+        """
+        build = self._fit_store.plan.build
+        return UnitProgress(
+            [planned.unit for planned in build],
+            [planned.rows for planned in build],
+            self._settings.shards,
+            self._settings.slices,
+            enabled=trainer.is_global_zero and trainer.progress_bar_callback is not None,
+        )
 
     def check_alive(self, trainer: pl.Trainer) -> None:
         """Looks whether the running unit has been revoked; every rank must ask at the same time.
@@ -152,30 +191,33 @@ class UnitFit:
 
     def _build_all(self, trainer: pl.Trainer, reset: TrainerReset) -> bool:
         """Builds the plan; False if a deletion request came in, so that there has to be another."""
-        build = self._fit_store.plan.build
-        self.progress = UnitProgress(
-            [planned.unit for planned in build],
-            [planned.rows for planned in build],
-            self._settings.shards,
-            self._settings.slices,
-            enabled=trainer.is_global_zero and trainer.progress_bar_callback is not None,
-        )
-        with closing(self.progress):
-            for planned in build:
-                self._build(trainer, reset, planned)
+        with closing(self.make_progress(trainer)) as self.progress:
+            for planned in self._fit_store.plan.build:
+                revoked = self.build(trainer, reset, planned)
+                if revoked is not None:
+                    rank_zero_info(f"S3T: {revoked}")
                 if self._fit_store.outdated():
                     return False
         return True
 
-    def _build(self, trainer: pl.Trainer, reset: TrainerReset, planned: PlannedUnit) -> None:
+    def build(self, trainer: pl.Trainer, reset: TrainerReset, planned: PlannedUnit) -> RevokedError | None:
+        """Builds a unit.
+
+        Args:
+            trainer: The trainer.
+            reset: Sets it back to where it stood before the first unit.
+            planned: The unit, whose parent is in the store.
+
+        Returns:
+            None, or why the unit was broken off: a deletion request has reached it.
+        """
         unit, seed = planned.unit, unit_seed(self._settings.seed, planned.unit)
         reset.restore()
         trained = on_rank_zero(trainer, lambda: self._start(planned))
         if trained is None:
-            rank_zero_info(f"S3T: unit {unit} was revoked while the fit ran.")
-            return
+            return RevokedError(f"Unit {unit} was revoked while the fit ran.")
         assert self.progress is not None
-        self.unit = unit
+        self.unit, revoked = unit, None
         self.progress.start(unit)
         try:
             with recorded_checkpoints(trainer, self.register_file):
@@ -188,13 +230,14 @@ class UnitFit:
             self.trained.append(unit)
         except RevokedError as error:
             self._abandon()
-            rank_zero_info(f"S3T: {error}")
+            revoked = error
         except BaseException:
             self._abandon()
             raise
-        self.first_step = reset.logged_step()
-        self.progress.finish_unit()
+        self.first_step = logged_step(trainer)
+        self.progress.finish_unit(unit)
         self.unit = None
+        return revoked
 
     def _train(
         self,

@@ -95,6 +95,7 @@ class Attempt:
         try:
             with self._ledger.transaction() as connection:
                 self._check_alive()
+                self._check_running()
                 record = UnitRecord(
                     self.unit,
                     self.key,
@@ -141,6 +142,14 @@ class Attempt:
         if parent and not connection.execute("SELECT 1 FROM units WHERE unit = ?", (str(parent),)).fetchone():
             raise RevokedError(
                 f"Unit {parent}, which unit {self.unit} was trained on top of, is gone. The next fit trains both anew."
+            )
+
+    def _check_running(self) -> None:
+        row = self._ledger.connection.execute("SELECT 1 FROM attempts WHERE unit = ?", (str(self.unit),)).fetchone()
+        if row is None:
+            raise RevokedError(
+                f"The training of unit {self.unit} has been cleared away, as what a fit has left that was cut. The "
+                "next fit trains it anew."
             )
 
     def _written(self) -> list[dict[str, Any]]:

@@ -214,6 +214,10 @@ class Store(DeletionRequests):
             clean_up(self._ledger, self.path)
             yield
 
+    def clear_attempts(self) -> None:
+        """Clears away what units have left whose training was cut; only for the holder of the fit lock."""
+        clean_up(self._ledger, self.path)
+
     def alive(self) -> dict[UnitId, UnitRecord]:
         """Returns the units that may serve: built, not revoked, and all that they are built of too."""
         return read_units(self._ledger)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.benchmarks import ledger_scale, planners, serving, simulator, start_up, training
+from tests.benchmarks import ledger_scale, parallel, planners, serving, simulator, start_up, training
 
 if __name__ == "__main__":
     sys.exit(
@@ -15,5 +15,6 @@ if __name__ == "__main__":
             start_up.main(),
             training.main(),
             serving.main(),
+            parallel.main(),
         )
     )

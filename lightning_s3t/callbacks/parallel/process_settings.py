@@ -1,0 +1,98 @@
+"""torch's settings that hold for a whole process, and that bits may depend on."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+_CALLS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    # sums are cut into as many parts as there are threads
+    "threads": (torch.get_num_threads, torch.set_num_threads),
+    "default_dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "default_device": (torch.get_default_device, torch.set_default_device),
+    "float32_matmul_precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "deterministic": (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    "detect_anomaly": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    "flash_sdp": (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
+    "mem_efficient_sdp": (torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
+    "math_sdp": (torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
+    "cudnn_sdp": (torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp),
+    "mha_fastpath": (torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled),
+    "flush_denormal": (lambda: _flushes_denormals(), torch.set_flush_denormal),
+}
+_FLAGS: tuple[tuple[Any, str], ...] = (
+    (torch.utils.deterministic, "fill_uninitialized_memory"),
+    (torch.backends.cudnn, "enabled"),
+    (torch.backends.cudnn, "benchmark"),
+    (torch.backends.cudnn, "deterministic"),
+    (torch.backends.cudnn, "allow_tf32"),
+    (torch.backends.cuda.matmul, "allow_tf32"),
+    (torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction"),
+    (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction"),
+    (torch.backends.mkldnn, "enabled"),
+)
+
+
+@dataclass(frozen=True)
+class ProcessSettings:
+    """torch's settings of a process.
+
+    Attributes:
+        calls: Those that functions get and set, by name.
+        flags: Those that are attributes, by their place in a fixed list.
+        start_method: How dataloaders start their processes. A process that was spawned would spawn its own, each of
+            which imports everything anew.
+        recursion_limit: Python's, which pickling deep networks needs.
+
+    Example:
+        >>> settings = ProcessSettings.capture()
+        >>> before = torch.get_default_dtype()
+        >>> torch.set_default_dtype(torch.float64)
+        >>> settings.apply()
+        >>> torch.get_default_dtype() == before
+        True
+    """
+
+    calls: dict[str, Any]
+    flags: dict[int, Any]
+    start_method: str
+    recursion_limit: int
+
+    @classmethod
+    def capture(cls) -> ProcessSettings:
+        """Reads the settings of this process."""
+        calls = {name: _read(get) for name, (get, _) in _CALLS.items()}
+        flags = {index: _read(partial(getattr, *flag)) for index, flag in enumerate(_FLAGS)}
+        # the first is the one that is taken where none was chosen
+        method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+        return cls(calls, flags, method, sys.getrecursionlimit())
+
+    def apply(self) -> None:
+        """Sets what differs in this process."""
+        multiprocessing.set_start_method(self.start_method, force=True)
+        sys.setrecursionlimit(self.recursion_limit)
+        for name, (get, put) in _CALLS.items():
+            if self.calls[name] is not None and _read(get) != self.calls[name]:
+                put(self.calls[name])
+        for index, (owner, name) in enumerate(_FLAGS):
+            wanted = self.flags[index]
+            if wanted is not None and _read(partial(getattr, owner, name)) != wanted:
+                setattr(owner, name, wanted)
+
+
+def _read(get: Callable[[], Any]) -> Any:
+    try:
+        return get()
+    except (AttributeError, RuntimeError):  # not in this release, or torch will not say since a newer way was used
+        return None
+
+
+def _flushes_denormals() -> bool:
+    """Says whether numbers too small for full precision count as zero; torch sets that, but cannot be asked."""
+    return (torch.tensor(5e-324, dtype=torch.float64) * 1.0).item() == 0.0

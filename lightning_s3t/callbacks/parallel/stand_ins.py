@@ -1,0 +1,40 @@
+"""What goes to other processes in the place of what belongs to the script's own."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ProgressBar
+
+from lightning_s3t.callbacks.parallel.recorded_logs import RecordingLogger
+
+
+class SilentProgressBar(ProgressBar):
+    """Shows nothing: the script's process shows how far all units are."""
+
+    def enable(self) -> None:
+        """Called when it may show things again."""
+
+    def disable(self) -> None:
+        """Called when it must be silent."""
+
+
+def stand_ins(trainer: pl.Trainer, experiments: bool = False) -> dict[int, object]:
+    """Returns what to send instead of a trainer's loggers, bars and saved config, by the `id` of those.
+
+    Args:
+        trainer: The trainer.
+        experiments: Whether to look what can be called on the loggers' experiments, which begins those that
+            have not begun.
+    """
+    found: dict[int, object] = {}
+    for position, logger in enumerate(trainer.loggers):
+        found[id(logger)] = recording = RecordingLogger(position, logger)
+        if experiments:
+            recording.look_at_experiment(logger)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ProgressBar):
+            found[id(callback)] = SilentProgressBar()
+        # its work is done, and a parser cannot be sent; by name, since the class is in a module that needs jsonargparse
+        elif any(kind.__name__ == "SaveConfigCallback" for kind in type(callback).__mro__):
+            found[id(callback)] = pl.Callback()
+    return found

@@ -16,6 +16,7 @@ from torch.utils.data import (
     Subset,
 )
 
+from lightning_s3t.callbacks.shuffling import UnitShuffle
 from lightning_s3t.callbacks.subjects import Subjects, subjects_of
 from lightning_s3t.errors import DataError, UnsupportedError
 from lightning_s3t.plan import Partition, Place, RiskBands, UnitId
@@ -143,7 +144,7 @@ class TrainingData:
             loader.sampler, "shuffle", True
         )
         generator = torch.Generator()
-        generator.manual_seed(derive_seed(seed, "order"))
+        generator.manual_seed(derive_seed(seed, "workers"))
         arguments: dict[str, Any] = {
             "batch_size": loader.batch_size,
             "num_workers": loader.num_workers,
@@ -161,8 +162,8 @@ class TrainingData:
             arguments["sampler"] = DistributedSampler(
                 subset, replicas, rank, shuffle=shuffle, seed=derive_seed(seed, "order") % 2**31
             )
-        else:
-            arguments["shuffle"] = shuffle
+        elif shuffle:
+            arguments["sampler"] = UnitShuffle(len(rows), seed)
         try:
             return type(loader)(subset, **arguments)
         except TypeError as error:

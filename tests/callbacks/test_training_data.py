@@ -79,6 +79,22 @@ def test_the_units_loader_keeps_what_the_script_chose() -> None:
     assert isinstance(loader.sampler, SequentialSampler)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_processes_see_the_rows_in_the_order_that_there_is_without_them(workers: int) -> None:
+    def epochs(count: int) -> list[list[float]]:
+        data = data_of(People.make(20), shuffle=True, num_workers=count)
+        loader = data.unit_loader(data.rows(UnitId(0, (0, 1)), "cumulative"), seed=3)
+        seen = []
+        for _ in range(3):
+            # Lightning stops at the last batch, without asking whether there is one more
+            batches = iter(loader)
+            seen.append([float(x) for _ in range(len(loader)) for x in next(batches)[0][:, 0]])
+        return seen
+
+    assert epochs(workers) == epochs(0)
+    assert len({tuple(epoch) for epoch in epochs(0)}) == 3
+
+
 class Augmented(Dataset[Any]):
     def __init__(self) -> None:
         self.generator = np.random.default_rng(0)

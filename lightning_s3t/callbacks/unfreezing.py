@@ -12,7 +12,7 @@ from lightning_s3t.callbacks.lightning_internals import reconfigure
 from lightning_s3t.errors import AdapterError, ConfigurationError
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, resolve_adapter
 from lightning_s3t.tuning.freezing import ModuleFlags, freeze_statistics, set_trainable
-from lightning_s3t.tuning.guard import LeakageGuard
+from lightning_s3t.tuning.guard import Baseline, LeakageGuard
 from lightning_s3t.tuning.layers import find_layers
 from lightning_s3t.tuning.stages import Snapshot, Stage, StageBuilder
 from lightning_s3t.tuning.swap import ModuleSwap
@@ -67,6 +67,7 @@ class SliceUnfreezing(pl.Callback):
         self.stage: Stage | None = None
         self._swap: ModuleSwap | None = None
         self._flags: ModuleFlags | None = None
+        self._baseline: Baseline | None = None
         self._guard: LeakageGuard | None = None
         self._trained: list[Snapshot] = []
 
@@ -84,6 +85,7 @@ class SliceUnfreezing(pl.Callback):
         self.builder = StageBuilder(module, layers, self.adapter)
         self._swap = ModuleSwap(module, self.builder.originals)
         self._flags = ModuleFlags(module)
+        self._baseline = None
         return self.builder
 
     def enter(self, stage: int, trained: Sequence[Snapshot], seed: int) -> Stage:
@@ -95,6 +97,8 @@ class SliceUnfreezing(pl.Callback):
             seed: The unit's seed.
         """
         builder, swap, flags = self._attached()
+        if self._baseline is None:  # not in `attach`: the script's hooks may still prepare the module after it
+            self._baseline = Baseline(builder.root)
         flags.restore()
         self.stage = Stage(builder, swap, stage, trained, seed)
         self.freeze()
@@ -108,10 +112,10 @@ class SliceUnfreezing(pl.Callback):
         freeze_statistics(builder.root, self.stage.owned.values())
 
     def guard(self) -> None:
-        """Begins to watch: the fingerprints of what the stage does not own, and which of its parameters are used."""
+        """Begins to watch: what the stage does not own, and which of its parameters are used."""
         builder, _, _ = self._attached()
         assert self.stage is not None
-        self._guard = LeakageGuard(builder.root, self.stage.owned_names(), others=builder.originals)
+        self._guard = LeakageGuard(builder.root, self.stage.owned_names(), builder.originals, self._baseline)
         self.stage.watch()
 
     def check(self, what: str) -> None:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import sys
 
-from tests.benchmarks import ledger_scale, planners, serving, simulator, start_up, training
+from tests.benchmarks import (
+    changeover,
+    ledger_scale,
+    memory,
+    planners,
+    scaling,
+    serving,
+    simulator,
+    stages,
+    start_up,
+    training,
+)
 
 if __name__ == "__main__":
     sys.exit(
@@ -14,6 +25,10 @@ if __name__ == "__main__":
             ledger_scale.main([]),
             start_up.main(),
             training.main(),
+            changeover.main([]),
+            stages.main(),
+            memory.main(),
             serving.main(),
+            scaling.main(),
         )
     )

@@ -39,13 +39,13 @@ from lightning_s3t.tuning.adapters import describe_adapter, resolve_adapter
 from lightning_s3t.tuning.fingerprint import digest_tensors
 from lightning_s3t.tuning.stages import collect_tensors
 
-ROWS, BATCH, EPOCHS = 600, 8, 3
+ROWS, BATCH, EPOCHS = 600, 8, 2
 ADAPTER = {"peft_type": "LORA", "r": 4}
 # shards, slices, orders: one of them varies
 TRAINED = {
-    "orders": [(1, 6, orders) for orders in (1, 3, 6, 12)],
+    "orders": [(1, 4, orders) for orders in (1, 2, 4, 8)],
     "slices": [(1, slices, 1) for slices in (1, 3, 6, 12)],
-    "shards": [(shards, 3, 1) for shards in (1, 2, 4, 8)],
+    "shards": [(shards, 3, 1) for shards in (1, 2, 4)],
 }
 REQUESTS, ENSEMBLES = 10, (1, 2, 5, 10, 20)
 MARK_FIT, MARK_REQUEST, MARK_SHARD = 0.15, 3.0, 0.05
@@ -185,14 +185,16 @@ def fill(path: Path, module: Picture, shards: int) -> None:
     }
     with Store.create(path, settings) as store:
         store.save_base(builder.base_tensors())
+        trained: list[dict[str, Tensor]] = []
+        for stage in range(1, 7):
+            built = builder.build(stage, trained, seed=0)
+            tensors = collect_tensors({name: built[name] for name in builder.owned(stage)})
+            trained.append({name: torch.randn_like(tensor) for name, tensor in tensors.items()})
         for shard in range(shards):
-            trained: list[dict[str, Tensor]] = []
-            for stage in range(1, 7):
-                built = builder.build(stage, trained, seed=shard)
-                tensors = collect_tensors({name: built[name] for name in builder.owned(stage)})
+            for stage, tensors in enumerate(trained, start=1):
                 unit = UnitId(shard, tuple(range(stage)))
+                # no two units hold the same
                 store.start_unit(unit, "key").commit({n: torch.randn_like(t) for n, t in tensors.items()}, {})
-                trained.append(store.load(unit))
 
 
 def live_bytes() -> int:
@@ -200,7 +202,7 @@ def live_bytes() -> int:
     gc.collect()
     storages = {}
     for found in gc.get_objects():
-        if isinstance(found, Tensor) and found.layout is torch.strided:
+        if issubclass(type(found), Tensor) and found.layout is torch.strided:
             storage = found.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())

@@ -209,7 +209,7 @@ def live_bytes() -> int:
 
 
 def measure_ensembles() -> tuple[float, dict[int, float]]:
-    """Returns the MiB of the network alone, and of ensembles by their number of shards."""
+    """Returns the MiB of the network alone, and of served modules, which hold one, by their number of shards."""
     found = {}
     for shards in ENSEMBLES:
         with tempfile.TemporaryDirectory() as name:
@@ -220,7 +220,7 @@ def measure_ensembles() -> tuple[float, dict[int, float]]:
             served = S3TModule.load(Path(name) / "store", module)
             with torch.no_grad():
                 served(torch.zeros(1, 3, 64, 64))
-            found[shards] = alone + (live_bytes() - before) / 2**20
+            found[shards] = (live_bytes() - before) / 2**20
             del served
     return alone, found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -116,6 +117,12 @@ def versions() -> dict[str, str]:
         >>> "torch" in versions()
         True
     """
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    # the packages' metadata are files, and a process has one version of each
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -43,7 +43,7 @@ class StateKeeper:
 
     def __init__(self, objects: Mapping[str, object], shared: Iterable[object]) -> None:
         self._objects = dict(objects)
-        self._shared = [*shared, *self._objects.values()]
+        self._shared = {id(instance): instance for instance in (*shared, *self._objects.values())}
         self._kept = {name: self._copy(name, self._attributes(instance)) for name, instance in self._objects.items()}
         self._hooks = {name: _hooks(instance) for name, instance in self._objects.items()}
 
@@ -68,7 +68,7 @@ class StateKeeper:
 
     def _copy(self, name: str, attributes: dict[str, Any]) -> dict[str, Any]:
         # one memo per object: copies must not be shared between two rounds
-        memo = {id(instance): instance for instance in self._shared}
+        memo = dict(self._shared)
         copied: dict[str, Any] = {}
         for key, value in attributes.items():
             if isinstance(value, (Dataset, DataLoader)):

@@ -14,7 +14,7 @@ from lightning_s3t.errors import AdapterError, ConfigurationError, LeakageError
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, resolve_adapter
 from lightning_s3t.tuning.fingerprint import fingerprints
 from lightning_s3t.tuning.freezing import ModuleFlags, freeze_statistics, set_trainable
-from lightning_s3t.tuning.guard import LeakageGuard
+from lightning_s3t.tuning.guard import Baseline, LeakageGuard
 from lightning_s3t.tuning.layers import find_layers
 from lightning_s3t.tuning.stages import Snapshot, Stage, StageBuilder
 from lightning_s3t.tuning.swap import ModuleSwap
@@ -69,6 +69,7 @@ class SliceUnfreezing(pl.Callback):
         self.stage: Stage | None = None
         self._swap: ModuleSwap | None = None
         self._flags: ModuleFlags | None = None
+        self._baseline: Baseline | None = None
         self._guard: LeakageGuard | None = None
         self._trained: list[Snapshot] = []
         self._shared: tuple[dict[str, Tensor], dict[str, int]] | None = None
@@ -87,6 +88,7 @@ class SliceUnfreezing(pl.Callback):
         self.builder = StageBuilder(module, layers, self.adapter)
         self._swap = ModuleSwap(module, self.builder.originals)
         self._flags = ModuleFlags(module)
+        self._baseline = None
         return self.builder
 
     def enter(self, stage: int, trained: Sequence[Snapshot], seed: int) -> Stage:
@@ -98,6 +100,8 @@ class SliceUnfreezing(pl.Callback):
             seed: The unit's seed.
         """
         builder, swap, flags = self._attached()
+        if self._baseline is None:  # not in `attach`: the script's hooks may still prepare the module after it
+            self._baseline = Baseline(builder.root)
         flags.restore()
         self.stage = Stage(builder, swap, stage, trained, seed)
         self.freeze()
@@ -111,12 +115,12 @@ class SliceUnfreezing(pl.Callback):
         freeze_statistics(builder.root, self.stage.owned.values())
 
     def guard(self) -> None:
-        """Begins to watch: the fingerprints of what the stage does not own, and which of its parameters are used."""
+        """Begins to watch: what the stage does not own, and which of its parameters are used."""
         builder, _, _ = self._attached()
         assert self.stage is not None
         if self._shared is not None and any(tensor.is_cuda for tensor in self._shared[0].values()):
             self.check_shared()
-        self._guard = LeakageGuard(builder.root, self.stage.owned_names(), others=builder.originals)
+        self._guard = LeakageGuard(builder.root, self.stage.owned_names(), builder.originals, self._baseline)
         self.stage.watch()
 
     def check(self, what: str) -> None:

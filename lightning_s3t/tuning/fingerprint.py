@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-_CHUNK = 1 << 22
+# 64-bit words that are mixed at once: a megabyte, so that what is worked on stays in a processor's cache
+_ROW = 1 << 17
+# on an accelerator, where a step's fixed cost is what counts
+_ROWS = 16
 # odd multipliers (2**64 divided by the golden ratio, and splitmix64's), written as signed 64-bit integers
 _WEIGHT = -7046029254386353131
 _MIX = -4658895280553007687
@@ -51,10 +55,11 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
 def fingerprint(tensor: Tensor) -> Tensor:
     """Returns a 64-bit fingerprint of a tensor's bits, computed where the tensor lies.
 
-    A sum, modulo 2**64, of the elements' bits multiplied by odd numbers that depend on the position and then mixed
-    (splitmix64's finaliser): any single change shows with certainty, several with probability 1 - 2**-64 or so. It is
-    meant against accidents, not against somebody who constructs collisions; what is kept is digested by
-    `digest_tensors`.
+    A sum, modulo 2**64, of 64-bit words multiplied by odd numbers that depend on the place and then mixed (splitmix64's
+    finaliser), and once more of these sums: any change within one word, so of any single element, shows with
+    certainty, several with probability 1 - 2**-64 or so. It is meant against accidents, not against somebody who
+    constructs collisions; what is kept is digested by `digest_tensors`. Equal bits give equal fingerprints on every
+    device.
 
     Args:
         tensor: Any dense tensor.
@@ -69,34 +74,20 @@ def fingerprint(tensor: Tensor) -> Tensor:
         >>> bool(fingerprint(torch.tensor([0.0])) == fingerprint(torch.tensor([-0.0])))
         False
     """
-    flat = tensor.detach().contiguous().reshape(-1)
-    integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    if flat.element_size() not in integer:  # complex128
-        flat = torch.view_as_real(flat).reshape(-1)
-    bits = flat.view(integer[flat.element_size()])
-    total = torch.zeros((), dtype=torch.int64, device=bits.device)
-    for start in range(0, bits.numel(), _CHUNK):
-        chunk = bits[start : start + _CHUNK].to(torch.int64)
-        weight = torch.arange(start + 1, start + 1 + chunk.numel(), device=bits.device) * _WEIGHT
-        weight = ((weight ^ (weight >> 29)) * _MIX) | 1
-        total += _mix(chunk * weight).sum()
-    return total
-
-
-def _mix(x: Tensor) -> Tensor:
-    # without it, changes of the highest bits (two signs of a 64-bit dtype) would cancel out in the sum
-    x = (x ^ _shift(x, 30)) * _MIX
-    x = (x ^ _shift(x, 27)) * _MIX_AGAIN
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Shifts to the right without the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    words = _words(tensor)
+    weights = _weights(words.device)
+    whole = words.numel() // _ROW
+    rows = words[: whole * _ROW].view(whole, _ROW)
+    at_once = 1 if words.device.type == "cpu" else _ROWS
+    sums = [_mix(rows[start : start + at_once] * weights).sum(1) for start in range(0, whole, at_once)]
+    rest = words[whole * _ROW :]
+    sums.append(_mix(rest * weights[: rest.numel()]).sum(0, keepdim=True))
+    found = torch.cat(sums)
+    return _mix(found * _odd_numbers(found.numel(), found.device)).sum()
 
 
 def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Fingerprints many tensors with one transfer per device.
+    """Fingerprints many tensors with one transfer per device; one that is there under several names, once.
 
     Args:
         tensors: The tensors by name.
@@ -108,11 +99,63 @@ def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, int]:
         >>> fingerprints({"a": torch.zeros(3)})
         {'a': 0}
     """
-    by_device: dict[torch.device, list[str]] = {}
-    for name, tensor in tensors.items():
-        by_device.setdefault(tensor.device, []).append(name)
-    found: dict[str, int] = {}
-    for names in by_device.values():
-        values = torch.stack([fingerprint(tensors[name]) for name in names]).tolist()
-        found.update(zip(names, values, strict=True))
-    return {name: found[name] for name in tensors}
+    memory = {name: _memory_of(tensor) for name, tensor in tensors.items()}
+    different = {memory[name]: tensor for name, tensor in tensors.items()}
+    by_device: dict[torch.device, list[Hashable]] = {}
+    for key, tensor in different.items():
+        by_device.setdefault(tensor.device, []).append(key)
+    found: dict[Hashable, int] = {}
+    for keys in by_device.values():
+        values = torch.stack([fingerprint(different[key]) for key in keys]).tolist()
+        found.update(zip(keys, values, strict=True))
+    return {name: found[memory[name]] for name in tensors}
+
+
+def _memory_of(tensor: Tensor) -> Hashable:
+    """Returns what is equal for two tensors only if they are views of one memory that hold the same."""
+    # a subclass may keep its values elsewhere, and have no memory, or another's address
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided or not tensor.data_ptr():
+        return id(tensor)
+    return (
+        tensor.device,
+        tensor.dtype,
+        tensor.data_ptr(),
+        tuple(tensor.shape),
+        tensor.stride(),
+        tensor.is_conj(),
+        tensor.is_neg(),
+    )
+
+
+def _words(tensor: Tensor) -> Tensor:
+    """Returns a tensor's contents as 64-bit integers, filled up with zeros."""
+    contents = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+    missing = -contents.numel() % 8
+    if missing:
+        contents = nn.functional.pad(contents, (0, missing))
+    elif contents.storage_offset() % 8:
+        contents = contents.clone()
+    return contents.view(torch.int64)
+
+
+@functools.lru_cache(maxsize=8)
+def _weights(device: torch.device) -> Tensor:
+    return _odd_numbers(_ROW, device)
+
+
+def _odd_numbers(count: int, device: torch.device) -> Tensor:
+    """Returns odd numbers that look drawn at random."""
+    return _mix(torch.arange(1, count + 1, device=device) * _WEIGHT) | 1
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Mixes 64-bit integers in place, one to one; 0 stays 0."""
+    # without it, changes of the highest bits (two signs of a 64-bit dtype) would cancel out in the sum
+    x.bitwise_xor_(_shift(x, 30)).mul_(_MIX)
+    x.bitwise_xor_(_shift(x, 27)).mul_(_MIX_AGAIN)
+    return x.bitwise_xor_(_shift(x, 31))
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Shifts to the right without the sign."""
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,62 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
+@dataclass(frozen=True)
+class TensorState:
+    """What a tensor held.
+
+    Attributes:
+        bits: Its fingerprint, which alone doesn't tell zeros from more zeros.
+        dtype: Its type.
+        shape: Its shape.
+    """
+
+    bits: int
+    dtype: torch.dtype
+    shape: torch.Size
+
+
+def states_of(tensors: Mapping[str, Tensor]) -> dict[str, TensorState]:
+    """Returns what tensors hold now, by name.
+
+    Args:
+        tensors: The tensors by name.
+    """
+    return {n: TensorState(bits, tensors[n].dtype, tensors[n].shape) for n, bits in fingerprints(tensors).items()}
+
+
+class Baseline:
+    """What a module holds before any unit of a fit is trained: what every unit must leave as it is.
+
+    To be taken while nothing stands in for any of its parts, and before the first unit: what a unit may have changed
+    must not become what the next ones are compared with.
+
+    Args:
+        module: The module.
+
+    Attributes:
+        states: Its tensors' states, by name.
+
+    Example:
+        >>> Baseline(nn.Linear(1, 1)).states["weight"].shape
+        torch.Size([1, 1])
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        # they are held, so that no other tensor can get their identity
+        self._tensors = named_tensors(module)
+        self.states = states_of(self._tensors)
+        self._by_identity = {id(tensor): self.states[name] for name, tensor in self._tensors.items()}
+
+    def of(self, tensor: Tensor) -> TensorState | None:
+        """Returns what a tensor held, whatever its name is now; None for one that was not there.
+
+        Args:
+            tensor: Any tensor.
+        """
+        return self._by_identity.get(id(tensor))
+
+
 class LeakageGuard:
     """Compares everything that a unit does not own before and after its training.
 
@@ -34,11 +91,17 @@ class LeakageGuard:
     that `training_step` writes, a frozen weight that an optimizer still holds would carry one slice's data into units
     that never saw it, where no deletion would reach it.
 
+    With a baseline, what was there before the first unit is compared with that, so what changes between two units is
+    seen too; what stands in for a part (the frozen adapters of earlier stages) is compared with what it was when the
+    guard was made.
+
     Args:
         module: The module as the unit trains it.
         owned: The names of the tensors that the unit owns. Names and not identities, since a buffer may be replaced
             by assignment and a module moved between devices.
-        others: More modules that must not change (originals that were swapped out), by name.
+        others: More modules that must not change (originals that were swapped out), by the path in `module` of what
+            stands in for them.
+        baseline: The state of `module` before the first unit; None to begin with what it is now.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
@@ -52,11 +115,17 @@ class LeakageGuard:
         lightning_s3t.errors.LeakageError: While unit 0/0 was trained, what it does not own changed: 0.weight. ...
     """
 
-    def __init__(self, module: nn.Module, owned: Iterable[str], others: Mapping[str, nn.Module] | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        owned: Iterable[str],
+        others: Mapping[str, nn.Module] | None = None,
+        baseline: Baseline | None = None,
+    ) -> None:
         self._module = module
         self._owned = frozenset(owned)
         self._others = dict(others or {})
-        self._before = self._state()
+        self._before = states_of(self._guarded()) if baseline is None else self._expected(baseline)
 
     def check(self, what: str) -> None:
         """Raises if anything that the unit does not own has moved.
@@ -67,7 +136,7 @@ class LeakageGuard:
         Raises:
             LeakageError: Naming the tensors that changed, appeared or disappeared.
         """
-        after = self._state()
+        after = states_of(self._guarded())
         changed = [name for name in self._before if name in after and after[name] != self._before[name]]
         changed += [f"{name} (new)" for name in after.keys() - self._before.keys()]
         changed += [f"{name} (gone)" for name in self._before.keys() - after.keys()]
@@ -79,17 +148,49 @@ class LeakageGuard:
                 "that holds them as part of the head: S3T(head=[...])."
             )
 
-    def _state(self) -> dict[str, tuple[int, torch.dtype, torch.Size]]:
-        # bits alone don't tell zeros from more zeros
-        tensors = self._guarded()
-        return {n: (bits, tensors[n].dtype, tensors[n].shape) for n, bits in fingerprints(tensors).items()}
-
     def _guarded(self) -> dict[str, Tensor]:
+        return {**self._in_module(), **self._in_others()}
+
+    def _in_module(self) -> dict[str, Tensor]:
         every = named_tensors(self._module)
         # a tensor of the unit's may be registered under further names
         owned = {id(every[name]) for name in self._owned if name in every}
-        tensors = {name: tensor for name, tensor in every.items() if id(tensor) not in owned}
-        for prefix, module in self._others.items():
-            for name, tensor in named_tensors(module).items():
-                tensors[f"{prefix}.{name} (pretrained)"] = tensor
-        return tensors
+        return {name: tensor for name, tensor in every.items() if id(tensor) not in owned}
+
+    def _in_others(self) -> dict[str, Tensor]:
+        return {
+            _pretrained(f"{path}.{name}"): tensor
+            for path, module in self._others.items()
+            for name, tensor in named_tensors(module).items()
+        }
+
+    def _expected(self, baseline: Baseline) -> dict[str, TensorState]:
+        """Returns what the guarded tensors must hold when the unit has been trained."""
+        swapped, originals = self._swapped_places(), tuple(f"{path}." for path in self._others)
+        expected = {
+            name: state
+            for name, state in baseline.states.items()
+            if name not in self._owned and not name.startswith(swapped)
+        }
+        expected.update(
+            {_pretrained(name): state for name, state in baseline.states.items() if name.startswith(originals)}
+        )
+        # elsewhere, a name that the baseline lacks is one too many, whatever it holds
+        stand_ins = {name: tensor for name, tensor in self._in_module().items() if name.startswith(swapped)}
+        known = {name: state for name, tensor in stand_ins.items() if (state := baseline.of(tensor)) is not None}
+        fresh = states_of({name: tensor for name, tensor in stand_ins.items() if name not in known})
+        return {**expected, **known, **fresh}
+
+    def _swapped_places(self) -> tuple[str, ...]:
+        """Returns where in the module something stands in for a part, at every place where that is registered."""
+        stand_ins = {
+            id(stand_in)
+            for path, original in self._others.items()
+            if (stand_in := self._module.get_submodule(path)) is not original
+        }
+        modules = self._module.named_modules(remove_duplicate=False)
+        return tuple(f"{path}." for path, module in modules if id(module) in stand_ins)
+
+
+def _pretrained(name: str) -> str:
+    return f"{name} (pretrained)"

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import sys
 
-from tests.benchmarks import ledger_scale, parallel, planners, serving, simulator, start_up, training
+from tests.benchmarks import (
+    changeover,
+    ledger_scale,
+    memory,
+    parallel,
+    planners,
+    scaling,
+    serving,
+    simulator,
+    stages,
+    start_up,
+    training,
+)
 
 if __name__ == "__main__":
     sys.exit(
@@ -14,7 +26,11 @@ if __name__ == "__main__":
             ledger_scale.main([]),
             start_up.main(),
             training.main(),
-            serving.main(),
+            changeover.main([]),
+            stages.main(),
+            memory.main(),
+            serving.main([]),
             parallel.main(),
+            scaling.main(),
         )
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_s3t.tuning.fingerprint import digest_tensors, fingerprint, fingerprints, tensor_bytes
+from lightning_s3t.tuning.fingerprint import _weights, digest_tensors, fingerprint, fingerprints, tensor_bytes
 
 WIDTHS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 DTYPES = [
@@ -111,17 +112,47 @@ def test_equal_contents_in_another_layout_are_equal(layout: str) -> None:
     assert digest_tensors({"x": tensor}) == digest_tensors({"x": LAYOUTS[layout](tensor)})
 
 
-def test_a_tensor_of_several_chunks_shows_a_change_in_its_last() -> None:
-    tensor = torch.zeros((1 << 22) + 5, dtype=torch.uint8)
-    other = tensor.clone()
-    other[-1] = 1
-    assert differ(tensor, other)
+# of bytes: rows of a megabyte are mixed at once, and words of eight
+SIZES = [1, 7, 8, 9, 1 << 20, (1 << 20) - 1, (1 << 20) + 1, (3 << 20) + 5]
 
 
-def test_the_place_in_a_later_chunk_counts() -> None:
-    first, second = torch.zeros(2, (1 << 22) + 5, dtype=torch.uint8)
-    first[0], second[1 << 22] = 1, 1
+@pytest.mark.parametrize("size", SIZES)
+def test_a_change_at_either_end_shows_at_every_size(size: int) -> None:
+    tensor = torch.zeros(size, dtype=torch.uint8)
+    for place in (0, -1):
+        other = tensor.clone()
+        other[place] = 1
+        assert differ(tensor, other)
+
+
+@pytest.mark.parametrize("place", [0, 1 << 20, 2 << 20, 3 << 20])
+def test_the_place_of_a_whole_row_counts(place: int) -> None:
+    first, second = torch.zeros(2, (3 << 20) + 16, dtype=torch.uint8)
+    first[8], second[place + (16 if place == 0 else 8)] = 1, 1
     assert differ(first, second)
+
+
+def test_two_swapped_rows_show() -> None:
+    rows = torch.randn(3, 1 << 18, generator=torch.Generator().manual_seed(0))
+    assert differ(rows, rows[[0, 2, 1]])
+
+
+def test_all_places_of_a_row_weigh_differently() -> None:
+    weights = _weights(torch.device("cpu"))
+    assert len(weights.unique()) == len(weights)
+    assert bool((weights % 2 != 0).all())
+
+
+@pytest.mark.parametrize("start", range(1, 8))
+def test_a_view_into_the_middle_of_memory_is_as_its_copy(start: int) -> None:
+    tensor = torch.arange(40, dtype=torch.uint8)[start : start + 16]
+    assert not differ(tensor, tensor.clone())
+
+
+def test_a_conjugate_is_as_its_copy() -> None:
+    tensor = torch.tensor([1 + 2j, 3 - 4j])
+    assert not differ(tensor.conj(), tensor.conj().resolve_conj())
+    assert differ(tensor.conj(), tensor)
 
 
 def test_many_are_fingerprinted_as_one_by_one_and_in_order() -> None:
@@ -130,6 +161,42 @@ def test_many_are_fingerprinted_as_one_by_one_and_in_order() -> None:
     assert list(found) == ["b", "a", "c"]
     assert found == {name: int(fingerprint(tensor)) for name, tensor in tensors.items()}
     assert fingerprints({}) == {}
+
+
+def test_views_of_one_memory_are_told_apart() -> None:
+    memory = torch.arange(6.0)
+    views = {
+        "whole": memory,
+        "again": memory.view(6),
+        "rows": memory.view(2, 3),
+        "columns": memory.view(3, 2).t(),
+        "part": memory[:3],
+        "negated": torch.complex(memory, memory).conj().imag,
+        "bits": memory.view(torch.int32),
+        "every other": memory[::2],
+    }
+    assert fingerprints(views) == {name: int(fingerprint(view.clone())) for name, view in views.items()}
+
+
+class Wrapper(Tensor):
+    """A tensor that keeps its values elsewhere, as quantized ones do: its own memory has no address."""
+
+    values: Tensor
+
+    @staticmethod
+    def __new__(cls, values: Tensor) -> Wrapper:
+        made = Tensor._make_wrapper_subclass(cls, values.shape, dtype=values.dtype)
+        made.values = values
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*[arg.values if isinstance(arg, Wrapper) else arg for arg in args], **(kwargs or {}))
+
+
+def test_tensors_that_keep_their_values_elsewhere_are_told_apart() -> None:
+    tensors = {"zeros": Wrapper(torch.zeros(3)), "ones": Wrapper(torch.ones(3))}
+    assert fingerprints(tensors) == fingerprints({"zeros": torch.zeros(3), "ones": torch.ones(3)})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,313 @@
+"""How cost grows: `python -m tests.benchmarks.scaling [--large] [--pictures FOLDER]`.
+
+Training time against the number of orders, slices and shards, with a small network on digits, and beside it what
+`plan.cost_of` says: seconds = a a unit + b a row seen, fitted to all fits at once. The time of a request against the number
+of units in a store (to 1,000; with `--large` 10,000). The memory of a served ensemble against its number of shards. Marks:
+the fit explains training times to within 15 % on average; a request takes no more than 3 times as long in the largest store
+as in the smallest; a shard more takes no more than 5 % of the network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import timm
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_s3t import S3T, S3TModule
+from lightning_s3t.plan import UnitId, cyclic, units_of
+from lightning_s3t.plan.cost import cost_of
+from lightning_s3t.store import Store
+from lightning_s3t.tuning import StageBuilder, find_layers
+from lightning_s3t.tuning.adapters import describe_adapter, resolve_adapter
+from lightning_s3t.tuning.fingerprint import digest_tensors
+from lightning_s3t.tuning.stages import collect_tensors
+
+ROWS, BATCH, EPOCHS = 600, 8, 2
+ADAPTER = {"peft_type": "LORA", "r": 4}
+# shards, slices, orders: one of them varies
+TRAINED = {
+    "orders": [(1, 4, orders) for orders in (1, 2, 4, 8)],
+    "slices": [(1, slices, 1) for slices in (1, 3, 6, 12)],
+    "shards": [(shards, 3, 1) for shards in (1, 2, 4)],
+}
+REQUESTS, ENSEMBLES = 10, (1, 2, 5, 10, 20)
+MARK_FIT, MARK_REQUEST, MARK_SHARD = 0.15, 3.0, 0.05
+
+
+class Classifier(pl.LightningModule):
+    """Twelve small blocks between a stem and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        blocks = [nn.Sequential(nn.Linear(64, 64), nn.ReLU()) for _ in range(12)]
+        self.network = nn.ModuleDict(
+            {"stem": nn.Linear(64, 64), "blocks": nn.Sequential(*blocks), "head": nn.Linear(64, 10)}
+        )
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Returns a batch's loss."""
+        x = self.network["blocks"](self.network["stem"](batch[0]))
+        return nn.functional.cross_entropy(self.network["head"](x), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Makes the optimizer."""
+        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-3)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A fit: its shape, what it cost, and how long it took."""
+
+    shards: int
+    slices: int
+    orders: int
+    units: int
+    rows: float
+    seconds: float
+
+
+def train(folder: Path, shards: int, slices: int, orders: int) -> Trained:
+    """Trains all units of a new store."""
+    draw = torch.Generator().manual_seed(0)
+    data = TensorDataset(torch.rand(ROWS, 64, generator=draw), torch.randint(10, (ROWS,), generator=draw))
+    s3t = S3T(
+        folder, shards=shards, slices=slices, budget=orders, layers="network.blocks", head="network.head",
+        adapter=ADAPTER,
+    )  # fmt: skip
+    trainer = pl.Trainer(
+        max_epochs=EPOCHS,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[s3t],
+        default_root_dir=folder.parent,
+    )
+    start = time.perf_counter()
+    trainer.fit(Classifier(), DataLoader(data, BATCH, shuffle=True))
+    seconds = time.perf_counter() - start
+    cost = cost_of(s3t.sequences)
+    # a fine-tune of a shard sees each of its rows once an epoch, and the shards' rows add up to all
+    return Trained(shards, slices, orders, shards * cost.units, ROWS * EPOCHS * cost.fine_tunes, seconds)
+
+
+def train_all() -> dict[str, list[Trained]]:
+    """Trains every shape; once before, to warm up."""
+    cases = [(name, case) for name, group in TRAINED.items() for case in group]
+    found: dict[str, list[Trained]] = {name: [] for name in TRAINED}
+    with tempfile.TemporaryDirectory() as name:
+        train(Path(name) / "first", 1, 1, 1)
+        for number, (group, case) in enumerate(track(cases, "training", console=Console(stderr=True), transient=True)):
+            found[group].append(train(Path(name) / str(number), *case))
+    return found
+
+
+def fit_cost(trained: Sequence[Trained]) -> tuple[float, float, float]:
+    """Returns the seconds of a unit and of a row, fitted to all, and the mean relative error."""
+    seconds = np.array([t.seconds for t in trained])
+    # relative errors are what is made small
+    features = np.array([[t.units, t.rows] for t in trained]) / seconds[:, None]
+    (unit, row), *_ = np.linalg.lstsq(features, np.ones(len(seconds)), rcond=None)
+    return float(unit), float(row), float(np.abs(features @ [unit, row] - 1).mean())
+
+
+def time_requests(most: int) -> dict[int, list[float]]:
+    """Returns milliseconds of requests for one subject, by the number of units in the store."""
+    orders = cyclic(6, 6)
+    found = {}
+    for shards in (shards for shards in (3, 28, 278) if shards * 36 <= 1.01 * most):
+        settings = {"partition": {"shards": shards, "slices": 6, "seed": 0}}
+        with tempfile.TemporaryDirectory() as name, Store.create(Path(name) / "store", settings) as store:
+            units = units_of(shards, orders)
+            for unit in track(units, f"{len(units)} units", console=Console(stderr=True), transient=True):
+                store.start_unit(unit, "key").commit({"w": torch.rand(1000)}, {})
+            times = []
+            for subject in range(REQUESTS):
+                start = time.perf_counter()
+                receipt = store.forget([f"user-{subject}"], strict=False)
+                times.append(1000 * (time.perf_counter() - start))
+                for revoked in receipt.revoked:  # trained again, so that every request meets a full store
+                    store.start_unit(UnitId.parse(revoked), "key").commit({"w": torch.rand(1000)}, {})
+            found[len(units)] = times
+    return found
+
+
+class Picture(pl.LightningModule):
+    """A small vision transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=6, num_classes=10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns the logits."""
+        logits: Tensor = self.network(images)
+        return logits
+
+
+def fill(path: Path, module: Picture, shards: int) -> None:
+    """Makes a store with a survivor of all six stages for every shard."""
+    adapter = resolve_adapter({"peft_type": "LORA", "r": 4, "target_modules": ["qkv"]})
+    builder = StageBuilder(module, find_layers(module, 6), adapter)
+    settings: dict[str, Any] = {
+        "partition": {"shards": shards, "slices": 6, "seed": 0},
+        "layers": {
+            "network": builder.layers.network,
+            "groups": [list(group.modules) for group in builder.layers.groups],
+            "head": list(builder.layers.head),
+        },
+        "adapter": describe_adapter(adapter),
+        "model": {
+            "pretrained_sha256": digest_tensors(builder.frozen_tensors()),
+            "head_shapes": {name: list(tensor.shape) for name, tensor in builder.base_tensors().items()},
+        },
+    }
+    with Store.create(path, settings) as store:
+        store.save_base(builder.base_tensors())
+        trained: list[dict[str, Tensor]] = []
+        for stage in range(1, 7):
+            built = builder.build(stage, trained, seed=0)
+            tensors = collect_tensors({name: built[name] for name in builder.owned(stage)})
+            trained.append({name: torch.randn_like(tensor) for name, tensor in tensors.items()})
+        for shard in range(shards):
+            for stage, tensors in enumerate(trained, start=1):
+                unit = UnitId(shard, tuple(range(stage)))
+                # no two units hold the same
+                store.start_unit(unit, "key").commit({n: torch.randn_like(t) for n, t in tensors.items()}, {})
+
+
+def live_bytes() -> int:
+    """Returns the bytes of all tensors that are alive, each memory once."""
+    gc.collect()
+    storages = {}
+    for found in gc.get_objects():
+        if issubclass(type(found), Tensor) and found.layout is torch.strided:
+            storage = found.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def measure_ensembles() -> tuple[float, dict[int, float]]:
+    """Returns the MiB of the network alone, and of served modules, which hold one, by their number of shards."""
+    found = {}
+    for shards in ENSEMBLES:
+        with tempfile.TemporaryDirectory() as name:
+            module = Picture().eval()
+            alone = sum(tensor.nbytes for tensor in module.state_dict().values()) / 2**20
+            fill(Path(name) / "store", module, shards)
+            before = live_bytes()
+            served = S3TModule.load(Path(name) / "store", module)
+            with torch.no_grad():
+                served(torch.zeros(1, 3, 64, 64))
+            found[shards] = (live_bytes() - before) / 2**20
+            del served
+    return alone, found
+
+
+def show(trained: dict[str, list[Trained]], unit: float, row: float) -> Table:
+    """Returns the table of the fits."""
+    table = Table("shards", "slices", "orders", "units", "rows seen", "seconds", "by the fit", title="Training")
+    for group in trained.values():
+        for t in group:
+            numbers = (t.shards, t.slices, t.orders, t.units)
+            table.add_row(
+                *map(str, numbers), f"{t.rows:,.0f}", f"{t.seconds:.2f}", f"{unit * t.units + row * t.rows:.2f}"
+            )
+        table.add_section()
+    return table
+
+
+def draw(
+    folder: Path,
+    trained: dict[str, list[Trained]],
+    fitted: tuple[float, float],
+    requests: dict[int, list[float]],
+    ensembles: tuple[float, dict[int, float]],
+) -> None:
+    """Draws both pictures."""
+    from matplotlib.figure import Figure
+
+    training = Figure(figsize=(9, 3), layout="constrained")
+    for axes, (name, group) in zip(training.subplots(1, 3, sharey=True), trained.items(), strict=True):
+        numbers = [getattr(t, name) for t in group]
+        axes.plot(numbers, [t.seconds for t in group], "o", label="measured")
+        axes.plot(numbers, [fitted[0] * t.units + fitted[1] * t.rows for t in group], label="units and rows")
+        axes.set_xlabel(f"number of {name}")
+        axes.set_ylim(bottom=0)
+    training.axes[0].set_ylabel("seconds of training")
+    training.axes[0].legend(frameon=False)
+    after = Figure(figsize=(9, 3), layout="constrained")
+    left, right = after.subplots(1, 2)
+    left.plot(list(requests), [statistics.median(times) for times in requests.values()], "o-")
+    left.set_xscale("log")
+    left.set_ylim(bottom=0)
+    left.set_xlabel("units in the store")
+    left.set_ylabel("milliseconds a request, median")
+    alone, sizes = ensembles
+    right.plot(list(sizes), list(sizes.values()), "o-", label="the ensemble")
+    right.plot(list(sizes), [alone * shards for shards in sizes], "--", label="a network a shard")
+    right.set_xlabel("number of shards")
+    right.set_ylabel("MiB of tensors")
+    right.legend(frameon=False)
+    for axes in (*training.axes, *after.axes):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.2)
+    folder.mkdir(parents=True, exist_ok=True)
+    training.savefig(folder / "scaling_training.png", dpi=90)
+    after.savefig(folder / "scaling_serving.png", dpi=90)
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Measures all; returns 1 beyond a mark."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
+    parser.add_argument("--large", action="store_true", help="up to 10,000 units in a store")
+    parser.add_argument("--pictures", type=Path, help="write pictures into this folder")
+    chosen = parser.parse_args(list(arguments))
+    torch.set_num_threads(1)
+    console = Console(width=150)
+    trained = train_all()
+    unit, row, error = fit_cost([t for group in trained.values() for t in group])
+    console.print(show(trained, unit, row))
+    print(f"A unit {1000 * unit:.0f} ms, a row {1e6 * row:.0f} us; mean error {error:.1%} (mark: {MARK_FIT:.0%}).")
+    requests = time_requests(10_000 if chosen.large else 1000)
+    table = Table("units", "milliseconds, median", "most", title="A request for one subject")
+    for units, times in requests.items():
+        table.add_row(f"{units:,}", f"{statistics.median(times):.1f}", f"{max(times):.1f}")
+    console.print(table)
+    first, *_, last = (statistics.median(times) for times in requests.values())
+    print(f"The largest store against the smallest: {last / first:.2f} (mark: {MARK_REQUEST:g}).")
+    alone, sizes = measure_ensembles()
+    table = Table("shards", "MiB of tensors", "of the network", title="A served ensemble")
+    for shards, size in sizes.items():
+        table.add_row(str(shards), f"{size:.2f}", f"{size / alone:.3f}")
+    console.print(table)
+    more = (sizes[ENSEMBLES[-1]] - sizes[ENSEMBLES[0]]) / (ENSEMBLES[-1] - ENSEMBLES[0]) / alone
+    print(f"A shard more: {more:.1%} of the network (mark: {MARK_SHARD:.0%}).")
+    if chosen.pictures is not None:
+        draw(chosen.pictures, trained, (unit, row), requests, (alone, sizes))
+    return int(error > MARK_FIT or last / first > MARK_REQUEST or more > MARK_SHARD)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,101 @@
+"""A training step at each stage against one with every adapter trainable: `python -m tests.benchmarks.stages`.
+
+A small ViT of six blocks in six groups. Stage 1 trains the top block, so the backward pass ends there; stage 6 the lowest.
+The other contestant is the network of the last stage with all six groups' adapters trainable, as a fine-tune with PEFT has
+them. Marks: no stage takes longer than that (within 1.05 times), and the first at most 0.6 times as long.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+
+import lightning.pytorch as pl
+import timm
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from lightning_s3t import SliceUnfreezing
+from lightning_s3t.tuning.freezing import set_trainable
+from lightning_s3t.tuning.stages import StageBuilder, trainable_parameters
+from tests.benchmarks.timing import ratio, take_turns
+
+SLICES, BATCH, SIZE, ROUNDS = 6, 16, 96, 15
+ADAPTER = {"peft_type": "LORA", "r": 16, "target_modules": ["qkv"]}
+MARK_EVERY, MARK_FIRST = 1.05, 0.6
+
+
+class Classifier(pl.LightningModule):
+    """A small vision transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = timm.create_model("vit_small_patch16_224", img_size=SIZE, depth=SLICES, num_classes=10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns the logits."""
+        logits: Tensor = self.network(images)
+        return logits
+
+
+def step_of(module: Classifier) -> Callable[[], None]:
+    """Returns a training step of what is trainable in a module."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randn(BATCH, 3, SIZE, SIZE, generator=draw)
+    labels = torch.randint(10, (BATCH,), generator=draw)
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-3)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(images), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def staged(stage: int) -> tuple[Classifier, StageBuilder]:
+    """Returns a module with the stand-ins of a stage in place, as the callback puts them."""
+    module = Classifier().train()
+    unfreezing = SliceUnfreezing(slices=SLICES, adapter=ADAPTER)
+    builder = unfreezing.attach(module)
+    trained: list[dict[str, Tensor]] = []
+    for index in range(1, stage + 1):
+        trained.append(unfreezing.enter(index, trained, seed=0).snapshot())
+    return module, builder
+
+
+def with_all() -> Callable[[], None]:
+    """Returns the step in which every group's adapters and the head are trained."""
+    module, builder = staged(SLICES)
+    names = {name for stage in range(1, SLICES + 1) for name in builder.owned(stage)}
+    stand_ins = {name: module.get_submodule(name) for name in names}
+    set_trainable(module, trainable_parameters(builder, stand_ins).values())
+    return step_of(module)
+
+
+def main() -> int:
+    """Times all stages in turn; returns 1 above a mark."""
+    torch.set_num_threads(1)
+    stages = {f"stage {stage}": step_of(staged(stage)[0]) for stage in range(1, SLICES + 1)}
+    times = take_turns({**stages, "every adapter": with_all()}, ROUNDS, "steps")
+    table = Table("", "a step, median", "against every adapter", title="A training step by stage")
+    ratios = {name: ratio(times[name], times["every adapter"]) for name in stages}
+    for name, seconds in times.items():
+        table.add_row(name, f"{1000 * statistics.median(seconds):.0f} ms", str(ratios.get(name, "")))
+    Console().print(table)
+    medians = [found.median for found in ratios.values()]
+    growing = sum(low < high for low, high in pairwise(medians))
+    print(f"{growing} of {SLICES - 1} stages take longer than the one before.")
+    print(
+        f"The first: {medians[0]:.3f} (mark: {MARK_FIRST:g}); the longest: {max(medians):.3f} (mark: {MARK_EVERY:g})."
+    )
+    return int(medians[0] > MARK_FIRST or max(medians) > MARK_EVERY)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -152,7 +152,7 @@ class TrainerReset:
         trainer.strategy.lr_scheduler_configs = []
         trainer._logger_connector.reset_results()
         trainer._logger_connector.reset_metrics()
-        if _is_compiled(trainer.lightning_module):
+        if is_compiled(trainer.lightning_module):
             # compiled frames may be reused although requires_grad or the modules changed (pytorch#139476), and every
             # unit's modules are new ones, for which torch compiles anew until its limit is reached
             torch.compiler.reset()
@@ -228,8 +228,12 @@ def copy_uncompiled(module: pl.LightningModule | OptimizedModule) -> pl.Lightnin
     return copied
 
 
-def _is_compiled(module: nn.Module) -> bool:
-    """Says whether torch compiles the module, or a part of it."""
+def is_compiled(module: nn.Module) -> bool:
+    """Says whether torch compiles the module, or a part of it.
+
+    Args:
+        module: The module.
+    """
     return getattr(module, "_compiler_ctx", None) is not None or any(
         isinstance(part, OptimizedModule) or part._compiled_call_impl is not None for part in module.modules()
     )

@@ -82,6 +82,9 @@ class S3T(pl.Callback):
             in which `risks` may also be a CSV or JSON file; None to place everybody alike.
         register: Whether the store notes who is in the training data (as keyed hashes). Without, it holds nothing per
             subject, and a request cannot be refused because it names somebody unknown.
+        cache: Where to keep what the frozen layers make of each row, so that it is computed once: "memory", "disk" (in
+            the store's folder, while the fit runs), or None to compute it at every step. With a cache, frozen layers
+            draw no dropout.
 
     Raises:
         ConfigurationError: An argument is out of range; named, with what was expected.
@@ -113,9 +116,10 @@ class S3T(pl.Callback):
         prior: Sequence[float] | Sequence[Sequence[float]] | None = None,
         risk: RiskBands | Mapping[str, Any] | None = None,
         register: bool = True,
+        cache: Literal["memory", "disk"] | None = None,
     ) -> None:
         check_arguments(shards, slices, budget, seed)
-        check_choices(data=data, aggregate=aggregate, epochs=epochs)
+        check_choices(data=data, aggregate=aggregate, epochs=epochs, cache=cache)
         self.store = Path(store)
         self.choice = SequenceChoice(sequences, slices, budget, seed, prior, _mode(data), _rule(epochs))
         self.sequences = self.choice.plan()
@@ -124,7 +128,7 @@ class S3T(pl.Callback):
         self.aggregate: Aggregate = aggregate
         self.risk = RiskBands.of(risk)
         self.partition = Partition(shards, slices, seed, self.risk.slices if self.risk is not None else ())
-        self.unit_settings = UnitSettings(shards, slices, seed, _mode(data), _rule(epochs))
+        self.unit_settings = UnitSettings(shards, slices, seed, _mode(data), _rule(epochs), cache)
         self.unfreezing = SliceUnfreezing(slices, layers=layers, head=head, adapter=adapter, seed=seed)
         self.provenance = ProvenanceRecorder()
         self.deletion = DeletionHook(store)
@@ -237,6 +241,8 @@ class S3T(pl.Callback):
             trainer: The trainer.
             pl_module: The user's module.
         """
+        if self._unit_fit is not None and self._unit_fit.cache is not None:
+            self._unit_fit.cache.begin_epoch(trainer.current_epoch)
         if self._unit_fit is not None and is_distributed(trainer):
             self._unit_fit.check_alive(trainer)
 
@@ -340,6 +346,7 @@ class S3T(pl.Callback):
                 "aggregate": self.aggregate,
                 "seed": settings.seed,
                 "register": self.register,
+                "cache": self.unit_settings.cache,
                 "store": str(self.store),
             }
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from lightning_s3t.callbacks.provenance import ProvenanceRecorder, score_of
 from lightning_s3t.callbacks.quiet import quiet
 from lightning_s3t.callbacks.rank_zero import on_rank_zero
 from lightning_s3t.callbacks.training_data import DataMode, TrainingData
+from lightning_s3t.callbacks.unit_cache import CacheKind, UnitCache
 from lightning_s3t.callbacks.unfreezing import SliceUnfreezing
 from lightning_s3t.callbacks.unit_plan import PlannedUnit, slice_digests
 from lightning_s3t.errors import DataError, LeakageError, RevokedError
@@ -42,6 +43,7 @@ class UnitSettings:
         seed: The root seed.
         data: "cumulative" or "disjoint".
         epochs: "full" for the trainer's max_epochs a stage, "sisa" for 2E/(L+1) of them.
+        cache: Where what the frozen layers make of rows is kept; None if it is computed at every step.
     """
 
     shards: int
@@ -49,6 +51,7 @@ class UnitSettings:
     seed: int
     data: DataMode
     epochs: EpochRule
+    cache: CacheKind | None = None
 
     def max_epochs(self, trainer_epochs: int | None) -> int | None:
         """Returns a stage's number of epochs; None for the trainer's own.
@@ -80,6 +83,7 @@ class UnitFit:
         first_step: Where the loggers' step axis stood when it began.
         progress: The progress display, while units are trained.
         trained: The units that have been trained.
+        cache: What the frozen layers make of rows, while units are trained with a cache.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class UnitFit:
         self.progress: UnitProgress | None = None
         self.unit: UnitId | None = None
         self.trained: list[UnitId] = []
+        self.cache: UnitCache | None = None
 
     def run(self, trainer: pl.Trainer) -> None:
         """Builds every unit of the plan; takes the place of the trainer's fit loop.
@@ -126,6 +131,8 @@ class UnitFit:
             reset = TrainerReset(trainer, keep=(self._callback,))
             stack.callback(reset.finish)
             stack.callback(self._unfreezing.detach)
+            if self._settings.cache is not None:
+                self.cache = stack.enter_context(self._open_cache(trainer, self._settings.cache))
             while not self._build_all(trainer, reset):
                 self._fit_store.replan()
 
@@ -170,6 +177,8 @@ class UnitFit:
     def _build(self, trainer: pl.Trainer, reset: TrainerReset, planned: PlannedUnit) -> None:
         unit, seed = planned.unit, unit_seed(self._settings.seed, planned.unit)
         reset.restore()
+        if self.cache is not None:
+            self.cache.renew()  # before the look whether the unit is revoked: what comes later ends this place too
         trained = on_rank_zero(trainer, lambda: self._start(planned))
         if trained is None:
             rank_zero_info(f"S3T: unit {unit} was revoked while the fit ran.")
@@ -214,7 +223,8 @@ class UnitFit:
         check_optimized(trainer, stage.trainable)
         self._unfreezing.guard()
         seed_all(seed)
-        run_fit_loop(trainer)
+        with self.cache.acting(planned.unit.stage) if self.cache is not None else nullcontext():
+            run_fit_loop(trainer)
         if trainer.global_step == 0:
             raise DataError(
                 f"Unit {planned.unit} trained on no batch: {len(rows)} rows, batch size {loader.batch_size}, "
@@ -222,6 +232,11 @@ class UnitFit:
                 "fewer shards or slices, a smaller batch, or drop_last=False."
             )
         self._unfreezing.check(f"unit {planned.unit}")
+
+    def _open_cache(self, trainer: pl.Trainer, kind: CacheKind) -> UnitCache:
+        builder, store = self._unfreezing.builder, self._fit_store.store
+        assert builder is not None
+        return UnitCache(trainer, builder, len(self._data.dataset), kind, store.path if store is not None else None)
 
     def _start(self, planned: PlannedUnit) -> list[dict[str, Tensor]] | None:
         store = self._fit_store.store

@@ -51,7 +51,7 @@ class Setting:
     slices: int
     blocks: int = DEPTH
     validated: int = 0
-    rows: int = 512
+    rows: int = 128
     epochs: int = 5
     data: Literal["cumulative", "disjoint"] = "cumulative"
     size: int = 64
@@ -69,9 +69,9 @@ class Setting:
 
 
 SETTINGS = {
-    "top half, 3 slices, validation": Setting(3, blocks=6, validated=256, marked=True),
+    "top half, 3 slices, validation": Setting(3, blocks=6, validated=64, marked=True),
     "top half, 3 slices": Setting(3, blocks=6),
-    "all blocks, 4 slices, validation": Setting(4, validated=256),
+    "all blocks, 4 slices, validation": Setting(4, validated=64),
     "all blocks, 4 slices": Setting(4),
     "all blocks, 6 slices": Setting(6),
     "all blocks, 4 slices, disjoint": Setting(4, data="disjoint"),

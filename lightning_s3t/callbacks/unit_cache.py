@@ -81,8 +81,8 @@ class UnitCache(AbstractContextManager["UnitCache"]):
             return
         self._warned = True
         rank_zero_warn(
-            f"S3T(cache=...) found {cache.found} of {cache.asked} rows that a unit has seen before: they are not the same "
-            "from epoch to epoch, so that keeping them costs more than it saves. If the data is augmented at random, "
+            f"S3T(cache=...) found {cache.found} of {cache.asked} rows that a unit has seen before: they are not "
+            "the same from epoch to epoch, so that keeping them costs more than it saves. If the data is augmented at random, "
             "leave the cache out, or the augmentation. If texts are padded to the longest of their batch, pad them to a "
             "fixed length (padding='max_length')."
         )
@@ -91,13 +91,13 @@ class UnitCache(AbstractContextManager["UnitCache"]):
 def _check(trainer: pl.Trainer, kind: CacheKind) -> None:
     if is_compiled(trainer.lightning_module):
         raise CacheError(
-            f"S3T(cache={kind!r}) answers in the place of the network's frozen layers, and torch.compile has taken them "
-            "in. Leave either out."
+            f"S3T(cache={kind!r}) answers in the place of the network's frozen layers, and torch.compile has taken "
+            "them in. Leave either out."
         )
     if kind == "disk" and is_distributed(trainer):
         raise CacheError(
-            "S3T(cache='disk') with several processes: a deletion request could not make sure that each of them writes "
-            "nothing more. Use cache='memory' (each process keeps its own), or one process."
+            "S3T(cache='disk') with several processes: a deletion request could not make sure that each of them "
+            "writes nothing more. Use cache='memory' (each process keeps its own), or one process."
         )
 
 

@@ -21,8 +21,8 @@ from lightning_s3t.callbacks.provenance import ProvenanceRecorder, score_of
 from lightning_s3t.callbacks.quiet import quiet
 from lightning_s3t.callbacks.rank_zero import on_rank_zero
 from lightning_s3t.callbacks.training_data import DataMode, TrainingData
-from lightning_s3t.callbacks.unit_cache import CacheKind, UnitCache
 from lightning_s3t.callbacks.unfreezing import SliceUnfreezing
+from lightning_s3t.callbacks.unit_cache import CacheKind, UnitCache
 from lightning_s3t.callbacks.unit_plan import PlannedUnit, slice_digests
 from lightning_s3t.errors import DataError, LeakageError, RevokedError
 from lightning_s3t.plan import UnitId

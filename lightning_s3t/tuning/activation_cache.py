@@ -16,9 +16,9 @@ from lightning_s3t.tuning.interception import intercepted
 from lightning_s3t.tuning.layers import Layers
 from lightning_s3t.tuning.nested import Path, tensors_in
 from lightning_s3t.tuning.network_call import NetworkCall
+from lightning_s3t.tuning.network_run import Reached, Run, Trunk
 from lightning_s3t.tuning.quietly import quietly
 from lightning_s3t.tuning.randomness import seed_all
-from lightning_s3t.tuning.trunk import Reached, Run, Trunk
 
 Forward = Callable[..., Any]
 
@@ -178,9 +178,7 @@ class ActivationCache:
             )
         self._activations.limit = max(needed, self._activations.limit)
 
-    def _look_up(
-        self, call: NetworkCall, part: CachedPart, network: nn.Module, forward: Forward
-    ) -> dict[Path, Tensor]:
+    def _look_up(self, call: NetworkCall, part: CachedPart, network: nn.Module, forward: Forward) -> dict[Path, Tensor]:
         stage, mode = self._trunks[0].stage, _autocast(call).encode()
         digests = [digest + mode for digest in call.digests()]
         rows = {digest: self._find(stage, digest, part) for digest in digests}

@@ -12,8 +12,8 @@ from torch import Tensor
 from lightning_s3t.errors import CacheError
 from lightning_s3t.tuning.nested import Path, tensors_in
 from lightning_s3t.tuning.network_call import NetworkCall
+from lightning_s3t.tuning.network_run import Entry, Run, Trunk, kinds_of
 from lightning_s3t.tuning.randomness import seed_all
-from lightning_s3t.tuning.trunk import Entry, Run, Trunk, kinds_of
 
 Go = Callable[[Run, tuple[Any, ...], dict[str, Any]], Any]
 # how far two ways of summing up may differ, in parts of the largest number
@@ -216,8 +216,8 @@ class _Look:
     def _message(self, entry: str, live: Sequence[str], difference: float) -> str:
         read = f" What is read is that of {', '.join(live[:5])}{', ...' if len(live) > 5 else ''}." if live else ""
         return (
-            f"{self._name} does not answer the same if it begins at {entry}, with what the frozen layers before it give "
-            f"it: its answers differ by {difference:.2g}. Something above reads those layers by another way (skip "
+            f"{self._name} does not answer the same if it begins at {entry}, with what the frozen layers before it "
+            f"give it: its answers differ by {difference:.2g}. Something above reads those layers by another way (skip "
             f"connections, all hidden states).{read} Use cache=None."
         )
 

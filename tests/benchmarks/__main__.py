@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.benchmarks import ledger_scale, planners, serving, simulator, start_up, training
+from tests.benchmarks import cache, ledger_scale, planners, serving, simulator, start_up, training
 
 if __name__ == "__main__":
     sys.exit(
@@ -14,6 +14,7 @@ if __name__ == "__main__":
             ledger_scale.main([]),
             start_up.main(),
             training.main(),
+            cache.main(),
             serving.main(),
         )
     )

@@ -31,6 +31,7 @@ from tests.benchmarks.timing import ratio, take_turns
 DEPTH, BATCH, ROUNDS = 12, 32, 3
 ADAPTER = {"peft_type": "LORA", "r": 8, "target_modules": ["qkv"]}
 MARK = 1.3
+KINDS: dict[str, Literal["memory", "disk"] | None] = {"without": None, "memory": "memory", "disk": "disk"}
 
 
 @dataclass(frozen=True)
@@ -141,19 +142,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Times the settings, all or those named; returns 1 below the mark."""
     torch.set_num_threads(1)
     chosen = {name: SETTINGS[name] for name in arguments or SETTINGS}
-    table = Table("", "without, s", "memory, s", "disk, s", "memory: times as fast", "disk", "expected", title="S3T runs")
+    table = Table(
+        "", "without, s", "memory, s", "disk, s", "memory: times as fast", "disk", "expected", title="S3T runs"
+    )
     missed = False
     for name, setting in chosen.items():
         with tempfile.TemporaryDirectory() as temporary:
-            folders = (Path(temporary) / str(number) for number in itertools.count())
-            kinds: dict[str, Any] = {"without": None, "memory": "memory", "disk": "disk"}
+            number = itertools.count()
             contestants = {
-                kind: lambda cache=cache, setting=setting: run(next(folders), setting, cache)
-                for kind, cache in kinds.items()
+                kind: lambda cache=cache, setting=setting: run(Path(temporary) / str(next(number)), setting, cache)
+                for kind, cache in KINDS.items()
             }
             times = take_turns(contestants, ROUNDS, name)
         ratios = {kind: ratio(times["without"], times[kind]) for kind in ("memory", "disk")}
-        seconds = (f"{statistics.median(times[kind]):.1f}" for kind in kinds)
+        seconds = (f"{statistics.median(times[kind]):.1f}" for kind in KINDS)
         table.add_row(name, *seconds, str(ratios["memory"]), str(ratios["disk"]), f"{setting.expected():.2f}")
         missed = missed or (setting.marked and ratios["memory"].median < MARK)
     Console().print(table)

@@ -49,6 +49,19 @@ class WithoutDropout(Classifier):
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
 
+    def configure_optimizers(self) -> Any:
+        # Adam makes whole steps of gradients that are nothing but rounding, as those of a bias before a BatchNorm
+        return torch.optim.SGD(self.parameters(), lr=0.02)
+
+
+def assert_close(first: Path, second: Path) -> None:
+    """Equal but for rounding."""
+    tensors, others = tensors_of(first), tensors_of(second)
+    assert sorted(tensors) == sorted(others)
+    for unit, owned in tensors.items():
+        for name, tensor in owned.items():
+            torch.testing.assert_close(tensor, others[unit][name], rtol=1e-3, atol=1e-5)
+
 
 def files_in(store: Path) -> list[Path]:
     return [path for path in (store / "cache").rglob("*") if path.is_file()]
@@ -60,11 +73,7 @@ def test_results_are_those_without_the_cache(tmp_path: Path, adapter: Any, data:
     arguments = {"adapter": adapter, "data": data}
     fit(tmp_path / "without", People.make(), module=WithoutDropout(), **arguments)
     fit(tmp_path / "with", People.make(), module=WithoutDropout(), cache="memory", **arguments)
-    without, with_ = tensors_of(tmp_path / "without"), tensors_of(tmp_path / "with")
-    assert sorted(without) == sorted(with_)
-    for unit, tensors in without.items():
-        for name, tensor in tensors.items():
-            torch.testing.assert_close(with_[unit][name], tensor, rtol=1e-3, atol=1e-4)
+    assert_close(tmp_path / "with", tmp_path / "without")
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
@@ -217,7 +226,9 @@ fit(Path(sys.argv[1]) / "store", People.make(), Slow(), cache="disk")
 @pytest.mark.parametrize("then", ["opening", "request", "fit"])
 def test_files_of_a_fit_that_was_killed_go_at_the_next(tmp_path: Path, then: str) -> None:
     store = tmp_path / "store"
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)], env=ENVIRONMENT, stderr=subprocess.DEVNULL
+    )
     try:
         deadline = time.monotonic() + 120
         while len(list((store / "snapshots").glob("*.safetensors"))) < 3:
@@ -253,10 +264,7 @@ def test_augmented_rows_are_never_found_and_right_all_the_same(tmp_path: Path) -
     fit(tmp_path / "without", People.make(), module=Augmented(), **arguments)
     with pytest.warns(UserWarning, match=r"found 0 of \d+ rows .* augmented"):
         fit(tmp_path / "with", People.make(), module=Augmented(), cache="memory", **arguments)
-    without, with_ = tensors_of(tmp_path / "without"), tensors_of(tmp_path / "with")
-    for unit, tensors in without.items():
-        for name, tensor in tensors.items():
-            torch.testing.assert_close(with_[unit][name], tensor, rtol=1e-3, atol=1e-4)
+    assert_close(tmp_path / "with", tmp_path / "without")
 
 
 def test_validation_finds_the_same_score(tmp_path: Path) -> None:
@@ -289,10 +297,7 @@ def test_a_step_may_call_the_network_several_times(tmp_path: Path) -> None:
     arguments = {"adapter": NO_DROPOUT}
     fit(tmp_path / "without", People.make(), module=TwoCalls(), **arguments)
     fit(tmp_path / "with", People.make(), module=TwoCalls(), cache="memory", **arguments)
-    without, with_ = tensors_of(tmp_path / "without"), tensors_of(tmp_path / "with")
-    for unit, tensors in without.items():
-        for name, tensor in tensors.items():
-            torch.testing.assert_close(with_[unit][name], tensor, rtol=1e-3, atol=1e-4)
+    assert_close(tmp_path / "with", tmp_path / "without")
 
 
 class Skipping(Classifier):
@@ -321,7 +326,7 @@ def test_a_network_that_cannot_begin_in_the_middle_is_refused_before_anything_is
 def test_a_compiled_network_is_refused(tmp_path: Path) -> None:
     module = Classifier()
     module.network.compile()
-    with pytest.raises(CacheError, match="torch.compile"):
+    with pytest.raises(CacheError, match=r"torch\.compile"):
         fit(tmp_path / "store", People.make(), module=module, cache="memory")
 
 
@@ -342,9 +347,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("memory", 0), ("disk", 1)])
-def test_several_processes_keep_their_own_in_memory_and_none_on_disk(
-    tmp_path: Path, kind: str, expected: int
-) -> None:
+def test_several_processes_keep_their_own_in_memory_and_none_on_disk(tmp_path: Path, kind: str, expected: int) -> None:
     script = tmp_path / "script.py"
     script.write_text(DDP)
     command = [sys.executable, str(script), str(tmp_path), kind]
@@ -357,6 +360,6 @@ def test_several_processes_keep_their_own_in_memory_and_none_on_disk(
 def test_the_fit_leaves_the_module_as_it_was(tmp_path: Path) -> None:
     module = fit(tmp_path / "store", People.make(), cache="memory")
     assert all("forward" not in vars(part) for part in module.modules())
-    trainer = make_trainer(tmp_path / "other", cache="memory", *callbacks(tmp_path)[:1])
+    trainer = make_trainer(tmp_path / "other", *callbacks(tmp_path)[:1], cache="memory")
     trainer.fit(module, DataLoader(People.make(), 8), PeopleData(People.make()).val_dataloader())
     assert len(tensors_of(tmp_path / "other")) == 8

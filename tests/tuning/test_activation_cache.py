@@ -339,7 +339,10 @@ def test_arguments_that_cannot_be_compared_are_refused() -> None:
 
 def test_a_block_that_is_called_past_the_network_is_refused() -> None:
     network = Chain().eval()
-    with make_cache(network).acting(1), pytest.raises(CacheError, match=r"blocks.3 was called outside of Chain.forward"):
+    with (
+        make_cache(network).acting(1),
+        pytest.raises(CacheError, match=r"blocks.3 was called outside of Chain.forward"),
+    ):
         network.blocks[3](torch.rand(ROWS, 8))
 
 

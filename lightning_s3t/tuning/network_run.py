@@ -1,4 +1,4 @@
-"""The trunk: what a network computes before a layer group, and one run through the network beside it."""
+"""One run through a network whose frozen layers answer through it, or are left out."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Run:
         groups: The groups of all modules of the network's groups and head, by path.
         slices: Number of groups.
         rows: The number of rows.
-        hidden: What modules of the trunk are not to compute, by path: the kinds of what they would return, call by call.
+        hidden: What modules of the trunk need not compute, by path: the kinds of what they return, call by call.
         kept: What the entry is to be given in the place of what the trunk gives it.
         stop: Whether the run ends at the entry.
         note: Whether what modules return before the entry is noted.

@@ -31,6 +31,7 @@ from tests.benchmarks.timing import ratio, take_turns
 DEPTH, BATCH, ROUNDS = 12, 32, 3
 ADAPTER = {"peft_type": "LORA", "r": 8, "target_modules": ["qkv"]}
 MARK = 1.3
+NUMBERS = itertools.count()
 KINDS: dict[str, Literal["memory", "disk"] | None] = {"without": None, "memory": "memory", "disk": "disk"}
 
 
@@ -148,9 +149,8 @@ def main(arguments: list[str] | None = None) -> int:
     missed = False
     for name, setting in chosen.items():
         with tempfile.TemporaryDirectory() as temporary:
-            number = itertools.count()
             contestants = {
-                kind: lambda cache=cache, setting=setting: run(Path(temporary) / str(next(number)), setting, cache)
+                kind: lambda cache=cache, setting=setting: run(Path(temporary) / str(next(NUMBERS)), setting, cache)
                 for kind, cache in KINDS.items()
             }
             times = take_turns(contestants, ROUNDS, name)

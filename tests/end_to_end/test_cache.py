@@ -145,7 +145,6 @@ STEPS: list[int] = []
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fit_that_is_broken_off_and_resumed_gives_the_same_bits(tmp_path: Path, kind: str) -> None:
-    STEPS.clear()
     with pytest.raises(RuntimeError, match="broken off"):
         fit(tmp_path / "store", People.make(), Stop(10), cache=kind)
     with Store.open(tmp_path / "store") as store:
@@ -155,30 +154,37 @@ def test_a_fit_that_is_broken_off_and_resumed_gives_the_same_bits(tmp_path: Path
     assert_bitwise_equal(tensors_of(tmp_path / "store"), tensors_of(tmp_path / "whole"))
 
 
-class Watch(Callback):
-    """Notes, at each step, which files of activations there are; once, it does something."""
+SEEN: list[list[Path]] = []  # a callback's own attributes are set back between units
 
-    def __init__(self, store: Path, seen: list[list[Path]], ask: Any = None) -> None:
+
+class Watch(Callback):
+    """Notes, at each step, which files of activations there are; after the third, it does something."""
+
+    def __init__(self, store: Path, ask: Any = None) -> None:
         self.store = store
-        self.seen = seen
         self.ask = ask
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        self.seen.append(files_in(self.store))
-        if self.ask is not None and len(self.seen) == 3:
+        SEEN.append(files_in(self.store))
+        if self.ask is not None and len(SEEN) == 3:
             self.ask()
-            self.seen.append(files_in(self.store))
+            SEEN.append(files_in(self.store))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_seen() -> None:
+    SEEN.clear()
+    STEPS.clear()
 
 
 def test_files_are_there_during_the_fit_and_gone_after_it(tmp_path: Path) -> None:
-    seen: list[list[Path]] = []
-    fit(tmp_path / "store", People.make(), Watch(tmp_path / "store", seen), cache="disk")
-    assert all(seen)
+    fit(tmp_path / "store", People.make(), Watch(tmp_path / "store"), cache="disk")
+    assert SEEN
+    assert all(SEEN)
     assert not (tmp_path / "store" / "cache").exists()
 
 
 def test_files_are_gone_after_a_fit_that_was_broken_off(tmp_path: Path) -> None:
-    STEPS.clear()
     with pytest.raises(RuntimeError, match="broken off"):
         fit(tmp_path / "store", People.make(), Stop(10), cache="disk")
     assert not (tmp_path / "store" / "cache").exists()
@@ -191,20 +197,19 @@ def person_at(shard: int, slice_: int) -> str:
 
 @pytest.mark.parametrize("shard", [0, 1], ids=["of the unit that runs", "of another shard"])
 def test_a_request_from_another_process_removes_the_files_and_the_fit_goes_on(tmp_path: Path, shard: int) -> None:
-    store, seen = tmp_path / "store", list[list[Path]]()
-    person = person_at(shard, 0)
+    store, person = tmp_path / "store", person_at(shard, 0)
 
     def ask() -> None:
         code = f"from lightning_s3t.store import Store; Store.open({str(store)!r}).forget([{person!r}])"
         subprocess.run([sys.executable, "-c", code], check=True, env=ENVIRONMENT)
 
-    fit(store, People.make(), Watch(store, seen, ask), cache="disk")
-    assert seen[2]
-    assert seen[3] == [], "the request has erased them before it returned"
-    assert not set(seen[2]) & {path for later in seen[4:] for path in later}
-    assert seen[-1], "the fit has begun new ones"
+    fit(store, People.make(), Watch(store, ask), cache="disk")
+    assert SEEN[2]
+    assert SEEN[3] == [], "the request has erased them before it returned"
+    assert not set(SEEN[2]) & {path for later in SEEN[4:] for path in later}
+    assert SEEN[-1], "the fit has begun new ones"
     with Store.open(store) as opened:
-        assert opened.receipt(1).erased_files >= len(seen[2])
+        assert opened.receipts()[0].erased_files >= len(SEEN[2])
     fit(tmp_path / "scratch", People.make().without(person), cache="disk")
     assert_bitwise_equal(tensors_of(store), tensors_of(tmp_path / "scratch"))
 

@@ -18,7 +18,7 @@ from lightning_s3t.tuning.nested import Path, tensors_in
 from lightning_s3t.tuning.network_call import NetworkCall
 from lightning_s3t.tuning.network_run import Reached, Run, Trunk
 from lightning_s3t.tuning.quietly import quietly
-from lightning_s3t.tuning.randomness import seed_all
+from lightning_s3t.tuning.randomness import seed_running
 
 Forward = Callable[..., Any]
 
@@ -203,7 +203,7 @@ class ActivationCache:
     def _compute(
         self, call: NetworkCall, row: int, digest: bytes, part: CachedPart, forward: Forward
     ) -> dict[str, Tensor]:
-        seed_all(0)
+        seed_running(0)
         run = Run(self._trunks[0], self._groups, self._slices, 1, stop=True)
         self._go(run, forward, *call.take(row))
         if not run.entered:

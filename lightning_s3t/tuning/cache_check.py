@@ -13,7 +13,7 @@ from lightning_s3t.errors import CacheError
 from lightning_s3t.tuning.nested import Path, tensors_in
 from lightning_s3t.tuning.network_call import NetworkCall
 from lightning_s3t.tuning.network_run import Entry, Run, Trunk, kinds_of
-from lightning_s3t.tuning.randomness import seed_all
+from lightning_s3t.tuning.randomness import seed_running
 
 Go = Callable[[Run, tuple[Any, ...], dict[str, Any]], Any]
 # how far two ways of summing up may differ, in parts of the largest number
@@ -152,7 +152,7 @@ class _Look:
         note: bool = False,
     ) -> tuple[Run, Any]:
         run = Run(trunk or self._trunks[0], self._groups, self._slices, len(rows), hidden or {}, kept, stop, note)
-        seed_all(0)
+        seed_running(0)
         try:
             answer = self._go(run, *self._call.take(*rows))
         except CacheError:

@@ -81,10 +81,10 @@ class UnitCache(AbstractContextManager["UnitCache"]):
             return
         self._warned = True
         rank_zero_warn(
-            f"S3T(cache=...) found {cache.found} of {cache.asked} rows that a unit has seen before: they are other "
-            "ones in each epoch, so that keeping them costs more than it saves. If the data is augmented at random, leave "
-            "out the cache, or the augmentation. If texts are padded to the longest of their batch, pad them to a "
-            "fixed length (padding='max_length')."
+            f"S3T(cache=...) found {cache.found} of {cache.asked} rows that a unit has seen before: they are "
+            "other ones in each epoch, so that keeping them costs more than it saves. If the data is augmented at "
+            "random, leave out the cache, or the augmentation. If texts are padded to the longest of their batch, pad "
+            "them to a fixed length (padding='max_length')."
         )
 
 

@@ -71,7 +71,7 @@ class Setting:
 
 
 SETTINGS = {
-    "top half, 3 slices, validation": Setting(3, blocks=6, validated=64, marked=True),
+    "top half, 3 slices, validation": Setting(3, blocks=6, validated=128, rows=256, epochs=8, marked=True),
     "top half, 3 slices": Setting(3, blocks=6),
     "all blocks, 4 slices, validation": Setting(4, validated=64),
     "all blocks, 4 slices": Setting(4),
@@ -109,7 +109,7 @@ def loader(rows: int, size: int, seed: int, shuffle: bool) -> DataLoader[tuple[T
 
 
 def run(folder: Path, setting: Setting, cache: Any) -> None:
-    """A whole run: one shard, as many orders as slices."""
+    """A whole run: one shard, two orders."""
     layers = [f"network.blocks.{number}" for number in range(DEPTH - setting.blocks, DEPTH)]
     s3t = S3T(
         folder,

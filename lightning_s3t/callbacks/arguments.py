@@ -8,10 +8,11 @@ from typing import Any
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.tuning.ensemble import AGGREGATES
 
-CHOICES: dict[str, tuple[str, ...]] = {
+CHOICES: dict[str, tuple[str | None, ...]] = {
     "data": ("cumulative", "disjoint"),
     "aggregate": AGGREGATES,
     "epochs": ("full", "sisa"),
+    "cache": (None, "memory", "disk"),
 }
 
 

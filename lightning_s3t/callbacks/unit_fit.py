@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -23,6 +23,7 @@ from lightning_s3t.callbacks.quiet import quiet
 from lightning_s3t.callbacks.rank_zero import on_rank_zero
 from lightning_s3t.callbacks.training_data import DataMode, TrainingData
 from lightning_s3t.callbacks.unfreezing import SliceUnfreezing
+from lightning_s3t.callbacks.unit_cache import CacheKind, UnitCache
 from lightning_s3t.callbacks.unit_plan import PlannedUnit, slice_digests
 from lightning_s3t.errors import DataError, LeakageError, RevokedError
 from lightning_s3t.plan import UnitId
@@ -43,6 +44,8 @@ class UnitSettings:
         seed: The root seed.
         data: "cumulative" or "disjoint".
         epochs: "full" for the trainer's max_epochs a stage, "sisa" for 2E/(L+1) of them.
+        cache: Where what the frozen layers make of rows is kept; None if it is computed at every step.
+        parallel_units: How many are trained at the same time.
     """
 
     shards: int
@@ -50,6 +53,8 @@ class UnitSettings:
     seed: int
     data: DataMode
     epochs: EpochRule
+    cache: CacheKind | None = None
+    parallel_units: int = 1
 
     def max_epochs(self, trainer_epochs: int | None) -> int | None:
         """Returns a stage's number of epochs; None for the trainer's own.
@@ -94,6 +99,7 @@ class UnitFit:
         first_step: Where the loggers' step axis stood when it began.
         progress: The progress display, while units are trained.
         trained: The units that have been trained.
+        cache: What the frozen layers make of rows, while units are trained with a cache.
     """
 
     def __init__(
@@ -116,6 +122,7 @@ class UnitFit:
         self.progress: Progress | None = None
         self.unit: UnitId | None = None
         self.trained: list[UnitId] = []
+        self.cache: UnitCache | None = None
 
     def run(self, trainer: pl.Trainer) -> None:
         """Builds every unit of the plan; takes the place of the trainer's fit loop.
@@ -134,7 +141,7 @@ class UnitFit:
         if not plan.build:
             rank_zero_info(f"S3T: all {plan.present} units are there, nothing to train.")
             return
-        with self.prepared(trainer) as reset:
+        with self.prepared(trainer) as reset, self.keeping_activations(trainer):
             while not self._build_all(trainer, reset):
                 self._fit_store.replan()
 
@@ -152,6 +159,26 @@ class UnitFit:
             stack.callback(reset.finish)
             stack.callback(self._unfreezing.detach)
             yield reset
+
+    @contextmanager
+    def keeping_activations(self, trainer: pl.Trainer) -> Iterator[None]:
+        """Keeps what the frozen layers compute while the block runs, if the fit is to.
+
+        Args:
+            trainer: The trainer.
+        """
+        if self._settings.cache is None:
+            yield
+            return
+        builder, store = self._unfreezing.builder, self._fit_store.store
+        assert builder is not None
+        folder = store.path if store is not None else None
+        rows, processes = len(self._data.dataset), self._settings.parallel_units
+        try:
+            with UnitCache(trainer, builder, rows, self._settings.cache, folder, processes) as self.cache:
+                yield
+        finally:
+            self.cache = None
 
     def make_progress(self, trainer: pl.Trainer) -> UnitProgress:
         """Makes a progress display for the plan.
@@ -213,6 +240,8 @@ class UnitFit:
         """
         unit, seed = planned.unit, unit_seed(self._settings.seed, planned.unit)
         reset.restore()
+        if self.cache is not None:
+            self.cache.renew()  # before the look whether the unit is revoked: what comes later ends this place too
         trained = on_rank_zero(trainer, lambda: self._start(planned))
         if trained is None:
             return RevokedError(f"Unit {unit} was revoked while the fit ran.")
@@ -257,7 +286,8 @@ class UnitFit:
         check_optimized(trainer, stage.trainable)
         self._unfreezing.guard()
         seed_all(seed)
-        run_fit_loop(trainer)
+        with self.cache.acting(planned.unit.stage) if self.cache is not None else nullcontext():
+            run_fit_loop(trainer)
         if trainer.global_step == 0:
             raise DataError(
                 f"Unit {planned.unit} trained on no batch: {len(rows)} rows, batch size {loader.batch_size}, "

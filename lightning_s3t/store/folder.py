@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning_s3t.errors import StoreError
+from lightning_s3t.store.activation_files import FOLDER as ACTIVATIONS
 from lightning_s3t.store.files import is_half_written, unlink_all
 from lightning_s3t.store.identities import KEY_FILE
 from lightning_s3t.store.journal import FILE as JOURNAL
@@ -13,7 +14,9 @@ from lightning_s3t.store.lock import FILE as LOCK_FILE
 from lightning_s3t.store.lock import LEDGER_LOCK
 from lightning_s3t.store.snapshots import FOLDER
 
-OWN_FILES = frozenset({FILE, f"{FILE}-wal", f"{FILE}-shm", JOURNAL, KEY_FILE, LOCK_FILE, LEDGER_LOCK, FOLDER})
+OWN_FILES = frozenset(
+    {FILE, f"{FILE}-wal", f"{FILE}-shm", JOURNAL, KEY_FILE, LOCK_FILE, LEDGER_LOCK, FOLDER, ACTIVATIONS}
+)
 
 
 def check_free(folder: Path) -> None:

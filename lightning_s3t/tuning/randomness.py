@@ -64,6 +64,21 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_running(seed: int) -> None:
+    """Seeds the same generators as `seed_all`, but for those of devices that nobody has used yet.
+
+    Many times faster where there is none: torch notes each call for the day that one is used, with a stack trace.
+
+    Args:
+        seed: Any non-negative integer.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
 @contextlib.contextmanager
 def seeded(seed: int | None = None) -> Iterator[None]:
     """Runs a block with generators of its own; the global ones continue afterwards as if nothing had happened.

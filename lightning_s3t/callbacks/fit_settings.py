@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
 from lightning_s3t.callbacks.provenance import plain, trainer_settings
-from lightning_s3t.callbacks.unit_fit import UnitSettings
+from lightning_s3t.callbacks.unit_settings import UnitSettings
 from lightning_s3t.plan import Partition
 from lightning_s3t.tuning.adapters import describe_adapter
 from lightning_s3t.tuning.fingerprint import digest_tensors

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from lightning_s3t.plan import UnitId
+
+
+class Progress(Protocol):
+    """What is told how far a unit is."""
+
+    def start(self, unit: UnitId) -> None:
+        """A unit begins."""
+
+    def update(self, trainer: pl.Trainer) -> None:
+        """A batch was trained."""
+
+    def finish_unit(self, unit: UnitId) -> None:
+        """A unit has ended."""
 
 
 class UnitProgress:

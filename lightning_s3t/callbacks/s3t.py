@@ -38,7 +38,8 @@ from lightning_s3t.callbacks.rank_zero import on_rank_zero
 from lightning_s3t.callbacks.subjects import Subjects, check_order, subjects_of
 from lightning_s3t.callbacks.training_data import DataMode, TrainingData, check_loader
 from lightning_s3t.callbacks.unfreezing import SliceUnfreezing
-from lightning_s3t.callbacks.unit_fit import EpochRule, UnitFit, UnitSettings
+from lightning_s3t.callbacks.unit_fit import UnitFit
+from lightning_s3t.callbacks.unit_settings import EpochRule, UnitSettings
 from lightning_s3t.plan import Partition, RiskBands, SequenceChoice, UnitId
 from lightning_s3t.store import Receipt
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, describe_adapter
@@ -319,26 +320,22 @@ class S3T(pl.Callback):
         self._close(trainer)
 
     def _run(self, trainer: pl.Trainer) -> None:
-        assert self._unit_fit is not None
+        unit_fit, fit_store = self._unit_fit, self._fit_store
+        assert unit_fit is not None
+        assert fit_store is not None
         try:
             start = time.monotonic()
-            self._train(trainer, self._unit_fit)
+            self._train(trainer, unit_fit, fit_store)
             self._sum_up(trainer, time.monotonic() - start)
-            if self._audited is not None and self._fit_store is not None:
+            if self._audited is not None:
                 deterministic = is_deterministic(trainer)
-                fit_store = self._fit_store
                 self._audited.report = on_rank_zero(trainer, lambda: fit_store.report(deterministic))
         finally:
             hand_back(trainer)
 
-    def _train(self, trainer: pl.Trainer, unit_fit: UnitFit) -> None:
-        units = self._units_at_once(trainer)
-        if units > 1 and self._fit_store is not None:
-            parallel = ParallelFit(unit_fit, self._fit_store, self.unfreezing, units)
-            if parallel.is_worth_it:
-                parallel.run(trainer)
-                return
-        unit_fit.run(trainer)
+    def _train(self, trainer: pl.Trainer, unit_fit: UnitFit, fit_store: FitStore) -> None:
+        parallel = ParallelFit(unit_fit, fit_store, self.unfreezing, self._units_at_once(trainer))
+        (parallel if parallel.is_worth_it else unit_fit).run(trainer)
 
     def _units_at_once(self, trainer: pl.Trainer) -> int:
         # an audit trains one after another, so that it also shows that the order does not matter

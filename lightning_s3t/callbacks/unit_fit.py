@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -17,70 +15,21 @@ from lightning_s3t.callbacks.checkpoint_files import recorded_checkpoints
 from lightning_s3t.callbacks.checks import check_optimized
 from lightning_s3t.callbacks.fit_store import FitStore
 from lightning_s3t.callbacks.lightning_internals import TrainerReset, logged_step, run_fit_loop
-from lightning_s3t.callbacks.progress import UnitProgress
+from lightning_s3t.callbacks.progress import Progress, UnitProgress
 from lightning_s3t.callbacks.provenance import ProvenanceRecorder, score_of
 from lightning_s3t.callbacks.quiet import quiet
 from lightning_s3t.callbacks.rank_zero import on_rank_zero
-from lightning_s3t.callbacks.training_data import DataMode, TrainingData
+from lightning_s3t.callbacks.training_data import TrainingData
 from lightning_s3t.callbacks.unfreezing import SliceUnfreezing
-from lightning_s3t.callbacks.unit_cache import CacheKind, UnitCache
+from lightning_s3t.callbacks.unit_cache import UnitCache
 from lightning_s3t.callbacks.unit_plan import PlannedUnit, slice_digests
+from lightning_s3t.callbacks.unit_record import describe_unit
+from lightning_s3t.callbacks.unit_settings import UnitSettings
 from lightning_s3t.errors import DataError, LeakageError, RevokedError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Attempt
 from lightning_s3t.tuning.fingerprint import digest_tensors
 from lightning_s3t.tuning.randomness import seed_all, seeded, unit_seed
-
-EpochRule = Literal["full", "sisa"]
-
-
-@dataclass(frozen=True)
-class UnitSettings:
-    """How units are trained.
-
-    Attributes:
-        shards: Number of shards.
-        slices: Number of slices of a shard.
-        seed: The root seed.
-        data: "cumulative" or "disjoint".
-        epochs: "full" for the trainer's max_epochs a stage, "sisa" for 2E/(L+1) of them.
-        cache: Where what the frozen layers make of rows is kept; None if it is computed at every step.
-        parallel_units: How many are trained at the same time.
-    """
-
-    shards: int
-    slices: int
-    seed: int
-    data: DataMode
-    epochs: EpochRule
-    cache: CacheKind | None = None
-    parallel_units: int = 1
-
-    def max_epochs(self, trainer_epochs: int | None) -> int | None:
-        """Returns a stage's number of epochs; None for the trainer's own.
-
-        Cumulative slices cost (L+1)/2 times the epochs; SISA's rule (Bourtoule et al., arXiv 1912.03817, section V)
-        evens that out.
-
-        Args:
-            trainer_epochs: The trainer's `max_epochs`.
-        """
-        if self.epochs == "full" or trainer_epochs is None or trainer_epochs < 0:
-            return None
-        return max(1, math.ceil(2 * trainer_epochs / (self.slices + 1)))
-
-
-class Progress(Protocol):
-    """What is told how far a unit is."""
-
-    def start(self, unit: UnitId) -> None:
-        """A unit begins."""
-
-    def update(self, trainer: pl.Trainer) -> None:
-        """A batch was trained."""
-
-    def finish_unit(self, unit: UnitId) -> None:
-        """A unit has ended."""
 
 
 class UnitFit:
@@ -310,7 +259,7 @@ class UnitFit:
 
     def _commit(self, trainer: pl.Trainer, planned: PlannedUnit, tensors: dict[str, Tensor]) -> None:
         assert self._attempt is not None
-        self._attempt.commit(tensors, self._provenance_of(trainer, planned), score_of(trainer))
+        self._attempt.commit(tensors, self._describe(trainer, planned.unit), score_of(trainer))
         self._attempt = None
 
     def _abandon(self) -> None:
@@ -318,31 +267,10 @@ class UnitFit:
             self._attempt.abandon()
             self._attempt = None
 
-    def _provenance_of(self, trainer: pl.Trainer, planned: PlannedUnit) -> dict[str, Any]:
-        unit, rows = planned.unit, self._data.rows(planned.unit, self._settings.data)
-        builder, stage = self._unfreezing.builder, self._unfreezing.stage
-        assert builder is not None
-        assert stage is not None
+    def _describe(self, trainer: pl.Trainer, unit: UnitId) -> dict[str, Any]:
+        digests = slice_digests(unit, self._settings.data, self._fit_store.digests)
         record = self._provenance.end(trainer)
-        metrics = {name: value for name, value in record["metrics"].items() if not name.startswith("s3t/")}
-        return {
-            **record,
-            "metrics": metrics,
-            "unit": str(unit),
-            "shard": unit.shard,
-            "prefix": list(unit.prefix),
-            "stage": unit.stage,
-            "parent": str(unit.parent) if unit.parent else None,
-            "data": self._settings.data,
-            "rows": len(rows),
-            "subjects": self._data.count_subjects(rows),
-            "subject_digests": slice_digests(unit, self._settings.data, self._fit_store.digests),
-            "layers": list(builder.layers.groups[unit.stage - 1].modules),
-            "head": list(builder.layers.head),
-            "parameters": list(stage.trainable),
-            "seed": self._settings.seed,
-            "unit_seed": unit_seed(self._settings.seed, unit),
-        }
+        return describe_unit(unit, record, self._data, digests, self._unfreezing, self._settings)
 
     def _check_ranks(self, trainer: pl.Trainer, unit: UnitId, tensors: dict[str, Tensor]) -> None:
         if trainer.world_size == 1:

@@ -1,0 +1,48 @@
+"""How units are trained."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from lightning_s3t.callbacks.training_data import DataMode
+from lightning_s3t.callbacks.unit_cache import CacheKind
+
+EpochRule = Literal["full", "sisa"]
+
+
+@dataclass(frozen=True)
+class UnitSettings:
+    """How units are trained.
+
+    Attributes:
+        shards: Number of shards.
+        slices: Number of slices of a shard.
+        seed: The root seed.
+        data: "cumulative" or "disjoint".
+        epochs: "full" for the trainer's max_epochs a stage, "sisa" for 2E/(L+1) of them.
+        cache: Where what the frozen layers make of rows is kept; None if it is computed at every step.
+        parallel_units: How many are trained at the same time.
+    """
+
+    shards: int
+    slices: int
+    seed: int
+    data: DataMode
+    epochs: EpochRule
+    cache: CacheKind | None = None
+    parallel_units: int = 1
+
+    def max_epochs(self, trainer_epochs: int | None) -> int | None:
+        """Returns a stage's number of epochs; None for the trainer's own.
+
+        Cumulative slices cost (L+1)/2 times the epochs; SISA's rule (Bourtoule et al., arXiv 1912.03817, section V)
+        evens that out.
+
+        Args:
+            trainer_epochs: The trainer's `max_epochs`.
+        """
+        if self.epochs == "full" or trainer_epochs is None or trainer_epochs < 0:
+            return None
+        return max(1, math.ceil(2 * trainer_epochs / (self.slices + 1)))

@@ -17,16 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning.pytorch as pl
-import timm
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from lightning_s3t import S3T
 from tests.benchmarks.timing import ratio, take_turns
+from tests.benchmarks.vision import Classifier, make_trainer, random_images
 
 DEPTH, BATCH, ROUNDS = 12, 32, 3
 ADAPTER = {"peft_type": "LORA", "r": 8, "target_modules": ["qkv"]}
@@ -80,32 +79,12 @@ SETTINGS = {
 }
 
 
-class Classifier(pl.LightningModule):
-    """A small vision transformer."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.network = timm.create_model("vit_tiny_patch16_224", img_size=size, depth=DEPTH, num_classes=10)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Returns a batch's loss."""
-        return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+class Validated(Classifier):
+    """A small vision transformer that is validated."""
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Logs a batch's loss."""
-        self.log("val_loss", nn.functional.cross_entropy(self.network(batch[0]), batch[1]))
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Makes the optimizer."""
-        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-3)
-
-
-def loader(rows: int, size: int, seed: int, shuffle: bool) -> DataLoader[tuple[Tensor, ...]]:
-    """Rows that are drawn."""
-    draw = torch.Generator().manual_seed(seed)
-    images = torch.randn(rows, 3, size, size, generator=draw)
-    return DataLoader(TensorDataset(images, torch.randint(10, (rows,), generator=draw)), BATCH, shuffle=shuffle)
+        self.log("val_loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
 
 
 def run(folder: Path, setting: Setting, cache: Any) -> None:
@@ -122,21 +101,16 @@ def run(folder: Path, setting: Setting, cache: Any) -> None:
         data=setting.data,
         cache=cache,
     )
-    trainer = pl.Trainer(
+    trainer = make_trainer(
+        folder,
+        s3t,
         max_epochs=setting.epochs,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         num_sanity_val_steps=0,
         limit_val_batches=None if setting.validated else 0,
-        callbacks=[s3t],
-        default_root_dir=folder,
     )
-    validation = loader(max(setting.validated, 1), setting.size, 1, shuffle=False)
-    trainer.fit(Classifier(setting.size), loader(setting.rows, setting.size, 0, shuffle=True), validation)
+    train = DataLoader(random_images(setting.rows, setting.size), BATCH, shuffle=True)
+    validation = DataLoader(random_images(max(setting.validated, 1), setting.size, seed=1), BATCH)
+    trainer.fit(Validated(img_size=setting.size, depth=DEPTH), train, validation)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -22,19 +22,18 @@ from typing import Any
 from unittest import mock
 
 import lightning.pytorch as pl
-import timm
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from lightning_s3t import S3T, SliceUnfreezing
 from lightning_s3t.callbacks.lightning_internals import TrainerReset
 from lightning_s3t.store import Attempt, Store
 from lightning_s3t.tuning.stages import Stage
 from tests.benchmarks.timing import Ratio
+from tests.benchmarks.vision import Classifier, RepeatedImages, make_trainer
 
 SHARDS, SLICES, STEPS = 2, 2, 2
 EPOCHS = (1, 3)
@@ -45,37 +44,6 @@ PARTS: dict[str, tuple[tuple[type, str], ...]] = {
     "snapshot and commit": ((Stage, "snapshot"), (Attempt, "commit"), (Store, "start_unit"), (Store, "load")),
     "set back": ((TrainerReset, "restore"), (TrainerReset, "prepare"), (SliceUnfreezing, "enter")),
 }
-
-
-class Images(Dataset[tuple[Tensor, int]]):
-    """So many rows, of a few images over and over."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-        self.images = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        return self.images[row % 4], row % 10
-
-
-class Classifier(pl.LightningModule):
-    """A ViT-base."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.network = timm.create_model("vit_base_patch16_224", num_classes=10)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Returns a batch's loss."""
-        return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Makes the optimizer."""
-        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-3)
 
 
 @dataclass(frozen=True)
@@ -125,6 +93,8 @@ class Clock(pl.Callback):
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Called after each batch."""
+        if torch.cuda.is_available():  # the step may not be done yet
+            torch.cuda.synchronize()
         record = self._record
         record.ended = time.perf_counter()
         record.steps.append(record.ended - record.began)
@@ -160,20 +130,11 @@ def fit(folder: Path, epochs: int, batch: int) -> list[Measured]:
     """Trains all units of a new store; returns their change-overs."""
     record = Record()
     rows = 3 * SHARDS * SLICES * STEPS * batch
-    trainer = pl.Trainer(
-        max_epochs=epochs,
-        limit_train_batches=STEPS,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[S3T(folder, shards=SHARDS, slices=SLICES, budget=1, adapter=ADAPTER), Clock(record)],
-        default_root_dir=folder.parent,
-    )
+    s3t = S3T(folder, shards=SHARDS, slices=SLICES, budget=1, adapter=ADAPTER)
+    trainer = make_trainer(folder.parent, s3t, Clock(record), max_epochs=epochs, limit_train_batches=STEPS)
+    loader = DataLoader(RepeatedImages(rows, 224), batch, shuffle=True, drop_last=True)
     with timed_parts(record):
-        trainer.fit(Classifier(), DataLoader(Images(rows), batch, shuffle=True, drop_last=True))
+        trainer.fit(Classifier("vit_base_patch16_224"), loader)
     return record.found
 
 

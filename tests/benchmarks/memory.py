@@ -17,70 +17,34 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import peft
-import timm
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from lightning_s3t import S3T
 from tests.benchmarks.timing import Ratio, ratio
+from tests.benchmarks.vision import Classifier, RepeatedImages, make_trainer
 
 SHARDS, SLICES, STEPS, BATCH, SIZE, ROUNDS = 1, 6, 2, 16, 96, 3
 MARK = 1.0
 
 
-class Images(Dataset[tuple[Tensor, int]]):
-    """So many rows, of a few images over and over."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-        self.images = torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        return self.images[row % 4], row % 10
-
-
-class Classifier(pl.LightningModule):
+def make_module(whole: bool) -> Classifier:
     """A vision transformer; with `whole`, PEFT puts an adapter on every layer at once."""
-
-    def __init__(self, whole: bool) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.network: nn.Module = timm.create_model("vit_small_patch16_224", img_size=SIZE, num_classes=10)
-        if whole:
-            config = peft.LoraConfig(r=16, target_modules=["qkv"], modules_to_save=["head"])
-            self.network = peft.get_peft_model(self.network, config)  # type: ignore[arg-type]
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Returns a batch's loss."""
-        return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Makes the optimizer."""
-        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-3)
+    module = Classifier("vit_small_patch16_224", img_size=SIZE)
+    if whole:
+        config = peft.LoraConfig(r=16, target_modules=["qkv"], modules_to_save=["head"])
+        module.network = peft.get_peft_model(module.network, config)  # type: ignore[arg-type]
+    return module
 
 
 def fit(folder: Path, *callbacks: pl.Callback, whole: bool) -> None:
     """Trains with the callbacks."""
     rows = 4 * SHARDS * SLICES * STEPS * BATCH
-    trainer = pl.Trainer(
-        max_epochs=1,
-        limit_train_batches=STEPS,
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-        default_root_dir=folder,
-    )
-    trainer.fit(Classifier(whole), DataLoader(Images(rows), BATCH, shuffle=True, drop_last=True))
+    trainer = make_trainer(folder, *callbacks, limit_train_batches=STEPS)
+    trainer.fit(make_module(whole), DataLoader(RepeatedImages(rows, SIZE), BATCH, shuffle=True, drop_last=True))
 
 
 def by_callback() -> None:

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import timm
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_s3t import S3T
 from tests.benchmarks.timing import ratio, take_turns
+from tests.benchmarks.vision import Classifier, make_trainer
 
 UNITS, BATCH, ROUNDS, MARK = 8, 32, 3, 3.0
 ON_GPU = torch.cuda.is_available()
@@ -39,24 +39,6 @@ class Images(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
         return torch.randn(3, SIZE, SIZE, generator=torch.Generator().manual_seed(row)), row % 10
-
-
-class Classifier(pl.LightningModule):
-    """A small vision transformer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        size: dict[str, Any] = {} if ON_GPU else {"img_size": SIZE, "depth": 6}
-        self.network = timm.create_model("vit_tiny_patch16_224", num_classes=10, **size)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Returns a batch's loss."""
-        return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Makes the optimizer."""
-        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-3)
 
 
 class Memory(pl.Callback):
@@ -83,17 +65,10 @@ def fit(folder: Path, number: int, parallel_units: int) -> None:
         adapter={"peft_type": "LORA", "r": 8, "target_modules": ["qkv"]},
         parallel_units=parallel_units,
     )
-    pl.Trainer(
-        max_epochs=1,
-        accelerator="auto",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[s3t, Memory(folder)] if parallel_units > 1 else [s3t],
-        default_root_dir=folder,
-    ).fit(Classifier(), DataLoader(Images(), BATCH, shuffle=True, num_workers=2 if ON_GPU else 0))
+    callbacks = [s3t, Memory(folder)] if parallel_units > 1 else [s3t]
+    size: dict[str, Any] = {} if ON_GPU else {"img_size": SIZE, "depth": 6}
+    loader = DataLoader(Images(), BATCH, shuffle=True, num_workers=2 if ON_GPU else 0)
+    make_trainer(folder, *callbacks).fit(Classifier(**size), loader)
 
 
 def main() -> int:

@@ -18,11 +18,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import timm
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -34,13 +32,12 @@ from lightning_s3t import S3T, S3TModule
 from lightning_s3t.plan import UnitId, cyclic, units_of
 from lightning_s3t.plan.cost import cost_of
 from lightning_s3t.store import Store
-from lightning_s3t.tuning import StageBuilder, find_layers
-from lightning_s3t.tuning.adapters import describe_adapter, resolve_adapter
-from lightning_s3t.tuning.fingerprint import digest_tensors
-from lightning_s3t.tuning.stages import collect_tensors
+from tests.benchmarks.filled_store import fill
+from tests.benchmarks.vision import Classifier, make_trainer
 
 ROWS, BATCH, EPOCHS = 600, 8, 2
 ADAPTER = {"peft_type": "LORA", "r": 4}
+VISION_ADAPTER = {"peft_type": "LORA", "r": 4, "target_modules": ["qkv"]}
 # shards, slices, orders: one of them varies
 TRAINED = {
     "orders": [(1, 4, orders) for orders in (1, 2, 4, 8)],
@@ -51,7 +48,7 @@ REQUESTS, ENSEMBLES = 10, (1, 2, 5, 10, 20)
 MARK_FIT, MARK_REQUEST, MARK_SHARD = 0.15, 3.0, 0.05
 
 
-class Classifier(pl.LightningModule):
+class Plain(pl.LightningModule):
     """Twelve small blocks between a stem and a head."""
 
     def __init__(self) -> None:
@@ -92,19 +89,9 @@ def train(folder: Path, shards: int, slices: int, orders: int) -> Trained:
         folder, shards=shards, slices=slices, budget=orders, layers="network.blocks", head="network.head",
         adapter=ADAPTER,
     )  # fmt: skip
-    trainer = pl.Trainer(
-        max_epochs=EPOCHS,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[s3t],
-        default_root_dir=folder.parent,
-    )
+    trainer = make_trainer(folder.parent, s3t, max_epochs=EPOCHS)
     start = time.perf_counter()
-    trainer.fit(Classifier(), DataLoader(data, BATCH, shuffle=True))
+    trainer.fit(Plain(), DataLoader(data, BATCH, shuffle=True))
     seconds = time.perf_counter() - start
     cost = cost_of(s3t.sequences)
     # a fine-tune of a shard sees each of its rows once an epoch, and the shards' rows add up to all
@@ -152,51 +139,6 @@ def time_requests(most: int) -> dict[int, list[float]]:
     return found
 
 
-class Picture(pl.LightningModule):
-    """A small vision transformer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.network = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=6, num_classes=10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns the logits."""
-        logits: Tensor = self.network(images)
-        return logits
-
-
-def fill(path: Path, module: Picture, shards: int) -> None:
-    """Makes a store with a survivor of all six stages for every shard."""
-    adapter = resolve_adapter({"peft_type": "LORA", "r": 4, "target_modules": ["qkv"]})
-    builder = StageBuilder(module, find_layers(module, 6), adapter)
-    settings: dict[str, Any] = {
-        "partition": {"shards": shards, "slices": 6, "seed": 0},
-        "layers": {
-            "network": builder.layers.network,
-            "groups": [list(group.modules) for group in builder.layers.groups],
-            "head": list(builder.layers.head),
-        },
-        "adapter": describe_adapter(adapter),
-        "model": {
-            "pretrained_sha256": digest_tensors(builder.frozen_tensors()),
-            "head_shapes": {name: list(tensor.shape) for name, tensor in builder.base_tensors().items()},
-        },
-    }
-    with Store.create(path, settings) as store:
-        store.save_base(builder.base_tensors())
-        trained: list[dict[str, Tensor]] = []
-        for stage in range(1, 7):
-            built = builder.build(stage, trained, seed=0)
-            tensors = collect_tensors({name: built[name] for name in builder.owned(stage)})
-            trained.append({name: torch.randn_like(tensor) for name, tensor in tensors.items()})
-        for shard in range(shards):
-            for stage, tensors in enumerate(trained, start=1):
-                unit = UnitId(shard, tuple(range(stage)))
-                # no two units hold the same
-                store.start_unit(unit, "key").commit({n: torch.randn_like(t) for n, t in tensors.items()}, {})
-
-
 def live_bytes() -> int:
     """Returns the bytes of all tensors that are alive, each memory once."""
     gc.collect()
@@ -213,9 +155,9 @@ def measure_ensembles() -> tuple[float, dict[int, float]]:
     found = {}
     for shards in ENSEMBLES:
         with tempfile.TemporaryDirectory() as name:
-            module = Picture().eval()
+            module = Classifier(img_size=64, depth=6).eval()
             alone = sum(tensor.nbytes for tensor in module.state_dict().values()) / 2**20
-            fill(Path(name) / "store", module, shards)
+            fill(Path(name) / "store", module, shards, [range(6)], VISION_ADAPTER)
             before = live_bytes()
             served = S3TModule.load(Path(name) / "store", module)
             with torch.no_grad():

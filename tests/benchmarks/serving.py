@@ -20,8 +20,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
-import timm
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from rich.console import Console
@@ -33,62 +31,18 @@ from lightning_s3t import S3TModule
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
 from lightning_s3t.tuning import StageBuilder, find_layers
-from lightning_s3t.tuning.adapters import describe_adapter, resolve_adapter
-from lightning_s3t.tuning.fingerprint import digest_tensors
+from lightning_s3t.tuning.adapters import resolve_adapter
 from lightning_s3t.tuning.passes import ShardPasses
 from lightning_s3t.tuning.served import ServedShards
-from lightning_s3t.tuning.stages import collect_tensors
 from lightning_s3t.tuning.swap import ModuleSwap
+from tests.benchmarks.filled_store import fill
 from tests.benchmarks.timing import Ratio, ratio, take_turns
+from tests.benchmarks.vision import DEVICE, Classifier
 
 SHARDS, SLICES, ROUNDS = 5, 6, 7
 ORDERS = ((0, 1, 2, 3, 4, 5), (2, 3, 4, 5, 0, 1), (4, 5, 0, 1, 2, 3))
 ADAPTER = {"peft_type": "LORA", "r": 16, "target_modules": ["qkv"]}
 MARK_PASSES, MARK_SWITCH, MARK_SIZE, MARK_GPU = 1.0, 100.0, 50.0, 2.0
-
-
-class Classifier(pl.LightningModule):
-    """A ViT-base."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.network = timm.create_model("vit_base_patch16_224", num_classes=100)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns the logits."""
-        logits: Tensor = self.network(images)
-        return logits
-
-
-def fill(path: Path, module: Classifier) -> list[int]:
-    """Makes a store whose units are as large as trained ones; returns the bytes of each snapshot."""
-    adapter = resolve_adapter(ADAPTER)
-    builder = StageBuilder(module, find_layers(module, SLICES), adapter)
-    heads = {name: list(tensor.shape) for name, tensor in builder.base_tensors().items()}
-    settings = {
-        "partition": {"shards": SHARDS, "slices": SLICES, "seed": 0},
-        "layers": {
-            "network": builder.layers.network,
-            "groups": [list(group.modules) for group in builder.layers.groups],
-            "head": list(builder.layers.head),
-        },
-        "adapter": describe_adapter(adapter),
-        "model": {"pretrained_sha256": digest_tensors(builder.frozen_tensors()), "head_shapes": heads},
-    }
-    sizes: list[int] = []
-    with Store.create(path, settings) as store:
-        store.save_base(builder.base_tensors())
-        for shard, order in itertools.product(range(SHARDS), ORDERS):
-            trained: list[dict[str, Tensor]] = []
-            for stage in range(1, SLICES + 1):
-                built = builder.build(stage, trained, seed=shard)
-                tensors = collect_tensors({name: built[name] for name in builder.owned(stage)})
-                unit = UnitId(shard, order[:stage])
-                store.start_unit(unit, "key").commit({n: torch.randn_like(t) * 0.01 for n, t in tensors.items()}, {})
-                trained.append(store.load(unit))
-                sizes.append(store.snapshot_size(unit))
-    return sizes
 
 
 class Stages:
@@ -98,11 +52,10 @@ class Stages:
         module: The module.
         path: The store.
         stage: How many slices every shard has left.
-        device: Where to serve.
     """
 
-    def __init__(self, module: Classifier, path: Path, stage: int, device: str) -> None:
-        network = copy.deepcopy(module).to(device)
+    def __init__(self, module: Classifier, path: Path, stage: int) -> None:
+        network = copy.deepcopy(module).to(DEVICE)
         builder = StageBuilder(network, find_layers(network, SLICES), resolve_adapter(ADAPTER))
         self._shards = ServedShards(builder)
         self._forward = network.network.forward
@@ -113,7 +66,7 @@ class Stages:
             for shard in range(SHARDS):
                 unit = UnitId(shard, ORDERS[0][:stage])
                 self._shards.take_up(unit, tuple(map(str, unit.lineage)), store.load)
-                own = copy.deepcopy(module).to(device)
+                own = copy.deepcopy(module).to(DEVICE)
                 lineage = [store.load(ancestor) for ancestor in unit.lineage]
                 own_builder = StageBuilder(own, find_layers(own, SLICES), resolve_adapter(ADAPTER))
                 ModuleSwap(own, own_builder.originals).install(own_builder.build(stage, lineage))
@@ -124,21 +77,12 @@ class Stages:
         """What is timed on these images."""
         order = list(range(SHARDS))
 
-        def settled(run: Callable[[], object]) -> Callable[[], object]:
-            def wait() -> None:
-                run()
-                if images.is_cuda:
-                    torch.cuda.synchronize()
-
-            return wait
-
-        found: dict[str, Callable[[], object]] = {
+        return {
             "in turn": lambda: self._in_turn.run(self._forward, (images,), {}, order, {}),
             "together": lambda: self._together.run(self._forward, (images,), {}, order, {}),
             "apart": lambda: [own(images) for own in self._apart],
             "one": lambda: bare(images),
         }
-        return {name: settled(run) for name, run in found.items()}
 
 
 class Operations(TorchDispatchMode):
@@ -165,7 +109,7 @@ def count_operations(run: Callable[[], object]) -> int:
     return operations.count
 
 
-def time_inference(module: Classifier, path: Path, rows: Sequence[int], device: str) -> tuple[Table, float]:
+def time_inference(module: Classifier, path: Path, rows: Sequence[int]) -> tuple[Table, float]:
     """Times the ensemble, networks apart and one pass, at three depths; returns a table and what has a mark."""
     found = Table(
         "rows",
@@ -179,11 +123,9 @@ def time_inference(module: Classifier, path: Path, rows: Sequence[int], device: 
         title="An ensemble of five, ViT-base",
     )
     marked = []
-    bare = copy.deepcopy(module).to(device)
+    bare = copy.deepcopy(module).to(DEVICE)
     for stage, count in itertools.product((SLICES, 3, 1), rows):
-        contestants = Stages(module, path, stage, device).contestants(
-            torch.randn(count, 3, 224, 224, device=device), bare
-        )
+        contestants = Stages(module, path, stage).contestants(torch.randn(count, 3, 224, 224, device=DEVICE), bare)
         with torch.inference_mode():
             operations = {name: count_operations(run) for name, run in contestants.items()}
             times = take_turns(contestants, ROUNDS, f"inference, {stage} slices, {count} rows")
@@ -191,7 +133,7 @@ def time_inference(module: Classifier, path: Path, rows: Sequence[int], device: 
         seconds = f"{statistics.median(times['in turn']):.4f}"
         counts = ", ".join(str(operations[name]) for name in ("apart", "in turn", "together", "one"))
         found.add_row(str(count), str(stage), seconds, *(str(r) for r in _in_order(ratios)), counts)
-        marked.append(ratios["together", "one"] if device == "cuda" else ratios["in turn", "apart"])
+        marked.append(ratios["together", "one"] if DEVICE == "cuda" else ratios["in turn", "apart"])
     return found, max(r.median for r in marked)
 
 
@@ -224,15 +166,14 @@ def time_switch(path: Path, module: Classifier, folder: Path) -> tuple[Ratio, fl
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs all; returns 1 beyond a mark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32] if device == "cuda" else [1, 4])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32] if DEVICE == "cuda" else [1, 4])
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     console = Console()
     with tempfile.TemporaryDirectory() as name:
-        module, path = Classifier().eval(), Path(name) / "store"
-        sizes = fill(path, module)
-        inference, passes = time_inference(module, path, options.rows, device)
+        module, path = Classifier("vit_base_patch16_224").eval(), Path(name) / "store"
+        sizes = fill(path, module, SHARDS, ORDERS, ADAPTER)
+        inference, passes = time_inference(module, path, options.rows)
         console.print(inference)
         switch, swap, load = time_switch(path, module, Path(name))
         whole = (Path(name) / "model.ckpt").stat().st_size
@@ -241,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(f"Ratio: {switch} (mark: {MARK_SWITCH:g}).")
     console.print(f"A unit: {statistics.mean(sizes) / 1e6:.2f} MB; a checkpoint: {whole / 1e6:.0f} MB.")
     console.print(f"Ratio: {size:.0f} (mark: {MARK_SIZE:g}).")
-    mark = MARK_GPU if device == "cuda" else MARK_PASSES
+    mark = MARK_GPU if DEVICE == "cuda" else MARK_PASSES
     return int(passes > mark or switch.median < MARK_SWITCH or size < MARK_SIZE)
 
 

@@ -12,47 +12,35 @@ import sys
 from collections.abc import Callable
 from itertools import pairwise
 
-import lightning.pytorch as pl
-import timm
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_s3t import SliceUnfreezing
 from lightning_s3t.tuning.freezing import set_trainable
 from lightning_s3t.tuning.stages import StageBuilder, trainable_parameters
 from tests.benchmarks.timing import ratio, take_turns
+from tests.benchmarks.vision import DEVICE, Classifier, random_images
 
 SLICES, BATCH, SIZE, ROUNDS = 6, 16, 96, 15
 ADAPTER = {"peft_type": "LORA", "r": 16, "target_modules": ["qkv"]}
 MARK_EVERY, MARK_FIRST = 1.05, 0.6
 
 
-class Classifier(pl.LightningModule):
+def make_module() -> Classifier:
     """A small vision transformer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.network = timm.create_model("vit_small_patch16_224", img_size=SIZE, depth=SLICES, num_classes=10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns the logits."""
-        logits: Tensor = self.network(images)
-        return logits
+    return Classifier("vit_small_patch16_224", img_size=SIZE, depth=SLICES).to(DEVICE)
 
 
 def step_of(module: Classifier) -> Callable[[], None]:
     """Returns a training step of what is trainable in a module."""
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randn(BATCH, 3, SIZE, SIZE, generator=draw)
-    labels = torch.randint(10, (BATCH,), generator=draw)
-    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-3)
+    images, labels = (tensor.to(DEVICE) for tensor in random_images(BATCH, SIZE).tensors)
+    optimizer = module.configure_optimizers()
 
     def step() -> None:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(module(images), labels).backward()
+        module.training_step((images, labels), 0).backward()
         optimizer.step()
 
     return step
@@ -60,7 +48,7 @@ def step_of(module: Classifier) -> Callable[[], None]:
 
 def staged(stage: int) -> tuple[Classifier, StageBuilder]:
     """Returns a module with the stand-ins of a stage in place, as the callback puts them."""
-    module = Classifier().train()
+    module = make_module().train()
     unfreezing = SliceUnfreezing(slices=SLICES, adapter=ADAPTER)
     builder = unfreezing.attach(module)
     trained: list[dict[str, Tensor]] = []

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from rich.console import Console
 from rich.progress import track
 
@@ -45,6 +46,8 @@ def take_turns(contestants: Mapping[str, Callable[[], object]], rounds: int, tit
         for name, run in contestants.items():
             start = time.perf_counter()
             run()
+            if torch.cuda.is_available():  # what was asked of a GPU may not be done yet
+                torch.cuda.synchronize()
             if number:
                 found[name].append(time.perf_counter() - start)
     return found

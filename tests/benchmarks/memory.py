@@ -79,6 +79,8 @@ def main() -> int:
         for name, run in (("the callback", by_callback), ("PEFT", by_peft)):
             with context.Pool(1) as pool:
                 found[name].append(pool.apply(peak_of, (run,)))
+                pool.close()
+                pool.join()
     table = Table("", "MiB, median", "least", "most", title="Peak memory of training, above that before the model")
     for name, peaks in found.items():
         table.add_row(name, *(f"{value:,.0f}" for value in (statistics.median(peaks), min(peaks), max(peaks))))

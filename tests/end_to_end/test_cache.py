@@ -363,6 +363,13 @@ def test_several_processes_keep_their_own_in_memory_and_none_on_disk(tmp_path: P
     assert not expected or "with several processes" in result.stderr
 
 
+def test_units_at_the_same_time_keep_their_own_and_have_the_same_bits(tmp_path: Path) -> None:
+    fit(tmp_path / "serial", People.make(), cache="memory")
+    fit(tmp_path / "parallel", People.make(), cache="disk", parallel_units=2)
+    assert_bitwise_equal(tensors_of(tmp_path / "serial"), tensors_of(tmp_path / "parallel"))
+    assert not (tmp_path / "parallel" / "cache").exists()
+
+
 def test_the_fit_leaves_the_module_as_it_was(tmp_path: Path) -> None:
     module = fit(tmp_path / "store", People.make(), cache="memory")
     assert all("forward" not in vars(part) for part in module.modules())

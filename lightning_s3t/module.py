@@ -27,14 +27,14 @@ from lightning_s3t.errors import (
 from lightning_s3t.plan import UnitId, survivors
 from lightning_s3t.store import Receipt, Store
 from lightning_s3t.tuning.adapters import resolve_adapter
-from lightning_s3t.tuning.caches import ShardCaches
-from lightning_s3t.tuning.ensemble import AGGREGATES, Aggregate, aggregate_outputs
 from lightning_s3t.tuning.fingerprint import digest_tensors
 from lightning_s3t.tuning.layers import LayerGroup, Layers
-from lightning_s3t.tuning.passes import PASSES, Passes, ShardPasses
-from lightning_s3t.tuning.served import ServedShards
+from lightning_s3t.tuning.serving.caches import ShardCaches
+from lightning_s3t.tuning.serving.ensemble import AGGREGATES, Aggregate, aggregate_outputs
+from lightning_s3t.tuning.serving.passes import PASSES, Passes, ShardPasses
+from lightning_s3t.tuning.serving.served import ServedShards
+from lightning_s3t.tuning.serving.turn import Turn
 from lightning_s3t.tuning.stages import StageBuilder
-from lightning_s3t.tuning.turn import Turn
 
 Self = TypeVar("Self", bound="S3TModule")
 

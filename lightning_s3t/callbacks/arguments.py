@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.tuning.ensemble import AGGREGATES
+from lightning_s3t.tuning.serving.ensemble import AGGREGATES
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "data": ("cumulative", "disjoint"),

@@ -43,8 +43,8 @@ from lightning_s3t.callbacks.unit_settings import EpochRule, UnitSettings
 from lightning_s3t.plan import Partition, RiskBands, SequenceChoice, UnitId
 from lightning_s3t.store import Receipt
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, describe_adapter
-from lightning_s3t.tuning.ensemble import Aggregate
 from lightning_s3t.tuning.layer_table import LayerTable
+from lightning_s3t.tuning.serving.ensemble import Aggregate
 
 
 class S3T(pl.Callback):

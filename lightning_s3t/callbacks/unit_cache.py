@@ -13,8 +13,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning_s3t.callbacks.lightning_internals import is_compiled, is_distributed
 from lightning_s3t.errors import CacheError
 from lightning_s3t.store.activation_files import FOLDER
-from lightning_s3t.tuning.activation_cache import ActivationCache
-from lightning_s3t.tuning.activations import Activations, FileBuffers, MemoryBuffers
+from lightning_s3t.tuning.cache.activation_cache import ActivationCache
+from lightning_s3t.tuning.cache.activations import Activations, FileBuffers, MemoryBuffers
 from lightning_s3t.tuning.stages import StageBuilder
 
 CacheKind = Literal["memory", "disk"]

@@ -32,8 +32,8 @@ from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
 from lightning_s3t.tuning import StageBuilder, find_layers
 from lightning_s3t.tuning.adapters import resolve_adapter
-from lightning_s3t.tuning.passes import ShardPasses
-from lightning_s3t.tuning.served import ServedShards
+from lightning_s3t.tuning.serving.passes import ShardPasses
+from lightning_s3t.tuning.serving.served import ServedShards
 from lightning_s3t.tuning.swap import ModuleSwap
 from tests.benchmarks.filled_store import fill
 from tests.benchmarks.timing import Ratio, ratio, take_turns

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from lightning_s3t.plan import UnitId
 from lightning_s3t.tuning import StageBuilder, find_layers
 from lightning_s3t.tuning.adapters import resolve_adapter
-from lightning_s3t.tuning.passes import Passes, ShardPasses
-from lightning_s3t.tuning.served import ServedShards
+from lightning_s3t.tuning.serving.passes import Passes, ShardPasses
+from lightning_s3t.tuning.serving.served import ServedShards
 from lightning_s3t.tuning.stages import collect_tensors
 
 LORA: dict[str, Any] = {"peft_type": "LORA", "r": 2}

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_s3t.tuning.batched import alike
-from lightning_s3t.tuning.passes import ShardPasses
-from tests.tuning.shards import IMAGES, LORA, MODELS, Shards, make_vit
+from lightning_s3t.tuning.serving.batched import alike
+from lightning_s3t.tuning.serving.passes import ShardPasses
+from tests.tuning.serving.shards import IMAGES, LORA, MODELS, Shards, make_vit
 
 ADAPTERS: dict[str, Any] = {
     "lora": {**LORA, "lora_dropout": 0.1, "use_rslora": True},

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_s3t.errors import CacheError
-from lightning_s3t.tuning.activations import Activations
-from lightning_s3t.tuning.cache_check import CachedPart, look_at
+from lightning_s3t.tuning.cache.activations import Activations
+from lightning_s3t.tuning.cache.cache_check import CachedPart, look_at
+from lightning_s3t.tuning.cache.nested import Path, tensors_in
+from lightning_s3t.tuning.cache.network_call import NetworkCall
+from lightning_s3t.tuning.cache.network_run import Reached, Run, Trunk
+from lightning_s3t.tuning.cache.quietly import quietly
 from lightning_s3t.tuning.interception import intercepted
 from lightning_s3t.tuning.layers import Layers
-from lightning_s3t.tuning.nested import Path, tensors_in
-from lightning_s3t.tuning.network_call import NetworkCall
-from lightning_s3t.tuning.network_run import Reached, Run, Trunk
-from lightning_s3t.tuning.quietly import quietly
 from lightning_s3t.tuning.randomness import seed_running
 
 Forward = Callable[..., Any]
@@ -43,7 +43,7 @@ class ActivationCache:
         found: How many of them were there.
 
     Example:
-        >>> from lightning_s3t.tuning.activations import MemoryBuffers
+        >>> from lightning_s3t.tuning.cache.activations import MemoryBuffers
         >>> from lightning_s3t.tuning.layers import find_layers
         >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> cache = ActivationCache(net, find_layers(net, slices=2), Activations(MemoryBuffers()), rows=3)

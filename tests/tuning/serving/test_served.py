@@ -9,7 +9,7 @@ from torch import nn
 from lightning_s3t.errors import RevokedError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.tuning.stages import Snapshot
-from tests.tuning.shards import IMAGES, LORA, Shards, make_vit
+from tests.tuning.serving.shards import IMAGES, LORA, Shards, make_vit
 
 SHORTER, OTHER_ORDER, LONGER = UnitId(0, (0, 1)), UnitId(0, (0, 2, 1)), UnitId(0, (3, 2, 1, 0))
 

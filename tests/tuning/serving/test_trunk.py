@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.tuning.shards import IMAGES, MODELS, Shards, make_vit, tensor_of
+from tests.tuning.serving.shards import IMAGES, MODELS, Shards, make_vit, tensor_of
 
 
 def count_calls(shards: Shards, paths: list[str]) -> list[int]:

@@ -10,12 +10,12 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
-from lightning_s3t.tuning.batched import BatchedPass, alike
 from lightning_s3t.tuning.interception import Forward
-from lightning_s3t.tuning.served import ServedShards
+from lightning_s3t.tuning.serving.batched import BatchedPass, alike
+from lightning_s3t.tuning.serving.served import ServedShards
+from lightning_s3t.tuning.serving.trunk import SharedTrunk
 from lightning_s3t.tuning.stages import StageBuilder
 from lightning_s3t.tuning.swap import ModuleSwap
-from lightning_s3t.tuning.trunk import SharedTrunk
 
 Passes = Literal["auto", "in_turn", "together"]
 PASSES: tuple[str, ...] = get_args(Passes)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lightning_s3t.errors import CacheError
 from lightning_s3t.tuning import find_layers
-from lightning_s3t.tuning.activation_cache import ActivationCache
-from lightning_s3t.tuning.activations import Activations, MemoryBuffers
+from lightning_s3t.tuning.cache.activation_cache import ActivationCache
+from lightning_s3t.tuning.cache.activations import Activations, MemoryBuffers
 
 SLICES, ROWS = 4, 5
 TEXT = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_s3t.tuning.activations import Activations, Buffers, FileBuffers, MemoryBuffers
+from lightning_s3t.tuning.cache.activations import Activations, Buffers, FileBuffers, MemoryBuffers
 
 
 @pytest.fixture(params=["memory", "disk"])

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_s3t.errors import CacheError
+from lightning_s3t.tuning.cache.nested import Path, replace_tensors, tensors_in
 from lightning_s3t.tuning.finders.modules import is_callable
 from lightning_s3t.tuning.finders.paths import join, lies_in
 from lightning_s3t.tuning.layers import Layers
-from lightning_s3t.tuning.nested import Path, replace_tensors, tensors_in
 
 
 class Reached(BaseException):

@@ -113,7 +113,7 @@ class ShardPasses:
                 if form in self._agreed:
                     return answers
                 in_turn = self._in_turn(forward, args, kwargs, shards, {})
-                self._agreed[form] = alike(in_turn, answers)
+                self._agreed[form] = alike(in_turn, answers, self._is_half())
                 return in_turn
         return self._in_turn(forward, args, kwargs, shards, {})
 
@@ -123,6 +123,12 @@ class ShardPasses:
             apply_to_collection((args, kwargs), Tensor, lambda tensor: devices.add(tensor.device.type))
             return "cuda" in devices and not self._is_compiled()
         return self._how == "together" and not self._is_compiled()
+
+    def _is_half(self) -> bool:
+        kinds = {tensor.dtype for tensor in self._builder.root.parameters()}
+        devices = {tensor.device.type for tensor in self._builder.root.parameters()}
+        kinds |= {torch.get_autocast_dtype(device) for device in devices if torch.is_autocast_enabled(device)}
+        return bool(kinds & {torch.float16, torch.bfloat16})
 
     def _is_compiled(self) -> bool:
         if torch.compiler.is_compiling():

@@ -67,6 +67,19 @@ def test_every_adapter_can_be_asked_together(kind: str) -> None:
     assert alike(asked.in_turn, asked.again)
 
 
+@pytest.mark.parametrize("kind", ["autocast", "weights"])
+def test_half_precision_rounds_more_and_is_asked_together_all_the_same(kind: str) -> None:
+    torch.manual_seed(0)
+    shards = Shards(make_vit(), [4, 2])
+    images = IMAGES
+    if kind == "weights":
+        nn.ModuleList([shards.root, shards.served]).bfloat16()
+        images = images.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        asked = Asked(shards, images)
+    assert asked.calls == 1
+
+
 def test_rows_are_those_of_all_shards_above_the_trunk_and_the_plain_ones_below() -> None:
     shards = Shards(make_vit(), [2, 1])
     below, above = watch_rows(shards.root.blocks[1].mlp), watch_rows(shards.root.blocks[3].mlp)  # type: ignore[index, union-attr]
@@ -145,6 +158,8 @@ def test_a_network_whose_rows_cannot_be_told_apart_is_asked_in_turn(kind: type[n
         (torch.tensor([1.0]), torch.tensor([float("nan")]), False),
         (torch.empty(0), torch.empty(0), True),
         (torch.tensor([1e6, 1.0]), torch.tensor([1e6, 1.1]), True),
+        (torch.tensor([1.0]), torch.tensor([1.01]), False),
+        (torch.tensor([1.0]).bfloat16(), torch.tensor([1.01]).bfloat16(), True),
         ((torch.ones(1),), (torch.ones(1), torch.ones(1)), False),
         ({"a": torch.ones(1)}, {"b": torch.ones(1)}, False),
     ],

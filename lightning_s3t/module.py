@@ -33,6 +33,7 @@ from lightning_s3t.tuning.serving.caches import ShardCaches
 from lightning_s3t.tuning.serving.ensemble import AGGREGATES, Aggregate, aggregate_outputs
 from lightning_s3t.tuning.serving.passes import PASSES, Passes, ShardPasses
 from lightning_s3t.tuning.serving.served import ServedShards
+from lightning_s3t.tuning.serving.standby import Standby
 from lightning_s3t.tuning.serving.turn import Turn
 from lightning_s3t.tuning.stages import StageBuilder
 
@@ -57,6 +58,8 @@ class S3TModule(pl.LightningModule):
         aggregate: How answers are put together; None for what the store was trained with.
         passes: Whether the shards are asked "in_turn", or "together" in one pass of all their rows; "auto" is together
             on a GPU.
+        standby: Keep all units that may become survivors in the host's memory, so that nothing is read from disk after
+            a request.
 
     Raises:
         StoreMismatchError: The module is not the one that the store was trained with.
@@ -74,6 +77,7 @@ class S3TModule(pl.LightningModule):
         store: Store,
         aggregate: Aggregate | None = None,
         passes: Passes = "auto",
+        standby: bool = False,
     ) -> None:
         super().__init__()
         if passes not in PASSES:
@@ -88,6 +92,7 @@ class S3TModule(pl.LightningModule):
         self._check_model()
         self._shards = ServedShards(self._builder)
         self._passes = ShardPasses(self._builder, self._shards, passes)
+        self._standby = Standby(store.load, standby)
         self._scores: dict[int, float] = {}
         self._as_of = -1
         self._turn = Turn()
@@ -104,6 +109,7 @@ class S3TModule(pl.LightningModule):
         module: pl.LightningModule,
         aggregate: Aggregate | None = None,
         passes: Passes = "auto",
+        standby: bool = False,
     ) -> Self:
         """Loads what a store holds for serving.
 
@@ -115,12 +121,14 @@ class S3TModule(pl.LightningModule):
                 best survivor of all shards answer alone, for the cost of one model.
             passes: Whether the shards are asked "in_turn", or "together" in one pass of all their rows; "auto" is
                 together on a GPU.
+            standby: Keep all units that may become survivors in the host's memory, so that nothing is read from disk
+                after a request.
 
         Raises:
             StoreError: There is no store, or it is damaged.
             StoreMismatchError: The module is not the one that the store was trained with.
         """
-        return cls(module, Store.open(store), aggregate, passes)
+        return cls(module, Store.open(store), aggregate, passes, standby)
 
     def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt:
         """Removes subjects from the model: milliseconds, and for good.
@@ -240,11 +248,12 @@ class S3TModule(pl.LightningModule):
     def _take_up(self) -> None:
         candidates = self.store.candidates()
         best = survivors(candidates, {u: found.score for u, found in candidates.items() if found.score is not None})
+        self._standby.renew({unit: found.snapshot for unit, found in candidates.items()})
         for shard in self.survivors.keys() - best.keys():
             self._shards.drop(shard)
         for unit in best.values():
             key = tuple(candidates[ancestor].snapshot for ancestor in unit.lineage)
-            self._shards.take_up(unit, key, self.store.load)
+            self._shards.take_up(unit, key, self._standby.load)
         scores = {shard: candidates[unit].score for shard, unit in self.survivors.items()}
         self._scores = {shard: -math.inf if score is None else score for shard, score in scores.items()}
 

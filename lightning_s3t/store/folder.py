@@ -14,9 +14,9 @@ from lightning_s3t.store.lock import FILE as LOCK_FILE
 from lightning_s3t.store.lock import LEDGER_LOCK
 from lightning_s3t.store.snapshots import FOLDER
 
-OWN_FILES = frozenset(
-    {FILE, f"{FILE}-wal", f"{FILE}-shm", JOURNAL, KEY_FILE, LOCK_FILE, LEDGER_LOCK, FOLDER, ACTIVATIONS}
-)
+# "-journal" is there for as long as another process takes to make the ledger
+_LEDGER_FILES = {FILE, f"{FILE}-journal", f"{FILE}-wal", f"{FILE}-shm"}
+OWN_FILES = frozenset({*_LEDGER_FILES, JOURNAL, KEY_FILE, LOCK_FILE, LEDGER_LOCK, FOLDER, ACTIVATIONS})
 
 
 def check_free(folder: Path) -> None:

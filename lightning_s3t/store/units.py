@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Mapping
 from typing import TypeVar
 
 from lightning_s3t.plan import UnitId
@@ -21,13 +23,14 @@ def read_units(ledger: Ledger) -> dict[UnitId, UnitRecord]:
     Args:
         ledger: The ledger.
     """
-    rows = ledger.connection.execute("SELECT unit, key, snapshot, score, provenance FROM units")
+    rows = ledger.connection.execute("SELECT unit, key, snapshot, score, provenance FROM units").fetchall()
     with legible("The record of a unit"):
-        found = {
-            (unit := UnitId.parse(text)): UnitRecord(unit, key, snapshot, score, json.loads(provenance))
-            for text, key, snapshot, score, provenance in rows
-        }
-    return _whole(found)
+        return _whole(
+            {
+                text: UnitRecord(_parse(text), key, snapshot, score, json.loads(provenance))
+                for text, key, snapshot, score, provenance in rows
+            }
+        )
 
 
 def read_candidates(ledger: Ledger) -> dict[UnitId, Candidate]:
@@ -38,7 +41,7 @@ def read_candidates(ledger: Ledger) -> dict[UnitId, Candidate]:
     """
     rows = ledger.connection.execute("SELECT unit, snapshot, score FROM units").fetchall()
     with legible("The name of a unit"):
-        return _whole({UnitId.parse(text): Candidate(snapshot, score) for text, snapshot, score in rows})
+        return _whole({text: Candidate(snapshot, score) for text, snapshot, score in rows})
 
 
 def read_scores(ledger: Ledger) -> dict[UnitId, float | None]:
@@ -103,5 +106,18 @@ def reached_since(ledger: Ledger, unit: UnitId, request: int) -> bool:
     return row is not None
 
 
-def _whole(found: dict[UnitId, Found]) -> dict[UnitId, Found]:
-    return {unit: found[unit] for unit in sorted(found) if all(ancestor in found for ancestor in unit.lineage)}
+def _whole(found: Mapping[str, Found]) -> dict[UnitId, Found]:
+    """Returns the units whose ancestors are all there, in order."""
+    whole: set[str] = set()
+    for text in sorted(found, key=len):  # parents come before their children
+        parent = text.rpartition("-")[0]
+        if not parent or parent in whole:
+            whole.add(text)
+    by_unit = {_parse(text): found[text] for text in whole}
+    return {unit: by_unit[unit] for unit in sorted(by_unit)}
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _parse(text: str) -> UnitId:
+    # a served model reads the same names after every request
+    return UnitId.parse(text)

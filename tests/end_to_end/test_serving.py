@@ -277,6 +277,15 @@ def test_shards_can_be_asked_together(store: Path) -> None:
         torch.testing.assert_close(together(X), in_turn(X))
 
 
+@torch.no_grad()
+def test_units_that_stand_by_serve_as_those_from_disk_do(store: Path) -> None:
+    standby, from_disk = (S3TModule.load(store, Classifier(), standby=kept) for kept in (True, False))
+    for person in ("user-1", "user-2"):
+        standby.forget([person])
+        assert torch.equal(standby(X), from_disk(X))
+        assert standby.survivors == from_disk.survivors
+
+
 def test_another_way_of_asking_shards_is_refused(store: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"Expected argument `passes` to be one of .* but got 'at_once'"):
         S3TModule.load(store, Classifier(), passes="at_once")  # type: ignore[arg-type]

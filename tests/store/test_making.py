@@ -122,3 +122,9 @@ def test_a_closed_store_can_be_opened_any_number_of_times(tmp_path: Path) -> Non
         assert third.request_number == first.request_number == 1
     first.close()
     first.close()
+
+
+def test_the_journal_of_a_ledger_that_another_process_is_making_is_no_strangers_file(tmp_path: Path) -> None:
+    (tmp_path / "ledger.db-journal").touch()
+    with Store.create(tmp_path, SETTINGS) as store:
+        assert store.request_number == 0

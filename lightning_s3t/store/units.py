@@ -52,7 +52,7 @@ def read_scores(ledger: Ledger) -> dict[UnitId, float | None]:
     """
     rows = ledger.connection.execute("SELECT unit, score FROM units").fetchall()
     with legible("The name of a unit"):
-        return dict(sorted(((UnitId.parse(text), score) for text, score in rows), key=lambda row: row[0]))
+        return dict(sorted(((_parse(text), score) for text, score in rows), key=lambda row: row[0]))
 
 
 def read_snapshots(ledger: Ledger) -> dict[UnitId, str]:
@@ -63,7 +63,7 @@ def read_snapshots(ledger: Ledger) -> dict[UnitId, str]:
     """
     rows = ledger.connection.execute("SELECT unit, snapshot FROM units").fetchall()
     with legible("The name of a unit"):
-        return {UnitId.parse(unit): snapshot for unit, snapshot in rows}
+        return {_parse(unit): snapshot for unit, snapshot in rows}
 
 
 def find_snapshot(ledger: Ledger, unit: UnitId) -> str | None:

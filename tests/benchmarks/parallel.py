@@ -26,9 +26,9 @@ from lightning_s3t import S3T
 from tests.benchmarks.timing import ratio, take_turns
 from tests.benchmarks.vision import Classifier, make_trainer
 
-UNITS, BATCH, ROUNDS, MARK = 8, 32, 3, 3.0
+UNITS, BATCH, ROUNDS, MARK = 8, 32, 2, 3.0
 ON_GPU = torch.cuda.is_available()
-SIZE, STEPS = (224, 200) if ON_GPU else (64, 100)
+SIZE, STEPS = (224, 200) if ON_GPU else (64, 60)
 
 
 class Images(Dataset[tuple[Tensor, int]]):

@@ -1,7 +1,7 @@
 """How cost grows: `python -m tests.benchmarks.scaling [--large] [--pictures FOLDER]`.
 
 Training time against the number of orders, slices and shards, with a small network on digits, and beside it what
-`plan.cost_of` says: seconds = a a unit + b a row seen, fitted to all fits at once. The time of a request against the number
+`plan.cost_of` says: seconds a fit, a unit and a row seen, fitted to all fits at once. The time of a request against the number
 of units in a store (to 1,000; with `--large` 10,000). The memory of a served ensemble against its number of shards. Marks:
 the fit explains training times to within 15 % on average; a request takes no more than 3 times as long in the largest store
 as in the smallest; a shard more takes no more than 5 % of the network.
@@ -109,13 +109,27 @@ def train_all() -> dict[str, list[Trained]]:
     return found
 
 
-def fit_cost(trained: Sequence[Trained]) -> tuple[float, float, float]:
-    """Returns the seconds of a unit and of a row, fitted to all, and the mean relative error."""
-    seconds = np.array([t.seconds for t in trained])
-    # relative errors are what is made small
-    features = np.array([[t.units, t.rows] for t in trained]) / seconds[:, None]
-    (unit, row), *_ = np.linalg.lstsq(features, np.ones(len(seconds)), rcond=None)
-    return float(unit), float(row), float(np.abs(features @ [unit, row] - 1).mean())
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of training, fitted: so many a fit, a unit and a row, and the mean relative error."""
+
+    fit: float
+    unit: float
+    row: float
+    error: float
+
+    @classmethod
+    def of(cls, trained: Sequence[Trained]) -> Cost:
+        """Fits them to all fits at once."""
+        seconds = np.array([t.seconds for t in trained])
+        # relative errors are what is made small
+        features = np.array([[1, t.units, t.rows] for t in trained]) / seconds[:, None]
+        found, *_ = np.linalg.lstsq(features, np.ones(len(seconds)), rcond=None)
+        return cls(*map(float, found), float(np.abs(features @ found - 1).mean()))
+
+    def __call__(self, trained: Trained) -> float:
+        """Returns the seconds that a fit should take."""
+        return self.fit + self.unit * trained.units + self.row * trained.rows
 
 
 def time_requests(most: int) -> dict[int, list[float]]:
@@ -167,15 +181,13 @@ def measure_ensembles() -> tuple[float, dict[int, float]]:
     return alone, found
 
 
-def show(trained: dict[str, list[Trained]], unit: float, row: float) -> Table:
+def show(trained: dict[str, list[Trained]], cost: Cost) -> Table:
     """Returns the table of the fits."""
     table = Table("shards", "slices", "orders", "units", "rows seen", "seconds", "by the fit", title="Training")
     for group in trained.values():
         for t in group:
             numbers = (t.shards, t.slices, t.orders, t.units)
-            table.add_row(
-                *map(str, numbers), f"{t.rows:,.0f}", f"{t.seconds:.2f}", f"{unit * t.units + row * t.rows:.2f}"
-            )
+            table.add_row(*map(str, numbers), f"{t.rows:,.0f}", f"{t.seconds:.2f}", f"{cost(t):.2f}")
         table.add_section()
     return table
 
@@ -183,7 +195,7 @@ def show(trained: dict[str, list[Trained]], unit: float, row: float) -> Table:
 def draw(
     folder: Path,
     trained: dict[str, list[Trained]],
-    fitted: tuple[float, float],
+    cost: Cost,
     requests: dict[int, list[float]],
     ensembles: tuple[float, dict[int, float]],
 ) -> None:
@@ -194,7 +206,7 @@ def draw(
     for axes, (name, group) in zip(training.subplots(1, 3, sharey=True), trained.items(), strict=True):
         numbers = [getattr(t, name) for t in group]
         axes.plot(numbers, [t.seconds for t in group], "o", label="measured")
-        axes.plot(numbers, [fitted[0] * t.units + fitted[1] * t.rows for t in group], label="units and rows")
+        axes.plot(numbers, [cost(t) for t in group], label="units and rows")
         axes.set_xlabel(f"number of {name}")
         axes.set_ylim(bottom=0)
     training.axes[0].set_ylabel("seconds of training")
@@ -229,9 +241,10 @@ def main(arguments: Sequence[str] = ()) -> int:
     torch.set_num_threads(1)
     console = Console(width=150)
     trained = train_all()
-    unit, row, error = fit_cost([t for group in trained.values() for t in group])
-    console.print(show(trained, unit, row))
-    print(f"A unit {1000 * unit:.0f} ms, a row {1e6 * row:.0f} us; mean error {error:.1%} (mark: {MARK_FIT:.0%}).")
+    cost = Cost.of([t for group in trained.values() for t in group])
+    console.print(show(trained, cost))
+    print(f"A fit {1000 * cost.fit:.0f} ms, a unit {1000 * cost.unit:.0f} ms, a row {1e6 * cost.row:.0f} us.")
+    print(f"Mean error: {cost.error:.1%} (mark: {MARK_FIT:.0%}).")
     requests = time_requests(10_000 if chosen.large else 1000)
     table = Table("units", "milliseconds, median", "most", title="A request for one subject")
     for units, times in requests.items():
@@ -247,8 +260,8 @@ def main(arguments: Sequence[str] = ()) -> int:
     more = (sizes[ENSEMBLES[-1]] - sizes[ENSEMBLES[0]]) / (ENSEMBLES[-1] - ENSEMBLES[0]) / alone
     print(f"A shard more: {more:.1%} of the network (mark: {MARK_SHARD:.0%}).")
     if chosen.pictures is not None:
-        draw(chosen.pictures, trained, (unit, row), requests, (alone, sizes))
-    return int(error > MARK_FIT or last / first > MARK_REQUEST or more > MARK_SHARD)
+        draw(chosen.pictures, trained, cost, requests, (alone, sizes))
+    return int(cost.error > MARK_FIT or last / first > MARK_REQUEST or more > MARK_SHARD)
 
 
 if __name__ == "__main__":

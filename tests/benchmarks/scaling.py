@@ -201,6 +201,7 @@ def draw(
 ) -> None:
     """Draws both pictures."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     training = Figure(figsize=(9, 3), layout="constrained")
     for axes, (name, group) in zip(training.subplots(1, 3, sharey=True), trained.items(), strict=True):
@@ -208,6 +209,7 @@ def draw(
         axes.plot(numbers, [t.seconds for t in group], "o", label="measured")
         axes.plot(numbers, [cost(t) for t in group], label="units and rows")
         axes.set_xlabel(f"number of {name}")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_ylim(bottom=0)
     training.axes[0].set_ylabel("seconds of training")
     training.axes[0].legend(frameon=False)
@@ -222,6 +224,7 @@ def draw(
     right.plot(list(sizes), list(sizes.values()), "o-", label="the ensemble")
     right.plot(list(sizes), [alone * shards for shards in sizes], "--", label="a network a shard")
     right.set_xlabel("number of shards")
+    right.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     right.set_ylabel("MiB of tensors")
     right.legend(frameon=False)
     for axes in (*training.axes, *after.axes):

@@ -114,7 +114,7 @@ class ShardPasses:
                     return answers
                 in_turn = self._in_turn(forward, args, kwargs, shards, {})
                 self._agreed[form] = alike(in_turn, answers, self._is_half())
-                return in_turn
+                return answers if self._agreed[form] else in_turn  # as at all later calls, to the bit
         return self._in_turn(forward, args, kwargs, shards, {})
 
     def _wants_together(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -229,6 +229,21 @@ class S3TModule(pl.LightningModule):
             )
         self.module.setup(stage)
 
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuses: a checkpoint may hold what has been revoked since.
+
+        Args:
+            args: Without effect.
+            kwargs: Without effect.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        raise UnsupportedError(
+            "An S3TModule is loaded from its store, which knows what has been revoked: S3TModule.load(store, module). "
+            "For the pretrained weights, load the checkpoint into your own module before."
+        )
+
     def train(self: Self, mode: bool = True) -> Self:
         """Stays in eval mode: a served model draws no dropout and collects no statistics.
 

@@ -125,6 +125,10 @@ class Worker:
         return order
 
     def _warn(self, message: Any, category: type[Warning], filename: str, lineno: int, *more: Any) -> None:
+        try:
+            pickle.dumps(category)
+        except Exception:  # a class within a function: the text is what counts
+            category = UserWarning
         self.send(Warned(str(message), category, filename, lineno))
 
 

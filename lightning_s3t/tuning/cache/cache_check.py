@@ -101,6 +101,7 @@ class _Look:
         self._trunks, self._groups, self._slices, self._go, self._name = trunks, groups, slices, go, name
         self._rows = (0, call.rows - 1)
         self._call = call
+        self._exact: frozenset[str] = frozenset()
         self._one = self._run(0, note=True)[0]
         self._other = self._run(self._rows[1], stop=True)[0]
         self._two, self._answer = self._run(*self._rows, note=True)
@@ -109,6 +110,7 @@ class _Look:
             for path, answers in self._one.answers.items()
         }
         self._kinds = {path: found for path, found in kinds.items() if all(kind is not None for kind in found)}
+        self._exact = frozenset(kinds.keys() - self._kinds.keys())
 
     def part(self) -> CachedPart:
         stage = self._trunks[0].stage
@@ -151,7 +153,10 @@ class _Look:
         stop: bool = False,
         note: bool = False,
     ) -> tuple[Run, Any]:
-        run = Run(trunk or self._trunks[0], self._groups, self._slices, len(rows), hidden or {}, kept, stop, note)
+        exact = self._exact if hidden else frozenset[str]()
+        run = Run(
+            trunk or self._trunks[0], self._groups, self._slices, len(rows), hidden or {}, kept, stop, note, exact
+        )
         seed_running(0)
         try:
             answer = self._go(run, *self._call.take(*rows))
@@ -223,13 +228,14 @@ class _Look:
 
 
 def _changed(one: Entry, other: Entry) -> list[Path]:
-    found = []
-    for path, tensor in one.tensors.items():
-        again = other.tensors.get(path)
-        same = again is not None and again.shape == tensor.shape and again.dtype == tensor.dtype
-        if not same or again is None or not torch.equal(tensor.nan_to_num(), again.nan_to_num(nan=12345.0)):
-            found.append(path)
-    return found
+    return [path for path, tensor in one.tensors.items() if _is_another(tensor, other.tensors.get(path))]
+
+
+def _is_another(tensor: Tensor, again: Tensor | None) -> bool:
+    if again is None or again.shape != tensor.shape or again.dtype != tensor.dtype:
+        return True
+    # of a mask nobody can tell from a few rows whether it is always the same
+    return not tensor.is_floating_point() or not torch.equal(tensor.nan_to_num(), again.nan_to_num(nan=12345.0))
 
 
 def _difference(one: Any, other: Any, name: str) -> float | None:

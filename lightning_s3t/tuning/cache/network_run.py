@@ -112,6 +112,8 @@ class Run:
         kept: What the entry is to be given in the place of what the trunk gives it.
         stop: Whether the run ends at the entry.
         note: Whether what modules return before the entry is noted.
+        exact: Modules before the entry that return something else than floating-point numbers: they must not be given
+            what is not a number.
         entries: The entries of all boundaries that were passed, by stage.
         answers: What was returned before the entry, by path, call by call.
     """
@@ -124,6 +126,7 @@ class Run:
     kept: Mapping[Path, Tensor] | None = None
     stop: bool = False
     note: bool = False
+    exact: frozenset[str] = frozenset()
     entries: dict[int, Entry] = field(default_factory=dict)
     answers: dict[str, list[Any]] = field(default_factory=dict)
     entered: bool = False
@@ -153,6 +156,11 @@ class Run:
         self.calls[name] = number + 1
         if name in self.hidden and number < len(self.hidden[name]):
             return _filled(self.hidden[name][number], self.rows)
+        if name in self.exact and any(_is_lost(tensor) for _, tensor in tensors_in((args, kwargs))):
+            raise CacheError(
+                f"{name} makes whole numbers or a mask of what the frozen layers compute, which the layers above read. "
+                "Use cache=None."
+            )
         returned = forward(*args, **kwargs)
         if self.note:
             self.answers.setdefault(name, []).append(returned)
@@ -180,7 +188,8 @@ def kinds_of(one: Any, two: Any) -> Any:
     kinds: dict[Path, Kind] = {}
     for path, tensor in first.items():
         other = second[path]
-        if tensor.layout is not torch.strided or tensor.dim() != other.dim():
+        # a mask has no value that shows wherever it is read: it is computed as ever
+        if tensor.layout is not torch.strided or tensor.dim() != other.dim() or not tensor.is_floating_point():
             return None
         by_row = tuple(b == 2 * a and a > 0 for a, b in zip(tensor.shape, other.shape, strict=True))
         kept = all(grows or a == b for grows, a, b in zip(by_row, tensor.shape, other.shape, strict=True))
@@ -200,6 +209,10 @@ def _filled(kinds: Any, rows: int) -> Any:
         items = [_filled(part, rows) for part in kinds]
         return type(kinds)(*items) if hasattr(kinds, "_fields") else type(kinds)(items)
     return kinds
+
+
+def _is_lost(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and bool(tensor.isnan().any())
 
 
 def _is_plain(value: Any) -> bool:

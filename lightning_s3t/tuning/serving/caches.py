@@ -49,17 +49,18 @@ class ShardCaches:
                     "The network was called with a cache that it has not filled itself: each shard needs its own. "
                     "Begin with an empty one (transformers.DynamicCache()), or leave it to generate()."
                 )
-            first, *others = keys
-            caches = {first: given, **{shard: copy.deepcopy(given) for shard in others}}
-            self._known[given] = dict(keys), caches
-            _repeat_changes(given, [caches[shard] for shard in others])
-        begun, caches = self._known[given]
+            _, *others = keys
+            # without the caller's own: what is kept under it must not keep it alive
+            copies = {shard: copy.deepcopy(given) for shard in others}
+            self._known[given] = dict(keys), copies
+            _repeat_changes(given, list(copies.values()))
+        begun, copies = self._known[given]
         if begun != dict(keys):
             raise RevokedError(
                 "The survivors have changed since this cache was begun, and it may hold what was to be forgotten. "
                 "Begin the text again with an empty cache; S3TModule.generate does so by itself."
             )
-        return caches
+        return {next(iter(begun)): given, **copies}
 
 
 def _repeat_changes(given: Any, copies: list[Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -10,6 +12,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
+from lightning_s3t.tuning.cache.nested import replace_tensors, tensors_in
 from lightning_s3t.tuning.interception import Forward
 from lightning_s3t.tuning.serving.batched import BatchedPass, alike
 from lightning_s3t.tuning.serving.served import ServedShards
@@ -19,6 +22,7 @@ from lightning_s3t.tuning.swap import ModuleSwap
 
 Passes = Literal["auto", "in_turn", "together"]
 PASSES: tuple[str, ...] = get_args(Passes)
+_FORMS = 1000
 
 
 class ShardPasses:
@@ -28,7 +32,8 @@ class ShardPasses:
     adapt is computed once: the answers are bit for bit those of separate passes. Together, the rows are repeated for
     every shard and go through the network at once, which is faster where a pass is bound by the number of its
     operations and not by their size: on a GPU with few rows. Whether a network can be asked so (whether its rows are
-    its first dimension everywhere) is tried at the first call of each form; if not, it is asked in turn.
+    its first dimension everywhere, whether its blocks do nothing but return something) is tried at the first call of
+    each form, against separate passes; if not, every shard has a whole pass.
 
     Args:
         builder: What built the stand-ins.
@@ -41,7 +46,7 @@ class ShardPasses:
         self._swap = ModuleSwap(builder.root, builder.originals)
         self._shards = shards
         self._how = how
-        self._agreed: dict[Any, bool] = {}
+        self._tried: OrderedDict[str, str] = OrderedDict()
 
     def run(
         self,
@@ -61,11 +66,48 @@ class ShardPasses:
             caches: The key-value cache of each shard, where the call has one.
         """
         try:
-            if not caches and len(shards) > 1 and self._wants_together(args, kwargs):
-                return self._together(forward, args, kwargs, shards)
-            return self._in_turn(forward, args, kwargs, shards, caches)
+            if caches or len(shards) < 2 or self._is_compiled():
+                # a block that is passed over fills no cache, and what is compiled does not ask who stands in
+                return self._in_turn(forward, args, kwargs, shards, caches, share=False)
+            form = self._form_of(args, kwargs, shards)
+            if form is None:
+                return self._in_turn(forward, args, kwargs, shards, caches, share=False)
+            if form in self._tried:
+                self._tried.move_to_end(form)
+                return self._as_tried(self._tried[form], forward, args, kwargs, shards)
+            found, answers = self._try(forward, args, kwargs, shards)
+            self._tried[form] = found
+            if len(self._tried) > _FORMS:
+                self._tried.popitem(last=False)
+            return answers
         finally:
             self._swap.restore()
+
+    def _as_tried(
+        self, way: str, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], shards: Sequence[int]
+    ) -> list[Any]:
+        if way == "together":
+            return self._together(forward, args, kwargs, shards)
+        return self._in_turn(forward, args, kwargs, shards, {}, share=way == "shared")
+
+    def _try(
+        self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], shards: Sequence[int]
+    ) -> tuple[str, list[Any]]:
+        """Finds out which way gives what separate passes give, and returns its answers."""
+        alone = self._in_turn(forward, args, kwargs, shards, {}, share=False)
+        if self._wants_together(args, kwargs):
+            try:
+                together = self._together(forward, args, kwargs, shards)
+                if alike(alone, together, self._is_half()):
+                    return "together", together
+            except Exception:
+                # whatever it is: a pass of its own for each shard is what the network is made for
+                pass
+        try:
+            shared = self._in_turn(forward, args, kwargs, shards, {}, share=True)
+        except Exception:
+            return "alone", alone
+        return ("shared" if _is_equal(alone, shared) else "alone"), alone
 
     def _in_turn(
         self,
@@ -74,13 +116,12 @@ class ShardPasses:
         kwargs: dict[str, Any],
         shards: Sequence[int],
         caches: Mapping[int, Any],
+        share: bool,
     ) -> list[Any]:
         stages = {shard: self._shards.survivors[shard].stage for shard in shards}
         order = sorted(shards, key=lambda shard: stages[shard])
-        # a block that is passed over fills no cache, and what is compiled does not ask who stands in
-        shared = not caches and not self._is_compiled()
         trunk = SharedTrunk(
-            self._builder.root, self._builder.layers, [stages[shard] for shard in order] if shared else []
+            self._builder.root, self._builder.layers, [stages[shard] for shard in order] if share else []
         )
         answers = {}
         for shard in order:
@@ -93,29 +134,29 @@ class ShardPasses:
     def _together(
         self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], shards: Sequence[int]
     ) -> list[Any]:
+        batched = BatchedPass(
+            self._builder.root,
+            self._builder.layers,
+            self._builder.originals,
+            [self._shards.stand_ins(shard) for shard in shards],
+            [self._shards.survivors[shard].stage for shard in shards],
+        )
+        self._swap.install(batched.modules)
+        return batched(forward, args, kwargs)
+
+    def _form_of(self, args: tuple[Any, ...], kwargs: dict[str, Any], shards: Sequence[int]) -> str | None:
+        """Describes a call by what decides how it can be answered; None for one without rows to try it on.
+
+        Without what the arguments say: texts, for example, are not kept.
+        """
+        tensors = [tensor for _, tensor in tensors_in((args, kwargs))]
+        rows = next((len(tensor) for tensor in tensors if tensor.dim()), 0)
+        if rows == 0:
+            return None
         stages = [self._shards.survivors[shard].stage for shard in shards]
-        form = (tuple(stages), _form_of((args, kwargs)))
-        if self._agreed.get(form, True):
-            batched = BatchedPass(
-                self._builder.root,
-                self._builder.layers,
-                self._builder.originals,
-                [self._shards.stand_ins(shard) for shard in shards],
-                stages,
-            )
-            self._swap.install(batched.modules)
-            try:
-                answers = batched(forward, args, kwargs)
-            except Exception:
-                # whatever it is: a pass of its own for each shard is what the network is made for
-                self._agreed[form] = False
-            else:
-                if form in self._agreed:
-                    return answers
-                in_turn = self._in_turn(forward, args, kwargs, shards, {})
-                self._agreed[form] = alike(in_turn, answers, self._is_half())
-                return answers if self._agreed[form] else in_turn  # as at all later calls, to the bit
-        return self._in_turn(forward, args, kwargs, shards, {})
+        described = replace_tensors((args, kwargs), lambda _, t: (str(t.dtype), t.dim(), t.dim() and len(t)))
+        text = repr((stages, torch.is_grad_enabled(), _without_contents(described)))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def _wants_together(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         if self._how == "auto":
@@ -141,13 +182,18 @@ def _is_compiled(module: nn.Module) -> bool:
     return isinstance(module, OptimizedModule) or module._compiled_call_impl is not None
 
 
-def _form_of(arguments: Any) -> str:
-    """Describes a call: which arguments it has, and which tensors have as many rows as the first."""
-    rows: list[int] = []
+def _without_contents(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_contents(part) for name, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_without_contents(part) for part in value]
+    return value if value is None or isinstance(value, (bool, int)) else type(value).__name__
 
-    def describe(tensor: Tensor) -> str:
-        if tensor.dim():
-            rows.append(len(tensor))
-        return f"{tensor.dtype}, {tensor.dim()}, {bool(tensor.dim()) and len(tensor) == rows[0]}"
 
-    return repr(apply_to_collection(arguments, Tensor, describe))
+def _is_equal(one: Any, other: Any) -> bool:
+    """Says whether two answers are the same to the bit; not a number is equal to itself."""
+    mine, others = dict(tensors_in(one)), dict(tensors_in(other))
+    return mine.keys() == others.keys() and all(
+        tensor.shape == others[path].shape and torch.equal(tensor.nan_to_num(), others[path].nan_to_num())
+        for path, tensor in mine.items()
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,6 +40,16 @@ class ServedShards(nn.Module):
         self._builder = builder
         self._names: dict[int, list[str]] = {}
         self._keys: dict[int, tuple[str, ...]] = {}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Adds nothing: what is served is in the store, and a checkpoint would outlive a request.
+
+        Args:
+            args: As for any module.
+            kwargs: Likewise.
+        """
+        found: dict[str, Any] = kwargs.get("destination") or (args[0] if args else {})
+        return found
 
     def key(self, shard: int) -> tuple[str, ...]:
         """Returns the digests of the snapshots that a shard serves, by stage.

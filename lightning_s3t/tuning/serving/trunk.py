@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+from lightning_s3t.tuning.cache.nested import replace_tensors, tensors_in
 from lightning_s3t.tuning.interception import Forward, intercepted
 from lightning_s3t.tuning.layers import Layers
 
@@ -54,6 +53,7 @@ class SharedTrunk:
         self._passes = 0
         self._order: list[int] = []  # the groups of the first pass's calls
         self._kept: dict[str, list[Any]] = {}
+        self._usable = True
 
     @contextmanager
     def next_pass(self) -> Iterator[None]:
@@ -76,9 +76,15 @@ class SharedTrunk:
     def _note(self, path: str, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         index = self._group_of[path]
         self._order.append(index)
+        if index <= self._stages[1]:
+            return forward(*args, **kwargs)
+        before = _versions((args, kwargs))
         output = forward(*args, **kwargs)
-        if index > self._stages[1]:
+        # what a block does besides returning something cannot be given to the next pass
+        if _is_plain(output) and _versions((args, kwargs)) == before:
             self._kept.setdefault(path, []).append(_copied(output))
+        else:
+            self._usable = False
         return output
 
     def _replay(self, path: str, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -87,6 +93,8 @@ class SharedTrunk:
         return _copied(kept[number]) if number < len(kept) else forward(*args, **kwargs)
 
     def _can_share(self, stage: int) -> bool:
+        if not self._usable:
+            return False
         below = [place for place, index in enumerate(self._order) if index > stage]
         above = [place for place, index in enumerate(self._order) if index <= stage]
         return not below or not above or below[-1] < above[0]
@@ -102,4 +110,16 @@ class SharedTrunk:
 
 def _copied(output: Any) -> Any:
     # the network may go on working on what a block has returned, in place
-    return apply_to_collection(output, Tensor, torch.clone)
+    return replace_tensors(output, lambda _, tensor: tensor.clone())
+
+
+def _versions(arguments: Any) -> list[int]:
+    return [tensor._version for _, tensor in tensors_in(arguments) if not tensor.is_inference()]
+
+
+def _is_plain(output: Any) -> bool:
+    if isinstance(output, Mapping):
+        return all(map(_is_plain, output.values()))
+    if isinstance(output, (tuple, list)):
+        return all(map(_is_plain, output))
+    return output is None or isinstance(output, (Tensor, bool, int, float, str))

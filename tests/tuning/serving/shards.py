@@ -81,6 +81,7 @@ class Shards:
         self.builder = StageBuilder(network, find_layers(network, 4, layers), resolve_adapter(adapter))
         self.served = ServedShards(self.builder)
         self.snapshots: dict[UnitId, dict[str, Tensor]] = {}
+        self._passes: dict[Passes, ShardPasses] = {}
         for shard, stage in enumerate(stages):
             self.serve(UnitId(shard, tuple(range(stage))))
 
@@ -92,8 +93,8 @@ class Shards:
 
     @torch.no_grad()
     def ask(self, how: Passes, *args: Any, **kwargs: Any) -> list[Any]:
-        """Asks all shards."""
-        passes = ShardPasses(self.builder, self.served, how)
+        """Asks all shards; the first call of a form is a trial."""
+        passes = self._passes.setdefault(how, ShardPasses(self.builder, self.served, how))
         return passes.run(self.root.forward, args, kwargs, list(self.served.survivors), {})
 
     @torch.no_grad()

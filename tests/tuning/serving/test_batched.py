@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_s3t.tuning.serving.batched import alike
 from lightning_s3t.tuning.serving.passes import ShardPasses
-from tests.tuning.serving.shards import IMAGES, LORA, MODELS, Shards, make_vit, tensor_of
+from tests.tuning.serving.shards import IMAGES, LORA, MODELS, TOKENS, Shards, make_bert, make_vit, tensor_of
 
 ADAPTERS: dict[str, Any] = {
     "lora": {**LORA, "lora_dropout": 0.1, "use_rslora": True},
@@ -84,9 +84,9 @@ def test_rows_are_those_of_all_shards_above_the_trunk_and_the_plain_ones_below()
     shards = Shards(make_vit(), [2, 1])
     below, above = watch_rows(shards.root.blocks[1].mlp), watch_rows(shards.root.blocks[3].mlp)  # type: ignore[index, union-attr]
     Asked(shards, IMAGES)
-    # a trial is a pass together and one in turn; then there is one together
-    assert below == [3, 3, 3]
-    assert above == [6, 3, 3, 6]
+    # a trial is a pass for each shard and one together; then there is one together
+    assert below == [3, 3, 3, 3]
+    assert above == [3, 3, 6, 6]
 
 
 def test_lora_reads_a_pretrained_weight_once_for_all_shards() -> None:
@@ -139,6 +139,66 @@ class NoRows(nn.Module):
         return self.head(x).mean((0, 1)).view(1, 3)
 
 
+class Scaled(nn.Module):
+    """Answers with something that is as long as a batch may be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(4)])
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x) * scale
+
+
+@pytest.mark.parametrize("rows", [(2, 1), (0, 3), (4, 3, 6)])
+def test_every_number_of_rows_is_tried_by_itself(rows: tuple[int, ...]) -> None:
+    shards, scale = Shards(Scaled(), [3, 4, 2]), torch.tensor([1.0, 2.0, 3.0])
+    for count in rows:
+        x = torch.randn(count, 6)
+        for _ in range(2):
+            assert alike(shards.ask("together", x, scale), shards.ask_alone(x, scale))
+
+
+class Answers:
+    """No tensor, tuple or dict."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+class Objects(RowsMix):
+    """Answers with an object."""
+
+    def forward(self, x: Tensor) -> Any:
+        return Answers(super().forward(x))
+
+
+def test_an_answer_that_cannot_be_cut_is_asked_for_in_turn() -> None:
+    shards = Shards(Objects(), [3, 4])
+    for _ in range(2):
+        answers = shards.ask("together", torch.randn(4, 6, 6))
+        assert [tuple(answer.logits.shape) for answer in answers] == [(4, 3), (4, 3)]
+
+
+def test_a_call_that_fails_changes_nothing_for_the_next_ones() -> None:
+    shards = Shards(make_vit(), [3, 4])
+    before = shards.ask("together", IMAGES)
+    with pytest.raises(AssertionError):
+        shards.ask("together", IMAGES[..., :20])
+    assert all(torch.equal(a, b) for a, b in zip(before, shards.ask("together", IMAGES), strict=True))
+
+
+def test_nothing_that_a_call_says_is_kept() -> None:
+    shards = Shards(make_bert(), [3, 4])
+    shards.ask("together", input_ids=TOKENS, return_dict=True)
+    passes = shards._passes["together"]
+    form = passes._form_of((), {"input_ids": TOKENS, "prompt": "Jane Doe"}, [0, 1])
+    assert form == passes._form_of((), {"input_ids": TOKENS, "prompt": "John Smith"}, [0, 1])
+
+
 @pytest.mark.parametrize("kind", [RowsSecond, RowsMix, NoRows])
 def test_a_network_whose_rows_cannot_be_told_apart_is_asked_in_turn(kind: type[nn.Module]) -> None:
     shards = Shards(kind(), [3, 4])
@@ -162,6 +222,8 @@ def test_a_network_whose_rows_cannot_be_told_apart_is_asked_in_turn(kind: type[n
         (torch.tensor([1.0]).bfloat16(), torch.tensor([1.01]).bfloat16(), True),
         ((torch.ones(1),), (torch.ones(1), torch.ones(1)), False),
         ({"a": torch.ones(1)}, {"b": torch.ones(1)}, False),
+        (torch.tensor([1e-5]), torch.tensor([2e-5]), False),
+        (object(), object(), False),
     ],
 )
 def test_answers_are_alike_up_to_the_rounding_of_their_largest_value(one: Any, other: Any, expected: bool) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.tuning.serving.shards import IMAGES, MODELS, Shards, make_vit, tensor_of
+from tests.tuning.serving.shards import IMAGES, MODELS, TOKENS, Shards, make_bert, make_vit, tensor_of
 
 
 def count_calls(shards: Shards, paths: list[str]) -> list[int]:
@@ -45,6 +45,7 @@ def test_every_shard_answers_as_it_does_alone(model: str, stages: list[int]) -> 
 )
 def test_a_block_is_computed_once_for_all_that_leave_it_alone(stages: list[int], expected: list[int]) -> None:
     shards = Shards(make_vit(), stages)
+    shards.ask("in_turn", IMAGES)
     counts = count_calls(shards, [f"blocks.{block}.mlp" for block in range(4)])
     shards.ask("in_turn", IMAGES)
     assert counts == expected
@@ -52,6 +53,7 @@ def test_a_block_is_computed_once_for_all_that_leave_it_alone(stages: list[int],
 
 def test_a_whole_layer_adapter_shares_the_trunk_too() -> None:
     shards = Shards(make_vit(), [1, 3], adapter=None)
+    shards.ask("in_turn", IMAGES)
     counts = count_calls(shards, ["blocks.0.mlp"])
     answers = shards.ask("in_turn", IMAGES)
     assert counts == [1]
@@ -87,6 +89,72 @@ class TwoBranches(nn.Module):
         for block in reversed(self.blocks):
             x = block(x)
         return self.head(x)
+
+
+class Block(nn.Module):
+    """Does what `how` says, besides or instead of returning something."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.how = how
+
+    def forward(self, x: Tensor, seen: list[Tensor]) -> Any:
+        if self.how == "writes into what it is given":
+            return x.add_(torch.tanh(self.linear(x)))
+        answer = x + torch.tanh(self.linear(x))
+        if self.how == "adds to a list":
+            seen.append(answer)
+        return Kept(answer) if self.how == "returns an object" else answer
+
+
+class Kept:
+    """No tensor, tuple or dict."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+
+class Doing(nn.Module):
+    """A network whose blocks do more than return something."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.blocks = nn.ModuleList([Block(how) for _ in range(4)])
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, seen, dense = x * 1, [], x * 0
+        for block in self.blocks:
+            dense = dense + x
+            answer = block(x, seen)
+            if self.how == "returns an object":
+                x = answer.x.mul_(1.5)
+            elif self.how != "writes into what it is given":
+                x = answer
+        return self.head(x + dense + sum(seen))
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("how", ["writes into what it is given", "adds to a list", "returns an object"])
+def test_blocks_that_do_more_than_return_something_are_computed_for_every_shard(how: str, inference: bool) -> None:
+    shards, x = Shards(Doing(how), [1, 3, 2]), torch.randn(5, 6)
+    with torch.inference_mode(inference):
+        for _ in range(2):
+            answers = shards.ask("in_turn", x.clone())
+            assert all(torch.equal(a, b) for a, b in zip(answers, shards.ask_alone(x.clone()), strict=True))
+
+
+@torch.no_grad()
+def test_attentions_that_transformers_collects_are_every_shards_own() -> None:
+    network = make_bert()
+    network.set_attn_implementation("eager")
+    shards, expected = Shards(network, [1, 2]), {"input_ids": TOKENS, "output_attentions": True}
+    for _ in range(2):
+        for answer, alone in zip(shards.ask("in_turn", **expected), shards.ask_alone(**expected), strict=True):
+            assert len(answer.attentions) == 4
+            assert all(torch.equal(a, b) for a, b in zip(answer.attentions, alone.attentions, strict=True))
 
 
 @pytest.mark.parametrize("kind", [InPlace, TwoBranches])

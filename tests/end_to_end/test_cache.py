@@ -363,6 +363,70 @@ def test_several_processes_keep_their_own_in_memory_and_none_on_disk(tmp_path: P
     assert not expected or "with several processes" in result.stderr
 
 
+class Padding(nn.Module):
+    """Says which tokens are none."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return ids.eq(0)
+
+
+class MaskedBlock(nn.Module):
+    """Takes a mean over the tokens that are some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        tokens = (~padding).float().unsqueeze(-1)
+        mean = (x * tokens).sum(1, keepdim=True) / tokens.sum(1, keepdim=True).clamp_min(1)
+        return x + torch.tanh(self.linear(x + mean))
+
+
+class Texts(WithoutDropout):
+    """Reads tokens, with a mask that a module of its own makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.network: nn.Module = TextNetwork()
+
+
+class TextNetwork(nn.Module):
+    """Blocks that take a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.padding, self.embedding = Padding(), nn.Embedding(20, 8)
+        self.blocks = nn.ModuleList([MaskedBlock() for _ in range(4)])
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        padding, x = self.padding(ids), self.embedding(ids)
+        for block in self.blocks:
+            x = block(x, padding)
+        return self.head(x.mean(1))
+
+
+def make_texts(unpadded: range) -> People:
+    """Tokens of people, padded but for some rows."""
+    people = People.make(40, 3)
+    ids = torch.randint(1, 20, (len(people), 6), generator=torch.Generator().manual_seed(1))
+    for row in range(len(people)):
+        if row not in unpadded:
+            ids[row, 2 + row % 4 :] = 0
+    return People(ids, people.labels, people.owners)
+
+
+@pytest.mark.parametrize("unpadded", [range(0), range(120), range(0, 120, 2)], ids=["none", "all", "every other"])
+def test_a_mask_is_each_rows_own_whatever_the_first_rows_have(tmp_path: Path, unpadded: range) -> None:
+    for name, cache in (("cache", "memory"), ("plain", None)):
+        trainer = make_trainer(tmp_path / name, epochs=1, cache=cache)
+        trainer.fit(Texts(), DataLoader(make_texts(unpadded), 8, shuffle=True))
+    assert_close(tmp_path / "cache", tmp_path / "plain")
+
+
 def test_units_at_the_same_time_keep_their_own_and_have_the_same_bits(tmp_path: Path) -> None:
     fit(tmp_path / "serial", People.make(), cache="memory")
     fit(tmp_path / "parallel", People.make(), cache="disk", parallel_units=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from pathlib import Path
 from typing import Any
@@ -162,3 +163,13 @@ def test_what_cannot_generate_says_so(tmp_path: Path) -> None:
     fit(tmp_path / "store", People.make(), epochs=1)
     with pytest.raises(EnsembleError, match="can generate"):
         S3TModule.load(tmp_path / "store", Classifier()).generate()
+
+
+def test_what_the_shards_have_read_is_let_go_with_the_callers_cache(served: S3TModule) -> None:
+    given = transformers.DynamicCache()
+    with torch.no_grad():
+        served.module.network(input_ids=PROMPT, past_key_values=given)
+    assert len(served._caches._known) == 1
+    del given
+    gc.collect()
+    assert len(served._caches._known) == 0

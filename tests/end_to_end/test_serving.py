@@ -286,6 +286,13 @@ def test_units_that_stand_by_serve_as_those_from_disk_do(store: Path) -> None:
         assert standby.survivors == from_disk.survivors
 
 
+def test_a_checkpoint_of_a_served_model_holds_nothing_that_could_be_revoked(store: Path) -> None:
+    served = S3TModule.load(store, Classifier())
+    assert not [name for name in served.state_dict() if "lora" in name]
+    with pytest.raises(UnsupportedError, match="loaded from its store"):
+        served.load_state_dict(served.state_dict())
+
+
 def test_another_way_of_asking_shards_is_refused(store: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"Expected argument `passes` to be one of .* but got 'at_once'"):
         S3TModule.load(store, Classifier(), passes="at_once")  # type: ignore[arg-type]

@@ -103,6 +103,8 @@ class ShardPasses:
             except Exception:
                 # whatever it is: a pass of its own for each shard is what the network is made for
                 pass
+        if not self._have_trunk(shards):
+            return "alone", alone
         try:
             shared = self._in_turn(forward, args, kwargs, shards, {}, share=True)
         except Exception:
@@ -143,6 +145,11 @@ class ShardPasses:
         )
         self._swap.install(batched.modules)
         return batched(forward, args, kwargs)
+
+    def _have_trunk(self, shards: Sequence[int]) -> bool:
+        """Says whether any two shards leave a layer group alone."""
+        stages = sorted(self._shards.survivors[shard].stage for shard in shards)
+        return stages[1] < len(self._builder.layers.groups)
 
     def _form_of(self, args: tuple[Any, ...], kwargs: dict[str, Any], shards: Sequence[int]) -> str | None:
         """Describes a call by what decides how it can be answered; None for one without rows to try it on.

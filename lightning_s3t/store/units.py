@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from lightning_s3t.plan import UnitId
@@ -52,7 +52,8 @@ def read_scores(ledger: Ledger) -> dict[UnitId, float | None]:
     """
     rows = ledger.connection.execute("SELECT unit, score FROM units").fetchall()
     with legible("The name of a unit"):
-        return dict(sorted(((_parse(text), score) for text, score in rows), key=lambda row: row[0]))
+        scores = {_parse(text): score for text, score in rows}
+        return {unit: scores[unit] for unit in _in_order(scores)}
 
 
 def read_snapshots(ledger: Ledger) -> dict[UnitId, str]:
@@ -114,7 +115,12 @@ def _whole(found: Mapping[str, Found]) -> dict[UnitId, Found]:
         if not parent or parent in whole:
             whole.add(text)
     by_unit = {_parse(text): found[text] for text in whole}
-    return {unit: by_unit[unit] for unit in sorted(by_unit)}
+    return {unit: by_unit[unit] for unit in _in_order(by_unit)}
+
+
+def _in_order(units: Iterable[UnitId]) -> list[UnitId]:
+    # as `sorted` does, which makes two tuples for every comparison
+    return sorted(units, key=lambda unit: (unit.shard, unit.prefix))
 
 
 @functools.lru_cache(maxsize=1 << 16)

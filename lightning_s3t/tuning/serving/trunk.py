@@ -30,10 +30,9 @@ class SharedTrunk:
         stages: The stages that the passes stand at, from the lowest up; none to share nothing.
 
     Example:
+        >>> import torch
         >>> from lightning_s3t.tuning.layers import find_layers
         >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-        >>> calls = []
-        >>> hook = net[0].register_forward_pre_hook(lambda *_: None)
         >>> trunk, x = SharedTrunk(net, find_layers(net, slices=2), stages=[1, 1]), torch.ones(1, 4)
         >>> with trunk.next_pass():
         ...     first = net(x)

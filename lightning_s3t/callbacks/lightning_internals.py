@@ -24,6 +24,7 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 
 from lightning_s3t.callbacks.state_keeper import StateKeeper, keep_module
+from lightning_s3t.tuning.compiled import has_compiled_parts
 
 # attributes of the trainer itself that callbacks and loops change in a run
 _TRAINER_ATTRIBUTES = (
@@ -280,9 +281,7 @@ def is_compiled(module: nn.Module) -> bool:
     Args:
         module: The module.
     """
-    return getattr(module, "_compiler_ctx", None) is not None or any(
-        isinstance(part, OptimizedModule) or part._compiled_call_impl is not None for part in module.modules()
-    )
+    return getattr(module, "_compiler_ctx", None) is not None or has_compiled_parts(module)
 
 
 def is_distributed(trainer: pl.Trainer) -> bool:

@@ -42,6 +42,10 @@ class Layers:
     head: tuple[str, ...]
     source: str
 
+    def group_of(self) -> dict[str, int]:
+        """Returns the index of each module's group, by path; 0 for the head."""
+        return {path: group.index for group in self.groups for path in group.modules} | dict.fromkeys(self.head, 0)
+
 
 def find_layers(
     root: nn.Module,

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from lightning_s3t.errors import CacheError
 from lightning_s3t.tuning.cache.activations import Activations
 from lightning_s3t.tuning.cache.cache_check import CachedPart, look_at
-from lightning_s3t.tuning.cache.nested import Path, tensors_in
 from lightning_s3t.tuning.cache.network_call import NetworkCall
 from lightning_s3t.tuning.cache.network_run import Reached, Run, Trunk
 from lightning_s3t.tuning.cache.quietly import quietly
 from lightning_s3t.tuning.interception import intercepted
 from lightning_s3t.tuning.layers import Layers
+from lightning_s3t.tuning.nested import Path, tensors_in
 from lightning_s3t.tuning.randomness import seed_running
 
 Forward = Callable[..., Any]
@@ -63,8 +63,7 @@ class ActivationCache:
         self._rows = rows
         self._processes = processes
         self._name = layers.network or type(root).__name__
-        self._groups = {path: group.index for group in layers.groups for path in group.modules}
-        self._groups |= dict.fromkeys(layers.head, 0)
+        self._groups = layers.group_of()
         self._slices = len(layers.groups)
         self._plans: dict[tuple[int, str], CachedPart] = {}
         self._trained: set[tuple[int, str]] = set()

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_s3t.errors import CacheError
-from lightning_s3t.tuning.cache.nested import Path, tensors_in
 from lightning_s3t.tuning.cache.network_call import NetworkCall
 from lightning_s3t.tuning.cache.network_run import Entry, Run, Trunk, kinds_of
+from lightning_s3t.tuning.nested import Path, tensors_in
 from lightning_s3t.tuning.randomness import seed_running
 
 Go = Callable[[Run, tuple[Any, ...], dict[str, Any]], Any]

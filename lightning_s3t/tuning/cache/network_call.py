@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lightning_s3t.errors import CacheError
-from lightning_s3t.tuning.cache.nested import Path, replace_tensors, tensors_in
 from lightning_s3t.tuning.fingerprint import tensor_bytes
+from lightning_s3t.tuning.nested import Path, replace_tensors, tensors_in
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, enum.Enum)
 

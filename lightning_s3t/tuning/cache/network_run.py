@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_s3t.errors import CacheError
-from lightning_s3t.tuning.cache.nested import Path, replace_tensors, tensors_in
 from lightning_s3t.tuning.finders.modules import is_callable
 from lightning_s3t.tuning.finders.paths import join, lies_in
 from lightning_s3t.tuning.layers import Layers
+from lightning_s3t.tuning.nested import Path, is_plain, replace_tensors, tensors_in
 
 
 class Reached(BaseException):
@@ -183,7 +183,7 @@ def kinds_of(one: Any, two: Any) -> Any:
         two: For two rows.
     """
     first, second = dict(tensors_in(one)), dict(tensors_in(two))
-    if first.keys() != second.keys() or not _is_plain(one):
+    if first.keys() != second.keys() or not is_plain(one):
         return None
     kinds: dict[Path, Kind] = {}
     for path, tensor in first.items():
@@ -213,14 +213,6 @@ def _filled(kinds: Any, rows: int) -> Any:
 
 def _is_lost(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and bool(tensor.isnan().any())
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(_is_plain(part) for part in value.values())
-    if isinstance(value, (tuple, list)):
-        return all(_is_plain(part) for part in value)
-    return value is None or isinstance(value, (Tensor, bool, int, float, str))
 
 
 def _replaced(arguments: Any, kept: Mapping[Path, Tensor], name: str) -> Any:

@@ -145,20 +145,19 @@ class BatchedPass:
 
     def _trunk(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, list[Any]]:
         """Runs the network on the plain rows, as far as no shard has adapted it."""
-        below = [path for group in self._layers.groups if group.index > self._highest for path in group.modules]
-        above = [path for group in self._layers.groups if group.index <= self._highest for path in group.modules]
+        group_of = self._layers.group_of()
         found: dict[str, list[Any]] = {}
-        if not below:
+        if self._highest == len(self._layers.groups):
             return found
 
         def note(path: str, own: Forward, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
-            if path not in below:
+            if group_of[path] <= self._highest:
                 raise _EndOfTrunk
             output = own(*given, **named)
             found.setdefault(path, []).append(apply_to_collection(output, Tensor, torch.clone))
             return output
 
-        modules = {path: self._root.get_submodule(path) for path in (*below, *above, *self._layers.head)}
+        modules = {path: self._root.get_submodule(path) for path in group_of}
         try:
             with intercepted(modules, note):
                 forward(*args, **kwargs)

@@ -8,12 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor, nn
-from torch._dynamo import OptimizedModule
 
-from lightning_s3t.tuning.cache.nested import replace_tensors, tensors_in
+from lightning_s3t.tuning.compiled import has_compiled_parts
 from lightning_s3t.tuning.interception import Forward
+from lightning_s3t.tuning.nested import replace_tensors, tensors_in
 from lightning_s3t.tuning.serving.batched import BatchedPass, alike
 from lightning_s3t.tuning.serving.served import ServedShards
 from lightning_s3t.tuning.serving.trunk import SharedTrunk
@@ -167,10 +165,8 @@ class ShardPasses:
 
     def _wants_together(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         if self._how == "auto":
-            devices: set[str] = set()
-            apply_to_collection((args, kwargs), Tensor, lambda tensor: devices.add(tensor.device.type))
-            return "cuda" in devices and not self._is_compiled()
-        return self._how == "together" and not self._is_compiled()
+            return any(tensor.is_cuda for _, tensor in tensors_in((args, kwargs)))
+        return self._how == "together"
 
     def _is_half(self) -> bool:
         kinds = {tensor.dtype for tensor in self._builder.root.parameters()}
@@ -182,11 +178,7 @@ class ShardPasses:
         if torch.compiler.is_compiling():
             return True
         network = self._builder.root.get_submodule(self._builder.layers.network)
-        return any(_is_compiled(module) for module in network.modules())
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return isinstance(module, OptimizedModule) or module._compiled_call_impl is not None
+        return has_compiled_parts(network)
 
 
 def _without_contents(value: Any) -> Any:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from lightning_s3t.tuning.cache.nested import replace_tensors, tensors_in
 from lightning_s3t.tuning.interception import Forward, intercepted
 from lightning_s3t.tuning.layers import Layers
-
-_HEAD = 0  # beside the groups' indices
+from lightning_s3t.tuning.nested import is_plain, replace_tensors, tensors_in
 
 
 class SharedTrunk:
@@ -44,10 +42,8 @@ class SharedTrunk:
 
     def __init__(self, root: nn.Module, layers: Layers, stages: Sequence[int]) -> None:
         self._root = root
-        self._head = layers.head
-        self._paths = {group.index: group.modules for group in layers.groups}
-        self._group_of = {path: index for index, paths in self._paths.items() for path in paths}
-        self._group_of.update(dict.fromkeys(layers.head, _HEAD))
+        self._slices = len(layers.groups)
+        self._group_of = layers.group_of()
         self._stages = list(stages)
         self._passes = 0
         self._order: list[int] = []  # the groups of the first pass's calls
@@ -57,17 +53,17 @@ class SharedTrunk:
     @contextmanager
     def next_pass(self) -> Iterator[None]:
         """Lets the next shard's pass through the network share the trunk; its stand-ins are in place."""
-        if len(self._stages) < 2 or self._stages[1] == len(self._paths):
+        if len(self._stages) < 2 or self._stages[1] == self._slices:
             yield  # there is nothing that two of them leave alone
             return
         number, self._passes = self._passes, self._passes + 1
         stage = self._stages[number]
         if number == 0:
-            with intercepted(self._modules([_HEAD, *self._paths]), self._note):
+            with intercepted(self._modules(below=-1), self._note):
                 yield
         elif self._can_share(stage):
             self._asked: dict[str, int] = {}
-            with intercepted(self._modules(index for index in self._paths if index > stage), self._replay):
+            with intercepted(self._modules(below=stage), self._replay):
                 yield
         else:
             yield
@@ -80,7 +76,7 @@ class SharedTrunk:
         before = _versions((args, kwargs))
         output = forward(*args, **kwargs)
         # what a block does besides returning something cannot be given to the next pass
-        if _is_plain(output) and _versions((args, kwargs)) == before:
+        if is_plain(output) and _versions((args, kwargs)) == before:
             self._kept.setdefault(path, []).append(_copied(output))
         else:
             self._usable = False
@@ -98,10 +94,11 @@ class SharedTrunk:
         above = [place for place, index in enumerate(self._order) if index <= stage]
         return not below or not above or below[-1] < above[0]
 
-    def _modules(self, groups: Any) -> dict[str, nn.Module]:
+    def _modules(self, below: int) -> dict[str, nn.Module]:
+        """Returns the modules of the groups below one, each once."""
         found: dict[int, tuple[str, nn.Module]] = {}
-        for index in groups:
-            for path in self._head if index == _HEAD else self._paths[index]:
+        for path, index in self._group_of.items():
+            if index > below:
                 module = self._root.get_submodule(path)
                 found.setdefault(id(module), (path, module))
         return dict(found.values())
@@ -114,11 +111,3 @@ def _copied(output: Any) -> Any:
 
 def _versions(arguments: Any) -> list[int]:
     return [tensor._version for _, tensor in tensors_in(arguments) if not tensor.is_inference()]
-
-
-def _is_plain(output: Any) -> bool:
-    if isinstance(output, Mapping):
-        return all(map(_is_plain, output.values()))
-    if isinstance(output, (tuple, list)):
-        return all(map(_is_plain, output))
-    return output is None or isinstance(output, (Tensor, bool, int, float, str))

@@ -54,3 +54,20 @@ def replace_tensors(value: Any, replace: Callable[[Path, Tensor], Any], path: Pa
         items = [replace_tensors(part, replace, (*path, number)) for number, part in enumerate(value)]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
+
+
+def is_plain(value: Any) -> bool:
+    """Says whether a value is made of tensors, numbers, text and None alone, in tuples, lists and mappings.
+
+    Args:
+        value: Anything.
+
+    Example:
+        >>> is_plain(({"x": None}, [1])), is_plain(object())
+        (True, False)
+    """
+    if isinstance(value, Mapping):
+        return all(map(is_plain, value.values()))
+    if isinstance(value, (tuple, list)):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, (Tensor, bool, int, float, str))

@@ -27,9 +27,11 @@ from lightning_s3t.errors import (
 from lightning_s3t.plan import UnitId, survivors
 from lightning_s3t.store import Receipt, Store
 from lightning_s3t.tuning.adapters import resolve_adapter
+from lightning_s3t.tuning.finders.transformers_models import is_transformers_model
 from lightning_s3t.tuning.fingerprint import digest_tensors
 from lightning_s3t.tuning.layers import LayerGroup, Layers
-from lightning_s3t.tuning.serving.caches import ShardCaches
+from lightning_s3t.tuning.serving.cache_checks import CheckedGeneration, CheckedReading
+from lightning_s3t.tuning.serving.caches import Keys, caches_in, caches_of_shards, filling, hand_over
 from lightning_s3t.tuning.serving.ensemble import AGGREGATES, Aggregate, aggregate_outputs
 from lightning_s3t.tuning.serving.passes import PASSES, Passes, ShardPasses
 from lightning_s3t.tuning.serving.served import ServedShards
@@ -96,7 +98,8 @@ class S3TModule(pl.LightningModule):
         self._scores: dict[int, float] = {}
         self._as_of = -1
         self._turn = Turn()
-        self._caches = ShardCaches()
+        self._generation: CheckedGeneration | None = None
+        self._reading = CheckedReading()
         self._intercept()
         self._delegate()
         self.requires_grad_(False)
@@ -210,7 +213,7 @@ class S3TModule(pl.LightningModule):
             try:
                 return generate(*args, **kwargs)
             except RevokedError:
-                if "past_key_values" in kwargs:  # the caller's cache is of no use any more
+                if caches_in((args, kwargs)):  # the caller's cache is of no use any more
                     raise
 
     def setup(self, stage: str) -> None:
@@ -276,27 +279,66 @@ class S3TModule(pl.LightningModule):
         if self._turn.mine:
             return self._network_forward(*args, **kwargs)
         with self._turn.lock:
-            if self.store.request_number != self._as_of:
-                self.refresh()
-            if not self.survivors:
-                raise NoSurvivorError(
-                    f"No shard of {self.store.path} has a unit left that may serve: deletions have reached them all. "
-                    "Call trainer.fit with the S3T callback and the same store: it trains them again without the "
-                    "forgotten."
-                )
-            return self._answer_in_turn(*args, **kwargs)
+            while True:
+                keys = self._keys_in_use()
+                answer = self._ask(keys, args, kwargs)
+                if self._keys_in_use() == keys:  # else a request came in meanwhile, and the answer must not leave
+                    return answer
 
-    def _answer_in_turn(self, *args: Any, **kwargs: Any) -> Any:
-        shards = self._asked_shards()
-        given = kwargs.get("past_key_values")
-        keys = {shard: self._shards.key(shard) for shard in shards}
-        caches = self._caches.of(given, keys) if given is not None else {}
-        with self._turn.taken():
-            outputs = self._passes.run(self._network_forward, args, kwargs, shards, caches)
-        answer = outputs[0] if self.aggregate == "single" else aggregate_outputs(outputs, self.aggregate)
-        if given is not None and hasattr(answer, "past_key_values"):
-            answer.past_key_values = given
+    def _keys_in_use(self) -> dict[int, tuple[str, ...]]:
+        """Looks for requests, and returns what the shards that are asked now serve with."""
+        if self.store.request_number != self._as_of:
+            self.refresh()
+        if not self.survivors:
+            raise NoSurvivorError(
+                f"No shard of {self.store.path} has a unit left that may serve: deletions have reached them all. "
+                "Call trainer.fit with the S3T callback and the same store: it trains them again without the "
+                "forgotten."
+            )
+        return {shard: self._shards.key(shard) for shard in self._asked_shards()}
+
+    def _ask(self, keys: Keys, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Asks the shards, each with a cache of its own where the caller has one."""
+        caches = caches_in((args, kwargs))
+        own = {id(cache): caches_of_shards(cache, keys) for cache in caches}
+        reads_on = any(cache.get_seq_length() > 0 for cache in caches)
+        with self._turn.taken(), filling(caches):
+            outputs = self._passes.run(self._network_forward, args, kwargs, list(keys), own)
+        given = {id(mine): cache for cache in caches for mine in own[id(cache)].values()}
+        answer = self._aggregated(hand_over(outputs, keys, given))
+        if self._generation is not None and self._generation.running:
+            self._generation.note(answer)
+        elif reads_on:
+            form, half = self._passes.form_of(args, kwargs, list(keys)), self._passes.is_half()
+            self._reading.check(form, caches[0], args, kwargs, answer, functools.partial(self._ask_plainly, keys), half)
+        else:
+            for cache in caches or caches_in(answer):
+                self._reading.note(cache, args, kwargs)
         return answer
+
+    def _ask_plainly(self, keys: Keys, *args: Any, **kwargs: Any) -> Any:
+        with self._turn.taken():
+            outputs = self._passes.run(self._network_forward, args, kwargs, list(keys), {})
+        return self._aggregated(hand_over(outputs, keys, {}))
+
+    def _aggregated(self, outputs: list[Any]) -> Any:
+        return outputs[0] if self.aggregate == "single" else aggregate_outputs(outputs, self.aggregate)
+
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generates with the network's own `generate`, once more where a request has come in meanwhile."""
+        assert self._generation is not None
+        while True:
+            with self._turn.lock:
+                keys = self._keys_in_use()
+            try:
+                text = self._generation(len(keys), *args, **kwargs)
+            except RevokedError:
+                if caches_in((args, kwargs)):  # the caller's cache is of no use any more
+                    raise
+                continue
+            with self._turn.lock:
+                if self._keys_in_use() == keys:
+                    return text
 
     def _asked_shards(self) -> list[int]:
         if self.aggregate != "single":
@@ -306,10 +348,14 @@ class S3TModule(pl.LightningModule):
     def _intercept(self) -> None:
         """Puts the ensemble in the place of the network's forward, and refuses ways around it."""
         layers, turn = self._builder.layers, self._turn
-        network = self.module.get_submodule(layers.network)
+        network: Any = self.module.get_submodule(layers.network)
         self._network_forward = network.forward
         # generation asks for the signature of forward
         network.forward = functools.wraps(network.forward)(lambda *args, **kwargs: self._answer(*args, **kwargs))
+        if is_transformers_model(network) and callable(getattr(network, "generate", None)):
+            own = network.generate
+            self._generation = CheckedGeneration(network, self._passes.is_half)
+            network.generate = functools.wraps(own)(lambda *args, **kwargs: self._generate(*args, **kwargs))
         name = layers.network or type(self.module).__name__
 
         def refuse(module: nn.Module, args: Any) -> None:

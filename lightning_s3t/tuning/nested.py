@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
 Path = tuple[str | int, ...]
+
+
+def leaves_in(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Returns everything in a value that is not a tuple, list or mapping, each with the path to it.
+
+    Args:
+        value: Anything.
+        path: What the paths begin with.
+
+    Example:
+        >>> list(leaves_in((1, {"mask": None})))
+        [((0,), 1), ((1, 'mask'), None)]
+    """
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from leaves_in(part, (*path, name))
+    elif isinstance(value, (tuple, list)):
+        for number, part in enumerate(value):
+            yield from leaves_in(part, (*path, number))
+    else:
+        yield path, value
 
 
 def tensors_in(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
@@ -22,14 +44,28 @@ def tensors_in(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
         >>> [path for path, _ in tensors_in((torch.zeros(1), {"mask": torch.ones(1), "cache": None}))]
         [(0,), (1, 'mask')]
     """
-    if isinstance(value, Tensor):
-        yield path, value
-    elif isinstance(value, Mapping):
-        for name, part in value.items():
-            yield from tensors_in(part, (*path, name))
-    elif isinstance(value, (tuple, list)):
-        for number, part in enumerate(value):
-            yield from tensors_in(part, (*path, number))
+    return ((where, leaf) for where, leaf in leaves_in(value, path) if isinstance(leaf, Tensor))
+
+
+def replace_leaves(value: Any, replace: Callable[[Path, Any], Any], path: Path = ()) -> Any:
+    """Returns a value like another, with other leaves (see `leaves_in`) in it.
+
+    Args:
+        value: Anything.
+        replace: Takes a leaf's path and the leaf, and returns what shall be there.
+        path: What the paths begin with.
+
+    Example:
+        >>> replace_leaves([1, {"x": 2}], lambda path, leaf: leaf + 1)
+        [2, {'x': 3}]
+    """
+    if isinstance(value, Mapping):
+        parts = {name: replace_leaves(part, replace, (*path, name)) for name, part in value.items()}
+        return parts if type(value) is dict else _mapping_like(value, parts)
+    if isinstance(value, (tuple, list)):
+        items = [replace_leaves(part, replace, (*path, number)) for number, part in enumerate(value)]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return replace(path, value)
 
 
 def replace_tensors(value: Any, replace: Callable[[Path, Tensor], Any], path: Path = ()) -> Any:
@@ -45,15 +81,7 @@ def replace_tensors(value: Any, replace: Callable[[Path, Tensor], Any], path: Pa
         >>> replace_tensors([torch.zeros(2), "x"], lambda path, tensor: tuple(tensor.shape))
         [(2,), 'x']
     """
-    if isinstance(value, Tensor):
-        return replace(path, value)
-    if isinstance(value, Mapping):
-        parts = {name: replace_tensors(part, replace, (*path, name)) for name, part in value.items()}
-        return parts if type(value) is dict else type(value)(**parts)  # transformers' outputs are mappings too
-    if isinstance(value, (tuple, list)):
-        items = [replace_tensors(part, replace, (*path, number)) for number, part in enumerate(value)]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
+    return replace_leaves(value, lambda where, leaf: replace(where, leaf) if isinstance(leaf, Tensor) else leaf, path)
 
 
 def is_plain(value: Any) -> bool:
@@ -66,8 +94,12 @@ def is_plain(value: Any) -> bool:
         >>> is_plain(({"x": None}, [1])), is_plain(object())
         (True, False)
     """
-    if isinstance(value, Mapping):
-        return all(map(is_plain, value.values()))
-    if isinstance(value, (tuple, list)):
-        return all(map(is_plain, value))
-    return value is None or isinstance(value, (Tensor, bool, int, float, str))
+    return all(leaf is None or isinstance(leaf, (Tensor, bool, int, float, str)) for _, leaf in leaves_in(value))
+
+
+def _mapping_like(value: Any, parts: dict[Any, Any]) -> Any:
+    # a copy keeps what a mapping is besides its items: transformers' outputs have fields, its encodings have offsets
+    made = copy.copy(value)
+    for name, part in parts.items():
+        made[name] = part
+    return made

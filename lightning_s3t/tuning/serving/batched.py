@@ -225,9 +225,7 @@ def alike(one: Any, other: Any, half: bool = False) -> bool:
     if type(one) is not type(other):
         return False
     if isinstance(one, Mapping):
-        # caches belong to one model alone, and are no part of an ensemble's answer
-        names = one.keys() - {"past_key_values"}
-        return names == other.keys() - {"past_key_values"} and all(alike(one[n], other[n], half) for n in names)
+        return one.keys() == other.keys() and all(alike(one[name], other[name], half) for name in one)
     if isinstance(one, (tuple, list)):
         return len(one) == len(other) and all(alike(a, b, half) for a, b in zip(one, other, strict=True))
     if dataclasses.is_dataclass(one):

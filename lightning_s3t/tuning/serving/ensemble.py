@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_s3t.errors import EnsembleError
+from lightning_s3t.tuning.serving.caches import is_cache
 
 Rule = Literal["mean_logits", "mean_probabilities", "vote"]
 RULES: tuple[str, ...] = get_args(Rule)
@@ -58,8 +59,9 @@ def aggregate_outputs(outputs: Sequence[Any], how: Rule) -> Any:
     """Puts the answers of several models together, whatever form a network gives them.
 
     A tensor is taken as logits. An answer with `.logits` (a Hugging Face ModelOutput) keeps its type: its logits are
-    put together, its loss is the mean of the losses, and what belongs to one model alone (hidden states, caches) is
-    left out. Tuples, lists and dicts of tensors are put together element by element, by the mean alone.
+    put together, its loss is the mean of the losses, and what belongs to one model alone (hidden states) is left out.
+    Tuples, lists and dicts of tensors are put together element by element, by the mean alone. A cache that is the same
+    object in all answers is passed on.
 
     Args:
         outputs: One answer a model.
@@ -80,7 +82,11 @@ def aggregate_outputs(outputs: Sequence[Any], how: Rule) -> Any:
         fields: dict[str, Any] = {"logits": aggregate_logits([output.logits for output in outputs], how)}
         if isinstance(getattr(first, "loss", None), Tensor):
             fields["loss"] = torch.stack([output.loss for output in outputs]).mean(0)
-        return type(first)(**fields)
+        if isinstance(first, Mapping):
+            fields |= {name: part for name, part in first.items() if is_cache(part) and _is_shared(part, name, outputs)}
+        return _checked(type(first)(**fields), fields)
+    if is_cache(first) and all(output is first for output in outputs):
+        return first
     if how == "mean_logits":
         if isinstance(first, Mapping):
             parts_by_key = {key: aggregate_outputs([output[key] for output in outputs], how) for key in first}
@@ -95,6 +101,21 @@ def aggregate_outputs(outputs: Sequence[Any], how: Rule) -> Any:
         f"The network answers with {type(first).__name__}, which {how!r} cannot put together. Expected a tensor, an "
         "object with `.logits`, or (for 'mean_logits') tuples and dicts of tensors: let its forward() give one."
     )
+
+
+def _is_shared(part: Any, name: str, outputs: Sequence[Any]) -> bool:
+    return all(output.get(name) is part for output in outputs)
+
+
+def _checked(answer: Any, fields: Mapping[str, Any]) -> Any:
+    """Returns an answer if its class has taken every field as it was given."""
+    lost = [name for name, value in fields.items() if getattr(answer, name, None) is not value]
+    if lost:
+        raise EnsembleError(
+            f"{type(answer).__name__} does not hold the {', '.join(lost)} that it was made with. Expected a class "
+            "whose fields are what it is given: let the network's forward() return a tensor, or a dict of tensors."
+        )
+    return answer
 
 
 def _check_tensors(tensors: Sequence[Tensor]) -> None:

@@ -195,8 +195,8 @@ def test_nothing_that_a_call_says_is_kept() -> None:
     shards = Shards(make_bert(), [3, 4])
     shards.ask("together", input_ids=TOKENS, return_dict=True)
     passes = shards._passes["together"]
-    form = passes._form_of((), {"input_ids": TOKENS, "prompt": "Jane Doe"}, [0, 1])
-    assert form == passes._form_of((), {"input_ids": TOKENS, "prompt": "John Smith"}, [0, 1])
+    form = passes.form_of((), {"input_ids": TOKENS, "prompt": "Jane Doe"}, [0, 1])
+    assert form == passes.form_of((), {"input_ids": TOKENS, "prompt": "John Smith"}, [0, 1])
 
 
 @pytest.mark.parametrize("kind", [RowsSecond, RowsMix, NoRows])

@@ -307,8 +307,8 @@ class S3TModule(pl.LightningModule):
         given = {id(mine): cache for cache in caches for mine in own[id(cache)].values()}
         answer = self._aggregated(hand_over(outputs, keys, given))
         if self._generation is not None and self._generation.running:
-            self._generation.note(answer)
-        elif reads_on:
+            return answer  # its caches have been checked
+        if reads_on:
             form, half = self._passes.form_of(args, kwargs, list(keys)), self._passes.is_half()
             self._reading.check(form, caches[0], args, kwargs, answer, functools.partial(self._ask_plainly, keys), half)
         else:

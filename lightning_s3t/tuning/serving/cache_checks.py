@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_s3t.errors import EnsembleError, RevokedError
 from lightning_s3t.tuning.nested import replace_leaves, replace_tensors, tensors_in
@@ -22,6 +22,14 @@ _TOKENS = 4
 # of a call of generate: how long it goes on and whom it tells, which a trial decides for itself
 _LIMITS = ("max_length", "max_new_tokens", "max_time", "min_length", "min_new_tokens", "stop_strings")
 _LISTENERS = ("stopping_criteria", "streamer")
+# what lets a cheaper model, or the text itself, guess tokens ahead
+_ASSISTANCE = (
+    "assistant_early_exit",
+    "assistant_model",
+    "assistant_tokenizer",
+    "max_matching_ngram_size",
+    "prompt_lookup_num_tokens",
+)
 _WITHOUT = (
     "Call it with use_cache=False and the whole text, or use generate(), which then does without caches by itself."
 )
@@ -39,31 +47,20 @@ class CheckedGeneration:
         half: Returns whether the network computes in half precision.
 
     Raises:
-        EnsembleError: A form of generation that cannot do without caches, so that there is nothing to compare with.
+        EnsembleError: A form of generation that needs caches (assisted generation), where they are not right.
     """
 
-    def __init__(self, network: nn.Module, half: Callable[[], bool]) -> None:
-        self._network: Any = network
-        self._own: Callable[..., Any] = self._network.generate
+    def __init__(self, network: Any, half: Callable[[], bool]) -> None:
+        self._network = network
+        self._own: Callable[..., Any] = network.generate
         self._half = half
         self._usable: dict[str, bool] = {}
-        self._answers: contextvars.ContextVar[list[Tensor] | None] = contextvars.ContextVar("answers", default=None)
         self._running: contextvars.ContextVar[bool] = contextvars.ContextVar("running", default=False)
 
     @property
     def running(self) -> bool:
         """Whether this thread is generating, with caches that have been checked or are being checked."""
         return self._running.get()
-
-    def note(self, answer: Any) -> None:
-        """Notes what the ensemble has answered, if a trial runs.
-
-        Args:
-            answer: The answer.
-        """
-        answers = self._answers.get()
-        if answers is not None:
-            answers.append(_logits_of(answer)[:, -1].detach().clone())
 
     def __call__(self, shards: int, *args: Any, **kwargs: Any) -> Any:
         """Generates.
@@ -124,51 +121,64 @@ class CheckedGeneration:
 
     def _try(self, arguments: dict[str, Any], tokens: int) -> bool:
         """Returns whether a few tokens come with the same answers with and without caches."""
+        config = arguments.get("generation_config") or self._network.generation_config
+        assisted = any(arguments.get(name) or getattr(config, name, None) for name in _ASSISTANCE)
         choices = _SameChoices()
+        expected: list[Tensor] = []
+        found: list[Tensor] = []
+        failure: Exception | None = None
         try:
-            with_caches = self._run(arguments, tokens, choices, use_cache=True)
+            found = self._run(arguments, tokens, choices, use_cache=True)
         except RevokedError:
             raise
         except Exception as error:
-            with_caches, problem = [], f"with them, it fails ({type(error).__name__}: {error})"
+            failure = error
+        # what fails without caches too is the caller's mistake, and is raised as it is
+        if assisted:  # tokens come several at a time, so that no second run could be given the same choices
+            expected = self._run(arguments, tokens, _SameChoices(), use_cache=False, left_out=_ASSISTANCE)
         else:
-            problem = "the answers with them differ from those of reading the whole text each time"
-        choices.repeat()
-        try:
-            without = self._run(arguments, tokens, choices, use_cache=False)
-        except RevokedError:
-            raise
-        except Exception as error:
-            raise EnsembleError(
-                f"This form of generation cannot be checked: without key-value caches it fails ({error}), so there is "
-                "nothing that the shards' caches could be compared with. Generate without what needs them (assisted "
-                "generation, for example)."
-            ) from error
-        if alike(with_caches, without, self._half()):
+            choices.repeat()
+            expected = self._run(arguments, tokens, choices, use_cache=False)
+        both = min(len(found), len(expected))  # guesses that are right may reach further
+        if both > 1 and alike(found[:both], expected[:both], self._half()):
             return True
+        problem = "the answers with them differ from those of reading the whole text each time"
+        if failure is not None:
+            problem = f"with them, it fails ({type(failure).__name__}: {failure})"
+        if assisted:
+            raise EnsembleError(
+                f"Assisted generation needs key-value caches, and {type(self._network).__name__}'s cannot be used: "
+                f"{problem}. Generate without assistance; when texts are sampled they cannot be compared, so "
+                "assistance needs do_sample=False."
+            )
         rank_zero_warn(
             f"{type(self._network).__name__} generates without key-value caches, which is slower: {problem}. This "
             "comes from a network, or a release of transformers, whose caches an ensemble cannot give each shard."
         )
         return False
 
-    def _run(self, arguments: dict[str, Any], tokens: int, choices: _SameChoices, use_cache: bool) -> list[Tensor]:
-        left_out = (*_LIMITS, *_LISTENERS)
+    def _run(
+        self,
+        arguments: dict[str, Any],
+        tokens: int,
+        choices: _SameChoices,
+        use_cache: bool,
+        left_out: tuple[str, ...] = (),
+    ) -> list[Tensor]:
+        """Generates a few tokens, and returns the logits that each was chosen by."""
+        left_out = (*_LIMITS, *_LISTENERS, *left_out)
         given = {name: value for name, value in arguments.items() if name not in left_out and not is_cache(value)}
         config = copy.deepcopy(given.get("generation_config") or self._network.generation_config)
-        for name in ("max_time", "stop_strings"):
-            setattr(config, name, None)
+        for name in left_out:
+            if hasattr(config, name):
+                setattr(config, name, None)
         processors = [*copy.deepcopy(list(given.get("logits_processor") or [])), choices]
         given |= {"generation_config": config, "logits_processor": processors, "use_cache": use_cache}
         given |= {"max_new_tokens": tokens, "min_new_tokens": tokens}
+        given |= {"return_dict_in_generate": True, "output_logits": True}
         devices = {p.device for p in self._network.parameters() if p.is_cuda}
-        token = self._answers.set([])
-        try:
-            with torch.random.fork_rng(devices):
-                self._own(**given)
-            return self._answers.get() or []
-        finally:
-            self._answers.reset(token)
+        with torch.random.fork_rng(devices):
+            return list(self._own(**given).logits)
 
 
 class _SameChoices:
@@ -235,19 +245,20 @@ class CheckedReading:
             EnsembleError: The answers differ, or cannot be compared.
         """
         behind = ShardCaches.of(cache)
-        if form in self._checked or behind is None:
-            return
-        whole_args, whole_kwargs = _whole_text(behind.read, args, kwargs)
-        found = _logits_of(answer)
-        expected = _logits_of(ask(*whole_args, **whole_kwargs))[:, -found.shape[1] :]
-        if not alike(found, expected, half):
-            raise EnsembleError(
-                "With its key-value caches, the network does not answer as it does when it reads the whole text. This "
-                f"comes from a network, or a release of transformers, whose caches ({type(cache).__name__}) an "
-                f"ensemble cannot give each shard. {_WITHOUT}"
-            )
-        self._checked.add(form)
-        behind.read.clear()
+        read = behind.read if behind else []
+        if form not in self._checked:
+            whole_args, whole_kwargs = _whole_text(read, args, kwargs)
+            found = _logits_of(answer)
+            expected = _logits_of(ask(*whole_args, **whole_kwargs))[:, -found.shape[1] :]
+            if not alike(found, expected, half):
+                raise EnsembleError(
+                    "With its key-value caches, the network does not answer as it does when it reads the whole text. "
+                    f"This comes from a network, or a release of transformers, whose caches ({type(cache).__name__}) "
+                    f"an ensemble cannot give each shard. {_WITHOUT}"
+                )
+            self._checked.add(form)
+        if read:
+            read.append(dict(tensors_in((args, kwargs))))
 
 
 def _whole_text(

@@ -59,7 +59,7 @@ class ShardCaches:
 
     Attributes:
         busy: Whether the caches are being filled or changed by us: methods that are called then are not repeated.
-        read: What the network has read with this cache, until the form of call has been checked.
+        read: What the network has read with this cache, call by call; empty where that is not known.
     """
 
     keys: dict[int, tuple[str, ...]]

@@ -139,6 +139,53 @@ def test_a_process_that_loaded_the_model_before_a_forget_elsewhere_does_not_answ
     assert torch.equal(answer, S3TModule.load(store, Classifier())(X))
 
 
+class RequestInside:
+    """A hook on the network: a request from another process comes in while an answer is computed."""
+
+    def __init__(self, store: Path, *people: str) -> None:
+        self.store, self.people, self.calls = store, list(people), 0
+
+    def __call__(self, *_: Any) -> None:
+        self.calls += 1
+        if self.people:
+            with Store.open(self.store) as other:
+                other.forget([self.people.pop()])
+
+
+@torch.no_grad()
+def test_an_answer_that_was_computed_while_a_request_came_in_is_computed_again(store: Path) -> None:
+    served = S3TModule.load(store, Classifier())
+    before = served(X)
+    hook = RequestInside(store, person_in(store, 0, 0), person_in(store, 0, 1))  # each reaches shard 0
+    served.network.stem.register_forward_hook(hook)
+    answer = served(X)
+    assert hook.people == []
+    assert list(served.survivors) == [1]
+    assert torch.equal(answer, S3TModule.load(store, Classifier())(X))
+    assert not torch.equal(answer, before)
+
+
+@torch.no_grad()
+def test_a_request_in_mid_answer_that_leaves_no_survivor_leaves_no_answer(store: Path) -> None:
+    served = S3TModule.load(store, Classifier())
+    served.forget([person_in(store, 0, 0), person_in(store, 0, 1), person_in(store, 1, 0)])
+    served.network.stem.register_forward_hook(RequestInside(store, person_in(store, 1, 1)))
+    with pytest.raises(NoSurvivorError):
+        served(X)
+
+
+@torch.no_grad()
+def test_an_answer_stands_if_a_request_in_between_reaches_nothing_that_it_came_from(store: Path) -> None:
+    served = S3TModule.load(store, Classifier(), aggregate="single")
+    served.forget([person_in(store, 0, 0)])  # shard 1, at full depth, answers alone
+    hook = RequestInside(store, person_in(store, 0, 1))
+    served.network.stem.register_forward_hook(hook)
+    served(X)
+    assert hook.people == []
+    assert hook.calls == 1
+    assert list(served.survivors) == [1]
+
+
 def test_forget_returns_a_receipt_and_tells_the_module(store: Path) -> None:
     served = S3TModule.load(store, Classifier())
     person = person_in(store, 1, 0)

@@ -26,6 +26,7 @@ from lightning_s3t.errors import (
 )
 from lightning_s3t.plan import UnitId, survivors
 from lightning_s3t.store import Receipt, Store
+from lightning_s3t.tuning.adapter_effect import check_effect, measure_effect
 from lightning_s3t.tuning.adapters import resolve_adapter
 from lightning_s3t.tuning.finders.transformers_models import is_transformers_model
 from lightning_s3t.tuning.fingerprint import digest_tensors
@@ -388,6 +389,7 @@ class S3TModule(pl.LightningModule):
         heads = {name: list(tensor.shape) for name, tensor in builder.base_tensors().items()}
         model = {"pretrained_sha256": digest_tensors(builder.frozen_tensors()), "head_shapes": heads}
         self.store.check({"model": model})
+        check_effect(self.store.options.get("adapter_effect"), measure_effect(builder), str(self.store.path))
 
 
 def _copy_for_serving(module: pl.LightningModule, store: Store) -> pl.LightningModule:

@@ -19,6 +19,7 @@ from lightning_s3t.callbacks.training_data import DataMode, TrainingData
 from lightning_s3t.callbacks.unit_plan import Digests, FitPlan, plan_fit
 from lightning_s3t.plan import Sequence, SequenceChoice, UnitId, units_of
 from lightning_s3t.store import Store
+from lightning_s3t.tuning.adapter_effect import check_effect
 from lightning_s3t.tuning.fingerprint import digest_tensors
 
 Base = dict[str, Tensor]
@@ -160,6 +161,7 @@ class FitStore:
             self._data.check_slices()
         if self._audited is not None:
             self._audited.store.check(self._settings, whole=True)
+            self._check_effect(self._audited.store)
             path = self._audited.scratch
         self.store = store = self._exit.enter_context(Store.create(path, self._settings, self._register))
         self._exit.enter_context(store.fit_lock())
@@ -177,10 +179,13 @@ class FitStore:
                     f"The snapshots of {', '.join(map(str, damaged[:5]))} were missing or damaged, or built on one "
                     f"that was: {len(damaged)} units are trained anew."
                 )
+            self._check_effect(store)
             kept = store.options["sequences"] if self._same_planner(store) else ()
             sequences = self._choice.plan(keep=kept)
             store.options = {
                 **self._options,
+                # that of the first fit: small differences must not add up
+                "adapter_effect": store.options.get("adapter_effect", self._options["adapter_effect"]),
                 "sequences": [list(order) for order in sequences],
                 "planner": self._choice.planner,
             }
@@ -190,6 +195,9 @@ class FitStore:
                 store.save_base(base)
         self._basis = {**self._settings, "head_sha256": digest_tensors(base)}
         return base, sequences
+
+    def _check_effect(self, store: Store) -> None:
+        check_effect(store.options.get("adapter_effect"), self._options["adapter_effect"], str(store.path))
 
     def _same_planner(self, store: Store) -> bool:
         # the orders for a larger budget need not begin with those for a smaller one

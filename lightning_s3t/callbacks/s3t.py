@@ -42,6 +42,7 @@ from lightning_s3t.callbacks.unit_fit import UnitFit
 from lightning_s3t.callbacks.unit_settings import EpochRule, UnitSettings
 from lightning_s3t.plan import Partition, RiskBands, SequenceChoice, UnitId
 from lightning_s3t.store import Receipt
+from lightning_s3t.tuning.adapter_effect import measure_effect
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, describe_adapter
 from lightning_s3t.tuning.layer_table import LayerTable
 from lightning_s3t.tuning.serving.ensemble import Aggregate
@@ -211,7 +212,12 @@ class S3T(pl.Callback):
             check_sendable(trainer, data, self.unfreezing)
         settings = fit_settings(trainer, pl_module, builder, data.loader, self.partition, self.unit_settings)
         mode, audited = self.unit_settings.data, self._audited
-        options = {"aggregate": self.aggregate, "config": config_of(trainer), "classes": classes_of(trainer)}
+        options = {
+            "aggregate": self.aggregate,
+            "config": config_of(trainer),
+            "classes": classes_of(trainer),
+            "adapter_effect": measure_effect(builder),
+        }
         fit_store = FitStore(trainer, data, settings, self.choice, mode, options, audited, self.register)
         self._fit_store = fit_store
         builder.start = fit_store.open(self.store, builder.base_tensors)

@@ -25,10 +25,6 @@ class AdapterError(ConfigurationError):
     """An adapter configuration that PEFT cannot inject, or that would change pretrained weights."""
 
 
-class CacheError(ConfigurationError):
-    """Activations of frozen layers that cannot be kept: the network does not allow it, or there is no room."""
-
-
 class DataError(ConfigurationError):
     """A training data set that cannot be cut into slices: no fixed length, unstable ids, an empty slice."""
 

@@ -8,11 +8,10 @@ from typing import Any
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.tuning.serving.ensemble import AGGREGATES
 
-CHOICES: dict[str, tuple[str | None, ...]] = {
+CHOICES: dict[str, tuple[str, ...]] = {
     "data": ("cumulative", "disjoint"),
     "aggregate": AGGREGATES,
     "epochs": ("full", "sisa"),
-    "cache": (None, "memory", "disk"),
 }
 
 

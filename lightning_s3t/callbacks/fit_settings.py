@@ -57,8 +57,6 @@ def fit_settings(
             "epochs": units.epochs,
             "batch_size": loader.batch_size,
             "drop_last": loader.drop_last,
-            # memory and disk give the same bits
-            **({"frozen": "eval"} if units.cache is not None else {}),
             **trainer_settings(trainer),
         },
     }

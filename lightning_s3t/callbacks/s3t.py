@@ -87,9 +87,6 @@ class S3T(pl.Callback):
             subject, and a request cannot be refused because it names somebody unknown.
         parallel_units: How many units are trained at the same time, each in a process of its own on the same device,
             to the same bits as one after another; more is faster where one unit does not keep the device busy.
-        cache: Where to keep what the frozen layers make of each row, so that it is computed once: "memory", "disk" (in
-            the store's folder, while the fit runs), or None to compute it at every step. With a cache, frozen layers
-            draw no dropout.
 
     Raises:
         ConfigurationError: An argument is out of range; named, with what was expected.
@@ -122,10 +119,9 @@ class S3T(pl.Callback):
         risk: RiskBands | Mapping[str, Any] | None = None,
         register: bool = True,
         parallel_units: int = 1,
-        cache: Literal["memory", "disk"] | None = None,
     ) -> None:
         check_arguments(shards, slices, budget, seed, parallel_units)
-        check_choices(data=data, aggregate=aggregate, epochs=epochs, cache=cache)
+        check_choices(data=data, aggregate=aggregate, epochs=epochs)
         self.store = Path(store)
         self.choice = SequenceChoice(sequences, slices, budget, seed, prior, _mode(data), _rule(epochs))
         self.sequences = self.choice.plan()
@@ -135,7 +131,7 @@ class S3T(pl.Callback):
         self.aggregate: Aggregate = aggregate
         self.risk = RiskBands.of(risk)
         self.partition = Partition(shards, slices, seed, self.risk.slices if self.risk is not None else ())
-        self.unit_settings = UnitSettings(shards, slices, seed, _mode(data), _rule(epochs), cache, parallel_units)
+        self.unit_settings = UnitSettings(shards, slices, seed, _mode(data), _rule(epochs), parallel_units)
         self.unfreezing = SliceUnfreezing(slices, layers=layers, head=head, adapter=adapter, seed=seed)
         self.provenance = ProvenanceRecorder()
         self.deletion = DeletionHook(store)
@@ -255,8 +251,6 @@ class S3T(pl.Callback):
             trainer: The trainer.
             pl_module: The user's module.
         """
-        if self._unit_fit is not None and self._unit_fit.cache is not None:
-            self._unit_fit.cache.begin_epoch(trainer.current_epoch)
         if self._unit_fit is not None and is_distributed(trainer):
             self._unit_fit.check_alive(trainer)
 
@@ -373,7 +367,6 @@ class S3T(pl.Callback):
                 "aggregate": self.aggregate,
                 "seed": settings.seed,
                 "register": self.register,
-                "cache": self.unit_settings.cache,
                 "store": str(self.store),
             }
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from lightning_s3t.callbacks.quiet import quiet
 from lightning_s3t.callbacks.rank_zero import on_rank_zero
 from lightning_s3t.callbacks.training_data import TrainingData
 from lightning_s3t.callbacks.unfreezing import SliceUnfreezing
-from lightning_s3t.callbacks.unit_cache import UnitCache
 from lightning_s3t.callbacks.unit_plan import PlannedUnit, slice_digests
 from lightning_s3t.callbacks.unit_record import describe_unit
 from lightning_s3t.callbacks.unit_settings import UnitSettings
@@ -48,7 +47,6 @@ class UnitFit:
         first_step: Where the loggers' step axis stood when it began.
         progress: The progress display, while units are trained.
         trained: The units that have been trained.
-        cache: What the frozen layers make of rows, while units are trained with a cache.
     """
 
     def __init__(
@@ -71,7 +69,6 @@ class UnitFit:
         self.progress: Progress | None = None
         self.unit: UnitId | None = None
         self.trained: list[UnitId] = []
-        self.cache: UnitCache | None = None
 
     def run(self, trainer: pl.Trainer) -> None:
         """Builds every unit of the plan; takes the place of the trainer's fit loop.
@@ -90,7 +87,7 @@ class UnitFit:
         if not plan.build:
             rank_zero_info(f"S3T: all {plan.present} units are there, nothing to train.")
             return
-        with self.prepared(trainer) as reset, self.keeping_activations(trainer):
+        with self.prepared(trainer) as reset:
             while not self._build_all(trainer, reset):
                 self._fit_store.replan()
 
@@ -108,26 +105,6 @@ class UnitFit:
             stack.callback(reset.finish)
             stack.callback(self._unfreezing.detach)
             yield reset
-
-    @contextmanager
-    def keeping_activations(self, trainer: pl.Trainer) -> Iterator[None]:
-        """Keeps what the frozen layers compute while the block runs, if the fit is to.
-
-        Args:
-            trainer: The trainer.
-        """
-        if self._settings.cache is None:
-            yield
-            return
-        builder, store = self._unfreezing.builder, self._fit_store.store
-        assert builder is not None
-        folder = store.path if store is not None else None
-        rows, processes = len(self._data.dataset), self._settings.parallel_units
-        try:
-            with UnitCache(trainer, builder, rows, self._settings.cache, folder, processes) as self.cache:
-                yield
-        finally:
-            self.cache = None
 
     def make_progress(self, trainer: pl.Trainer) -> UnitProgress:
         """Makes a progress display for the plan.
@@ -189,8 +166,6 @@ class UnitFit:
         """
         unit, seed = planned.unit, unit_seed(self._settings.seed, planned.unit)
         reset.restore()
-        if self.cache is not None:
-            self.cache.renew()  # before the look whether the unit is revoked: what comes later ends this place too
         trained = on_rank_zero(trainer, lambda: self._start(planned))
         if trained is None:
             return RevokedError(f"Unit {unit} was revoked while the fit ran.")
@@ -235,8 +210,7 @@ class UnitFit:
         check_optimized(trainer, stage.trainable)
         self._unfreezing.guard()
         seed_all(seed)
-        with self.cache.acting(planned.unit.stage) if self.cache is not None else nullcontext():
-            run_fit_loop(trainer)
+        run_fit_loop(trainer)
         if trainer.global_step == 0:
             raise DataError(
                 f"Unit {planned.unit} trained on no batch: {len(rows)} rows, batch size {loader.batch_size}, "

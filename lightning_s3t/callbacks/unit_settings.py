@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lightning_s3t.callbacks.training_data import DataMode
-from lightning_s3t.callbacks.unit_cache import CacheKind
 
 EpochRule = Literal["full", "sisa"]
 
@@ -22,7 +21,6 @@ class UnitSettings:
         seed: The root seed.
         data: "cumulative" or "disjoint".
         epochs: "full" for the trainer's max_epochs a stage, "sisa" for 2E/(L+1) of them.
-        cache: Where what the frozen layers make of rows is kept; None if it is computed at every step.
         parallel_units: How many are trained at the same time.
     """
 
@@ -31,7 +29,6 @@ class UnitSettings:
     seed: int
     data: DataMode
     epochs: EpochRule
-    cache: CacheKind | None = None
     parallel_units: int = 1
 
     def max_epochs(self, trainer_epochs: int | None) -> int | None:

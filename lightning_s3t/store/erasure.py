@@ -8,7 +8,6 @@ from pathlib import Path
 
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import UnitId
-from lightning_s3t.store.activation_files import remove_activations
 from lightning_s3t.store.chain import append
 from lightning_s3t.store.files import size_of, unlink_all
 from lightning_s3t.store.ledger import Ledger
@@ -102,7 +101,7 @@ def erase_pending(ledger: Ledger, store: Path) -> None:
 
 
 def clean_up(ledger: Ledger, store: Path) -> None:
-    """Clears away what a fit that was cut has left: its checkpoints, snapshots that no unit owns, activations.
+    """Clears away what a fit that was cut has left: its checkpoints, snapshots that no unit owns.
 
     Only for the holder of the fit lock: files of a fit in progress look the same.
 
@@ -116,7 +115,6 @@ def clean_up(ledger: Ledger, store: Path) -> None:
         present = {f"{FOLDER}/{path.name}" for path in (store / FOLDER).glob("*")}
         queue_paths(connection, store, present - needed_files(connection), None)
     erase_pending(ledger, store)
-    remove_activations(store)
 
 
 def drop_attempt(connection: sqlite3.Connection, store: Path, unit: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning_s3t.errors import StoreError
-from lightning_s3t.store.activation_files import FOLDER as ACTIVATIONS
 from lightning_s3t.store.files import is_half_written, unlink_all
 from lightning_s3t.store.identities import KEY_FILE
 from lightning_s3t.store.journal import FILE as JOURNAL
@@ -16,7 +15,7 @@ from lightning_s3t.store.snapshots import FOLDER
 
 # "-journal" is there for as long as another process takes to make the ledger
 _LEDGER_FILES = {FILE, f"{FILE}-journal", f"{FILE}-wal", f"{FILE}-shm"}
-OWN_FILES = frozenset({*_LEDGER_FILES, JOURNAL, KEY_FILE, LOCK_FILE, LEDGER_LOCK, FOLDER, ACTIVATIONS})
+OWN_FILES = frozenset({*_LEDGER_FILES, JOURNAL, KEY_FILE, LOCK_FILE, LEDGER_LOCK, FOLDER})
 
 
 def check_free(folder: Path) -> None:

@@ -12,9 +12,8 @@ from pathlib import Path
 
 from lightning_s3t.errors import ConfigurationError, StoreError, UnknownSubjectError
 from lightning_s3t.plan import Partition, Place, UnitId, survivors
-from lightning_s3t.store.activation_files import activation_files, remove_activations
 from lightning_s3t.store.chain import append
-from lightning_s3t.store.erasure import erase_pending, queue_paths, queue_units
+from lightning_s3t.store.erasure import erase_pending, queue_units
 from lightning_s3t.store.journal import write_journal
 from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.ledger import Ledger
@@ -141,8 +140,6 @@ class Forgetting:
         total = total_before(connection, request) + len(new)
         bury(connection, new, request)
         queue_units(connection, self._folder, revoked, request)
-        # a running fit keeps activations of rows, and nobody can tell which of them are whose
-        queue_paths(connection, self._folder, activation_files(self._folder), request)
         body = {
             "subjects": subjects,
             "already_forgotten": already,
@@ -163,7 +160,6 @@ class Forgetting:
                 write_journal(self._ledger, self._folder)
             finally:  # the disk may be full: all the more is to be erased
                 erase_pending(self._ledger, self._folder)
-                remove_activations(self._folder)
             write_journal(self._ledger, self._folder)
         except StoreError as error:
             raise StoreError(

@@ -108,6 +108,6 @@ def _quietly(network: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        torch.clear_autocast_cache()  # weights that were cast without gradients must not serve a training step
+        torch.clear_autocast_cache()  # older releases of torch keep weights that were cast without gradients
         for module in training:
             module.training = True

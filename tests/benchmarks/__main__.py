@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 from tests.benchmarks import (
-    cache,
     changeover,
     ledger_scale,
     memory,
@@ -30,7 +29,6 @@ if __name__ == "__main__":
             changeover.main([]),
             stages.main(),
             memory.main(),
-            cache.main(),
             serving.main([]),
             parallel.main(),
             scaling.main(),

@@ -67,12 +67,11 @@ def test_fit_trains_every_unit(store: Path) -> None:
         assert len(opened.alive()) == 8
 
 
-def test_units_can_be_trained_at_the_same_time_with_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_units_can_be_trained_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["s3t"])
-    assert main([*FIT, f"--s3t.store={tmp_path / 'store'}", "--s3t.parallel_units=2", "--s3t.cache=memory"]) == 0
+    assert main([*FIT, f"--s3t.store={tmp_path / 'store'}", "--s3t.parallel_units=2"]) == 0
     with Store.open(tmp_path / "store") as opened:
         assert len(opened.alive()) == 8
-        assert opened.settings["training"]["frozen"] == "eval"
 
 
 def test_without_a_logger_no_file_is_written_beside_the_store(store: Path) -> None:

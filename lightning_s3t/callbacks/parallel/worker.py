@@ -93,7 +93,7 @@ class Worker:
         for logger in loggers:
             logger.axis = lambda: logged_step(trainer)
         unit_fit.progress = _SentProgress(self)
-        with fit_store.joined(), unit_fit.prepared(trainer) as reset, unit_fit.keeping_activations(trainer):
+        with fit_store.joined(), unit_fit.prepared(trainer) as reset:
             self.send(Ready())
             while True:
                 order = self._receive()

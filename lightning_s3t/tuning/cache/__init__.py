@@ -1,1 +1,0 @@
-"""The activation cache: what frozen layers make of a row, computed once in a fit."""

@@ -12,6 +12,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data": ("cumulative", "disjoint"),
     "aggregate": AGGREGATES,
     "epochs": ("full", "sisa"),
+    "isolation": ("auto", "forkserver", "fork", "none"),
 }
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Mapping
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
     BatchSizeFinder,
     LearningRateFinder,
     StochasticWeightAveraging,
     Timer,
-    WeightAveraging,
 )
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
@@ -23,6 +22,7 @@ from lightning_s3t.callbacks.lightning_internals import (
     loaded_checkpoint,
     syncs_batchnorm,
 )
+from lightning_s3t.callbacks.unit_settings import Isolation
 from lightning_s3t.errors import ConfigurationError, DataError, UnsupportedError
 from lightning_s3t.tuning.layers import Layers
 
@@ -35,12 +35,15 @@ _REFUSED_CALLBACKS: dict[type[pl.Callback], str] = {
 }
 
 
-def check_trainer(trainer: pl.Trainer, callback_type: type[pl.Callback], parallel_units: int = 1) -> None:
+def check_trainer(
+    trainer: pl.Trainer, callback_type: type[pl.Callback], isolation: Isolation = "none", parallel_units: int = 1
+) -> None:
     """Checks, in `setup`, that a trainer can train units exactly.
 
     Args:
         trainer: The trainer.
         callback_type: S3T's class: only one may be there.
+        isolation: How units are to be kept apart.
         parallel_units: How many units are to be trained at the same time.
 
     Raises:
@@ -80,8 +83,7 @@ def check_trainer(trainer: pl.Trainer, callback_type: type[pl.Callback], paralle
         problems.append("overfit_batches: every unit would see the same few batches. Leave it out.")
     if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
         problems.append("reload_dataloaders_every_n_epochs: units have dataloaders of their own. Leave it out.")
-    if parallel_units > 1:
-        problems += _problems_in_parallel(trainer)
+    problems += _problems_of_isolation(trainer, isolation, parallel_units)
     if problems:
         raise UnsupportedError("S3T cannot train with this trainer:\n" + "\n".join(f"  - {p}" for p in problems))
     if not has_train_dataloader(trainer):
@@ -91,29 +93,29 @@ def check_trainer(trainer: pl.Trainer, callback_type: type[pl.Callback], paralle
         )
 
 
-def _problems_in_parallel(trainer: pl.Trainer) -> list[str]:
-    alone = "Or train one unit at a time: S3T(parallel_units=1)."
+def _problems_of_isolation(trainer: pl.Trainer, isolation: Isolation, parallel_units: int) -> list[str]:
+    if isolation == "none":
+        if parallel_units > 1:
+            return [
+                "parallel_units: units can be trained at the same time in processes of their own only, which several "
+                "devices, torch.compile, fast_dev_run and isolation='none' rule out. Leave those out, or train one "
+                "unit at a time: S3T(parallel_units=1)."
+            ]
+        return []
     problems = []
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        problems.append(
-            "parallel_units: a process that should train units imports the script, and the script begins a fit. Put "
-            f"what it does below `if __name__ == '__main__':`. {alone}"
-        )
     if not isinstance(trainer.strategy, SingleDeviceStrategy):
         problems.append(
-            "parallel_units with several devices: a unit is trained by one process, on one device. Use devices=1. "
-            f"{alone}"
+            f"isolation={isolation!r} with several devices: a unit's process has one device. Use devices=1, or "
+            "isolation='none'."
         )
     if is_compiled(trainer.lightning_module):
         problems.append(
-            "parallel_units with torch.compile: what is compiled cannot be sent to another process, which would train "
-            f"the plain module. Leave torch.compile out. {alone}"
+            f"isolation={isolation!r} with torch.compile: what is compiled cannot be taken to another process, which "
+            "would train the plain module. Leave torch.compile out, or use isolation='none'."
         )
-    averaging = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-    if averaging and trainer.strategy.root_device.type != "cpu":
+    if isolation == "fork" and torch.cuda.is_initialized():
         problems.append(
-            "parallel_units with WeightAveraging on a device: for a validation it swaps all weights, and with them "
-            f"those that the units share. {alone}"
+            "isolation='fork' with CUDA in use: its context does not survive a fork. Use isolation='forkserver'."
         )
     return problems
 

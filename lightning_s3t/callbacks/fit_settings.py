@@ -55,6 +55,8 @@ def fit_settings(
         "training": {
             "data": units.data,
             "epochs": units.epochs,
+            # globals, class attributes and locks are there in a forked process, and not in one that was sent to
+            "isolation": units.isolation,
             "batch_size": loader.batch_size,
             "drop_last": loader.drop_last,
             **trainer_settings(trainer),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,6 @@ class FitStore:
         register: bool = True,
     ) -> None:
         self.store: Store | None = None
-        self._path: Path | None = None
         self.plan = FitPlan((), 0, (), 0)
         self.sequences: tuple[Sequence, ...] = ()
         self.digests: Digests = {}
@@ -109,34 +108,6 @@ class FitStore:
         """Clears away what units have left that other processes trained and that were cut."""
         if self.store is not None:
             self.store.clear_attempts()
-
-    @contextmanager
-    def joined(self) -> Iterator[None]:
-        """Opens the store for a block, in a process that trains units for the one that runs the fit."""
-        assert self._path is not None
-        with self._exit, Store.open(self._path, forget_due=False) as self.store:
-            yield
-
-    def adopt(self, plan: FitPlan, forgotten: frozenset[str], digests: Digests) -> None:
-        """Takes over what the process that runs the fit has planned anew.
-
-        Args:
-            plan: The plan.
-            forgotten: Who is left out.
-            digests: Those of the slices' ids.
-        """
-        self.plan, self.digests = plan, digests
-        self._data.leave_out(forgotten)
-
-    @property
-    def forgotten(self) -> frozenset[str]:
-        """Who is left out of the data."""
-        return self._data.forgotten
-
-    def __getstate__(self) -> dict[str, Any]:
-        # a database is opened by each process for itself, and the lock stays with the one that runs the fit
-        path = self.store.path if self.store is not None else None
-        return {**vars(self), "store": None, "_exit": ExitStack(), "_path": path, "_choice": None}
 
     def report(self, deterministic: bool) -> AuditReport:
         """Compares what an audit has built with what is audited; on rank 0.

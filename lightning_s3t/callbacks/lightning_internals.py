@@ -8,7 +8,7 @@ this file run against the lowest and the newest release that pyproject.toml admi
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,14 +38,18 @@ _TRAINER_ATTRIBUTES = (
 )
 
 
-def take_over(trainer: pl.Trainer, run: Callable[[], None]) -> None:
-    """Makes the trainer call `run` where it would run its fit loop: after all hooks and the sanity check.
+def take_over(trainer: pl.Trainer, run: Callable[[], None], sanity_check: bool) -> None:
+    """Makes the trainer call `run` where it would run its fit loop: after all hooks.
 
     Args:
         trainer: The trainer, in `on_fit_start`.
         run: What to call instead.
+        sanity_check: Whether to run a few steps of validation before.
     """
     trainer.fit_loop.run = run  # type: ignore[method-assign]
+    if not sanity_check:
+        trainer.fit_loop._sanity_steps = trainer.num_sanity_val_steps  # type: ignore[attr-defined]
+        trainer.num_sanity_val_steps = 0
 
 
 def hand_back(trainer: pl.Trainer) -> None:
@@ -55,6 +59,7 @@ def hand_back(trainer: pl.Trainer) -> None:
         trainer: The trainer.
     """
     vars(trainer.fit_loop).pop("run", None)
+    trainer.num_sanity_val_steps = vars(trainer.fit_loop).pop("_sanity_steps", trainer.num_sanity_val_steps)
 
 
 def run_fit_loop(trainer: pl.Trainer) -> None:
@@ -168,7 +173,7 @@ class TrainerReset:
         self._trainer = trainer
         self._attributes = {name: getattr(trainer, name) for name in _TRAINER_ATTRIBUTES}
         self._source = trainer.fit_loop._data_source
-        self._forget_dataloaders()
+        forget_dataloaders(self._trainer)
         module = trainer.lightning_module
         # a progress bar shows things and holds a terminal: nothing to set back, and not to be copied
         callbacks = {
@@ -190,7 +195,7 @@ class TrainerReset:
     def restore(self) -> None:
         """Sets loops, callbacks, precision and the module's plain attributes back; optimizers go."""
         trainer = self._trainer
-        self._forget_dataloaders()  # shuts the last unit's workers down before the loops are replaced
+        forget_dataloaders(trainer)  # shuts the last unit's workers down before the loops are replaced
         self._keeper.restore()
         self._module_keeper.restore()
         for name, value in self._attributes.items():
@@ -208,40 +213,61 @@ class TrainerReset:
             # unit's modules are new ones, for which torch compiles anew until its limit is reached
             torch.compiler.reset()
 
-    def prepare(self, dataloader: Any, step: int, max_epochs: int | None = None) -> None:
-        """Makes the trainer ready to run one unit: its data, its optimizers, a fresh wrapping for DDP.
-
-        Args:
-            dataloader: The unit's train dataloader.
-            step: Where the loggers' step axis stands; the unit's own counters start at 0.
-            max_epochs: The unit's number of epochs; None leaves the trainer's.
-        """
-        trainer = self._trainer
-        trainer.fit_loop._data_source = _DataLoaderSource(dataloader, "train_dataloader")
-        trainer.fit_loop.epoch_loop._batches_that_stepped = step
-        if max_epochs is not None:
-            trainer.fit_loop.max_epochs = max_epochs
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, WeightAveraging):  # holds a copy of the module as it was in `setup`
-                callback.setup(trainer, trainer.lightning_module, "fit")
-        reconfigure(trainer)
-
     def finish(self) -> None:
         """Leaves the trainer as it was before the first unit, with the script's own data source."""
         self.restore()
         self._trainer.fit_loop._data_source = self._source
         self._trainer.strategy.model = self._trainer.lightning_module
 
-    def _forget_dataloaders(self) -> None:
-        # without this the next unit trains zero batches, silently, or on the data of the one before
-        loop = self._trainer.fit_loop
-        if loop._data_fetcher is not None:
-            loop._data_fetcher.teardown()
-            loop._data_fetcher = None
-        if loop._combined_loader is not None:
-            loop._combined_loader.reset()
-        loop._combined_loader = None
-        loop.epoch_loop.val_loop._combined_loader = None
+def forget_dataloaders(trainer: pl.Trainer) -> None:
+    """Takes the dataloaders off a trainer's loops, and ends their workers.
+
+    Without this the next unit trains zero batches, silently, or on the data that was there before.
+
+    Args:
+        trainer: The trainer.
+    """
+    loop = trainer.fit_loop
+    if loop._data_fetcher is not None:
+        loop._data_fetcher.teardown()
+        loop._data_fetcher = None
+    if loop._combined_loader is not None:
+        loop._combined_loader.reset()
+    loop._combined_loader = None
+    loop.epoch_loop.val_loop._combined_loader = None
+
+
+def prepare_fit_loop(trainer: pl.Trainer, dataloader: Any, step: int, max_epochs: int | None = None) -> None:
+    """Makes a trainer ready to run one unit: its data, its optimizers, a fresh wrapping for DDP.
+
+    Args:
+        trainer: The trainer, as it stood when its fit loop would have begun.
+        dataloader: The unit's train dataloader.
+        step: Where the loggers' step axis stands; the unit's own counters start at 0.
+        max_epochs: The unit's number of epochs; None leaves the trainer's.
+    """
+    forget_dataloaders(trainer)
+    trainer.fit_loop._data_source = _DataLoaderSource(dataloader, "train_dataloader")
+    trainer.fit_loop.epoch_loop._batches_that_stepped = step
+    if max_epochs is not None:
+        trainer.fit_loop.max_epochs = max_epochs
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, WeightAveraging):  # holds a copy of the module as it was in `setup`
+            callback.setup(trainer, trainer.lightning_module, "fit")
+    reconfigure(trainer)
+
+
+def replace_parts(trainer: pl.Trainer, replace: Mapping[int, object]) -> None:
+    """Puts other loggers and callbacks in the place of a trainer's own.
+
+    Args:
+        trainer: The trainer.
+        replace: What goes where, by the `id` of what is there.
+    """
+    loggers: Any = [replace.get(id(logger), logger) for logger in trainer.loggers]
+    trainer.loggers = loggers
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks[:] = [replace.get(id(callback), callback) for callback in callbacks]
 
 
 def reconfigure(trainer: pl.Trainer) -> None:

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from lightning_s3t.callbacks.unit_plan import PlannedUnit
+from lightning_s3t.callbacks.unit_settings import UnitSettings
 from lightning_s3t.plan import UnitId
-
-
-class Progress(Protocol):
-    """What is told how far a unit is."""
-
-    def start(self, unit: UnitId) -> None:
-        """A unit begins."""
-
-    def update(self, trainer: pl.Trainer) -> None:
-        """A batch was trained."""
-
-    def finish_unit(self, unit: UnitId) -> None:
-        """A unit has ended."""
 
 
 class UnitProgress:
@@ -58,6 +46,23 @@ class UnitProgress:
             dynamic_ncols=True,
             mininterval=0.5,
             smoothing=0,  # the average so far: units of one stage come and go too quickly for a trend
+        )
+
+    @classmethod
+    def of(cls, trainer: pl.Trainer, build: Sequence[PlannedUnit], settings: UnitSettings) -> UnitProgress:
+        """Makes a display for a plan.
+
+        Args:
+            trainer: The trainer; without a progress bar of its own, nothing is shown.
+            build: The units to build.
+            settings: How units are trained.
+        """
+        return cls(
+            [planned.unit for planned in build],
+            [planned.rows for planned in build],
+            settings.shards,
+            settings.slices,
+            enabled=trainer.is_global_zero and trainer.progress_bar_callback is not None,
         )
 
     def describe(self, unit: UnitId) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,21 +26,25 @@ from lightning_s3t.callbacks.deletion import DeletionHook
 from lightning_s3t.callbacks.fit_settings import classes_of, config_of, fit_settings
 from lightning_s3t.callbacks.fit_store import FitStore
 from lightning_s3t.callbacks.fit_summary import FitSummary, hyperparameters
+from lightning_s3t.callbacks.in_process_fit import InProcessFit
+from lightning_s3t.callbacks.isolation.forkserver import warm_up
+from lightning_s3t.callbacks.isolation.isolated_fit import IsolatedFit, check_sendable
 from lightning_s3t.callbacks.lightning_internals import (
     hand_back,
+    is_compiled,
     is_deterministic,
     is_distributed,
     request_train_dataloader,
     take_over,
 )
-from lightning_s3t.callbacks.parallel.parallel_fit import ParallelFit, check_sendable
 from lightning_s3t.callbacks.provenance import ProvenanceRecorder
 from lightning_s3t.callbacks.rank_zero import on_rank_zero
 from lightning_s3t.callbacks.subjects import Subjects, check_order, subjects_of
 from lightning_s3t.callbacks.training_data import DataMode, TrainingData, check_loader
 from lightning_s3t.callbacks.unfreezing import SliceUnfreezing
-from lightning_s3t.callbacks.unit_fit import UnitFit
-from lightning_s3t.callbacks.unit_settings import EpochRule, UnitSettings
+from lightning_s3t.callbacks.unit_settings import EpochRule, Isolation, UnitSettings
+from lightning_s3t.callbacks.unit_store import UnitStore
+from lightning_s3t.callbacks.unit_training import UnitTraining
 from lightning_s3t.plan import Partition, RiskBands, SequenceChoice, UnitId
 from lightning_s3t.store import Receipt
 from lightning_s3t.tuning.adapter_effect import measure_effect
@@ -85,8 +90,13 @@ class S3T(pl.Callback):
             in which `risks` may also be a CSV or JSON file; None to place everybody alike.
         register: Whether the store notes who is in the training data (as keyed hashes). Without, it holds nothing per
             subject, and a request cannot be refused because it names somebody unknown.
-        parallel_units: How many units are trained at the same time, each in a process of its own on the same device,
-            to the same bits as one after another; more is faster where one unit does not keep the device busy.
+        isolation: How units are kept apart. "forkserver": each is trained in a process of its own, which starts from
+            what the fit has found. "fork": likewise, forked from the script's process, for what cannot be sent to
+            another (a lock, an open file); on a CPU, on one thread. "none": one after the other in the script's
+            process, with what is known of set back in between: for several devices, and for debugging. "auto" is
+            "forkserver", but "none" with several devices or torch.compile. A store belongs to one of them.
+        parallel_units: How many units are trained at the same time on the same device, to the same bits as one after
+            another; more is faster where one unit does not keep the device busy.
 
     Raises:
         ConfigurationError: An argument is out of range; named, with what was expected.
@@ -118,27 +128,32 @@ class S3T(pl.Callback):
         prior: Sequence[float] | Sequence[Sequence[float]] | None = None,
         risk: RiskBands | Mapping[str, Any] | None = None,
         register: bool = True,
+        isolation: Literal["auto", "forkserver", "fork", "none"] = "auto",
         parallel_units: int = 1,
     ) -> None:
         check_arguments(shards, slices, budget, seed, parallel_units)
-        check_choices(data=data, aggregate=aggregate, epochs=epochs)
+        check_choices(data=data, aggregate=aggregate, epochs=epochs, isolation=isolation)
         self.store = Path(store)
         self.choice = SequenceChoice(sequences, slices, budget, seed, prior, _mode(data), _rule(epochs))
         self.sequences = self.choice.plan()
         self.subjects = subjects
         self.register = register
-        self.parallel_units = parallel_units
+        self.isolation = isolation
         self.aggregate: Aggregate = aggregate
         self.risk = RiskBands.of(risk)
         self.partition = Partition(shards, slices, seed, self.risk.slices if self.risk is not None else ())
-        self.unit_settings = UnitSettings(shards, slices, seed, _mode(data), _rule(epochs), parallel_units)
+        self.unit_settings = UnitSettings(
+            shards, slices, seed, _mode(data), _rule(epochs), parallel_units=parallel_units
+        )
         self.unfreezing = SliceUnfreezing(slices, layers=layers, head=head, adapter=adapter, seed=seed)
         self.provenance = ProvenanceRecorder()
         self.deletion = DeletionHook(store)
-        self._unit_fit: UnitFit | None = None
+        self._training: UnitTraining | None = None
+        self._fit: IsolatedFit | InProcessFit | None = None
         self._fit_store: FitStore | None = None
         self._audited: Audited | None = None
         self.summary: FitSummary | None = None
+        self._in_unit_process = False
 
     def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt:
         """Removes subjects from what the store holds, and tells the trainer's module and callbacks (`on_forget`).
@@ -157,8 +172,8 @@ class S3T(pl.Callback):
         Args:
             path: The file; call it before the file is written.
         """
-        if self._unit_fit is not None:
-            self._unit_fit.register_file(Path(path).absolute())
+        if self._training is not None and self._training.unit is not None:
+            self._training.note_file(Path(path).absolute())
 
     @contextmanager
     def auditing(self, audited: Audited) -> Iterator[None]:
@@ -176,7 +191,7 @@ class S3T(pl.Callback):
     @property
     def current_unit(self) -> UnitId | None:
         """The unit that is being trained; None outside of a fit."""
-        return self._unit_fit.unit if self._unit_fit is not None else None
+        return self._training.unit if self._training is not None else None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Called when a run begins: checks the trainer.
@@ -186,8 +201,12 @@ class S3T(pl.Callback):
             pl_module: The user's module.
             stage: "fit", "validate", "test" or "predict".
         """
+        if self._in_unit_process:
+            return
         if stage == "fit":
-            check_trainer(trainer, S3T, self._units_at_once(trainer))
+            check_trainer(trainer, S3T, self._isolation(trainer), self.unit_settings.parallel_units)
+            if self._isolation(trainer) == "forkserver":
+                warm_up()
         self.deletion.attach(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -204,21 +223,29 @@ class S3T(pl.Callback):
         data = self._training_data(trainer)
         builder = self.unfreezing.attach(pl_module)
         check_every_optimizer(trainer, pl_module, builder.layers)
-        if self._units_at_once(trainer) > 1:
+        settings = dataclasses.replace(self.unit_settings, isolation=self._isolation(trainer))
+        if self._audited is not None:  # one after another, so that it also shows that the order does not matter
+            settings = dataclasses.replace(settings, parallel_units=1)
+        if settings.isolation == "forkserver":
             check_sendable(trainer, data, self.unfreezing)
-        settings = fit_settings(trainer, pl_module, builder, data.loader, self.partition, self.unit_settings)
-        mode, audited = self.unit_settings.data, self._audited
+        basis = fit_settings(trainer, pl_module, builder, data.loader, self.partition, settings)
+        mode, audited = settings.data, self._audited
         options = {
             "aggregate": self.aggregate,
             "config": config_of(trainer),
             "classes": classes_of(trainer),
             "adapter_effect": measure_effect(builder),
         }
-        fit_store = FitStore(trainer, data, settings, self.choice, mode, options, audited, self.register)
+        fit_store = FitStore(trainer, data, basis, self.choice, mode, options, audited, self.register)
         self._fit_store = fit_store
         builder.start = fit_store.open(self.store, builder.base_tensors)
         self.sequences, plan = fit_store.sequences, fit_store.plan
-        self._unit_fit = UnitFit(self, fit_store, data, self.unfreezing, self.provenance, self.unit_settings)
+        self._training = training = UnitTraining(data, self.unfreezing, self.provenance, settings)
+        units = UnitStore(fit_store, data, settings)
+        if settings.isolation == "none":
+            self._fit = InProcessFit(self, training, units, fit_store, data, self.unfreezing, settings)
+        else:
+            self._fit = IsolatedFit(training, units, fit_store, settings)
         if plan.impossible:
             rank_zero_warn(
                 f"S3T: deletions have emptied slices, so {len(plan.impossible)} units cannot be trained: "
@@ -228,7 +255,7 @@ class S3T(pl.Callback):
         rank_zero_info(f"S3T: {len(plan.build)} units to train, {plan.present} are there. Store: {self.store}")
         for logger in trainer.loggers:
             logger.log_hyperparams(self._hyperparameters())
-        take_over(trainer, lambda: self._run(trainer))
+        take_over(trainer, lambda: self._run(trainer), sanity_check=settings.isolation == "none")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called when a unit's training begins: starts its provenance.
@@ -238,21 +265,24 @@ class S3T(pl.Callback):
             pl_module: The user's module.
         """
         self.provenance.begin(trainer, pl_module)
-        unit = self.current_unit
-        if unit is not None and self._unit_fit is not None:
-            coordinates = _coordinates(unit.shard, unit.prefix)
+        if self._training is not None and self._training.unit is not None:
+            coordinates = _coordinates(self._training.unit.shard, self._training.unit.prefix)
             for logger in trainer.loggers:
-                logger.log_metrics(coordinates, step=self._unit_fit.first_step)
+                logger.log_metrics(coordinates, step=self._training.first_step)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called when an epoch begins: where several processes train, looks for deletion requests.
+        """Called when an epoch begins: where several processes train together, looks for deletion requests.
 
         Args:
             trainer: The trainer.
             pl_module: The user's module.
         """
-        if self._unit_fit is not None and is_distributed(trainer):
-            self._unit_fit.check_alive(trainer)
+        if self._training is None:
+            return
+        if trainer.current_epoch == 0:
+            self._training.seed()
+        if is_distributed(trainer):
+            self._training.check_alive(trainer)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -265,8 +295,8 @@ class S3T(pl.Callback):
             batch: The batch.
             batch_idx: Its number in the epoch.
         """
-        if self._unit_fit is not None and not is_distributed(trainer):
-            self._unit_fit.check_alive(trainer)
+        if self._training is not None and not is_distributed(trainer):
+            self._training.check_alive(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called when an epoch ends: logs the unit's coordinates beside its metrics.
@@ -296,8 +326,8 @@ class S3T(pl.Callback):
             batch: The batch.
             batch_idx: Its number in the epoch.
         """
-        if self._unit_fit is not None and self._unit_fit.progress is not None:
-            self._unit_fit.progress.update(trainer)
+        if self._training is not None:
+            self._training.advance(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Called when a run is broken off: what was committed is safe, the running unit is trained again.
@@ -320,37 +350,41 @@ class S3T(pl.Callback):
         self._close(trainer)
 
     def _run(self, trainer: pl.Trainer) -> None:
-        unit_fit, fit_store = self._unit_fit, self._fit_store
-        assert unit_fit is not None
+        fit, fit_store = self._fit, self._fit_store
+        assert fit is not None
         assert fit_store is not None
         try:
             start = time.monotonic()
-            self._train(trainer, unit_fit, fit_store)
-            self._sum_up(trainer, time.monotonic() - start)
+            if fit_store.plan.build:
+                fit.run(trainer)
+            else:
+                rank_zero_info(f"S3T: all {fit_store.plan.present} units are there, nothing to train.")
+            self._sum_up(fit.trained, time.monotonic() - start)
             if self._audited is not None:
                 deterministic = is_deterministic(trainer)
                 self._audited.report = on_rank_zero(trainer, lambda: fit_store.report(deterministic))
         finally:
             hand_back(trainer)
 
-    def _train(self, trainer: pl.Trainer, unit_fit: UnitFit, fit_store: FitStore) -> None:
-        parallel = ParallelFit(unit_fit, fit_store, self.unfreezing, self._units_at_once(trainer))
-        (parallel if parallel.is_worth_it else unit_fit).run(trainer)
-
-    def _units_at_once(self, trainer: pl.Trainer) -> int:
-        # an audit trains one after another, so that it also shows that the order does not matter
-        return 1 if self._audited is not None or trainer.fast_dev_run else self.parallel_units  # type: ignore[attr-defined]
+    def _isolation(self, trainer: pl.Trainer) -> Isolation:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return "none"  # nothing is kept, and somebody wants to look
+        if self.isolation == "auto":
+            several = is_distributed(trainer) or is_compiled(trainer.lightning_module)
+            return "none" if several else "forkserver"
+        return self.isolation
 
     def __getstate__(self) -> dict[str, Any]:
-        # for processes that train units: who owns which row is known by then, and the callable may be a lambda
-        return {**vars(self), "subjects": None}
+        # for a unit's process: who owns which row is not its business, and the store is not open there
+        left_behind = {"subjects": None, "_fit": None, "_fit_store": None, "_audited": None, "risk": None}
+        return {**vars(self), **left_behind, "_in_unit_process": True}
 
-    def _sum_up(self, trainer: pl.Trainer, seconds: float) -> None:
-        if self._fit_store is None or self._fit_store.store is None or self._unit_fit is None:
+    def _sum_up(self, trained: Sequence[UnitId], seconds: float) -> None:
+        if self._fit_store is None or self._fit_store.store is None:
             return
         alive = self._fit_store.store.alive()
-        self.summary = FitSummary.of(alive, self.partition.shards, self.sequences, self._unit_fit.trained, seconds)
-        if self._unit_fit.trained:
+        self.summary = FitSummary.of(alive, self.partition.shards, self.sequences, trained, seconds)
+        if trained:
             rank_zero_info(str(self.summary))
 
     def _hyperparameters(self) -> dict[str, Any]:
@@ -375,7 +409,7 @@ class S3T(pl.Callback):
         hand_back(trainer)
         if self._fit_store is not None:
             self._fit_store.close()
-        self._unit_fit = self._fit_store = None
+        self._training = self._fit = self._fit_store = None
 
     def _training_data(self, trainer: pl.Trainer) -> TrainingData:
         data = TrainingData(request_train_dataloader(trainer), self.subjects, self.partition, self.risk)

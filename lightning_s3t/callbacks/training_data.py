@@ -59,6 +59,10 @@ class TrainingData:
         self._places = {subject: partition.place(subject, band) for subject, band in self.bands.items()}
         self.leave_out(())
 
+    def __getstate__(self) -> dict[str, Any]:
+        # for a unit's process: whose rows are whose is not its business
+        return {**vars(self), "subjects": (), "bands": {}, "_places": {}, "rows_by_place": {}, "forgotten": frozenset()}
+
     def leave_out(self, forgotten: Iterable[str]) -> None:
         """Takes the rows of forgotten subjects out, for good.
 

@@ -7,12 +7,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 from peft import PeftConfig
-from torch import Tensor
 
 from lightning_s3t.callbacks.lightning_internals import reconfigure
-from lightning_s3t.errors import AdapterError, ConfigurationError, LeakageError
+from lightning_s3t.errors import AdapterError, ConfigurationError
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, resolve_adapter
-from lightning_s3t.tuning.fingerprint import fingerprints
 from lightning_s3t.tuning.freezing import ModuleFlags, freeze_statistics, set_trainable
 from lightning_s3t.tuning.guard import Baseline, LeakageGuard
 from lightning_s3t.tuning.layers import find_layers
@@ -72,7 +70,6 @@ class SliceUnfreezing(pl.Callback):
         self._baseline: Baseline | None = None
         self._guard: LeakageGuard | None = None
         self._trained: list[Snapshot] = []
-        self._shared: tuple[dict[str, Tensor], dict[str, int]] | None = None
 
     def attach(self, module: pl.LightningModule) -> StageBuilder:
         """Finds layer groups and head in a module and tries the adapter, without changing anything.
@@ -118,8 +115,6 @@ class SliceUnfreezing(pl.Callback):
         """Begins to watch: what the stage does not own, and which of its parameters are used."""
         builder, _, _ = self._attached()
         assert self.stage is not None
-        if self._shared is not None and any(tensor.is_cuda for tensor in self._shared[0].values()):
-            self.check_shared()
         self._guard = LeakageGuard(builder.root, self.stage.owned_names(), builder.originals, self._baseline)
         self.stage.watch()
 
@@ -144,38 +139,12 @@ class SliceUnfreezing(pl.Callback):
                 "name other layers."
             )
 
-    def share(self) -> None:
-        """Notes what the backbone is, before other processes are given it."""
-        builder, _, _ = self._attached()
-        tensors = builder.frozen_tensors()
-        self._shared = (tensors, fingerprints(tensors))
-
-    def check_shared(self) -> None:
-        """Raises if the backbone is not what it was when it was given to other processes.
-
-        Only on a device do they share what they write. There it is not enough that a unit leaves the backbone as it has
-        found it: another unit may have written to it before.
-
-        Raises:
-            LeakageError: Naming the tensors.
-        """
-        assert self._shared is not None
-        tensors, before = self._shared
-        after = fingerprints(tensors)
-        changed = sorted(name for name in before if after[name] != before[name])
-        if changed:
-            raise LeakageError(
-                f"The backbone that the units share is not as it was: {', '.join(changed)}. A unit has written to it, "
-                "so no unit is kept that might have seen that. Don't write these tensors in training, or name the "
-                "module that holds them as part of the head: S3T(head=[...])."
-            )
-
     def detach(self) -> None:
         """Puts the user's own modules back and sets all flags as they were."""
         if self._swap is not None and self._flags is not None:
             self._swap.restore()
             self._flags.restore()
-        self.stage = self._guard = self._shared = None
+        self.stage = self._guard = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called when fit begins: finds the layers.

@@ -9,6 +9,7 @@ from typing import Literal
 from lightning_s3t.callbacks.training_data import DataMode
 
 EpochRule = Literal["full", "sisa"]
+Isolation = Literal["forkserver", "fork", "none"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class UnitSettings:
         seed: The root seed.
         data: "cumulative" or "disjoint".
         epochs: "full" for the trainer's max_epochs a stage, "sisa" for 2E/(L+1) of them.
+        isolation: How units are kept apart: "forkserver", "fork" or "none".
         parallel_units: How many are trained at the same time.
     """
 
@@ -29,6 +31,7 @@ class UnitSettings:
     seed: int
     data: DataMode
     epochs: EpochRule
+    isolation: Isolation = "forkserver"
     parallel_units: int = 1
 
     def max_epochs(self, trainer_epochs: int | None) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_s3t.callbacks.parallel.package import try_to_pack
+from lightning_s3t.callbacks.isolation.package import try_to_pack
 
 
 def find_unpicklable(

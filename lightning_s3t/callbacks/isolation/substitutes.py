@@ -1,11 +1,11 @@
-"""What goes to other processes in the place of what belongs to the script's own."""
+"""Picklable substitutes for what belongs to the script: loggers, progress bars, the callback that saves the config."""
 
 from __future__ import annotations
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 
-from lightning_s3t.callbacks.parallel.recorded_logs import RecordingLogger
+from lightning_s3t.callbacks.isolation.recorded_logs import RecordingLogger
 
 
 class SilentProgressBar(ProgressBar):
@@ -18,7 +18,7 @@ class SilentProgressBar(ProgressBar):
         """Called when it must be silent."""
 
 
-def stand_ins(trainer: pl.Trainer, experiments: bool = False) -> dict[int, object]:
+def substitutes(trainer: pl.Trainer, experiments: bool = False) -> dict[int, object]:
     """Returns what to send instead of a trainer's loggers, bars and saved config, by the `id` of those.
 
     Args:

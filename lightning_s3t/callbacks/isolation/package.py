@@ -1,0 +1,194 @@
+"""What the process that forks units is sent: objects pickled once, their tensors in memory that all processes share.
+
+Every process maps the memory for itself: what it writes there, only it sees (copy on write). So one unit cannot reach
+another through the backbone, and as long as nothing writes to it, the backbone is there once.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import pickle
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import IO, Any
+
+import cloudpickle
+import torch
+
+# that of torch's own memory: kernels may add up in another order where a tensor begins elsewhere
+_ALIGNMENT = 64
+
+
+class Package:
+    """Objects on their way to another process. Made by `pack`.
+
+    Args:
+        file: The shared memory.
+        header: Where what is in it: its size, where the pickle begins behind the tensors, and for each of NumPy's
+            arrays its offset, its bytes and whether it may be written.
+        on_device: Whether tensors of it were on an accelerator, and go there when the package is loaded.
+    """
+
+    def __init__(self, file: IO[bytes], header: tuple[int, int, list[tuple[int, int, bool]]], on_device: bool) -> None:
+        self.file = file
+        self.header = header
+        self.on_device = on_device
+
+    def load(self) -> Any:
+        """Makes the objects, in the process that they were sent to."""
+        size, start, places = self.header
+        memory = memoryview(mmap.mmap(self.file.fileno(), size, access=mmap.ACCESS_COPY))
+        buffers = [_view(memory, *place) for place in places]
+        with _loading_from(memory):
+            return pickle.Unpickler(io.BytesIO(memory[start:]), buffers=buffers).load()
+
+    def close(self) -> None:
+        """Gives the memory back, once the other process has it."""
+        self.file.close()
+
+
+def pack(objects: Any, replace: Mapping[int, object]) -> Package:
+    """Pickles objects for another process.
+
+    Functions and classes that cannot be imported there (those of a script, a notebook, a function) are sent by value.
+
+    Args:
+        objects: What to send.
+        replace: What goes in the place of objects that are not to be sent, by the `id` of those.
+
+    Raises:
+        Exception: What pickle raises for an object that it cannot pickle.
+    """
+    file = _anonymous_file()
+    pickler = _Pickler(file, replace)
+    contents = pickler.pickle(objects)
+    start = file.tell()
+    file.write(contents)
+    file.flush()
+    return Package(file, (file.tell(), start, pickler.buffers), pickler.on_device)
+
+
+def try_to_pack(objects: Any, replace: Mapping[int, object]) -> None:
+    """Pickles objects without keeping the result, to see whether they can be sent.
+
+    Args:
+        objects: What to send.
+        replace: As for `pack`.
+
+    Raises:
+        Exception: What pickle raises for an object that it cannot pickle.
+    """
+    _Pickler(None, replace).pickle(objects)
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    def __init__(self, file: IO[bytes] | None, replace: Mapping[int, object]) -> None:
+        self._stream = io.BytesIO()
+        super().__init__(self._stream, protocol=5, buffer_callback=self._put_buffer)
+        self._file = file
+        self._replace = replace
+        self._storages: dict[int, tuple[Any, ...]] = {}
+        self._kept: list[Any] = []  # while they live, no other has their address
+        self.buffers: list[tuple[int, int, bool]] = []
+        self.on_device = False
+
+    def pickle(self, objects: Any) -> bytes:
+        self.dump(objects)
+        return self._stream.getvalue()
+
+    def reducer_override(self, obj: Any) -> Any:
+        if id(obj) in self._replace:
+            return _itself, (self._replace[id(obj)],)
+        if isinstance(obj, torch.storage.TypedStorage):
+            return _typed_storage, (*self._storage(obj._untyped_storage), obj.dtype)
+        if isinstance(obj, torch.UntypedStorage):
+            return _untyped_storage, self._storage(obj)
+        return super().reducer_override(obj)
+
+    def _storage(self, storage: torch.UntypedStorage) -> tuple[Any, ...]:
+        found = self._storages.get(storage._cdata)
+        if found is None:
+            found = (len(self._storages), *self._put_storage(storage))
+            self._storages[storage._cdata] = found
+            self._kept.append(storage)
+        return found
+
+    def _put_storage(self, storage: torch.UntypedStorage) -> tuple[int, int, str]:
+        device, size = storage.device, storage.nbytes()
+        self.on_device |= device.type not in ("cpu", "meta")
+        if size == 0 or device.type == "meta" or self._file is None:
+            return 0, size, str(device)
+        contents = torch.empty(0, dtype=torch.uint8, device=device).set_(storage)  # type: ignore[call-overload]
+        return self._put(contents.cpu().numpy()), size, str(device)
+
+    def _put_buffer(self, buffer: Any) -> bool:
+        with buffer.raw() as raw:
+            self.buffers.append((self._put(raw), raw.nbytes, not raw.readonly))
+        return False  # that is: not within the pickle
+
+    def _put(self, contents: Any) -> int:
+        if self._file is None:
+            return 0
+        offset = -(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT
+        self._file.seek(offset)
+        self._file.write(contents)
+        return offset
+
+
+class _Memory:
+    """The memory that a package is loaded from, and the storages that have been made of it."""
+
+    def __init__(self, contents: memoryview) -> None:
+        self._contents = contents
+        self._storages: dict[int, torch.UntypedStorage] = {}
+
+    def storage(self, index: int, place: int, size: int, device: str) -> torch.UntypedStorage:
+        if index not in self._storages:
+            if size == 0 or device == "meta":
+                self._storages[index] = torch.UntypedStorage(size, device=device)
+            else:
+                found = torch.frombuffer(self._contents, dtype=torch.uint8, count=size, offset=place)
+                self._storages[index] = found.to(device).untyped_storage()
+        return self._storages[index]
+
+
+_memory: _Memory | None = None
+
+
+@contextmanager
+def _loading_from(contents: memoryview) -> Iterator[None]:
+    global _memory
+    _memory = _Memory(contents)
+    try:
+        yield
+    finally:
+        _memory = None
+
+
+def _untyped_storage(*place: Any) -> torch.UntypedStorage:
+    assert _memory is not None
+    return _memory.storage(*place)
+
+
+def _typed_storage(*place_and_dtype: Any) -> torch.storage.TypedStorage:
+    *place, dtype = place_and_dtype
+    return torch.storage.TypedStorage(wrap_storage=_untyped_storage(*place), dtype=dtype, _internal=True)
+
+
+def _anonymous_file() -> IO[bytes]:
+    # it may hold all of the training data: nothing of it may stay behind when a process is killed
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("lightning_s3t"), "w+b")
+    return tempfile.TemporaryFile()
+
+
+def _view(memory: memoryview, offset: int, size: int, writable: bool) -> memoryview:
+    view = memory[offset : offset + size]
+    return view if writable else view.toreadonly()
+
+
+def _itself(stand_in: object) -> object:
+    return stand_in

@@ -1,0 +1,153 @@
+"""A unit's own process: it trains one unit from what the fit has found, sends what comes of it, and ends."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import threading
+import time
+import warnings
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_s3t.callbacks.isolation.messages import (
+    Advanced,
+    Build,
+    Failed,
+    FromUnit,
+    Noted,
+    Trained,
+    Warned,
+    Writes,
+)
+from lightning_s3t.callbacks.isolation.process_settings import ProcessSettings
+from lightning_s3t.callbacks.isolation.recorded_logs import RecordingLogger
+from lightning_s3t.callbacks.lightning_internals import logged_step, settle_in
+from lightning_s3t.callbacks.progress import share_done
+from lightning_s3t.callbacks.quiet import quiet
+from lightning_s3t.callbacks.unit_training import UnitTraining
+from lightning_s3t.plan import UnitId
+
+_BETWEEN_ADVANCES = 0.5  # seconds
+_BETWEEN_LOOKS = 0.5
+
+
+def train_unit(objects: tuple[pl.Trainer, UnitTraining, ProcessSettings], connection: Connection) -> None:
+    """Trains the unit that the script names; the work of the process.
+
+    Args:
+        objects: What the fit has sent: the trainer, what trains a unit, torch's settings of the script's process.
+        connection: To the script.
+    """
+    # a group of its own: what ends this process ends its data loaders too
+    os.setpgid(0, 0)
+    _die_with_parent()
+    script = Script(connection)
+    try:
+        trainer, training, settings = objects
+        settings.apply()
+        warnings.showwarning = script.warn  # type: ignore[assignment]
+        build: Build = pickle.loads(connection.recv_bytes())
+        settle_in(trainer)
+        script.send(_train(trainer, training, build, script))
+    except BaseException as error:
+        script.send(Failed.of(error))
+
+
+class Script:
+    """The process that runs the fit, seen from a unit's.
+
+    Args:
+        connection: To it.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()  # checkpoints may be written by a thread
+        self._advanced = time.monotonic()
+
+    def send(self, message: FromUnit) -> None:
+        """Tells it something.
+
+        Args:
+            message: What.
+        """
+        with self._lock:
+            self._send(message)
+
+    def note_file(self, path: Path) -> None:
+        """Has a file put on the list for erasure; when this returns, it may be written.
+
+        Args:
+            path: The file.
+        """
+        with self._lock:
+            self._send(Writes(str(path)))
+            answer = pickle.loads(self._connection.recv_bytes())
+            assert isinstance(answer, Noted)
+
+    def advance(self, trainer: pl.Trainer) -> None:
+        """Tells how far the unit is, now and then.
+
+        Args:
+            trainer: The trainer.
+        """
+        if time.monotonic() - self._advanced > _BETWEEN_ADVANCES:
+            self._advanced = time.monotonic()
+            self.send(Advanced(share_done(trainer)))
+
+    def warn(self, message: Any, category: type[Warning], filename: str, lineno: int, *more: Any) -> None:
+        """Passes a warning on; takes the place of `warnings.showwarning`.
+
+        Args:
+            message: The warning.
+            category: Its class.
+            filename: Where it was raised.
+            lineno: Likewise.
+            more: Without effect.
+        """
+        try:
+            pickle.dumps(category)
+        except Exception:  # a class within a function: the text is what counts
+            category = UserWarning
+        self.send(Warned(str(message), category, filename, lineno))
+
+    def _send(self, message: FromUnit) -> None:
+        # by value: what torch sends through shared memory is gone if this process ends before it is fetched
+        self._connection.send_bytes(cloudpickle.dumps(message))
+
+
+def _train(trainer: pl.Trainer, training: UnitTraining, build: Build, script: Script) -> Trained:
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, RecordingLogger)]
+    for logger in loggers:
+        logger.axis = lambda: logged_step(trainer)
+    _give_checkpoints_a_folder(trainer, build.unit)
+    training.note_file, training.advance = script.note_file, script.advance
+    with quiet(trainer):
+        result = training.train(trainer, build.unit, build.rows, build.trained)
+    calls = tuple(call for logger in loggers for call in logger.take())
+    return Trained(result.tensors, result.record, result.score, calls, logged_step(trainer))
+
+
+def _give_checkpoints_a_folder(trainer: pl.Trainer, unit: UnitId) -> None:
+    """Keeps two units from choosing the same file name: each begins as if no other had written any."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
+            callback.dirpath = os.path.join(callback.dirpath, f"unit-{str(unit).replace('/', '-')}")
+
+
+def _die_with_parent() -> None:
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_BETWEEN_LOOKS)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from lightning_s3t import S3T
 from lightning_s3t.errors import CacheError, ConfigurationError, StoreMismatchError
 from lightning_s3t.plan import Partition
 from lightning_s3t.store import Store
-from tests.end_to_end.test_guarantees import PERSON, callbacks, fit_with_everything, forget
+from tests.end_to_end.everything import PERSON, Forgotten, callbacks, fit_with_everything, forget
 from tests.people import (
     ARGUMENTS,
     Classifier,
@@ -32,11 +33,16 @@ from tests.people import (
     make_trainer,
     tensors_of,
 )
+from tests.tiers import nightly_except
 
 ROOT = Path(__file__).parents[2]
 KINDS = ["memory", "disk"]
 NO_DROPOUT = {"peft_type": "LORA", "r": 2}
-ADAPTERS = {"lora": ARGUMENTS["adapter"], "whole layers": None}
+CELLS: dict[str, dict[str, Any]] = {
+    f"{kind}, {name}": {"cache": kind, "adapter": adapter}
+    for kind in KINDS
+    for name, adapter in (("lora", ARGUMENTS["adapter"]), ("whole layers", None))
+}
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
 
 
@@ -76,27 +82,23 @@ def test_results_are_those_without_the_cache(tmp_path: Path, adapter: Any, data:
     assert_close(tmp_path / "with", tmp_path / "without")
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.fixture(scope="module", params=nightly_except(CELLS, "memory, lora"))
+def forgotten(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Forgotten:
+    return Forgotten.make(tmp_path_factory.mktemp("forgotten"), **CELLS[request.param])
+
+
 def test_what_serves_on_is_what_it_would_be_had_the_persons_rows_been_anything_else(
-    tmp_path: Path, adapter: str, kind: str
+    forgotten: Forgotten, tmp_path: Path
 ) -> None:
-    people = People.make()
-    for name, rows in (("a", people), ("b", people.replaced(PERSON))):
-        fit_with_everything(tmp_path / name, rows, adapter=ADAPTERS[adapter], cache=kind)
-        forget(tmp_path / name / "store", PERSON)
-    first, second = (tensors_of(tmp_path / name / "store") for name in "ab")
-    assert first
-    assert_bitwise_equal(first, second)
+    other = fit_with_everything(tmp_path, People.make().replaced(PERSON), **forgotten.arguments)
+    forget(other, PERSON)
+    assert forgotten.served
+    assert_bitwise_equal(forgotten.served, tensors_of(other))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_rebuild_is_a_first_training_without_the_person(tmp_path: Path, kind: str) -> None:
-    people = People.make()
-    rebuilt = fit_with_everything(tmp_path / "a", people, cache=kind)
-    forget(rebuilt, PERSON)
-    fit_with_everything(tmp_path / "a", people, cache=kind)
-    scratch = fit_with_everything(tmp_path / "b", people.without(PERSON), cache=kind)
+def test_a_rebuild_is_a_first_training_without_the_person(forgotten: Forgotten, tmp_path: Path) -> None:
+    rebuilt = fit_with_everything(forgotten.folder, People.make(), **forgotten.arguments)
+    scratch = fit_with_everything(tmp_path, People.make().without(PERSON), **forgotten.arguments)
     assert len(tensors_of(scratch)) == 8
     assert_bitwise_equal(tensors_of(rebuilt), tensors_of(scratch))
 
@@ -122,8 +124,8 @@ def test_memory_and_disk_give_the_same_bits_and_serve_one_store(tmp_path: Path) 
     assert_bitwise_equal(tensors_of(tmp_path / "memory"), tensors_of(tmp_path / "scratch"))
 
 
-def test_a_store_that_was_made_without_is_not_gone_on_with(tmp_path: Path) -> None:
-    fit(tmp_path / "store", People.make())
+def test_a_store_that_was_made_without_is_not_gone_on_with(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "store")
     with pytest.raises(StoreMismatchError, match=r"training.frozen: store absent, now eval"):
         fit(tmp_path / "store", People.make(), cache="memory")
 
@@ -143,7 +145,7 @@ class Stop(Callback):
 STEPS: list[int] = []
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", nightly_except(KINDS, "disk"))
 def test_a_fit_that_is_broken_off_and_resumed_gives_the_same_bits(tmp_path: Path, kind: str) -> None:
     with pytest.raises(RuntimeError, match="broken off"):
         fit(tmp_path / "store", People.make(), Stop(10), cache=kind)
@@ -195,7 +197,7 @@ def person_at(shard: int, slice_: int) -> str:
     return next(owner for owner, place in places.items() if (place.shard, place.slice) == (shard, slice_))
 
 
-@pytest.mark.parametrize("shard", [0, 1], ids=["of the unit that runs", "of another shard"])
+@pytest.mark.parametrize("shard", nightly_except([0, 1], 0), ids=["of the unit that runs", "of another shard"])
 def test_a_request_from_another_process_removes_the_files_and_the_fit_goes_on(tmp_path: Path, shard: int) -> None:
     store, person = tmp_path / "store", person_at(shard, 0)
 
@@ -228,12 +230,12 @@ fit(Path(sys.argv[1]) / "store", People.make(), Slow(), cache="disk")
 """
 
 
-@pytest.mark.parametrize("then", ["opening", "request", "fit"])
-def test_files_of_a_fit_that_was_killed_go_at_the_next(tmp_path: Path, then: str) -> None:
-    store = tmp_path / "store"
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(tmp_path)], env=ENVIRONMENT, stderr=subprocess.DEVNULL
-    )
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of a fit that was killed in its third unit, for copying only."""
+    folder = tmp_path_factory.mktemp("killed")
+    store = folder / "store"
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(folder)], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
         while len(list((store / "snapshots").glob("*.safetensors"))) < 3:
@@ -244,6 +246,12 @@ def test_files_of_a_fit_that_was_killed_go_at_the_next(tmp_path: Path, then: str
         process.wait(60)
     finally:
         process.kill()
+    return store
+
+
+@pytest.mark.parametrize("then", ["opening", "request", "fit"])
+def test_files_of_a_fit_that_was_killed_go_at_the_next(killed: Path, tmp_path: Path, then: str) -> None:
+    store = Path(shutil.copytree(killed, tmp_path / "store"))
     assert files_in(store)
     if then == "opening":
         Store.open(store).close()
@@ -282,7 +290,7 @@ def test_validation_finds_the_same_score(tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("precision", nightly_except(["bf16-mixed", "bf16-true"], "bf16-mixed"))
 def test_other_precisions(tmp_path: Path, precision: str) -> None:
     for name in "ab":
         fit(tmp_path / name, People.make(), cache="memory", trainer={"precision": precision})
@@ -329,6 +337,7 @@ def test_a_network_that_cannot_begin_in_the_middle_is_refused_before_anything_is
     assert not (tmp_path / "store" / "cache").exists()
 
 
+@pytest.mark.nightly
 def test_a_compiled_network_is_refused(tmp_path: Path) -> None:
     module = Classifier()
     module.network.compile()
@@ -352,6 +361,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("kind", "expected"), [("memory", 0), ("disk", 1)])
 def test_several_processes_keep_their_own_in_memory_and_none_on_disk(tmp_path: Path, kind: str, expected: int) -> None:
     script = tmp_path / "script.py"
@@ -427,6 +437,7 @@ def test_a_mask_is_each_rows_own_whatever_the_first_rows_have(tmp_path: Path, un
     assert_close(tmp_path / "cache", tmp_path / "plain")
 
 
+@pytest.mark.nightly
 def test_units_at_the_same_time_keep_their_own_and_have_the_same_bits(tmp_path: Path) -> None:
     fit(tmp_path / "serial", People.make(), cache="memory")
     fit(tmp_path / "parallel", People.make(), cache="disk", parallel_units=2)

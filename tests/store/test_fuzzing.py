@@ -17,6 +17,7 @@ from lightning_s3t.store import Store
 from lightning_s3t.store.chain import Event
 from lightning_s3t.store.journal import FILE
 from tests.store.people_store import in_place
+from tests.tiers import in_tier
 
 ids = st.one_of(
     st.text(min_size=1).filter(lambda text: not any("\ud800" <= letter <= "\udfff" for letter in text)),
@@ -27,7 +28,7 @@ ids = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=in_tier(25, 50))
 @given(st.lists(ids, min_size=1, max_size=5))
 def test_any_id_is_forgotten_and_found_again(
     filled: Path, tmp_path_factory: pytest.TempPathFactory, people: list[str | int]
@@ -40,7 +41,7 @@ def test_any_id_is_forgotten_and_found_again(
 
 
 @pytest.mark.parametrize("name", ["ledger.db", "subject.key", "journal.jsonl"])
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=in_tier(25, 40))
 @given(noise=st.binary(max_size=100), where=st.floats(0, 1), keep=st.booleans())
 def test_any_file_of_the_store_may_be_anything(
     filled: Path, tmp_path_factory: pytest.TempPathFactory, name: str, noise: bytes, where: float, keep: bool
@@ -70,7 +71,7 @@ def test_any_line_is_an_event_or_an_error_of_ours(line: bytes) -> None:
         assert isinstance(Event.from_json(line), Event)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=in_tier(25, 60))
 @given(st.binary(max_size=200), st.integers(0, 400), st.booleans())
 def test_a_store_with_any_journal_opens_or_says_why_not(
     filled: Path, tmp_path_factory: pytest.TempPathFactory, noise: bytes, where: int, cut: bool

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from lightning_s3t.store import Store
 from tests.store.people_store import PEOPLE, UNITS, build
+from tests.tiers import in_tier
 
-KILLS = 200
+KILLS = in_tier(10, 200)
 
 
 def forget_and_rebuild(path: Path, acknowledgements: Path, seed: int) -> None:
@@ -51,4 +52,4 @@ def test_kills_at_random_times_lose_no_answered_request_and_bring_no_unit_back(p
             assert found.passed, found.problems
             for unit in store.alive():
                 store.load(unit)
-    assert len(gone) > 10, "the kills came before anything was done"
+    assert len(gone) > KILLS // 20, "the kills came before anything was done"

@@ -12,7 +12,7 @@ from lightning_s3t.store import Store
 from tests.store.people_store import PEOPLE, UNITS, build
 from tests.tiers import in_tier
 
-KILLS = in_tier(10, 200)
+KILLS = in_tier(30, 200)
 
 
 def forget_and_rebuild(path: Path, acknowledgements: Path, seed: int) -> None:

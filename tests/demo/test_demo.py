@@ -28,6 +28,7 @@ def test_the_demo_forgets_until_nothing_is_left_and_the_guarantees_hold(tmp_path
     assert result.courses["S3T"].requests >= result.courses["SISA"].requests
 
 
+@pytest.mark.nightly
 def test_the_command_tells_the_story(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--quick", "--output", str(tmp_path / "out"), "--seed", "1"]) == 0
     told = capsys.readouterr().out

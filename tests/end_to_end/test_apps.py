@@ -7,8 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from tests.end_to_end.apps.autoencoder import LitAutoEncoder
 from tests.end_to_end.apps.gan import GAN, Portraits
 from tests.people import assert_bitwise_equal, make_trainer, tensors_of
 from tests.processes import run
+from tests.tiers import nightly_except
 
 ROOT = Path(__file__).parents[2]
 APPS = Path(__file__).parent / "apps"
@@ -48,14 +47,14 @@ class App:
         callback: What it says of S3T, beside what all apps say.
         subject: Who asks.
         serves: A metric that `s3t test` shows.
-        audit: What `s3t audit` needs beside the store; None where it is not run.
+        audit: What `s3t audit` needs beside the store.
     """
 
     classes: tuple[str, ...]
     callback: tuple[str, ...]
     subject: str
     serves: str
-    audit: tuple[str, ...] | None = None
+    audit: tuple[str, ...] = ()
 
 
 PARTS_OF_GAN: dict[str, Any] = {
@@ -68,18 +67,14 @@ APP = {
         ("subjects=owners",),
         "user-3",
         serves="test_accuracy",
-        audit=(),
     ),
     "language_model": App(
         ("--model=LitLanguageModel", "--data=NotesData"),
         ("subjects=authors",),
         "user-7",
         serves="test_perplexity",
-        audit=(),
     ),
-    "autoencoder": App(
-        (), ("layers=[encoder.0,encoder.2,decoder.0]", "head=decoder.2"), "17", serves="test_loss", audit=()
-    ),
+    "autoencoder": App((), ("layers=[encoder.0,encoder.2,decoder.0]", "head=decoder.2"), "17", serves="test_loss"),
     "gan": App(
         (),
         ("subjects=owners", *(f"{name}=[{','.join(paths)}]" for name, paths in PARTS_OF_GAN.items())),
@@ -95,11 +90,13 @@ class Course:
     """What came of an app's whole course.
 
     Attributes:
+        name: The app's.
         folder: Where it ran.
         first: What the first fit trained, before anybody asked.
         outputs: What the commands of `s3t` printed, by verb.
     """
 
+    name: str
     folder: Path
     first: dict[Any, dict[str, torch.Tensor]]
     outputs: dict[str, str]
@@ -137,60 +134,49 @@ def go_through(name: str, folder: Path) -> Course:
     first = tensors_of(folder / "store")
     verbs = {"forget": ("forget", "store", app.subject, "--json"), "status": ("status", "store"), "verify": ("verify", "store")}  # fmt: skip
     verbs["test"] = ("test", "--store", "store")
-    if app.audit is not None:
-        verbs["audit"] = ("audit", "--store", "store", *app.audit, "--units", "1", "--json")
+    verbs["audit"] = ("audit", "--store", "store", *app.audit, "--units", "1", "--json")
     outputs = {verb: run(folder, "-m", "lightning_s3t", *command) for verb, command in verbs.items()}
-    return Course(folder, first, outputs)
+    return Course(name, folder, first, outputs)
 
 
-@pytest.fixture(scope="module")
-def courses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Course]]]:
-    folder = tmp_path_factory.mktemp("apps")
-    with ThreadPoolExecutor(2) as pool:
-        yield {name: pool.submit(go_through, name, folder / name) for name in APP}
+@pytest.fixture(scope="module", params=nightly_except(APP, "language_model"))
+def course(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Course:
+    return go_through(request.param, tmp_path_factory.mktemp("apps"))
 
 
-@pytest.mark.parametrize("name", APP)
-def test_a_fit_from_the_command_line_and_one_from_its_yaml_hold_equal_bits(courses: Any, name: str) -> None:
-    course = courses[name].result()
+def test_a_fit_from_the_command_line_and_one_from_its_yaml_hold_equal_bits(course: Course) -> None:
     assert len(course.first) == 8
     assert_bitwise_equal(course.first, tensors_of(course.folder / "again" / "store"))
 
 
-@pytest.mark.parametrize("name", APP)
-def test_the_config_that_a_fit_saves_is_the_one_that_it_was_given(courses: Any, name: str) -> None:
-    folder = courses[name].result().folder
-    assert (folder / "again" / "config.yaml").read_text() == (folder / "again" / "app.yaml").read_text()
+def test_the_config_that_a_fit_saves_is_the_one_that_it_was_given(course: Course) -> None:
+    again = course.folder / "again"
+    assert (again / "config.yaml").read_text() == (again / "app.yaml").read_text()
 
 
-@pytest.mark.parametrize("name", APP)
-def test_a_request_in_another_process_revokes_and_what_is_left_verifies(courses: Any, name: str) -> None:
-    course = courses[name].result()
+def test_a_request_in_another_process_revokes_and_what_is_left_verifies(course: Course) -> None:
     receipt = json.loads(course.outputs["forget"])
     with Store.open(course.folder / "store") as store:
-        place, alive = store.partition.place(APP[name].subject), set(store.alive())
+        place, alive = store.partition.place(APP[course.name].subject), set(store.alive())
     assert alive == {unit for unit in course.first if not unit.reached_by(place)}
     assert set(receipt["revoked"]) == {str(unit) for unit in course.first if unit.reached_by(place)}
     assert "Requests carried out: 1." in course.outputs["status"]
     assert "Nothing is wrong" in course.outputs["verify"]
 
 
-@pytest.mark.parametrize("name", APP)
-def test_the_ensemble_is_tested_from_the_store_alone(courses: Any, name: str) -> None:
-    assert APP[name].serves in courses[name].result().outputs["test"]
+def test_the_ensemble_is_tested_from_the_store_alone(course: Course) -> None:
+    assert APP[course.name].serves in course.outputs["test"]
 
 
-@pytest.mark.parametrize("name", [name for name, app in APP.items() if app.audit is not None])
-def test_the_audit_of_a_script_finds_its_classes(courses: Any, name: str) -> None:
-    report = json.loads(courses[name].result().outputs["audit"])
+def test_the_audit_of_a_script_finds_its_classes(course: Course) -> None:
+    report = json.loads(course.outputs["audit"])
     assert report["passed"]
     assert report["forgotten"] == 1
 
 
-@pytest.mark.parametrize("name", APP)
-def test_a_config_can_be_printed_with_the_callback_and_read_back(courses: Any, name: str) -> None:
-    again = courses[name].result().folder / "again"
-    printed = run(again, f"{name}.py", "fit", "--config", "app.yaml", "--print_config")
+def test_a_config_can_be_printed_with_the_callback_and_read_back(course: Course) -> None:
+    again = course.folder / "again"
+    printed = run(again, f"{course.name}.py", "fit", "--config", "app.yaml", "--print_config")
     assert "class_path: lightning_s3t.S3T" in printed
     assert printed == (again / "app.yaml").read_text()
 

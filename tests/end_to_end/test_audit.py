@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from lightning_s3t.cli import main
 from lightning_s3t.errors import ConfigurationError, StoreMismatchError
 from lightning_s3t.plan import Partition, UnitId
 from lightning_s3t.store import Store
-from tests.people import Classifier, People, PeopleData, fit, make_trainer, tensors_of
+from tests.people import Classifier, People, PeopleData, make_trainer, tensors_of
 
 PERSON = "user-3"
 
@@ -30,9 +31,8 @@ def audit_people(store: Path, people: People, *callbacks: Callback, **arguments:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Path:
-    path = tmp_path / "store"
-    fit(path, People.make())
+def store(trained: Path, tmp_path: Path) -> Path:
+    path = Path(shutil.copytree(trained, tmp_path / "store"))
     with Store.open(path) as opened:
         opened.forget([PERSON])
     return path

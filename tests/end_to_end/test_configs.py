@@ -27,6 +27,7 @@ from tests.data.local import (
     write_tokenizer,
 )
 from tests.people import assert_bitwise_equal, tensors_of
+from tests.tiers import nightly_except
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 Arguments = list[str]
@@ -125,7 +126,7 @@ def test_every_config_is_a_workload() -> None:
     assert {path.stem for path in CONFIGS.glob("*.yaml")} - {"s3t"} == WORKLOADS.keys()
 
 
-@pytest.mark.parametrize("config", WORKLOADS)
+@pytest.mark.parametrize("config", nightly_except(WORKLOADS, "digits_vit", "cifar10_vit_base", "alpaca_llama"))
 def test_it_fits_serves_and_forgets(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare, subject, metric = WORKLOADS[config]
     assert fit(config, prepare(tmp_path)) == 0
@@ -159,7 +160,10 @@ def test_after_a_request_the_next_fit_trains_what_was_revoked(tmp_path: Path) ->
     assert {str(unit) for unit in first if second[unit] != first[unit]} == revoked
 
 
-@pytest.mark.parametrize(("prepare", "config"), [(llama, "alpaca_llama"), (roberta, "glue_roberta_large")])
+@pytest.mark.parametrize(
+    ("prepare", "config"),
+    [(llama, "alpaca_llama"), pytest.param(roberta, "glue_roberta_large", marks=pytest.mark.nightly)],
+)
 def test_nothing_that_serves_on_depends_on_the_forgotten(
     prepare: Callable[[Path], Arguments], config: str, tmp_path: Path
 ) -> None:

@@ -46,9 +46,9 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     ("strategy", "launcher"),
     [
         pytest.param("ddp", [], id="subprocesses"),
-        pytest.param("ddp_spawn", [], id="spawn"),
-        pytest.param("ddp_fork", [], id="fork"),  # also that of notebooks
-        pytest.param("ddp", TORCHRUN, id="torchrun"),
+        pytest.param("ddp_spawn", [], marks=pytest.mark.nightly, id="spawn"),
+        pytest.param("ddp_fork", [], marks=pytest.mark.nightly, id="fork"),  # also that of notebooks
+        pytest.param("ddp", TORCHRUN, marks=pytest.mark.nightly, id="torchrun"),
     ],
 )
 def test_every_rank_trains_the_same_snapshots(tmp_path: Path, strategy: str, launcher: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +73,16 @@ def test_units_that_share_a_prefix_are_trained_once(tmp_path: Path) -> None:
     assert UNITS == ["0/0", "0/0-1", "0/0-1-2", "0/0-2", "0/0-2-1", "0/1", "0/1-0", "0/1-0-2"]
 
 
-def test_a_second_fit_trains_nothing(tmp_path: Path) -> None:
-    fit(tmp_path / "store", People.make())
+def test_a_second_fit_trains_nothing(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "store")
     before = tensors_of(tmp_path / "store")
     fit(tmp_path / "store", People.make(), Recorder())
     assert UNITS == []
     assert_bitwise_equal(before, tensors_of(tmp_path / "store"))
 
 
-def test_after_a_forget_exactly_the_revoked_units_are_trained(tmp_path: Path) -> None:
-    fit(tmp_path / "store", People.make())
+def test_after_a_forget_exactly_the_revoked_units_are_trained(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "store")
     with Store.open(tmp_path / "store") as store:
         receipt = store.forget(["user-3"])
     fit(tmp_path / "store", People.make(), Recorder())
@@ -107,8 +108,8 @@ def test_a_budget_may_be_a_cost(tmp_path: Path) -> None:
     assert len(UNITS) == 5
 
 
-def test_new_people_change_only_the_units_of_their_slice(tmp_path: Path) -> None:
-    fit(tmp_path / "store", People.make(40))
+def test_new_people_change_only_the_units_of_their_slice(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "store")
     newcomer = People(torch.zeros(2, 8), torch.tensor([0, 1]), ["user-new", "user-new"])
     old = People.make(40)
     grown = People(
@@ -268,8 +269,8 @@ DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", DIFFERENT)
-def test_a_store_opened_with_something_else_is_refused_and_named(tmp_path: Path, what: str) -> None:
-    fit(tmp_path / "store", People.make())
+def test_a_store_opened_with_something_else_is_refused_and_named(trained: Path, tmp_path: Path, what: str) -> None:
+    shutil.copytree(trained, tmp_path / "store")
     before = tensors_of(tmp_path / "store")
     arguments, message = DIFFERENT[what]
     with pytest.raises(StoreMismatchError, match=message):
@@ -277,8 +278,8 @@ def test_a_store_opened_with_something_else_is_refused_and_named(tmp_path: Path,
     assert_bitwise_equal(before, tensors_of(tmp_path / "store"))
 
 
-def test_a_store_opened_with_other_pretrained_weights_is_refused(tmp_path: Path) -> None:
-    fit(tmp_path / "store", People.make())
+def test_a_store_opened_with_other_pretrained_weights_is_refused(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "store")
     other = Classifier()
     other.network.stem.weight.data[0, 0] += 1
     with pytest.raises(StoreMismatchError, match=r"model\.pretrained_sha256"):
@@ -347,9 +348,9 @@ def test_rows_that_change_their_order_between_loads_are_refused(tmp_path: Path) 
         make_trainer(tmp_path / "store").fit(Classifier(), datamodule=Shuffled())
 
 
-def test_rows_that_changed_their_order_since_the_first_fit_are_refused(tmp_path: Path) -> None:
+def test_rows_that_changed_their_order_since_the_first_fit_are_refused(trained: Path, tmp_path: Path) -> None:
     people = People.make()
-    fit(tmp_path / "store", people)
+    shutil.copytree(trained, tmp_path / "store")
     flipped = People(people.features.flip(0), people.labels.flip(0), people.owners[::-1])
     with pytest.raises(DataError, match=r"the same ids as when unit .* was trained, in another order"):
         fit(tmp_path / "store", flipped)

@@ -18,7 +18,7 @@ from lightning_s3t import S3TModule
 from lightning_s3t.errors import EnsembleError, RevokedError
 from lightning_s3t.store import Store
 from lightning_s3t.tuning.serving.caches import ShardCaches
-from tests.end_to_end.test_models import LORA, TINY, Rows
+from tests.end_to_end.tiny_models import LORA, TINY, Rows
 from tests.people import Classifier, People, fit, make_trainer
 
 PROMPT = torch.randint(3, 60, (2, 5), generator=torch.Generator().manual_seed(7))

@@ -21,7 +21,7 @@ from lightning_s3t.errors import EnsembleError
 from lightning_s3t.store import Store
 from lightning_s3t.tuning.serving.caches import caches_in, caches_of_shards
 from tests.end_to_end.test_generation import PROMPT, LanguageModel, by_hand, generate
-from tests.end_to_end.test_models import LORA, Rows
+from tests.end_to_end.tiny_models import LORA, Rows
 from tests.people import make_trainer
 
 WARNING = "generates without key-value caches"

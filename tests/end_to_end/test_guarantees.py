@@ -6,66 +6,42 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
 
 from lightning_s3t.plan import Partition
 from lightning_s3t.store import Store
+from tests.end_to_end.everything import PERSON, Forgotten, fit_with_everything, forget
 from tests.people import ARGUMENTS, People, assert_bitwise_equal, fit, tensors_of
-
-PERSON = "user-3"
+from tests.tiers import nightly_except
 
 ADAPTERS: dict[str, Any] = {
     "lora": ARGUMENTS["adapter"],
     "whole layers": None,
     "dora": {"peft_type": "LORA", "r": 2, "use_dora": True},
 }
+CELLS: dict[str, dict[str, Any]] = {
+    f"{name}, {data}": {"adapter": adapter, "data": data}
+    for name, adapter in ADAPTERS.items()
+    for data in ("cumulative", "disjoint")
+}
 
 
-def callbacks(folder: Path) -> list[Any]:
-    return [
-        EarlyStopping("val_loss", patience=1),
-        ModelCheckpoint(dirpath=folder / "checkpoints", monitor="val_loss", save_last=True),
-        WeightAveraging(),
-    ]
+@pytest.fixture(scope="module", params=nightly_except(CELLS, "lora, cumulative"))
+def forgotten(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Forgotten:
+    return Forgotten.make(tmp_path_factory.mktemp("forgotten"), **CELLS[request.param])
 
 
-def fit_with_everything(folder: Path, people: People, **arguments: Any) -> Path:
-    store = folder / "store"
-    trainer = {"enable_checkpointing": True, "accumulate_grad_batches": 2, "gradient_clip_val": 1.0}
-    fit(store, people, *callbacks(folder), workers=1, epochs=2, trainer=trainer, **arguments)
-    return store
-
-
-def forget(store: Path, *people: str) -> Any:
-    with Store.open(store) as opened:
-        return opened.forget(people)
-
-
-@pytest.mark.parametrize("adapter", ADAPTERS)
-@pytest.mark.parametrize("data", ["cumulative", "disjoint"])
 def test_what_serves_on_is_what_it_would_be_had_the_persons_rows_been_anything_else(
-    tmp_path: Path, adapter: str, data: str
+    forgotten: Forgotten, tmp_path: Path
 ) -> None:
-    people = People.make()
-    stores = [
-        fit_with_everything(tmp_path / name, rows, adapter=ADAPTERS[adapter], data=data)
-        for name, rows in (("a", people), ("b", people.replaced(PERSON)))
-    ]
-    for store in stores:
-        forget(store, PERSON)
-    first, second = map(tensors_of, stores)
-    assert first
-    assert_bitwise_equal(first, second)
+    other = fit_with_everything(tmp_path, People.make().replaced(PERSON), **forgotten.arguments)
+    forget(other, PERSON)
+    assert forgotten.served
+    assert_bitwise_equal(forgotten.served, tensors_of(other))
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
-@pytest.mark.parametrize("data", ["cumulative", "disjoint"])
-def test_a_rebuild_is_a_first_training_without_the_person(tmp_path: Path, adapter: str, data: str) -> None:
-    people, arguments = People.make(), {"adapter": ADAPTERS[adapter], "data": data}
-    rebuilt = fit_with_everything(tmp_path / "a", people, **arguments)
-    forget(rebuilt, PERSON)
-    fit_with_everything(tmp_path / "a", people, **arguments)
-    scratch = fit_with_everything(tmp_path / "b", people.without(PERSON), **arguments)
+def test_a_rebuild_is_a_first_training_without_the_person(forgotten: Forgotten, tmp_path: Path) -> None:
+    rebuilt = fit_with_everything(forgotten.folder, People.make(), **forgotten.arguments)
+    scratch = fit_with_everything(tmp_path, People.make().without(PERSON), **forgotten.arguments)
     assert len(tensors_of(scratch)) == 8
     assert_bitwise_equal(tensors_of(rebuilt), tensors_of(scratch))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -292,11 +293,13 @@ def test_a_network_that_compiles_itself_is_trained_and_served_like_one_that_does
     assert len(serving) > 1
 
 
+@pytest.mark.nightly
 def test_a_wrapped_network_is_free_of_a_forgotten_person_to_the_last_bit(tmp_path: Path) -> None:
     store = assert_free_of_the_person(tmp_path, Compiled, shards=1, epochs=1)
     assert accuracy_of(S3TModule.load(store, Compiled())) > 0.8
 
 
+@pytest.mark.nightly
 def test_a_module_compiled_as_a_whole_is_trained(tmp_path: Path) -> None:
     module: Any = torch.compile(Classifier(), backend="eager")
     fit(tmp_path / "compiled", People.make(), module=module, epochs=1, shards=1, slices=1, budget=1)
@@ -305,9 +308,11 @@ def test_a_module_compiled_as_a_whole_is_trained(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [from_compiled, lambda compiled: compiled])
-def test_a_module_compiled_as_a_whole_serves_the_ensemble_and_not_itself(tmp_path: Path, make: Any) -> None:
+def test_a_module_compiled_as_a_whole_serves_the_ensemble_and_not_itself(
+    trained: Path, tmp_path: Path, make: Any
+) -> None:
     # a fit leaves compiled steps on the module, which call the module that they were compiled for
-    fit(tmp_path / "store", People.make())
+    shutil.copytree(trained, tmp_path / "store")
     served = S3TModule.load(tmp_path / "store", make(torch.compile(Classifier(), backend="eager")))
     features = People.make(seed=6).features
     assert torch.equal(served(features), S3TModule.load(tmp_path / "store", Classifier())(features))

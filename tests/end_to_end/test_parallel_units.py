@@ -135,6 +135,7 @@ def test_checkpoints_of_each_worker_are_in_a_folder_of_its_own_and_registered(pa
     assert kept == written
 
 
+@pytest.mark.nightly
 def test_after_a_request_the_same_call_rebuilds_what_scratch_gives(
     parallel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,8 @@ from lightning_s3t.plan import Partition
 from lightning_s3t.store import Store
 from tests.people import Classifier, People, assert_bitwise_equal, fit, tensors_of
 
+pytestmark = pytest.mark.nightly
+
 SCRIPT = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background

@@ -88,6 +88,7 @@ def test_what_torch_compiles(tmp_path: Path, compiled: str) -> None:
     refused(tmp_path, "parallel_units with torch.compile", module=module)
 
 
+@pytest.mark.nightly
 def test_a_script_without_a_main_guard_is_told_of_it(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(NO_GUARD)
@@ -96,6 +97,7 @@ def test_a_script_without_a_main_guard_is_told_of_it(tmp_path: Path) -> None:
     assert "UnsupportedError" in error
 
 
+@pytest.mark.nightly
 def test_a_class_of_no_file_is_named(tmp_path: Path) -> None:
     error = run(tmp_path, "-c", NOTEBOOK)
     assert "Own is defined in a notebook or on the command line, in no file" in error

@@ -119,6 +119,7 @@ def non_interference_holds(folder: Path, *callbacks: Any) -> bool:
     return True
 
 
+@pytest.mark.nightly
 def test_without_a_planted_leak_non_interference_holds(tmp_path: Path) -> None:
     assert non_interference_holds(tmp_path, WeightAveraging)
 
@@ -135,6 +136,7 @@ def test_a_head_that_is_not_set_back_breaks_non_interference(tmp_path: Path, mon
     assert not non_interference_holds(tmp_path)
 
 
+@pytest.mark.nightly
 def test_callbacks_that_are_not_set_back_break_non_interference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +178,7 @@ def test_random_numbers_that_depend_on_what_ran_before_break_a_rebuild(
     assert not rebuild_is_scratch(tmp_path)
 
 
+@pytest.mark.nightly
 def test_an_order_that_depends_on_the_whole_data_set_breaks_a_rebuild(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

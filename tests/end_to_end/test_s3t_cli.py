@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,12 +55,22 @@ FIT = ["fit", f"--model={HERE}.Served", f"--data={HERE}.Data", "--trainer.max_ep
 Output = pytest.CaptureFixture[str]
 
 
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that `s3t fit` has made, alone in the folder where it ran, for copying only."""
+    folder = tmp_path_factory.mktemp("fitted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["s3t"])
+        assert main([*FIT, f"--s3t.store={folder / 'store'}"]) == 0
+    return folder / "store"
+
+
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def store(fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["s3t"])
-    assert main([*FIT, f"--s3t.store={tmp_path / 'store'}"]) == 0
-    return tmp_path / "store"
+    return Path(shutil.copytree(fitted, tmp_path / "store"))
 
 
 def test_fit_trains_every_unit(store: Path) -> None:
@@ -67,6 +78,7 @@ def test_fit_trains_every_unit(store: Path) -> None:
         assert len(opened.alive()) == 8
 
 
+@pytest.mark.nightly
 def test_units_can_be_trained_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["s3t"])
     assert main([*FIT, f"--s3t.store={tmp_path / 'store'}", "--s3t.parallel_units=2"]) == 0
@@ -74,8 +86,8 @@ def test_units_can_be_trained_at_the_same_time(tmp_path: Path, monkeypatch: pyte
         assert len(opened.alive()) == 8
 
 
-def test_without_a_logger_no_file_is_written_beside_the_store(store: Path) -> None:
-    assert {path.name for path in store.parent.iterdir()} == {"store"}
+def test_without_a_logger_no_file_is_written_beside_the_store(fitted: Path) -> None:
+    assert {path.name for path in fitted.parent.iterdir()} == {"store"}
 
 
 def test_with_a_logger_the_config_lies_beside_the_logs(store: Path, tmp_path: Path) -> None:
@@ -160,6 +172,7 @@ def test_an_apps_own_config_is_understood(tmp_path: Path, monkeypatch: pytest.Mo
     assert "is_an_ensemble" in capsys.readouterr().out
 
 
+@pytest.mark.nightly
 def test_modules_in_the_current_folder_are_found(tmp_path: Path) -> None:
     (tmp_path / "somebodys_app.py").write_text(f"from {HERE} import Served, Data\n")
     command = [sys.executable, "-m", "lightning_s3t", *FIT, "--s3t.store=store", "--s3t.budget=1"]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan import SequenceChoice, assess, cost_of, cyclic, optimal, optimal_within, plan_sequences
+from tests.tiers import in_tier
 
 
 def test_orders_without_a_common_prefix_cost_the_sum() -> None:
@@ -30,7 +31,7 @@ def test_an_orders_price_by_data_and_epochs(data: Any, epochs: Any, price: float
     assert cost_of([(0, 1, 2, 3)], data, epochs).fine_tunes == pytest.approx(price)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=in_tier(10, 25))
 @given(st.integers(2, 6), st.data())
 def test_the_orders_are_paid_for_and_as_good_as_any_planners_within_the_limit(slices: int, data: st.DataObject) -> None:
     units = data.draw(st.integers(slices, 4 * slices))

@@ -17,6 +17,7 @@ from lightning_s3t.plan.bound import everything_bound, lagrangian_bound, uniform
 from lightning_s3t.plan.lattice import Lattice
 from lightning_s3t.plan.sampled import SampledLandscape
 from tests.plan.priors import PRIORS, halving, uniform, zipf
+from tests.tiers import in_tier
 
 Orders = tuple[tuple[int, ...], ...]
 OTHERS = ("cyclic", "bms", "conditional")
@@ -70,7 +71,7 @@ def test_no_orders_of_three_or_four_slices_are_better(prior: object, budget: int
         assert found.proven
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=in_tier(10, 25))
 @given(st.integers(2, 7), st.data())
 def test_it_is_never_worse_than_another_planner(slices: int, data: st.DataObject) -> None:
     budget = data.draw(st.integers(1, min(2 * slices, math.factorial(slices))))
@@ -82,7 +83,10 @@ def test_it_is_never_worse_than_another_planner(slices: int, data: st.DataObject
 
 
 @pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS)
-@pytest.mark.parametrize(("slices", "budget"), [(2, 4), (9, 4), (12, 3), (12, 12)])
+@pytest.mark.parametrize(
+    ("slices", "budget"),
+    [(2, 4), (9, 4), pytest.param(12, 3, marks=pytest.mark.nightly), pytest.param(12, 12, marks=pytest.mark.nightly)],
+)
 def test_it_is_never_worse_at_the_corners_of_the_grid(slices: int, budget: int, prior: object) -> None:
     probabilities, budget = prior(slices), min(budget, math.factorial(slices))  # type: ignore[operator]
     value = assess(optimal(slices, budget, prior=probabilities), probabilities).value
@@ -96,7 +100,7 @@ def test_it_is_clearly_better_than_rotation_below_a_full_round(slices: int) -> N
     assert assess(optimal(slices, budget)).value > 1.05 * assess(cyclic(slices, budget)).value
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=in_tier(10, 30))
 @given(st.integers(2, 5), st.lists(st.integers(0, 119), max_size=4), st.randoms())
 def test_a_best_reply_adds_more_than_any_other_order(slices: int, numbers: list[int], random: object) -> None:
     every = list(itertools.permutations(range(slices)))
@@ -109,7 +113,7 @@ def test_a_best_reply_adds_more_than_any_other_order(slices: int, numbers: list[
     assert lattice.value(np.maximum(others, lattice.profile(reply))) == pytest.approx(max(values))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=in_tier(10, 40))
 @given(st.integers(2, 8), st.data())
 def test_no_orders_are_above_the_bounds(slices: int, data: st.DataObject) -> None:
     budget = data.draw(st.integers(1, min(10, math.factorial(slices))))

@@ -248,3 +248,12 @@ def test_a_damaged_unit_can_be_dropped_and_trained_again(store: Store) -> None:
     store.drop([PARENT])
     build(store, PARENT)
     assert torch.equal(store.load(PARENT)["0/0"], torch.zeros(1))
+
+
+@pytest.mark.parametrize("end", ["abandoned", "committed"])
+def test_a_file_registered_too_late_is_refused(path: Path, tmp_path: Path, end: str) -> None:
+    with Store.open(path) as store:
+        attempt = store.start_unit(UnitId(0, (0,)), "key")
+        attempt.abandon() if end == "abandoned" else attempt.commit({"w": torch.ones(1)}, {})
+        with pytest.raises(RevokedError, match="has ended"):
+            attempt.register_file(tmp_path / "late.ckpt")

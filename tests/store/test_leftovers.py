@@ -107,3 +107,9 @@ def test_an_abandoned_attempt_leaves_nothing(tmp_path: Path) -> None:
         (tmp_path / "epoch-3-of-an-attempt.ckpt").touch()
         attempt.abandon()
         assert left_in(store.path, ["key of an attempt.", "epoch-3-of-an-attempt"]) == []
+
+
+def test_an_abandoned_attempt_without_files_leaves_nothing(path: Path) -> None:
+    with Store.open(path) as store:
+        store.start_unit(UnitId(0, (0,)), "the key of an attempt").abandon()
+        assert not [file for file in path.glob("ledger.db*") if b"the key of an attempt" in file.read_bytes()]

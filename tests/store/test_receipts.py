@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_s3t.errors import ConfigurationError, S3TError, StoreError
-from lightning_s3t.store import Receipt
+from lightning_s3t.store import Receipt, Store
 from lightning_s3t.store.signing import sign_receipt, verify_receipt
 from tests.store.people_store import in_place, make
 
@@ -107,3 +107,18 @@ json_values = st.recursive(
 def test_any_document_is_a_receipt_or_an_error_of_ours(text: str) -> None:
     with suppress(S3TError):
         Receipt.from_json(text)
+
+
+def test_a_receipt_that_says_something_twice_is_refused(path: Path) -> None:
+    with Store.open(path) as store:
+        text = store.forget([in_place(0, 0)]).to_json()
+    with pytest.raises(StoreError, match="twice"):
+        Receipt.from_json(text.replace('"subjects": 1', '"subjects": 9, "subjects": 1'))
+
+
+def test_receipts_since_a_request(path: Path) -> None:
+    with Store.open(path) as store:
+        for number in range(3):
+            store.forget([in_place(0, number)])
+        assert store.receipts(after=1) == store.receipts()[1:]
+        assert store.receipts(after=3) == []

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ SETTINGS = {"partition": {"shards": 2, "slices": 3, "seed": 0}}
 PARTITION = Partition(2, 3, 0)
 PEOPLE = [f"user-{number}" for number in range(60)]
 UNITS = units_of(2, [(0, 1, 2), (1, 2, 0), (0, 2, 1)])
+SOON = datetime.now(timezone.utc) + timedelta(hours=1)
 
 
 def in_place(shard: int, slice_: int) -> list[str]:
@@ -265,3 +267,14 @@ RECEIPTS = st.builds(
 @given(RECEIPTS)
 def test_a_receipt_reads_back_as_it_was_written(receipt: Receipt) -> None:
     assert Receipt.from_json(receipt.to_json()) == receipt
+
+
+@pytest.mark.parametrize("subjects", ["user-17", b"17", bytearray(b"17"), 17, None, 3.5, [10**5000], [["a"]]])
+def test_what_is_no_collection_of_ids_is_refused_and_nobody_else_is_forgotten(tmp_path: Path, subjects: Any) -> None:
+    with Store.create(tmp_path / "store", SETTINGS, register=False) as store:
+        with pytest.raises(DataError):
+            store.forget(subjects, strict=False)
+        with pytest.raises(DataError):
+            store.schedule(subjects, SOON, strict=False)
+        assert store.request_number == 0
+        assert store.pending() == []

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import secrets
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lightning_s3t.errors import StoreError, UnknownSubjectError
 from lightning_s3t.store import Store
+from lightning_s3t.store.chain import read_events
 from lightning_s3t.store.identities import KEY_VARIABLE
+from lightning_s3t.store.keyring import Keyring
+from lightning_s3t.store.ledger import Ledger
 from tests.store.backups import restore
 from tests.store.kill_points import acknowledged_until_killed
 from tests.store.people_store import PEOPLE, SETTINGS, in_place, make
@@ -151,3 +156,47 @@ def test_another_stores_key_is_refused_before_anybody_is_missed(tmp_path: Path) 
     shutil.copy(tmp_path / "other" / "subject.key", tmp_path / "store" / "subject.key")
     with pytest.raises(StoreError, match="not those of the store"):
         Store.open(tmp_path / "store")
+
+
+def test_who_is_forgotten_is_told_while_another_process_rotates_the_key(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store.open(path) as store, Store.open(path) as other:
+        store.forget([in_place(0, 0)])
+        present, rotations = Ledger.present, [other]
+
+        def rotated_before(self: Ledger, *args: Any) -> set[bytes]:
+            if rotations and self is store._ledger:
+                rotations.pop().rotate_key()
+            return present(self, *args)
+
+        monkeypatch.setattr(Ledger, "present", rotated_before)
+        assert store.forgotten([in_place(0, 0), in_place(0, 1)]) == {in_place(0, 0)}
+        assert not rotations
+
+
+def test_a_thread_that_looks_does_not_change_the_keys_of_one_that_rotates(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store.open(path) as store, ThreadPoolExecutor(1) as threads:
+        store.forget([in_place(0, 0)])
+        apply = Keyring.apply_rotation
+
+        def looked_at_after(self: Keyring, *args: Any) -> None:
+            apply(self, *args)
+            assert threads.submit(store.forgotten, [in_place(0, 0)]).result() == {in_place(0, 0)}
+
+        monkeypatch.setattr(Keyring, "apply_rotation", looked_at_after)
+        store.rotate_key()
+        assert [event.body for event in read_events(store._ledger) if event.kind == "rotation"] == [{"layers": 2}]
+        assert store.verify().passed
+
+
+def test_no_page_keeps_an_id_under_the_key_before(tmp_path: Path) -> None:
+    with Store.create(tmp_path / "store", SETTINGS) as store:
+        people = [f"person-{number}" for number in range(20_000)]
+        store.register(people)
+        old = {store._keyring.hash(person) for person in people}
+        store.rotate_key()
+        data = b"".join(file.read_bytes() for file in store.path.glob("ledger.db*"))
+        assert not old & {data[start : start + 16] for start in range(len(data))}

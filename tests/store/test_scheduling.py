@@ -6,21 +6,24 @@ import shutil
 import sqlite3
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lightning_s3t.errors import ConfigurationError, StoreMismatchError, UnknownSubjectError
+from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from tests.store.people_store import PEOPLE, SETTINGS, UNITS, in_place, make
+from tests.store.people_store import PEOPLE, SETTINGS, UNITS, build, in_place, make
 
 SOON = datetime.now(timezone.utc) + timedelta(hours=1)
 LATER = SOON + timedelta(days=1)
 ANN, BOB = in_place(0, 0), in_place(1, 1)
+BANDS: dict[str, Any] = {"partition": {"shards": 1, "slices": 3, "seed": 0, "bands": [2, 1]}}
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return make(tmp_path / "store")
+def store(path: Path) -> Store:
+    return Store.open(path)
 
 
 def test_nothing_happens_before_the_time(store: Store) -> None:
@@ -162,3 +165,22 @@ def test_a_band_says_where_a_request_reaches(tmp_path: Path) -> None:
         places = sqlite3.connect(tmp_path / "store" / "ledger.db").execute("SELECT slice FROM tombstones").fetchall()
     assert (2,) in places
     assert len({place for place in places if place != (2,)}) == 1
+
+
+def test_who_asked_before_the_first_fit_is_forgotten_where_their_band_puts_them(tmp_path: Path) -> None:
+    with Store.create(tmp_path / "store", BANDS) as store:
+        store.schedule(["ann"], SOON, strict=False)
+        store.register({"ann": 1, "bob": 0})
+        build(store, UnitId(0, (2,)))  # the slice of the second band: trained on Ann
+        receipt = store.forget_due(SOON)
+        assert receipt is not None
+        assert receipt.revoked == ("0/2",)
+        assert not store.alive()
+
+
+def test_a_receipt_of_what_was_due_says_who_was_unknown(path: Path) -> None:
+    with Store.open(path) as store:
+        store.schedule(["stranger", in_place(0, 0)], SOON, strict=False)
+        receipt = store.forget_due(SOON)
+        assert receipt is not None
+        assert (receipt.subjects, receipt.unknown) == (2, 1)

@@ -128,6 +128,7 @@ def test_a_unit_that_is_revoked_while_it_is_read_is_not_given_out(
             store.load(UNIT)
 
 
+@pytest.mark.nightly
 def test_two_processes_that_make_a_store_at_once_agree_on_its_key(tmp_path: Path) -> None:
     code = (
         "print('ready', flush=True); sys.stdin.readline()\n"

@@ -6,21 +6,24 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from lightning_s3t.errors import DamagedError, RevokedError, StoreError
 from lightning_s3t.plan import UnitId
-from lightning_s3t.store import Store
+from lightning_s3t.store import Store, verification
 from lightning_s3t.store.chain import read_events
+from lightning_s3t.store.ledger import Ledger
 from tests.store.people_store import UNITS, build, in_place, make
 
 TOP, ABOVE = UnitId(0, (0,)), [UnitId(0, (0, 1)), UnitId(0, (0, 1, 2))]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return make(tmp_path / "store")
+def store(path: Path) -> Store:
+    return Store.open(path)
 
 
 def snapshot_of(store: Store, unit: UnitId) -> Path:
@@ -178,3 +181,44 @@ def test_a_damaged_page_of_the_database_closes_the_store(store: Store) -> None:
             file.write(b"\xff" * 3000)
     with pytest.raises(StoreError, match="damaged"):
         Store.open(store.path)
+
+
+def test_verification_beside_requests_and_rotations_raises_no_alarm(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store.open(path) as store, Store.open(path) as other:
+        other.forget([in_place(0, 0)])
+        other.rotate_key()
+        assert store.verify().passed
+        tombstones = verification._tombstones
+
+        def asked_before(*args: Any) -> Any:
+            other.forget([in_place(1, 1)])
+            return tombstones(*args)
+
+        monkeypatch.setattr(verification, "_tombstones", asked_before)
+        monkeypatch.setattr(Ledger, "truncate_log", lambda *args: None)  # waits for the reader
+        assert store.verify().passed
+
+
+@pytest.mark.parametrize("body", ["{}", "[]", "7", '{"tombstones": 7}', '{"tombstones": [["zz", 0, 0]]}'])
+def test_verification_of_a_request_that_nobody_can_read_names_it(path: Path, body: str) -> None:
+    with Store.open(path) as store:
+        store.forget([in_place(0, 0)])
+        store._ledger.connection.execute("UPDATE events SET body = ? WHERE position = 1", (body,))
+        assert "The request of event 1 cannot be read." in store.verify().problems
+
+
+def test_an_empty_folder_where_a_disk_was_is_no_damage(path: Path) -> None:
+    with Store.open(path) as store:
+        store.save_base({"w": torch.zeros(2)})
+        alive = set(store.alive())
+        (path / "snapshots").rename(path.parent / "disk")
+        (path / "snapshots").mkdir()
+        for look in (store.verify, store.take_out_damaged):
+            with pytest.raises(StoreError, match=r"is empty\. If it lies on a disk of its own, mount it"):
+                look()
+        (path / "snapshots").rmdir()
+        (path.parent / "disk").rename(path / "snapshots")
+        assert store.verify().passed
+        assert set(store.alive()) == alive

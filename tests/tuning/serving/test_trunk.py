@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.tiers import nightly_except
 from tests.tuning.serving.shards import IMAGES, MODELS, TOKENS, Shards, make_bert, make_vit, tensor_of
 
 
@@ -27,7 +28,7 @@ def count_calls(shards: Shards, paths: list[str]) -> list[int]:
 
 
 @pytest.mark.parametrize("stages", [[1, 1], [4, 1, 2], [2, 2, 2], [4, 4], [3]], ids=str)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", nightly_except(MODELS, *(MODELS.keys() - {"densenet"})))
 def test_every_shard_answers_as_it_does_alone(model: str, stages: list[int]) -> None:
     torch.manual_seed(0)
     make, args, kwargs = MODELS[model]

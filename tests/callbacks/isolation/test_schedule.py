@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_s3t.callbacks.parallel.schedule import Schedule
+from lightning_s3t.callbacks.isolation.schedule import Schedule
 from lightning_s3t.callbacks.unit_plan import PlannedUnit
 from lightning_s3t.plan import UnitId
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_s3t.callbacks.parallel.package import Package, pack, try_to_pack
-from lightning_s3t.callbacks.parallel.unpicklable import find_unpicklable
+from lightning_s3t.callbacks.isolation.package import Package, pack, try_to_pack
+from lightning_s3t.callbacks.isolation.unpicklable import find_unpicklable
 
 
 class Tied(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_s3t.callbacks.parallel.process_settings import ProcessSettings
+from lightning_s3t.callbacks.isolation.process_settings import ProcessSettings
 
 CHANGES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "threads": (lambda: torch.set_num_threads(torch.get_num_threads() + 1), torch.get_num_threads),

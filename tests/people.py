@@ -157,6 +157,37 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
+class UnitLog(Callback):
+    """Notes which units are trained, in a file: what a callback keeps in memory does not come out of a unit's process.
+
+    Args:
+        path: The file.
+        every_batch: Note the unit at each batch, and not only at its start.
+    """
+
+    def __init__(self, path: Path, every_batch: bool = False) -> None:
+        self.path = path
+        self.every_batch = every_batch
+
+    @property
+    def units(self) -> list[str]:
+        """What was noted."""
+        return self.path.read_text().split() if self.path.exists() else []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.every_batch:
+            self._note(trainer)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        if self.every_batch:
+            self._note(trainer)
+
+    def _note(self, trainer: pl.Trainer) -> None:
+        s3t = next(c for c in trainer.callbacks if isinstance(c, S3T))  # type: ignore[attr-defined]
+        with self.path.open("a") as file:
+            file.write(f"{s3t.current_unit}\n")
+
+
 def make_trainer(store: Path, *callbacks: Callback, epochs: int = 2, **arguments: Any) -> pl.Trainer:
     """A trainer with the S3T callback, quiet and on the CPU."""
     trainer_arguments = arguments.pop("trainer", {})

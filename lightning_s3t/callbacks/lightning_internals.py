@@ -219,6 +219,7 @@ class TrainerReset:
         self._trainer.fit_loop._data_source = self._source
         self._trainer.strategy.model = self._trainer.lightning_module
 
+
 def forget_dataloaders(trainer: pl.Trainer) -> None:
     """Takes the dataloaders off a trainer's loops, and ends their workers.
 

@@ -40,6 +40,7 @@ from tests.people import (
     Classifier,
     People,
     PeopleData,
+    UnitLog,
     assert_bitwise_equal,
     fit,
     make_trainer,
@@ -47,68 +48,53 @@ from tests.people import (
 )
 
 
-class Recorder(Callback):
-    """Notes which units are trained, and on what."""
-
-    def __init__(self) -> None:
-        # a class-wide list would be copied and set back between units; a path is not
-        self.units: list[str] = UNITS
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        s3t = next(c for c in trainer.callbacks if isinstance(c, S3T))  # type: ignore[attr-defined]
-        UNITS.append(str(s3t.current_unit))
+@pytest.fixture
+def log(tmp_path: Path) -> UnitLog:
+    return UnitLog(tmp_path / "units.txt")
 
 
-UNITS: list[str] = []
-
-
-@pytest.fixture(autouse=True)
-def _no_units() -> None:
-    UNITS.clear()
-
-
-def test_units_that_share_a_prefix_are_trained_once(tmp_path: Path) -> None:
+def test_units_that_share_a_prefix_are_trained_once(tmp_path: Path, log: UnitLog) -> None:
     orders = [(0, 1, 2), (0, 2, 1), (1, 0, 2)]
-    fit(tmp_path / "store", People.make(), Recorder(), slices=3, budget=3, sequences=orders, shards=1)
-    assert UNITS == ["0/0", "0/0-1", "0/0-1-2", "0/0-2", "0/0-2-1", "0/1", "0/1-0", "0/1-0-2"]
+    fit(tmp_path / "store", People.make(), log, slices=3, budget=3, sequences=orders, shards=1)
+    assert log.units == ["0/0", "0/0-1", "0/0-1-2", "0/0-2", "0/0-2-1", "0/1", "0/1-0", "0/1-0-2"]
 
 
-def test_a_second_fit_trains_nothing(trained: Path, tmp_path: Path) -> None:
+def test_a_second_fit_trains_nothing(trained: Path, tmp_path: Path, log: UnitLog) -> None:
     shutil.copytree(trained, tmp_path / "store")
     before = tensors_of(tmp_path / "store")
-    fit(tmp_path / "store", People.make(), Recorder())
-    assert UNITS == []
+    fit(tmp_path / "store", People.make(), log)
+    assert log.units == []
     assert_bitwise_equal(before, tensors_of(tmp_path / "store"))
 
 
-def test_after_a_forget_exactly_the_revoked_units_are_trained(trained: Path, tmp_path: Path) -> None:
+def test_after_a_forget_exactly_the_revoked_units_are_trained(trained: Path, tmp_path: Path, log: UnitLog) -> None:
     shutil.copytree(trained, tmp_path / "store")
     with Store.open(tmp_path / "store") as store:
         receipt = store.forget(["user-3"])
-    fit(tmp_path / "store", People.make(), Recorder())
-    assert sorted(UNITS) == sorted(receipt.revoked)
+    fit(tmp_path / "store", People.make(), log)
+    assert sorted(log.units) == sorted(receipt.revoked)
 
 
 @pytest.mark.parametrize("planner", ["optimal", "cyclic", "random", "bms"])
-def test_a_larger_budget_trains_only_the_orders_that_are_new(tmp_path: Path, planner: str) -> None:
+def test_a_larger_budget_trains_only_the_orders_that_are_new(tmp_path: Path, log: UnitLog, planner: str) -> None:
     fit(tmp_path / "store", People.make(), shards=1, slices=3, budget=1, sequences=planner)
     with Store.open(tmp_path / "store") as store:
         (first,) = store.options["sequences"]
-    fit(tmp_path / "store", People.make(), Recorder(), shards=1, slices=3, budget=2, sequences=planner)
+    fit(tmp_path / "store", People.make(), log, shards=1, slices=3, budget=2, sequences=planner)
     with Store.open(tmp_path / "store") as store:
         kept, added = store.options["sequences"]
     assert kept == first
-    assert sorted(UNITS) == sorted(
+    assert sorted(log.units) == sorted(
         str(unit) for unit in UnitId(0, tuple(added)).lineage if unit not in UnitId(0, tuple(first)).lineage
     )
 
 
-def test_a_budget_may_be_a_cost(tmp_path: Path) -> None:
-    fit(tmp_path / "store", People.make(), Recorder(), shards=1, slices=3, budget={"units": 5})
-    assert len(UNITS) == 5
+def test_a_budget_may_be_a_cost(tmp_path: Path, log: UnitLog) -> None:
+    fit(tmp_path / "store", People.make(), log, shards=1, slices=3, budget={"units": 5})
+    assert len(log.units) == 5
 
 
-def test_new_people_change_only_the_units_of_their_slice(trained: Path, tmp_path: Path) -> None:
+def test_new_people_change_only_the_units_of_their_slice(trained: Path, tmp_path: Path, log: UnitLog) -> None:
     shutil.copytree(trained, tmp_path / "store")
     newcomer = People(torch.zeros(2, 8), torch.tensor([0, 1]), ["user-new", "user-new"])
     old = People.make(40)
@@ -117,11 +103,11 @@ def test_new_people_change_only_the_units_of_their_slice(trained: Path, tmp_path
         torch.cat([old.labels, newcomer.labels]),
         old.owners + newcomer.owners,
     )
-    fit(tmp_path / "store", grown, Recorder())
+    fit(tmp_path / "store", grown, log)
     with Store.open(tmp_path / "store") as store:
         place = store.partition.place("user-new")
-    assert UNITS
-    assert all(UnitId.parse(unit).reached_by(place) for unit in UNITS)
+    assert log.units
+    assert all(UnitId.parse(unit).reached_by(place) for unit in log.units)
     fit(tmp_path / "scratch", grown)
     assert_bitwise_equal(tensors_of(tmp_path / "store"), tensors_of(tmp_path / "scratch"))
 
@@ -140,7 +126,7 @@ class Interrupt(Callback):
 
 @pytest.mark.parametrize(("error", "raised"), [(KeyboardInterrupt, SystemExit), (RuntimeError, RuntimeError)])
 def test_an_interrupted_fit_goes_on_at_the_unit_that_was_cut(
-    tmp_path: Path, error: type[BaseException], raised: type[BaseException]
+    tmp_path: Path, log: UnitLog, error: type[BaseException], raised: type[BaseException]
 ) -> None:
     module = Classifier()
     weights = copy.deepcopy(module.state_dict())
@@ -149,8 +135,8 @@ def test_an_interrupted_fit_goes_on_at_the_unit_that_was_cut(
     assert all(torch.equal(tensor, weights[name]) for name, tensor in module.state_dict().items())
     with Store.open(tmp_path / "store") as store:
         assert [str(unit) for unit in store.alive()] == ["0/0", "0/0-1"]
-    fit(tmp_path / "store", People.make(), Recorder())
-    assert UNITS[0] == "1/0"
+    fit(tmp_path / "store", People.make(), log)
+    assert log.units[0] == "1/0"
     fit(tmp_path / "whole", People.make())
     assert_bitwise_equal(tensors_of(tmp_path / "store"), tensors_of(tmp_path / "whole"))
 
@@ -245,8 +231,8 @@ def test_provenance_says_what_each_unit_was_made_from(tmp_path: Path) -> None:
 
 
 def test_fast_dev_run_leaves_nothing_behind(tmp_path: Path) -> None:
-    fit(tmp_path / "store", People.make(), Recorder(), trainer={"fast_dev_run": True})
-    assert UNITS == ["0/0", "0/0-1"]
+    fit(tmp_path / "store", People.make(), log, trainer={"fast_dev_run": True})
+    assert log.units == ["0/0", "0/0-1"]
     assert not (tmp_path / "store").exists()
 
 

@@ -91,8 +91,8 @@ def test_nothing_stays_behind(tmp_path: Path) -> None:
         digests = {unit: record.snapshot for unit, record in opened.alive().items()}
     assert all(path.exists() for paths in files.values() for path in paths)
     assert all(len(paths) >= 2 for paths in files.values()), "every unit wrote a checkpoint"
-    written = set((tmp_path / "checkpoints").iterdir())
-    assert written == {path for paths in files.values() for path in paths if path.parent.name == "checkpoints"}
+    written = set((tmp_path / "checkpoints").rglob("*.ckpt"))
+    assert written == {path for paths in files.values() for path in paths if path.suffix == ".ckpt"}
 
     receipt = forget(store, PERSON)
 

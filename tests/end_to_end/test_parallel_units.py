@@ -127,11 +127,12 @@ def test_tensorboard_has_the_same_too(serial: Path, parallel: Path) -> None:
     assert found[0][2] == UNITS
 
 
-def test_checkpoints_of_each_worker_are_in_a_folder_of_its_own_and_registered(parallel: Path) -> None:
+def test_checkpoints_of_each_unit_are_in_a_folder_of_its_own_and_registered(parallel: Path) -> None:
     with Store.open(parallel / "store") as store:
         kept = {Path(file["path"]) for record in store.provenance() for file in record["files"]}
+        units = {f"unit-{str(unit).replace('/', '-')}" for unit in store.alive()}
     written = set((parallel / "checkpoints").rglob("*.ckpt"))
-    assert {path.parent.name for path in written} == {"worker-0", "worker-1"}
+    assert {path.parent.name for path in written} == units
     assert kept == written
 
 
@@ -152,8 +153,8 @@ def test_after_a_request_the_same_call_rebuilds_what_scratch_gives(
     assert_bitwise_equal(after, tensors_of(tmp_path / "store"))
 
 
-@pytest.mark.parametrize("trainer", [{"fast_dev_run": True}, {}])
-def test_no_process_is_started_where_there_is_nothing_to_do_at_once(
+@pytest.mark.parametrize("trainer", [{}])
+def test_no_process_is_started_where_there_is_nothing_to_do(
     trainer: dict[str, Any], serial: Path, monkeypatch: pytest.MonkeyPatch, forbid_processes: Callable[[], None]
 ) -> None:
     forbid_processes()
@@ -165,11 +166,11 @@ def forbid_processes(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Makes it an error to begin a process that trains units."""
 
     def forbid() -> None:
-        from lightning_s3t.callbacks.parallel.workers import Workers
+        from lightning_s3t.callbacks.isolation.forkserver import ForkServer
 
-        def start(self: Workers, count: int) -> None:
-            raise AssertionError(f"{count} processes were to be started")
+        def fork(self: ForkServer, number: int, descriptor: int) -> None:
+            raise AssertionError("a process was to be started")
 
-        monkeypatch.setattr(Workers, "start", start)
+        monkeypatch.setattr(ForkServer, "fork", fork)
 
     return forbid

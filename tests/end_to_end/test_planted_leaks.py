@@ -109,7 +109,7 @@ def non_interference_holds(folder: Path, *callbacks: Any) -> bool:
     people = People.make()
     for name, rows in (("a", people), ("b", people.replaced(PERSON))):
         # other shards' and units' results must not depend on the person, whatever order units are trained in
-        fit(folder / name, rows, *(callback() for callback in callbacks))
+        fit(folder / name, rows, *(callback() for callback in callbacks), isolation="none")
         with Store.open(folder / name) as store:
             store.forget([PERSON])
     try:
@@ -172,9 +172,9 @@ def _setup_once(setup: Any) -> Any:
 def test_random_numbers_that_depend_on_what_ran_before_break_a_rebuild(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lightning_s3t.callbacks import unit_fit
+    from lightning_s3t.callbacks import unit_training
 
-    monkeypatch.setattr(unit_fit, "seed_all", lambda seed: None)
+    monkeypatch.setattr(unit_training, "seed_all", lambda seed: None)
     assert not rebuild_is_scratch(tmp_path)
 
 
@@ -197,11 +197,11 @@ def test_without_a_planted_leak_a_rebuild_is_scratch(tmp_path: Path) -> None:
 
 def rebuild_is_scratch(folder: Path) -> bool:
     people = People.make()
-    fit(folder / "a", people)
+    fit(folder / "a", people, isolation="none")
     with Store.open(folder / "a") as store:
         store.forget([PERSON])
-    fit(folder / "a", people)
-    fit(folder / "b", people.without(PERSON))
+    fit(folder / "a", people, isolation="none")
+    fit(folder / "b", people.without(PERSON), isolation="none")
     try:
         assert_bitwise_equal(tensors_of(folder / "a"), tensors_of(folder / "b"))
     except AssertionError:

@@ -47,7 +47,7 @@ def test_bands_are_a_setting_of_the_store(store: Path) -> None:
 
 def test_a_refit_without_a_risky_subject_is_what_forgetting_leaves(store: Path, tmp_path: Path) -> None:
     with Store.open(store) as opened:
-        opened.forget([RISKY[1]])
+        opened.forget(RISKY[:2])
     fit(store, PEOPLE, risk=RISK, **ARGUMENTS)
     fit(tmp_path / "anew", PEOPLE.without(*RISKY[:2]), risk=RISK, **ARGUMENTS)
     assert_bitwise_equal(tensors_of(store), tensors_of(tmp_path / "anew"))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -20,6 +23,7 @@ from lightning_s3t.callbacks.unfreezing import SliceUnfreezing
 from lightning_s3t.callbacks.unit_settings import UnitSettings
 from lightning_s3t.errors import DataError, LeakageError
 from lightning_s3t.plan import UnitId
+from lightning_s3t.tuning.guard import named_tensors
 from lightning_s3t.tuning.randomness import seed_all, unit_seed
 
 
@@ -115,7 +119,8 @@ class UnitTraining:
         check_optimized(trainer, stage.trainable)
         self._unfreezing.guard()
         seed_all(seed)
-        run_fit_loop(trainer)
+        with _rounding_undone(trainer, stage.owned_names()):
+            run_fit_loop(trainer)
         self._check_data(trainer, unit, loader)
         if trainer.global_step == 0:
             raise DataError(
@@ -154,6 +159,25 @@ class UnitTraining:
             "seed": self._settings.seed,
             "unit_seed": unit_seed(self._settings.seed, unit),
         }
+
+
+@contextmanager
+def _rounding_undone(trainer: pl.Trainer, owned: Collection[str]) -> Iterator[None]:
+    """Sets frozen weights back that an average of weights, which was put into the module, differs from by rounding.
+
+    An exponential average of one number, taken as d*a + (1-d)*a, may differ from it in the last bit. What differs by
+    more is left for the guard to find.
+    """
+    if not any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        yield
+        return
+    frozen = {name: t for name, t in named_tensors(trainer.lightning_module).items() if name not in owned}
+    before = {name: tensor.detach().clone() for name, tensor in frozen.items()}
+    yield
+    with torch.no_grad():
+        for name, tensor in frozen.items():
+            if not torch.equal(tensor, before[name]) and torch.allclose(tensor, before[name], rtol=1e-4, atol=0.0):
+                tensor.copy_(before[name])
 
 
 def _nothing(_: Any) -> None:

@@ -230,7 +230,7 @@ def test_provenance_says_what_each_unit_was_made_from(tmp_path: Path) -> None:
             assert found["steps"] > 0
 
 
-def test_fast_dev_run_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_fast_dev_run_leaves_nothing_behind(tmp_path: Path, log: UnitLog) -> None:
     fit(tmp_path / "store", People.make(), log, trainer={"fast_dev_run": True})
     assert log.units == ["0/0", "0/0-1"]
     assert not (tmp_path / "store").exists()

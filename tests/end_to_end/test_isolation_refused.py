@@ -10,10 +10,13 @@ import types
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from lightning_s3t import S3T
+from lightning_s3t.callbacks.checks import check_trainer
 from lightning_s3t.errors import ConfigurationError, StoreMismatchError, UnsupportedError
 from tests.people import Classifier, People, assert_bitwise_equal, fit, tensors_of
 
@@ -105,9 +108,11 @@ def test_what_torch_compiles(tmp_path: Path, compiled: str) -> None:
     refused(tmp_path, "parallel_units: .*torch.compile", module=module, parallel_units=2)
 
 
-def test_several_devices(tmp_path: Path) -> None:
-    trainer = {"strategy": "ddp", "devices": 2}
-    refused(tmp_path, "isolation='forkserver' with several devices", trainer=trainer, isolation="forkserver")
+def test_several_devices() -> None:
+    trainer = pl.Trainer(accelerator="cpu", strategy="ddp_spawn", devices=2, logger=False)
+    trainer.strategy.connect(Classifier())
+    with pytest.raises(UnsupportedError, match="isolation='forkserver' with several devices"):
+        check_trainer(trainer, S3T, isolation="forkserver")
 
 
 def test_a_store_belongs_to_one_isolation(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_a_script_that_is_killed_takes_its_processes_along(tmp_path: Path, kill:
         finally:
             process.kill()
     groups = [int(path.name.removeprefix("pid-")) for path in tmp_path.glob("pid-*")]
-    assert len(groups) == 2
+    assert len(groups) >= 2
     wait_for(lambda: not any(map(is_alive, groups)), None)
     if kill == signal.SIGINT:
         assert "s3t-worker" not in (tmp_path / "output").read_text()

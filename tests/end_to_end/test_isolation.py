@@ -119,7 +119,7 @@ class Data(pl.LightningDataModule):
     def val_dataloader(self) -> Any:
         data: Any = Transformed(People.make(12, seed=9), identity)
         if self.places.get("split"):  # draws from torch's global generator
-            data, _ = random_split(data, [8, 4])
+            data, _ = random_split(data, [24, 12])
         generator = self.places.get("generator")
         return DataLoader(data, 4, shuffle=generator is not None, generator=generator)
 

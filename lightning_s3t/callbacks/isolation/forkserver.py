@@ -13,7 +13,7 @@ from typing import Any
 
 from lightning_s3t.callbacks.isolation.messages import Failed, receive, send
 from lightning_s3t.callbacks.isolation.package import Package
-from lightning_s3t.callbacks.isolation.server import Begin, Ended, Fork, Kill, Loaded, Threaded
+from lightning_s3t.callbacks.isolation.server import Begin, Ended, Fork, Import, Kill, Loaded, Threaded
 from lightning_s3t.errors import WorkerError
 
 # small trainings on a CPU give memory back to the system after every step, and ask for it again, which doubles their
@@ -71,6 +71,7 @@ class ForkServer:
     def __init__(self, package: Package) -> None:
         self._package = package
         self._others: list[Ended] = []
+        self._imported: set[str] = set()
         # a device's context does not survive a fork, so what belongs on one is loaded in each unit's process
         answer = self._begin(load_in_unit=package.on_device)
         if isinstance(answer, Threaded):
@@ -89,6 +90,17 @@ class ForkServer:
             descriptor: Its end of the channel between it and the script.
         """
         send(self._channel, Fork(number), [descriptor])
+
+    def learn(self, modules: tuple[str, ...]) -> None:
+        """Has modules imported that units import, so that the next ones find them there.
+
+        Args:
+            modules: Their names.
+        """
+        new = tuple(name for name in modules if name not in self._imported)
+        if new:
+            self._imported.update(new)
+            send(self._channel, Import(new))
 
     def kill(self, number: int) -> None:
         """Ends a unit's process, and waits until it has ended.

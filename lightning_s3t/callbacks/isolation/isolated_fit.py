@@ -54,6 +54,9 @@ class Launcher(Protocol):
     def sources(self) -> list[Any]:
         """Returns what to wait for: something of it is readable when a process has ended."""
 
+    def learn(self, modules: tuple[str, ...]) -> None:
+        """Takes note of what units import."""
+
     def kill(self, number: int) -> None:
         """Ends one, and waits until it has ended."""
 
@@ -203,15 +206,17 @@ class IsolatedFit:
         ready = wait([*channels, *sources], _LOOK_UP)
         for source in ready:
             if source in channels:
-                self._hear(trainer, channels[source], schedule, progress)
+                self._hear(trainer, launcher, channels[source], schedule, progress)
         for source in sources:
             if source in ready:
                 for ended in launcher.ended(source):
-                    self._hear(trainer, ended.number, schedule, progress)  # what it has said last
+                    self._hear(trainer, launcher, ended.number, schedule, progress)  # what it has said last
                     if ended.number in self._running:
                         raise self._death(self._running[ended.number].unit, ended.code)
 
-    def _hear(self, trainer: pl.Trainer, number: int, schedule: Schedule, progress: UnitProgress) -> None:
+    def _hear(
+        self, trainer: pl.Trainer, launcher: Launcher, number: int, schedule: Schedule, progress: UnitProgress
+    ) -> None:
         running = self._running.get(number)
         if running is None:
             return
@@ -226,6 +231,7 @@ class IsolatedFit:
                 running.begun.note_file(Path(message.path))
                 running.tell(Noted())
             elif isinstance(message, Trained):
+                launcher.learn(message.modules)
                 self._commit(trainer, running, message, schedule)
                 progress.finish_unit(running.unit)
                 self._forget(number)

@@ -70,6 +70,7 @@ class Trained:
         score: What the script monitors, higher being better.
         calls: What it told the loggers.
         steps: How far it has moved their step axis.
+        modules: The installed packages' modules that it had to import.
     """
 
     tensors: dict[str, Tensor]
@@ -77,6 +78,7 @@ class Trained:
     score: float | None
     calls: tuple[LoggerCall, ...]
     steps: int
+    modules: tuple[str, ...]
 
 
 @dataclass(frozen=True)

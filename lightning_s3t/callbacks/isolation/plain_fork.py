@@ -55,6 +55,13 @@ class PlainFork:
             self._train_and_leave(os.dup(descriptor))
         self._running[os.pidfd_open(pid)] = (pid, number)
 
+    def learn(self, modules: tuple[str, ...]) -> None:
+        """Does nothing: the script's process is left as it is.
+
+        Args:
+            modules: What units import.
+        """
+
     def kill(self, number: int) -> None:
         """Ends a unit's process, and waits until it has ended.
 

@@ -11,21 +11,25 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
+
+import torch
 
 from lightning_s3t.callbacks.isolation.messages import Failed, receive, send
 from lightning_s3t.callbacks.isolation.package import Package
 
 LINGER = 60.0  # seconds that the base waits for another fit
+_PATIENCE = 10.0  # seconds that a forked process may take to add up a million numbers
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Threaded:
-    """From a fit's process: loading has started threads, so what has loaded cannot be forked."""
+    """From a fit's process: loading has started OpenMP's threads, so what has loaded cannot be forked."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,17 @@ class Kill:
     """To a fit's process: end a unit's, and the data loaders that it has started."""
 
     number: int
+
+
+@dataclass(frozen=True)
+class Import:
+    """To a fit's process: units import these modules, so they had better be there before a unit is forked.
+
+    They are of installed packages only: a module of the script's own may draw random numbers or keep state as it is
+    imported, and has to do so in each unit alike.
+    """
+
+    modules: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -94,7 +109,6 @@ def serve(channel: socket.socket) -> None:
     Args:
         channel: To the script.
     """
-    baseline = count_threads()
     while select.select([channel], [], [], LINGER)[0]:
         try:
             begin, descriptors = receive(channel)
@@ -102,19 +116,34 @@ def serve(channel: socket.socket) -> None:
             return
         if os.fork() == 0:
             channel.close()
-            _run_and_leave(_serve_fit, begin, descriptors, baseline)
+            _run_and_leave(_serve_fit, begin, descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
         _reap()
 
 
-def count_threads() -> int:
-    """Returns how many threads the operating system counts in this process; 1 where it does not say."""
-    tasks = Path("/proc/self/task")
-    return len(list(tasks.iterdir())) if tasks.is_dir() else 1
+def can_compute_after_fork() -> bool:
+    """Tries whether a process that is forked from this one can use torch on several threads.
+
+    Where OpenMP has had threads here, it waits for ever for them there. Other threads (OpenBLAS starts some when it is
+    loaded) do no harm, so it is tried, and threads are not counted.
+    """
+    pid = os.fork()
+    if pid == 0:
+        torch.set_num_threads(2)
+        torch.ones(1 << 20).sum()
+        os._exit(0)
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return True
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return False
 
 
-def _serve_fit(begin: Begin, descriptors: list[int], baseline: int) -> None:
+def _serve_fit(begin: Begin, descriptors: list[int]) -> None:
     parent, package_file, output, error = descriptors
     channel = socket.socket(fileno=parent)
     os.setpgid(0, 0)
@@ -133,7 +162,7 @@ def _serve_fit(begin: Begin, descriptors: list[int], baseline: int) -> None:
     except Exception as raised:
         send(channel, Failed.of(raised))
         return
-    if count_threads() > baseline:
+    if objects is not None and not can_compute_after_fork():
         send(channel, Threaded())
         return
     gc.freeze()  # so that collections in units' processes do not write to the pages that all share
@@ -159,6 +188,9 @@ def _fork_units(channel: socket.socket, package: Package, objects: Any) -> None:
             if channel not in ready:
                 continue
             message, descriptors = receive(channel)
+            if isinstance(message, Import):
+                _import_if_safe(message.modules)
+                continue
             if not descriptors:
                 _kill([pid for pid, number in running.items() if number == message.number])
                 continue
@@ -178,6 +210,24 @@ def _fork_units(channel: socket.socket, package: Package, objects: Any) -> None:
         for pid in running:  # what they were writing is erased when this process has ended
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
+
+
+def _import_if_safe(modules: tuple[str, ...]) -> None:
+    """Imports modules, unless they compute something as they are imported that no forked process could go on from."""
+    pid = os.fork()
+    if pid == 0:
+        _import(modules)
+        os._exit(0 if can_compute_after_fork() else 1)
+    _, status = os.waitpid(pid, 0)
+    if status == 0:
+        _import(modules)
+        gc.freeze()
+
+
+def _import(modules: tuple[str, ...]) -> None:
+    for module in modules:
+        with contextlib.suppress(BaseException):
+            importlib.import_module(module)
 
 
 def _kill(pids: Iterable[int]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import signal
+import sys
+import sysconfig
 import threading
 import time
 import warnings
@@ -49,13 +52,15 @@ def train_unit(objects: tuple[pl.Trainer, UnitTraining, ProcessSettings], connec
     os.setpgid(0, 0)
     _die_with_parent()
     script = Script(connection)
+    there = set(sys.modules)
     try:
         trainer, training, settings = objects
         settings.apply()
         warnings.showwarning = script.warn  # type: ignore[assignment]
         build: Build = pickle.loads(connection.recv_bytes())
         settle_in(trainer)
-        script.send(_train(trainer, training, build, script))
+        trained = _train(trainer, training, build, script)
+        script.send(dataclasses.replace(trained, modules=tuple(_installed(set(sys.modules) - there))))
     except BaseException as error:
         script.send(Failed.of(error))
 
@@ -132,7 +137,7 @@ def _train(trainer: pl.Trainer, training: UnitTraining, build: Build, script: Sc
     with quiet(trainer):
         result = training.train(trainer, build.unit, build.rows, build.trained)
     calls = tuple(call for logger in loggers for call in logger.take())
-    return Trained(result.tensors, result.record, result.score, calls, logged_step(trainer))
+    return Trained(result.tensors, result.record, result.score, calls, logged_step(trainer), ())
 
 
 def _give_checkpoints_a_folder(trainer: pl.Trainer, unit: UnitId) -> None:
@@ -140,6 +145,13 @@ def _give_checkpoints_a_folder(trainer: pl.Trainer, unit: UnitId) -> None:
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
             callback.dirpath = os.path.join(callback.dirpath, f"unit-{str(unit).replace('/', '-')}")
+
+
+def _installed(modules: set[str]) -> list[str]:
+    """Returns which modules are of installed packages, in the order of their import."""
+    places = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+    files = {name: getattr(sys.modules[name], "__file__", None) or "" for name in list(sys.modules) if name in modules}
+    return [name for name, file in files.items() if file.startswith(places)]
 
 
 def _die_with_parent() -> None:

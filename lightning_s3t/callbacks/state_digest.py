@@ -6,7 +6,6 @@ import bisect
 import collections
 import hashlib
 import random
-import types
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -14,13 +13,11 @@ import numpy as np
 import torch
 
 from lightning_s3t.callbacks.state_contents import ATOMS, GENERATORS, class_name, content_of, is_plain, pack
-from lightning_s3t.callbacks.state_reading import Reader
+from lightning_s3t.callbacks.state_reading import FUNCTIONS, MANY, Reader
 
 AnyGenerator: TypeAlias = "torch.Generator | random.Random | np.random.Generator | np.random.RandomState"
-_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodWrapperType)
-# longer paths, those of a linked list for example, would fill the memory
+# of longer paths the middle is left out: those of a linked list would fill the memory
 _LONGEST = 300
-_MANY = 1000
 
 
 def digest_state(roots: Mapping[str, object], ignore: Collection[int] = ()) -> dict[str, str]:
@@ -32,7 +29,7 @@ def digest_state(roots: Mapping[str, object], ignore: Collection[int] = ()) -> d
 
     Not seen are global variables of modules, attributes of classes, what a file, socket, thread, process or database
     holds, and memory of extension types that Python's garbage collector does not know. Of a tensor or an array above
-    1 MB, about 65,000 elements are compared. The global random generators and a trainer are left out.
+    1 MB, about 65,000 elements are compared. The global random generators, trainers and weak references are left out.
 
     Args:
         roots: Where to start, by name.
@@ -142,10 +139,10 @@ def _walk(roots: Mapping[str, object], ignore: Collection[int]) -> Iterator[tupl
             own, parts = reader.read(value, grouped)
             yield path, value, own
             # a function without state is a value: one that many objects use is not the first one's
-            if parts or not issubclass(type(value), _FUNCTIONS):
+            if parts or not issubclass(type(value), FUNCTIONS):
                 seen[id(value)] = path
                 alive.append(value)
-            grouped = grouped or len(parts) > _MANY
+            grouped = grouped or len(parts) > MANY
             start, left_out = (start, left_out + 1) if left_out or len(path) > _LONGEST else (path, 0)
             queue.extend((start, left_out, name, part, grouped) for name, part in parts)
 

@@ -41,7 +41,7 @@ from lightning_s3t.callbacks.state_contents import (
 # by how a path goes on
 Parts: TypeAlias = "list[tuple[str, object]]"
 # from so many on, plain values have no paths of their own
-_MANY = 1000
+MANY = 1000
 _SKIPPED: tuple[type, ...] = (weakref.ref, *weakref.ProxyTypes, pl.Trainer)
 _VALUES: tuple[type, ...] = (
     type,
@@ -61,7 +61,8 @@ _HANDLES = {
 }
 # packages whose `__reduce__` copies an object's state without moving it
 _REDUCED = {"builtins", "itertools", "datetime", "decimal"}
-_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodWrapperType)
+# without state, the same function in many places is no shared object
+FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodWrapperType)
 _UNREAD = {
     DataLoader: {"_iterator"},
     random.Random: {"gauss_next"},
@@ -138,9 +139,9 @@ class Reader:
             known = {id(held), *map(id, dict.values(held)), *(id(part) for _, part in attributes)}
             parts += [(name, part) for name, part in _referents(value) if id(part) not in known]
         parts += attributes
-        if grouped or len(parts) >= _MANY:
+        if grouped or len(parts) >= MANY:
             plain = [(name, part) for name, part in parts if is_plain([part])]
-            if plain and (grouped or len(plain) >= _MANY):
+            if plain and (grouped or len(plain) >= MANY):
                 own.append(plain)
                 parts = [(name, part) for name, part in parts if not is_plain([part])]
         return pack(own) if own else b"", parts
@@ -157,7 +158,7 @@ class Reader:
             plain = _sorted([element for element in elements if is_plain([element])])
             others = sorted((e for e in elements if not is_plain([e])), key=self._sketch)
             return [plain, len(others)], [(f"{{{place}}}", element) for place, element in enumerate(others)]
-        if len(elements) >= _MANY and is_plain(elements, (tuple, list, dict)):
+        if len(elements) >= MANY and is_plain(elements, (tuple, list, dict)):
             return [*own, elements], []
         if is_plain(elements):
             return [*own, elements], []
@@ -238,7 +239,7 @@ def _items(value: dict[Any, Any], layout: Layout) -> tuple[list[Any], Parts]:
     if collections.defaultdict in layout.bases:
         factory: Any = vars(collections.defaultdict)["default_factory"]
         parts.append((".default_factory", factory.__get__(value)))
-    if len(items) >= _MANY and is_plain(keys) and is_plain((part for _, part in items), (tuple, list, dict)):
+    if len(items) >= MANY and is_plain(keys) and is_plain((part for _, part in items), (tuple, list, dict)):
         return [keys, [part for _, part in items]], parts
     names = []
     for place, (key, part) in enumerate(items):
@@ -335,7 +336,7 @@ _READERS: dict[Any, Callable[[Any], Parts]] = {
     ],
     types.FunctionType: _function,
     types.MethodType: lambda value: [(".__self__", value.__self__), (".__func__", value.__func__)],
-    _FUNCTIONS[1:]: _bound,
+    FUNCTIONS[1:]: _bound,
     RUNNING: _running,
     Tensor: _tensor,
     np.ndarray: _array,

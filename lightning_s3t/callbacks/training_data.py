@@ -17,10 +17,11 @@ from torch.utils.data import (
 )
 
 from lightning_s3t.callbacks.shuffling import UnitShuffle
+from lightning_s3t.callbacks.state_digest import find_generators
 from lightning_s3t.callbacks.subjects import Subjects, subjects_of
 from lightning_s3t.errors import DataError, UnsupportedError
 from lightning_s3t.plan import Partition, Place, RiskBands, UnitId
-from lightning_s3t.tuning.generators import find_generators, seed_generator
+from lightning_s3t.tuning.generators import seed_generator
 from lightning_s3t.tuning.randomness import derive_seed
 
 DataMode = Literal["cumulative", "disjoint"]
@@ -186,7 +187,8 @@ class TrainingData:
         Args:
             seed: The unit's seed.
         """
-        for path, generator in find_generators({"dataset": self.dataset, "collate_fn": self.loader.collate_fn}):
+        roots = {"dataset": self.dataset, "collate_fn": self.loader.collate_fn}
+        for path, generator in find_generators(roots).items():
             seed_generator(generator, derive_seed(seed, "generator", path))
 
 

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_s3t.callbacks.audited import Audited, AuditReport
+from lightning_s3t.callbacks.found_state import describe_changes
 from lightning_s3t.callbacks.rank_zero import on_rank_zero
 from lightning_s3t.callbacks.training_data import DataMode, TrainingData
 from lightning_s3t.callbacks.unit_plan import Digests, FitPlan, plan_fit
@@ -151,6 +152,7 @@ class FitStore:
                     f"that was: {len(damaged)} units are trained anew."
                 )
             self._check_effect(store)
+            self._compare_found(store)
             kept = store.options["sequences"] if self._same_planner(store) else ()
             sequences = self._choice.plan(keep=kept)
             store.options = {
@@ -169,6 +171,18 @@ class FitStore:
 
     def _check_effect(self, store: Store) -> None:
         check_effect(store.options.get("adapter_effect"), self._options["adapter_effect"], str(store.path))
+
+    def _compare_found(self, store: Store) -> None:
+        before = store.options.get("found")
+        changes = describe_changes(before, self._options["found"]) if before is not None else ""
+        if changes:
+            rank_zero_warn(
+                f"The script's objects are not as the last fit into {store.path} found them: {changes}. Units that are "
+                "trained now begin from this state, so they may not be those that a first fit gives. If a test or "
+                "another fit has moved it in between, fit in a fresh script. (Random generators of the data set and "
+                "its collate function do not matter: they are seeded for each unit. Global variables and attributes "
+                "of classes are not compared.)"
+            )
 
     def _same_planner(self, store: Store) -> bool:
         # the orders for a larger budget need not begin with those for a smaller one

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lightning_s3t.callbacks.fit_store import FitStore
+from lightning_s3t.callbacks.found_state import describe_changes, digest_found
 from lightning_s3t.callbacks.lightning_internals import TrainerReset, logged_step
 from lightning_s3t.callbacks.progress import UnitProgress
 from lightning_s3t.callbacks.quiet import quiet
@@ -56,7 +57,7 @@ class InProcessFit:
         unfreezing: SliceUnfreezing,
         settings: UnitSettings,
     ) -> None:
-        self._callback = callback
+        self._own = (callback, unfreezing)
         self._training = training
         self._units = units
         self._fit_store = fit_store
@@ -64,6 +65,7 @@ class InProcessFit:
         self._unfreezing = unfreezing
         self._settings = settings
         self._begun: BegunUnit | None = None  # on rank 0
+        self._found: dict[str, str] = {}
         self.trained: list[UnitId] = []
 
     def run(self, trainer: pl.Trainer) -> None:
@@ -82,6 +84,8 @@ class InProcessFit:
         with self._prepared(trainer) as reset:
             self._training.note_file = self._note_file
             self._training.check_alive = self._check_alive
+            reset.restore()
+            self._found = digest_found(trainer, self._data, self._own)
             while not self._build_all(trainer, reset):
                 self._fit_store.replan()
 
@@ -91,7 +95,7 @@ class InProcessFit:
         with ExitStack() as stack:
             stack.enter_context(seeded())
             stack.enter_context(quiet(trainer))
-            reset = TrainerReset(trainer, keep=(self._callback,))
+            reset = TrainerReset(trainer, keep=self._own[:1])
             stack.callback(reset.finish)
             stack.callback(self._unfreezing.detach)
             yield reset
@@ -122,15 +126,19 @@ class InProcessFit:
         try:
             result = self._training.train(trainer, planned.unit, rows, trained)
             self._check_ranks(trainer, planned.unit, result.tensors)
+            self._training.first_step = logged_step(trainer)
+            reset.restore()
+            self._unfreezing.detach()
+            self._check_found(trainer, planned.unit)
             on_rank_zero(trainer, lambda: self._commit(result))
             self.trained.append(planned.unit)
         except RevokedError as error:
             self._abandon()
             revoked = error
+            self._training.first_step = logged_step(trainer)
         except BaseException:
             self._abandon()
             raise
-        self._training.first_step = logged_step(trainer)
         return revoked
 
     def _begin(self, planned: PlannedUnit) -> list[dict[str, Tensor]] | None:
@@ -154,6 +162,16 @@ class InProcessFit:
     def _check_alive(self, trainer: pl.Trainer) -> None:
         """Looks whether the running unit has been revoked; every rank must ask at the same time."""
         on_rank_zero(trainer, lambda: self._begun.attempt.check() if self._begun is not None else None)
+
+    def _check_found(self, trainer: pl.Trainer, unit: UnitId) -> None:
+        changes = describe_changes(self._found, digest_found(trainer, self._data, self._own))
+        if changes:
+            raise LeakageError(
+                f"Unit {unit} has left something behind that would reach the units after it: {changes}. Units are "
+                "trained in one process here (isolation='none', several devices or torch.compile), and this is not "
+                "set back between them. Keep it out of the module, the data module and the callbacks, or train on one "
+                "device with isolation='forkserver'."
+            )
 
     def _check_ranks(self, trainer: pl.Trainer, unit: UnitId, tensors: dict[str, Tensor]) -> None:
         if trainer.world_size == 1:

@@ -26,6 +26,7 @@ from lightning_s3t.callbacks.deletion import DeletionHook
 from lightning_s3t.callbacks.fit_settings import classes_of, config_of, fit_settings
 from lightning_s3t.callbacks.fit_store import FitStore
 from lightning_s3t.callbacks.fit_summary import FitSummary, hyperparameters
+from lightning_s3t.callbacks.found_state import digest_found
 from lightning_s3t.callbacks.in_process_fit import InProcessFit
 from lightning_s3t.callbacks.isolation.forkserver import warm_up
 from lightning_s3t.callbacks.isolation.isolated_fit import IsolatedFit, check_sendable
@@ -235,6 +236,7 @@ class S3T(pl.Callback):
             "config": config_of(trainer),
             "classes": classes_of(trainer),
             "adapter_effect": measure_effect(builder),
+            "found": digest_found(trainer, data, (self, *self._parts())),
         }
         fit_store = FitStore(trainer, data, basis, self.choice, mode, options, audited, self.register)
         self._fit_store = fit_store
@@ -365,6 +367,9 @@ class S3T(pl.Callback):
                 self._audited.report = on_rank_zero(trainer, lambda: fit_store.report(deterministic))
         finally:
             hand_back(trainer)
+
+    def _parts(self) -> tuple[pl.Callback, ...]:
+        return self.unfreezing, self.provenance, self.deletion
 
     def _isolation(self, trainer: pl.Trainer) -> Isolation:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]

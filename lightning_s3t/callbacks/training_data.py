@@ -17,7 +17,7 @@ from torch.utils.data import (
 )
 
 from lightning_s3t.callbacks.shuffling import UnitShuffle
-from lightning_s3t.callbacks.state_digest import find_generators
+from lightning_s3t.callbacks.state_digest import AnyGenerator, find_generators
 from lightning_s3t.callbacks.subjects import Subjects, subjects_of
 from lightning_s3t.errors import DataError, UnsupportedError
 from lightning_s3t.plan import Partition, Place, RiskBands, UnitId
@@ -58,6 +58,7 @@ class TrainingData:
         self.forgotten: frozenset[str] = frozenset()
         self.bands = {subject: risk.band(subject) if risk else 0 for subject in dict.fromkeys(self.subjects)}
         self._places = {subject: partition.place(subject, band) for subject, band in self.bands.items()}
+        self._generators: dict[str, AnyGenerator] | None = None
         self.leave_out(())
 
     def __getstate__(self) -> dict[str, Any]:
@@ -187,9 +188,14 @@ class TrainingData:
         Args:
             seed: The unit's seed.
         """
-        roots = {"dataset": self.dataset, "collate_fn": self.loader.collate_fn}
-        for path, generator in find_generators(roots).items():
+        for path, generator in self.find_generators().items():
             seed_generator(generator, derive_seed(seed, "generator", path))
+
+    def find_generators(self) -> dict[str, AnyGenerator]:
+        """Returns the random generators that the data set and the collate function hold, by path; looks once."""
+        if self._generators is None:
+            self._generators = find_generators({"dataset": self.dataset, "collate_fn": self.loader.collate_fn})
+        return self._generators
 
 
 def check_loader(loader: object) -> DataLoader[Any]:

@@ -76,6 +76,10 @@ class UnitTraining:
         self.advance: Callable[[pl.Trainer], None] = _nothing
         self.check_alive: Callable[[pl.Trainer], None] = _nothing
 
+    def prepare(self) -> None:
+        """Does, once for all units, what would take time in each."""
+        self._data.find_generators()
+
     def train(
         self, trainer: pl.Trainer, unit: UnitId, rows: Sequence[int], trained: Sequence[dict[str, Tensor]]
     ) -> UnitResult:

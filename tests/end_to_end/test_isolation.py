@@ -6,6 +6,7 @@ import collections
 import functools
 import itertools
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -315,12 +316,42 @@ def test_a_plain_fork_keeps_state_in_its_unit_too(tmp_path: Path, place: str) ->
     assert_exact(tmp_path, lambda: script(place, Numbers("counter")), workers=0, same_script=True, isolation="fork")
 
 
-def test_state_does_leak_where_units_share_a_process(tmp_path: Path) -> None:
+def test_a_global_does_leak_where_units_share_a_process(tmp_path: Path) -> None:
     # without this, the tests above could pass because the state has no effect
     with pytest.raises(AssertionError, match="differs"):
         assert_exact(
-            tmp_path, lambda: script("closure", Numbers("counter")), workers=0, same_script=True, isolation="none"
+            tmp_path, lambda: script("global", Numbers("counter")), workers=0, same_script=True, isolation="none"
         )
+
+
+@pytest.mark.parametrize(
+    ("place", "path"),
+    [
+        ("closure", r"Noisy\.noise closure 'count'"),
+        ("list of the data module", r"Data\.seen"),
+        ("slots of a callback", r"SlottedCallback\)\.numbers\.kept"),
+        ("partial collate", r"collate_fn\.keywords\['rng'\]\.kept"),
+    ],
+)
+def test_what_is_not_set_back_in_one_process_is_named_and_its_unit_not_kept(
+    tmp_path: Path, place: str, path: str
+) -> None:
+    with pytest.raises(LeakageError, match=path):
+        fit(tmp_path, script(place, Numbers("counter")), People.make(), workers=0, isolation="none")
+    assert tensors_of(tmp_path / "store") == {}
+
+
+def test_what_has_moved_since_the_last_fit_is_warned_of(tmp_path: Path) -> None:
+    module, data, callbacks = script("closure", Numbers("list"))
+    fit(tmp_path, (module, data, callbacks), People.make(), workers=0)
+    with Store.open(tmp_path / "store") as store:
+        store.forget([PERSON])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The script's objects")
+        fit(tmp_path, (module, data, callbacks), People.make(), workers=0)
+    module.noise()  # type: ignore[operator]
+    with pytest.warns(UserWarning, match=r"not as the last fit into .* found them: Noisy\.noise closure 'count'"):
+        fit(tmp_path, (module, data, callbacks), People.make(), workers=0)
 
 
 @pytest.mark.parametrize("averaging", nightly_except((WeightAveraging, EMAWeightAveraging), EMAWeightAveraging))

@@ -67,6 +67,12 @@ class Die(AtUnit):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+class KillServer(AtUnit):
+    def act(self) -> None:
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)  # ended meanwhile, since nobody is left to hear of it
+
+
 class Ask(AtUnit):
     """Asks, once, that somebody be forgotten."""
 
@@ -122,6 +128,14 @@ def test_a_process_that_dies_ends_the_fit_which_names_the_unit_and_what_to_do(tm
         )
     assert_nothing_is_left(store, tmp_path / "checkpoints")
     assert tensors_of(store)
+    assert_the_next_fit_goes_on(store)
+
+
+def test_the_death_of_the_process_that_units_are_forked_from_ends_the_fit(tmp_path: Path) -> None:
+    store, checkpoints = tmp_path / "store", ModelCheckpoint(tmp_path / "checkpoints", every_n_train_steps=1)
+    with pytest.raises(WorkerError, match="process that units are forked from has ended"):
+        fit(store, People.make(), checkpoints, KillServer("1/0", store), trainer={"enable_checkpointing": True})
+    assert_nothing_is_left(store, tmp_path / "checkpoints")
     assert_the_next_fit_goes_on(store)
 
 

@@ -137,9 +137,7 @@ def test_a_head_that_is_not_set_back_breaks_non_interference(tmp_path: Path, mon
 
 
 @pytest.mark.nightly
-def test_callbacks_that_are_not_set_back_break_non_interference(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_callbacks_that_are_not_set_back_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     restore = StateKeeper.restore
 
     def restore_without_averages(self: Any) -> None:
@@ -151,7 +149,8 @@ def test_callbacks_that_are_not_set_back_break_non_interference(
 
     monkeypatch.setattr(StateKeeper, "restore", restore_without_averages)
     monkeypatch.setattr(WeightAveraging, "setup", _setup_once(WeightAveraging.setup))
-    assert not non_interference_holds(tmp_path, WeightAveraging)
+    with pytest.raises(LeakageError, match="WeightAveraging"):
+        non_interference_holds(tmp_path, WeightAveraging)
 
 
 def _setup_once(setup: Any) -> Any:

@@ -35,6 +35,7 @@ class PlainFork:
     """
 
     def __init__(self, trainer: pl.Trainer, training: UnitTraining, settings: ProcessSettings) -> None:
+        training.prepare()
         self._trainer = trainer
         self._training = training
         self._settings = dataclasses.replace(settings, calls={**settings.calls, "threads": 1})

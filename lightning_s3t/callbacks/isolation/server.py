@@ -159,6 +159,7 @@ def _serve_fit(begin: Begin, descriptors: list[int]) -> None:
         os.chdir(begin.folder)
         if not begin.load_in_unit:
             objects = package.load()
+            objects[1].prepare()
     except Exception as raised:
         send(channel, Failed.of(raised))
         return

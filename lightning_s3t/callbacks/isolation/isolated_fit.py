@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import signal
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -42,6 +43,7 @@ from lightning_s3t.errors import RevokedError, UnsupportedError, WorkerError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.tuning.randomness import seeded
 
+_PATIENCE = 5.0  # seconds in which a unit's process ends by itself once what has forked it has died
 _LOOK_UP = 0.1  # seconds after which it is looked for requests, and whether the fit was told to end
 
 
@@ -148,6 +150,7 @@ class IsolatedFit:
                     self._fit_store.replan()
             except BaseException:
                 launcher.close()
+                self._wait_for_ends()
                 self._fit_store.clear_attempts()
                 raise
 
@@ -261,6 +264,17 @@ class IsolatedFit:
                 schedule.give_up(running.unit)
                 progress.finish_unit(running.unit)
                 self._forget(number)
+
+    def _wait_for_ends(self) -> None:
+        """Waits until no unit's process can write any more: what they have written is erased next."""
+        channels = {running.channel for running in self._running.values()}
+        deadline = time.monotonic() + _PATIENCE
+        while channels and time.monotonic() < deadline:
+            for channel in wait(list(channels), _LOOK_UP):
+                try:
+                    channel.recv_bytes()  # type: ignore[union-attr]
+                except (EOFError, OSError):
+                    channels.discard(channel)  # type: ignore[arg-type]
 
     def _forget(self, number: int) -> None:
         self._running.pop(number).channel.close()

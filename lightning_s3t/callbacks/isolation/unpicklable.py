@@ -23,10 +23,8 @@ def find_unpicklable(
         Its path, itself and why; None if all can be pickled.
 
     Example:
-        >>> class Holder:
-        ...     pass
-        >>> holder = Holder()
-        >>> holder.transform = {"train": lambda row: row}
+        >>> import threading, types
+        >>> holder = types.SimpleNamespace(transform={"train": threading.Lock()})
         >>> find_unpicklable({"data": holder}, {})[0]
         "data.transform['train']"
     """

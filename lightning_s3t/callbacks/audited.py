@@ -126,6 +126,11 @@ class Audited:
                 "The hardware is not deterministic here, so that a difference is no proof of a leak, and a small one "
                 "is to be expected. Audit with Trainer(deterministic=True)."
             )
+        if self.store.settings.get("training", {}).get("isolation") == "none":
+            notes.append(
+                "Units are trained in one process, in the store as in the audit: what one leaves for another in global "
+                "variables or attributes of classes may be in both."
+            )
         then = [self._alive[unit].provenance.get("versions", {}) for unit in self.chosen]
         now = versions()
         changed = sorted({name for record in then for name in record if record[name] != now.get(name)})

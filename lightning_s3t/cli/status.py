@@ -61,5 +61,7 @@ def status(store: Path, plot: Path | None = None, json: bool = False) -> None:
             f"Further requests that it lasts, on average: {found.capacity:.0f}; a full store: "
             f"{found.full_capacity:.0f} (uniform requests)."
         )
+    if found.isolation == "none":
+        console.print("Units were trained in one process: state in globals and class attributes is not covered.")
     if found.advice is not None:
         console.print(f"Advice: {found.advice}")

@@ -27,6 +27,7 @@ class Overview:
         requests: How many requests were carried out.
         capacity: Expected number of further requests until nothing is left, if all subjects are as likely to ask.
         full_capacity: The same for a store in which every unit is alive.
+        isolation: How units were kept apart: "forkserver", "fork", or "none" where they shared a process.
     """
 
     orders: tuple[tuple[int, ...], ...]
@@ -37,6 +38,7 @@ class Overview:
     requests: int
     capacity: float
     full_capacity: float
+    isolation: str
 
     @property
     def advice(self) -> str | None:
@@ -85,4 +87,5 @@ class Overview:
             # of the coupons that `deletion_rate` collects, those that are left: the first slices not asked for yet
             capacity=places * harmonic(sum(unit.stage == 1 for unit in alive)),
             full_capacity=deletion_rate(partition.shards, partition.slices, firsts) if firsts else 0.0,
+            isolation=str(store.settings.get("training", {}).get("isolation", "none")),
         )

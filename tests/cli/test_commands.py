@@ -271,3 +271,12 @@ def test_completion_knows_the_verbs_and_their_options(shell: str, capsys: Output
     script = capsys.readouterr().out
     for name in ("forget", "verify-receipt", "--allow-unknown", "predict"):
         assert name in script
+
+
+def test_status_and_provenance_name_a_weaker_isolation(store: Path, tmp_path: Path, capsys: Output) -> None:
+    fit(tmp_path / "shared", People.make(), epochs=1, isolation="none")
+    for folder, isolation in ((store, "forkserver"), (tmp_path / "shared", "none")):
+        assert main(["status", str(folder)]) == 0
+        assert ("Units were trained in one process" in capsys.readouterr().out) == (isolation == "none")
+        assert main(["provenance", str(folder)]) == 0
+        assert {record["isolation"] for record in json.loads(capsys.readouterr().out)} == {isolation}

@@ -19,7 +19,7 @@ from lightning_s3t.cli import main
 from lightning_s3t.errors import ConfigurationError, StoreMismatchError
 from lightning_s3t.plan import Partition, UnitId
 from lightning_s3t.store import Store
-from tests.people import Classifier, People, PeopleData, make_trainer, tensors_of
+from tests.people import Classifier, People, PeopleData, fit, make_trainer, tensors_of
 
 PERSON = "user-3"
 
@@ -59,6 +59,14 @@ def test_a_store_that_has_forgotten_passes(store: Path) -> None:
     assert len(report.units) == report.survivors > 0
     assert report.forgotten == 1
     assert "bit for bit" in str(report)
+
+
+def test_an_audit_of_units_that_share_a_process_says_what_it_cannot_show(store: Path, tmp_path: Path) -> None:
+    fit(tmp_path / "shared", People.make(), isolation="none")
+    shared = audit_people(tmp_path / "shared", People.make(), isolation="none")
+    assert shared.passed
+    assert "Units are trained in one process" in str(shared)
+    assert "one process" not in str(audit_people(store, People.make()))
 
 
 def test_a_store_passes_when_the_persons_rows_are_no_longer_there(store: Path) -> None:

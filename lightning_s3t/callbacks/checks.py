@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 import lightning.pytorch as pl
@@ -113,6 +114,8 @@ def _problems_of_isolation(trainer: pl.Trainer, isolation: Isolation, parallel_u
             f"isolation={isolation!r} with torch.compile: what is compiled cannot be taken to another process, which "
             "would train the plain module. Leave torch.compile out, or use isolation='none'."
         )
+    if isolation == "fork" and not hasattr(os, "pidfd_open"):
+        problems.append("isolation='fork' on this system: it needs Linux. Use isolation='forkserver'.")
     if isolation == "fork" and torch.cuda.is_initialized():
         problems.append(
             "isolation='fork' with CUDA in use: its context does not survive a fork. Use isolation='forkserver'."

@@ -69,9 +69,7 @@ class ProcessSettings:
         """Reads the settings of this process."""
         calls = {name: _read(get) for name, (get, _) in _CALLS.items()}
         flags = {index: _read(partial(getattr, *flag)) for index, flag in enumerate(_FLAGS)}
-        # the first is the one that is taken where none was chosen
-        method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
-        return cls(calls, flags, method, sys.getrecursionlimit())
+        return cls(calls, flags, _start_method(), sys.getrecursionlimit())
 
     def apply(self) -> None:
         """Sets what differs in this process."""
@@ -84,6 +82,15 @@ class ProcessSettings:
             wanted = self.flags[index]
             if wanted is not None and _read(partial(getattr, owner, name)) != wanted:
                 setattr(owner, name, wanted)
+
+
+def _start_method() -> str:
+    """Returns how data loaders start their workers in a unit's process."""
+    chosen, known = multiprocessing.get_start_method(allow_none=True), multiprocessing.get_all_start_methods()
+    if chosen in known:  # joblib has a method of its own, which there is only in its processes
+        return chosen
+    # Python 3.14 would start a process that imports everything anew; the first is what is taken where none was chosen
+    return "fork" if sys.platform == "linux" else known[0]
 
 
 def _read(get: Callable[[], Any]) -> Any:

@@ -6,6 +6,7 @@ import sys
 
 from tests.benchmarks import (
     changeover,
+    isolation,
     ledger_scale,
     memory,
     parallel,
@@ -32,5 +33,6 @@ if __name__ == "__main__":
             serving.main([]),
             parallel.main(),
             scaling.main(),
+            isolation.main([]),
         )
     )

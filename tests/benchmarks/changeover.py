@@ -1,10 +1,10 @@
-"""The change-over between two units against a training step: `python -m tests.benchmarks.changeover [--large]`.
+"""The change-over between two units in one process against a training step: `python -m tests.benchmarks.changeover [--large]`.
 
-The change-over is all that happens between the last batch of one unit and the first of the next: the guard's comparison,
-the snapshot and its commit, setting everything back, Lightning's own end and start of a fit loop, and the first batch's
-loading. Units of one and of three epochs take turns; a ViT-base with LoRA of rank 16 on query, key and value. With `--large`
-batches of 32 (ten minutes); without, of 2, which is harder to pass: a step is shorter then, a change-over is not. Marks: 3
-steps, and as long a guard after three epochs as after one (within 1.5 times).
+With `isolation="none"`, the change-over is all that happens between the last batch of one unit and the first of the next:
+the guard's comparison, the snapshot and its commit, setting everything back, Lightning's own end and start of a fit loop,
+and the first batch's loading. Units of one and of three epochs take turns; a ViT-base with LoRA of rank 16 on query, key and
+value. With `--large` batches of 32 (ten minutes); without, of 2, which is harder to pass: a step is shorter then, a
+change-over is not. Marks: 3 steps, and as long a guard after three epochs as after one (within 1.5 times).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -29,6 +30,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 from lightning_s3t import S3T, SliceUnfreezing
+from lightning_s3t.callbacks import unit_training
 from lightning_s3t.callbacks.lightning_internals import TrainerReset
 from lightning_s3t.store import Attempt, Store
 from lightning_s3t.tuning.stages import Stage
@@ -39,10 +41,10 @@ SHARDS, SLICES, STEPS = 2, 2, 2
 EPOCHS = (1, 3)
 ADAPTER = {"peft_type": "LORA", "r": 16, "target_modules": ["qkv"]}
 MARK_STEPS, MARK_EPOCHS = 3.0, 1.5
-PARTS: dict[str, tuple[tuple[type, str], ...]] = {
+PARTS: dict[str, tuple[tuple[type | ModuleType, str], ...]] = {
     "guard": ((SliceUnfreezing, "guard"), (SliceUnfreezing, "check")),
     "snapshot and commit": ((Stage, "snapshot"), (Attempt, "commit"), (Store, "start_unit"), (Store, "load")),
-    "set back": ((TrainerReset, "restore"), (TrainerReset, "prepare"), (SliceUnfreezing, "enter")),
+    "set back": ((TrainerReset, "restore"), (unit_training, "prepare_fit_loop"), (SliceUnfreezing, "enter")),
 }
 
 
@@ -130,7 +132,7 @@ def fit(folder: Path, epochs: int, batch: int) -> list[Measured]:
     """Trains all units of a new store; returns their change-overs."""
     record = Record()
     rows = 3 * SHARDS * SLICES * STEPS * batch
-    s3t = S3T(folder, shards=SHARDS, slices=SLICES, budget=1, adapter=ADAPTER)
+    s3t = S3T(folder, shards=SHARDS, slices=SLICES, budget=1, adapter=ADAPTER, isolation="none")
     trainer = make_trainer(folder.parent, s3t, Clock(record), max_epochs=epochs, limit_train_batches=STEPS)
     loader = DataLoader(RepeatedImages(rows, 224), batch, shuffle=True, drop_last=True)
     with timed_parts(record):

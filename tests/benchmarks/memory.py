@@ -1,7 +1,8 @@
 """Peak memory of training against a plain fine-tune with PEFT: `python -m tests.benchmarks.memory`.
 
-The same ViT, the same batches, the same Lightning trainer: once with the callback, all stages one after the other; once with
-`get_peft_model` and every layer's adapters. Each run is a process of its own, and what counts is its peak of resident memory
+The same ViT, the same batches, the same Lightning trainer: once with the callback, all stages one after the other in the
+script's process (`isolation="none"`; for processes of their own see `isolation.py`); once with `get_peft_model` and every
+layer's adapters. Each run is a process of its own, and what counts is its peak of resident memory
 above that before the model is made; on a GPU, what torch has allocated there at most. Mark: no more than the fine-tune.
 """
 
@@ -51,7 +52,7 @@ def by_callback() -> None:
     """All stages of a shard, one after the other."""
     adapter = {"peft_type": "LORA", "r": 16, "target_modules": ["qkv"]}
     with tempfile.TemporaryDirectory() as name:
-        s3t = S3T(Path(name) / "store", shards=SHARDS, slices=SLICES, budget=1, adapter=adapter)
+        s3t = S3T(Path(name) / "store", shards=SHARDS, slices=SLICES, budget=1, adapter=adapter, isolation="none")
         fit(Path(name), s3t, whole=False)
 
 

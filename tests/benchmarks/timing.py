@@ -30,25 +30,35 @@ class Ratio:
         return f"{self.median:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
-def take_turns(contestants: Mapping[str, Callable[[], object]], rounds: int, title: str) -> dict[str, list[float]]:
+def take_turns(
+    contestants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    title: str,
+    warm_up: bool = True,
+    prepare: Callable[[], object] = lambda: None,
+) -> dict[str, list[float]]:
     """Times contestants in turn, after one round that does not count.
 
     Args:
         contestants: What to time, by name.
         rounds: How often.
         title: For the progress bar.
+        warm_up: Whether there is such a round; contestants that take minutes had better be warmed up by shorter ones.
+        prepare: Called before each, and not timed.
 
     Returns:
         Seconds, by name, a number a round.
     """
     found: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in track(range(rounds + 1), title, console=Console(stderr=True), transient=True):
+    uncounted = int(warm_up)
+    for number in track(range(rounds + uncounted), title, console=Console(stderr=True), transient=True):
         for name, run in contestants.items():
+            prepare()
             start = time.perf_counter()
             run()
             if torch.cuda.is_available():  # what was asked of a GPU may not be done yet
                 torch.cuda.synchronize()
-            if number:
+            if number >= uncounted:
                 found[name].append(time.perf_counter() - start)
     return found
 

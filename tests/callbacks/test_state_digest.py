@@ -392,6 +392,7 @@ def everything() -> dict[str, Any]:
     return roots
 
 
+@pytest.mark.nightly
 def test_digests_are_the_same_in_another_process() -> None:
     path = Path(__file__)
     script = (

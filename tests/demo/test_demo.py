@@ -62,6 +62,7 @@ class MixedUpRows(Rows):
         return Rows(rest.images.flip(-1), rest.labels, rest.owners)
 
 
+@pytest.mark.nightly
 def test_a_guarantee_that_does_not_hold_is_said_not_to(tmp_path: Path) -> None:
     rows = Digits.load(people=40, seed=0).private.of(people=20)
     torch.manual_seed(0)

@@ -126,7 +126,7 @@ def test_every_config_is_a_workload() -> None:
     assert {path.stem for path in CONFIGS.glob("*.yaml")} - {"s3t"} == WORKLOADS.keys()
 
 
-@pytest.mark.parametrize("config", nightly_except(WORKLOADS, "digits_vit", "cifar10_vit_base", "alpaca_llama"))
+@pytest.mark.parametrize("config", nightly_except(WORKLOADS, "digits_vit", "alpaca_llama"))
 def test_it_fits_serves_and_forgets(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare, subject, metric = WORKLOADS[config]
     assert fit(config, prepare(tmp_path)) == 0

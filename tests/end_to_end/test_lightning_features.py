@@ -276,6 +276,7 @@ class Compiled(Classifier):
         self.network: Any = torch.compile(self.network, backend="eager", fullgraph=True)
 
 
+@pytest.mark.nightly
 def test_a_network_that_compiles_itself_is_trained_and_served_like_one_that_does_not(tmp_path: Path) -> None:
     for name, module in (("compiled", CompiledInPlace()), ("plain", Classifier())):
         fit(tmp_path / name, People.make(), module=module, shards=1, slices=4, epochs=1)

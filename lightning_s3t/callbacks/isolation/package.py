@@ -10,6 +10,7 @@ import io
 import mmap
 import os
 import pickle
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -96,7 +97,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self.on_device = False
 
     def pickle(self, objects: Any) -> bytes:
-        self.dump(objects)
+        with _main_by_value():
+            self.dump(objects)
         return self._stream.getvalue()
 
     def reducer_override(self, obj: Any) -> Any:
@@ -176,6 +178,23 @@ def _untyped_storage(*place: Any) -> torch.UntypedStorage:
 def _typed_storage(*place_and_dtype: Any) -> torch.storage.TypedStorage:
     *place, dtype = place_and_dtype
     return torch.storage.TypedStorage(wrap_storage=_untyped_storage(*place), dtype=dtype, _internal=True)
+
+
+@contextmanager
+def _main_by_value() -> Iterator[None]:
+    """Has classes and functions of the main script sent by value in a process that multiprocessing has spawned too.
+
+    There the script is imported under another name, which the process that is sent to does not know.
+    """
+    main = sys.modules.get("__mp_main__")
+    if main is None or main.__name__ != "__mp_main__":
+        yield
+        return
+    cloudpickle.register_pickle_by_value(main)
+    try:
+        yield
+    finally:
+        cloudpickle.unregister_pickle_by_value(main)
 
 
 def _anonymous_file() -> IO[bytes]:

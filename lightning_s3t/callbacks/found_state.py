@@ -14,7 +14,9 @@ from lightning_s3t.callbacks.training_data import TrainingData
 _SHOWN = 5
 
 
-def digest_found(trainer: pl.Trainer, data: TrainingData, own: Collection[object]) -> dict[str, str]:
+def digest_found(
+    trainer: pl.Trainer, data: TrainingData, own: Collection[object], lightnings: bool = True
+) -> dict[str, str]:
     """Returns digests of the state that a fit finds in module, data module, collate function and callbacks.
 
     Parameters, buffers and data sets are left out: the store compares them in ways of its own. What is in global
@@ -24,9 +26,16 @@ def digest_found(trainer: pl.Trainer, data: TrainingData, own: Collection[object
         trainer: The trainer.
         data: The training data.
         own: S3T's own callbacks.
+        lightnings: Whether to look at Lightning's callbacks too: they note folders, configs and the like of each run.
     """
     module, datamodule = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
-    callbacks = [c for c in trainer.callbacks if c not in own and not isinstance(c, ProgressBar)]  # type: ignore[attr-defined]
+    callbacks = [
+        callback
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if callback not in own
+        and not isinstance(callback, ProgressBar)
+        and (lightnings or not _is_lightnings(type(callback)))
+    ]
     roots: dict[str, object] = {
         type(module).__name__: module,
         "collate_fn": data.loader.collate_fn,
@@ -38,6 +47,11 @@ def digest_found(trainer: pl.Trainer, data: TrainingData, own: Collection[object
     ignored: list[object] = [*own, *trainer.loggers, *module.parameters(), *module.buffers(), data.dataset, data.loader]
     ignored += [part for part in vars(datamodule or object).values() if isinstance(part, (Dataset, DataLoader))]
     return digest_state(roots, ignore=frozenset(map(id, ignored)))
+
+
+def _is_lightnings(kind: type) -> bool:
+    # by name: the class that saves a config is in a module that needs jsonargparse
+    return kind.__module__.startswith("lightning.") or any(c.__name__ == "SaveConfigCallback" for c in kind.__mro__)
 
 
 def describe_changes(before: Mapping[str, str], after: Mapping[str, str]) -> str:

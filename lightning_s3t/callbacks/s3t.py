@@ -236,7 +236,7 @@ class S3T(pl.Callback):
             "config": config_of(trainer),
             "classes": classes_of(trainer),
             "adapter_effect": measure_effect(builder),
-            "found": digest_found(trainer, data, (self, *self._parts())),
+            "found": digest_found(trainer, data, (self, *self._parts()), lightnings=False),
         }
         fit_store = FitStore(trainer, data, basis, self.choice, mode, options, audited, self.register)
         self._fit_store = fit_store

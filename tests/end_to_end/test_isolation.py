@@ -30,7 +30,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, default
 from lightning_s3t.errors import LeakageError
 from lightning_s3t.store import Store
 from tests.end_to_end.tiny_models import LORA, Rows
-from tests.people import Classifier, People, assert_bitwise_equal, make_trainer, tensors_of
+from tests.people import Classifier, People, PeopleData, assert_bitwise_equal, make_trainer, tensors_of
 from tests.tiers import nightly_except
 
 PERSON = "user-3"
@@ -412,3 +412,15 @@ def test_gradient_checkpointing_and_locks_that_are_not_sent(tmp_path: Path) -> N
     trainer = make_trainer(tmp_path / "store", adapter=LORA, epochs=1)
     trainer.fit(Checkpointing(), train_dataloaders=DataLoader(Rows(inputs), 4, shuffle=True, drop_last=True))
     assert len(tensors_of(tmp_path / "store")) == 8
+
+
+def test_what_lightning_notes_of_each_run_is_not_warned_of(tmp_path: Path) -> None:
+    trainer = {"logger": True, "enable_checkpointing": True}
+    make_trainer(tmp_path / "store", epochs=1, trainer=trainer).fit(Classifier(), datamodule=PeopleData(People.make()))
+    with Store.open(tmp_path / "store") as store:
+        store.forget([PERSON])
+    module, again = Classifier(), make_trainer(tmp_path / "store", ModelCheckpoint(), epochs=1, trainer=trainer)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The script's objects")
+        again.fit(module, datamodule=PeopleData(People.make()))
+        again.fit(module, datamodule=PeopleData(People.make()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import signal
@@ -15,7 +14,7 @@ import lightning.pytorch as pl
 import torch
 
 from lightning_s3t.callbacks.isolation.process_settings import ProcessSettings
-from lightning_s3t.callbacks.isolation.server import Ended
+from lightning_s3t.callbacks.isolation.server import Ended, kill_all, run_and_leave
 from lightning_s3t.callbacks.isolation.substitutes import substitutes
 from lightning_s3t.callbacks.isolation.unit_process import train_unit
 from lightning_s3t.callbacks.lightning_internals import replace_parts
@@ -53,7 +52,7 @@ class PlainFork:
         sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
-            self._train_and_leave(os.dup(descriptor))
+            run_and_leave(self._train, os.dup(descriptor))
         self._running[os.pidfd_open(pid)] = (pid, number)
 
     def learn(self, modules: tuple[str, ...]) -> None:
@@ -71,9 +70,7 @@ class PlainFork:
         """
         for source, (pid, other) in list(self._running.items()):
             if other == number:
-                for kill in (os.killpg, os.kill):
-                    with contextlib.suppress(ProcessLookupError):
-                        kill(pid, signal.SIGKILL)
+                kill_all([pid])
                 self.ended(source)
 
     def sources(self) -> list[Any]:
@@ -96,18 +93,8 @@ class PlainFork:
         for _, number in list(self._running.values()):
             self.kill(number)
 
-    def _train_and_leave(self, descriptor: int) -> None:
-        code = 1
-        try:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the script's to answer
-            torch.set_num_threads(1)
-            replace_parts(self._trainer, self._substitutes)
-            train_unit((self._trainer, self._training, self._settings), Connection(descriptor))
-            code = 0
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-        finally:
-            with contextlib.suppress(Exception):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(code)
+    def _train(self, descriptor: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the script's to answer
+        torch.set_num_threads(1)
+        replace_parts(self._trainer, self._substitutes)
+        train_unit((self._trainer, self._training, self._settings), Connection(descriptor))

@@ -116,7 +116,7 @@ def serve(channel: socket.socket) -> None:
             return
         if os.fork() == 0:
             channel.close()
-            _run_and_leave(_serve_fit, begin, descriptors)
+            run_and_leave(_serve_fit, begin, descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
         _reap()
@@ -193,7 +193,7 @@ def _fork_units(channel: socket.socket, package: Package, objects: Any) -> None:
                 _import_if_safe(message.modules)
                 continue
             if not descriptors:
-                _kill([pid for pid, number in running.items() if number == message.number])
+                kill_all([pid for pid, number in running.items() if number == message.number])
                 continue
             (descriptor,) = descriptors
             pid = os.fork()
@@ -201,13 +201,13 @@ def _fork_units(channel: socket.socket, package: Package, objects: Any) -> None:
                 for inherited in (channel.fileno(), woken, wakes):
                     os.close(inherited)
                 channel.detach()
-                _run_and_leave(_run_unit, package, objects, descriptor)
+                run_and_leave(_run_unit, package, objects, descriptor)
             os.close(descriptor)
             running[pid] = message.number
     except (EOFError, ConnectionError):
         return  # the script has ended, or has no more units
     finally:
-        _kill(running)
+        kill_all(running)
         for pid in running:  # what they were writing is erased when this process has ended
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
@@ -231,7 +231,12 @@ def _import(modules: tuple[str, ...]) -> None:
             importlib.import_module(module)
 
 
-def _kill(pids: Iterable[int]) -> None:
+def kill_all(pids: Iterable[int]) -> None:
+    """Kills units' processes, with the data loaders that they have started.
+
+    Args:
+        pids: The processes.
+    """
     for pid in pids:
         # its group, once it has one
         for kill in (os.killpg, os.kill):
@@ -247,8 +252,13 @@ def _run_unit(package: Package, objects: Any, descriptor: int) -> None:
     train_unit(objects if objects is not None else package.load(), Connection(descriptor))
 
 
-def _run_and_leave(run: Callable[..., None], *arguments: Any) -> None:
-    """Runs a forked process's work, and leaves without what the process that it was forked from would do at its end."""
+def run_and_leave(run: Callable[..., None], *arguments: Any) -> None:
+    """Runs a forked process's work, and leaves without what the process that it was forked from would do at its end.
+
+    Args:
+        run: The work.
+        arguments: For it.
+    """
     code = 1
     try:
         run(*arguments)

@@ -382,7 +382,8 @@ class Checkpointing(pl.LightningModule):
             n_embd=16, n_layer=4, n_head=2, vocab_size=60, tie_word_embeddings=False, eos_token_id=None
         )
         self.network = transformers.GPT2LMHeadModel(config)
-        self.network.gradient_checkpointing_enable()
+        # what older releases do by default gives frozen layers no gradient to pass on
+        self.network.gradient_checkpointing_enable({"use_reentrant": False})
         self.lock = DroppedLock()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
+from lightning_s3t.callbacks.lightning_internals import saves_config
 from lightning_s3t.callbacks.provenance import plain, trainer_settings
 from lightning_s3t.callbacks.unit_settings import UnitSettings
 from lightning_s3t.plan import Partition
@@ -74,8 +75,7 @@ def config_of(trainer: pl.Trainer) -> str | None:
         trainer: The trainer.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        # by name: the class is in a module that needs jsonargparse
-        if any(kind.__name__ == "SaveConfigCallback" for kind in type(callback).__mro__):
+        if saves_config(callback):
             text = str(callback.parser.dump(callback.config, skip_none=False))
             return re.sub(r"(?<=[:-] )__main__\.", f"{_script()}.", text)
     return None

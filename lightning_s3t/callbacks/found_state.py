@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_s3t.callbacks.lightning_internals import saves_config
 from lightning_s3t.callbacks.state_digest import changed, digest_state
 from lightning_s3t.callbacks.training_data import TrainingData
 
@@ -34,7 +35,7 @@ def digest_found(
         for callback in trainer.callbacks  # type: ignore[attr-defined]
         if callback not in own
         and not isinstance(callback, ProgressBar)
-        and (lightnings or not _is_lightnings(type(callback)))
+        and (lightnings or not _is_lightnings(callback))
     ]
     roots: dict[str, object] = {
         type(module).__name__: module,
@@ -49,9 +50,8 @@ def digest_found(
     return digest_state(roots, ignore=frozenset(map(id, ignored)))
 
 
-def _is_lightnings(kind: type) -> bool:
-    # by name: the class that saves a config is in a module that needs jsonargparse
-    return kind.__module__.startswith("lightning.") or any(c.__name__ == "SaveConfigCallback" for c in kind.__mro__)
+def _is_lightnings(callback: pl.Callback) -> bool:
+    return type(callback).__module__.startswith("lightning.") or saves_config(callback)
 
 
 def describe_changes(before: Mapping[str, str], after: Mapping[str, str]) -> str:

@@ -258,6 +258,17 @@ def prepare_fit_loop(trainer: pl.Trainer, dataloader: Any, step: int, max_epochs
     reconfigure(trainer)
 
 
+def saves_config(callback: pl.Callback) -> bool:
+    """Returns whether a callback is the one that a LightningCLI saves its config with.
+
+    By name: the class is in a module that needs jsonargparse.
+
+    Args:
+        callback: The callback.
+    """
+    return any(kind.__name__ == "SaveConfigCallback" for kind in type(callback).__mro__)
+
+
 def replace_parts(trainer: pl.Trainer, replace: Mapping[int, object]) -> None:
     """Puts other loggers and callbacks in the place of a trainer's own.
 

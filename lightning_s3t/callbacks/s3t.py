@@ -154,7 +154,6 @@ class S3T(pl.Callback):
         self._fit_store: FitStore | None = None
         self._audited: Audited | None = None
         self.summary: FitSummary | None = None
-        self._in_unit_process = False
 
     def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt:
         """Removes subjects from what the store holds, and tells the trainer's module and callbacks (`on_forget`).
@@ -202,8 +201,6 @@ class S3T(pl.Callback):
             pl_module: The user's module.
             stage: "fit", "validate", "test" or "predict".
         """
-        if self._in_unit_process:
-            return
         if stage == "fit":
             check_trainer(trainer, S3T, self._isolation(trainer), self.unit_settings.parallel_units)
             if self._isolation(trainer) == "forkserver":
@@ -382,7 +379,7 @@ class S3T(pl.Callback):
     def __getstate__(self) -> dict[str, Any]:
         # for a unit's process: who owns which row is not its business, and the store is not open there
         left_behind = {"subjects": None, "_fit": None, "_fit_store": None, "_audited": None, "risk": None}
-        return {**vars(self), **left_behind, "_in_unit_process": True}
+        return {**vars(self), **left_behind}
 
     def _sum_up(self, trained: Sequence[UnitId], seconds: float) -> None:
         if self._fit_store is None or self._fit_store.store is None:

@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 
 from lightning_s3t.callbacks.isolation.recorded_logs import RecordingLogger
+from lightning_s3t.callbacks.lightning_internals import saves_config
 
 
 class SilentProgressBar(ProgressBar):
@@ -34,7 +35,7 @@ def substitutes(trainer: pl.Trainer, experiments: bool = False) -> dict[int, obj
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ProgressBar):
             found[id(callback)] = SilentProgressBar()
-        # its work is done, and a parser cannot be sent; by name, since the class is in a module that needs jsonargparse
-        elif any(kind.__name__ == "SaveConfigCallback" for kind in type(callback).__mro__):
+        # its work is done, and a parser cannot be sent
+        elif saves_config(callback):
             found[id(callback)] = pl.Callback()
     return found

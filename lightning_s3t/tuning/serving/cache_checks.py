@@ -76,10 +76,8 @@ class CheckedGeneration:
         token = self._running.set(True)
         try:
             if arguments.get("use_cache") is not False and not self._can_use_caches(shards, arguments):
-                arguments = {name: None if is_cache(value) else value for name, value in arguments.items()}
-                arguments = {name: value for name, value in arguments.items() if value is not None} | {
-                    "use_cache": False
-                }
+                arguments = {name: value for name, value in arguments.items() if not is_cache(value)}
+                arguments["use_cache"] = False
             return self._own(**arguments)
         finally:
             self._running.reset(token)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
 from lightning_s3t.callbacks.lightning_internals import saves_config
-from lightning_s3t.callbacks.provenance import plain, trainer_settings
+from lightning_s3t.callbacks.provenance import plain
 from lightning_s3t.callbacks.unit_settings import UnitSettings
 from lightning_s3t.plan import Partition
 from lightning_s3t.tuning.adapters import describe_adapter
@@ -21,7 +22,7 @@ from lightning_s3t.tuning.stages import StageBuilder
 
 
 def fit_settings(
-    trainer: pl.Trainer,
+    trainer: Mapping[str, Any],
     module: pl.LightningModule,
     builder: StageBuilder,
     loader: DataLoader[Any],
@@ -31,7 +32,7 @@ def fit_settings(
     """Returns all that may influence a unit besides its rows; a store refuses to be opened with other.
 
     Args:
-        trainer: The trainer, with its optimizers configured.
+        trainer: Its settings, as `trainer_settings` gives them.
         module: The user's module.
         builder: What was found in it.
         loader: The script's train dataloader.
@@ -60,7 +61,7 @@ def fit_settings(
             "isolation": units.isolation,
             "batch_size": loader.batch_size,
             "drop_last": loader.drop_last,
-            **trainer_settings(trainer),
+            **trainer,
         },
     }
 

@@ -44,6 +44,7 @@ class FitStore:
     Attributes:
         store: The store; None on all ranks but 0.
         plan: What to build.
+        start: The head as it stands before any training.
         sequences: The orders.
         digests: The digests of the slices' ids; empty on all ranks but 0.
     """
@@ -62,6 +63,7 @@ class FitStore:
         self.store: Store | None = None
         self.plan = FitPlan((), 0, (), 0)
         self.sequences: tuple[Sequence, ...] = ()
+        self.start: Base = {}
         self.digests: Digests = {}
         self._trainer = trainer
         self._data = data
@@ -74,27 +76,23 @@ class FitStore:
         self._basis: Mapping[str, Any] = settings
         self._exit = ExitStack()
 
-    def open(self, path: Path, make_base: Callable[[], Base]) -> Base:
+    def open(self, path: Path, make_base: Callable[[], Base]) -> None:
         """Opens the store, and plans the fit.
 
         Args:
             path: The store's folder.
             make_base: Gives the head as the script draws it; used by the first fit alone.
 
-        Returns:
-            The head as it stands before any training.
-
         Raises:
             StoreError: The store cannot be used; nothing has changed.
             DataError: A slice is empty, or the rows have changed their order.
         """
         try:
-            base, self.sequences = on_rank_zero(self._trainer, lambda: self._open(path, make_base))
+            self.start, self.sequences = on_rank_zero(self._trainer, lambda: self._open(path, make_base))
         except BaseException:
             self.close()
             raise
         self.replan()
-        return base
 
     def replan(self) -> None:
         """Looks again who is forgotten and what is there, and plans what is left to build."""

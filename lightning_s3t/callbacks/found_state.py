@@ -50,6 +50,22 @@ def digest_found(
     return digest_state(roots, ignore=frozenset(map(id, ignored)))
 
 
+def digest_memory(trainer: pl.Trainer) -> dict[str, str]:
+    """Returns digests of what the script's own callbacks keep in memory, by path.
+
+    Args:
+        trainer: The trainer.
+    """
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    roots = {
+        type(callback).__name__: callback
+        for callback in callbacks
+        if not _is_lightnings(callback) and not type(callback).__module__.startswith("lightning_s3t.")
+    }
+    ignored = [*trainer.loggers, trainer.lightning_module, trainer.datamodule]  # type: ignore[attr-defined]
+    return digest_state(roots, ignore=frozenset(map(id, ignored)))
+
+
 def _is_lightnings(callback: pl.Callback) -> bool:
     return type(callback).__module__.startswith("lightning.") or saves_config(callback)
 

@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lightning_s3t.callbacks.fit_store import FitStore
 from lightning_s3t.callbacks.found_state import describe_changes, digest_found
-from lightning_s3t.callbacks.lightning_internals import TrainerReset, logged_step
+from lightning_s3t.callbacks.lightning_internals import (
+    TrainerReset,
+    logged_step,
+    prepare_fit_loop,
+    run_fit_loop,
+)
 from lightning_s3t.callbacks.progress import UnitProgress
 from lightning_s3t.callbacks.quiet import quiet
 from lightning_s3t.callbacks.rank_zero import on_rank_zero
@@ -21,7 +28,7 @@ from lightning_s3t.callbacks.unfreezing import SliceUnfreezing
 from lightning_s3t.callbacks.unit_plan import PlannedUnit
 from lightning_s3t.callbacks.unit_settings import UnitSettings
 from lightning_s3t.callbacks.unit_store import BegunUnit, UnitStore
-from lightning_s3t.callbacks.unit_training import UnitResult, UnitTraining
+from lightning_s3t.callbacks.unit_training import UnitResult, UnitTask, UnitTraining
 from lightning_s3t.errors import LeakageError, RevokedError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.tuning.fingerprint import digest_tensors
@@ -85,6 +92,7 @@ class InProcessFit:
             self._training.note_file = self._note_file
             self._training.check_alive = self._check_alive
             reset.restore()
+            self._unfreezing.take_baseline()
             self._found = digest_found(trainer, self._data, self._own)
             while not self._build_all(trainer, reset):
                 self._fit_store.replan()
@@ -118,13 +126,12 @@ class InProcessFit:
     def _build(self, trainer: pl.Trainer, reset: TrainerReset, planned: PlannedUnit) -> RevokedError | None:
         """Builds a unit; returns why it was broken off, if a deletion request has reached it."""
         reset.restore()
-        trained = on_rank_zero(trainer, lambda: self._begin(planned))
-        if trained is None:
+        task = on_rank_zero(trainer, lambda: self._begin(planned))
+        if task is None:
             return RevokedError(f"Unit {planned.unit} was revoked while the fit ran.")
         revoked = None
-        rows = self._data.rows(planned.unit, self._settings.data)
         try:
-            result = self._training.train(trainer, planned.unit, rows, trained)
+            result = self._training.train(trainer, task, self._fit)
             self._check_ranks(trainer, planned.unit, result.tensors)
             self._training.first_step = logged_step(trainer)
             reset.restore()
@@ -141,9 +148,13 @@ class InProcessFit:
             raise
         return revoked
 
-    def _begin(self, planned: PlannedUnit) -> list[dict[str, Tensor]] | None:
+    def _fit(self, trainer: pl.Trainer, loader: DataLoader[Any]) -> None:
+        prepare_fit_loop(trainer, loader, self._training.first_step)
+        run_fit_loop(trainer)
+
+    def _begin(self, planned: PlannedUnit) -> UnitTask | None:
         self._begun = self._units.begin(planned)
-        return self._begun.trained if self._begun is not None else None
+        return self._begun.task if self._begun is not None else None
 
     def _commit(self, result: UnitResult) -> None:
         assert self._begun is not None

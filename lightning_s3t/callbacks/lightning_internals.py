@@ -8,20 +8,26 @@ this file run against the lowest and the newest release that pyproject.toml admi
 from __future__ import annotations
 
 import copy
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.loggers.utilities import _log_hyperparams
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource, _request_dataloader
+from lightning.pytorch.utilities.exceptions import _TunerExitException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch._dynamo import OptimizedModule
+from torch.utils.data import DataLoader
 
 from lightning_s3t.callbacks.state_keeper import StateKeeper, keep_module
 from lightning_s3t.tuning.compiled import has_compiled_parts
@@ -37,29 +43,130 @@ _TRAINER_ATTRIBUTES = (
     "limit_val_batches",
 )
 
+# hooks of data module and module that run once, however many units are trained
+_ONCE = ("prepare_data", "setup", "teardown")
+_ONCE_OF_MODULE = ("configure_model", "configure_sharded_model", "configure_callbacks")
 
-def take_over(trainer: pl.Trainer, run: Callable[[], None], sanity_check: bool) -> None:
+
+def run_instead_of_fit(trainer: pl.Trainer, run: Callable[[], None]) -> None:
+    """Makes a fit call `run` once its setup hooks have run, and end there as Lightning's own clean exits do.
+
+    That is where the strategy would set up: data and model are ready, nothing has moved to a device, and there are no
+    optimizers. Teardown hooks run and loggers are finalized; loops, `on_fit_start` and what follows do not run.
+
+    Args:
+        trainer: The trainer, in a callback's `setup`.
+        run: What to call instead.
+    """
+    strategy = trainer.strategy
+
+    def setup(_: pl.Trainer) -> None:
+        vars(strategy).pop("setup")
+        with _signals_handled(trainer):
+            run()
+        end_fit()
+
+    vars(strategy)["setup"] = setup
+
+
+def end_fit() -> NoReturn:
+    """Ends a fit from within a hook, as finished."""
+    raise _TunerExitException
+
+
+@contextmanager
+def _signals_handled(trainer: pl.Trainer) -> Iterator[None]:
+    """Has Lightning notice SIGTERM and SLURM's signal to requeue, as it does before it runs its loops.
+
+    Lightning saves a checkpoint before it requeues a job, and would resume from it. The store is what a fit goes on
+    from, so there is nothing to save.
+    """
+    vars(trainer)["save_checkpoint"] = lambda *_, **__: None
+    trainer._signal_connector.register_signal_handlers()
+    try:
+        yield
+    finally:
+        vars(trainer).pop("save_checkpoint")
+        trainer._signal_connector.teardown()
+
+
+def log_hyperparameters(trainer: pl.Trainer) -> None:
+    """Gives the loggers the hyperparameters of module and data module, as a fit does before it runs its loops.
+
+    Args:
+        trainer: The trainer.
+    """
+    if trainer.enable_autolog_hparams:
+        _log_hyperparams(trainer)
+
+
+def fit_again(trainer: pl.Trainer, loader: DataLoader[Any]) -> None:
+    """Runs a whole `trainer.fit` in a process that has got the trainer from one in which setup hooks have run.
+
+    What runs once for all such processes does not run again: `prepare_data`, `setup`, `configure_model`,
+    `configure_callbacks` and `teardown` of module and data module. Hooks of callbacks all run.
+
+    Args:
+        trainer: The trainer.
+        loader: The train dataloader, in the place of the script's.
+    """
+    module, datamodule = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
+    for part, hooks in ((module, (*_ONCE, *_ONCE_OF_MODULE)), (datamodule, _ONCE)):
+        if part is not None:
+            vars(part).update({hook: _nothing for hook in hooks if is_overridden(hook, part)})
+    source, validation = (
+        _given(trainer.fit_loop._data_source),
+        _given(trainer.fit_loop.epoch_loop.val_loop._data_source),
+    )
+    owner = datamodule if datamodule is not None else module
+    if source is None:
+        vars(owner)["train_dataloader"] = lambda: loader
+    trainer.fit(
+        module, train_dataloaders=None if source is None else loader, val_dataloaders=validation, datamodule=datamodule
+    )
+
+
+def leave_signals_to_script(trainer: pl.Trainer) -> None:
+    """Keeps a process that trains a unit from requeueing the job: SLURM signals every process of it.
+
+    Args:
+        trainer: The trainer, in that process.
+    """
+    vars(trainer).pop("save_checkpoint", None)
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment):
+        environment.auto_requeue = False
+        signal.signal(environment.requeue_signal or signal.SIGUSR1, signal.SIG_IGN)
+
+
+def _given(source: Any) -> Any:
+    """Returns what was passed to `trainer.fit`; None where a hook of module or data module gives the dataloader."""
+    given = source.instance
+    return None if isinstance(given, (pl.LightningModule, pl.LightningDataModule)) else given
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
+def take_over(trainer: pl.Trainer, run: Callable[[], None]) -> None:
     """Makes the trainer call `run` where it would run its fit loop: after all hooks.
 
     Args:
         trainer: The trainer, in `on_fit_start`.
         run: What to call instead.
-        sanity_check: Whether to run a few steps of validation before.
     """
     trainer.fit_loop.run = run  # type: ignore[method-assign]
-    if not sanity_check:
-        trainer.fit_loop._sanity_steps = trainer.num_sanity_val_steps  # type: ignore[attr-defined]
-        trainer.num_sanity_val_steps = 0
 
 
 def hand_back(trainer: pl.Trainer) -> None:
-    """Undoes `take_over`.
+    """Undoes `take_over` and `run_instead_of_fit`.
 
     Args:
         trainer: The trainer.
     """
     vars(trainer.fit_loop).pop("run", None)
-    trainer.num_sanity_val_steps = vars(trainer.fit_loop).pop("_sanity_steps", trainer.num_sanity_val_steps)
+    vars(trainer.strategy).pop("setup", None)
 
 
 def run_fit_loop(trainer: pl.Trainer) -> None:
@@ -105,46 +212,6 @@ def syncs_batchnorm(trainer: pl.Trainer) -> bool:
         trainer: The trainer.
     """
     return getattr(trainer.strategy, "_layer_sync", None) is not None
-
-
-@contextmanager
-def without_running_state(trainer: pl.Trainer) -> Iterator[None]:
-    """Takes off a trainer, for a block, what belongs to the running fit and cannot be pickled.
-
-    Optimizers, schedulers and the iterators of dataloaders are made anew for each unit.
-
-    Args:
-        trainer: The trainer, when its fit loop would start or before.
-    """
-    strategy, loop = trainer.strategy, trainer.fit_loop
-    optimizers, schedulers = strategy.optimizers, strategy.lr_scheduler_configs
-    iterators: list[tuple[Any, str]] = [(loop, "_combined_loader"), (loop, "_data_fetcher")]
-    iterators += [(loop.epoch_loop.val_loop, "_combined_loader"), (loop.epoch_loop.val_loop, "_data_fetcher")]
-    kept = [getattr(owner, name) for owner, name in iterators]
-    run = vars(loop).pop("run", None)
-    strategy.optimizers, strategy.lr_scheduler_configs = [], []
-    for owner, name in iterators:
-        setattr(owner, name, None)
-    try:
-        yield
-    finally:
-        strategy.optimizers, strategy.lr_scheduler_configs = optimizers, schedulers
-        for (owner, name), value in zip(iterators, kept, strict=True):
-            setattr(owner, name, value)
-        if run is not None:
-            vars(loop)["run"] = run
-
-
-def settle_in(trainer: pl.Trainer) -> None:
-    """Makes a trainer that was sent to another process ready to train there.
-
-    Args:
-        trainer: The trainer, sent when its fit loop would have started.
-    """
-    trainer.strategy.accelerator.setup_device(trainer.strategy.root_device)  # type: ignore[union-attr]
-    trainer.lightning_module.trainer = trainer  # a module is sent without it
-    if trainer.datamodule is not None:  # type: ignore[attr-defined]
-        trainer.datamodule.trainer = trainer  # type: ignore[attr-defined]
 
 
 def logged_step(trainer: pl.Trainer) -> int:
@@ -238,20 +305,17 @@ def forget_dataloaders(trainer: pl.Trainer) -> None:
     loop.epoch_loop.val_loop._combined_loader = None
 
 
-def prepare_fit_loop(trainer: pl.Trainer, dataloader: Any, step: int, max_epochs: int | None = None) -> None:
+def prepare_fit_loop(trainer: pl.Trainer, dataloader: Any, step: int) -> None:
     """Makes a trainer ready to run one unit: its data, its optimizers, a fresh wrapping for DDP.
 
     Args:
         trainer: The trainer, as it stood when its fit loop would have begun.
         dataloader: The unit's train dataloader.
         step: Where the loggers' step axis stands; the unit's own counters start at 0.
-        max_epochs: The unit's number of epochs; None leaves the trainer's.
     """
     forget_dataloaders(trainer)
     trainer.fit_loop._data_source = _DataLoaderSource(dataloader, "train_dataloader")
     trainer.fit_loop.epoch_loop._batches_that_stepped = step
-    if max_epochs is not None:
-        trainer.fit_loop.max_epochs = max_epochs
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, WeightAveraging):  # holds a copy of the module as it was in `setup`
             callback.setup(trainer, trainer.lightning_module, "fit")

@@ -27,6 +27,14 @@ class _Once:
 
 
 @contextmanager
+def warned_once() -> Iterator[None]:
+    """Shows each warning once, whatever the numbers in it."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _Once(warnings.showwarning)  # type: ignore[assignment]
+        yield
+
+
+@contextmanager
 def quiet(trainer: pl.Trainer) -> Iterator[None]:
     """Silences what Lightning would say once a unit: its bars, its stop messages, its word on eval modes.
 
@@ -40,10 +48,9 @@ def quiet(trainer: pl.Trainer) -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warned_once():
             # frozen statistics are in eval mode on purpose, and the guard watches them
             warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training.*")
-            warnings.showwarning = _Once(warnings.showwarning)  # type: ignore[assignment]
             yield
     finally:
         logger.setLevel(level)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,16 +29,19 @@ from lightning_s3t.callbacks.fit_summary import FitSummary, hyperparameters
 from lightning_s3t.callbacks.found_state import digest_found
 from lightning_s3t.callbacks.in_process_fit import InProcessFit
 from lightning_s3t.callbacks.isolation.forkserver import warm_up
-from lightning_s3t.callbacks.isolation.isolated_fit import IsolatedFit, check_sendable
+from lightning_s3t.callbacks.isolation.isolated_fit import IsolatedFit
 from lightning_s3t.callbacks.lightning_internals import (
     hand_back,
     is_compiled,
     is_deterministic,
     is_distributed,
+    log_hyperparameters,
     request_train_dataloader,
+    run_instead_of_fit,
     take_over,
 )
-from lightning_s3t.callbacks.provenance import ProvenanceRecorder
+from lightning_s3t.callbacks.provenance import ProvenanceRecorder, trainer_settings
+from lightning_s3t.callbacks.quiet import warned_once
 from lightning_s3t.callbacks.rank_zero import on_rank_zero
 from lightning_s3t.callbacks.subjects import Subjects, check_order, subjects_of
 from lightning_s3t.callbacks.training_data import DataMode, TrainingData, check_loader
@@ -52,6 +55,7 @@ from lightning_s3t.tuning.adapter_effect import measure_effect
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, describe_adapter
 from lightning_s3t.tuning.layer_table import LayerTable
 from lightning_s3t.tuning.serving.ensemble import Aggregate
+from lightning_s3t.tuning.stages import StageBuilder
 
 
 class S3T(pl.Callback):
@@ -150,7 +154,6 @@ class S3T(pl.Callback):
         self.provenance = ProvenanceRecorder()
         self.deletion = DeletionHook(store)
         self._training: UnitTraining | None = None
-        self._fit: IsolatedFit | InProcessFit | None = None
         self._fit_store: FitStore | None = None
         self._audited: Audited | None = None
         self.summary: FitSummary | None = None
@@ -201,70 +204,41 @@ class S3T(pl.Callback):
             pl_module: The user's module.
             stage: "fit", "validate", "test" or "predict".
         """
+        if self._in_unit_process:
+            return
         if stage == "fit":
-            check_trainer(trainer, S3T, self._isolation(trainer), self.unit_settings.parallel_units)
-            if self._isolation(trainer) == "forkserver":
+            isolation = self._isolation(trainer)
+            check_trainer(trainer, S3T, isolation, self.unit_settings.parallel_units)
+            if isolation == "forkserver":
                 warm_up()
+            if isolation != "none":
+                run_instead_of_fit(trainer, lambda: self._fit_isolated(trainer, pl_module))
         self.deletion.attach(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called when the model and the data are ready: plans what has to be trained.
-
-        Everything that can be refused is refused here, before a store or a module is changed.
+        """Called when the strategy is set up: where units are not isolated, plans what has to be trained.
 
         Args:
             trainer: The trainer.
             pl_module: The user's module.
         """
-        check_not_resumed(trainer)
-        check_optimizers(trainer, pl_module)
-        data = self._training_data(trainer)
-        builder = self.unfreezing.attach(pl_module)
-        check_every_optimizer(trainer, pl_module, builder.layers)
-        settings = dataclasses.replace(self.unit_settings, isolation=self._isolation(trainer))
-        if self._audited is not None:  # one after another, so that it also shows that the order does not matter
-            settings = dataclasses.replace(settings, parallel_units=1)
-        if settings.isolation == "forkserver":
-            check_sendable(trainer, data, self.unfreezing)
-        basis = fit_settings(trainer, pl_module, builder, data.loader, self.partition, settings)
-        mode, audited = settings.data, self._audited
-        options = {
-            "aggregate": self.aggregate,
-            "config": config_of(trainer),
-            "classes": classes_of(trainer),
-            "adapter_effect": measure_effect(builder),
-            "found": digest_found(trainer, data, (self, *self._parts()), lightnings=False),
-        }
-        fit_store = FitStore(trainer, data, basis, self.choice, mode, options, audited, self.register)
-        self._fit_store = fit_store
-        builder.start = fit_store.open(self.store, builder.base_tensors)
-        self.sequences, plan = fit_store.sequences, fit_store.plan
-        self._training = training = UnitTraining(data, self.unfreezing, self.provenance, settings)
-        units = UnitStore(fit_store, data, settings)
-        if settings.isolation == "none":
-            self._fit = InProcessFit(self, training, units, fit_store, data, self.unfreezing, settings)
+        if self._in_unit_process:
+            assert self._training is not None
+            self._training.on_fit_start(trainer)
         else:
-            self._fit = IsolatedFit(training, units, fit_store, settings)
-        if plan.impossible:
-            rank_zero_warn(
-                f"S3T: deletions have emptied slices, so {len(plan.impossible)} units cannot be trained: "
-                f"{', '.join(map(str, plan.impossible[:5]))}. The shards serve what is before them."
-            )
-        rank_zero_info(str(LayerTable.of(builder)))
-        rank_zero_info(f"S3T: {len(plan.build)} units to train, {plan.present} are there. Store: {self.store}")
-        for logger in trainer.loggers:
-            logger.log_hyperparams(self._hyperparameters())
-        take_over(trainer, lambda: self._run(trainer), sanity_check=settings.isolation == "none")
+            self._fit_in_process(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called when a unit's training begins: starts its provenance.
+        """Called when a unit's training begins: starts to watch it.
 
         Args:
             trainer: The trainer.
             pl_module: The user's module.
         """
-        self.provenance.begin(trainer, pl_module)
-        if self._training is not None and self._training.unit is not None:
+        if self._training is None:
+            return
+        self._training.on_train_start(trainer)
+        if self._training.unit is not None:
             coordinates = _coordinates(self._training.unit.shard, self._training.unit.prefix)
             for logger in trainer.loggers:
                 logger.log_metrics(coordinates, step=self._training.first_step)
@@ -348,22 +322,84 @@ class S3T(pl.Callback):
         """
         self._close(trainer)
 
-    def _run(self, trainer: pl.Trainer) -> None:
-        fit, fit_store = self._fit, self._fit_store
-        assert fit is not None
-        assert fit_store is not None
-        try:
-            start = time.monotonic()
-            if fit_store.plan.build:
-                fit.run(trainer)
-            else:
-                rank_zero_info(f"S3T: all {fit_store.plan.present} units are there, nothing to train.")
-            self._sum_up(fit.trained, time.monotonic() - start)
-            if self._audited is not None:
-                deterministic = is_deterministic(trainer)
-                self._audited.report = on_rank_zero(trainer, lambda: fit_store.report(deterministic))
-        finally:
-            hand_back(trainer)
+    def _fit_isolated(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Fits with every unit in a process of its own. Everything that can be refused is, before anything changes."""
+        check_not_resumed(trainer)
+        data = self._training_data(trainer)
+        builder = self.unfreezing.attach(module)
+        settings = self._settings(trainer)
+        self._training = UnitTraining(data, self.unfreezing, self.provenance, settings)
+        with warned_once(), closing(IsolatedFit(trainer, data, self._training, settings)) as fit:
+            basis = fit_settings(fit.rehearse(), module, builder, data.loader, self.partition, settings)
+            fit_store = self._open_store(trainer, data, builder, basis)
+            units = UnitStore(fit_store, data, settings)
+            log_hyperparameters(trainer)
+            self._build(trainer, fit_store, fit.trained, lambda: fit.run(units, fit_store))
+
+    def _fit_in_process(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Has the trainer train all units in this process, in the place of its fit loop."""
+        check_not_resumed(trainer)
+        check_optimizers(trainer, module)
+        data = self._training_data(trainer)
+        builder = self.unfreezing.attach(module)
+        check_every_optimizer(trainer, module, builder.layers)
+        settings = self._settings(trainer)
+        basis = fit_settings(trainer_settings(trainer), module, builder, data.loader, self.partition, settings)
+        fit_store = self._open_store(trainer, data, builder, basis)
+        self._training = UnitTraining(data, self.unfreezing, self.provenance, settings)
+        units = UnitStore(fit_store, data, settings)
+        fit = InProcessFit(self, self._training, units, fit_store, data, self.unfreezing, settings)
+        take_over(trainer, lambda: self._build(trainer, fit_store, fit.trained, lambda: fit.run(trainer)))
+
+    def _open_store(
+        self, trainer: pl.Trainer, data: TrainingData, builder: StageBuilder, basis: Mapping[str, Any]
+    ) -> FitStore:
+        options = {
+            "aggregate": self.aggregate,
+            "config": config_of(trainer),
+            "classes": classes_of(trainer),
+            "adapter_effect": measure_effect(builder),
+            "found": digest_found(trainer, data, (self, *self._parts()), lightnings=False),
+        }
+        fit_store = FitStore(
+            trainer, data, basis, self.choice, self.unit_settings.data, options, self._audited, self.register
+        )
+        self._fit_store = fit_store
+        fit_store.open(self.store, builder.base_tensors)
+        self.sequences, plan = fit_store.sequences, fit_store.plan
+        if plan.impossible:
+            rank_zero_warn(
+                f"S3T: deletions have emptied slices, so {len(plan.impossible)} units cannot be trained: "
+                f"{', '.join(map(str, plan.impossible[:5]))}. The shards serve what is before them."
+            )
+        rank_zero_info(str(LayerTable.of(builder)))
+        rank_zero_info(f"S3T: {len(plan.build)} units to train, {plan.present} are there. Store: {self.store}")
+        for logger in trainer.loggers:
+            logger.log_hyperparams(self._hyperparameters())
+        return fit_store
+
+    def _build(
+        self, trainer: pl.Trainer, fit_store: FitStore, trained: Sequence[UnitId], run: Callable[[], None]
+    ) -> None:
+        start = time.monotonic()
+        if fit_store.plan.build:
+            run()
+        else:
+            rank_zero_info(f"S3T: all {fit_store.plan.present} units are there, nothing to train.")
+        self._sum_up(trained, time.monotonic() - start)
+        if self._audited is not None:
+            deterministic = is_deterministic(trainer)
+            self._audited.report = on_rank_zero(trainer, lambda: fit_store.report(deterministic))
+
+    def _settings(self, trainer: pl.Trainer) -> UnitSettings:
+        settings = dataclasses.replace(self.unit_settings, isolation=self._isolation(trainer))
+        if self._audited is not None:  # one after another, so that it also shows that the order does not matter
+            settings = dataclasses.replace(settings, parallel_units=1)
+        return settings
+
+    @property
+    def _in_unit_process(self) -> bool:
+        return self._training is not None and self._training.in_own_process
 
     def _parts(self) -> tuple[pl.Callback, ...]:
         return self.unfreezing, self.provenance, self.deletion
@@ -378,7 +414,7 @@ class S3T(pl.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         # for a unit's process: who owns which row is not its business, and the store is not open there
-        left_behind = {"subjects": None, "_fit": None, "_fit_store": None, "_audited": None, "risk": None}
+        left_behind = {"subjects": None, "_fit_store": None, "_audited": None, "risk": None}
         return {**vars(self), **left_behind}
 
     def _sum_up(self, trained: Sequence[UnitId], seconds: float) -> None:
@@ -408,10 +444,12 @@ class S3T(pl.Callback):
         )
 
     def _close(self, trainer: pl.Trainer) -> None:
+        if self._in_unit_process:  # the store is the script's, and a forked process must not give its lock back
+            return
         hand_back(trainer)
         if self._fit_store is not None:
             self._fit_store.close()
-        self._training = self._fit = self._fit_store = None
+        self._training = self._fit_store = None
 
     def _training_data(self, trainer: pl.Trainer) -> TrainingData:
         data = TrainingData(request_train_dataloader(trainer), self.subjects, self.partition, self.risk)

@@ -88,6 +88,14 @@ class SliceUnfreezing(pl.Callback):
         self._baseline = None
         return self.builder
 
+    def take_baseline(self) -> None:
+        """Notes what the module holds, where several stages follow each other on it: none may change it for the next.
+
+        Call it when all that prepares the module has run, before the first stage.
+        """
+        builder, _, _ = self._attached()
+        self._baseline = Baseline(builder.root)
+
     def enter(self, stage: int, trained: Sequence[Snapshot], seed: int) -> Stage:
         """Puts a stage's modules in place and makes exactly its own tensors trainable.
 
@@ -97,8 +105,6 @@ class SliceUnfreezing(pl.Callback):
             seed: The unit's seed.
         """
         builder, swap, flags = self._attached()
-        if self._baseline is None:  # not in `attach`: the script's hooks may still prepare the module after it
-            self._baseline = Baseline(builder.root)
         flags.restore()
         self.stage = Stage(builder, swap, stage, trained, seed)
         self.freeze()
@@ -168,6 +174,8 @@ class SliceUnfreezing(pl.Callback):
             freeze_statistics(pl_module, self.stage.owned.values())
             return
         self._end_stage()
+        if self._baseline is None:
+            self.take_baseline()
         self.enter(stage, self._trained, self.seed)
         reconfigure(trainer)
         self.freeze()

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from lightning_s3t.callbacks.fit_store import FitStore
 from lightning_s3t.callbacks.training_data import TrainingData
 from lightning_s3t.callbacks.unit_plan import PlannedUnit, slice_digests
 from lightning_s3t.callbacks.unit_settings import UnitSettings
-from lightning_s3t.callbacks.unit_training import UnitResult
+from lightning_s3t.callbacks.unit_training import UnitResult, UnitTask
 from lightning_s3t.errors import RevokedError
 from lightning_s3t.store import Attempt
 
@@ -23,14 +21,12 @@ class BegunUnit:
 
     Attributes:
         planned: The unit.
-        rows: The rows that it trains on.
-        trained: What the units that it stands on own, from stage 1 up.
+        task: What it is trained from.
         attempt: Its place in the store.
     """
 
     planned: PlannedUnit
-    rows: list[int]
-    trained: list[dict[str, Tensor]]
+    task: UnitTask
     attempt: Attempt
 
     def note_file(self, path: Path) -> None:
@@ -71,7 +67,8 @@ class UnitStore:
             attempt = store.start_unit(planned.unit, planned.key, self._fit_store.plan.as_of)
         except RevokedError:
             return None
-        return BegunUnit(planned, self._data.rows(planned.unit, self._settings.data), trained, attempt)
+        rows = self._data.rows(planned.unit, self._settings.data)
+        return BegunUnit(planned, UnitTask(planned.unit, rows, trained, self._fit_store.start), attempt)
 
     def commit(self, begun: BegunUnit, result: UnitResult) -> None:
         """Makes a unit part of the store, whole or not at all.
@@ -85,8 +82,8 @@ class UnitStore:
         """
         digests = slice_digests(begun.planned.unit, self._settings.data, self._fit_store.digests)
         who: dict[str, Any] = {
-            "rows": len(begun.rows),
-            "subjects": self._data.count_subjects(begun.rows),
+            "rows": len(begun.task.rows),
+            "subjects": self._data.count_subjects(begun.task.rows),
             "subject_digests": dict(digests),
         }
         begun.attempt.commit(result.tensors, {**result.record, **who}, result.score)

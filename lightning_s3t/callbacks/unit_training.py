@@ -1,9 +1,8 @@
-"""One unit's training: Lightning's own fit loop, as if the unit were all there is."""
+"""One unit's training: an ordinary fit, as if the unit were all there is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_s3t.callbacks.checkpoint_files import recorded_checkpoints
-from lightning_s3t.callbacks.checks import check_optimized
-from lightning_s3t.callbacks.lightning_internals import prepare_fit_loop, run_fit_loop
-from lightning_s3t.callbacks.provenance import ProvenanceRecorder, score_of
+from lightning_s3t.callbacks.checks import check_every_optimizer, check_optimized, check_optimizers
+from lightning_s3t.callbacks.lightning_internals import end_fit
+from lightning_s3t.callbacks.provenance import ProvenanceRecorder, score_of, trainer_settings
 from lightning_s3t.callbacks.training_data import TrainingData
 from lightning_s3t.callbacks.unfreezing import SliceUnfreezing
 from lightning_s3t.callbacks.unit_settings import UnitSettings
@@ -25,6 +24,23 @@ from lightning_s3t.errors import DataError, LeakageError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.tuning.guard import named_tensors
 from lightning_s3t.tuning.randomness import seed_all, unit_seed
+
+
+@dataclass(frozen=True)
+class UnitTask:
+    """A unit that is to be trained.
+
+    Attributes:
+        unit: The unit.
+        rows: The rows that it trains on.
+        trained: What the units that it stands on own, from stage 1 up.
+        start: The head as it stands before any training.
+    """
+
+    unit: UnitId
+    rows: Sequence[int]
+    trained: Sequence[dict[str, Tensor]]
+    start: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,6 +58,9 @@ class UnitResult:
     score: float | None
 
 
+Fit = Callable[[pl.Trainer, "DataLoader[Any]"], None]
+
+
 class UnitTraining:
     """Trains a unit in this process.
 
@@ -53,6 +72,7 @@ class UnitTraining:
 
     Attributes:
         unit: The unit that is being trained, or None.
+        in_own_process: Whether this is a process of the unit's own.
         first_step: Where the loggers' step axis stands when it begins.
         note_file: Called with each checkpoint before it is written.
         advance: Called after each batch.
@@ -70,7 +90,10 @@ class UnitTraining:
         self._unfreezing = unfreezing
         self._provenance = provenance
         self._settings = settings
+        self._averaged: _AveragedWeights | None = None
+        self._rehearsed: dict[str, Any] | None = None
         self.unit: UnitId | None = None
+        self.in_own_process = False
         self.first_step = 0
         self.note_file: Callable[[Path], None] = _nothing
         self.advance: Callable[[pl.Trainer], None] = _nothing
@@ -80,51 +103,92 @@ class UnitTraining:
         """Does, once for all units, what would take time in each."""
         self._data.find_generators()
 
-    def train(
-        self, trainer: pl.Trainer, unit: UnitId, rows: Sequence[int], trained: Sequence[dict[str, Tensor]]
-    ) -> UnitResult:
+    def rehearse(self, trainer: pl.Trainer, fit: Fit) -> dict[str, Any]:
+        """Runs a fit of the module as it is, up to its first batch: what is wrong shows before anything is changed.
+
+        Args:
+            trainer: The trainer.
+            fit: Runs a fit with a train dataloader.
+
+        Returns:
+            The trainer's settings that bear on what is learnt.
+
+        Raises:
+            UnsupportedError: The optimizers cannot be those of a unit.
+        """
+        seed_all(self._settings.seed)
+        self._rehearsed = {}
+        fit(trainer, self._data.loader)
+        return self._rehearsed
+
+    def train(self, trainer: pl.Trainer, task: UnitTask, fit: Fit) -> UnitResult:
         """Trains a unit.
 
         Args:
-            trainer: The trainer, as it stood when its fit loop would have begun.
-            unit: The unit.
-            rows: The rows that it trains on.
-            trained: What the units that it stands on own, from stage 1 up.
+            trainer: The trainer, as it stood when the fit would have begun.
+            task: The unit, and what it is trained from.
+            fit: Runs a fit with the unit's dataloader.
 
         Raises:
             LeakageError: It changed what it does not own.
             DataError: It trained on no batch.
         """
-        self.unit = unit
+        self.unit = task.unit
         try:
             with recorded_checkpoints(trainer, self.note_file):
-                self._train(trainer, unit, rows, trained)
-            stage = self._unfreezing.stage
-            assert stage is not None
-            return UnitResult(stage.snapshot(), self._describe(trainer, unit), score_of(trainer))
+                return self._train(trainer, task, fit)
         finally:
             self.unit = None
+
+    def on_fit_start(self, trainer: pl.Trainer) -> None:
+        """Takes note, in a rehearsal, of what there is once the optimizers are configured.
+
+        Args:
+            trainer: The trainer.
+        """
+        if self._rehearsed is not None:
+            module = trainer.lightning_module
+            assert self._unfreezing.builder is not None
+            check_optimizers(trainer, module)
+            check_every_optimizer(trainer, module, self._unfreezing.builder.layers)
+            self._rehearsed = trainer_settings(trainer)
+
+    def on_train_start(self, trainer: pl.Trainer) -> None:
+        """Begins to watch a unit just before its first batch, when all that prepares a fit has run.
+
+        Args:
+            trainer: The trainer.
+        """
+        if self._rehearsed is not None:
+            end_fit()
+        stage = self._unfreezing.stage
+        if self.unit is None or stage is None:
+            return
+        self._unfreezing.freeze()
+        check_optimized(trainer, stage.trainable)
+        self._unfreezing.guard()
+        self._averaged = _AveragedWeights(trainer, stage.owned_names())
+        self._provenance.begin(trainer, trainer.lightning_module)
 
     def seed(self) -> None:
         """Seeds the global generators for the running unit: what came before its first batch must not count."""
         if self.unit is not None:
             seed_all(unit_seed(self._settings.seed, self.unit))
 
-    def _train(
-        self, trainer: pl.Trainer, unit: UnitId, rows: Sequence[int], trained: Sequence[dict[str, Tensor]]
-    ) -> None:
+    def _train(self, trainer: pl.Trainer, task: UnitTask, fit: Fit) -> UnitResult:
+        unit, rows, builder = task.unit, task.rows, self._unfreezing.builder
+        assert builder is not None
+        builder.start = task.start
         seed = unit_seed(self._settings.seed, unit)
         seed_all(seed)
         self._data.seed_generators(seed)
         loader = self._data.unit_loader(rows, seed, trainer.world_size, trainer.global_rank)
-        stage = self._unfreezing.enter(unit.stage, trained, seed)
-        prepare_fit_loop(trainer, loader, self.first_step, self._settings.max_epochs(trainer.max_epochs))
-        self._unfreezing.freeze()
-        check_optimized(trainer, stage.trainable)
-        self._unfreezing.guard()
+        stage = self._unfreezing.enter(unit.stage, task.trained, seed)
+        epochs = self._settings.max_epochs(trainer.max_epochs)
+        if epochs is not None:
+            trainer.fit_loop.max_epochs = epochs
         seed_all(seed)
-        with _rounding_undone(trainer, stage.owned_names()):
-            run_fit_loop(trainer)
+        fit(trainer, loader)
         self._check_data(trainer, unit, loader)
         if trainer.global_step == 0:
             raise DataError(
@@ -132,7 +196,10 @@ class UnitTraining:
                 f"drop_last={loader.drop_last}, max_epochs={trainer.max_epochs}. Expected at least one step: use "
                 "fewer shards or slices, a smaller batch, or drop_last=False."
             )
+        if self._averaged is not None:
+            self._averaged.undo_rounding()
         self._unfreezing.check(f"unit {unit}")
+        return UnitResult(stage.snapshot(), self._describe(trainer, unit), score_of(trainer))
 
     def _check_data(self, trainer: pl.Trainer, unit: UnitId, loader: DataLoader[Any]) -> None:
         used: Any = trainer.train_dataloader
@@ -165,23 +232,28 @@ class UnitTraining:
         }
 
 
-@contextmanager
-def _rounding_undone(trainer: pl.Trainer, owned: Collection[str]) -> Iterator[None]:
-    """Sets frozen weights back that an average of weights, which was put into the module, differs from by rounding.
+class _AveragedWeights:
+    """Sets frozen weights back that an average of weights, which is put into the module, differs from by rounding.
 
     An exponential average of one number, taken as d*a + (1-d)*a, may differ from it in the last bit. What differs by
     more is left for the guard to find.
     """
-    if not any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-        yield
-        return
-    frozen = {name: t for name, t in named_tensors(trainer.lightning_module).items() if name not in owned}
-    before = {name: tensor.detach().clone() for name, tensor in frozen.items()}
-    yield
-    with torch.no_grad():
-        for name, tensor in frozen.items():
-            if not torch.equal(tensor, before[name]) and torch.allclose(tensor, before[name], rtol=1e-4, atol=0.0):
-                tensor.copy_(before[name])
+
+    def __init__(self, trainer: pl.Trainer, owned: Collection[str]) -> None:
+        self._module = trainer.lightning_module
+        self._before: dict[str, Tensor] = {}
+        if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            tensors = named_tensors(self._module).items()
+            self._before = {name: tensor.detach().clone() for name, tensor in tensors if name not in owned}
+
+    @torch.no_grad()
+    def undo_rounding(self) -> None:
+        now = named_tensors(self._module) if self._before else {}
+        for name, before in self._before.items():
+            tensor = now[name]
+            before = before.to(tensor.device)  # a fit leaves the module on the CPU
+            if not torch.equal(tensor, before) and torch.allclose(tensor, before, rtol=1e-4, atol=0.0):
+                tensor.copy_(before)
 
 
 def _nothing(_: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -151,26 +150,3 @@ def test_after_a_request_the_same_call_rebuilds_what_scratch_gives(
     assert_bitwise_equal(before, {unit: after[unit] for unit in before})
     fit(tmp_path, People.make().without(PERSON), parallel_units=1)
     assert_bitwise_equal(after, tensors_of(tmp_path / "store"))
-
-
-@pytest.mark.parametrize("trainer", [{}])
-def test_no_process_is_started_where_there_is_nothing_to_do(
-    trainer: dict[str, Any], serial: Path, monkeypatch: pytest.MonkeyPatch, forbid_processes: Callable[[], None]
-) -> None:
-    forbid_processes()
-    fit(serial, People.make(), parallel_units=4, **trainer)
-
-
-@pytest.fixture
-def forbid_processes(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Makes it an error to begin a process that trains units."""
-
-    def forbid() -> None:
-        from lightning_s3t.callbacks.isolation.forkserver import ForkServer
-
-        def fork(self: ForkServer, number: int, descriptor: int) -> None:
-            raise AssertionError("a process was to be started")
-
-        monkeypatch.setattr(ForkServer, "fork", fork)
-
-    return forbid

@@ -22,6 +22,7 @@ def attached(adapter: object = ADAPTER) -> SliceUnfreezing:
     module = Classifier()
     module.register_buffer("seen", torch.zeros(2))
     unfreezing.attach(module)
+    unfreezing.take_baseline()
     return unfreezing
 
 

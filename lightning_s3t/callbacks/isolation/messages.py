@@ -13,22 +13,22 @@ from torch import Tensor
 
 from lightning_s3t.callbacks.isolation.recorded_logs import LoggerCall
 from lightning_s3t.errors import WorkerError
-from lightning_s3t.plan import UnitId
 
 
 @dataclass(frozen=True)
-class Build:
-    """To a unit's process: train this.
+class Rehearse:
+    """To a unit's process: run a fit up to its first batch, to see whether units can be trained."""
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """From a unit's process: units can be trained.
 
     Attributes:
-        unit: The unit.
-        rows: The rows that it trains on.
-        trained: What the units that it stands on own, from stage 1 up.
+        settings: The trainer's settings that bear on what is learnt.
     """
 
-    unit: UnitId
-    rows: list[int]
-    trained: list[dict[str, Tensor]]
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class Trained:
         calls: What it told the loggers.
         steps: How far it has moved their step axis.
         modules: The installed packages' modules that it had to import.
+        memory: Paths to what the script's callbacks have kept in memory, which ends with the process.
     """
 
     tensors: dict[str, Tensor]
@@ -79,6 +80,7 @@ class Trained:
     calls: tuple[LoggerCall, ...]
     steps: int
     modules: tuple[str, ...]
+    memory: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class Failed:
         return error
 
 
-FromUnit = Writes | Advanced | Warned | Trained | Failed
+FromUnit = Writes | Advanced | Warned | Trained | Rehearsed | Failed
 
 
 def send(channel: socket.socket, message: Any, descriptors: list[int] | None = None) -> None:

@@ -38,7 +38,7 @@ class PlainFork:
         self._trainer = trainer
         self._training = training
         self._settings = dataclasses.replace(settings, calls={**settings.calls, "threads": 1})
-        self._substitutes = substitutes(trainer, experiments=True)
+        self._substitutes = substitutes(trainer)
         self._running: dict[int, tuple[int, int]] = {}  # by pidfd: pid and number
 
     def fork(self, number: int, descriptor: int) -> None:

@@ -19,19 +19,16 @@ class SilentProgressBar(ProgressBar):
         """Called when it must be silent."""
 
 
-def substitutes(trainer: pl.Trainer, experiments: bool = False) -> dict[int, object]:
+def substitutes(trainer: pl.Trainer) -> dict[int, object]:
     """Returns what to send instead of a trainer's loggers, bars and saved config, by the `id` of those.
 
     Args:
-        trainer: The trainer.
-        experiments: Whether to look what can be called on the loggers' experiments, which begins those that
-            have not begun.
+        trainer: The trainer, when its loggers have begun their experiments.
     """
     found: dict[int, object] = {}
     for position, logger in enumerate(trainer.loggers):
         found[id(logger)] = recording = RecordingLogger(position, logger)
-        if experiments:
-            recording.look_at_experiment(logger)
+        recording.look_at_experiment(logger)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ProgressBar):
             found[id(callback)] = SilentProgressBar()

@@ -17,24 +17,27 @@ from typing import Any
 
 import cloudpickle
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
 
+from lightning_s3t.callbacks.found_state import digest_memory
 from lightning_s3t.callbacks.isolation.messages import (
     Advanced,
-    Build,
     Failed,
     FromUnit,
     Noted,
+    Rehearse,
+    Rehearsed,
     Trained,
     Warned,
     Writes,
 )
 from lightning_s3t.callbacks.isolation.process_settings import ProcessSettings
 from lightning_s3t.callbacks.isolation.recorded_logs import RecordingLogger
-from lightning_s3t.callbacks.lightning_internals import logged_step, settle_in
+from lightning_s3t.callbacks.lightning_internals import fit_again, leave_signals_to_script, logged_step
 from lightning_s3t.callbacks.progress import share_done
 from lightning_s3t.callbacks.quiet import quiet
-from lightning_s3t.callbacks.unit_training import UnitTraining
+from lightning_s3t.callbacks.state_digest import changed
+from lightning_s3t.callbacks.unit_training import UnitTask, UnitTraining
 from lightning_s3t.plan import UnitId
 
 _BETWEEN_ADVANCES = 0.5  # seconds
@@ -42,7 +45,7 @@ _BETWEEN_LOOKS = 0.5
 
 
 def train_unit(objects: tuple[pl.Trainer, UnitTraining, ProcessSettings], connection: Connection) -> None:
-    """Trains the unit that the script names; the work of the process.
+    """Trains the unit that the script names, or rehearses a fit; the work of the process.
 
     Args:
         objects: What the fit has sent: the trainer, what trains a unit, torch's settings of the script's process.
@@ -56,11 +59,16 @@ def train_unit(objects: tuple[pl.Trainer, UnitTraining, ProcessSettings], connec
     try:
         trainer, training, settings = objects
         settings.apply()
+        training.in_own_process = True
         warnings.showwarning = script.warn  # type: ignore[assignment]
-        build: Build = pickle.loads(connection.recv_bytes())
-        settle_in(trainer)
-        trained = _train(trainer, training, build, script)
-        script.send(dataclasses.replace(trained, modules=tuple(_installed(set(sys.modules) - there))))
+        task: UnitTask | Rehearse = pickle.loads(connection.recv_bytes())
+        leave_signals_to_script(trainer)
+        with quiet(trainer):
+            if isinstance(task, Rehearse):
+                script.send(_rehearse(trainer, training))
+            else:
+                trained = _train(trainer, training, task, script)
+                script.send(dataclasses.replace(trained, modules=tuple(_installed(set(sys.modules) - there))))
     except BaseException as error:
         script.send(Failed.of(error))
 
@@ -128,16 +136,31 @@ class Script:
         self._connection.send_bytes(cloudpickle.dumps(message))
 
 
-def _train(trainer: pl.Trainer, training: UnitTraining, build: Build, script: Script) -> Trained:
+def _rehearse(trainer: pl.Trainer, training: UnitTraining) -> Rehearsed:
+    trainer.enable_autolog_hparams = False
+    return Rehearsed(training.rehearse(trainer, fit_again))
+
+
+def _train(trainer: pl.Trainer, training: UnitTraining, task: UnitTask, script: Script) -> Trained:
     loggers = [logger for logger in trainer.loggers if isinstance(logger, RecordingLogger)]
     for logger in loggers:
         logger.axis = lambda: logged_step(trainer)
-    _give_checkpoints_a_folder(trainer, build.unit)
+    _leave_out_what_is_said_once(trainer)
+    _give_checkpoints_a_folder(trainer, task.unit)
     training.note_file, training.advance = script.note_file, script.advance
-    with quiet(trainer):
-        result = training.train(trainer, build.unit, build.rows, build.trained)
+    found = digest_memory(trainer)
+    result = training.train(trainer, task, fit_again)
     calls = tuple(call for logger in loggers for call in logger.take())
-    return Trained(result.tensors, result.record, result.score, calls, logged_step(trainer), ())
+    kept = tuple(changed(found, digest_memory(trainer)))
+    return Trained(result.tensors, result.record, result.score, calls, logged_step(trainer), (), kept)
+
+
+def _leave_out_what_is_said_once(trainer: pl.Trainer) -> None:
+    """Leaves out what the rehearsal has done for all units: sanity check, model summary, hyperparameters."""
+    trainer.num_sanity_val_steps = 0
+    trainer.enable_autolog_hparams = False
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks[:] = [pl.Callback() if isinstance(callback, ModelSummary) else callback for callback in callbacks]
 
 
 def _give_checkpoints_a_folder(trainer: pl.Trainer, unit: UnitId) -> None:

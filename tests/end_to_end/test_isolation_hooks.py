@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelSummary
+from lightning.pytorch.profilers import SimpleProfiler
 from torch import nn
 
 from tests.people import Classifier, People, PeopleData, fit, make_trainer, tensors_of
@@ -175,6 +176,12 @@ def test_the_model_summary_is_shown_once(tmp_path: Path, capfd: pytest.CaptureFi
     fit(tmp_path / "store", People.make(), ModelSummary(), trainer={"enable_model_summary": True})
     shown = capfd.readouterr()
     assert (shown.out + shown.err).count("Trainable params") == 1
+
+
+def test_a_profiler_writes_a_file_for_each_unit(tmp_path: Path) -> None:
+    profiler = SimpleProfiler(dirpath=tmp_path / "profiles", filename="times")
+    fit(tmp_path / "store", People.make(), trainer={"profiler": profiler})
+    assert len(list((tmp_path / "profiles").glob("fit-times-unit-*.txt"))) == UNITS
 
 
 class HalfPrecision(Classifier):

@@ -151,9 +151,10 @@ def test_attaching_again_begins_anew() -> None:
     run_unit(unfreezing, 1)
 
 
-def test_what_a_script_prepares_after_attaching_is_the_baseline() -> None:
+def test_what_a_script_prepares_before_the_baseline_is_in_it() -> None:
     unfreezing = attached()
     root_of(unfreezing).get_buffer("seen").add_(1)
+    unfreezing.take_baseline()
     run_unit(unfreezing, 1)
 
 

@@ -146,7 +146,7 @@ def _train(trainer: pl.Trainer, training: UnitTraining, task: UnitTask, script: 
     for logger in loggers:
         logger.axis = lambda: logged_step(trainer)
     _leave_out_what_is_said_once(trainer)
-    _give_checkpoints_a_folder(trainer, task.unit)
+    _give_files_a_place(trainer, task.unit)
     training.note_file, training.advance = script.note_file, script.advance
     found = digest_memory(trainer)
     result = training.train(trainer, task, fit_again)
@@ -163,11 +163,15 @@ def _leave_out_what_is_said_once(trainer: pl.Trainer) -> None:
     callbacks[:] = [pl.Callback() if isinstance(callback, ModelSummary) else callback for callback in callbacks]
 
 
-def _give_checkpoints_a_folder(trainer: pl.Trainer, unit: UnitId) -> None:
+def _give_files_a_place(trainer: pl.Trainer, unit: UnitId) -> None:
     """Keeps two units from choosing the same file name: each begins as if no other had written any."""
+    place = f"unit-{str(unit).replace('/', '-')}"
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
-            callback.dirpath = os.path.join(callback.dirpath, f"unit-{str(unit).replace('/', '-')}")
+            callback.dirpath = os.path.join(callback.dirpath, place)
+    profiler = trainer.profiler  # type: ignore[attr-defined]
+    if profiler.filename is not None:
+        profiler.filename = f"{profiler.filename}-{place}"
 
 
 def _installed(modules: set[str]) -> list[str]:

@@ -21,6 +21,7 @@ from lightning_s3t.callbacks.lightning_internals import (
     has_train_dataloader,
     is_compiled,
     loaded_checkpoint,
+    starts_ranks_as_scripts,
     syncs_batchnorm,
 )
 from lightning_s3t.callbacks.unit_settings import Isolation
@@ -105,10 +106,18 @@ def _problems_of_isolation(trainer: pl.Trainer, isolation: Isolation, parallel_u
         return []
     problems = []
     if not isinstance(trainer.strategy, SingleDeviceStrategy):
-        problems.append(
-            f"isolation={isolation!r} with several devices: a unit's process has one device. Use devices=1, or "
-            "isolation='none'."
-        )
+        if isolation == "fork":
+            problems.append(
+                "isolation='fork' with several devices: their process group does not survive a fork. Use "
+                "isolation='forkserver'."
+            )
+        if not starts_ranks_as_scripts(trainer):
+            problems.append(
+                f"isolation={isolation!r} with a strategy that forks or spawns its processes (ddp_spawn, ddp_fork, "
+                "ddp_notebook). Use strategy='ddp', or isolation='none'."
+            )
+        if parallel_units > 1:
+            problems.append("parallel_units with several devices: one unit uses them all. Leave it out.")
     if is_compiled(trainer.lightning_module):
         problems.append(
             f"isolation={isolation!r} with torch.compile: what is compiled cannot be taken to another process, which "

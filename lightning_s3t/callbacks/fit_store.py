@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_s3t.callbacks.audited import Audited, AuditReport
 from lightning_s3t.callbacks.found_state import describe_changes
-from lightning_s3t.callbacks.rank_zero import on_rank_zero
+from lightning_s3t.callbacks.ranks import on_rank_zero
 from lightning_s3t.callbacks.training_data import DataMode, TrainingData
 from lightning_s3t.callbacks.unit_plan import Digests, FitPlan, plan_fit
 from lightning_s3t.plan import Sequence, SequenceChoice, UnitId, units_of

@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_s3t.callbacks.fit_store import FitStore
@@ -22,7 +21,7 @@ from lightning_s3t.callbacks.lightning_internals import (
 )
 from lightning_s3t.callbacks.progress import UnitProgress
 from lightning_s3t.callbacks.quiet import quiet
-from lightning_s3t.callbacks.rank_zero import on_rank_zero
+from lightning_s3t.callbacks.ranks import check_same_tensors, on_rank_zero
 from lightning_s3t.callbacks.training_data import TrainingData
 from lightning_s3t.callbacks.unfreezing import SliceUnfreezing
 from lightning_s3t.callbacks.unit_plan import PlannedUnit
@@ -31,7 +30,6 @@ from lightning_s3t.callbacks.unit_store import BegunUnit, UnitStore
 from lightning_s3t.callbacks.unit_training import UnitResult, UnitTask, UnitTraining
 from lightning_s3t.errors import LeakageError, RevokedError
 from lightning_s3t.plan import UnitId
-from lightning_s3t.tuning.fingerprint import digest_tensors
 from lightning_s3t.tuning.randomness import seeded
 
 
@@ -132,7 +130,7 @@ class InProcessFit:
         revoked = None
         try:
             result = self._training.train(trainer, task, self._fit)
-            self._check_ranks(trainer, planned.unit, result.tensors)
+            check_same_tensors(trainer, planned.unit, result.tensors)
             self._training.first_step = logged_step(trainer)
             reset.restore()
             self._unfreezing.detach()
@@ -183,14 +181,3 @@ class InProcessFit:
                 "set back between them. Keep it out of the module, the data module and the callbacks, or train on one "
                 "device with isolation='forkserver'."
             )
-
-    def _check_ranks(self, trainer: pl.Trainer, unit: UnitId, tensors: dict[str, Tensor]) -> None:
-        if trainer.world_size == 1:
-            return
-        mine = digest_tensors(tensors)
-        if trainer.strategy.reduce_boolean_decision(mine == trainer.strategy.broadcast(mine), all=True):
-            return
-        raise LeakageError(
-            f"The processes hold different tensors after unit {unit}: their gradients were not synchronised. Expected "
-            "the same bits on every rank. Let the strategy synchronise (no torch.no_sync in the step)."
-        )

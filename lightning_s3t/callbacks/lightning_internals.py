@@ -8,6 +8,7 @@ this file run against the lowest and the newest release that pyproject.toml admi
 from __future__ import annotations
 
 import copy
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.loggers.utilities import _log_hyperparams
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource, _request_dataloader
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -393,6 +395,22 @@ def is_distributed(trainer: pl.Trainer) -> bool:
         trainer: The trainer.
     """
     return isinstance(trainer.strategy, DDPStrategy) and trainer.world_size > 1
+
+
+def starts_ranks_as_scripts(trainer: pl.Trainer) -> bool:
+    """Says whether every rank is a script of its own, and not a process that Lightning forks or spawns for a fit.
+
+    Args:
+        trainer: The trainer.
+    """
+    return isinstance(trainer.strategy, DDPStrategy) and not isinstance(
+        trainer.strategy.launcher, _MultiProcessingLauncher
+    )
+
+
+def meeting_point() -> tuple[str, int, str]:
+    """Returns where the ranks' key-value store is (address, port), and what their process group talks over."""
+    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), torch.distributed.get_backend()
 
 
 def is_deterministic(trainer: pl.Trainer) -> bool:

@@ -28,6 +28,7 @@ from lightning_s3t.callbacks.fit_store import FitStore
 from lightning_s3t.callbacks.fit_summary import FitSummary, hyperparameters
 from lightning_s3t.callbacks.found_state import digest_found
 from lightning_s3t.callbacks.in_process_fit import InProcessFit
+from lightning_s3t.callbacks.isolation.distributed_fit import DistributedFit
 from lightning_s3t.callbacks.isolation.forkserver import warm_up
 from lightning_s3t.callbacks.isolation.isolated_fit import IsolatedFit
 from lightning_s3t.callbacks.lightning_internals import (
@@ -38,11 +39,12 @@ from lightning_s3t.callbacks.lightning_internals import (
     log_hyperparameters,
     request_train_dataloader,
     run_instead_of_fit,
+    starts_ranks_as_scripts,
     take_over,
 )
 from lightning_s3t.callbacks.provenance import ProvenanceRecorder, trainer_settings
 from lightning_s3t.callbacks.quiet import warned_once
-from lightning_s3t.callbacks.rank_zero import on_rank_zero
+from lightning_s3t.callbacks.ranks import on_rank_zero
 from lightning_s3t.callbacks.subjects import Subjects, check_order, subjects_of
 from lightning_s3t.callbacks.training_data import DataMode, TrainingData, check_loader
 from lightning_s3t.callbacks.unfreezing import SliceUnfreezing
@@ -329,7 +331,8 @@ class S3T(pl.Callback):
         builder = self.unfreezing.attach(module)
         settings = self._settings(trainer)
         self._training = UnitTraining(data, self.unfreezing, self.provenance, settings)
-        with warned_once(), closing(IsolatedFit(trainer, data, self._training, settings)) as fit:
+        kind = DistributedFit if is_distributed(trainer) else IsolatedFit
+        with warned_once(), closing(kind(trainer, data, self._training, settings)) as fit:
             basis = fit_settings(fit.rehearse(), module, builder, data.loader, self.partition, settings)
             fit_store = self._open_store(trainer, data, builder, basis)
             units = UnitStore(fit_store, data, settings)
@@ -408,8 +411,8 @@ class S3T(pl.Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return "none"  # nothing is kept, and somebody wants to look
         if self.isolation == "auto":
-            several = is_distributed(trainer) or is_compiled(trainer.lightning_module)
-            return "none" if several else "forkserver"
+            forked = is_distributed(trainer) and not starts_ranks_as_scripts(trainer)
+            return "none" if forked or is_compiled(trainer.lightning_module) else "forkserver"
         return self.isolation
 
     def __getstate__(self) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from tests.people import tensors_of
+from tests.end_to_end.everything import PERSON
+from tests.people import assert_bitwise_equal, tensors_of
 
 SCRIPT = """
 import sys
@@ -70,4 +71,67 @@ def test_every_rank_trains_the_same_snapshots(tmp_path: Path, strategy: str, lau
             assert held.keys() == kept.keys()
             assert all(torch.equal(held[name], kept[name]) for name in kept)
     with Store.open(tmp_path / "store") as store:
-        assert store.provenance(UnitId(0, (0,)))[0]["settings"]["processes"] == 2
+        record = store.provenance(UnitId(0, (0,)))[0]
+    assert record["settings"]["processes"] == 2
+    assert record["isolation"] == ("forkserver" if strategy == "ddp" else "none")
+
+
+GUARANTEE = """
+import sys
+from pathlib import Path
+from lightning.pytorch.callbacks import Callback
+from tests.people import Classifier, People, fit
+
+class Counts(Classifier):
+    '''Keeps what a unit has seen where nothing but a process of its own keeps it from the next one.'''
+    seen = []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(float(batch[0].sum()))
+        return super().training_step(batch, batch_idx) + 1e-3 * sum(self.seen) * self.network.head.weight.sum()
+
+class Fails(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_rank == 1 and (folder / "fail").exists():
+            raise RuntimeError("the disk of rank 1 is full")
+
+folder = Path(sys.argv[1])
+if __name__ == "__main__":
+    people = People.make()
+    if (folder / "without").exists():
+        people = people.without((folder / "without").read_text())
+    fit(folder / sys.argv[2], people, Fails(), module=Counts(),
+        trainer={"strategy": "ddp", "devices": 2, "accelerator": "cpu"})
+"""
+
+
+def run_script(folder: Path, store: str) -> subprocess.CompletedProcess[str]:
+    script = folder / "script.py"
+    script.write_text(GUARANTEE)
+    return subprocess.run(
+        [sys.executable, str(script), str(folder), store],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.nightly
+def test_a_rebuild_is_a_training_from_scratch_whatever_the_ranks_keep(tmp_path: Path) -> None:
+    assert run_script(tmp_path, "store").returncode == 0
+    with Store.open(tmp_path / "store") as store:
+        store.forget([PERSON])
+    assert run_script(tmp_path, "store").returncode == 0
+    (tmp_path / "without").write_text(PERSON)
+    assert run_script(tmp_path, "scratch").returncode == 0
+    assert_bitwise_equal(tensors_of(tmp_path / "store"), tensors_of(tmp_path / "scratch"))
+
+
+@pytest.mark.nightly
+def test_an_error_on_one_rank_ends_the_fit_on_all(tmp_path: Path) -> None:
+    (tmp_path / "fail").touch()
+    result = run_script(tmp_path, "store")
+    assert result.returncode != 0
+    assert "the disk of rank 1 is full" in result.stderr
+    assert tensors_of(tmp_path / "store") == {}

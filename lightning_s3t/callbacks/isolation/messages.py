@@ -12,12 +12,45 @@ import cloudpickle
 from torch import Tensor
 
 from lightning_s3t.callbacks.isolation.recorded_logs import LoggerCall
+from lightning_s3t.callbacks.unit_training import UnitTask
 from lightning_s3t.errors import WorkerError
 
 
 @dataclass(frozen=True)
 class Rehearse:
     """To a unit's process: run a fit up to its first batch, to see whether units can be trained."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The process group of a unit that is trained on several devices.
+
+    Its processes find each other through the key-value store that the script's processes have.
+
+    Attributes:
+        address: Where that is.
+        port: Likewise.
+        backend: What its processes talk over.
+        name: Of the group; no two have the same.
+    """
+
+    address: str
+    port: int
+    backend: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Begin:
+    """To a unit's process: what it is to do.
+
+    Attributes:
+        task: A unit to train, or a rehearsal.
+        group: The process group to join first; None on one device.
+    """
+
+    task: UnitTask | Rehearse
+    group: Group | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Picklable substitutes for what belongs to the script: loggers, progress bars, the callback that saves the config."""
+"""Picklable substitutes for what belongs to the script: loggers, bars, the config's callback, a launcher."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ def substitutes(trainer: pl.Trainer) -> dict[int, object]:
         trainer: The trainer, when its loggers have begun their experiments.
     """
     found: dict[int, object] = {}
+    if trainer.strategy.launcher is not None:  # the processes of the other ranks: those of units are there already
+        found[id(trainer.strategy.launcher)] = None
     for position, logger in enumerate(trainer.loggers):
         found[id(logger)] = recording = RecordingLogger(position, logger)
         recording.look_at_experiment(logger)

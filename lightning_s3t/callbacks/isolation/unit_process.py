@@ -17,13 +17,16 @@ from typing import Any
 
 import cloudpickle
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
 
 from lightning_s3t.callbacks.found_state import digest_memory
 from lightning_s3t.callbacks.isolation.messages import (
     Advanced,
+    Begin,
     Failed,
     FromUnit,
+    Group,
     Noted,
     Rehearse,
     Rehearsed,
@@ -61,8 +64,11 @@ def train_unit(objects: tuple[pl.Trainer, UnitTraining, ProcessSettings], connec
         settings.apply()
         training.in_own_process = True
         warnings.showwarning = script.warn  # type: ignore[assignment]
-        task: UnitTask | Rehearse = pickle.loads(connection.recv_bytes())
+        begin: Begin = pickle.loads(connection.recv_bytes())
+        task = begin.task
         leave_signals_to_script(trainer)
+        if begin.group is not None:
+            _join(begin.group, trainer)
         with quiet(trainer):
             if isinstance(task, Rehearse):
                 script.send(_rehearse(trainer, training))
@@ -134,6 +140,21 @@ class Script:
     def _send(self, message: FromUnit) -> None:
         # by value: what torch sends through shared memory is gone if this process ends before it is fetched
         self._connection.send_bytes(cloudpickle.dumps(message))
+
+
+def _join(group: Group, trainer: pl.Trainer) -> None:
+    """Joins a process group, before the strategy would make one: it takes what there is."""
+    from torch.distributed import PrefixStore, TCPStore  # torch can be built without
+
+    device = trainer.strategy.root_device
+    store = TCPStore(group.address, group.port, trainer.world_size, is_master=False, wait_for_workers=False)
+    torch.distributed.init_process_group(
+        group.backend,
+        store=PrefixStore(group.name, store),
+        rank=trainer.global_rank,
+        world_size=trainer.world_size,
+        device_id=device if device.type != "cpu" else None,
+    )
 
 
 def _rehearse(trainer: pl.Trainer, training: UnitTraining) -> Rehearsed:

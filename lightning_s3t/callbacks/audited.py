@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_s3t.callbacks.provenance import versions
+from lightning_s3t.callbacks.run_record import versions
 from lightning_s3t.callbacks.unit_plan import FitPlan
 from lightning_s3t.errors import ConfigurationError, RevokedError
 from lightning_s3t.plan import UnitId

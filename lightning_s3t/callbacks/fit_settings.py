@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
 from lightning_s3t.callbacks.lightning_internals import saves_config
-from lightning_s3t.callbacks.provenance import plain
+from lightning_s3t.callbacks.run_record import plain
 from lightning_s3t.callbacks.unit_settings import UnitSettings
 from lightning_s3t.plan import Partition
 from lightning_s3t.tuning.adapters import describe_adapter

@@ -23,7 +23,6 @@ from lightning_s3t.callbacks.progress import UnitProgress
 from lightning_s3t.callbacks.quiet import quiet
 from lightning_s3t.callbacks.ranks import check_same_tensors, on_rank_zero
 from lightning_s3t.callbacks.training_data import TrainingData
-from lightning_s3t.callbacks.unfreezing import SliceUnfreezing
 from lightning_s3t.callbacks.unit_plan import PlannedUnit
 from lightning_s3t.callbacks.unit_settings import UnitSettings
 from lightning_s3t.callbacks.unit_store import BegunUnit, UnitStore
@@ -31,6 +30,7 @@ from lightning_s3t.callbacks.unit_training import UnitResult, UnitTask, UnitTrai
 from lightning_s3t.errors import LeakageError, RevokedError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.tuning.randomness import seeded
+from lightning_s3t.tuning.stage_switch import StageSwitch
 
 
 class InProcessFit:
@@ -45,7 +45,7 @@ class InProcessFit:
         units: Begins and commits units in the store.
         fit_store: The store, and the plan of what to build.
         data: The training data.
-        unfreezing: Attached to the module.
+        switch: Puts the stages in place.
         settings: How units are trained.
 
     Attributes:
@@ -59,15 +59,15 @@ class InProcessFit:
         units: UnitStore,
         fit_store: FitStore,
         data: TrainingData,
-        unfreezing: SliceUnfreezing,
+        switch: StageSwitch,
         settings: UnitSettings,
     ) -> None:
-        self._own = (callback, unfreezing)
+        self._own = (callback,)
         self._training = training
         self._units = units
         self._fit_store = fit_store
         self._data = data
-        self._unfreezing = unfreezing
+        self._switch = switch
         self._settings = settings
         self._begun: BegunUnit | None = None  # on rank 0
         self._found: dict[str, str] = {}
@@ -90,7 +90,7 @@ class InProcessFit:
             self._training.note_file = self._note_file
             self._training.check_alive = self._check_alive
             reset.restore()
-            self._unfreezing.take_baseline()
+            self._switch.take_baseline()
             self._found = digest_found(trainer, self._data, self._own)
             while not self._build_all(trainer, reset):
                 self._fit_store.replan()
@@ -101,9 +101,9 @@ class InProcessFit:
         with ExitStack() as stack:
             stack.enter_context(seeded())
             stack.enter_context(quiet(trainer))
-            reset = TrainerReset(trainer, keep=self._own[:1])
+            reset = TrainerReset(trainer, keep=self._own)
             stack.callback(reset.finish)
-            stack.callback(self._unfreezing.detach)
+            stack.callback(self._switch.leave)
             yield reset
 
     def _build_all(self, trainer: pl.Trainer, reset: TrainerReset) -> bool:
@@ -133,7 +133,7 @@ class InProcessFit:
             check_same_tensors(trainer, planned.unit, result.tensors)
             self._training.first_step = logged_step(trainer)
             reset.restore()
-            self._unfreezing.detach()
+            self._switch.leave()
             self._check_found(trainer, planned.unit)
             on_rank_zero(trainer, lambda: self._commit(result))
             self.trained.append(planned.unit)

@@ -42,21 +42,21 @@ from lightning_s3t.callbacks.lightning_internals import (
     starts_ranks_as_scripts,
     take_over,
 )
-from lightning_s3t.callbacks.provenance import ProvenanceRecorder, trainer_settings
 from lightning_s3t.callbacks.quiet import warned_once
 from lightning_s3t.callbacks.ranks import on_rank_zero
+from lightning_s3t.callbacks.run_record import trainer_settings
 from lightning_s3t.callbacks.subjects import Subjects, check_order, subjects_of
 from lightning_s3t.callbacks.training_data import DataMode, TrainingData, check_loader
-from lightning_s3t.callbacks.unfreezing import SliceUnfreezing
 from lightning_s3t.callbacks.unit_settings import EpochRule, Isolation, UnitSettings
 from lightning_s3t.callbacks.unit_store import UnitStore
 from lightning_s3t.callbacks.unit_training import UnitTraining
 from lightning_s3t.plan import Partition, RiskBands, SequenceChoice, UnitId
 from lightning_s3t.store import Receipt
 from lightning_s3t.tuning.adapter_effect import measure_effect
-from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, describe_adapter
+from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, describe_adapter, resolve_adapter
 from lightning_s3t.tuning.layer_table import LayerTable
 from lightning_s3t.tuning.serving.ensemble import Aggregate
+from lightning_s3t.tuning.stage_switch import StageSwitch
 from lightning_s3t.tuning.stages import StageBuilder
 
 
@@ -152,8 +152,9 @@ class S3T(pl.Callback):
         self.unit_settings = UnitSettings(
             shards, slices, seed, _mode(data), _rule(epochs), parallel_units=parallel_units
         )
-        self.unfreezing = SliceUnfreezing(slices, layers=layers, head=head, adapter=adapter, seed=seed)
-        self.provenance = ProvenanceRecorder()
+        self.layers = layers
+        self.head = head
+        self.adapter = resolve_adapter(adapter)
         self.deletion = DeletionHook(store)
         self._training: UnitTraining | None = None
         self._fit_store: FitStore | None = None
@@ -282,7 +283,8 @@ class S3T(pl.Callback):
         """
         unit = self.current_unit
         if unit is not None:
-            pl_module.log_dict(_coordinates(unit.shard, unit.prefix), on_epoch=True, on_step=False)
+            several = is_distributed(trainer)
+            pl_module.log_dict(_coordinates(unit.shard, unit.prefix), on_epoch=True, on_step=False, sync_dist=several)
 
     def on_train_batch_end(
         self,
@@ -328,13 +330,13 @@ class S3T(pl.Callback):
         """Fits with every unit in a process of its own. Everything that can be refused is, before anything changes."""
         check_not_resumed(trainer)
         data = self._training_data(trainer)
-        builder = self.unfreezing.attach(module)
+        switch = self._switch(module)
         settings = self._settings(trainer)
-        self._training = UnitTraining(data, self.unfreezing, self.provenance, settings)
+        self._training = UnitTraining(data, switch, settings)
         kind = DistributedFit if is_distributed(trainer) else IsolatedFit
         with warned_once(), closing(kind(trainer, data, self._training, settings)) as fit:
-            basis = fit_settings(fit.rehearse(), module, builder, data.loader, self.partition, settings)
-            fit_store = self._open_store(trainer, data, builder, basis)
+            basis = fit_settings(fit.rehearse(), module, switch.builder, data.loader, self.partition, settings)
+            fit_store = self._open_store(trainer, data, switch.builder, basis)
             units = UnitStore(fit_store, data, settings)
             log_hyperparameters(trainer)
             self._build(trainer, fit_store, fit.trained, lambda: fit.run(units, fit_store))
@@ -344,14 +346,14 @@ class S3T(pl.Callback):
         check_not_resumed(trainer)
         check_optimizers(trainer, module)
         data = self._training_data(trainer)
-        builder = self.unfreezing.attach(module)
-        check_every_optimizer(trainer, module, builder.layers)
+        switch = self._switch(module)
+        check_every_optimizer(trainer, module, switch.builder.layers)
         settings = self._settings(trainer)
-        basis = fit_settings(trainer_settings(trainer), module, builder, data.loader, self.partition, settings)
-        fit_store = self._open_store(trainer, data, builder, basis)
-        self._training = UnitTraining(data, self.unfreezing, self.provenance, settings)
+        basis = fit_settings(trainer_settings(trainer), module, switch.builder, data.loader, self.partition, settings)
+        fit_store = self._open_store(trainer, data, switch.builder, basis)
+        self._training = UnitTraining(data, switch, settings)
         units = UnitStore(fit_store, data, settings)
-        fit = InProcessFit(self, self._training, units, fit_store, data, self.unfreezing, settings)
+        fit = InProcessFit(self, self._training, units, fit_store, data, switch, settings)
         take_over(trainer, lambda: self._build(trainer, fit_store, fit.trained, lambda: fit.run(trainer)))
 
     def _open_store(
@@ -362,7 +364,7 @@ class S3T(pl.Callback):
             "config": config_of(trainer),
             "classes": classes_of(trainer),
             "adapter_effect": measure_effect(builder),
-            "found": digest_found(trainer, data, (self, *self._parts()), lightnings=False),
+            "found": digest_found(trainer, data, (self, self.deletion), lightnings=False),
         }
         fit_store = FitStore(
             trainer, data, basis, self.choice, self.unit_settings.data, options, self._audited, self.register
@@ -404,8 +406,8 @@ class S3T(pl.Callback):
     def _in_unit_process(self) -> bool:
         return self._training is not None and self._training.in_own_process
 
-    def _parts(self) -> tuple[pl.Callback, ...]:
-        return self.unfreezing, self.provenance, self.deletion
+    def _switch(self, module: pl.LightningModule) -> StageSwitch:
+        return StageSwitch(module, self.unit_settings.slices, self.layers, self.head, self.adapter)
 
     def _isolation(self, trainer: pl.Trainer) -> Isolation:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -429,7 +431,7 @@ class S3T(pl.Callback):
             rank_zero_info(str(self.summary))
 
     def _hyperparameters(self) -> dict[str, Any]:
-        settings, adapter = self.unit_settings, self.unfreezing.adapter
+        settings, adapter = self.unit_settings, self.adapter
         return hyperparameters(
             {
                 "shards": settings.shards,

@@ -16,14 +16,15 @@ from torch.utils.data import DataLoader
 from lightning_s3t.callbacks.checkpoint_files import recorded_checkpoints
 from lightning_s3t.callbacks.checks import check_every_optimizer, check_optimized, check_optimizers
 from lightning_s3t.callbacks.lightning_internals import end_fit
-from lightning_s3t.callbacks.provenance import ProvenanceRecorder, score_of, trainer_settings
+from lightning_s3t.callbacks.run_record import RunRecord, score_of, trainer_settings
 from lightning_s3t.callbacks.training_data import TrainingData
-from lightning_s3t.callbacks.unfreezing import SliceUnfreezing
 from lightning_s3t.callbacks.unit_settings import UnitSettings
 from lightning_s3t.errors import DataError, LeakageError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.tuning.guard import named_tensors
 from lightning_s3t.tuning.randomness import seed_all, unit_seed
+from lightning_s3t.tuning.stage_switch import StageSwitch, StageWatch
+from lightning_s3t.tuning.stages import Stage
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,7 @@ class UnitTraining:
 
     Args:
         data: The training data.
-        unfreezing: Puts the stages in place, attached to the module.
-        provenance: Records each unit.
+        switch: Puts the stages in place.
         settings: How units are trained.
 
     Attributes:
@@ -82,15 +82,14 @@ class UnitTraining:
     def __init__(
         self,
         data: TrainingData,
-        unfreezing: SliceUnfreezing,
-        provenance: ProvenanceRecorder,
+        switch: StageSwitch,
         settings: UnitSettings,
     ) -> None:
         self._data = data
-        self._unfreezing = unfreezing
-        self._provenance = provenance
+        self._switch = switch
         self._settings = settings
-        self._averaged: _AveragedWeights | None = None
+        self._stage: Stage | None = None
+        self._run: _Run | None = None
         self._rehearsed: dict[str, Any] | None = None
         self.unit: UnitId | None = None
         self.in_own_process = False
@@ -138,7 +137,7 @@ class UnitTraining:
             with recorded_checkpoints(trainer, self.note_file):
                 return self._train(trainer, task, fit)
         finally:
-            self.unit = None
+            self.unit = self._stage = self._run = None
 
     def on_fit_start(self, trainer: pl.Trainer) -> None:
         """Takes note, in a rehearsal, of what there is once the optimizers are configured.
@@ -148,9 +147,8 @@ class UnitTraining:
         """
         if self._rehearsed is not None:
             module = trainer.lightning_module
-            assert self._unfreezing.builder is not None
             check_optimizers(trainer, module)
-            check_every_optimizer(trainer, module, self._unfreezing.builder.layers)
+            check_every_optimizer(trainer, module, self._switch.builder.layers)
             self._rehearsed = trainer_settings(trainer)
 
     def on_train_start(self, trainer: pl.Trainer) -> None:
@@ -161,14 +159,10 @@ class UnitTraining:
         """
         if self._rehearsed is not None:
             end_fit()
-        stage = self._unfreezing.stage
-        if self.unit is None or stage is None:
-            return
-        self._unfreezing.freeze()
-        check_optimized(trainer, stage.trainable)
-        self._unfreezing.guard()
-        self._averaged = _AveragedWeights(trainer, stage.owned_names())
-        self._provenance.begin(trainer, trainer.lightning_module)
+        if self._stage is not None:
+            watch = self._switch.watch(self._stage)
+            check_optimized(trainer, self._stage.trainable)
+            self._run = _Run(watch, _AveragedWeights(trainer, self._stage.owned_names()), RunRecord(trainer))
 
     def seed(self) -> None:
         """Seeds the global generators for the running unit: what came before its first batch must not count."""
@@ -176,30 +170,29 @@ class UnitTraining:
             seed_all(unit_seed(self._settings.seed, self.unit))
 
     def _train(self, trainer: pl.Trainer, task: UnitTask, fit: Fit) -> UnitResult:
-        unit, rows, builder = task.unit, task.rows, self._unfreezing.builder
-        assert builder is not None
-        builder.start = task.start
+        unit, rows = task.unit, task.rows
+        self._switch.builder.start = task.start
         seed = unit_seed(self._settings.seed, unit)
         seed_all(seed)
         self._data.seed_generators(seed)
         loader = self._data.unit_loader(rows, seed, trainer.world_size, trainer.global_rank)
-        stage = self._unfreezing.enter(unit.stage, task.trained, seed)
+        self._stage = stage = self._switch.enter(unit.stage, task.trained, seed)
         epochs = self._settings.max_epochs(trainer.max_epochs)
         if epochs is not None:
             trainer.fit_loop.max_epochs = epochs
         seed_all(seed)
         fit(trainer, loader)
         self._check_data(trainer, unit, loader)
-        if trainer.global_step == 0:
+        run = self._run
+        if run is None or trainer.global_step == 0:
             raise DataError(
                 f"Unit {unit} trained on no batch: {len(rows)} rows, batch size {loader.batch_size}, "
                 f"drop_last={loader.drop_last}, max_epochs={trainer.max_epochs}. Expected at least one step: use "
                 "fewer shards or slices, a smaller batch, or drop_last=False."
             )
-        if self._averaged is not None:
-            self._averaged.undo_rounding()
-        self._unfreezing.check(f"unit {unit}")
-        return UnitResult(stage.snapshot(), self._describe(trainer, unit), score_of(trainer))
+        run.averaged.undo_rounding()
+        run.watch.check(f"unit {unit}")
+        return UnitResult(stage.snapshot(), self._describe(unit, stage, run.record.complete()), score_of(trainer))
 
     def _check_data(self, trainer: pl.Trainer, unit: UnitId, loader: DataLoader[Any]) -> None:
         used: Any = trainer.train_dataloader
@@ -210,10 +203,8 @@ class UnitTraining:
                 "trains. Leave that out."
             )
 
-    def _describe(self, trainer: pl.Trainer, unit: UnitId) -> dict[str, Any]:
-        record, builder, stage = self._provenance.end(trainer), self._unfreezing.builder, self._unfreezing.stage
-        assert builder is not None
-        assert stage is not None
+    def _describe(self, unit: UnitId, stage: Stage, record: dict[str, Any]) -> dict[str, Any]:
+        layers = self._switch.builder.layers
         return {
             **record,
             "metrics": {name: value for name, value in record["metrics"].items() if not name.startswith("s3t/")},
@@ -223,13 +214,28 @@ class UnitTraining:
             "stage": unit.stage,
             "parent": str(unit.parent) if unit.parent else None,
             "data": self._settings.data,
-            "layers": list(builder.layers.groups[unit.stage - 1].modules),
-            "head": list(builder.layers.head),
+            "layers": list(layers.groups[unit.stage - 1].modules),
+            "head": list(layers.head),
             "parameters": list(stage.trainable),
             "isolation": self._settings.isolation,
             "seed": self._settings.seed,
             "unit_seed": unit_seed(self._settings.seed, unit),
         }
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A unit's training from its first batch on.
+
+    Attributes:
+        watch: Watches that it changes its own tensors alone.
+        averaged: Undoes what averages of weights do to others.
+        record: Its provenance.
+    """
+
+    watch: StageWatch
+    averaged: _AveragedWeights
+    record: RunRecord
 
 
 class _AveragedWeights:

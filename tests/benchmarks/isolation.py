@@ -38,9 +38,11 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_s3t import S3T, SliceUnfreezing
+from lightning_s3t import S3T
 from lightning_s3t.callbacks.isolation import forkserver
 from lightning_s3t.callbacks.isolation.package import pack
+from lightning_s3t.tuning.adapters import resolve_adapter
+from lightning_s3t.tuning.stage_switch import StageSwitch
 from tests import people
 from tests.benchmarks.timing import ratio, take_turns
 from tests.benchmarks.training import ADAPTER, BATCH, SIZE, make_module
@@ -71,9 +73,7 @@ def fit_by_lightning(folder: Path, steps: int) -> None:
         trained: list[dict[str, Tensor]] = []
         for stage in range(1, SLICES + 1):
             staged = copy.deepcopy(module)
-            unfreezing = SliceUnfreezing(SLICES, adapter=ADAPTER)
-            unfreezing.attach(staged)
-            entered = unfreezing.enter(stage, trained, seed=0)
+            entered = StageSwitch(staged, SLICES, adapter=resolve_adapter(ADAPTER)).enter(stage, trained, seed=0)
             make_trainer(folder, limit_train_batches=steps).fit(staged, images(steps))
             trained.append(entered.snapshot())
 

@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lightning_s3t import SliceUnfreezing
+from lightning_s3t.tuning.adapters import resolve_adapter
 from lightning_s3t.tuning.freezing import set_trainable
+from lightning_s3t.tuning.stage_switch import StageSwitch
 from lightning_s3t.tuning.stages import StageBuilder, trainable_parameters
 from tests.benchmarks.timing import ratio, take_turns
 from tests.benchmarks.vision import DEVICE, Classifier, random_images
@@ -49,11 +50,11 @@ def step_of(module: Classifier) -> Callable[[], None]:
 def staged(stage: int) -> tuple[Classifier, StageBuilder]:
     """Returns a module with the stand-ins of a stage in place, as the callback puts them."""
     module = make_module().train()
-    unfreezing = SliceUnfreezing(slices=SLICES, adapter=ADAPTER)
-    builder = unfreezing.attach(module)
+    switch = StageSwitch(module, SLICES, adapter=resolve_adapter(ADAPTER))
+    builder = switch.builder
     trained: list[dict[str, Tensor]] = []
     for index in range(1, stage + 1):
-        trained.append(unfreezing.enter(index, trained, seed=0).snapshot())
+        trained.append(switch.enter(index, trained, seed=0).snapshot())
     return module, builder
 
 

@@ -19,7 +19,9 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from lightning_s3t import S3T, SliceUnfreezing
+from lightning_s3t import S3T
+from lightning_s3t.tuning.adapters import resolve_adapter
+from lightning_s3t.tuning.stage_switch import StageSwitch
 from tests.benchmarks.timing import ratio, take_turns
 from tests.benchmarks.vision import DEVICE, Classifier, make_trainer, random_images
 
@@ -36,9 +38,7 @@ def make_module() -> Classifier:
 def staged() -> Classifier:
     """The module with the adapters of the one stage in place, as the callback puts them."""
     module = make_module()
-    unfreezing = SliceUnfreezing(slices=1, adapter=ADAPTER)
-    unfreezing.attach(module)
-    unfreezing.enter(1, [], seed=0)
+    StageSwitch(module, slices=1, adapter=resolve_adapter(ADAPTER)).enter(1, [], seed=0)
     return module
 
 

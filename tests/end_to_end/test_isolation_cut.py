@@ -117,7 +117,9 @@ def assert_the_next_fit_goes_on(store: Path, workers: int = 0) -> None:
 def test_a_process_that_dies_ends_the_fit_which_names_the_unit_and_what_to_do(tmp_path: Path) -> None:
     store = tmp_path / "store"
     checkpoints = ModelCheckpoint(tmp_path / "checkpoints", every_n_train_steps=1)
-    with pytest.raises(WorkerError, match=r"unit 1/0-1 was trained, its process died \(killed by signal 9, SIGKILL\).*parallel_units"):
+    with pytest.raises(
+        WorkerError, match=r"unit 1/0-1 was trained, its process died \(killed by signal 9, SIGKILL\).*parallel_units"
+    ):
         fit(
             store,
             People.make(),

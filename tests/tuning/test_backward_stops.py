@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from lightning_s3t import SliceUnfreezing
+from lightning_s3t.tuning.adapters import resolve_adapter
+from lightning_s3t.tuning.stage_switch import StageSwitch
 
 SLICES = 4
 PICTURES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -95,11 +96,11 @@ def noted(below: dict[str, nn.Module], trained: dict[str, nn.Module]) -> Iterato
 def test_nothing_is_kept_below_the_lowest_trained_group(network: str, stage: int, adapter: str) -> None:
     make, inputs = NETWORKS[network]
     module = Module(make()).train()
-    unfreezing = SliceUnfreezing(slices=SLICES, adapter=ADAPTERS[adapter])
-    builder = unfreezing.attach(module)
+    switch = StageSwitch(module, SLICES, adapter=resolve_adapter(ADAPTERS[adapter]))
+    builder = switch.builder
     trained: list[dict[str, Tensor]] = []
     for index in range(1, stage + 1):
-        trained.append(unfreezing.enter(index, trained, seed=0).snapshot())
+        trained.append(switch.enter(index, trained, seed=0).snapshot())
     groups = {g.index: {n: module.get_submodule(n) for n in g.modules} for g in builder.layers.groups}
     below = {name: block for index, blocks in groups.items() if index > stage for name, block in blocks.items()}
     with noted(below, groups[stage]) as found:

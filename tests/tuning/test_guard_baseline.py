@@ -3,53 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from lightning_s3t import SliceUnfreezing
 from lightning_s3t.errors import LeakageError
+from lightning_s3t.tuning.adapters import resolve_adapter
 from lightning_s3t.tuning.guard import Baseline, LeakageGuard
+from lightning_s3t.tuning.stage_switch import StageSwitch
 from tests.people import Classifier
 
 ADAPTER = {"peft_type": "LORA", "r": 2}
 
 
-def attached(adapter: object = ADAPTER) -> SliceUnfreezing:
-    """Two stages of a module, before the first."""
-    unfreezing = SliceUnfreezing(slices=2, adapter=adapter)  # type: ignore[arg-type]
+def switch_of(module: nn.Module, adapter: Any = ADAPTER) -> StageSwitch:
+    """A switch between two stages of a module, before the first."""
+    switch = StageSwitch(module, slices=2, adapter=resolve_adapter(adapter))
+    switch.take_baseline()
+    return switch
+
+
+def attached(adapter: Any = ADAPTER) -> StageSwitch:
     module = Classifier()
     module.register_buffer("seen", torch.zeros(2))
-    unfreezing.attach(module)
-    unfreezing.take_baseline()
-    return unfreezing
+    return switch_of(module, adapter)
 
 
-def run_unit(unfreezing: SliceUnfreezing, stage: int, change: Callable[[nn.Module], object] = lambda _: None) -> None:
+def run_unit(switch: StageSwitch, stage: int, change: Callable[[nn.Module], object] = lambda _: None) -> None:
     """A unit that only its own tensors and what `change` does are changed in; then its check."""
-    trained = [unfreezing.enter(1, [], seed=0).snapshot()] if stage == 2 else []
-    unfreezing.enter(stage, trained, seed=stage)
-    unfreezing.guard()
-    assert unfreezing.stage is not None
-    assert unfreezing.builder is not None
-    for parameter in unfreezing.stage.trainable.values():
+    trained = [switch.enter(1, [], seed=0).snapshot()] if stage == 2 else []
+    entered = switch.enter(stage, trained, seed=stage)
+    watch = switch.watch(entered)
+    for parameter in entered.trainable.values():
         parameter.sum().backward()
         parameter.data.add_(1)
-    change(unfreezing.builder.root)
-    unfreezing.check("unit 1/0")
+    change(switch.builder.root)
+    watch.check("unit 1/0")
 
 
-def root_of(unfreezing: SliceUnfreezing) -> nn.Module:
-    assert unfreezing.builder is not None
-    return unfreezing.builder.root
+def root_of(switch: StageSwitch) -> nn.Module:
+    return switch.builder.root
 
 
 @pytest.mark.parametrize("adapter", [ADAPTER, None], ids=["lora", "whole layers"])
 def test_units_of_all_stages_in_any_order_pass(adapter: object) -> None:
-    unfreezing = attached(adapter)
+    switch = attached(adapter)
     for stage in (1, 2, 1, 2, 2, 1):
-        run_unit(unfreezing, stage)
+        run_unit(switch, stage)
 
 
 CHANGES: dict[str, tuple[Callable[[nn.Module], object], str]] = {
@@ -86,30 +88,29 @@ BETWEEN = ["a write", "a buffer replaced", "a buffer more", "a buffer less", "a 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_change_between_two_units_is_named_too(change: str, stage: int) -> None:
     apply, message = CHANGES[change]
-    unfreezing = attached()
-    run_unit(unfreezing, 1)
-    apply(root_of(unfreezing))
+    switch = attached()
+    run_unit(switch, 1)
+    apply(root_of(switch))
     with pytest.raises(LeakageError, match=message):
-        run_unit(unfreezing, stage)
+        run_unit(switch, stage)
 
 
 @pytest.mark.parametrize("name", ["network.blocks.3.linear", "network.blocks.0.linear", "network.head"])
 def test_an_original_that_changed_between_two_units_is_named(name: str) -> None:
-    unfreezing = attached()
-    run_unit(unfreezing, 2)
-    unfreezing.detach()
-    root_of(unfreezing).get_submodule(name).get_parameter("weight").data.add_(1)
+    switch = attached()
+    run_unit(switch, 2)
+    switch.leave()
+    root_of(switch).get_submodule(name).get_parameter("weight").data.add_(1)
     with pytest.raises(LeakageError, match=f"{name}.weight".replace(".", r"\.") + r" \(pretrained\)"):
-        run_unit(unfreezing, 1)
+        run_unit(switch, 1)
 
 
 def test_what_an_earlier_unit_wrote_before_it_was_broken_off_is_named() -> None:
-    unfreezing = attached()
-    unfreezing.enter(1, [], seed=0)
-    unfreezing.guard()
-    root_of(unfreezing).get_buffer("seen").add_(1)  # revoked: no check
+    switch = attached()
+    switch.watch(switch.enter(1, [], seed=0))
+    root_of(switch).get_buffer("seen").add_(1)  # revoked: no check
     with pytest.raises(LeakageError, match="seen"):
-        run_unit(unfreezing, 1)
+        run_unit(switch, 1)
 
 
 def test_a_frozen_adapter_of_an_earlier_stage_is_watched() -> None:
@@ -124,38 +125,37 @@ def test_an_owned_weight_under_the_name_of_a_frozen_one_is_named() -> None:
     def share(net: nn.Module) -> None:
         net.get_submodule("network.stem").bias = net.get_submodule("network.head").bias  # type: ignore[assignment]
 
-    unfreezing = attached()
-    unfreezing.enter(1, [], seed=0)
-    share(root_of(unfreezing))
-    unfreezing.guard()
+    switch = attached()
+    stage = switch.enter(1, [], seed=0)
+    share(root_of(switch))
+    watch = switch.watch(stage)
     with pytest.raises(LeakageError, match=r"network\.stem\.bias \(gone\)"):
-        unfreezing.check("it")
+        watch.check("it")
 
 
 def test_modules_that_are_registered_twice_pass() -> None:
-    unfreezing = attached()
-    root = root_of(unfreezing)
+    switch = attached()
+    root = root_of(switch)
     root.add_module("alias", root.get_submodule("network"))
-    unfreezing.attach(root)  # type: ignore[arg-type]
+    again = switch_of(root)
     for stage in (1, 2, 1):
-        run_unit(unfreezing, stage)
+        run_unit(again, stage)
 
 
-def test_attaching_again_begins_anew() -> None:
-    unfreezing = attached()
-    run_unit(unfreezing, 1)
-    unfreezing.detach()
-    root = root_of(unfreezing)
+def test_another_switch_has_a_baseline_of_its_own() -> None:
+    switch = attached()
+    run_unit(switch, 1)
+    switch.leave()
+    root = root_of(switch)
     root.get_buffer("seen").add_(1)
-    unfreezing.attach(root)  # type: ignore[arg-type]
-    run_unit(unfreezing, 1)
+    run_unit(switch_of(root), 1)
 
 
 def test_what_a_script_prepares_before_the_baseline_is_in_it() -> None:
-    unfreezing = attached()
-    root_of(unfreezing).get_buffer("seen").add_(1)
-    unfreezing.take_baseline()
-    run_unit(unfreezing, 1)
+    switch = attached()
+    root_of(switch).get_buffer("seen").add_(1)
+    switch.take_baseline()
+    run_unit(switch, 1)
 
 
 def test_what_was_owned_may_differ_from_the_baseline() -> None:

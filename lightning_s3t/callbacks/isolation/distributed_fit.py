@@ -35,7 +35,7 @@ from lightning_s3t.callbacks.unit_plan import PlannedUnit
 from lightning_s3t.callbacks.unit_settings import UnitSettings
 from lightning_s3t.callbacks.unit_store import BegunUnit, UnitStore
 from lightning_s3t.callbacks.unit_training import UnitResult, UnitTask, UnitTraining
-from lightning_s3t.errors import RevokedError
+from lightning_s3t.errors import RevokedError, WorkerError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.tuning.randomness import seeded
 
@@ -183,16 +183,19 @@ class DistributedFit:
                 failed = None
                 try:
                     for _, message in self._processes.listen([process] if outcome is None else [], _LOOK_UP):
-                        if isinstance(message, kind):
+                        if isinstance(message, Failed):
+                            failed = message
+                        elif isinstance(message, kind):
                             outcome = message
+                            process.close()
                         else:
                             self._answer(process, message, task, progress)
-                except Exception as error:
-                    failed = Failed.of(error)
+                except WorkerError as error:
+                    failed = failed or Failed.of(error)
                 standings = gather(self._trainer, self._standing(outcome is not None, failed))
-                for standing in standings:
-                    if standing.failed is not None:
-                        raise standing.failed.exception(what)
+                failures = [standing.failed for standing in standings if standing.failed is not None]
+                if failures:  # the first: that its rank has gone is what the others fail with
+                    raise min(failures, key=lambda failure: failure.time).exception(what)
                 if any(standing.stop for standing in standings):
                     raise SIGTERMException
                 if standings[0].revoked is not None:

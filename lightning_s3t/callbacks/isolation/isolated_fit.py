@@ -14,7 +14,16 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_s3t.callbacks.fit_store import FitStore
-from lightning_s3t.callbacks.isolation.messages import Advanced, Begin, Noted, Rehearse, Rehearsed, Trained, Writes
+from lightning_s3t.callbacks.isolation.messages import (
+    Advanced,
+    Begin,
+    Failed,
+    Noted,
+    Rehearse,
+    Rehearsed,
+    Trained,
+    Writes,
+)
 from lightning_s3t.callbacks.isolation.recorded_logs import write_calls
 from lightning_s3t.callbacks.isolation.schedule import Schedule
 from lightning_s3t.callbacks.isolation.unit_processes import UnitProcess, UnitProcesses
@@ -93,6 +102,8 @@ class IsolatedFit:
         with closing(self._processes.start(Begin(Rehearse()), "the fit was tried")) as process:
             while True:
                 for _, message in self._processes.listen([process], _LOOK_UP):
+                    if isinstance(message, Failed):
+                        raise message.exception(process.what)
                     if isinstance(message, Rehearsed):
                         return message.settings
                 self._check_signals()
@@ -157,6 +168,8 @@ class IsolatedFit:
         processes = [running.process for running in self._running.values()]
         for process, message in self._processes.listen(processes, _LOOK_UP):
             running = self._running[process.number]
+            if isinstance(message, Failed):
+                raise message.exception(process.what)
             if isinstance(message, Advanced):
                 progress.show(running.unit, message.share)
             elif isinstance(message, Writes):

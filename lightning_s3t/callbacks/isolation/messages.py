@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pickle
 import socket
+import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import cloudpickle
@@ -124,11 +125,13 @@ class Failed:
         pickled: The exception, or None if it cannot be pickled.
         text: Its type and message.
         trace: Where it happened.
+        time: When, in seconds of the machine's clock.
     """
 
     pickled: bytes | None
     text: str
     trace: str
+    time: float = field(default_factory=time.time)
 
     @classmethod
     def of(cls, error: BaseException) -> Failed:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import lightning.pytorch as pl
 
 from lightning_s3t.callbacks.isolation.forkserver import ForkServer
-from lightning_s3t.callbacks.isolation.messages import Begin, Failed, FromUnit, Warned
+from lightning_s3t.callbacks.isolation.messages import Begin, FromUnit, Warned
 from lightning_s3t.callbacks.isolation.package import pack
 from lightning_s3t.callbacks.isolation.plain_fork import PlainFork
 from lightning_s3t.callbacks.isolation.process_settings import ProcessSettings
@@ -136,7 +136,6 @@ class UnitProcesses:
             seconds: For how long at most.
 
         Raises:
-            Exception: What was raised in a process.
             WorkerError: A process has died.
         """
         channels = {process.channel: process for process in processes if not process.over}
@@ -177,8 +176,6 @@ class UnitProcesses:
 
 def _heard(process: UnitProcess) -> Iterator[tuple[UnitProcess, FromUnit]]:
     for message in process.messages():
-        if isinstance(message, Failed):
-            raise message.exception(process.what)
         if isinstance(message, Warned):
             warnings.showwarning(message.text, message.category, message.filename, message.line)
         else:

@@ -1,0 +1,161 @@
+"""What a training run was made from, and what it made."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import time
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+PACKAGES = (
+    "lightning-s3t",
+    "lightning",
+    "torch",
+    "peft",
+    "torchmetrics",
+    "timm",
+    "transformers",
+    "safetensors",
+)
+
+
+class RunRecord:
+    """The record of a training run: settings, seed, versions, what is trainable, metrics, duration.
+
+    Args:
+        trainer: The trainer, when training begins.
+    """
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self._trainer = trainer
+        self._started = time.monotonic()
+        module, seed = trainer.lightning_module, os.environ.get("PL_GLOBAL_SEED")
+        self._record: dict[str, Any] = {
+            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            # a process that the script has started knows the script's own classes by another name
+            "model": f"{type(module).__module__}.{type(module).__qualname__}".replace("__mp_main__", "__main__"),
+            "trainable": [name for name, parameter in module.named_parameters() if parameter.requires_grad],
+            "global_seed": int(seed) if seed is not None else None,
+            "settings": trainer_settings(trainer),
+            "versions": versions(),
+        }
+
+    def complete(self) -> dict[str, Any]:
+        """Returns the record, JSON-ready, when training has ended."""
+        return {
+            **self._record,
+            "epochs": self._trainer.current_epoch,
+            "steps": self._trainer.global_step,
+            "metrics": metrics_of(self._trainer),
+            "duration_s": round(time.monotonic() - self._started, 3),
+        }
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that take part.
+
+    Example:
+        >>> "torch" in versions()
+        True
+    """
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    # the packages' metadata are files, and a process has one version of each
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def trainer_settings(trainer: pl.Trainer) -> dict[str, Any]:
+    """Returns the trainer's settings that bear on what is learnt, JSON-ready.
+
+    Args:
+        trainer: The trainer, with its optimizers configured.
+    """
+    loop = trainer.fit_loop
+    return {
+        "max_epochs": loop.max_epochs,
+        "min_epochs": loop.min_epochs,
+        "max_steps": loop.max_steps,
+        "min_steps": loop.min_steps,
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "gradient_clip_val": trainer.gradient_clip_val,
+        "gradient_clip_algorithm": str(trainer.gradient_clip_algorithm) if trainer.gradient_clip_algorithm else None,
+        "limit_train_batches": trainer.limit_train_batches,
+        "precision": str(trainer.precision),
+        "processes": trainer.world_size,
+        "optimizers": [_optimizer_settings(optimizer) for optimizer in trainer.optimizers],
+    }
+
+
+def metrics_of(trainer: pl.Trainer) -> dict[str, float]:
+    """Returns the newest logged metrics as plain numbers.
+
+    Args:
+        trainer: The trainer.
+    """
+    return {
+        name: float(value)
+        for name, value in trainer.callback_metrics.items()
+        if isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1)
+    }
+
+
+def score_of(trainer: pl.Trainer) -> float | None:
+    """Returns the newest value of what the script monitors, higher being better.
+
+    That is the metric of its ModelCheckpoint, or else of its EarlyStopping.
+
+    Args:
+        trainer: The trainer.
+
+    Returns:
+        The value, negated where lower is better; None if nothing is monitored.
+    """
+    for callback in (*trainer.checkpoint_callbacks, *trainer.early_stopping_callbacks):
+        monitor = getattr(callback, "monitor", None)
+        if monitor is not None and monitor in trainer.callback_metrics:
+            value = float(trainer.callback_metrics[monitor])
+            return -value if getattr(callback, "mode", "min") == "min" else value
+    return None
+
+
+def _optimizer_settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    return {"class": type(optimizer).__name__, **plain(optimizer.defaults)}
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those of a mapping's values that JSON holds, in mappings within it too.
+
+    Args:
+        values: Any mapping with string keys.
+
+    Example:
+        >>> plain({"lr": 0.1, "betas": (0.9, 0.99), "f": print})
+        {'lr': 0.1, 'betas': [0.9, 0.99]}
+        >>> plain({"decay": {"rate": 0.5, "f": print}})
+        {'decay': {'rate': 0.5}}
+    """
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, (str, int, float, bool)) or value is None:
+            found[name] = value
+        elif isinstance(value, (list, tuple)) and all(isinstance(x, (str, int, float, bool)) for x in value):
+            found[name] = list(value)
+        elif isinstance(value, Mapping):
+            found[str(name)] = plain(value)
+    return found

@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
-from lightning_s3t.callbacks.deletion import listeners_of, notify
 from lightning_s3t.callbacks.lightning_internals import copy_uncompiled
 from lightning_s3t.errors import (
     ConfigurationError,
@@ -25,6 +24,7 @@ from lightning_s3t.errors import (
     UnsupportedError,
 )
 from lightning_s3t.plan import UnitId, survivors
+from lightning_s3t.serving.notifier import Notifier, listeners_of
 from lightning_s3t.store import Receipt, Store
 from lightning_s3t.tuning.adapter_effect import check_effect, measure_effect
 from lightning_s3t.tuning.adapters import resolve_adapter
@@ -105,6 +105,8 @@ class S3TModule(pl.LightningModule):
         self._delegate()
         self.requires_grad_(False)
         self.refresh()
+        self._notifier = Notifier(store)
+        self._notifier.join([self])
 
     @classmethod
     def load(
@@ -150,11 +152,18 @@ class S3TModule(pl.LightningModule):
         Raises:
             UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
         """
-        receipt = self.store.forget(subjects, strict=strict)
+        return self._notifier.forget(subjects, strict, [self, *listeners_of(self._trainer)])
+
+    def on_forget(self, receipt: Receipt) -> None:
+        """Called once for each request, whoever made it: takes up what survives, and tells the module.
+
+        Args:
+            receipt: What was carried out.
+        """
         self.refresh()
-        trainer = self._trainer
-        notify(receipt, [self.module, *(x for x in listeners_of(trainer) if x is not self)])
-        return receipt
+        hook = getattr(self.module, "on_forget", None)
+        if callable(hook):
+            hook(receipt)
 
     def refresh(self) -> None:
         """Takes up what the store holds now: survivors after a deletion, new units after a fit."""

@@ -63,7 +63,7 @@ class S3T(pl.Callback):
 
     The script stays as it is: its module, data, optimizers, schedulers, loggers and callbacks serve every unit. The
     module given to `fit` is as it was before when `fit` returns; what was trained is in the store. Serve it with
-    `S3TModule.load(store, module)`.
+    `EnsembleModule.from_store(store, module)`.
 
     Args:
         store: The folder that keeps what is trained.

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning_s3t.callbacks import S3T
 from lightning_s3t.cli.imports import see_current_folder
 from lightning_s3t.cli.remembered import remembered_config
-from lightning_s3t.module import S3TModule
+from lightning_s3t.serving.module import EnsembleModule
 
 DESCRIPTION = "Trains any LightningModule by slices, so that data can be removed from it exactly."
 
@@ -47,7 +47,7 @@ class S3TCLI(LightningCLI):
 
     def _serve(self) -> None:
         s3t = next(callback for callback in self.trainer.callbacks if isinstance(callback, S3T))  # type: ignore[attr-defined]
-        self.model = S3TModule.load(s3t.store, self.model)
+        self.model = EnsembleModule.from_store(s3t.store, self.model)
 
 
 class SaveConfig(SaveConfigCallback):

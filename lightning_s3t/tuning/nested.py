@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-Path = tuple[str | int, ...]
+TensorPath = tuple[str | int, ...]
 
 
-def leaves_in(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+def leaves_in(value: Any, path: TensorPath = ()) -> Iterator[tuple[TensorPath, Any]]:
     """Returns everything in a value that is not a tuple, list or mapping, each with the path to it.
 
     Args:
@@ -32,7 +32,7 @@ def leaves_in(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
         yield path, value
 
 
-def tensors_in(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+def tensors_in(value: Any, path: TensorPath = ()) -> Iterator[tuple[TensorPath, Tensor]]:
     """Returns the tensors in a value, each with the path to it.
 
     Args:
@@ -47,7 +47,7 @@ def tensors_in(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
     return ((where, leaf) for where, leaf in leaves_in(value, path) if isinstance(leaf, Tensor))
 
 
-def replace_leaves(value: Any, replace: Callable[[Path, Any], Any], path: Path = ()) -> Any:
+def replace_leaves(value: Any, replace: Callable[[TensorPath, Any], Any], path: TensorPath = ()) -> Any:
     """Returns a value like another, with other leaves (see `leaves_in`) in it.
 
     Args:
@@ -68,7 +68,7 @@ def replace_leaves(value: Any, replace: Callable[[Path, Any], Any], path: Path =
     return replace(path, value)
 
 
-def replace_tensors(value: Any, replace: Callable[[Path, Tensor], Any], path: Path = ()) -> Any:
+def replace_tensors(value: Any, replace: Callable[[TensorPath, Tensor], Any], path: TensorPath = ()) -> Any:
     """Returns a value like another, with other tensors in it.
 
     Args:

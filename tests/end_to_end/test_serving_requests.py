@@ -13,7 +13,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lightning_s3t import S3T, DeletionHook, S3TModule
+from lightning_s3t import S3T, DeletionHook, EnsembleModule
 from lightning_s3t.store import Receipt, Store
 from tests.people import ARGUMENTS, Classifier, People, PeopleData
 
@@ -77,13 +77,13 @@ def run_test(served: pl.LightningModule, data: PeopleData, *callbacks: Callback)
     trainer.test(served, data, verbose=False)
 
 
-def requests_of(served: S3TModule) -> list[int]:
+def requests_of(served: EnsembleModule) -> list[int]:
     return [receipt.request for receipt in served.module.forgotten]
 
 
 @pytest.mark.parametrize("door", ["served", "hook", "s3t", "another hook", "elsewhere"])
 def test_everybody_on_a_trainer_with_every_door_hears_of_a_request_once(store: Path, door: str) -> None:
-    served, data, callback = S3TModule.load(store, Classifier()), HeardData(), Heard()
+    served, data, callback = EnsembleModule.from_store(store, Classifier()), HeardData(), Heard()
     hook, other, s3t = DeletionHook(store), DeletionHook(store), S3T(store, **ARGUMENTS)
     doors = {
         "served": served.forget,
@@ -98,13 +98,13 @@ def test_everybody_on_a_trainer_with_every_door_hears_of_a_request_once(store: P
 
 
 def test_without_a_hook_the_served_models_own_requests_are_told(store: Path) -> None:
-    served, data, callback = S3TModule.load(store, Classifier()), HeardData(), Heard()
+    served, data, callback = EnsembleModule.from_store(store, Classifier()), HeardData(), Heard()
     run_test(served, data, callback, Ask(served.forget))
     assert requests_of(served) == callback.requests == data.requests == [1]
 
 
 def test_what_was_asked_before_a_listener_joined_is_no_news(store: Path) -> None:
-    served = S3TModule.load(store, Classifier())
+    served = EnsembleModule.from_store(store, Classifier())
     served.forget(["user-1"])
     data, callback = HeardData(), Heard()
     run_test(served, data, DeletionHook(store), callback, Ask(lambda _: served.forget(["user-2"])))
@@ -114,7 +114,7 @@ def test_what_was_asked_before_a_listener_joined_is_no_news(store: Path) -> None
 
 @torch.no_grad()
 def test_a_request_from_elsewhere_that_a_served_model_has_noticed_is_told_with_its_next(store: Path) -> None:
-    served = S3TModule.load(store, Classifier())
+    served = EnsembleModule.from_store(store, Classifier())
     elsewhere(store)(["user-1"])
     served(torch.zeros(1, 8))
     served.forget(["user-2"])
@@ -122,7 +122,7 @@ def test_a_request_from_elsewhere_that_a_served_model_has_noticed_is_told_with_i
 
 
 def test_two_served_models_each_hear_of_their_requests_once(store: Path) -> None:
-    first, second = S3TModule.load(store, Classifier()), S3TModule.load(store, Classifier())
+    first, second = EnsembleModule.from_store(store, Classifier()), EnsembleModule.from_store(store, Classifier())
     first.forget(["user-1"])
     second.forget(["user-2"])
     first.forget(["user-3"])
@@ -145,20 +145,20 @@ def test_a_listener_may_make_a_request_itself(store: Path) -> None:
             if receipt.request == 1:
                 served.forget(["user-2"])
 
-    served = S3TModule.load(store, Chain())
+    served = EnsembleModule.from_store(store, Chain())
     served.forget(["user-1"])
     assert requests_of(served) == [1, 2]
 
 
 def test_requests_of_several_threads_are_told_once_each_and_in_order(store: Path) -> None:
-    served = S3TModule.load(store, Classifier())
+    served = EnsembleModule.from_store(store, Classifier())
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(served.forget, ([f"user-{person}"] for person in range(8))))
     assert requests_of(served) == list(range(1, 9))
 
 
 def test_the_served_model_has_taken_up_its_survivors_when_a_listener_hears(store: Path) -> None:
-    served = S3TModule.load(store, Classifier())
+    served = EnsembleModule.from_store(store, Classifier())
     seen: list[bool] = []
 
     class Look(Callback):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torchmetrics
+import sys
+
 from torch import nn
 
 from lightning_s3t.tuning.finders.names import names_loss
@@ -39,6 +40,11 @@ def is_ignored(path: str, ignored: tuple[str, ...] | list[str]) -> bool:
 
 
 def _stands_beside(path: str, module: nn.Module) -> bool:
-    if isinstance(module, (torchmetrics.Metric, torchmetrics.MetricCollection)) or not has_parameters(module):
+    if _is_metric(module) or not has_parameters(module):
         return True
     return names_loss(path.rpartition(".")[2]) or names_loss(type(module).__name__)
+
+
+def _is_metric(module: nn.Module) -> bool:
+    library = sys.modules.get("torchmetrics")  # a predictor does without it, and so do modules that have no metrics
+    return library is not None and isinstance(module, (library.Metric, library.MetricCollection))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_s3t.errors import EnsembleError
-from tests.tuning.serving.shards import Shards
+from tests.serving.shards import Shards
 
 X = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
 
@@ -51,7 +51,7 @@ def double_batch(batch: Batch) -> Tensor:
     return batch.x
 
 
-@pytest.mark.parametrize("how", ["in_turn", "together"])
+@pytest.mark.parametrize("how", ["sequential", "batched"])
 @pytest.mark.parametrize(
     ("change", "make"),
     [(double_tensor, torch.clone), (double_batch, lambda x: Batch(x.clone()))],
@@ -70,7 +70,7 @@ def test_what_one_pass_changes_in_place_no_other_sees(change: Any, make: Any, ho
 def test_what_cannot_be_copied_is_refused() -> None:
     shards = Shards(Net(lambda given: given[1]), [4, 2])
     with pytest.raises(EnsembleError, match="an object of lock that cannot be copied"):
-        shards.ask("in_turn", (threading.Lock(), X))
+        shards.ask("sequential", (threading.Lock(), X))
 
 
 class Fused(nn.Module):
@@ -94,8 +94,8 @@ def test_a_block_that_computes_past_its_adapters_is_refused(stages: list[int]) -
         with pytest.raises(
             EnsembleError, match=r"blocks\.2 \(Fused\) computes its answer without calling its adapters"
         ):
-            shards.ask("in_turn", X)
-    assert len(Shards(network, [1, 1]).ask("in_turn", X)) == 2  # that layer group is not adapted here
+            shards.ask("sequential", X)
+    assert len(Shards(network, [1, 1]).ask("sequential", X)) == 2  # that layer group is not adapted here
 
 
 def test_torchs_fused_encoder_layers_call_their_adapters() -> None:
@@ -104,5 +104,5 @@ def test_torchs_fused_encoder_layers_call_their_adapters() -> None:
         [nn.TransformerEncoderLayer(6, 2, dim_feedforward=8, dropout=0.0, batch_first=True) for _ in range(4)]
     )
     shards = Shards(network, [4, 1])
-    first, second = shards.ask("in_turn", X[None])
+    first, second = shards.ask("sequential", X[None])
     assert not torch.equal(first, second)

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import (
 )
 
 from lightning_s3t.errors import EnsembleError
-from lightning_s3t.tuning.serving.ensemble import RULES, aggregate_logits, aggregate_outputs
+from lightning_s3t.serving.aggregation import RULES, aggregate_logits, aggregate_outputs
 
 
 def row(*values: float) -> Tensor:

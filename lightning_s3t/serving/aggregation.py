@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_s3t.errors import EnsembleError
-from lightning_s3t.tuning.serving.caches import is_cache
+from lightning_s3t.serving.caches import is_cache
 
 Rule = Literal["mean_logits", "mean_probabilities", "vote"]
 RULES: tuple[str, ...] = get_args(Rule)

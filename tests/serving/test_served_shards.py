@@ -9,13 +9,13 @@ from torch import nn
 from lightning_s3t.errors import RevokedError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.tuning.stages import Snapshot
-from tests.tuning.serving.shards import IMAGES, LORA, Shards, make_vit
+from tests.serving.shards import IMAGES, LORA, Shards, make_vit
 
 SHORTER, OTHER_ORDER, LONGER = UnitId(0, (0, 1)), UnitId(0, (0, 2, 1)), UnitId(0, (3, 2, 1, 0))
 
 
 def answers_as_built_anew(shards: Shards) -> bool:
-    answers = zip(shards.ask("in_turn", IMAGES), shards.ask_alone(IMAGES), strict=True)
+    answers = zip(shards.ask("sequential", IMAGES), shards.ask_alone(IMAGES), strict=True)
     return all(torch.equal(a, b) for a, b in answers)
 
 
@@ -23,9 +23,9 @@ def answers_as_built_anew(shards: Shards) -> bool:
 @pytest.mark.parametrize("unit", [SHORTER, OTHER_ORDER, LONGER], ids=str)
 def test_a_shard_answers_as_its_new_survivor(unit: UnitId, adapter: object) -> None:
     shards = Shards(make_vit(), [3, 2], adapter)
-    before = shards.ask("in_turn", IMAGES)
+    before = shards.ask("sequential", IMAGES)
     shards.serve(unit)
-    after = shards.ask("in_turn", IMAGES)
+    after = shards.ask("sequential", IMAGES)
     assert not torch.equal(after[0], before[0])
     assert torch.equal(after[1], before[1])
     assert answers_as_built_anew(shards)
@@ -55,13 +55,13 @@ def test_only_what_differs_is_read() -> None:
         read.append(unit)
         return shards.snapshots[unit]
 
-    shards.served.take_up(SHORTER, tuple(map(str, SHORTER.lineage)), load)
+    shards.served.load_survivor(SHORTER, tuple(map(str, SHORTER.lineage)), load)
     assert read == [SHORTER]  # for its head
 
 
 def test_a_shard_whose_new_survivor_is_revoked_meanwhile_stays_as_it_was() -> None:
     shards = Shards(make_vit(), [3])
-    before = shards.ask("in_turn", IMAGES)
+    before = shards.ask("sequential", IMAGES)
 
     def load(unit: UnitId) -> Snapshot:
         if unit == OTHER_ORDER:
@@ -69,9 +69,9 @@ def test_a_shard_whose_new_survivor_is_revoked_meanwhile_stays_as_it_was() -> No
         return shards.snapshots[UnitId(0, (0, 1))]
 
     with pytest.raises(RevokedError):
-        shards.served.take_up(OTHER_ORDER, tuple(map(str, OTHER_ORDER.lineage)), load)
+        shards.served.load_survivor(OTHER_ORDER, tuple(map(str, OTHER_ORDER.lineage)), load)
     assert shards.served.survivors == {0: UnitId(0, (0, 1, 2))}
-    assert torch.equal(shards.ask("in_turn", IMAGES)[0], before[0])
+    assert torch.equal(shards.ask("sequential", IMAGES)[0], before[0])
 
 
 def test_a_shard_that_could_not_be_changed_does_not_answer() -> None:
@@ -81,7 +81,7 @@ def test_a_shard_that_could_not_be_changed_does_not_answer() -> None:
         return {name: tensor[:0] for name, tensor in shards.snapshots[UnitId(0, (0, 1))].items()}
 
     with pytest.raises(Exception, match="has shape"):
-        shards.served.take_up(SHORTER, tuple(map(str, SHORTER.lineage)), load)
+        shards.served.load_survivor(SHORTER, tuple(map(str, SHORTER.lineage)), load)
     assert shards.served.survivors == {}
 
 
@@ -112,5 +112,5 @@ def test_stand_ins_move_with_the_module_that_they_are_in() -> None:
     shards = Shards(make_vit(), [2])
     nn.ModuleList([shards.root, shards.served]).double()
     shards.serve(UnitId(0, (0,)))
-    (answer,) = shards.ask("in_turn", IMAGES.double())
+    (answer,) = shards.ask("sequential", IMAGES.double())
     assert answer.dtype == torch.float64

@@ -12,15 +12,15 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from lightning_s3t.errors import EnsembleError
+from lightning_s3t.serving.override_forward import Forward, override_forward
 from lightning_s3t.tuning.adapters import ADAPTER_NAME
-from lightning_s3t.tuning.interception import Forward, intercepted
 from lightning_s3t.tuning.layers import Layers
 
 # how far two ways of summing up may differ, in parts of the largest number
 _TOLERANCES, _HALF = {torch.float64: 1e-9, torch.float32: 1e-4}, 0.05
 
 
-class RowsOfShards(nn.Module):
+class ShardBatchedLayer(nn.Module):
     """Stands in for one module in a pass of several shards: every shard's rows go through its own stand-in.
 
     Rows come shard by shard. With LoRA there is one product with the pretrained weight for all rows, and LoRA's two
@@ -34,7 +34,7 @@ class RowsOfShards(nn.Module):
         >>> double = nn.Linear(1, 1, bias=False)
         >>> double.weight.data.fill_(2.0)
         tensor([[2.]])
-        >>> RowsOfShards(nn.Identity(), [double, None])(torch.tensor([[1.0], [1.0]])).tolist()
+        >>> ShardBatchedLayer(nn.Identity(), [double, None])(torch.tensor([[1.0], [1.0]])).tolist()
         [[2.0], [1.0]]
     """
 
@@ -113,7 +113,8 @@ class BatchedPass:
         self._root, self._layers = root, layers
         names = dict.fromkeys(name for shard in self._order for name in stand_ins[shard])
         self.modules: dict[str, nn.Module] = {
-            name: RowsOfShards(originals[name], [stand_ins[shard].get(name) for shard in self._order]) for name in names
+            name: ShardBatchedLayer(originals[name], [stand_ins[shard].get(name) for shard in self._order])
+            for name in names
         }
 
     def __call__(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
@@ -136,7 +137,7 @@ class BatchedPass:
             number = asked[path] = asked.get(path, -1) + 1
             return apply_to_collection(trunk[path][number], Tensor, repeat)
 
-        with intercepted({path: self._root.get_submodule(path) for path in trunk}, replay):
+        with override_forward({path: self._root.get_submodule(path) for path in trunk}, replay):
             whole = forward(*apply_to_collection(args, Tensor, repeat), **apply_to_collection(kwargs, Tensor, repeat))
         answers: list[Any] = [None] * shards
         for place, shard in enumerate(self._order):
@@ -152,21 +153,21 @@ class BatchedPass:
 
         def note(path: str, own: Forward, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
             if group_of[path] <= self._highest:
-                raise _EndOfTrunk
+                raise _StopForward
             output = own(*given, **named)
             found.setdefault(path, []).append(apply_to_collection(output, Tensor, torch.clone))
             return output
 
         modules = {path: self._root.get_submodule(path) for path in group_of}
         try:
-            with intercepted(modules, note):
+            with override_forward(modules, note):
                 forward(*args, **kwargs)
-        except _EndOfTrunk:
+        except _StopForward:
             return found
         return {}
 
 
-class _EndOfTrunk(BaseException):
+class _StopForward(BaseException):
     """The first block that a shard adapts is reached; no error, so that no network catches it."""
 
 

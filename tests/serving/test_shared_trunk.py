@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.serving.shards import IMAGES, MODELS, TOKENS, Shards, make_bert, make_vit, tensor_of
 from tests.tiers import nightly_except
-from tests.tuning.serving.shards import IMAGES, MODELS, TOKENS, Shards, make_bert, make_vit, tensor_of
 
 
 def count_calls(shards: Shards, paths: list[str]) -> list[int]:
@@ -33,7 +33,7 @@ def test_every_shard_answers_as_it_does_alone(model: str, stages: list[int]) -> 
     torch.manual_seed(0)
     make, args, kwargs = MODELS[model]
     shards = Shards(make(), stages)
-    answers = shards.ask("in_turn", *args, **kwargs)
+    answers = shards.ask("sequential", *args, **kwargs)
     alone = shards.ask_alone(*args, **kwargs)
     assert all(torch.equal(tensor_of(a), tensor_of(b)) for a, b in zip(answers, alone, strict=True))
     assert len({tuple(tensor_of(a).flatten().tolist()) for a in alone}) == len(stages)
@@ -46,17 +46,17 @@ def test_every_shard_answers_as_it_does_alone(model: str, stages: list[int]) -> 
 )
 def test_a_block_is_computed_once_for_all_that_leave_it_alone(stages: list[int], expected: list[int]) -> None:
     shards = Shards(make_vit(), stages)
-    shards.ask("in_turn", IMAGES)
+    shards.ask("sequential", IMAGES)
     counts = count_calls(shards, [f"blocks.{block}.mlp" for block in range(4)])
-    shards.ask("in_turn", IMAGES)
+    shards.ask("sequential", IMAGES)
     assert counts == expected
 
 
 def test_a_whole_layer_adapter_shares_the_trunk_too() -> None:
     shards = Shards(make_vit(), [1, 3], adapter=None)
-    shards.ask("in_turn", IMAGES)
+    shards.ask("sequential", IMAGES)
     counts = count_calls(shards, ["blocks.0.mlp"])
-    answers = shards.ask("in_turn", IMAGES)
+    answers = shards.ask("sequential", IMAGES)
     assert counts == [1]
     assert all(torch.equal(a, b) for a, b in zip(answers, shards.ask_alone(IMAGES), strict=True))
 
@@ -143,7 +143,7 @@ def test_blocks_that_do_more_than_return_something_are_computed_for_every_shard(
     shards, x = Shards(Doing(how), [1, 3, 2]), torch.randn(5, 6)
     with torch.inference_mode(inference):
         for _ in range(2):
-            answers = shards.ask("in_turn", x.clone())
+            answers = shards.ask("sequential", x.clone())
             assert all(torch.equal(a, b) for a, b in zip(answers, shards.ask_alone(x.clone()), strict=True))
 
 
@@ -153,7 +153,7 @@ def test_attentions_that_transformers_collects_are_every_shards_own() -> None:
     network.set_attn_implementation("eager")
     shards, expected = Shards(network, [1, 2]), {"input_ids": TOKENS, "output_attentions": True}
     for _ in range(2):
-        for answer, alone in zip(shards.ask("in_turn", **expected), shards.ask_alone(**expected), strict=True):
+        for answer, alone in zip(shards.ask("sequential", **expected), shards.ask_alone(**expected), strict=True):
             assert len(answer.attentions) == 4
             assert all(torch.equal(a, b) for a, b in zip(answer.attentions, alone.attentions, strict=True))
 
@@ -162,14 +162,14 @@ def test_attentions_that_transformers_collects_are_every_shards_own() -> None:
 def test_networks_with_ways_of_their_own_answer_as_they_do_alone(kind: type[nn.Module]) -> None:
     shards = Shards(kind(), [1, 3, 2])
     x = torch.randn(5, 6)
-    answers = shards.ask("in_turn", x.clone())
+    answers = shards.ask("sequential", x.clone())
     assert all(torch.equal(a, b) for a, b in zip(answers, shards.ask_alone(x.clone()), strict=True))
 
 
 def test_the_network_has_its_own_forward_back_when_a_pass_fails() -> None:
     shards = Shards(make_vit(), [1, 2])
     with pytest.raises(AssertionError, match="Input"):
-        shards.ask("in_turn", IMAGES[..., :20])
+        shards.ask("sequential", IMAGES[..., :20])
     assert not [name for name, module in shards.root.named_modules() if "forward" in vars(module)]
-    answers = shards.ask("in_turn", IMAGES)
+    answers = shards.ask("sequential", IMAGES)
     assert all(torch.equal(a, b) for a, b in zip(answers, shards.ask_alone(IMAGES), strict=True))

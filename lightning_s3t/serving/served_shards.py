@@ -1,8 +1,8 @@
-"""What is served: for each shard, the modules that its survivor puts into the one backbone when it is its turn."""
+"""The shards that are served: for each, the modules that its survivor puts into the one backbone for a pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -51,13 +51,21 @@ class ServedShards(nn.Module):
         found: dict[str, Any] = kwargs.get("destination") or (args[0] if args else {})
         return found
 
-    def key(self, shard: int) -> tuple[str, ...]:
-        """Returns the digests of the snapshots that a shard serves, by stage.
+    def keys(self, shards: Iterable[int]) -> dict[int, tuple[str, ...]]:
+        """Returns the digests of the snapshots that shards serve, by stage.
 
         Args:
-            shard: The shard.
+            shards: The shards.
         """
-        return self._keys[shard]
+        return {shard: self._keys[shard] for shard in shards}
+
+    def stages(self, shards: Iterable[int]) -> dict[int, int]:
+        """Returns the stages that shards serve.
+
+        Args:
+            shards: The shards.
+        """
+        return {shard: len(self._keys[shard]) for shard in shards}
 
     def stand_ins(self, shard: int) -> dict[str, nn.Module]:
         """Returns a shard's modules by the path of the one that each stands in for.
@@ -76,7 +84,7 @@ class ServedShards(nn.Module):
         delattr(self, str(shard))
         del self.survivors[shard], self._names[shard], self._keys[shard]
 
-    def take_up(self, unit: UnitId, key: tuple[str, ...], load: Load) -> None:
+    def load_survivor(self, unit: UnitId, key: tuple[str, ...], load: Load) -> None:
         """Makes a shard serve a unit.
 
         Everything is read before anything is changed: a unit that is revoked or damaged leaves the shard as it was.
@@ -88,11 +96,11 @@ class ServedShards(nn.Module):
         """
         if self._keys.get(unit.shard) == key:
             return
-        # what is taken up while somebody predicts must still be changed later on, outside of inference mode
+        # what is loaded in inference mode must still be changed later on, outside of it
         with torch.inference_mode(False), torch.no_grad():
-            self._take_up(unit, key, load)
+            self._replace(unit, key, load)
 
-    def _take_up(self, unit: UnitId, key: tuple[str, ...], load: Load) -> None:
+    def _replace(self, unit: UnitId, key: tuple[str, ...], load: Load) -> None:
         shard, lineage = unit.shard, unit.lineage
         before = self._keys.get(shard, ())
         modules = self.stand_ins(shard) if before else {}

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_s3t.tuning.serving.batched import alike
-from lightning_s3t.tuning.serving.passes import ShardPasses
+from lightning_s3t.serving.batched import alike
+from lightning_s3t.serving.passes import ShardPasses
+from tests.serving.shards import IMAGES, LORA, MODELS, TOKENS, Shards, make_bert, make_vit, tensor_of
 from tests.tiers import nightly_except
-from tests.tuning.serving.shards import IMAGES, LORA, MODELS, TOKENS, Shards, make_bert, make_vit, tensor_of
 
 ADAPTERS: dict[str, Any] = {
     "lora": {**LORA, "lora_dropout": 0.1, "use_rslora": True},
@@ -33,7 +33,7 @@ class Asked:
     """Asks shards together, twice: the first call of a form is a trial."""
 
     def __init__(self, shards: Shards, *args: Any, **kwargs: Any) -> None:
-        passes = ShardPasses(shards.builder, shards.served, "together")
+        passes = ShardPasses(shards.builder, shards.served, "batched")
         order = list(shards.served.survivors)
         self.calls = 0
 
@@ -160,7 +160,7 @@ def test_every_number_of_rows_is_tried_by_itself(rows: tuple[int, ...]) -> None:
     for count in rows:
         x = torch.randn(count, 6)
         for _ in range(2):
-            assert alike(shards.ask("together", x, scale), shards.ask_alone(x, scale))
+            assert alike(shards.ask("batched", x, scale), shards.ask_alone(x, scale))
 
 
 class Answers:
@@ -180,22 +180,22 @@ class Objects(RowsMix):
 def test_an_answer_that_cannot_be_cut_is_asked_for_in_turn() -> None:
     shards = Shards(Objects(), [3, 4])
     for _ in range(2):
-        answers = shards.ask("together", torch.randn(4, 6, 6))
+        answers = shards.ask("batched", torch.randn(4, 6, 6))
         assert [tuple(answer.logits.shape) for answer in answers] == [(4, 3), (4, 3)]
 
 
 def test_a_call_that_fails_changes_nothing_for_the_next_ones() -> None:
     shards = Shards(make_vit(), [3, 4])
-    before = shards.ask("together", IMAGES)
+    before = shards.ask("batched", IMAGES)
     with pytest.raises(AssertionError):
-        shards.ask("together", IMAGES[..., :20])
-    assert all(torch.equal(a, b) for a, b in zip(before, shards.ask("together", IMAGES), strict=True))
+        shards.ask("batched", IMAGES[..., :20])
+    assert all(torch.equal(a, b) for a, b in zip(before, shards.ask("batched", IMAGES), strict=True))
 
 
 def test_nothing_that_a_call_says_is_kept() -> None:
     shards = Shards(make_bert(), [3, 4])
-    shards.ask("together", input_ids=TOKENS, return_dict=True)
-    passes = shards._passes["together"]
+    shards.ask("batched", input_ids=TOKENS, return_dict=True)
+    passes = shards._passes["batched"]
     form = passes.form_of((), {"input_ids": TOKENS, "prompt": "Jane Doe"}, [0, 1])
     assert form == passes.form_of((), {"input_ids": TOKENS, "prompt": "John Smith"}, [0, 1])
 

@@ -1,4 +1,4 @@
-"""Standing between a network and its blocks: their calls are answered by a function, for as long as it is needed."""
+"""Overriding the forward of a network's blocks for as long as a block of code runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Answer = Callable[[str, Forward, tuple[Any, ...], dict[str, Any]], Any]
 
 
 @contextmanager
-def intercepted(modules: Mapping[str, nn.Module], answer: Answer) -> Iterator[None]:
+def override_forward(modules: Mapping[str, nn.Module], answer: Answer) -> Iterator[None]:
     """Lets a function answer the calls of modules while the block runs.
 
     Hooks on the modules go on working, since only what lies behind them is replaced.
@@ -25,7 +25,7 @@ def intercepted(modules: Mapping[str, nn.Module], answer: Answer) -> Iterator[No
 
     Example:
         >>> net = nn.Sequential(nn.ReLU(), nn.Flatten())
-        >>> with intercepted({"0": net[0]}, lambda name, forward, args, kwargs: name):
+        >>> with override_forward({"0": net[0]}, lambda name, forward, args, kwargs: name):
         ...     net[0](None)
         '0'
         >>> "forward" in vars(net[0])

@@ -12,10 +12,10 @@ import transformers
 from torch import Tensor, nn
 
 from lightning_s3t.plan import UnitId
+from lightning_s3t.serving.passes import Passes, ShardPasses
+from lightning_s3t.serving.served_shards import ServedShards
 from lightning_s3t.tuning import StageBuilder, find_layers
 from lightning_s3t.tuning.adapters import resolve_adapter
-from lightning_s3t.tuning.serving.passes import Passes, ShardPasses
-from lightning_s3t.tuning.serving.served import ServedShards
 from lightning_s3t.tuning.stages import collect_tensors
 
 LORA: dict[str, Any] = {"peft_type": "LORA", "r": 2}
@@ -89,7 +89,7 @@ class Shards:
         """Makes a shard serve a unit; what it has not yet served gets random tensors."""
         for ancestor in unit.lineage:
             self.snapshots.setdefault(ancestor, self._random(ancestor))
-        self.served.take_up(unit, tuple(str(ancestor) for ancestor in unit.lineage), self.snapshots.__getitem__)
+        self.served.load_survivor(unit, tuple(str(ancestor) for ancestor in unit.lineage), self.snapshots.__getitem__)
 
     @torch.no_grad()
     def ask(self, how: Passes, *args: Any, **kwargs: Any) -> list[Any]:
@@ -102,8 +102,8 @@ class Shards:
         """Asks every shard by itself, with stand-ins built anew."""
         found = []
         for unit in self.served.survivors.values():
-            passes = ShardPasses(self.builder, fresh := ServedShards(self.builder), "in_turn")
-            fresh.take_up(unit, tuple(map(str, unit.lineage)), self.snapshots.__getitem__)
+            passes = ShardPasses(self.builder, fresh := ServedShards(self.builder), "sequential")
+            fresh.load_survivor(unit, tuple(map(str, unit.lineage)), self.snapshots.__getitem__)
             found += passes.run(self.root.forward, args, kwargs, [unit.shard], {})
         return found
 

@@ -155,7 +155,7 @@ def caches_of_shards(cache: Any, keys: Keys) -> dict[int, Any]:
     if behind.keys != dict(keys):
         raise RevokedError(
             "The survivors have changed since this cache was begun, and it may hold what was to be forgotten. Begin "
-            "the text again with an empty cache; S3TModule.generate does so by itself."
+            "the text again with an empty cache; generate does so by itself."
         )
     behind.check_untouched(cache)
     return {next(iter(behind.keys)): cache, **behind.others}
@@ -183,7 +183,7 @@ def filling(caches: Sequence[Any]) -> Iterator[None]:
         behind[id(cache)].settle(cache)
 
 
-def hand_over(outputs: Sequence[Any], keys: Keys, given: Mapping[int, Any]) -> list[Any]:
+def hand_over(outputs: Sequence[Any], keys: Keys, given: Mapping[int, Any]) -> tuple[list[Any], list[Any]]:
     """Puts the caller's cache in the place of each shard's own in the outputs; where it has passed none, begins one.
 
     Args:
@@ -191,12 +191,18 @@ def hand_over(outputs: Sequence[Any], keys: Keys, given: Mapping[int, Any]) -> l
         keys: What each shard serves with, in the same order.
         given: The caller's cache by the `id` of each shard's own.
 
+    Returns:
+        The outputs, and the callers' caches in them.
+
     Raises:
         EnsembleError: The shards' outputs do not have their caches in the same places.
     """
-    places = [{path: leaf for path, leaf in leaves_in(output) if is_cache(leaf)} for output in outputs]
+    places: list[dict[Any, Any]] = [{} for _ in outputs]
+    for (shard, *path), leaf in leaves_in(list(outputs)):
+        if is_cache(leaf):
+            places[int(shard)][tuple(path)] = leaf
     if not any(places):
-        return list(outputs)
+        return list(outputs), []
     if any(found.keys() != places[0].keys() for found in places):
         raise EnsembleError(
             "Some shards' outputs hold a cache and others don't. Call the network with use_cache=False."
@@ -209,7 +215,8 @@ def hand_over(outputs: Sequence[Any], keys: Keys, given: Mapping[int, Any]) -> l
             if ShardCaches.of(first) is None:
                 ShardCaches.begin(first, keys, {shard: places[i][path] for i, shard in enumerate(keys) if i})
             callers[path] = first
-    return [replace_leaves(output, lambda path, leaf: callers.get(path, leaf)) for output in outputs]
+    replaced = [replace_leaves(output, lambda path, leaf: callers.get(path, leaf)) for output in outputs]
+    return replaced, list({id(cache): cache for cache in callers.values()}.values())
 
 
 @functools.cache

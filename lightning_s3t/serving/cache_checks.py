@@ -6,17 +6,17 @@ import contextvars
 import copy
 import hashlib
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_s3t.errors import EnsembleError, RevokedError
+from lightning_s3t.serving.batched import alike
+from lightning_s3t.serving.caches import ShardCaches, is_cache
 from lightning_s3t.tuning.nested import replace_leaves, replace_tensors, tensors_in
-from lightning_s3t.tuning.serving.batched import alike
-from lightning_s3t.tuning.serving.caches import ShardCaches, is_cache
 
 _TOKENS = 4
 # of a call of generate: how long it goes on and whom it tells, which a trial decides for itself
@@ -149,9 +149,10 @@ class CheckedGeneration:
                 f"{problem}. Generate without assistance; when texts are sampled they cannot be compared, so "
                 "assistance needs do_sample=False."
             )
-        rank_zero_warn(
+        warnings.warn(
             f"{type(self._network).__name__} generates without key-value caches, which is slower: {problem}. This "
-            "comes from a network, or a release of transformers, whose caches an ensemble cannot give each shard."
+            "comes from a network, or a release of transformers, whose caches an ensemble cannot give each shard.",
+            stacklevel=2,
         )
         return False
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_s3t.errors import DamagedError
 from lightning_s3t.plan import UnitId
-from lightning_s3t.tuning.serving.standby import Standby
+from lightning_s3t.serving.predictor import SnapshotPreloader
 
 ONE, TWO = UnitId(0, (0,)), UnitId(0, (0, 1))
 
@@ -29,37 +29,37 @@ class Disk:
 
 def test_nothing_is_read_after_units_stand_by() -> None:
     disk = Disk()
-    standby = Standby(disk.load, keep=True)
-    standby.renew({ONE: "a", TWO: "b"})
+    snapshots = SnapshotPreloader(disk.load, keep=True)
+    snapshots.renew({ONE: "a", TWO: "b"})
     disk.read.clear()
-    standby.renew({ONE: "a"})
-    assert standby.load(ONE)["w"].tolist() == [1.0, 1.0]
+    snapshots.renew({ONE: "a"})
+    assert snapshots.load(ONE)["w"].tolist() == [1.0, 1.0]
     assert disk.read == []
 
 
 def test_without_it_every_unit_is_read_when_it_is_asked_for() -> None:
     disk = Disk()
-    standby = Standby(disk.load, keep=False)
-    standby.renew({ONE: "a", TWO: "b"})
+    snapshots = SnapshotPreloader(disk.load, keep=False)
+    snapshots.renew({ONE: "a", TWO: "b"})
     assert disk.read == []
-    standby.load(TWO)
+    snapshots.load(TWO)
     assert disk.read == [TWO]
 
 
 def test_what_is_revoked_is_let_go() -> None:
-    standby = Standby(Disk().load, keep=True)
-    standby.renew({ONE: "a", TWO: "b"})
-    gone = weakref.ref(standby.load(TWO)["w"])
-    standby.renew({ONE: "a"})
+    snapshots = SnapshotPreloader(Disk().load, keep=True)
+    snapshots.renew({ONE: "a", TWO: "b"})
+    gone = weakref.ref(snapshots.load(TWO)["w"])
+    snapshots.renew({ONE: "a"})
     gc.collect()
     assert gone() is None
 
 
 def test_what_was_trained_anew_is_read_anew() -> None:
     disk = Disk()
-    standby = Standby(disk.load, keep=True)
-    standby.renew({ONE: "a"})
-    standby.renew({ONE: "another"})
+    snapshots = SnapshotPreloader(disk.load, keep=True)
+    snapshots.renew({ONE: "a"})
+    snapshots.renew({ONE: "another"})
     assert disk.read == [ONE, ONE]
 
 
@@ -69,10 +69,10 @@ def test_what_is_revoked_is_let_go_even_if_something_new_cannot_be_read() -> Non
             raise DamagedError("It is damaged.")
         return {"w": torch.ones(2)}
 
-    standby = Standby(load, keep=True)
-    standby.renew({ONE: "a"})
-    gone = weakref.ref(standby.load(ONE)["w"])
+    snapshots = SnapshotPreloader(load, keep=True)
+    snapshots.renew({ONE: "a"})
+    gone = weakref.ref(snapshots.load(ONE)["w"])
     with pytest.raises(DamagedError):
-        standby.renew({TWO: "b"})
+        snapshots.renew({TWO: "b"})
     gc.collect()
     assert gone() is None

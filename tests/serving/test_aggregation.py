@@ -10,7 +10,7 @@ import torch
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from lightning_s3t.errors import EnsembleError
-from lightning_s3t.tuning.serving.ensemble import aggregate_logits, aggregate_outputs
+from lightning_s3t.serving.aggregation import aggregate_logits, aggregate_outputs
 
 A, B, C = torch.tensor([[4.0, 0.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0]])
 

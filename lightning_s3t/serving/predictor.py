@@ -8,7 +8,7 @@ import math
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -89,7 +89,8 @@ class EnsemblePredictor(nn.Module):
         self._shards = ServedShards(self._builder)
         self._passes = ShardPasses(self._builder, self._shards, passes)
         self._snapshots = SnapshotPreloader(store.load, preload)
-        self._scores: dict[int, float] = {}
+        self._keys: dict[int, tuple[str, ...]] = {}  # what each shard serves with
+        self._best = -1  # the shard that answers alone
         self._as_of = -1
         self._closed = False
         self._lock = _AnswerLock()
@@ -226,6 +227,7 @@ class EnsemblePredictor(nn.Module):
         """Loads what the store holds now: survivors after a deletion, new units after a fit."""
         with self._lock.held:
             self._check_open()
+            self._as_of = -1  # were loading to fail half-way, the next answer must begin with it again
             while True:
                 as_of = self.store.request_number
                 try:
@@ -233,7 +235,7 @@ class EnsemblePredictor(nn.Module):
                 except RevokedError:
                     continue  # revoked by another process between the look and the load
                 except DamagedError as error:
-                    warnings.warn(f"{error} The shard falls back to its remaining intact units.", stacklevel=2)
+                    warnings.warn(f"{error} Its shard falls back to its remaining intact units.", stacklevel=2)
                     self.store.take_out_damaged()
                     continue
                 if as_of == self.store.request_number:
@@ -317,8 +319,13 @@ class EnsemblePredictor(nn.Module):
         for unit in best.values():
             key = tuple(candidates[ancestor].snapshot for ancestor in unit.lineage)
             self._shards.load_survivor(unit, key, self._snapshots.load)
-        scores = {shard: candidates[unit].score for shard, unit in self.survivors.items()}
-        self._scores = {shard: -math.inf if score is None else score for shard, score in scores.items()}
+        self._keys = self._shards.keys(best)
+
+        def rank(unit: UnitId) -> tuple[int, float, int]:
+            score = candidates[unit].score
+            return unit.stage, -math.inf if score is None or math.isnan(score) else score, -unit.shard
+
+        self._best = max(best.values(), key=rank).shard if best else -1
 
     def _answer(self, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answers a call of the network; `forward` is its own."""
@@ -337,23 +344,20 @@ class EnsemblePredictor(nn.Module):
         self._check_open()
         if self.store.request_number != self._as_of:
             self.refresh()
-        serving = self.survivors
-        if not serving:
+        if not self._keys:
             raise NoSurvivorError(
                 f"No shard of {self.store.path} has a unit left that may serve: deletions have reached them all. "
                 "Call trainer.fit with the S3T callback and the same store: it trains them again without the "
                 "forgotten."
             )
-        if self._aggregate == "single":
-            return self._shards.keys([_best(serving, self._scores)])
-        return self._shards.keys(serving)
+        return {self._best: self._keys[self._best]} if self._aggregate == "single" else self._keys
 
     def _ask(self, forward: Any, keys: Keys, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Asks the shards, each with a cache of its own where the caller has one."""
         caches = caches_in((args, kwargs))
         own = {id(cache): caches_of_shards(cache, keys) for cache in caches}
         reads_on = any(cache.get_seq_length() > 0 for cache in caches)
-        with self._lock.taken(), filling(caches):
+        with self._lock.taken(), filling(caches) if caches else nullcontext():
             outputs = self._passes.run(forward, args, kwargs, list(keys), own)
         given = {id(mine): cache for cache in caches for mine in own[id(cache)].values()}
         outputs, begun = hand_over(outputs, keys, given)
@@ -495,10 +499,6 @@ class _AnswerLock:
                 yield
             finally:
                 self._owner, self._taken = None, False
-
-
-def _best(serving: Mapping[int, UnitId], scores: Mapping[int, float]) -> int:
-    return max(serving, key=lambda shard: (serving[shard].stage, scores[shard], -shard))
 
 
 def _prepared(module: nn.Module, store: Store) -> nn.Module:

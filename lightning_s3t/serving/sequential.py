@@ -14,7 +14,7 @@ from lightning_s3t.errors import EnsembleError
 from lightning_s3t.serving.override_forward import Forward, override_forward
 from lightning_s3t.serving.served_shards import ServedShards
 from lightning_s3t.tuning.layers import Layers
-from lightning_s3t.tuning.nested import TensorPath, is_plain, leaves_in, replace_leaves, replace_tensors, tensors_in
+from lightning_s3t.tuning.nested import has_plain_leaves, leaves_in, replace_tensors, tensors_in, with_leaves
 from lightning_s3t.tuning.stages import StageBuilder
 from lightning_s3t.tuning.swap import ModuleSwap
 
@@ -64,15 +64,16 @@ class SequentialPasses:
         trunk = (
             SharedTrunk(self._builder.root, self._builder.layers, [stages[shard] for shard in order]) if share else None
         )
+        stand_ins = {shard: self._shards.stand_ins(shard) for shard in order}
+        given = [leaf for _, leaf in leaves_in((args, kwargs))]
         answers = {}
         for shard in order:
-            stand_ins = self._shards.stand_ins(shard)
-            self._swap.install(stand_ins)
-            own = _Copies({given: own[shard] for given, own in caches.items()})
-            own_args, own_kwargs = own.of((args, kwargs))
+            self._swap.install(stand_ins[shard])
+            own = _Copies({cache: own[shard] for cache, own in caches.items()})
+            own_args, own_kwargs = with_leaves((args, kwargs), [own.of(leaf) for leaf in given])
             with (
                 trunk.next_pass() if trunk is not None else nullcontext(),
-                self._watched(stand_ins, stages[shard]) if watch else nullcontext(),
+                self._watched(stand_ins[shard], stages[shard]) if watch else nullcontext(),
             ):
                 answers[shard] = forward(*own_args, **own_kwargs)
             own.check_not_kept(answers[shard])
@@ -170,7 +171,7 @@ class SharedTrunk:
         before = _versions((args, kwargs))
         output = forward(*args, **kwargs)
         # what a block does besides returning something cannot be given to the next pass
-        if is_plain(output) and _versions((args, kwargs)) == before:
+        if has_plain_leaves(output) and _versions((args, kwargs)) == before:
             self._kept.setdefault(path, []).append(_copied(output))
         else:
             self._usable = False
@@ -205,9 +206,20 @@ class _Copies:
         self._own = dict(caches)  # by the id of what was given, which the caller holds meanwhile
         self._objects: list[Any] = []
 
-    def of(self, arguments: Any) -> Any:
-        """Returns the arguments of a call for this pass."""
-        return replace_leaves(arguments, self._copy)
+    def of(self, leaf: Any) -> Any:
+        """Returns what this pass is given in the place of a leaf of the call: the same for the same."""
+        if id(leaf) in self._own:
+            return self._own[id(leaf)]
+        if leaf is None or isinstance(leaf, (bool, int, float, str, nn.Module, torch.Generator)):
+            return leaf
+        if isinstance(leaf, Tensor):
+            # compiled graphs take what is changed in place apart by themselves
+            own: Any = leaf if torch.compiler.is_compiling() else leaf.clone()
+        else:
+            own = self._copy_object(leaf)
+            self._objects += [own] if own is not leaf else []
+        self._own[id(leaf)] = own
+        return own
 
     def check_not_kept(self, answer: Any) -> None:
         """Refuses an answer that hands a copy back: what goes from call to call would be one shard's alone."""
@@ -221,20 +233,6 @@ class _Copies:
                     "cache of the kind that an ensemble can give every shard its own of. Call the network without it "
                     "(transformers: use_cache=False)."
                 )
-
-    def _copy(self, _: TensorPath, leaf: Any) -> Any:
-        if id(leaf) in self._own:
-            return self._own[id(leaf)]
-        if leaf is None or isinstance(leaf, (bool, int, float, str, nn.Module, torch.Generator)):
-            return leaf
-        if isinstance(leaf, Tensor):
-            # compiled graphs take what is changed in place apart by themselves
-            own: Any = leaf if torch.compiler.is_compiling() else leaf.clone()
-        else:
-            own = self._copy_object(leaf)
-            self._objects += [own] if own is not leaf else []
-        self._own[id(leaf)] = own
-        return own
 
     def _copy_object(self, leaf: Any) -> Any:
         try:

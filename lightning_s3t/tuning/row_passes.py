@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.tuning.nested import TensorPath, is_plain, leaves_in, replace_tensors, tensors_in
+from lightning_s3t.tuning.nested import TensorPath, has_plain_leaves, leaves_in, replace_tensors, tensors_in
 from lightning_s3t.tuning.randomness import seed_running, seeded
 
 
@@ -81,7 +81,7 @@ def _join(answers: list[Any]) -> Any:
     kinds = [{path: _kind(leaf) for path, leaf in leaves_in(answer)} for answer in answers]
     parts: list[dict[TensorPath, Tensor]] = [dict(tensors_in(answer)) for answer in answers]
     has_rows = all(tensor.shape[:1] == (1,) for tensor in parts[0].values())
-    if not has_rows or not all(map(is_plain, answers)) or any(kind != kinds[0] for kind in kinds):
+    if not has_rows or not all(map(has_plain_leaves, answers)) or any(kind != kinds[0] for kind in kinds):
         raise ConfigurationError(
             "Expected answers of the same kind for every row: tensors with one row in their first dimension, of the "
             "same shape, in tuples, lists and dicts. Pad texts to a fixed length; leave out caches (use_cache=False)."

@@ -47,7 +47,7 @@ def test_a_served_model_falls_back_to_what_is_whole(store: Path) -> None:
     served = EnsembleModule.from_store(store, Classifier())
     longest = served.survivors[0]
     damage(store, longest)
-    with pytest.warns(UserWarning, match="Its shard serves what is whole"):
+    with pytest.warns(UserWarning, match="falls back to its remaining intact units"):
         again = EnsembleModule.from_store(store, Classifier())
     assert again.survivors[0] != longest
     assert again.survivors[1] == served.survivors[1]

@@ -60,7 +60,7 @@ class ShardBatchedLayer(nn.Module):
         for shard, module in enumerate(self._stand_ins):
             own_args, own_kwargs = _rows_of(shard, shards, (args, kwargs))
             outputs.append((module or self._original[0])(*own_args, **own_kwargs))
-        return joined(outputs)
+        return cat_nested(outputs)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -183,29 +183,29 @@ class _Repeat:
         return torch.cat([tensor] * self._shards)
 
 
-def joined(outputs: Sequence[Any]) -> Any:
+def cat_nested(outputs: Sequence[Any]) -> Any:
     """Puts the rows of several answers together.
 
     Args:
         outputs: Tensors, or tuples, lists and dicts of them, all of one form.
 
     Example:
-        >>> joined([(torch.ones(1), None), (torch.zeros(1), None)])
+        >>> cat_nested([(torch.ones(1), None), (torch.zeros(1), None)])
         (tensor([1., 0.]), None)
     """
     first = outputs[0]
     if isinstance(first, Tensor):
         return torch.cat(list(outputs))
     if isinstance(first, Mapping):
-        return type(first)(**{key: joined([output[key] for output in outputs]) for key in first})
+        return type(first)(**{key: cat_nested([output[key] for output in outputs]) for key in first})
     if isinstance(first, (tuple, list)):
-        parts = [joined(column) for column in zip(*outputs, strict=True)]
+        parts = [cat_nested(column) for column in zip(*outputs, strict=True)]
         return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
     return first
 
 
-def alike(one: Any, other: Any, half: bool = False) -> bool:
-    """Says whether two answers are the same but for rounding.
+def allclose_nested(one: Any, other: Any, half: bool = False) -> bool:
+    """Returns whether two answers are the same but for rounding.
 
     Args:
         one: Tensors, or tuples, lists and dicts of them.
@@ -213,8 +213,10 @@ def alike(one: Any, other: Any, half: bool = False) -> bool:
         half: Whether they were computed in half precision, whatever they are kept in.
 
     Example:
-        >>> alike({"x": torch.ones(1)}, {"x": torch.ones(1) + 1e-7}), alike([torch.ones(1)], [torch.zeros(1)])
-        (True, False)
+        >>> allclose_nested({"x": torch.ones(1)}, {"x": torch.ones(1) + 1e-7})
+        True
+        >>> allclose_nested([torch.ones(1)], [torch.zeros(1)])
+        False
     """
     if isinstance(one, Tensor):
         if not isinstance(other, Tensor) or one.shape != other.shape or one.dtype != other.dtype:
@@ -226,12 +228,12 @@ def alike(one: Any, other: Any, half: bool = False) -> bool:
     if type(one) is not type(other):
         return False
     if isinstance(one, Mapping):
-        return one.keys() == other.keys() and all(alike(one[name], other[name], half) for name in one)
+        return one.keys() == other.keys() and all(allclose_nested(one[name], other[name], half) for name in one)
     if isinstance(one, (tuple, list)):
-        return len(one) == len(other) and all(alike(a, b, half) for a, b in zip(one, other, strict=True))
+        return len(one) == len(other) and all(allclose_nested(a, b, half) for a, b in zip(one, other, strict=True))
     if dataclasses.is_dataclass(one):
         names = {field.name for field in dataclasses.fields(one)}
-        return all(alike(getattr(one, name), getattr(other, name), half) for name in names)
+        return all(allclose_nested(getattr(one, name), getattr(other, name), half) for name in names)
     return one is None or (isinstance(one, (bool, int, float, str)) and one == other)
 
 

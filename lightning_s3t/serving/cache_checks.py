@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_s3t.errors import EnsembleError, RevokedError
-from lightning_s3t.serving.batched import alike
+from lightning_s3t.serving.batched import allclose_nested
 from lightning_s3t.serving.caches import ShardCaches, is_cache
 from lightning_s3t.tuning.nested import replace_leaves, replace_tensors, tensors_in
 
@@ -138,7 +138,7 @@ class CheckedGeneration:
             choices.repeat()
             expected = self._run(arguments, tokens, choices, use_cache=False)
         both = min(len(found), len(expected))  # guesses that are right may reach further
-        if both > 1 and alike(found[:both], expected[:both], self._half()):
+        if both > 1 and allclose_nested(found[:both], expected[:both], self._half()):
             return True
         problem = "the answers with them differ from those of reading the whole text each time"
         if failure is not None:
@@ -249,7 +249,7 @@ class CheckedReading:
             whole_args, whole_kwargs = _whole_text(read, args, kwargs)
             found = _logits_of(answer)
             expected = _logits_of(ask(*whole_args, **whole_kwargs))[:, -found.shape[1] :]
-            if not alike(found, expected, half):
+            if not allclose_nested(found, expected, half):
                 raise EnsembleError(
                     "With its key-value caches, the network does not answer as it does when it reads the whole text. "
                     f"This comes from a network, or a release of transformers, whose caches ({type(cache).__name__}) "

@@ -140,7 +140,7 @@ def caches_of_shards(cache: Any, keys: Keys) -> dict[int, Any]:
         keys: What each shard serves with now, in order.
 
     Raises:
-        EnsembleError: The cache was filled by somebody else, or changed past its methods.
+        EnsembleError: The cache was filled by something else, or changed past its methods.
         RevokedError: The shards serve with something else than when the cache was begun.
     """
     behind = ShardCaches.of(cache)

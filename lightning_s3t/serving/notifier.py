@@ -100,7 +100,7 @@ class _Heard:
     """
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()  # reentrant: a listener may forget somebody itself
+        self.lock = threading.RLock()  # reentrant: a listener may make a request itself
         self._last: dict[int, tuple[weakref.ref[object], int]] = {}
 
     def last(self, listener: object, newest: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_s3t.serving.batched import BatchedPass, alike
+from lightning_s3t.serving.batched import BatchedPass, allclose_nested
 from lightning_s3t.serving.caches import caches_in
 from lightning_s3t.serving.override_forward import Forward
 from lightning_s3t.serving.sequential import SequentialPasses
@@ -104,7 +104,7 @@ class ShardPasses:
         if self._wants_batched(args, kwargs):
             try:
                 batched = self._batched(forward, args, kwargs, shards)
-                if alike(alone, batched, self.is_half()):
+                if allclose_nested(alone, batched, self.is_half()):
                     return "batched", batched
             except Exception:
                 # whatever it is: a pass of its own for each shard is what the network is made for
@@ -182,7 +182,7 @@ def _form(value: Any) -> Any:
 
 
 def _is_equal(one: Any, other: Any) -> bool:
-    """Says whether two answers are the same to the bit; not a number is equal to itself."""
+    """Returns whether two answers are bitwise equal, treating NaN as equal to NaN."""
     mine, others = dict(tensors_in(one)), dict(tensors_in(other))
     return mine.keys() == others.keys() and all(
         tensor.shape == others[path].shape and torch.equal(tensor.nan_to_num(), others[path].nan_to_num())

@@ -7,7 +7,7 @@ import functools
 import math
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,14 +30,14 @@ from lightning_s3t.serving.cache_checks import CheckedGeneration, CheckedReading
 from lightning_s3t.serving.caches import Keys, caches_in, caches_of_shards, filling, hand_over
 from lightning_s3t.serving.notifier import Notifier
 from lightning_s3t.serving.passes import PASSES, Passes, ShardPasses
-from lightning_s3t.serving.served_shards import Load, ServedShards
+from lightning_s3t.serving.served_shards import ServedShards, SnapshotPreloader
 from lightning_s3t.store import Receipt, Store
 from lightning_s3t.tuning.adapter_effect import check_effect, measure_effect
 from lightning_s3t.tuning.adapters import resolve_adapter
-from lightning_s3t.tuning.finders.transformers_models import is_transformers_model
 from lightning_s3t.tuning.fingerprint import digest_tensors
+from lightning_s3t.tuning.layer_detection.transformers_models import is_transformers_model
 from lightning_s3t.tuning.layers import LayerGroup, Layers
-from lightning_s3t.tuning.stages import Snapshot, StageBuilder
+from lightning_s3t.tuning.stages import StageBuilder
 
 Self = TypeVar("Self", bound="EnsemblePredictor")
 
@@ -433,46 +433,6 @@ class EnsemblePredictor(nn.Module):
         model = {"pretrained_sha256": digest_tensors(builder.frozen_tensors()), "head_shapes": heads}
         self.store.check({"model": model})
         check_effect(self.store.options.get("adapter_effect"), measure_effect(builder), str(self.store.path))
-
-
-class SnapshotPreloader:
-    """Reads snapshots, and keeps all that may have to serve one day in the host's memory if it is to.
-
-    Args:
-        load: Reads a unit's snapshot.
-        keep: Whether to keep them, so that nothing is read after a request.
-
-    Example:
-        >>> snapshots, unit = SnapshotPreloader(lambda unit: {"w": torch.ones(1)}, keep=True), UnitId(0, (1,))
-        >>> snapshots.renew({unit: "a digest"})
-        >>> snapshots.load(unit) is snapshots.load(unit)
-        True
-    """
-
-    def __init__(self, load: Load, keep: bool) -> None:
-        self._load = load
-        self._keep = keep
-        self._kept: dict[UnitId, tuple[str, Snapshot]] = {}
-
-    def renew(self, digests: Mapping[UnitId, str]) -> None:
-        """Lets go of what may not serve any more, at once, and reads what is new.
-
-        Args:
-            digests: The digests of the snapshots of all units that may serve.
-        """
-        for unit in [unit for unit, (digest, _) in self._kept.items() if digests.get(unit) != digest]:
-            del self._kept[unit]
-        if self._keep:
-            for unit in digests.keys() - self._kept.keys():
-                self._kept[unit] = (digests[unit], self._load(unit))
-
-    def load(self, unit: UnitId) -> Snapshot:
-        """Returns a unit's snapshot, from memory if it is there.
-
-        Args:
-            unit: The unit, one of those that may serve.
-        """
-        return self._kept[unit][1] if unit in self._kept else self._load(unit)
 
 
 class _AnswerLock:

@@ -229,8 +229,8 @@ class _Copies:
         for own in self._objects:
             if id(own) in returned:
                 raise EnsembleError(
-                    f"The network carries an object of {type(own).__name__} from one call to the next, which is no "
-                    "cache of the kind that an ensemble can give every shard its own of. Call the network without it "
+                    f"The network carries an object of {type(own).__name__} from one call to the next, which is not a "
+                    "cache of a kind that an ensemble can give to each shard. Call the network without it "
                     "(transformers: use_cache=False)."
                 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -130,3 +130,43 @@ class ServedShards(nn.Module):
             load_tensors(modules[name], name, snapshots[stage])
         kept = {name for index in range(1, stage + 1) for name in self._builder.targets[index]}
         return {name: module for name, module in modules.items() if name in kept or name in self._builder.layers.head}
+
+
+class SnapshotPreloader:
+    """Reads snapshots, and keeps all that may have to serve one day in the host's memory if it is to.
+
+    Args:
+        load: Reads a unit's snapshot.
+        keep: Whether to keep them, so that nothing is read after a request.
+
+    Example:
+        >>> snapshots, unit = SnapshotPreloader(lambda unit: {"w": torch.ones(1)}, keep=True), UnitId(0, (1,))
+        >>> snapshots.renew({unit: "a digest"})
+        >>> snapshots.load(unit) is snapshots.load(unit)
+        True
+    """
+
+    def __init__(self, load: Load, keep: bool) -> None:
+        self._load = load
+        self._keep = keep
+        self._kept: dict[UnitId, tuple[str, Snapshot]] = {}
+
+    def renew(self, digests: Mapping[UnitId, str]) -> None:
+        """Lets go of what may not serve any more, at once, and reads what is new.
+
+        Args:
+            digests: The digests of the snapshots of all units that may serve.
+        """
+        for unit in [unit for unit, (digest, _) in self._kept.items() if digests.get(unit) != digest]:
+            del self._kept[unit]
+        if self._keep:
+            for unit in digests.keys() - self._kept.keys():
+                self._kept[unit] = (digests[unit], self._load(unit))
+
+    def load(self, unit: UnitId) -> Snapshot:
+        """Returns a unit's snapshot, from memory if it is there.
+
+        Args:
+            unit: The unit, one of those that may serve.
+        """
+        return self._kept[unit][1] if unit in self._kept else self._load(unit)

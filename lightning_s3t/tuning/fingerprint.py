@@ -57,7 +57,7 @@ def fingerprint(tensor: Tensor) -> Tensor:
 
     A sum, modulo 2**64, of 64-bit words multiplied by odd numbers that depend on the place and then mixed (splitmix64's
     finaliser), and once more of these sums: any change within one word, so of any single element, shows with
-    certainty, several with probability 1 - 2**-64 or so. It is meant against accidents, not against somebody who
+    certainty, several with probability 1 - 2**-64 or so. It is meant against accidents, not against anyone who
     constructs collisions; what is kept is digested by `digest_tensors`. Equal bits give equal fingerprints on every
     device.
 

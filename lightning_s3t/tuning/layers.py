@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from lightning_s3t.errors import LayersError
-from lightning_s3t.tuning.finders import Found, find_head_of, find_layers_and_head, find_network
-from lightning_s3t.tuning.finders.named import HOW_TO_NAME, check_paths, read_layers
-from lightning_s3t.tuning.finders.paths import has_parameters, lies_in
+from lightning_s3t.tuning.layer_detection import DetectedLayers, find_head_of, find_layers_and_head, find_network
+from lightning_s3t.tuning.layer_detection.named_layers import HOW_TO_NAME, check_paths, parse_layers
+from lightning_s3t.tuning.layer_detection.paths import has_parameters, lies_in
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def find_layers(
         head: The path of the head, or several.
 
     Raises:
-        LayersError: Nothing was found, there is no telling between several things, what was named does not exist, or
+        LayersError: Nothing was found, it is unclear which of several is meant, what was named does not exist, or
             there are fewer blocks than slices.
 
     Example:
@@ -87,10 +87,10 @@ def find_layers(
     if layers is None:
         found = find_layers_and_head(root, slices, headed=bool(heads))
     else:
-        blocks, grouped, own = read_layers(root, layers, slices, heads)
+        blocks, grouped, own = parse_layers(root, layers, slices, heads)
         paths = [path for block in blocks for path in block]
         _check_blocks(root, blocks)
-        found = Found(None, blocks, () if heads else find_head_of(root, paths, own), "named by the user")
+        found = DetectedLayers(None, blocks, () if heads else find_head_of(root, paths, own), "named by the user")
     heads = heads or found.head
     _check_blocks(root, found.blocks)
     groups = tuple(

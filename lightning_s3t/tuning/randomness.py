@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ def seed_all(seed: int) -> None:
 
 
 def seed_running(seed: int) -> None:
-    """Seeds the same generators as `seed_all`, but for those of devices that nobody has used yet.
+    """Seeds the same generators as `seed_all`, but for those of devices that have not been used yet.
 
     Many times faster where there is none: torch notes each call for the day that one is used, with a stack trace.
 
@@ -106,3 +107,27 @@ def seeded(seed: int | None = None) -> Iterator[None]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+
+
+def seed_generator(generator: Any, seed: int) -> None:
+    """Seeds a random generator of torch, NumPy or Python.
+
+    Args:
+        generator: The generator.
+        seed: A non-negative integer.
+
+    Example:
+        >>> import random
+        >>> generator = random.Random()
+        >>> seed_generator(generator, 1)
+        >>> generator.random() == random.Random(1).random()
+        True
+    """
+    if isinstance(generator, torch.Generator):
+        generator.manual_seed(seed)
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = type(generator.bit_generator)(seed).state
+    elif isinstance(generator, np.random.RandomState):
+        generator.seed(seed % 2**32)
+    else:
+        generator.seed(seed)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_s3t.serving.batched import alike
+from lightning_s3t.serving.batched import allclose_nested
 from lightning_s3t.serving.passes import ShardPasses
 from tests.serving.shards import IMAGES, LORA, MODELS, TOKENS, Shards, make_bert, make_vit, tensor_of
 from tests.tiers import nightly_except
@@ -55,7 +55,7 @@ def test_together_is_in_turn_but_for_rounding(model: str, stages: list[int]) -> 
     shards = Shards(make(), stages)
     asked = Asked(shards, *args, **kwargs)
     assert asked.calls == (1 if max(stages) == 4 else 2)  # of which one ends where the trunk does
-    assert alike(asked.first, shards.ask_alone(*args, **kwargs))
+    assert allclose_nested(asked.first, shards.ask_alone(*args, **kwargs))
     assert all(torch.equal(tensor_of(a), tensor_of(b)) for a, b in zip(asked.first, asked.again, strict=True))
 
 
@@ -65,7 +65,7 @@ def test_every_adapter_can_be_asked_together(kind: str) -> None:
     shards = Shards(make_vit(), [4, 1, 3], ADAPTERS[kind])
     asked = Asked(shards, IMAGES)
     assert asked.calls == 1
-    assert alike(asked.first, shards.ask_alone(IMAGES))
+    assert allclose_nested(asked.first, shards.ask_alone(IMAGES))
 
 
 @pytest.mark.parametrize("kind", ["autocast", "weights"])
@@ -160,7 +160,7 @@ def test_every_number_of_rows_is_tried_by_itself(rows: tuple[int, ...]) -> None:
     for count in rows:
         x = torch.randn(count, 6)
         for _ in range(2):
-            assert alike(shards.ask("batched", x, scale), shards.ask_alone(x, scale))
+            assert allclose_nested(shards.ask("batched", x, scale), shards.ask_alone(x, scale))
 
 
 class Answers:
@@ -228,4 +228,4 @@ def test_a_network_whose_rows_cannot_be_told_apart_is_asked_in_turn(kind: type[n
     ],
 )
 def test_answers_are_alike_up_to_the_rounding_of_their_largest_value(one: Any, other: Any, expected: bool) -> None:
-    assert alike(one, other) is expected
+    assert allclose_nested(one, other) is expected

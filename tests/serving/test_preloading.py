@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_s3t.errors import DamagedError
 from lightning_s3t.plan import UnitId
-from lightning_s3t.serving.predictor import SnapshotPreloader
+from lightning_s3t.serving.served_shards import SnapshotPreloader
 
 ONE, TWO = UnitId(0, (0,)), UnitId(0, (0, 1))
 

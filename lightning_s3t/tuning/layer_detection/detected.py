@@ -1,4 +1,4 @@
-"""What a finder gives."""
+"""The blocks and the head that were detected in a network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Found:
+class DetectedLayers:
     """Blocks and head of a network.
 
     Attributes:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from torch import nn
 
 from lightning_s3t.errors import LayersError
-from lightning_s3t.tuning.finders.blocks import Block, join_small
-from lightning_s3t.tuning.finders.modules import is_list, parts
-from lightning_s3t.tuning.finders.paths import has_parameters, lies_in
-from lightning_s3t.tuning.finders.stacks import last_as_head
+from lightning_s3t.tuning.layer_detection.blocks import Block, join_small
+from lightning_s3t.tuning.layer_detection.modules import is_list, parts
+from lightning_s3t.tuning.layer_detection.paths import has_parameters, lies_in
+from lightning_s3t.tuning.layer_detection.stacks import last_as_head
 
 HOW_TO_NAME = (
     "Name them: layers='model.encoder.layer' (the path of a ModuleList), or a list of paths in forward order, and "
@@ -19,7 +19,7 @@ HOW_TO_NAME = (
 )
 
 
-def read_layers(
+def parse_layers(
     root: nn.Module, layers: str | Sequence[str] | Sequence[Sequence[str]], slices: int, heads: Sequence[str]
 ) -> tuple[list[Block], bool, Block]:
     """Reads what the user says about the blocks.
@@ -28,13 +28,13 @@ def read_layers(
         root: The module that the paths start at.
         layers: The path of a list, or paths of blocks, or lists of paths of blocks.
         slices: Number of groups.
-        heads: The head, where the user names it: it is no block.
+        heads: The head, where the user names it: it is not a block.
 
     Returns:
         The blocks in forward order; whether they are the groups; the last layer of a Sequential, if it may be the head.
 
     Raises:
-        LayersError: A path is no module, or the form is none of the three.
+        LayersError: A path is not that of a module, or the form is none of the three.
     """
     if isinstance(layers, str):
         check_paths(root, [layers])

@@ -8,11 +8,11 @@ from itertools import groupby
 
 from torch import nn
 
-from lightning_s3t.tuning.finders.blocks import Block, Blocks, blocks_in, main_class, tidy
-from lightning_s3t.tuning.finders.ignored import is_ignored
-from lightning_s3t.tuning.finders.modules import has_parts, is_callable, is_list, parts
-from lightning_s3t.tuning.finders.names import names_head, names_stem, numbered
-from lightning_s3t.tuning.finders.paths import common_parent
+from lightning_s3t.tuning.layer_detection.blocks import Block, Blocks, blocks_in, main_class, tidy
+from lightning_s3t.tuning.layer_detection.ignored import is_ignored
+from lightning_s3t.tuning.layer_detection.modules import has_parts, is_callable, is_list, parts
+from lightning_s3t.tuning.layer_detection.names import names_head, names_stem, numbered
+from lightning_s3t.tuning.layer_detection.paths import common_parent
 
 _ENDINGS = (nn.Softmax, nn.LogSoftmax, nn.Sigmoid, nn.Tanh, nn.Dropout, nn.Flatten, nn.Identity)
 
@@ -44,7 +44,7 @@ def find_stacks(root: nn.Module, inside: str, ignored: Sequence[str], wanted: in
     Args:
         root: The module that paths start at.
         inside: Where to look; "" for everywhere.
-        ignored: Paths that are no part of the network.
+        ignored: Paths that are not part of the network.
         wanted: How many blocks are needed.
     """
     return list(_visit(root, inside, tuple(ignored), max(wanted, 2)))
@@ -91,7 +91,7 @@ def last_as_head(module: nn.Module, children: Sequence[str]) -> Block:
 
 
 def longest(stacks: Sequence[Stack], size: Callable[[Stack], float], share: float) -> list[Stack]:
-    """Returns the largest stack, and with it those that come close: more than one if there is no telling.
+    """Returns the largest stack, and with it those that come close: more than one if it is unclear which is meant.
 
     Args:
         stacks: At least one.

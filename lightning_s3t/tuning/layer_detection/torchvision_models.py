@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from torch import nn
 
-from lightning_s3t.tuning.finders.blocks import Blocks, blocks_in, tidy
-from lightning_s3t.tuning.finders.found import Found
-from lightning_s3t.tuning.finders.modules import count_layers, expand, is_from, is_list, parts
-from lightning_s3t.tuning.finders.names import words
-from lightning_s3t.tuning.finders.paths import has_parameters, join
-from lightning_s3t.tuning.finders.stacks import find_stacks, longest, without_ends
+from lightning_s3t.tuning.layer_detection.blocks import Blocks, blocks_in, tidy
+from lightning_s3t.tuning.layer_detection.detected import DetectedLayers
+from lightning_s3t.tuning.layer_detection.modules import count_layers, expand, is_from, is_list, parts
+from lightning_s3t.tuning.layer_detection.names import words
+from lightning_s3t.tuning.layer_detection.paths import has_parameters, join
+from lightning_s3t.tuning.layer_detection.stacks import find_stacks, longest, without_ends
 
 _HEADS = ("fc", "classifier", "heads", "head")
 
 
 def is_torchvision_model(module: nn.Module) -> bool:
-    """Says whether a module is one of torchvision's models with a classifier, without importing it.
+    """Returns whether a module is one of torchvision's models with a classifier, without importing it.
 
     Args:
         module: Any module.
@@ -25,7 +25,7 @@ def is_torchvision_model(module: nn.Module) -> bool:
     return any(isinstance(getattr(module, name, None), nn.Module) for name in _HEADS)
 
 
-def find_in_torchvision_model(model: nn.Module, path: str, slices: int) -> Found | None:
+def find_in_torchvision_model(model: nn.Module, path: str, slices: int) -> DetectedLayers | None:
     """Finds the blocks of a torchvision model.
 
     Args:
@@ -41,7 +41,7 @@ def find_in_torchvision_model(model: nn.Module, path: str, slices: int) -> Found
     if len(blocks) < 2:
         return None
     found = [tuple(join(path, name) for name in block) for block in blocks]
-    return Found(path, found, tuple(join(path, head) for head in heads), f"torchvision {source}")
+    return DetectedLayers(path, found, tuple(join(path, head) for head in heads), f"torchvision {source}")
 
 
 def torchvision_heads(model: nn.Module) -> tuple[str, ...]:

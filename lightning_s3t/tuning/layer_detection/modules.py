@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from lightning_s3t.tuning.finders.paths import has_parameters, join
+from lightning_s3t.tuning.layer_detection.paths import has_parameters, join
 
 
 def parts(module: nn.Module, path: str) -> list[str]:
@@ -24,7 +24,7 @@ def parts(module: nn.Module, path: str) -> list[str]:
 
 
 def is_list(module: nn.Module) -> bool:
-    """Says whether a module does no more than hold others in order.
+    """Returns whether a module does no more than hold others in order.
 
     Args:
         module: The module.
@@ -33,7 +33,7 @@ def is_list(module: nn.Module) -> bool:
 
 
 def has_parts(module: nn.Module) -> bool:
-    """Says whether a module is made of others that have parameters, as a block is and a layer is not.
+    """Returns whether a module is made of others that have parameters, as a block is and a layer is not.
 
     Args:
         module: The module.
@@ -42,7 +42,7 @@ def has_parts(module: nn.Module) -> bool:
 
 
 def is_callable(module: nn.Module) -> bool:
-    """Says whether a module has a forward() of its own: a ModuleList or ModuleDict has none.
+    """Returns whether a module has a forward() of its own: a ModuleList or ModuleDict has none.
 
     Args:
         module: The module.
@@ -83,7 +83,7 @@ def count_layers(module: nn.Module) -> int:
 
 
 def is_from(module: nn.Module, library: str) -> bool:
-    """Says whether a module's class, or one that it inherits from, is of a library, without importing the library.
+    """Returns whether a module's class, or one that it inherits from, is of a library, without importing the library.
 
     Args:
         module: The module.

@@ -8,17 +8,17 @@ from typing import Any
 
 from torch import nn
 
-from lightning_s3t.tuning.finders.blocks import Block, Blocks, tidy
-from lightning_s3t.tuning.finders.found import Found
-from lightning_s3t.tuning.finders.modules import count_layers, expand, is_from
-from lightning_s3t.tuning.finders.paths import has_parameters, join, lies_in
-from lightning_s3t.tuning.finders.stacks import find_stacks, longest, without_ends
+from lightning_s3t.tuning.layer_detection.blocks import Block, Blocks, tidy
+from lightning_s3t.tuning.layer_detection.detected import DetectedLayers
+from lightning_s3t.tuning.layer_detection.modules import count_layers, expand, is_from
+from lightning_s3t.tuning.layer_detection.paths import has_parameters, join, lies_in
+from lightning_s3t.tuning.layer_detection.stacks import find_stacks, longest, without_ends
 
 _AFTER = 3
 
 
 def is_timm_model(module: nn.Module) -> bool:
-    """Says whether a module describes itself as timm's models do.
+    """Returns whether a module describes itself as timm's models do.
 
     The class is asked, since wrappers (PEFT's, torch.compile's) pass on what their inner module has.
 
@@ -30,7 +30,7 @@ def is_timm_model(module: nn.Module) -> bool:
     return described and callable(getattr(kind, "get_classifier", None))
 
 
-def find_in_timm_model(model: nn.Module, path: str, slices: int) -> Found | None:
+def find_in_timm_model(model: nn.Module, path: str, slices: int) -> DetectedLayers | None:
     """Finds the blocks that a timm model describes; its coarse blocks (stages) if it has no finer ones.
 
     Args:
@@ -55,7 +55,7 @@ def find_in_timm_model(model: nn.Module, path: str, slices: int) -> Found | None
             return None
         blocks, source = chosen[0].blocks, f"timm {chosen[0]}"
     found = [tuple(join(path, name) for name in block) for block in blocks]
-    return Found(path, found, tuple(join(path, head) for head in heads), source)
+    return DetectedLayers(path, found, tuple(join(path, head) for head in heads), source)
 
 
 def timm_heads(model: nn.Module) -> tuple[str, ...]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from torch import nn
 
 from lightning_s3t.errors import LayersError
-from lightning_s3t.tuning.finders.found import Found
-from lightning_s3t.tuning.finders.heads import heads_after, named_like_heads
-from lightning_s3t.tuning.finders.ignored import find_ignored, is_ignored
-from lightning_s3t.tuning.finders.modules import count_layers, expand, parts
-from lightning_s3t.tuning.finders.paths import join
-from lightning_s3t.tuning.finders.stacks import Stack, find_stacks, longest, without_ends
+from lightning_s3t.tuning.layer_detection.detected import DetectedLayers
+from lightning_s3t.tuning.layer_detection.heads import heads_after, named_like_heads
+from lightning_s3t.tuning.layer_detection.ignored import find_ignored, is_ignored
+from lightning_s3t.tuning.layer_detection.modules import count_layers, expand, parts
+from lightning_s3t.tuning.layer_detection.paths import join
+from lightning_s3t.tuning.layer_detection.stacks import Stack, find_stacks, longest, without_ends
 
 
 def is_transformers_model(module: nn.Module) -> bool:
-    """Says whether a module is a model of the transformers library, without importing it.
+    """Returns whether a module is a model of the transformers library, without importing it.
 
     Args:
         module: Any module.
@@ -25,7 +25,7 @@ def is_transformers_model(module: nn.Module) -> bool:
     )
 
 
-def find_in_transformers_model(model: nn.Module, path: str, slices: int) -> Found | None:
+def find_in_transformers_model(model: nn.Module, path: str, slices: int) -> DetectedLayers | None:
     """Finds the blocks of an encoder or a decoder, and its task head.
 
     Args:
@@ -53,7 +53,7 @@ def find_in_transformers_model(model: nn.Module, path: str, slices: int) -> Foun
     last = chosen[0].blocks[-1][-1]
     blocks = [tuple(join(path, name) for name in block) for block in chosen[0].blocks]
     heads = transformers_heads(model, last)
-    return Found(path, blocks, tuple(join(path, name) for name in heads), f"transformers {chosen[0]}")
+    return DetectedLayers(path, blocks, tuple(join(path, name) for name in heads), f"transformers {chosen[0]}")
 
 
 def transformers_heads(model: nn.Module, last: str) -> tuple[str, ...]:

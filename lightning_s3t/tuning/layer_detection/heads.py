@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from torch import nn
 
 from lightning_s3t.errors import LayersError
-from lightning_s3t.tuning.finders.ignored import is_ignored
-from lightning_s3t.tuning.finders.modules import count_layers, expand, parts
-from lightning_s3t.tuning.finders.names import names_head, names_stem
-from lightning_s3t.tuning.finders.paths import lies_in
+from lightning_s3t.tuning.layer_detection.ignored import is_ignored
+from lightning_s3t.tuning.layer_detection.modules import count_layers, expand, parts
+from lightning_s3t.tuning.layer_detection.names import names_head, names_stem
+from lightning_s3t.tuning.layer_detection.paths import lies_in
 
 
 def find_head(
@@ -21,12 +21,12 @@ def find_head(
     Args:
         root: The module that paths start at.
         blocks: The blocks' paths.
-        ignored: Paths that are no part of the network.
+        ignored: Paths that are not part of the network.
         start: What the head comes after: the last block, or a recognised model without a head.
         own: The last layer of the Sequential that holds the blocks, if it may be the head.
 
     Raises:
-        LayersError: There is none, or there is no telling which.
+        LayersError: There is none, or it is unclear which it is.
     """
     after = heads_after(root, blocks, ignored, start)
     levels = _named_levels(root, after)
@@ -64,8 +64,8 @@ def heads_after(
 
     Args:
         root: The module that paths start at.
-        blocks: Paths that are no heads.
-        ignored: Paths that are no part of the network.
+        blocks: Paths that are not heads.
+        ignored: Paths that are not part of the network.
         start: The module.
         inside: Where to stop.
         before: Look before it instead.

@@ -28,7 +28,7 @@ def words(name: str) -> list[str]:
 
 
 def names_head(name: str) -> bool:
-    """Says whether a name is one that heads have.
+    """Returns whether a name is one that heads have.
 
     Args:
         name: The last part of a path.
@@ -41,7 +41,7 @@ def names_head(name: str) -> bool:
 
 
 def names_stem(name: str) -> bool:
-    """Says whether a name is one that embeddings and stems have.
+    """Returns whether a name is one that embeddings and stems have.
 
     Args:
         name: The last part of a path.
@@ -54,7 +54,7 @@ def names_stem(name: str) -> bool:
 
 
 def names_loss(name: str) -> bool:
-    """Says whether a name is one that losses and metrics have: its last word, or the first.
+    """Returns whether a name is one that losses and metrics have: its last word, or the first.
 
     Args:
         name: The last part of a path, or the name of a class.

@@ -7,18 +7,20 @@ from collections.abc import Sequence
 from torch import nn
 
 from lightning_s3t.errors import LayersError
-from lightning_s3t.tuning.finders.found import Found
-from lightning_s3t.tuning.finders.heads import find_head
-from lightning_s3t.tuning.finders.modules import is_from, is_list
-from lightning_s3t.tuning.finders.stacks import Stack, find_stacks, longest, without_ends
+from lightning_s3t.tuning.layer_detection.detected import DetectedLayers
+from lightning_s3t.tuning.layer_detection.heads import find_head
+from lightning_s3t.tuning.layer_detection.modules import is_from, is_list
+from lightning_s3t.tuning.layer_detection.stacks import Stack, find_stacks, longest, without_ends
 
 
-def find_in_plain_module(root: nn.Module, ignored: Sequence[str], slices: int, headed: bool = False) -> Found | None:
+def find_in_plain_module(
+    root: nn.Module, ignored: Sequence[str], slices: int, headed: bool = False
+) -> DetectedLayers | None:
     """Finds the longest list of blocks in a module that is of no known library.
 
     Args:
         root: The module.
-        ignored: Paths that are no part of the network.
+        ignored: Paths that are not part of the network.
         slices: How many blocks are wanted.
         headed: Whether the head is known already.
 
@@ -26,7 +28,7 @@ def find_in_plain_module(root: nn.Module, ignored: Sequence[str], slices: int, h
         What was found; None if there is no list of at least two blocks.
 
     Raises:
-        LayersError: More than one list could be meant, or there is no telling which module is the head.
+        LayersError: More than one list could be meant, or it is unclear which module is the head.
     """
     stacks = find_stacks(root, "", ignored, slices)
     if not stacks:
@@ -34,7 +36,7 @@ def find_in_plain_module(root: nn.Module, ignored: Sequence[str], slices: int, h
     stack = _choose(root, without_ends(stacks))
     blocks = [path for block in stack.blocks for path in block]
     head = () if headed else find_head(root, blocks, ignored, (*blocks, *stack.head)[-1], stack.head)
-    return Found(None, stack.blocks, head, f"the longest list of layers, {stack}")
+    return DetectedLayers(None, stack.blocks, head, f"the longest list of layers, {stack}")
 
 
 def _choose(root: nn.Module, stacks: Sequence[Stack]) -> Stack:
@@ -55,7 +57,7 @@ def _choose(root: nn.Module, stacks: Sequence[Stack]) -> Stack:
 
 
 def _is_another_network(root: nn.Module, stack: Stack, other: Stack) -> bool:
-    """Says whether two stacks lie in two hand-written modules beside each other, as those of a GAN do."""
+    """Returns whether two stacks lie in two hand-written modules beside each other, as those of a GAN do."""
     first, second = stack.paths[0].split("."), other.paths[0].split(".")
     same = sum(1 for _ in _common(first, second))
     if same >= min(len(first), len(second)):

@@ -1,4 +1,4 @@
-"""Dotted paths of modules, compared by whole parts: `blocks.1` is no part of `blocks.10`."""
+"""Dotted paths of modules, compared by whole parts: `blocks.1` is not part of `blocks.10`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def join(parent: str, name: str) -> str:
 
 
 def lies_in(path: str, parent: str) -> bool:
-    """Says whether a path is a parent or lies below it.
+    """Returns whether a path is a parent or lies below it.
 
     Args:
         path: A path.
@@ -55,7 +55,7 @@ def common_parent(paths: Sequence[str]) -> str:
 
 
 def has_parameters(module: nn.Module) -> bool:
-    """Says whether a module has any parameter.
+    """Returns whether a module has any parameter.
 
     Args:
         module: The module.

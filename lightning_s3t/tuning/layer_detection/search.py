@@ -7,26 +7,26 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from lightning_s3t.errors import LayersError
-from lightning_s3t.tuning.finders.found import Found
-from lightning_s3t.tuning.finders.heads import find_head
-from lightning_s3t.tuning.finders.ignored import find_ignored, is_ignored
-from lightning_s3t.tuning.finders.paths import join, lies_in
-from lightning_s3t.tuning.finders.plain_modules import find_in_plain_module
-from lightning_s3t.tuning.finders.stacks import holder
-from lightning_s3t.tuning.finders.timm_models import find_in_timm_model, is_timm_model, timm_heads
-from lightning_s3t.tuning.finders.torchvision_models import (
+from lightning_s3t.tuning.layer_detection.detected import DetectedLayers
+from lightning_s3t.tuning.layer_detection.heads import find_head
+from lightning_s3t.tuning.layer_detection.ignored import find_ignored, is_ignored
+from lightning_s3t.tuning.layer_detection.paths import join, lies_in
+from lightning_s3t.tuning.layer_detection.plain_modules import find_in_plain_module
+from lightning_s3t.tuning.layer_detection.stacks import holder
+from lightning_s3t.tuning.layer_detection.timm_models import find_in_timm_model, is_timm_model, timm_heads
+from lightning_s3t.tuning.layer_detection.torchvision_models import (
     find_in_torchvision_model,
     is_torchvision_model,
     torchvision_heads,
 )
-from lightning_s3t.tuning.finders.transformers_models import (
+from lightning_s3t.tuning.layer_detection.transformers_models import (
     find_in_transformers_model,
     is_transformers_model,
     transformers_heads,
 )
 
 
-def find_layers_and_head(root: nn.Module, slices: int, headed: bool) -> Found:
+def find_layers_and_head(root: nn.Module, slices: int, headed: bool) -> DetectedLayers:
     """Finds the blocks of a module, and its head.
 
     Args:
@@ -35,10 +35,10 @@ def find_layers_and_head(root: nn.Module, slices: int, headed: bool) -> Found:
         headed: Whether the head is known already; it is not looked for then.
 
     Raises:
-        LayersError: There are none, or more than one network has some, or there is no telling.
+        LayersError: There are none, or more than one network has some, or it is unclear which are meant.
     """
     ignored = find_ignored(root)
-    models: dict[str, Found] = {}
+    models: dict[str, DetectedLayers] = {}
     for path, module in root.named_modules():
         if is_ignored(path, ignored) or any(lies_in(path, outer) for outer in models):
             continue
@@ -55,7 +55,9 @@ def find_layers_and_head(root: nn.Module, slices: int, headed: bool) -> Found:
         if headed or found.head:
             return found
         blocks = [path for block in found.blocks for path in block]
-        return Found(found.network, found.blocks, find_head(root, blocks, ignored, found.network or ""), found.source)
+        return DetectedLayers(
+            found.network, found.blocks, find_head(root, blocks, ignored, found.network or ""), found.source
+        )
     plain = find_in_plain_module(root, ignored, slices, headed)
     if plain is None:
         children = [f"{name} ({type(child).__name__})" for name, child in root.named_children()]
@@ -76,7 +78,7 @@ def find_head_of(root: nn.Module, blocks: Sequence[str], own: tuple[str, ...] = 
         own: The last layer of a Sequential that was named, if it may be the head.
 
     Raises:
-        LayersError: There is none, or there is no telling which.
+        LayersError: There is none, or it is unclear which it is.
     """
     start = blocks[-1]
     for path in _known_models(root, blocks):
@@ -123,7 +125,7 @@ def _known_heads(model: nn.Module, last: str) -> tuple[str, ...]:
     return transformers_heads(model, last) if is_transformers_model(model) else torchvision_heads(model)
 
 
-def _ask(module: nn.Module, path: str, slices: int) -> Found | None:
+def _ask(module: nn.Module, path: str, slices: int) -> DetectedLayers | None:
     if is_timm_model(module):
         return find_in_timm_model(module, path, slices)
     if is_transformers_model(module) and not any(map(is_timm_model, module.modules())):

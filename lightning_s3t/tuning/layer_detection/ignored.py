@@ -6,12 +6,12 @@ import sys
 
 from torch import nn
 
-from lightning_s3t.tuning.finders.names import names_loss
-from lightning_s3t.tuning.finders.paths import has_parameters, lies_in
+from lightning_s3t.tuning.layer_detection.names import names_loss
+from lightning_s3t.tuning.layer_detection.paths import has_parameters, lies_in
 
 
 def find_ignored(root: nn.Module) -> tuple[str, ...]:
-    """Returns the paths of the outermost modules that are no part of the network.
+    """Returns the paths of the outermost modules that are not part of the network.
 
     Losses and metrics may hold whole networks (a perceptual loss, an inception distance), which are not to be trained.
 
@@ -30,7 +30,7 @@ def find_ignored(root: nn.Module) -> tuple[str, ...]:
 
 
 def is_ignored(path: str, ignored: tuple[str, ...] | list[str]) -> bool:
-    """Says whether a path lies in one that is ignored.
+    """Returns whether a path lies in one that is ignored.
 
     Args:
         path: The path.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from lightning_s3t.tuning.finders.modules import count_layers, expand, has_parts, is_list, parts
+from lightning_s3t.tuning.layer_detection.modules import count_layers, expand, has_parts, is_list, parts
 
 Block = tuple[str, ...]
 Blocks = tuple[Block, ...]
@@ -62,7 +62,7 @@ def join_small(root: nn.Module, blocks: Sequence[Block]) -> list[Block]:
 
 
 def tidy(root: nn.Module, blocks: Sequence[Block]) -> Blocks:
-    """Joins what is no block by itself to its neighbour, or leaves it out at the ends.
+    """Joins what is not a block by itself to its neighbour, or leaves it out at the ends.
 
     Between blocks of several layers each, a single layer (a downsampling) goes with the block after it, and a last
     convolution with the block before. Before the first block it is a stem, which stays frozen, as does a last
@@ -106,7 +106,7 @@ def _layers(root: nn.Module, block: Block) -> int:
 
 
 def _blocks_of_stage(root: nn.Module, path: str, finer: bool) -> tuple[Block, list[str], Block] | None:
-    """Returns what comes before a stage's blocks, the blocks, and what comes after; None if it is no stage."""
+    """Returns what comes before a stage's blocks, the blocks, and what comes after; None if it is not a stage."""
     module = root.get_submodule(path)
     inner = parts(module, path)
     if is_list(module) or isinstance(module, nn.ModuleDict):

@@ -33,7 +33,7 @@ class DeletionHook(pl.Callback):
         self._opened: Notifier | None = None
 
     def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt:
-        """Removes subjects from the model: revokes every unit that they reached, and erases it.
+        """Remove subjects from the model: revoke every unit that they reached, and erase it.
 
         Args:
             subjects: Their ids.
@@ -49,7 +49,7 @@ class DeletionHook(pl.Callback):
         return self._notifier.forget(subjects, strict, self._listeners())
 
     def poll(self) -> list[Receipt]:
-        """Looks for requests that came in since the last look, and tells the listeners.
+        """Look for requests that came in since the last look, and tell the listeners.
 
         Returns:
             Their receipts.
@@ -57,7 +57,7 @@ class DeletionHook(pl.Callback):
         return self._notifier.tell(self._listeners())
 
     def attach(self, trainer: pl.Trainer) -> None:
-        """Takes a trainer whose module, data module and callbacks are told of requests.
+        """Take a trainer whose module, data module and callbacks are told of requests.
 
         Args:
             trainer: The trainer.

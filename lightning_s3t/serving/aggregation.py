@@ -20,7 +20,7 @@ AGGREGATES: tuple[str, ...] = get_args(Aggregate)
 
 
 def aggregate_logits(logits: Sequence[Tensor], how: Rule) -> Tensor:
-    """Puts the logits of several models together.
+    """Put the logits of several models together.
 
     Whatever the rule, the answer is in the scale of logits, so that argmax, softmax and cross entropy go on working:
     for "mean_probabilities" its softmax is the mean of the softmaxes, for "vote" the shares of the votes (a class
@@ -56,7 +56,7 @@ def aggregate_logits(logits: Sequence[Tensor], how: Rule) -> Tensor:
 
 
 def aggregate_outputs(outputs: Sequence[Any], how: Rule) -> Any:
-    """Puts the answers of several models together, whatever form a network gives them.
+    """Put the answers of several models together, whatever form a network gives them.
 
     A tensor is taken as logits. An answer with `.logits` (a Hugging Face ModelOutput) keeps its type: its logits are
     put together, its loss is the mean of the losses, and what belongs to one model alone (hidden states) is left out.
@@ -108,7 +108,7 @@ def _is_shared(part: Any, name: str, outputs: Sequence[Any]) -> bool:
 
 
 def _checked(answer: Any, fields: Mapping[str, Any]) -> Any:
-    """Returns an answer if its class has taken every field as it was given."""
+    """Return an answer if its class has taken every field as it was given."""
     lost = [name for name, value in fields.items() if getattr(answer, name, None) is not value]
     if lost:
         raise EnsembleError(

@@ -48,7 +48,7 @@ class ShardBatchedLayer(nn.Module):
         self._lora = own if first and all(map(_is_plain_lora, own)) else []
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Answers for all shards' rows.
+        """Answer for all shards' rows.
 
         Args:
             args: As for the module that it stands in for; the rows are in dimension 0.
@@ -118,7 +118,7 @@ class BatchedPass:
         }
 
     def __call__(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        """Returns every shard's answer.
+        """Return every shard's answer.
 
         Args:
             forward: The network's own forward; `modules` are in place.
@@ -145,7 +145,7 @@ class BatchedPass:
         return answers
 
     def _trunk(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, list[Any]]:
-        """Runs the network on the plain rows, as far as no shard has adapted it."""
+        """Run the network on the plain rows, as far as no shard has adapted it."""
         group_of = self._layers.group_of()
         found: dict[str, list[Any]] = {}
         if self._highest == len(self._layers.groups):
@@ -184,7 +184,7 @@ class _Repeat:
 
 
 def cat_nested(outputs: Sequence[Any]) -> Any:
-    """Puts the rows of several answers together.
+    """Put the rows of several answers together.
 
     Args:
         outputs: Tensors, or tuples, lists and dicts of them, all of one form.
@@ -205,7 +205,7 @@ def cat_nested(outputs: Sequence[Any]) -> Any:
 
 
 def allclose_nested(one: Any, other: Any, half: bool = False) -> bool:
-    """Returns whether two answers are the same but for rounding.
+    """Return whether two answers are the same but for rounding.
 
     Args:
         one: Tensors, or tuples, lists and dicts of them.

@@ -96,7 +96,7 @@ class CheckedGeneration:
         return self._usable[form]
 
     def _count_tokens(self, arguments: Mapping[str, Any]) -> int:
-        """Returns how many tokens a trial may generate, at most."""
+        """Return how many tokens a trial may generate, at most."""
         config = arguments.get("generation_config") or self._network.generation_config
         limits = {name: arguments.get(name, getattr(config, name, None)) for name in ("max_new_tokens", "max_length")}
         if limits["max_new_tokens"] is not None:
@@ -107,7 +107,7 @@ class CheckedGeneration:
         return min(_TOKENS, int(limits["max_length"]) - texts[0].shape[1])
 
     def _form_of(self, shards: int, arguments: Mapping[str, Any]) -> str:
-        """Describes a call by what decides how it generates, and not by what it says."""
+        """Describe a call by what decides how it generates, and not by what it says."""
         config = arguments.get("generation_config") or self._network.generation_config
         counted = {name: value for name, value in arguments.items() if name not in (*_LIMITS, *_LISTENERS)}
         described = replace_tensors(counted, lambda _, tensor: (str(tensor.dtype), tensor.dim()))
@@ -118,7 +118,7 @@ class CheckedGeneration:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _try(self, arguments: dict[str, Any], tokens: int) -> bool:
-        """Returns whether a few tokens come with the same answers with and without caches."""
+        """Return whether a few tokens come with the same answers with and without caches."""
         config = arguments.get("generation_config") or self._network.generation_config
         assisted = any(arguments.get(name) or getattr(config, name, None) for name in _ASSISTANCE)
         choices = _SameChoices()
@@ -164,7 +164,7 @@ class CheckedGeneration:
         use_cache: bool,
         left_out: tuple[str, ...] = (),
     ) -> list[Tensor]:
-        """Generates a few tokens, and returns the logits that each was chosen by."""
+        """Generate a few tokens, and return the logits that each was chosen by."""
         left_out = (*_LIMITS, *_LISTENERS, *left_out)
         given = {name: value for name, value in arguments.items() if name not in left_out and not is_cache(value)}
         config = copy.deepcopy(given.get("generation_config") or self._network.generation_config)
@@ -188,7 +188,7 @@ class _SameChoices:
         self._repeated: Iterator[Tensor] | None = None
 
     def repeat(self) -> None:
-        """Begins the second run."""
+        """Begin the second run."""
         self._repeated = iter(self._seen)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ class CheckedReading:
         self._checked: set[str] = set()
 
     def note(self, cache: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Notes what a call has read that began a cache.
+        """Note what a call has read that began a cache.
 
         Args:
             cache: The caller's.
@@ -229,7 +229,7 @@ class CheckedReading:
         ask: Callable[..., Any],
         half: bool,
     ) -> None:
-        """Compares the answer of a call that read on with that of reading the whole text.
+        """Compare the answer of a call that read on with that of reading the whole text.
 
         Args:
             form: What decides how the call is answered.
@@ -263,7 +263,7 @@ class CheckedReading:
 def _whole_text(
     read: list[dict[Any, Tensor]], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Returns the arguments of a call that reads at once what several calls have read one after the other."""
+    """Return the arguments of a call that reads at once what several calls have read one after the other."""
     now = dict(tensors_in((args, kwargs)))
     main = next((path for path, tensor in now.items() if tensor.dim() > 1), None)
     if main is None or not read or any(main not in earlier for earlier in read):

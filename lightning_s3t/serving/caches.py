@@ -20,7 +20,7 @@ _LINK = "_lightning_s3t_shards"
 
 
 def is_cache(value: Any) -> bool:
-    """Returns whether a value keeps what a network has read of a text, as transformers' `Cache` classes do.
+    """Return whether a value keeps what a network has read of a text, as transformers' `Cache` classes do.
 
     They are told by their public method `get_seq_length`, not by a class or by the name of an argument: both have
     changed between releases of transformers.
@@ -37,7 +37,7 @@ def is_cache(value: Any) -> bool:
 
 
 def caches_in(value: Any) -> list[Any]:
-    """Returns the caches in what a network is called with or answers, each once.
+    """Return the caches in what a network is called with or answers, each once.
 
     Args:
         value: Anything.
@@ -71,7 +71,7 @@ class ShardCaches:
 
     @staticmethod
     def of(cache: Any) -> ShardCaches | None:
-        """Returns what lies behind a cache, or None if the ensemble has not begun it.
+        """Return what lies behind a cache, or None if the ensemble has not begun it.
 
         Args:
             cache: The caller's.
@@ -81,7 +81,7 @@ class ShardCaches:
 
     @classmethod
     def begin(cls, cache: Any, keys: Keys, others: Mapping[int, Any]) -> ShardCaches:
-        """Puts the shards' caches behind the caller's.
+        """Put the shards' caches behind the caller's.
 
         Args:
             cache: The caller's, which is the first shard's.
@@ -96,7 +96,7 @@ class ShardCaches:
         return made
 
     def settle(self, cache: Any) -> None:
-        """Notes how the caches stand, now that we have changed them.
+        """Note how the caches stand, now that we have changed them.
 
         Args:
             cache: The caller's.
@@ -115,7 +115,7 @@ class ShardCaches:
         self._owner, self._stamp = id(cache), _stamp(cache)
 
     def check_untouched(self, cache: Any) -> None:
-        """Refuses a cache that was changed since `settle`, other than by its own methods.
+        """Refuse a cache that was changed since `settle`, other than by its own methods.
 
         Args:
             cache: The caller's.
@@ -133,7 +133,7 @@ class ShardCaches:
 
 
 def caches_of_shards(cache: Any, keys: Keys) -> dict[int, Any]:
-    """Returns each shard's cache behind the one that a caller passes.
+    """Return each shard's cache behind the one that a caller passes.
 
     Args:
         cache: The caller's.
@@ -163,7 +163,7 @@ def caches_of_shards(cache: Any, keys: Keys) -> dict[int, Any]:
 
 @contextmanager
 def filling(caches: Sequence[Any]) -> Iterator[None]:
-    """Lets passes of the shards fill caches while the block runs, each its own.
+    """Let passes of the shards fill caches while the block runs, each its own.
 
     Args:
         caches: The caller's; `caches_of_shards` has been asked for what is behind them.
@@ -184,7 +184,7 @@ def filling(caches: Sequence[Any]) -> Iterator[None]:
 
 
 def hand_over(outputs: Sequence[Any], keys: Keys, given: Mapping[int, Any]) -> tuple[list[Any], list[Any]]:
-    """Puts the caller's cache in the place of each shard's own in the outputs; where it has passed none, begins one.
+    """Put the caller's cache in the place of each shard's own in the outputs; where it has passed none, begin one.
 
     Args:
         outputs: The shards' outputs.
@@ -223,7 +223,7 @@ def hand_over(outputs: Sequence[Any], keys: Keys, given: Mapping[int, Any]) -> t
 
 @functools.cache
 def _repeating(kind: type) -> type:
-    """Makes a subclass of a class of caches whose methods act on the other shards' caches too."""
+    """Make a subclass of a class of caches whose methods act on the other shards' caches too."""
     if hasattr(kind, "_repeats_for_shards"):
         return kind
     names = (name for name in dir(kind) if not name.startswith(("_", "get_", "is_", "has_")))
@@ -255,7 +255,7 @@ def _repeated(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _stamp(cache: Any) -> list[Any]:
-    """Describes the tensors in a cache: where they are, their form, and what changes when they are written."""
+    """Describe the tensors in a cache: where they are, their form, and what changes when they are written."""
     return [
         (path, tuple(tensor.shape), tensor.dtype, tensor.data_ptr(), None if tensor.is_inference() else tensor._version)
         for path, tensor in _tensors_of(cache, (), set())

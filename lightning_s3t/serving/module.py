@@ -74,7 +74,7 @@ class EnsembleModule(EnsemblePredictor, pl.LightningModule):
 
     @classmethod
     def _copy(cls, module: nn.Module) -> nn.Module:
-        """Returns a copy, without what `torch.compile(module)` and a fit of that have put in front of its steps.
+        """Return a copy, without what `torch.compile(module)` and a fit of that have put in front of its steps.
 
         Lightning sets the compiled steps on the module as attributes. They call the module that they were made for, so
         a copy that kept them would answer with the weights of the original.
@@ -91,7 +91,7 @@ class EnsembleModule(EnsemblePredictor, pl.LightningModule):
         return [self, *listeners_of(self._trainer)]
 
     def _delegate(self) -> None:
-        """Lets Lightning find the user's steps, hooks and dataloaders on this module, and their logs reach its trainer.
+        """Let Lightning find the user's steps, hooks and dataloaders on this module, and their logs reach its trainer.
 
         Lightning looks for them as attributes, and asks of each whether it is that of the base class.
         """

@@ -15,7 +15,7 @@ Answer = Callable[[str, Forward, tuple[Any, ...], dict[str, Any]], Any]
 
 @contextmanager
 def override_forward(modules: Mapping[str, nn.Module], answer: Answer) -> Iterator[None]:
-    """Lets a function answer the calls of modules while the block runs.
+    """Let a function answer the calls of modules while the block runs.
 
     Hooks on the modules go on working, since only what lies behind them is replaced.
 

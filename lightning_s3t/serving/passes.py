@@ -60,7 +60,7 @@ class ShardPasses:
         shards: Sequence[int],
         caches: Mapping[int, Any],
     ) -> list[Any]:
-        """Returns the shards' answers, in the order of the shards.
+        """Return the shards' answers, in the order of the shards.
 
         Args:
             forward: The network's own forward.
@@ -97,7 +97,7 @@ class ShardPasses:
         shards: Sequence[int],
         caches: Mapping[int, Mapping[int, Any]],
     ) -> tuple[_Way, list[Any]]:
-        """Finds out which way gives what separate passes give, and returns its answers."""
+        """Find out which way gives what separate passes give, and return its answers."""
         alone = self._sequential.run(forward, args, kwargs, shards, caches, watch=True)
         if len(shards) < 2 or caches_in(alone) or not _has_rows(args, kwargs):
             return "alone", alone  # a block that is passed over fills no cache
@@ -131,11 +131,11 @@ class ShardPasses:
         return batched(forward, args, kwargs)
 
     def _have_trunk(self, shards: Sequence[int]) -> bool:
-        """Returns whether any two shards leave a layer group alone."""
+        """Return whether any two shards leave a layer group alone."""
         return sorted(self._shards.stages(shards).values())[1] < len(self._builder.layers.groups)
 
     def form_of(self, args: tuple[Any, ...], kwargs: dict[str, Any], shards: Sequence[int]) -> str:
-        """Describes a call by what decides how it can be answered.
+        """Describe a call by what decides how it can be answered.
 
         Without what the arguments say: texts, for example, are not kept.
 
@@ -154,7 +154,7 @@ class ShardPasses:
         return self._how == "batched"
 
     def is_half(self) -> bool:
-        """Returns whether the network computes in half precision."""
+        """Return whether the network computes in half precision."""
         kinds = {tensor.dtype for tensor in self._builder.root.parameters()}
         devices = {tensor.device.type for tensor in self._builder.root.parameters()}
         kinds |= {torch.get_autocast_dtype(device) for device in devices if torch.is_autocast_enabled(device)}
@@ -182,7 +182,7 @@ def _form(value: Any) -> Any:
 
 
 def _is_equal(one: Any, other: Any) -> bool:
-    """Returns whether two answers are bitwise equal, treating NaN as equal to NaN."""
+    """Return whether two answers are bitwise equal, treating NaN as equal to NaN."""
     mine, others = dict(tensors_in(one)), dict(tensors_in(other))
     return mine.keys() == others.keys() and all(
         tensor.shape == others[path].shape and torch.equal(tensor.nan_to_num(), others[path].nan_to_num())

@@ -112,7 +112,7 @@ class EnsemblePredictor(nn.Module):
         passes: Passes = "auto",
         preload: bool = False,
     ) -> Self:
-        """Opens a store to serve what it holds.
+        """Open a store to serve what it holds.
 
         Args:
             store: The store's folder.
@@ -157,7 +157,7 @@ class EnsemblePredictor(nn.Module):
         return self._shards.survivors
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Answers as the module does, with the ensemble in the place of its network.
+        """Answer as the module does, with the ensemble in the place of its network.
 
         Args:
             args: For the module's `forward`.
@@ -166,7 +166,7 @@ class EnsemblePredictor(nn.Module):
         return self.module(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generates with the ensemble, token by token: each shard reads the text so far with a cache of its own.
+        """Generate with the ensemble, token by token: each shard reads the text so far with a cache of its own.
 
         If a deletion request comes in meanwhile, the text is begun again with the survivors.
 
@@ -193,7 +193,7 @@ class EnsemblePredictor(nn.Module):
                     raise
 
     def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt:
-        """Removes subjects from the model: milliseconds, and for good.
+        """Remove subjects from the model: milliseconds, and for good.
 
         The units that they reached are revoked in one transaction and erased; what serves on is what they did not
         reach. `on_forget(receipt)` is called on the module, if it has one.
@@ -224,7 +224,7 @@ class EnsemblePredictor(nn.Module):
             hook(receipt)
 
     def refresh(self) -> None:
-        """Loads what the store holds now: survivors after a deletion, new units after a fit."""
+        """Load what the store holds now: survivors after a deletion, new units after a fit."""
         with self._lock.held:
             self._check_open()
             self._as_of = -1  # were loading to fail half-way, the next answer must begin with it again
@@ -243,7 +243,7 @@ class EnsemblePredictor(nn.Module):
                     return
 
     def close(self) -> None:
-        """Closes the store. Nothing answers afterwards, since a request could not be noticed any more."""
+        """Close the store. Nothing answers afterwards, since a request could not be noticed any more."""
         with self._lock.held:
             self._closed = True
             self.store.close()
@@ -255,7 +255,7 @@ class EnsemblePredictor(nn.Module):
         self.close()
 
     def train(self: Self, mode: bool = True) -> Self:
-        """Refuses training mode: a served model draws no dropout and collects no statistics.
+        """Refuse training mode: a served model draws no dropout and collects no statistics.
 
         Args:
             mode: False, which changes nothing.
@@ -296,7 +296,7 @@ class EnsemblePredictor(nn.Module):
 
     @classmethod
     def _copy(cls, module: nn.Module) -> nn.Module:
-        """Returns a copy to work on, without what `torch.compile(module)` has put around it."""
+        """Return a copy to work on, without what `torch.compile(module)` has put around it."""
         return copy.deepcopy(getattr(module, "_orig_mod", module))
 
     def _check_open(self) -> None:
@@ -307,7 +307,7 @@ class EnsemblePredictor(nn.Module):
             )
 
     def _listeners(self) -> list[object]:
-        """Returns who is told of requests."""
+        """Return who is told of requests."""
         return [self]
 
     def _load_survivors(self) -> None:
@@ -328,7 +328,7 @@ class EnsemblePredictor(nn.Module):
         self._best = max(best.values(), key=rank).shard if best else -1
 
     def _answer(self, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Answers a call of the network; `forward` is its own."""
+        """Answer a call of the network; `forward` is its own."""
         if self._lock.answering:  # a shard's pass calls the network within itself
             return forward(*args, **kwargs)
         with self._lock.held:
@@ -340,7 +340,7 @@ class EnsemblePredictor(nn.Module):
                     return answer
 
     def _keys_in_use(self) -> dict[int, tuple[str, ...]]:
-        """Looks for requests, and returns what the shards that are asked now serve with."""
+        """Look for requests, and return what the shards that are asked now serve with."""
         self._check_open()
         if self.store.request_number != self._as_of:
             self.refresh()
@@ -353,7 +353,7 @@ class EnsemblePredictor(nn.Module):
         return {self._best: self._keys[self._best]} if self._aggregate == "single" else self._keys
 
     def _ask(self, forward: Any, keys: Keys, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Asks the shards, each with a cache of its own where the caller has one."""
+        """Ask the shards, each with a cache of its own where the caller has one."""
         caches = caches_in((args, kwargs))
         own = {id(cache): caches_of_shards(cache, keys) for cache in caches}
         reads_on = any(cache.get_seq_length() > 0 for cache in caches)
@@ -382,7 +382,7 @@ class EnsemblePredictor(nn.Module):
         return outputs[0] if self._aggregate == "single" else aggregate_outputs(outputs, self._aggregate)
 
     def _generate(self, generation: CheckedGeneration, *args: Any, **kwargs: Any) -> Any:
-        """Generates with the network's own `generate`, once more where a request has come in meanwhile."""
+        """Generate with the network's own `generate`, once more where a request has come in meanwhile."""
         while True:
             with self._lock.held:
                 keys = self._keys_in_use()
@@ -397,7 +397,7 @@ class EnsemblePredictor(nn.Module):
                     return text
 
     def _intercept(self) -> CheckedGeneration | None:
-        """Puts the ensemble in the place of the network's forward and generate, and refuses ways around it.
+        """Put the ensemble in the place of the network's forward and generate, and refuse ways around it.
 
         They are set on the instance: the module's steps hold the network by whatever name they like, and ask for its
         class, its config and the signature of its forward.
@@ -452,7 +452,7 @@ class _AnswerLock:
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Answers while the block runs; other threads wait."""
+        """Answer while the block runs; other threads wait."""
         with self.held:
             self._owner, self._taken = threading.get_ident(), True
             try:

@@ -45,7 +45,7 @@ class SequentialPasses:
         share: bool = False,
         watch: bool = False,
     ) -> list[Any]:
-        """Returns the shards' answers, in the order of the shards.
+        """Return the shards' answers, in the order of the shards.
 
         Args:
             forward: The network's own forward.
@@ -81,7 +81,7 @@ class SequentialPasses:
 
     @contextmanager
     def _watched(self, stand_ins: Mapping[str, nn.Module], stage: int) -> Iterator[None]:
-        """Makes sure that a block which is called while the block runs calls its adapters."""
+        """Make sure that a block which is called while the block runs calls its adapters."""
         if self._builder.adapter is None:
             yield  # the blocks themselves stand in
             return
@@ -147,7 +147,7 @@ class SharedTrunk:
 
     @contextmanager
     def next_pass(self) -> Iterator[None]:
-        """Lets the next shard's pass through the network share the trunk; its stand-ins are in place."""
+        """Let the next shard's pass through the network share the trunk; its stand-ins are in place."""
         if len(self._stages) < 2 or self._stages[1] == self._slices:
             yield  # there is nothing that two of them leave alone
             return
@@ -190,7 +190,7 @@ class SharedTrunk:
         return not below or not above or below[-1] < above[0]
 
     def _modules(self, below: int) -> dict[str, nn.Module]:
-        """Returns the modules of the groups below one, each once."""
+        """Return the modules of the groups below one, each once."""
         found: dict[int, tuple[str, nn.Module]] = {}
         for path, index in self._group_of.items():
             if index > below:
@@ -207,7 +207,7 @@ class _Copies:
         self._objects: list[Any] = []
 
     def of(self, leaf: Any) -> Any:
-        """Returns what this pass is given in the place of a leaf of the call: the same for the same."""
+        """Return what this pass is given in the place of a leaf of the call: the same for the same."""
         if id(leaf) in self._own:
             return self._own[id(leaf)]
         if leaf is None or isinstance(leaf, (bool, int, float, str, nn.Module, torch.Generator)):
@@ -222,7 +222,7 @@ class _Copies:
         return own
 
     def check_not_kept(self, answer: Any) -> None:
-        """Refuses an answer that hands a copy back: what goes from call to call would be one shard's alone."""
+        """Refuse an answer that hands a copy back: what goes from call to call would be one shard's alone."""
         if not self._objects:
             return
         returned = {id(leaf) for _, leaf in leaves_in(answer)}

@@ -42,7 +42,7 @@ class ServedShards(nn.Module):
         self._keys: dict[int, tuple[str, ...]] = {}
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Adds nothing: what is served is in the store, and a checkpoint would outlive a request.
+        """Add nothing: what is served is in the store, and a checkpoint would outlive a request.
 
         Args:
             args: As for any module.
@@ -52,7 +52,7 @@ class ServedShards(nn.Module):
         return found
 
     def keys(self, shards: Iterable[int]) -> dict[int, tuple[str, ...]]:
-        """Returns the digests of the snapshots that shards serve, by stage.
+        """Return the digests of the snapshots that shards serve, by stage.
 
         Args:
             shards: The shards.
@@ -60,7 +60,7 @@ class ServedShards(nn.Module):
         return {shard: self._keys[shard] for shard in shards}
 
     def stages(self, shards: Iterable[int]) -> dict[int, int]:
-        """Returns the stages that shards serve.
+        """Return the stages that shards serve.
 
         Args:
             shards: The shards.
@@ -68,7 +68,7 @@ class ServedShards(nn.Module):
         return {shard: len(self._keys[shard]) for shard in shards}
 
     def stand_ins(self, shard: int) -> dict[str, nn.Module]:
-        """Returns a shard's modules by the path of the one that each stands in for.
+        """Return a shard's modules by the path of the one that each stands in for.
 
         Args:
             shard: The shard.
@@ -76,7 +76,7 @@ class ServedShards(nn.Module):
         return dict(zip(self._names[shard], self.get_submodule(str(shard)).children(), strict=True))
 
     def drop(self, shard: int) -> None:
-        """Takes a shard out: it has no survivor.
+        """Take a shard out: it has no survivor.
 
         Args:
             shard: The shard.
@@ -85,7 +85,7 @@ class ServedShards(nn.Module):
         del self.survivors[shard], self._names[shard], self._keys[shard]
 
     def load_survivor(self, unit: UnitId, key: tuple[str, ...], load: Load) -> None:
-        """Makes a shard serve a unit.
+        """Make a shard serve a unit.
 
         Everything is read before anything is changed: a unit that is revoked or damaged leaves the shard as it was.
 
@@ -152,7 +152,7 @@ class SnapshotPreloader:
         self._kept: dict[UnitId, tuple[str, Snapshot]] = {}
 
     def renew(self, digests: Mapping[UnitId, str]) -> None:
-        """Lets go of what may not serve any more, at once, and reads what is new.
+        """Let go of what may not serve any more, at once, and read what is new.
 
         Args:
             digests: The digests of the snapshots of all units that may serve.
@@ -164,7 +164,7 @@ class SnapshotPreloader:
                 self._kept[unit] = (digests[unit], self._load(unit))
 
     def load(self, unit: UnitId) -> Snapshot:
-        """Returns a unit's snapshot, from memory if it is there.
+        """Return a unit's snapshot, from memory if it is there.
 
         Args:
             unit: The unit, one of those that may serve.

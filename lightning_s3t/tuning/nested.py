@@ -17,7 +17,7 @@ TensorPath = tuple[str | int, ...]
 
 
 def leaves_in(value: Any, path: TensorPath = ()) -> list[tuple[TensorPath, Any]]:
-    """Returns everything in a value that is not a tuple, list or mapping, each with the path to it.
+    """Return everything in a value that is not a tuple, list or mapping, each with the path to it.
 
     Args:
         value: Anything.
@@ -37,7 +37,7 @@ def leaves_in(value: Any, path: TensorPath = ()) -> list[tuple[TensorPath, Any]]
 
 
 def tensors_in(value: Any) -> list[tuple[TensorPath, Tensor]]:
-    """Returns the tensors in a value, each with the path to it.
+    """Return the tensors in a value, each with the path to it.
 
     Args:
         value: A tensor, or tuples, lists and mappings of tensors and other things.
@@ -51,7 +51,7 @@ def tensors_in(value: Any) -> list[tuple[TensorPath, Tensor]]:
 
 
 def replace_leaves(value: Any, replace: Callable[[TensorPath, Any], Any], path: TensorPath = ()) -> Any:
-    """Returns a value like another, with other leaves (see `leaves_in`) in it.
+    """Return a value like another, with other leaves (see `leaves_in`) in it.
 
     Args:
         value: Anything.
@@ -72,7 +72,7 @@ def replace_leaves(value: Any, replace: Callable[[TensorPath, Any], Any], path: 
 
 
 def with_leaves(value: Any, leaves: Iterable[Any]) -> Any:
-    """Returns a value like another, with these leaves in it, in the order of `leaves_in`.
+    """Return a value like another, with these leaves in it, in the order of `leaves_in`.
 
     Args:
         value: Anything.
@@ -87,7 +87,7 @@ def with_leaves(value: Any, leaves: Iterable[Any]) -> Any:
 
 
 def replace_tensors(value: Any, replace: Callable[[TensorPath, Tensor], Any]) -> Any:
-    """Returns a value like another, with other tensors in it.
+    """Return a value like another, with other tensors in it.
 
     Args:
         value: A tensor, or tuples, lists and mappings of tensors and other things.
@@ -102,7 +102,7 @@ def replace_tensors(value: Any, replace: Callable[[TensorPath, Tensor], Any]) ->
 
 
 def has_plain_leaves(value: Any) -> bool:
-    """Returns whether a value is made of tensors, numbers, text and None alone, in tuples, lists and mappings.
+    """Return whether a value is made of tensors, numbers, text and None alone, in tuples, lists and mappings.
 
     Args:
         value: Anything.

@@ -24,7 +24,7 @@ def run_by_row(
     kwargs: Mapping[str, Any] | None = None,
     forward: Callable[..., Any] | None = None,
 ) -> Any:
-    """Runs a network once for each row of a batch, and puts the answers together.
+    """Run a network once for each row of a batch, and put the answers together.
 
     Args:
         network: The network; in eval mode meanwhile.
@@ -95,7 +95,7 @@ def _kind(leaf: Any) -> Any:
 
 @contextmanager
 def _quietly(network: nn.Module) -> Iterator[None]:
-    """Lets a network be run in eval mode; afterwards everything is as if it had not been."""
+    """Let a network be run in eval mode; afterwards everything is as if it had not been."""
     training = [module for module in network.modules() if module.training]
     fast = torch.backends.mha.get_fastpath_enabled()
     try:

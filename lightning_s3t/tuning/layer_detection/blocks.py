@@ -13,7 +13,7 @@ Blocks = tuple[Block, ...]
 
 
 def blocks_in(root: nn.Module, paths: Sequence[str], finer: bool) -> list[Block]:
-    """Looks into stages, and returns the blocks they are made of.
+    """Look into stages, and return the blocks they are made of.
 
     What a stage has before its blocks (a downsampling) goes with the first of them, what it has after with the last.
 
@@ -37,7 +37,7 @@ def blocks_in(root: nn.Module, paths: Sequence[str], finer: bool) -> list[Block]
 
 
 def join_small(root: nn.Module, blocks: Sequence[Block]) -> list[Block]:
-    """Joins what has no weights of its own, a normalisation, to the layer before it.
+    """Join what has no weights of its own, a normalisation, to the layer before it.
 
     Args:
         root: The module that paths start at.
@@ -62,7 +62,7 @@ def join_small(root: nn.Module, blocks: Sequence[Block]) -> list[Block]:
 
 
 def tidy(root: nn.Module, blocks: Sequence[Block]) -> Blocks:
-    """Joins what is not a block by itself to its neighbour, or leaves it out at the ends.
+    """Join what is not a block by itself to its neighbour, or leave it out at the ends.
 
     Between blocks of several layers each, a single layer (a downsampling) goes with the block after it, and a last
     convolution with the block before. Before the first block it is a stem, which stays frozen, as does a last
@@ -91,7 +91,7 @@ def tidy(root: nn.Module, blocks: Sequence[Block]) -> Blocks:
 
 
 def main_class(root: nn.Module, block: Block) -> type[nn.Module]:
-    """Returns the class of a block's largest module.
+    """Return the class of a block's largest module.
 
     Args:
         root: The module that paths start at.
@@ -106,7 +106,7 @@ def _layers(root: nn.Module, block: Block) -> int:
 
 
 def _blocks_of_stage(root: nn.Module, path: str, finer: bool) -> tuple[Block, list[str], Block] | None:
-    """Returns what comes before a stage's blocks, the blocks, and what comes after; None if it is not a stage."""
+    """Return what comes before a stage's blocks, the blocks, and what comes after; None if it is not a stage."""
     module = root.get_submodule(path)
     inner = parts(module, path)
     if is_list(module) or isinstance(module, nn.ModuleDict):

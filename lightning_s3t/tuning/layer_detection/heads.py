@@ -16,7 +16,7 @@ from lightning_s3t.tuning.layer_detection.paths import lies_in
 def find_head(
     root: nn.Module, blocks: Sequence[str], ignored: Sequence[str], start: str, own: tuple[str, ...] = ()
 ) -> tuple[str, ...]:
-    """Finds the head: what is registered after the blocks, and of that what is named like a head.
+    """Find the head: what is registered after the blocks, and of that what is named like a head.
 
     Args:
         root: The module that paths start at.
@@ -58,7 +58,7 @@ def find_head(
 def heads_after(
     root: nn.Module, blocks: Sequence[str], ignored: Sequence[str], start: str, inside: str = "", before: bool = False
 ) -> list[list[str]]:
-    """Returns what is registered after a module: beside it, then beside what holds it, and so on outwards.
+    """Return what is registered after a module: beside it, then beside what holds it, and so on outwards.
 
     Normalisations and embeddings are left out.
 
@@ -83,7 +83,7 @@ def heads_after(
 
 
 def named_like_heads(root: nn.Module, levels: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Returns the modules with a head's name, of the innermost level that has any.
+    """Return the modules with a head's name, of the innermost level that has any.
 
     Args:
         root: The module that paths start at.

@@ -11,7 +11,7 @@ from lightning_s3t.tuning.layer_detection.paths import has_parameters, lies_in
 
 
 def find_ignored(root: nn.Module) -> tuple[str, ...]:
-    """Returns the paths of the outermost modules that are not part of the network.
+    """Return the paths of the outermost modules that are not part of the network.
 
     Losses and metrics may hold whole networks (a perceptual loss, an inception distance), which are not to be trained.
 
@@ -30,7 +30,7 @@ def find_ignored(root: nn.Module) -> tuple[str, ...]:
 
 
 def is_ignored(path: str, ignored: tuple[str, ...] | list[str]) -> bool:
-    """Returns whether a path lies in one that is ignored.
+    """Return whether a path lies in one that is ignored.
 
     Args:
         path: The path.

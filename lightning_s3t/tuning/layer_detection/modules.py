@@ -10,7 +10,7 @@ from lightning_s3t.tuning.layer_detection.paths import has_parameters, join
 
 
 def parts(module: nn.Module, path: str) -> list[str]:
-    """Returns the paths of a module's children that have parameters; one that is registered twice counts once.
+    """Return the paths of a module's children that have parameters; one that is registered twice counts once.
 
     Args:
         module: The module.
@@ -24,7 +24,7 @@ def parts(module: nn.Module, path: str) -> list[str]:
 
 
 def is_list(module: nn.Module) -> bool:
-    """Returns whether a module does no more than hold others in order.
+    """Return whether a module does no more than hold others in order.
 
     Args:
         module: The module.
@@ -33,7 +33,7 @@ def is_list(module: nn.Module) -> bool:
 
 
 def has_parts(module: nn.Module) -> bool:
-    """Returns whether a module is made of others that have parameters, as a block is and a layer is not.
+    """Return whether a module is made of others that have parameters, as a block is and a layer is not.
 
     Args:
         module: The module.
@@ -42,7 +42,7 @@ def has_parts(module: nn.Module) -> bool:
 
 
 def is_callable(module: nn.Module) -> bool:
-    """Returns whether a module has a forward() of its own: a ModuleList or ModuleDict has none.
+    """Return whether a module has a forward() of its own: a ModuleList or ModuleDict has none.
 
     Args:
         module: The module.
@@ -51,7 +51,7 @@ def is_callable(module: nn.Module) -> bool:
 
 
 def expand(root: nn.Module, paths: Sequence[str]) -> tuple[str, ...]:
-    """Returns modules that are called: of a ModuleList, its elements.
+    """Return modules that are called: of a ModuleList, its elements.
 
     Args:
         root: The module that paths start at.
@@ -66,7 +66,7 @@ def expand(root: nn.Module, paths: Sequence[str]) -> tuple[str, ...]:
 
 
 def count_layers(module: nn.Module) -> int:
-    """Counts the layers with a weight matrix or a kernel: normalisations, scales and biases are none.
+    """Count the layers with a weight matrix or a kernel: normalisations, scales and biases are none.
 
     Args:
         module: The module.
@@ -83,7 +83,7 @@ def count_layers(module: nn.Module) -> int:
 
 
 def is_from(module: nn.Module, library: str) -> bool:
-    """Returns whether a module's class, or one that it inherits from, is of a library, without importing the library.
+    """Return whether a module's class, or one that it inherits from, is of a library, without importing the library.
 
     Args:
         module: The module.

@@ -22,7 +22,7 @@ HOW_TO_NAME = (
 def parse_layers(
     root: nn.Module, layers: str | Sequence[str] | Sequence[Sequence[str]], slices: int, heads: Sequence[str]
 ) -> tuple[list[Block], bool, Block]:
-    """Reads what the user says about the blocks.
+    """Read what the user says about the blocks.
 
     Args:
         root: The module that the paths start at.
@@ -61,7 +61,7 @@ def parse_layers(
 
 
 def check_paths(root: nn.Module, paths: Sequence[str]) -> None:
-    """Raises if a path is not one of a module.
+    """Raise if a path is not one of a module.
 
     Args:
         root: The module that the paths start at.

@@ -15,7 +15,7 @@ _LOSS = frozenset(["loss", "losses", "criterion", "criteria", "criterions", "met
 
 
 def words(name: str) -> list[str]:
-    """Splits a name into lower-case words, without numbers.
+    """Split a name into lower-case words, without numbers.
 
     Args:
         name: A Python name.
@@ -28,7 +28,7 @@ def words(name: str) -> list[str]:
 
 
 def names_head(name: str) -> bool:
-    """Returns whether a name is one that heads have.
+    """Return whether a name is one that heads have.
 
     Args:
         name: The last part of a path.
@@ -41,7 +41,7 @@ def names_head(name: str) -> bool:
 
 
 def names_stem(name: str) -> bool:
-    """Returns whether a name is one that embeddings and stems have.
+    """Return whether a name is one that embeddings and stems have.
 
     Args:
         name: The last part of a path.
@@ -54,7 +54,7 @@ def names_stem(name: str) -> bool:
 
 
 def names_loss(name: str) -> bool:
-    """Returns whether a name is one that losses and metrics have: its last word, or the first.
+    """Return whether a name is one that losses and metrics have: its last word, or the first.
 
     Args:
         name: The last part of a path, or the name of a class.
@@ -68,7 +68,7 @@ def names_loss(name: str) -> bool:
 
 
 def numbered(name: str) -> str | None:
-    """Returns what a name of numbered stages or blocks begins with; None for any other name.
+    """Return what a name of numbered stages or blocks begins with; None for any other name.
 
     Args:
         name: The last part of a path.

@@ -8,7 +8,7 @@ from torch import nn
 
 
 def join(parent: str, name: str) -> str:
-    """Returns the path of a child.
+    """Return the path of a child.
 
     Args:
         parent: The parent's path, "" for the root.
@@ -22,7 +22,7 @@ def join(parent: str, name: str) -> str:
 
 
 def lies_in(path: str, parent: str) -> bool:
-    """Returns whether a path is a parent or lies below it.
+    """Return whether a path is a parent or lies below it.
 
     Args:
         path: A path.
@@ -36,7 +36,7 @@ def lies_in(path: str, parent: str) -> bool:
 
 
 def common_parent(paths: Sequence[str]) -> str:
-    """Returns the path of the smallest module that holds all of several.
+    """Return the path of the smallest module that holds all of several.
 
     Args:
         paths: At least one path.
@@ -55,7 +55,7 @@ def common_parent(paths: Sequence[str]) -> str:
 
 
 def has_parameters(module: nn.Module) -> bool:
-    """Returns whether a module has any parameter.
+    """Return whether a module has any parameter.
 
     Args:
         module: The module.

@@ -16,7 +16,7 @@ from lightning_s3t.tuning.layer_detection.stacks import Stack, find_stacks, long
 def find_in_plain_module(
     root: nn.Module, ignored: Sequence[str], slices: int, headed: bool = False
 ) -> DetectedLayers | None:
-    """Finds the longest list of blocks in a module that is of no known library.
+    """Find the longest list of blocks in a module that is of no known library.
 
     Args:
         root: The module.
@@ -57,7 +57,7 @@ def _choose(root: nn.Module, stacks: Sequence[Stack]) -> Stack:
 
 
 def _is_another_network(root: nn.Module, stack: Stack, other: Stack) -> bool:
-    """Returns whether two stacks lie in two hand-written modules beside each other, as those of a GAN do."""
+    """Return whether two stacks lie in two hand-written modules beside each other, as those of a GAN do."""
     first, second = stack.paths[0].split("."), other.paths[0].split(".")
     same = sum(1 for _ in _common(first, second))
     if same >= min(len(first), len(second)):

@@ -27,7 +27,7 @@ from lightning_s3t.tuning.layer_detection.transformers_models import (
 
 
 def find_layers_and_head(root: nn.Module, slices: int, headed: bool) -> DetectedLayers:
-    """Finds the blocks of a module, and its head.
+    """Find the blocks of a module, and its head.
 
     Args:
         root: A LightningModule, or a network.
@@ -70,7 +70,7 @@ def find_layers_and_head(root: nn.Module, slices: int, headed: bool) -> Detected
 
 
 def find_head_of(root: nn.Module, blocks: Sequence[str], own: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Finds the head that belongs to blocks which the user has named.
+    """Find the head that belongs to blocks which the user has named.
 
     Args:
         root: A LightningModule, or a network.
@@ -93,7 +93,7 @@ def find_head_of(root: nn.Module, blocks: Sequence[str], own: tuple[str, ...] = 
 
 
 def find_network(root: nn.Module, paths: Sequence[str]) -> str:
-    """Finds the module whose forward() gives the prediction.
+    """Find the module whose forward() gives the prediction.
 
     That is the outermost model of a known library that holds the blocks and the head; if there is none, the smallest
     callable module that does.
@@ -109,7 +109,7 @@ def find_network(root: nn.Module, paths: Sequence[str]) -> str:
 
 
 def _known_models(root: nn.Module, paths: Sequence[str]) -> Iterator[str]:
-    """Yields the models of known libraries that hold all paths, from the inside out."""
+    """Yield the models of known libraries that hold all paths, from the inside out."""
     path = paths[0]
     while path:
         path = path.rpartition(".")[0]

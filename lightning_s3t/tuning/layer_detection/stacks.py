@@ -36,7 +36,7 @@ class Stack:
 
 
 def find_stacks(root: nn.Module, inside: str, ignored: Sequence[str], wanted: int) -> list[Stack]:
-    """Finds the stacks of at least two blocks, from the outside in.
+    """Find the stacks of at least two blocks, from the outside in.
 
     Lists within a block belong to the block. A list that is shorter than wanted is cut finer where its elements
     are lists themselves.
@@ -51,7 +51,7 @@ def find_stacks(root: nn.Module, inside: str, ignored: Sequence[str], wanted: in
 
 
 def stack_in(root: nn.Module, path: str, finer: bool = False) -> Stack:
-    """Reads the blocks, and the head of a Sequential that ends in one.
+    """Read the blocks, and the head of a Sequential that ends in one.
 
     Args:
         root: The module that paths start at.
@@ -68,7 +68,7 @@ def stack_in(root: nn.Module, path: str, finer: bool = False) -> Stack:
 
 
 def last_as_head(module: nn.Module, children: Sequence[str]) -> Block:
-    """Returns the last layer of a Sequential, if it is one that makes a prediction: linear, or named like a head.
+    """Return the last layer of a Sequential, if it is one that makes a prediction: linear, or named like a head.
 
     Args:
         module: Any module.
@@ -91,7 +91,7 @@ def last_as_head(module: nn.Module, children: Sequence[str]) -> Block:
 
 
 def longest(stacks: Sequence[Stack], size: Callable[[Stack], float], share: float) -> list[Stack]:
-    """Returns the largest stack, and with it those that come close: more than one if it is unclear which is meant.
+    """Return the largest stack, and with it those that come close: more than one if it is unclear which is meant.
 
     Args:
         stacks: At least one.
@@ -103,7 +103,7 @@ def longest(stacks: Sequence[Stack], size: Callable[[Stack], float], share: floa
 
 
 def without_ends(stacks: Sequence[Stack]) -> list[Stack]:
-    """Leaves out stacks of a stem or a head, as their names say, if there are others.
+    """Leave out stacks of a stem or a head, as their names say, if there are others.
 
     Args:
         stacks: Any.
@@ -142,7 +142,7 @@ def _visit(root: nn.Module, path: str, ignored: tuple[str, ...], wanted: int) ->
 
 
 def _numbered_runs(root: nn.Module, path: str, ignored: tuple[str, ...]) -> Iterator[Stack]:
-    """Yields the stages that stand beside each other under one name with numbers: layer1, layer2, layer3."""
+    """Yield the stages that stand beside each other under one name with numbers: layer1, layer2, layer3."""
     children = [child for child in parts(root.get_submodule(path), path) if not is_ignored(child, ignored)]
     named = [(child, numbered(child.rpartition(".")[2])) for child in children]
     for prefix, run in groupby([pair for pair in named if pair[1]], key=lambda pair: pair[1]):
@@ -166,7 +166,7 @@ def _position(root: nn.Module, block: Block) -> int:
 
 
 def holder(root: nn.Module, paths: Sequence[str]) -> str:
-    """Returns the path of the smallest module with a forward() of its own that holds all of several.
+    """Return the path of the smallest module with a forward() of its own that holds all of several.
 
     Args:
         root: The module that paths start at.

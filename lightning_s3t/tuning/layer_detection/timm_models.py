@@ -18,7 +18,7 @@ _AFTER = 3
 
 
 def is_timm_model(module: nn.Module) -> bool:
-    """Returns whether a module describes itself as timm's models do.
+    """Return whether a module describes itself as timm's models do.
 
     The class is asked, since wrappers (PEFT's, torch.compile's) pass on what their inner module has.
 
@@ -31,7 +31,7 @@ def is_timm_model(module: nn.Module) -> bool:
 
 
 def find_in_timm_model(model: nn.Module, path: str, slices: int) -> DetectedLayers | None:
-    """Finds the blocks that a timm model describes; its coarse blocks (stages) if it has no finer ones.
+    """Find the blocks that a timm model describes; its coarse blocks (stages) if it has no finer ones.
 
     Args:
         model: The model.
@@ -59,7 +59,7 @@ def find_in_timm_model(model: nn.Module, path: str, slices: int) -> DetectedLaye
 
 
 def timm_heads(model: nn.Module) -> tuple[str, ...]:
-    """Returns the paths of a model's classifiers; none if it was made with `num_classes=0`.
+    """Return the paths of a model's classifiers; none if it was made with `num_classes=0`.
 
     Args:
         model: The model.
@@ -99,7 +99,7 @@ def _described(model: nn.Module, coarse: bool, heads: tuple[str, ...]) -> Blocks
 
 
 def _numbered(groups: Mapping[str, int], matcher: Mapping[str, Any]) -> dict[str, int]:
-    """Returns the parameters that are of blocks, and how they come one after another within their block.
+    """Return the parameters that are of blocks, and how they come one after another within their block.
 
     Blocks are matched by a number. Where a pattern has no number it is a stem, a last normalisation or a last
     convolution, though timm may put it into the last block's group; what no pattern matches comes after the blocks.
@@ -127,14 +127,14 @@ def _place(suffix: tuple[int, ...] | None) -> int:
 
 
 def _place_of(name: str, numbered: Mapping[str, int] | None) -> int:
-    """Returns when a module of a block runs within it; without a number, after all else."""
+    """Return when a module of a block runs within it; without a number, after all else."""
     if numbered is None:
         return 0
     return min((place for parameter, place in numbered.items() if lies_in(parameter, name)), default=_AFTER)
 
 
 def _whole_modules(module: nn.Module, path: str, groups: Mapping[str, int]) -> Iterator[tuple[str, int]]:
-    """Yields the largest modules whose parameters all belong to one group."""
+    """Yield the largest modules whose parameters all belong to one group."""
     inside = {groups[name] for name in groups if lies_in(name, path)}
     if path and len(inside) == 1:
         yield path, inside.pop()

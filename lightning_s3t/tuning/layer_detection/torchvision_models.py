@@ -15,7 +15,7 @@ _HEADS = ("fc", "classifier", "heads", "head")
 
 
 def is_torchvision_model(module: nn.Module) -> bool:
-    """Returns whether a module is one of torchvision's models with a classifier, without importing it.
+    """Return whether a module is one of torchvision's models with a classifier, without importing it.
 
     Args:
         module: Any module.
@@ -26,7 +26,7 @@ def is_torchvision_model(module: nn.Module) -> bool:
 
 
 def find_in_torchvision_model(model: nn.Module, path: str, slices: int) -> DetectedLayers | None:
-    """Finds the blocks of a torchvision model.
+    """Find the blocks of a torchvision model.
 
     Args:
         model: The model.
@@ -45,7 +45,7 @@ def find_in_torchvision_model(model: nn.Module, path: str, slices: int) -> Detec
 
 
 def torchvision_heads(model: nn.Module) -> tuple[str, ...]:
-    """Returns the paths of a model's classifiers; none if they were replaced by nn.Identity.
+    """Return the paths of a model's classifiers; none if they were replaced by nn.Identity.
 
     Args:
         model: The model.

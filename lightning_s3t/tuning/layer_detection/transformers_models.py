@@ -14,7 +14,7 @@ from lightning_s3t.tuning.layer_detection.stacks import Stack, find_stacks, long
 
 
 def is_transformers_model(module: nn.Module) -> bool:
-    """Returns whether a module is a model of the transformers library, without importing it.
+    """Return whether a module is a model of the transformers library, without importing it.
 
     Args:
         module: Any module.
@@ -26,7 +26,7 @@ def is_transformers_model(module: nn.Module) -> bool:
 
 
 def find_in_transformers_model(model: nn.Module, path: str, slices: int) -> DetectedLayers | None:
-    """Finds the blocks of an encoder or a decoder, and its task head.
+    """Find the blocks of an encoder or a decoder, and its task head.
 
     Args:
         model: The model.
@@ -57,7 +57,7 @@ def find_in_transformers_model(model: nn.Module, path: str, slices: int) -> Dete
 
 
 def transformers_heads(model: nn.Module, last: str) -> tuple[str, ...]:
-    """Finds the task head of a model: what stands beside its base model.
+    """Find the task head of a model: what stands beside its base model.
 
     Args:
         model: The model.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +42,16 @@ class Notifier:
         """Let listeners hear of what is asked from now on; those who have joined before stay where they are.
 
         Args:
-            listeners: Modules, callbacks, data modules, anything; None is left out.
+            listeners: Modules, callbacks, data modules, anything.
         """
         with self._heard.lock:
-            newest = self._store.request_number
-            for listener in listeners:
-                self._heard.last(listener, newest)
+            new = [listener for listener in listeners if not self._heard.knows(listener)]
+            if new:
+                newest = self._store.request_number
+                for listener in new:
+                    self._heard.put(listener, newest)
 
-    def forget(self, subjects: Iterable[Any], strict: bool, listeners: Iterable[object]) -> Receipt:
+    def forget(self, subjects: Iterable[Any], strict: bool, listeners: Sequence[object]) -> Receipt:
         """Carry out a request, and tell the listeners.
 
         Args:
@@ -61,13 +63,12 @@ class Notifier:
             UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
             StoreError: See `Store.forget`.
         """
-        told = list(listeners)
-        self.join(told)
+        self.join(listeners)
         receipt = self._store.forget(subjects, strict=strict)
-        self.tell(told)
+        self._tell(listeners, receipt.request, receipt)
         return receipt
 
-    def tell(self, listeners: Iterable[object]) -> list[Receipt]:
+    def tell(self, listeners: Sequence[object]) -> list[Receipt]:
         """Tell the listeners of what they have not heard of.
 
         Args:
@@ -76,17 +77,21 @@ class Notifier:
         Returns:
             The receipts that one of them had not heard of.
         """
-        told = [listener for listener in listeners if listener is not None]
+        self.join(listeners)
+        return self._tell(listeners, self._store.request_number)
+
+    def _tell(self, listeners: Sequence[object], newest: int, last: Receipt | None = None) -> list[Receipt]:
+        """Tell of all requests up to the newest; `last` is its receipt, if it has been read already."""
         with self._heard.lock:
-            newest = self._store.request_number
-            since = min((self._heard.last(listener, newest) for listener in told), default=newest)
-            if since == newest:
+            since = min((self._heard.get(listener) for listener in listeners), default=newest)
+            if since >= newest:
                 return []
-            receipts = self._store.receipts(after=since)
+            receipts = [last] if last is not None and since == newest - 1 else self._store.receipts(after=since)
             for receipt in receipts:
-                for listener in told:
-                    if not self._heard.advance(listener, receipt.request):
+                for listener in listeners:
+                    if self._heard.get(listener) >= receipt.request:
                         continue
+                    self._heard.put(listener, receipt.request)  # before the call, which may raise, or forget in turn
                     hook = getattr(listener, "on_forget", None)
                     if callable(hook):
                         hook(receipt)
@@ -103,21 +108,15 @@ class _Heard:
         self.lock = threading.RLock()  # reentrant: a listener may make a request itself
         self._last: dict[int, tuple[weakref.ref[object], int]] = {}
 
-    def last(self, listener: object, newest: int) -> int:
-        if listener is None:
-            return newest
-        key = id(listener)
-        if key not in self._last:
-            self._last[key] = (weakref.ref(listener, lambda _: self._last.pop(key, None)), newest)
-        return self._last[key][1]
+    def knows(self, listener: object) -> bool:
+        return id(listener) in self._last
 
-    def advance(self, listener: object, request: int) -> bool:
-        """Return whether the request is new to the listener; from then on it is not."""
-        reference, last = self._last[id(listener)]
-        if request <= last:
-            return False
-        self._last[id(listener)] = (reference, request)
-        return True
+    def get(self, listener: object) -> int:
+        return self._last[id(listener)][1]
+
+    def put(self, listener: object, request: int) -> None:
+        key = id(listener)
+        self._last[key] = (weakref.ref(listener, lambda _: self._last.pop(key, None)), request)
 
 
 _ALL: weakref.WeakValueDictionary[Path, _Heard] = weakref.WeakValueDictionary()

@@ -7,7 +7,8 @@ if TYPE_CHECKING:
     from lightning_s3t.auditing import audit
     from lightning_s3t.callbacks import S3T, DeletionHook, ProvenanceRecorder, SliceUnfreezing
     from lightning_s3t.callbacks.audited import AuditReport
-    from lightning_s3t.module import S3TModule
+    from lightning_s3t.serving import EnsemblePredictor
+    from lightning_s3t.serving.module import EnsembleModule
     from lightning_s3t.store import Receipt, Store
     from lightning_s3t.tuning import LayerTable, describe_layers
 
@@ -15,10 +16,11 @@ __all__ = [
     "S3T",
     "AuditReport",
     "DeletionHook",
+    "EnsembleModule",
+    "EnsemblePredictor",
     "LayerTable",
     "ProvenanceRecorder",
     "Receipt",
-    "S3TModule",
     "SliceUnfreezing",
     "Store",
     "audit",
@@ -29,10 +31,11 @@ _HOMES = {
     "AuditReport": "callbacks.audited",
     "S3T": "callbacks",
     "DeletionHook": "callbacks",
+    "EnsembleModule": "serving.module",
+    "EnsemblePredictor": "serving",
     "LayerTable": "tuning",
     "ProvenanceRecorder": "callbacks",
     "Receipt": "store",
-    "S3TModule": "module",
     "SliceUnfreezing": "callbacks",
     "Store": "store",
     "audit": "auditing",

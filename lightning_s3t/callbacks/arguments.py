@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.tuning.serving.ensemble import AGGREGATES
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "data": ("cumulative", "disjoint"),
-    "aggregate": AGGREGATES,
     "epochs": ("full", "sisa"),
     "isolation": ("auto", "forkserver", "fork", "none"),
 }

@@ -1,4 +1,4 @@
-"""The deletion hook: carries requests out, and tells whoever wants to know."""
+"""The deletion hook: gives a trainer `forget`, and keeps a served model in step with the store."""
 
 from __future__ import annotations
 
@@ -8,48 +8,16 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from lightning_s3t.serving.notifier import Notifier, listeners_of
 from lightning_s3t.store import Receipt, Store
-
-
-def notify(receipt: Receipt, listeners: Iterable[object]) -> None:
-    """Calls `on_forget(receipt)` on every listener that has one.
-
-    Args:
-        receipt: What was carried out.
-        listeners: Modules, callbacks, data modules, anything; None is passed over, and each is called once.
-
-    Example:
-        >>> class Listener:
-        ...     def on_forget(self, receipt):
-        ...         print("heard of request", receipt)
-        >>> notify("1", [Listener(), object(), None])
-        heard of request 1
-    """
-    seen: set[int] = set()
-    for listener in listeners:
-        hook = getattr(listener, "on_forget", None)
-        if callable(hook) and id(listener) not in seen:
-            seen.add(id(listener))
-            hook(receipt)
-
-
-def listeners_of(trainer: pl.Trainer | None) -> list[object]:
-    """Returns who may have an `on_forget`: a trainer's module, data module and callbacks.
-
-    Args:
-        trainer: The trainer, or None.
-    """
-    if trainer is None:
-        return []
-    return [trainer.lightning_module, trainer.datamodule, *trainer.callbacks]  # type: ignore[attr-defined]
 
 
 class DeletionHook(pl.Callback):
     """Gives any trainer a `forget`, and keeps a served model in step with the store.
 
-    Before each batch of a test, a validation or a prediction it looks whether a request has come in, from this or
-    another process, swaps the served model to its survivors, and calls `on_forget(receipt)` on the module, the data
-    module and the callbacks that have it.
+    Before each batch of a test, a validation or a prediction it looks for requests that have come in, from this or
+    another process, and calls `on_forget(receipt)` on the module, the data module and the callbacks that have it; a
+    served model swaps to its survivors first. Each of them hears of each request once, whatever else tells of requests.
 
     Args:
         store: The store's folder.
@@ -62,11 +30,10 @@ class DeletionHook(pl.Callback):
     def __init__(self, store: str | Path) -> None:
         self.store = Path(store)
         self._trainer: pl.Trainer | None = None
-        self._seen: int | None = None
-        self._opened: Store | None = None
+        self._opened: Notifier | None = None
 
     def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt:
-        """Removes subjects from the model: revokes every unit that they reached, and erases it.
+        """Remove subjects from the model: revoke every unit that they reached, and erase it.
 
         Args:
             subjects: Their ids.
@@ -79,32 +46,18 @@ class DeletionHook(pl.Callback):
             UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
             StoreError: There is no store.
         """
-        receipt = self._open().forget(subjects, strict=strict)
-        self.poll()
-        return receipt
+        return self._notifier.forget(subjects, strict, self._listeners())
 
     def poll(self) -> list[Receipt]:
-        """Looks for requests that came in since the last look, and tells the listeners.
+        """Look for requests that came in since the last look, and tell the listeners.
 
         Returns:
             Their receipts.
         """
-        store = self._open()
-        newest = store.request_number
-        if newest == self._seen:
-            return []
-        module = self._trainer.lightning_module if self._trainer is not None else None
-        refresh = getattr(module, "refresh", None)
-        if callable(refresh):
-            refresh()
-        receipts = store.receipts(after=self._seen or 0)
-        self._seen = newest
-        for receipt in receipts:
-            notify(receipt, listeners_of(self._trainer))
-        return receipts
+        return self._notifier.tell(self._listeners())
 
     def attach(self, trainer: pl.Trainer) -> None:
-        """Takes a trainer whose module, data module and callbacks are told of requests.
+        """Take a trainer whose module, data module and callbacks are told of requests.
 
         Args:
             trainer: The trainer.
@@ -121,7 +74,7 @@ class DeletionHook(pl.Callback):
         """
         self.attach(trainer)
         if stage != "fit":
-            self._seen = self._open().request_number
+            self._notifier.join(self._listeners())
 
     def on_test_batch_start(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         """Called before a test batch: looks for requests."""
@@ -139,8 +92,11 @@ class DeletionHook(pl.Callback):
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_opened": None}  # a database is opened by each process for itself
 
-    def _open(self) -> Store:
+    @property
+    def _notifier(self) -> Notifier:
         if self._opened is None:
-            self._opened = Store.open(self.store)
-            self._seen = self._opened.request_number if self._seen is None else self._seen
+            self._opened = Notifier(Store.open(self.store))
         return self._opened
+
+    def _listeners(self) -> list[object]:
+        return [*listeners_of(self._trainer), self]  # itself, so that `poll` returns what has come in since the last

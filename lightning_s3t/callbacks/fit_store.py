@@ -37,7 +37,7 @@ class FitStore:
         settings: All that may influence a unit besides its rows.
         choice: Which orders to train.
         mode: "cumulative" or "disjoint".
-        options: What the store notes of the fit beside the orders: how answers are put together, the app's config.
+        options: What the store notes of the fit beside the orders: the app's config, what the adapters add.
         audited: What to build, if the fit is an audit.
         register: Whether the store notes who is in the training data.
 

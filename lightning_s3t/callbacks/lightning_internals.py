@@ -7,7 +7,6 @@ this file run against the lowest and the newest release that pyproject.toml admi
 
 from __future__ import annotations
 
-import copy
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +27,6 @@ from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSourc
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
-from torch._dynamo import OptimizedModule
 from torch.utils.data import DataLoader
 
 from lightning_s3t.callbacks.state_keeper import StateKeeper, keep_module
@@ -359,24 +357,6 @@ def reconfigure(trainer: pl.Trainer) -> None:
     """
     trainer.strategy.model = trainer.lightning_module
     trainer.strategy.setup(trainer)
-
-
-def copy_uncompiled(module: pl.LightningModule | OptimizedModule) -> pl.LightningModule:
-    """Copies a module, without what `torch.compile(module)` and a fit of that have put in front of its steps.
-
-    Lightning sets the compiled steps on the module as attributes. They call the module that they were made for, so a
-    copy that kept them would answer with the weights of the original.
-
-    Args:
-        module: A LightningModule, or one that was compiled as a whole.
-    """
-    original: Any = module._orig_mod if isinstance(module, OptimizedModule) else module
-    copied: pl.LightningModule = copy.deepcopy(original)
-    if copied._compiler_ctx is not None:
-        for name in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
-            vars(copied).pop(name, None)
-        copied._compiler_ctx = None
-    return copied
 
 
 def is_compiled(module: nn.Module) -> bool:

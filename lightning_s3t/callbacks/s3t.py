@@ -55,7 +55,6 @@ from lightning_s3t.store import Receipt
 from lightning_s3t.tuning.adapter_effect import measure_effect
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, describe_adapter, resolve_adapter
 from lightning_s3t.tuning.layer_table import LayerTable
-from lightning_s3t.tuning.serving.ensemble import Aggregate
 from lightning_s3t.tuning.stage_switch import StageSwitch
 from lightning_s3t.tuning.stages import StageBuilder
 
@@ -70,7 +69,7 @@ class S3T(pl.Callback):
 
     The script stays as it is: its module, data, optimizers, schedulers, loggers and callbacks serve every unit. The
     module given to `fit` is as it was before when `fit` returns; what was trained is in the store. Serve it with
-    `S3TModule.load(store, module)`.
+    `EnsembleModule.from_store(store, module)`.
 
     Args:
         store: The folder that keeps what is trained.
@@ -87,8 +86,6 @@ class S3T(pl.Callback):
         head: Where the head is, if it cannot be found: a path or a list of paths.
         adapter: A PeftConfig, a dict of one, or None to fine-tune whole layers.
         data: "cumulative" trains stage k on the first k slices of the order, "disjoint" on the k-th alone.
-        aggregate: How the shards' answers are put together: "mean_logits", "mean_probabilities" or
-            "vote"; or "single", where the best survivor answers alone.
         seed: What the partition and all randomness of the units follow from.
         epochs: "full" trains every stage for the trainer's max_epochs, "sisa" for 2E/(L+1) of them.
         prior: How likely a request is for each slice, for the planners that use it: one probability a slice, or one a
@@ -129,7 +126,6 @@ class S3T(pl.Callback):
         head: str | Sequence[str] | None = None,
         adapter: PeftConfig | Mapping[str, Any] | None = DEFAULT_ADAPTER,
         data: Literal["cumulative", "disjoint"] = "cumulative",
-        aggregate: Literal["mean_logits", "mean_probabilities", "vote", "single"] = "mean_logits",
         seed: int = 0,
         epochs: Literal["full", "sisa"] = "full",
         prior: Sequence[float] | Sequence[Sequence[float]] | None = None,
@@ -139,14 +135,13 @@ class S3T(pl.Callback):
         parallel_units: int = 1,
     ) -> None:
         check_arguments(shards, slices, budget, seed, parallel_units)
-        check_choices(data=data, aggregate=aggregate, epochs=epochs, isolation=isolation)
+        check_choices(data=data, epochs=epochs, isolation=isolation)
         self.store = Path(store)
         self.choice = SequenceChoice(sequences, slices, budget, seed, prior, _mode(data), _rule(epochs))
         self.sequences = self.choice.plan()
         self.subjects = subjects
         self.register = register
         self.isolation = isolation
-        self.aggregate: Aggregate = aggregate
         self.risk = RiskBands.of(risk)
         self.partition = Partition(shards, slices, seed, self.risk.slices if self.risk is not None else ())
         self.unit_settings = UnitSettings(
@@ -360,7 +355,6 @@ class S3T(pl.Callback):
         self, trainer: pl.Trainer, data: TrainingData, builder: StageBuilder, basis: Mapping[str, Any]
     ) -> FitStore:
         options = {
-            "aggregate": self.aggregate,
             "config": config_of(trainer),
             "classes": classes_of(trainer),
             "adapter_effect": measure_effect(builder),
@@ -441,7 +435,6 @@ class S3T(pl.Callback):
                 "adapter": describe_adapter(adapter) if adapter is not None else "whole layers",
                 "data": settings.data,
                 "epochs": settings.epochs,
-                "aggregate": self.aggregate,
                 "seed": settings.seed,
                 "register": self.register,
                 "store": str(self.store),

@@ -21,8 +21,7 @@ from lightning_s3t.callbacks.state_digest import AnyGenerator, find_generators
 from lightning_s3t.callbacks.subjects import Subjects, subjects_of
 from lightning_s3t.errors import DataError, UnsupportedError
 from lightning_s3t.plan import Partition, Place, RiskBands, UnitId
-from lightning_s3t.tuning.generators import seed_generator
-from lightning_s3t.tuning.randomness import derive_seed
+from lightning_s3t.tuning.randomness import derive_seed, seed_generator
 
 DataMode = Literal["cumulative", "disjoint"]
 

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning_s3t.callbacks import S3T
 from lightning_s3t.cli.imports import see_current_folder
 from lightning_s3t.cli.remembered import remembered_config
-from lightning_s3t.module import S3TModule
+from lightning_s3t.serving.module import EnsembleModule
 
 DESCRIPTION = "Trains any LightningModule by slices, so that data can be removed from it exactly."
 
@@ -22,16 +22,19 @@ DESCRIPTION = "Trains any LightningModule by slices, so that data can be removed
 class S3TCLI(LightningCLI):
     """A LightningCLI whose trainer has the S3T callback, and whose model, but for training, is the ensemble.
 
-    The callback's arguments have a section of their own: `--s3t.shards=5`.
+    The callback's arguments have a section of their own, `--s3t.shards=5`, and so has how the ensemble answers:
+    `--serving.aggregate=vote`.
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the callback's arguments.
+        """Adds the callback's arguments, and those of serving.
 
         Args:
             parser: The parser of a subcommand.
         """
         parser.add_lightning_class_args(S3T, "s3t")
+        # of every verb, since one config file is for all of them
+        parser.add_method_arguments(EnsembleModule, "from_store", "serving", skip={"store", "module"})
 
     def before_validate(self) -> None:
         """Called before validation: the ensemble takes the place of the model."""
@@ -47,7 +50,8 @@ class S3TCLI(LightningCLI):
 
     def _serve(self) -> None:
         s3t = next(callback for callback in self.trainer.callbacks if isinstance(callback, S3T))  # type: ignore[attr-defined]
-        self.model = S3TModule.load(s3t.store, self.model)
+        serving = self.config[str(self.subcommand)]["serving"]
+        self.model = EnsembleModule.from_store(s3t.store, self.model, **serving)
 
 
 class SaveConfig(SaveConfigCallback):

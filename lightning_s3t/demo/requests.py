@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lightning_s3t.demo.data import Rows
 from lightning_s3t.demo.model import DigitClassifier, accuracy
-from lightning_s3t.module import S3TModule
+from lightning_s3t.serving.module import EnsembleModule
 from lightning_s3t.store import Store
 
 
@@ -51,7 +51,7 @@ def forget_until_nothing_is_left(
         test: What accuracy is measured on.
         tell: Called after each request.
     """
-    served = S3TModule.load(store, model)
+    served = EnsembleModule.from_store(store, model)
     base = accuracy(model, test)
     course = Course([accuracy(served, test)], [_alive(store)], [_depth(served)], [])
     for number, person in enumerate(people, start=1):
@@ -78,5 +78,5 @@ def _alive(store: Path) -> int:
         return len(opened.alive())
 
 
-def _depth(served: S3TModule) -> int:
+def _depth(served: EnsembleModule) -> int:
     return sum(unit.stage for unit in served.survivors.values())

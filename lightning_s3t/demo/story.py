@@ -31,8 +31,8 @@ from lightning_s3t.demo.training import (
     train_by_slices,
     train_publicly,
 )
-from lightning_s3t.module import S3TModule
 from lightning_s3t.plan import deletion_rate
+from lightning_s3t.serving.module import EnsembleModule
 from lightning_s3t.tables import layer_table
 from lightning_s3t.tuning import describe_layers
 
@@ -109,7 +109,7 @@ def _tell(output: Path, scratch: Path, settings: DemoSettings, console: Console)
     seconds = train_by_slices(model, digits.private, scratch / "s3t", settings, progress=True)
     with console.status("SISA: the same with one order of the slices"):
         sisa_seconds = train_by_slices(model, digits.private, scratch / "sisa", settings, "sisa", budget=1)
-    s3t = accuracy(S3TModule.load(scratch / "s3t", model), digits.test)
+    s3t = accuracy(EnsembleModule.from_store(scratch / "s3t", model), digits.test)
     table = Table("model", "test accuracy", "trained in", "can forget")
     table.add_row("public model, as it was trained", f"{public:.1%}", "", "nothing to forget")
     table.add_row("public backbone, new head, not tuned", f"{untuned:.1%}", "", "nothing to forget")

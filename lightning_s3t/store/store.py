@@ -153,7 +153,7 @@ class Store(DeletionRequests):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Settings that may change from fit to fit, JSON-ready: how answers are put together, which orders."""
+        """Settings that may change from fit to fit, JSON-ready: which orders, the app's config."""
         with legible(f"What the store {self.path} notes of its fits"):
             found: dict[str, Any] = json.loads(self._ledger.get("options") or "{}")
         return found

@@ -22,7 +22,7 @@ _TOLERANCE = 1e-3  # releases and machines may sum up in another order, and no m
 
 @torch.no_grad()
 def measure_effect(builder: StageBuilder) -> dict[str, list[float]]:
-    """Returns what the adapter of the first fitting layer of each group adds to its answer.
+    """Return what the adapter of the first fitting layer of each group adds to its answer.
 
     The adapter's tensors and the layer's input are drawn from fixed seeds, so that the numbers say what PEFT computes
     with them: how it scales, in which order it multiplies, whether it acts. Linear layers are measured; a group that
@@ -62,7 +62,7 @@ def measure_effect(builder: StageBuilder) -> dict[str, list[float]]:
 
 
 def check_effect(kept: Effect | None, found: Effect, store: str) -> None:
-    """Refuses to go on with adapters that compute something else than when the store was made.
+    """Refuse to go on with adapters that compute something else than when the store was made.
 
     Args:
         kept: What `measure_effect` gave then; None if the store does not know.
@@ -87,7 +87,7 @@ def check_effect(kept: Effect | None, found: Effect, store: str) -> None:
 
 
 def _width(module: Any) -> int:
-    """Returns how wide the input of a plain linear layer is; 0 for any other module."""
+    """Return how wide the input of a plain linear layer is; 0 for any other module."""
     if type(module) is nn.Linear:
         return module.in_features
     if type(module).__name__ == "Conv1D":  # transformers' linear layer, with its weight transposed

@@ -39,7 +39,7 @@ _FORBIDDEN = ("modules_to_save", "target_parameters", "trainable_token_indices",
 
 
 def resolve_adapter(adapter: PeftConfig | Mapping[str, Any] | None) -> PeftConfig | None:
-    """Turns what a user may pass as `adapter` into a PeftConfig of its own.
+    """Turn what a user may pass as `adapter` into a PeftConfig of its own.
 
     Args:
         adapter: A PeftConfig, a dict of one, or None for whole-layer fine-tuning. A dict without `peft_type` changes
@@ -78,7 +78,7 @@ def resolve_adapter(adapter: PeftConfig | Mapping[str, Any] | None) -> PeftConfi
 
 
 def describe_adapter(config: PeftConfig | None) -> dict[str, Any] | None:
-    """Returns an adapter configuration as JSON-ready data, for the store and for provenance.
+    """Return an adapter configuration as JSON-ready data, for the store and for provenance.
 
     Args:
         config: The configuration, or None for whole layers.
@@ -101,7 +101,7 @@ def describe_adapter(config: PeftConfig | None) -> dict[str, Any] | None:
 
 
 def find_targets(root: nn.Module, layers: Layers, config: PeftConfig) -> dict[int, tuple[str, ...]]:
-    """Chooses the modules that get an adapter, group by group.
+    """Choose the modules that get an adapter, group by group.
 
     With `target_modules` in the configuration, PEFT's own rules decide, on the modules' paths from `root`. Without,
     it is every linear layer of the groups, or every convolution in groups that have none (for LayerNorm tuning, every
@@ -142,7 +142,7 @@ def find_targets(root: nn.Module, layers: Layers, config: PeftConfig) -> dict[in
 
 
 def inject_adapter(original: nn.Module, name: str, config: PeftConfig, seed: int) -> BaseTunerLayer:
-    """Makes a freshly drawn adapter around one module, without touching the network that the module lives in.
+    """Make a freshly drawn adapter around one module, without touching the network that the module lives in.
 
     PEFT draws adapters in the order of their injection, so one seed for a whole network would tie each adapter to
     all before it. Here every module is injected alone, with its own seed, into a skeleton of its path.
@@ -211,7 +211,7 @@ def inject_adapter(original: nn.Module, name: str, config: PeftConfig, seed: int
 
 
 def check_adapter(root: nn.Module, targets: Mapping[int, tuple[str, ...]], config: PeftConfig) -> None:
-    """Tries the adapter on a copy of each kind of target, before anything is changed.
+    """Try the adapter on a copy of each kind of target, before anything is changed.
 
     Args:
         root: The module that the targets are paths of.
@@ -241,7 +241,7 @@ def check_adapter(root: nn.Module, targets: Mapping[int, tuple[str, ...]], confi
 
 
 def adapter_tensors(layer: BaseTunerLayer) -> dict[str, torch.Tensor]:
-    """Returns the tensors that belong to an adapter and not to the module it wraps, by relative name.
+    """Return the tensors that belong to an adapter and not to the module it wraps, by relative name.
 
     Args:
         layer: A layer made by `inject_adapter`.
@@ -305,7 +305,7 @@ def _type_name(config: PeftConfig) -> str:
 
 
 def _pass_on(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Does nothing."""
+    """Do nothing."""
 
 
 def _skeleton(module: nn.Module, name: str) -> nn.Module:

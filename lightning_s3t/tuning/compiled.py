@@ -7,7 +7,7 @@ from torch._dynamo import OptimizedModule
 
 
 def has_compiled_parts(module: nn.Module) -> bool:
-    """Says whether torch compiles the module, or a part of it.
+    """Return whether torch compiles the module, or a part of it.
 
     Args:
         module: The module.

@@ -34,7 +34,7 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Returns the SHA-256 of named tensors: names, dtypes, shapes and contents.
+    """Return the SHA-256 of named tensors: names, dtypes, shapes and contents.
 
     Args:
         tensors: The tensors by name; their order does not matter.
@@ -53,11 +53,11 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def fingerprint(tensor: Tensor) -> Tensor:
-    """Returns a 64-bit fingerprint of a tensor's bits, computed where the tensor lies.
+    """Return a 64-bit fingerprint of a tensor's bits, computed where the tensor lies.
 
     A sum, modulo 2**64, of 64-bit words multiplied by odd numbers that depend on the place and then mixed (splitmix64's
     finaliser), and once more of these sums: any change within one word, so of any single element, shows with
-    certainty, several with probability 1 - 2**-64 or so. It is meant against accidents, not against somebody who
+    certainty, several with probability 1 - 2**-64 or so. It is meant against accidents, not against anyone who
     constructs collisions; what is kept is digested by `digest_tensors`. Equal bits give equal fingerprints on every
     device.
 
@@ -112,7 +112,7 @@ def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _memory_of(tensor: Tensor) -> Hashable:
-    """Returns what is equal for two tensors only if they are views of one memory that hold the same."""
+    """Return what is equal for two tensors only if they are views of one memory that hold the same."""
     # a subclass may keep its values elsewhere, and have no memory, or another's address
     if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided or not tensor.data_ptr():
         return id(tensor)
@@ -128,7 +128,7 @@ def _memory_of(tensor: Tensor) -> Hashable:
 
 
 def _words(tensor: Tensor) -> Tensor:
-    """Returns a tensor's contents as 64-bit integers, filled up with zeros."""
+    """Return a tensor's contents as 64-bit integers, filled up with zeros."""
     contents = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
     missing = -contents.numel() % 8
     if missing:
@@ -144,12 +144,12 @@ def _weights(device: torch.device) -> Tensor:
 
 
 def _odd_numbers(count: int, device: torch.device) -> Tensor:
-    """Returns odd numbers that look drawn at random."""
+    """Return odd numbers that look drawn at random."""
     return _mix(torch.arange(1, count + 1, device=device) * _WEIGHT) | 1
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Mixes 64-bit integers in place, one to one; 0 stays 0."""
+    """Mix 64-bit integers in place, one to one; 0 stays 0."""
     # without it, changes of the highest bits (two signs of a 64-bit dtype) would cancel out in the sum
     x.bitwise_xor_(_shift(x, 30)).mul_(_MIX)
     x.bitwise_xor_(_shift(x, 27)).mul_(_MIX_AGAIN)
@@ -157,5 +157,5 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Shifts to the right without the sign."""
+    """Shift to the right without the sign."""
     return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)

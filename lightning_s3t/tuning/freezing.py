@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 
 def set_trainable(root: nn.Module, trainable: Iterable[nn.Parameter]) -> None:
-    """Makes exactly these parameters trainable and freezes every other one.
+    """Make exactly these parameters trainable, and freeze every other one.
 
     Args:
         root: The module whose parameters are set.
@@ -29,7 +29,7 @@ def set_trainable(root: nn.Module, trainable: Iterable[nn.Parameter]) -> None:
 
 
 def freeze_statistics(root: nn.Module, owned: Iterable[nn.Module] = ()) -> list[nn.Module]:
-    """Puts every layer with running statistics into eval mode, except those that the unit owns.
+    """Put every layer with running statistics into eval mode, except those that the unit owns.
 
     In training mode such a layer (BatchNorm, InstanceNorm) writes the statistics of the data into the frozen part of
     the network, where they outlive a deletion.
@@ -78,7 +78,7 @@ class ModuleFlags:
         self._training = [(module, module.training) for module in root.modules()]
 
     def restore(self) -> None:
-        """Sets all flags back to what they were."""
+        """Set all flags back to what they were."""
         for parameter, trainable in self._trainable:
             parameter.requires_grad_(trainable)
             parameter.grad = None

@@ -13,7 +13,7 @@ from lightning_s3t.tuning.fingerprint import fingerprints
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Returns every parameter and buffer of a module, those outside its state dict too, by name.
+    """Return every parameter and buffer of a module, those outside its state dict too, by name.
 
     Args:
         module: Any module.
@@ -44,7 +44,7 @@ class TensorState:
 
 
 def states_of(tensors: Mapping[str, Tensor]) -> dict[str, TensorState]:
-    """Returns what tensors hold now, by name.
+    """Return what tensors hold now, by name.
 
     Args:
         tensors: The tensors by name.
@@ -76,7 +76,7 @@ class Baseline:
         self._by_identity = {id(tensor): self.states[name] for name, tensor in self._tensors.items()}
 
     def of(self, tensor: Tensor) -> TensorState | None:
-        """Returns what a tensor held, whatever its name is now; None for one that was not there.
+        """Return what a tensor held, whatever its name is now; None for one that was not there.
 
         Args:
             tensor: Any tensor.
@@ -128,7 +128,7 @@ class LeakageGuard:
         self._before = states_of(self._guarded()) if baseline is None else self._expected(baseline)
 
     def check(self, what: str) -> None:
-        """Raises if anything that the unit does not own has moved.
+        """Raise if anything that the unit does not own has moved.
 
         Args:
             what: Who was trained, for the message.
@@ -165,7 +165,7 @@ class LeakageGuard:
         }
 
     def _expected(self, baseline: Baseline) -> dict[str, TensorState]:
-        """Returns what the guarded tensors must hold when the unit has been trained."""
+        """Return what the guarded tensors must hold when the unit has been trained."""
         swapped, originals = self._swapped_places(), tuple(f"{path}." for path in self._others)
         expected = {
             name: state
@@ -182,7 +182,7 @@ class LeakageGuard:
         return {**expected, **known, **fresh}
 
     def _swapped_places(self) -> tuple[str, ...]:
-        """Returns where in the module something stands in for a part, at every place where that is registered."""
+        """Return where in the module something stands in for a part, at every place where that is registered."""
         stand_ins = {
             id(stand_in)
             for path, original in self._others.items()

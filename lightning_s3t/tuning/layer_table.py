@@ -50,7 +50,7 @@ class LayerTable:
 
     @classmethod
     def of(cls, builder: StageBuilder) -> LayerTable:
-        """Describes the groups and the head of a builder.
+        """Describe the groups and the head of a builder.
 
         Args:
             builder: Attached to the module.
@@ -94,7 +94,7 @@ def describe_layers(
     head: str | Sequence[str] | None = None,
     adapter: PeftConfig | Mapping[str, Any] | None = DEFAULT_ADAPTER,
 ) -> LayerTable:
-    """Finds the layer groups and the head of a module, before any training.
+    """Find the layer groups and the head of a module, before any training.
 
     Args:
         module: A LightningModule or a network.

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from lightning_s3t.errors import LayersError
-from lightning_s3t.tuning.finders import Found, find_head_of, find_layers_and_head, find_network
-from lightning_s3t.tuning.finders.named import HOW_TO_NAME, check_paths, read_layers
-from lightning_s3t.tuning.finders.paths import has_parameters, lies_in
+from lightning_s3t.tuning.layer_detection import DetectedLayers, find_head_of, find_layers_and_head, find_network
+from lightning_s3t.tuning.layer_detection.named_layers import HOW_TO_NAME, check_paths, parse_layers
+from lightning_s3t.tuning.layer_detection.paths import has_parameters, lies_in
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Layers:
     source: str
 
     def group_of(self) -> dict[str, int]:
-        """Returns the index of each module's group, by path; 0 for the head."""
+        """Return the index of each module's group, by path; 0 for the head."""
         return {path: group.index for group in self.groups for path in group.modules} | dict.fromkeys(self.head, 0)
 
 
@@ -53,7 +53,7 @@ def find_layers(
     layers: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
     head: str | Sequence[str] | None = None,
 ) -> Layers:
-    """Finds the layer groups and the head of a module.
+    """Find the layer groups and the head of a module.
 
     timm models describe their own blocks (`group_matcher`) and head (`get_classifier`); transformers and torchvision
     models are known by their structure; of any other module the longest ModuleList or Sequential is taken. Stem,
@@ -71,7 +71,7 @@ def find_layers(
         head: The path of the head, or several.
 
     Raises:
-        LayersError: Nothing was found, there is no telling between several things, what was named does not exist, or
+        LayersError: Nothing was found, it is unclear which of several is meant, what was named does not exist, or
             there are fewer blocks than slices.
 
     Example:
@@ -87,10 +87,10 @@ def find_layers(
     if layers is None:
         found = find_layers_and_head(root, slices, headed=bool(heads))
     else:
-        blocks, grouped, own = read_layers(root, layers, slices, heads)
+        blocks, grouped, own = parse_layers(root, layers, slices, heads)
         paths = [path for block in blocks for path in block]
         _check_blocks(root, blocks)
-        found = Found(None, blocks, () if heads else find_head_of(root, paths, own), "named by the user")
+        found = DetectedLayers(None, blocks, () if heads else find_head_of(root, paths, own), "named by the user")
     heads = heads or found.head
     _check_blocks(root, found.blocks)
     groups = tuple(
@@ -117,7 +117,7 @@ def _named_heads(root: nn.Module, head: str | Sequence[str] | None) -> tuple[str
 
 
 def _cut(blocks: Sequence[tuple[str, ...]], slices: int, grouped: bool) -> list[Sequence[tuple[str, ...]]]:
-    """Returns the blocks of each group, from the top group down."""
+    """Return the blocks of each group, from the top group down."""
     if len(blocks) < slices:
         names = ", ".join(block[0] for block in blocks)
         raise LayersError(
@@ -148,7 +148,7 @@ def _check_blocks(root: nn.Module, blocks: Sequence[tuple[str, ...]]) -> None:
 
 
 def _check_apart(root: nn.Module, groups: Sequence[LayerGroup], heads: Sequence[str]) -> None:
-    """Raises unless every parameter is in one group, or in the head, or in neither."""
+    """Raise unless every parameter is in one group, or in the head, or in neither."""
     for path in (path for group in reversed(groups) for path in group.modules):
         for head in heads:
             if lies_in(path, head) or lies_in(head, path):

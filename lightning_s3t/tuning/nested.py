@@ -1,54 +1,57 @@
-"""Tensors in what modules take and return: tuples, lists and dicts of them, one within the other."""
+"""Tensors in what modules take and return: tuples, lists and mappings of them, one within the other.
+
+Written by hand, since callers need the path to each leaf and every mapping gone through, and caches and other objects
+left whole: `lightning_utilities.apply_to_collection` gives no paths and takes dataclasses apart; torch's pytree takes
+apart what is registered with it (caches of some releases of transformers) and leaves other mappings whole.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
-Path = tuple[str | int, ...]
+TensorPath = tuple[str | int, ...]
 
 
-def leaves_in(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Returns everything in a value that is not a tuple, list or mapping, each with the path to it.
+def leaves_in(value: Any, path: TensorPath = ()) -> list[tuple[TensorPath, Any]]:
+    """Return everything in a value that is not a tuple, list or mapping, each with the path to it.
 
     Args:
         value: Anything.
         path: What the paths begin with.
 
     Example:
-        >>> list(leaves_in((1, {"mask": None})))
+        >>> leaves_in((1, {"mask": None}))
         [((0,), 1), ((1, 'mask'), None)]
     """
     if isinstance(value, Mapping):
-        for name, part in value.items():
-            yield from leaves_in(part, (*path, name))
+        parts: Iterable[tuple[Any, Any]] = value.items()
     elif isinstance(value, (tuple, list)):
-        for number, part in enumerate(value):
-            yield from leaves_in(part, (*path, number))
+        parts = enumerate(value)
     else:
-        yield path, value
+        return [(path, value)]
+    return [leaf for name, part in parts for leaf in leaves_in(part, (*path, name))]
 
 
-def tensors_in(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
-    """Returns the tensors in a value, each with the path to it.
+def tensors_in(value: Any) -> list[tuple[TensorPath, Tensor]]:
+    """Return the tensors in a value, each with the path to it.
 
     Args:
         value: A tensor, or tuples, lists and mappings of tensors and other things.
-        path: What the paths begin with.
 
     Example:
         >>> import torch
         >>> [path for path, _ in tensors_in((torch.zeros(1), {"mask": torch.ones(1), "cache": None}))]
         [(0,), (1, 'mask')]
     """
-    return ((where, leaf) for where, leaf in leaves_in(value, path) if isinstance(leaf, Tensor))
+    return [(path, leaf) for path, leaf in leaves_in(value) if isinstance(leaf, Tensor)]
 
 
-def replace_leaves(value: Any, replace: Callable[[Path, Any], Any], path: Path = ()) -> Any:
-    """Returns a value like another, with other leaves (see `leaves_in`) in it.
+def replace_leaves(value: Any, replace: Callable[[TensorPath, Any], Any], path: TensorPath = ()) -> Any:
+    """Return a value like another, with other leaves (see `leaves_in`) in it.
 
     Args:
         value: Anything.
@@ -68,30 +71,44 @@ def replace_leaves(value: Any, replace: Callable[[Path, Any], Any], path: Path =
     return replace(path, value)
 
 
-def replace_tensors(value: Any, replace: Callable[[Path, Tensor], Any], path: Path = ()) -> Any:
-    """Returns a value like another, with other tensors in it.
+def with_leaves(value: Any, leaves: Iterable[Any]) -> Any:
+    """Return a value like another, with these leaves in it, in the order of `leaves_in`.
+
+    Args:
+        value: Anything.
+        leaves: As many as it has.
+
+    Example:
+        >>> with_leaves([1, {"x": 2}], "ab")
+        ['a', {'x': 'b'}]
+    """
+    rest = iter(leaves)
+    return replace_leaves(value, lambda path, leaf: next(rest))
+
+
+def replace_tensors(value: Any, replace: Callable[[TensorPath, Tensor], Any]) -> Any:
+    """Return a value like another, with other tensors in it.
 
     Args:
         value: A tensor, or tuples, lists and mappings of tensors and other things.
         replace: Takes a tensor's path and the tensor, and returns what shall be there.
-        path: What the paths begin with.
 
     Example:
         >>> import torch
         >>> replace_tensors([torch.zeros(2), "x"], lambda path, tensor: tuple(tensor.shape))
         [(2,), 'x']
     """
-    return replace_leaves(value, lambda where, leaf: replace(where, leaf) if isinstance(leaf, Tensor) else leaf, path)
+    return replace_leaves(value, lambda path, leaf: replace(path, leaf) if isinstance(leaf, Tensor) else leaf)
 
 
-def is_plain(value: Any) -> bool:
-    """Says whether a value is made of tensors, numbers, text and None alone, in tuples, lists and mappings.
+def has_plain_leaves(value: Any) -> bool:
+    """Return whether a value is made of tensors, numbers, text and None alone, in tuples, lists and mappings.
 
     Args:
         value: Anything.
 
     Example:
-        >>> is_plain(({"x": None}, [1])), is_plain(object())
+        >>> has_plain_leaves(({"x": None}, [1])), has_plain_leaves(object())
         (True, False)
     """
     return all(leaf is None or isinstance(leaf, (Tensor, bool, int, float, str)) for _, leaf in leaves_in(value))

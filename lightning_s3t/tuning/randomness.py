@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from lightning_s3t.plan import UnitId
 
 
 def derive_seed(seed: int, *labels: object) -> int:
-    """Derives an independent seed from a root seed and labels.
+    """Derive an independent seed from a root seed and labels.
 
     A hash instead of a sum: neighbouring roots and neighbouring units must not share streams. The labels are
     coordinates and names; sizes and contents of data never go in, or a deletion would move every later draw.
@@ -38,7 +39,7 @@ def derive_seed(seed: int, *labels: object) -> int:
 
 
 def unit_seed(seed: int, unit: UnitId) -> int:
-    """Returns the seed that all randomness of a unit comes from.
+    """Return the seed that all randomness of a unit comes from.
 
     Args:
         seed: The root seed of the store.
@@ -52,7 +53,7 @@ def unit_seed(seed: int, unit: UnitId) -> int:
 
 
 def seed_all(seed: int) -> None:
-    """Seeds Python's, NumPy's and torch's global generators, on every device.
+    """Seed Python's, NumPy's and torch's global generators, on every device.
 
     Unlike `lightning.seed_everything` it leaves the environment variables alone.
 
@@ -65,7 +66,7 @@ def seed_all(seed: int) -> None:
 
 
 def seed_running(seed: int) -> None:
-    """Seeds the same generators as `seed_all`, but for those of devices that nobody has used yet.
+    """Seed the same generators as `seed_all`, but for those of devices that have not been used yet.
 
     Many times faster where there is none: torch notes each call for the day that one is used, with a stack trace.
 
@@ -81,7 +82,7 @@ def seed_running(seed: int) -> None:
 
 @contextlib.contextmanager
 def seeded(seed: int | None = None) -> Iterator[None]:
-    """Runs a block with generators of its own; the global ones continue afterwards as if nothing had happened.
+    """Run a block with generators of its own; the global ones continue afterwards as if nothing had happened.
 
     Args:
         seed: The seed inside the block; None leaves the generators as they are.
@@ -106,3 +107,27 @@ def seeded(seed: int | None = None) -> Iterator[None]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+
+
+def seed_generator(generator: Any, seed: int) -> None:
+    """Seed a random generator of torch, NumPy or Python.
+
+    Args:
+        generator: The generator.
+        seed: A non-negative integer.
+
+    Example:
+        >>> import random
+        >>> generator = random.Random()
+        >>> seed_generator(generator, 1)
+        >>> generator.random() == random.Random(1).random()
+        True
+    """
+    if isinstance(generator, torch.Generator):
+        generator.manual_seed(seed)
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = type(generator.bit_generator)(seed).state
+    elif isinstance(generator, np.random.RandomState):
+        generator.seed(seed % 2**32)
+    else:
+        generator.seed(seed)

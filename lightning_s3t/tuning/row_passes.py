@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.tuning.nested import Path, is_plain, leaves_in, replace_tensors, tensors_in
+from lightning_s3t.tuning.nested import TensorPath, has_plain_leaves, leaves_in, replace_tensors, tensors_in
 from lightning_s3t.tuning.randomness import seed_running, seeded
 
 
@@ -24,7 +24,7 @@ def run_by_row(
     kwargs: Mapping[str, Any] | None = None,
     forward: Callable[..., Any] | None = None,
 ) -> Any:
-    """Runs a network once for each row of a batch, and puts the answers together.
+    """Run a network once for each row of a batch, and put the answers together.
 
     Args:
         network: The network; in eval mode meanwhile.
@@ -79,9 +79,9 @@ def _copy(tensor: Tensor) -> Tensor:
 
 def _join(answers: list[Any]) -> Any:
     kinds = [{path: _kind(leaf) for path, leaf in leaves_in(answer)} for answer in answers]
-    parts: list[dict[Path, Tensor]] = [dict(tensors_in(answer)) for answer in answers]
+    parts: list[dict[TensorPath, Tensor]] = [dict(tensors_in(answer)) for answer in answers]
     has_rows = all(tensor.shape[:1] == (1,) for tensor in parts[0].values())
-    if not has_rows or not all(map(is_plain, answers)) or any(kind != kinds[0] for kind in kinds):
+    if not has_rows or not all(map(has_plain_leaves, answers)) or any(kind != kinds[0] for kind in kinds):
         raise ConfigurationError(
             "Expected answers of the same kind for every row: tensors with one row in their first dimension, of the "
             "same shape, in tuples, lists and dicts. Pad texts to a fixed length; leave out caches (use_cache=False)."
@@ -95,7 +95,7 @@ def _kind(leaf: Any) -> Any:
 
 @contextmanager
 def _quietly(network: nn.Module) -> Iterator[None]:
-    """Lets a network be run in eval mode; afterwards everything is as if it had not been."""
+    """Let a network be run in eval mode; afterwards everything is as if it had not been."""
     training = [module for module in network.modules() if module.training]
     fast = torch.backends.mha.get_fastpath_enabled()
     try:

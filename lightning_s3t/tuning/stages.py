@@ -63,7 +63,7 @@ class StageBuilder:
         self.start: Snapshot | None = None
 
     def build(self, stage: int, trained: Sequence[Snapshot], seed: int | None = None) -> dict[str, nn.Module]:
-        """Builds the stand-ins of a stage.
+        """Build the stand-ins of a stage.
 
         Args:
             stage: 1 to L.
@@ -91,7 +91,7 @@ class StageBuilder:
         return stand_ins
 
     def owned(self, stage: int) -> tuple[str, ...]:
-        """Returns the names of the modules whose stand-ins belong to a stage: its own group's and the head.
+        """Return the names of the modules whose stand-ins belong to a stage: its own group's and the head.
 
         Args:
             stage: 1 to L.
@@ -99,11 +99,11 @@ class StageBuilder:
         return (*self.targets[stage], *self.layers.head)
 
     def base_tensors(self) -> dict[str, Tensor]:
-        """Returns the head as it stands before any training, by name."""
+        """Return the head as it stands before any training, by name."""
         return collect_tensors({name: self.originals[name] for name in self.layers.head})
 
     def frozen_tensors(self) -> dict[str, Tensor]:
-        """Returns every tensor of the module outside the head, by name: what must be the same for all units."""
+        """Return every tensor of the module outside the head, by name: what must be the same for all units."""
         inside = {id(module) for name in self.layers.head for module in self.originals[name].modules()}
         heads = tuple(
             f"{name}." for name, module in self.root.named_modules(remove_duplicate=False) if id(module) in inside
@@ -111,7 +111,7 @@ class StageBuilder:
         return {name: tensor for name, tensor in named_tensors(self.root).items() if not name.startswith(heads)}
 
     def count_trainable(self) -> dict[int, int]:
-        """Returns how many parameters each group's stage trains besides the head, by group index."""
+        """Return how many parameters each group's stage trains besides the head, by group index."""
         counts: dict[int, int] = {}
         for index, names in self.targets.items():
             modules = {name: self._stand_in(name, seed=0) for name in names}
@@ -157,7 +157,7 @@ class StageBuilder:
 
 
 def trainable_parameters(builder: StageBuilder, stand_ins: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
-    """Returns the parameters of stand-ins that training may change, by name.
+    """Return the parameters of stand-ins that training may change, by name.
 
     An adapter's parameters are trained as PEFT says; of a copy, those that were trainable in the user's module.
 
@@ -180,7 +180,7 @@ def trainable_parameters(builder: StageBuilder, stand_ins: Mapping[str, nn.Modul
 
 
 def collect_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Copies the tensors that belong to stand-ins: adapters without what they wrap, copies whole.
+    """Copy the tensors that belong to stand-ins: adapters without what they wrap, copies whole.
 
     Args:
         modules: Modules by the path of the one they stand in for.
@@ -192,7 +192,7 @@ def collect_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def live_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Returns the tensors that belong to stand-ins themselves, by name, as `collect_tensors` copies them.
+    """Return the tensors that belong to stand-ins themselves, by name, as `collect_tensors` copies them.
 
     Args:
         modules: Modules by the path of the one they stand in for.
@@ -206,7 +206,7 @@ def live_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_tensors(module: nn.Module, name: str, snapshot: Snapshot) -> None:
-    """Copies a snapshot's tensors into a stand-in.
+    """Copy a snapshot's tensors into a stand-in.
 
     Args:
         module: The stand-in.
@@ -256,20 +256,20 @@ class Stage:
         swap.install(stand_ins)
 
     def owned_names(self) -> tuple[str, ...]:
-        """Returns the names, in the user's module, of every tensor that this stage owns."""
+        """Return the names, in the user's module, of every tensor that this stage owns."""
         return tuple(live_tensors(self.owned))
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Copies the tensors that this stage owns, to be kept."""
+        """Copy the tensors that this stage owns, to be kept."""
         return collect_tensors(self.owned)
 
     def watch(self) -> None:
-        """Begins to note which parameters receive a gradient. Gradients themselves don't last: Lightning drops them."""
+        """Begin to note which parameters receive a gradient. Gradients themselves don't last: Lightning drops them."""
         for name, parameter in self.trainable.items():
             self._watch(name, parameter)
 
     def idle_modules(self) -> list[str]:
-        """Returns the stand-ins of which no parameter has received a gradient: the network never called them."""
+        """Return the stand-ins of which no parameter has received a gradient: the network never called them."""
         idle = []
         for name in self.owned:
             parameters = [full for full in self.trainable if full.startswith(f"{name}.")]

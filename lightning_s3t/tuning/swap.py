@@ -52,7 +52,7 @@ class ModuleSwap:
         self._installed: set[str] = set()
 
     def install(self, replacements: Mapping[str, nn.Module]) -> None:
-        """Puts these modules in place; every other name goes back to its original.
+        """Put these modules in place; every other name goes back to its original.
 
         Args:
             replacements: The modules by the path of the one they stand in for.
@@ -64,7 +64,7 @@ class ModuleSwap:
         self._installed = set(replacements)
 
     def restore(self) -> None:
-        """Puts every original back."""
+        """Put every original back."""
         self.install({})
 
     def _put(self, name: str, module: nn.Module) -> None:

@@ -29,7 +29,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_s3t import S3T, S3TModule
+from lightning_s3t import S3T, EnsembleModule
 from lightning_s3t.plan import UnitId, cyclic, units_of
 from lightning_s3t.plan.cost import cost_of
 from lightning_s3t.store import Store
@@ -174,7 +174,7 @@ def measure_ensembles() -> tuple[float, dict[int, float]]:
             alone = sum(tensor.nbytes for tensor in module.state_dict().values()) / 2**20
             fill(Path(name) / "store", module, shards, [range(6)], VISION_ADAPTER)
             before = live_bytes()
-            served = S3TModule.load(Path(name) / "store", module)
+            served = EnsembleModule.from_store(Path(name) / "store", module)
             with torch.no_grad():
                 served(torch.zeros(1, 3, 64, 64))
             found[shards] = (live_bytes() - before) / 2**20

@@ -2,7 +2,7 @@
 
 `python -m tests.benchmarks.serving`. A ViT-base, five shards of six slices on three orders, LoRA of rank 16 on query, key and
 value. Marks, on a CPU: the ensemble takes no longer than a pass through each of five copies of the network with a shard's
-adapters in each, and falls towards one pass as requests deactivate layers; the swap to survivors that stand by is 100 times as fast
+adapters in each, and falls towards one pass as requests deactivate layers; the swap to preloaded survivors is 100 times as fast
 as what the authors' code does, which loads the shard's whole model from a checkpoint; a unit is 50 times smaller than that. On a
 GPU, the ensemble with few rows takes no longer than two passes. `--rows 1 4` sets the numbers of rows (four take ten minutes on one core).
 """
@@ -28,13 +28,13 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_s3t import S3TModule
+from lightning_s3t import EnsembleModule
 from lightning_s3t.plan import UnitId
+from lightning_s3t.serving.passes import ShardPasses
+from lightning_s3t.serving.served_shards import ServedShards
 from lightning_s3t.store import Store
 from lightning_s3t.tuning import StageBuilder, find_layers
 from lightning_s3t.tuning.adapters import resolve_adapter
-from lightning_s3t.tuning.serving.passes import ShardPasses
-from lightning_s3t.tuning.serving.served import ServedShards
 from lightning_s3t.tuning.swap import ModuleSwap
 from tests.benchmarks.filled_store import fill
 from tests.benchmarks.timing import Ratio, ratio, take_turns
@@ -61,13 +61,13 @@ class Stages:
         builder = StageBuilder(network, find_layers(network, SLICES), resolve_adapter(ADAPTER))
         self._shards = ServedShards(builder)
         self._forward = network.network.forward
-        self._in_turn = ShardPasses(builder, self._shards, "in_turn")
-        self._together = ShardPasses(builder, self._shards, "together")
+        self._sequential = ShardPasses(builder, self._shards, "sequential")
+        self._batched = ShardPasses(builder, self._shards, "batched")
         self._apart: list[nn.Module] = []
         with Store.open(path) as store:
             for shard in range(SHARDS):
                 unit = UnitId(shard, ORDERS[0][:stage])
-                self._shards.take_up(unit, tuple(map(str, unit.lineage)), store.load)
+                self._shards.load_survivor(unit, tuple(map(str, unit.lineage)), store.load)
                 own = copy.deepcopy(module).to(DEVICE)
                 lineage = [store.load(ancestor) for ancestor in unit.lineage]
                 own_builder = StageBuilder(own, find_layers(own, SLICES), resolve_adapter(ADAPTER))
@@ -80,8 +80,8 @@ class Stages:
         order = list(range(SHARDS))
 
         return {
-            "in turn": lambda: self._in_turn.run(self._forward, (images,), {}, order, {}),
-            "together": lambda: self._together.run(self._forward, (images,), {}, order, {}),
+            "sequential": lambda: self._sequential.run(self._forward, (images,), {}, order, {}),
+            "batched": lambda: self._batched.run(self._forward, (images,), {}, order, {}),
             "apart": lambda: [own(images) for own in self._apart],
             "one": lambda: bare(images),
         }
@@ -116,12 +116,12 @@ def time_inference(module: Classifier, path: Path, rows: Sequence[int]) -> tuple
     found = Table(
         "rows",
         "slices left",
-        "in turn, seconds",
-        "in turn / five networks",
-        "together / five networks",
-        "in turn / one pass",
-        "together / one pass",
-        "operations: apart, in turn, together, one",
+        "sequential, seconds",
+        "sequential / five networks",
+        "batched / five networks",
+        "sequential / one pass",
+        "batched / one pass",
+        "operations: apart, sequential, batched, one",
         title="An ensemble of five, ViT-base",
     )
     marked = []
@@ -131,19 +131,19 @@ def time_inference(module: Classifier, path: Path, rows: Sequence[int]) -> tuple
         with torch.inference_mode():
             operations = {name: count_operations(run) for name, run in contestants.items()}
             times = take_turns(contestants, ROUNDS, f"inference, {stage} slices, {count} rows")
-        ratios = {(a, b): ratio(times[a], times[b]) for a in ("in turn", "together") for b in ("apart", "one")}
-        seconds = f"{statistics.median(times['in turn']):.4f}"
-        counts = ", ".join(str(operations[name]) for name in ("apart", "in turn", "together", "one"))
+        ratios = {(a, b): ratio(times[a], times[b]) for a in ("sequential", "batched") for b in ("apart", "one")}
+        seconds = f"{statistics.median(times['sequential']):.4f}"
+        counts = ", ".join(str(operations[name]) for name in ("apart", "sequential", "batched", "one"))
         found.add_row(str(count), str(stage), seconds, *(str(r) for r in _in_order(ratios)), counts)
-        marked.append(ratios["together", "one"] if DEVICE == "cuda" else ratios["in turn", "apart"])
+        marked.append(ratios["batched", "one"] if DEVICE == "cuda" else ratios["sequential", "apart"])
     return found, max(r.median for r in marked)
 
 
 def _in_order(ratios: dict[tuple[str, str], Ratio]) -> list[Ratio]:
-    return [ratios[how, against] for against in ("apart", "one") for how in ("in turn", "together")]
+    return [ratios[how, against] for against in ("apart", "one") for how in ("sequential", "batched")]
 
 
-def time_switch(path: Path, module: Classifier, standby: bool) -> tuple[Ratio, float, float]:
+def time_switch(path: Path, module: Classifier, preload: bool) -> tuple[Ratio, float, float]:
     """Times the swap to the survivors after requests, against loading a whole checkpoint: ratio and medians."""
     swaps, loads = [], []
     with tempfile.TemporaryDirectory() as name:
@@ -151,7 +151,7 @@ def time_switch(path: Path, module: Classifier, standby: bool) -> tuple[Ratio, f
         store = shutil.copytree(path, folder / "store")
         torch.save(module.state_dict(), folder / "model.ckpt")
         target = copy.deepcopy(module)
-        served = S3TModule.load(store, module, standby=standby)
+        served = EnsembleModule.from_store(store, module, preload=preload)
         for person in itertools.count():
             before = dict(served.survivors)
             served.store.forget([f"user-{person}"], strict=False)
@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sizes = fill(path, module, SHARDS, ORDERS, ADAPTER)
         # first: what inference leaves in the allocator would hide what the memory for a checkpoint costs
         switches = {
-            how: time_switch(path, module, standby) for how, standby in (("from disk", False), ("standby", True))
+            how: time_switch(path, module, preload) for how, preload in (("from disk", False), ("preloaded", True))
         }
         inference, passes = time_inference(module, path, options.rows)
     console.print(inference)
@@ -192,8 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(
         f"A checkpoint has {whole / 1e6:.0f} MB, a unit {unit / 1e6:.2f} MB: {whole / unit:.0f} times (mark: {MARK_SIZE:g})."
     )
-    print(f"All units standing by: {sum(sizes) / whole:.0%} of the network.")
-    switch = switches["standby"][0]
+    print(f"All units, preloaded: {sum(sizes) / whole:.0%} of the network.")
+    switch = switches["preloaded"][0]
     mark = MARK_GPU if DEVICE == "cuda" else MARK_PASSES
     return int(passes > mark or switch.median < MARK_SWITCH or whole / unit < MARK_SIZE)
 

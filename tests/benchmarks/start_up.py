@@ -22,12 +22,12 @@ def main() -> int:
     contestants = {
         "without": lambda: run(BASE),
         "with": lambda: run(f"{BASE}; import lightning_s3t"),
-        "with, and S3T used": lambda: run(f"{BASE}; from lightning_s3t import S3T, S3TModule"),
+        "with, and S3T used": lambda: run(f"{BASE}; from lightning_s3t import S3T, EnsembleModule"),
     }
     times = take_turns(contestants, ROUNDS, "importing")
     for name, seconds in times.items():
         print(f"{name}: {statistics.median(seconds):.2f} s, {ratio(seconds, times['without'])}")
-    code = f"{BASE}; import sys; before = set(sys.modules); from lightning_s3t import S3T, S3TModule; "
+    code = f"{BASE}; import sys; before = set(sys.modules); from lightning_s3t import S3T, EnsembleModule; "
     code += "print('imported besides:', *sorted({n.split('.')[0] for n in set(sys.modules) - before}))"
     run(code)
     return int(ratio(times["with, and S3T used"], times["without"]).median > MARK)

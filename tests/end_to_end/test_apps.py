@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_s3t import S3TModule
+from lightning_s3t import EnsembleModule
 from lightning_s3t.errors import EnsembleError, LayersError, UnsupportedError
 from lightning_s3t.store import Store
 from lightning_s3t.tuning import find_layers
@@ -196,7 +196,7 @@ class Noisy(Portraits):
 
 def fit_gan(store: Path, portraits: Portraits, **arguments: Any) -> pl.Trainer:
     torch.manual_seed(0)
-    trainer = make_trainer(store, epochs=2, aggregate="single", **{**PARTS_OF_GAN, **arguments})
+    trainer = make_trainer(store, epochs=2, **{**PARTS_OF_GAN, **arguments})
     trainer.fit(GAN(), train_dataloaders=DataLoader(portraits, 4, shuffle=True))
     return trainer
 
@@ -231,7 +231,7 @@ def test_both_networks_of_a_gan_are_trained_at_every_stage(tmp_path: Path) -> No
 def test_a_gan_s_generator_is_served_and_its_discriminator_is_not(tmp_path: Path) -> None:
     fit_gan(tmp_path / "store", Portraits(60))
     torch.manual_seed(0)
-    served = S3TModule.load(tmp_path / "store", GAN())
+    served = EnsembleModule.from_store(tmp_path / "store", GAN(), aggregate="single")
     noise = torch.randn(5, 8)
     pictures = served(noise)
     assert pictures.shape == (5, 4, 4)

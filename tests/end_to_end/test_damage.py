@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_s3t import S3TModule, Store
+from lightning_s3t import EnsembleModule, Store
 from lightning_s3t.plan import UnitId
 from tests.people import Classifier, People, assert_bitwise_equal, fit, tensors_of
 from tests.store.backups import back_up, restore
@@ -44,11 +44,11 @@ def test_a_fit_trains_damaged_units_anew_to_the_same_bits(trained: Path, store: 
 
 
 def test_a_served_model_falls_back_to_what_is_whole(store: Path) -> None:
-    served = S3TModule.load(store, Classifier())
+    served = EnsembleModule.from_store(store, Classifier())
     longest = served.survivors[0]
     damage(store, longest)
-    with pytest.warns(UserWarning, match="Its shard serves what is whole"):
-        again = S3TModule.load(store, Classifier())
+    with pytest.warns(UserWarning, match="falls back to its remaining intact units"):
+        again = EnsembleModule.from_store(store, Classifier())
     assert again.survivors[0] != longest
     assert again.survivors[1] == served.survivors[1]
     again(torch.randn(2, 8))
@@ -60,7 +60,7 @@ def test_a_ledger_restored_from_a_backup_never_serves_the_forgotten(trained: Pat
         receipt = opened.forget(["user-3"])
     restore(store, tmp_path / "backup.db")
     shutil.copytree(trained / "snapshots", store / "snapshots", dirs_exist_ok=True)  # the backup had these too
-    served = S3TModule.load(store, Classifier())
+    served = EnsembleModule.from_store(store, Classifier())
     assert not {str(unit) for unit in served.survivors.values()} & set(receipt.revoked)
     fit(store, PEOPLE, epochs=1)
     fit(tmp_path / "anew", PEOPLE.without("user-3"), epochs=1)

@@ -361,7 +361,6 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], type[S3TError], str]] = {
         "Expected argument `shards` to be a positive integer but got 0",
     ),
     "data": ({"data": "both"}, ConfigurationError, "Expected argument `data` to be one of"),
-    "aggregate": ({"aggregate": "max"}, ConfigurationError, "Expected argument `aggregate` to be one of"),
     "adapter": ({"adapter": {"peft_type": "LOWRA"}}, AdapterError, "PEFT knows no adapter of type 'LOWRA'"),
     "targets": (
         {"adapter": {"peft_type": "LORA", "target_modules": ["query"]}},

@@ -14,10 +14,10 @@ import transformers
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_s3t import S3TModule
+from lightning_s3t import EnsembleModule
 from lightning_s3t.errors import EnsembleError, RevokedError
+from lightning_s3t.serving.caches import ShardCaches
 from lightning_s3t.store import Store
-from lightning_s3t.tuning.serving.caches import ShardCaches
 from tests.end_to_end.tiny_models import LORA, TINY, Rows
 from tests.people import Classifier, People, fit, make_trainer
 
@@ -58,12 +58,12 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-def served(trained: tuple[Path, str], tmp_path: Path) -> S3TModule:
+def served(trained: tuple[Path, str], tmp_path: Path) -> EnsembleModule:
     store = shutil.copytree(trained[0], tmp_path / "store")
-    return S3TModule.load(store, LanguageModel(trained[1]))
+    return EnsembleModule.from_store(store, LanguageModel(trained[1]))
 
 
-def by_hand(served: S3TModule, tokens: int) -> Tensor:
+def by_hand(served: EnsembleModule, tokens: int) -> Tensor:
     """Reads the whole text for every token, without any cache."""
     text = PROMPT
     for _ in range(tokens):
@@ -72,30 +72,30 @@ def by_hand(served: S3TModule, tokens: int) -> Tensor:
     return text
 
 
-def generate(served: S3TModule, **arguments: Any) -> Tensor:
+def generate(served: EnsembleModule, **arguments: Any) -> Tensor:
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, **arguments}
     found: Tensor = served.generate(PROMPT, **options)
     return found
 
 
 @torch.no_grad()
-def test_it_generates_what_reading_the_whole_text_each_time_gives(served: S3TModule) -> None:
+def test_it_generates_what_reading_the_whole_text_each_time_gives(served: EnsembleModule) -> None:
     assert len(served.survivors) == 2
     assert torch.equal(generate(served), by_hand(served, 8))
 
 
-def test_shards_differ_and_each_has_its_part_in_the_text(served: S3TModule) -> None:
+def test_shards_differ_and_each_has_its_part_in_the_text(served: EnsembleModule) -> None:
     both = generate(served)
     served.aggregate = "single"
     assert not torch.equal(generate(served, max_new_tokens=30), both)
 
 
 @pytest.mark.parametrize("arguments", [{"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}])
-def test_beam_search_reorders_every_shards_cache(served: S3TModule, arguments: dict[str, Any]) -> None:
+def test_beam_search_reorders_every_shards_cache(served: EnsembleModule, arguments: dict[str, Any]) -> None:
     assert torch.equal(generate(served, **arguments), generate(served, use_cache=False, **arguments))
 
 
-def test_the_networks_own_generate_gives_the_ensembles_text_too(served: S3TModule) -> None:
+def test_the_networks_own_generate_gives_the_ensembles_text_too(served: EnsembleModule) -> None:
     text = served.network.generate(PROMPT, max_new_tokens=8, do_sample=False, pad_token_id=0)
     assert torch.equal(text, generate(served))
 
@@ -114,7 +114,7 @@ class ForgetAt(transformers.StoppingCriteria):
 
 
 @torch.no_grad()
-def test_a_request_meanwhile_begins_the_text_again_with_the_survivors(served: S3TModule) -> None:
+def test_a_request_meanwhile_begins_the_text_again_with_the_survivors(served: EnsembleModule) -> None:
     before = by_hand(served, 8)
     criteria = transformers.StoppingCriteriaList([ForgetAt(served.store.path, 9)])
     during = generate(served, stopping_criteria=criteria)
@@ -123,7 +123,7 @@ def test_a_request_meanwhile_begins_the_text_again_with_the_survivors(served: S3
     assert not torch.equal(during, before)
 
 
-def test_a_cache_from_before_a_request_is_refused(served: S3TModule) -> None:
+def test_a_cache_from_before_a_request_is_refused(served: EnsembleModule) -> None:
     cache = transformers.DynamicCache()
     served.module.network(input_ids=PROMPT, past_key_values=cache)
     served.store.forget(["user-3"])
@@ -131,7 +131,7 @@ def test_a_cache_from_before_a_request_is_refused(served: S3TModule) -> None:
         served.module.network(input_ids=PROMPT[:, -1:], past_key_values=cache)
 
 
-def test_a_cache_that_somebody_else_has_filled_is_refused(served: S3TModule, trained: tuple[Path, str]) -> None:
+def test_a_cache_that_somebody_else_has_filled_is_refused(served: EnsembleModule, trained: tuple[Path, str]) -> None:
     cache = transformers.DynamicCache()
     LanguageModel(trained[1]).network(input_ids=PROMPT, past_key_values=cache)
     with pytest.raises(EnsembleError, match="has not filled itself"):
@@ -139,7 +139,7 @@ def test_a_cache_that_somebody_else_has_filled_is_refused(served: S3TModule, tra
 
 
 @torch.no_grad()
-def test_a_single_survivor_answers_for_the_cost_of_one(served: S3TModule) -> None:
+def test_a_single_survivor_answers_for_the_cost_of_one(served: EnsembleModule) -> None:
     served.aggregate = "single"
     calls: list[int] = []
     stem = next(m for m in served.module.network.modules() if isinstance(m, torch.nn.Embedding))
@@ -151,22 +151,22 @@ def test_a_single_survivor_answers_for_the_cost_of_one(served: S3TModule) -> Non
     assert len(calls) == 3
 
 
-def test_the_single_survivor_is_the_deepest(served: S3TModule) -> None:
+def test_the_single_survivor_is_the_deepest(served: EnsembleModule) -> None:
     served.aggregate = "single"
     with Store.open(served.store.path) as store:
         shard = store.partition.place("user-3").shard
         store.forget(["user-3"])
     served.module.network(input_ids=PROMPT)
-    assert served._asked_shards() == [1 - shard]
+    assert list(served._keys_in_use()) == [1 - shard]
 
 
 def test_what_cannot_generate_says_so(tmp_path: Path) -> None:
     fit(tmp_path / "store", People.make(), epochs=1)
     with pytest.raises(EnsembleError, match="can generate"):
-        S3TModule.load(tmp_path / "store", Classifier()).generate()
+        EnsembleModule.from_store(tmp_path / "store", Classifier()).generate()
 
 
-def test_what_the_shards_have_read_is_let_go_with_the_callers_cache(served: S3TModule) -> None:
+def test_what_the_shards_have_read_is_let_go_with_the_callers_cache(served: EnsembleModule) -> None:
     given = transformers.DynamicCache()
     with torch.no_grad():
         served.module.network(input_ids=PROMPT, past_key_values=given)

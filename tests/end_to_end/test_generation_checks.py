@@ -15,11 +15,11 @@ import transformers
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-import lightning_s3t.module
-from lightning_s3t import S3TModule
+import lightning_s3t.serving.predictor
+from lightning_s3t import EnsembleModule
 from lightning_s3t.errors import EnsembleError
+from lightning_s3t.serving.caches import caches_in, caches_of_shards
 from lightning_s3t.store import Store
-from lightning_s3t.tuning.serving.caches import caches_in, caches_of_shards
 from tests.end_to_end.test_generation import PROMPT, LanguageModel, by_hand, generate
 from tests.end_to_end.tiny_models import LORA, Rows
 from tests.people import make_trainer
@@ -37,14 +37,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def served(trained: Path, tmp_path: Path) -> S3TModule:
-    return S3TModule.load(shutil.copytree(trained, tmp_path / "store"), LanguageModel("llama"))
+def served(trained: Path, tmp_path: Path) -> EnsembleModule:
+    return EnsembleModule.from_store(shutil.copytree(trained, tmp_path / "store"), LanguageModel("llama"))
 
 
 def break_recognition(monkeypatch: pytest.MonkeyPatch) -> None:
     """A release of transformers whose caches are not told as such any more."""
-    for module in ("caches", "cache_checks", "ensemble"):
-        monkeypatch.setattr(f"lightning_s3t.tuning.serving.{module}.is_cache", lambda value: False)
+    for module in ("caches", "cache_checks", "aggregation"):
+        monkeypatch.setattr(f"lightning_s3t.serving.{module}.is_cache", lambda value: False)
 
 
 def break_separation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,14 +53,14 @@ def break_separation(monkeypatch: pytest.MonkeyPatch) -> None:
     def shared(cache: Any, keys: Any) -> dict[int, Any]:
         return dict.fromkeys(caches_of_shards(cache, keys), cache)
 
-    monkeypatch.setattr(lightning_s3t.module, "caches_of_shards", shared)
-    monkeypatch.setattr("lightning_s3t.tuning.serving.caches.ShardCaches.settle", lambda self, cache: None)
+    monkeypatch.setattr(lightning_s3t.serving.predictor, "caches_of_shards", shared)
+    monkeypatch.setattr("lightning_s3t.serving.caches.ShardCaches.settle", lambda self, cache: None)
 
 
 @pytest.mark.parametrize("planted", [break_recognition, break_separation])
 @pytest.mark.parametrize("arguments", [{}, {"num_beams": 2}], ids=str)
 def test_caches_that_are_wrong_are_not_used_and_a_warning_says_so(
-    served: S3TModule, monkeypatch: pytest.MonkeyPatch, planted: Any, arguments: dict[str, Any]
+    served: EnsembleModule, monkeypatch: pytest.MonkeyPatch, planted: Any, arguments: dict[str, Any]
 ) -> None:
     expected = generate(served, use_cache=False, **arguments)
     planted(monkeypatch)
@@ -71,7 +71,7 @@ def test_caches_that_are_wrong_are_not_used_and_a_warning_says_so(
         assert torch.equal(generate(served, **arguments), expected)
 
 
-def test_caches_that_are_right_are_used(served: S3TModule) -> None:
+def test_caches_that_are_right_are_used(served: EnsembleModule) -> None:
     lengths: list[int] = []
     stem = served.network.get_input_embeddings()
     generate(served)
@@ -80,7 +80,7 @@ def test_caches_that_are_right_are_used(served: S3TModule) -> None:
     assert set(lengths) == {PROMPT.shape[1], 1}
 
 
-def test_a_form_is_tried_once(served: S3TModule) -> None:
+def test_a_form_is_tried_once(served: EnsembleModule) -> None:
     calls: list[int] = []
     served.network.get_input_embeddings().register_forward_hook(lambda *_: calls.append(1))
     generate(served)
@@ -93,7 +93,7 @@ def test_a_form_is_tried_once(served: S3TModule) -> None:
     assert len(calls) > again
 
 
-def test_a_trial_draws_no_random_numbers_and_tells_no_streamer(served: S3TModule) -> None:
+def test_a_trial_draws_no_random_numbers_and_tells_no_streamer(served: EnsembleModule) -> None:
     class Streamer(transformers.generation.BaseStreamer):
         def __init__(self) -> None:
             self.heard: list[int] = []
@@ -115,7 +115,7 @@ def test_a_trial_draws_no_random_numbers_and_tells_no_streamer(served: S3TModule
 
 @torch.no_grad()
 @pytest.mark.parametrize("arguments", [{"cache_implementation": "static"}, {"max_new_tokens": 1}], ids=str)
-def test_other_caches_and_short_texts(served: S3TModule, arguments: dict[str, Any]) -> None:
+def test_other_caches_and_short_texts(served: EnsembleModule, arguments: dict[str, Any]) -> None:
     tokens = arguments.get("max_new_tokens", 8)
     for _ in range(2):  # transformers keeps a static cache, and empties it for the next text
         assert torch.equal(generate(served, **arguments), by_hand(served, tokens))
@@ -125,19 +125,21 @@ def test_other_caches_and_short_texts(served: S3TModule, arguments: dict[str, An
 
 
 @torch.no_grad()
-def test_guessing_ahead_gives_the_same_text(served: S3TModule) -> None:
+def test_guessing_ahead_gives_the_same_text(served: EnsembleModule) -> None:
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": 1}
     plain = served.generate(PROMPT[:1], **options)
     assert torch.equal(served.generate(PROMPT[:1], prompt_lookup_num_tokens=2, **options), plain)
 
 
-def test_guessing_ahead_is_refused_where_caches_are_wrong(served: S3TModule, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guessing_ahead_is_refused_where_caches_are_wrong(
+    served: EnsembleModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
     break_separation(monkeypatch)
     with pytest.raises(EnsembleError, match="Assisted generation needs key-value caches"):
         served.generate(PROMPT[:1], max_new_tokens=8, do_sample=False, pad_token_id=0, prompt_lookup_num_tokens=2)
 
 
-def test_a_callers_own_mistake_is_raised_as_it_is(served: S3TModule) -> None:
+def test_a_callers_own_mistake_is_raised_as_it_is(served: EnsembleModule) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         with pytest.raises(ValueError, match="no_such_argument"):
@@ -147,7 +149,7 @@ def test_a_callers_own_mistake_is_raised_as_it_is(served: S3TModule) -> None:
 class Loop:
     """Generates by hand, token by token: the way that tutorials show."""
 
-    def __init__(self, served: S3TModule) -> None:
+    def __init__(self, served: EnsembleModule) -> None:
         self.network = served.module.network
         names = inspect.signature(type(self.network).forward).parameters
         self.argument = "cache" if "cache" in names else "past_key_values"
@@ -165,13 +167,13 @@ class Loop:
 
 @torch.no_grad()
 @pytest.mark.parametrize("make", [transformers.DynamicCache, lambda: None], ids=["the caller's", "the network's"])
-def test_loops_by_hand_read_on_with_every_shards_cache(served: S3TModule, make: Any) -> None:
+def test_loops_by_hand_read_on_with_every_shards_cache(served: EnsembleModule, make: Any) -> None:
     for _ in range(2):
         assert torch.equal(Loop(served).read_on(PROMPT, make(), 8), by_hand(served, 8))
 
 
 @torch.no_grad()
-def test_a_copy_of_a_cache_has_every_shards_part(served: S3TModule) -> None:
+def test_a_copy_of_a_cache_has_every_shards_part(served: EnsembleModule) -> None:
     cache = transformers.DynamicCache()
     loop = Loop(served)
     begun = loop.read_on(PROMPT, cache, 1)
@@ -181,14 +183,16 @@ def test_a_copy_of_a_cache_has_every_shards_part(served: S3TModule) -> None:
 
 
 @torch.no_grad()
-def test_a_loop_by_hand_whose_caches_are_wrong_is_refused(served: S3TModule, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_by_hand_whose_caches_are_wrong_is_refused(
+    served: EnsembleModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
     break_separation(monkeypatch)
     with pytest.raises(EnsembleError, match=r"does not answer as it does when it reads the whole text"):
         Loop(served).read_on(PROMPT, transformers.DynamicCache(), 3)
 
 
 @torch.no_grad()
-def test_a_cache_that_was_changed_from_outside_is_refused(served: S3TModule) -> None:
+def test_a_cache_that_was_changed_from_outside_is_refused(served: EnsembleModule) -> None:
     cache, loop = transformers.DynamicCache(), Loop(served)
     begun = loop.read_on(PROMPT, cache, 1)
     cache.layers[0].keys = cache.layers[0].keys + 1
@@ -196,7 +200,7 @@ def test_a_cache_that_was_changed_from_outside_is_refused(served: S3TModule) -> 
         loop.read_on(begun, cache, 1)
 
 
-def test_an_unknown_kind_of_cache_is_refused(served: S3TModule, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_kind_of_cache_is_refused(served: EnsembleModule, monkeypatch: pytest.MonkeyPatch) -> None:
     break_recognition(monkeypatch)
     with pytest.raises(EnsembleError, match="carries an object of DynamicCache from one call to the next"):
         Loop(served).network(input_ids=PROMPT, **{Loop(served).argument: transformers.DynamicCache()})

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, StackDataset
 
-from lightning_s3t import S3T, S3TModule
+from lightning_s3t import S3T, EnsembleModule
 from lightning_s3t.callbacks.checks import check_trainer
 from lightning_s3t.errors import StoreMismatchError, UnsupportedError
 from lightning_s3t.store import Store
@@ -55,7 +55,7 @@ def assert_free_of_the_person(folder: Path, make: Callable[[], pl.LightningModul
     return stores[0]
 
 
-def accuracy_of(served: S3TModule, **trainer: Any) -> float:
+def accuracy_of(served: EnsembleModule, **trainer: Any) -> float:
     tester = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, **trainer)
     return float(tester.test(served, PeopleData(People.make()), verbose=False)[0]["test_accuracy"])
 
@@ -217,9 +217,9 @@ def test_a_network_made_in_configure_model_is_trained_and_served(tmp_path: Path)
     fit(tmp_path / "late", People.make(), module=MadeLate())
     fit(tmp_path / "early", People.make())
     assert_bitwise_equal(tensors_of(tmp_path / "late"), tensors_of(tmp_path / "early"))
-    served = S3TModule.load(tmp_path / "late", MadeLate())
+    served = EnsembleModule.from_store(tmp_path / "late", MadeLate())
     features = People.make(seed=6).features
-    assert torch.equal(served(features), S3TModule.load(tmp_path / "early", Classifier())(features))
+    assert torch.equal(served(features), EnsembleModule.from_store(tmp_path / "early", Classifier())(features))
 
 
 class BringsCallbacks(Classifier):
@@ -281,8 +281,8 @@ def test_a_network_that_compiles_itself_is_trained_and_served_like_one_that_does
     for name, module in (("compiled", CompiledInPlace()), ("plain", Classifier())):
         fit(tmp_path / name, People.make(), module=module, shards=1, slices=4, epochs=1)
     assert_bitwise_equal(tensors_of(tmp_path / "compiled"), tensors_of(tmp_path / "plain"))
-    compiled = S3TModule.load(tmp_path / "compiled", CompiledInPlace())
-    plain = S3TModule.load(tmp_path / "plain", Classifier())
+    compiled = EnsembleModule.from_store(tmp_path / "compiled", CompiledInPlace())
+    plain = EnsembleModule.from_store(tmp_path / "plain", Classifier())
     features = People.make(seed=6).features
     serving = set()
     for person in (PERSON, "user-5", "user-9"):
@@ -297,7 +297,7 @@ def test_a_network_that_compiles_itself_is_trained_and_served_like_one_that_does
 @pytest.mark.nightly
 def test_a_wrapped_network_is_free_of_a_forgotten_person_to_the_last_bit(tmp_path: Path) -> None:
     store = assert_free_of_the_person(tmp_path, Compiled, shards=1, epochs=1)
-    assert accuracy_of(S3TModule.load(store, Compiled())) > 0.8
+    assert accuracy_of(EnsembleModule.from_store(store, Compiled())) > 0.8
 
 
 @pytest.mark.nightly
@@ -314,9 +314,9 @@ def test_a_module_compiled_as_a_whole_serves_the_ensemble_and_not_itself(
 ) -> None:
     # a fit leaves compiled steps on the module, which call the module that they were compiled for
     shutil.copytree(trained, tmp_path / "store")
-    served = S3TModule.load(tmp_path / "store", make(torch.compile(Classifier(), backend="eager")))
+    served = EnsembleModule.from_store(tmp_path / "store", make(torch.compile(Classifier(), backend="eager")))
     features = People.make(seed=6).features
-    assert torch.equal(served(features), S3TModule.load(tmp_path / "store", Classifier())(features))
+    assert torch.equal(served(features), EnsembleModule.from_store(tmp_path / "store", Classifier())(features))
 
 
 # --- precision, accumulation, strategies ---
@@ -324,7 +324,7 @@ def test_a_module_compiled_as_a_whole_serves_the_ensemble_and_not_itself(
 
 def test_mixed_precision_on_the_cpu_is_free_of_a_forgotten_person_to_the_last_bit(tmp_path: Path) -> None:
     store = assert_free_of_the_person(tmp_path, Classifier, trainer={"precision": "bf16-mixed"})
-    assert accuracy_of(S3TModule.load(store, Classifier()), precision="bf16-mixed") > 0.8
+    assert accuracy_of(EnsembleModule.from_store(store, Classifier()), precision="bf16-mixed") > 0.8
 
 
 class SeesAccumulation(Callback):

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_s3t import S3T, S3TModule
+from lightning_s3t import S3T, EnsembleModule
 from tests.people import ARGUMENTS, Classifier, People, PeopleData
 
 UNITS = 8  # two shards, two orders of two slices
@@ -75,7 +75,7 @@ def test_s3ts_arguments_are_among_the_loggers_hyperparameters(logged: tuple[S3T,
 def test_the_summary_says_what_was_trained_and_what_serves(logged: tuple[S3T, Path]) -> None:
     s3t, folder = logged
     assert s3t.summary is not None
-    served = S3TModule.load(folder / "store", Classifier())
+    served = EnsembleModule.from_store(folder / "store", Classifier())
     assert {row.shard: row.serves for row in s3t.summary.rows} == served.survivors
     assert sum(row.trained for row in s3t.summary.rows) == UNITS
     assert all(row.alive == row.units for row in s3t.summary.rows)
@@ -85,7 +85,7 @@ def test_the_summary_says_what_was_trained_and_what_serves(logged: tuple[S3T, Pa
 
 def test_the_summary_counts_this_fits_units_alone(tmp_path: Path) -> None:
     fit(tmp_path / "store", False)
-    served = S3TModule.load(tmp_path / "store", Classifier())
+    served = EnsembleModule.from_store(tmp_path / "store", Classifier())
     revoked = served.forget(["user-3"]).revoked
     s3t, _ = fit(tmp_path / "store", False)
     assert s3t.summary is not None

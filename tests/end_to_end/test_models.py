@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_s3t import S3TModule
+from lightning_s3t import EnsembleModule
 from lightning_s3t.store import Store
 from tests.end_to_end.tiny_models import LORA, TINY, Rows
 from tests.people import assert_bitwise_equal, make_trainer, tensors_of
@@ -128,7 +128,7 @@ def test_non_interference_serving_and_rebuild(tmp_path: Path, name: str) -> None
             opened.forget([person])
     assert_bitwise_equal(tensors_of(tmp_path / "a"), tensors_of(tmp_path / "b"))
 
-    served = S3TModule.load(tmp_path / "a", make())
+    served = EnsembleModule.from_store(tmp_path / "a", make())
     assert len(served.survivors) == 2
     trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
     results = trainer.test(served, DataLoader(Rows(served.inputs), 20), verbose=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,9 @@ class Served(Classifier):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         features, labels = batch
         self.log("test_accuracy", (self(features).argmax(-1) == labels).float().mean())
-        self.log("is_an_ensemble", float(len(getattr(self.trainer.lightning_module, "survivors", {}))))
+        served = self.trainer.lightning_module
+        self.log("is_an_ensemble", float(len(getattr(served, "survivors", {}))))
+        self.log("answers_by_vote", float(getattr(served, "aggregate", "") == "vote"))
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         answers: Tensor = self(batch[0])
@@ -128,6 +131,14 @@ def test_validate_and_predict_use_the_ensemble_too(store: Path, verb: str) -> No
 def test_options_after_the_store_override_its_config(store: Path, capsys: Output) -> None:
     assert main(["test", "--store", str(store), "--data.people=10"]) == 0
     assert "test_accuracy" in capsys.readouterr().out
+
+
+def test_how_the_ensemble_answers_is_chosen_where_it_is_served(store: Path, capsys: Output) -> None:
+    found = []
+    for options in ([], ["--serving.aggregate=vote"]):
+        assert main(["test", "--store", str(store), *options]) == 0
+        found += re.findall(r"answers_by_vote\s+\S\s+(\d\.\d)", capsys.readouterr().out)
+    assert found == ["0.0", "1.0"]
 
 
 def test_a_store_that_was_moved_is_served_from_where_it_is(store: Path, tmp_path: Path) -> None:

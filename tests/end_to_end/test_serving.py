@@ -1,4 +1,4 @@
-"""S3TModule: the user's module, answering as the ensemble of each shard's best survivor."""
+"""EnsembleModule: the user's module, answering as the ensemble of each shard's best survivor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from lightning_s3t import DeletionHook, Receipt, S3TModule
+from lightning_s3t import DeletionHook, EnsembleModule, Receipt
 from lightning_s3t.errors import (
     ConfigurationError,
     EnsembleError,
@@ -59,7 +59,7 @@ def trainer(*callbacks: Callback) -> pl.Trainer:
 
 
 def answer_of(store: Path, unit: UnitId, adapter: Any = ARGUMENTS["adapter"]) -> Tensor:
-    """A unit's answer, put together by hand."""
+    """A unit's answer, put batched by hand."""
     module = Classifier().eval()
     layers = find_layers(module, ARGUMENTS["slices"])
     builder = StageBuilder(module, layers, resolve_adapter(adapter))
@@ -82,19 +82,19 @@ def person_in(store: Path, shard: int, slice_: int) -> str:
 
 @torch.no_grad()
 def test_the_answer_is_the_mean_of_the_survivors_logits(store: Path) -> None:
-    served = S3TModule.load(store, Classifier())
+    served = EnsembleModule.from_store(store, Classifier())
     expected = torch.stack([answer_of(store, unit) for unit in served.survivors.values()]).mean(0)
     assert torch.allclose(served(X), expected)
 
 
 @torch.no_grad()
 def test_after_a_forget_the_longest_prefix_that_was_not_reached_answers(store: Path) -> None:
-    served = S3TModule.load(store, Classifier())
+    served = EnsembleModule.from_store(store, Classifier())
     served.forget([person_in(store, 0, 1)])
     assert served.survivors == {0: UnitId(0, (0,)), 1: UnitId(1, (0, 1))}
     expected = torch.stack([answer_of(store, unit) for unit in served.survivors.values()]).mean(0)
     assert torch.allclose(served(X), expected)
-    reloaded = S3TModule.load(store, Classifier())
+    reloaded = EnsembleModule.from_store(store, Classifier())
     assert torch.equal(served(X), reloaded(X))
 
 
@@ -102,7 +102,7 @@ def test_after_a_forget_the_longest_prefix_that_was_not_reached_answers(store: P
 def test_a_shard_without_a_survivor_is_left_out_and_without_any_the_error_says_what_to_do(
     store: Path,
 ) -> None:
-    served = S3TModule.load(store, Classifier())
+    served = EnsembleModule.from_store(store, Classifier())
     served.forget([person_in(store, 0, 0), person_in(store, 0, 1)])
     assert list(served.survivors) == [1]
     assert torch.allclose(served(X), answer_of(store, served.survivors[1]))
@@ -113,7 +113,7 @@ def test_a_shard_without_a_survivor_is_left_out_and_without_any_the_error_says_w
 
 
 def test_the_users_own_test_step_and_metrics_run_on_the_ensemble(store: Path) -> None:
-    served = S3TModule.load(store, Classifier())
+    served = EnsembleModule.from_store(store, Classifier())
     data = PeopleData(People.make())
     results = trainer().test(served, data, verbose=False)
     x, y = People.make(30, seed=6).features, People.make(30, seed=6).labels
@@ -129,14 +129,14 @@ def test_the_users_own_test_step_and_metrics_run_on_the_ensemble(store: Path) ->
 def test_a_process_that_loaded_the_model_before_a_forget_elsewhere_does_not_answer_with_it(
     store: Path,
 ) -> None:
-    served = S3TModule.load(store, Classifier())
+    served = EnsembleModule.from_store(store, Classifier())
     person = person_in(store, 0, 1)
     code = f"from lightning_s3t import Store; Store.open({str(store)!r}).forget([{person!r}])"
     subprocess.run([sys.executable, "-c", code], check=True)
     with torch.no_grad():
         answer = served(X)
     assert served.survivors[0] == UnitId(0, (0,))
-    assert torch.equal(answer, S3TModule.load(store, Classifier())(X))
+    assert torch.equal(answer, EnsembleModule.from_store(store, Classifier())(X))
 
 
 class RequestInside:
@@ -154,20 +154,20 @@ class RequestInside:
 
 @torch.no_grad()
 def test_an_answer_that_was_computed_while_a_request_came_in_is_computed_again(store: Path) -> None:
-    served = S3TModule.load(store, Classifier())
+    served = EnsembleModule.from_store(store, Classifier())
     before = served(X)
     hook = RequestInside(store, person_in(store, 0, 0), person_in(store, 0, 1))  # each reaches shard 0
     served.network.stem.register_forward_hook(hook)
     answer = served(X)
     assert hook.people == []
     assert list(served.survivors) == [1]
-    assert torch.equal(answer, S3TModule.load(store, Classifier())(X))
+    assert torch.equal(answer, EnsembleModule.from_store(store, Classifier())(X))
     assert not torch.equal(answer, before)
 
 
 @torch.no_grad()
 def test_a_request_in_mid_answer_that_leaves_no_survivor_leaves_no_answer(store: Path) -> None:
-    served = S3TModule.load(store, Classifier())
+    served = EnsembleModule.from_store(store, Classifier())
     served.forget([person_in(store, 0, 0), person_in(store, 0, 1), person_in(store, 1, 0)])
     served.network.stem.register_forward_hook(RequestInside(store, person_in(store, 1, 1)))
     with pytest.raises(NoSurvivorError):
@@ -176,7 +176,7 @@ def test_a_request_in_mid_answer_that_leaves_no_survivor_leaves_no_answer(store:
 
 @torch.no_grad()
 def test_an_answer_stands_if_a_request_in_between_reaches_nothing_that_it_came_from(store: Path) -> None:
-    served = S3TModule.load(store, Classifier(), aggregate="single")
+    served = EnsembleModule.from_store(store, Classifier(), aggregate="single")
     served.forget([person_in(store, 0, 0)])  # shard 1, at full depth, answers alone
     hook = RequestInside(store, person_in(store, 0, 1))
     served.network.stem.register_forward_hook(hook)
@@ -187,7 +187,7 @@ def test_an_answer_stands_if_a_request_in_between_reaches_nothing_that_it_came_f
 
 
 def test_forget_returns_a_receipt_and_tells_the_module(store: Path) -> None:
-    served = S3TModule.load(store, Classifier())
+    served = EnsembleModule.from_store(store, Classifier())
     person = person_in(store, 1, 0)
     receipt = served.forget([person])
     assert served.module.forgotten == [receipt]
@@ -199,7 +199,7 @@ def test_forget_returns_a_receipt_and_tells_the_module(store: Path) -> None:
 
 
 def test_an_unknown_subject_is_refused_and_nothing_changes(store: Path) -> None:
-    served = S3TModule.load(store, Classifier())
+    served = EnsembleModule.from_store(store, Classifier())
     before = dict(served.survivors)
     with pytest.raises(UnknownSubjectError, match="has never seen 'nobody'"):
         served.forget(["nobody", person_in(store, 0, 0)])
@@ -228,7 +228,7 @@ class ForgetInTheMiddle(Callback):
 
 
 def test_the_deletion_hook_tells_module_and_callbacks_of_requests_from_elsewhere(store: Path) -> None:
-    served, listener = S3TModule.load(store, Classifier()), Listener()
+    served, listener = EnsembleModule.from_store(store, Classifier()), Listener()
     request = ForgetInTheMiddle(store, person_in(store, 0, 1))
     trainer(DeletionHook(store), listener, request).test(served, PeopleData(People.make()), verbose=False)
     assert [receipt.revoked for receipt in listener.heard] == [("0/0-1", "0/1", "0/1-0")]
@@ -240,7 +240,7 @@ def test_the_users_module_is_not_touched_by_serving(store: Path) -> None:
     module = Classifier()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     parts = [id(part) for part in module.modules()]
-    served = S3TModule.load(store, module)
+    served = EnsembleModule.from_store(store, module)
     served(X)
     assert [id(part) for part in module.modules()] == parts
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
@@ -248,7 +248,7 @@ def test_the_users_module_is_not_touched_by_serving(store: Path) -> None:
 
 
 def test_a_new_fit_is_taken_up_by_refresh(store: Path) -> None:
-    served = S3TModule.load(store, Classifier())
+    served = EnsembleModule.from_store(store, Classifier())
     served.forget([person_in(store, 0, 1)])
     fit(store, People.make())
     served.refresh()
@@ -256,14 +256,16 @@ def test_a_new_fit_is_taken_up_by_refresh(store: Path) -> None:
 
 
 def test_a_served_module_is_not_trained(store: Path) -> None:
-    served = S3TModule.load(store, Classifier())
-    with pytest.raises(UnsupportedError, match="An S3TModule serves what is trained"):
+    served = EnsembleModule.from_store(store, Classifier())
+    with pytest.raises(UnsupportedError, match="An EnsembleModule serves what is trained"):
         trainer().fit(served, PeopleData(People.make()))
 
 
 def test_a_served_module_stays_in_eval_mode(store: Path) -> None:
-    served = S3TModule.load(store, Classifier())
-    served.train()
+    served = EnsembleModule.from_store(store, Classifier())
+    with pytest.raises(UnsupportedError, match="An EnsembleModule stays in eval mode"):
+        served.train()
+    assert served.eval() is served
     assert not any(part.training for part in served.modules())
 
 
@@ -271,14 +273,14 @@ def test_another_model_is_refused(store: Path) -> None:
     other = Classifier()
     other.network.stem.weight.data[0, 0] += 1
     with pytest.raises(StoreMismatchError, match=r"model\.pretrained_sha256"):
-        S3TModule.load(store, other)
+        EnsembleModule.from_store(store, other)
     with pytest.raises(StoreMismatchError, match="layers that Classifier does not have"):
-        S3TModule.load(store, Classifier(depth=2))
+        EnsembleModule.from_store(store, Classifier(depth=2))
 
 
 def test_a_folder_that_is_no_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="There is no store"):
-        S3TModule.load(tmp_path, Classifier())
+        EnsembleModule.from_store(tmp_path, Classifier())
 
 
 class CallsParts(Classifier):
@@ -292,7 +294,7 @@ class CallsParts(Classifier):
 
 
 def test_a_step_that_goes_past_the_networks_forward_is_refused(store: Path) -> None:
-    served = S3TModule.load(store, CallsParts())
+    served = EnsembleModule.from_store(store, CallsParts())
     with pytest.raises(EnsembleError, match=r"past network\.forward"):
         trainer().test(served, PeopleData(People.make()), verbose=False)
 
@@ -300,7 +302,7 @@ def test_a_step_that_goes_past_the_networks_forward_is_refused(store: Path) -> N
 @pytest.mark.parametrize("aggregate", ["mean_logits", "mean_probabilities", "vote"])
 @torch.no_grad()
 def test_the_aggregate_can_be_chosen(store: Path, aggregate: Any) -> None:
-    served = S3TModule.load(store, Classifier(), aggregate=aggregate)
+    served = EnsembleModule.from_store(store, Classifier(), aggregate=aggregate)
     logits = torch.stack([answer_of(store, unit) for unit in served.survivors.values()])
     expected = {
         "mean_logits": logits.mean(0).softmax(-1),
@@ -311,30 +313,32 @@ def test_the_aggregate_can_be_chosen(store: Path, aggregate: Any) -> None:
 
 
 @torch.no_grad()
-def test_shards_can_be_asked_together(store: Path) -> None:
-    together, in_turn = (S3TModule.load(store, Classifier(), passes=how) for how in ("together", "in_turn"))
+def test_shards_can_be_asked_in_one_pass(store: Path) -> None:
+    batched, sequential = (
+        EnsembleModule.from_store(store, Classifier(), passes=how) for how in ("batched", "sequential")
+    )
     rows: list[int] = []
-    together.module.network.blocks[-1].register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    batched.module.network.blocks[-1].register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     for _ in range(2):  # the first is a trial
-        torch.testing.assert_close(together(X), in_turn(X))
+        torch.testing.assert_close(batched(X), sequential(X))
     assert rows[-1] == len(X) * ARGUMENTS["shards"]
-    receipt = together.forget(["user-1"])
+    receipt = batched.forget(["user-1"])
     assert receipt.revoked
     for _ in range(2):
-        torch.testing.assert_close(together(X), in_turn(X))
+        torch.testing.assert_close(batched(X), sequential(X))
 
 
 @torch.no_grad()
-def test_units_that_stand_by_serve_as_those_from_disk_do(store: Path) -> None:
-    standby, from_disk = (S3TModule.load(store, Classifier(), standby=kept) for kept in (True, False))
+def test_preloaded_units_serve_as_those_from_disk_do(store: Path) -> None:
+    preloaded, from_disk = (EnsembleModule.from_store(store, Classifier(), preload=kept) for kept in (True, False))
     for person in ("user-1", "user-2"):
-        standby.forget([person])
-        assert torch.equal(standby(X), from_disk(X))
-        assert standby.survivors == from_disk.survivors
+        preloaded.forget([person])
+        assert torch.equal(preloaded(X), from_disk(X))
+        assert preloaded.survivors == from_disk.survivors
 
 
 def test_a_checkpoint_of_a_served_model_holds_nothing_that_could_be_revoked(store: Path) -> None:
-    served = S3TModule.load(store, Classifier())
+    served = EnsembleModule.from_store(store, Classifier())
     assert not [name for name in served.state_dict() if "lora" in name]
     with pytest.raises(UnsupportedError, match="loaded from its store"):
         served.load_state_dict(served.state_dict())
@@ -342,13 +346,13 @@ def test_a_checkpoint_of_a_served_model_holds_nothing_that_could_be_revoked(stor
 
 def test_another_way_of_asking_shards_is_refused(store: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"Expected argument `passes` to be one of .* but got 'at_once'"):
-        S3TModule.load(store, Classifier(), passes="at_once")  # type: ignore[arg-type]
+        EnsembleModule.from_store(store, Classifier(), passes="at_once")  # type: ignore[arg-type]
 
 
 @torch.no_grad()
 def test_whole_layers_go_back_to_the_pretrained_ones(tmp_path: Path) -> None:
     fit(tmp_path / "store", People.make(), adapter=None)
-    served = S3TModule.load(tmp_path / "store", Classifier())
+    served = EnsembleModule.from_store(tmp_path / "store", Classifier())
     served.forget([person_in(tmp_path / "store", 0, 1)])
     expected = torch.stack([answer_of(tmp_path / "store", unit, None) for unit in served.survivors.values()]).mean(0)
     assert torch.allclose(served(X), expected)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_s3t import S3TModule
+from lightning_s3t import EnsembleModule
 from lightning_s3t.errors import EnsembleError
 from tests.people import Classifier, People, fit
 
@@ -19,16 +19,16 @@ X = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[S3TModule]:
+def served(tmp_path: Path) -> Iterator[EnsembleModule]:
     fit(tmp_path / "store", People.make())
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)  # threads take turns all the time
-    yield S3TModule.load(tmp_path / "store", Classifier())
+    yield EnsembleModule.from_store(tmp_path / "store", Classifier())
     sys.setswitchinterval(before)
 
 
 @torch.no_grad()
-def test_threads_get_the_ensembles_answer_and_never_a_part_of_it(served: S3TModule) -> None:
+def test_threads_get_the_ensembles_answer_and_never_a_part_of_it(served: EnsembleModule) -> None:
     expected = served(X)
 
     def ask(_: int) -> Tensor:
@@ -40,7 +40,7 @@ def test_threads_get_the_ensembles_answer_and_never_a_part_of_it(served: S3TModu
     assert all(torch.equal(answer, expected) for answer in answers)
 
 
-def test_threads_that_ask_while_one_forgets_get_what_was_or_what_is(served: S3TModule) -> None:
+def test_threads_that_ask_while_one_forgets_get_what_was_or_what_is(served: EnsembleModule) -> None:
     def ask(_: int = 0) -> tuple[float, ...]:
         with torch.no_grad():
             return tuple(served(X).flatten().tolist())
@@ -57,7 +57,7 @@ def test_threads_that_ask_while_one_forgets_get_what_was_or_what_is(served: S3TM
             assert {answer.result() for answer in answers} <= allowed
 
 
-def test_a_part_of_the_network_is_refused_to_a_thread_while_another_answers(served: S3TModule) -> None:
+def test_a_part_of_the_network_is_refused_to_a_thread_while_another_answers(served: EnsembleModule) -> None:
     refused: list[bool] = []
 
     def look(*_: object) -> None:

@@ -317,6 +317,6 @@ def test_another_process_sees_a_request_at_once(store: Store) -> None:
 
 
 def test_options_may_change(store: Store) -> None:
-    store.options = {"aggregate": "vote"}
+    store.options = {"sequences": [[0, 1]]}
     with Store.open(store.path) as again:
-        assert again.options == {"aggregate": "vote"}
+        assert again.options == {"sequences": [[0, 1]]}

@@ -9,13 +9,13 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 
-from lightning_s3t import S3TModule
+from lightning_s3t import EnsembleModule
 from lightning_s3t.errors import StoreMismatchError
 from lightning_s3t.tuning import StageBuilder, find_layers
 from lightning_s3t.tuning.adapter_effect import check_effect, measure_effect
 from lightning_s3t.tuning.adapters import resolve_adapter
 from tests.people import Classifier, People, fit
-from tests.tuning.serving.shards import make_gpt2
+from tests.serving.shards import make_gpt2
 
 
 def builder(adapter: Any, network: nn.Module | None = None) -> StageBuilder:
@@ -59,7 +59,7 @@ def test_a_release_of_peft_that_scales_otherwise_is_refused_by_serving_and_by_a_
 ) -> None:
     store = tmp_path / "store"
     fit(store, People.make(), epochs=1)
-    S3TModule.load(store, Classifier())
+    EnsembleModule.from_store(store, Classifier())
     own = LoraLinear.forward
 
     def doubled(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -67,6 +67,6 @@ def test_a_release_of_peft_that_scales_otherwise_is_refused_by_serving_and_by_a_
 
     monkeypatch.setattr(LoraLinear, "forward", doubled)
     with pytest.raises(StoreMismatchError, match="releases that `s3t provenance` names"):
-        S3TModule.load(store, Classifier())
+        EnsembleModule.from_store(store, Classifier())
     with pytest.raises(StoreMismatchError, match="The adapter of"):
         fit(store, People.make(), epochs=1)

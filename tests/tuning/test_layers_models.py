@@ -14,7 +14,7 @@ from torch import nn
 
 from lightning_s3t.errors import LayersError
 from lightning_s3t.tuning import Layers, find_layers
-from lightning_s3t.tuning.finders.paths import lies_in
+from lightning_s3t.tuning.layer_detection.paths import lies_in
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
 TEXT = {

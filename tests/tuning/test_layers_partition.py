@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_s3t.tuning import Layers, find_layers
-from lightning_s3t.tuning.finders.paths import lies_in
+from lightning_s3t.tuning.layer_detection.paths import lies_in
 from tests.people import Classifier
 
 TEXT: dict[str, Any] = {

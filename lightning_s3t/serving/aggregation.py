@@ -1,0 +1,127 @@
+"""Putting the answers of several shards together into one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_s3t.errors import EnsembleError
+from lightning_s3t.serving.caches import is_cache
+
+Rule = Literal["mean_logits", "mean_probabilities", "vote"]
+RULES: tuple[str, ...] = get_args(Rule)
+# with "single" one survivor answers, and nothing is put together
+Aggregate = Literal["mean_logits", "mean_probabilities", "vote", "single"]
+AGGREGATES: tuple[str, ...] = get_args(Aggregate)
+
+
+def aggregate_logits(logits: Sequence[Tensor], how: Rule) -> Tensor:
+    """Put the logits of several models together.
+
+    Whatever the rule, the answer is in the scale of logits, so that argmax, softmax and cross entropy go on working:
+    for "mean_probabilities" its softmax is the mean of the softmaxes, for "vote" the shares of the votes (a class
+    without a vote has a share of one in ten million, for the logarithm's sake). A single column is read as the logit of
+    a binary answer.
+
+    Args:
+        logits: One tensor a model, of equal shape `[..., classes]`.
+        how: The rule.
+
+    Returns:
+        A tensor of the same shape.
+
+    Example:
+        >>> a, b = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 4.0]])
+        >>> aggregate_logits([a, b], "mean_logits")
+        tensor([[1., 2.]])
+        >>> aggregate_logits([a, b, b], "vote").softmax(-1)
+        tensor([[0.3333, 0.6667]])
+    """
+    stacked = torch.stack(list(logits))
+    if how == "mean_logits":
+        return stacked.mean(0)
+    work = stacked.float()
+    if work.shape[-1] == 1:
+        shares = work.sigmoid() if how == "mean_probabilities" else (work > 0).float()
+        mean = shares.mean(0).clamp(1e-7, 1 - 1e-7)
+        return torch.logit(mean).to(stacked.dtype)
+    if how == "mean_probabilities":
+        return (work.log_softmax(-1).logsumexp(0) - torch.tensor(float(len(work))).log()).to(stacked.dtype)
+    votes = torch.nn.functional.one_hot(work.argmax(-1), work.shape[-1]).float().mean(0)
+    return votes.clamp_min(1e-7).log().to(stacked.dtype)
+
+
+def aggregate_outputs(outputs: Sequence[Any], how: Rule) -> Any:
+    """Put the answers of several models together, whatever form a network gives them.
+
+    A tensor is taken as logits. An answer with `.logits` (a Hugging Face ModelOutput) keeps its type: its logits are
+    put together, its loss is the mean of the losses, and what belongs to one model alone (hidden states) is left out.
+    Tuples, lists and dicts of tensors are put together element by element, by the mean alone. A cache that is the same
+    object in all answers is passed on.
+
+    Args:
+        outputs: One answer a model.
+        how: The rule for logits.
+
+    Raises:
+        EnsembleError: The answers are of a kind that has no rule.
+
+    Example:
+        >>> aggregate_outputs([torch.tensor([1.0]), torch.tensor([3.0])], "mean_logits")
+        tensor([2.])
+    """
+    first = outputs[0]
+    if isinstance(first, Tensor):
+        _check_tensors(outputs)
+        return aggregate_logits(outputs, how)
+    if isinstance(getattr(first, "logits", None), Tensor):
+        fields: dict[str, Any] = {"logits": aggregate_logits([output.logits for output in outputs], how)}
+        if isinstance(getattr(first, "loss", None), Tensor):
+            fields["loss"] = torch.stack([output.loss for output in outputs]).mean(0)
+        if isinstance(first, Mapping):
+            fields |= {name: part for name, part in first.items() if is_cache(part) and _is_shared(part, name, outputs)}
+        return _checked(type(first)(**fields), fields)
+    if is_cache(first) and all(output is first for output in outputs):
+        return first
+    if how == "mean_logits":
+        if isinstance(first, Mapping):
+            parts_by_key = {key: aggregate_outputs([output[key] for output in outputs], how) for key in first}
+            # a ModelOutput is read by attributes
+            return type(first)(**parts_by_key) if dataclasses.is_dataclass(first) else parts_by_key
+        if isinstance(first, (tuple, list)):
+            parts = [aggregate_outputs(list(column), how) for column in zip(*outputs, strict=True)]
+            return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+        if first is None or (isinstance(first, (int, float, str, bool)) and all(o == first for o in outputs)):
+            return first
+    raise EnsembleError(
+        f"The network answers with {type(first).__name__}, which {how!r} cannot put together. Expected a tensor, an "
+        "object with `.logits`, or (for 'mean_logits') tuples and dicts of tensors: let its forward() give one."
+    )
+
+
+def _is_shared(part: Any, name: str, outputs: Sequence[Any]) -> bool:
+    return all(output.get(name) is part for output in outputs)
+
+
+def _checked(answer: Any, fields: Mapping[str, Any]) -> Any:
+    """Return an answer if its class has taken every field as it was given."""
+    lost = [name for name, value in fields.items() if getattr(answer, name, None) is not value]
+    if lost:
+        raise EnsembleError(
+            f"{type(answer).__name__} does not hold the {', '.join(lost)} that it was made with. Expected a class "
+            "whose fields are what it is given: let the network's forward() return a tensor, or a dict of tensors."
+        )
+    return answer
+
+
+def _check_tensors(tensors: Sequence[Tensor]) -> None:
+    shapes = sorted({tuple(tensor.shape) for tensor in tensors})
+    if len(shapes) > 1:
+        raise EnsembleError(f"The models answer with tensors of different shape: {shapes}. Expected one shape.")
+    dtype = tensors[0].dtype
+    if not dtype.is_floating_point and not dtype.is_complex:
+        raise EnsembleError(f"The network answers with a tensor of {dtype}, which has no mean. Expected logits.")

@@ -1,0 +1,300 @@
+"""Caches are checked at their first use: reading on with them has to give what reading the whole text gives."""
+
+from __future__ import annotations
+
+import contextvars
+import copy
+import hashlib
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_s3t.errors import EnsembleError, RevokedError
+from lightning_s3t.serving.batched import allclose_nested
+from lightning_s3t.serving.caches import ShardCaches, is_cache
+from lightning_s3t.tuning.nested import replace_leaves, replace_tensors, tensors_in
+
+_TOKENS = 4
+# of a call of generate: how long it goes on and whom it tells, which a trial decides for itself
+_LIMITS = ("max_length", "max_new_tokens", "max_time", "min_length", "min_new_tokens", "stop_strings")
+_LISTENERS = ("stopping_criteria", "streamer")
+# what lets a cheaper model, or the text itself, guess tokens ahead
+_ASSISTANCE = (
+    "assistant_early_exit",
+    "assistant_model",
+    "assistant_tokenizer",
+    "max_matching_ngram_size",
+    "prompt_lookup_num_tokens",
+)
+_WITHOUT = (
+    "Call it with use_cache=False and the whole text, or use generate(), which then does without caches by itself."
+)
+
+
+class CheckedGeneration:
+    """Generates with an ensemble's caches, once they have proved right for the form of the call.
+
+    At the first call of each form, a few tokens are generated with the caches and without, both times the same ones,
+    and what the ensemble answers at each is compared. Where the answers differ, or something fails with the caches, the
+    form is generated without caches from then on, and a warning says so.
+
+    Args:
+        network: A transformers model that can generate.
+        half: Returns whether the network computes in half precision.
+
+    Raises:
+        EnsembleError: A form of generation that needs caches (assisted generation), where they are not right.
+    """
+
+    def __init__(self, network: Any, half: Callable[[], bool]) -> None:
+        self._network = network
+        self._own: Callable[..., Any] = network.generate
+        self._half = half
+        self._usable: dict[str, bool] = {}
+        self._running: contextvars.ContextVar[bool] = contextvars.ContextVar("running", default=False)
+
+    @property
+    def running(self) -> bool:
+        """Whether this thread is generating, with caches that have been checked or are being checked."""
+        return self._running.get()
+
+    def __call__(self, shards: int, *args: Any, **kwargs: Any) -> Any:
+        """Generates.
+
+        Args:
+            shards: How many shards answer.
+            args: For the network's `generate`.
+            kwargs: Likewise.
+        """
+        arguments = self._by_name(args, kwargs)
+        if hasattr(self._network.generation_config, "disable_compile"):
+            arguments.setdefault("disable_compile", True)  # an ensemble's forward swaps modules, and cannot be compiled
+        token = self._running.set(True)
+        try:
+            if arguments.get("use_cache") is not False and not self._can_use_caches(shards, arguments):
+                arguments = {name: value for name, value in arguments.items() if not is_cache(value)}
+                arguments["use_cache"] = False
+            return self._own(**arguments)
+        finally:
+            self._running.reset(token)
+
+    def _by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        bound = inspect.signature(self._own).bind_partial(*args, **kwargs).arguments
+        return {**{name: value for name, value in bound.items() if name != "kwargs"}, **bound.get("kwargs", {})}
+
+    def _can_use_caches(self, shards: int, arguments: dict[str, Any]) -> bool:
+        tokens = self._count_tokens(arguments)
+        if tokens < 2:
+            return True  # nothing is read on
+        form = self._form_of(shards, arguments)
+        if form not in self._usable:
+            self._usable[form] = self._try(arguments, tokens)
+        return self._usable[form]
+
+    def _count_tokens(self, arguments: Mapping[str, Any]) -> int:
+        """Return how many tokens a trial may generate, at most."""
+        config = arguments.get("generation_config") or self._network.generation_config
+        limits = {name: arguments.get(name, getattr(config, name, None)) for name in ("max_new_tokens", "max_length")}
+        if limits["max_new_tokens"] is not None:
+            return min(_TOKENS, int(limits["max_new_tokens"]))
+        texts = [tensor for _, tensor in tensors_in(arguments) if tensor.dim() > 1]
+        if limits["max_length"] is None or not texts:
+            return _TOKENS
+        return min(_TOKENS, int(limits["max_length"]) - texts[0].shape[1])
+
+    def _form_of(self, shards: int, arguments: Mapping[str, Any]) -> str:
+        """Describe a call by what decides how it generates, and not by what it says."""
+        config = arguments.get("generation_config") or self._network.generation_config
+        counted = {name: value for name, value in arguments.items() if name not in (*_LIMITS, *_LISTENERS)}
+        described = replace_tensors(counted, lambda _, tensor: (str(tensor.dtype), tensor.dim()))
+        plain = replace_leaves(
+            described, lambda _, x: x if x is None or isinstance(x, (bool, int, str)) else type(x).__name__
+        )
+        text = repr((shards, sorted(plain.items()), sorted(config.to_dict().items(), key=lambda item: item[0])))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _try(self, arguments: dict[str, Any], tokens: int) -> bool:
+        """Return whether a few tokens come with the same answers with and without caches."""
+        config = arguments.get("generation_config") or self._network.generation_config
+        assisted = any(arguments.get(name) or getattr(config, name, None) for name in _ASSISTANCE)
+        choices = _SameChoices()
+        expected: list[Tensor] = []
+        found: list[Tensor] = []
+        failure: Exception | None = None
+        try:
+            found = self._run(arguments, tokens, choices, use_cache=True)
+        except RevokedError:
+            raise
+        except Exception as error:
+            failure = error
+        # what fails without caches too is the caller's mistake, and is raised as it is
+        if assisted:  # tokens come several at a time, so that no second run could be given the same choices
+            expected = self._run(arguments, tokens, _SameChoices(), use_cache=False, left_out=_ASSISTANCE)
+        else:
+            choices.repeat()
+            expected = self._run(arguments, tokens, choices, use_cache=False)
+        both = min(len(found), len(expected))  # guesses that are right may reach further
+        if both > 1 and allclose_nested(found[:both], expected[:both], self._half()):
+            return True
+        problem = "the answers with them differ from those of reading the whole text each time"
+        if failure is not None:
+            problem = f"with them, it fails ({type(failure).__name__}: {failure})"
+        if assisted:
+            raise EnsembleError(
+                f"Assisted generation needs key-value caches, and {type(self._network).__name__}'s cannot be used: "
+                f"{problem}. Generate without assistance; when texts are sampled they cannot be compared, so "
+                "assistance needs do_sample=False."
+            )
+        warnings.warn(
+            f"{type(self._network).__name__} generates without key-value caches, which is slower: {problem}. This "
+            "comes from a network, or a release of transformers, whose caches an ensemble cannot give each shard.",
+            stacklevel=2,
+        )
+        return False
+
+    def _run(
+        self,
+        arguments: dict[str, Any],
+        tokens: int,
+        choices: _SameChoices,
+        use_cache: bool,
+        left_out: tuple[str, ...] = (),
+    ) -> list[Tensor]:
+        """Generate a few tokens, and return the logits that each was chosen by."""
+        left_out = (*_LIMITS, *_LISTENERS, *left_out)
+        given = {name: value for name, value in arguments.items() if name not in left_out and not is_cache(value)}
+        config = copy.deepcopy(given.get("generation_config") or self._network.generation_config)
+        for name in left_out:
+            if hasattr(config, name):
+                setattr(config, name, None)
+        processors = [*copy.deepcopy(list(given.get("logits_processor") or [])), choices]
+        given |= {"generation_config": config, "logits_processor": processors, "use_cache": use_cache}
+        given |= {"max_new_tokens": tokens, "min_new_tokens": tokens}
+        given |= {"return_dict_in_generate": True, "output_logits": True}
+        devices = {p.device for p in self._network.parameters() if p.is_cuda}
+        with torch.random.fork_rng(devices):
+            return list(self._own(**given).logits)
+
+
+class _SameChoices:
+    """A logits processor that lets a second run choose the tokens that the first has chosen."""
+
+    def __init__(self) -> None:
+        self._seen: list[Tensor] = []
+        self._repeated: Iterator[Tensor] | None = None
+
+    def repeat(self) -> None:
+        """Begin the second run."""
+        self._repeated = iter(self._seen)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self._repeated is not None:
+            return next(self._repeated, scores)
+        self._seen.append(scores.clone())
+        return scores
+
+
+class CheckedReading:
+    """Checks calls that read on with a cache outside of `generate`, as loops that people write by hand do.
+
+    Where such a call reads on for the first time in its form, the whole text is read as well, without a cache.
+    """
+
+    def __init__(self) -> None:
+        self._checked: set[str] = set()
+
+    def note(self, cache: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note what a call has read that began a cache.
+
+        Args:
+            cache: The caller's.
+            args: What the network was called with.
+            kwargs: Likewise.
+        """
+        behind = ShardCaches.of(cache)
+        if behind is not None:
+            behind.read = [dict(tensors_in((args, kwargs)))]
+
+    def check(
+        self,
+        form: str,
+        cache: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        answer: Any,
+        ask: Callable[..., Any],
+        half: bool,
+    ) -> None:
+        """Compare the answer of a call that read on with that of reading the whole text.
+
+        Args:
+            form: What decides how the call is answered.
+            cache: The caller's.
+            args: What the network was called with.
+            kwargs: Likewise.
+            answer: What the ensemble answers.
+            ask: Asks the ensemble, with arguments for the network.
+            half: Whether the network computes in half precision.
+
+        Raises:
+            EnsembleError: The answers differ, or cannot be compared.
+        """
+        behind = ShardCaches.of(cache)
+        read = behind.read if behind else []
+        if form not in self._checked:
+            whole_args, whole_kwargs = _whole_text(read, args, kwargs)
+            found = _logits_of(answer)
+            expected = _logits_of(ask(*whole_args, **whole_kwargs))[:, -found.shape[1] :]
+            if not allclose_nested(found, expected, half):
+                raise EnsembleError(
+                    "With its key-value caches, the network does not answer as it does when it reads the whole text. "
+                    f"This comes from a network, or a release of transformers, whose caches ({type(cache).__name__}) "
+                    f"an ensemble cannot give each shard. {_WITHOUT}"
+                )
+            self._checked.add(form)
+        if read:
+            read.append(dict(tensors_in((args, kwargs))))
+
+
+def _whole_text(
+    read: list[dict[Any, Tensor]], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call that reads at once what several calls have read one after the other."""
+    now = dict(tensors_in((args, kwargs)))
+    main = next((path for path, tensor in now.items() if tensor.dim() > 1), None)
+    if main is None or not read or any(main not in earlier for earlier in read):
+        raise EnsembleError(f"The text that was read with this cache is not known, so it cannot be checked. {_WITHOUT}")
+    new = now[main].shape[1]
+    total = sum(earlier[main].shape[1] for earlier in read) + new
+
+    def whole(path: Any, leaf: Any) -> Any:
+        if is_cache(leaf):
+            return None
+        if not isinstance(leaf, Tensor):
+            return False if path[-1] == "use_cache" else leaf
+        axis = min(leaf.dim() - 1, 1)
+        if leaf.dim() and leaf.shape[axis] == new and all(path in earlier for earlier in read):
+            return torch.cat([*(earlier[path] for earlier in read), leaf], dim=axis)
+        if leaf.dim() and leaf.shape[-1] == total:  # a mask over all that has been read
+            return leaf
+        raise EnsembleError(
+            f"The argument {path[-1]!r} of shape {tuple(leaf.shape)} fits neither the {new} new tokens nor the {total} "
+            f"of the whole text, so a call with a cache cannot be checked. {_WITHOUT}"
+        )
+
+    whole_args, whole_kwargs = replace_leaves((args, kwargs), whole)
+    return whole_args, whole_kwargs
+
+
+def _logits_of(answer: Any) -> Tensor:
+    found = getattr(answer, "logits", answer)
+    if not isinstance(found, Tensor) or found.dim() < 2:
+        raise EnsembleError(
+            f"The network answers with {type(answer).__name__}, which has no logits for each token, so its caches "
+            f"cannot be checked. {_WITHOUT}"
+        )
+    return found

@@ -1,0 +1,106 @@
+"""EnsembleModule: the user's LightningModule, answering as the ensemble of each shard's best survivor."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, TypeVar
+
+import lightning.pytorch as pl
+from torch import nn
+
+from lightning_s3t.errors import UnsupportedError
+from lightning_s3t.serving.aggregation import Aggregate
+from lightning_s3t.serving.notifier import listeners_of
+from lightning_s3t.serving.passes import Passes
+from lightning_s3t.serving.predictor import EnsemblePredictor
+from lightning_s3t.store import Store
+
+Self = TypeVar("Self", bound="EnsembleModule")
+
+
+class EnsembleModule(EnsemblePredictor, pl.LightningModule):
+    """A LightningModule around the user's, whose network answers as an ensemble.
+
+    An `EnsemblePredictor` with the user's steps, metrics and hooks: `trainer.test(served, dm)` runs their `test_step`,
+    and where that calls the network, each shard's best survivor answers and the answers are put together.
+
+    It works on a copy, so the user's module can be trained again meanwhile. It stays in eval mode, cannot be given to
+    `trainer.fit`, and is loaded from its store alone, never from a checkpoint. Close it, or use it in a `with` block.
+
+    Args:
+        module: The user's module, with its pretrained weights. It is changed: `from_store` works on a copy.
+        store: The opened store; `close` closes it.
+        aggregate: See `from_store`.
+        passes: See `from_store`.
+        preload: See `from_store`.
+
+    Raises:
+        StoreMismatchError: The module is not the one that the store was trained with.
+
+    Example:
+        >>> EnsembleModule.from_store("runs/none", pl.LightningModule())
+        Traceback (most recent call last):
+        ...
+        lightning_s3t.errors.StoreError: ...
+    """
+
+    def __init__(
+        self,
+        module: pl.LightningModule,
+        store: Store,
+        *,
+        aggregate: Aggregate = "mean_logits",
+        passes: Passes = "auto",
+        preload: bool = False,
+    ) -> None:
+        super().__init__(module, store, aggregate=aggregate, passes=passes, preload=preload)
+        self._delegate()
+
+    def setup(self, stage: str) -> None:
+        """Called when a run begins: a served model is not trained.
+
+        Args:
+            stage: "fit", "validate", "test" or "predict".
+
+        Raises:
+            UnsupportedError: The run is a fit.
+        """
+        if stage == "fit":
+            raise UnsupportedError(
+                "An EnsembleModule serves what is trained; it is not trained itself. Give trainer.fit your own module, "
+                "and the trainer the S3T callback with the same store: it trains what is missing."
+            )
+        self.module.setup(stage)  # type: ignore[operator]
+
+    @classmethod
+    def _copy(cls, module: nn.Module) -> nn.Module:
+        """Return a copy, without what `torch.compile(module)` and a fit of that have put in front of its steps.
+
+        Lightning sets the compiled steps on the module as attributes. They call the module that they were made for, so
+        a copy that kept them would answer with the weights of the original.
+        """
+        copied: Any = copy.deepcopy(getattr(module, "_orig_mod", module))
+        if copied._compiler_ctx is not None:
+            for name in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
+                vars(copied).pop(name, None)
+            copied._compiler_ctx = None
+        copied.configure_model()
+        return copied  # type: ignore[no-any-return]
+
+    def _listeners(self) -> list[object]:
+        return [self, *listeners_of(self._trainer)]
+
+    def _delegate(self) -> None:
+        """Let Lightning find the user's steps, hooks and dataloaders on this module, and their logs reach its trainer.
+
+        Lightning looks for them as attributes, and asks of each whether it is that of the base class.
+        """
+        module: Any = self.module
+        own = {name for kind in (EnsembleModule, EnsemblePredictor) for name in vars(kind)}
+        for name in dir(type(module)):
+            base = getattr(pl.LightningModule, name, None)
+            if name.startswith("_") or not callable(base) or name in own:
+                continue
+            if getattr(type(module), name) is not base:
+                setattr(self, name, getattr(module, name))
+        module.log, module.log_dict = self.log, self.log_dict

@@ -1,0 +1,141 @@
+"""Telling listeners of deletion requests: each listener hears of each request once, whoever made it."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_s3t.store import Receipt, Store
+
+
+class Notifier:
+    """Carry out the requests of a process, and call `on_forget(receipt)` on those who listen.
+
+    A request comes in by a served model, by a trainer's hook, or from another process. All of a process's notifiers of
+    a store share how far each listener has heard, so none hears of a request twice, and none misses one. A listener
+    hears the requests in their order, one at a time, from the moment that it joined.
+
+    Args:
+        store: The opened store.
+
+    Example:
+        >>> import tempfile
+        >>> class Listener:
+        ...     def on_forget(self, receipt):
+        ...         print("heard of request", receipt.request)
+        >>> settings, listener = {"partition": {"shards": 1, "slices": 2, "seed": 0}}, Listener()
+        >>> with tempfile.TemporaryDirectory() as folder, Store.create(folder, settings) as store:
+        ...     _ = Notifier(store).forget(["user-1"], strict=False, listeners=[listener])
+        ...     Notifier(store).tell([listener])
+        heard of request 1
+        []
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._heard = _heard_of(store.path.resolve())
+
+    def join(self, listeners: Iterable[object]) -> None:
+        """Let listeners hear of what is asked from now on; those who have joined before stay where they are.
+
+        Args:
+            listeners: Modules, callbacks, data modules, anything.
+        """
+        with self._heard.lock:
+            new = [listener for listener in listeners if not self._heard.knows(listener)]
+            if new:
+                newest = self._store.request_number
+                for listener in new:
+                    self._heard.put(listener, newest)
+
+    def forget(self, subjects: Iterable[Any], strict: bool, listeners: Sequence[object]) -> Receipt:
+        """Carry out a request, and tell the listeners.
+
+        Args:
+            subjects: Their ids.
+            strict: Refuse a request that names a subject which the store has never seen.
+            listeners: Who is told; those who are new join.
+
+        Raises:
+            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            StoreError: See `Store.forget`.
+        """
+        self.join(listeners)
+        receipt = self._store.forget(subjects, strict=strict)
+        self._tell(listeners, receipt.request, receipt)
+        return receipt
+
+    def tell(self, listeners: Sequence[object]) -> list[Receipt]:
+        """Tell the listeners of what they have not heard of.
+
+        Args:
+            listeners: Who is told; those who are new join, and hear of what comes next.
+
+        Returns:
+            The receipts that one of them had not heard of.
+        """
+        self.join(listeners)
+        return self._tell(listeners, self._store.request_number)
+
+    def _tell(self, listeners: Sequence[object], newest: int, last: Receipt | None = None) -> list[Receipt]:
+        """Tell of all requests up to the newest; `last` is its receipt, if it has been read already."""
+        with self._heard.lock:
+            since = min((self._heard.get(listener) for listener in listeners), default=newest)
+            if since >= newest:
+                return []
+            receipts = [last] if last is not None and since == newest - 1 else self._store.receipts(after=since)
+            for receipt in receipts:
+                for listener in listeners:
+                    if self._heard.get(listener) >= receipt.request:
+                        continue
+                    self._heard.put(listener, receipt.request)  # before the call, which may raise, or forget in turn
+                    hook = getattr(listener, "on_forget", None)
+                    if callable(hook):
+                        hook(receipt)
+            return receipts
+
+
+class _Heard:
+    """The number of the last request that each listener of a store has heard of.
+
+    Listeners are told apart by identity, since equal ones need not be one and some cannot be hashed.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()  # reentrant: a listener may make a request itself
+        self._last: dict[int, tuple[weakref.ref[object], int]] = {}
+
+    def knows(self, listener: object) -> bool:
+        return id(listener) in self._last
+
+    def get(self, listener: object) -> int:
+        return self._last[id(listener)][1]
+
+    def put(self, listener: object, request: int) -> None:
+        key = id(listener)
+        self._last[key] = (weakref.ref(listener, lambda _: self._last.pop(key, None)), request)
+
+
+_ALL: weakref.WeakValueDictionary[Path, _Heard] = weakref.WeakValueDictionary()
+_LOCK = threading.Lock()
+
+
+def _heard_of(store: Path) -> _Heard:
+    with _LOCK:
+        found = _ALL.get(store)
+        if found is None:
+            found = _ALL[store] = _Heard()
+        return found
+
+
+def listeners_of(trainer: Any) -> list[object]:
+    """Return who may have an `on_forget`: a trainer's module, data module and callbacks.
+
+    Args:
+        trainer: The trainer, or None.
+    """
+    parts = [getattr(trainer, name, None) for name in ("lightning_module", "datamodule")]
+    return [part for part in (*parts, *(getattr(trainer, "callbacks", None) or ())) if part is not None]

@@ -1,0 +1,483 @@
+"""EnsemblePredictor: a module that answers as the ensemble of each shard's best survivor. Torch only, no Lightning."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from lightning_s3t.errors import (
+    ConfigurationError,
+    DamagedError,
+    EnsembleError,
+    NoSurvivorError,
+    RevokedError,
+    StoreMismatchError,
+    UnsupportedError,
+)
+from lightning_s3t.plan import UnitId, survivors
+from lightning_s3t.serving.aggregation import AGGREGATES, Aggregate, aggregate_outputs
+from lightning_s3t.serving.cache_checks import CheckedGeneration, CheckedReading
+from lightning_s3t.serving.caches import Keys, caches_in, caches_of_shards, filling, hand_over
+from lightning_s3t.serving.notifier import Notifier
+from lightning_s3t.serving.passes import PASSES, Passes, ShardPasses
+from lightning_s3t.serving.served_shards import ServedShards, SnapshotPreloader
+from lightning_s3t.store import Receipt, Store
+from lightning_s3t.tuning.adapter_effect import check_effect, measure_effect
+from lightning_s3t.tuning.adapters import resolve_adapter
+from lightning_s3t.tuning.fingerprint import digest_tensors
+from lightning_s3t.tuning.layer_detection.transformers_models import is_transformers_model
+from lightning_s3t.tuning.layers import LayerGroup, Layers
+from lightning_s3t.tuning.stages import StageBuilder
+
+Self = TypeVar("Self", bound="EnsemblePredictor")
+
+
+class EnsemblePredictor(nn.Module):
+    """A module whose network answers as an ensemble.
+
+    Where the module calls its network, each shard's best survivor answers and the answers are put together. There is
+    one backbone; the shards' adapters and heads take turns on it, and what none of them adapts is computed once. A
+    shard without a survivor is left out. Several threads may call it: they are answered one after the other.
+
+    A request from another process is noticed before the next answer, and an answer that is overtaken by one is computed
+    again. Attributes that the predictor does not have are the module's.
+
+    Args:
+        module: The module, with its pretrained weights. It is changed: `from_store` works on a copy.
+        store: The opened store; `close` closes it.
+        aggregate: See `from_store`.
+        passes: See `from_store`.
+        preload: See `from_store`.
+
+    Raises:
+        StoreMismatchError: The module is not the one that the store was trained with.
+
+    Example:
+        >>> EnsemblePredictor.from_store("runs/none", nn.Linear(2, 2))
+        Traceback (most recent call last):
+        ...
+        lightning_s3t.errors.StoreError: ...
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        store: Store,
+        *,
+        aggregate: Aggregate = "mean_logits",
+        passes: Passes = "auto",
+        preload: bool = False,
+    ) -> None:
+        super().__init__()
+        if passes not in PASSES:
+            raise ConfigurationError(f"Expected argument `passes` to be one of {PASSES} but got {passes!r}.")
+        self.aggregate = aggregate
+        self.store = store
+        self.module = _prepared(module, store)
+        self._builder = _builder_of(self.module, store)
+        self._check_model()
+        self._shards = ServedShards(self._builder)
+        self._passes = ShardPasses(self._builder, self._shards, passes)
+        self._snapshots = SnapshotPreloader(store.load, preload)
+        self._keys: dict[int, tuple[str, ...]] = {}  # what each shard serves with
+        self._best = -1  # the shard that answers alone
+        self._as_of = -1
+        self._closed = False
+        self._lock = _AnswerLock()
+        self._reading = CheckedReading()
+        self._generation = self._intercept()
+        self.requires_grad_(False)
+        super().train(False)
+        self.refresh()
+        self._notifier = Notifier(store)
+        self._notifier.join([self])
+
+    @classmethod
+    def from_store(
+        cls: type[Self],
+        store: str | Path,
+        module: nn.Module,
+        *,
+        aggregate: Aggregate = "mean_logits",
+        passes: Passes = "auto",
+        preload: bool = False,
+    ) -> Self:
+        """Open a store to serve what it holds.
+
+        Args:
+            store: The store's folder.
+            module: The module, with the pretrained weights that `fit` was given it with. It is copied. A head that was
+                drawn at random may differ: each unit has its own.
+            aggregate: How the shards' answers are put together: "mean_logits", "mean_probabilities" or "vote"; or
+                "single", where the best survivor of all shards answers alone, for the cost of one model.
+            passes: Whether the shards are asked in "sequential" passes, or "batched", in one pass of all their rows;
+                "auto" is batched on a GPU.
+            preload: Keep all units that may become survivors in the host's memory, so that nothing is read from disk
+                after a request.
+
+        Raises:
+            StoreError: There is no store, or it is damaged.
+            StoreMismatchError: The module is not the one that the store was trained with.
+        """
+        if isinstance(module, EnsemblePredictor):
+            raise ConfigurationError(
+                f"The module is an {type(module).__name__} already. Expected the one that was trained."
+            )
+        opened = Store.open(store)
+        try:
+            return cls(cls._copy(module), opened, aggregate=aggregate, passes=passes, preload=preload)
+        except BaseException:
+            opened.close()
+            raise
+
+    @property
+    def aggregate(self) -> Aggregate:
+        """How the shards' answers are put together; it may be changed between two answers."""
+        return self._aggregate
+
+    @aggregate.setter
+    def aggregate(self, how: Aggregate) -> None:
+        if how not in AGGREGATES:
+            raise ConfigurationError(f"Expected argument `aggregate` to be one of {AGGREGATES} but got {how!r}.")
+        self._aggregate = how
+
+    @property
+    def survivors(self) -> dict[int, UnitId]:
+        """The unit that each shard serves; shards without one are absent."""
+        return self._shards.survivors
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Answer as the module does, with the ensemble in the place of its network.
+
+        Args:
+            args: For the module's `forward`.
+            kwargs: Likewise.
+        """
+        return self.module(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate with the ensemble, token by token: each shard reads the text so far with a cache of its own.
+
+        If a deletion request comes in meanwhile, the text is begun again with the survivors.
+
+        Args:
+            args: For the module's `generate`, if it has one, or else for the network's (transformers').
+            kwargs: Likewise.
+
+        Raises:
+            EnsembleError: Neither has one.
+        """
+        network = self.module.get_submodule(self._builder.layers.network)
+        generate = getattr(type(self.module), "generate", None) and self.module.generate  # type: ignore[operator]
+        generate = generate or getattr(network, "generate", None)
+        if not callable(generate):
+            raise EnsembleError(
+                f"Neither {type(self.module).__name__} nor its network {type(network).__name__} can generate. Expected "
+                "a language model of transformers, or a module with a generate() of its own."
+            )
+        while True:
+            try:
+                return generate(*args, **kwargs)
+            except RevokedError:
+                if caches_in((args, kwargs)):  # the caller's cache is of no use any more
+                    raise
+
+    def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt:
+        """Remove subjects from the model: milliseconds, and for good.
+
+        The units that they reached are revoked in one transaction and erased; what serves on is what they did not
+        reach. `on_forget(receipt)` is called on the module, if it has one.
+
+        Args:
+            subjects: Their ids.
+            strict: Refuse a request that names a subject which the store has never seen.
+
+        Returns:
+            What was revoked and erased, and what serves now.
+
+        Raises:
+            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+        """
+        self._check_open()
+        return self._notifier.forget(subjects, strict, self._listeners())
+
+    def on_forget(self, receipt: Receipt) -> None:
+        """Called once for each request, whoever made it: loads what survives, and tells the module.
+
+        Args:
+            receipt: What was carried out.
+        """
+        if not self._closed:
+            self.refresh()
+        hook = getattr(self.module, "on_forget", None)
+        if callable(hook):
+            hook(receipt)
+
+    def refresh(self) -> None:
+        """Load what the store holds now: survivors after a deletion, new units after a fit."""
+        with self._lock.held:
+            self._check_open()
+            self._as_of = -1  # were loading to fail half-way, the next answer must begin with it again
+            while True:
+                as_of = self.store.request_number
+                try:
+                    self._load_survivors()
+                except RevokedError:
+                    continue  # revoked by another process between the look and the load
+                except DamagedError as error:
+                    warnings.warn(f"{error} Its shard falls back to its remaining intact units.", stacklevel=2)
+                    self.store.take_out_damaged()
+                    continue
+                if as_of == self.store.request_number:
+                    self._as_of = as_of
+                    return
+
+    def close(self) -> None:
+        """Close the store. Nothing answers afterwards, since a request could not be noticed any more."""
+        with self._lock.held:
+            self._closed = True
+            self.store.close()
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def train(self: Self, mode: bool = True) -> Self:
+        """Refuse training mode: a served model draws no dropout and collects no statistics.
+
+        Args:
+            mode: False, which changes nothing.
+
+        Raises:
+            UnsupportedError: `mode` is set.
+        """
+        if mode:
+            raise UnsupportedError(
+                f"An {type(self).__name__} stays in eval mode: it serves what is trained. Train your own module, with "
+                "the S3T callback and the same store."
+            )
+        return super().train(False)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuses: a checkpoint may hold what has been revoked since.
+
+        Args:
+            args: Without effect.
+            kwargs: Without effect.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        name = type(self).__name__
+        raise UnsupportedError(
+            f"An {name} is loaded from its store, which knows what has been revoked: {name}.from_store(store, module). "
+            "For the pretrained weights, load the checkpoint into your own module before."
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or "module" not in self.__dict__.get("_modules", {}):
+                raise
+            return getattr(self.module, name)
+
+    @classmethod
+    def _copy(cls, module: nn.Module) -> nn.Module:
+        """Return a copy to work on, without what `torch.compile(module)` has put around it."""
+        return copy.deepcopy(getattr(module, "_orig_mod", module))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EnsembleError(
+                f"This {type(self).__name__} is closed: it cannot notice what is forgotten any more, so it does not "
+                f"answer. Load {self.store.path} again with {type(self).__name__}.from_store(store, module)."
+            )
+
+    def _listeners(self) -> list[object]:
+        """Return who is told of requests."""
+        return [self]
+
+    def _load_survivors(self) -> None:
+        candidates = self.store.candidates()
+        best = survivors(candidates, {u: found.score for u, found in candidates.items() if found.score is not None})
+        self._snapshots.renew({unit: found.snapshot for unit, found in candidates.items()})
+        for shard in self.survivors.keys() - best.keys():
+            self._shards.drop(shard)
+        for unit in best.values():
+            key = tuple(candidates[ancestor].snapshot for ancestor in unit.lineage)
+            self._shards.load_survivor(unit, key, self._snapshots.load)
+        self._keys = self._shards.keys(best)
+
+        def rank(unit: UnitId) -> tuple[int, float, int]:
+            score = candidates[unit].score
+            return unit.stage, -math.inf if score is None or math.isnan(score) else score, -unit.shard
+
+        self._best = max(best.values(), key=rank).shard if best else -1
+
+    def _answer(self, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer a call of the network; `forward` is its own."""
+        if self._lock.answering:  # a shard's pass calls the network within itself
+            return forward(*args, **kwargs)
+        with self._lock.held:
+            keys = self._keys_in_use()
+            while True:
+                answer = self._ask(forward, keys, args, kwargs)
+                before, keys = keys, self._keys_in_use()
+                if keys == before:  # else a request came in meanwhile, and the answer must not leave
+                    return answer
+
+    def _keys_in_use(self) -> dict[int, tuple[str, ...]]:
+        """Look for requests, and return what the shards that are asked now serve with."""
+        self._check_open()
+        if self.store.request_number != self._as_of:
+            self.refresh()
+        if not self._keys:
+            raise NoSurvivorError(
+                f"No shard of {self.store.path} has a unit left that may serve: deletions have reached them all. "
+                "Call trainer.fit with the S3T callback and the same store: it trains them again without the "
+                "forgotten."
+            )
+        return {self._best: self._keys[self._best]} if self._aggregate == "single" else self._keys
+
+    def _ask(self, forward: Any, keys: Keys, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Ask the shards, each with a cache of its own where the caller has one."""
+        caches = caches_in((args, kwargs))
+        own = {id(cache): caches_of_shards(cache, keys) for cache in caches}
+        reads_on = any(cache.get_seq_length() > 0 for cache in caches)
+        with self._lock.taken(), filling(caches) if caches else nullcontext():
+            outputs = self._passes.run(forward, args, kwargs, list(keys), own)
+        given = {id(mine): cache for cache in caches for mine in own[id(cache)].values()}
+        outputs, begun = hand_over(outputs, keys, given)
+        answer = self._aggregated(outputs)
+        if self._generation is not None and self._generation.running:
+            return answer  # its caches have been checked
+        if reads_on:
+            form, half = self._passes.form_of(args, kwargs, list(keys)), self._passes.is_half()
+            ask = functools.partial(self._ask_without_caches, forward, keys)
+            self._reading.check(form, caches[0], args, kwargs, answer, ask, half)
+        else:
+            for cache in caches or begun:
+                self._reading.note(cache, args, kwargs)
+        return answer
+
+    def _ask_without_caches(self, forward: Any, keys: Keys, *args: Any, **kwargs: Any) -> Any:
+        with self._lock.taken():
+            outputs = self._passes.run(forward, args, kwargs, list(keys), {})
+        return self._aggregated(hand_over(outputs, keys, {})[0])
+
+    def _aggregated(self, outputs: list[Any]) -> Any:
+        return outputs[0] if self._aggregate == "single" else aggregate_outputs(outputs, self._aggregate)
+
+    def _generate(self, generation: CheckedGeneration, *args: Any, **kwargs: Any) -> Any:
+        """Generate with the network's own `generate`, once more where a request has come in meanwhile."""
+        while True:
+            with self._lock.held:
+                keys = self._keys_in_use()
+            try:
+                text = generation(len(keys), *args, **kwargs)
+            except RevokedError:
+                if caches_in((args, kwargs)):  # the caller's cache is of no use any more
+                    raise
+                continue
+            with self._lock.held:
+                if self._keys_in_use() == keys:
+                    return text
+
+    def _intercept(self) -> CheckedGeneration | None:
+        """Put the ensemble in the place of the network's forward and generate, and refuse ways around it.
+
+        They are set on the instance: the module's steps hold the network by whatever name they like, and ask for its
+        class, its config and the signature of its forward.
+        """
+        layers, lock = self._builder.layers, self._lock
+        network: Any = self.module.get_submodule(layers.network)
+        forward = network.forward
+        network.forward = functools.wraps(forward)(lambda *args, **kwargs: self._answer(forward, args, kwargs))
+        name = layers.network or type(self.module).__name__
+
+        def refuse(module: nn.Module, args: Any) -> None:
+            if not lock.answering:
+                raise EnsembleError(
+                    f"A step calls a part of the network ({type(module).__name__}) by itself, past {name}.forward(): "
+                    "only one model would answer, and not a survivor. Let the step call the network as a whole "
+                    f"({'self(x)' if not layers.network else f'self.{name}(x)'}), and put what it does in between "
+                    "into the network's forward()."
+                )
+
+        # heads of survivors are copies, and copies keep the hook
+        for path in (*layers.head, *(group.modules[-1] for group in layers.groups)):
+            self.module.get_submodule(path).register_forward_pre_hook(refuse)
+        if not is_transformers_model(network) or not callable(getattr(network, "generate", None)):
+            return None
+        generation = CheckedGeneration(network, self._passes.is_half)
+        generate = functools.wraps(network.generate)
+        network.generate = generate(lambda *args, **kwargs: self._generate(generation, *args, **kwargs))
+        return generation
+
+    def _check_model(self) -> None:
+        builder = self._builder
+        heads = {name: list(tensor.shape) for name, tensor in builder.base_tensors().items()}
+        model = {"pretrained_sha256": digest_tensors(builder.frozen_tensors()), "head_shapes": heads}
+        self.store.check({"model": model})
+        check_effect(self.store.options.get("adapter_effect"), measure_effect(builder), str(self.store.path))
+
+
+class _AnswerLock:
+    """One thread at a time answers with the one backbone; an object of its own, so that copies of a hook share it."""
+
+    def __init__(self) -> None:
+        self.held = threading.RLock()  # by the thread that answers, or that changes what answers
+        self._owner: int | None = None
+        self._taken = False
+
+    @property
+    def answering(self) -> bool:
+        """Whether this thread is in a shard's pass."""
+        if torch.compiler.is_compiling():  # a compiled graph cannot ask which thread it is
+            return self._taken
+        return self._owner == threading.get_ident()
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Answer while the block runs; other threads wait."""
+        with self.held:
+            self._owner, self._taken = threading.get_ident(), True
+            try:
+                yield
+            finally:
+                self._owner, self._taken = None, False
+
+
+def _prepared(module: nn.Module, store: Store) -> nn.Module:
+    precision = str(store.settings.get("training", {}).get("precision", ""))
+    halves = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
+    if precision in halves:  # Lightning has converted the module before it was trained
+        module = module.to(halves[precision])
+    return module.requires_grad_(True).eval()
+
+
+def _builder_of(module: nn.Module, store: Store) -> StageBuilder:
+    kept = store.settings["layers"]
+    groups = tuple(LayerGroup(index, tuple(names)) for index, names in enumerate(kept["groups"], start=1))
+    layers = Layers(kept["network"], groups, tuple(kept["head"]), source="the store")
+    paths = {name for name, _ in module.named_modules()}
+    missing = [name for group in groups for name in group.modules if name not in paths]
+    if missing:
+        raise StoreMismatchError(
+            f"The store at {store.path} was trained with layers that {type(module).__name__} does not have: "
+            f"{', '.join(missing[:5])}. Load it with the module that it was trained with."
+        )
+    return StageBuilder(module, layers, resolve_adapter(store.settings["adapter"]))

@@ -1,0 +1,172 @@
+"""The shards that are served: for each, the modules that its survivor puts into the one backbone for a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_s3t.plan import UnitId
+from lightning_s3t.tuning.stages import Snapshot, StageBuilder, load_tensors
+
+Load = Callable[[UnitId], Snapshot]
+
+
+class ServedShards(nn.Module):
+    """The stand-ins of every shard's survivor.
+
+    They are registered under the shards' numbers, so that they move between devices with the module they are in. A
+    shard that falls back to another survivor keeps its modules: what is new is copied into them, and those of layer
+    groups that are deactivated go.
+
+    Args:
+        builder: What builds stand-ins.
+
+    Attributes:
+        survivors: The unit that each shard serves.
+
+    Example:
+        >>> from lightning_s3t.tuning import find_layers
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> len(ServedShards(StageBuilder(net, find_layers(net, slices=2), adapter=None)).survivors)
+        0
+    """
+
+    def __init__(self, builder: StageBuilder) -> None:
+        super().__init__()
+        self.survivors: dict[int, UnitId] = {}
+        self._builder = builder
+        self._names: dict[int, list[str]] = {}
+        self._keys: dict[int, tuple[str, ...]] = {}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Add nothing: what is served is in the store, and a checkpoint would outlive a request.
+
+        Args:
+            args: As for any module.
+            kwargs: Likewise.
+        """
+        found: dict[str, Any] = kwargs.get("destination") or (args[0] if args else {})
+        return found
+
+    def keys(self, shards: Iterable[int]) -> dict[int, tuple[str, ...]]:
+        """Return the digests of the snapshots that shards serve, by stage.
+
+        Args:
+            shards: The shards.
+        """
+        return {shard: self._keys[shard] for shard in shards}
+
+    def stages(self, shards: Iterable[int]) -> dict[int, int]:
+        """Return the stages that shards serve.
+
+        Args:
+            shards: The shards.
+        """
+        return {shard: len(self._keys[shard]) for shard in shards}
+
+    def stand_ins(self, shard: int) -> dict[str, nn.Module]:
+        """Return a shard's modules by the path of the one that each stands in for.
+
+        Args:
+            shard: The shard.
+        """
+        return dict(zip(self._names[shard], self.get_submodule(str(shard)).children(), strict=True))
+
+    def drop(self, shard: int) -> None:
+        """Take a shard out: it has no survivor.
+
+        Args:
+            shard: The shard.
+        """
+        delattr(self, str(shard))
+        del self.survivors[shard], self._names[shard], self._keys[shard]
+
+    def load_survivor(self, unit: UnitId, key: tuple[str, ...], load: Load) -> None:
+        """Make a shard serve a unit.
+
+        Everything is read before anything is changed: a unit that is revoked or damaged leaves the shard as it was.
+
+        Args:
+            unit: The unit.
+            key: The digests of its lineage's snapshots.
+            load: Reads a unit's snapshot.
+        """
+        if self._keys.get(unit.shard) == key:
+            return
+        # what is loaded in inference mode must still be changed later on, outside of it
+        with torch.inference_mode(False), torch.no_grad():
+            self._replace(unit, key, load)
+
+    def _replace(self, unit: UnitId, key: tuple[str, ...], load: Load) -> None:
+        shard, lineage = unit.shard, unit.lineage
+        before = self._keys.get(shard, ())
+        modules = self.stand_ins(shard) if before else {}
+        if len(before) >= unit.stage:
+            changed = [stage for stage in range(1, unit.stage + 1) if before[stage - 1] != key[stage - 1]]
+            snapshots = {stage: load(lineage[stage - 1]) for stage in {*changed, unit.stage}}
+            self.drop(shard)  # were the copying to fail half-way, the shard must not answer
+            modules = self._change(modules, unit.stage, changed, snapshots)
+        else:
+            modules = self._builder.build(unit.stage, [load(ancestor) for ancestor in lineage])
+            nn.ModuleList(modules.values()).requires_grad_(False).eval()
+            if before:
+                self.drop(shard)
+        self.add_module(str(shard), nn.ModuleList(modules.values()))
+        self._names[shard] = list(modules)
+        self._keys[shard] = key
+        self.survivors[shard] = unit
+        self.survivors = dict(sorted(self.survivors.items()))
+
+    def _change(
+        self, modules: dict[str, nn.Module], stage: int, changed: Sequence[int], snapshots: dict[int, Snapshot]
+    ) -> dict[str, nn.Module]:
+        for index in changed:
+            for name in self._builder.targets[index]:
+                load_tensors(modules[name], name, snapshots[index])
+        for name in self._builder.layers.head:
+            load_tensors(modules[name], name, snapshots[stage])
+        kept = {name for index in range(1, stage + 1) for name in self._builder.targets[index]}
+        return {name: module for name, module in modules.items() if name in kept or name in self._builder.layers.head}
+
+
+class SnapshotPreloader:
+    """Reads snapshots, and keeps all that may have to serve one day in the host's memory if it is to.
+
+    Args:
+        load: Reads a unit's snapshot.
+        keep: Whether to keep them, so that nothing is read after a request.
+
+    Example:
+        >>> snapshots, unit = SnapshotPreloader(lambda unit: {"w": torch.ones(1)}, keep=True), UnitId(0, (1,))
+        >>> snapshots.renew({unit: "a digest"})
+        >>> snapshots.load(unit) is snapshots.load(unit)
+        True
+    """
+
+    def __init__(self, load: Load, keep: bool) -> None:
+        self._load = load
+        self._keep = keep
+        self._kept: dict[UnitId, tuple[str, Snapshot]] = {}
+
+    def renew(self, digests: Mapping[UnitId, str]) -> None:
+        """Let go of what may not serve any more, at once, and read what is new.
+
+        Args:
+            digests: The digests of the snapshots of all units that may serve.
+        """
+        for unit in [unit for unit, (digest, _) in self._kept.items() if digests.get(unit) != digest]:
+            del self._kept[unit]
+        if self._keep:
+            for unit in digests.keys() - self._kept.keys():
+                self._kept[unit] = (digests[unit], self._load(unit))
+
+    def load(self, unit: UnitId) -> Snapshot:
+        """Return a unit's snapshot, from memory if it is there.
+
+        Args:
+            unit: The unit, one of those that may serve.
+        """
+        return self._kept[unit][1] if unit in self._kept else self._load(unit)

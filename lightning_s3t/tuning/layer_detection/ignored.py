@@ -1,0 +1,50 @@
+"""What stands beside a network: metrics, losses, and all that has no parameters."""
+
+from __future__ import annotations
+
+import sys
+
+from torch import nn
+
+from lightning_s3t.tuning.layer_detection.names import names_loss
+from lightning_s3t.tuning.layer_detection.paths import has_parameters, lies_in
+
+
+def find_ignored(root: nn.Module) -> tuple[str, ...]:
+    """Return the paths of the outermost modules that are not part of the network.
+
+    Losses and metrics may hold whole networks (a perceptual loss, an inception distance), which are not to be trained.
+
+    Args:
+        root: A LightningModule, or a network.
+
+    Example:
+        >>> find_ignored(nn.ModuleDict({"net": nn.Linear(1, 1), "style_loss": nn.Linear(1, 1), "act": nn.ReLU()}))
+        ('style_loss', 'act')
+    """
+    found: list[str] = []
+    for path, module in root.named_modules():
+        if path and not is_ignored(path, found) and _stands_beside(path, module):
+            found.append(path)
+    return tuple(found)
+
+
+def is_ignored(path: str, ignored: tuple[str, ...] | list[str]) -> bool:
+    """Return whether a path lies in one that is ignored.
+
+    Args:
+        path: The path.
+        ignored: What `find_ignored` returned.
+    """
+    return any(lies_in(path, skipped) for skipped in ignored)
+
+
+def _stands_beside(path: str, module: nn.Module) -> bool:
+    if _is_metric(module) or not has_parameters(module):
+        return True
+    return names_loss(path.rpartition(".")[2]) or names_loss(type(module).__name__)
+
+
+def _is_metric(module: nn.Module) -> bool:
+    library = sys.modules.get("torchmetrics")  # a predictor does without it, and so do modules that have no metrics
+    return library is not None and isinstance(module, (library.Metric, library.MetricCollection))

@@ -15,8 +15,7 @@ from lightning_s3t.plan import Partition
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lightning_s3t.plan import Sequence as Order
-    from lightning_s3t.plan import Simulation
+    from lightning_s3t.plan import Simulation, SliceSequence
     from lightning_s3t.plan.prior import Prior
     from lightning_s3t.plan.simulation import Requester
 
@@ -67,7 +66,7 @@ def simulate(
         raise ConfigurationError(f"Expected --until to be at least 1 but got {until}.")
     if plot is not None and plot.suffix not in (".png", ".pdf", ".svg"):
         raise ConfigurationError(f"The picture {plot} is of no known kind. Expected a name in .png, .pdf or .svg.")
-    orders: dict[str, tuple[Order, ...]] = {
+    orders: dict[str, tuple[SliceSequence, ...]] = {
         name: plan.plan_sequences(
             name, slices, 1 if name == "sisa" else budget, seed, known if name in plan.PRIOR_PLANNERS else None
         )
@@ -92,7 +91,7 @@ def simulate(
 
 def _end(
     shards: int,
-    orders: Mapping[str, tuple[Order, ...]],
+    orders: Mapping[str, tuple[SliceSequence, ...]],
     prior: Prior | None,
     requester: Requester,
     sizes: int | None,

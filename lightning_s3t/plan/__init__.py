@@ -10,7 +10,7 @@ from lightning_s3t.plan.risk import RiskBands
 from lightning_s3t.plan.rotations import cyclic
 from lightning_s3t.plan.sequences import PRIOR_PLANNERS, plan_sequences
 from lightning_s3t.plan.survival import deletion_rate, harmonic, survivors
-from lightning_s3t.plan.units import Sequence, UnitId, units_of
+from lightning_s3t.plan.units import SliceSequence, UnitId, units_of
 
 if TYPE_CHECKING:
     from lightning_s3t.plan.assessment import Assessment, assess
@@ -36,9 +36,9 @@ __all__ = [
     "Partition",
     "Place",
     "RiskBands",
-    "Sequence",
     "SequenceChoice",
     "Simulation",
+    "SliceSequence",
     "UnitId",
     "arcane_lifetime",
     "assess",

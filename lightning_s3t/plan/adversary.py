@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan.requests import NEVER, FirstRequests
 from lightning_s3t.plan.subsets import lengths_left
-from lightning_s3t.plan.units import Sequence
+from lightning_s3t.plan.units import SliceSequence
 
 LISTED_SLICES = 20
 
 
 def hurting_most(
-    shards: int, orders: tuple[Sequence, ...], trials: int, generator: np.random.Generator
+    shards: int, orders: tuple[SliceSequence, ...], trials: int, generator: np.random.Generator
 ) -> FirstRequests:
     """Plays the requester who looks at the plan and asks, each time, for what shortens the served prefixes most.
 
@@ -59,7 +59,7 @@ def hurting_most(
     return first
 
 
-def _harm(orders: tuple[Sequence, ...], slices: int) -> NDArray[np.int32]:
+def _harm(orders: tuple[SliceSequence, ...], slices: int) -> NDArray[np.int32]:
     # by set of requested slices and next slice: above 0 as long as something is served that the next slice shortens
     lefts = [lengths_left(order) for order in orders]
     served = np.max(lefts, axis=0).astype(np.int32)

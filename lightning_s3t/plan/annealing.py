@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_s3t.plan.lattice import Lattice, Ties
-from lightning_s3t.plan.units import Sequence
+from lightning_s3t.plan.units import SliceSequence
 
 COLDEST = 0.01
 IMPROVEMENT = 1e-9
@@ -30,8 +30,8 @@ class Annealing:
         self._untouched: dict[int, NDArray[np.intp]] = {}
 
     def improve(
-        self, orders: OrderedCollection[Sequence], moves: int, heat: float, draw: Ties
-    ) -> tuple[tuple[Sequence, ...], float]:
+        self, orders: OrderedCollection[SliceSequence], moves: int, heat: float, draw: Ties
+    ) -> tuple[tuple[SliceSequence, ...], float]:
         """Returns the best family on the way, and its value; it is never below the one that it starts from.
 
         Args:
@@ -69,7 +69,7 @@ class Annealing:
                 cover[old] += 1
         return best, best_value
 
-    def _prefixes(self, order: Sequence) -> list[int]:
+    def _prefixes(self, order: SliceSequence) -> list[int]:
         sets = [0]
         for slice_ in order:
             sets.append(sets[-1] | 1 << slice_)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.plan.units import Sequence
+from lightning_s3t.plan.units import SliceSequence
 
 
-def check_sequences(sequences: Iterable[Iterable[int]], slices: int, budget: int) -> tuple[Sequence, ...]:
+def check_sequences(sequences: Iterable[Iterable[int]], slices: int, budget: int) -> tuple[SliceSequence, ...]:
     """Checks orders that were given by hand.
 
     Args:
@@ -37,7 +37,7 @@ def check_sequences(sequences: Iterable[Iterable[int]], slices: int, budget: int
     return orders
 
 
-def check_family(sequences: Iterable[Iterable[int]]) -> tuple[Sequence, ...]:
+def check_family(sequences: Iterable[Iterable[int]]) -> tuple[SliceSequence, ...]:
     """Checks orders of which neither the number of slices nor the budget was given.
 
     Args:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_s3t.plan.sequences import Budget, plan_sequences
-from lightning_s3t.plan.units import Sequence
+from lightning_s3t.plan.units import SliceSequence
 
 if TYPE_CHECKING:
     from lightning_s3t.plan.prior import Prior
@@ -40,7 +40,7 @@ class SequenceChoice:
     data: Literal["cumulative", "disjoint"] = "cumulative"
     epochs: Literal["full", "sisa"] = "full"
 
-    def plan(self, keep: Iterable[Iterable[int]] = ()) -> tuple[Sequence, ...]:
+    def plan(self, keep: Iterable[Iterable[int]] = ()) -> tuple[SliceSequence, ...]:
         """Returns the orders.
 
         Args:

@@ -12,7 +12,7 @@ from lightning_s3t.plan.lifetime import expected_lifetime
 from lightning_s3t.plan.prior import Prior
 from lightning_s3t.plan.sequences import PRIOR_PLANNERS, Budget, plan_sequences
 from lightning_s3t.plan.simulation import Moment
-from lightning_s3t.plan.units import Sequence
+from lightning_s3t.plan.units import SliceSequence
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Candidate:
     """
 
     planner: str
-    sequences: tuple[Sequence, ...]
+    sequences: tuple[SliceSequence, ...]
     cost: Cost
     lifetime: float
     assessment: Assessment

@@ -17,10 +17,10 @@ from lightning_s3t.plan.lattice import Lattice
 from lightning_s3t.plan.prior import Prior, check_prior
 from lightning_s3t.plan.rotations import cyclic
 from lightning_s3t.plan.search import LATTICE_SLICES, optimal
-from lightning_s3t.plan.units import Sequence
+from lightning_s3t.plan.units import SliceSequence
 from lightning_s3t.plan.valuation import default_horizon
 
-Planner = Callable[[int], tuple[Sequence, ...]]
+Planner = Callable[[int], tuple[SliceSequence, ...]]
 Data = Literal["cumulative", "disjoint"]
 Epochs = Literal["full", "sisa"]
 
@@ -72,8 +72,8 @@ def optimal_within(
     seed: int = 0,
     prior: Prior | None = None,
     horizon: int | None = None,
-    keep: Iterable[Sequence] = (),
-) -> tuple[Sequence, ...]:
+    keep: Iterable[SliceSequence] = (),
+) -> tuple[SliceSequence, ...]:
     """Returns the best orders found whose training costs no more than a limit for each shard.
 
     Orders with a common prefix share units, so that for one cost there may be few orders that differ from the start, or
@@ -135,13 +135,13 @@ def _prices(slices: int, data: Data, epochs: Epochs) -> NDArray[np.float64]:
     return prices * 2 / (slices + 1) if epochs == "sisa" else prices
 
 
-def _total(orders: Iterable[Sequence], prices: NDArray[np.float64]) -> float:
+def _total(orders: Iterable[SliceSequence], prices: NDArray[np.float64]) -> float:
     units = {order[:stage] for order in orders for stage in range(1, len(order) + 1)}
     return math.fsum(prices[len(unit) - 1] for unit in units)
 
 
-def _paid_for(orders: Iterable[Sequence], prices: NDArray[np.float64], limit: float) -> tuple[Sequence, ...]:
-    found: list[Sequence] = []
+def _paid_for(orders: Iterable[SliceSequence], prices: NDArray[np.float64], limit: float) -> tuple[SliceSequence, ...]:
+    found: list[SliceSequence] = []
     for order in orders:
         if _total([*found, order], prices) > limit:
             break
@@ -149,7 +149,7 @@ def _paid_for(orders: Iterable[Sequence], prices: NDArray[np.float64], limit: fl
     return tuple(found)
 
 
-def _value(lattice: Lattice, orders: Iterable[Sequence]) -> float:
+def _value(lattice: Lattice, orders: Iterable[SliceSequence]) -> float:
     return lattice.value(np.max([lattice.profile(order) for order in orders], axis=0))
 
 
@@ -160,7 +160,7 @@ def as_many_as(
     fine_tunes: float | None = None,
     data: Data = "cumulative",
     epochs: Epochs = "full",
-) -> tuple[Sequence, ...]:
+) -> tuple[SliceSequence, ...]:
     """Returns as many of a planner's orders as a limit pays for.
 
     Args:
@@ -197,7 +197,7 @@ def _limit(
     return prices, limit
 
 
-def _as_many(planner: Planner, prices: NDArray[np.float64], limit: float) -> tuple[Sequence, ...]:
+def _as_many(planner: Planner, prices: NDArray[np.float64], limit: float) -> tuple[SliceSequence, ...]:
     # without common prefixes so many orders are paid for at the least; common ones may pay for more
     slices = len(prices)
     budget = min(max(int(limit // prices.sum()), 1), math.factorial(slices))
@@ -211,8 +211,8 @@ def _as_many(planner: Planner, prices: NDArray[np.float64], limit: float) -> tup
 
 
 def _grow(
-    orders: tuple[Sequence, ...], lattice: Lattice, prices: NDArray[np.float64], limit: float
-) -> tuple[Sequence, ...]:
+    orders: tuple[SliceSequence, ...], lattice: Lattice, prices: NDArray[np.float64], limit: float
+) -> tuple[SliceSequence, ...]:
     found = list(orders)
     together = lattice.nothing()
     for order in found:
@@ -220,7 +220,7 @@ def _grow(
     spent = _total(found, prices)
     while True:
         nodes = {order[:stage] for order in found for stage in range(lattice.slices)} | {()}
-        best: tuple[float, Sequence] | None = None
+        best: tuple[float, SliceSequence] | None = None
         for order, gain, node in lattice.best_completions(together, sorted(nodes)):
             price = float(prices[len(node) :].sum())
             if spent + price <= limit and gain > ROUNDING and (best is None or gain / price > best[0] + ROUNDING):

@@ -8,7 +8,7 @@ import numpy as np
 
 from lightning_s3t.plan.prior import Probabilities
 from lightning_s3t.plan.subsets import distinct_request_sets, set_sizes
-from lightning_s3t.plan.units import Sequence
+from lightning_s3t.plan.units import SliceSequence
 
 EXACT_SLICES = 5  # a fraction of a second; 6 slices take seconds, 8 minutes
 
@@ -23,7 +23,7 @@ class Optimum:
     """
 
     value: float
-    sequences: tuple[Sequence, ...]
+    sequences: tuple[SliceSequence, ...]
 
 
 def exact_optimum(probabilities: Probabilities, budget: int, horizon: int) -> Optimum:
@@ -88,7 +88,7 @@ def exact_optimum(probabilities: Probabilities, budget: int, horizon: int) -> Op
     return Optimum(-float(solution.fun), tuple(dict.fromkeys(_paths(flow, slices, budget))))
 
 
-def _paths(flow: dict[tuple[int, int], int], slices: int, budget: int) -> list[Sequence]:
+def _paths(flow: dict[tuple[int, int], int], slices: int, budget: int) -> list[SliceSequence]:
     paths = []
     for _ in range(budget):
         here, order = 0, []

@@ -12,7 +12,7 @@ from lightning_s3t.plan.estimate import Estimate
 from lightning_s3t.plan.prior import Prior, check_place_prior
 from lightning_s3t.plan.simulation import Moment, simulate
 from lightning_s3t.plan.subsets import lengths_left, request_sets
-from lightning_s3t.plan.units import Sequence
+from lightning_s3t.plan.units import SliceSequence
 
 LISTED_SLICES = 14
 LOOKED_AHEAD = 2_000
@@ -106,7 +106,7 @@ def retention_bound(shards: int, sequences: Iterable[Iterable[int]], requests: i
     return bound
 
 
-def _disjoint(orders: list[Sequence], stage: int) -> int:
+def _disjoint(orders: list[SliceSequence], stage: int) -> int:
     # one prefix after the other, if it has no slice in common with those before, from whichever order gives most
     most = 0
     for start in range(len(orders)):

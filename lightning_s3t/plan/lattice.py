@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lightning_s3t.plan.prior import Probabilities
 from lightning_s3t.plan.subsets import distinct_request_sets, lengths_left, set_sizes
-from lightning_s3t.plan.units import Sequence
+from lightning_s3t.plan.units import SliceSequence
 
 TIE = 1e-12
 
@@ -28,7 +28,7 @@ class Landscape(Protocol):
     def nothing(self) -> Profile:
         """Returns the profile of no orders."""
 
-    def profile(self, order: Sequence) -> Profile:
+    def profile(self, order: SliceSequence) -> Profile:
         """Returns an order's profile.
 
         Args:
@@ -42,7 +42,7 @@ class Landscape(Protocol):
             profile: Of some orders.
         """
 
-    def best_reply(self, profile: Profile, ties: Ties) -> Sequence:
+    def best_reply(self, profile: Profile, ties: Ties) -> SliceSequence:
         """Returns an order that adds most to others.
 
         Args:
@@ -74,7 +74,7 @@ class Lattice:
         """Returns the profile of no orders: length 0 whatever comes."""
         return np.zeros(2**self.slices, np.int8)
 
-    def profile(self, order: Sequence) -> Profile:
+    def profile(self, order: SliceSequence) -> Profile:
         """Returns the length that is left of an order, by set of requested slices.
 
         Args:
@@ -90,7 +90,7 @@ class Lattice:
         """
         return float(self.weights @ profile)
 
-    def best_reply(self, profile: Profile, ties: Ties) -> Sequence:
+    def best_reply(self, profile: Profile, ties: Ties) -> SliceSequence:
         """Returns an order that adds most to others; there is none better.
 
         An order is a path from the empty set of slices to the full one. Its k-th set S adds the weight of those
@@ -104,7 +104,7 @@ class Lattice:
         stages = np.arange(1, self.slices + 1)[:, None]
         return self.longest_path(np.where(profile < stages, self.weights, 0.0), ties)[0]
 
-    def longest_path(self, prizes: NDArray[np.float64], ties: Ties | None = None) -> tuple[Sequence, float]:
+    def longest_path(self, prizes: NDArray[np.float64], ties: Ties | None = None) -> tuple[SliceSequence, float]:
         """Returns the order that collects most, and how much.
 
         Args:
@@ -129,8 +129,8 @@ class Lattice:
         return tuple(reversed(order)), float(best[full])
 
     def best_completions(
-        self, profile: Profile, prefixes: list[Sequence]
-    ) -> Iterator[tuple[Sequence, float, Sequence]]:
+        self, profile: Profile, prefixes: list[SliceSequence]
+    ) -> Iterator[tuple[SliceSequence, float, SliceSequence]]:
         """Yields, for each prefix, the order that begins with it and adds most to others.
 
         Args:

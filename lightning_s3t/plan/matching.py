@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lightning_s3t.plan.checks import check_budget
 from lightning_s3t.plan.prior import Prior, check_prior
 from lightning_s3t.plan.rotations import distinct_orders
-from lightning_s3t.plan.units import Sequence
+from lightning_s3t.plan.units import SliceSequence
 
 SCORED_REQUESTS = 100  # the exponent in the score of the paper's published code
 
@@ -21,7 +21,7 @@ UNUSED_FIRST = 1e3
 FORBIDDEN = -1e9
 
 
-def bms(slices: int, budget: int, prior: Prior | None = None) -> tuple[Sequence, ...]:
+def bms(slices: int, budget: int, prior: Prior | None = None) -> tuple[SliceSequence, ...]:
     """Builds L orders column by column, each column a matching of maximum weight between orders and slices.
 
     The k-th column may give each order any slice that it does not have yet, each slice once. The weight of a slice is
@@ -46,8 +46,8 @@ def bms(slices: int, budget: int, prior: Prior | None = None) -> tuple[Sequence,
     """
     check_budget(slices, budget, math.factorial(slices), "bms")
     probabilities = check_prior(prior, slices)
-    used: Counter[Sequence] = Counter()
-    orders: list[Sequence] = []
+    used: Counter[SliceSequence] = Counter()
+    orders: list[SliceSequence] = []
     for _ in range(-(-budget // slices)):
         found = _latin_square(probabilities, used)
         # stable: equal scores stay in the order of their first slices
@@ -56,7 +56,7 @@ def bms(slices: int, budget: int, prior: Prior | None = None) -> tuple[Sequence,
     return distinct_orders(orders, slices, budget)
 
 
-def column_weights(prefixes: list[Sequence], probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+def column_weights(prefixes: list[SliceSequence], probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
     """Returns what each slice would add to each order's score, scaled to at most 1; impossible ones are very low.
 
     Args:
@@ -75,11 +75,11 @@ def column_weights(prefixes: list[Sequence], probabilities: NDArray[np.float64])
     return np.where(possible, weights / most if most > 0 else 0.0, FORBIDDEN)
 
 
-def _latin_square(probabilities: NDArray[np.float64], used: Counter[Sequence]) -> list[Sequence]:
+def _latin_square(probabilities: NDArray[np.float64], used: Counter[SliceSequence]) -> list[SliceSequence]:
     from scipy.optimize import linear_sum_assignment
 
     slices = len(probabilities)
-    prefixes: list[Sequence] = [(slice_,) for slice_ in range(slices)]
+    prefixes: list[SliceSequence] = [(slice_,) for slice_ in range(slices)]
     for _ in range(slices - 1):
         weights = column_weights(prefixes, probabilities)
         for row, prefix in enumerate(prefixes):
@@ -92,6 +92,6 @@ def _latin_square(probabilities: NDArray[np.float64], used: Counter[Sequence]) -
     return prefixes
 
 
-def _score(order: Sequence, probabilities: NDArray[np.float64]) -> float:
+def _score(order: SliceSequence, probabilities: NDArray[np.float64]) -> float:
     alive = np.clip(1 - np.cumsum(probabilities[list(order)]), 0, None)
     return float(np.arange(1, len(order) + 1) @ alive**SCORED_REQUESTS)

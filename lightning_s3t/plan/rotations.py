@@ -9,10 +9,10 @@ from collections.abc import Iterable
 
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan.checks import check_budget
-from lightning_s3t.plan.units import Sequence
+from lightning_s3t.plan.units import SliceSequence
 
 
-def cyclic(slices: int, budget: int, seed: int = 0) -> tuple[Sequence, ...]:
+def cyclic(slices: int, budget: int, seed: int = 0) -> tuple[SliceSequence, ...]:
     """Rotations: every slice comes first before any comes first again (the paper's section 3.3).
 
     Beyond L orders, the rotation goes on in the suffixes: the orders that start with each slice continue with the
@@ -35,7 +35,7 @@ def cyclic(slices: int, budget: int, seed: int = 0) -> tuple[Sequence, ...]:
     return tuple(_cyclic_order(number, tuple(range(slices))) for number in range(budget))
 
 
-def random_orders(slices: int, budget: int, seed: int = 0) -> tuple[Sequence, ...]:
+def random_orders(slices: int, budget: int, seed: int = 0) -> tuple[SliceSequence, ...]:
     """Different orders, drawn at random.
 
     Args:
@@ -52,13 +52,13 @@ def random_orders(slices: int, budget: int, seed: int = 0) -> tuple[Sequence, ..
     """
     check_budget(slices, budget, math.factorial(slices), "random")
     generator = random.Random(f"s3t-sequences-{seed}")
-    found: dict[Sequence, None] = {}
+    found: dict[SliceSequence, None] = {}
     while len(found) < budget:
         found[tuple(generator.sample(range(slices), slices))] = None
     return tuple(found)
 
 
-def all_orders(slices: int, budget: int, seed: int = 0) -> tuple[Sequence, ...]:
+def all_orders(slices: int, budget: int, seed: int = 0) -> tuple[SliceSequence, ...]:
     """Every order there is; the budget must be L!.
 
     Args:
@@ -81,7 +81,7 @@ def all_orders(slices: int, budget: int, seed: int = 0) -> tuple[Sequence, ...]:
     return tuple(itertools.permutations(range(slices)))
 
 
-def sisa(slices: int, budget: int, seed: int = 0) -> tuple[Sequence, ...]:
+def sisa(slices: int, budget: int, seed: int = 0) -> tuple[SliceSequence, ...]:
     """One order: SISA training (Bourtoule et al., arXiv 1912.03817), the baseline.
 
     Args:
@@ -100,7 +100,7 @@ def sisa(slices: int, budget: int, seed: int = 0) -> tuple[Sequence, ...]:
     return (tuple(range(slices)),)
 
 
-def distinct_orders(orders: Iterable[Sequence], slices: int, budget: int) -> tuple[Sequence, ...]:
+def distinct_orders(orders: Iterable[SliceSequence], slices: int, budget: int) -> tuple[SliceSequence, ...]:
     """Returns the orders without repeats, filled up to the budget with cyclic ones that are not among them.
 
     Args:
@@ -120,7 +120,7 @@ def distinct_orders(orders: Iterable[Sequence], slices: int, budget: int) -> tup
     return tuple(found)[:budget]
 
 
-def _cyclic_order(number: int, slices: Sequence) -> Sequence:
+def _cyclic_order(number: int, slices: SliceSequence) -> SliceSequence:
     if not slices:
         return ()
     turns, start = divmod(number, len(slices))

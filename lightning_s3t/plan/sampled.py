@@ -6,7 +6,7 @@ import numpy as np
 
 from lightning_s3t.plan.lattice import Profile, Ties
 from lightning_s3t.plan.prior import Probabilities
-from lightning_s3t.plan.units import Sequence
+from lightning_s3t.plan.units import SliceSequence
 
 BEAM = 4
 
@@ -39,7 +39,7 @@ class SampledLandscape:
         """Returns the profile of no orders: no stage survives any request."""
         return np.zeros((self.slices, self.samples), np.int16)
 
-    def profile(self, order: Sequence) -> Profile:
+    def profile(self, order: SliceSequence) -> Profile:
         """Returns how many requests each prefix of the order survives, by stage and history.
 
         Args:
@@ -63,7 +63,7 @@ class SampledLandscape:
         """
         return float(profile.sum(axis=0, dtype=np.int64).std(ddof=1)) / float(np.sqrt(self.samples))
 
-    def best_reply(self, profile: Profile, ties: Ties) -> Sequence:
+    def best_reply(self, profile: Profile, ties: Ties) -> SliceSequence:
         """Returns an order that adds much to others, found by a beam search from its first slice on.
 
         Args:
@@ -71,9 +71,9 @@ class SampledLandscape:
             ties: Not used: there are hardly any ties.
         """
         everything = np.full(self.samples, np.iinfo(np.int16).max, np.int16)
-        beam: dict[frozenset[int], tuple[int, Sequence, Profile]] = {frozenset(): (0, (), everything)}
+        beam: dict[frozenset[int], tuple[int, SliceSequence, Profile]] = {frozenset(): (0, (), everything)}
         for stage in range(self.slices):
-            found: dict[frozenset[int], tuple[int, Sequence, Profile]] = {}
+            found: dict[frozenset[int], tuple[int, SliceSequence, Profile]] = {}
             for slices, (so_far, order, survives) in beam.items():
                 left = [slice_ for slice_ in range(self.slices) if slice_ not in slices]
                 longer = np.minimum(survives, self._survives[left])

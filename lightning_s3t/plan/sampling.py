@@ -8,12 +8,12 @@ import random
 from lightning_s3t.plan.checks import check_budget
 from lightning_s3t.plan.prior import Prior, check_prior
 from lightning_s3t.plan.rotations import distinct_orders
-from lightning_s3t.plan.units import Sequence
+from lightning_s3t.plan.units import SliceSequence
 
 DRAWS_PER_ORDER = 50
 
 
-def conditional(slices: int, budget: int, seed: int = 0, prior: Prior | None = None) -> tuple[Sequence, ...]:
+def conditional(slices: int, budget: int, seed: int = 0, prior: Prior | None = None) -> tuple[SliceSequence, ...]:
     """Draws different orders, slice by slice, each of the slices left with a weight of 1 minus its prior.
 
     Unlikely slices tend to come first (the paper's section 3.3, and its published code). Where nearly all orders are
@@ -35,7 +35,7 @@ def conditional(slices: int, budget: int, seed: int = 0, prior: Prior | None = N
     check_budget(slices, budget, math.factorial(slices), "conditional")
     weights = [1 - float(probability) for probability in check_prior(prior, slices)]
     generator = random.Random(f"s3t-conditional-{seed}")
-    found: dict[Sequence, None] = {}
+    found: dict[SliceSequence, None] = {}
     for _ in range(DRAWS_PER_ORDER * budget):
         if len(found) == budget:
             break
@@ -43,7 +43,7 @@ def conditional(slices: int, budget: int, seed: int = 0, prior: Prior | None = N
     return distinct_orders(found, slices, budget)
 
 
-def _draw(weights: list[float], generator: random.Random) -> Sequence:
+def _draw(weights: list[float], generator: random.Random) -> SliceSequence:
     left, order = list(range(len(weights))), []
     while left:
         threshold = generator.random() * sum(weights[slice_] for slice_ in left)

@@ -18,7 +18,7 @@ from lightning_s3t.plan.prior import Prior, Probabilities, check_prior
 from lightning_s3t.plan.rotations import cyclic, distinct_orders
 from lightning_s3t.plan.sampled import SampledLandscape
 from lightning_s3t.plan.sampling import conditional
-from lightning_s3t.plan.units import Sequence
+from lightning_s3t.plan.units import SliceSequence
 from lightning_s3t.plan.valuation import default_horizon, is_uniform
 
 LATTICE_SLICES = 14
@@ -35,8 +35,8 @@ def optimal(
     seed: int = 0,
     prior: Prior | None = None,
     horizon: int | None = None,
-    keep: Iterable[Sequence] = (),
-) -> tuple[Sequence, ...]:
+    keep: Iterable[SliceSequence] = (),
+) -> tuple[SliceSequence, ...]:
     """Returns the orders with the largest expected length of the best surviving prefix, over the coming requests.
 
     The objective is the sum, over the next `horizon` requests that hit a slice anew, of the expected length of the
@@ -95,8 +95,8 @@ def optimal(
 
 
 def _search_lattice(
-    probabilities: Probabilities, horizon: int, starts: list[tuple[Sequence, ...]], draw: Ties
-) -> tuple[Sequence, ...]:
+    probabilities: Probabilities, horizon: int, starts: list[tuple[SliceSequence, ...]], draw: Ties
+) -> tuple[SliceSequence, ...]:
     lattice, slices, budget = Lattice(probabilities, horizon), len(probabilities), len(starts[0])
     # the most that any orders leave: all that was not requested
     bound = float(lattice.weights @ (slices - lattice.sizes.astype(np.float64)))
@@ -127,8 +127,8 @@ def _search_lattice(
 
 
 def _search_beside(
-    probabilities: Probabilities, horizon: int, kept: tuple[Sequence, ...], budget: int, draw: Ties
-) -> tuple[Sequence, ...]:
+    probabilities: Probabilities, horizon: int, kept: tuple[SliceSequence, ...], budget: int, draw: Ties
+) -> tuple[SliceSequence, ...]:
     landscape: Landscape
     if len(probabilities) <= LATTICE_SLICES:
         landscape, sweeps = Lattice(probabilities, horizon), SWEEPS
@@ -142,8 +142,8 @@ def _search_beside(
 
 
 def _search_samples(
-    probabilities: Probabilities, horizon: int, starts: list[tuple[Sequence, ...]], draw: Ties
-) -> tuple[Sequence, ...]:
+    probabilities: Probabilities, horizon: int, starts: list[tuple[SliceSequence, ...]], draw: Ties
+) -> tuple[SliceSequence, ...]:
     budget = len(starts[0])
     seed = int(draw() * 2**31)
     family = _Family(SampledLandscape(probabilities, horizon, SEARCH_SAMPLES, seed), (), draw)
@@ -157,7 +157,7 @@ def _search_samples(
 class _Family:
     """Some orders, of which the first `fixed` stay, and what they are worth together."""
 
-    def __init__(self, landscape: Landscape, orders: Iterable[Sequence], draw: Ties, fixed: int = 0) -> None:
+    def __init__(self, landscape: Landscape, orders: Iterable[SliceSequence], draw: Ties, fixed: int = 0) -> None:
         self.landscape, self.draw, self.fixed = landscape, draw, fixed
         self.orders = list(orders)
         self.profiles = [landscape.profile(order) for order in self.orders]
@@ -180,7 +180,7 @@ class _Family:
             if self.value <= before + IMPROVEMENT:
                 return
 
-    def by_what_each_adds(self) -> tuple[Sequence, ...]:
+    def by_what_each_adds(self) -> tuple[SliceSequence, ...]:
         """Returns the orders, each next one adding most to those before; equal ones stay as they were."""
         left = list(zip(self.orders, self.profiles, strict=True))[self.fixed :]
         together, ordered = self._together(self.profiles[: self.fixed]), self.orders[: self.fixed]

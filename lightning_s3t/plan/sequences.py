@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan.checks import check_sequences
 from lightning_s3t.plan.rotations import all_orders, cyclic, random_orders, sisa
-from lightning_s3t.plan.units import Sequence
+from lightning_s3t.plan.units import SliceSequence
 
 if TYPE_CHECKING:
     from lightning_s3t.plan.prior import Prior
@@ -27,7 +27,7 @@ def plan_sequences(
     keep: Iterable[Iterable[int]] = (),
     data: Literal["cumulative", "disjoint"] = "cumulative",
     epochs: Literal["full", "sisa"] = "full",
-) -> tuple[Sequence, ...]:
+) -> tuple[SliceSequence, ...]:
     """Returns the orders that a budget pays for.
 
     Args:
@@ -70,7 +70,7 @@ def plan_sequences(
             f"{', '.join(PRIOR_PLANNERS)}, or leave the prior out."
         )
 
-    def plan(budget: int) -> tuple[Sequence, ...]:
+    def plan(budget: int) -> tuple[SliceSequence, ...]:
         if sequences == "optimal":
             from lightning_s3t.plan.search import optimal
 
@@ -108,31 +108,31 @@ def _check_limit(budget: Mapping[str, float]) -> dict[str, Any]:
 # NumPy and SciPy are imported when a planner that needs them is called, so that the plan itself stays cheap to import
 
 
-def _bms(slices: int, budget: int, seed: int, prior: Prior | None) -> tuple[Sequence, ...]:
+def _bms(slices: int, budget: int, seed: int, prior: Prior | None) -> tuple[SliceSequence, ...]:
     from lightning_s3t.plan.matching import bms
 
     return bms(slices, budget, prior=prior)
 
 
-def _conditional(slices: int, budget: int, seed: int, prior: Prior | None) -> tuple[Sequence, ...]:
+def _conditional(slices: int, budget: int, seed: int, prior: Prior | None) -> tuple[SliceSequence, ...]:
     from lightning_s3t.plan.sampling import conditional
 
     return conditional(slices, budget, seed, prior)
 
 
-def _optimal(slices: int, budget: int, seed: int, prior: Prior | None) -> tuple[Sequence, ...]:
+def _optimal(slices: int, budget: int, seed: int, prior: Prior | None) -> tuple[SliceSequence, ...]:
     from lightning_s3t.plan.search import optimal
 
     return optimal(slices, budget, seed, prior)
 
 
-PLANNERS: dict[str, Callable[[int, int, int], tuple[Sequence, ...]]] = {
+PLANNERS: dict[str, Callable[[int, int, int], tuple[SliceSequence, ...]]] = {
     "cyclic": cyclic,
     "random": random_orders,
     "all": all_orders,
     "sisa": sisa,
 }
-PRIOR_PLANNERS: dict[str, Callable[[int, int, int, Prior | None], tuple[Sequence, ...]]] = {
+PRIOR_PLANNERS: dict[str, Callable[[int, int, int, Prior | None], tuple[SliceSequence, ...]]] = {
     "bms": _bms,
     "conditional": _conditional,
     "optimal": _optimal,

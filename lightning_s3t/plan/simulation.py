@@ -15,7 +15,7 @@ from lightning_s3t.plan.checks import check_family
 from lightning_s3t.plan.estimate import Estimate
 from lightning_s3t.plan.prior import Prior, Probabilities, check_place_prior
 from lightning_s3t.plan.requests import NEVER, FirstRequests, by_slice, without_replacement
-from lightning_s3t.plan.units import Sequence
+from lightning_s3t.plan.units import SliceSequence
 
 Requester: TypeAlias = Literal["slice", "subject", "sample", "adaptive"]
 
@@ -128,7 +128,7 @@ def simulate(
     return totals.simulation(trials, shards, slices)
 
 
-def _stage_ends(first: FirstRequests, orders: tuple[Sequence, ...]) -> FirstRequests:
+def _stage_ends(first: FirstRequests, orders: tuple[SliceSequence, ...]) -> FirstRequests:
     # shape (trials, shards, stages): the request after which no order has a surviving prefix of that length
     ends = np.zeros_like(first)
     for order in orders:

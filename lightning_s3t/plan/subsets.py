@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_s3t.plan.prior import Probabilities
-from lightning_s3t.plan.units import Sequence
+from lightning_s3t.plan.units import SliceSequence
 
 ALMOST_SURE = 1 - 1e-12
 
@@ -57,7 +57,7 @@ def set_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return sums
 
 
-def lengths_left(order: Sequence) -> NDArray[np.int8]:
+def lengths_left(order: SliceSequence) -> NDArray[np.int8]:
     """Returns how long a prefix of the order survives each set of requested slices: up to the first that is in it.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lightning_s3t.plan.units import Sequence
+from lightning_s3t.plan.units import SliceSequence
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Branch:
         branches: What follows; none at an order's end.
     """
 
-    slices: Sequence
+    slices: SliceSequence
     branches: tuple[Branch, ...]
 
     @property
@@ -26,7 +26,7 @@ class Branch:
         return len(self.slices) + sum(branch.units for branch in self.branches)
 
 
-def trie_of(sequences: Iterable[Sequence]) -> tuple[Branch, ...]:
+def trie_of(sequences: Iterable[SliceSequence]) -> tuple[Branch, ...]:
     """Returns the branches that orders begin with.
 
     Args:
@@ -37,7 +37,7 @@ def trie_of(sequences: Iterable[Sequence]) -> tuple[Branch, ...]:
         >>> first.slices, [branch.slices for branch in first.branches], first.units
         ((0, 1), [(2, 3), (3, 2)], 6)
     """
-    by_first: dict[int, list[Sequence]] = {}
+    by_first: dict[int, list[SliceSequence]] = {}
     for order in sequences:
         if order:
             by_first.setdefault(order[0], []).append(tuple(order))

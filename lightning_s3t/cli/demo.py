@@ -24,7 +24,7 @@ def demo(output: Path = Path("s3t-demo"), seed: int = 0, epochs: int | None = No
         try:
             from dataclasses import replace
 
-            from lightning_s3t.demo import QUICK, DemoSettings, run_demo
+            from lightning_s3t.zoo.demo import QUICK, DemoSettings, run_demo
         except ModuleNotFoundError as error:
             package = (error.name or "").partition(".")[0]
             if package not in ("sklearn", "matplotlib"):

@@ -16,9 +16,9 @@ from torch import Tensor
 from lightning_s3t.callbacks.audited import Audited, AuditReport
 from lightning_s3t.callbacks.found_state import describe_changes
 from lightning_s3t.callbacks.rank_zero import on_rank_zero
-from lightning_s3t.callbacks.training_data import DataMode, TrainingData
+from lightning_s3t.callbacks.training_data import TrainingData
 from lightning_s3t.callbacks.unit_plan import Digests, FitPlan, plan_fit
-from lightning_s3t.plan import SequenceChoice, SliceSequence, UnitId, units_of
+from lightning_s3t.plan import DataMode, SequenceChoice, SliceSequence, UnitId, units_of
 from lightning_s3t.store import Store
 from lightning_s3t.tuning.adapter_effect import check_effect
 from lightning_s3t.tuning.fingerprint import digest_tensors

@@ -41,12 +41,12 @@ from lightning_s3t.callbacks.lightning_internals import (
 from lightning_s3t.callbacks.provenance import ProvenanceRecorder
 from lightning_s3t.callbacks.rank_zero import on_rank_zero
 from lightning_s3t.callbacks.subjects import Subjects, check_order, subjects_of
-from lightning_s3t.callbacks.training_data import DataMode, TrainingData, check_loader
+from lightning_s3t.callbacks.training_data import TrainingData, check_loader
 from lightning_s3t.callbacks.unfreezing import SliceUnfreezing
-from lightning_s3t.callbacks.unit_settings import EpochRule, Isolation, UnitSettings
+from lightning_s3t.callbacks.unit_settings import Isolation, UnitSettings
 from lightning_s3t.callbacks.unit_store import UnitStore
 from lightning_s3t.callbacks.unit_training import UnitTraining
-from lightning_s3t.plan import Partition, RiskBands, SequenceChoice, UnitId
+from lightning_s3t.plan import DataMode, EpochRule, Partition, RiskBands, SequenceChoice, UnitId
 from lightning_s3t.store import Receipt
 from lightning_s3t.tuning.adapter_effect import measure_effect
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, describe_adapter
@@ -122,10 +122,10 @@ class S3T(pl.Callback):
         layers: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
         head: str | Sequence[str] | None = None,
         adapter: PeftConfig | Mapping[str, Any] | None = DEFAULT_ADAPTER,
-        data: Literal["cumulative", "disjoint"] = "cumulative",
+        data: DataMode = "cumulative",
         aggregate: Literal["mean_logits", "mean_probabilities", "vote", "single"] = "mean_logits",
         seed: int = 0,
-        epochs: Literal["full", "sisa"] = "full",
+        epochs: EpochRule = "full",
         prior: Sequence[float] | Sequence[Sequence[float]] | None = None,
         risk: RiskBands | Mapping[str, Any] | None = None,
         register: bool = True,

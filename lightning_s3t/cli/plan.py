@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json as json_format
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_s3t.cli.prior_file import read_prior
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan import Partition
-from lightning_s3t.plan.trie import Branch, trie_of
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.tree import Tree
 
-    from lightning_s3t.plan.comparison import Candidate
+    from lightning_s3t.plan.comparison import PlannerResult
     from lightning_s3t.plan.sequences import Budget
 
 LOOKS = [1, 5, 20, 50]
@@ -131,7 +130,7 @@ def _snapshot_bytes(orders: Iterable[Sequence[int]], shards: int, stages: list[i
     return shards * sum(stages[len(prefix) - 1] for prefix in prefixes)
 
 
-def _document(shards: int, slices: int, found: Sequence[Candidate], stages: list[int] | None) -> dict[str, Any]:
+def _document(shards: int, slices: int, found: Sequence[PlannerResult], stages: list[int] | None) -> dict[str, Any]:
     planners = []
     for one in found:
         entry: dict[str, Any] = {
@@ -149,12 +148,12 @@ def _document(shards: int, slices: int, found: Sequence[Candidate], stages: list
     return {"shards": shards, "slices": slices, "planners": planners}
 
 
-def _tree(one: Candidate, shards: int) -> Tree:
+def _tree(one: PlannerResult, shards: int) -> Tree:
     from rich.tree import Tree
 
     title = f"{one.planner}: {len(one.sequences)} orders of the slices, for each of {shards} shards"
     tree = Tree(f"[bold]{title}[/bold]", guide_style="dim")
-    branches = trie_of(one.sequences)
+    branches = _trie_of(one.sequences)
     for branch in branches[:SHOWN_ORDERS]:
         _grow(tree, branch)
     if len(branches) > SHOWN_ORDERS:
@@ -162,13 +161,13 @@ def _tree(one: Candidate, shards: int) -> Tree:
     return tree
 
 
-def _grow(tree: Tree, branch: Branch) -> None:
+def _grow(tree: Tree, branch: _Branch) -> None:
     node = tree.add(" - ".join(map(str, branch.slices)))
     for inner in branch.branches:
         _grow(node, inner)
 
 
-def _costs(one: Candidate, shards: int, stages: list[int] | None) -> str:
+def _costs(one: PlannerResult, shards: int, stages: list[int] | None) -> str:
     parts = [f"{one.cost.units * shards} units", f"{one.cost.fine_tunes:g} times the samples of one full fine-tune"]
     if stages is not None:
         from rich.filesize import decimal
@@ -177,7 +176,7 @@ def _costs(one: Candidate, shards: int, stages: list[int] | None) -> str:
     return f"Training: {', '.join(parts)}.\n"
 
 
-def _table(found: Sequence[Candidate], shards: int, slices: int, requests: Sequence[int], uniform: bool) -> Table:
+def _table(found: Sequence[PlannerResult], shards: int, slices: int, requests: Sequence[int], uniform: bool) -> Table:
     from rich.table import Table
 
     caption = (
@@ -205,9 +204,51 @@ def _table(found: Sequence[Candidate], shards: int, slices: int, requests: Seque
     return table
 
 
-def _quality(one: Candidate) -> str:
+def _quality(one: PlannerResult) -> str:
     assessment = one.assessment
     text = f"Sum of the expected slices over the coming requests that hit anew: {assessment.value:.4g}"
     if assessment.proven:
         return f"{text}; no {len(one.sequences)} orders have more (proven)."
     return f"{text}, within {assessment.gap:.1%} of a bound for any {len(one.sequences)} orders."
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """Slices that orders have in common, one after the other, and where they part.
+
+    Attributes:
+        slices: The slices of this stretch, in order.
+        branches: What follows; none at an order's end.
+    """
+
+    slices: tuple[int, ...]
+    branches: tuple[_Branch, ...]
+
+    @property
+    def units(self) -> int:
+        """Number of units in this stretch and all that follow."""
+        return len(self.slices) + sum(branch.units for branch in self.branches)
+
+
+def _trie_of(sequences: Iterable[tuple[int, ...]]) -> tuple[_Branch, ...]:
+    """Returns the branches that orders begin with.
+
+    Args:
+        sequences: Orders of the slices.
+
+    Example:
+        >>> [first] = _trie_of([(0, 1, 2, 3), (0, 1, 3, 2)])
+        >>> first.slices, [branch.slices for branch in first.branches], first.units
+        ((0, 1), [(2, 3), (3, 2)], 6)
+    """
+    by_first: dict[int, list[tuple[int, ...]]] = {}
+    for order in sequences:
+        if order:
+            by_first.setdefault(order[0], []).append(tuple(order))
+    found = []
+    for orders in by_first.values():
+        shared = 1
+        while all(len(order) > shared and order[shared] == orders[0][shared] for order in orders):
+            shared += 1
+        found.append(_Branch(orders[0][:shared], _trie_of(order[shared:] for order in orders)))
+    return tuple(found)

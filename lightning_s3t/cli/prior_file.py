@@ -12,7 +12,7 @@ from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan import Partition
 
 if TYPE_CHECKING:
-    from lightning_s3t.plan.prior import Prior
+    from lightning_s3t.plan.problem import Prior
 
 EXPECTED = (
     "Expected JSON (a list of one number a slice, a list of such lists, one a shard, or an object of one number a "

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from lightning_s3t.plan import Simulation, SliceSequence
-    from lightning_s3t.plan.prior import Prior
-    from lightning_s3t.plan.simulation import Requester
+    from lightning_s3t.plan.problem import Prior
+    from lightning_s3t.plan.theory.simulation import Requester
 
 Planner: TypeAlias = Literal["optimal", "cyclic", "bms", "conditional", "random", "all", "sisa"]
 

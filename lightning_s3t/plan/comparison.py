@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lightning_s3t.plan.assessment import Assessment, assess
-from lightning_s3t.plan.cost import Cost, Data, Epochs, cost_of
-from lightning_s3t.plan.expectation import expected_survivors
-from lightning_s3t.plan.lifetime import expected_lifetime
-from lightning_s3t.plan.prior import Prior
-from lightning_s3t.plan.sequences import PRIOR_PLANNERS, Budget, plan_sequences
-from lightning_s3t.plan.simulation import Moment
-from lightning_s3t.plan.units import SliceSequence
+from lightning_s3t.plan.cost import Cost, cost_of_family
+from lightning_s3t.plan.families import Family
+from lightning_s3t.plan.objective.assessment import Assessment, assess_family
+from lightning_s3t.plan.problem import PlanProblem, Prior
+from lightning_s3t.plan.sequences import Budget, plan_family
+from lightning_s3t.plan.stage_rules import DataMode, EpochRule
+from lightning_s3t.plan.theory.expectation import survivors_of
+from lightning_s3t.plan.theory.lifetime import lifetime_of
+from lightning_s3t.plan.theory.simulation import Moment
 
 
 @dataclass(frozen=True)
-class Candidate:
+class PlannerResult:
     """What a planner gives for a budget.
 
     Attributes:
@@ -29,7 +30,7 @@ class Candidate:
     """
 
     planner: str
-    sequences: tuple[SliceSequence, ...]
+    sequences: Family
     cost: Cost
     lifetime: float
     assessment: Assessment
@@ -43,10 +44,10 @@ def compare(
     planners: Iterable[str] = ("optimal", "bms", "cyclic", "sisa"),
     prior: Prior | None = None,
     requests: Iterable[int] = (1, 5, 20, 50),
-    data: Data = "cumulative",
-    epochs: Epochs = "full",
+    data: DataMode = "cumulative",
+    epochs: EpochRule = "full",
     seed: int = 0,
-) -> tuple[Candidate, ...]:
+) -> tuple[PlannerResult, ...]:
     """Plans the same shards and slices with several planners.
 
     Args:
@@ -73,20 +74,18 @@ def compare(
         sisa      6 units   68.5 requests
     """
     looks = tuple(requests)
+    problem = PlanProblem.of(slices, prior, shards=shards)
     found = []
     for planner in dict.fromkeys(planners):
-        used = prior if planner in PRIOR_PLANNERS else None
-        orders = plan_sequences(
-            planner, slices, 1 if planner == "sisa" else budget, seed, used, data=data, epochs=epochs
-        )
+        family = plan_family(planner, problem, 1 if planner == "sisa" else budget, seed, data=data, epochs=epochs)
         found.append(
-            Candidate(
+            PlannerResult(
                 planner,
-                orders,
-                cost_of(orders, data, epochs),
-                expected_lifetime(shards, orders, prior),
-                assess(orders, prior, seed=seed),
-                expected_survivors(shards, orders, looks, prior, seed=seed),
+                family,
+                cost_of_family(family, data, epochs),
+                lifetime_of(family, problem),
+                assess_family(family, problem, seed),
+                survivors_of(family, problem, looks, seed=seed),
             )
         )
     return tuple(found)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan.partition import Place
+from lightning_s3t.plan.stage_rules import DataMode
 
 SliceSequence = tuple[int, ...]
 
@@ -53,7 +53,7 @@ class UnitId:
         """All units that it is built of, the first stage's first and itself last."""
         return tuple(UnitId(self.shard, self.prefix[:stage]) for stage in range(1, self.stage + 1))
 
-    def trained_slices(self, data: Literal["cumulative", "disjoint"]) -> SliceSequence:
+    def trained_slices(self, data: DataMode) -> SliceSequence:
         """Returns the slices that its stage trains on.
 
         Args:

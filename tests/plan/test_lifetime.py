@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan import arcane_lifetime, collector, cyclic, deletion_rate, expected_lifetime, plan_sequences
-from lightning_s3t.plan.lifetime import _by_counts, _by_integral
+from lightning_s3t.plan.theory.lifetime import _by_counts, _by_integral
 
 
 def by_inclusion_and_exclusion(probabilities: list[float]) -> float:

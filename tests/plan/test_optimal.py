@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan import assess, cyclic, optimal, plan_sequences
-from lightning_s3t.plan.bound import everything_bound, lagrangian_bound, uniform_bound
-from lightning_s3t.plan.lattice import Lattice
-from lightning_s3t.plan.sampled import SampledLandscape
+from lightning_s3t.plan.objective.bounds import everything_bound, lagrangian_bound, uniform_bound
+from lightning_s3t.plan.objective.lattice import Lattice
+from lightning_s3t.plan.objective.sampled import SampledLandscape
 from tests.plan.priors import PRIORS, halving, uniform, zipf
 from tests.tiers import in_tier
 
@@ -108,7 +108,7 @@ def test_a_best_reply_adds_more_than_any_other_order(slices: int, numbers: list[
     others = lattice.nothing()
     for number in numbers:
         others = np.maximum(others, lattice.profile(every[number % len(every)]))
-    reply = lattice.best_reply(others, random.random)  # type: ignore[attr-defined]
+    reply = lattice.best_reply(others, random.random).sequence  # type: ignore[attr-defined]
     values = [lattice.value(np.maximum(others, lattice.profile(order))) for order in every]
     assert lattice.value(np.maximum(others, lattice.profile(reply))) == pytest.approx(max(values))
 

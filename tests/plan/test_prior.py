@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan import Partition, bms, conditional, expected_lifetime, optimal, plan_sequences, slice_prior
-from lightning_s3t.plan.prior import check_place_prior, check_prior
+from lightning_s3t.plan.problem import check_place_prior, check_prior
 
 WEIGHTS = st.lists(st.floats(0.01, 10), min_size=1, max_size=8)
 

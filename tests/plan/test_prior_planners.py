@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan import bms, conditional, plan_sequences
-from lightning_s3t.plan.matching import FORBIDDEN, column_weights
+from lightning_s3t.plan.planners.matching import FORBIDDEN, column_weights
 
 NAMES = ["bms", "conditional", "optimal"]
 

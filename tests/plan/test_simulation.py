@@ -13,7 +13,7 @@ import pytest
 
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan import cyclic, expected_lifetime, optimal, plan_sequences, simulate
-from lightning_s3t.plan.simulation import BLOCK
+from lightning_s3t.plan.theory.simulation import BLOCK
 
 Orders = tuple[tuple[int, ...], ...]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightning_s3t.plan.prior import Probabilities
-from lightning_s3t.plan.subsets import distinct_request_sets, set_sizes
+from lightning_s3t.plan.objective.lattice import distinct_request_sets, set_sizes
+from lightning_s3t.plan.problem import Probabilities
 from lightning_s3t.plan.units import SliceSequence
 
 EXACT_SLICES = 5  # a fraction of a second; 6 slices take seconds, 8 minutes

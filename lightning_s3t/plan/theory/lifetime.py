@@ -25,8 +25,8 @@ from itertools import product
 import numpy as np
 
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.plan.checks import check_family
-from lightning_s3t.plan.prior import Prior, Probabilities, check_place_prior
+from lightning_s3t.plan.families import Family, check_family
+from lightning_s3t.plan.problem import PlanProblem, Prior, Probabilities
 
 COUNTED_STATES = 20_000
 DIGITS = 14
@@ -54,10 +54,19 @@ def expected_lifetime(shards: int, sequences: Iterable[Iterable[int]], prior: Pr
         >>> round(expected_lifetime(1, [(0, 1), (1, 0)], prior=[0.9, 0.1]), 2)
         10.11
     """
-    orders = check_family(sequences)
-    slices = len(orders[0])
-    first = sorted({order[0] for order in orders})
-    return collector(check_place_prior(prior, shards, slices)[:, first].ravel())
+    family = check_family(sequences)
+    return lifetime_of(family, PlanProblem.of(len(family[0]), prior, shards=shards))
+
+
+def lifetime_of(family: Family, problem: PlanProblem) -> float:
+    """Returns the `expected_lifetime` of checked orders.
+
+    Args:
+        family: The orders.
+        problem: Their shards and slices, and how likely requests are.
+    """
+    first = sorted({order[0] for order in family})
+    return collector(problem.places[:, first].ravel())
 
 
 def collector(probabilities: Iterable[float]) -> float:

@@ -7,8 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_s3t.plan.lattice import Lattice
-from lightning_s3t.plan.prior import Probabilities
+from lightning_s3t.plan.objective.lattice import Lattice
+from lightning_s3t.plan.problem import Probabilities
 
 STEPS = 150
 PATIENCE = 8

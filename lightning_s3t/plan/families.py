@@ -1,14 +1,17 @@
-"""Checks of orders and budgets that callers pass in."""
+"""Families: the orders that a shard is trained on, checked where callers give them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeAlias
 
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan.units import SliceSequence
 
+Family: TypeAlias = tuple[SliceSequence, ...]
 
-def check_sequences(sequences: Iterable[Iterable[int]], slices: int, budget: int) -> tuple[SliceSequence, ...]:
+
+def check_sequences(sequences: Iterable[Iterable[int]], slices: int, budget: int) -> Family:
     """Checks orders that were given by hand.
 
     Args:
@@ -37,7 +40,7 @@ def check_sequences(sequences: Iterable[Iterable[int]], slices: int, budget: int
     return orders
 
 
-def check_family(sequences: Iterable[Iterable[int]]) -> tuple[SliceSequence, ...]:
+def check_family(sequences: Iterable[Iterable[int]]) -> Family:
     """Checks orders of which neither the number of slices nor the budget was given.
 
     Args:

@@ -8,11 +8,11 @@ import random
 from collections.abc import Iterable
 
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.plan.checks import check_budget
+from lightning_s3t.plan.families import Family, check_budget
 from lightning_s3t.plan.units import SliceSequence
 
 
-def cyclic(slices: int, budget: int, seed: int = 0) -> tuple[SliceSequence, ...]:
+def cyclic(slices: int, budget: int, seed: int = 0) -> Family:
     """Rotations: every slice comes first before any comes first again (the paper's section 3.3).
 
     Beyond L orders, the rotation goes on in the suffixes: the orders that start with each slice continue with the
@@ -35,7 +35,7 @@ def cyclic(slices: int, budget: int, seed: int = 0) -> tuple[SliceSequence, ...]
     return tuple(_cyclic_order(number, tuple(range(slices))) for number in range(budget))
 
 
-def random_orders(slices: int, budget: int, seed: int = 0) -> tuple[SliceSequence, ...]:
+def random_orders(slices: int, budget: int, seed: int = 0) -> Family:
     """Different orders, drawn at random.
 
     Args:
@@ -58,7 +58,7 @@ def random_orders(slices: int, budget: int, seed: int = 0) -> tuple[SliceSequenc
     return tuple(found)
 
 
-def all_orders(slices: int, budget: int, seed: int = 0) -> tuple[SliceSequence, ...]:
+def all_orders(slices: int, budget: int, seed: int = 0) -> Family:
     """Every order there is; the budget must be L!.
 
     Args:
@@ -81,7 +81,7 @@ def all_orders(slices: int, budget: int, seed: int = 0) -> tuple[SliceSequence, 
     return tuple(itertools.permutations(range(slices)))
 
 
-def sisa(slices: int, budget: int, seed: int = 0) -> tuple[SliceSequence, ...]:
+def sisa(slices: int, budget: int, seed: int = 0) -> Family:
     """One order: SISA training (Bourtoule et al., arXiv 1912.03817), the baseline.
 
     Args:
@@ -100,7 +100,7 @@ def sisa(slices: int, budget: int, seed: int = 0) -> tuple[SliceSequence, ...]:
     return (tuple(range(slices)),)
 
 
-def distinct_orders(orders: Iterable[SliceSequence], slices: int, budget: int) -> tuple[SliceSequence, ...]:
+def distinct_orders(orders: Iterable[SliceSequence], slices: int, budget: int) -> Family:
     """Returns the orders without repeats, filled up to the budget with cyclic ones that are not among them.
 
     Args:

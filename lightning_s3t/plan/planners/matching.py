@@ -8,9 +8,9 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_s3t.plan.checks import check_budget
-from lightning_s3t.plan.prior import Prior, check_prior
-from lightning_s3t.plan.rotations import distinct_orders
+from lightning_s3t.plan.families import Family, check_budget
+from lightning_s3t.plan.planners.rotations import distinct_orders
+from lightning_s3t.plan.problem import PlanProblem, Prior
 from lightning_s3t.plan.units import SliceSequence
 
 SCORED_REQUESTS = 100  # the exponent in the score of the paper's published code
@@ -21,7 +21,7 @@ UNUSED_FIRST = 1e3
 FORBIDDEN = -1e9
 
 
-def bms(slices: int, budget: int, prior: Prior | None = None) -> tuple[SliceSequence, ...]:
+def bms(slices: int, budget: int, prior: Prior | None = None) -> Family:
     """Builds L orders column by column, each column a matching of maximum weight between orders and slices.
 
     The k-th column may give each order any slice that it does not have yet, each slice once. The weight of a slice is
@@ -45,7 +45,17 @@ def bms(slices: int, budget: int, prior: Prior | None = None) -> tuple[SliceSequ
         ((3, 2, 1, 0), (2, 3, 0, 1), (1, 0, 3, 2), (0, 1, 2, 3))
     """
     check_budget(slices, budget, math.factorial(slices), "bms")
-    probabilities = check_prior(prior, slices)
+    return match_columns(PlanProblem.of(slices, prior), budget)
+
+
+def match_columns(problem: PlanProblem, budget: int) -> Family:
+    """Builds the orders of `bms`.
+
+    Args:
+        problem: The slices, and how likely requests are.
+        budget: Number of orders, B, up to L!.
+    """
+    slices, probabilities = problem.slices, problem.probabilities
     used: Counter[SliceSequence] = Counter()
     orders: list[SliceSequence] = []
     for _ in range(-(-budget // slices)):

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lightning_s3t.plan.annealing import Annealing
-from lightning_s3t.plan.bound import uniform_bound
-from lightning_s3t.plan.checks import check_budget, check_sequences
-from lightning_s3t.plan.exact import EXACT_SLICES, exact_optimum
-from lightning_s3t.plan.lattice import Landscape, Lattice, Profile, Ties
-from lightning_s3t.plan.matching import bms
-from lightning_s3t.plan.prior import Prior, Probabilities, check_prior
-from lightning_s3t.plan.rotations import cyclic, distinct_orders
-from lightning_s3t.plan.sampled import SampledLandscape
-from lightning_s3t.plan.sampling import conditional
+from lightning_s3t.plan.families import Family, check_budget, check_sequences
+from lightning_s3t.plan.objective.bounds import uniform_bound
+from lightning_s3t.plan.objective.integer_program import EXACT_SLICES, exact_optimum
+from lightning_s3t.plan.objective.landscape import Landscape, Profile, Ties
+from lightning_s3t.plan.objective.lattice import Lattice
+from lightning_s3t.plan.objective.sampled import SampledLandscape
+from lightning_s3t.plan.planners.conditional import draw_conditionally
+from lightning_s3t.plan.planners.matching import match_columns
+from lightning_s3t.plan.planners.rotations import cyclic, distinct_orders
+from lightning_s3t.plan.problem import PlanProblem, Prior
 from lightning_s3t.plan.units import SliceSequence
-from lightning_s3t.plan.valuation import default_horizon, is_uniform
 
 LATTICE_SLICES = 14
 SEARCH_SAMPLES, JUDGING_SAMPLES = 4_000, 40_000
@@ -27,6 +27,7 @@ SWEEPS, SAMPLED_SWEEPS = 40, 3
 MOVES = 12_000
 HEATS = (0.1, 0.4)
 IMPROVEMENT = 1e-9
+COLDEST = 0.01
 
 
 def optimal(
@@ -36,7 +37,7 @@ def optimal(
     prior: Prior | None = None,
     horizon: int | None = None,
     keep: Iterable[SliceSequence] = (),
-) -> tuple[SliceSequence, ...]:
+) -> Family:
     """Returns the orders with the largest expected length of the best surviving prefix, over the coming requests.
 
     The objective is the sum, over the next `horizon` requests that hit a slice anew, of the expected length of the
@@ -76,85 +77,94 @@ def optimal(
         ((1, 2, 3, 0), (0, 3, 2, 1))
     """
     check_budget(slices, budget, math.factorial(slices), "optimal")
-    probabilities, horizon = check_prior(prior, slices), default_horizon(slices, horizon)
+    return search(PlanProblem.of(slices, prior, horizon), budget, seed, keep)
+
+
+def search(problem: PlanProblem, budget: int, seed: int = 0, keep: Iterable[SliceSequence] = ()) -> Family:
+    """Searches for the orders of `optimal`.
+
+    Args:
+        problem: The slices, how likely requests are, and how far to look ahead.
+        budget: Number of orders, B, up to L!.
+        seed: For the draws of the search.
+        keep: Orders that are trained already.
+
+    Raises:
+        ConfigurationError: An order to keep is no order of the slices.
+    """
+    slices = problem.slices
     draw = random.Random(f"s3t-optimal-{seed}").random
     kept = tuple(keep)[:budget]
     if kept:
         check_sequences(kept, slices, len(kept))
-        return distinct_orders(_search_beside(probabilities, horizon, kept, budget, draw), slices, budget)
-    starts = [cyclic(slices, budget), bms(slices, budget, prior), conditional(slices, budget, seed, prior)]
+        return distinct_orders(_search_beside(problem, kept, budget, draw), slices, budget)
+    starts = [cyclic(slices, budget), match_columns(problem, budget), draw_conditionally(problem, budget, seed)]
     if slices <= LATTICE_SLICES:
-        found = _search_lattice(probabilities, horizon, starts, draw)
+        found = _search_lattice(problem, starts, draw)
     else:
-        found = _search_samples(probabilities, horizon, starts, draw)
+        found = _search_samples(problem, starts, draw)
     found = distinct_orders(found, slices, budget)
-    if is_uniform(probabilities):  # all slices are alike: name them so that the first order is 0, 1, 2, ...
+    if problem.uniform:  # all slices are alike: name them so that the first order is 0, 1, 2, ...
         names = {slice_: name for name, slice_ in enumerate(found[0])}
         found = tuple(tuple(names[slice_] for slice_ in order) for order in found)
     return found
 
 
-def _search_lattice(
-    probabilities: Probabilities, horizon: int, starts: list[tuple[SliceSequence, ...]], draw: Ties
-) -> tuple[SliceSequence, ...]:
-    lattice, slices, budget = Lattice(probabilities, horizon), len(probabilities), len(starts[0])
+def _search_lattice(problem: PlanProblem, starts: list[Family], draw: Ties) -> Family:
+    lattice, slices, budget = Lattice(problem.probabilities, problem.horizon), problem.slices, len(starts[0])
     # the most that any orders leave: all that was not requested
     bound = float(lattice.weights @ (slices - lattice.sizes.astype(np.float64)))
-    if is_uniform(probabilities):
-        bound = min(bound, uniform_bound(slices, budget, horizon))
-    family = _Family(lattice, (), draw)
+    if problem.uniform:
+        bound = min(bound, uniform_bound(slices, budget, problem.horizon))
+    family = _Candidate(lattice, (), draw)
     family.fill(budget)
     family.improve(SWEEPS)
     for start in starts:
         if family.value >= bound - IMPROVEMENT:
             break
-        other = _Family(lattice, start, draw)
+        other = _Candidate(lattice, start, draw)
         other.improve(SWEEPS)
         family = max(family, other, key=lambda one: one.value + IMPROVEMENT * (one is family))
-    annealing = Annealing(lattice)
+    annealing = _Annealing(lattice)
     for heat in HEATS if slices > EXACT_SLICES else ():
         if family.value >= bound - IMPROVEMENT:
             break
-        other = _Family(lattice, annealing.improve(family.orders, MOVES, heat, draw)[0], draw)
+        other = _Candidate(lattice, annealing.improve(family.orders, MOVES, heat, draw)[0], draw)
         other.improve(SWEEPS)
         family = max(family, other, key=lambda one: one.value + IMPROVEMENT * (one is family))
     if slices <= EXACT_SLICES and family.value < bound - IMPROVEMENT:
-        optimum = exact_optimum(probabilities, budget, horizon)
+        optimum = exact_optimum(problem.probabilities, budget, problem.horizon)
         # what the search has found stays unless it is beaten: that makes the result depend less on SciPy's release
         if optimum.value > family.value + 1e-6:
-            family = _Family(lattice, optimum.sequences, draw)
+            family = _Candidate(lattice, optimum.sequences, draw)
     return family.by_what_each_adds()
 
 
-def _search_beside(
-    probabilities: Probabilities, horizon: int, kept: tuple[SliceSequence, ...], budget: int, draw: Ties
-) -> tuple[SliceSequence, ...]:
+def _search_beside(problem: PlanProblem, kept: Family, budget: int, draw: Ties) -> Family:
     landscape: Landscape
-    if len(probabilities) <= LATTICE_SLICES:
-        landscape, sweeps = Lattice(probabilities, horizon), SWEEPS
+    if problem.slices <= LATTICE_SLICES:
+        landscape, sweeps = Lattice(problem.probabilities, problem.horizon), SWEEPS
     else:
-        landscape = SampledLandscape(probabilities, horizon, SEARCH_SAMPLES, int(draw() * 2**31))
+        landscape = SampledLandscape(problem.probabilities, problem.horizon, SEARCH_SAMPLES, int(draw() * 2**31))
         sweeps = SAMPLED_SWEEPS
-    family = _Family(landscape, kept, draw, fixed=len(kept))
+    family = _Candidate(landscape, kept, draw, fixed=len(kept))
     family.fill(budget)
     family.improve(sweeps)
     return family.by_what_each_adds()
 
 
-def _search_samples(
-    probabilities: Probabilities, horizon: int, starts: list[tuple[SliceSequence, ...]], draw: Ties
-) -> tuple[SliceSequence, ...]:
+def _search_samples(problem: PlanProblem, starts: list[Family], draw: Ties) -> Family:
     budget = len(starts[0])
     seed = int(draw() * 2**31)
-    family = _Family(SampledLandscape(probabilities, horizon, SEARCH_SAMPLES, seed), (), draw)
+    family = _Candidate(SampledLandscape(problem.probabilities, problem.horizon, SEARCH_SAMPLES, seed), (), draw)
     family.fill(budget)
     family.improve(SAMPLED_SWEEPS)
-    judge = SampledLandscape(probabilities, horizon, JUDGING_SAMPLES, seed + 1)
-    families = [_Family(judge, orders, draw) for orders in (tuple(family.orders), *starts)]
+    judge = SampledLandscape(problem.probabilities, problem.horizon, JUDGING_SAMPLES, seed + 1)
+    families = [_Candidate(judge, orders, draw) for orders in (tuple(family.orders), *starts)]
     return max(families, key=lambda one: one.value).by_what_each_adds()
 
 
-class _Family:
+class _Candidate:
     """Some orders, of which the first `fixed` stay, and what they are worth together."""
 
     def __init__(self, landscape: Landscape, orders: Iterable[SliceSequence], draw: Ties, fixed: int = 0) -> None:
@@ -167,10 +177,11 @@ class _Family:
         """Adds best replies to what is there, up to the budget."""
         together = self._together(self.profiles)
         while len(self.orders) < budget:
-            self.orders.append(self.landscape.best_reply(together, self.draw))
-            self.profiles.append(self.landscape.profile(self.orders[-1]))
-            together = np.maximum(together, self.profiles[-1])
-        self.value = self.landscape.value(together)
+            reply = self.landscape.best_reply(together, self.draw)
+            self.orders.append(reply.sequence)
+            self.profiles.append(reply.profile)
+            self.value = reply.value
+            together = np.maximum(together, reply.profile)
 
     def improve(self, sweeps: int) -> None:
         """Replaces each order that may move by the best reply to the rest, until that helps none of them."""
@@ -180,7 +191,7 @@ class _Family:
             if self.value <= before + IMPROVEMENT:
                 return
 
-    def by_what_each_adds(self) -> tuple[SliceSequence, ...]:
+    def by_what_each_adds(self) -> Family:
         """Returns the orders, each next one adding most to those before; equal ones stay as they were."""
         left = list(zip(self.orders, self.profiles, strict=True))[self.fixed :]
         together, ordered = self._together(self.profiles[: self.fixed]), self.orders[: self.fixed]
@@ -200,9 +211,7 @@ class _Family:
         before = self._together(self.profiles[: self.fixed])
         for number in range(self.fixed, len(self.orders)):
             others = np.maximum(before, after[-1 - number])
-            order = self.landscape.best_reply(others, self.draw)
-            profile = self.landscape.profile(order)
-            value = self.landscape.value(np.maximum(others, profile))
+            order, profile, value = self.landscape.best_reply(others, self.draw)
             if value >= self.value - IMPROVEMENT / 1000:  # an equal one too: it leads off plateaus
                 self.orders[number], self.profiles[number] = order, profile
                 self.value = max(self.value, value)
@@ -213,3 +222,71 @@ class _Family:
         for profile in profiles:
             together = np.maximum(together, profile)
         return together
+
+
+class _Annealing:
+    """Simulated annealing on the exact landscape.
+
+    Swapping two neighbours of an order changes one of its prefixes as a set, so only the weights of the sets that
+    leave the old or the new prefix alone need to be looked at.
+
+    Args:
+        lattice: The landscape.
+    """
+
+    def __init__(self, lattice: Lattice) -> None:
+        self.lattice = lattice
+        self._untouched: dict[int, NDArray[np.intp]] = {}
+
+    def improve(self, orders: Sequence[SliceSequence], moves: int, heat: float, draw: Ties) -> tuple[Family, float]:
+        """Returns the best family on the way, and its value; it is never below the one that it starts from.
+
+        Args:
+            orders: Where to start.
+            moves: How many swaps to try.
+            heat: The first temperature, in multiples of the mean value of a stage.
+            draw: Draws from [0, 1).
+        """
+        slices, weights = self.lattice.slices, self.lattice.weights
+        family = [list(order) for order in orders]
+        prefixes = [self._prefixes(order) for order in orders]
+        covers = np.zeros((slices + 1, 2**slices), np.int16)
+        for sets in prefixes:
+            for stage in range(1, slices + 1):
+                covers[stage, self._leaving_alone(sets[stage])] += 1
+        value = float(((covers[1:] > 0) @ weights).sum())
+        best, best_value = tuple(orders), value
+        warmest = heat * max(value, IMPROVEMENT) / (slices * len(family))
+        for move in range(moves if slices > 1 else 0):
+            number, stage = int(draw() * len(family)), 1 + int(draw() * (slices - 1))
+            order, sets, cover = family[number], prefixes[number], covers[stage]
+            swapped = sets[stage - 1] | 1 << order[stage]
+            old, new = self._leaving_alone(sets[stage]), self._leaving_alone(swapped)
+            cover[old] -= 1
+            gain = float(weights[new] @ (cover[new] == 0)) - float(weights[old] @ (cover[old] == 0))
+            temperature = warmest * (COLDEST / heat) ** (move / moves)
+            if gain >= 0 or draw() < math.exp(gain / temperature):
+                cover[new] += 1
+                sets[stage] = swapped
+                order[stage - 1], order[stage] = order[stage], order[stage - 1]
+                value += gain
+                if value > best_value + IMPROVEMENT:
+                    best, best_value = tuple(tuple(order) for order in family), value
+            else:
+                cover[old] += 1
+        return best, best_value
+
+    def _prefixes(self, order: SliceSequence) -> list[int]:
+        sets = [0]
+        for slice_ in order:
+            sets.append(sets[-1] | 1 << slice_)
+        return sets
+
+    def _leaving_alone(self, prefix: int) -> NDArray[np.intp]:
+        if prefix not in self._untouched:
+            found = np.zeros(1, np.intp)
+            for slice_ in range(self.lattice.slices):
+                if not prefix >> slice_ & 1:
+                    found = np.concatenate([found, found | 1 << slice_])
+            self._untouched[prefix] = found
+        return self._untouched[prefix]

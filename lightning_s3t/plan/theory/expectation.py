@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.plan.checks import check_family
 from lightning_s3t.plan.estimate import Estimate
-from lightning_s3t.plan.prior import Prior, check_place_prior
-from lightning_s3t.plan.simulation import Moment, simulate
-from lightning_s3t.plan.subsets import lengths_left, request_sets
+from lightning_s3t.plan.families import Family, check_family
+from lightning_s3t.plan.objective.lattice import lengths_left, set_sums
+from lightning_s3t.plan.problem import PlanProblem, Prior, Probabilities
+from lightning_s3t.plan.theory.simulation import Moment, simulate
 from lightning_s3t.plan.units import SliceSequence
 
 LISTED_SLICES = 14
@@ -50,19 +51,32 @@ def expected_survivors(
         >>> round(after.length.mean, 4), round(after.shards.mean, 4), after.length.standard_error
         (1.0, 0.6667, 0.0)
     """
-    orders = check_family(sequences)
-    slices = len(orders[0])
-    looks = list(requests)
-    probabilities = check_place_prior(prior, shards, slices)
+    family = check_family(sequences)
+    return survivors_of(family, PlanProblem.of(len(family[0]), prior, shards=shards), list(requests), trials, seed)
+
+
+def survivors_of(
+    family: Family, problem: PlanProblem, looks: Sequence[int], trials: int = TRIALS, seed: int = 0
+) -> tuple[Moment, ...]:
+    """Returns what is expected to be left of checked orders, as `expected_survivors`.
+
+    Args:
+        family: The orders.
+        problem: Their shards and slices, and how likely requests are.
+        looks: The numbers of requests after which to look.
+        trials: How many histories to draw, beyond 14 slices.
+        seed: What they are drawn from.
+    """
+    shards, slices, probabilities = problem.shards, problem.slices, problem.places
     if slices > LISTED_SLICES or max(looks, default=0) > LOOKED_AHEAD:
-        return simulate(shards, orders, looks, trials, probabilities, seed=seed).moments
+        return simulate(shards, family, looks, trials, probabilities, seed=seed).moments
     if min(looks, default=0) < 0:
         raise ConfigurationError(f"Expected numbers of requests to be non-negative integers but got {min(looks)}.")
-    left = np.max([lengths_left(order) for order in orders], axis=0)
+    left = np.max([lengths_left(order) for order in family], axis=0)
     alive, lengths = np.zeros(max(looks, default=0) + 1), np.zeros(max(looks, default=0) + 1)
     rows, times = np.unique(np.round(probabilities, 15), axis=0, return_counts=True)
     for row, equal in zip(rows, times, strict=True):
-        for number, chance in enumerate(request_sets(row, len(alive) - 1)):
+        for number, chance in enumerate(_request_sets(row, len(alive) - 1)):
             alive[number] += equal * float(chance @ (left > 0))
             lengths[number] += equal * float(chance @ left)
     return tuple(
@@ -104,6 +118,34 @@ def retention_bound(shards: int, sequences: Iterable[Iterable[int]], requests: i
         touched = 1 - (1 - stage / (shards * slices)) ** requests
         bound += 1 - touched ** _disjoint(orders, stage)
     return bound
+
+
+def _request_sets(probabilities: Probabilities, requests: int) -> Iterator[NDArray[np.float64]]:
+    """Yields the probability that each set is what was requested, after 0, 1, ..., `requests` requests.
+
+    Args:
+        probabilities: By slice, shape (L,); what they lack to 1 is for requests that go elsewhere.
+        requests: How many.
+
+    Yields:
+        Shape (2**L,).
+
+    Example:
+        >>> [after.tolist() for after in _request_sets(np.array([0.5, 0.25]), requests=1)]
+        [[1.0, 0.0, 0.0, 0.0], [0.25, 0.5, 0.25, 0.0]]
+    """
+    slices = len(probabilities)
+    stays = (1 - probabilities.sum()) + set_sums(probabilities)
+    chance = np.zeros(2**slices)
+    chance[0] = 1
+    yield chance
+    for _ in range(requests):
+        after = chance * stays
+        for slice_, probability in enumerate(probabilities):
+            with_and_without = (-1, 2, 2**slice_)
+            after.reshape(with_and_without)[:, 1] += probability * chance.reshape(with_and_without)[:, 0]
+        chance = after
+        yield chance
 
 
 def _disjoint(orders: list[SliceSequence], stage: int) -> int:

@@ -10,12 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.plan.adversary import hurting_most
-from lightning_s3t.plan.checks import check_family
 from lightning_s3t.plan.estimate import Estimate
-from lightning_s3t.plan.prior import Prior, Probabilities, check_place_prior
-from lightning_s3t.plan.requests import NEVER, FirstRequests, by_slice, without_replacement
-from lightning_s3t.plan.units import SliceSequence
+from lightning_s3t.plan.families import Family, check_family
+from lightning_s3t.plan.problem import Prior, Probabilities, check_place_prior
+from lightning_s3t.plan.theory.histories import NEVER, FirstRequests, by_slice, hurting_most, without_replacement
 
 Requester: TypeAlias = Literal["slice", "subject", "sample", "adaptive"]
 
@@ -92,8 +90,8 @@ def simulate(
         >>> bool(abs(found.lifetime.mean - 43.93) < 4 * found.lifetime.standard_error)
         True
     """
-    orders = check_family(sequences)
-    slices = len(orders[0])
+    family = check_family(sequences)
+    slices = len(family[0])
     looks = _check_looks(requests)
     if isinstance(trials, bool) or not isinstance(trials, int) or trials < 2:
         raise ConfigurationError(f"Expected argument `trials` to be an integer of at least 2 but got {trials!r}.")
@@ -119,16 +117,16 @@ def simulate(
     for start in range(0, trials, BLOCK):
         block = min(BLOCK, trials - start)
         if requester == "adaptive":
-            first = hurting_most(shards, orders, block, generator)
+            first = hurting_most(shards, family, block, generator)
         elif items is not None:
             first = without_replacement(probabilities.ravel(), items.ravel(), block, generator)
         else:
             first = by_slice(probabilities.ravel(), block, generator)
-        totals.add(_stage_ends(first.reshape(block, shards, slices), orders))
+        totals.add(_stage_ends(first.reshape(block, shards, slices), family))
     return totals.simulation(trials, shards, slices)
 
 
-def _stage_ends(first: FirstRequests, orders: tuple[SliceSequence, ...]) -> FirstRequests:
+def _stage_ends(first: FirstRequests, orders: Family) -> FirstRequests:
     # shape (trials, shards, stages): the request after which no order has a surviving prefix of that length
     ends = np.zeros_like(first)
     for order in orders:

@@ -1,54 +1,22 @@
-"""The exact landscape of the search: every set of slices is looked at, so it is for up to about 14 slices."""
+"""The exact landscape of the search, and arrays over all sets of slices: up to about 14, or 20 without a search.
+
+A set is a number with a bit a slice, so an array over all sets has 2**L entries, and entry 5 is for slices 0 and 2.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_s3t.plan.prior import Probabilities
-from lightning_s3t.plan.subsets import distinct_request_sets, lengths_left, set_sizes
+from lightning_s3t.plan.objective.landscape import Profile, Reply, Ties
+from lightning_s3t.plan.problem import Probabilities
 from lightning_s3t.plan.units import SliceSequence
 
+ALMOST_SURE = 1 - 1e-12
 TIE = 1e-12
-
-Profile = NDArray[Any]
-Ties = Callable[[], float]
-
-
-class Landscape(Protocol):
-    """What the search needs to know of the objective.
-
-    A profile says what an order is worth in each case that may come; that of several orders is the maximum of theirs,
-    case by case, since a shard serves its best survivor.
-    """
-
-    def nothing(self) -> Profile:
-        """Returns the profile of no orders."""
-
-    def profile(self, order: SliceSequence) -> Profile:
-        """Returns an order's profile.
-
-        Args:
-            order: A permutation of the slices.
-        """
-
-    def value(self, profile: Profile) -> float:
-        """Returns the objective: the expected length of the best surviving prefix, summed over the coming requests.
-
-        Args:
-            profile: Of some orders.
-        """
-
-    def best_reply(self, profile: Profile, ties: Ties) -> SliceSequence:
-        """Returns an order that adds most to others.
-
-        Args:
-            profile: Of the others.
-            ties: Draws from [0, 1), to choose among equal ones.
-        """
 
 
 class Lattice:
@@ -90,7 +58,7 @@ class Lattice:
         """
         return float(self.weights @ profile)
 
-    def best_reply(self, profile: Profile, ties: Ties) -> SliceSequence:
+    def best_reply(self, profile: Profile, ties: Ties) -> Reply:
         """Returns an order that adds most to others; there is none better.
 
         An order is a path from the empty set of slices to the full one. Its k-th set S adds the weight of those
@@ -102,7 +70,9 @@ class Lattice:
             ties: Draws from [0, 1), to choose among equal ones.
         """
         stages = np.arange(1, self.slices + 1)[:, None]
-        return self.longest_path(np.where(profile < stages, self.weights, 0.0), ties)[0]
+        sequence = self.longest_path(np.where(profile < stages, self.weights, 0.0), ties)[0]
+        own = self.profile(sequence)
+        return Reply(sequence, own, self.value(np.maximum(profile, own)))
 
     def longest_path(self, prizes: NDArray[np.float64], ties: Ties | None = None) -> tuple[SliceSequence, float]:
         """Returns the order that collects most, and how much.
@@ -170,3 +140,99 @@ class Lattice:
             with_and_without = values.reshape(len(values), -1, 2, 2**slice_)
             with_and_without[:, :, 1] += with_and_without[:, :, 0]
         return values
+
+
+@lru_cache(maxsize=4)
+def set_sizes(slices: int) -> NDArray[np.int8]:
+    """Returns the number of slices in each set.
+
+    Args:
+        slices: Number of slices, L.
+
+    Returns:
+        Shape (2**L,), read-only.
+
+    Example:
+        >>> set_sizes(2).tolist()
+        [0, 1, 1, 2]
+    """
+    sizes = np.zeros(1, np.int8)
+    for _ in range(slices):
+        sizes = np.concatenate([sizes, sizes + np.int8(1)])
+    sizes.setflags(write=False)
+    return sizes
+
+
+def set_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the sum of a value by slice over each set.
+
+    Args:
+        values: By slice, shape (L,).
+
+    Returns:
+        Shape (2**L,).
+
+    Example:
+        >>> set_sums(np.array([1.0, 10.0])).tolist()
+        [0.0, 1.0, 10.0, 11.0]
+    """
+    sums = np.zeros(1)
+    for value in values:
+        sums = np.concatenate([sums, sums + value])
+    return sums
+
+
+def lengths_left(order: SliceSequence) -> NDArray[np.int8]:
+    """Returns how long a prefix of the order survives each set of requested slices: up to the first that is in it.
+
+    Args:
+        order: A permutation of the slices.
+
+    Returns:
+        Shape (2**L,).
+
+    Example:
+        >>> lengths_left((1, 0)).tolist()
+        [2, 1, 0, 0]
+    """
+    left = np.full(1, len(order), np.int8)
+    positions = {slice_: position for position, slice_ in enumerate(order)}
+    for slice_ in range(len(order)):
+        left = np.concatenate([left, np.minimum(left, np.int8(positions[slice_]))])
+    return left
+
+
+def distinct_request_sets(probabilities: Probabilities, requests: int) -> NDArray[np.float64]:
+    """Returns how often each set is what is requested after 1, 2, ... requests, counting only those that hit anew.
+
+    Requests are drawn from the prior; one for a slice that was asked for before changes nothing and is not counted.
+    So the k-th request that counts is slice x with its prior, divided by the prior of all slices that are left.
+
+    Args:
+        probabilities: By slice, shape (L,).
+        requests: How many to look ahead.
+
+    Returns:
+        Shape (2**L,): for a set of k slices, 1 <= k <= requests, the probability that these are the first k.
+
+    Example:
+        >>> distinct_request_sets(np.array([0.75, 0.25]), requests=1).tolist()
+        [0.0, 0.75, 0.25, 0.0]
+    """
+    slices = len(probabilities)
+    sizes, left = set_sizes(slices), 1 - set_sums(probabilities)
+    bits = 1 << np.arange(slices)
+    chance = np.zeros(2**slices)
+    chance[0] = 1
+    # what each set passes on per unit of a slice's prior; a set after which nobody asks any more passes on nothing
+    passed_on = np.zeros(2**slices)
+    for size in range(min(requests, slices) + 1):
+        level = np.flatnonzero(sizes == size)
+        if size > 0:
+            has = (level[:, None] & bits) != 0
+            parents = np.where(has, level[:, None] ^ bits, 0)
+            chance[level] = (np.where(has, passed_on[parents], 0) * probabilities).sum(axis=1)
+        some_left = left[level] > 1 - ALMOST_SURE
+        passed_on[level] = np.divide(chance[level], left[level], out=np.zeros(len(level)), where=some_left)
+    chance[0] = 0
+    return chance

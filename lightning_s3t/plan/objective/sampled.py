@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lightning_s3t.plan.lattice import Profile, Ties
-from lightning_s3t.plan.prior import Probabilities
+from lightning_s3t.plan.objective.landscape import Profile, Reply, Ties
+from lightning_s3t.plan.problem import Probabilities
 from lightning_s3t.plan.units import SliceSequence
 
 BEAM = 4
@@ -63,7 +63,7 @@ class SampledLandscape:
         """
         return float(profile.sum(axis=0, dtype=np.int64).std(ddof=1)) / float(np.sqrt(self.samples))
 
-    def best_reply(self, profile: Profile, ties: Ties) -> SliceSequence:
+    def best_reply(self, profile: Profile, ties: Ties) -> Reply:
         """Returns an order that adds much to others, found by a beam search from its first slice on.
 
         Args:
@@ -83,4 +83,6 @@ class SampledLandscape:
                     if key not in found or total > found[key][0]:
                         found[key] = (total, (*order, slice_), longer[row])
             beam = dict(sorted(found.items(), key=lambda entry: (-entry[1][0], entry[1][1]))[:BEAM])
-        return next(iter(beam.values()))[1]
+        sequence = next(iter(beam.values()))[1]
+        own = self.profile(sequence)
+        return Reply(sequence, own, self.value(np.maximum(profile, own)))

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import random
 
-from lightning_s3t.plan.checks import check_budget
-from lightning_s3t.plan.prior import Prior, check_prior
-from lightning_s3t.plan.rotations import distinct_orders
+from lightning_s3t.plan.families import Family, check_budget
+from lightning_s3t.plan.planners.rotations import distinct_orders
+from lightning_s3t.plan.problem import PlanProblem, Prior
 from lightning_s3t.plan.units import SliceSequence
 
 DRAWS_PER_ORDER = 50
 
 
-def conditional(slices: int, budget: int, seed: int = 0, prior: Prior | None = None) -> tuple[SliceSequence, ...]:
+def conditional(slices: int, budget: int, seed: int = 0, prior: Prior | None = None) -> Family:
     """Draws different orders, slice by slice, each of the slices left with a weight of 1 minus its prior.
 
     Unlikely slices tend to come first (the paper's section 3.3, and its published code). Where nearly all orders are
@@ -33,14 +33,25 @@ def conditional(slices: int, budget: int, seed: int = 0, prior: Prior | None = N
         ((1, 2, 0), (2, 0, 1))
     """
     check_budget(slices, budget, math.factorial(slices), "conditional")
-    weights = [1 - float(probability) for probability in check_prior(prior, slices)]
+    return draw_conditionally(PlanProblem.of(slices, prior), budget, seed)
+
+
+def draw_conditionally(problem: PlanProblem, budget: int, seed: int) -> Family:
+    """Draws the orders of `conditional`.
+
+    Args:
+        problem: The slices, and how likely requests are.
+        budget: Number of orders, B, up to L!.
+        seed: What they are drawn from.
+    """
+    weights = [1 - float(probability) for probability in problem.probabilities]
     generator = random.Random(f"s3t-conditional-{seed}")
     found: dict[SliceSequence, None] = {}
     for _ in range(DRAWS_PER_ORDER * budget):
         if len(found) == budget:
             break
         found[_draw(weights, generator)] = None
-    return distinct_orders(found, slices, budget)
+    return distinct_orders(found, problem.slices, budget)
 
 
 def _draw(weights: list[float], generator: random.Random) -> SliceSequence:

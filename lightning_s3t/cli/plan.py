@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LOOKS = [1, 5, 20, 50]
 BASELINES = ("optimal", "bms", "cyclic", "sisa")
-SHOWN_ORDERS = 24
+SHOWN_SEQUENCES = 24
 FLOAT_BYTES = 4
 
 
@@ -45,15 +45,15 @@ def plan(
     seed: int = 0,
     json: bool = False,
 ) -> None:
-    """Show which orders a budget buys, what training them costs, and how many deletions they last.
+    """Show which sequences a budget buys, what training them costs, and how many deletions they last.
 
     Args:
         shards: Number of shards, m.
         slices: Number of slices of a shard, L.
-        budget: Number of orders that each shard is trained on, B.
+        budget: Number of sequences that each shard is trained on, B.
         units: In place of a budget: at most so many units to train for each shard.
         fine_tunes: In place of a budget: at most so many samples, in multiples of one full fine-tune.
-        sequences: How the orders are chosen.
+        sequences: How the sequences are chosen.
         prior: A JSON or CSV file that says how likely a request is, one number a slice, or one a subject (a CSV file
             that begins with the line subject,prior). Without it, all slices are alike.
         requests: Numbers of requests after which to look.
@@ -93,8 +93,8 @@ def _budget(budget: int | None, units: int | None, fine_tunes: float | None) -> 
     given += [budget] if budget is not None else []
     if len(given) != 1:
         raise ConfigurationError(
-            f"Found {len(given)} of --budget, --units and --fine-tunes. Expected exactly one: how many orders, or what "
-            "they may cost."
+            f"Found {len(given)} of --budget, --units and --fine-tunes. Expected exactly one: how many sequences, or "
+            "what they may cost."
         )
     return given[0]
 
@@ -125,8 +125,8 @@ def _stage_bytes(
     return [FLOAT_BYTES * (size * block + head_size) for size in sizes]
 
 
-def _snapshot_bytes(orders: Iterable[Sequence[int]], shards: int, stages: list[int]) -> int:
-    prefixes = {tuple(order[:stage]) for order in orders for stage in range(1, len(order) + 1)}
+def _snapshot_bytes(sequences: Iterable[Sequence[int]], shards: int, stages: list[int]) -> int:
+    prefixes = {tuple(sequence[:stage]) for sequence in sequences for stage in range(1, len(sequence) + 1)}
     return shards * sum(stages[len(prefix) - 1] for prefix in prefixes)
 
 
@@ -135,7 +135,7 @@ def _document(shards: int, slices: int, found: Sequence[PlannerResult], stages: 
     for one in found:
         entry: dict[str, Any] = {
             "planner": one.planner,
-            "sequences": [list(order) for order in one.sequences],
+            "sequences": [list(sequence) for sequence in one.sequences],
             "units": one.cost.units * shards,
             "fine_tunes": one.cost.fine_tunes,
             "deletion_rate": one.lifetime,
@@ -151,13 +151,13 @@ def _document(shards: int, slices: int, found: Sequence[PlannerResult], stages: 
 def _tree(one: PlannerResult, shards: int) -> Tree:
     from rich.tree import Tree
 
-    title = f"{one.planner}: {len(one.sequences)} orders of the slices, for each of {shards} shards"
+    title = f"{one.planner}: {len(one.sequences)} sequences of the slices, for each of {shards} shards"
     tree = Tree(f"[bold]{title}[/bold]", guide_style="dim")
     branches = _trie_of(one.sequences)
-    for branch in branches[:SHOWN_ORDERS]:
+    for branch in branches[:SHOWN_SEQUENCES]:
         _grow(tree, branch)
-    if len(branches) > SHOWN_ORDERS:
-        tree.add(f"... and {len(branches) - SHOWN_ORDERS} more (--json has them all)")
+    if len(branches) > SHOWN_SEQUENCES:
+        tree.add(f"... and {len(branches) - SHOWN_SEQUENCES} more (--json has them all)")
     return tree
 
 
@@ -184,7 +184,7 @@ def _table(found: Sequence[PlannerResult], shards: int, slices: int, requests: S
         f"best surviving prefix, of {slices}, and how many of the {shards} shards still serve."
     )
     table = Table(caption=caption)
-    for name in ("", "orders", "units", "fine-\ntunes", "deletion\nrate"):
+    for name in ("", "sequences", "units", "fine-\ntunes", "deletion\nrate"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for look in requests:
         table.add_column(f"after\n{look}", justify="right", no_wrap=True)
@@ -208,17 +208,17 @@ def _quality(one: PlannerResult) -> str:
     assessment = one.assessment
     text = f"Sum of the expected slices over the coming requests that hit anew: {assessment.value:.4g}"
     if assessment.proven:
-        return f"{text}; no {len(one.sequences)} orders have more (proven)."
-    return f"{text}, within {assessment.gap:.1%} of a bound for any {len(one.sequences)} orders."
+        return f"{text}; no {len(one.sequences)} sequences have more (proven)."
+    return f"{text}, within {assessment.gap:.1%} of a bound for any {len(one.sequences)} sequences."
 
 
 @dataclass(frozen=True)
 class _Branch:
-    """Slices that orders have in common, one after the other, and where they part.
+    """Slices that sequences have in common, one after the other, and where they part.
 
     Attributes:
         slices: The slices of this stretch, in order.
-        branches: What follows; none at an order's end.
+        branches: What follows; none at a sequence's end.
     """
 
     slices: tuple[int, ...]
@@ -231,10 +231,10 @@ class _Branch:
 
 
 def _trie_of(sequences: Iterable[tuple[int, ...]]) -> tuple[_Branch, ...]:
-    """Returns the branches that orders begin with.
+    """Returns the branches that sequences begin with.
 
     Args:
-        sequences: Orders of the slices.
+        sequences: Sequences of the slices.
 
     Example:
         >>> [first] = _trie_of([(0, 1, 2, 3), (0, 1, 3, 2)])
@@ -242,13 +242,13 @@ def _trie_of(sequences: Iterable[tuple[int, ...]]) -> tuple[_Branch, ...]:
         ((0, 1), [(2, 3), (3, 2)], 6)
     """
     by_first: dict[int, list[tuple[int, ...]]] = {}
-    for order in sequences:
-        if order:
-            by_first.setdefault(order[0], []).append(tuple(order))
+    for sequence in sequences:
+        if sequence:
+            by_first.setdefault(sequence[0], []).append(tuple(sequence))
     found = []
-    for orders in by_first.values():
+    for alike in by_first.values():
         shared = 1
-        while all(len(order) > shared and order[shared] == orders[0][shared] for order in orders):
+        while all(len(sequence) > shared and sequence[shared] == alike[0][shared] for sequence in alike):
             shared += 1
-        found.append(_Branch(orders[0][:shared], _trie_of(order[shared:] for order in orders)))
+        found.append(_Branch(alike[0][:shared], _trie_of(sequence[shared:] for sequence in alike)))
     return tuple(found)

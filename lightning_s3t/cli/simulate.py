@@ -47,8 +47,8 @@ def simulate(
     Args:
         shards: Number of shards, m.
         slices: Number of slices of a shard, L.
-        budget: Number of orders that each shard is trained on, B (SISA has one).
-        sequences: How the orders are chosen; several are shown side by side.
+        budget: Number of sequences that each shard is trained on, B (SISA has one).
+        sequences: How the sequences are chosen; several are shown side by side.
         requester: Each request is for a slice, whatever came before (slice), or everybody asks once (subject, sample),
             or somebody who knows the plan asks for what hurts most (adaptive).
         sizes: How many subjects or samples a slice has, for these requesters.
@@ -66,19 +66,19 @@ def simulate(
         raise ConfigurationError(f"Expected --until to be at least 1 but got {until}.")
     if plot is not None and plot.suffix not in (".png", ".pdf", ".svg"):
         raise ConfigurationError(f"The picture {plot} is of no known kind. Expected a name in .png, .pdf or .svg.")
-    orders: dict[str, tuple[SliceSequence, ...]] = {
+    families: dict[str, tuple[SliceSequence, ...]] = {
         name: plan.plan_sequences(
             name, slices, 1 if name == "sisa" else budget, seed, known if name in plan.PRIOR_PLANNERS else None
         )
         for name in dict.fromkeys(sequences)
     }
-    last = until if until is not None else _end(shards, orders, known, requester, sizes, seed)
+    last = until if until is not None else _end(shards, families, known, requester, sizes, seed)
     looks = sorted({round(last * point / CURVE) for point in range(CURVE + 1)})
     found: dict[str, Simulation] = {}
-    for name, order in orders.items():
-        found[name] = plan.simulate(shards, order, looks, trials, known, requester, sizes, seed)
+    for name, family in families.items():
+        found[name] = plan.simulate(shards, family, looks, trials, known, requester, sizes, seed)
     if json:
-        print(json_format.dumps(_document(shards, slices, requester, orders, found), indent=2))
+        print(json_format.dumps(_document(shards, slices, requester, families, found), indent=2))
     else:
         from rich.console import Console
 
@@ -91,7 +91,7 @@ def simulate(
 
 def _end(
     shards: int,
-    orders: Mapping[str, tuple[SliceSequence, ...]],
+    families: Mapping[str, tuple[SliceSequence, ...]],
     prior: Prior | None,
     requester: Requester,
     sizes: int | None,
@@ -101,10 +101,10 @@ def _end(
     from lightning_s3t import plan
 
     lifetimes = [
-        plan.simulate(shards, order, [], FIRST_TRIALS, prior, requester, sizes, seed).lifetime.mean
-        for order in orders.values()
+        plan.simulate(shards, family, [], FIRST_TRIALS, prior, requester, sizes, seed).lifetime.mean
+        for family in families.values()
     ]
-    slices = len(next(iter(orders.values()))[0])
+    slices = len(next(iter(families.values()))[0])
     return round(1.2 * max((mean for mean in lifetimes if mean < float("inf")), default=shards * slices)) + 1
 
 
@@ -112,11 +112,11 @@ def _document(
     shards: int,
     slices: int,
     requester: str,
-    orders: Mapping[str, Sequence[Sequence[int]]],
+    families: Mapping[str, Sequence[Sequence[int]]],
     found: Mapping[str, Simulation],
 ) -> dict[str, Any]:
     planners = [
-        {"planner": name, "sequences": [list(order) for order in orders[name]], **asdict(simulation)}
+        {"planner": name, "sequences": [list(sequence) for sequence in families[name]], **asdict(simulation)}
         for name, simulation in found.items()
     ]
     return {"shards": shards, "slices": slices, "requester": requester, "planners": planners}

@@ -22,10 +22,10 @@ class PlannerResult:
 
     Attributes:
         planner: Its name.
-        sequences: The orders.
+        sequences: The sequences.
         cost: What they cost a shard.
         lifetime: Expected number of requests until nothing is left, in all shards.
-        assessment: How good the orders are by the objective of `optimal`, and how good any could be.
+        assessment: How good the sequences are by the objective of `optimal`, and how good any could be.
         moments: What is left after numbers of requests.
     """
 
@@ -53,7 +53,8 @@ def compare(
     Args:
         shards: Number of shards, m.
         slices: Number of slices, L.
-        budget: Number of orders, or their cost, as `plan_sequences` takes it. SISA has one order whatever the budget.
+        budget: Number of sequences, or their cost, as `plan_sequences` takes it. SISA has one sequence whatever the
+            budget.
         planners: Their names.
         prior: Probability that a request is for each slice, or for each shard and slice; None for equal ones. Planners
             that take none are judged under it all the same.
@@ -63,7 +64,7 @@ def compare(
         seed: For planners that draw.
 
     Raises:
-        ConfigurationError: A planner is unknown, or has not so many orders, or the prior is off.
+        ConfigurationError: A planner is unknown, or has not so many sequences, or the prior is off.
 
     Example:
         >>> for found in compare(shards=5, slices=6, budget=3):

@@ -1,4 +1,4 @@
-"""What training some orders costs."""
+"""What training some sequences costs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Cost:
-    """What it takes to train one shard on some orders.
+    """What it takes to train one shard on some sequences.
 
     Attributes:
-        units: Number of units: of different prefixes of the orders.
+        units: Number of units: of different prefixes of the sequences.
         fine_tunes: Samples seen, in multiples of one full fine-tune (all slices for as many epochs).
     """
 
@@ -31,15 +31,15 @@ class Cost:
 
 
 def cost_of(sequences: Iterable[Iterable[int]], data: DataMode = "cumulative", epochs: EpochRule = "full") -> Cost:
-    """Returns what training some orders costs; orders with a common prefix share its units.
+    """Returns what training some sequences costs; sequences with a common prefix share its units.
 
     Args:
-        sequences: Orders of the slices, all different.
+        sequences: Sequences of the slices, all different.
         data: A stage trains on all slices of its prefix ("cumulative") or on the last one ("disjoint").
         epochs: "full" for as many epochs a stage as a fine-tune has, "sisa" for 2/(L+1) of them.
 
     Raises:
-        ConfigurationError: An order is no permutation or is there twice, or an argument is unknown.
+        ConfigurationError: A sequence is not a permutation or is there twice, or an argument is unknown.
 
     Example:
         >>> cost_of([(0, 1, 2), (0, 2, 1)])
@@ -49,21 +49,21 @@ def cost_of(sequences: Iterable[Iterable[int]], data: DataMode = "cumulative", e
 
 
 def cost_of_family(family: Family, data: DataMode, epochs: EpochRule) -> Cost:
-    """Returns what training checked orders costs, as `cost_of`.
+    """Returns what training checked sequences costs, as `cost_of`.
 
     Args:
-        family: The orders.
+        family: The sequences.
         data: As in `cost_of`.
         epochs: As in `cost_of`.
     """
     prices = stage_prices(len(family[0]), data, epochs)
-    units = {order[:stage] for order in family for stage in range(1, len(order) + 1)}
+    units = {sequence[:stage] for sequence in family for stage in range(1, len(sequence) + 1)}
     return Cost(len(units), math.fsum(prices[len(unit) - 1] for unit in units))
 
 
 @dataclass(frozen=True, eq=False)
 class Limit:
-    """What training the orders of a shard may cost.
+    """What training the sequences of a shard may cost.
 
     Attributes:
         prices: Of a unit, by stage: shape (L,).
@@ -92,7 +92,7 @@ class Limit:
             epochs: As in `cost_of`.
 
         Raises:
-            ConfigurationError: Not exactly one limit is given, or it does not pay for one order.
+            ConfigurationError: Not exactly one limit is given, or it does not pay for one sequence.
 
         Example:
             >>> Limit.of(slices=3, units=6).price([(0, 1, 2), (0, 2, 1)])
@@ -105,8 +105,8 @@ class Limit:
         if not float(prices.sum()) <= most < math.inf:
             name, given = ("units", units) if units is not None else ("fine_tunes", fine_tunes)
             raise ConfigurationError(
-                f"The limit is {name}={given!r}, and one order of {slices} slices costs {prices.sum():g}. Expected a "
-                "finite limit that pays for one order."
+                f"The limit is {name}={given!r}, and one sequence of {slices} slices costs {prices.sum():g}. "
+                "Expected a finite limit that pays for one sequence."
             )
         return cls(prices, most)
 
@@ -115,13 +115,13 @@ class Limit:
         """Number of slices, L."""
         return len(self.prices)
 
-    def price(self, orders: Iterable[SliceSequence]) -> float:
-        """Returns what training some orders costs; shared prefixes are paid for once.
+    def price(self, sequences: Iterable[SliceSequence]) -> float:
+        """Returns what training some sequences costs; shared prefixes are paid for once.
 
         Args:
-            orders: Orders of the slices.
+            sequences: Sequences of the slices.
         """
-        units = {order[:stage] for order in orders for stage in range(1, len(order) + 1)}
+        units = {sequence[:stage] for sequence in sequences for stage in range(1, len(sequence) + 1)}
         return math.fsum(self.prices[len(unit) - 1] for unit in units)
 
 

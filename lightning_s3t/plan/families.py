@@ -1,4 +1,4 @@
-"""Families: the orders that a shard is trained on, checked where callers give them."""
+"""Families: the sequences that a shard is trained on, checked where callers give them."""
 
 from __future__ import annotations
 
@@ -12,51 +12,52 @@ Family: TypeAlias = tuple[SliceSequence, ...]
 
 
 def check_sequences(sequences: Iterable[Iterable[int]], slices: int, budget: int) -> Family:
-    """Checks orders that were given by hand.
+    """Checks sequences that were given by hand.
 
     Args:
-        sequences: The orders.
+        sequences: The sequences.
         slices: Number of slices, L.
         budget: How many there must be.
 
     Raises:
-        ConfigurationError: An order is no permutation of the slices, is there twice, or the number is off.
+        ConfigurationError: A sequence is not a permutation of the slices, is there twice, or the number is off.
 
     Example:
         >>> check_sequences([[0, 1], [1, 0]], slices=2, budget=2)
         ((0, 1), (1, 0))
     """
-    orders = tuple(tuple(order) for order in sequences)
-    for order in orders:
-        if sorted(order) != list(range(slices)):
+    family = tuple(tuple(sequence) for sequence in sequences)
+    for sequence in family:
+        if sorted(sequence) != list(range(slices)):
             raise ConfigurationError(
-                f"The sequence {order} is no order of {slices} slices. Expected each of 0 to {slices - 1} once."
+                f"The sequence {sequence} is not a permutation of {slices} slices. Expected each of 0 to "
+                f"{slices - 1} once."
             )
-    if len(set(orders)) < len(orders) or len(orders) != budget:
+    if len(set(family)) < len(family) or len(family) != budget:
         raise ConfigurationError(
-            f"Found {len(orders)} sequences, {len(set(orders))} of them different. Expected as many different ones as "
+            f"Found {len(family)} sequences, {len(set(family))} of them different. Expected as many different ones as "
             f"the budget, {budget}."
         )
-    return orders
+    return family
 
 
 def check_family(sequences: Iterable[Iterable[int]]) -> Family:
-    """Checks orders of which neither the number of slices nor the budget was given.
+    """Checks sequences of which neither the number of slices nor the budget was given.
 
     Args:
-        sequences: Orders of the slices.
+        sequences: Sequences of the slices.
 
     Raises:
-        ConfigurationError: There are none, one is no permutation of the slices of the first, or one is there twice.
+        ConfigurationError: There are none, one is not a permutation of the slices of the first, or one is there twice.
 
     Example:
         >>> check_family([[0, 1], [1, 0]])
         ((0, 1), (1, 0))
     """
-    orders = [tuple(order) for order in sequences]
-    if not orders or not orders[0]:
-        raise ConfigurationError("There are no sequences. Expected at least one order of at least one slice.")
-    return check_sequences(orders, slices=len(orders[0]), budget=len(orders))
+    family = [tuple(sequence) for sequence in sequences]
+    if not family or not family[0]:
+        raise ConfigurationError("There are no sequences. Expected at least one sequence of at least one slice.")
+    return check_sequences(family, slices=len(family[0]), budget=len(family))
 
 
 def check_budget(slices: int, budget: int, most: int, planner: str) -> None:
@@ -64,7 +65,7 @@ def check_budget(slices: int, budget: int, most: int, planner: str) -> None:
 
     Args:
         slices: Number of slices, L.
-        budget: Number of orders, B.
+        budget: Number of sequences, B.
         most: How many the planner has.
         planner: Its name.
 
@@ -73,6 +74,6 @@ def check_budget(slices: int, budget: int, most: int, planner: str) -> None:
     """
     if isinstance(budget, bool) or not isinstance(budget, int) or not 1 <= budget <= most:
         raise ConfigurationError(
-            f"The budget is {budget!r}, and the planner {planner!r} has {most} orders of {slices} slices. Expected a "
-            f"budget from 1 to {most}."
+            f"The budget is {budget!r}, and the planner {planner!r} has {most} sequences of {slices} slices. "
+            f"Expected a budget from 1 to {most}."
         )

@@ -21,11 +21,11 @@ _EXPECTED = "Expected CSV (a line `subject,risk`, then one line a subject) or a 
 class RiskBands:
     """Keeps slices of their own for subjects who are likely to ask.
 
-    A request then mostly hits the same few slices of a shard, which the orders can keep late. Within its band's slices
-    a subject's place is its hash's, as ever: it depends on the subject's own id and risk, on the seed and on fixed
-    thresholds, never on who else is there. That holds only as long as the risks and the thresholds were not computed
-    from the training data: a threshold at the data's own 90 % quantile moves when somebody leaves. Take them from
-    elsewhere, and keep them; a store refuses a subject who has changed bands.
+    A request then mostly hits the same few slices of a shard, which the sequences can keep late. Within its band's
+    slices a subject's place is its hash's, as ever: it depends on the subject's own id and risk, on the seed and on
+    fixed thresholds, never on who else is there. That holds only as long as the risks and the thresholds were not
+    computed from the training data: a threshold at the data's own 90 % quantile moves when somebody leaves. Take them
+    from elsewhere, and keep them; a store refuses a subject who has changed bands.
 
     Args:
         thresholds: Risks at which a higher band begins, ascending.

@@ -1,4 +1,4 @@
-"""Which orders of its slices a shard is trained on: a planner by name, or orders given by hand."""
+"""Which sequences of its slices a shard is trained on: a planner by name, or sequences given by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan.families import Family, check_budget, check_sequences
-from lightning_s3t.plan.planners.rotations import all_orders, cyclic, random_orders, sisa
+from lightning_s3t.plan.planners.rotations import all_sequences, cyclic, random_sequences, sisa
 from lightning_s3t.plan.stage_rules import DataMode, EpochRule
 
 if TYPE_CHECKING:
@@ -33,24 +33,24 @@ def plan_sequences(
     data: DataMode = "cumulative",
     epochs: EpochRule = "full",
 ) -> Family:
-    """Returns the orders that a budget pays for.
+    """Returns the sequences that a budget pays for.
 
     Args:
         sequences: The name of a planner ("optimal", "cyclic", "bms", "conditional", "random", "all", "sisa"), or the
-            orders themselves.
+            sequences themselves.
         slices: Number of slices, L.
-        budget: Number of orders, B; or what they may cost each shard: {"units": 40} or, in multiples of one full
+        budget: Number of sequences, B; or what they may cost each shard: {"units": 40} or, in multiples of one full
             fine-tune, {"fine_tunes": 3.5}.
         seed: For the planners that draw.
         prior: Probability that a request is for each slice; None for equal ones. Only for "bms", "conditional" and
             "optimal".
-        keep: Orders that the planner gave for a smaller budget, and that are trained: they come first.
+        keep: Sequences that the planner gave for a smaller budget, and that are trained: they come first.
         data: How a cost is counted, as in `cost_of`.
         epochs: How a cost is counted, as in `cost_of`.
 
     Raises:
         ConfigurationError: The planner is unknown or takes no prior, the budget is above what exists, the prior is
-            off, or an order is no permutation.
+            off, or a sequence is not a permutation.
 
     Example:
         >>> plan_sequences("cyclic", slices=3, budget=2)
@@ -61,12 +61,12 @@ def plan_sequences(
         ((0, 1, 2), (1, 2, 0))
     """
     if not isinstance(sequences, str):
-        orders = [tuple(order) for order in sequences]
-        return check_sequences(orders, slices, budget if isinstance(budget, int) else len(orders))
+        family = [tuple(sequence) for sequence in sequences]
+        return check_sequences(family, slices, budget if isinstance(budget, int) else len(family))
     if sequences not in PLANNERS:
         raise ConfigurationError(
             f"There is no planner {sequences!r}. Expected `sequences` to be one of "
-            f"{', '.join(PLANNERS)}, or the orders themselves."
+            f"{', '.join(PLANNERS)}, or the sequences themselves."
         )
     if sequences not in PRIOR_PLANNERS and prior is not None:
         raise ConfigurationError(
@@ -87,28 +87,28 @@ def plan_family(
     data: DataMode = "cumulative",
     epochs: EpochRule = "full",
 ) -> Family:
-    """Returns the orders of a planner, as `plan_sequences`.
+    """Returns the sequences of a planner, as `plan_sequences`.
 
     Args:
         planner: Its name.
         problem: The slices, and how likely requests are; planners that take no prior look at the slices alone.
-        budget: Number of orders, or what they may cost.
+        budget: Number of sequences, or what they may cost.
         seed: For the planners that draw.
-        keep: Orders that are trained already.
+        keep: Sequences that are trained already.
         data: How a cost is counted.
         epochs: How a cost is counted.
 
     Raises:
-        ConfigurationError: The budget is above what exists, or does not pay for one order.
+        ConfigurationError: The budget is above what exists, or does not pay for one sequence.
     """
-    kept = tuple(tuple(order) for order in keep)
+    kept = tuple(tuple(sequence) for sequence in keep)
     if not isinstance(budget, Mapping):
         return _plan(planner, problem, budget, seed, kept)
     limit = _check_limit(budget)
     if planner in ("all", "sisa"):
         raise ConfigurationError(
-            f"The planner {planner!r} has one number of orders and no choice, so a cost is no budget for it. Give the "
-            f"number: budget={1 if planner == 'sisa' else math.factorial(problem.slices)}."
+            f"The planner {planner!r} has one number of sequences and no choice, so a cost is no budget for it. "
+            f"Give the number: budget={1 if planner == 'sisa' else math.factorial(problem.slices)}."
         )
     from lightning_s3t.plan.cost import Limit
     from lightning_s3t.plan.planners.within_cost import as_many_as, search_within
@@ -131,22 +131,22 @@ def _plan(planner: str, problem: PlanProblem, budget: int, seed: int, kept: Fami
     if planner == "bms":
         from lightning_s3t.plan.planners.matching import match_columns
 
-        orders = match_columns(problem, budget)
+        sequences = match_columns(problem, budget)
     elif planner == "conditional":
         from lightning_s3t.plan.planners.conditional import draw_conditionally
 
-        orders = draw_conditionally(problem, budget, seed)
+        sequences = draw_conditionally(problem, budget, seed)
     else:
-        rotations = {"cyclic": cyclic, "random": random_orders, "all": all_orders, "sisa": sisa}
-        orders = rotations[planner](slices, budget, seed)
-    return tuple(dict.fromkeys([*kept[:budget], *orders]))[:budget]
+        rotations = {"cyclic": cyclic, "random": random_sequences, "all": all_sequences, "sisa": sisa}
+        sequences = rotations[planner](slices, budget, seed)
+    return tuple(dict.fromkeys([*kept[:budget], *sequences]))[:budget]
 
 
 def _check_limit(budget: Mapping[str, float]) -> dict[str, Any]:
     if len(budget) != 1 or not {"units", "fine_tunes"}.issuperset(budget):
         raise ConfigurationError(
-            f"The budget is {dict(budget)}. Expected a number of orders, {{'units': n}}, or {{'fine_tunes': x}}: what "
-            "training them may cost each shard."
+            f"The budget is {dict(budget)}. Expected a number of sequences, {{'units': n}}, or {{'fine_tunes': x}}: "
+            "what training them may cost each shard."
         )
     return dict(budget)
 
@@ -156,9 +156,9 @@ class SequenceChoice:
     """What was asked for; `plan_sequences` says what each part means.
 
     Attributes:
-        sequences: A planner's name, or the orders themselves.
+        sequences: A planner's name, or the sequences themselves.
         slices: Number of slices, L.
-        budget: Number of orders, or their cost.
+        budget: Number of sequences, or their cost.
         seed: For planners that draw.
         prior: Probability that a request is for each slice.
         data: How a cost is counted.
@@ -179,10 +179,10 @@ class SequenceChoice:
     epochs: EpochRule = "full"
 
     def plan(self, keep: Iterable[Iterable[int]] = ()) -> Family:
-        """Returns the orders.
+        """Returns the sequences.
 
         Args:
-            keep: Orders that are trained already.
+            keep: Sequences that are trained already.
 
         Raises:
             ConfigurationError: As `plan_sequences`.
@@ -193,7 +193,7 @@ class SequenceChoice:
 
     @property
     def planner(self) -> dict[str, Any] | None:
-        """What has to be the same for orders to be kept, JSON-ready; None if the orders were given by hand."""
+        """What has to be the same for sequences to be kept, JSON-ready; None if the sequences were given by hand."""
         if not isinstance(self.sequences, str):
             return None
         if self.prior is None:

@@ -1,4 +1,4 @@
-"""How good given orders are by the objective of `optimal`, and how much better any others could be."""
+"""How good given sequences are by the objective of `optimal`, and how much better any others could be."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ EQUAL = 1e-6
 
 @dataclass(frozen=True)
 class Assessment:
-    """What some orders are worth.
+    """What some sequences are worth.
 
     Attributes:
         value: Expected length of the best surviving prefix of a shard, summed over the coming requests.
         standard_error: Of the value; 0 where it is exact.
-        bound: No orders of that budget are worth more.
+        bound: No sequences of that budget are worth more.
     """
 
     value: float
@@ -42,27 +42,28 @@ class Assessment:
 
     @property
     def proven(self) -> bool:
-        """Whether no orders are better: the value is exact and reaches the bound."""
+        """Whether no sequences are better: the value is exact and reaches the bound."""
         return self.standard_error == 0 and self.value >= self.bound - EQUAL
 
 
 def assess(
     sequences: Iterable[Iterable[int]], prior: Prior | None = None, horizon: int | None = None, seed: int = 0
 ) -> Assessment:
-    """Returns the objective of `optimal` for given orders, and a bound on that of any as many orders.
+    """Returns the objective of `optimal` for given sequences, and a bound on that of any as many sequences.
 
     - The value is exact up to 20 slices, an estimate from drawn histories beyond.
     - The bound is the optimum itself up to 5 slices. Beyond, it is a closed form for equal probabilities
-      (`uniform_bound`), a Lagrangian relaxation for a prior up to 12 slices, and else what all L! orders leave.
+      (`uniform_bound`), a Lagrangian relaxation for a prior up to 12 slices, and else what all L! sequences leave.
 
     Args:
-        sequences: Orders of the slices, all different.
+        sequences: Sequences of the slices, all different.
         prior: Probability that a request is for each slice; None for equal ones.
         horizon: Number of requests to look ahead; None for L - 1.
         seed: For the draws beyond 20 slices.
 
     Raises:
-        ConfigurationError: An order is no permutation or is there twice, the horizon is below 1, or the prior is off.
+        ConfigurationError: A sequence is not a permutation or is there twice, the horizon is below 1, or the prior is
+            off.
 
     Example:
         >>> found = assess([(0, 1, 2, 3), (2, 3, 0, 1)])
@@ -94,13 +95,14 @@ def objective(
     slices the value is exact, beyond it is estimated from drawn histories.
 
     Args:
-        sequences: Orders of the slices, all different.
+        sequences: Sequences of the slices, all different.
         prior: Probability that a request is for each slice; None for equal ones.
         horizon: Number of requests to look ahead; None for L - 1.
         seed: For the draws beyond 20 slices.
 
     Raises:
-        ConfigurationError: An order is no permutation or is there twice, the horizon is below 1, or the prior is off.
+        ConfigurationError: A sequence is not a permutation or is there twice, the horizon is below 1, or the prior is
+            off.
 
     Example:
         >>> round(objective([(0, 1, 2, 3), (3, 2, 1, 0)]).mean, 4)
@@ -121,13 +123,13 @@ def objective_of(family: Family, problem: PlanProblem, seed: int = 0) -> Estimat
     probabilities, horizon = problem.probabilities, problem.horizon
     if len(probabilities) <= LISTED_SLICES:
         left = lengths_left(family[0])
-        for order in family[1:]:
-            left = np.maximum(left, lengths_left(order))
+        for sequence in family[1:]:
+            left = np.maximum(left, lengths_left(sequence))
         return Estimate(float(distinct_request_sets(probabilities, horizon) @ left), 0.0)
     landscape = SampledLandscape(probabilities, horizon, SAMPLES, seed)
     profile = landscape.profile(family[0])
-    for order in family[1:]:
-        profile = np.maximum(profile, landscape.profile(order))
+    for sequence in family[1:]:
+        profile = np.maximum(profile, landscape.profile(sequence))
     return Estimate(landscape.value(profile), landscape.standard_error(profile))
 
 

@@ -1,4 +1,4 @@
-"""Upper bounds: what no orders of a budget can beat."""
+"""Upper bounds: what no sequences of a budget can beat."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def uniform_bound(slices: int, budget: int, horizon: int) -> float:
 
     Args:
         slices: Number of slices, L.
-        budget: Number of orders, B.
+        budget: Number of sequences, B.
         horizon: Number of requests to look ahead, counting those that hit a slice anew.
 
     Example:
@@ -56,7 +56,7 @@ def uniform_bound(slices: int, budget: int, horizon: int) -> float:
 
 
 def everything_bound(probabilities: Probabilities, horizon: int) -> float:
-    """Returns what all L! orders together leave: whatever was not requested.
+    """Returns what all L! sequences together leave: whatever was not requested.
 
     Args:
         probabilities: Of a request for each slice, shape (L,).
@@ -74,17 +74,17 @@ def lagrangian_bound(probabilities: Probabilities, budget: int, horizon: int, ta
     """Returns a bound on the objective of `optimal` for any prior, by Lagrangian relaxation.
 
     The objective is the sum, over stages k and requested sets T, of the weight w(T) where stage k survives T. Give each
-    (k, T) a price from 0 to w(T). Then it is at most the sum of w(T) - price, plus the price once for every order whose
-    prefix of k slices leaves T alone. Summed over the stages, no order collects more than the longest path in the
-    lattice of sets, so B orders collect at most B times that. Or, stage by stage, B orders have at most B different
-    prefixes, which collect at most what the B best sets of k slices do. Both hold for any prices; subgradient steps
-    look for good ones.
+    (k, T) a price from 0 to w(T). Then it is at most the sum of w(T) - price, plus the price once for every sequence
+    whose prefix of k slices leaves T alone. Summed over the stages, no sequence collects more than the longest path in
+    the lattice of sets, so B sequences collect at most B times that. Or, stage by stage, B sequences have at most B
+    different prefixes, which collect at most what the B best sets of k slices do. Both hold for any prices; subgradient
+    steps look for good ones.
 
     Args:
         probabilities: Of a request for each slice, shape (L,); L up to about 14.
-        budget: Number of orders, B.
+        budget: Number of sequences, B.
         horizon: Number of requests to look ahead, counting those that hit a slice anew.
-        target: A value that some orders reach, for the length of the steps.
+        target: A value that some sequences reach, for the length of the steps.
     """
     lattice = Lattice(probabilities, horizon)
     return min(_descend(lattice, budget, target, by_paths) for by_paths in (True, False))
@@ -111,9 +111,9 @@ def _descend(lattice: Lattice, budget: int, target: float, by_paths: bool) -> fl
 
 
 def _paths(lattice: Lattice, prices: NDArray[np.float64], budget: int) -> tuple[float, NDArray[np.int64]]:
-    order, collected = lattice.longest_path(prices.copy())
+    sequence, collected = lattice.longest_path(prices.copy())
     stages = np.arange(1, lattice.slices + 1)[:, None]
-    return budget * collected, budget * (lattice.profile(order) >= stages).astype(np.int64)
+    return budget * collected, budget * (lattice.profile(sequence) >= stages).astype(np.int64)
 
 
 def _best_sets(lattice: Lattice, prices: NDArray[np.float64], budget: int) -> tuple[float, NDArray[np.float64]]:

@@ -15,11 +15,11 @@ EXACT_SLICES = 5  # a fraction of a second; 6 slices take seconds, 8 minutes
 
 @dataclass(frozen=True)
 class Optimum:
-    """A family of orders that none of as many orders beats.
+    """A family of sequences that none of as many sequences beats.
 
     Attributes:
         value: The objective: expected length of the best surviving prefix, summed over the coming requests.
-        sequences: The orders; equal ones are there once.
+        sequences: The sequences; equal ones are there once.
     """
 
     value: float
@@ -27,7 +27,7 @@ class Optimum:
 
 
 def exact_optimum(probabilities: Probabilities, budget: int, horizon: int) -> Optimum:
-    """Finds the best orders for a budget, with a proof.
+    """Finds the best sequences for a budget, with a proof.
 
     The objective depends on the prefixes as sets alone. So a family is B units of flow from the empty set to the full
     one, each step adding a slice; a set is chosen if flow goes through it; and stage k survives the requested set T if
@@ -35,7 +35,7 @@ def exact_optimum(probabilities: Probabilities, budget: int, horizon: int) -> Op
 
     Args:
         probabilities: Of a request for each slice, shape (L,); L of 6 and more takes long.
-        budget: Number of orders, B.
+        budget: Number of sequences, B.
         horizon: Number of requests to look ahead, counting those that hit a slice anew.
 
     Example:
@@ -91,11 +91,11 @@ def exact_optimum(probabilities: Probabilities, budget: int, horizon: int) -> Op
 def _paths(flow: dict[tuple[int, int], int], slices: int, budget: int) -> list[SliceSequence]:
     paths = []
     for _ in range(budget):
-        here, order = 0, []
+        here, sequence = 0, []
         for _ in range(slices):
             slice_ = next(slice_ for slice_ in range(slices) if flow.get((here, slice_), 0) > 0)
             flow[here, slice_] -= 1
             here |= 1 << slice_
-            order.append(slice_)
-        paths.append(tuple(order))
+            sequence.append(slice_)
+        paths.append(tuple(sequence))
     return paths

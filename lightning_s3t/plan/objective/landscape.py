@@ -30,29 +30,29 @@ class Reply(NamedTuple):
 class Landscape(Protocol):
     """What the search needs to know of the objective.
 
-    A profile says what an order is worth in each case that may come; that of several orders is the maximum of theirs,
-    case by case, since a shard serves its best survivor.
+    A profile says what a sequence is worth in each case that may come; that of several sequences is the maximum of
+    theirs, case by case, since a shard serves its best survivor.
     """
 
     def nothing(self) -> Profile:
-        """Returns the profile of no orders."""
+        """Returns the profile of no sequences."""
 
-    def profile(self, order: SliceSequence) -> Profile:
-        """Returns an order's profile.
+    def profile(self, sequence: SliceSequence) -> Profile:
+        """Returns a sequence's profile.
 
         Args:
-            order: A permutation of the slices.
+            sequence: A permutation of the slices.
         """
 
     def value(self, profile: Profile) -> float:
         """Returns the objective: the expected length of the best surviving prefix, summed over the coming requests.
 
         Args:
-            profile: Of some orders.
+            profile: Of some sequences.
         """
 
     def best_reply(self, profile: Profile, ties: Ties) -> Reply:
-        """Returns an order that adds most to others.
+        """Returns a sequence that adds most to others.
 
         Args:
             profile: Of the others.

@@ -39,31 +39,31 @@ class Lattice:
         ]
 
     def nothing(self) -> Profile:
-        """Returns the profile of no orders: length 0 whatever comes."""
+        """Returns the profile of no sequences: length 0 whatever comes."""
         return np.zeros(2**self.slices, np.int8)
 
-    def profile(self, order: SliceSequence) -> Profile:
-        """Returns the length that is left of an order, by set of requested slices.
+    def profile(self, sequence: SliceSequence) -> Profile:
+        """Returns the length that is left of a sequence, by set of requested slices.
 
         Args:
-            order: A permutation of the slices.
+            sequence: A permutation of the slices.
         """
-        return lengths_left(order)
+        return lengths_left(sequence)
 
     def value(self, profile: Profile) -> float:
         """Returns the objective.
 
         Args:
-            profile: Of some orders.
+            profile: Of some sequences.
         """
         return float(self.weights @ profile)
 
     def best_reply(self, profile: Profile, ties: Ties) -> Reply:
-        """Returns an order that adds most to others; there is none better.
+        """Returns a sequence that adds most to others; there is none better.
 
-        An order is a path from the empty set of slices to the full one. Its k-th set S adds the weight of those
+        A sequence is a path from the empty set of slices to the full one. Its k-th set S adds the weight of those
         requested sets T that leave S alone and leave the others less than k slices; this depends on S alone, so the
-        best order is a longest path.
+        best sequence is a longest path.
 
         Args:
             profile: Of the others.
@@ -75,7 +75,7 @@ class Lattice:
         return Reply(sequence, own, self.value(np.maximum(profile, own)))
 
     def longest_path(self, prizes: NDArray[np.float64], ties: Ties | None = None) -> tuple[SliceSequence, float]:
-        """Returns the order that collects most, and how much.
+        """Returns the sequence that collects most, and how much.
 
         Args:
             prizes: By stage and requested set, shape (L, 2**L): what it is worth to have that stage's prefix
@@ -88,27 +88,27 @@ class Lattice:
         for stage in range(1, self.slices + 1):
             level = self._levels[stage]
             best[level] = best[self._parents[stage]].max(axis=1) + gains[stage - 1, full - level]
-        order, here = [], full
+        sequence, here = [], full
         while here:
             last = [slice_ for slice_ in range(self.slices) if here >> slice_ & 1]
             values = best[[here ^ (1 << slice_) for slice_ in last]]
             equal = np.flatnonzero(values >= values.max() - TIE)
             slice_ = last[equal[int(ties() * len(equal)) if ties else 0]]
-            order.append(slice_)
+            sequence.append(slice_)
             here ^= 1 << slice_
-        return tuple(reversed(order)), float(best[full])
+        return tuple(reversed(sequence)), float(best[full])
 
     def best_completions(
         self, profile: Profile, prefixes: list[SliceSequence]
     ) -> Iterator[tuple[SliceSequence, float, SliceSequence]]:
-        """Yields, for each prefix, the order that begins with it and adds most to others.
+        """Yields, for each prefix, the sequence that begins with it and adds most to others.
 
         Args:
             profile: Of the others.
-            prefixes: Beginnings of orders.
+            prefixes: Beginnings of sequences.
 
         Yields:
-            The order, what its stages after the prefix add to the objective, and the prefix.
+            The sequence, what its stages after the prefix add to the objective, and the prefix.
         """
         stages = np.arange(1, self.slices + 1)[:, None]
         gains = self.sum_over_subsets(np.where(profile < stages, self.weights, 0.0))
@@ -120,15 +120,15 @@ class Lattice:
             with_own = ahead[level] + gains[stage - 1, full - level]
             np.maximum.at(ahead, self._parents[stage].ravel(), np.repeat(with_own, stage))
         for prefix in prefixes:
-            here, order = sum(1 << slice_ for slice_ in prefix), list(prefix)
+            here, sequence = sum(1 << slice_ for slice_ in prefix), list(prefix)
             while here != full:
                 left = [slice_ for slice_ in range(self.slices) if not here >> slice_ & 1]
                 after = [here | 1 << slice_ for slice_ in left]
-                values = ahead[after] + gains[len(order), [full - set_ for set_ in after]]
+                values = ahead[after] + gains[len(sequence), [full - set_ for set_ in after]]
                 choice = int(np.flatnonzero(values >= values.max() - TIE)[0])
-                order.append(left[choice])
+                sequence.append(left[choice])
                 here = after[choice]
-            yield tuple(order), float(ahead[sum(1 << slice_ for slice_ in prefix)]), prefix
+            yield tuple(sequence), float(ahead[sum(1 << slice_ for slice_ in prefix)]), prefix
 
     def sum_over_subsets(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Puts in the place of each set the sum over all its subsets, and returns the same array.
@@ -182,11 +182,11 @@ def set_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return sums
 
 
-def lengths_left(order: SliceSequence) -> NDArray[np.int8]:
-    """Returns how long a prefix of the order survives each set of requested slices: up to the first that is in it.
+def lengths_left(sequence: SliceSequence) -> NDArray[np.int8]:
+    """Returns how long a prefix of the sequence survives each set of requested slices: up to the first that is in it.
 
     Args:
-        order: A permutation of the slices.
+        sequence: A permutation of the slices.
 
     Returns:
         Shape (2**L,).
@@ -195,9 +195,9 @@ def lengths_left(order: SliceSequence) -> NDArray[np.int8]:
         >>> lengths_left((1, 0)).tolist()
         [2, 1, 0, 0]
     """
-    left = np.full(1, len(order), np.int8)
-    positions = {slice_: position for position, slice_ in enumerate(order)}
-    for slice_ in range(len(order)):
+    left = np.full(1, len(sequence), np.int8)
+    positions = {slice_: position for position, slice_ in enumerate(sequence)}
+    for slice_ in range(len(sequence)):
         left = np.concatenate([left, np.minimum(left, np.int8(positions[slice_]))])
     return left
 

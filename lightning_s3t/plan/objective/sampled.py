@@ -36,22 +36,22 @@ class SampledLandscape:
         self._survives = np.ascontiguousarray(survives.T, np.int16)  # by slice and history
 
     def nothing(self) -> Profile:
-        """Returns the profile of no orders: no stage survives any request."""
+        """Returns the profile of no sequences: no stage survives any request."""
         return np.zeros((self.slices, self.samples), np.int16)
 
-    def profile(self, order: SliceSequence) -> Profile:
-        """Returns how many requests each prefix of the order survives, by stage and history.
+    def profile(self, sequence: SliceSequence) -> Profile:
+        """Returns how many requests each prefix of the sequence survives, by stage and history.
 
         Args:
-            order: A permutation of the slices.
+            sequence: A permutation of the slices.
         """
-        return np.minimum.accumulate(self._survives[list(order)], axis=0)
+        return np.minimum.accumulate(self._survives[list(sequence)], axis=0)
 
     def value(self, profile: Profile) -> float:
         """Returns an estimate of the objective.
 
         Args:
-            profile: Of some orders.
+            profile: Of some sequences.
         """
         return float(profile.sum(dtype=np.int64)) / self.samples
 
@@ -59,12 +59,12 @@ class SampledLandscape:
         """Returns the standard error of the estimate.
 
         Args:
-            profile: Of some orders.
+            profile: Of some sequences.
         """
         return float(profile.sum(axis=0, dtype=np.int64).std(ddof=1)) / float(np.sqrt(self.samples))
 
     def best_reply(self, profile: Profile, ties: Ties) -> Reply:
-        """Returns an order that adds much to others, found by a beam search from its first slice on.
+        """Returns a sequence that adds much to others, found by a beam search from its first slice on.
 
         Args:
             profile: Of the others.
@@ -74,14 +74,14 @@ class SampledLandscape:
         beam: dict[frozenset[int], tuple[int, SliceSequence, Profile]] = {frozenset(): (0, (), everything)}
         for stage in range(self.slices):
             found: dict[frozenset[int], tuple[int, SliceSequence, Profile]] = {}
-            for slices, (so_far, order, survives) in beam.items():
+            for slices, (so_far, sequence, survives) in beam.items():
                 left = [slice_ for slice_ in range(self.slices) if slice_ not in slices]
                 longer = np.minimum(survives, self._survives[left])
                 added = np.maximum(longer - profile[stage], 0).sum(axis=1, dtype=np.int32)
                 for row, slice_ in enumerate(left):
                     total, key = so_far + int(added[row]), slices | {slice_}
                     if key not in found or total > found[key][0]:
-                        found[key] = (total, (*order, slice_), longer[row])
+                        found[key] = (total, (*sequence, slice_), longer[row])
             beam = dict(sorted(found.items(), key=lambda entry: (-entry[1][0], entry[1][1]))[:BEAM])
         sequence = next(iter(beam.values()))[1]
         own = self.profile(sequence)

@@ -6,7 +6,7 @@ import math
 import random
 
 from lightning_s3t.plan.families import Family, check_budget
-from lightning_s3t.plan.planners.rotations import distinct_orders
+from lightning_s3t.plan.planners.rotations import distinct_sequences
 from lightning_s3t.plan.problem import PlanProblem, Prior
 from lightning_s3t.plan.units import SliceSequence
 
@@ -14,19 +14,19 @@ DRAWS_PER_ORDER = 50
 
 
 def conditional(slices: int, budget: int, seed: int = 0, prior: Prior | None = None) -> Family:
-    """Draws different orders, slice by slice, each of the slices left with a weight of 1 minus its prior.
+    """Draws different sequences, slice by slice, each of the slices left with a weight of 1 minus its prior.
 
-    Unlikely slices tend to come first (the paper's section 3.3, and its published code). Where nearly all orders are
+    Unlikely slices tend to come first (the paper's section 3.3, and its published code). Where nearly all sequences are
     asked for and the last ones would hardly ever be drawn, cyclic ones fill up.
 
     Args:
         slices: Number of slices, L.
-        budget: Number of orders, B, up to L!.
+        budget: Number of sequences, B, up to L!.
         seed: What they are drawn from.
         prior: Probability that a request is for each slice; None for equal ones.
 
     Raises:
-        ConfigurationError: There are not so many orders, or the prior is off.
+        ConfigurationError: There are not so many sequences, or the prior is off.
 
     Example:
         >>> conditional(3, 2, prior=[0.9, 0.05, 0.05])
@@ -37,11 +37,11 @@ def conditional(slices: int, budget: int, seed: int = 0, prior: Prior | None = N
 
 
 def draw_conditionally(problem: PlanProblem, budget: int, seed: int) -> Family:
-    """Draws the orders of `conditional`.
+    """Draws the sequences of `conditional`.
 
     Args:
         problem: The slices, and how likely requests are.
-        budget: Number of orders, B, up to L!.
+        budget: Number of sequences, B, up to L!.
         seed: What they are drawn from.
     """
     weights = [1 - float(probability) for probability in problem.probabilities]
@@ -51,17 +51,17 @@ def draw_conditionally(problem: PlanProblem, budget: int, seed: int) -> Family:
         if len(found) == budget:
             break
         found[_draw(weights, generator)] = None
-    return distinct_orders(found, problem.slices, budget)
+    return distinct_sequences(found, problem.slices, budget)
 
 
 def _draw(weights: list[float], generator: random.Random) -> SliceSequence:
-    left, order = list(range(len(weights))), []
+    left, sequence = list(range(len(weights))), []
     while left:
         threshold = generator.random() * sum(weights[slice_] for slice_ in left)
         for slice_ in left:
             threshold -= weights[slice_]
             if threshold < 0:
                 break
-        order.append(slice_)  # the last one, where rounding or a prior of 1 leaves nothing to draw from
+        sequence.append(slice_)  # the last one, where rounding or a prior of 1 leaves nothing to draw from
         left.remove(slice_)
-    return tuple(order)
+    return tuple(sequence)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_s3t.plan.families import Family, check_budget
-from lightning_s3t.plan.planners.rotations import distinct_orders
+from lightning_s3t.plan.planners.rotations import distinct_sequences
 from lightning_s3t.plan.problem import PlanProblem, Prior
 from lightning_s3t.plan.units import SliceSequence
 
@@ -22,23 +22,23 @@ FORBIDDEN = -1e9
 
 
 def bms(slices: int, budget: int, prior: Prior | None = None) -> Family:
-    """Builds L orders column by column, each column a matching of maximum weight between orders and slices.
+    """Builds L sequences column by column, each column a matching of maximum weight between sequences and slices.
 
-    The k-th column may give each order any slice that it does not have yet, each slice once. The weight of a slice is
-    what it adds to the order's score, sum over n of n * (1 - prior of the first n slices)^100, which is high where
-    unlikely slices come first (the paper's section 3.3, and its published code). So every column is a permutation, and
-    the first slices are all different.
+    The k-th column may give each sequence any slice that it does not have yet, each slice once. The weight of a slice
+    is what it adds to the sequence's score, sum over n of n * (1 - prior of the first n slices)^100, which is high
+    where unlikely slices come first (the paper's section 3.3, and its published code). So every column is a
+    permutation, and the first slices are all different.
 
-    Below L orders, those with the best scores are taken. Beyond L, further rounds of L orders are built in the same
-    way, in which prefixes that are less used go before scores.
+    Below L sequences, those with the best scores are taken. Beyond L, further rounds of L sequences are built in the
+    same way, in which prefixes that are less used go before scores.
 
     Args:
         slices: Number of slices, L.
-        budget: Number of orders, B, up to L!.
+        budget: Number of sequences, B, up to L!.
         prior: Probability that a request is for each slice; None for equal ones.
 
     Raises:
-        ConfigurationError: There are not so many orders, or the prior is off.
+        ConfigurationError: There are not so many sequences, or the prior is off.
 
     Example:
         >>> bms(4, 4, prior=[0.4, 0.3, 0.2, 0.1])
@@ -49,32 +49,32 @@ def bms(slices: int, budget: int, prior: Prior | None = None) -> Family:
 
 
 def match_columns(problem: PlanProblem, budget: int) -> Family:
-    """Builds the orders of `bms`.
+    """Builds the sequences of `bms`.
 
     Args:
         problem: The slices, and how likely requests are.
-        budget: Number of orders, B, up to L!.
+        budget: Number of sequences, B, up to L!.
     """
     slices, probabilities = problem.slices, problem.probabilities
     used: Counter[SliceSequence] = Counter()
-    orders: list[SliceSequence] = []
+    sequences: list[SliceSequence] = []
     for _ in range(-(-budget // slices)):
         found = _latin_square(probabilities, used)
         # stable: equal scores stay in the order of their first slices
-        orders += sorted(found, key=lambda order: -_score(order, probabilities))
-        used.update(order[:length] for order in found for length in range(1, slices + 1))
-    return distinct_orders(orders, slices, budget)
+        sequences += sorted(found, key=lambda sequence: -_score(sequence, probabilities))
+        used.update(sequence[:length] for sequence in found for length in range(1, slices + 1))
+    return distinct_sequences(sequences, slices, budget)
 
 
 def column_weights(prefixes: list[SliceSequence], probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns what each slice would add to each order's score, scaled to at most 1; impossible ones are very low.
+    """Returns what each slice would add to each sequence's score, scaled to at most 1; impossible ones are very low.
 
     Args:
-        prefixes: The orders so far, all of one length.
+        prefixes: The sequences so far, all of one length.
         probabilities: By slice.
 
     Returns:
-        Shape (orders, L).
+        Shape (sequences, L).
     """
     length = len(prefixes[0]) + 1
     so_far = np.array([probabilities[list(prefix)].sum() for prefix in prefixes])
@@ -102,6 +102,6 @@ def _latin_square(probabilities: NDArray[np.float64], used: Counter[SliceSequenc
     return prefixes
 
 
-def _score(order: SliceSequence, probabilities: NDArray[np.float64]) -> float:
-    alive = np.clip(1 - np.cumsum(probabilities[list(order)]), 0, None)
-    return float(np.arange(1, len(order) + 1) @ alive**SCORED_REQUESTS)
+def _score(sequence: SliceSequence, probabilities: NDArray[np.float64]) -> float:
+    alive = np.clip(1 - np.cumsum(probabilities[list(sequence)]), 0, None)
+    return float(np.arange(1, len(sequence) + 1) @ alive**SCORED_REQUESTS)

@@ -1,4 +1,4 @@
-"""The best orders, and as many of a planner's, as a limit of what training costs pays for."""
+"""The best sequences, and as many of a planner's, as a limit of what training costs pays for."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ def optimal_within(
     horizon: int | None = None,
     keep: Iterable[SliceSequence] = (),
 ) -> Family:
-    """Returns the best orders found whose training costs no more than a limit for each shard.
+    """Returns the best sequences found whose training costs no more than a limit for each shard.
 
-    Orders with a common prefix share units, so that for one cost there may be few orders that differ from the start, or
-    more of them that part late. Up to 14 slices, orders are added by what they give for their cost, each parting from
-    what is there wherever that pays most, and branches are torn down and built again; the result is at least as good
-    as `optimal` and rotation with as many orders as the cost allows. Beyond 14 slices it is the better of those two.
+    Sequences with a common prefix share units, so that for one cost there may be few sequences that differ from the
+    start, or more of them that part late. Up to 14 slices, sequences are added by what they give for their cost, each
+    parting from what is there wherever that pays most, and branches are torn down and built again; the result is at
+    least as good as `optimal` and rotation with as many sequences as the cost allows. Beyond 14 slices it is the better
+    of those two.
 
     Args:
         slices: Number of slices, L.
@@ -48,11 +49,11 @@ def optimal_within(
         seed: For the draws of the search.
         prior: Probability that a request is for each slice; None for equal ones.
         horizon: Number of requests to look ahead; None for L - 1.
-        keep: Orders that are trained already: as many as the limit pays for come first, as they are, and the rest is
+        keep: Sequences that are trained already: as many as the limit pays for come first, as they are, and the rest is
             added beside them (up to 14 slices).
 
     Raises:
-        ConfigurationError: Not exactly one limit is given, or it does not pay for one order.
+        ConfigurationError: Not exactly one limit is given, or it does not pay for one sequence.
 
     Example:
         >>> from lightning_s3t.plan import cost_of
@@ -65,13 +66,13 @@ def optimal_within(
 
 
 def search_within(problem: PlanProblem, limit: Limit, seed: int = 0, keep: Iterable[SliceSequence] = ()) -> Family:
-    """Searches for the orders of `optimal_within`.
+    """Searches for the sequences of `optimal_within`.
 
     Args:
         problem: The slices, how likely requests are, and how far to look ahead.
-        limit: What the orders may cost.
+        limit: What the sequences may cost.
         seed: For the draws of the search.
-        keep: Orders that are trained already.
+        keep: Sequences that are trained already.
     """
     small = problem.slices <= LATTICE_SLICES
     draw = random.Random(f"s3t-cost-{seed}").random
@@ -84,26 +85,26 @@ def search_within(problem: PlanProblem, limit: Limit, seed: int = 0, keep: Itera
     lattice = Lattice(problem.probabilities, problem.horizon)
     rotations = as_many_as(lambda budget: cyclic(problem.slices, budget), limit)
     families = [_grow(start, lattice, limit) for start in (whole, rotations, ())]
-    best = max(families, key=lambda orders: _value(lattice, orders))
+    best = max(families, key=lambda sequences: _value(lattice, sequences))
     for _ in range(REBUILDS if len(best) > 1 else 0):
-        other = _grow([order for order in best if draw() < 0.6], lattice, limit)
+        other = _grow([sequence for sequence in best if draw() < 0.6], lattice, limit)
         if _value(lattice, other) > _value(lattice, best) + GAIN:
             best = other
     return best
 
 
 def as_many_as(planner: Callable[[int], Family], limit: Limit) -> Family:
-    """Returns as many of a planner's orders as a limit pays for.
+    """Returns as many of a planner's sequences as a limit pays for.
 
     Args:
-        planner: Gives the orders for a budget.
+        planner: Gives the sequences for a budget.
         limit: What they may cost.
 
     Example:
         >>> as_many_as(lambda budget: cyclic(3, budget), Limit.of(slices=3, units=6))
         ((0, 1, 2), (1, 2, 0))
     """
-    # without common prefixes so many orders are paid for at the least; common ones may pay for more
+    # without common prefixes so many sequences are paid for at the least; common ones may pay for more
     every = math.factorial(limit.slices)
     budget = min(max(int(limit.most // limit.prices.sum()), 1), every)
     found = planner(budget)
@@ -115,32 +116,32 @@ def as_many_as(planner: Callable[[int], Family], limit: Limit) -> Family:
     return found
 
 
-def _paid_for(orders: Iterable[SliceSequence], limit: Limit) -> Family:
+def _paid_for(sequences: Iterable[SliceSequence], limit: Limit) -> Family:
     found: list[SliceSequence] = []
-    for order in orders:
-        if limit.price([*found, order]) > limit.most:
+    for sequence in sequences:
+        if limit.price([*found, sequence]) > limit.most:
             break
-        found.append(order)
+        found.append(sequence)
     return tuple(found)
 
 
-def _value(lattice: Lattice, orders: Iterable[SliceSequence]) -> float:
-    return lattice.value(np.max([lattice.profile(order) for order in orders], axis=0))
+def _value(lattice: Lattice, sequences: Iterable[SliceSequence]) -> float:
+    return lattice.value(np.max([lattice.profile(sequence) for sequence in sequences], axis=0))
 
 
-def _grow(orders: Iterable[SliceSequence], lattice: Lattice, limit: Limit) -> Family:
-    found = list(orders)
+def _grow(sequences: Iterable[SliceSequence], lattice: Lattice, limit: Limit) -> Family:
+    found = list(sequences)
     together = lattice.nothing()
-    for order in found:
-        together = np.maximum(together, lattice.profile(order))
+    for sequence in found:
+        together = np.maximum(together, lattice.profile(sequence))
     spent = limit.price(found)
     while True:
-        nodes = {order[:stage] for order in found for stage in range(lattice.slices)} | {()}
+        nodes = {sequence[:stage] for sequence in found for stage in range(lattice.slices)} | {()}
         best: tuple[float, SliceSequence] | None = None
-        for order, gain, node in lattice.best_completions(together, sorted(nodes)):
+        for sequence, gain, node in lattice.best_completions(together, sorted(nodes)):
             price = float(limit.prices[len(node) :].sum())
             if spent + price <= limit.most and gain > GAIN and (best is None or gain / price > best[0] + GAIN):
-                best = (gain / price, order)
+                best = (gain / price, sequence)
         if best is None:
             return tuple(found)
         found.append(best[1])

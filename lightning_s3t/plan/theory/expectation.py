@@ -36,15 +36,15 @@ def expected_survivors(
 
     Args:
         shards: Number of shards, m.
-        sequences: Orders of the slices, all different.
+        sequences: Sequences of the slices, all different.
         requests: The numbers of requests after which to look.
         prior: Probability that a request is for each slice, or for each shard and slice; None for equal ones.
         trials: How many histories to draw, beyond 14 slices.
         seed: What they are drawn from.
 
     Raises:
-        ConfigurationError: An order is no permutation or is there twice, a number of requests is negative, or the prior
-            is off.
+        ConfigurationError: A sequence is not a permutation or is there twice, a number of requests is negative, or the
+            prior is off.
 
     Example:
         >>> after = expected_survivors(1, [(0, 1, 2)], requests=[1])[0]
@@ -58,10 +58,10 @@ def expected_survivors(
 def survivors_of(
     family: Family, problem: PlanProblem, looks: Sequence[int], trials: int = TRIALS, seed: int = 0
 ) -> tuple[Moment, ...]:
-    """Returns what is expected to be left of checked orders, as `expected_survivors`.
+    """Returns what is expected to be left of checked sequences, as `expected_survivors`.
 
     Args:
-        family: The orders.
+        family: The sequences.
         problem: Their shards and slices, and how likely requests are.
         looks: The numbers of requests after which to look.
         trials: How many histories to draw, beyond 14 slices.
@@ -72,7 +72,7 @@ def survivors_of(
         return simulate(shards, family, looks, trials, probabilities, seed=seed).moments
     if min(looks, default=0) < 0:
         raise ConfigurationError(f"Expected numbers of requests to be non-negative integers but got {min(looks)}.")
-    left = np.max([lengths_left(order) for order in family], axis=0)
+    left = np.max([lengths_left(sequence) for sequence in family], axis=0)
     alive, lengths = np.zeros(max(looks, default=0) + 1), np.zeros(max(looks, default=0) + 1)
     rows, times = np.unique(np.round(probabilities, 15), axis=0, return_counts=True)
     for row, equal in zip(rows, times, strict=True):
@@ -100,23 +100,23 @@ def retention_bound(shards: int, sequences: Iterable[Iterable[int]], requests: i
 
     For L rotations d is L/k, rounded down: the number min(B, L/k) in the paper's statement on retained performance,
     which takes it for any B. For B < L rotations that start one slice apart there are fewer such prefixes, and the
-    paper's expression is above the true value; here d is counted in the given orders.
+    paper's expression is above the true value; here d is counted in the given sequences.
 
     Args:
         shards: Number of shards, m.
-        sequences: Orders of the slices, all different.
+        sequences: Sequences of the slices, all different.
         requests: How many requests were made, r.
 
     Example:
         >>> round(retention_bound(1, [(0, 1), (1, 0)], requests=1), 4)
         0.75
     """
-    orders = [tuple(order) for order in sequences]
-    slices = len(orders[0])
+    family = [tuple(sequence) for sequence in sequences]
+    slices = len(family[0])
     bound = 0.0
     for stage in range(1, slices + 1):
         touched = 1 - (1 - stage / (shards * slices)) ** requests
-        bound += 1 - touched ** _disjoint(orders, stage)
+        bound += 1 - touched ** _disjoint(family, stage)
     return bound
 
 
@@ -148,13 +148,13 @@ def _request_sets(probabilities: Probabilities, requests: int) -> Iterator[NDArr
         yield chance
 
 
-def _disjoint(orders: list[SliceSequence], stage: int) -> int:
-    # one prefix after the other, if it has no slice in common with those before, from whichever order gives most
+def _disjoint(sequences: list[SliceSequence], stage: int) -> int:
+    # one prefix after the other, if it has no slice in common with those before, from whichever sequence gives most
     most = 0
-    for start in range(len(orders)):
+    for start in range(len(sequences)):
         taken: set[int] = set()
-        for order in (*orders[start:], *orders[:start]):
-            if taken.isdisjoint(order[:stage]):
-                taken.update(order[:stage])
+        for sequence in (*sequences[start:], *sequences[:start]):
+            if taken.isdisjoint(sequence[:stage]):
+                taken.update(sequence[:stage])
         most = max(most, len(taken) // stage)
     return most

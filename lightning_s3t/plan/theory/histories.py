@@ -81,16 +81,16 @@ def without_replacement(
     return _by_place(order, numbers)
 
 
-def hurting_most(shards: int, orders: Family, trials: int, generator: np.random.Generator) -> FirstRequests:
+def hurting_most(shards: int, family: Family, trials: int, generator: np.random.Generator) -> FirstRequests:
     """Plays the requester who looks at the plan and asks, each time, for what shortens the served prefixes most.
 
-    Where requests shorten them alike (none may shorten them, if several orders have a longest prefix), the one that
-    shortens the prefixes of all orders most goes first; what is equal then too is settled at random. Once nothing is
+    Where requests shorten them alike (none may shorten them, if several sequences have a longest prefix), the one that
+    shortens the prefixes of all sequences most goes first; what is equal then too is settled at random. Once nothing is
     served, nobody asks any more.
 
     Args:
         shards: Number of shards, m.
-        orders: Orders of the slices.
+        family: Sequences of the slices.
         trials: How many histories.
         generator: What ties are broken by.
 
@@ -101,13 +101,13 @@ def hurting_most(shards: int, orders: Family, trials: int, generator: np.random.
     Raises:
         ConfigurationError: There are more than 20 slices.
     """
-    slices = len(orders[0])
+    slices = len(family[0])
     if slices > LISTED_SLICES:
         raise ConfigurationError(
             f"There are {slices} slices. Expected at most {LISTED_SLICES} for the adaptive requester, who looks at "
             "every set of them."
         )
-    harm = _harm(orders, slices)
+    harm = _harm(family, slices)
     asked = np.zeros((trials, shards), np.int64)
     first = np.full((trials, shards * slices), NEVER, np.int64)
     every = np.arange(trials)
@@ -136,11 +136,11 @@ def _by_place(order: NDArray[np.intp], numbers: NDArray[np.int64]) -> FirstReque
     return placed
 
 
-def _harm(orders: Family, slices: int) -> NDArray[np.int32]:
+def _harm(family: Family, slices: int) -> NDArray[np.int32]:
     # by set of requested slices and next slice: above 0 as long as something is served that the next slice shortens
-    lefts = [lengths_left(order) for order in orders]
+    lefts = [lengths_left(sequence) for sequence in family]
     served = np.max(lefts, axis=0).astype(np.int32)
     total = np.sum(lefts, axis=0, dtype=np.int32)
-    value = served * (len(orders) * slices + 1) + total
+    value = served * (len(family) * slices + 1) + total
     sets = np.arange(len(value))
     return np.stack([value - value[sets | 1 << slice_] for slice_ in range(slices)], axis=1)

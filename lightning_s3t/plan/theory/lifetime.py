@@ -1,7 +1,7 @@
-"""The deletion rate for any orders and any prior: the expected number of requests until no unit survives.
+"""The deletion rate for any sequences and any prior: the expected number of requests until no unit survives.
 
-A unit is lost with the first slice of its order, if not before. So all is lost when, in every shard, each slice that
-stands first in one of its orders has been asked for. That is a coupon collector who needs the places (shard, first
+A unit is lost with the first slice of its sequence, if not before. So all is lost when, in every shard, each slice that
+stands first in one of its sequences has been asked for. That is a coupon collector who needs the places (shard, first
 slice), where a request is for place i with probability p_i. Three forms of the same value:
 
 - Equal p_i = 1/(mL), n = m*B' places: after k of them are found, the next takes 1/((n - k) p) requests on average. The
@@ -39,14 +39,14 @@ def expected_lifetime(shards: int, sequences: Iterable[Iterable[int]], prior: Pr
 
     Args:
         shards: Number of shards, m.
-        sequences: Orders of the slices, all different.
+        sequences: Sequences of the slices, all different.
         prior: Probability that a request is for each slice, or for each shard and slice; None for equal ones.
 
     Returns:
         Infinity, if there is a first slice that nobody ever asks for.
 
     Raises:
-        ConfigurationError: An order is no permutation or is there twice, or the prior is off.
+        ConfigurationError: A sequence is not a permutation or is there twice, or the prior is off.
 
     Example:
         >>> round(expected_lifetime(5, [(0, 1, 2), (1, 2, 0)]), 2)
@@ -59,13 +59,13 @@ def expected_lifetime(shards: int, sequences: Iterable[Iterable[int]], prior: Pr
 
 
 def lifetime_of(family: Family, problem: PlanProblem) -> float:
-    """Returns the `expected_lifetime` of checked orders.
+    """Returns the `expected_lifetime` of checked sequences.
 
     Args:
-        family: The orders.
+        family: The sequences.
         problem: Their shards and slices, and how likely requests are.
     """
-    first = sorted({order[0] for order in family})
+    first = sorted({sequence[0] for sequence in family})
     return collector(problem.places[:, first].ravel())
 
 

@@ -73,7 +73,7 @@ def simulate(
 
     Args:
         shards: Number of shards, m.
-        sequences: Orders of the slices, all different.
+        sequences: Sequences of the slices, all different.
         requests: The numbers of requests after which to look.
         trials: How many histories to draw.
         prior: Probability that a request is for each slice, or for each shard and slice; None for equal ones.
@@ -82,8 +82,8 @@ def simulate(
         seed: What is drawn from.
 
     Raises:
-        ConfigurationError: An order is no permutation or is there twice, an argument is out of range, or the prior is
-            off.
+        ConfigurationError: A sequence is not a permutation or is there twice, an argument is out of range, or the prior
+            is off.
 
     Example:
         >>> found = simulate(5, [(0, 1, 2), (1, 2, 0)], requests=[5], trials=2000)
@@ -126,11 +126,11 @@ def simulate(
     return totals.simulation(trials, shards, slices)
 
 
-def _stage_ends(first: FirstRequests, orders: Family) -> FirstRequests:
-    # shape (trials, shards, stages): the request after which no order has a surviving prefix of that length
+def _stage_ends(first: FirstRequests, family: Family) -> FirstRequests:
+    # shape (trials, shards, stages): the request after which no sequence has a surviving prefix of that length
     ends = np.zeros_like(first)
-    for order in orders:
-        np.maximum(ends, np.minimum.accumulate(first[:, :, list(order)], axis=2), out=ends)
+    for sequence in family:
+        np.maximum(ends, np.minimum.accumulate(first[:, :, list(sequence)], axis=2), out=ends)
     return ends
 
 

@@ -11,6 +11,8 @@ from lightning_s3t.cli.models import make_model
 def layers(
     model: str,
     slices: int,
+    /,
+    *,
     layers: list[str] | None = None,
     head: list[str] | None = None,
     rank: int = 16,

@@ -1,4 +1,4 @@
-"""The verb `plan`: what shards, slices and a budget buy, and what they cost."""
+"""The command `plan`: what shards, slices and a budget buy, and what they cost."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json as json_format
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lightning_s3t.cli.prior_file import read_prior
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.plan import Partition
+from lightning_s3t.plan import DataMode, EpochRule, Partition, PlannerName
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,11 +32,11 @@ def plan(
     budget: int | None = None,
     units: int | None = None,
     fine_tunes: float | None = None,
-    sequences: Literal["optimal", "cyclic", "bms", "conditional", "random", "all", "sisa"] = "optimal",
+    sequences: PlannerName = "optimal",
     prior: Path | None = None,
     requests: list[int] = LOOKS,
-    data: Literal["cumulative", "disjoint"] = "cumulative",
-    epochs: Literal["full", "sisa"] = "full",
+    data: DataMode = "cumulative",
+    epochs: EpochRule = "full",
     model: str | None = None,
     layers: int | None = None,
     width: int = 768,

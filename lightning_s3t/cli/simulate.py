@@ -1,4 +1,4 @@
-"""The verb `simulate`: what is left of a plan, request by request."""
+"""The command `simulate`: what is left of a plan, request by request."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json as json_format
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_s3t.cli.prior_file import read_prior
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.plan import Partition
+from lightning_s3t.plan import Partition, PlannerName
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from lightning_s3t.plan.problem import Prior
     from lightning_s3t.plan.theory.simulation import Requester
 
-Planner: TypeAlias = Literal["optimal", "cyclic", "bms", "conditional", "random", "all", "sisa"]
-
-SHOWN_PLANNERS: list[Planner] = ["optimal", "cyclic", "sisa"]
+SHOWN_PLANNERS: list[PlannerName] = ["optimal", "cyclic", "sisa"]
 SHOWN_ROWS = 10
 CURVE = 100  # points
 FIRST_TRIALS = 200
@@ -32,7 +30,7 @@ def simulate(
     shards: int,
     slices: int,
     budget: int,
-    sequences: list[Planner] = SHOWN_PLANNERS,
+    sequences: list[PlannerName] = SHOWN_PLANNERS,
     requester: Literal["slice", "subject", "sample", "adaptive"] = "slice",
     sizes: int | None = None,
     prior: Path | None = None,

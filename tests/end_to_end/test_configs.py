@@ -142,7 +142,7 @@ def test_it_fits_serves_and_forgets(config: str, tmp_path: Path, capsys: pytest.
     assert 0 < len(receipt["revoked"]) < 4
     assert main(["test", "--store", "store"]) == 0
     assert metric in capsys.readouterr().out
-    assert main(["audit", "--store", "store", "--units", "1", "--json"]) == 0
+    assert main(["store", "audit", "store", "--units", "1", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["passed"]
     assert len(report["units"]) == 1

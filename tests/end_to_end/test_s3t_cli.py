@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning_s3t.cli.remembered import remembered_config
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_s3t.cli import main
-from lightning_s3t.cli.remembered import remembered_config
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store import Store
 from tests.people import Classifier, People, PeopleData, fit
@@ -139,7 +139,7 @@ def test_the_audit_needs_the_store_alone(store: Path, capsys: Output) -> None:
     with Store.open(store) as opened:
         opened.forget(["user-3"])
     capsys.readouterr()
-    assert main(["audit", "--store", str(store), "--units", "2", "--json"]) == 0
+    assert main(["store", "audit", str(store), "--units", "2", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["passed"]
     assert len(report["units"]) == 2

@@ -11,7 +11,7 @@ from lightning_s3t.errors import StoreError
 SHARED = ("seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler", "s3t")
 
 
-def remembered_config(store: Path, name_classes: Collection[str] = ("model", "data")) -> str:
+def stored_config(store: Path, name_classes: Collection[str] = ("model", "data")) -> str:
     """Returns the LightningCLI config that a store was trained with, in YAML.
 
     Where an app has the callback among the trainer's, it is moved to the section `s3t`. Where it fixes its classes, so

@@ -1,4 +1,4 @@
-"""Verbs of a store's keeper: verify, rotate-key, provenance."""
+"""Commands of `s3t store`: pending, verify, rotate-key, provenance."""
 
 from __future__ import annotations
 
@@ -6,7 +6,23 @@ import json as json_format
 from pathlib import Path
 
 
-def verify(store: Path, json: bool = False) -> int:
+def pending(store: Path, /) -> None:
+    """List the scheduled requests: when they are due, and for how many subjects.
+
+    Args:
+        store: The store's folder.
+    """
+    from lightning_s3t.store import Store
+
+    with Store.open(store, forget_due=False) as opened:
+        found = opened.pending()
+    for due, count in found:
+        print(f"{due}  {count} subjects")
+    if not found:
+        print("Nothing is scheduled.")
+
+
+def verify(store: Path, /, *, json: bool = False) -> int:
     """Check a store: its history, every snapshot, that nothing revoked serves, and that no unknown file lies in it.
 
     Damaged units are taken out of service; the next fit trains them anew. Exits with 1 if anything is wrong.
@@ -41,7 +57,7 @@ def verify(store: Path, json: bool = False) -> int:
     return 0 if found.passed else 1
 
 
-def rotate_key(store: Path) -> None:
+def rotate_key(store: Path, /) -> None:
     """Take a new key for subjects' ids into use: every id in the store is hashed anew. Nothing has to be trained again.
 
     Args:
@@ -54,7 +70,7 @@ def rotate_key(store: Path) -> None:
     print("A new key is in use. Back up subject.key: no request can be carried out without it.")
 
 
-def provenance(store: Path, unit: str | None = None) -> None:
+def provenance(store: Path, /, *, unit: str | None = None) -> None:
     """Print what the units that are alive were made from, as JSON.
 
     Args:

@@ -1,4 +1,4 @@
-"""The command `s3t store audit`: trains surviving units anew, without the forgotten, and compares them bit by bit."""
+"""The command `s3t store audit`: trains surviving units again, without the forgotten, and compares them bit by bit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def audit(
     seed: int = 0,
     json: bool = False,
 ) -> int:
-    """Prove on a store that what serves was never reached by the forgotten: train units anew, and compare the bits.
+    """Prove on a store that what serves was never reached by the forgotten: train units again, and compare the bits.
 
     Args:
         store: The store's folder. It remembers the config that it was trained with, if that was a LightningCLI's.
@@ -43,7 +43,7 @@ def audit(
 
     if (store is None) == (not config):
         raise ConfigurationError("Expected either a store or --config: where the script's settings are.")
-    with redirect_stdout(sys.stderr):  # what Lightning prints of a fit is no part of the report
+    with redirect_stdout(sys.stderr):  # what Lightning prints of a fit is not part of the report
         app = _load(store, config or [], model, data, cli)
         report = run_audit(app.trainer, app.model, datamodule=app.datamodule, units=_units(units), seed=seed)
     if json:
@@ -100,5 +100,5 @@ def _has_section(configs: list[Path]) -> bool:
 def _import(path: str, expected: type) -> Any:
     found = import_path(path, "a class, as my_app:LitClassifier")
     if not isinstance(found, type) or not issubclass(found, expected):
-        raise ConfigurationError(f"{path} is no {expected.__name__} class. Expected the import path of one.")
+        raise ConfigurationError(f"{path} is not a {expected.__name__} class. Expected the import path of one.")
     return found

@@ -1,4 +1,4 @@
-"""The verbs of Lightning: fit with S3T; validate, test and predict with the ensemble."""
+"""The commands of Lightning: fit with S3T; validate, test and predict with the ensemble."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ class SaveConfig(SaveConfigCallback):
 
 
 def run_lightning(arguments: Sequence[str]) -> None:
-    """Runs a verb of Lightning.
+    """Run a command of Lightning.
 
     `--store PATH` stands for the config that the store was trained with.
 
     Args:
-        arguments: The verb ("fit", "validate", "test" or "predict") and what LightningCLI takes.
+        arguments: The command ("fit", "validate", "test" or "predict") and what LightningCLI takes.
 
     Raises:
         StoreError: `--store` names no store, or one that remembers no config.

@@ -206,7 +206,7 @@ def _table(found: Sequence[PlannerResult], shards: int, slices: int, requests: S
 
 def _quality(one: PlannerResult) -> str:
     assessment = one.assessment
-    text = f"Sum of the expected slices over the coming requests that hit anew: {assessment.value:.4g}"
+    text = f"Sum of the expected slices over the coming requests that hit a new slice: {assessment.value:.4g}"
     if assessment.proven:
         return f"{text}; no {len(one.sequences)} sequences have more (proven)."
     return f"{text}, within {assessment.gap:.1%} of a bound for any {len(one.sequences)} sequences."

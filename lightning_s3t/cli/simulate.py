@@ -48,7 +48,7 @@ def simulate(
         budget: Number of sequences that each shard is trained on, B (SISA has one).
         sequences: How the sequences are chosen; several are shown side by side.
         requester: Each request is for a slice, whatever came before (slice), or everybody asks once (subject, sample),
-            or somebody who knows the plan asks for what hurts most (adaptive).
+            or an adversary who knows the plan asks for what hurts most (adaptive).
         sizes: How many subjects or samples a slice has, for these requesters.
         prior: A JSON or CSV file that says how likely a request is, as for s3t plan.
         until: The last number of requests to look at. Without it, until hardly anything is left.

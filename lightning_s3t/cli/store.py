@@ -25,7 +25,7 @@ def pending(store: Path, /) -> None:
 def verify(store: Path, /, *, json: bool = False) -> int:
     """Check a store: its history, every snapshot, that nothing revoked serves, and that no unknown file lies in it.
 
-    Damaged units are taken out of service; the next fit trains them anew. Exits with 1 if anything is wrong.
+    Damaged units are taken out of service; the next fit trains them again. Exits with 1 if anything is wrong.
 
     Args:
         store: The store's folder.
@@ -58,7 +58,7 @@ def verify(store: Path, /, *, json: bool = False) -> int:
 
 
 def rotate_key(store: Path, /) -> None:
-    """Take a new key for subjects' ids into use: every id in the store is hashed anew. Nothing has to be trained again.
+    """Take a new key for subjects' ids into use: every id in the store is hashed again. Nothing has to be retrained.
 
     Args:
         store: The store's folder.

@@ -70,7 +70,7 @@ def check_budget(slices: int, budget: int, most: int, planner: str) -> None:
         planner: Its name.
 
     Raises:
-        ConfigurationError: The budget is no integer from 1 to `most`.
+        ConfigurationError: The budget is not an integer from 1 to `most`.
     """
     if isinstance(budget, bool) or not isinstance(budget, int) or not 1 <= budget <= most:
         raise ConfigurationError(

@@ -23,7 +23,7 @@ class PlanProblem:
     Attributes:
         slices: Number of slices, L.
         probabilities: That a request is for each slice: shape (L,), summing to 1.
-        horizon: Number of requests to look ahead, counting those that hit a slice anew.
+        horizon: Number of requests to look ahead, counting those that hit a new slice.
         places: The probability that a request is for each shard and slice: shape (m, L), summing to 1. Only what
             judges all shards together needs it.
 

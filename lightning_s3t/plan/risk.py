@@ -24,7 +24,7 @@ class RiskBands:
     A request then mostly hits the same few slices of a shard, which the sequences can keep late. Within its band's
     slices a subject's place is its hash's, as ever: it depends on the subject's own id and risk, on the seed and on
     fixed thresholds, never on who else is there. That holds only as long as the risks and the thresholds were not
-    computed from the training data: a threshold at the data's own 90 % quantile moves when somebody leaves. Take them
+    computed from the training data: a threshold at the data's own 90 % quantile moves when a subject leaves. Take them
     from elsewhere, and keep them; a store refuses a subject who has changed bands.
 
     Args:
@@ -34,7 +34,7 @@ class RiskBands:
         risks: The risk of each subject; whoever is not there is in the lowest band.
 
     Raises:
-        ConfigurationError: The bands do not fit the thresholds, these do not ascend, or a risk is no number.
+        ConfigurationError: The bands do not fit the thresholds, these do not ascend, or a risk is not a number.
 
     Example:
         >>> from lightning_s3t.plan import Partition

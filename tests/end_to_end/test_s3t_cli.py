@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning_s3t.cli.remembered import remembered_config
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_s3t.cli import main
+from lightning_s3t.cli.stored_config import stored_config
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store import Store
 from tests.people import Classifier, People, PeopleData, fit
@@ -148,7 +148,7 @@ def test_the_audit_needs_the_store_alone(store: Path, capsys: Output) -> None:
 def test_a_store_from_a_script_remembers_no_config(tmp_path: Path, capsys: Output) -> None:
     fit(tmp_path / "store", People.make(), budget=1, epochs=1)
     with pytest.raises(StoreError, match="remembers no config"):
-        remembered_config(tmp_path / "store")
+        stored_config(tmp_path / "store")
     assert main(["test", "--store", str(tmp_path / "store")]) == 2
     assert "--config config.yaml" in capsys.readouterr().err
 

@@ -91,7 +91,7 @@ def objective(
 ) -> Estimate:
     """Returns the expected length of a shard's best surviving prefix, summed over the coming requests.
 
-    Requests are drawn from the prior, and only those count that hit a slice anew: others change nothing. Up to 20
+    Requests are drawn from the prior, and only those count that hit a new slice: others change nothing. Up to 20
     slices the value is exact, beyond it is estimated from drawn histories.
 
     Args:

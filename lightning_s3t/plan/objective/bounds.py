@@ -18,8 +18,8 @@ SHORTER = 0.7
 def uniform_bound(slices: int, budget: int, horizon: int) -> float:
     """Returns a bound on the objective of `optimal` for equal probabilities, in closed form.
 
-    Look at stage k after t requests that hit anew. It survives those requested sets T of t slices that lie in the
-    complement of one of the B prefixes; complements have c = L - k slices. Let N be the number of sets T, S1 the sum of
+    Look at stage k after t requests that hit a new slice. It survives those requested sets T of t slices that lie in
+    the complement of one of the B prefixes; complements have c = L - k slices. Let N be the number of sets T, S1 the sum of
     how many each complement holds, and S2 the same for the intersections of pairs.
 
     - S1 = B * C(c, t), and at most min(N, S1) sets are covered.
@@ -32,7 +32,7 @@ def uniform_bound(slices: int, budget: int, horizon: int) -> float:
     Args:
         slices: Number of slices, L.
         budget: Number of sequences, B.
-        horizon: Number of requests to look ahead, counting those that hit a slice anew.
+        horizon: Number of requests to look ahead, counting those that hit a new slice.
 
     Example:
         >>> round(uniform_bound(6, 2, horizon=5), 4), round(uniform_bound(6, 6, horizon=5), 4)
@@ -60,7 +60,7 @@ def everything_bound(probabilities: Probabilities, horizon: int) -> float:
 
     Args:
         probabilities: Of a request for each slice, shape (L,).
-        horizon: Number of requests to look ahead, counting those that hit a slice anew.
+        horizon: Number of requests to look ahead, counting those that hit a new slice.
 
     Example:
         >>> everything_bound(np.array([0.5, 0.3, 0.2]), horizon=2)
@@ -83,7 +83,7 @@ def lagrangian_bound(probabilities: Probabilities, budget: int, horizon: int, ta
     Args:
         probabilities: Of a request for each slice, shape (L,); L up to about 14.
         budget: Number of sequences, B.
-        horizon: Number of requests to look ahead, counting those that hit a slice anew.
+        horizon: Number of requests to look ahead, counting those that hit a new slice.
         target: A value that some sequences reach, for the length of the steps.
     """
     lattice = Lattice(probabilities, horizon)

@@ -36,7 +36,7 @@ def exact_optimum(probabilities: Probabilities, budget: int, horizon: int) -> Op
     Args:
         probabilities: Of a request for each slice, shape (L,); L of 6 and more takes long.
         budget: Number of sequences, B.
-        horizon: Number of requests to look ahead, counting those that hit a slice anew.
+        horizon: Number of requests to look ahead, counting those that hit a new slice.
 
     Example:
         >>> round(exact_optimum(np.full(4, 0.25), budget=2, horizon=3).value, 4)

@@ -24,7 +24,7 @@ class Lattice:
 
     Args:
         probabilities: Of a request for each slice, shape (L,).
-        horizon: Number of requests to look ahead, counting those that hit a slice anew.
+        horizon: Number of requests to look ahead, counting those that hit a new slice.
     """
 
     def __init__(self, probabilities: Probabilities, horizon: int) -> None:
@@ -203,7 +203,7 @@ def lengths_left(sequence: SliceSequence) -> NDArray[np.int8]:
 
 
 def distinct_request_sets(probabilities: Probabilities, requests: int) -> NDArray[np.float64]:
-    """Returns how often each set is what is requested after 1, 2, ... requests, counting only those that hit anew.
+    """Returns the chance of each set after 1, 2, ... requests, counting only those that hit a new slice.
 
     Requests are drawn from the prior; one for a slice that was asked for before changes nothing and is not counted.
     So the k-th request that counts is slice x with its prior, divided by the prior of all slices that are left.
@@ -224,7 +224,7 @@ def distinct_request_sets(probabilities: Probabilities, requests: int) -> NDArra
     bits = 1 << np.arange(slices)
     chance = np.zeros(2**slices)
     chance[0] = 1
-    # what each set passes on per unit of a slice's prior; a set after which nobody asks any more passes on nothing
+    # what each set passes on per unit of a slice's prior; a set after which no requests come passes on nothing
     passed_on = np.zeros(2**slices)
     for size in range(min(requests, slices) + 1):
         level = np.flatnonzero(sizes == size)

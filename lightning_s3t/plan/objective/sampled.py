@@ -18,7 +18,7 @@ class SampledLandscape:
 
     Args:
         probabilities: Of a request for each slice, shape (L,).
-        horizon: Number of requests to look ahead, counting those that hit a slice anew.
+        horizon: Number of requests to look ahead, counting those that hit a new slice.
         samples: How many histories.
         seed: What they are drawn from.
     """

@@ -40,7 +40,7 @@ def optimal(
 ) -> Family:
     """Returns the sequences with the largest expected length of the best surviving prefix, over the coming requests.
 
-    The objective is the sum, over the next `horizon` requests that hit a slice anew, of the expected length of the best
+    The objective is the sum, over the next `horizon` requests that hit a new slice, of the expected length of the best
     prefix that is left in a shard, where requests are drawn from the prior. (A request for a slice that was asked for
     before changes nothing, so it does not count.) `assess` gives its value, an upper bound for any sequences of that
     budget, and the gap between the two.

@@ -31,7 +31,7 @@ def by_slice(probabilities: Probabilities, trials: int, generator: np.random.Gen
         generator: What they are drawn from.
 
     Returns:
-        Shape (trials, places): the number of the first request for each place, from 1; `NEVER` if nobody asks.
+        Shape (trials, places): the number of the first request for each place, from 1; `NEVER` if there is none.
     """
     order = _clocks(probabilities, trials, generator).argsort(axis=1)
     mass = probabilities[order]
@@ -57,8 +57,8 @@ def without_replacement(
         generator: What they are drawn from.
 
     Returns:
-        Shape (trials, places): the number of the first request for each place, from 1; `NEVER` where there is
-        nobody.
+        Shape (trials, places): the number of the first request for each place, from 1; `NEVER` where a place
+        has none.
     """
     rates = np.where(sizes > 0, probabilities / np.maximum(sizes, 1), 0.0)
     clocks = _clocks(rates * sizes, trials, generator)
@@ -86,7 +86,7 @@ def hurting_most(shards: int, family: Family, trials: int, generator: np.random.
 
     Where requests shorten them alike (none may shorten them, if several sequences have a longest prefix), the one that
     shortens the prefixes of all sequences most goes first; what is equal then too is settled at random. Once nothing is
-    served, nobody asks any more.
+    served, there are no more requests.
 
     Args:
         shards: Number of shards, m.

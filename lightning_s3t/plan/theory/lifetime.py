@@ -43,7 +43,7 @@ def expected_lifetime(shards: int, sequences: Iterable[Iterable[int]], prior: Pr
         prior: Probability that a request is for each slice, or for each shard and slice; None for equal ones.
 
     Returns:
-        Infinity, if there is a first slice that nobody ever asks for.
+        Infinity, if there is a first slice that is never asked for.
 
     Raises:
         ConfigurationError: A sequence is not a permutation or is there twice, or the prior is off.

@@ -20,7 +20,7 @@ TEST_FILES = {10: ("test_batch",), 100: ("test",)}
 
 
 class CIFARData(OwnedData):
-    """CIFAR-10 or CIFAR-100. Nobody owns its images, so each is its own owner, by its number in the train files.
+    """CIFAR-10 or CIFAR-100. Its images have no owners, so each is its own owner, by its number in the train files.
 
     Args:
         folder: The folder that has `cifar-10-batches-py` or `cifar-100-python` in it.
@@ -104,7 +104,8 @@ class CIFARData(OwnedData):
                 labels = [int(label) for label in content[LABELS[self.classes]]]
             except (pickle.UnpicklingError, EOFError, KeyError, ValueError, AttributeError, TypeError) as error:
                 raise DataError(
-                    f"The file {path} is no batch of CIFAR-{self.classes} ({error}). Delete it and set download=True."
+                    f"The file {path} is not a batch of CIFAR-{self.classes} ({error}). Delete it and "
+                    "set download=True."
                 ) from error
         return list(zip(images, labels, strict=True))
 
@@ -126,4 +127,4 @@ class ArrayUnpickler(pickle.Unpickler):
         """
         if name in self.allowed and module.partition(".")[0] in ("numpy", "_codecs"):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of an array")
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not part of an array")

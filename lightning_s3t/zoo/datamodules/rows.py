@@ -1,4 +1,4 @@
-"""Rows that somebody owns, and what all data modules share: their dataloaders."""
+"""Rows with owners, and what all data modules share: their dataloaders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class OwnedRows(Dataset[Any]):
 
     Args:
         rows: The rows.
-        owners: Who owns each; None where nobody knows, then each row is its own owner, by its number.
+        owners: Who owns each; None where that is unknown: then each row is its own owner, by its number.
         read: Makes a sample of a row; None to take it as it is.
 
     Raises:

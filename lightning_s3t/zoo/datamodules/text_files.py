@@ -74,5 +74,5 @@ def _read_json(path: Path, lines: bool) -> list[Record]:
     # not splitlines(), which cuts at more than line feeds, and text may have those
     records = [json.loads(line) for line in text.split("\n") if line.strip()] if lines else json.loads(text)
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise ValueError("it is no list of objects")
+        raise ValueError("it is not a list of objects")
     return records

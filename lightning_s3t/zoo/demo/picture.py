@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lightning_s3t.zoo.demo.requests import Course
+from lightning_s3t.zoo.demo.course import Course
 
 COLOURS = {"S3T": "#3b5bdb", "SISA": "#e8590c"}
 

@@ -22,10 +22,10 @@ from rich.table import Table
 
 from lightning_s3t import S3TModule, describe_layers
 from lightning_s3t.plan import deletion_rate
-from lightning_s3t.zoo.demo.checks import Check, Comparison, check_guarantees
+from lightning_s3t.zoo.demo.course import Course, forget_until_nothing_is_left
 from lightning_s3t.zoo.demo.digits import Digits, accuracy
+from lightning_s3t.zoo.demo.guarantees import Check, Comparison, check_guarantees
 from lightning_s3t.zoo.demo.picture import draw
-from lightning_s3t.zoo.demo.requests import Course, forget_until_nothing_is_left
 from lightning_s3t.zoo.demo.training import (
     ADAPTER,
     DemoSettings,

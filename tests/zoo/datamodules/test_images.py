@@ -162,7 +162,7 @@ def test_cifars_files_that_are_missing_or_damaged_are_named(tmp_path: Path) -> N
         CIFARData(tmp_path).rows("train")
     write_cifar(tmp_path)
     (tmp_path / "cifar-10-batches-py/test_batch").write_bytes(b"\x80\x02}q\x00.")
-    with pytest.raises(DataError, match="test_batch is no batch of CIFAR-10"):
+    with pytest.raises(DataError, match="test_batch is not a batch of CIFAR-10"):
         CIFARData(tmp_path).rows("test")
     with pytest.raises(ConfigurationError, match="`classes` to be 10 or 100 but got 20"):
         CIFARData(tmp_path, classes=20)  # type: ignore[arg-type]

@@ -126,7 +126,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, tokenizer: str) -> 
         ("none.csv", "There is no file .*none.csv"),
         ("rows.xlsx", "rows.xlsx is of no known kind"),
         ("broken.jsonl", "broken.jsonl is damaged"),
-        ("number.json", "number.json is damaged: it is no list of objects"),
+        ("number.json", "number.json is damaged: it is not a list of objects"),
     ):
         with pytest.raises(DataError, match=message):
             TextData(tokenizer, train=tmp_path / name).rows("train")

@@ -11,8 +11,8 @@ import torch
 from lightning_s3t.cli import main
 from lightning_s3t.zoo.datamodules import OwnedRows
 from lightning_s3t.zoo.demo import QUICK, run_demo
-from lightning_s3t.zoo.demo.checks import Comparison, check_guarantees
 from lightning_s3t.zoo.demo.digits import Digits, accuracy
+from lightning_s3t.zoo.demo.guarantees import Comparison, check_guarantees
 from lightning_s3t.zoo.demo.training import make_model
 
 

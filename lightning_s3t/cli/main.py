@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lightning_s3t.errors import S3TError
 
@@ -58,7 +58,6 @@ def make_app() -> App:
     from cyclopts import App, Group, Parameter
 
     from lightning_s3t.cli.audit import audit
-    from lightning_s3t.cli.completion import completion
     from lightning_s3t.cli.demo import demo
     from lightning_s3t.cli.forget import forget
     from lightning_s3t.cli.layers import layers
@@ -104,6 +103,15 @@ def make_app() -> App:
     store.command(rotate_key)
     app.command(store)
     return app
+
+
+def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
+    """Print a completion script for a shell.
+
+    Args:
+        shell: Which one: eval "$(s3t completion bash)".
+    """
+    print(make_app().generate_completion(shell=shell))
 
 
 def _run(given: list[str]) -> int:

@@ -104,7 +104,7 @@ def _stage_bytes(
 ) -> list[int] | None:
     """Returns the bytes of a unit's snapshot by stage: its group's adapters and the head."""
     if model is not None:
-        from lightning_s3t.cli.layers import make_model
+        from lightning_s3t.cli.models import make_model
         from lightning_s3t.tuning import DEFAULT_ADAPTER, describe_layers
 
         head, *groups, _ = describe_layers(

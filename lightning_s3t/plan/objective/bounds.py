@@ -19,8 +19,8 @@ def uniform_bound(slices: int, budget: int, horizon: int) -> float:
     """Returns a bound on the objective of `optimal` for equal probabilities, in closed form.
 
     Look at stage k after t requests that hit a new slice. It survives those requested sets T of t slices that lie in
-    the complement of one of the B prefixes; complements have c = L - k slices. Let N be the number of sets T, S1 the sum of
-    how many each complement holds, and S2 the same for the intersections of pairs.
+    the complement of one of the B prefixes; complements have c = L - k slices. Let N be the number of sets T, S1 the
+    sum of how many each complement holds, and S2 the same for the intersections of pairs.
 
     - S1 = B * C(c, t), and at most min(N, S1) sets are covered.
     - The complements have B*c slices in all, so that the L slices are in q or q + 1 complements each at the evenest,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from bisect import bisect_right
@@ -106,7 +107,7 @@ def _read(path: Path) -> dict[object, float]:
 
 
 def _read_csv(text: str) -> dict[str, str]:
-    header, *rows = [row for row in csv.reader(text.splitlines()) if row] or [[]]
+    header, *rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row] or [[]]
     if [name.strip() for name in header] != ["subject", "risk"]:
         raise ValueError(f"its first line is {','.join(header)!r}")
     return dict(rows)  # a row of another length is a ValueError

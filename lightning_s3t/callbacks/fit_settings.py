@@ -96,7 +96,7 @@ def import_path_of(kind: type) -> str:
     """Returns the path that a class can be imported by, in another process too.
 
     A script's own classes are those of `__main__` while it runs, and of a module by the script's name for everybody
-    else: `s3t audit` makes again what `python app.py fit` has made.
+    else: `s3t store audit` makes again what `python app.py fit` has made.
 
     Args:
         kind: The class.

@@ -16,9 +16,9 @@ from torch import Tensor
 from lightning_s3t.callbacks.audited import Audited, AuditReport
 from lightning_s3t.callbacks.found_state import describe_changes
 from lightning_s3t.callbacks.ranks import on_rank_zero
-from lightning_s3t.callbacks.training_data import DataMode, TrainingData
+from lightning_s3t.callbacks.training_data import TrainingData
 from lightning_s3t.callbacks.unit_plan import Digests, FitPlan, plan_fit
-from lightning_s3t.plan import Sequence, SequenceChoice, UnitId, units_of
+from lightning_s3t.plan import DataMode, SequenceChoice, SliceSequence, UnitId, units_of
 from lightning_s3t.store import Store
 from lightning_s3t.tuning.adapter_effect import check_effect
 from lightning_s3t.tuning.fingerprint import digest_tensors
@@ -62,7 +62,7 @@ class FitStore:
     ) -> None:
         self.store: Store | None = None
         self.plan = FitPlan((), 0, (), 0)
-        self.sequences: tuple[Sequence, ...] = ()
+        self.sequences: tuple[SliceSequence, ...] = ()
         self.start: Base = {}
         self.digests: Digests = {}
         self._trainer = trainer
@@ -122,7 +122,7 @@ class FitStore:
         """Closes the store, and lets other fits in."""
         self._exit.close()
 
-    def _open(self, path: Path, make_base: Callable[[], Base]) -> tuple[Base, tuple[Sequence, ...]]:
+    def _open(self, path: Path, make_base: Callable[[], Base]) -> tuple[Base, tuple[SliceSequence, ...]]:
         # one batch a unit is no training: nothing of it may be kept
         if self._trainer.fast_dev_run:  # type: ignore[attr-defined]
             path = Path(tempfile.mkdtemp(prefix="s3t-fast-dev-run-"))

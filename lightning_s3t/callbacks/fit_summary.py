@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_s3t.columns import align
-from lightning_s3t.plan import Sequence, UnitId, survivors, units_of
+from lightning_s3t.plan import SliceSequence, UnitId, survivors, units_of
 from lightning_s3t.store import UnitRecord
 
 
@@ -49,7 +49,7 @@ class FitSummary:
         cls,
         alive: Mapping[UnitId, UnitRecord],
         shards: int,
-        sequences: Iterable[Sequence],
+        sequences: Iterable[SliceSequence],
         trained: Iterable[UnitId],
         seconds: float,
     ) -> FitSummary:

@@ -46,11 +46,11 @@ from lightning_s3t.callbacks.quiet import warned_once
 from lightning_s3t.callbacks.ranks import on_rank_zero
 from lightning_s3t.callbacks.run_record import trainer_settings
 from lightning_s3t.callbacks.subjects import Subjects, check_order, subjects_of
-from lightning_s3t.callbacks.training_data import DataMode, TrainingData, check_loader
-from lightning_s3t.callbacks.unit_settings import EpochRule, Isolation, UnitSettings
+from lightning_s3t.callbacks.training_data import TrainingData, check_loader
+from lightning_s3t.callbacks.unit_settings import Isolation, UnitSettings
 from lightning_s3t.callbacks.unit_store import UnitStore
 from lightning_s3t.callbacks.unit_training import UnitTraining
-from lightning_s3t.plan import Partition, RiskBands, SequenceChoice, UnitId
+from lightning_s3t.plan import DataMode, EpochRule, Partition, RiskBands, SequenceChoice, UnitId
 from lightning_s3t.store import Receipt
 from lightning_s3t.tuning.adapter_effect import measure_effect
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, describe_adapter, resolve_adapter
@@ -125,9 +125,9 @@ class S3T(pl.Callback):
         layers: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
         head: str | Sequence[str] | None = None,
         adapter: PeftConfig | Mapping[str, Any] | None = DEFAULT_ADAPTER,
-        data: Literal["cumulative", "disjoint"] = "cumulative",
+        data: DataMode = "cumulative",
         seed: int = 0,
-        epochs: Literal["full", "sisa"] = "full",
+        epochs: EpochRule = "full",
         prior: Sequence[float] | Sequence[Sequence[float]] | None = None,
         risk: RiskBands | Mapping[str, Any] | None = None,
         register: bool = True,
@@ -137,16 +137,14 @@ class S3T(pl.Callback):
         check_arguments(shards, slices, budget, seed, parallel_units)
         check_choices(data=data, epochs=epochs, isolation=isolation)
         self.store = Path(store)
-        self.choice = SequenceChoice(sequences, slices, budget, seed, prior, _mode(data), _rule(epochs))
+        self.choice = SequenceChoice(sequences, slices, budget, seed, prior, data, epochs)
         self.sequences = self.choice.plan()
         self.subjects = subjects
         self.register = register
         self.isolation = isolation
         self.risk = RiskBands.of(risk)
         self.partition = Partition(shards, slices, seed, self.risk.slices if self.risk is not None else ())
-        self.unit_settings = UnitSettings(
-            shards, slices, seed, _mode(data), _rule(epochs), parallel_units=parallel_units
-        )
+        self.unit_settings = UnitSettings(shards, slices, seed, data, epochs, parallel_units=parallel_units)
         self.layers = layers
         self.head = head
         self.adapter = resolve_adapter(adapter)
@@ -455,14 +453,6 @@ class S3T(pl.Callback):
             again = check_loader(request_train_dataloader(trainer))
             check_order(data.subjects, subjects_of(again.dataset, self.subjects))
         return data
-
-
-def _mode(data: str) -> DataMode:
-    return "cumulative" if data == "cumulative" else "disjoint"
-
-
-def _rule(epochs: str) -> EpochRule:
-    return "full" if epochs == "full" else "sisa"
 
 
 def _coordinates(shard: int, prefix: Sequence[int]) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.utils.data import (
@@ -20,10 +20,8 @@ from lightning_s3t.callbacks.shuffling import UnitShuffle
 from lightning_s3t.callbacks.state_digest import AnyGenerator, find_generators
 from lightning_s3t.callbacks.subjects import Subjects, subjects_of
 from lightning_s3t.errors import DataError, UnsupportedError
-from lightning_s3t.plan import Partition, Place, RiskBands, UnitId
+from lightning_s3t.plan import DataMode, Partition, Place, RiskBands, UnitId
 from lightning_s3t.tuning.randomness import derive_seed, seed_generator
-
-DataMode = Literal["cumulative", "disjoint"]
 
 
 class TrainingData:

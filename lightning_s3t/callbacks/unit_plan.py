@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_s3t.callbacks.training_data import DataMode, TrainingData
+from lightning_s3t.callbacks.training_data import TrainingData
 from lightning_s3t.errors import DataError
-from lightning_s3t.plan import Place, UnitId
+from lightning_s3t.plan import DataMode, Place, UnitId
 from lightning_s3t.store import UnitRecord
 
 Digests = Mapping[Place, tuple[str, str]]

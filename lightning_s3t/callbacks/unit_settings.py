@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from lightning_s3t.callbacks.training_data import DataMode
+from lightning_s3t.plan import DataMode, EpochRule
 
-EpochRule = Literal["full", "sisa"]
 Isolation = Literal["forkserver", "fork", "none"]
 
 

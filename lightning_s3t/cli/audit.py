@@ -1,4 +1,4 @@
-"""The verb `audit`: trains surviving units anew, without the forgotten, and compares them bit by bit."""
+"""The command `s3t store audit`: trains surviving units again, without the forgotten, and compares them bit by bit."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 
 def audit(
-    *,
     store: Path | None = None,
+    /,
+    *,
     config: list[Path] | None = None,
     model: str | None = None,
     data: str | None = None,
@@ -26,7 +27,7 @@ def audit(
     seed: int = 0,
     json: bool = False,
 ) -> int:
-    """Prove on a store that what serves was never reached by the forgotten: train units anew, and compare the bits.
+    """Prove on a store that what serves was never reached by the forgotten: train units again, and compare the bits.
 
     Args:
         store: The store's folder. It remembers the config that it was trained with, if that was a LightningCLI's.
@@ -41,8 +42,8 @@ def audit(
     from lightning_s3t.auditing import audit as run_audit
 
     if (store is None) == (not config):
-        raise ConfigurationError("Expected either --store or --config: where the script's settings are.")
-    with redirect_stdout(sys.stderr):  # what Lightning prints of a fit is no part of the report
+        raise ConfigurationError("Expected either a store or --config: where the script's settings are.")
+    with redirect_stdout(sys.stderr):  # what Lightning prints of a fit is not part of the report
         app = _load(store, config or [], model, data, cli)
         report = run_audit(app.trainer, app.model, datamodule=app.datamodule, units=_units(units), seed=seed)
     if json:
@@ -68,7 +69,7 @@ def _load(
     from lightning.pytorch.cli import LightningCLI
 
     from lightning_s3t.cli.lightning import S3TCLI
-    from lightning_s3t.cli.remembered import remembered_config
+    from lightning_s3t.cli.stored_config import stored_config
 
     kind: Any = S3TCLI if store is not None or _has_section(configs) else LightningCLI
     arguments: dict[str, Any] = {"subclass_mode_model": model is None, "subclass_mode_data": data is None}
@@ -83,7 +84,7 @@ def _load(
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="s3t-config-"))
             configs = [Path(folder) / "config.yaml"]
             unnamed = [name for name, given in (("model", model), ("data", data)) if given is None and cli is None]
-            configs[0].write_text(remembered_config(store, unnamed))
+            configs[0].write_text(stored_config(store, unnamed))
         given = [part for config in configs for part in ("--config", str(config))]
         made: LightningCLI = kind(**arguments, run=False, save_config_callback=None, args=given)
     return made
@@ -99,5 +100,5 @@ def _has_section(configs: list[Path]) -> bool:
 def _import(path: str, expected: type) -> Any:
     found = import_path(path, "a class, as my_app:LitClassifier")
     if not isinstance(found, type) or not issubclass(found, expected):
-        raise ConfigurationError(f"{path} is no {expected.__name__} class. Expected the import path of one.")
+        raise ConfigurationError(f"{path} is not a {expected.__name__} class. Expected the import path of one.")
     return found

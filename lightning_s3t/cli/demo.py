@@ -1,4 +1,4 @@
-"""The verb `demo`."""
+"""The command `demo`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning_s3t.errors import ConfigurationError, S3TError
 
 
-def demo(output: Path = Path("s3t-demo"), seed: int = 0, epochs: int | None = None, quick: bool = False) -> None:
+def demo(*, output: Path = Path("s3t-demo"), seed: int = 0, epochs: int | None = None, quick: bool = False) -> None:
     """Show the whole story on real data, offline, in about two minutes: train by slices, forget, check the guarantees.
 
     Args:
@@ -18,18 +18,13 @@ def demo(output: Path = Path("s3t-demo"), seed: int = 0, epochs: int | None = No
     """
     from rich.console import Console
 
+    _check_packages()
     _check(output, seed, epochs)
     console = Console()
     with console.status("Loading Lightning and PEFT"):
-        try:
-            from dataclasses import replace
+        from dataclasses import replace
 
-            from lightning_s3t.demo import QUICK, DemoSettings, run_demo
-        except ModuleNotFoundError as error:
-            package = (error.name or "").partition(".")[0]
-            if package not in ("sklearn", "matplotlib"):
-                raise
-            raise ConfigurationError(f'The demo needs {package}: pip install "lightning-s3t[demo]"') from error
+        from lightning_s3t.zoo.demo import QUICK, DemoSettings, run_demo
     settings = replace(QUICK if quick else DemoSettings(), seed=seed)
     if epochs is not None:
         settings = replace(settings, epochs=epochs)
@@ -37,6 +32,14 @@ def demo(output: Path = Path("s3t-demo"), seed: int = 0, epochs: int | None = No
     broken = [check.name for check in result.checks if not check.holds]
     if broken:
         raise S3TError(f"These guarantees do not hold on this machine: {', '.join(broken)}.")
+
+
+def _check_packages() -> None:
+    from lightning_utilities.core.imports import RequirementCache
+
+    missing = [package for package in ("sklearn", "matplotlib", "timm") if not RequirementCache(module=package)]
+    if missing:
+        raise ConfigurationError(f'The demo needs {", ".join(missing)}: pip install "lightning-s3t[demo]"')
 
 
 def _check(output: Path, seed: int, epochs: int | None) -> None:

@@ -1,6 +1,9 @@
-"""The verb `layers`: what S3T finds in a model, before any training."""
+"""The command `layers`: what S3T finds in a model, before any training."""
 
 from __future__ import annotations
+
+import json as json_format
+from dataclasses import asdict
 
 from lightning_s3t.cli.models import make_model
 
@@ -8,10 +11,13 @@ from lightning_s3t.cli.models import make_model
 def layers(
     model: str,
     slices: int,
+    /,
+    *,
     layers: list[str] | None = None,
     head: list[str] | None = None,
     rank: int = 16,
     whole_layers: bool = False,
+    json: bool = False,
 ) -> None:
     """Show the layer groups and the head that are found in a model, and what each stage would train.
 
@@ -23,14 +29,11 @@ def layers(
         head: Paths of the head, if it cannot be found.
         rank: Rank of the LoRA adapters.
         whole_layers: Fine-tune whole layers, without adapters.
+        json: Print a JSON document, with the path of every block.
     """
-    from rich.console import Console
-    from rich.markup import escape
-
-    from lightning_s3t.tables import layer_table
     from lightning_s3t.tuning import DEFAULT_ADAPTER, describe_layers
 
     named = layers[0] if layers is not None and len(layers) == 1 else layers
     adapter = None if whole_layers else {**DEFAULT_ADAPTER, "r": rank}
     found = describe_layers(make_model(model), slices, named, head, adapter)
-    Console().print(layer_table(found, title=escape(model)))
+    print(json_format.dumps(asdict(found), indent=2) if json else found)

@@ -1,4 +1,4 @@
-"""The verbs of Lightning: fit with S3T; validate, test and predict with the ensemble."""
+"""The commands of Lightning: fit with S3T; validate, test and predict with the ensemble."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from lightning_s3t.callbacks import S3T
 from lightning_s3t.cli.imports import see_current_folder
-from lightning_s3t.cli.remembered import remembered_config
+from lightning_s3t.cli.stored_config import stored_config
 from lightning_s3t.serving.module import EnsembleModule
 
 DESCRIPTION = "Trains any LightningModule by slices, so that data can be removed from it exactly."
@@ -70,12 +70,12 @@ class SaveConfig(SaveConfigCallback):
 
 
 def run_lightning(arguments: Sequence[str]) -> None:
-    """Runs a verb of Lightning.
+    """Run a command of Lightning.
 
     `--store PATH` stands for the config that the store was trained with.
 
     Args:
-        arguments: The verb ("fit", "validate", "test" or "predict") and what LightningCLI takes.
+        arguments: The command ("fit", "validate", "test" or "predict") and what LightningCLI takes.
 
     Raises:
         StoreError: `--store` names no store, or one that remembers no config.
@@ -87,7 +87,7 @@ def run_lightning(arguments: Sequence[str]) -> None:
             at = given.index("--store")
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s3t-config-")))
             config = folder / "config.yaml"
-            config.write_text(remembered_config(Path(given[at + 1])))
+            config.write_text(stored_config(Path(given[at + 1])))
             given[at : at + 2] = ["--config", str(config)]
         stack.enter_context(warnings.catch_warnings())
         # it warns of arguments that are given twice, here and on the command line: these are the same

@@ -1,14 +1,17 @@
-"""The `s3t` command: its verbs, and how errors leave it."""
+"""The `s3t` command: its commands, and how errors leave it."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from lightning_s3t.errors import S3TError
 
-DESCRIPTION = "Exact machine unlearning for Lightning: what a store holds, who is forgotten, and a demo."
-LIGHTNING_VERBS = {
+if TYPE_CHECKING:
+    from cyclopts import App
+
+LIGHTNING_COMMANDS = {
     "fit": "Train every missing unit of a store, from a LightningCLI config.",
     "validate": "Validate the ensemble of a store's survivors.",
     "test": "Test the ensemble of a store's survivors.",
@@ -19,54 +22,26 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs the command line.
+    """Run the command line.
 
     Args:
         args: The arguments; None for those of the process.
 
     Returns:
-        0, or 1 if a check has failed; 2 after an error of ours (its message is on stderr), or 130 after Ctrl-C.
-
-    Raises:
-        SystemExit: The arguments are off (2), or help was asked for (0).
+        0, or 1 if a check has failed; 2 after an error of ours or in the arguments (its message is on stderr), or 130
+        after Ctrl-C.
     """
     given = list(sys.argv[1:] if args is None else args)
     try:
-        if given and given[0] in LIGHTNING_VERBS:
+        if given and given[0] in LIGHTNING_COMMANDS:
             from lightning_s3t.cli.lightning import run_lightning
 
             run_lightning(given)
             return 0
-        from lightning_s3t.cli.arguments import Verb, make_parser, run_verb
-        from lightning_s3t.cli.audit import audit
-        from lightning_s3t.cli.demo import demo
-        from lightning_s3t.cli.keeping import provenance, rotate_key, verify
-        from lightning_s3t.cli.layers import layers
-        from lightning_s3t.cli.plan import plan
-        from lightning_s3t.cli.requests import forget, forget_due, pending, receipts, verify_receipt
-        from lightning_s3t.cli.simulate import simulate
-        from lightning_s3t.cli.status import status
-
-        verbs: dict[str, Verb] = {
-            "demo": demo,
-            "layers": layers,
-            "plan": plan,
-            "simulate": simulate,
-            "status": status,
-            "forget": forget,
-            "forget-due": forget_due,
-            "pending": pending,
-            "receipts": receipts,
-            "verify-receipt": verify_receipt,
-            "verify": verify,
-            "audit": audit,
-            "provenance": provenance,
-            "rotate-key": rotate_key,
-        }
-        return run_verb(make_parser(verbs, "s3t", DESCRIPTION, LIGHTNING_VERBS).parse_args(given))
+        return _run(given)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in ("docstring_parser", "rich", "jsonargparse", "shtab"):
+        if package not in ("cyclopts", "rich", "jsonargparse"):
             raise
         print(f's3t: the command needs {package}: pip install "lightning-s3t[cli]"', file=sys.stderr)
         return EXIT_ERROR
@@ -76,3 +51,82 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("s3t: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def make_app() -> App:
+    """Return the application: every command is a typed function, whose docstring is its help."""
+    from cyclopts import App, Group, Parameter
+
+    from lightning_s3t.cli.audit import audit
+    from lightning_s3t.cli.demo import demo
+    from lightning_s3t.cli.forget import forget
+    from lightning_s3t.cli.layers import layers
+    from lightning_s3t.cli.plan import plan
+    from lightning_s3t.cli.receipts import list_receipts, verify_receipt
+    from lightning_s3t.cli.simulate import simulate
+    from lightning_s3t.cli.status import status
+    from lightning_s3t.cli.store import pending, provenance, rotate_key, verify
+
+    learn, design, train, erase, keep = (
+        Group(title, sort_key=number)
+        for number, title in enumerate(
+            ("Get started", "Choose before training", "Train and serve (LightningCLI)", "Forget", "Keep a store")
+        )
+    )
+    # flags have no --no-..., and lists take several values: s3t plan --requests 1 5 20
+    app = App(
+        "s3t",
+        help="Exact machine unlearning for Lightning: plan, train by slices, forget, and prove it.",
+        help_format="plaintext",
+        version_flags=[],
+        default_parameter=Parameter(negative=(), consume_multiple=True),
+    )
+    app["--help"].group = learn
+    app.command(demo, group=learn)
+    app.command(completion, group=learn)
+    app.command(plan, group=design)
+    app.command(simulate, group=design)
+    app.command(layers, group=design)
+    for name, summary in LIGHTNING_COMMANDS.items():
+        app.command(App(name, help=summary, group=train))
+    app.command(forget, group=erase)
+    receipt = App("receipt", help="The receipts of requests: list them, and check one.", group=erase)
+    receipt.command(list_receipts, name="list")
+    receipt.command(verify_receipt, name="verify")
+    app.command(receipt)
+    store = App("store", help="What a store holds, whether it is whole, and its key.", group=keep)
+    store.command(status)
+    store.command(verify)
+    store.command(audit)
+    store.command(provenance)
+    store.command(pending)
+    store.command(rotate_key)
+    app.command(store)
+    return app
+
+
+def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
+    """Print a completion script for a shell.
+
+    Args:
+        shell: Which one: eval "$(s3t completion bash)".
+    """
+    print(make_app().generate_completion(shell=shell))
+
+
+def _run(given: list[str]) -> int:
+    from cyclopts import CycloptsError
+
+    app = make_app()
+    if given in ([], ["receipt"], ["store"]):  # help was not asked for: a script that forgets the command must fail
+        app.help_print(given)
+        return EXIT_ERROR
+    if "-" in given and "--" not in given:  # standard input, which is an argument and not an option
+        given = [*(part for part in given if part != "-"), "--", "-"]
+    try:
+        command, bound, _ = app.parse_args(given, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        print(f"s3t: {error}\nSee: {' '.join(['s3t', *(error.command_chain or ()), '--help'])}", file=sys.stderr)
+        return EXIT_ERROR
+    found: int | None = command(*bound.args, **bound.kwargs)
+    return found or 0

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lightning_s3t.cli.imports import import_path
 from lightning_s3t.errors import ConfigurationError
+from lightning_s3t.zoo.extras import import_extra
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,7 +32,7 @@ def make_model(model: str, classes: int = 10) -> nn.Module:
                 "is called without arguments, for example my_app.models:LitClassifier."
             ) from error
         return _checked(made, model)
-    import timm
+    timm = import_extra("timm", "Models by their names", "images")
 
     if not timm.is_model(model):
         close = ", ".join(timm.list_models(f"*{model}*")[:3]) or "see timm.list_models()"

@@ -1,28 +1,27 @@
-"""The verb `plan`: what shards, slices and a budget buy, and what they cost."""
+"""The command `plan`: what shards, slices and a budget buy, and what they cost."""
 
 from __future__ import annotations
 
 import json as json_format
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lightning_s3t.cli.prior_file import read_prior
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.plan import Partition
-from lightning_s3t.plan.trie import Branch, trie_of
+from lightning_s3t.plan import DataMode, EpochRule, Partition, PlannerName
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.tree import Tree
 
-    from lightning_s3t.plan.comparison import Candidate
+    from lightning_s3t.plan.comparison import PlannerResult
     from lightning_s3t.plan.sequences import Budget
 
 LOOKS = [1, 5, 20, 50]
 BASELINES = ("optimal", "bms", "cyclic", "sisa")
-SHOWN_ORDERS = 24
+SHOWN_SEQUENCES = 24
 FLOAT_BYTES = 4
 
 
@@ -33,11 +32,11 @@ def plan(
     budget: int | None = None,
     units: int | None = None,
     fine_tunes: float | None = None,
-    sequences: Literal["optimal", "cyclic", "bms", "conditional", "random", "all", "sisa"] = "optimal",
+    sequences: PlannerName = "optimal",
     prior: Path | None = None,
     requests: list[int] = LOOKS,
-    data: Literal["cumulative", "disjoint"] = "cumulative",
-    epochs: Literal["full", "sisa"] = "full",
+    data: DataMode = "cumulative",
+    epochs: EpochRule = "full",
     model: str | None = None,
     layers: int | None = None,
     width: int = 768,
@@ -46,15 +45,15 @@ def plan(
     seed: int = 0,
     json: bool = False,
 ) -> None:
-    """Show which orders a budget buys, what training them costs, and how many deletions they last.
+    """Show which sequences a budget buys, what training them costs, and how many deletions they last.
 
     Args:
         shards: Number of shards, m.
         slices: Number of slices of a shard, L.
-        budget: Number of orders that each shard is trained on, B.
+        budget: Number of sequences that each shard is trained on, B.
         units: In place of a budget: at most so many units to train for each shard.
         fine_tunes: In place of a budget: at most so many samples, in multiples of one full fine-tune.
-        sequences: How the orders are chosen.
+        sequences: How the sequences are chosen.
         prior: A JSON or CSV file that says how likely a request is, one number a slice, or one a subject (a CSV file
             that begins with the line subject,prior). Without it, all slices are alike.
         requests: Numbers of requests after which to look.
@@ -94,8 +93,8 @@ def _budget(budget: int | None, units: int | None, fine_tunes: float | None) -> 
     given += [budget] if budget is not None else []
     if len(given) != 1:
         raise ConfigurationError(
-            f"Found {len(given)} of --budget, --units and --fine-tunes. Expected exactly one: how many orders, or what "
-            "they may cost."
+            f"Found {len(given)} of --budget, --units and --fine-tunes. Expected exactly one: how many sequences, or "
+            "what they may cost."
         )
     return given[0]
 
@@ -105,7 +104,7 @@ def _stage_bytes(
 ) -> list[int] | None:
     """Returns the bytes of a unit's snapshot by stage: its group's adapters and the head."""
     if model is not None:
-        from lightning_s3t.cli.layers import make_model
+        from lightning_s3t.cli.models import make_model
         from lightning_s3t.tuning import DEFAULT_ADAPTER, describe_layers
 
         head, *groups, _ = describe_layers(
@@ -126,17 +125,17 @@ def _stage_bytes(
     return [FLOAT_BYTES * (size * block + head_size) for size in sizes]
 
 
-def _snapshot_bytes(orders: Iterable[Sequence[int]], shards: int, stages: list[int]) -> int:
-    prefixes = {tuple(order[:stage]) for order in orders for stage in range(1, len(order) + 1)}
+def _snapshot_bytes(sequences: Iterable[Sequence[int]], shards: int, stages: list[int]) -> int:
+    prefixes = {tuple(sequence[:stage]) for sequence in sequences for stage in range(1, len(sequence) + 1)}
     return shards * sum(stages[len(prefix) - 1] for prefix in prefixes)
 
 
-def _document(shards: int, slices: int, found: Sequence[Candidate], stages: list[int] | None) -> dict[str, Any]:
+def _document(shards: int, slices: int, found: Sequence[PlannerResult], stages: list[int] | None) -> dict[str, Any]:
     planners = []
     for one in found:
         entry: dict[str, Any] = {
             "planner": one.planner,
-            "sequences": [list(order) for order in one.sequences],
+            "sequences": [list(sequence) for sequence in one.sequences],
             "units": one.cost.units * shards,
             "fine_tunes": one.cost.fine_tunes,
             "deletion_rate": one.lifetime,
@@ -149,26 +148,26 @@ def _document(shards: int, slices: int, found: Sequence[Candidate], stages: list
     return {"shards": shards, "slices": slices, "planners": planners}
 
 
-def _tree(one: Candidate, shards: int) -> Tree:
+def _tree(one: PlannerResult, shards: int) -> Tree:
     from rich.tree import Tree
 
-    title = f"{one.planner}: {len(one.sequences)} orders of the slices, for each of {shards} shards"
+    title = f"{one.planner}: {len(one.sequences)} sequences of the slices, for each of {shards} shards"
     tree = Tree(f"[bold]{title}[/bold]", guide_style="dim")
-    branches = trie_of(one.sequences)
-    for branch in branches[:SHOWN_ORDERS]:
+    branches = _trie_of(one.sequences)
+    for branch in branches[:SHOWN_SEQUENCES]:
         _grow(tree, branch)
-    if len(branches) > SHOWN_ORDERS:
-        tree.add(f"... and {len(branches) - SHOWN_ORDERS} more (--json has them all)")
+    if len(branches) > SHOWN_SEQUENCES:
+        tree.add(f"... and {len(branches) - SHOWN_SEQUENCES} more (--json has them all)")
     return tree
 
 
-def _grow(tree: Tree, branch: Branch) -> None:
+def _grow(tree: Tree, branch: _Branch) -> None:
     node = tree.add(" - ".join(map(str, branch.slices)))
     for inner in branch.branches:
         _grow(node, inner)
 
 
-def _costs(one: Candidate, shards: int, stages: list[int] | None) -> str:
+def _costs(one: PlannerResult, shards: int, stages: list[int] | None) -> str:
     parts = [f"{one.cost.units * shards} units", f"{one.cost.fine_tunes:g} times the samples of one full fine-tune"]
     if stages is not None:
         from rich.filesize import decimal
@@ -177,7 +176,7 @@ def _costs(one: Candidate, shards: int, stages: list[int] | None) -> str:
     return f"Training: {', '.join(parts)}.\n"
 
 
-def _table(found: Sequence[Candidate], shards: int, slices: int, requests: Sequence[int], uniform: bool) -> Table:
+def _table(found: Sequence[PlannerResult], shards: int, slices: int, requests: Sequence[int], uniform: bool) -> Table:
     from rich.table import Table
 
     caption = (
@@ -185,7 +184,7 @@ def _table(found: Sequence[Candidate], shards: int, slices: int, requests: Seque
         f"best surviving prefix, of {slices}, and how many of the {shards} shards still serve."
     )
     table = Table(caption=caption)
-    for name in ("", "orders", "units", "fine-\ntunes", "deletion\nrate"):
+    for name in ("", "sequences", "units", "fine-\ntunes", "deletion\nrate"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for look in requests:
         table.add_column(f"after\n{look}", justify="right", no_wrap=True)
@@ -205,9 +204,51 @@ def _table(found: Sequence[Candidate], shards: int, slices: int, requests: Seque
     return table
 
 
-def _quality(one: Candidate) -> str:
+def _quality(one: PlannerResult) -> str:
     assessment = one.assessment
-    text = f"Sum of the expected slices over the coming requests that hit anew: {assessment.value:.4g}"
+    text = f"Sum of the expected slices over the coming requests that hit a new slice: {assessment.value:.4g}"
     if assessment.proven:
-        return f"{text}; no {len(one.sequences)} orders have more (proven)."
-    return f"{text}, within {assessment.gap:.1%} of a bound for any {len(one.sequences)} orders."
+        return f"{text}; no {len(one.sequences)} sequences have more (proven)."
+    return f"{text}, within {assessment.gap:.1%} of a bound for any {len(one.sequences)} sequences."
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """Slices that sequences have in common, one after the other, and where they part.
+
+    Attributes:
+        slices: The slices of this stretch, in order.
+        branches: What follows; none at a sequence's end.
+    """
+
+    slices: tuple[int, ...]
+    branches: tuple[_Branch, ...]
+
+    @property
+    def units(self) -> int:
+        """Number of units in this stretch and all that follow."""
+        return len(self.slices) + sum(branch.units for branch in self.branches)
+
+
+def _trie_of(sequences: Iterable[tuple[int, ...]]) -> tuple[_Branch, ...]:
+    """Returns the branches that sequences begin with.
+
+    Args:
+        sequences: Sequences of the slices.
+
+    Example:
+        >>> [first] = _trie_of([(0, 1, 2, 3), (0, 1, 3, 2)])
+        >>> first.slices, [branch.slices for branch in first.branches], first.units
+        ((0, 1), [(2, 3), (3, 2)], 6)
+    """
+    by_first: dict[int, list[tuple[int, ...]]] = {}
+    for sequence in sequences:
+        if sequence:
+            by_first.setdefault(sequence[0], []).append(tuple(sequence))
+    found = []
+    for alike in by_first.values():
+        shared = 1
+        while all(len(sequence) > shared and sequence[shared] == alike[0][shared] for sequence in alike):
+            shared += 1
+        found.append(_Branch(alike[0][:shared], _trie_of(sequence[shared:] for sequence in alike)))
+    return tuple(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan import Partition
 
 if TYPE_CHECKING:
-    from lightning_s3t.plan.prior import Prior
+    from lightning_s3t.plan.problem import Prior
 
 EXPECTED = (
     "Expected JSON (a list of one number a slice, a list of such lists, one a shard, or an object of one number a "
@@ -48,7 +49,7 @@ def read_prior(path: Path, partition: Partition) -> Prior:
 
 
 def _read_csv(text: str) -> dict[str, Any] | list[Any]:
-    rows = [row for row in csv.reader(text.splitlines()) if row]
+    rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
     if not rows:
         raise ValueError("it is empty")
     if rows[0][0].strip() == "subject":

@@ -1,4 +1,4 @@
-"""The verb `simulate`: what is left of a plan, request by request."""
+"""The command `simulate`: what is left of a plan, request by request."""
 
 from __future__ import annotations
 
@@ -6,23 +6,20 @@ import json as json_format
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_s3t.cli.prior_file import read_prior
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.plan import Partition
+from lightning_s3t.plan import Partition, PlannerName
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lightning_s3t.plan import Sequence as Order
-    from lightning_s3t.plan import Simulation
-    from lightning_s3t.plan.prior import Prior
-    from lightning_s3t.plan.simulation import Requester
+    from lightning_s3t.plan import Simulation, SliceSequence
+    from lightning_s3t.plan.problem import Prior
+    from lightning_s3t.plan.theory.simulation import Requester
 
-Planner: TypeAlias = Literal["optimal", "cyclic", "bms", "conditional", "random", "all", "sisa"]
-
-SHOWN_PLANNERS: list[Planner] = ["optimal", "cyclic", "sisa"]
+SHOWN_PLANNERS: list[PlannerName] = ["optimal", "cyclic", "sisa"]
 SHOWN_ROWS = 10
 CURVE = 100  # points
 FIRST_TRIALS = 200
@@ -33,7 +30,7 @@ def simulate(
     shards: int,
     slices: int,
     budget: int,
-    sequences: list[Planner] = SHOWN_PLANNERS,
+    sequences: list[PlannerName] = SHOWN_PLANNERS,
     requester: Literal["slice", "subject", "sample", "adaptive"] = "slice",
     sizes: int | None = None,
     prior: Path | None = None,
@@ -48,10 +45,10 @@ def simulate(
     Args:
         shards: Number of shards, m.
         slices: Number of slices of a shard, L.
-        budget: Number of orders that each shard is trained on, B (SISA has one).
-        sequences: How the orders are chosen; several are shown side by side.
+        budget: Number of sequences that each shard is trained on, B (SISA has one).
+        sequences: How the sequences are chosen; several are shown side by side.
         requester: Each request is for a slice, whatever came before (slice), or everybody asks once (subject, sample),
-            or somebody who knows the plan asks for what hurts most (adaptive).
+            or an adversary who knows the plan asks for what hurts most (adaptive).
         sizes: How many subjects or samples a slice has, for these requesters.
         prior: A JSON or CSV file that says how likely a request is, as for s3t plan.
         until: The last number of requests to look at. Without it, until hardly anything is left.
@@ -67,19 +64,19 @@ def simulate(
         raise ConfigurationError(f"Expected --until to be at least 1 but got {until}.")
     if plot is not None and plot.suffix not in (".png", ".pdf", ".svg"):
         raise ConfigurationError(f"The picture {plot} is of no known kind. Expected a name in .png, .pdf or .svg.")
-    orders: dict[str, tuple[Order, ...]] = {
+    families: dict[str, tuple[SliceSequence, ...]] = {
         name: plan.plan_sequences(
             name, slices, 1 if name == "sisa" else budget, seed, known if name in plan.PRIOR_PLANNERS else None
         )
         for name in dict.fromkeys(sequences)
     }
-    last = until if until is not None else _end(shards, orders, known, requester, sizes, seed)
+    last = until if until is not None else _end(shards, families, known, requester, sizes, seed)
     looks = sorted({round(last * point / CURVE) for point in range(CURVE + 1)})
     found: dict[str, Simulation] = {}
-    for name, order in orders.items():
-        found[name] = plan.simulate(shards, order, looks, trials, known, requester, sizes, seed)
+    for name, family in families.items():
+        found[name] = plan.simulate(shards, family, looks, trials, known, requester, sizes, seed)
     if json:
-        print(json_format.dumps(_document(shards, slices, requester, orders, found), indent=2))
+        print(json_format.dumps(_document(shards, slices, requester, families, found), indent=2))
     else:
         from rich.console import Console
 
@@ -92,7 +89,7 @@ def simulate(
 
 def _end(
     shards: int,
-    orders: Mapping[str, tuple[Order, ...]],
+    families: Mapping[str, tuple[SliceSequence, ...]],
     prior: Prior | None,
     requester: Requester,
     sizes: int | None,
@@ -102,10 +99,10 @@ def _end(
     from lightning_s3t import plan
 
     lifetimes = [
-        plan.simulate(shards, order, [], FIRST_TRIALS, prior, requester, sizes, seed).lifetime.mean
-        for order in orders.values()
+        plan.simulate(shards, family, [], FIRST_TRIALS, prior, requester, sizes, seed).lifetime.mean
+        for family in families.values()
     ]
-    slices = len(next(iter(orders.values()))[0])
+    slices = len(next(iter(families.values()))[0])
     return round(1.2 * max((mean for mean in lifetimes if mean < float("inf")), default=shards * slices)) + 1
 
 
@@ -113,11 +110,11 @@ def _document(
     shards: int,
     slices: int,
     requester: str,
-    orders: Mapping[str, Sequence[Sequence[int]]],
+    families: Mapping[str, Sequence[Sequence[int]]],
     found: Mapping[str, Simulation],
 ) -> dict[str, Any]:
     planners = [
-        {"planner": name, "sequences": [list(order) for order in orders[name]], **asdict(simulation)}
+        {"planner": name, "sequences": [list(sequence) for sequence in families[name]], **asdict(simulation)}
         for name, simulation in found.items()
     ]
     return {"shards": shards, "slices": slices, "requester": requester, "planners": planners}

@@ -1,4 +1,4 @@
-"""The verb `status`: what a store holds, as a grid, as a picture, or as JSON."""
+"""The command `s3t store status`: what a store holds, as a grid, as a picture, or as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MARKS = {
 }
 
 
-def status(store: Path, plot: Path | None = None, json: bool = False) -> None:
+def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> None:
     """Show what a store holds: each shard's orders and stages, who serves, how long it will last, when to train again.
 
     Args:

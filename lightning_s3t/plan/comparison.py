@@ -5,31 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lightning_s3t.plan.assessment import Assessment, assess
-from lightning_s3t.plan.cost import Cost, Data, Epochs, cost_of
-from lightning_s3t.plan.expectation import expected_survivors
-from lightning_s3t.plan.lifetime import expected_lifetime
-from lightning_s3t.plan.prior import Prior
-from lightning_s3t.plan.sequences import PRIOR_PLANNERS, Budget, plan_sequences
-from lightning_s3t.plan.simulation import Moment
-from lightning_s3t.plan.units import Sequence
+from lightning_s3t.plan.cost import Cost, cost_of_family
+from lightning_s3t.plan.families import Family
+from lightning_s3t.plan.objective.assessment import Assessment, assess_family
+from lightning_s3t.plan.problem import PlanProblem, Prior
+from lightning_s3t.plan.sequences import Budget, plan_family
+from lightning_s3t.plan.stage_rules import DataMode, EpochRule
+from lightning_s3t.plan.theory.expectation import survivors_of
+from lightning_s3t.plan.theory.lifetime import lifetime_of
+from lightning_s3t.plan.theory.simulation import Moment
 
 
 @dataclass(frozen=True)
-class Candidate:
+class PlannerResult:
     """What a planner gives for a budget.
 
     Attributes:
         planner: Its name.
-        sequences: The orders.
+        sequences: The sequences.
         cost: What they cost a shard.
         lifetime: Expected number of requests until nothing is left, in all shards.
-        assessment: How good the orders are by the objective of `optimal`, and how good any could be.
+        assessment: How good the sequences are by the objective of `optimal`, and how good any could be.
         moments: What is left after numbers of requests.
     """
 
     planner: str
-    sequences: tuple[Sequence, ...]
+    sequences: Family
     cost: Cost
     lifetime: float
     assessment: Assessment
@@ -43,16 +44,17 @@ def compare(
     planners: Iterable[str] = ("optimal", "bms", "cyclic", "sisa"),
     prior: Prior | None = None,
     requests: Iterable[int] = (1, 5, 20, 50),
-    data: Data = "cumulative",
-    epochs: Epochs = "full",
+    data: DataMode = "cumulative",
+    epochs: EpochRule = "full",
     seed: int = 0,
-) -> tuple[Candidate, ...]:
+) -> tuple[PlannerResult, ...]:
     """Plans the same shards and slices with several planners.
 
     Args:
         shards: Number of shards, m.
         slices: Number of slices, L.
-        budget: Number of orders, or their cost, as `plan_sequences` takes it. SISA has one order whatever the budget.
+        budget: Number of sequences, or their cost, as `plan_sequences` takes it. SISA has one sequence whatever the
+            budget.
         planners: Their names.
         prior: Probability that a request is for each slice, or for each shard and slice; None for equal ones. Planners
             that take none are judged under it all the same.
@@ -62,7 +64,7 @@ def compare(
         seed: For planners that draw.
 
     Raises:
-        ConfigurationError: A planner is unknown, or has not so many orders, or the prior is off.
+        ConfigurationError: A planner is unknown, or has not so many sequences, or the prior is off.
 
     Example:
         >>> for found in compare(shards=5, slices=6, budget=3):
@@ -73,20 +75,18 @@ def compare(
         sisa      6 units   68.5 requests
     """
     looks = tuple(requests)
+    problem = PlanProblem.of(slices, prior, shards=shards)
     found = []
     for planner in dict.fromkeys(planners):
-        used = prior if planner in PRIOR_PLANNERS else None
-        orders = plan_sequences(
-            planner, slices, 1 if planner == "sisa" else budget, seed, used, data=data, epochs=epochs
-        )
+        family = plan_family(planner, problem, 1 if planner == "sisa" else budget, seed, data=data, epochs=epochs)
         found.append(
-            Candidate(
+            PlannerResult(
                 planner,
-                orders,
-                cost_of(orders, data, epochs),
-                expected_lifetime(shards, orders, prior),
-                assess(orders, prior, seed=seed),
-                expected_survivors(shards, orders, looks, prior, seed=seed),
+                family,
+                cost_of_family(family, data, epochs),
+                lifetime_of(family, problem),
+                assess_family(family, problem, seed),
+                survivors_of(family, problem, looks, seed=seed),
             )
         )
     return tuple(found)

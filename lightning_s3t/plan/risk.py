@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from bisect import bisect_right
@@ -21,11 +22,11 @@ _EXPECTED = "Expected CSV (a line `subject,risk`, then one line a subject) or a 
 class RiskBands:
     """Keeps slices of their own for subjects who are likely to ask.
 
-    A request then mostly hits the same few slices of a shard, which the orders can keep late. Within its band's slices
-    a subject's place is its hash's, as ever: it depends on the subject's own id and risk, on the seed and on fixed
-    thresholds, never on who else is there. That holds only as long as the risks and the thresholds were not computed
-    from the training data: a threshold at the data's own 90 % quantile moves when somebody leaves. Take them from
-    elsewhere, and keep them; a store refuses a subject who has changed bands.
+    A request then mostly hits the same few slices of a shard, which the sequences can keep late. Within its band's
+    slices a subject's place is its hash's, as ever: it depends on the subject's own id and risk, on the seed and on
+    fixed thresholds, never on who else is there. That holds only as long as the risks and the thresholds were not
+    computed from the training data: a threshold at the data's own 90 % quantile moves when a subject leaves. Take them
+    from elsewhere, and keep them; a store refuses a subject who has changed bands.
 
     Args:
         thresholds: Risks at which a higher band begins, ascending.
@@ -34,7 +35,7 @@ class RiskBands:
         risks: The risk of each subject; whoever is not there is in the lowest band.
 
     Raises:
-        ConfigurationError: The bands do not fit the thresholds, these do not ascend, or a risk is no number.
+        ConfigurationError: The bands do not fit the thresholds, these do not ascend, or a risk is not a number.
 
     Example:
         >>> from lightning_s3t.plan import Partition
@@ -106,7 +107,7 @@ def _read(path: Path) -> dict[object, float]:
 
 
 def _read_csv(text: str) -> dict[str, str]:
-    header, *rows = [row for row in csv.reader(text.splitlines()) if row] or [[]]
+    header, *rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row] or [[]]
     if [name.strip() for name in header] != ["subject", "risk"]:
         raise ValueError(f"its first line is {','.join(header)!r}")
     return dict(rows)  # a row of another length is a ValueError

@@ -1,21 +1,26 @@
-"""Which orders of its slices a shard is trained on: a planner by name, or orders given by hand."""
+"""Which sequences of its slices a shard is trained on: a planner by name, or sequences given by hand."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.plan.checks import check_sequences
-from lightning_s3t.plan.rotations import all_orders, cyclic, random_orders, sisa
-from lightning_s3t.plan.units import Sequence
+from lightning_s3t.plan.families import Family, check_budget, check_sequences
+from lightning_s3t.plan.planners.rotations import all_sequences, cyclic, random_sequences, sisa
+from lightning_s3t.plan.stage_rules import DataMode, EpochRule
 
 if TYPE_CHECKING:
-    from lightning_s3t.plan.prior import Prior
+    from lightning_s3t.plan.problem import PlanProblem, Prior
 
 
 Budget: TypeAlias = "int | Mapping[str, float]"
+PlannerName: TypeAlias = Literal["cyclic", "random", "all", "sisa", "bms", "conditional", "optimal"]
+
+PLANNERS: tuple[str, ...] = get_args(PlannerName)
+PRIOR_PLANNERS = ("bms", "conditional", "optimal")
 
 
 def plan_sequences(
@@ -25,27 +30,27 @@ def plan_sequences(
     seed: int = 0,
     prior: Prior | None = None,
     keep: Iterable[Iterable[int]] = (),
-    data: Literal["cumulative", "disjoint"] = "cumulative",
-    epochs: Literal["full", "sisa"] = "full",
-) -> tuple[Sequence, ...]:
-    """Returns the orders that a budget pays for.
+    data: DataMode = "cumulative",
+    epochs: EpochRule = "full",
+) -> Family:
+    """Returns the sequences that a budget pays for.
 
     Args:
         sequences: The name of a planner ("optimal", "cyclic", "bms", "conditional", "random", "all", "sisa"), or the
-            orders themselves.
+            sequences themselves.
         slices: Number of slices, L.
-        budget: Number of orders, B; or what they may cost each shard: {"units": 40} or, in multiples of one full
+        budget: Number of sequences, B; or what they may cost each shard: {"units": 40} or, in multiples of one full
             fine-tune, {"fine_tunes": 3.5}.
         seed: For the planners that draw.
         prior: Probability that a request is for each slice; None for equal ones. Only for "bms", "conditional" and
             "optimal".
-        keep: Orders that the planner gave for a smaller budget, and that are trained: they come first.
+        keep: Sequences that the planner gave for a smaller budget, and that are trained: they come first.
         data: How a cost is counted, as in `cost_of`.
         epochs: How a cost is counted, as in `cost_of`.
 
     Raises:
         ConfigurationError: The planner is unknown or takes no prior, the budget is above what exists, the prior is
-            off, or an order is no permutation.
+            off, or a sequence is not a permutation.
 
     Example:
         >>> plan_sequences("cyclic", slices=3, budget=2)
@@ -55,85 +60,144 @@ def plan_sequences(
         >>> plan_sequences("cyclic", slices=3, budget={"units": 6})
         ((0, 1, 2), (1, 2, 0))
     """
-    kept = [tuple(order) for order in keep]
     if not isinstance(sequences, str):
-        orders = [tuple(order) for order in sequences]
-        return check_sequences(orders, slices, budget if isinstance(budget, int) else len(orders))
-    if sequences not in (*PLANNERS, *PRIOR_PLANNERS):
+        family = [tuple(sequence) for sequence in sequences]
+        return check_sequences(family, slices, budget if isinstance(budget, int) else len(family))
+    if sequences not in PLANNERS:
         raise ConfigurationError(
             f"There is no planner {sequences!r}. Expected `sequences` to be one of "
-            f"{', '.join([*PLANNERS, *PRIOR_PLANNERS])}, or the orders themselves."
+            f"{', '.join(PLANNERS)}, or the sequences themselves."
         )
-    if sequences in PLANNERS and prior is not None:
+    if sequences not in PRIOR_PLANNERS and prior is not None:
         raise ConfigurationError(
             f"A prior was given, and the planner {sequences!r} takes none. Choose one of "
             f"{', '.join(PRIOR_PLANNERS)}, or leave the prior out."
         )
+    from lightning_s3t.plan.problem import PlanProblem
 
-    def plan(budget: int) -> tuple[Sequence, ...]:
-        if sequences == "optimal":
-            from lightning_s3t.plan.search import optimal
+    return plan_family(sequences, PlanProblem.of(slices, prior), budget, seed, keep, data, epochs)
 
-            return optimal(slices, budget, seed, prior, keep=kept)
-        if sequences in PRIOR_PLANNERS:
-            orders = PRIOR_PLANNERS[sequences](slices, budget, seed, prior)
-        else:
-            orders = PLANNERS[sequences](slices, budget, seed)
-        return tuple(dict.fromkeys([*kept[:budget], *orders]))[:budget]
 
+def plan_family(
+    planner: str,
+    problem: PlanProblem,
+    budget: Budget,
+    seed: int = 0,
+    keep: Iterable[Iterable[int]] = (),
+    data: DataMode = "cumulative",
+    epochs: EpochRule = "full",
+) -> Family:
+    """Returns the sequences of a planner, as `plan_sequences`.
+
+    Args:
+        planner: Its name.
+        problem: The slices, and how likely requests are; planners that take no prior look at the slices alone.
+        budget: Number of sequences, or what they may cost.
+        seed: For the planners that draw.
+        keep: Sequences that are trained already.
+        data: How a cost is counted.
+        epochs: How a cost is counted.
+
+    Raises:
+        ConfigurationError: The budget is above what exists, or does not pay for one sequence.
+    """
+    kept = tuple(tuple(sequence) for sequence in keep)
     if not isinstance(budget, Mapping):
-        return plan(budget)
+        return _plan(planner, problem, budget, seed, kept)
     limit = _check_limit(budget)
-    if sequences in ("all", "sisa"):
+    if planner in ("all", "sisa"):
         raise ConfigurationError(
-            f"The planner {sequences!r} has one number of orders and no choice, so a cost is no budget for it. Give "
-            f"the number: budget={1 if sequences == 'sisa' else math.factorial(slices)}."
+            f"The planner {planner!r} has one number of sequences and no choice, so a cost is no budget for it. "
+            f"Give the number: budget={1 if planner == 'sisa' else math.factorial(problem.slices)}."
         )
-    from lightning_s3t.plan.cost import as_many_as, optimal_within
+    from lightning_s3t.plan.cost import Limit
+    from lightning_s3t.plan.planners.within_cost import as_many_as, search_within
 
-    if sequences == "optimal":
-        return optimal_within(slices, **limit, data=data, epochs=epochs, seed=seed, prior=prior, keep=kept)
-    return as_many_as(plan, slices, **limit, data=data, epochs=epochs)
+    most = Limit.of(problem.slices, **limit, data=data, epochs=epochs)
+    if planner == "optimal":
+        return search_within(problem, most, seed, kept)
+    return as_many_as(lambda budget: _plan(planner, problem, budget, seed, kept), most)
+
+
+def _plan(planner: str, problem: PlanProblem, budget: int, seed: int, kept: Family) -> Family:
+    slices = problem.slices
+    if planner in PRIOR_PLANNERS:
+        check_budget(slices, budget, math.factorial(slices), planner)
+    if planner == "optimal":
+        # SciPy takes a while to import: only the planners that need it do
+        from lightning_s3t.plan.planners.optimal import search
+
+        return search(problem, budget, seed, kept)
+    if planner == "bms":
+        from lightning_s3t.plan.planners.matching import match_columns
+
+        sequences = match_columns(problem, budget)
+    elif planner == "conditional":
+        from lightning_s3t.plan.planners.conditional import draw_conditionally
+
+        sequences = draw_conditionally(problem, budget, seed)
+    else:
+        rotations = {"cyclic": cyclic, "random": random_sequences, "all": all_sequences, "sisa": sisa}
+        sequences = rotations[planner](slices, budget, seed)
+    return tuple(dict.fromkeys([*kept[:budget], *sequences]))[:budget]
 
 
 def _check_limit(budget: Mapping[str, float]) -> dict[str, Any]:
     if len(budget) != 1 or not {"units", "fine_tunes"}.issuperset(budget):
         raise ConfigurationError(
-            f"The budget is {dict(budget)}. Expected a number of orders, {{'units': n}}, or {{'fine_tunes': x}}: what "
-            "training them may cost each shard."
+            f"The budget is {dict(budget)}. Expected a number of sequences, {{'units': n}}, or {{'fine_tunes': x}}: "
+            "what training them may cost each shard."
         )
     return dict(budget)
 
 
-# NumPy and SciPy are imported when a planner that needs them is called, so that the plan itself stays cheap to import
+@dataclass(frozen=True)
+class SequenceChoice:
+    """What was asked for; `plan_sequences` says what each part means.
 
+    Attributes:
+        sequences: A planner's name, or the sequences themselves.
+        slices: Number of slices, L.
+        budget: Number of sequences, or their cost.
+        seed: For planners that draw.
+        prior: Probability that a request is for each slice.
+        data: How a cost is counted.
+        epochs: How a cost is counted.
 
-def _bms(slices: int, budget: int, seed: int, prior: Prior | None) -> tuple[Sequence, ...]:
-    from lightning_s3t.plan.matching import bms
+    Example:
+        >>> fewer, more = SequenceChoice("optimal", 4, budget=1), SequenceChoice("optimal", 4, budget=2)
+        >>> more.plan(keep=fewer.plan())
+        ((0, 1, 2, 3), (2, 3, 1, 0))
+    """
 
-    return bms(slices, budget, prior=prior)
+    sequences: str | Iterable[Iterable[int]]
+    slices: int
+    budget: Budget
+    seed: int = 0
+    prior: Prior | None = None
+    data: DataMode = "cumulative"
+    epochs: EpochRule = "full"
 
+    def plan(self, keep: Iterable[Iterable[int]] = ()) -> Family:
+        """Returns the sequences.
 
-def _conditional(slices: int, budget: int, seed: int, prior: Prior | None) -> tuple[Sequence, ...]:
-    from lightning_s3t.plan.sampling import conditional
+        Args:
+            keep: Sequences that are trained already.
 
-    return conditional(slices, budget, seed, prior)
+        Raises:
+            ConfigurationError: As `plan_sequences`.
+        """
+        return plan_sequences(
+            self.sequences, self.slices, self.budget, self.seed, self.prior, keep, self.data, self.epochs
+        )
 
+    @property
+    def planner(self) -> dict[str, Any] | None:
+        """What has to be the same for sequences to be kept, JSON-ready; None if the sequences were given by hand."""
+        if not isinstance(self.sequences, str):
+            return None
+        if self.prior is None:
+            return {"sequences": self.sequences, "prior": None}
+        from lightning_s3t.plan.problem import check_prior
 
-def _optimal(slices: int, budget: int, seed: int, prior: Prior | None) -> tuple[Sequence, ...]:
-    from lightning_s3t.plan.search import optimal
-
-    return optimal(slices, budget, seed, prior)
-
-
-PLANNERS: dict[str, Callable[[int, int, int], tuple[Sequence, ...]]] = {
-    "cyclic": cyclic,
-    "random": random_orders,
-    "all": all_orders,
-    "sisa": sisa,
-}
-PRIOR_PLANNERS: dict[str, Callable[[int, int, int, Prior | None], tuple[Sequence, ...]]] = {
-    "bms": _bms,
-    "conditional": _conditional,
-    "optimal": _optimal,
-}
+        return {"sequences": self.sequences, "prior": check_prior(self.prior, self.slices).tolist()}

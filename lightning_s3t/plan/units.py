@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan.partition import Place
+from lightning_s3t.plan.stage_rules import DataMode
 
-Sequence = tuple[int, ...]
+SliceSequence = tuple[int, ...]
 
 
 @dataclass(frozen=True, order=True)
@@ -29,7 +29,7 @@ class UnitId:
     """
 
     shard: int
-    prefix: Sequence
+    prefix: SliceSequence
 
     def __post_init__(self) -> None:
         if self.shard < 0 or not self.prefix or len(set(self.prefix)) < len(self.prefix) or min(self.prefix) < 0:
@@ -53,7 +53,7 @@ class UnitId:
         """All units that it is built of, the first stage's first and itself last."""
         return tuple(UnitId(self.shard, self.prefix[:stage]) for stage in range(1, self.stage + 1))
 
-    def trained_slices(self, data: Literal["cumulative", "disjoint"]) -> Sequence:
+    def trained_slices(self, data: DataMode) -> SliceSequence:
         """Returns the slices that its stage trains on.
 
         Args:
@@ -95,7 +95,7 @@ class UnitId:
             ) from error
 
 
-def units_of(shards: int, sequences: Iterable[Sequence]) -> tuple[UnitId, ...]:
+def units_of(shards: int, sequences: Iterable[SliceSequence]) -> tuple[UnitId, ...]:
     """Returns every unit that training these sequences takes, in the order to train them.
 
     Sequences with a common prefix share units. The order is sequence by sequence, so that every shard can serve as

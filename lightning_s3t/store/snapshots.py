@@ -84,7 +84,7 @@ def read_snapshot(store: Path, digest: str, what: str) -> dict[str, Tensor]:
         StoreError: The disk cannot be read.
     """
     path = snapshot_path(store, digest)
-    advice = "It is not served. `s3t verify` takes the unit out, and the next fit trains it anew."
+    advice = "It is not served. `s3t store verify` takes the unit out, and the next fit trains it anew."
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:

@@ -82,7 +82,7 @@ def check_effect(kept: Effect | None, found: Effect, store: str) -> None:
                 f"The adapter of {name} computes something else than when the store at {store} was made: with the same "
                 f"tensors and input it now adds {_rounded(now)}, and then {_rounded(before)}. Found another release of "
                 "PEFT or torch that reads the adapter's options in another way. Install the releases that "
-                "`s3t provenance` names, or train a new store."
+                "`s3t store provenance` names, or train a new store."
             )
 
 

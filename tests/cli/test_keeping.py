@@ -43,14 +43,14 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_a_request_for_later_is_listed_and_carried_out_when_it_is_due(store: Path, capsys: Output) -> None:
     assert main(["forget", str(store), ANN, "--at", "2999-01-31T12:00Z"]) == 0
-    assert main(["forget-due", str(store)]) == 0
-    assert main(["pending", str(store)]) == 0
+    assert main(["forget", str(store), "--due"]) == 0
+    assert main(["store", "pending", str(store)]) == 0
     output = capsys.readouterr().out
     assert "Nothing is due" in output
     assert "2999-01-31T12:00:00.000+00:00  1 subjects" in output
     assert main(["forget", str(store), BOB, "--at", "2000-01-31T12:00+02:00"]) == 0
-    assert main(["pending", str(store)]) == 0
-    assert main(["forget-due", str(store), "--json"]) == 0
+    assert main(["store", "pending", str(store)]) == 0
+    assert main(["forget", str(store), "--due", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.split("subjects\n")[-1])["subjects"] == 1
     with Store.open(store) as opened:
         assert opened.forgotten([ANN, BOB]) == {BOB}
@@ -74,7 +74,7 @@ def test_receipts_are_exported_as_a_table(store: Path, capsys: Output) -> None:
     main(["forget", str(store), ANN])
     main(["forget", str(store), BOB])
     capsys.readouterr()
-    assert main(["receipts", str(store), "--format", "csv"]) == 0
+    assert main(["receipt", "list", str(store), "--format", "csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["request"] for row in rows] == ["1", "2"]
     assert "0/0" in rows[0]["revoked"].split()
@@ -88,7 +88,7 @@ def test_a_signed_receipt_is_checked_against_the_key_and_the_store(
     text = capsys.readouterr().out
     receipt = tmp_path / "receipt.json"
     receipt.write_text(text)
-    check = ["verify-receipt", str(receipt)]
+    check = ["receipt", "verify", str(receipt)]
     assert main([*check, "--key", str(public), "--store", str(store)]) == 0
     receipt.write_text(text.replace('"subjects": 1', '"subjects": 2'))
     assert main([*check, "--key", str(public)]) == 1
@@ -102,7 +102,7 @@ def test_a_receipt_of_another_store_is_told(store: Path, template: Path, tmp_pat
     other = Path(shutil.copytree(template, tmp_path / "other"))
     main(["forget", str(other), BOB, "--json"])
     (tmp_path / "receipt.json").write_text(capsys.readouterr().out)
-    assert main(["verify-receipt", str(tmp_path / "receipt.json"), "--store", str(store)]) == 1
+    assert main(["receipt", "verify", str(tmp_path / "receipt.json"), "--store", str(store)]) == 1
     assert "rolled back since" in capsys.readouterr().err
 
 
@@ -114,10 +114,10 @@ def test_a_key_that_cannot_sign_is_refused_before_anything_is_forgotten(store: P
 
 
 def test_verify_exits_with_1_if_anything_is_wrong(store: Path, capsys: Output) -> None:
-    assert main(["verify", str(store)]) == 0
+    assert main(["store", "verify", str(store)]) == 0
     assert "Nothing is wrong: 0 events and 12 snapshots" in capsys.readouterr().out
     (store / "stranger").write_text("hello")
-    assert main(["verify", str(store), "--json"]) == 1
+    assert main(["store", "verify", str(store), "--json"]) == 1
     assert "stranger" in json.loads(capsys.readouterr().out)["problems"][0]
 
 
@@ -125,14 +125,14 @@ def test_verify_takes_damaged_units_out(store: Path, capsys: Output) -> None:
     with Store.open(store) as opened:
         unit, record = next(iter(opened.alive().items()))
     (store / "snapshots" / f"{record.snapshot}.safetensors").unlink()
-    assert main(["verify", str(store)]) == 1
+    assert main(["store", "verify", str(store)]) == 1
     assert f"The snapshot of unit {unit} is missing" in capsys.readouterr().out
-    assert main(["verify", str(store)]) == 0
+    assert main(["store", "verify", str(store)]) == 0
 
 
 def test_the_key_is_rotated(store: Path) -> None:
     main(["forget", str(store), ANN])
-    assert main(["rotate-key", str(store)]) == 0
+    assert main(["store", "rotate-key", str(store)]) == 0
     assert (store / "subject.key").stat().st_size == 64
     with Store.open(store) as opened:
         assert opened.forgotten([ANN, BOB]) == {ANN}
@@ -142,28 +142,28 @@ def test_status_tells_what_serves_from_what_is_revoked_and_what_is_missing(store
     with Store.open(store) as opened:
         opened.options = {"sequences": [[0, 1, 2], [1, 2, 0], [2, 0, 1]]}
         opened.forget([ANN])
-    assert main(["status", str(store), "--json"]) == 0
+    assert main(["store", "status", str(store), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["states"][0] == [["revoked"] * 3, ["serves", "serves", "revoked"], ["missing"] * 3]
     assert found["states"][1] == [["serves"] * 3, ["alive"] * 3, ["missing"] * 3]
     assert found["serving"] == {"0": "0/1-2", "1": "1/0-1-2"}
     assert found["requests"] == 1
     assert found["advice"] is None
-    assert main(["status", str(store)]) == 0
+    assert main(["store", "status", str(store)]) == 0
     assert "✕✕✕" in capsys.readouterr().out
 
 
 def test_status_advises_to_train_again_when_a_shard_is_dark(store: Path, capsys: Output) -> None:
     with Store.open(store) as opened:
         opened.forget([ANN, in_place(0, 1)])
-    main(["status", str(store)])
+    main(["store", "status", str(store)])
     assert "1 of 2 shards serve nothing" in " ".join(capsys.readouterr().out.split())
 
 
 def test_status_draws_a_picture(store: Path, tmp_path: Path) -> None:
-    assert main(["status", str(store), "--plot", str(tmp_path / "store.png")]) == 0
+    assert main(["store", "status", str(store), "--plot", str(tmp_path / "store.png")]) == 0
     assert (tmp_path / "store.png").read_bytes().startswith(b"\x89PNG")
-    assert main(["status", str(store), "--plot", str(tmp_path / "store.txt")]) == 2
+    assert main(["store", "status", str(store), "--plot", str(tmp_path / "store.txt")]) == 2
 
 
 def test_the_picture_has_a_cell_for_each_unit(store: Path) -> None:
@@ -178,8 +178,8 @@ def test_an_edited_receipt_is_told_by_the_store_alone(store: Path, tmp_path: Pat
     text = capsys.readouterr().out
     receipt = tmp_path / "receipt.json"
     receipt.write_text(text)
-    assert main(["verify-receipt", str(receipt), "--store", str(store)]) == 0
+    assert main(["receipt", "verify", str(receipt), "--store", str(store)]) == 0
     receipt.write_text(text.replace('"subjects": 1', '"subjects": 2'))
-    assert main(["verify-receipt", str(receipt), "--store", str(store)]) == 1
+    assert main(["receipt", "verify", str(receipt), "--store", str(store)]) == 1
     receipt.write_text(text.replace('"request": 1', '"request": 7'))
-    assert main(["verify-receipt", str(receipt), "--store", str(store)]) == 1
+    assert main(["receipt", "verify", str(receipt), "--store", str(store)]) == 1

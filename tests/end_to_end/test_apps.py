@@ -132,9 +132,9 @@ def go_through(name: str, folder: Path) -> Course:
     shutil.copy(folder / "config.yaml", again / "app.yaml")
     run(again, f"{name}.py", "fit", "--config", "app.yaml")
     first = tensors_of(folder / "store")
-    verbs = {"forget": ("forget", "store", app.subject, "--json"), "status": ("status", "store"), "verify": ("verify", "store")}  # fmt: skip
+    verbs = {"forget": ("forget", "store", app.subject, "--json"), "status": ("store", "status", "store"), "verify": ("store", "verify", "store")}  # fmt: skip
     verbs["test"] = ("test", "--store", "store")
-    verbs["audit"] = ("audit", "--store", "store", *app.audit, "--units", "1", "--json")
+    verbs["audit"] = ("store", "audit", "store", *app.audit, "--units", "1", "--json")
     outputs = {verb: run(folder, "-m", "lightning_s3t", *command) for verb, command in verbs.items()}
     return Course(name, folder, first, outputs)
 

@@ -168,16 +168,16 @@ def test_the_command_audits_from_the_config_that_trained(tmp_path: Path, capsys:
     with Store.open(tmp_path / "store") as opened:
         opened.forget([PERSON])
     capsys.readouterr()
-    assert main(["audit", "--config", str(config), "--json"]) == 0
+    assert main(["store", "audit", "--config", str(config), "--json"]) == 0
     out = capsys.readouterr().out
     assert json.loads(out[out.index("{\n") :])["passed"]
     with Store.open(tmp_path / "store") as opened:
         unit = next(iter(opened.alive()))
     tamper(tmp_path / "store", unit, 1.0)
-    assert main(["audit", "--config", str(config), "--units", str(unit)]) == 1
+    assert main(["store", "audit", "--config", str(config), "--units", str(unit)]) == 1
     assert f"Unit {unit} differs, by up to 1" in capsys.readouterr().out
 
 
 def test_a_config_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["audit", "--config", "nowhere.yaml"]) == 2
+    assert main(["store", "audit", "--config", "nowhere.yaml"]) == 2
     assert "There is no config nowhere.yaml" in capsys.readouterr().err

@@ -18,7 +18,9 @@ from lightning_s3t.cli.main import main
 from lightning_s3t.store import Store
 from lightning_s3t.tuning.adapters import find_targets
 from lightning_s3t.tuning.layers import find_layers
-from tests.data.local import (
+from tests.people import assert_bitwise_equal, tensors_of
+from tests.tiers import nightly_except
+from tests.zoo.datamodules.local import (
     VOCABULARY,
     write_cifar,
     write_image_folder,
@@ -26,8 +28,6 @@ from tests.data.local import (
     write_tiny_imagenet,
     write_tokenizer,
 )
-from tests.people import assert_bitwise_equal, tensors_of
-from tests.tiers import nightly_except
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 Arguments = list[str]
@@ -142,7 +142,7 @@ def test_it_fits_serves_and_forgets(config: str, tmp_path: Path, capsys: pytest.
     assert 0 < len(receipt["revoked"]) < 4
     assert main(["test", "--store", "store"]) == 0
     assert metric in capsys.readouterr().out
-    assert main(["audit", "--store", "store", "--units", "1", "--json"]) == 0
+    assert main(["store", "audit", "store", "--units", "1", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["passed"]
     assert len(report["units"]) == 1

@@ -352,7 +352,7 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], type[S3TError], str]] = {
     "budget": (
         {"budget": 3},
         ConfigurationError,
-        "The budget is 3, and the planner 'optimal' has 2 orders of 2 slices",
+        "The budget is 3, and the planner 'optimal' has 2 sequences of 2 slices",
     ),
     "planner": ({"sequences": "best"}, ConfigurationError, "There is no planner 'best'"),
     "shards": (

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_s3t.cli import main
-from lightning_s3t.cli.remembered import remembered_config
+from lightning_s3t.cli.stored_config import stored_config
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store import Store
 from tests.people import Classifier, People, PeopleData, fit
@@ -150,7 +150,7 @@ def test_the_audit_needs_the_store_alone(store: Path, capsys: Output) -> None:
     with Store.open(store) as opened:
         opened.forget(["user-3"])
     capsys.readouterr()
-    assert main(["audit", "--store", str(store), "--units", "2", "--json"]) == 0
+    assert main(["store", "audit", str(store), "--units", "2", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["passed"]
     assert len(report["units"]) == 2
@@ -159,7 +159,7 @@ def test_the_audit_needs_the_store_alone(store: Path, capsys: Output) -> None:
 def test_a_store_from_a_script_remembers_no_config(tmp_path: Path, capsys: Output) -> None:
     fit(tmp_path / "store", People.make(), budget=1, epochs=1)
     with pytest.raises(StoreError, match="remembers no config"):
-        remembered_config(tmp_path / "store")
+        stored_config(tmp_path / "store")
     assert main(["test", "--store", str(tmp_path / "store")]) == 2
     assert "--config config.yaml" in capsys.readouterr().err
 

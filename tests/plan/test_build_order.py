@@ -58,9 +58,9 @@ def test_every_shard_serves_its_full_length_once_the_first_sequence_is_trained(
 @given(PLANS)
 def test_a_larger_budget_keeps_every_unit_that_is_trained_already(plan: tuple[str, int, int, int]) -> None:
     planner, slices, budget, seed = plan
-    orders = plan_sequences(planner, slices, budget, seed)
+    sequences = plan_sequences(planner, slices, budget, seed)
     for fewer in range(1, budget):
-        assert plan_sequences(planner, slices, fewer, seed) == orders[:fewer]
+        assert plan_sequences(planner, slices, fewer, seed) == sequences[:fewer]
 
 
 @given(st.integers(1, 5), st.data())
@@ -76,7 +76,7 @@ def test_nothing_planned_is_nothing_to_build() -> None:
     assert units_of(3, []) == ()
 
 
-def test_random_orders_follow_their_seed_and_nothing_else() -> None:
+def test_random_sequences_follow_their_seed_and_nothing_else() -> None:
     random.seed(1)
     first = plan_sequences("random", 6, 20, seed=3)
     random.seed(2)
@@ -93,7 +93,7 @@ def test_a_budget_that_no_planner_can_spend_is_named(planner: str, budget: objec
         plan_sequences(planner, 6, budget)  # type: ignore[arg-type]
 
 
-def test_a_budget_may_be_all_orders_there_are() -> None:
+def test_a_budget_may_be_all_sequences_there_are() -> None:
     for planner in ("cyclic", "random", "all"):
         assert len(set(plan_sequences(planner, 5, 120))) == 120
 

@@ -1,4 +1,4 @@
-"""What orders cost, and the best ones within a cost."""
+"""What sequences cost, and the best ones within a cost."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_planners_without_a_choice_take_no_cost(planner: str) -> None:
 
 @pytest.mark.parametrize("budget", [{}, {"epochs": 3}, {"units": 9, "fine_tunes": 3}])
 def test_a_budget_of_another_kind_is_refused(budget: dict[str, float]) -> None:
-    with pytest.raises(ConfigurationError, match="Expected a number of orders"):
+    with pytest.raises(ConfigurationError, match="Expected a number of sequences"):
         plan_sequences("optimal", 3, budget)
 
 
@@ -108,7 +108,7 @@ def test_a_larger_cost_keeps_the_orders_that_are_trained(limit: dict[str, float]
 
 
 def test_orders_to_keep_must_be_orders() -> None:
-    with pytest.raises(ConfigurationError, match="no order of 3 slices"):
+    with pytest.raises(ConfigurationError, match="not a permutation of 3 slices"):
         optimal(3, 2, keep=[(0, 1)])
 
 

@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan import cyclic, expected_survivors, optimal, plan_sequences, retention_bound, simulate
 
-Orders = tuple[tuple[int, ...], ...]
+Sequences = tuple[tuple[int, ...], ...]
 
 
-def by_enumeration(shards: int, orders: Orders, requests: int, prior: np.ndarray) -> tuple[float, float]:
+def by_enumeration(shards: int, sequences: Sequences, requests: int, prior: np.ndarray) -> tuple[float, float]:
     """Goes through every course that the requests can take: mean length and shards that serve."""
-    places = list(itertools.product(range(shards), range(len(orders[0]))))
+    places = list(itertools.product(range(shards), range(len(sequences[0]))))
     length = serving = 0.0
     for course in itertools.product(places, repeat=requests):
         chance = float(np.prod([prior[place] for place in course]))
         for shard in range(shards):
             asked = {slice_ for m, slice_ in course if m == shard}
-            left = max(next((n for n, s in enumerate(order) if s in asked), len(order)) for order in orders)
+            left = max(next((n for n, s in enumerate(sequence) if s in asked), len(sequence)) for sequence in sequences)
             length += chance * left / shards
             serving += chance * (left > 0)
     return length, serving
@@ -33,9 +33,9 @@ def by_enumeration(shards: int, orders: Orders, requests: int, prior: np.ndarray
 @pytest.mark.parametrize("skewed", [False, True])
 def test_it_is_what_enumeration_gives(requests: int, skewed: bool) -> None:
     prior = np.full((2, 3), 1 / 6) if not skewed else np.array([[0.4, 0.1, 0.05], [0.2, 0.05, 0.2]])
-    for orders in (optimal(3, 2), cyclic(3, 4), plan_sequences("sisa", 3, 1)):
-        found = expected_survivors(2, orders, [requests], prior)[0]
-        length, serving = by_enumeration(2, orders, requests, prior)
+    for sequences in (optimal(3, 2), cyclic(3, 4), plan_sequences("sisa", 3, 1)):
+        found = expected_survivors(2, sequences, [requests], prior)[0]
+        length, serving = by_enumeration(2, sequences, requests, prior)
         assert found.length.mean == pytest.approx(length)
         assert found.shards.mean == pytest.approx(serving)
         assert found.data.mean == pytest.approx(length / 3)
@@ -43,9 +43,9 @@ def test_it_is_what_enumeration_gives(requests: int, skewed: bool) -> None:
 
 @pytest.mark.parametrize(("shards", "slices", "budget"), [(5, 6, 3), (2, 10, 4), (3, 16, 3)])
 def test_it_is_what_drawn_histories_give(shards: int, slices: int, budget: int) -> None:
-    orders = plan_sequences("cyclic", slices, budget)
-    exact = expected_survivors(shards, orders, [1, 20])
-    for moment, drawn in zip(exact, simulate(shards, orders, [1, 20], 20_000, seed=7).moments, strict=True):
+    sequences = plan_sequences("cyclic", slices, budget)
+    exact = expected_survivors(shards, sequences, [1, 20])
+    for moment, drawn in zip(exact, simulate(shards, sequences, [1, 20], 20_000, seed=7).moments, strict=True):
         error = np.hypot(drawn.length.standard_error, moment.length.standard_error)
         assert abs(moment.length.mean - drawn.length.mean) < 4 * error
 
@@ -64,9 +64,9 @@ def test_negative_numbers_of_requests_are_refused(requests: object) -> None:
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 6), st.integers(0, 30), st.integers(0, 999))
 def test_the_closed_form_is_a_lower_bound(shards: int, slices: int, budget: int, requests: int, seed: int) -> None:
-    orders = plan_sequences("random", slices, min(budget, slices), seed=seed)
-    exact = expected_survivors(shards, orders, [requests])[0].length.mean
-    assert retention_bound(shards, orders, requests) <= exact + 1e-9
+    sequences = plan_sequences("random", slices, min(budget, slices), seed=seed)
+    exact = expected_survivors(shards, sequences, [requests])[0].length.mean
+    assert retention_bound(shards, sequences, requests) <= exact + 1e-9
 
 
 @pytest.mark.parametrize(("shards", "slices", "budget", "requests"), [(1, 8, 2, 2), (2, 12, 2, 1), (5, 6, 2, 1)])

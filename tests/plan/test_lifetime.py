@@ -1,4 +1,4 @@
-"""The deletion rate of any orders under any prior, three ways."""
+"""The deletion rate of any sequences under any prior, three ways."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan import arcane_lifetime, collector, cyclic, deletion_rate, expected_lifetime, plan_sequences
-from lightning_s3t.plan.lifetime import _by_counts, _by_integral
+from lightning_s3t.plan.theory.lifetime import _by_counts, _by_integral
 
 
 def by_inclusion_and_exclusion(probabilities: list[float]) -> float:
@@ -32,9 +32,9 @@ def test_the_rates_of_five_shards_and_six_slices(budget: int, rate: float) -> No
 
 @given(st.integers(1, 12), st.integers(1, 8), st.integers(1, 16))
 def test_for_equal_slices_it_is_the_closed_form(shards: int, slices: int, budget: int) -> None:
-    orders = cyclic(slices, min(budget, math.factorial(slices)))
-    closed = deletion_rate(shards, slices, len({order[0] for order in orders}))
-    assert expected_lifetime(shards, orders) == pytest.approx(closed, rel=1e-9)
+    sequences = cyclic(slices, min(budget, math.factorial(slices)))
+    closed = deletion_rate(shards, slices, len({sequence[0] for sequence in sequences}))
+    assert expected_lifetime(shards, sequences) == pytest.approx(closed, rel=1e-9)
 
 
 def test_only_first_slices_count_and_each_once() -> None:

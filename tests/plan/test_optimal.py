@@ -13,19 +13,19 @@ from hypothesis import strategies as st
 
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan import assess, cyclic, optimal, plan_sequences
-from lightning_s3t.plan.bound import everything_bound, lagrangian_bound, uniform_bound
-from lightning_s3t.plan.lattice import Lattice
-from lightning_s3t.plan.sampled import SampledLandscape
+from lightning_s3t.plan.objective.bounds import everything_bound, lagrangian_bound, uniform_bound
+from lightning_s3t.plan.objective.lattice import Lattice
+from lightning_s3t.plan.objective.sampled import SampledLandscape
 from tests.plan.priors import PRIORS, halving, uniform, zipf
 from tests.tiers import in_tier
 
-Orders = tuple[tuple[int, ...], ...]
+Sequences = tuple[tuple[int, ...], ...]
 OTHERS = ("cyclic", "bms", "conditional")
 
 
-def by_enumeration(orders: Orders, prior: np.ndarray, horizon: int) -> float:
+def by_enumeration(sequences: Sequences, prior: np.ndarray, horizon: int) -> float:
     """Returns the objective, by going through every course that the requests can take."""
-    slices, total = len(orders[0]), 0.0
+    slices, total = len(sequences[0]), 0.0
     for course in itertools.permutations(range(slices), horizon):
         chance, left = 1.0, 1.0
         for slice_ in course:
@@ -34,11 +34,13 @@ def by_enumeration(orders: Orders, prior: np.ndarray, horizon: int) -> float:
         asked: set[int] = set()
         for slice_ in course:
             asked.add(slice_)
-            total += chance * max(next((n for n, s in enumerate(order) if s in asked), slices) for order in orders)
+            total += chance * max(
+                next((n for n, s in enumerate(sequence) if s in asked), slices) for sequence in sequences
+            )
     return total
 
 
-def plan(name: str, slices: int, budget: int, prior: np.ndarray | None) -> Orders:
+def plan(name: str, slices: int, budget: int, prior: np.ndarray | None) -> Sequences:
     return plan_sequences(name, slices, budget, prior=None if name == "cyclic" else prior)
 
 
@@ -53,8 +55,8 @@ def test_the_gains_over_rotation_that_were_asked_for(budget: int, horizon: int, 
 @pytest.mark.parametrize("prior", [uniform(4), zipf(4), halving(4), np.array([0.0, 0.2, 0.3, 0.5])])
 @pytest.mark.parametrize("horizon", [1, 2, 3])
 def test_the_objective_is_that_of_enumerating_what_may_come(prior: np.ndarray, horizon: int) -> None:
-    for orders in (cyclic(4, 3), plan_sequences("random", 4, 5)):
-        assert assess(orders, prior, horizon).value == pytest.approx(by_enumeration(orders, prior, horizon))
+    for sequences in (cyclic(4, 3), plan_sequences("random", 4, 5)):
+        assert assess(sequences, prior, horizon).value == pytest.approx(by_enumeration(sequences, prior, horizon))
 
 
 @pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS)
@@ -63,7 +65,7 @@ def test_no_orders_of_three_or_four_slices_are_better(prior: object, budget: int
     for slices in (3, 4) if budget < 4 else (3,):
         probabilities = prior(slices)  # type: ignore[operator]
         lattice = Lattice(probabilities, slices - 1)
-        profiles = [lattice.profile(order) for order in itertools.permutations(range(slices))]
+        profiles = [lattice.profile(sequence) for sequence in itertools.permutations(range(slices))]
         best = max(lattice.value(np.max(chosen, axis=0)) for chosen in itertools.combinations(profiles, budget))
         found = assess(optimal(slices, budget, prior=probabilities), probabilities)
         assert found.value == pytest.approx(best)
@@ -108,8 +110,8 @@ def test_a_best_reply_adds_more_than_any_other_order(slices: int, numbers: list[
     others = lattice.nothing()
     for number in numbers:
         others = np.maximum(others, lattice.profile(every[number % len(every)]))
-    reply = lattice.best_reply(others, random.random)  # type: ignore[attr-defined]
-    values = [lattice.value(np.maximum(others, lattice.profile(order))) for order in every]
+    reply = lattice.best_reply(others, random.random).sequence  # type: ignore[attr-defined]
+    values = [lattice.value(np.maximum(others, lattice.profile(sequence))) for sequence in every]
     assert lattice.value(np.maximum(others, lattice.profile(reply))) == pytest.approx(max(values))
 
 
@@ -118,18 +120,18 @@ def test_a_best_reply_adds_more_than_any_other_order(slices: int, numbers: list[
 def test_no_orders_are_above_the_bounds(slices: int, data: st.DataObject) -> None:
     budget = data.draw(st.integers(1, min(10, math.factorial(slices))))
     horizon = data.draw(st.integers(1, slices))
-    orders = plan_sequences("random", slices, budget, seed=data.draw(st.integers(0, 99)))
+    sequences = plan_sequences("random", slices, budget, seed=data.draw(st.integers(0, 99)))
     for prior in (uniform(slices), halving(slices)):
-        value = Lattice(prior, horizon).value(np.max([Lattice(prior, horizon).profile(o) for o in orders], axis=0))
+        value = Lattice(prior, horizon).value(np.max([Lattice(prior, horizon).profile(o) for o in sequences], axis=0))
         assert value <= lagrangian_bound(prior, budget, horizon, value) + 1e-9
         assert value <= everything_bound(prior, horizon) + 1e-9
     value = Lattice(uniform(slices), horizon).value(
-        np.max([Lattice(uniform(slices), horizon).profile(order) for order in orders], axis=0)
+        np.max([Lattice(uniform(slices), horizon).profile(sequence) for sequence in sequences], axis=0)
     )
     assert value <= uniform_bound(slices, budget, horizon) + 1e-9
 
 
-def test_all_orders_reach_the_bound() -> None:
+def test_all_sequences_reach_the_bound() -> None:
     found = assess(itertools.permutations(range(4)), zipf(4))
     assert found.proven
     assert found.value == pytest.approx(6)
@@ -138,7 +140,7 @@ def test_all_orders_reach_the_bound() -> None:
 def test_drawn_histories_estimate_the_objective() -> None:
     prior = zipf(6)
     landscape = SampledLandscape(prior, 5, samples=20_000, seed=1)
-    profile = np.max([landscape.profile(order) for order in cyclic(6, 4)], axis=0)
+    profile = np.max([landscape.profile(sequence) for sequence in cyclic(6, 4)], axis=0)
     error = landscape.standard_error(profile)
     assert abs(landscape.value(profile) - assess(cyclic(6, 4), prior).value) < 4 * error
     assert error < 0.05
@@ -146,15 +148,15 @@ def test_drawn_histories_estimate_the_objective() -> None:
 
 def test_orders_come_out_by_what_each_adds() -> None:
     prior = zipf(6)
-    orders = optimal(6, 4, prior=prior)
-    first = [assess(orders[:1], prior).value, *(assess([order], prior).value for order in orders)]
+    sequences = optimal(6, 4, prior=prior)
+    first = [assess(sequences[:1], prior).value, *(assess([sequence], prior).value for sequence in sequences)]
     assert first[0] == pytest.approx(max(first))
 
 
 def test_a_large_vision_transformer_is_planned_in_seconds_and_says_its_gap() -> None:
     start = time.process_time()
-    orders = optimal(24, 24)
-    found = assess(orders)
+    sequences = optimal(24, 24)
+    found = assess(sequences)
     assert time.process_time() - start < 10
     assert found.standard_error > 0
     assert not found.proven
@@ -164,8 +166,8 @@ def test_a_large_vision_transformer_is_planned_in_seconds_and_says_its_gap() -> 
 
 @pytest.mark.parametrize("prior", [zipf(16), np.array([1.0] + [0.0] * 15)])
 def test_many_slices_with_a_prior_are_planned(prior: np.ndarray) -> None:
-    orders = optimal(16, 3, prior=prior)
-    value = assess(orders, prior).value
+    sequences = optimal(16, 3, prior=prior)
+    value = assess(sequences, prior).value
     assert all(value >= assess(plan(other, 16, 3, prior), prior).value - 0.05 for other in OTHERS)
 
 

@@ -8,8 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.plan import Partition, bms, conditional, expected_lifetime, optimal, plan_sequences, slice_prior
-from lightning_s3t.plan.prior import check_place_prior, check_prior
+from lightning_s3t.plan import (
+    Partition,
+    PlanProblem,
+    bms,
+    compare,
+    conditional,
+    expected_lifetime,
+    optimal,
+    plan_sequences,
+    slice_prior,
+)
+from lightning_s3t.plan.problem import check_place_prior, check_prior
 
 WEIGHTS = st.lists(st.floats(0.01, 10), min_size=1, max_size=8)
 
@@ -94,3 +104,28 @@ def test_a_subject_with_an_impossible_prior_is_named(weight: float) -> None:
 def test_somebody_must_be_able_to_ask() -> None:
     with pytest.raises(ConfigurationError, match="The priors of all subjects are 0"):
         slice_prior({"ann": 0.0}, Partition(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("slices", 0), ("slices", True), ("shards", 0), ("horizon", 0), ("horizon", 1.5)],
+)
+def test_a_problem_is_checked_when_it_is_made(argument: str, value: object) -> None:
+    arguments = {"slices": 3, argument: value}
+    with pytest.raises(ConfigurationError, match=rf"`{argument}` to be an integer of at least 1 but got {value!r}"):
+        PlanProblem.of(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_problem_knows_its_prior_by_slice_and_by_place() -> None:
+    problem = PlanProblem.of(2, prior=[[0.5, 0.1], [0.1, 0.3]], shards=2)
+    assert problem.probabilities.tolist() == pytest.approx([0.6, 0.4])
+    assert problem.places.tolist() == [[0.5, 0.1], [0.1, 0.3]]
+    assert (problem.shards, problem.horizon, problem.uniform) == (2, 1, False)
+
+
+def test_planners_are_compared_under_one_prior_that_is_checked_once() -> None:
+    prior = [[0.5, 0.1], [0.1, 0.3]]
+    for found in compare(2, 2, 2, ("optimal", "cyclic"), prior):
+        assert found.lifetime == expected_lifetime(2, found.sequences, prior)
+    with pytest.raises(ConfigurationError, match="The prior sums to"):
+        compare(2, 2, 2, ("optimal",), [0.5, 0.1])

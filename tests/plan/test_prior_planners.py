@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan import bms, conditional, plan_sequences
-from lightning_s3t.plan.matching import FORBIDDEN, column_weights
+from lightning_s3t.plan.planners.matching import FORBIDDEN, column_weights
 
 NAMES = ["bms", "conditional", "optimal"]
 
@@ -33,16 +33,16 @@ def test_planners_give_as_many_different_orders_as_the_budget_and_always_the_sam
     problem: tuple[int, int, list[float] | None], planner: str, seed: int
 ) -> None:
     slices, budget, prior = problem
-    orders = plan_sequences(planner, slices, budget, seed, prior)
-    assert len(set(orders)) == len(orders) == budget
-    assert all(sorted(order) == list(range(slices)) for order in orders)
-    assert plan_sequences(planner, slices, budget, seed, prior) == orders
+    sequences = plan_sequences(planner, slices, budget, seed, prior)
+    assert len(set(sequences)) == len(sequences) == budget
+    assert all(sorted(sequence) == list(range(slices)) for sequence in sequences)
+    assert plan_sequences(planner, slices, budget, seed, prior) == sequences
 
 
 @pytest.mark.parametrize("planner", NAMES)
 @pytest.mark.parametrize("budget", [0, 7, -1, 2.0, True])
 def test_budgets_that_no_planner_has_are_refused(planner: str, budget: int) -> None:
-    with pytest.raises(ConfigurationError, match=rf"the planner '{planner}' has 6 orders of 3 slices"):
+    with pytest.raises(ConfigurationError, match=rf"the planner '{planner}' has 6 sequences of 3 slices"):
         plan_sequences(planner, 3, budget)
 
 
@@ -56,10 +56,10 @@ def test_every_order_there_is_can_be_planned(planner: str) -> None:
 def test_every_column_of_bms_is_a_matching_of_maximum_weight(weights: list[float]) -> None:
     prior = np.array(weights) / sum(weights)
     slices = len(prior)
-    orders = sorted(bms(slices, slices, prior))  # by first slice: the rows of the matchings
+    sequences = sorted(bms(slices, slices, prior))  # by first slice: the rows of the matchings
     for length in range(1, slices):
-        prefixes = [order[:length] for order in orders]
-        chosen = [order[length] for order in orders]
+        prefixes = [sequence[:length] for sequence in sequences]
+        chosen = [sequence[length] for sequence in sequences]
         assert sorted(chosen) == list(range(slices))
         gains = column_weights(prefixes, prior)
         rows = np.arange(slices)
@@ -84,7 +84,7 @@ def test_bms_gives_every_slice_every_position_once() -> None:
 def test_below_a_full_round_bms_keeps_the_orders_of_the_unlikeliest_slices() -> None:
     prior = [0.4, 0.3, 0.2, 0.1]
     assert bms(4, 2, prior) == bms(4, 4, prior)[:2]
-    assert [order[0] for order in bms(4, 4, prior)] == [3, 2, 1, 0]
+    assert [sequence[0] for sequence in bms(4, 4, prior)] == [3, 2, 1, 0]
 
 
 def test_conditional_sampling_draws_unlikely_slices_first_more_often() -> None:

@@ -73,6 +73,14 @@ def test_risks_may_lie_in_a_file(tmp_path: Path, name: str, text: str) -> None:
     assert (bands.band("ann"), bands.band("17")) == (1, 0)
 
 
+def test_an_id_may_have_a_character_that_other_programs_end_lines_at(tmp_path: Path) -> None:
+    path = tmp_path / "risks.csv"
+    path.write_text('subject,risk\nann\u2028smith,0.9\n"bob\nmiller",0.9\n', encoding="utf-8")
+    bands = RiskBands.of({"thresholds": [0.5], "slices": [4, 1], "risks": path})
+    assert bands is not None
+    assert (bands.band("ann\u2028smith"), bands.band("bob\nmiller")) == (1, 1)
+
+
 @pytest.mark.parametrize("text", ["", "ann,0.9", "subject,risk\nann", "subject,risk\nann,high"])
 def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "risks.csv").write_text(text)

@@ -19,14 +19,14 @@ FEASIBLE = st.integers(1, 6).flatmap(
 @given(FEASIBLE, st.sampled_from(["cyclic", "random"]), st.integers(0, 5))
 def test_a_planner_gives_as_many_different_orders_as_the_budget(size: tuple[int, int], planner: str, seed: int) -> None:
     slices, budget = size
-    orders = plan_sequences(planner, slices, budget, seed)
-    assert len(set(orders)) == len(orders) == budget
-    assert all(sorted(order) == list(range(slices)) for order in orders)
-    assert plan_sequences(planner, slices, budget, seed) == orders
+    sequences = plan_sequences(planner, slices, budget, seed)
+    assert len(set(sequences)) == len(sequences) == budget
+    assert all(sorted(sequence) == list(range(slices)) for sequence in sequences)
+    assert plan_sequences(planner, slices, budget, seed) == sequences
 
 
 @given(FEASIBLE)
-def test_a_larger_budget_only_adds_cyclic_orders(size: tuple[int, int]) -> None:
+def test_a_larger_budget_only_adds_rotations(size: tuple[int, int]) -> None:
     slices, budget = size
     assert cyclic(slices, budget)[: budget - 1] == (cyclic(slices, budget - 1) if budget > 1 else ())
 
@@ -40,12 +40,12 @@ def test_each_slice_comes_first_and_at_every_place_once_in_a_cycle(slices: int) 
 @given(st.integers(2, 5), st.data())
 def test_beyond_a_cycle_first_slices_stay_balanced(slices: int, data: st.DataObject) -> None:
     budget = data.draw(st.integers(slices, math.factorial(slices)))
-    firsts = [order[0] for order in cyclic(slices, budget)]
+    firsts = [sequence[0] for sequence in cyclic(slices, budget)]
     counts = [firsts.count(slice_) for slice_ in range(slices)]
     assert max(counts) - min(counts) <= 1
 
 
-def test_all_orders_and_sisa() -> None:
+def test_all_sequences_and_sisa() -> None:
     assert len(set(plan_sequences("all", 4, 24))) == 24
     assert plan_sequences("sisa", 3, 1) == ((0, 1, 2),)
 
@@ -56,13 +56,13 @@ def test_all_orders_and_sisa() -> None:
         (
             "cyclic",
             7,
-            r"The budget is 7, and the planner 'cyclic' has 6 orders of 3 slices. Expected a budget from 1 to 6",
+            r"The budget is 7, and the planner 'cyclic' has 6 sequences of 3 slices. Expected a budget from 1 to 6",
         ),
         ("cyclic", 0, r"The budget is 0"),
-        ("sisa", 2, r"the planner 'sisa' has 1 orders"),
+        ("sisa", 2, r"the planner 'sisa' has 1 sequences"),
         ("all", 5, r"Set budget=6"),
         ("clever", 1, r"There is no planner 'clever'. Expected `sequences` to be one of cyclic, random, all, sisa"),
-        ([[0, 1, 1]], 1, r"The sequence \(0, 1, 1\) is no order of 3 slices"),
+        ([[0, 1, 1]], 1, r"The sequence \(0, 1, 1\) is not a permutation of 3 slices"),
         ([[0, 1, 2], [0, 1, 2]], 2, r"Found 2 sequences, 1 of them different"),
         ([[0, 1, 2]], 2, r"Expected as many different ones as the budget, 2"),
     ],

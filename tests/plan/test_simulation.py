@@ -13,26 +13,28 @@ import pytest
 
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan import cyclic, expected_lifetime, optimal, plan_sequences, simulate
-from lightning_s3t.plan.simulation import BLOCK
+from lightning_s3t.plan.theory.simulation import BLOCK
 
-Orders = tuple[tuple[int, ...], ...]
+Sequences = tuple[tuple[int, ...], ...]
 
 
-def served(orders: Orders, asked: set[int]) -> int:
+def served(sequences: Sequences, asked: set[int]) -> int:
     """Length of the best prefix that nobody in `asked` is in."""
-    return max(next((n for n, slice_ in enumerate(order) if slice_ in asked), len(order)) for order in orders)
+    return max(
+        next((n for n, slice_ in enumerate(sequence) if slice_ in asked), len(sequence)) for sequence in sequences
+    )
 
 
 def play(
     shards: int,
-    orders: Orders,
+    sequences: Sequences,
     ask: Callable[[random.Random, list[set[int]]], tuple[int, int] | None],
     looks: list[int],
 ) -> tuple[float, list[float]]:
     """Plays one history, request by request; returns its lifetime and the mean length at each look."""
     draw, asked = random.Random(play.seed), [set[int]() for _ in range(shards)]  # type: ignore[attr-defined]
     play.seed += 1  # type: ignore[attr-defined]
-    lengths, number = {0: float(len(orders[0]))}, 0
+    lengths, number = {0: float(len(sequences[0]))}, 0
     lifetime = math.inf
     while number < max(looks) or lifetime == math.inf:
         place = ask(draw, asked)
@@ -40,7 +42,7 @@ def play(
             break
         number += 1
         asked[place[0]].add(place[1])
-        lengths[number] = sum(served(orders, one) for one in asked) / shards
+        lengths[number] = sum(served(sequences, one) for one in asked) / shards
         if lengths[number] == 0 and lifetime == math.inf:
             lifetime = number
     return lifetime, [lengths.get(look, lengths[max(lengths)]) for look in looks]
@@ -66,26 +68,26 @@ def test_simulated_deletion_rates_are_those_of_the_theory(
     shards: int, slices: int, budget: int, prior: str | None
 ) -> None:
     numbers = np.arange(1, slices + 1) / (slices * (slices + 1) / 2) if prior else None
-    orders = plan_sequences("optimal", slices, budget, prior=numbers)
-    lifetime = simulate(shards, orders, [], trials=20_000, prior=numbers).lifetime
-    assert abs(lifetime.mean - expected_lifetime(shards, orders, numbers)) < 3 * lifetime.standard_error
+    sequences = plan_sequences("optimal", slices, budget, prior=numbers)
+    lifetime = simulate(shards, sequences, [], trials=20_000, prior=numbers).lifetime
+    assert abs(lifetime.mean - expected_lifetime(shards, sequences, numbers)) < 3 * lifetime.standard_error
 
 
 def test_requests_by_slice_are_those_of_naive_play() -> None:
-    orders, prior = optimal(3, 2), [0.5, 0.3, 0.2]
+    sequences, prior = optimal(3, 2), [0.5, 0.3, 0.2]
 
     def ask(draw: random.Random, asked: list[set[int]]) -> tuple[int, int]:
         return draw.randrange(2), draw.choices(range(3), prior)[0]
 
-    lifetimes, lengths = played(3000, 2, orders, ask, [1, 4])
-    found = simulate(2, orders, [1, 4], 20_000, prior)
+    lifetimes, lengths = played(3000, 2, sequences, ask, [1, 4])
+    found = simulate(2, sequences, [1, 4], 20_000, prior)
     assert agree(found.lifetime, lifetimes)
     assert all(agree(moment.length, lengths[:, number]) for number, moment in enumerate(found.moments))
 
 
 @pytest.mark.parametrize("requester", ["subject", "sample"])
 def test_everybody_asks_once_as_in_naive_play(requester: Any) -> None:
-    orders, sizes = cyclic(3, 2), [[4, 1, 2], [3, 3, 1]]
+    sequences, sizes = cyclic(3, 2), [[4, 1, 2], [3, 3, 1]]
     everybody = [(m, s) for m, s in itertools.product(range(2), range(3)) for _ in range(sizes[m][s])]
     queues: list[list[tuple[int, int]]] = []
 
@@ -94,8 +96,8 @@ def test_everybody_asks_once_as_in_naive_play(requester: Any) -> None:
             queues[:] = [draw.sample(everybody, len(everybody))]
         return queues[0].pop() if queues[0] else None
 
-    lifetimes, lengths = played(4000, 2, orders, ask, [1, 5])
-    found = simulate(2, orders, [1, 5], 20_000, requester=requester, sizes=sizes)
+    lifetimes, lengths = played(4000, 2, sequences, ask, [1, 5])
+    found = simulate(2, sequences, [1, 5], 20_000, requester=requester, sizes=sizes)
     assert agree(found.lifetime, lifetimes)
     assert all(agree(moment.length, lengths[:, number]) for number, moment in enumerate(found.moments))
 
@@ -109,11 +111,11 @@ def test_places_without_subjects_are_never_asked_for() -> None:
 @pytest.mark.parametrize("planner", ["optimal", "cyclic", "random"])
 @pytest.mark.parametrize("shards", [1, 2])
 def test_the_adaptive_requester_takes_what_shortens_most(planner: str, shards: int) -> None:
-    orders = plan_sequences(planner, 4, 3)
+    sequences = plan_sequences(planner, 4, 3)
 
     def lefts(asked: list[set[int]]) -> tuple[int, int]:
-        alone = [served((order,), one) for one in asked for order in orders]
-        return sum(served(orders, one) for one in asked), sum(alone)
+        alone = [served((sequence,), one) for one in asked for sequence in sequences]
+        return sum(served(sequences, one) for one in asked), sum(alone)
 
     def ask(draw: random.Random, asked: list[set[int]]) -> tuple[int, int] | None:
         places = list(itertools.product(range(shards), range(4)))
@@ -123,11 +125,11 @@ def test_the_adaptive_requester_takes_what_shortens_most(planner: str, shards: i
             place: lefts([one | {place[1]} if m == place[0] else one for m, one in enumerate(asked)])
             for place in places
         }
-        hurts = [place for place in places if after[place] != before and served(orders, asked[place[0]])]
+        hurts = [place for place in places if after[place] != before and served(sequences, asked[place[0]])]
         return min(hurts, key=after.__getitem__) if hurts else None
 
-    lifetimes, lengths = played(300, shards, orders, ask, [1, 2, 3])
-    found = simulate(shards, orders, [1, 2, 3], 2000, requester="adaptive")
+    lifetimes, lengths = played(300, shards, sequences, ask, [1, 2, 3])
+    found = simulate(shards, sequences, [1, 2, 3], 2000, requester="adaptive")
     assert agree(found.lifetime, lifetimes)
     assert all(agree(moment.length, lengths[:, number]) for number, moment in enumerate(found.moments))
 

@@ -37,9 +37,9 @@ def test_data_reaches_the_units_of_its_shard_that_have_its_slice(unit: UnitId, s
 
 
 @given(ORDERS, st.integers(1, 3))
-def test_every_prefix_is_one_unit_and_parents_come_first(orders: list[tuple[int, ...]], shards: int) -> None:
-    units = units_of(shards, orders)
-    prefixes = {order[:stage] for order in orders for stage in range(1, len(order) + 1)}
+def test_every_prefix_is_one_unit_and_parents_come_first(sequences: list[tuple[int, ...]], shards: int) -> None:
+    units = units_of(shards, sequences)
+    prefixes = {sequence[:stage] for sequence in sequences for stage in range(1, len(sequence) + 1)}
     assert len(units) == len(set(units)) == shards * len(prefixes)
     seen: set[UnitId] = set()
     for unit in units:

@@ -66,7 +66,7 @@ def test_a_release_of_peft_that_scales_otherwise_is_refused_by_serving_and_by_a_
         return 2 * own(self, x, *args, **kwargs) - self.base_layer(x)
 
     monkeypatch.setattr(LoraLinear, "forward", doubled)
-    with pytest.raises(StoreMismatchError, match="releases that `s3t provenance` names"):
+    with pytest.raises(StoreMismatchError, match="releases that `s3t store provenance` names"):
         EnsembleModule.from_store(store, Classifier())
     with pytest.raises(StoreMismatchError, match="The adapter of"):
         fit(store, People.make(), epochs=1)

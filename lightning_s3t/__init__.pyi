@@ -1,0 +1,22 @@
+from .auditing import audit
+from .callbacks import S3T, DeletionHook, ProvenanceRecorder, SliceUnfreezing
+from .callbacks.audited import AuditReport
+from .serving import EnsemblePredictor
+from .serving.module import EnsembleModule
+from .store import Receipt, Store
+from .tuning import LayerTable, describe_layers
+
+__all__ = [
+    "S3T",
+    "AuditReport",
+    "DeletionHook",
+    "EnsembleModule",
+    "EnsemblePredictor",
+    "LayerTable",
+    "ProvenanceRecorder",
+    "Receipt",
+    "SliceUnfreezing",
+    "Store",
+    "audit",
+    "describe_layers",
+]

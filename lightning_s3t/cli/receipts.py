@@ -1,0 +1,108 @@
+"""The commands of `s3t receipt`: list and verify."""
+
+from __future__ import annotations
+
+import csv
+import json as json_format
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lightning_s3t.errors import ConfigurationError, StoreError
+
+if TYPE_CHECKING:
+    from lightning_s3t.store import Receipt
+
+
+def list_receipts(store: Path, /, *, format: Literal["json", "csv"] = "json", sign: Path | None = None) -> None:
+    """Print the receipts of all requests.
+
+    Args:
+        store: The store's folder.
+        format: As a JSON list, or as a table in CSV.
+        sign: Sign each receipt with this key (Ed25519, PEM); for JSON.
+    """
+    from lightning_s3t.store import Store
+
+    if sign is not None:
+        check_private_key(sign)
+    with Store.open(store) as opened:
+        found = opened.receipts()
+    if format == "json":
+        print(json_format.dumps([json_format.loads(as_json(receipt, sign)) for receipt in found], indent=2))
+        return
+    rows = [asdict(receipt) | {"revoked": " ".join(receipt.revoked)} for receipt in found]
+    names = [name for name in (rows[0] if rows else {}) if name not in ("serving", "versions")]
+    table = csv.DictWriter(sys.stdout, names, extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+
+
+def verify_receipt(receipt: Path, /, *, key: Path | None = None, store: Path | None = None) -> int:
+    """Check a receipt: its signature against a public key, its place in the history against the store.
+
+    Args:
+        receipt: The receipt, a JSON document.
+        key: The public key (Ed25519, PEM) that it has to be signed with.
+        store: The store that has given it.
+    """
+    from lightning_s3t.store import Receipt, Store
+    from lightning_s3t.store.signing import verify_receipt as verify
+
+    if key is None and store is None:
+        raise ConfigurationError("Expected --key or --store, or both: what the receipt is to be checked against.")
+    try:
+        text = receipt.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"The receipt {receipt} cannot be read: {error}.") from error
+    if key is not None:
+        _check_public_key(key)
+    try:
+        found = verify(text, key) if key is not None else Receipt.from_json(text)
+    except StoreError as error:
+        print(error, file=sys.stderr)
+        return 1
+    if key is not None:
+        print(f"The signature of request {found.request} is right.")
+    if store is not None:
+        with Store.open(store) as opened:
+            same = opened.has_given(found)
+        if not same:
+            print(
+                f"The history of {store} has no request {found.request} of which this is the receipt: the history was "
+                "changed or rolled back since, or the receipt was, or it is another store's.",
+                file=sys.stderr,
+            )
+            return 1
+        print(f"Request {found.request} is in the store's history, at event {found.position}.")
+    return 0
+
+
+def as_json(receipt: Receipt, sign: Path | None) -> str:
+    """Return a receipt as a JSON document, signed if there is a key.
+
+    Args:
+        receipt: The receipt.
+        sign: A private key (Ed25519, PEM).
+    """
+    from lightning_s3t.store.signing import sign_receipt
+
+    return sign_receipt(receipt, sign) if sign is not None else receipt.to_json()
+
+
+def check_private_key(key: Path) -> None:
+    """Refuse a key that cannot sign, before anything is changed.
+
+    Args:
+        key: The file of a private key (Ed25519, PEM).
+    """
+    from lightning_s3t.store.signing import read_private_key
+
+    read_private_key(key)
+
+
+def _check_public_key(key: Path) -> None:
+    from lightning_s3t.store.signing import read_public_key
+
+    read_public_key(key)

@@ -1,0 +1,85 @@
+"""Commands of `s3t store`: pending, verify, rotate-key, provenance."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+
+
+def pending(store: Path, /) -> None:
+    """List the scheduled requests: when they are due, and for how many subjects.
+
+    Args:
+        store: The store's folder.
+    """
+    from lightning_s3t.store import Store
+
+    with Store.open(store, forget_due=False) as opened:
+        found = opened.pending()
+    for due, count in found:
+        print(f"{due}  {count} subjects")
+    if not found:
+        print("Nothing is scheduled.")
+
+
+def verify(store: Path, /, *, json: bool = False) -> int:
+    """Check a store: its history, every snapshot, that nothing revoked serves, and that no unknown file lies in it.
+
+    Damaged units are taken out of service; the next fit trains them again. Exits with 1 if anything is wrong.
+
+    Args:
+        store: The store's folder.
+        json: Print what was found as a JSON document.
+    """
+    from lightning_s3t.store import Store
+
+    with Store.open(store) as opened:
+        found = opened.verify()
+    if json:
+        document = {
+            "passed": found.passed,
+            "problems": found.problems,
+            "damaged": [str(unit) for unit in found.damaged],
+            "events": found.events,
+            "units": found.units,
+            "skipped": found.skipped,
+        }
+        print(json_format.dumps(document, indent=2))
+        return 0 if found.passed else 1
+    for problem in found.problems:
+        print(f"WRONG  {problem}")
+    for reason in found.skipped:
+        print(f"skipped: {reason}")
+    if found.damaged:
+        print(f"{len(found.damaged)} damaged units, and what was built on them, are out of service. Call fit again.")
+    verdict = "Nothing is wrong" if found.passed else f"{len(found.problems)} problems"
+    print(f"{verdict}: {found.events} events and {found.units} snapshots were checked.")
+    return 0 if found.passed else 1
+
+
+def rotate_key(store: Path, /) -> None:
+    """Take a new key for subjects' ids into use: every id in the store is hashed again. Nothing has to be retrained.
+
+    Args:
+        store: The store's folder.
+    """
+    from lightning_s3t.store import Store
+
+    with Store.open(store) as opened:
+        opened.rotate_key()
+    print("A new key is in use. Back up subject.key: no request can be carried out without it.")
+
+
+def provenance(store: Path, /, *, unit: str | None = None) -> None:
+    """Print what the units that are alive were made from, as JSON.
+
+    Args:
+        store: The store's folder.
+        unit: Only this one's, for example 0/2-0.
+    """
+    from lightning_s3t.plan import UnitId
+    from lightning_s3t.store import Store
+
+    with Store.open(store) as opened:
+        found = opened.provenance(UnitId.parse(unit) if unit is not None else None)
+    print(json_format.dumps(found, indent=2, sort_keys=True))

@@ -1,6 +1,0 @@
-"""The demo: the whole story on real data, offline, in minutes."""
-
-from lightning_s3t.demo.story import DemoResult, run_demo
-from lightning_s3t.demo.training import QUICK, DemoSettings
-
-__all__ = ["QUICK", "DemoResult", "DemoSettings", "run_demo"]

@@ -1,7 +1,0 @@
-"""LightningModules to fine-tune and to forget with: images, texts, and language models."""
-
-from lightning_s3t.modules.image_classifier import ImageClassifier
-from lightning_s3t.modules.language_model import CausalLM
-from lightning_s3t.modules.text_classifier import TextClassifier
-
-__all__ = ["CausalLM", "ImageClassifier", "TextClassifier"]

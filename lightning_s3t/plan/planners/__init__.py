@@ -1,0 +1,1 @@
+"""The planners: each gives the sequences of a budget."""

@@ -1,0 +1,1 @@
+"""What requests leave of given sequences: expected, simulated, and for how long."""

@@ -1,0 +1,160 @@
+"""What is expected to survive a number of requests: exactly for few slices, by simulation beyond."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_s3t.errors import ConfigurationError
+from lightning_s3t.plan.estimate import Estimate
+from lightning_s3t.plan.families import Family, check_family
+from lightning_s3t.plan.objective.lattice import lengths_left, set_sums
+from lightning_s3t.plan.problem import PlanProblem, Prior, Probabilities
+from lightning_s3t.plan.theory.simulation import Moment, simulate
+from lightning_s3t.plan.units import SliceSequence
+
+LISTED_SLICES = 14
+LOOKED_AHEAD = 2_000
+TRIALS = 20_000
+
+
+def expected_survivors(
+    shards: int,
+    sequences: Iterable[Iterable[int]],
+    requests: Iterable[int] = (1, 5, 20, 50),
+    prior: Prior | None = None,
+    trials: int = TRIALS,
+    seed: int = 0,
+) -> tuple[Moment, ...]:
+    """Returns what is expected to be left after numbers of requests that are drawn from the prior.
+
+    Up to 14 slices this is exact (its standard errors are 0): the chance of every set of requested slices of a shard is
+    carried from request to request, and the length of the best surviving prefix is known for each set. Beyond, it is
+    simulated.
+
+    Args:
+        shards: Number of shards, m.
+        sequences: Sequences of the slices, all different.
+        requests: The numbers of requests after which to look.
+        prior: Probability that a request is for each slice, or for each shard and slice; None for equal ones.
+        trials: How many histories to draw, beyond 14 slices.
+        seed: What they are drawn from.
+
+    Raises:
+        ConfigurationError: A sequence is not a permutation or is there twice, a number of requests is negative, or the
+            prior is off.
+
+    Example:
+        >>> after = expected_survivors(1, [(0, 1, 2)], requests=[1])[0]
+        >>> round(after.length.mean, 4), round(after.shards.mean, 4), after.length.standard_error
+        (1.0, 0.6667, 0.0)
+    """
+    family = check_family(sequences)
+    return survivors_of(family, PlanProblem.of(len(family[0]), prior, shards=shards), list(requests), trials, seed)
+
+
+def survivors_of(
+    family: Family, problem: PlanProblem, looks: Sequence[int], trials: int = TRIALS, seed: int = 0
+) -> tuple[Moment, ...]:
+    """Returns what is expected to be left of checked sequences, as `expected_survivors`.
+
+    Args:
+        family: The sequences.
+        problem: Their shards and slices, and how likely requests are.
+        looks: The numbers of requests after which to look.
+        trials: How many histories to draw, beyond 14 slices.
+        seed: What they are drawn from.
+    """
+    shards, slices, probabilities = problem.shards, problem.slices, problem.places
+    if slices > LISTED_SLICES or max(looks, default=0) > LOOKED_AHEAD:
+        return simulate(shards, family, looks, trials, probabilities, seed=seed).moments
+    if min(looks, default=0) < 0:
+        raise ConfigurationError(f"Expected numbers of requests to be non-negative integers but got {min(looks)}.")
+    left = np.max([lengths_left(sequence) for sequence in family], axis=0)
+    alive, lengths = np.zeros(max(looks, default=0) + 1), np.zeros(max(looks, default=0) + 1)
+    rows, times = np.unique(np.round(probabilities, 15), axis=0, return_counts=True)
+    for row, equal in zip(rows, times, strict=True):
+        for number, chance in enumerate(_request_sets(row, len(alive) - 1)):
+            alive[number] += equal * float(chance @ (left > 0))
+            lengths[number] += equal * float(chance @ left)
+    return tuple(
+        Moment(
+            look,
+            shards=Estimate(float(alive[look]), 0.0),
+            length=Estimate(float(lengths[look]) / shards, 0.0),
+            data=Estimate(float(lengths[look]) / (shards * slices), 0.0),
+        )
+        for look in looks
+    )
+
+
+def retention_bound(shards: int, sequences: Iterable[Iterable[int]], requests: int) -> float:
+    """Returns a lower bound on the expected length of a shard's best surviving prefix, for equal probabilities.
+
+    A prefix of k slices is untouched by r requests with probability (1 - k/(mL))^r. Take d prefixes of k slices that
+    have no slice in common. That they are all touched is at most as likely as if they were independent (counts of balls
+    in boxes are negatively associated: Joag-Dev and Proschan 1983), so that one is untouched with probability at least
+    1 - (1 - (1 - k/(mL))^r)^d. The sum over k is the bound.
+
+    For L rotations d is L/k, rounded down: the number min(B, L/k) in the paper's statement on retained performance,
+    which takes it for any B. For B < L rotations that start one slice apart there are fewer such prefixes, and the
+    paper's expression is above the true value; here d is counted in the given sequences.
+
+    Args:
+        shards: Number of shards, m.
+        sequences: Sequences of the slices, all different.
+        requests: How many requests were made, r.
+
+    Example:
+        >>> round(retention_bound(1, [(0, 1), (1, 0)], requests=1), 4)
+        0.75
+    """
+    family = [tuple(sequence) for sequence in sequences]
+    slices = len(family[0])
+    bound = 0.0
+    for stage in range(1, slices + 1):
+        touched = 1 - (1 - stage / (shards * slices)) ** requests
+        bound += 1 - touched ** _disjoint(family, stage)
+    return bound
+
+
+def _request_sets(probabilities: Probabilities, requests: int) -> Iterator[NDArray[np.float64]]:
+    """Yields the probability that each set is what was requested, after 0, 1, ..., `requests` requests.
+
+    Args:
+        probabilities: By slice, shape (L,); what they lack to 1 is for requests that go elsewhere.
+        requests: How many.
+
+    Yields:
+        Shape (2**L,).
+
+    Example:
+        >>> [after.tolist() for after in _request_sets(np.array([0.5, 0.25]), requests=1)]
+        [[1.0, 0.0, 0.0, 0.0], [0.25, 0.5, 0.25, 0.0]]
+    """
+    slices = len(probabilities)
+    stays = (1 - probabilities.sum()) + set_sums(probabilities)
+    chance = np.zeros(2**slices)
+    chance[0] = 1
+    yield chance
+    for _ in range(requests):
+        after = chance * stays
+        for slice_, probability in enumerate(probabilities):
+            with_and_without = (-1, 2, 2**slice_)
+            after.reshape(with_and_without)[:, 1] += probability * chance.reshape(with_and_without)[:, 0]
+        chance = after
+        yield chance
+
+
+def _disjoint(sequences: list[SliceSequence], stage: int) -> int:
+    # one prefix after the other, if it has no slice in common with those before, from whichever sequence gives most
+    most = 0
+    for start in range(len(sequences)):
+        taken: set[int] = set()
+        for sequence in (*sequences[start:], *sequences[:start]):
+            if taken.isdisjoint(sequence[:stage]):
+                taken.update(sequence[:stage])
+        most = max(most, len(taken) // stage)
+    return most

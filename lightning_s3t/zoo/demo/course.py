@@ -1,0 +1,83 @@
+"""Deletion requests, one after the other, until nothing is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from lightning_s3t import EnsembleModule, Store
+from lightning_s3t.zoo.demo.digits import accuracy
+
+
+@dataclass(frozen=True)
+class Course:
+    """What happened to a store over its requests.
+
+    Attributes:
+        accuracies: Before the first request and after each; the publicly trained model's once nothing is left.
+        units: How many units were alive, likewise.
+        depths: How many slices the serving units have learnt, summed over the shards, likewise.
+        latencies: Seconds that each forget took, the swap of the served model included.
+    """
+
+    accuracies: list[float]
+    units: list[int]
+    depths: list[int]
+    latencies: list[float]
+
+    @property
+    def requests(self) -> int:
+        """How many requests it took until nothing was left."""
+        return len(self.latencies)
+
+
+def forget_until_nothing_is_left(
+    store: Path,
+    model: pl.LightningModule,
+    people: Sequence[str],
+    test: tuple[Tensor, Tensor],
+    tell: Callable[[int, Course], None] | None = None,
+) -> Course:
+    """Forgets one person after the other, and measures what is left.
+
+    Args:
+        store: A trained store.
+        model: The publicly trained model.
+        people: Whose requests come in, in this order.
+        test: Images and labels that accuracy is measured on.
+        tell: Called after each request.
+    """
+    served = EnsembleModule.from_store(store, model)
+    base = accuracy(model, test)
+    course = Course([accuracy(served, test)], [_alive(store)], [_depth(served)], [])
+    for number, person in enumerate(people, start=1):
+        start = time.perf_counter()
+        receipt = served.forget([person])
+        course.latencies.append(time.perf_counter() - start)
+        if not served.survivors:
+            course.accuracies.append(base)
+        elif receipt.revoked:
+            course.accuracies.append(accuracy(served, test))
+        else:
+            course.accuracies.append(course.accuracies[-1])
+        course.units.append(_alive(store))
+        course.depths.append(_depth(served))
+        if tell is not None:
+            tell(number, course)
+        if not served.survivors:
+            break
+    return course
+
+
+def _alive(store: Path) -> int:
+    with Store.open(store) as opened:
+        return len(opened.alive())
+
+
+def _depth(served: EnsembleModule) -> int:
+    return sum(unit.stage for unit in served.survivors.values())

@@ -3,14 +3,16 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lightning_s3t.core.subjects import canonical_subject
+from lightning_s3t.core.units import Place, UnitId
 from lightning_s3t.plan.checks import check_sequences
 from lightning_s3t.plan.choice import SequenceChoice
-from lightning_s3t.plan.partition import Partition, Place, canonical_subject
+from lightning_s3t.plan.partition import Partition
 from lightning_s3t.plan.risk import RiskBands
 from lightning_s3t.plan.rotations import cyclic
 from lightning_s3t.plan.sequences import PRIOR_PLANNERS, plan_sequences
 from lightning_s3t.plan.survival import deletion_rate, harmonic, survivors
-from lightning_s3t.plan.units import Sequence, UnitId, units_of
+from lightning_s3t.plan.units import Sequence, units_of
 
 if TYPE_CHECKING:
     from lightning_s3t.plan.assessment import Assessment, assess

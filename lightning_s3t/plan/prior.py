@@ -8,8 +8,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lightning_s3t.core.subjects import canonical_subject
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.plan.partition import Partition, canonical_subject
+from lightning_s3t.plan.partition import Partition
 from lightning_s3t.plan.risk import RiskBands
 
 Prior: TypeAlias = ArrayLike

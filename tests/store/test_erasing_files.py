@@ -12,7 +12,7 @@ import torch
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import Partition, UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.erasure import queue_units
+from lightning_s3t.store.erasure import remove
 
 SETTINGS = {"partition": {"shards": 2, "slices": 1, "seed": 0}}
 FIRST, SECOND = UnitId(0, (0,)), UnitId(1, (0,))
@@ -114,8 +114,8 @@ def test_a_store_opened_through_a_link_keeps_a_snapshot_that_another_unit_needs(
     with Store.open(path) as store:
         build(store, FIRST)
         build(store, SECOND)  # equal tensors: one file
-        with store._ledger.transaction() as connection:  # revoked, and killed before the erasure
-            queue_units(connection, path, [FIRST], None)
+        with store._ledger.transaction():  # revoked, and killed before the erasure
+            remove(store._backend, [str(FIRST)], None)
     with Store.open(tmp_path / "linked") as store:
         assert torch.equal(store.load(SECOND)["w"], torch.zeros(1))
 
@@ -123,8 +123,8 @@ def test_a_store_opened_through_a_link_keeps_a_snapshot_that_another_unit_needs(
 def test_a_store_that_was_moved_before_the_erasure_is_erased_where_it_is(path: Path, tmp_path: Path) -> None:
     with Store.open(path) as store:
         build(store, FIRST)
-        with store._ledger.transaction() as connection:
-            queue_units(connection, path, [FIRST], None)
+        with store._ledger.transaction():
+            remove(store._backend, [str(FIRST)], None)
     path.rename(tmp_path / "moved")
     with Store.open(tmp_path / "moved"):
         assert list((tmp_path / "moved" / "snapshots").iterdir()) == []

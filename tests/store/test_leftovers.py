@@ -26,10 +26,10 @@ KILLED_BEFORE_THE_LOG_IS_EMPTIED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
 from lightning_s3t.store import Store
-from lightning_s3t.store.ledger import Ledger
+from lightning_s3t.store.sqlite_ledger import SqliteLedger
 
 store = Store.open({path!r})
-Ledger.truncate_log = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+SqliteLedger.clear_traces = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
 store.forget(["user-0"])
 """
 
@@ -92,7 +92,7 @@ def test_a_reader_that_never_ends_delays_the_emptying_and_no_more(tmp_path: Path
         store.register(["user-0"])
         reader = sqlite3.connect(path / "ledger.db", isolation_level=None)
         reader.execute("BEGIN")
-        reader.execute("SELECT count(*) FROM units").fetchall()
+        reader.execute("SELECT count(*) FROM artifacts").fetchall()
         store.forget(["user-0"])
         revoked = [record for unit, record in built.items() if unit not in store.alive()]
         reader.close()

@@ -14,7 +14,7 @@ import torch
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.ledger import Ledger
+from lightning_s3t.store.sqlite_ledger import SqliteLedger
 from tests.store.kill_points import acknowledged_until_killed
 
 SETTINGS = {"partition": {"shards": 1, "slices": 1, "seed": 0}}
@@ -75,14 +75,14 @@ def test_a_folder_with_a_key_and_no_ledger_becomes_a_store(tmp_path: Path) -> No
 
 
 def test_a_ledger_without_settings_becomes_a_store(tmp_path: Path) -> None:
-    Ledger(tmp_path, create=True).close()
+    SqliteLedger(tmp_path, create=True).close()
     with Store.create(tmp_path, SETTINGS) as store:
         assert store.settings == SETTINGS
         assert_usable(store)
 
 
 def test_a_ledger_without_settings_is_no_store_to_open(tmp_path: Path) -> None:
-    Ledger(tmp_path, create=True).close()
+    SqliteLedger(tmp_path, create=True).close()
     with pytest.raises(StoreError, match=r"subject\.key|never finished"):
         Store.open(tmp_path)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.snapshots import encode_snapshot
+from lightning_s3t.store.tensors import encode_snapshot
 
 SETTINGS = {"partition": {"shards": 1, "slices": 2, "seed": 0}}
 PARENT, CHILD = UnitId(0, (0,)), UnitId(0, (0, 1))

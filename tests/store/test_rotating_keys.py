@@ -12,10 +12,9 @@ import pytest
 
 from lightning_s3t.errors import StoreError, UnknownSubjectError
 from lightning_s3t.store import Store
-from lightning_s3t.store.chain import read_events
 from lightning_s3t.store.identities import KEY_VARIABLE
 from lightning_s3t.store.keyring import Keyring
-from lightning_s3t.store.ledger import Ledger
+from lightning_s3t.store.sqlite_ledger import SqliteLedger
 from tests.store.backups import restore
 from tests.store.kill_points import acknowledged_until_killed
 from tests.store.people_store import PEOPLE, SETTINGS, in_place, make
@@ -163,14 +162,14 @@ def test_who_is_forgotten_is_told_while_another_process_rotates_the_key(
 ) -> None:
     with Store.open(path) as store, Store.open(path) as other:
         store.forget([in_place(0, 0)])
-        present, rotations = Ledger.present, [other]
+        present, rotations = SqliteLedger.forgotten, [other]
 
-        def rotated_before(self: Ledger, *args: Any) -> set[bytes]:
+        def rotated_before(self: SqliteLedger, *args: Any) -> set[bytes]:
             if rotations and self is store._ledger:
                 rotations.pop().rotate_key()
             return present(self, *args)
 
-        monkeypatch.setattr(Ledger, "present", rotated_before)
+        monkeypatch.setattr(SqliteLedger, "forgotten", rotated_before)
         assert store.forgotten([in_place(0, 0), in_place(0, 1)]) == {in_place(0, 0)}
         assert not rotations
 
@@ -188,7 +187,7 @@ def test_a_thread_that_looks_does_not_change_the_keys_of_one_that_rotates(
 
         monkeypatch.setattr(Keyring, "apply_rotation", looked_at_after)
         store.rotate_key()
-        assert [event.body for event in read_events(store._ledger) if event.kind == "rotation"] == [{"layers": 2}]
+        assert [event.body for event in store._ledger.events() if event.kind == "rotation"] == [{"layers": 2}]
         assert store.verify().passed
 
 

@@ -14,8 +14,8 @@ import torch
 
 from lightning_s3t.errors import RevokedError, StoreError
 from lightning_s3t.plan import UnitId
-from lightning_s3t.store import Store, snapshots
-from lightning_s3t.store import store as module
+from lightning_s3t.store import Store
+from lightning_s3t.store.snapshots import SnapshotFolder
 
 SETTINGS = {"partition": {"shards": 1, "slices": 1, "seed": 0}}
 UNIT = UnitId(0, (0,))
@@ -114,7 +114,7 @@ def test_a_forked_process_has_a_connection_of_its_own(path: Path) -> None:
 def test_a_unit_that_is_revoked_while_it_is_read_is_not_given_out(
     path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    read = snapshots.read_snapshot
+    read = SnapshotFolder.get
 
     def interrupted(*arguments: object) -> object:
         tensors = read(*arguments) if moment.startswith("after") else None  # type: ignore[arg-type]
@@ -123,7 +123,7 @@ def test_a_unit_that_is_revoked_while_it_is_read_is_not_given_out(
         return tensors if tensors is not None else read(*arguments)  # type: ignore[arg-type]
 
     with Store.open(path) as store:
-        monkeypatch.setattr(module, "read_snapshot", interrupted)
+        monkeypatch.setattr(SnapshotFolder, "get", interrupted)
         with pytest.raises(RevokedError, match="has no unit 0/0: it was revoked"):
             store.load(UNIT)
 

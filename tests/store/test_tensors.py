@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.snapshots import encode_snapshot, read_snapshot, write_snapshot
+from lightning_s3t.store.snapshots import SnapshotFolder
+from lightning_s3t.store.tensors import decode_snapshot, encode_snapshot
 
 SETTINGS = {"partition": {"shards": 1, "slices": 2, "seed": 0}}
 UNIT = UnitId(0, (0,))
@@ -70,8 +71,9 @@ def test_any_bits_of_any_type_and_shape_come_back(
     (folder / "snapshots").mkdir(exist_ok=True)
     kept = any_bits(dtype, shape, seed)
     digest, data = encode_snapshot({"x": kept})
-    write_snapshot(folder, digest, data)
-    assert_equal_bits(read_snapshot(folder, digest, "x")["x"], kept)
+    snapshots = SnapshotFolder(folder)
+    snapshots.put(digest, data)
+    assert_equal_bits(decode_snapshot(snapshots.get(digest, "x"), "x")["x"], kept)
 
 
 @given(st.sampled_from(DTYPES), SHAPES, st.integers(0, 2**31))

@@ -161,7 +161,7 @@ def scribble(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("harm", "message"),
-    [(lose, r"has lost its journal\.jsonl"), (change, "disagree about event 1"), (scribble, "No event of a store")],
+    [(lose, r"has lost its journal\.jsonl"), (change, "disagree about event 1"), (scribble, "is not an event of a store")],
 )
 def test_a_journal_that_tells_something_else_closes_the_store(
     tmp_path: Path, harm: Callable[[Path], None], message: str

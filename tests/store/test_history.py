@@ -94,8 +94,10 @@ class History(RuleBasedStateMachine):
         self.forgotten |= set(people)
         self.reached |= self.attempt is not None and any(map(self.attempt.unit.reached_by, places))
         self._lose(revoked)
-        assert {text for text in receipt.serving.values() if text} <= {str(unit) for unit in self.alive}
-        assert {int(shard) for shard, text in receipt.serving.items() if text} == {unit.shard for unit in self.alive}
+        reached, serving = {place.shard for place in places}, receipt.serving
+        assert {int(shard) for shard in serving} == reached
+        assert {text for text in serving.values() if text} <= {str(unit) for unit in self.alive}
+        assert {shard for shard in reached if serving[str(shard)]} == reached & {unit.shard for unit in self.alive}
 
     @rule(unit=st.sampled_from(UNITS))
     def drop(self, unit: UnitId) -> None:

@@ -180,7 +180,7 @@ def test_a_damaged_page_of_the_database_closes_the_store(store: Store) -> None:
     with (store.path / "ledger.db").open("r+b") as file:
         for page in range(1, size // 4096):
             file.seek(page * 4096 + 100)
-            file.write(b"\xff" * 3000)
+            file.write(b"\xff" * 3996)
     with pytest.raises(StoreError, match="damaged"):
         Store.open(store.path)
 

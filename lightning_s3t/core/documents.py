@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -25,7 +25,7 @@ def read_json(kind: type[_Kind], text: str | bytes) -> _Kind:
         ValueError: It is not one. The message is short, and names the members that are wrong.
     """
     try:
-        found: _Kind = _adapter(kind).validate_json(text)
+        found: _Kind = _adapter(cast(Any, kind)).validate_json(text)
         return found
     except ValidationError as error:
         raise ValueError(_summary(error)) from error
@@ -37,7 +37,7 @@ def json_schema(kind: type[Any]) -> dict[str, Any]:
     Args:
         kind: The dataclass that describes it.
     """
-    return _adapter(kind).json_schema()
+    return _adapter(cast(Any, kind)).json_schema()
 
 
 def canonical(data: Any) -> str:

@@ -126,14 +126,12 @@ def _queue(store: Backend, paths: Iterable[str], request: int | None) -> None:
 def _unlink(store: Backend, paths: Collection[str]) -> dict[str, OSError]:
     # within the transaction, which a commit needs too: none can come to need an equal file meanwhile
     snapshots = {path for path in paths if path.startswith(f"{FOLDER}/")}
-    others = {Path(path): path for path in paths if path not in snapshots}
-    failed = store.snapshots.delete(snapshots)
-    return failed | {others[path]: error for path, error in unlink_all(others).items()}
+    return store.snapshots.delete(snapshots) | unlink_all(path for path in paths if path not in snapshots)
 
 
 def _size_now(store: Backend, path: str) -> int | None:
     try:
-        return store.snapshots.size(path) if path.startswith(f"{FOLDER}/") else size_of(Path(path))
+        return store.snapshots.size(path) if path.startswith(f"{FOLDER}/") else size_of(path)
     except OSError:  # must not keep a unit from being revoked: what is wrong with the file shows when it is erased
         return None
 

@@ -1,4 +1,4 @@
-"""The ledger: who is in a store, what happened to it and what it holds; a protocol, so that any database can keep it."""
+"""The ledger: who is in a store, what happened to it and what it holds. A protocol: any database can keep one."""
 
 from __future__ import annotations
 

@@ -116,11 +116,11 @@ class SnapshotFolder(Snapshots):
 
     @override
     def size(self, name: str) -> int | None:
-        return size_of(self._store / name)
+        return size_of(f"{self._store}/{name}")
 
     @override
     def delete(self, names: Iterable[str]) -> dict[str, OSError]:
-        paths = {self._store / name: name for name in names}
+        paths = {f"{self._store}/{name}": name for name in names}
         return {paths[path]: error for path, error in unlink_all(paths).items()}
 
     def _path(self, digest: str) -> Path:

@@ -56,11 +56,11 @@ CREATE TABLE artifacts (
     name TEXT PRIMARY KEY,
     score REAL,
     as_of INTEGER NOT NULL,
-    record INTEGER NOT NULL
+    record INTEGER NOT NULL,
+    cells TEXT NOT NULL
 ) WITHOUT ROWID;
--- the reach rule as an index: every cell whose data has influenced an artifact
+-- the reach rule as an index: every cell whose data has influenced an artifact, as artifacts.cells lists them
 CREATE TABLE cells (cell TEXT, artifact TEXT, PRIMARY KEY (cell, artifact)) WITHOUT ROWID;
-CREATE INDEX cells_by_artifact ON cells (artifact);
 CREATE TABLE attempts (name TEXT PRIMARY KEY) WITHOUT ROWID;
 -- the files of artifacts and attempts, found by a keyed hash of their path
 CREATE TABLE files (owner TEXT, tag BLOB, path INTEGER NOT NULL, PRIMARY KEY (owner, tag)) WITHOUT ROWID;
@@ -277,7 +277,8 @@ class SqliteLedger(Ledger):
         name, attempt = artifact.name, _attempt(artifact.name)
         record = self._keep(artifact.digest, json.dumps([artifact.key, artifact.provenance]))
         self.connection.execute(
-            "INSERT INTO artifacts VALUES (?, ?, ?, ?)", (name, artifact.score, artifact.as_of, record)
+            "INSERT INTO artifacts VALUES (?, ?, ?, ?, ?)",
+            (name, artifact.score, artifact.as_of, record, _list(artifact.cells)),
         )
         self._many("INSERT INTO cells VALUES (?, ?)", ((cell, name) for cell in artifact.cells))
         self.connection.execute("UPDATE files SET owner = ? WHERE owner = ?", (name, attempt))
@@ -288,8 +289,9 @@ class SqliteLedger(Ledger):
     def remove(self, names: Collection[str]) -> list[str]:
         found = _list(names)
         paths = self._disown(found, f"SELECT record FROM artifacts WHERE name IN {_AMONG}")
-        for table, column in (("cells", "artifact"), ("artifacts", "name")):
-            self.connection.execute(f"DELETE FROM {table} WHERE {column} IN {_AMONG}", (found,))
+        listed = f"SELECT json.value, name FROM artifacts, json_each(cells) AS json WHERE name IN {_AMONG}"
+        self.connection.execute(f"DELETE FROM cells WHERE (cell, artifact) IN ({listed})", (found,))
+        self.connection.execute(f"DELETE FROM artifacts WHERE name IN {_AMONG}", (found,))
         return paths
 
     @override

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from lightning_s3t.core.events import GENESIS, Event, first_break
 from lightning_s3t.errors import RevokedError, StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.core.events import GENESIS, Event, first_break
 from lightning_s3t.store.journal import FILE, read_journal
 from tests.store.backups import back_up, restore
 from tests.store.people_store import build, in_place, make
@@ -161,7 +161,11 @@ def scribble(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("harm", "message"),
-    [(lose, r"has lost its journal\.jsonl"), (change, "disagree about event 1"), (scribble, "is not an event of a store")],
+    [
+        (lose, r"has lost its journal\.jsonl"),
+        (change, "disagree about event 1"),
+        (scribble, "is not an event of a store"),
+    ],
 )
 def test_a_journal_that_tells_something_else_closes_the_store(
     tmp_path: Path, harm: Callable[[Path], None], message: str

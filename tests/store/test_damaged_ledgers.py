@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from lightning_s3t.core.events import Event, event_digest
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.core.events import Event, event_digest
 from tests.store.backups import back_up, restore
 from tests.store.people_store import build, in_place
 

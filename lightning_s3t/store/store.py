@@ -19,8 +19,8 @@ from lightning_s3t.core.subjects import canonical_subject
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import ConfigurationError, DamagedError, DataError, RevokedError, StoreError
 from lightning_s3t.plan import Partition
-from lightning_s3t.store.attempt import Attempt
 from lightning_s3t.store.backend import Backend
+from lightning_s3t.store.building import BuildSession
 from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
 from lightning_s3t.store.folder import check_free, clear_half_written, make_folder
 from lightning_s3t.store.forgetting import Forgetting
@@ -31,10 +31,10 @@ from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.keyring import notes_of as notes_of_keys
 from lightning_s3t.store.ledger import ledger_errors
 from lightning_s3t.store.lock import FitLock, ledger_lock
-from lightning_s3t.store.registry import is_registering, register
+from lightning_s3t.store.registry import is_registering
 from lightning_s3t.store.settings import HINT, check_settings, normalise, notes_of, read_settings
 from lightning_s3t.store.sqlite_ledger import FILE
-from lightning_s3t.store.tensors import decode_snapshot, encode_snapshot
+from lightning_s3t.store.tensors import decode_snapshot
 from lightning_s3t.store.units import ServableUnit, UnitRecord, find_snapshot, read_servable, read_units
 from lightning_s3t.store.verification import Verification, check_one_piece, damaged_units, verify
 
@@ -51,7 +51,8 @@ class Store:
         >>> import tempfile
         >>> settings = {"partition": {"shards": 1, "slices": 2, "seed": 0}}
         >>> with tempfile.TemporaryDirectory() as folder, Store.create(folder, settings) as store:
-        ...     store.register(["user-1"])
+        ...     with store.building() as building:
+        ...         building.register(["user-1"])
         ...     receipt = store.forget(["user-1"])
         ...     receipt.subjects, receipt.serving, store.request_number
         (1, {'0': None}, 1)
@@ -248,25 +249,6 @@ class Store:
             found: dict[str, Any] = json.loads(self._ledger.notes("options").get("options", "{}"))
         return found
 
-    @options.setter
-    def options(self, options: Mapping[str, Any]) -> None:
-        with self._ledger.transaction():
-            self._ledger.note({"options": json.dumps(normalise(options), sort_keys=True)})
-
-    def register(self, subjects: Iterable[str] | Mapping[str, int]) -> None:
-        """Notes who is in the training data. Who is forgotten stays forgotten.
-
-        Args:
-            subjects: Canonical ids, streamed; or their bands of risk by id, where the partition has bands.
-
-        Raises:
-            DataError: A subject was registered with another band, so units hold it at another place; nothing changes.
-        """
-        if not is_registering(self._ledger):
-            return
-        bands = subjects.items() if isinstance(subjects, Mapping) else ((subject, 0) for subject in subjects)
-        register(self._ledger, self._keyring, bands, self.partition)
-
     def subject_hash(self, subject: str) -> str:
         """Returns a keyed hash of a subject that stays the same when the key is rotated: for digests.
 
@@ -295,19 +277,18 @@ class Store:
         return self._keyring.forgotten(subjects)
 
     @contextmanager
-    def fit_lock(self) -> Iterator[None]:
-        """Keeps other fits out while the block runs, and clears away what a fit that was cut has left.
+    def building(self) -> Iterator[BuildSession]:
+        """Give what a fit needs, and keep other fits out while the block runs.
+
+        What a fit that was cut has left is cleared away first.
 
         Raises:
             StoreError: Another fit runs on this store.
         """
         with self._lock.hold():
-            clean_up(self._backend)
-            yield
-
-    def clear_attempts(self) -> None:
-        """Clears away what units have left whose training was cut; only for the holder of the fit lock."""
-        clean_up(self._backend)
+            session = BuildSession(self._backend, self._keyring, self.partition)
+            session.clear_attempts()
+            yield session
 
     def alive(self) -> dict[UnitId, UnitRecord]:
         """Returns the units that may serve: built, not revoked, and all that they are built of too."""
@@ -316,34 +297,6 @@ class Store:
     def candidates(self) -> dict[UnitId, ServableUnit]:
         """Returns the same units as `alive`, with what has to be known to choose and load survivors."""
         return read_servable(self._ledger)
-
-    def start_unit(self, unit: UnitId, key: str, as_of: int | None = None) -> Attempt:
-        """Notes that a unit is about to be trained.
-
-        Args:
-            unit: The unit.
-            key: The digest of all that may influence it.
-            as_of: The request number when its data was chosen; None for now.
-
-        Raises:
-            RevokedError: A request since then reaches the unit.
-        """
-        number = self.request_number if as_of is None else as_of
-        if self._ledger.reached_since(unit.cells, number):
-            raise RevokedError(f"Unit {unit} was revoked before it was trained. The next fit trains it anew.")
-        with self._ledger.transaction():
-            self._ledger.begin(str(unit))
-        return Attempt(self._backend, unit, key, number)
-
-    def drop(self, units: Iterable[UnitId]) -> None:
-        """Takes units out that are stale, with all that was built on them, and erases them.
-
-        Args:
-            units: The units.
-        """
-        with self._ledger.transaction():
-            remove_lineages(self._backend, units)
-        erase_queued(self._backend)
 
     def load(self, unit: UnitId) -> dict[str, Tensor]:
         """Reads the tensors that a unit owns.
@@ -368,23 +321,6 @@ class Store:
             raise self._revoked(unit)
         return decode_snapshot(data, f"unit {unit}")
 
-    def save_base(self, tensors: Mapping[str, Tensor]) -> None:
-        """Keeps the head as it stood before any training, once.
-
-        Args:
-            tensors: Its tensors, by name.
-
-        Raises:
-            StoreError: There is one already.
-        """
-        if "base" in self._ledger.notes("base"):
-            raise StoreError(f"The store {self.path} has its base already. It is written once, before any training.")
-        digest, data = encode_snapshot(tensors)
-        with self._ledger.transaction():
-            self._backend.snapshots.put(digest, data)
-            self._ledger.own(self._backend.snapshots.name(digest))
-            self._ledger.note({"base": digest})
-
     def load_base(self) -> dict[str, Tensor] | None:
         """Reads the head as it stood before any training; None before the first fit."""
         digest = self._ledger.notes("base").get("base")
@@ -400,10 +336,10 @@ class Store:
         with self._lock.no_fit() as free:
             found = verify(self._backend, self._keyring, quiet=free)
         if found.damaged:
-            self.take_out(found.damaged)
+            self._take_out(found.damaged)
         return found
 
-    def take_out(self, damaged: Iterable[UnitId]) -> list[UnitId]:
+    def _take_out(self, damaged: Iterable[UnitId]) -> list[UnitId]:
         """Takes damaged units out of service, with all that was built on them, and notes it in the chain of events.
 
         Args:
@@ -423,7 +359,7 @@ class Store:
 
     def take_out_damaged(self) -> list[UnitId]:
         """Reads every snapshot, and takes the units out of service whose snapshot is missing or damaged."""
-        return self.take_out(damaged_units(self._backend))
+        return self._take_out(damaged_units(self._backend))
 
     def provenance(self, unit: UnitId | None = None) -> list[dict[str, Any]]:
         """Returns what the units that are alive were made from.

@@ -34,6 +34,7 @@ from lightning_s3t.plan import cyclic, units_of
 from lightning_s3t.store import Store
 from lightning_s3t.store.files import unlink_all
 from lightning_s3t.store.ledger import Artifact
+from tests.store.people_store import session
 
 SETTINGS = {"partition": {"shards": 5, "slices": 6, "seed": 0}}
 UNITS = units_of(5, cyclic(6, 6))
@@ -60,7 +61,7 @@ def build(store: Store) -> None:
     alive = store.alive()
     for unit in UNITS:
         if unit not in alive:
-            store.start_unit(unit, "key").commit({"w": torch.rand(20_000)}, {})
+            session(store).start_unit(unit, "key").commit({"w": torch.rand(20_000)}, {})
 
 
 def measure(subjects: int) -> Measured:
@@ -69,7 +70,7 @@ def measure(subjects: int) -> Measured:
         build(store)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = time.perf_counter()
-        store.register(f"user-{number}" for number in range(subjects))
+        session(store).register(f"user-{number}" for number in range(subjects))
         rate = subjects / (time.perf_counter() - start)
         size = sum(path.stat().st_size for path in store.path.glob("ledger.db*")) / 2**20
         peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
@@ -146,7 +147,7 @@ def reach(units: int) -> Reached:
                 artifact = Artifact(str(unit), unit.cells, digest, digest, 0.5, provenance, 0)
                 ledger.add(artifact, f"snapshots/{digest}.safetensors")
         people = [f"user-{number}" for number in range(units)]
-        store.register(people)
+        session(store).register(people)
         one = []
         for person in people[:50]:
             start = time.perf_counter()

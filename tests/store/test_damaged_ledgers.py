@@ -16,7 +16,7 @@ from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
 from tests.store.backups import back_up, restore
-from tests.store.people_store import build, in_place
+from tests.store.people_store import build, in_place, session
 
 FORGED: list[tuple[str, Any, str, dict[str, Any]]] = [
     ("request", 2, "now", {}),
@@ -77,7 +77,7 @@ def test_a_value_that_is_not_what_was_written_is_an_error_of_ours(
     path: Path, statement: str, look: Callable[[Store], Any]
 ) -> None:
     with Store.open(path) as store:
-        store.options = {"sequences": []}
+        session(store).note_options({"sequences": []})
         store.forget([in_place(0, 0)])
         store._ledger.connection.execute(statement)
 

@@ -15,6 +15,7 @@ import torch
 
 from lightning_s3t.plan import Partition, UnitId
 from lightning_s3t.store import Store, UnitRecord
+from tests.store.people_store import session
 
 SETTINGS = {"partition": {"shards": 4, "slices": 6, "seed": 0}}
 UNITS = [
@@ -38,11 +39,11 @@ def fill(store: Store, largest: int) -> dict[UnitId, UnitRecord]:
     """Units in an arbitrary order, each with a provenance of another length: SQLite moves rows between its pages."""
     draw = random.Random(largest)
     order = sorted(draw.sample(UNITS, len(UNITS)), key=lambda unit: unit.stage)
-    with store.fit_lock():
+    with store.building():
         return {
-            unit: store.start_unit(unit, f"key of {unit}.").commit(
-                {"w": torch.tensor([float(number)])}, {"secret": f"made from {unit}." * draw.randrange(1, largest)}
-            )
+            unit: session(store)
+            .start_unit(unit, f"key of {unit}.")
+            .commit({"w": torch.tensor([float(number)])}, {"secret": f"made from {unit}." * draw.randrange(1, largest)})
             for number, unit in enumerate(order)
         }
 
@@ -61,7 +62,7 @@ def test_no_page_keeps_a_copy_of_a_revoked_unit(tmp_path: Path, largest: int) ->
     with Store.create(tmp_path / "store", SETTINGS) as store:
         built = fill(store, largest)
         people = [f"user-{number}" for number in range(4)]
-        store.register(people)
+        session(store).register(people)
         for person in people:
             store.forget([person])
             alive = store.alive()
@@ -76,8 +77,12 @@ def test_the_log_is_emptied_at_the_next_opening_after_a_crash(tmp_path: Path) ->
     place = Partition(**SETTINGS["partition"]).place("user-0")
     unit = UnitId(place.shard, (place.slice,))
     with Store.create(path, SETTINGS) as bystander:  # as long as it lives, SQLite does not delete the log itself
-        bystander.register(["user-0"])
-        record = bystander.start_unit(unit, "its key.").commit({"w": torch.ones(1)}, {"secret": f"made from {unit}."})
+        session(bystander).register(["user-0"])
+        record = (
+            session(bystander)
+            .start_unit(unit, "its key.")
+            .commit({"w": torch.ones(1)}, {"secret": f"made from {unit}."})
+        )
         code = KILLED_BEFORE_THE_LOG_IS_EMPTIED.format(root=str(ROOT), path=str(path))
         assert subprocess.run([sys.executable, "-c", code]).returncode == -9
         assert left_in(path, [record.snapshot])
@@ -89,7 +94,7 @@ def test_a_reader_that_never_ends_delays_the_emptying_and_no_more(tmp_path: Path
     path = tmp_path / "store"
     with Store.create(path, SETTINGS) as store:
         built = fill(store, 5)
-        store.register(["user-0"])
+        session(store).register(["user-0"])
         reader = sqlite3.connect(path / "ledger.db", isolation_level=None)
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM artifacts").fetchall()
@@ -102,7 +107,7 @@ def test_a_reader_that_never_ends_delays_the_emptying_and_no_more(tmp_path: Path
 
 def test_an_abandoned_attempt_leaves_nothing(tmp_path: Path) -> None:
     with Store.create(tmp_path / "store", SETTINGS) as store:
-        attempt = store.start_unit(UNITS[0], "key of an attempt.")
+        attempt = session(store).start_unit(UNITS[0], "key of an attempt.")
         attempt.register_file(tmp_path / "epoch-3-of-an-attempt.ckpt")
         (tmp_path / "epoch-3-of-an-attempt.ckpt").touch()
         attempt.abandon()
@@ -111,5 +116,5 @@ def test_an_abandoned_attempt_leaves_nothing(tmp_path: Path) -> None:
 
 def test_an_abandoned_attempt_without_files_leaves_nothing(path: Path) -> None:
     with Store.open(path) as store:
-        store.start_unit(UnitId(0, (0,)), "the key of an attempt").abandon()
+        session(store).start_unit(UnitId(0, (0,)), "the key of an attempt").abandon()
         assert not [file for file in path.glob("ledger.db*") if b"the key of an attempt" in file.read_bytes()]

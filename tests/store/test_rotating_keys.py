@@ -17,7 +17,7 @@ from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.sqlite_ledger import SqliteLedger
 from tests.store.backups import restore
 from tests.store.kill_points import acknowledged_until_killed
-from tests.store.people_store import PEOPLE, SETTINGS, in_place, make
+from tests.store.people_store import PEOPLE, SETTINGS, in_place, make, session
 
 GONE, STAYS = in_place(0, 0), in_place(1, 1)
 
@@ -57,7 +57,7 @@ def test_another_process_takes_the_rotation_up(tmp_path: Path) -> None:
     with make(tmp_path / "store") as store, Store.open(tmp_path / "store") as other:
         other.rotate_key()
         other.rotate_key()
-        store.register(["newcomer"])
+        session(store).register(["newcomer"])
         assert store.forget([GONE, "newcomer"]).unknown == 0
         assert other.forgotten([GONE]) == {GONE}
 
@@ -65,7 +65,7 @@ def test_another_process_takes_the_rotation_up(tmp_path: Path) -> None:
 def test_the_key_is_not_rotated_beside_a_fit(tmp_path: Path) -> None:
     with (
         make(tmp_path / "store") as store,
-        store.fit_lock(),
+        store.building(),
         Store.open(tmp_path / "store") as other,
         pytest.raises(StoreError, match="Another fit is running"),
     ):
@@ -194,7 +194,7 @@ def test_a_thread_that_looks_does_not_change_the_keys_of_one_that_rotates(
 def test_no_page_keeps_an_id_under_the_key_before(tmp_path: Path) -> None:
     with Store.create(tmp_path / "store", SETTINGS) as store:
         people = [f"person-{number}" for number in range(20_000)]
-        store.register(people)
+        session(store).register(people)
         old = set(store._keyring.hashes(people))
         store.rotate_key()
         data = b"".join(file.read_bytes() for file in store.path.glob("ledger.db*"))

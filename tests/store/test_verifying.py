@@ -15,7 +15,7 @@ from lightning_s3t.errors import DamagedError, RevokedError, StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store, verification
 from lightning_s3t.store.sqlite_ledger import SqliteLedger
-from tests.store.people_store import UNITS, build, in_place, make
+from tests.store.people_store import UNITS, build, in_place, make, session
 
 TOP, ABOVE = UnitId(0, (0,)), [UnitId(0, (0, 1)), UnitId(0, (0, 1, 2))]
 
@@ -153,7 +153,7 @@ def test_a_file_that_nobody_has_registered_is_found(store: Store, name: str) -> 
 
 
 def test_files_are_not_looked_at_while_a_fit_runs(store: Store) -> None:
-    with store.fit_lock():
+    with store.building():
         (store.path / "snapshots" / "half.safetensors").write_text("being written")
         with Store.open(store.path) as other:
             found = other.verify()
@@ -213,7 +213,7 @@ def test_verification_of_a_request_that_nobody_can_read_names_it(path: Path, bod
 
 def test_an_empty_folder_where_a_disk_was_is_no_damage(path: Path) -> None:
     with Store.open(path) as store:
-        store.save_base({"w": torch.zeros(2)})
+        session(store).save_base({"w": torch.zeros(2)})
         alive = set(store.alive())
         (path / "snapshots").rename(path.parent / "disk")
         (path / "snapshots").mkdir()

@@ -17,7 +17,7 @@ from lightning_s3t.store.snapshots import FOLDER
 from lightning_s3t.store.units import parse_unit
 
 
-def revoke(store: Backend, tombstones: Collection[Tombstone], request: int) -> list[UnitId]:
+def revoke(store: Backend, tombstones: Collection[Tombstone], request: int) -> list[str]:
     """Make subjects forgotten, and take out the units that they reach; within a transaction.
 
     Args:
@@ -26,12 +26,12 @@ def revoke(store: Backend, tombstones: Collection[Tombstone], request: int) -> l
         request: The number of the request.
 
     Returns:
-        The units, in order.
+        The units' names, in the order of the alphabet.
     """
     store.ledger.bury(tombstones, request)
-    reached = store.ledger.reached({cell for _, cell in tombstones})
+    reached = sorted(store.ledger.reached({cell for _, cell in tombstones}))
     remove(store, reached, request)
-    return sorted(map(parse_unit, reached), key=lambda unit: (unit.shard, unit.prefix))
+    return reached
 
 
 def remove(store: Backend, names: Collection[str], request: int | None) -> None:
@@ -86,7 +86,7 @@ def erase_queued(store: Backend) -> None:
         return
     with ledger.transaction():
         queued = ledger.queued()
-        needed = ledger.needed(file.path for file in queued)  # two units may have equal snapshots
+        needed = ledger.needed([file.path for file in queued])  # two units may have equal snapshots
         doomed = [file for file in queued if file.path not in needed]
         failed = _unlink(store, [file.path for file in doomed])
         erased: dict[int, list[int]] = {}
@@ -95,7 +95,7 @@ def erase_queued(store: Backend) -> None:
                 erased.setdefault(file.request, []).append(file.size)
         for request, sizes in erased.items():
             record(ledger, "erasure", request, asdict(Erasure(len(sizes), sum(sizes))))
-        ledger.replace_queue(file for file in doomed if file.path in failed)
+        ledger.replace_queue([file for file in doomed if file.path in failed])
     ledger.clear_traces()
     if failed:
         raise StoreError(_failed_message(store.folder, failed))
@@ -120,7 +120,9 @@ def clean_up(store: Backend) -> None:
 
 
 def _queue(store: Backend, paths: Iterable[str], request: int | None) -> None:
-    store.ledger.queue(QueuedFile(path, request, _size_now(store, path)) for path in paths)
+    files = [QueuedFile(path, request, _size_now(store, path)) for path in paths]
+    if files:
+        store.ledger.queue(files)
 
 
 def _unlink(store: Backend, paths: Collection[str]) -> dict[str, OSError]:

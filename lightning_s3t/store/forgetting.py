@@ -135,7 +135,7 @@ class Forgetting:
             subjects=subjects,
             already_forgotten=already,
             unknown=unknown,
-            revoked=tuple(map(str, revoked)),
+            revoked=tuple(revoked),
             serving=self._serving({cell for _, cell in new}),
             guarantee=GUARANTEE,
             isolation=self._isolation,

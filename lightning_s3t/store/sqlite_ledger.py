@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from typing_extensions import override
 
@@ -21,11 +21,12 @@ from lightning_s3t.core.events import GENESIS, Event
 from lightning_s3t.core.units import Cell
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.identities import read_keys
-from lightning_s3t.store.ledger import Artifact, Ledger, QueuedFile, Tombstone
-from lightning_s3t.store.sqlite_connection import PATIENCE, connect
+from lightning_s3t.store.ledger import Artifact, Ledger, QueuedFile, Tombstone, ledger_errors
 
 FILE = "ledger.db"
 FORMAT = 3
+_PATIENCE = 30  # seconds
+_CACHE = 65_536  # KiB: rows of a registry come in the order of their hashes, which is no order
 _CHUNK = 500  # well under SQLite's limit on variables
 _MUCH = 1000  # rows of the vault: below, compacting gains nothing
 
@@ -49,12 +50,12 @@ CREATE TABLE tombstones (hash BLOB PRIMARY KEY, request INTEGER NOT NULL, cell T
 CREATE INDEX tombstones_by_cell ON tombstones (cell, request);
 -- who has asked to be forgotten later on
 CREATE TABLE pending (hash BLOB PRIMARY KEY, due TEXT NOT NULL, cell TEXT NOT NULL) WITHOUT ROWID;
--- what must be unreadable once it is removed: of an artifact its digest, and its key and provenance, of a file its path
+-- what must be unreadable once it is removed: of an artifact its digest and score (head), key and provenance (body),
+-- of a file its path (head)
 CREATE TABLE vault (id INTEGER PRIMARY KEY, head BLOB NOT NULL, body BLOB NOT NULL);
 -- as_of is the newest request when the data was chosen
 CREATE TABLE artifacts (
     name TEXT PRIMARY KEY,
-    score REAL,
     as_of INTEGER NOT NULL,
     record INTEGER NOT NULL,
     cells TEXT NOT NULL
@@ -68,6 +69,7 @@ CREATE INDEX files_by_tag ON files (tag);
 -- what is to be erased, with its size: a crash must not make a receipt forget a file
 CREATE TABLE erasures (path TEXT PRIMARY KEY, request INTEGER, bytes INTEGER) WITHOUT ROWID;
 """
+_Result = TypeVar("_Result")
 _AMONG = "(SELECT value FROM json_each(?))"  # one parameter, however many values
 
 
@@ -108,7 +110,7 @@ class SqliteLedger(Ledger):
         owner = (os.getpid(), threading.get_ident())
         found = self._connections.get(owner)
         if found is None:
-            found = self._connections[owner] = connect(self._path)
+            found = self._connections[owner] = _connect(self._path)
         return found
 
     @contextmanager
@@ -275,10 +277,11 @@ class SqliteLedger(Ledger):
     @override
     def add(self, artifact: Artifact, snapshot: str) -> None:
         name, attempt = artifact.name, _attempt(artifact.name)
-        record = self._keep(artifact.digest, json.dumps([artifact.key, artifact.provenance]))
+        score = "" if artifact.score is None else repr(float(artifact.score))
+        record = self._keep(f"{artifact.digest}\n{score}", json.dumps([artifact.key, artifact.provenance]))
         self.connection.execute(
-            "INSERT INTO artifacts VALUES (?, ?, ?, ?, ?)",
-            (name, artifact.score, artifact.as_of, record, _list(artifact.cells)),
+            "INSERT INTO artifacts VALUES (?, ?, ?, ?)",
+            (name, artifact.as_of, record, _list(artifact.cells)),
         )
         self._many("INSERT INTO cells VALUES (?, ?)", ((cell, name) for cell in artifact.cells))
         self.connection.execute("UPDATE files SET owner = ? WHERE owner = ?", (name, attempt))
@@ -297,20 +300,24 @@ class SqliteLedger(Ledger):
     @override
     def scores(self, prefix: str = "") -> dict[str, float | None]:
         # a range, which the primary key finds
-        query = "SELECT name, score FROM artifacts WHERE name >= ?1 AND name < ?1 || char(0x10ffff)"
-        return dict(self._rows(query, prefix))
+        query = "SELECT name, head FROM artifacts JOIN vault ON id = record"
+        rows = self._rows(f"{query} WHERE name >= ?1 AND name < ?1 || char(0x10ffff)", prefix)
+        with ledger_errors("The score of a unit"):
+            return {name: _score(head) for name, head in rows}
 
     @override
     def digests(self, names: Collection[str] | None = None) -> dict[str, str]:
-        query = "SELECT name, CAST(head AS TEXT) FROM artifacts JOIN vault ON id = record"
-        return dict(self._rows(query) if names is None else self._rows(f"{query} WHERE name IN {_AMONG}", _list(names)))
+        query = "SELECT name, head FROM artifacts JOIN vault ON id = record"
+        rows = self._rows(query) if names is None else self._rows(f"{query} WHERE name IN {_AMONG}", _list(names))
+        with ledger_errors("The digest of a unit"):
+            return {name: _digest(head) for name, head in rows}
 
     @override
     def artifacts(self) -> Iterator[Artifact]:
-        query = "SELECT name, head, body, score, as_of FROM artifacts JOIN vault ON id = record"
-        for name, digest, body, score, as_of in self._rows(query):
+        query = "SELECT name, head, body, as_of FROM artifacts JOIN vault ON id = record"
+        for name, head, body, as_of in self._rows(query):
             key, provenance = json.loads(body)
-            yield Artifact(name, (), key, digest.decode(), score, provenance, as_of)
+            yield Artifact(name, (), key, _digest(head), _score(head), provenance, as_of)
 
     @override
     def ages(self) -> dict[str, int]:
@@ -378,7 +385,7 @@ class SqliteLedger(Ledger):
             return
         self.connection.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
         self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        self.connection.execute(f"PRAGMA busy_timeout = {PATIENCE * 1000}")
+        self.connection.execute(f"PRAGMA busy_timeout = {_PATIENCE * 1000}")
 
     @override
     def compact(self) -> None:
@@ -475,6 +482,15 @@ def _list(values: Collection[str]) -> str:
     return json.dumps(list(values))
 
 
+def _digest(head: bytes) -> str:
+    return head.partition(b"\n")[0].decode()
+
+
+def _score(head: bytes) -> float | None:
+    score = head.partition(b"\n")[2]
+    return float(score) if score else None
+
+
 def _parse(body: str) -> dict[str, Any]:
     try:
         found: Any = json.loads(body)
@@ -482,3 +498,56 @@ def _parse(body: str) -> dict[str, Any]:
         found = None
     # it was changed: what is bound to it no longer follows
     return found if isinstance(found, dict) else {"unreadable": body}
+
+
+class _Cursor(sqlite3.Cursor):
+    def execute(self, *args: Any) -> _Cursor:
+        return self._ours(super().execute, *args)
+
+    def executemany(self, *args: Any) -> _Cursor:
+        return self._ours(super().executemany, *args)
+
+    def fetchone(self) -> Any:
+        return self._ours(super().fetchone)
+
+    def fetchall(self) -> list[Any]:
+        return self._ours(super().fetchall)
+
+    def __next__(self) -> Any:
+        return self._ours(super().__next__)
+
+    def _ours(self, call: Callable[..., _Result], *args: Any) -> _Result:
+        try:
+            return call(*args)
+        except sqlite3.OperationalError as error:
+            raise StoreError(
+                f"The ledger could not be read or written ({error}). Let the other process end, make room on the "
+                "disk, or see to the files' permissions, and try again."
+            ) from error
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            raise StoreError(
+                f"The ledger is damaged ({error}). Nothing is served from a damaged ledger: restore ledger.db from a "
+                "backup (what it lacks is carried out again from the journal), or train again into a new folder."
+            ) from error
+
+
+class _Connection(sqlite3.Connection):
+    def execute(self, *args: Any) -> _Cursor:
+        return self.cursor(_Cursor).execute(*args)
+
+    def executemany(self, *args: Any) -> _Cursor:
+        return self.cursor(_Cursor).executemany(*args)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open a database, so that nothing deleted can be read in it, and nothing committed is lost."""
+    try:
+        connection = sqlite3.connect(
+            path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False, factory=_Connection
+        )
+    except sqlite3.OperationalError as error:
+        raise StoreError(f"The ledger {path} cannot be opened ({error}).") from error
+    connection.execute("PRAGMA secure_delete = ON")
+    connection.execute(f"PRAGMA cache_size = -{_CACHE}")
+    connection.execute("PRAGMA synchronous = FULL")
+    return connection

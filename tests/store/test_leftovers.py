@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import sqlite3
+import struct
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -43,18 +44,28 @@ def fill(store: Store, largest: int) -> dict[UnitId, UnitRecord]:
         return {
             unit: session(store)
             .start_unit(unit, f"key of {unit}.")
-            .commit({"w": torch.tensor([float(number)])}, {"secret": f"made from {unit}." * draw.randrange(1, largest)})
+            .commit(
+                {"w": torch.tensor([float(number)])},
+                {"secret": f"made from {unit}." * draw.randrange(1, largest)},
+                score=1000.123456789 + number,
+            )
             for number, unit in enumerate(order)
         }
 
 
-def left_in(store: Path, marks: Iterable[str]) -> list[tuple[str, str]]:
+def left_in(store: Path, marks: Iterable[bytes]) -> list[tuple[str, bytes]]:
     contents = {path.name: path.read_bytes() for path in store.rglob("*") if path.is_file()}
-    return [(name, mark) for mark in marks for name, content in contents.items() if mark.encode() in content]
+    return [(name, mark) for mark in marks for name, content in contents.items() if mark in content]
 
 
-def marks_of(records: Iterable[UnitRecord]) -> list[str]:
-    return [mark for record in records for mark in (record.snapshot, f"made from {record.unit}.", f"{record.key}")]
+def marks_of(records: Iterable[UnitRecord]) -> list[bytes]:
+    found = [(record, struct.pack(">d", record.score or 7.5), repr(record.score).encode()) for record in records]
+    return [
+        mark
+        for record, *score in found
+        for mark in (record.snapshot.encode(), f"made from {record.unit}.".encode(), record.key.encode(), *score)
+        if mark != b"None"
+    ]
 
 
 @pytest.mark.parametrize("largest", [5, 15, 25, 35, 60, 200])
@@ -85,7 +96,7 @@ def test_the_log_is_emptied_at_the_next_opening_after_a_crash(tmp_path: Path) ->
         )
         code = KILLED_BEFORE_THE_LOG_IS_EMPTIED.format(root=str(ROOT), path=str(path))
         assert subprocess.run([sys.executable, "-c", code]).returncode == -9
-        assert left_in(path, [record.snapshot])
+        assert left_in(path, [record.snapshot.encode()])
         Store.open(path).close()
         assert left_in(path, marks_of([record])) == []
 
@@ -111,7 +122,7 @@ def test_an_abandoned_attempt_leaves_nothing(tmp_path: Path) -> None:
         attempt.register_file(tmp_path / "epoch-3-of-an-attempt.ckpt")
         (tmp_path / "epoch-3-of-an-attempt.ckpt").touch()
         attempt.abandon()
-        assert left_in(store.path, ["key of an attempt.", "epoch-3-of-an-attempt"]) == []
+        assert left_in(store.path, [b"key of an attempt.", b"epoch-3-of-an-attempt"]) == []
 
 
 def test_an_abandoned_attempt_without_files_leaves_nothing(path: Path) -> None:

@@ -129,11 +129,11 @@ def test_what_somebody_has_changed_in_the_ledger_is_found(store: Store, statemen
 def test_a_revoked_unit_that_somebody_has_put_back_is_found(store: Store) -> None:
     connection = store._ledger.connection
     artifact = connection.execute("SELECT * FROM artifacts WHERE name = '0/0'").fetchone()
-    record = connection.execute("SELECT * FROM vault WHERE id = ?", (artifact[3],)).fetchone()
+    record = connection.execute("SELECT * FROM vault WHERE id = ?", (artifact[2],)).fetchone()
     snapshot = snapshot_of(store, TOP)
     data = snapshot.read_bytes()
     store.forget([in_place(0, 0)])
-    connection.execute("INSERT INTO artifacts VALUES (?, ?, ?, ?, ?)", artifact)
+    connection.execute("INSERT INTO artifacts VALUES (?, ?, ?, ?)", artifact)
     connection.execute("INSERT OR REPLACE INTO vault VALUES (?, ?, ?)", record)
     snapshot.write_bytes(data)
     assert any("Unit 0/0 was trained before request 1" in problem for problem in store.verify().problems)

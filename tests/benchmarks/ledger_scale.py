@@ -161,9 +161,7 @@ def reach(units: int) -> Reached:
 
 def show_reach(results: list[Reached]) -> bool:
     """Prints what requests take that reach one place, or all; returns whether it is within the marks."""
-    found = Table(
-        "units", "subjects", "forget 1: median, max", "forget all others", "units", "unlink alone", "a subject"
-    )
+    found = Table("units", "subjects", "forget 1: median, max", "forget all others", "units", "a subject")
     for one in results:
         found.add_row(
             f"{one.units:,}",

@@ -20,9 +20,10 @@ def draw_status() -> None:
     orders = optimal(SLICES, ORDERS)
     settings = {"partition": {"shards": SHARDS, "slices": SLICES, "seed": 0}}
     with tempfile.TemporaryDirectory() as folder, Store.create(Path(folder) / "store", settings) as store:
-        store.options = {"sequences": orders}
-        for unit in units_of(SHARDS, orders):
-            store.start_unit(unit, "key").commit({"weight": torch.rand(2)}, {})
+        with store.building() as building:
+            building.note_options({"sequences": orders})
+            for unit in units_of(SHARDS, orders):
+                building.start_unit(unit, "key").commit({"weight": torch.rand(2)}, {})
         for number in range(REQUESTS):
             store.forget([f"user-{number}"], strict=False)
         plot_store(Overview.of(store)).savefig(PICTURES / "status.png", dpi=110)

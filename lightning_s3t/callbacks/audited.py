@@ -126,7 +126,7 @@ class Audited:
                 "The hardware is not deterministic here, so that a difference is no proof of a leak, and a small one "
                 "is to be expected. Audit with Trainer(deterministic=True)."
             )
-        if self.store.settings.get("training", {}).get("isolation") == "none":
+        if self.store.manifest.isolation == "none":
             notes.append(
                 "Units are trained in one process, in the store as in the audit: what one leaves for another in global "
                 "variables or attributes of classes may be in both."

@@ -19,7 +19,7 @@ from lightning_s3t.callbacks.ranks import on_rank_zero
 from lightning_s3t.callbacks.training_data import TrainingData
 from lightning_s3t.callbacks.unit_plan import Digests, FitPlan, plan_fit
 from lightning_s3t.plan import DataMode, SequenceChoice, SliceSequence, UnitId, units_of
-from lightning_s3t.store import Store
+from lightning_s3t.store import BuildSession, Store
 from lightning_s3t.tuning.adapter_effect import check_effect
 from lightning_s3t.tuning.fingerprint import digest_tensors
 
@@ -43,6 +43,7 @@ class FitStore:
 
     Attributes:
         store: The store; None on all ranks but 0.
+        building: What the fit does to it; None on all ranks but 0.
         plan: What to build.
         start: The head as it stands before any training.
         sequences: The orders.
@@ -61,6 +62,7 @@ class FitStore:
         register: bool = True,
     ) -> None:
         self.store: Store | None = None
+        self.building: BuildSession | None = None
         self.plan = FitPlan((), 0, (), 0)
         self.sequences: tuple[SliceSequence, ...] = ()
         self.start: Base = {}
@@ -105,8 +107,8 @@ class FitStore:
 
     def clear_attempts(self) -> None:
         """Clears away what units have left that other processes trained and that were cut."""
-        if self.store is not None:
-            self.store.clear_attempts()
+        if self.building is not None:
+            self.building.clear_attempts()
 
     def report(self, deterministic: bool) -> AuditReport:
         """Compares what an audit has built with what is audited; on rank 0.
@@ -134,11 +136,11 @@ class FitStore:
             self._check_effect(self._audited.store)
             path = self._audited.scratch
         self.store = store = self._exit.enter_context(Store.create(path, self._settings, self._register))
-        self._exit.enter_context(store.fit_lock())
+        self.building = building = self._exit.enter_context(store.building())
         if self._audited is not None:
             base = self._audited.store.load_base()
             assert base is not None
-            store.save_base(base)
+            building.save_base(base)
             sequences = self._choice.plan()
         else:
             if self._request_number() == 0:
@@ -153,17 +155,19 @@ class FitStore:
             self._compare_found(store)
             kept = store.options["sequences"] if self._same_planner(store) else ()
             sequences = self._choice.plan(keep=kept)
-            store.options = {
-                **self._options,
-                # that of the first fit: small differences must not add up
-                "adapter_effect": store.options.get("adapter_effect", self._options["adapter_effect"]),
-                "sequences": [list(order) for order in sequences],
-                "planner": self._choice.planner,
-            }
+            building.note_options(
+                {
+                    **self._options,
+                    # that of the first fit: small differences must not add up
+                    "adapter_effect": store.options.get("adapter_effect", self._options["adapter_effect"]),
+                    "sequences": [list(order) for order in sequences],
+                    "planner": self._choice.planner,
+                }
+            )
             base = store.load_base()
             if base is None:
                 base = make_base()
-                store.save_base(base)
+                building.save_base(base)
         self._basis = {**self._settings, "head_sha256": digest_tensors(base)}
         return base, sequences
 
@@ -189,11 +193,14 @@ class FitStore:
 
     def _plan(self) -> tuple[FitPlan, frozenset[str]]:
         assert self.store is not None
+        assert self.building is not None
         asked = self._audited.store if self._audited is not None else self.store
         as_of = self._request_number()  # before the look: a request in between must count as newer
         forgotten = frozenset(asked.forgotten(dict.fromkeys(self._data.subjects)))
         self._data.leave_out(forgotten)
-        self.store.register({subject: band for subject, band in self._data.bands.items() if subject not in forgotten})
+        self.building.register(
+            {subject: band for subject, band in self._data.bands.items() if subject not in forgotten}
+        )
         self.digests = self._data.digests(asked.subject_hash)
         return plan_fit(
             self._units(), self.store.alive(), self._data, self._mode, self.digests, self._basis, as_of

@@ -58,13 +58,14 @@ class UnitStore:
         Args:
             planned: The unit, whose parent is in the store.
         """
-        store = self._fit_store.store
+        store, building = self._fit_store.store, self._fit_store.building
         assert store is not None
+        assert building is not None
         if planned.stale:
-            store.drop([planned.unit])
+            building.drop([planned.unit])
         try:
             trained = [store.load(ancestor) for ancestor in planned.unit.lineage[:-1]]
-            attempt = store.start_unit(planned.unit, planned.key, self._fit_store.plan.as_of)
+            attempt = building.start_unit(planned.unit, planned.key, self._fit_store.plan.as_of)
         except RevokedError:
             return None
         rows = self._data.rows(planned.unit, self._settings.data)

@@ -82,7 +82,8 @@ def _show(receipt: Receipt, sign: Path | None, json: bool) -> None:
     print(f"Revoked {len(receipt.revoked)} units: {', '.join(receipt.revoked) or 'none'}.")
     print(f"Erased {receipt.erased_files} files, {receipt.erased_bytes:,} bytes.")
     serving = ", ".join(f"shard {shard}: {unit or 'nothing'}" for shard, unit in receipt.serving.items())
-    print(f"Serving now: {serving}.")
+    print(f"Serving now in the shards that it reached: {serving or 'as before, it reached none'}.")
+    print(f"Guarantee of every unit that is left: {receipt.guarantee} (isolation: {receipt.isolation}).")
 
 
 def _time(text: str) -> datetime:

@@ -3,7 +3,7 @@ from .cost import Cost, cost_of
 from .estimate import Estimate
 from .families import check_sequences
 from .objective.assessment import Assessment, assess, objective
-from .partition import Partition, Place, canonical_subject
+from .partition import Partition, canonical_subject
 from .planners.conditional import conditional
 from .planners.matching import bms
 from .planners.optimal import optimal
@@ -18,7 +18,7 @@ from .survival import deletion_rate, harmonic, survivors
 from .theory.expectation import expected_survivors, retention_bound
 from .theory.lifetime import arcane_lifetime, collector, expected_lifetime
 from .theory.simulation import Moment, Simulation, simulate
-from .units import SliceSequence, UnitId, units_of
+from .units import Place, SliceSequence, UnitId, units_of
 
 __all__ = [
     "PRIOR_PLANNERS",

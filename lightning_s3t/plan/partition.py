@@ -3,76 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import operator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from lightning_s3t.errors import ConfigurationError, DataError
-
-
-def canonical_subject(subject: object) -> str:
-    """Returns the one spelling of a subject's id, so that 17 and "17" ask for the same person.
-
-    Args:
-        subject: A non-empty string, or any integer (NumPy's and tensors without dimensions too).
-
-    Returns:
-        The id as text.
-
-    Raises:
-        DataError: The id is of another kind; floats and bytes have no one spelling.
-
-    Example:
-        >>> canonical_subject(17), canonical_subject("user-17")
-        ('17', 'user-17')
-    """
-    text = _spell(subject)
-    if text is None:
-        raise DataError(
-            f"A subject's id is {_shown(subject)} ({type(subject).__name__}). Expected a non-empty string or an "
-            "integer: convert the ids before you pass them."
-        )
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"A subject's id is {subject!r}, which has no UTF-8 form ({error.reason}). Expected text that can be "
-            "encoded: os.fsencode(id).hex() gives a file name that could not be decoded one spelling."
-        ) from error
-    return text
-
-
-def _spell(subject: object) -> str | None:
-    if isinstance(subject, str):
-        # a member of an enumeration is equal to its value, but prints its name
-        return str.__str__(subject) or None
-    # truth values and arrays with dimensions can be indices too, and are no ids
-    dtype = getattr(subject, "dtype", None)
-    if isinstance(subject, bool) or str(dtype).endswith("bool") or getattr(subject, "ndim", 0) != 0:
-        return None
-    try:
-        return int.__repr__(operator.index(subject))  # type: ignore[arg-type]
-    except (TypeError, ValueError):  # Python spells no integer of more than 4300 digits
-        return None
-
-
-def _shown(subject: object) -> str:
-    try:
-        return repr(subject)
-    except ValueError:
-        return "a number of too many digits"
-
-
-@dataclass(frozen=True, order=True)
-class Place:
-    """Where a subject's rows are.
-
-    Attributes:
-        shard: Counted from 0.
-        slice: Counted from 0, within the shard.
-    """
-
-    shard: int
-    slice: int
+from lightning_s3t.core.subjects import canonical_subject as canonical_subject
+from lightning_s3t.core.units import Place
+from lightning_s3t.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -121,16 +57,26 @@ class Partition:
             )
 
     def place(self, subject: str, band: int = 0) -> Place:
-        """Returns a subject's place.
+        """Return a subject's place.
 
         Args:
             subject: The canonical id.
             band: The subject's band of risk, from 0.
         """
-        first, slices = sum(self.bands[:band]), self.bands[band] if self.bands else self.slices
+        return next(self.places([subject], [band]))
+
+    def places(self, subjects: Iterable[str], bands: Iterable[int]) -> Iterator[Place]:
+        """Return the places of several subjects, in order.
+
+        Args:
+            subjects: Their canonical ids.
+            bands: Their bands of risk.
+        """
         key = hashlib.blake2b(str(self.seed).encode(), digest_size=32, person=b"s3t-partition").digest()
-        digest = hashlib.blake2b(subject.encode(errors="surrogatepass"), digest_size=16, key=key).digest()
-        # 128 bits: the bias of the modulo is below 2**-100
-        number = int.from_bytes(digest, "big") % (self.shards * slices)
-        shard, slice_ = divmod(number, slices)
-        return Place(shard, first + slice_)
+        for subject, band in zip(subjects, bands, strict=True):
+            first, slices = sum(self.bands[:band]), self.bands[band] if self.bands else self.slices
+            digest = hashlib.blake2b(subject.encode(errors="surrogatepass"), digest_size=16, key=key).digest()
+            # 128 bits: the bias of the modulo is below 2**-100
+            number = int.from_bytes(digest, "big") % (self.shards * slices)
+            shard, slice_ = divmod(number, slices)
+            yield Place(shard, first + slice_)

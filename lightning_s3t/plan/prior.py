@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from lightning_s3t.core.subjects import canonical_subject
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.plan.partition import Partition, canonical_subject
+from lightning_s3t.plan.partition import Partition
 from lightning_s3t.plan.problem import Probabilities
 from lightning_s3t.plan.risk import RiskBands
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from lightning_s3t.core.subjects import canonical_subject
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.plan.partition import canonical_subject
 
 _EXPECTED = "Expected CSV (a line `subject,risk`, then one line a subject) or a JSON object of one number a subject."
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 
+from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.plan.units import UnitId
 
 
 def survivors(alive: Iterable[UnitId], score: Mapping[UnitId, float] | None = None) -> dict[int, UnitId]:

@@ -1,10 +1,11 @@
 """The store: ledger, snapshots, erasure and receipts."""
 
+from lightning_s3t.core.receipts import Receipt
 from lightning_s3t.store.attempt import Attempt
+from lightning_s3t.store.building import BuildSession
 from lightning_s3t.store.overview import Overview
-from lightning_s3t.store.receipt import Receipt
-from lightning_s3t.store.record import UnitRecord
 from lightning_s3t.store.store import Store
+from lightning_s3t.store.units import UnitRecord
 from lightning_s3t.store.verification import Verification
 
-__all__ = ["Attempt", "Overview", "Receipt", "Store", "UnitRecord", "Verification"]
+__all__ = ["Attempt", "BuildSession", "Overview", "Receipt", "Store", "UnitRecord", "Verification"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -61,8 +62,8 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def unlink_all(paths: Iterable[Path]) -> dict[Path, OSError]:
-    """Removes files and makes that durable. Folders are never removed; what is gone already is passed over.
+def unlink_all(paths: Iterable[str | Path]) -> dict[str, OSError]:
+    """Remove files and make that durable. Folders are never removed, and what is gone already is passed over.
 
     Args:
         paths: The files.
@@ -70,34 +71,37 @@ def unlink_all(paths: Iterable[Path]) -> dict[Path, OSError]:
     Returns:
         Those that are still there, with the reason.
     """
-    folders, failed = set(), dict[Path, OSError]()
-    for path in paths:
+    folders, failed = set(), dict[str, OSError]()
+    for path in [os.fspath(path) for path in paths]:
         try:
-            if size_of(path) is not None:
-                path.unlink(missing_ok=True)
+            os.unlink(path)
+        except ValueError:  # a null character: no file can have this name
+            continue
         except OSError as error:
-            failed[path] = error
+            if error.errno not in _ABSENT and not (os.path.isdir(path) and not os.path.islink(path)):
+                failed[path] = error
         # also of what is gone: a crash may have come between its removal and this
-        folders.add(path.parent)
+        folders.add(os.path.dirname(path))
     for folder in folders:
-        sync_folder(folder)
+        sync_folder(Path(folder))
     return failed
 
 
-def size_of(path: Path) -> int | None:
-    """Returns a file's size; None if there is none, or if it is a folder.
+def size_of(path: str | Path) -> int | None:
+    """Return a file's size; None if there is none, or if it is a folder.
 
     Args:
         path: The file.
     """
     try:
-        return None if path.is_dir() and not path.is_symlink() else path.lstat().st_size
+        found = os.lstat(path)
     except ValueError:  # a null character: no file can have this name
         return None
     except OSError as error:
         if error.errno in _ABSENT:
             return None
         raise
+    return None if stat.S_ISDIR(found.st_mode) else found.st_size
 
 
 def sha256_of(path: Path) -> str:

@@ -8,10 +8,10 @@ from lightning_s3t.errors import StoreError
 from lightning_s3t.store.files import is_half_written, unlink_all
 from lightning_s3t.store.identities import KEY_FILE
 from lightning_s3t.store.journal import FILE as JOURNAL
-from lightning_s3t.store.ledger import FILE
 from lightning_s3t.store.lock import FILE as LOCK_FILE
 from lightning_s3t.store.lock import LEDGER_LOCK
 from lightning_s3t.store.snapshots import FOLDER
+from lightning_s3t.store.sqlite_ledger import FILE
 
 # "-journal" is there for as long as another process takes to make the ledger
 _LEDGER_FILES = {FILE, f"{FILE}-journal", f"{FILE}-wal", f"{FILE}-shm"}

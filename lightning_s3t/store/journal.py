@@ -7,20 +7,18 @@ is carried out again when the store is opened.
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+from lightning_s3t.core.events import Damage, Event, Request, Rotation, Schedule
+from lightning_s3t.core.units import Place, UnitId
 from lightning_s3t.errors import StoreError
-from lightning_s3t.plan import Place, UnitId
-from lightning_s3t.store.chain import Event, head, insert, read_events
-from lightning_s3t.store.erasure import queue_lineages, queue_units
+from lightning_s3t.store.backend import Backend
+from lightning_s3t.store.erasure import remove_lineages, revoke
 from lightning_s3t.store.files import sync_folder
 from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.ledger import Ledger
 from lightning_s3t.store.lock import ledger_lock
-from lightning_s3t.store.tombstones import bury, note_pending
-from lightning_s3t.store.units import read_scores
 
 FILE = "journal.jsonl"
 _BLOCK = 65_536
@@ -52,9 +50,9 @@ def write_journal(ledger: Ledger, folder: Path) -> None:
         with ledger_lock(folder), (folder / FILE).open("r+b") as file:
             last, end = _last_event(file.fileno())
             position, digest = (last.position, last.digest) if last is not None else (0, None)
-            if last is not None and digest != _digest_at(ledger, position):
+            if last is not None and digest != ledger.digest_at(position):
                 raise StoreError(_fork_message(folder, position))
-            lines = b"".join(event.to_json().encode() + b"\n" for event in read_events(ledger, after=position))
+            lines = b"".join(event.to_json().encode() + b"\n" for event in ledger.events(after=position))
             if lines or end != os.fstat(file.fileno()).st_size:
                 os.ftruncate(file.fileno(), end)  # a line that a crash has left torn
                 os.lseek(file.fileno(), end, os.SEEK_SET)
@@ -67,12 +65,11 @@ def write_journal(ledger: Ledger, folder: Path) -> None:
         ) from error
 
 
-def reconcile(ledger: Ledger, folder: Path, keyring: Keyring) -> int:
+def reconcile(store: Backend, keyring: Keyring) -> int:
     """Makes ledger and journal agree: carries out again what only the journal knows, and adds what it lacks.
 
     Args:
-        ledger: The ledger.
-        folder: The store.
+        store: Where the store lies.
         keyring: The store's keys.
 
     Returns:
@@ -81,6 +78,7 @@ def reconcile(ledger: Ledger, folder: Path, keyring: Keyring) -> int:
     Raises:
         StoreError: There is no journal, it is damaged, or it and the ledger tell two stories.
     """
+    folder, ledger = store.folder, store.ledger
     path = folder / FILE
     if not path.is_file():
         raise StoreError(
@@ -88,19 +86,19 @@ def reconcile(ledger: Ledger, folder: Path, keyring: Keyring) -> int:
             f"backup. If it is lost, and you are certain that no request was carried out since the ledger was "
             "written, make an empty file of that name: it is then written anew."
         )
-    position, digest = head(ledger.connection)
+    position, digest = ledger.head()
     with path.open("rb") as file:
         last, _ = _last_event(file.fileno())
     if last is None or last.position < position:
-        if last is not None and last.digest != _digest_at(ledger, last.position):
+        if last is not None and last.digest != ledger.digest_at(last.position):
             raise StoreError(_fork_message(folder, last.position))
         write_journal(ledger, folder)
         return 0
     if last.position == position:
-        if last.digest != digest and _digest_at(ledger, position) != last.digest:  # the ledger may have gone on
+        if last.digest != digest and ledger.digest_at(position) != last.digest:  # the ledger may have gone on
             raise StoreError(_fork_message(folder, position))
         return 0
-    return _replay(ledger, folder, keyring)
+    return _replay(store, keyring)
 
 
 def read_journal(folder: Path) -> Iterator[Event]:
@@ -122,10 +120,10 @@ def read_journal(folder: Path) -> Iterator[Event]:
                 raise StoreError(f"The journal {folder / FILE} is damaged in line {number}: {error}") from error
 
 
-def _replay(ledger: Ledger, folder: Path, keyring: Keyring) -> int:
-    count = 0
-    with ledger.transaction() as connection:
-        position, digest = head(connection)
+def _replay(store: Backend, keyring: Keyring) -> int:
+    count, folder = 0, store.folder
+    with store.ledger.transaction():
+        position, digest = store.ledger.head()
         for event in read_journal(folder):
             if event.position == position and event.digest != digest:
                 raise StoreError(_fork_message(folder, position))
@@ -134,31 +132,33 @@ def _replay(ledger: Ledger, folder: Path, keyring: Keyring) -> int:
             if event.position != position + count + 1 or not event.follows(digest):
                 raise StoreError(_fork_message(folder, event.position))
             try:
-                _carry_out(connection, ledger, folder, keyring, event)
-                insert(connection, event)
+                store.ledger.append(event, _carry_out(store, keyring, event))
             except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise _unreadable(folder, event, error) from error
             digest, count = event.digest, count + 1
     return count
 
 
-def _carry_out(connection: sqlite3.Connection, ledger: Ledger, folder: Path, keyring: Keyring, event: Event) -> None:
+def _carry_out(store: Backend, keyring: Keyring, event: Event) -> int | None:
+    """Do what an event has done; return how many are forgotten after a request."""
     if event.kind == "request" and event.request is not None:
-        rows = [(bytes.fromhex(hash_), Place(shard, slice_)) for hash_, shard, slice_ in event.body["tombstones"]]
-        bury(connection, rows, event.request)
-        reached = {place for _, place in rows}
-        units = [unit for unit in read_scores(ledger) if any(unit.reached_by(place) for place in reached)]
-        queue_units(connection, folder, units, event.request)
-    elif event.kind == "schedule":
-        note_pending(connection, [(bytes.fromhex(hash_), *rest) for hash_, *rest in event.body["pending"]])
+        request = event.read(Request)
+        rows = [(bytes.fromhex(hash_), Place.parse(cell).cell) for hash_, cell in request.tombstones]
+        revoke(store, rows, event.request)
+        return request.forgotten
+    if event.kind == "schedule":
+        rows_later = [(bytes.fromhex(hash_), time, cell) for hash_, time, cell in event.read(Schedule).pending]
+        store.ledger.schedule(rows_later)
     elif event.kind == "damage":
-        queue_lineages(ledger, folder, [UnitId.parse(unit) for unit in event.body["units"]])
+        remove_lineages(store, [UnitId.parse(unit) for unit in event.read(Damage).units])
     elif event.kind == "rotation":
-        if event.body["layers"] != keyring.layers + 1:
-            raise ValueError(f"a rotation to {event.body['layers']} keys after {keyring.layers}")
-        keyring.apply_rotation(connection, event.body["layers"])
+        layers = event.read(Rotation).layers
+        if layers != keyring.layers + 1:
+            raise ValueError(f"a rotation to {layers} keys after {keyring.layers}")
+        keyring.apply_rotation(layers)
     elif event.kind != "erasure":
-        raise ValueError(f"nobody knows what a {event.kind} is")
+        raise ValueError(f"a {event.kind} without the number of a request")
+    return None
 
 
 def _unreadable(folder: Path, event: Event, error: Exception) -> StoreError:
@@ -167,11 +167,6 @@ def _unreadable(folder: Path, event: Event, error: Exception) -> StoreError:
         "another version of lightning_s3t, or changed. Nothing is served. Use that version, or restore ledger.db and "
         f"{FILE} from one backup."
     )
-
-
-def _digest_at(ledger: Ledger, position: int) -> str | None:
-    row = ledger.connection.execute("SELECT digest FROM events WHERE position = ?", (position,)).fetchone()
-    return row[0] if row else None
 
 
 def _last_event(descriptor: int) -> tuple[Event | None, int]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
+from lightning_s3t.core.events import Rotation
 from lightning_s3t.errors import StoreError
-from lightning_s3t.store.chain import append
+from lightning_s3t.store.history import record
 from lightning_s3t.store.identities import (
     KEY_FILE,
     KEY_VARIABLE,
@@ -20,8 +21,6 @@ from lightning_s3t.store.identities import (
     read_keys,
 )
 from lightning_s3t.store.ledger import Ledger
-
-_TABLES = ("subjects", "tombstones", "pending")
 
 
 class Keyring:
@@ -58,8 +57,7 @@ class Keyring:
     def refresh(self) -> None:
         """Takes up a rotation by another process. Within a transaction, hashes are the ledger's from then on."""
         # both at once: a rotation may come between two looks
-        query = "SELECT name, value FROM meta WHERE name IN ('key_layers', 'key_check')"
-        kept = dict(self._ledger.connection.execute(query).fetchall())
+        kept = self._ledger.notes("key_layers", "key_check")
         layers, check = int(kept.get("key_layers", 0)), kept.get("key_check")
         if layers == len(getattr(self._own, "keys", ())) > 0:
             return
@@ -71,26 +69,26 @@ class Keyring:
             )
         self._own.keys = keys[:layers]
 
-    def hash(self, subject: str) -> bytes:
-        """Returns the keyed hash that stands for a subject in the ledger.
+    def hashes(self, subjects: Iterable[str]) -> dict[bytes, str]:
+        """Return subjects by the keyed hash that stands for them in the ledger; within a transaction, by today's.
 
         Args:
-            subject: A canonical id.
+            subjects: Canonical ids.
         """
-        return hash_subject(self._keys, subject)
+        self.refresh()
+        keys = self._keys
+        return {hash_subject(keys, subject): subject for subject in subjects}
 
-    def present(self, table: str, subjects: Iterable[str]) -> set[str]:
-        """Returns those of the subjects that a table of the ledger holds, whoever rotates the key meanwhile.
+    def forgotten(self, subjects: Iterable[str]) -> set[str]:
+        """Return those of the subjects who are forgotten, whoever rotates the key meanwhile.
 
         Args:
-            table: "subjects", "pending" or "tombstones".
             subjects: Canonical ids.
         """
         asked = list(subjects)
         while True:
-            self.refresh()
-            layers, hashes = self.layers, {self.hash(subject): subject for subject in asked}
-            found = self._ledger.present(table, hashes)
+            hashes, layers = self.hashes(asked), self.layers
+            found = self._ledger.forgotten(hashes)
             self.refresh()
             if self.layers == layers:
                 return {hashes[hash_] for hash_ in found}
@@ -120,16 +118,15 @@ class Keyring:
         """
         self.refresh()
         next_key(self._folder, read_keys(self._folder), self.layers)
-        with self._ledger.transaction() as connection:
+        with self._ledger.transaction():
             self.refresh()
-            self.apply_rotation(connection, self.layers + 1)
-            append(connection, "rotation", None, {"layers": self.layers})
+            self.apply_rotation(self.layers + 1)
+            record(self._ledger, "rotation", None, asdict(Rotation(self.layers)))
 
-    def apply_rotation(self, connection: sqlite3.Connection, layers: int) -> None:
-        """Hashes every hash in the ledger with a new key; within a transaction.
+    def apply_rotation(self, layers: int) -> None:
+        """Hash every hash in the ledger with a new key; within a transaction.
 
         Args:
-            connection: In a transaction.
             layers: How many keys are in use then.
 
         Raises:
@@ -141,19 +138,15 @@ class Keyring:
                 f"The store {self._folder} was rotated to {layers} keys, and {len(keys)} are there: {KEY_FILE} is an "
                 "old copy. Restore the newest from a backup."
             )
-        connection.create_function("renewed", 1, lambda value: add_layers(keys[layers - 1 : layers], value))
-        for table in _TABLES:
-            connection.execute(f"UPDATE {table} SET hash = renewed(hash)")
-        put_keys(connection, keys[:layers])
+        self._ledger.rehash(lambda value: add_layers(keys[layers - 1 : layers], value))
+        self._ledger.note(notes_of(keys[:layers]))
         self._own.keys = keys[:layers]
 
 
-def put_keys(connection: sqlite3.Connection, keys: tuple[bytes, ...]) -> None:
-    """Notes which keys are in use; within a transaction.
+def notes_of(keys: Keys) -> dict[str, str]:
+    """Return what a ledger notes of the keys in use.
 
     Args:
-        connection: In a transaction.
         keys: The keys.
     """
-    rows = [("key_layers", str(len(keys))), ("key_check", check_value(keys))]
-    connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
+    return {"key_layers": str(len(keys)), "key_check": check_value(keys)}

@@ -1,241 +1,245 @@
-"""The ledger: an SQLite database of subjects, events, units and files."""
+"""The ledger: who is in a store, what happened to it and what it holds. A protocol: any database can keep one."""
 
 from __future__ import annotations
 
-import os
-import sqlite3
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from itertools import islice
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Protocol
 
+from lightning_s3t.core.events import Event
+from lightning_s3t.core.units import Cell
 from lightning_s3t.errors import StoreError
-from lightning_s3t.store.connection import PATIENCE, connect
 
-FILE = "ledger.db"
-FORMAT = 2
-_CHUNK = 500  # well under SQLite's limit on variables
+Tombstone = tuple[bytes, Cell]
+"""The keyed hash of a subject who is forgotten, and the cell that the subject's data was in."""
 
-_SCHEMA = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
--- who is in the training data: keyed hashes only, with the band of risk that the place depends on
-CREATE TABLE subjects (hash BLOB PRIMARY KEY, band INTEGER NOT NULL) WITHOUT ROWID;
--- what has taken units away, as a chain: see chain.py
-CREATE TABLE events (
-    position INTEGER PRIMARY KEY,
-    kind TEXT NOT NULL,
-    request INTEGER,
-    time TEXT NOT NULL,
-    body TEXT NOT NULL,
-    digest TEXT NOT NULL
-);
-CREATE INDEX events_by_request ON events (request);
--- who must never be trained on again: the place says which units a request reaches
-CREATE TABLE tombstones (
-    hash BLOB PRIMARY KEY,
-    request INTEGER NOT NULL,
-    shard INTEGER NOT NULL,
-    slice INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX tombstones_by_place ON tombstones (shard, slice, request);
--- who has asked to be forgotten later on
-CREATE TABLE pending (
-    hash BLOB PRIMARY KEY,
-    due TEXT NOT NULL,
-    shard INTEGER NOT NULL,
-    slice INTEGER NOT NULL
-) WITHOUT ROWID;
--- as_of is the newest request when the unit's data was chosen
-CREATE TABLE units (
-    unit TEXT PRIMARY KEY,
-    key TEXT NOT NULL,
-    snapshot TEXT NOT NULL,
-    score REAL,
-    provenance TEXT NOT NULL,
-    as_of INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE attempts (unit TEXT PRIMARY KEY, key TEXT NOT NULL) WITHOUT ROWID;
--- files outside the store that were written during a unit: checkpoints
-CREATE TABLE files (path TEXT PRIMARY KEY, unit TEXT NOT NULL) WITHOUT ROWID;
-CREATE INDEX files_by_unit ON files (unit);
--- what has been revoked but not yet been unlinked, with its size then: a crash must not make a receipt forget a file
-CREATE TABLE erasures (path TEXT PRIMARY KEY, request INTEGER, bytes INTEGER) WITHOUT ROWID;
-"""
+
+@dataclass(frozen=True)
+class Artifact:
+    """Something trained, as a ledger keeps it.
+
+    Attributes:
+        name: Its name, which a request that revokes it makes public: "0/2-0".
+        cells: Every cell whose data has influenced it.
+        key: The digest of all that may have influenced it.
+        digest: The SHA-256 of its snapshot.
+        score: The metric that the script monitors, higher being better; None without one.
+        provenance: What it was made from, as JSON.
+        as_of: The newest request when its data was chosen.
+    """
+
+    name: str
+    cells: tuple[Cell, ...]
+    key: str
+    digest: str
+    score: float | None
+    provenance: str
+    as_of: int
+
+
+@dataclass(frozen=True)
+class QueuedFile:
+    """A file that is to be erased.
+
+    Attributes:
+        path: Its path; within the store, relative to it.
+        request: The number of the request that it goes for; None if it goes for none.
+        size: Its bytes when it was queued; None if there was no such file.
+    """
+
+    path: str
+    request: int | None
+    size: int | None
+
+
+class Ledger(Protocol):
+    """What a store needs of a database.
+
+    Whatever changes something is called within `transaction`, which excludes other writers from its first statement
+    on. What a method removes (digests, keys, provenance, paths) must not be readable in any file of the database once
+    the transaction has ended and `clear_traces` was called. Every error is a `StoreError`.
+    """
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """Run a block as one durable transaction that excludes other writers; an error undoes all of it."""
+
+    def at_one_time(self) -> AbstractContextManager[None]:
+        """Let a block see the database as it is when the block first reads, whoever writes meanwhile."""
+
+    def close(self) -> None:
+        """Close the connections of this process."""
+
+    # the store's own notes
+
+    def notes(self, *names: str) -> dict[str, str]:
+        """Return notes by name, read at one time; those that are missing are left out."""
+
+    def note(self, notes: Mapping[str, str]) -> None:
+        """Set notes."""
+
+    # subjects, by keyed hash
+
+    def register(self, rows: Iterable[tuple[bytes, int]]) -> None:
+        """Note subjects, each with a band of risk, unless they are registered or forgotten."""
+
+    def bands(self, hashes: Iterable[bytes]) -> dict[bytes, int]:
+        """Return the bands of those who are registered."""
+
+    def forgotten(self, hashes: Iterable[bytes]) -> set[bytes]:
+        """Return those who have a tombstone."""
+
+    def waiting(self, hashes: Iterable[bytes]) -> set[bytes]:
+        """Return those who are to be forgotten later."""
+
+    def schedule(self, rows: Iterable[tuple[bytes, str, Cell]]) -> None:
+        """Note who is to be forgotten when, unless they are forgotten; of two times the earlier counts."""
+
+    def move_waiting(self, cells: Mapping[bytes, Cell]) -> None:
+        """Put subjects who are to be forgotten later in other cells."""
+
+    def due(self, time: str) -> list[Tombstone]:
+        """Return who is to be forgotten by a time (UTC, ISO 8601)."""
+
+    def schedules(self) -> list[tuple[str, int]]:
+        """Return the times of scheduled requests, and of how many subjects."""
+
+    def bury(self, rows: Iterable[Tombstone], request: int) -> None:
+        """Give subjects a tombstone, and take them from the registry and from those who wait."""
+
+    def tombstones(self) -> Iterator[tuple[bytes, int, Cell]]:
+        """Return hash, request and cell of everyone who is forgotten."""
+
+    def count_forgotten(self) -> int:
+        """Return how many tombstones there are."""
+
+    def count_registered_and_forgotten(self) -> int:
+        """Return how many have a tombstone and are registered too, which nobody should."""
+
+    def newest_requests(self) -> dict[Cell, int]:
+        """Return the newest request that reaches each cell."""
+
+    def rehash(self, renew: Callable[[bytes], bytes]) -> None:
+        """Replace the hash of every subject."""
+
+    # events
+
+    def head(self) -> tuple[int, str]:
+        """Return position and digest of the newest event; 0 and `GENESIS` before the first."""
+
+    def append(self, event: Event, forgotten: int | None = None) -> None:
+        """Add an event, and with a request how many are forgotten after it."""
+
+    def events(self, after: int = 0, request: int | None = None) -> Iterator[Event]:
+        """Return the events behind a position, or of a request, in order, whether they are what was written or not."""
+
+    def count_events(self) -> int:
+        """Return how many events there are."""
+
+    def digest_at(self, position: int) -> str | None:
+        """Return the digest of an event."""
+
+    def watermark(self) -> int:
+        """Return the number of the newest request, 0 before the first; cheap enough to ask before every batch."""
+
+    def forgotten_after(self, request: int) -> int | None:
+        """Return what was noted with a request: how many are forgotten after it."""
+
+    # artifacts
+
+    def reached(self, cells: Collection[Cell]) -> list[str]:
+        """Return the artifacts that have one of the cells: the reach rule, by an index."""
+
+    def reached_since(self, cells: Collection[Cell], request: int) -> bool:
+        """Return whether a request newer than a given one reaches what has these cells: the same, the other way."""
+
+    def add(self, artifact: Artifact, snapshot: str) -> None:
+        """Add an artifact that was attempted: it owns its snapshot, whose path is given, and the attempt's files."""
+
+    def remove(self, names: Collection[str]) -> list[str]:
+        """Take artifacts out, with all that is known of them; return the paths that they owned."""
+
+    def scores(self, prefix: str = "") -> dict[str, float | None]:
+        """Return the scores of the artifacts whose name begins so."""
+
+    def digests(self, names: Collection[str] | None = None) -> dict[str, str]:
+        """Return the digests of the snapshots of some artifacts, or of all."""
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """Return all of every artifact, except for its cells."""
+
+    def ages(self) -> dict[str, int]:
+        """Return by artifact the newest request when its data was chosen."""
+
+    def index(self) -> Iterator[tuple[Cell, str]]:
+        """Return the index that `reached` looks in: cells and artifacts."""
+
+    def count_index(self) -> int:
+        """Return how many entries the index has."""
+
+    # attempts, and the files that artifacts and attempts own
+
+    def begin(self, name: str) -> None:
+        """Note that an artifact is attempted."""
+
+    def attempts(self, name: str | None = None) -> list[str]:
+        """Return the artifacts that are attempted, or only one if it is."""
+
+    def drop_attempts(self, names: Collection[str]) -> list[str]:
+        """Take attempts out; return the paths that they owned."""
+
+    def own(self, path: str, attempt: str | None = None) -> None:
+        """Give a file to an attempt, from whoever owned it; or to the store, for good."""
+
+    def files_of(self, attempt: str) -> list[str]:
+        """Return the files that an attempt owns."""
+
+    def needed(self, paths: Iterable[str]) -> set[str]:
+        """Return those of the files that have an owner."""
+
+    # erasure
+
+    def queue(self, files: Iterable[QueuedFile]) -> None:
+        """Note files that are to be erased."""
+
+    def queued(self) -> list[QueuedFile]:
+        """Return the files that are to be erased, by request."""
+
+    def replace_queue(self, files: Iterable[QueuedFile]) -> None:
+        """Note these files as the only ones that are still to be erased."""
+
+    # upkeep
+
+    def clear_traces(self, patience: float = 2.0) -> None:
+        """Make what was removed unreadable, outside of a transaction; what a reader prevents, the next call does."""
+
+    def compact(self) -> None:
+        """Give back the room of what was removed, if it is much; within a transaction of the only writer."""
+
+    def rewrite(self) -> None:
+        """Write the database anew, outside of a transaction, so that no copy of a replaced hash is left."""
+
+    def problems(self, tombstones_only: bool = False) -> list[str]:
+        """Return what the database finds wrong with itself, in all of it or where it matters most."""
 
 
 @contextmanager
-def closed_on_error(ledger: Ledger) -> Iterator[None]:
-    """Closes a ledger if the block, which opens its store, fails.
+def ledger_errors(what: str) -> Iterator[None]:
+    """Convert errors raised while decoding a value into `StoreError`: databases do not notice a flipped bit in a text.
 
     Args:
-        ledger: The ledger.
+        what: What is decoded, for the message.
 
     Raises:
-        StoreError: A file of the store cannot be read or written.
+        StoreError: It cannot be decoded.
     """
     try:
         yield
-    except OSError as error:
-        ledger.close()
-        raise StoreError(f"The store cannot be opened: {error}.") from error
-    except BaseException:
-        ledger.close()
+    except StoreError:
         raise
-
-
-class Ledger:
-    """A store's database, with a connection for each thread of each process.
-
-    Args:
-        folder: The store.
-        create: Make the database if there is none.
-
-    Raises:
-        StoreError: There is none, or it is no ledger of this format.
-    """
-
-    def __init__(self, folder: Path, create: bool = False) -> None:
-        self._path = folder / FILE
-        # by process and thread: a connection must not be carried over a fork, and has one transaction at a time
-        self._connections: dict[tuple[int, int], sqlite3.Connection] = {}
-        if not create and not self._path.is_file():
-            raise StoreError(
-                f"There is no store at {folder}: {FILE} is missing. Train one with the S3T callback first."
-            )
-        try:
-            self._check_format(create)
-        except BaseException:
-            self.close()
-            raise
-
-    @property
-    def connection(self) -> sqlite3.Connection:
-        """This thread's connection."""
-        owner = (os.getpid(), threading.get_ident())
-        found = self._connections.get(owner)
-        if found is None:
-            found = self._connections[owner] = connect(self._path)
-        return found
-
-    @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Runs a block as one transaction that excludes other writers; an error undoes all of it.
-
-        Raises:
-            StoreError: It cannot be done: another process writes for too long, or the disk is full.
-        """
-        connection = self.connection
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            yield connection
-            connection.execute("COMMIT")
-        except BaseException as error:
-            if connection.in_transaction:  # SQLite has ended it itself when the disk was full
-                connection.execute("ROLLBACK")
-            cause = error.__cause__ if isinstance(error, StoreError) else None
-            if isinstance(cause, (sqlite3.OperationalError, OSError)):
-                raise StoreError(
-                    f"The store {self._path.parent} could not be written ({cause}); nothing was changed. Let the other "
-                    "process end, or make room on the disk, and try again."
-                ) from cause
-            raise
-
-    @contextmanager
-    def at_one_time(self) -> Iterator[None]:
-        """Lets a block see the database as it is when the block first reads, whoever writes meanwhile."""
-        connection = self.connection
-        connection.execute("BEGIN")
-        try:
-            yield
-        finally:
-            connection.execute("ROLLBACK")
-
-    def get(self, name: str) -> str | None:
-        """Returns a value of the meta table.
-
-        Args:
-            name: Its name.
-        """
-        row = self.connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-        return row[0] if row else None
-
-    def put(self, name: str, value: str) -> None:
-        """Sets a value of the meta table.
-
-        Args:
-            name: Its name.
-            value: What it shall be.
-        """
-        with self.transaction() as connection:
-            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
-
-    def present(self, table: str, hashes: Iterable[bytes]) -> set[bytes]:
-        """Returns those of the hashes that a table holds.
-
-        Args:
-            table: "subjects", "pending" or "tombstones".
-            hashes: Keyed hashes of subjects.
-        """
-        return {row[0] for row in self.look_up(table, "hash", hashes)}
-
-    def look_up(self, table: str, columns: str, hashes: Iterable[bytes]) -> Iterator[tuple[Any, ...]]:
-        """Returns what a table holds of subjects.
-
-        Args:
-            table: "subjects", "pending" or "tombstones".
-            columns: Which columns.
-            hashes: Keyed hashes of subjects.
-        """
-        asked = iter(hashes)
-        while chunk := list(islice(asked, _CHUNK)):
-            marks = ",".join("?" * len(chunk))
-            yield from self.connection.execute(f"SELECT {columns} FROM {table} WHERE hash IN ({marks})", chunk)
-
-    def truncate_log(self, patience: float = 2.0) -> None:
-        """Brings the write-ahead log into the database and empties it, so that nothing erased is left in it.
-
-        While another process reads, it cannot be emptied; the next erasure or opening does it then.
-
-        Args:
-            patience: How long to wait for readers, in seconds.
-        """
-        log = self._path.with_name(f"{FILE}-wal")
-        if not log.exists() or log.stat().st_size == 0:
-            return
-        self.connection.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
-        self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        self.connection.execute(f"PRAGMA busy_timeout = {PATIENCE * 1000}")
-
-    def clear_free_pages(self) -> None:
-        """Writes the database anew, so that no page has the copies that SQLite leaves of rows which it moves.
-
-        Raises:
-            StoreError: There is no room on the disk, which has to have it twice; nothing is lost.
-        """
-        self.connection.execute("VACUUM")
-        self.truncate_log()
-
-    def close(self) -> None:
-        """Closes the connections of this process's threads."""
-        process = os.getpid()
-        for owner in [owner for owner in self._connections if owner[0] == process]:
-            self._connections.pop(owner).close()
-
-    def _check_format(self, create: bool) -> None:
-        connection = self.connection
-        # somebody else's database must not be changed
-        if create and not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-            connection.execute("PRAGMA journal_mode = WAL")
-            with self.transaction():
-                if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-                    for statement in _SCHEMA.split(";"):
-                        connection.execute(statement)
-                    connection.execute(f"PRAGMA user_version = {FORMAT}")
-        found = connection.execute("PRAGMA user_version").fetchone()[0]
-        if found != FORMAT:
-            raise StoreError(
-                f"The ledger {self._path} has format {found}, this version of lightning_s3t reads {FORMAT}. Use the "
-                "version that made it."
-            )
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
+        raise StoreError(
+            f"{what} cannot be read ({type(error).__name__}: {error}): the ledger is damaged, or was changed. Restore "
+            "ledger.db from a backup (what it lacks is carried out again from the journal), or train again into a new "
+            "folder."
+        ) from error

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from lightning_s3t.plan import UnitId, deletion_rate, harmonic, survivors
+from lightning_s3t.core.units import UnitId
+from lightning_s3t.plan import deletion_rate, harmonic, survivors
 
 if TYPE_CHECKING:
     from lightning_s3t.store.store import Store
@@ -87,5 +88,5 @@ class Overview:
             # of the coupons that `deletion_rate` collects, those that are left: the first slices not asked for yet
             capacity=places * harmonic(sum(unit.stage == 1 for unit in alive)),
             full_capacity=deletion_rate(partition.shards, partition.slices, firsts) if firsts else 0.0,
-            isolation=str(store.settings.get("training", {}).get("isolation", "none")),
+            isolation=store.manifest.isolation,
         )

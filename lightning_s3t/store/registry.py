@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 
 from lightning_s3t.errors import DataError
@@ -27,31 +27,25 @@ def register(ledger: Ledger, keyring: Keyring, subjects: Iterable[tuple[str, int
     Raises:
         DataError: A subject is there with another band; nothing has changed then.
     """
-    with ledger.transaction() as connection:
-        keyring.refresh()
+    with ledger.transaction():
         streamed = iter(subjects)
-        while some := list(islice(streamed, _CHUNK)):
-            chunk = sorted((keyring.hash(subject), band, subject) for subject, band in some)  # neighbours: one page
+        while some := dict(islice(streamed, _CHUNK)):
+            hashed = keyring.hashes(some)
+            bands = {hash_: some[hashed[hash_]] for hash_ in sorted(hashed)}  # neighbours are on one page
             if partition.bands:
-                _move_pending(ledger, partition, chunk)
-            connection.executemany(
-                "INSERT OR IGNORE INTO subjects SELECT ?1, ?2 "
-                "WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE hash = ?1)",
-                [(hash_, band) for hash_, band, _ in chunk],
-            )
+                _move_waiting(ledger, partition, {hashed[hash_]: hash_ for hash_ in bands}, some)
+            ledger.register(bands.items())
             if partition.bands:
-                _check_bands(ledger, chunk)
+                _check_bands(ledger, bands)
 
 
-def _move_pending(ledger: Ledger, partition: Partition, chunk: Iterable[tuple[bytes, int, str]]) -> None:
-    places = {hash_: partition.place(subject, band) for hash_, band, subject in chunk if band}
-    moves = [(places[hash_].shard, places[hash_].slice, hash_) for hash_ in ledger.present("pending", places)]
-    ledger.connection.executemany("UPDATE pending SET shard = ?, slice = ? WHERE hash = ?", moves)
+def _move_waiting(ledger: Ledger, partition: Partition, hashes: Mapping[str, bytes], bands: Mapping[str, int]) -> None:
+    places = {hashes[subject]: partition.place(subject, band) for subject, band in bands.items() if band}
+    ledger.move_waiting({hash_: places[hash_].cell for hash_ in ledger.waiting(places)})
 
 
-def _check_bands(ledger: Ledger, chunk: Iterable[tuple[bytes, int, str]]) -> None:
-    given = {hash_: band for hash_, band, _ in chunk}
-    moved = sum(given[hash_] != band for hash_, band in read_bands(ledger, given).items())
+def _check_bands(ledger: Ledger, given: Mapping[bytes, int]) -> None:
+    moved = sum(given[hash_] != band for hash_, band in ledger.bands(given).items())
     if moved:
         raise DataError(
             f"{moved} of the subjects are in another band of risk than when they were registered, so their data would "
@@ -60,20 +54,10 @@ def _check_bands(ledger: Ledger, chunk: Iterable[tuple[bytes, int, str]]) -> Non
         )
 
 
-def read_bands(ledger: Ledger, hashes: Iterable[bytes]) -> dict[bytes, int]:
-    """Returns the bands of subjects that are registered.
-
-    Args:
-        ledger: The ledger.
-        hashes: Their keyed hashes.
-    """
-    return dict(ledger.look_up("subjects", "hash, band", hashes))
-
-
 def is_registering(ledger: Ledger) -> bool:
-    """Says whether the store notes who is in the training data; without, it cannot tell who is unknown.
+    """Return whether the store notes who is in the training data; without, it cannot tell who is unknown.
 
     Args:
         ledger: The ledger.
     """
-    return ledger.get("register") != "no"
+    return ledger.notes("register").get("register") != "no"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_s3t.errors import StoreError, StoreMismatchError
-from lightning_s3t.store.ledger import FILE, Ledger
+from lightning_s3t.store.ledger import Ledger
 
 HINT = "Use the same arguments, model and script as at the first fit, or give a new folder as `store`."
 
@@ -28,18 +28,18 @@ def normalise(settings: Mapping[str, Any]) -> dict[str, Any]:
     return data
 
 
-def rows_of(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns the rows of the ledger's meta table that keep settings, with a digest beside them.
+def notes_of(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a ledger notes of settings, with a digest beside them.
 
     Args:
         settings: JSON-ready data.
     """
     text = json.dumps(normalise(settings), sort_keys=True)
-    return [("settings", text), ("settings_sha256", _digest(text))]
+    return {"settings": text, "settings_sha256": _digest(text)}
 
 
 def read_settings(ledger: Ledger, store: Path) -> dict[str, Any]:
-    """Reads what `rows_of` has given.
+    """Reads what `notes_of` has given.
 
     A flipped bit in a seed would move everybody to another place, and nothing else would show it.
 
@@ -50,12 +50,14 @@ def read_settings(ledger: Ledger, store: Path) -> dict[str, Any]:
     Raises:
         StoreError: There are none, or they are not what was written.
     """
-    text = ledger.get("settings")
+    notes = ledger.notes("settings", "settings_sha256")
+    text = notes.get("settings")
     if text is None:
         raise StoreError(f"The store {store} has no settings: it was never finished. Give a new folder as `store`.")
-    if ledger.get("settings_sha256") != _digest(text):
+    if notes.get("settings_sha256") != _digest(text):
         raise StoreError(
-            f"The settings of the store {store} are not what was written: {FILE} is damaged. Restore it from a backup."
+            f"The settings of the store {store} are not what was written: ledger.db is damaged. Restore it from a "
+            "backup."
         )
     settings: dict[str, Any] = json.loads(text)
     return settings

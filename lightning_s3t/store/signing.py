@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_s3t.core.documents import canonical
+from lightning_s3t.core.receipts import Receipt
 from lightning_s3t.errors import ConfigurationError, StoreError
-from lightning_s3t.store.receipt import Receipt
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -117,4 +118,4 @@ def _check_installed() -> None:
 
 
 def _signed(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+    return canonical(document).encode()

@@ -1,125 +1,133 @@
-"""Snapshots: the tensors that a unit owns, as safetensors under their digest."""
+"""Snapshots: the bytes that units own, each under its digest; a protocol, so that they can lie anywhere."""
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
-from torch import Tensor
+from typing_extensions import override
 
 from lightning_s3t.errors import DamagedError, StoreError
-from lightning_s3t.store.files import write_atomically
+from lightning_s3t.store.files import sha256_of, size_of, unlink_all, write_atomically
 
 FOLDER = "snapshots"
-_RESERVED = re.compile(r"_*__metadata__")  # safetensors keeps its own header entry under this name
+NOT_SERVED = "It is not served. `s3t store verify` takes the unit out, and the next fit trains it again."
 
 
-def snapshot_path(store: Path, digest: str) -> Path:
-    """Returns where a snapshot lies.
+class Snapshots(Protocol):
+    """What a store needs of a place for snapshots.
+
+    What was put is there whole or not at all, whatever happens, and equal bytes are there once. A ledger knows a
+    snapshot by its name.
+    """
+
+    def name(self, digest: str) -> str:
+        """Return the name that a ledger knows a snapshot by."""
+
+    def put(self, digest: str, data: bytes) -> None:
+        """Keep a snapshot, durably; raise `StoreError` if that cannot be done."""
+
+    def get(self, digest: str, what: str) -> bytes:
+        """Return a snapshot, proven to be what was put.
+
+        Raise `DamagedError`, with whose it is, if it is missing or something else; `StoreError` if the place cannot be
+        read now.
+        """
+
+    def is_whole(self, digest: str) -> bool:
+        """Return whether a snapshot is what was put; raise `StoreError` if the place cannot be read now."""
+
+    def check_place(self) -> None:
+        """Raise `StoreError` if the place, which should hold snapshots, is missing or empty."""
+
+    def names(self) -> set[str]:
+        """Return the names of everything that is there."""
+
+    def size(self, name: str) -> int | None:
+        """Return how many bytes are there under a name; None if nothing is."""
+
+    def delete(self, names: Iterable[str]) -> dict[str, OSError]:
+        """Remove snapshots, durably; return those that are still there, with the reason."""
+
+
+class SnapshotFolder(Snapshots):
+    """Snapshots in a folder of the store, as safetensors files.
 
     Args:
-        store: The store's folder.
-        digest: The snapshot's SHA-256.
+        store: The store.
     """
-    return store / snapshot_name(digest)
 
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        self._folder = store / FOLDER
 
-def snapshot_name(digest: str) -> str:
-    """Returns a snapshot's path within the store.
+    @override
+    def name(self, digest: str) -> str:
+        return f"{FOLDER}/{digest}.safetensors"
 
-    Args:
-        digest: The snapshot's SHA-256.
-    """
-    return f"{FOLDER}/{digest}.safetensors"
+    @override
+    def put(self, digest: str, data: bytes) -> None:
+        path = self._path(digest)
+        try:
+            write_atomically(path, data)
+        except OSError as error:
+            raise StoreError(f"The snapshot {path} could not be written ({error}).") from error
 
+    @override
+    def get(self, digest: str, what: str) -> bytes:
+        path = self._path(digest)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError as error:
+            raise DamagedError(f"The snapshot of {what} is missing: {path}. {NOT_SERVED}") from error
+        except OSError as error:
+            raise StoreError(
+                f"The snapshot of {what} cannot be read: {path} ({error.strerror}). Remove the cause, and try again."
+            ) from error
+        found = hashlib.sha256(data).hexdigest()
+        if found != digest:
+            raise DamagedError(f"The snapshot of {what} is damaged: {path} has SHA-256 {found}. {NOT_SERVED}")
+        return data
 
-def encode_snapshot(tensors: Mapping[str, Tensor]) -> tuple[str, bytes]:
-    """Returns a snapshot's digest and bytes; equal tensors give equal bytes.
+    @override
+    def is_whole(self, digest: str) -> bool:
+        path = self._path(digest)
+        try:
+            return sha256_of(path) == digest
+        except FileNotFoundError:
+            if self._folder.is_dir():
+                return False
+            raise self._elsewhere("missing") from None
+        except OSError as error:  # a disk that cannot be read now may be read later: nothing is given up for that
+            raise StoreError(
+                f"The snapshot {path} cannot be read: {error.strerror}. Remove the cause, and try again."
+            ) from error
 
-    Args:
-        tensors: The tensors by name, of any dtype that safetensors has, any device and strides.
+    @override
+    def check_place(self) -> None:
+        if self._folder.is_dir() and not any(self._folder.iterdir()):
+            raise self._elsewhere("empty")
 
-    Raises:
-        StoreError: A tensor is of another kind, or has no values.
-    """
-    plain = {_escape(name): _plain(name, tensors[name]) for name in sorted(tensors)}
-    data = safetensors.torch.save(plain, metadata={"format": "pt"})
-    return hashlib.sha256(data).hexdigest(), data
+    @override
+    def names(self) -> set[str]:
+        return {f"{FOLDER}/{path.name}" for path in self._folder.glob("*")}
 
+    @override
+    def size(self, name: str) -> int | None:
+        return size_of(f"{self._store}/{name}")
 
-def write_snapshot(store: Path, digest: str, data: bytes) -> Path:
-    """Writes a snapshot atomically.
+    @override
+    def delete(self, names: Iterable[str]) -> dict[str, OSError]:
+        paths = {f"{self._store}/{name}": name for name in names}
+        return {paths[path]: error for path, error in unlink_all(paths).items()}
 
-    Args:
-        store: The store's folder.
-        digest: What `encode_snapshot` gave.
-        data: Likewise.
+    def _path(self, digest: str) -> Path:
+        return self._store / self.name(digest)
 
-    Raises:
-        StoreError: The disk is full, or cannot be written.
-    """
-    path = snapshot_path(store, digest)
-    try:
-        write_atomically(path, data)
-    except OSError as error:
-        raise StoreError(f"The snapshot {path} could not be written ({error}).") from error
-    return path
-
-
-def read_snapshot(store: Path, digest: str, what: str) -> dict[str, Tensor]:
-    """Reads a snapshot and proves that it is what was written.
-
-    Args:
-        store: The store's folder.
-        digest: Its digest.
-        what: Whose it is, for messages.
-
-    Raises:
-        DamagedError: It is missing or damaged.
-        StoreError: The disk cannot be read.
-    """
-    path = snapshot_path(store, digest)
-    advice = "It is not served. `s3t store verify` takes the unit out, and the next fit trains it anew."
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise DamagedError(f"The snapshot of {what} is missing: {path}. {advice}") from error
-    except OSError as error:
-        raise StoreError(
-            f"The snapshot of {what} cannot be read: {path} ({error.strerror}). Remove the cause, and try again."
-        ) from error
-    found = hashlib.sha256(data).hexdigest()
-    if found != digest:
-        raise DamagedError(f"The snapshot of {what} is damaged: {path} has SHA-256 {found}. {advice}")
-    try:
-        return {_unescape(name): tensor for name, tensor in safetensors.torch.load(data).items()}
-    except SafetensorError as error:
-        raise DamagedError(f"The snapshot of {what} cannot be read: {error}. {advice}") from error
-
-
-def _plain(name: str, tensor: Tensor) -> Tensor:
-    try:
-        if tensor.layout is not torch.strided:
-            raise NotImplementedError(f"its layout is {tensor.layout}")
-        # a clone: safetensors refuses tensors that share memory
-        plain = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        safetensors.torch.save({"x": plain[:0] if plain.dim() else plain})
-    except (NotImplementedError, KeyError, RuntimeError, ValueError) as error:
-        raise StoreError(
-            f"The tensor {name} ({tensor.dtype}, {tensor.device}) cannot be kept: {error}. Expected a dense tensor "
-            "with values, of a type that safetensors has: convert it, or keep it out of what is trained."
-        ) from error
-    return plain
-
-
-def _escape(name: str) -> str:
-    return f"_{name}" if _RESERVED.fullmatch(name) else name
-
-
-def _unescape(name: str) -> str:
-    return name[1:] if name != "__metadata__" and _RESERVED.fullmatch(name) else name
+    def _elsewhere(self, what: str) -> StoreError:
+        return StoreError(
+            f"The folder {self._folder} is {what}. If it lies on a disk of its own, mount it; else restore it from a "
+            "backup. Nothing is given up for that."
+        )

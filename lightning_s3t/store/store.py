@@ -5,76 +5,80 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from lightning_s3t.errors import ConfigurationError, DamagedError, RevokedError, StoreError
-from lightning_s3t.plan import Partition, UnitId
-from lightning_s3t.store.attempt import Attempt
-from lightning_s3t.store.chain import append
-from lightning_s3t.store.erasure import clean_up, erase_pending, queue_lineages
+from lightning_s3t.core.events import Damage
+from lightning_s3t.core.manifest import Manifest
+from lightning_s3t.core.receipts import Receipt
+from lightning_s3t.core.subjects import canonical_subject
+from lightning_s3t.core.units import UnitId
+from lightning_s3t.errors import ConfigurationError, DamagedError, DataError, RevokedError, StoreError
+from lightning_s3t.plan import Partition
+from lightning_s3t.store.backend import Backend
+from lightning_s3t.store.building import BuildSession
+from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
 from lightning_s3t.store.folder import check_free, clear_half_written, make_folder
 from lightning_s3t.store.forgetting import Forgetting
+from lightning_s3t.store.history import chain_digest, ever_revoked, has_given, read_receipt, record
 from lightning_s3t.store.identities import read_or_make_keys
 from lightning_s3t.store.journal import make_journal, reconcile, write_journal
-from lightning_s3t.store.keyring import Keyring, put_keys
-from lightning_s3t.store.ledger import FILE, Ledger, closed_on_error
-from lightning_s3t.store.legible import legible
+from lightning_s3t.store.keyring import Keyring
+from lightning_s3t.store.keyring import notes_of as notes_of_keys
+from lightning_s3t.store.ledger import ledger_errors
 from lightning_s3t.store.lock import FitLock, ledger_lock
-from lightning_s3t.store.record import Candidate, UnitRecord
-from lightning_s3t.store.registry import is_registering, register
-from lightning_s3t.store.requests import DeletionRequests
-from lightning_s3t.store.settings import HINT, check_settings, normalise, read_settings, rows_of
-from lightning_s3t.store.snapshots import (
-    encode_snapshot,
-    read_snapshot,
-    snapshot_path,
-    write_snapshot,
-)
-from lightning_s3t.store.units import find_snapshot, reached_since, read_candidates, read_units
+from lightning_s3t.store.registry import is_registering
+from lightning_s3t.store.settings import HINT, check_settings, normalise, notes_of, read_settings
+from lightning_s3t.store.sqlite_ledger import FILE
+from lightning_s3t.store.tensors import decode_snapshot
+from lightning_s3t.store.units import ServableUnit, UnitRecord, find_snapshot, read_servable, read_units
 from lightning_s3t.store.verification import Verification, check_one_piece, damaged_units, verify
 
 
-class Store(DeletionRequests):
+class Store:
     """A folder with a ledger and snapshots. Several processes may have it open at once.
 
     Make one with `Store.create` or open one with `Store.open`; it is a context manager.
 
     Args:
-        path: The folder.
-        ledger: Its database.
+        backend: Where it lies.
 
     Example:
         >>> import tempfile
         >>> settings = {"partition": {"shards": 1, "slices": 2, "seed": 0}}
         >>> with tempfile.TemporaryDirectory() as folder, Store.create(folder, settings) as store:
-        ...     store.register(["user-1"])
+        ...     with store.building() as building:
+        ...         building.register(["user-1"])
         ...     receipt = store.forget(["user-1"])
         ...     receipt.subjects, receipt.serving, store.request_number
         (1, {'0': None}, 1)
     """
 
-    def __init__(self, path: Path, ledger: Ledger) -> None:
-        self.path = path
-        self._ledger = ledger
-        with legible(f"What the store {path} was made with"):
+    def __init__(self, backend: Backend) -> None:
+        self.path = path = backend.folder
+        self._backend = backend
+        self._ledger = ledger = backend.ledger
+        with ledger_errors(f"What the store {path} was made with"):
             self.settings = read_settings(ledger, path)
+            self.manifest = Manifest.of(self.settings)
             self.partition = Partition(**self.settings["partition"])
             self._keyring = Keyring(path, ledger)
-        super().__init__(ledger, Forgetting(path, ledger, self._keyring, self.partition))
+        self._forgetting = Forgetting(backend, self._keyring, self.partition, self.manifest.isolation)
         self._lock = FitLock(path)
-        with legible(f"The history of the store {path}"):
-            reconcile(ledger, path, self._keyring)
+        with ledger_errors(f"The history of the store {path}"):
+            reconcile(backend, self._keyring)
             check_one_piece(ledger, path)
-        erase_pending(ledger, path)
+        erase_queued(backend)
         with self._lock.no_fit() as free:
             if free:  # so what looks half-done is what a crash has left
                 with ledger_lock(path):
                     clear_half_written(path)
-                clean_up(ledger, path)
-        ledger.truncate_log(patience=0.1)  # a crash may have come between an erasure and this
+                clean_up(backend)
+        ledger.clear_traces(patience=0.1)  # a crash may have come between an erasure and this
         write_journal(ledger, path)
 
     @classmethod
@@ -93,27 +97,24 @@ class Store(DeletionRequests):
             StoreError: The folder holds something else.
         """
         folder = Path(path).absolute()
-        if Partition(**settings["partition"]).bands and not register:
+        manifest = Manifest.of(normalise(settings))
+        if Partition(**manifest.partition.model_dump()).bands and not register:
             raise ConfigurationError("Bands of risk need the registry: they are kept in it. Leave `register` on.")
         if not (folder / FILE).exists():
             check_free(folder)
         make_folder(folder)
         with ledger_lock(folder):  # several processes may make it at once
             clear_half_written(folder)
-            ledger = Ledger(folder, create=True)
-            with closed_on_error(ledger):
-                if ledger.get("settings") is None:  # new, or a crash came before
+            backend = Backend.of(folder, create=True)
+            ledger = backend.ledger
+            with _closed_on_error(backend):
+                if "settings" not in ledger.notes("settings"):  # new, or a crash came before
                     keys = read_or_make_keys(folder)
                     make_journal(folder)
-                    with ledger.transaction() as connection:
-                        put_keys(connection, keys[:1])
-                        rows = [
-                            *rows_of(settings),
-                            ("register", "yes" if register else "no"),
-                        ]
-                        connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
-        with closed_on_error(ledger):
-            store = cls(folder, ledger)
+                    with ledger.transaction():
+                        ledger.note({**notes_of_keys(keys[:1]), **notes_of(settings), "register": _yes_or_no(register)})
+        with _closed_on_error(backend):
+            store = cls(backend)
             store.forget_due()
             store.check(settings, whole=True)
             check_settings({"register": is_registering(ledger)}, {"register": register}, str(folder))
@@ -131,12 +132,102 @@ class Store(DeletionRequests):
             StoreError: There is no store, or it is damaged.
         """
         folder = Path(path).absolute()
-        ledger = Ledger(folder)
-        with closed_on_error(ledger):
-            store = cls(folder, ledger)
+        backend = Backend.of(folder)
+        with _closed_on_error(backend):
+            store = cls(backend)
             if forget_due:
                 store.forget_due()
         return store
+
+    @property
+    def request_number(self) -> int:
+        """The number of the newest request, 0 before the first. Cheap enough to ask before every batch."""
+        return self._ledger.watermark()
+
+    def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt:
+        """Carries a deletion request out: revokes what the subjects reached, for good, and erases it.
+
+        Revoking is one transaction, on disk when it returns: from then on no process can load a revoked unit,
+        whatever happens. Erasing follows; a crash only delays it until the store is next opened.
+
+        Args:
+            subjects: Their ids. Those forgotten before are counted, and change nothing.
+            strict: Refuse a request that names a subject which the store has never seen. Otherwise such a subject
+                gets a tombstone too, so that it never enters a later fit.
+
+        Returns:
+            The receipt.
+
+        Raises:
+            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            StoreError: The ledger could not be written, and nothing has changed; or the request is carried out and a
+                file could not be erased. The message says which.
+            DataError: An id is neither text nor an integer, or `subjects` is no collection of ids.
+        """
+        return self._forgetting.forget(_canonical(subjects), strict)
+
+    def schedule(self, subjects: Iterable[Any], due: datetime, strict: bool = True) -> int:
+        """Notes a deletion request that is to be carried out later: by `forget_due`, or when the store is next opened.
+
+        Args:
+            subjects: Their ids. Of two times for a subject, the earlier counts.
+            due: When, with a time zone.
+            strict: Refuse a request that names a subject which the store has never seen.
+
+        Returns:
+            How many subjects were noted; those who are forgotten already are not.
+
+        Raises:
+            ConfigurationError: The time has no time zone.
+            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            DataError: An id is neither text nor an integer, or `subjects` is no collection of ids.
+        """
+        return self._forgetting.schedule(_canonical(subjects), due, strict)
+
+    def forget_due(self, now: datetime | None = None) -> Receipt | None:
+        """Carries the scheduled requests out that are due, as one request.
+
+        Args:
+            now: The time; None for that of the clock.
+
+        Returns:
+            The receipt; None if nothing is due.
+        """
+        return self._forgetting.forget_due(now or datetime.now(timezone.utc))
+
+    def pending(self) -> list[tuple[str, int]]:
+        """Returns the times (UTC, ISO 8601) of scheduled requests, and of how many subjects."""
+        return self._ledger.schedules()
+
+    def receipts(self, after: int = 0) -> list[Receipt]:
+        """Returns the receipts of all requests, in order.
+
+        Args:
+            after: Only those of requests after this one.
+        """
+        return [read_receipt(self._ledger, request) for request in range(after + 1, self.request_number + 1)]
+
+    def has_given(self, receipt: Receipt) -> bool:
+        """Says whether the store's history, unchanged, has the request that a receipt is of.
+
+        Args:
+            receipt: The receipt; files that were erased after it was given may be missing in it.
+        """
+        return has_given(self._ledger, receipt)
+
+    def revoked(self) -> set[UnitId]:
+        """Returns every unit that a request or damage has ever taken away; it may have been trained anew since."""
+        return ever_revoked(self._ledger)
+
+    def chain_digest(self, position: int) -> str | None:
+        """Returns the digest at a position of the chain of events, to compare with a receipt's.
+
+        None beyond the chain's end, and if an event up to there is not what it was when it was written.
+
+        Args:
+            position: Counted from 1.
+        """
+        return chain_digest(self._ledger, position)
 
     def check(self, settings: Mapping[str, Any], hint: str = HINT, whole: bool = False) -> None:
         """Compares settings with those that the store was made with.
@@ -153,28 +244,10 @@ class Store(DeletionRequests):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Settings that may change from fit to fit, JSON-ready: which orders, the app's config."""
-        with legible(f"What the store {self.path} notes of its fits"):
-            found: dict[str, Any] = json.loads(self._ledger.get("options") or "{}")
+        """Settings that may change from fit to fit, JSON-ready: which sequences, the app's config."""
+        with ledger_errors(f"What the store {self.path} notes of its fits"):
+            found: dict[str, Any] = json.loads(self._ledger.notes("options").get("options", "{}"))
         return found
-
-    @options.setter
-    def options(self, options: Mapping[str, Any]) -> None:
-        self._ledger.put("options", json.dumps(normalise(options), sort_keys=True))
-
-    def register(self, subjects: Iterable[str] | Mapping[str, int]) -> None:
-        """Notes who is in the training data. Who is forgotten stays forgotten.
-
-        Args:
-            subjects: Canonical ids, streamed; or their bands of risk by id, where the partition has bands.
-
-        Raises:
-            DataError: A subject was registered with another band, so units hold it at another place; nothing changes.
-        """
-        if not is_registering(self._ledger):
-            return
-        bands = subjects.items() if isinstance(subjects, Mapping) else ((subject, 0) for subject in subjects)
-        register(self._ledger, self._keyring, bands, self.partition)
 
     def subject_hash(self, subject: str) -> str:
         """Returns a keyed hash of a subject that stays the same when the key is rotated: for digests.
@@ -193,7 +266,7 @@ class Store(DeletionRequests):
         with self._lock.hold():
             self._keyring.rotate()
             write_journal(self._ledger, self.path)
-            self._ledger.clear_free_pages()
+            self._ledger.rewrite()
 
     def forgotten(self, subjects: Iterable[str]) -> set[str]:
         """Returns those of the subjects that must never be trained on again.
@@ -201,58 +274,29 @@ class Store(DeletionRequests):
         Args:
             subjects: Canonical ids.
         """
-        return self._keyring.present("tombstones", subjects)
+        return self._keyring.forgotten(subjects)
 
     @contextmanager
-    def fit_lock(self) -> Iterator[None]:
-        """Keeps other fits out while the block runs, and clears away what a fit that was cut has left.
+    def building(self) -> Iterator[BuildSession]:
+        """Give what a fit needs, and keep other fits out while the block runs.
+
+        What a fit that was cut has left is cleared away first.
 
         Raises:
             StoreError: Another fit runs on this store.
         """
         with self._lock.hold():
-            clean_up(self._ledger, self.path)
-            yield
-
-    def clear_attempts(self) -> None:
-        """Clears away what units have left whose training was cut; only for the holder of the fit lock."""
-        clean_up(self._ledger, self.path)
+            session = BuildSession(self._backend, self._keyring, self.partition)
+            session.clear_attempts()
+            yield session
 
     def alive(self) -> dict[UnitId, UnitRecord]:
         """Returns the units that may serve: built, not revoked, and all that they are built of too."""
         return read_units(self._ledger)
 
-    def candidates(self) -> dict[UnitId, Candidate]:
+    def candidates(self) -> dict[UnitId, ServableUnit]:
         """Returns the same units as `alive`, with what has to be known to choose and load survivors."""
-        return read_candidates(self._ledger)
-
-    def start_unit(self, unit: UnitId, key: str, as_of: int | None = None) -> Attempt:
-        """Notes that a unit is about to be trained.
-
-        Args:
-            unit: The unit.
-            key: The digest of all that may influence it.
-            as_of: The request number when its data was chosen; None for now.
-
-        Raises:
-            RevokedError: A request since then reaches the unit.
-        """
-        number = self.request_number if as_of is None else as_of
-        if reached_since(self._ledger, unit, number):
-            raise RevokedError(f"Unit {unit} was revoked before it was trained. The next fit trains it anew.")
-        with self._ledger.transaction() as connection:
-            connection.execute("INSERT OR REPLACE INTO attempts VALUES (?, ?)", (str(unit), key))
-        return Attempt(self._ledger, self.path, unit, key, number)
-
-    def drop(self, units: Iterable[UnitId]) -> None:
-        """Takes units out that are stale, with all that was built on them, and erases them.
-
-        Args:
-            units: The units.
-        """
-        with self._ledger.transaction():
-            queue_lineages(self._ledger, self.path, units)
-        erase_pending(self._ledger, self.path)
+        return read_servable(self._ledger)
 
     def load(self, unit: UnitId) -> dict[str, Tensor]:
         """Reads the tensors that a unit owns.
@@ -268,35 +312,21 @@ class Store(DeletionRequests):
         if digest is None:
             raise self._revoked(unit)
         try:
-            tensors = read_snapshot(self.path, digest, f"unit {unit}")
+            data = self._backend.snapshots.get(digest, f"unit {unit}")
         except DamagedError:
             if find_snapshot(self._ledger, unit) != digest:
                 raise self._revoked(unit) from None
             raise
         if find_snapshot(self._ledger, unit) != digest:  # revoked while it was read
             raise self._revoked(unit)
-        return tensors
-
-    def save_base(self, tensors: Mapping[str, Tensor]) -> None:
-        """Keeps the head as it stood before any training, once.
-
-        Args:
-            tensors: Its tensors, by name.
-
-        Raises:
-            StoreError: There is one already.
-        """
-        if self._ledger.get("base") is not None:
-            raise StoreError(f"The store {self.path} has its base already. It is written once, before any training.")
-        digest, data = encode_snapshot(tensors)
-        with self._ledger.transaction() as connection:
-            write_snapshot(self.path, digest, data)
-            connection.execute("INSERT INTO meta VALUES ('base', ?)", (digest,))
+        return decode_snapshot(data, f"unit {unit}")
 
     def load_base(self) -> dict[str, Tensor] | None:
         """Reads the head as it stood before any training; None before the first fit."""
-        digest = self._ledger.get("base")
-        return None if digest is None else read_snapshot(self.path, digest, "the head's start")
+        digest = self._ledger.notes("base").get("base")
+        if digest is None:
+            return None
+        return decode_snapshot(self._backend.snapshots.get(digest, "the head's start"), "the head's start")
 
     def verify(self) -> Verification:
         """Looks at everything: the chain of events, the journal, tombstones, every snapshot, files that are not known.
@@ -304,12 +334,12 @@ class Store(DeletionRequests):
         Damaged units are taken out of service; the next fit trains them anew.
         """
         with self._lock.no_fit() as free:
-            found = verify(self._ledger, self.path, self._keyring, quiet=free)
+            found = verify(self._backend, self._keyring, quiet=free)
         if found.damaged:
-            self.take_out(found.damaged)
+            self._take_out(found.damaged)
         return found
 
-    def take_out(self, damaged: Iterable[UnitId]) -> list[UnitId]:
+    def _take_out(self, damaged: Iterable[UnitId]) -> list[UnitId]:
         """Takes damaged units out of service, with all that was built on them, and notes it in the chain of events.
 
         Args:
@@ -319,17 +349,17 @@ class Store(DeletionRequests):
             All that were taken out.
         """
         tops = set(damaged)  # found before the transaction: reading snapshots takes long
-        with self._ledger.transaction() as connection:
-            gone = queue_lineages(self._ledger, self.path, tops)
+        with self._ledger.transaction():
+            gone = remove_lineages(self._backend, tops)
             if gone:
-                append(connection, "damage", None, {"units": [str(unit) for unit in gone]})
-        erase_pending(self._ledger, self.path)
+                record(self._ledger, "damage", None, asdict(Damage(tuple(map(str, gone)))))
+        erase_queued(self._backend)
         write_journal(self._ledger, self.path)
         return gone
 
     def take_out_damaged(self) -> list[UnitId]:
         """Reads every snapshot, and takes the units out of service whose snapshot is missing or damaged."""
-        return self.take_out(damaged_units(self._ledger, self.path))
+        return self._take_out(damaged_units(self._backend))
 
     def provenance(self, unit: UnitId | None = None) -> list[dict[str, Any]]:
         """Returns what the units that are alive were made from.
@@ -347,14 +377,6 @@ class Store(DeletionRequests):
             raise self._revoked(unit)
         return [alive[unit].provenance]
 
-    def snapshot_size(self, unit: UnitId) -> int:
-        """Returns the bytes of a unit's snapshot.
-
-        Args:
-            unit: A unit that is alive.
-        """
-        return snapshot_path(self.path, self.alive()[unit].snapshot).stat().st_size
-
     def close(self) -> None:
         """Closes the ledger."""
         self._ledger.close()
@@ -367,3 +389,30 @@ class Store(DeletionRequests):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+@contextmanager
+def _closed_on_error(backend: Backend) -> Iterator[None]:
+    """Close a ledger if the block, which opens its store, fails."""
+    try:
+        yield
+    except OSError as error:
+        backend.ledger.close()
+        raise StoreError(f"The store cannot be opened: {error}.") from error
+    except BaseException:
+        backend.ledger.close()
+        raise
+
+
+def _yes_or_no(flag: bool) -> str:
+    return "yes" if flag else "no"
+
+
+def _canonical(subjects: Iterable[Any]) -> list[str]:
+    # the letters of "user-17" are ids too, and so are the bytes of b"17": nobody means them
+    if isinstance(subjects, (str, bytes, bytearray)) or not isinstance(subjects, Iterable):
+        raise DataError(
+            f"The subjects are {type(subjects).__name__}. Expected several ids, even for one person: "
+            'forget(["user-17"]).'
+        )
+    return [canonical_subject(subject) for subject in subjects]

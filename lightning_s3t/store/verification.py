@@ -9,20 +9,18 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from lightning_s3t.core.events import Event, Request, first_break
+from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import StoreError
-from lightning_s3t.plan import Place, UnitId
-from lightning_s3t.store.chain import Event, first_break, read_events
-from lightning_s3t.store.erasure import needed_files
-from lightning_s3t.store.files import sha256_of
+from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.folder import OWN_FILES
 from lightning_s3t.store.identities import KEY_FILE
 from lightning_s3t.store.journal import read_journal
 from lightning_s3t.store.keyring import Keyring
-from lightning_s3t.store.ledger import FILE as LEDGER
 from lightning_s3t.store.ledger import Ledger
-from lightning_s3t.store.snapshots import FOLDER, snapshot_name
-from lightning_s3t.store.tombstones import told_total
-from lightning_s3t.store.units import newest_request, read_snapshots
+from lightning_s3t.store.snapshots import FOLDER
+from lightning_s3t.store.sqlite_ledger import FILE as LEDGER
+from lightning_s3t.store.units import parse_unit
 
 _PATIENCE = 2.0  # seconds
 
@@ -51,36 +49,37 @@ class Verification:
         return not self.problems
 
 
-def verify(ledger: Ledger, folder: Path, keyring: Keyring, quiet: bool) -> Verification:
-    """Looks at everything that a store has.
+def verify(store: Backend, keyring: Keyring, quiet: bool) -> Verification:
+    """Look at everything that a store has.
 
     Args:
-        ledger: The ledger.
-        folder: The store.
+        store: Where the store lies.
         keyring: The store's keys.
-        quiet: Whether nobody else is at work on the store, so that every file in it has to be accounted for.
+        quiet: Whether no other process works on the store, so that every file in it has to be accounted for.
     """
-    damaged = tuple(damaged_units(ledger, folder))
-    snapshots = read_snapshots(ledger)
+    ledger = store.ledger
+    damaged = tuple(damaged_units(store))
+    units = len(ledger.ages())
     with ledger.at_one_time():  # requests of other processes go on meanwhile
         keyring.refresh()
-        history = list(read_events(ledger))
-        contents = [*_tombstones(ledger, keyring, history), *_revoked(ledger)]
+        history = list(ledger.events())
+        contents = [*_tombstones(ledger, keyring, history), *_outdated(ledger), *_index(ledger)]
+    found = ledger.problems()
     problems = [
-        *_database(ledger),
-        *_chain(ledger, folder, history),
+        *([f"The database is damaged: {'; '.join(found)}."] if found else ()),
+        *_chain(ledger, store.folder, history),
         *contents,
         *(f"The snapshot of unit {unit} is missing or damaged." for unit in damaged),
-        *_base(ledger, folder),
-        *_key(folder),
-        *(_strangers(ledger, folder) if quiet else ()),
+        *_base(store),
+        *_key(store.folder),
+        *(_strangers(store) if quiet else ()),
     ]
-    skipped = () if quiet else ("files that nobody has registered: a fit is running, whose own look the same",)
-    return Verification(tuple(problems), damaged, len(history), len(snapshots), skipped)
+    skipped = () if quiet else ("unregistered files were not looked for: a fit is running, whose own look the same",)
+    return Verification(tuple(problems), damaged, len(history), units, skipped)
 
 
 def check_one_piece(ledger: Ledger, folder: Path) -> None:
-    """Checks that the ledger is of one piece; fast enough for every opening.
+    """Check that the ledger is of one piece; fast enough for every opening.
 
     A ledger.db that is restored beside the write-ahead log of another is partly the one, partly the other, and SQLite
     does not notice: its newest event may be there, and a tombstone from before be gone.
@@ -92,19 +91,22 @@ def check_one_piece(ledger: Ledger, folder: Path) -> None:
     Raises:
         StoreError: It is not.
     """
-    connection = ledger.connection
     with ledger.at_one_time():
-        total = told_total(connection, newest_request(ledger))
-        events = connection.execute("SELECT COUNT(*), COALESCE(MAX(position), 0) FROM events").fetchone()
-        problems = list(_revoked(ledger))
-        found = connection.execute("SELECT COUNT(*) FROM tombstones").fetchone()[0]
-        state = connection.execute("PRAGMA integrity_check('tombstones')").fetchone()[0]
+        total = ledger.forgotten_after(ledger.watermark())
+        events, newest = ledger.count_events(), ledger.head()[0]
+        problems = list(_outdated(ledger))
+        cells = sum(len(parse_unit(name).cells) for name in ledger.ages())
+        entries = ledger.count_index()
+        found = ledger.count_forgotten()
+        damage = ledger.problems(tombstones_only=True)
     if total is not None and found != total:
         problems.append(f"{found} people are forgotten, and the newest request says {total}.")
-    if state != "ok":
-        problems.append(f"The tombstones are damaged: {state}.")
-    if events[0] != events[1]:
-        problems.append(f"There are {events[0]} events, and the newest is number {events[1]}.")
+    if damage:
+        problems.append(f"The tombstones are damaged: {damage[0]}.")
+    if events != newest:
+        problems.append(f"There are {events} events, and the newest is number {newest}.")
+    if cells != entries:
+        problems.append(f"The units have {cells} cells, and the index of what reaches them has {entries}.")
     if problems:
         raise StoreError(
             f"The ledger of the store {folder} is not of one piece: {problems[0]} Nothing is served. If {LEDGER} was "
@@ -113,48 +115,21 @@ def check_one_piece(ledger: Ledger, folder: Path) -> None:
         )
 
 
-def damaged_units(ledger: Ledger, folder: Path) -> Iterator[UnitId]:
-    """Returns the units whose snapshot is not what was written.
+def damaged_units(store: Backend) -> Iterator[UnitId]:
+    """Return the units whose snapshot is not what was written.
 
     Args:
-        ledger: The ledger.
-        folder: The store.
+        store: Where the store lies.
 
     Raises:
-        StoreError: The disk cannot be read.
+        StoreError: The place of the snapshots cannot be read.
     """
-    snapshots, base = read_snapshots(ledger), ledger.get("base")
-    if snapshots and base is not None and (folder / FOLDER).is_dir() and not any((folder / FOLDER).iterdir()):
-        raise StoreError(_elsewhere_message(folder / FOLDER, "empty"))  # the start of all, which is never erased, too
-    for unit, digest in snapshots.items():
-        if not _is_whole(folder / snapshot_name(digest), digest) and read_snapshots(ledger).get(unit) == digest:
-            yield unit
-
-
-def _is_whole(path: Path, digest: str) -> bool:
-    try:
-        return sha256_of(path) == digest
-    except FileNotFoundError:
-        if path.parent.is_dir():
-            return False
-        raise StoreError(_elsewhere_message(path.parent, "missing")) from None
-    except OSError as error:  # a disk that cannot be read now may be read later: nothing is given up for that
-        raise StoreError(
-            f"The snapshot {path} cannot be read: {error.strerror}. Remove the cause, and try again."
-        ) from error
-
-
-def _elsewhere_message(folder: Path, what: str) -> str:
-    return (
-        f"The folder {folder} is {what}. If it lies on a disk of its own, mount it; else restore it from a backup. "
-        "Nothing is given up for that."
-    )
-
-
-def _database(ledger: Ledger) -> Iterator[str]:
-    found = [row[0] for row in ledger.connection.execute("PRAGMA integrity_check(5)")]
-    if found != ["ok"]:
-        yield f"The database is damaged: {'; '.join(found)}."
+    digests = store.ledger.digests()
+    if digests and "base" in store.ledger.notes("base"):
+        store.snapshots.check_place()  # the start of all, which is never erased, lies there too
+    for name, digest in digests.items():
+        if not store.snapshots.is_whole(digest) and store.ledger.digests([name]).get(name) == digest:
+            yield parse_unit(name)
 
 
 def _chain(ledger: Ledger, folder: Path, history: list[Event]) -> Iterator[str]:
@@ -171,7 +146,7 @@ def _chain(ledger: Ledger, folder: Path, history: list[Event]) -> Iterator[str]:
             yield f"Ledger and journal disagree about event {mine.position}."
             return
     later = copy[len(history) :]  # requests since the look are in both
-    if later and later != list(islice(read_events(ledger, after=len(history)), len(later))):
+    if later and later != list(islice(ledger.events(after=len(history)), len(later))):
         yield (
             f"The ledger ends at event {len(history)}, the journal at {len(copy)}: it was restored or changed while it "
             "was open. Open the store again: what it lacks is then carried out."
@@ -190,47 +165,50 @@ def _copy_of(folder: Path, events: int) -> list[Event]:
 
 def _tombstones(ledger: Ledger, keyring: Keyring, history: Iterable[Event]) -> Iterator[str]:
     # one request after the other: what is in the ledger must be what they say, no more and no less
-    expected: dict[bytes, tuple[int, int, int]] = {}
+    expected: dict[bytes, tuple[int, str]] = {}
     for event in history:
+        if event.kind != "request":
+            continue
         try:
-            for hash_, shard, slice_ in event.body["tombstones"] if event.kind == "request" else []:
-                renewed = keyring.renew(bytes.fromhex(hash_), event.body["layers"])
-                expected.setdefault(renewed, (event.request or 0, shard, slice_))
+            request = event.read(Request)
+            for hash_, cell in request.tombstones:
+                expected.setdefault(keyring.renew(bytes.fromhex(hash_), request.layers), (event.request or 0, cell))
         except (LookupError, TypeError, ValueError):
             yield f"The request of event {event.position} cannot be read."
-    found = {row[0]: row[1:] for row in ledger.connection.execute("SELECT hash, request, shard, slice FROM tombstones")}
+    found = {hash_: (request, cell) for hash_, request, cell in ledger.tombstones()}
     lost, strange = len(expected.keys() - found.keys()), len(found.keys() - expected.keys())
     changed = sum(found[hash_] != expected[hash_] for hash_ in expected.keys() & found.keys())
     if lost:
         yield f"{lost} tombstones are missing: people who were forgotten could be trained on again."
     if strange or changed:
         yield f"{strange + changed} tombstones are there that no request explains."
-    again = ledger.connection.execute("SELECT COUNT(*) FROM subjects JOIN tombstones USING (hash)").fetchone()[0]
+    again = ledger.count_registered_and_forgotten()
     if again:
         yield f"{again} forgotten subjects are registered as training data."
 
 
-def _revoked(ledger: Ledger) -> Iterator[str]:
-    newest = {
-        Place(shard, slice_): request
-        for shard, slice_, request in ledger.connection.execute(
-            "SELECT shard, slice, MAX(request) FROM tombstones GROUP BY shard, slice"
-        )
-    }
-    for text, as_of in ledger.connection.execute("SELECT unit, as_of FROM units"):
-        unit = UnitId.parse(text)
-        for place in (Place(unit.shard, slice_) for slice_ in unit.prefix):
-            if newest.get(place, 0) > as_of:
+def _outdated(ledger: Ledger) -> Iterator[str]:
+    # by the units' names, not by the index that revokes them: it has to be right too
+    newest = ledger.newest_requests()
+    for name, as_of in ledger.ages().items():
+        for cell in parse_unit(name).cells:
+            if newest.get(cell, 0) > as_of:
                 yield (
-                    f"Unit {unit} was trained before request {newest[place]}, which reaches slice {place.slice} of its "
-                    "prefix: it must not serve."
+                    f"Unit {name} was trained before request {newest[cell]}, which reaches slice "
+                    f"{cell.rpartition('/')[2]} of its prefix: it must not serve."
                 )
 
 
-def _base(ledger: Ledger, folder: Path) -> Iterator[str]:
-    digest = ledger.get("base")
-    if digest is not None and not _is_whole(folder / snapshot_name(digest), digest):
-        yield "The head's start is missing or damaged: a fit could not train anything anew. Restore it from a backup."
+def _index(ledger: Ledger) -> Iterator[str]:
+    wrong = {(cell, name) for name in ledger.ages() for cell in parse_unit(name).cells} ^ set(ledger.index())
+    if wrong:
+        yield f"The index of what requests reach is wrong in {len(wrong)} places: a request could miss a unit."
+
+
+def _base(store: Backend) -> Iterator[str]:
+    digest = store.ledger.notes("base").get("base")
+    if digest is not None and not store.snapshots.is_whole(digest):
+        yield "The head's start is missing or damaged: a fit could not train anything. Restore it from a backup."
 
 
 def _key(folder: Path) -> Iterator[str]:
@@ -239,12 +217,11 @@ def _key(folder: Path) -> Iterator[str]:
         yield f"The key {path} can be read by others: chmod 600."
 
 
-def _strangers(ledger: Ledger, folder: Path) -> Iterator[str]:
-    needed = needed_files(ledger.connection)
-    registered = {row[0] for row in ledger.connection.execute("SELECT path FROM files")}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_dir() or name in OWN_FILES or name in needed or str(path.resolve()) in registered:
-            continue
-        where = "snapshots" if name.startswith(f"{FOLDER}/") else "the store"
-        yield f"A file lies in {where} that nobody has registered: {name}."
+def _strangers(store: Backend) -> Iterator[str]:
+    names = {path.relative_to(store.folder).as_posix(): path for path in store.folder.rglob("*") if not path.is_dir()}
+    spelled = {name: name if name.startswith(f"{FOLDER}/") else str(path.resolve()) for name, path in names.items()}
+    needed = store.ledger.needed(spelled.values())
+    for name in sorted(names.keys() - OWN_FILES):
+        if spelled[name] not in needed:
+            where = "snapshots" if name.startswith(f"{FOLDER}/") else "the store"
+            yield f"An unregistered file lies in {where}: {name}."

@@ -43,11 +43,11 @@ def fill(
         built = builder.build(stage, owned, seed=0)
         owned.append(collect_tensors({name: built[name] for name in builder.owned(stage)}))
     sizes = []
-    with Store.create(path, settings) as store:
-        store.save_base(builder.base_tensors())
+    with Store.create(path, settings) as store, store.building() as building:
+        building.save_base(builder.base_tensors())
         for shard, order, stage in itertools.product(range(shards), orders, range(1, slices + 1)):
             unit = UnitId(shard, tuple(order[:stage]))
             tensors = {name: torch.randn_like(tensor) * 0.01 for name, tensor in owned[stage - 1].items()}
-            store.start_unit(unit, "key").commit(tensors, {})
-            sizes.append(store.snapshot_size(unit))
+            record = building.start_unit(unit, "key").commit(tensors, {})
+            sizes.append((store.path / "snapshots" / f"{record.snapshot}.safetensors").stat().st_size)
     return sizes

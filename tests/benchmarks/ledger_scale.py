@@ -1,13 +1,19 @@
-"""The ledger at scale: `python -m tests.benchmarks.ledger_scale [largest power of ten, 6]`.
+"""The ledger at scale: `python -m tests.benchmarks.ledger_scale [largest power of ten, 6] [most units, 100000]`.
 
 For stores of 10^4 subjects and more: how fast they are registered, how large the ledger and the process get, and how long
 it takes to forget one, 100 and 10,000 of them. Beside it, with nothing of ours: unlinking as many files of the same size
 and flushing the folder. The marks, for one subject: a 99th percentile under 20 ms beyond that, and a median that grows less
 than 3 times from 10^4 subjects to the most.
+
+Then for many units: how long a request takes that reaches one place, and one that reaches all of them, with as many subjects as
+units and ten times as many units as places. The marks, for the most units: 50 ms for one subject; 10 s for
+all, and at most 1.2 times as long for each subject as with a fifth of the units. The units have no files: how long unlinking takes
+is the file system's, from a tenth of a second to minutes for 100,000.
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import resource
 import statistics
@@ -27,11 +33,15 @@ from rich.table import Table
 from lightning_s3t.plan import cyclic, units_of
 from lightning_s3t.store import Store
 from lightning_s3t.store.files import unlink_all
+from lightning_s3t.store.ledger import Artifact
+from tests.store.people_store import session
 
 SETTINGS = {"partition": {"shards": 5, "slices": 6, "seed": 0}}
 UNITS = units_of(5, cyclic(6, 6))
 BATCHES = {1: 100, 100: 20, 10_000: 3}
 LIMIT_MS, LIMIT_GROWTH = 20.0, 3.0
+SLICES = 10  # of a shard with as many orders: 100 units
+LIMIT_ONE_MS, LIMIT_ALL_S, LIMIT_PER_SUBJECT = 50.0, 10.0, 1.2
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ def build(store: Store) -> None:
     alive = store.alive()
     for unit in UNITS:
         if unit not in alive:
-            store.start_unit(unit, "key").commit({"w": torch.rand(20_000)}, {})
+            session(store).start_unit(unit, "key").commit({"w": torch.rand(20_000)}, {})
 
 
 def measure(subjects: int) -> Measured:
@@ -60,7 +70,7 @@ def measure(subjects: int) -> Measured:
         build(store)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = time.perf_counter()
-        store.register(f"user-{number}" for number in range(subjects))
+        session(store).register(f"user-{number}" for number in range(subjects))
         rate = subjects / (time.perf_counter() - start)
         size = sum(path.stat().st_size for path in store.path.glob("ledger.db*")) / 2**20
         peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
@@ -109,14 +119,79 @@ def rows(results: dict[int, Measured]) -> Iterator[tuple[str, ...]]:
         )
 
 
+@dataclass(frozen=True)
+class Reached:
+    """What came out for one number of units; times in seconds."""
+
+    units: int
+    one: list[float]
+    all: float
+    revoked: int
+
+    @property
+    def per_subject(self) -> float:
+        """How long each subject of the request that reaches everything takes."""
+        return self.all / self.units
+
+
+def reach(units: int) -> Reached:
+    """Forgets one subject after another, and then all who are left at once, where a shard has 100 units."""
+    shards = units // SLICES**2
+    settings = {"partition": {"shards": shards, "slices": SLICES, "seed": 0}}
+    with tempfile.TemporaryDirectory() as folder, Store.create(Path(folder) / "store", settings) as store:
+        ledger = store._ledger
+        with ledger.transaction():  # `commit` flushes each snapshot to the disk
+            for number, unit in enumerate(units_of(shards, cyclic(SLICES, SLICES))):
+                digest = f"{number:064x}"
+                provenance = json.dumps({"files": [], "epochs": 10, "metrics": {"val_acc": 0.9}, "padding": "x" * 200})
+                artifact = Artifact(str(unit), unit.cells, digest, digest, 0.5, provenance, 0)
+                ledger.add(artifact, f"snapshots/{digest}.safetensors")
+        people = [f"user-{number}" for number in range(units)]
+        session(store).register(people)
+        one = []
+        for person in people[:50]:
+            start = time.perf_counter()
+            store.forget([person])
+            one.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        receipt = store.forget(people[50:])
+        everybody = time.perf_counter() - start
+        return Reached(units, one, everybody, len(receipt.revoked))
+
+
+def show_reach(results: list[Reached]) -> bool:
+    """Prints what requests take that reach one place, or all; returns whether it is within the marks."""
+    found = Table("units", "subjects", "forget 1: median, max", "forget all others", "units", "a subject")
+    for one in results:
+        found.add_row(
+            f"{one.units:,}",
+            f"{one.units:,}",
+            f"{1000 * statistics.median(one.one):.1f}, {1000 * max(one.one):.1f} ms",
+            f"{one.all:.2f} s",
+            f"{one.revoked:,}",
+            f"{1e6 * one.per_subject:.0f} us",
+        )
+    Console(width=150).print(found)
+    first, last = results[0], results[-1]
+    growth, median = last.per_subject / first.per_subject, 1000 * statistics.median(last.one)
+    print(f"One subject of {last.units:,} units, median: {median:.1f} ms (mark: {LIMIT_ONE_MS:g}).")
+    print(f"All subjects of {last.units:,} units: {last.all:.1f} s (mark: {LIMIT_ALL_S:g}).")
+    print(f"A subject's share, against {first.units:,} units: {growth:.2f} times (mark: {LIMIT_PER_SUBJECT:g}).")
+    return median <= LIMIT_ONE_MS and last.all <= LIMIT_ALL_S and growth <= LIMIT_PER_SUBJECT
+
+
 def main(arguments: list[str]) -> int:
     """Runs all sizes; returns 1 above a mark."""
-    largest = int(arguments[0]) if arguments else 6
+    largest, units = (*map(int, arguments), *(6, 100_000)[len(arguments) :])
     context = multiprocessing.get_context("spawn")
     results = {}
     for power in track(range(4, largest + 1), "registering and forgetting", console=Console(stderr=True)):
         with context.Pool(1) as pool:
             results[10**power] = pool.apply(measure, (10**power,))
+    reached = []
+    for number in (units // 5, units):
+        with context.Pool(1) as pool:
+            reached.append(pool.apply(reach, (number,)))
     headings = ("subjects", "registered a second", "ledger", "memory", "forget 1: median, p99")
     found = Table(*headings, "unlink alone", "forget 100", "forget 10,000", "look for requests", title="The ledger")
     for row in rows(results):
@@ -128,7 +203,8 @@ def main(arguments: list[str]) -> int:
     beside = slowest - min(statistics.median(found.unlink) for found in results.values())
     print(f"Median growth from 10^4 to 10^{largest} subjects: {growth:.2f} (mark: {LIMIT_GROWTH:g}).")
     print(f"Largest p99 beside the unlinking: {beside:.1f} ms (mark: {LIMIT_MS:g}).")
-    return int(growth > LIMIT_GROWTH or beside > LIMIT_MS)
+    within = show_reach(reached)
+    return int(growth > LIMIT_GROWTH or beside > LIMIT_MS or not within)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from lightning_s3t.plan.cost import cost_of
 from lightning_s3t.store import Store
 from tests.benchmarks.filled_store import fill
 from tests.benchmarks.vision import Classifier, make_trainer
+from tests.store.people_store import session
 
 ROWS, BATCH, EPOCHS = 600, 8, 2
 ADAPTER = {"peft_type": "LORA", "r": 4}
@@ -142,14 +143,14 @@ def time_requests(most: int) -> dict[int, list[float]]:
         with tempfile.TemporaryDirectory() as name, Store.create(Path(name) / "store", settings) as store:
             units = units_of(shards, orders)
             for unit in track(units, f"{len(units)} units", console=Console(stderr=True), transient=True):
-                store.start_unit(unit, "key").commit({"w": torch.rand(1000)}, {})
+                session(store).start_unit(unit, "key").commit({"w": torch.rand(1000)}, {})
             times = []
             for subject in range(REQUESTS):
                 start = time.perf_counter()
                 receipt = store.forget([f"user-{subject}"], strict=False)
                 times.append(1000 * (time.perf_counter() - start))
                 for revoked in receipt.revoked:  # trained again, so that every request meets a full store
-                    store.start_unit(UnitId.parse(revoked), "key").commit({"w": torch.rand(1000)}, {})
+                    session(store).start_unit(UnitId.parse(revoked), "key").commit({"w": torch.rand(1000)}, {})
             found[len(units)] = times
     return found
 

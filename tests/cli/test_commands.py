@@ -101,7 +101,7 @@ def test_provenance_is_json(store: Path, capsys: Output) -> None:
     assert main(["store", "provenance", str(store), "--unit", "1/1-0"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["prefix"] == [1, 0]
     assert main(["store", "provenance", str(store), "--unit", "1-1"]) == 2
-    assert "'1-1' is no unit" in capsys.readouterr().err
+    assert "'1-1' is not a unit" in capsys.readouterr().err
 
 
 def test_layers_of_a_timm_model(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:

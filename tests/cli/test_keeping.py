@@ -14,7 +14,7 @@ import pytest
 from lightning_s3t.cli import main
 from lightning_s3t.plots import plot_store
 from lightning_s3t.store import Overview, Store
-from tests.store.people_store import in_place, make
+from tests.store.people_store import in_place, make, session
 
 ANN, BOB = in_place(0, 0), in_place(1, 1)
 Output = pytest.CaptureFixture[str]
@@ -24,7 +24,7 @@ Output = pytest.CaptureFixture[str]
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("keeping") / "store"
     with make(path) as store:
-        store.options = {"sequences": [[0, 1, 2], [1, 2, 0]]}
+        session(store).note_options({"sequences": [[0, 1, 2], [1, 2, 0]]})
     return path
 
 
@@ -140,7 +140,7 @@ def test_the_key_is_rotated(store: Path) -> None:
 
 def test_status_tells_what_serves_from_what_is_revoked_and_what_is_missing(store: Path, capsys: Output) -> None:
     with Store.open(store) as opened:
-        opened.options = {"sequences": [[0, 1, 2], [1, 2, 0], [2, 0, 1]]}
+        session(opened).note_options({"sequences": [[0, 1, 2], [1, 2, 0], [2, 0, 1]]})
         opened.forget([ANN])
     assert main(["store", "status", str(store), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -20,6 +20,7 @@ from lightning_s3t.errors import ConfigurationError, StoreMismatchError
 from lightning_s3t.plan import Partition, UnitId
 from lightning_s3t.store import Store
 from tests.people import Classifier, People, PeopleData, fit, make_trainer, tensors_of
+from tests.store.people_store import session
 
 PERSON = "user-3"
 
@@ -46,10 +47,10 @@ def tamper(store: Path, unit: UnitId, amount: float) -> None:
         tensors[name] = tensors[name] + amount
         children = {u: opened.load(u) for u in opened.alive() if unit in u.lineage and u != unit}
         records = opened.alive()
-        opened.drop([unit])
-        opened.start_unit(unit, record.key).commit(tensors, record.provenance)
+        session(opened).drop([unit])
+        session(opened).start_unit(unit, record.key).commit(tensors, record.provenance)
         for child, own in sorted(children.items()):
-            opened.start_unit(child, records[child].key).commit(own, records[child].provenance)
+            session(opened).start_unit(child, records[child].key).commit(own, records[child].provenance)
 
 
 def test_a_store_that_has_forgotten_passes(store: Path) -> None:

@@ -107,7 +107,7 @@ def test_a_shard_without_a_survivor_is_left_out_and_without_any_the_error_says_w
     assert list(served.survivors) == [1]
     assert torch.allclose(served(X), answer_of(store, served.survivors[1]))
     receipt = served.forget([person_in(store, 1, 0), person_in(store, 1, 1)])
-    assert receipt.serving == {"0": None, "1": None}
+    assert receipt.serving == {"1": None}
     with pytest.raises(NoSurvivorError, match=r"Call trainer\.fit with the S3T callback"):
         served(X)
 
@@ -193,7 +193,8 @@ def test_forget_returns_a_receipt_and_tells_the_module(store: Path) -> None:
     assert served.module.forgotten == [receipt]
     assert (receipt.request, receipt.subjects, receipt.already_forgotten) == (1, 1, 0)
     assert set(receipt.revoked) == {"1/0", "1/0-1", "1/1-0"}
-    assert receipt.serving == {"0": "0/0-1", "1": "1/1"}
+    assert receipt.serving == {"1": "1/1"}
+    assert (receipt.guarantee, receipt.isolation) == ("exact", served.store.manifest.isolation)
     again = served.forget([person])
     assert (again.revoked, again.already_forgotten) == ((), 1)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from lightning_s3t.plan import Partition, Place, UnitId, units_of
-from lightning_s3t.store import Store
+from lightning_s3t.store import BuildSession, Store
 
 SETTINGS = {"partition": {"shards": 2, "slices": 3, "seed": 0}}
 PARTITION = Partition(2, 3, 0)
@@ -20,9 +20,14 @@ def in_place(shard: int, slice_: int, number: int = 0) -> str:
     return [person for person in PEOPLE if PARTITION.place(person) == Place(shard, slice_)][number]
 
 
+def session(store: Store) -> BuildSession:
+    """What a fit does to a store, without the fit lock: several tests are several processes, as it were."""
+    return BuildSession(store._backend, store._keyring, store.partition)
+
+
 def build(store: Store, unit: UnitId, number: float = 0.0, *files: Path) -> None:
     """Trains a unit, as it were."""
-    attempt = store.start_unit(unit, f"key-{unit}")
+    attempt = session(store).start_unit(unit, f"key-{unit}")
     for path in files:
         attempt.register_file(path)
         path.write_bytes(b"x" * 100)
@@ -32,7 +37,7 @@ def build(store: Store, unit: UnitId, number: float = 0.0, *files: Path) -> None
 def make(path: Path, register: bool = True) -> Store:
     """A store in which every unit is built."""
     store = Store.create(path, SETTINGS, register)
-    store.register(PEOPLE)
+    session(store).register(PEOPLE)
     for number, unit in enumerate(UNITS):
         build(store, unit, number)
     return store

@@ -12,6 +12,7 @@ import torch
 from lightning_s3t.errors import RevokedError
 from lightning_s3t.plan import Partition, Place, UnitId
 from lightning_s3t.store import Attempt, Store
+from tests.store.people_store import session
 
 SETTINGS = {"partition": {"shards": 1, "slices": 3, "seed": 0}}
 PARENT, CHILD, GRANDCHILD = UnitId(0, (0,)), UnitId(0, (0, 1)), UnitId(0, (0, 1, 2))
@@ -25,7 +26,7 @@ def people_in(slice_: int) -> list[str]:
 
 
 def started(store: Store, unit: UnitId, *files: Path, key: str = "key", content: str = "") -> Attempt:
-    attempt = store.start_unit(unit, key)
+    attempt = session(store).start_unit(unit, key)
     for path in files:
         attempt.register_file(path)
         path.write_text(content or str(unit))
@@ -43,13 +44,13 @@ def snapshots(store: Store) -> set[str]:
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     with Store.create(tmp_path / "store", SETTINGS) as made:
-        made.register(PEOPLE)
+        session(made).register(PEOPLE)
         build(made, PARENT)
         yield made
 
 
 def test_a_unit_serves_only_after_its_commit(store: Store) -> None:
-    attempt = store.start_unit(CHILD, "key")
+    attempt = session(store).start_unit(CHILD, "key")
     assert CHILD not in store.alive()
     record = attempt.commit({"w": torch.ones(1)}, {"rows": 3}, score=0.5)
     assert store.alive()[CHILD] == record
@@ -58,7 +59,7 @@ def test_a_unit_serves_only_after_its_commit(store: Store) -> None:
 
 def test_a_record_says_the_same_as_the_store_whatever_its_score(store: Store) -> None:
     for score in (None, 0.0, -1.5, float("inf"), float("nan")):
-        record = store.start_unit(CHILD, "key").commit({"w": torch.ones(1)}, {}, score)
+        record = session(store).start_unit(CHILD, "key").commit({"w": torch.ones(1)}, {}, score)
         assert repr(store.alive()[CHILD]) == repr(record)  # a NaN is unequal to itself
 
 
@@ -87,7 +88,7 @@ def test_a_request_elsewhere_does_not_disturb_an_attempt(store: Store, tmp_path:
 
 def test_a_request_again_for_who_was_forgotten_before_does_not_disturb_an_attempt(store: Store) -> None:
     store.forget([people_in(2)[0]])
-    attempt = store.start_unit(OTHER, "key")
+    attempt = session(store).start_unit(OTHER, "key")
     store.forget([people_in(2)[0]])
     attempt.commit({}, {})
     assert OTHER in store.alive()
@@ -107,7 +108,7 @@ def test_a_request_that_reaches_an_attempt_leaves_no_file_of_it(store: Store, tm
 
 
 def test_a_refused_attempt_cannot_be_committed_after_all(store: Store) -> None:
-    attempt = store.start_unit(OTHER, "key")
+    attempt = session(store).start_unit(OTHER, "key")
     store.forget([people_in(2)[0]])
     for _ in range(2):
         with pytest.raises(RevokedError):
@@ -127,7 +128,7 @@ def test_a_request_that_revokes_the_parent_keeps_the_child_out(store: Store, tmp
 
 def test_a_child_without_a_parent_is_not_kept(store: Store) -> None:
     with pytest.raises(RevokedError, match="Unit 0/1, which unit 0/1-2 was trained on top of, is gone"):
-        store.start_unit(UnitId(0, (1, 2)), "key").commit({}, {})
+        session(store).start_unit(UnitId(0, (1, 2)), "key").commit({}, {})
 
 
 def test_an_abandoned_attempt_leaves_the_older_unit_in_place(store: Store, tmp_path: Path) -> None:
@@ -201,7 +202,7 @@ def test_what_an_attempt_cut_short_wrote_is_erased_when_the_store_is_opened(stor
 
 
 def test_opening_the_store_leaves_a_fit_in_progress_alone(store: Store, tmp_path: Path) -> None:
-    with store.fit_lock():
+    with store.building():
         attempt = started(store, CHILD, tmp_path / "a.ckpt")
         half_written = store.path / "snapshots" / ".half.tmp"
         half_written.touch()
@@ -217,7 +218,7 @@ def test_opening_the_store_leaves_a_fit_in_progress_alone(store: Store, tmp_path
 def test_a_fit_begins_with_what_the_one_before_left_cleared_away(store: Store, tmp_path: Path) -> None:
     started(store, CHILD, tmp_path / "a.ckpt")
     (store.path / "snapshots" / ".half.tmp").touch()
-    with store.fit_lock():
+    with store.building():
         assert not (tmp_path / "a.ckpt").exists()
         assert snapshots(store) == {store.alive()[PARENT].snapshot}
 
@@ -226,26 +227,26 @@ def test_dropping_takes_descendants_and_files_and_forgets_nobody(store: Store, t
     build(store, CHILD, tmp_path / "child.ckpt")
     build(store, GRANDCHILD, tmp_path / "grandchild.ckpt")
     build(store, OTHER, tmp_path / "other.ckpt")
-    store.drop([CHILD])
+    session(store).drop([CHILD])
     assert list(store.alive()) == [PARENT, OTHER]
     assert [path.name for path in tmp_path.glob("*.ckpt")] == ["other.ckpt"]
     assert (store.request_number, store.forgotten(PEOPLE)) == (0, set())
 
 
 def test_dropping_what_is_not_there_changes_nothing(store: Store) -> None:
-    store.drop([OTHER, GRANDCHILD])
+    session(store).drop([OTHER, GRANDCHILD])
     assert list(store.alive()) == [PARENT]
 
 
 def test_a_dropped_unit_may_be_trained_again(store: Store) -> None:
-    store.drop([PARENT])
+    session(store).drop([PARENT])
     build(store, PARENT, key="again")
     assert store.alive()[PARENT].key == "again"
 
 
 def test_a_damaged_unit_can_be_dropped_and_trained_again(store: Store) -> None:
     (store.path / "snapshots" / f"{store.alive()[PARENT].snapshot}.safetensors").write_bytes(b"damaged")
-    store.drop([PARENT])
+    session(store).drop([PARENT])
     build(store, PARENT)
     assert torch.equal(store.load(PARENT)["0/0"], torch.zeros(1))
 
@@ -253,7 +254,7 @@ def test_a_damaged_unit_can_be_dropped_and_trained_again(store: Store) -> None:
 @pytest.mark.parametrize("end", ["abandoned", "committed"])
 def test_a_file_registered_too_late_is_refused(path: Path, tmp_path: Path, end: str) -> None:
     with Store.open(path) as store:
-        attempt = store.start_unit(UnitId(0, (0,)), "key")
+        attempt = session(store).start_unit(UnitId(0, (0,)), "key")
         attempt.abandon() if end == "abandoned" else attempt.commit({"w": torch.ones(1)}, {})
         with pytest.raises(RevokedError, match="has ended"):
             attempt.register_file(tmp_path / "late.ckpt")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from lightning_s3t.core.events import GENESIS, Event, first_break
 from lightning_s3t.errors import RevokedError, StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.chain import GENESIS, Event, first_break, read_events
 from lightning_s3t.store.journal import FILE, read_journal
 from tests.store.backups import back_up, restore
 from tests.store.people_store import build, in_place, make
@@ -22,7 +22,7 @@ SOON = datetime.now(timezone.utc) + timedelta(hours=1)
 
 
 def events_of(store: Store) -> list[Event]:
-    return list(read_events(store._ledger))
+    return list(store._ledger.events())
 
 
 def test_each_event_is_bound_to_the_one_before(path: Path) -> None:
@@ -161,7 +161,11 @@ def scribble(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("harm", "message"),
-    [(lose, r"has lost its journal\.jsonl"), (change, "disagree about event 1"), (scribble, "No event of a store")],
+    [
+        (lose, r"has lost its journal\.jsonl"),
+        (change, "disagree about event 1"),
+        (scribble, "is not an event of a store"),
+    ],
 )
 def test_a_journal_that_tells_something_else_closes_the_store(
     tmp_path: Path, harm: Callable[[Path], None], message: str
@@ -248,7 +252,7 @@ def test_a_restored_ledger_knows_what_was_scheduled_since(path: Path, tmp_path: 
         pending = store.pending()
         store.schedule([in_place(1, 0)], SOON)
         store.forget([in_place(1, 0)])
-        assert list(read_journal(path)) == list(read_events(store._ledger))
+        assert list(read_journal(path)) == list(store._ledger.events())
     restore(path, tmp_path / "backup.db")
     with Store.open(path) as store:
         assert store.pending() == pending

@@ -15,6 +15,7 @@ import torch
 from lightning_s3t.plan import Partition, Place, UnitId
 from lightning_s3t.store import Store
 from tests.store.kill_points import acknowledged_until_killed
+from tests.store.people_store import session
 from tests.tiers import nightly_except
 
 SETTINGS = {"partition": {"shards": 1, "slices": 2, "seed": 0}}
@@ -42,8 +43,8 @@ def person_in(slice_: int) -> str:
 
 
 def build(store: Store, unit: UnitId, key: str, checkpoint: Path) -> None:
-    with store.fit_lock():
-        attempt = store.start_unit(unit, f"key-{key}.")
+    with store.building():
+        attempt = session(store).start_unit(unit, f"key-{key}.")
         attempt.register_file(checkpoint)
         checkpoint.write_text(key)
         attempt.commit({key: torch.ones(1)}, {"made": key})
@@ -52,14 +53,14 @@ def build(store: Store, unit: UnitId, key: str, checkpoint: Path) -> None:
 def story(folder: Path) -> list[Callable[[Store], object]]:
     last = folder / "last.ckpt"  # as with `save_last`: each unit writes over what the one before wrote
     return [
-        lambda store: store.register(PEOPLE),
+        lambda store: session(store).register(PEOPLE),
         lambda store: build(store, FIRST, "first", folder / "first.ckpt"),
         lambda store: build(store, CHILD, "child", last),
         lambda store: build(store, SECOND, "second", last),
         lambda store: store.forget([person_in(1)]),
         lambda store: build(store, SECOND, "rebuilt", last),
         lambda store: build(store, FIRST, "replaced", folder / "first.ckpt"),
-        lambda store: store.drop([SECOND]),
+        lambda store: session(store).drop([SECOND]),
         lambda store: store.forget([person_in(0), "stranger"], strict=False),
     ]
 

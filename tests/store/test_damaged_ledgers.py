@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from lightning_s3t.core.events import Event, event_digest
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.chain import Event, _digest, head
 from tests.store.backups import back_up, restore
-from tests.store.people_store import build, in_place
+from tests.store.people_store import build, in_place, session
 
 FORGED: list[tuple[str, Any, str, dict[str, Any]]] = [
     ("request", 2, "now", {}),
@@ -41,9 +41,9 @@ def test_an_event_that_cannot_be_carried_out_closes_the_store_and_changes_nothin
     kind, request, time, body = event
     with Store.open(path) as store:
         store.forget([in_place(0, 0)])
-        position, previous = head(store._ledger.connection)
+        position, previous = store._ledger.head()
         alive = set(store.alive())
-    digest = _digest(previous, position + 1, kind, request, time, body)
+    digest = event_digest(previous, position + 1, kind, request, time, body)
     journal = path / "journal.jsonl"
     kept = journal.read_bytes()
     with journal.open("a") as file:
@@ -59,15 +59,15 @@ def test_an_event_that_cannot_be_carried_out_closes_the_store_and_changes_nothin
 @pytest.mark.parametrize(
     ("statement", "look"),
     [
-        ("UPDATE meta SET value = '{' WHERE name = 'settings'", Store.verify),
-        ("UPDATE meta SET value = '{\"partition\": {\"shard\": 1}}' WHERE name = 'settings'", Store.verify),
-        ("UPDATE meta SET value = 'x' WHERE name = 'key_layers'", Store.verify),
-        ("UPDATE meta SET value = '0' WHERE name = 'key_layers'", Store.verify),
-        ("UPDATE meta SET value = CAST(x'c97b' AS TEXT) WHERE name = 'settings'", Store.verify),
-        ("UPDATE meta SET value = '{' WHERE name = 'options'", lambda store: store.options),
-        ("UPDATE units SET provenance = '{'", Store.alive),
-        ("UPDATE units SET unit = replace(unit, '/', '!')", Store.alive),
-        ("UPDATE units SET unit = replace(unit, '/', '!')", lambda store: store.forget([in_place(1, 1)])),
+        ("UPDATE notes SET value = '{' WHERE name = 'settings'", Store.verify),
+        ("UPDATE notes SET value = '{\"partition\": {\"shard\": 1}}' WHERE name = 'settings'", Store.verify),
+        ("UPDATE notes SET value = 'x' WHERE name = 'key_layers'", Store.verify),
+        ("UPDATE notes SET value = '0' WHERE name = 'key_layers'", Store.verify),
+        ("UPDATE notes SET value = CAST(x'c97b' AS TEXT) WHERE name = 'settings'", Store.verify),
+        ("UPDATE notes SET value = '{' WHERE name = 'options'", lambda store: store.options),
+        ("UPDATE vault SET body = '{'", Store.alive),
+        ("UPDATE artifacts SET name = replace(name, '/', '!')", Store.alive),
+        ("UPDATE artifacts SET name = replace(name, '/', '!')", lambda store: store.forget([in_place(1, 1)])),
         ("UPDATE events SET body = '[]'", Store.receipts),
         ("UPDATE events SET body = '{}'", Store.receipts),
         ("UPDATE events SET body = '{\"revoked\": [7]}'", Store.revoked),
@@ -77,7 +77,7 @@ def test_a_value_that_is_not_what_was_written_is_an_error_of_ours(
     path: Path, statement: str, look: Callable[[Store], Any]
 ) -> None:
     with Store.open(path) as store:
-        store.options = {"sequences": []}
+        session(store).note_options({"sequences": []})
         store.forget([in_place(0, 0)])
         store._ledger.connection.execute(statement)
 
@@ -95,7 +95,7 @@ def forget_and_be_killed(path: Path, person: str) -> None:
     if child == 0:
         try:
             store = Store.open(path)
-            store._ledger.truncate_log = lambda: None  # type: ignore[method-assign]
+            store._ledger.clear_traces = lambda: None  # type: ignore[method-assign]
             store.forget([person])
             os.kill(os.getpid(), signal.SIGKILL)
         finally:
@@ -127,7 +127,7 @@ def test_a_ledger_restored_beside_the_log_of_another_does_not_open_until_it_is_r
     [
         "DELETE FROM tombstones",
         "DELETE FROM events WHERE position = 2",
-        "UPDATE units SET as_of = 0",
+        "UPDATE artifacts SET as_of = 0",
     ],
 )
 def test_a_ledger_that_lacks_something_does_not_open(path: Path, statement: str) -> None:
@@ -145,7 +145,7 @@ def test_a_bit_that_flips_in_the_settings_closes_the_store(path: Path) -> None:
     with Store.open(path) as store:
         connection = store._ledger.connection
         connection.execute(
-            "UPDATE meta SET value = replace(value, '\"seed\": 0', '\"seed\": 1') WHERE name = 'settings'"
+            "UPDATE notes SET value = replace(value, '\"seed\": 0', '\"seed\": 1') WHERE name = 'settings'"
         )
     with pytest.raises(StoreError, match=r"settings .* are not what was written"):
         Store.open(path)

@@ -12,7 +12,8 @@ import torch
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import Partition, UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.erasure import queue_units
+from lightning_s3t.store.erasure import remove
+from tests.store.people_store import session
 
 SETTINGS = {"partition": {"shards": 2, "slices": 1, "seed": 0}}
 FIRST, SECOND = UnitId(0, (0,)), UnitId(1, (0,))
@@ -45,7 +46,7 @@ def person_in(shard: int) -> str:
 
 
 def build(store: Store, unit: UnitId, *files: Path, number: float = 0.0) -> None:
-    attempt = store.start_unit(unit, "key")
+    attempt = session(store).start_unit(unit, "key")
     for path in files:
         attempt.register_file(path)
         path.write_text(str(unit))
@@ -55,7 +56,7 @@ def build(store: Store, unit: UnitId, *files: Path, number: float = 0.0) -> None
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     with Store.create(tmp_path / "store", SETTINGS) as store:
-        store.register([person_in(0), person_in(1)])
+        session(store).register([person_in(0), person_in(1)])
     return tmp_path / "store"
 
 
@@ -74,7 +75,7 @@ def test_a_file_under_two_spellings_belongs_to_the_last_who_wrote_it(path: Path,
 def test_erasing_does_not_follow_a_link(path: Path, tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("precious")
     with Store.open(path) as store:
-        attempt = store.start_unit(FIRST, "key")
+        attempt = session(store).start_unit(FIRST, "key")
         attempt.register_file(tmp_path / "last.ckpt")
         (tmp_path / "last.ckpt").symlink_to(tmp_path / "precious")
         attempt.abandon()
@@ -86,7 +87,7 @@ def test_erasing_does_not_follow_a_link(path: Path, tmp_path: Path) -> None:
 def test_a_name_that_no_file_can_have_is_passed_over(path: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
     with Store.open(path) as store:
-        attempt = store.start_unit(FIRST, "key")
+        attempt = session(store).start_unit(FIRST, "key")
         attempt.register_file(f"{tmp_path}/{name}")
         attempt.commit({"w": torch.ones(1)}, {})
         assert store.forget([person_in(0)]).erased_files == 1
@@ -114,8 +115,8 @@ def test_a_store_opened_through_a_link_keeps_a_snapshot_that_another_unit_needs(
     with Store.open(path) as store:
         build(store, FIRST)
         build(store, SECOND)  # equal tensors: one file
-        with store._ledger.transaction() as connection:  # revoked, and killed before the erasure
-            queue_units(connection, path, [FIRST], None)
+        with store._ledger.transaction():  # revoked, and killed before the erasure
+            remove(store._backend, [str(FIRST)], None)
     with Store.open(tmp_path / "linked") as store:
         assert torch.equal(store.load(SECOND)["w"], torch.zeros(1))
 
@@ -123,8 +124,8 @@ def test_a_store_opened_through_a_link_keeps_a_snapshot_that_another_unit_needs(
 def test_a_store_that_was_moved_before_the_erasure_is_erased_where_it_is(path: Path, tmp_path: Path) -> None:
     with Store.open(path) as store:
         build(store, FIRST)
-        with store._ledger.transaction() as connection:
-            queue_units(connection, path, [FIRST], None)
+        with store._ledger.transaction():
+            remove(store._backend, [str(FIRST)], None)
     path.rename(tmp_path / "moved")
     with Store.open(tmp_path / "moved"):
         assert list((tmp_path / "moved" / "snapshots").iterdir()) == []

@@ -13,7 +13,7 @@ import pytest
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from tests.store.people_store import PEOPLE, SETTINGS, UNITS
+from tests.store.people_store import PEOPLE, SETTINGS, UNITS, session
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -52,7 +52,7 @@ def test_a_full_disk_keeps_no_half_snapshot(path: Path, limit: int) -> None:
 
     def commit() -> None:
         with Store.open(path) as store:
-            attempt = store.start_unit(UnitId(0, (2,)), "key")
+            attempt = session(store).start_unit(UnitId(0, (2,)), "key")
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
             with pytest.raises(StoreError, match="nothing was changed"):
                 attempt.commit({"w": build_tensor()}, {})

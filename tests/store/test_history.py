@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from lightning_s3t.errors import RevokedError, UnknownSubjectError
 from lightning_s3t.plan import Partition, UnitId, units_of
 from lightning_s3t.store import Attempt, Store
+from tests.store.people_store import session
 
 PARTITION = Partition(2, 2, 0)
 PEOPLE = [f"user-{number}" for number in range(12)]
@@ -41,7 +42,7 @@ class History(RuleBasedStateMachine):
 
     @rule(people=SOME)
     def register(self, people: list[str]) -> None:
-        self.store.register(people)
+        session(self.store).register(people)
         self.known |= set(people)
 
     @precondition(lambda self: self.attempt is None)
@@ -49,7 +50,11 @@ class History(RuleBasedStateMachine):
     def start(self, unit: UnitId, file: str | None) -> None:
         if unit in self.alive or (unit.parent and unit.parent not in self.alive):
             return
-        self.attempt, self.reached, self.number = self.store.start_unit(unit, f"key-{unit}"), False, self.number + 1
+        self.attempt, self.reached, self.number = (
+            session(self.store).start_unit(unit, f"key-{unit}"),
+            False,
+            self.number + 1,
+        )
         if file is not None:
             self.attempt.register_file(self.folder / file)
             (self.folder / file).write_text(str(unit))
@@ -94,12 +99,14 @@ class History(RuleBasedStateMachine):
         self.forgotten |= set(people)
         self.reached |= self.attempt is not None and any(map(self.attempt.unit.reached_by, places))
         self._lose(revoked)
-        assert {text for text in receipt.serving.values() if text} <= {str(unit) for unit in self.alive}
-        assert {int(shard) for shard, text in receipt.serving.items() if text} == {unit.shard for unit in self.alive}
+        reached, serving = {place.shard for place in places}, receipt.serving
+        assert {int(shard) for shard in serving} == reached
+        assert {text for text in serving.values() if text} <= {str(unit) for unit in self.alive}
+        assert {shard for shard in reached if serving[str(shard)]} == reached & {unit.shard for unit in self.alive}
 
     @rule(unit=st.sampled_from(UNITS))
     def drop(self, unit: UnitId) -> None:
-        self.store.drop([unit])
+        session(self.store).drop([unit])
         self._lose([other for other in self.alive if unit in other.lineage])
 
     @rule()

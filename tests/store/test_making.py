@@ -14,16 +14,17 @@ import torch
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.ledger import Ledger
+from lightning_s3t.store.sqlite_ledger import SqliteLedger
 from tests.store.kill_points import acknowledged_until_killed
+from tests.store.people_store import session
 
 SETTINGS = {"partition": {"shards": 1, "slices": 1, "seed": 0}}
 UNIT = UnitId(0, (0,))
 
 
 def assert_usable(store: Store) -> None:
-    store.register(["ann"])
-    store.start_unit(UNIT, "key").commit({"w": torch.ones(1)}, {})
+    session(store).register(["ann"])
+    session(store).start_unit(UNIT, "key").commit({"w": torch.ones(1)}, {})
     assert store.forget(["ann"]).revoked == ("0/0",)
 
 
@@ -75,14 +76,14 @@ def test_a_folder_with_a_key_and_no_ledger_becomes_a_store(tmp_path: Path) -> No
 
 
 def test_a_ledger_without_settings_becomes_a_store(tmp_path: Path) -> None:
-    Ledger(tmp_path, create=True).close()
+    SqliteLedger(tmp_path, create=True).close()
     with Store.create(tmp_path, SETTINGS) as store:
         assert store.settings == SETTINGS
         assert_usable(store)
 
 
 def test_a_ledger_without_settings_is_no_store_to_open(tmp_path: Path) -> None:
-    Ledger(tmp_path, create=True).close()
+    SqliteLedger(tmp_path, create=True).close()
     with pytest.raises(StoreError, match=r"subject\.key|never finished"):
         Store.open(tmp_path)
 
@@ -117,7 +118,7 @@ def test_opening_does_not_make_anything(tmp_path: Path) -> None:
 def test_a_closed_store_can_be_opened_any_number_of_times(tmp_path: Path) -> None:
     first = Store.create(tmp_path / "store", SETTINGS)
     with Store.open(tmp_path / "store") as second, Store.create(tmp_path / "store", SETTINGS) as third:
-        first.register(["ann"])
+        session(first).register(["ann"])
         assert second.forget(["ann"]).unknown == 0
         assert third.request_number == first.request_number == 1
     first.close()

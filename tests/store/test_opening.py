@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.snapshots import encode_snapshot
+from lightning_s3t.store.tensors import encode_snapshot
+from tests.store.people_store import session
 
 SETTINGS = {"partition": {"shards": 1, "slices": 2, "seed": 0}}
 PARENT, CHILD = UnitId(0, (0,)), UnitId(0, (0, 1))
@@ -25,7 +26,7 @@ PARENT, CHILD = UnitId(0, (0,)), UnitId(0, (0, 1))
 def path(tmp_path: Path) -> Path:
     with Store.create(tmp_path / "store", SETTINGS) as store:
         for number, unit in enumerate((PARENT, CHILD)):
-            store.start_unit(unit, "key").commit({"w": torch.tensor([number])}, {})
+            session(store).start_unit(unit, "key").commit({"w": torch.tensor([number])}, {})
     return tmp_path / "store"
 
 

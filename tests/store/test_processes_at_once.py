@@ -18,6 +18,7 @@ import torch
 from lightning_s3t.errors import RevokedError
 from lightning_s3t.plan import Partition, Place, UnitId, units_of
 from lightning_s3t.store import Store
+from tests.store.people_store import session
 
 SETTINGS = {"partition": {"shards": 2, "slices": 2, "seed": 0}}
 PARTITION = Partition(2, 2, 0)
@@ -49,9 +50,9 @@ def person_in(shard: int, slice_: int) -> str:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     with Store.create(tmp_path / "store", SETTINGS) as store:
-        store.register(PEOPLE)
+        session(store).register(PEOPLE)
         for number, unit in enumerate(UNITS):
-            store.start_unit(unit, "key").commit({"w": torch.tensor([number])}, {"as_of": 0})
+            session(store).start_unit(unit, "key").commit({"w": torch.tensor([number])}, {"as_of": 0})
     return tmp_path / "store"
 
 
@@ -103,8 +104,8 @@ def test_a_request_of_another_process_keeps_a_running_attempt_out_and_erases_its
             print(store.forget([person_in(0, 0)]).request, file=output)
 
     unit = UnitId(0, (0,))
-    with Store.open(path) as store, store.fit_lock():
-        attempt = store.start_unit(unit, "new")
+    with Store.open(path) as store, store.building():
+        attempt = session(store).start_unit(unit, "new")
         attempt.register_file(tmp_path / "a.ckpt")
         (tmp_path / "a.ckpt").touch()
         with child(forget) as lines:
@@ -119,8 +120,8 @@ def test_a_request_of_another_process_keeps_a_running_attempt_out_and_erases_its
 
 def test_a_process_that_forgets_does_not_wait_for_a_fit(path: Path) -> None:
     def fit(output: IO[str]) -> None:
-        with Store.open(path) as store, store.fit_lock():
-            store.start_unit(UNITS[0], "new")
+        with Store.open(path) as store, store.building():
+            session(store).start_unit(UNITS[0], "new")
             print("training", file=output, flush=True)
             time.sleep(3)
 
@@ -144,13 +145,13 @@ def test_no_unit_survives_a_request_that_came_after_its_data_was_chosen(path: Pa
         return work
 
     def fit(store: Store) -> None:
-        with store.fit_lock():
+        with store.building():
             for unit in UNITS:
                 as_of = store.request_number
                 if unit in store.alive() or (unit.parent and unit.parent not in store.alive()):
                     continue
                 try:
-                    attempt = store.start_unit(unit, "key", as_of)
+                    attempt = session(store).start_unit(unit, "key", as_of)
                     attempt.register_file(path.parent / f"{unit.shard}-{unit.prefix}.ckpt")
                     (path.parent / f"{unit.shard}-{unit.prefix}.ckpt").touch()
                     attempt.commit({"w": torch.tensor([as_of])}, {"as_of": as_of})

@@ -23,7 +23,7 @@ def forget_and_rebuild(path: Path, acknowledgements: Path, seed: int) -> None:
             person = draw.choice(PEOPLE)
             store.forget([person])
             print(person, file=file, flush=True)
-            with store.fit_lock():
+            with store.building():
                 for unit in UNITS:
                     if unit not in store.alive() and (unit.parent is None or unit.parent in store.alive()):
                         build(store, unit, draw.random(), path.parent / f"{draw.randrange(3)}.ckpt")

@@ -12,13 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_s3t.core.receipts import receipt_schema
 from lightning_s3t.errors import ConfigurationError, S3TError, StoreError
 from lightning_s3t.store import Receipt, Store
 from lightning_s3t.store.signing import sign_receipt, verify_receipt
 from tests.store.people_store import in_place, make
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "receipt.schema.json").read_text())
-RECEIPT = Receipt(1, "2026-01-01T00:00:00+00:00", 1, 0, 0, ("0/1",), 1, 100, {"0": None}, {"torch": "2"}, 2, "ab" * 32)
+TIME = "2026-01-01T00:00:00+00:00"
+RECEIPT = Receipt(1, TIME, 1, 0, 0, ("0/1",), 1, 100, {"0": None}, "exact", "fork", {"torch": "2"}, 2, "ab" * 32)
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +32,10 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
         subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", private], check=True)
         subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", public], check=True)
     return folder
+
+
+def test_the_schema_in_the_docs_is_that_of_the_class() -> None:
+    assert receipt_schema() == SCHEMA
 
 
 @pytest.mark.parametrize("register", [True, False])
@@ -57,7 +63,7 @@ def test_formatting_does_not_matter_to_a_signature(keys: Path) -> None:
 def test_a_changed_receipt_is_told(keys: Path, name: str) -> None:
     document = json.loads(sign_receipt(RECEIPT, keys / "ours.pem"))
     document[name] = {"subjects": 2, "time": "later", "revoked": [], "chain": "cd" * 32, "extra": 1}[name]
-    with pytest.raises(StoreError, match="was changed afterwards"):
+    with pytest.raises(StoreError, match=r"was changed afterwards|not what was given"):
         verify_receipt(json.dumps(document), keys / "ours.pub")
 
 

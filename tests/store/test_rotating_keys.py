@@ -12,13 +12,12 @@ import pytest
 
 from lightning_s3t.errors import StoreError, UnknownSubjectError
 from lightning_s3t.store import Store
-from lightning_s3t.store.chain import read_events
 from lightning_s3t.store.identities import KEY_VARIABLE
 from lightning_s3t.store.keyring import Keyring
-from lightning_s3t.store.ledger import Ledger
+from lightning_s3t.store.sqlite_ledger import SqliteLedger
 from tests.store.backups import restore
 from tests.store.kill_points import acknowledged_until_killed
-from tests.store.people_store import PEOPLE, SETTINGS, in_place, make
+from tests.store.people_store import PEOPLE, SETTINGS, in_place, make, session
 
 GONE, STAYS = in_place(0, 0), in_place(1, 1)
 
@@ -58,7 +57,7 @@ def test_another_process_takes_the_rotation_up(tmp_path: Path) -> None:
     with make(tmp_path / "store") as store, Store.open(tmp_path / "store") as other:
         other.rotate_key()
         other.rotate_key()
-        store.register(["newcomer"])
+        session(store).register(["newcomer"])
         assert store.forget([GONE, "newcomer"]).unknown == 0
         assert other.forgotten([GONE]) == {GONE}
 
@@ -66,7 +65,7 @@ def test_another_process_takes_the_rotation_up(tmp_path: Path) -> None:
 def test_the_key_is_not_rotated_beside_a_fit(tmp_path: Path) -> None:
     with (
         make(tmp_path / "store") as store,
-        store.fit_lock(),
+        store.building(),
         Store.open(tmp_path / "store") as other,
         pytest.raises(StoreError, match="Another fit is running"),
     ):
@@ -163,14 +162,14 @@ def test_who_is_forgotten_is_told_while_another_process_rotates_the_key(
 ) -> None:
     with Store.open(path) as store, Store.open(path) as other:
         store.forget([in_place(0, 0)])
-        present, rotations = Ledger.present, [other]
+        present, rotations = SqliteLedger.forgotten, [other]
 
-        def rotated_before(self: Ledger, *args: Any) -> set[bytes]:
+        def rotated_before(self: SqliteLedger, *args: Any) -> set[bytes]:
             if rotations and self is store._ledger:
                 rotations.pop().rotate_key()
             return present(self, *args)
 
-        monkeypatch.setattr(Ledger, "present", rotated_before)
+        monkeypatch.setattr(SqliteLedger, "forgotten", rotated_before)
         assert store.forgotten([in_place(0, 0), in_place(0, 1)]) == {in_place(0, 0)}
         assert not rotations
 
@@ -188,15 +187,15 @@ def test_a_thread_that_looks_does_not_change_the_keys_of_one_that_rotates(
 
         monkeypatch.setattr(Keyring, "apply_rotation", looked_at_after)
         store.rotate_key()
-        assert [event.body for event in read_events(store._ledger) if event.kind == "rotation"] == [{"layers": 2}]
+        assert [event.body for event in store._ledger.events() if event.kind == "rotation"] == [{"layers": 2}]
         assert store.verify().passed
 
 
 def test_no_page_keeps_an_id_under_the_key_before(tmp_path: Path) -> None:
     with Store.create(tmp_path / "store", SETTINGS) as store:
         people = [f"person-{number}" for number in range(20_000)]
-        store.register(people)
-        old = {store._keyring.hash(person) for person in people}
+        session(store).register(people)
+        old = set(store._keyring.hashes(people))
         store.rotate_key()
         data = b"".join(file.read_bytes() for file in store.path.glob("ledger.db*"))
         assert not old & {data[start : start + 16] for start in range(len(data))}

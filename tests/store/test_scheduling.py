@@ -13,7 +13,7 @@ import pytest
 from lightning_s3t.errors import ConfigurationError, StoreMismatchError, UnknownSubjectError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from tests.store.people_store import PEOPLE, SETTINGS, UNITS, build, in_place, make
+from tests.store.people_store import PEOPLE, SETTINGS, UNITS, build, in_place, make, session
 
 SOON = datetime.now(timezone.utc) + timedelta(hours=1)
 LATER = SOON + timedelta(days=1)
@@ -118,7 +118,7 @@ def test_a_clock_that_goes_backwards_changes_no_order(store: Store, monkeypatch:
             return datetime(1999, 1, 1, tzinfo=timezone.utc)
 
     store.forget([ANN])
-    monkeypatch.setattr("lightning_s3t.store.chain.datetime", Backwards)
+    monkeypatch.setattr("lightning_s3t.core.events.datetime", Backwards)
     second = store.forget([BOB])
     assert second.time.startswith("1999")
     assert [receipt.request for receipt in store.receipts()] == [1, 2]
@@ -160,17 +160,17 @@ def test_bands_of_risk_need_the_registry(tmp_path: Path) -> None:
 def test_a_band_says_where_a_request_reaches(tmp_path: Path) -> None:
     settings = {"partition": {"shards": 1, "slices": 3, "seed": 0, "bands": [2, 1]}}
     with Store.create(tmp_path / "store", settings) as store:
-        store.register({"ann": 1, "bob": 0})
+        session(store).register({"ann": 1, "bob": 0})
         store.forget(["ann", "bob"])
-        places = sqlite3.connect(tmp_path / "store" / "ledger.db").execute("SELECT slice FROM tombstones").fetchall()
-    assert (2,) in places
-    assert len({place for place in places if place != (2,)}) == 1
+        places = sqlite3.connect(tmp_path / "store" / "ledger.db").execute("SELECT cell FROM tombstones").fetchall()
+    assert ("0/2",) in places
+    assert len({place for place in places if place != ("0/2",)}) == 1
 
 
 def test_who_asked_before_the_first_fit_is_forgotten_where_their_band_puts_them(tmp_path: Path) -> None:
     with Store.create(tmp_path / "store", BANDS) as store:
         store.schedule(["ann"], SOON, strict=False)
-        store.register({"ann": 1, "bob": 0})
+        session(store).register({"ann": 1, "bob": 0})
         build(store, UnitId(0, (2,)))  # the slice of the second band: trained on Ann
         receipt = store.forget_due(SOON)
         assert receipt is not None

@@ -73,20 +73,20 @@ def test_every_one_of_many_is_named() -> None:
 
 
 def test_a_message_says_what_the_store_has_what_is_now_and_what_to_do(tmp_path: Path) -> None:
-    with Store.create(tmp_path / "store", {"partition": PARTITION, "model": "resnet18"}) as store:
+    with Store.create(tmp_path / "store", {"partition": PARTITION, "adapter": {"peft_type": "LORA"}}) as store:
         with pytest.raises(StoreMismatchError) as refused:
-            store.check({"model": "resnet50", "partition": {"seed": 1}}, hint="Use model='resnet18'.")
+            store.check({"adapter": {"peft_type": "IA3"}, "partition": {"seed": 1}}, hint="Use LoRA.")
         first, *lines, last = str(refused.value).splitlines()
         assert str(tmp_path / "store") in first
-        assert lines == ["  - model: store resnet18, now resnet50", "  - partition.seed: store 0, now 1"]
-        assert last == "Use model='resnet18'."
+        assert lines == ["  - adapter.peft_type: store LORA, now IA3", "  - partition.seed: store 0, now 1"]
+        assert last == "Use LoRA."
 
 
 def test_a_setting_that_is_new_or_gone_is_absent_on_one_side(tmp_path: Path) -> None:
-    Store.create(tmp_path / "store", {"partition": PARTITION, "old": 1}).close()
-    with pytest.raises(StoreMismatchError, match="new: store absent, now 2") as refused:
-        Store.create(tmp_path / "store", {"partition": PARTITION, "new": 2})
-    assert "old: store 1, now absent" in str(refused.value)
+    Store.create(tmp_path / "store", {"partition": PARTITION, "adapter": {"old": 1}}).close()
+    with pytest.raises(StoreMismatchError, match=r"adapter\.new: store absent, now 2") as refused:
+        Store.create(tmp_path / "store", {"partition": PARTITION, "adapter": {"new": 2}})
+    assert "adapter.old: store 1, now absent" in str(refused.value)
 
 
 def test_a_setting_that_is_called_absent_is_not_the_same_as_none(tmp_path: Path) -> None:
@@ -98,18 +98,19 @@ def test_a_setting_that_is_called_absent_is_not_the_same_as_none(tmp_path: Path)
 
 
 def test_tuples_and_whole_numbers_as_keys_are_what_json_makes_of_them(tmp_path: Path) -> None:
-    settings = {"partition": PARTITION, "orders": ((0, 1), (1, 0)), "groups": {1: ("layer.1",)}}
+    settings = {"partition": PARTITION, "adapter": {"orders": ((0, 1), (1, 0)), "groups": {1: ("layer.1",)}}}
     Store.create(tmp_path / "store", settings).close()
     with Store.create(tmp_path / "store", settings) as store:
-        assert store.settings["orders"] == [[0, 1], [1, 0]]
-        store.check({"groups": {1: ["layer.1"]}})
+        assert store.manifest.adapter is not None
+        assert store.manifest.adapter["orders"] == [[0, 1], [1, 0]]
+        store.check({"adapter": {"groups": {1: ["layer.1"]}}})
 
 
 def test_a_refused_opening_changes_nothing(tmp_path: Path) -> None:
-    settings = {"partition": PARTITION, "seed": 0}
+    settings = {"partition": PARTITION, "adapter": {"seed": 0}}
     Store.create(tmp_path / "store", settings).close()
     with pytest.raises(StoreMismatchError):
-        Store.create(tmp_path / "store", {**settings, "seed": 1})
+        Store.create(tmp_path / "store", {**settings, "adapter": {"seed": 1}})
     with Store.create(tmp_path / "store", settings) as store:
         assert store.settings == settings
 
@@ -118,4 +119,19 @@ def test_a_refused_opening_changes_nothing(tmp_path: Path) -> None:
 def test_a_partition_that_cannot_be_makes_no_folder(tmp_path: Path, partition: dict[str, int]) -> None:
     with pytest.raises(ConfigurationError, match="Expected argument"):
         Store.create(tmp_path / "store", {"partition": partition})
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "wrong"),
+    [
+        ({}, "partition: Field required"),
+        ({"partition": {"shards": "2", "slices": 3}}, "partition.shards: Input should be a valid integer"),
+        ({"partition": PARTITION, "head": []}, "head: Extra inputs"),
+        ({"partition": PARTITION, "training": {"isolation": "thread"}}, "training.isolation: Input should be"),
+    ],
+)
+def test_settings_that_are_not_a_manifest_make_no_folder(tmp_path: Path, settings: dict[str, Any], wrong: str) -> None:
+    with pytest.raises(ConfigurationError, match=wrong):
+        Store.create(tmp_path / "store", settings)
     assert not (tmp_path / "store").exists()

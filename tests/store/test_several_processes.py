@@ -14,8 +14,9 @@ import torch
 
 from lightning_s3t.errors import RevokedError, StoreError
 from lightning_s3t.plan import UnitId
-from lightning_s3t.store import Store, snapshots
-from lightning_s3t.store import store as module
+from lightning_s3t.store import Store
+from lightning_s3t.store.snapshots import SnapshotFolder
+from tests.store.people_store import session
 
 SETTINGS = {"partition": {"shards": 1, "slices": 1, "seed": 0}}
 UNIT = UnitId(0, (0,))
@@ -27,8 +28,8 @@ PREFACE = (
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     with Store.create(tmp_path / "store", SETTINGS) as store:
-        store.register(["ann", "bob"])
-        store.start_unit(UNIT, "key").commit({"w": torch.ones(2)}, {})
+        session(store).register(["ann", "bob"])
+        session(store).start_unit(UNIT, "key").commit({"w": torch.ones(2)}, {})
     return tmp_path / "store"
 
 
@@ -47,7 +48,7 @@ def test_a_fit_is_not_refused_because_others_open_the_store(path: Path) -> None:
         with Store.open(path) as store:
             for _ in range(100):
                 time.sleep(0.003)  # so that the other has its chance to come in between
-                with store.fit_lock():
+                with store.building():
                     pass
     finally:
         process.kill()
@@ -55,27 +56,27 @@ def test_a_fit_is_not_refused_because_others_open_the_store(path: Path) -> None:
 
 
 def test_a_killed_fit_holds_no_lock(path: Path) -> None:
-    process = start(f"with Store.open({str(path)!r}).fit_lock(): print('ready', flush=True); time.sleep(60)")
+    process = start(f"with Store.open({str(path)!r}).building(): print('ready', flush=True); time.sleep(60)")
     with Store.open(path) as store:
         begun = time.monotonic()
-        with pytest.raises(StoreError, match="Another fit is running on the store"), store.fit_lock():
+        with pytest.raises(StoreError, match="Another fit is running on the store"), store.building():
             pass
         assert time.monotonic() - begun < 10  # refused at once, not waited for
         process.send_signal(signal.SIGKILL)
         process.wait()
-        with store.fit_lock():
+        with store.building():
             pass
 
 
 def test_a_worker_that_outlives_the_fit_holds_no_lock(path: Path) -> None:
     with Store.open(path) as store:
-        with store.fit_lock():
+        with store.building():
             worker = os.fork()
             if worker == 0:
                 time.sleep(60)
                 os._exit(0)
         try:
-            with store.fit_lock():
+            with store.building():
                 pass
         finally:
             os.kill(worker, signal.SIGKILL)
@@ -84,14 +85,14 @@ def test_a_worker_that_outlives_the_fit_holds_no_lock(path: Path) -> None:
 
 def test_a_forked_worker_that_leaves_the_block_does_not_release_the_lock(path: Path) -> None:
     with Store.open(path) as store:
-        block = store.fit_lock()
+        block = store.building()
         block.__enter__()
         worker = os.fork()
         if worker == 0:
             block.__exit__(None, None, None)
             os._exit(0)
         os.waitpid(worker, 0)
-        with Store.open(path) as other, pytest.raises(StoreError, match="Another fit"), other.fit_lock():
+        with Store.open(path) as other, pytest.raises(StoreError, match="Another fit"), other.building():
             pass
         block.__exit__(None, None, None)
 
@@ -114,7 +115,7 @@ def test_a_forked_process_has_a_connection_of_its_own(path: Path) -> None:
 def test_a_unit_that_is_revoked_while_it_is_read_is_not_given_out(
     path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    read = snapshots.read_snapshot
+    read = SnapshotFolder.get
 
     def interrupted(*arguments: object) -> object:
         tensors = read(*arguments) if moment.startswith("after") else None  # type: ignore[arg-type]
@@ -123,7 +124,7 @@ def test_a_unit_that_is_revoked_while_it_is_read_is_not_given_out(
         return tensors if tensors is not None else read(*arguments)  # type: ignore[arg-type]
 
     with Store.open(path) as store:
-        monkeypatch.setattr(module, "read_snapshot", interrupted)
+        monkeypatch.setattr(SnapshotFolder, "get", interrupted)
         with pytest.raises(RevokedError, match="has no unit 0/0: it was revoked"):
             store.load(UNIT)
 

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.snapshots import encode_snapshot, read_snapshot, write_snapshot
+from lightning_s3t.store.snapshots import SnapshotFolder
+from lightning_s3t.store.tensors import decode_snapshot, encode_snapshot
+from tests.store.people_store import session
 
 SETTINGS = {"partition": {"shards": 1, "slices": 2, "seed": 0}}
 UNIT = UnitId(0, (0,))
@@ -53,7 +55,7 @@ def any_bits(dtype: torch.dtype, shape: list[int], seed: int) -> Tensor:
 
 def round_trip(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     with Store.create(folder / "store", SETTINGS) as store:
-        store.start_unit(UNIT, "key").commit(tensors, {})
+        session(store).start_unit(UNIT, "key").commit(tensors, {})
         return store.load(UNIT)
 
 
@@ -70,8 +72,9 @@ def test_any_bits_of_any_type_and_shape_come_back(
     (folder / "snapshots").mkdir(exist_ok=True)
     kept = any_bits(dtype, shape, seed)
     digest, data = encode_snapshot({"x": kept})
-    write_snapshot(folder, digest, data)
-    assert_equal_bits(read_snapshot(folder, digest, "x")["x"], kept)
+    snapshots = SnapshotFolder(folder)
+    snapshots.put(digest, data)
+    assert_equal_bits(decode_snapshot(snapshots.get(digest, "x"), "x")["x"], kept)
 
 
 @given(st.sampled_from(DTYPES), SHAPES, st.integers(0, 2**31))
@@ -121,7 +124,7 @@ def test_tensors_that_share_memory_come_back_each_with_its_own(tmp_path: Path) -
 def test_what_is_kept_does_not_change_with_the_model_afterwards(tmp_path: Path) -> None:
     weight = torch.ones(3)
     with Store.create(tmp_path / "store", SETTINGS) as store:
-        store.start_unit(UNIT, "key").commit({"w": weight}, {})
+        session(store).start_unit(UNIT, "key").commit({"w": weight}, {})
         weight.zero_()
         store.load(UNIT)["w"].fill_(7)
         assert torch.equal(store.load(UNIT)["w"], torch.ones(3))
@@ -144,7 +147,7 @@ def test_tensors_may_have_any_name(tmp_path: Path, name: str) -> None:
 def test_a_tensor_that_cannot_be_kept_is_refused_by_name_and_nothing_is_left(tmp_path: Path, tensor: Tensor) -> None:
     with Store.create(tmp_path / "store", SETTINGS) as store:
         with pytest.raises(StoreError, match=r"head\.weight"):
-            store.start_unit(UNIT, "key").commit({"head.weight": tensor}, {})
+            session(store).start_unit(UNIT, "key").commit({"head.weight": tensor}, {})
         assert store.alive() == {}
         assert list((store.path / "snapshots").iterdir()) == []
 
@@ -152,9 +155,9 @@ def test_a_tensor_that_cannot_be_kept_is_refused_by_name_and_nothing_is_left(tmp
 def test_the_base_comes_back_and_outlives_a_unit_with_equal_tensors(tmp_path: Path) -> None:
     head = {"head.weight": torch.randn(2, 3), "head.bias": torch.zeros(2)}
     with Store.create(tmp_path / "store", SETTINGS) as store:
-        store.save_base(head)
-        store.start_unit(UNIT, "key").commit(head, {})
-        store.drop([UNIT])
+        session(store).save_base(head)
+        session(store).start_unit(UNIT, "key").commit(head, {})
+        session(store).drop([UNIT])
     with Store.open(tmp_path / "store") as store:
         base = store.load_base()
         assert base is not None

@@ -12,6 +12,7 @@ import torch
 from lightning_s3t.errors import RevokedError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Receipt, Store
+from tests.store.people_store import session
 
 SETTINGS = {"partition": {"shards": 1, "slices": 2, "seed": 0}}
 UNIT = UnitId(0, (0,))
@@ -21,8 +22,8 @@ PEOPLE = [f"user-{number}" for number in range(40)]
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     with Store.create(tmp_path / "store", SETTINGS) as made:
-        made.register(PEOPLE)
-        made.start_unit(UNIT, "key").commit({"w": torch.ones(2)}, {})
+        session(made).register(PEOPLE)
+        session(made).start_unit(UNIT, "key").commit({"w": torch.ones(2)}, {})
         yield made
 
 

@@ -14,9 +14,8 @@ import torch
 from lightning_s3t.errors import DamagedError, RevokedError, StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store, verification
-from lightning_s3t.store.chain import read_events
-from lightning_s3t.store.ledger import Ledger
-from tests.store.people_store import UNITS, build, in_place, make
+from lightning_s3t.store.sqlite_ledger import SqliteLedger
+from tests.store.people_store import UNITS, build, in_place, make, session
 
 TOP, ABOVE = UnitId(0, (0,)), [UnitId(0, (0, 1)), UnitId(0, (0, 1, 2))]
 
@@ -86,7 +85,7 @@ def test_damage_is_in_the_chain_and_holds_after_a_restored_ledger(store: Store, 
     with Store.open(store.path) as opened:
         snapshot_of(opened, TOP).unlink()
         opened.verify()
-        assert [event.kind for event in read_events(opened._ledger)] == ["damage"]
+        assert [event.kind for event in opened._ledger.events()] == ["damage"]
     shutil.copy(tmp_path / "backup.db", store.path / "ledger.db")
     with Store.open(store.path) as opened:
         assert set(opened.alive()) == set(UNITS) - {TOP, *ABOVE}
@@ -114,8 +113,8 @@ def test_a_missing_folder_of_snapshots_is_no_damage(store: Store) -> None:
     ("statement", "problem"),
     [
         ("DELETE FROM tombstones", "1 tombstones are missing"),
-        ("UPDATE tombstones SET slice = 2", "1 tombstones are there that no request explains"),
-        ("INSERT INTO tombstones VALUES (x'00', 1, 0, 0)", "1 tombstones are there that no request explains"),
+        ("UPDATE tombstones SET cell = '0/2'", "1 tombstones are there that no request explains"),
+        ("INSERT INTO tombstones VALUES (x'00', 1, '0/0')", "1 tombstones are there that no request explains"),
         ("INSERT INTO subjects SELECT hash, 0 FROM tombstones", "1 forgotten subjects are registered"),
         ("UPDATE events SET time = 'never' WHERE position = 2", "broken at position 2"),
         ("DELETE FROM events WHERE position = 2", "ledger ends at event 1, the journal at 2"),
@@ -129,11 +128,14 @@ def test_what_somebody_has_changed_in_the_ledger_is_found(store: Store, statemen
 
 def test_a_revoked_unit_that_somebody_has_put_back_is_found(store: Store) -> None:
     connection = store._ledger.connection
-    row = connection.execute("SELECT * FROM units WHERE unit = '0/0'").fetchone()
-    data = snapshot_of(store, TOP).read_bytes()
+    artifact = connection.execute("SELECT * FROM artifacts WHERE name = '0/0'").fetchone()
+    record = connection.execute("SELECT * FROM vault WHERE id = ?", (artifact[2],)).fetchone()
+    snapshot = snapshot_of(store, TOP)
+    data = snapshot.read_bytes()
     store.forget([in_place(0, 0)])
-    connection.execute("INSERT INTO units VALUES (?, ?, ?, ?, ?, ?)", row)
-    (store.path / "snapshots" / f"{row[2]}.safetensors").write_bytes(data)
+    connection.execute("INSERT INTO artifacts VALUES (?, ?, ?, ?)", artifact)
+    connection.execute("INSERT OR REPLACE INTO vault VALUES (?, ?, ?)", record)
+    snapshot.write_bytes(data)
     assert any("Unit 0/0 was trained before request 1" in problem for problem in store.verify().problems)
 
 
@@ -151,7 +153,7 @@ def test_a_file_that_nobody_has_registered_is_found(store: Store, name: str) -> 
 
 
 def test_files_are_not_looked_at_while_a_fit_runs(store: Store) -> None:
-    with store.fit_lock():
+    with store.building():
         (store.path / "snapshots" / "half.safetensors").write_text("being written")
         with Store.open(store.path) as other:
             found = other.verify()
@@ -178,7 +180,7 @@ def test_a_damaged_page_of_the_database_closes_the_store(store: Store) -> None:
     with (store.path / "ledger.db").open("r+b") as file:
         for page in range(1, size // 4096):
             file.seek(page * 4096 + 100)
-            file.write(b"\xff" * 3000)
+            file.write(b"\xff" * 3996)
     with pytest.raises(StoreError, match="damaged"):
         Store.open(store.path)
 
@@ -197,7 +199,7 @@ def test_verification_beside_requests_and_rotations_raises_no_alarm(
             return tombstones(*args)
 
         monkeypatch.setattr(verification, "_tombstones", asked_before)
-        monkeypatch.setattr(Ledger, "truncate_log", lambda *args: None)  # waits for the reader
+        monkeypatch.setattr(SqliteLedger, "clear_traces", lambda *args: None)  # waits for the reader
         assert store.verify().passed
 
 
@@ -211,7 +213,7 @@ def test_verification_of_a_request_that_nobody_can_read_names_it(path: Path, bod
 
 def test_an_empty_folder_where_a_disk_was_is_no_damage(path: Path) -> None:
     with Store.open(path) as store:
-        store.save_base({"w": torch.zeros(2)})
+        session(store).save_base({"w": torch.zeros(2)})
         alive = set(store.alive())
         (path / "snapshots").rename(path.parent / "disk")
         (path / "snapshots").mkdir()

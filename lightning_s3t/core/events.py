@@ -1,0 +1,225 @@
+"""Events: what took units away from a store, each bound to all before it by a digest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field
+
+from lightning_s3t.core.documents import STRICT, canonical, read_json
+from lightning_s3t.core.guarantees import Guarantee, Isolation
+from lightning_s3t.errors import StoreError
+
+Kind = Literal["request", "schedule", "erasure", "damage", "rotation"]
+GENESIS = "0" * 64
+
+Number = Annotated[int, Field(ge=1, lt=2**63)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+_Body = TypeVar("_Body")
+
+
+@dataclass(frozen=True)
+class Request:
+    """The body of a "request": a deletion request that was carried out.
+
+    Attributes:
+        subjects: How many subjects were asked for.
+        already_forgotten: How many of them had been forgotten before.
+        unknown: How many the store had never seen; None where it keeps no registry.
+        revoked: The units that it revoked.
+        serving: By shard that it reached, the unit that serves now.
+        guarantee: What is promised of the units that are left.
+        isolation: How units were kept apart while they were trained.
+        versions: Of the packages that took part.
+        layers: How many keys had been used to hash ids.
+        forgotten: How many subjects are forgotten in all, after it.
+        tombstones: The keyed hash and the cell of each subject that it made forgotten.
+    """
+
+    __pydantic_config__ = STRICT
+
+    subjects: Count
+    already_forgotten: Count
+    unknown: Count | None
+    revoked: tuple[str, ...]
+    serving: dict[str, str | None]
+    guarantee: Guarantee
+    isolation: Isolation
+    versions: dict[str, str]
+    layers: Number
+    forgotten: Count
+    tombstones: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The body of a "schedule": subjects who are to be forgotten later.
+
+    Attributes:
+        layers: How many keys had been used to hash ids.
+        pending: The keyed hash, the time and the cell of each of them.
+    """
+
+    __pydantic_config__ = STRICT
+
+    layers: Number
+    pending: tuple[tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """The body of an "erasure": files of revoked units that were removed.
+
+    Attributes:
+        files: How many.
+        bytes: Their size.
+    """
+
+    __pydantic_config__ = STRICT
+
+    files: Count
+    bytes: Count
+
+
+@dataclass(frozen=True)
+class Damage:
+    """The body of a "damage": units that were taken out of service because a snapshot was missing or changed.
+
+    Attributes:
+        units: Their names.
+    """
+
+    __pydantic_config__ = STRICT
+
+    units: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """The body of a "rotation": a new key for ids.
+
+    Attributes:
+        layers: How many keys are in use since.
+    """
+
+    __pydantic_config__ = STRICT
+
+    layers: Number
+
+
+@dataclass(frozen=True)
+class Event:
+    """A link of the chain.
+
+    Attributes:
+        position: Counted from 1.
+        kind: What happened.
+        request: The number of the request that it belongs to; None if it belongs to none.
+        time: When (UTC, ISO 8601). Clocks go wrong: the order is that of the positions.
+        body: What happened in full, JSON-ready: no ids and no digests of snapshots.
+        digest: SHA-256 of all of the above and of the digest before.
+
+    Example:
+        >>> event = Event.after((0, GENESIS), "erasure", 1, {"files": 2, "bytes": 100})
+        >>> event.follows(GENESIS), event.read(Erasure).files
+        (True, 2)
+    """
+
+    __pydantic_config__ = STRICT
+
+    position: Number
+    kind: Kind
+    request: Number | None
+    time: str
+    body: dict[str, Any]
+    digest: str
+
+    @classmethod
+    def after(cls, head: tuple[int, str], kind: Kind, request: int | None, body: Mapping[str, Any]) -> Event:
+        """Make the event that comes next.
+
+        Args:
+            head: Position and digest of the one before.
+            kind: What happened.
+            request: The number of the request that it belongs to, or None.
+            body: What happened in full, JSON-ready.
+        """
+        position, time = head[0] + 1, datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        return cls(
+            position, kind, request, time, dict(body), event_digest(head[1], position, kind, request, time, body)
+        )
+
+    def follows(self, previous: str) -> bool:
+        """Return whether the event is what it was when it was bound to the one before.
+
+        Args:
+            previous: The digest of the one before.
+        """
+        try:
+            return self.digest == event_digest(previous, self.position, self.kind, self.request, self.time, self.body)
+        except TypeError:  # a flipped bit has changed the type of a value
+            return False
+
+    def read(self, kind: type[_Body]) -> _Body:
+        """Return the body, checked.
+
+        Args:
+            kind: The class that describes it: `Request`, `Schedule`, `Erasure`, `Damage` or `Rotation`.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        return read_json(kind, canonical(self.body))  # as JSON: lists are tuples there
+
+    def to_json(self) -> str:
+        """Return the event as a line of JSON."""
+        return canonical(vars(self))
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> Event:
+        """Read what `to_json` has written.
+
+        Args:
+            line: A line of JSON.
+
+        Raises:
+            StoreError: It is something else.
+        """
+        try:
+            return read_json(cls, line)
+        except ValueError as error:
+            raise StoreError(f"{line[:60]!r} is not an event of a store ({error}).") from error
+
+
+def first_break(events: Iterable[Event]) -> int | None:
+    """Return the position of the first event that does not follow from the one before; None if all do.
+
+    Args:
+        events: All of them, in order.
+    """
+    previous = GENESIS
+    for position, event in enumerate(events, start=1):
+        if event.position != position or not event.follows(previous):
+            return position
+        previous = event.digest
+    return None
+
+
+def event_digest(
+    previous: str, position: int, kind: str, request: int | None, time: str, body: Mapping[str, Any]
+) -> str:
+    """Return the digest that binds an event to the one before.
+
+    Args:
+        previous: The digest of the one before.
+        position: Counted from 1.
+        kind: What happened.
+        request: The number of the request that it belongs to, or None.
+        time: When.
+        body: What happened in full, JSON-ready.
+    """
+    return hashlib.sha256(f"{previous}\n{canonical([position, kind, request, time, body])}".encode()).hexdigest()

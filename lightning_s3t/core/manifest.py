@@ -1,0 +1,112 @@
+"""The manifest of a store: what its units were trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lightning_s3t.core.guarantees import Isolation
+from lightning_s3t.errors import ConfigurationError
+
+_CLOSED = ConfigDict(frozen=True, strict=True, extra="forbid")
+# a trainer has many settings, and versions of it add more: all are compared, and those that are read have a type
+_OPEN = ConfigDict(frozen=True, strict=True, extra="allow")
+
+
+class PartitionPart(BaseModel):
+    """The arguments of `Partition`, which checks their values."""
+
+    model_config = _CLOSED
+
+    shards: int
+    slices: int
+    seed: int = 0
+    bands: tuple[int, ...] | list[int] = ()
+
+
+class LayersPart(BaseModel):
+    """The layers that units own: each group's modules, and the head's."""
+
+    model_config = _CLOSED
+
+    network: str
+    groups: list[list[str]]
+    head: list[str]
+
+
+class ModelPart(BaseModel):
+    """The model before any training."""
+
+    model_config = _CLOSED
+
+    class_path: Annotated[str | None, Field(alias="class")] = None
+    pretrained_sha256: str
+    head_shapes: dict[str, list[int]]
+    hparams: dict[str, Any] = {}
+
+
+class TrainingPart(BaseModel):
+    """How units are trained: what is read by name has a type, the trainer's other settings are kept as they are."""
+
+    model_config = _OPEN
+
+    data: str | None = None
+    epochs: str | None = None
+    isolation: Isolation = "none"
+    precision: str = ""
+
+
+class Manifest(BaseModel):
+    """What the units of a store were trained with. A store refuses to be opened with another.
+
+    Only the partition is needed for a store; the rest is there once a fit has made it.
+
+    Attributes:
+        partition: Where subjects belong.
+        layers: The layer groups and the head.
+        adapter: What PEFT was given; None for whole layers.
+        model: The model before any training.
+        training: How units are trained.
+
+    Example:
+        >>> manifest = Manifest.of({"partition": {"shards": 2, "slices": 3}})
+        >>> manifest.partition.slices, manifest.isolation
+        (3, 'none')
+        >>> Manifest.of({"partition": {"shards": 2}, "head": []})
+        Traceback (most recent call last):
+        ...
+        lightning_s3t.errors.ConfigurationError: ... partition.slices: Field required; head: Extra inputs are not ...
+    """
+
+    model_config = _CLOSED
+
+    partition: PartitionPart
+    layers: LayersPart | None = None
+    adapter: dict[str, Any] | None = None
+    model: ModelPart | None = None
+    training: TrainingPart | None = None
+
+    @property
+    def isolation(self) -> Isolation:
+        """How units were kept apart; "none" if that is not known."""
+        return self.training.isolation if self.training is not None else "none"
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Manifest:
+        """Check settings, and give them their types.
+
+        Args:
+            settings: JSON-ready data.
+
+        Raises:
+            ConfigurationError: Naming every setting that is missing, is not known, or is of another type.
+        """
+        try:
+            return cls.model_validate(settings)
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+            raise ConfigurationError(
+                f"The settings are not those of a store: {wrong}. Expected what `Manifest` describes."
+            ) from error

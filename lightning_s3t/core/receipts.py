@@ -1,0 +1,163 @@
+"""Receipts: what was asked, revoked and erased, what serves on, and what that is worth."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from lightning_s3t.core.documents import STRICT, json_schema, read_json
+from lightning_s3t.core.guarantees import Guarantee, Isolation
+from lightning_s3t.errors import StoreError
+
+FORMAT = 2
+
+Unit = Annotated[str, Field(pattern="^[0-9]+/[0-9]+(-[0-9]+)*$")]
+_Count = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """The answer to a deletion request. It holds no ids and no digests of snapshots: it may be filed.
+
+    Attributes:
+        request: The request's number, from 1.
+        time: When it was carried out (UTC, ISO 8601).
+        subjects: How many subjects were asked for.
+        already_forgotten: How many of them had been forgotten before.
+        unknown: How many of them the store had never seen; None where it keeps no registry.
+        revoked: The units that may never serve again.
+        erased_files: How many files were removed.
+        erased_bytes: Their size.
+        serving: For each shard that the request reached, the unit that served when it had been carried out; None
+            where none was left. Shards that it did not reach served on as before, and are not in it.
+        guarantee: What is promised of every unit that is left: "exact" is bitwise what a training without the
+            subjects gives.
+        isolation: How units were kept apart while they were trained, which the guarantee rests on: "forkserver" and
+            "fork" are a process for each; with "none" they shared one, and state outside of what is compared between
+            units (globals, class attributes) is not covered.
+        versions: Of the packages that took part.
+        position: Of the newest event in the store's chain that belongs to the request.
+        chain: That event's digest: whoever has it can tell whether the store's history was changed since.
+
+    Example:
+        >>> receipt = Receipt(1, "2026-01-01T00:00:00+00:00", 1, 0, 0, ("0/1",), 1, 100, {"0": None}, "exact",
+        ...     "forkserver", {}, 2, "ab" * 32)
+        >>> Receipt.from_json(receipt.to_json()) == receipt
+        True
+    """
+
+    __pydantic_config__ = STRICT
+
+    request: Annotated[int, Field(ge=1, description="The request's number.")]
+    time: Annotated[str, Field(description="When it was carried out (UTC).", json_schema_extra={"format": "date-time"})]
+    subjects: Annotated[_Count, Field(description="How many subjects were asked for.")]
+    already_forgotten: Annotated[_Count, Field(description="How many of them had been forgotten before.")]
+    unknown: Annotated[
+        _Count | None,
+        Field(description="How many of them the store had never seen; null where it keeps no registry."),
+    ]
+    revoked: Annotated[tuple[Unit, ...], Field(description="The units that may never serve again.")]
+    erased_files: Annotated[_Count, Field(description="How many files were removed.")]
+    erased_bytes: Annotated[_Count, Field(description="Their size.")]
+    serving: Annotated[
+        dict[str, Unit | None],
+        Field(
+            description="By shard that the request reached, the unit that served when it had been carried out. "
+            "Shards that it did not reach served on as before, and are not listed."
+        ),
+    ]
+    guarantee: Annotated[
+        Guarantee,
+        Field(
+            description="What is promised of every unit that is left. exact: bitwise what a training without the "
+            "subjects gives."
+        ),
+    ]
+    isolation: Annotated[
+        Isolation,
+        Field(
+            description="How units were kept apart while they were trained, which the guarantee rests on. none: they "
+            "shared a process, and globals and class attributes of the script are not covered."
+        ),
+    ]
+    versions: Annotated[dict[str, str], Field(description="Of the packages that took part.")]
+    position: Annotated[
+        int, Field(ge=1, description="Of the newest event in the store's chain that belongs to the request.")
+    ]
+    chain: Annotated[
+        str,
+        Field(pattern="^[0-9a-f]{64}$", description="That event's SHA-256, which binds all events before it."),
+    ]
+
+    def to_json(self) -> str:
+        """Return the receipt as a JSON document (schema: docs/receipt.schema.json)."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Receipt:
+        """Read what `to_json` has written; a signature is passed over.
+
+        Args:
+            text: A JSON document.
+
+        Raises:
+            StoreError: It is not a receipt, or one of another format.
+        """
+        try:
+            data: Any = json.loads(text, object_pairs_hook=_each_name_once)
+        except (ValueError, RecursionError) as error:
+            raise StoreError(
+                f"The receipt is not a JSON document: {error}. Expected what `s3t forget --json` prints."
+            ) from error
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            found = data.get("format") if isinstance(data, dict) else type(data).__name__
+            raise StoreError(f"The document has format {found!r}. Expected a receipt of format {FORMAT}.")
+        data = {name: value for name, value in data.items() if name not in ("format", "signature")}
+        try:
+            return read_json(cls, json.dumps(data))
+        except ValueError as error:
+            names = ", ".join(field.name for field in fields(cls) if field.name not in data)
+            lacks = f" It lacks {names}." if names else ""
+            raise StoreError(f"The receipt is not what was given: {error}.{lacks}") from error
+
+
+@dataclass(frozen=True)
+class _Signature:
+    __pydantic_config__ = STRICT
+
+    algorithm: Annotated[str, Field(pattern="^Ed25519$")]
+    public_key: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    value: Annotated[str, Field(pattern="^[0-9a-f]{128}$")]
+
+
+def receipt_schema() -> dict[str, Any]:
+    """Return the JSON schema of a receipt's document, which docs/receipt.schema.json holds a copy of."""
+    schema = json_schema(Receipt)
+    signature = json_schema(_Signature)
+    signature["description"] = (
+        "Ed25519 over the document without this member, as JSON with sorted keys and no blanks, in UTF-8 with ASCII "
+        "escapes."
+    )
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Receipt of a deletion request",
+        "type": "object",
+        "properties": {
+            "format": {"const": FORMAT, "description": "The version of this schema."},
+            **schema["properties"],
+            "signature": {name: value for name, value in signature.items() if name != "title"},
+        },
+        "required": ["format", *schema["required"]],
+        "additionalProperties": False,
+    }
+
+
+def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # readers differ in which of two they take: a signature would be right for one of them alone
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is in it twice")
+    return found

@@ -1,0 +1,60 @@
+"""Subjects: the one spelling of an id."""
+
+from __future__ import annotations
+
+import operator
+
+from lightning_s3t.errors import DataError
+
+
+def canonical_subject(subject: object) -> str:
+    """Returns the one spelling of a subject's id, so that 17 and "17" ask for the same person.
+
+    Args:
+        subject: A non-empty string, or any integer (NumPy's and tensors without dimensions too).
+
+    Returns:
+        The id as text.
+
+    Raises:
+        DataError: The id is of another kind; floats and bytes have no one spelling.
+
+    Example:
+        >>> canonical_subject(17), canonical_subject("user-17")
+        ('17', 'user-17')
+    """
+    text = _spell(subject)
+    if text is None:
+        raise DataError(
+            f"A subject's id is {_shown(subject)} ({type(subject).__name__}). Expected a non-empty string or an "
+            "integer: convert the ids before you pass them."
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"A subject's id is {subject!r}, which has no UTF-8 form ({error.reason}). Expected text that can be "
+            "encoded: os.fsencode(id).hex() gives a file name that could not be decoded one spelling."
+        ) from error
+    return text
+
+
+def _spell(subject: object) -> str | None:
+    if isinstance(subject, str):
+        # a member of an enumeration is equal to its value, but prints its name
+        return str.__str__(subject) or None
+    # truth values and arrays with dimensions can be indices too, and are no ids
+    dtype = getattr(subject, "dtype", None)
+    if isinstance(subject, bool) or str(dtype).endswith("bool") or getattr(subject, "ndim", 0) != 0:
+        return None
+    try:
+        return int.__repr__(operator.index(subject))  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # Python spells no integer of more than 4300 digits
+        return None
+
+
+def _shown(subject: object) -> str:
+    try:
+        return repr(subject)
+    except ValueError:
+        return "a number of too many digits"

@@ -1,0 +1,110 @@
+"""Building: what a fit does to a store, beside what everyone may ask of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lightning_s3t.core.units import UnitId
+from lightning_s3t.errors import RevokedError, StoreError
+from lightning_s3t.plan import Partition
+from lightning_s3t.store.attempt import Attempt
+from lightning_s3t.store.backend import Backend
+from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
+from lightning_s3t.store.keyring import Keyring
+from lightning_s3t.store.registry import is_registering, register
+from lightning_s3t.store.settings import normalise
+from lightning_s3t.store.tensors import encode_snapshot
+
+
+class BuildSession:
+    """What only a fit does to a store. Made by `Store.building`.
+
+    Args:
+        backend: Where the store lies.
+        keyring: Its keys.
+        partition: Where subjects belong.
+    """
+
+    def __init__(self, backend: Backend, keyring: Keyring, partition: Partition) -> None:
+        self._backend = backend
+        self._ledger = backend.ledger
+        self._keyring = keyring
+        self._partition = partition
+
+    def note_options(self, options: Mapping[str, Any]) -> None:
+        """Note settings that may change from fit to fit, as `Store.options` gives them.
+
+        Args:
+            options: JSON-ready.
+        """
+        with self._ledger.transaction():
+            self._ledger.note({"options": json.dumps(normalise(options), sort_keys=True)})
+
+    def register(self, subjects: Iterable[str] | Mapping[str, int]) -> None:
+        """Note who is in the training data. Who is forgotten stays forgotten.
+
+        Args:
+            subjects: Canonical ids, streamed; or their bands of risk by id, where the partition has bands.
+
+        Raises:
+            DataError: A subject was registered with another band, so units hold it at another place; nothing changes.
+        """
+        if not is_registering(self._ledger):
+            return
+        bands = subjects.items() if isinstance(subjects, Mapping) else ((subject, 0) for subject in subjects)
+        register(self._ledger, self._keyring, bands, self._partition)
+
+    def start_unit(self, unit: UnitId, key: str, as_of: int | None = None) -> Attempt:
+        """Note that a unit is about to be trained.
+
+        Args:
+            unit: The unit.
+            key: The digest of all that may influence it.
+            as_of: The request number when its data was chosen; None for now.
+
+        Raises:
+            RevokedError: A request since then reaches the unit.
+        """
+        number = self._ledger.watermark() if as_of is None else as_of
+        if self._ledger.reached_since(unit.cells, number):
+            raise RevokedError(f"Unit {unit} was revoked before it was trained. The next fit trains it again.")
+        with self._ledger.transaction():
+            self._ledger.begin(str(unit))
+        return Attempt(self._backend, unit, key, number)
+
+    def drop(self, units: Iterable[UnitId]) -> None:
+        """Take units out that are stale, with all that was built on them, and erases them.
+
+        Args:
+            units: The units.
+        """
+        with self._ledger.transaction():
+            remove_lineages(self._backend, units)
+        erase_queued(self._backend)
+
+    def save_base(self, tensors: Mapping[str, Tensor]) -> None:
+        """Keep the head as it stood before any training, once.
+
+        Args:
+            tensors: Its tensors, by name.
+
+        Raises:
+            StoreError: There is one already.
+        """
+        if "base" in self._ledger.notes("base"):
+            raise StoreError(
+                f"The store {self._backend.folder} has its base already. It is written once, before any training."
+            )
+        digest, data = encode_snapshot(tensors)
+        with self._ledger.transaction():
+            self._backend.snapshots.put(digest, data)
+            self._ledger.own(self._backend.snapshots.name(digest))
+            self._ledger.note({"base": digest})
+
+    def clear_attempts(self) -> None:
+        """Clear away what units have left whose training was cut."""
+        clean_up(self._backend)

@@ -1,0 +1,553 @@
+"""A ledger in SQLite: one file beside the snapshots, for any number of processes of one machine."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from typing_extensions import override
+
+from lightning_s3t.core.documents import canonical
+from lightning_s3t.core.events import GENESIS, Event
+from lightning_s3t.core.units import Cell
+from lightning_s3t.errors import StoreError
+from lightning_s3t.store.identities import read_keys
+from lightning_s3t.store.ledger import Artifact, Ledger, QueuedFile, Tombstone, ledger_errors
+
+FILE = "ledger.db"
+FORMAT = 3
+_PATIENCE = 30  # seconds
+_CACHE = 65_536  # KiB: rows of a registry come in the order of their hashes, which is no order
+_CHUNK = 500  # well under SQLite's limit on variables
+_MUCH = 1000  # rows of the vault: below, compacting gains nothing
+
+_SCHEMA = """
+CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+-- who is in the training data: keyed hashes only, with the band of risk that the cell depends on
+CREATE TABLE subjects (hash BLOB PRIMARY KEY, band INTEGER NOT NULL) WITHOUT ROWID;
+-- what has taken units away, as a chain. forgotten is how many are forgotten after a request, which its body says too
+CREATE TABLE events (
+    position INTEGER PRIMARY KEY,
+    kind TEXT NOT NULL,
+    request INTEGER,
+    time TEXT NOT NULL,
+    body TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    forgotten INTEGER
+);
+CREATE INDEX events_by_request ON events (request);
+-- who must never be trained on again: the cell says which artifacts a request reaches
+CREATE TABLE tombstones (hash BLOB PRIMARY KEY, request INTEGER NOT NULL, cell TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX tombstones_by_cell ON tombstones (cell, request);
+-- who has asked to be forgotten later on
+CREATE TABLE pending (hash BLOB PRIMARY KEY, due TEXT NOT NULL, cell TEXT NOT NULL) WITHOUT ROWID;
+-- what must be unreadable once it is removed: of an artifact its digest and score (head), key and provenance (body),
+-- of a file its path (head)
+CREATE TABLE vault (id INTEGER PRIMARY KEY, head BLOB NOT NULL, body BLOB NOT NULL);
+-- as_of is the newest request when the data was chosen
+CREATE TABLE artifacts (
+    name TEXT PRIMARY KEY,
+    as_of INTEGER NOT NULL,
+    record INTEGER NOT NULL,
+    cells TEXT NOT NULL
+) WITHOUT ROWID;
+-- the reach rule as an index: every cell whose data has influenced an artifact, as artifacts.cells lists them
+CREATE TABLE cells (cell TEXT, artifact TEXT, PRIMARY KEY (cell, artifact)) WITHOUT ROWID;
+CREATE TABLE attempts (name TEXT PRIMARY KEY) WITHOUT ROWID;
+-- the files of artifacts and attempts, found by a keyed hash of their path
+CREATE TABLE files (owner TEXT, tag BLOB, path INTEGER NOT NULL, PRIMARY KEY (owner, tag)) WITHOUT ROWID;
+CREATE INDEX files_by_tag ON files (tag);
+-- what is to be erased, with its size: a crash must not make a receipt forget a file
+CREATE TABLE erasures (path TEXT PRIMARY KEY, request INTEGER, bytes INTEGER) WITHOUT ROWID;
+"""
+_Result = TypeVar("_Result")
+_AMONG = "(SELECT value FROM json_each(?))"  # one parameter, however many values
+
+
+class SqliteLedger(Ledger):
+    """A store's database, with a connection for each thread of each process.
+
+    SQLite clears what is deleted (`secure_delete`), but not the copies that it leaves in a page when it moves rows to
+    another to keep a tree in balance. So what must be unreadable lies in a table of its own, the vault, in which rows
+    are never moved: they are added at its end, and overwritten in place by zeros instead of being deleted. What a
+    request costs then depends on what it reaches, not on how much there is.
+
+    Args:
+        folder: The store.
+        create: Make the database if there is none.
+
+    Raises:
+        StoreError: There is none, or it is not a ledger of this format.
+    """
+
+    def __init__(self, folder: Path, create: bool = False) -> None:
+        self._path = folder / FILE
+        # by process and thread: a connection must not be carried over a fork, and has one transaction at a time
+        self._connections: dict[tuple[int, int], sqlite3.Connection] = {}
+        self._tag_key: bytes | None = None
+        if not create and not self._path.is_file():
+            raise StoreError(
+                f"There is no store at {folder}: {FILE} is missing. Train one with the S3T callback first."
+            )
+        try:
+            self._check_format(create)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """This thread's connection."""
+        owner = (os.getpid(), threading.get_ident())
+        found = self._connections.get(owner)
+        if found is None:
+            found = self._connections[owner] = _connect(self._path)
+        return found
+
+    @contextmanager
+    @override
+    def transaction(self) -> Iterator[None]:
+        connection = self.connection
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            yield
+            connection.execute("COMMIT")
+        except BaseException as error:
+            if connection.in_transaction:  # SQLite has ended it itself when the disk was full
+                connection.execute("ROLLBACK")
+            cause = error.__cause__ if isinstance(error, StoreError) else None
+            if isinstance(cause, (sqlite3.OperationalError, OSError)):
+                raise StoreError(
+                    f"The store {self._path.parent} could not be written ({cause}); nothing was changed. Let the other "
+                    "process end, or make room on the disk, and try again."
+                ) from cause
+            raise
+
+    @contextmanager
+    @override
+    def at_one_time(self) -> Iterator[None]:
+        connection = self.connection
+        connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            connection.execute("ROLLBACK")
+
+    @override
+    def close(self) -> None:
+        process = os.getpid()
+        for owner in [owner for owner in self._connections if owner[0] == process]:
+            self._connections.pop(owner).close()
+
+    @override
+    def notes(self, *names: str) -> dict[str, str]:
+        marks = ",".join("?" * len(names))
+        return dict(self._rows(f"SELECT name, value FROM notes WHERE name IN ({marks})", *names))
+
+    @override
+    def note(self, notes: Mapping[str, str]) -> None:
+        self._many("INSERT OR REPLACE INTO notes VALUES (?, ?)", notes.items())
+
+    @override
+    def register(self, rows: Iterable[tuple[bytes, int]]) -> None:
+        self._many(
+            "INSERT OR IGNORE INTO subjects SELECT ?1, ?2 WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE hash = ?1)",
+            rows,
+        )
+
+    @override
+    def bands(self, hashes: Iterable[bytes]) -> dict[bytes, int]:
+        return dict(self._look_up("hash, band FROM subjects WHERE hash", hashes))
+
+    @override
+    def forgotten(self, hashes: Iterable[bytes]) -> set[bytes]:
+        return {row[0] for row in self._look_up("hash FROM tombstones WHERE hash", hashes)}
+
+    @override
+    def waiting(self, hashes: Iterable[bytes]) -> set[bytes]:
+        return {row[0] for row in self._look_up("hash FROM pending WHERE hash", hashes)}
+
+    @override
+    def schedule(self, rows: Iterable[tuple[bytes, str, Cell]]) -> None:
+        self._many(
+            "INSERT INTO pending SELECT ?1, ?2, ?3 WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE hash = ?1) "
+            "ON CONFLICT (hash) DO UPDATE SET due = min(due, excluded.due)",
+            rows,
+        )
+
+    @override
+    def move_waiting(self, cells: Mapping[bytes, Cell]) -> None:
+        self._many("UPDATE pending SET cell = ? WHERE hash = ?", ((cell, hash_) for hash_, cell in cells.items()))
+
+    @override
+    def due(self, time: str) -> list[Tombstone]:
+        return self._rows("SELECT hash, cell FROM pending WHERE due <= ?", time)
+
+    @override
+    def schedules(self) -> list[tuple[str, int]]:
+        return self._rows("SELECT due, COUNT(*) FROM pending GROUP BY due ORDER BY due")
+
+    @override
+    def bury(self, rows: Iterable[Tombstone], request: int) -> None:
+        found = sorted(rows)  # in the order of the tree: neighbours are on one page
+        self._many(
+            "INSERT OR IGNORE INTO tombstones VALUES (?, ?, ?)", ((hash_, request, cell) for hash_, cell in found)
+        )
+        for table in ("subjects", "pending"):
+            self._many(f"DELETE FROM {table} WHERE hash = ?", ((hash_,) for hash_, _ in found))
+
+    @override
+    def tombstones(self) -> Iterator[tuple[bytes, int, Cell]]:
+        yield from self.connection.execute("SELECT hash, request, cell FROM tombstones")
+
+    @override
+    def count_forgotten(self) -> int:
+        return self._number("SELECT COUNT(*) FROM tombstones")
+
+    @override
+    def count_registered_and_forgotten(self) -> int:
+        return self._number("SELECT COUNT(*) FROM subjects JOIN tombstones USING (hash)")
+
+    @override
+    def newest_requests(self) -> dict[Cell, int]:
+        return dict(self._rows("SELECT cell, MAX(request) FROM tombstones GROUP BY cell"))
+
+    @override
+    def rehash(self, renew: Callable[[bytes], bytes]) -> None:
+        self.connection.create_function("renewed", 1, renew)
+        for table in ("subjects", "tombstones", "pending"):
+            self.connection.execute(f"UPDATE {table} SET hash = renewed(hash)")
+
+    @override
+    def head(self) -> tuple[int, str]:
+        rows = self._rows("SELECT position, digest FROM events ORDER BY position DESC LIMIT 1")
+        return rows[0] if rows else (0, GENESIS)
+
+    @override
+    def append(self, event: Event, forgotten: int | None = None) -> None:
+        row = (event.position, event.kind, event.request, event.time, canonical(event.body), event.digest, forgotten)
+        self.connection.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+
+    @override
+    def events(self, after: int = 0, request: int | None = None) -> Iterator[Event]:
+        chosen, values = ("AND request = ?", (after, request)) if request is not None else ("", (after,))
+        query = "SELECT position, kind, request, time, body, digest FROM events WHERE position > ?"
+        for position, kind, number, time, body, digest in self.connection.execute(
+            f"{query} {chosen} ORDER BY position", values
+        ):
+            yield Event(position, kind, number, time, _parse(body), digest)
+
+    @override
+    def count_events(self) -> int:
+        return self._number("SELECT COUNT(*) FROM events")
+
+    @override
+    def digest_at(self, position: int) -> str | None:
+        rows = self._rows("SELECT digest FROM events WHERE position = ?", position)
+        return rows[0][0] if rows else None
+
+    @override
+    def watermark(self) -> int:
+        return self._number("SELECT MAX(request) FROM events")
+
+    @override
+    def forgotten_after(self, request: int) -> int | None:
+        rows = self._rows("SELECT forgotten FROM events WHERE request = ? AND kind = 'request'", request)
+        return rows[0][0] if rows else None
+
+    @override
+    def reached(self, cells: Collection[Cell]) -> list[str]:
+        rows = self._rows(f"SELECT DISTINCT artifact FROM cells WHERE cell IN {_AMONG}", _list(cells))
+        return [row[0] for row in rows]
+
+    @override
+    def reached_since(self, cells: Collection[Cell], request: int) -> bool:
+        query = f"SELECT 1 FROM tombstones WHERE cell IN {_AMONG} AND request > ? LIMIT 1"
+        return bool(self._rows(query, _list(cells), request))
+
+    @override
+    def add(self, artifact: Artifact, snapshot: str) -> None:
+        name, attempt = artifact.name, _attempt(artifact.name)
+        score = "" if artifact.score is None else repr(float(artifact.score))
+        record = self._keep(f"{artifact.digest}\n{score}", json.dumps([artifact.key, artifact.provenance]))
+        self.connection.execute(
+            "INSERT INTO artifacts VALUES (?, ?, ?, ?)",
+            (name, artifact.as_of, record, _list(artifact.cells)),
+        )
+        self._many("INSERT INTO cells VALUES (?, ?)", ((cell, name) for cell in artifact.cells))
+        self.connection.execute("UPDATE files SET owner = ? WHERE owner = ?", (name, attempt))
+        self.connection.execute("INSERT INTO files VALUES (?, ?, ?)", (name, self._tag(snapshot), self._keep(snapshot)))
+        self.connection.execute("DELETE FROM attempts WHERE name = ?", (name,))
+
+    @override
+    def remove(self, names: Collection[str]) -> list[str]:
+        found = _list(names)
+        paths = self._disown(found, f"SELECT record FROM artifacts WHERE name IN {_AMONG}")
+        listed = f"SELECT json.value, name FROM artifacts, json_each(cells) AS json WHERE name IN {_AMONG}"
+        self.connection.execute(f"DELETE FROM cells WHERE (cell, artifact) IN ({listed})", (found,))
+        self.connection.execute(f"DELETE FROM artifacts WHERE name IN {_AMONG}", (found,))
+        return paths
+
+    @override
+    def scores(self, prefix: str = "") -> dict[str, float | None]:
+        # a range, which the primary key finds
+        query = "SELECT name, head FROM artifacts JOIN vault ON id = record"
+        rows = self._rows(f"{query} WHERE name >= ?1 AND name < ?1 || char(0x10ffff)", prefix)
+        with ledger_errors("The score of a unit"):
+            return {name: _score(head) for name, head in rows}
+
+    @override
+    def digests(self, names: Collection[str] | None = None) -> dict[str, str]:
+        query = "SELECT name, head FROM artifacts JOIN vault ON id = record"
+        rows = self._rows(query) if names is None else self._rows(f"{query} WHERE name IN {_AMONG}", _list(names))
+        with ledger_errors("The digest of a unit"):
+            return {name: _digest(head) for name, head in rows}
+
+    @override
+    def artifacts(self) -> Iterator[Artifact]:
+        query = "SELECT name, head, body, as_of FROM artifacts JOIN vault ON id = record"
+        for name, head, body, as_of in self._rows(query):
+            key, provenance = json.loads(body)
+            yield Artifact(name, (), key, _digest(head), _score(head), provenance, as_of)
+
+    @override
+    def ages(self) -> dict[str, int]:
+        return dict(self._rows("SELECT name, as_of FROM artifacts"))
+
+    @override
+    def index(self) -> Iterator[tuple[Cell, str]]:
+        yield from self.connection.execute("SELECT cell, artifact FROM cells")
+
+    @override
+    def count_index(self) -> int:
+        return self._number("SELECT COUNT(*) FROM cells")
+
+    @override
+    def begin(self, name: str) -> None:
+        self.connection.execute("INSERT OR REPLACE INTO attempts VALUES (?)", (name,))
+
+    @override
+    def attempts(self, name: str | None = None) -> list[str]:
+        return [row[0] for row in self._rows("SELECT name FROM attempts WHERE ?1 IS NULL OR name = ?1", name)]
+
+    @override
+    def drop_attempts(self, names: Collection[str]) -> list[str]:
+        self.connection.execute(f"DELETE FROM attempts WHERE name IN {_AMONG}", (_list(names),))
+        return self._disown(_list([_attempt(name) for name in names]))
+
+    @override
+    def own(self, path: str, attempt: str | None = None) -> None:
+        tag = self._tag(path)
+        self._wipe("SELECT path FROM files WHERE tag = ?", tag)
+        self.connection.execute("DELETE FROM files WHERE tag = ?", (tag,))
+        owner = _attempt(attempt) if attempt is not None else ""
+        self.connection.execute("INSERT INTO files VALUES (?, ?, ?)", (owner, tag, self._keep(path)))
+
+    @override
+    def files_of(self, attempt: str) -> list[str]:
+        query = "SELECT head FROM vault WHERE id IN (SELECT path FROM files WHERE owner = ?)"
+        return [os.fsdecode(row[0]) for row in self._rows(query, _attempt(attempt))]
+
+    @override
+    def needed(self, paths: Iterable[str]) -> set[str]:
+        by_tag = {self._tag(path): path for path in paths}
+        return {by_tag[row[0]] for row in self._look_up("DISTINCT tag FROM files WHERE tag", by_tag)}
+
+    @override
+    def queue(self, files: Iterable[QueuedFile]) -> None:
+        rows = ((os.fsencode(file.path), file.request, file.size) for file in files)
+        self._many("INSERT OR REPLACE INTO erasures VALUES (?, ?, ?)", rows)
+
+    @override
+    def queued(self) -> list[QueuedFile]:
+        rows = self._rows("SELECT path, request, bytes FROM erasures ORDER BY request, path")
+        return [QueuedFile(os.fsdecode(path), request, size) for path, request, size in rows]
+
+    @override
+    def replace_queue(self, files: Iterable[QueuedFile]) -> None:
+        self.connection.execute("DELETE FROM erasures")  # all of it, which frees, and so clears, all of its pages
+        self.queue(files)
+
+    @override
+    def clear_traces(self, patience: float = 2.0) -> None:
+        # brings the write-ahead log into the database and empties it; while another process reads, that cannot be done
+        log = self._path.with_name(f"{FILE}-wal")
+        if not log.exists() or log.stat().st_size == 0:
+            return
+        self.connection.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
+        self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self.connection.execute(f"PRAGMA busy_timeout = {_PATIENCE * 1000}")
+
+    @override
+    def compact(self) -> None:
+        used = self._number("SELECT (SELECT COUNT(*) FROM artifacts) + (SELECT COUNT(*) FROM files)")
+        if self._number("SELECT MAX(id) FROM vault") - used <= max(used, _MUCH):
+            return
+        query = "SELECT name, '', head, body FROM artifacts JOIN vault ON id = record"
+        owned = "SELECT owner, tag, head, body FROM files JOIN vault ON id = path"
+        rows = self._rows(f"{query} UNION ALL {owned}")
+        self.connection.execute("DELETE FROM vault")  # all of it, which frees, and so clears, all of its pages
+        for owner, tag, head, body in rows:
+            place = self.connection.execute("INSERT INTO vault VALUES (NULL, ?, ?)", (head, body)).lastrowid
+            if tag:
+                self.connection.execute("UPDATE files SET path = ? WHERE owner = ? AND tag = ?", (place, owner, tag))
+            else:
+                self.connection.execute("UPDATE artifacts SET record = ? WHERE name = ?", (place, owner))
+
+    @override
+    def rewrite(self) -> None:
+        self.connection.execute("VACUUM")
+        self.clear_traces()
+
+    @override
+    def problems(self, tombstones_only: bool = False) -> list[str]:
+        check = "PRAGMA integrity_check('tombstones')" if tombstones_only else "PRAGMA integrity_check(5)"
+        return [row[0] for row in self._rows(check) if row[0] != "ok"]
+
+    def _check_format(self, create: bool) -> None:
+        connection = self.connection
+        # another program's database must not be changed
+        if create and not self._rows("SELECT 1 FROM sqlite_master"):
+            connection.execute("PRAGMA journal_mode = WAL")
+            with self.transaction():
+                if not self._rows("SELECT 1 FROM sqlite_master"):
+                    for statement in _SCHEMA.split(";"):
+                        connection.execute(statement)
+                    connection.execute(f"PRAGMA user_version = {FORMAT}")
+        found = self._number("PRAGMA user_version")
+        if found != FORMAT:
+            raise StoreError(
+                f"The ledger {self._path} has format {found}, this version of lightning_s3t reads {FORMAT}. Use the "
+                "version that made it, or train again into a new folder, without those who were forgotten."
+            )
+
+    def _rows(self, query: str, *values: Any) -> list[Any]:
+        return self.connection.execute(query, values).fetchall()
+
+    def _number(self, query: str) -> int:
+        found: int | None = self.connection.execute(query).fetchone()[0]
+        return found or 0
+
+    def _many(self, query: str, rows: Iterable[Sequence[Any]]) -> None:
+        self.connection.executemany(query, rows)
+
+    def _look_up(self, query: str, values: Iterable[bytes]) -> Iterator[tuple[Any, ...]]:
+        asked = iter(values)
+        while chunk := list(islice(asked, _CHUNK)):
+            yield from self._rows(f"SELECT {query} IN ({','.join('?' * len(chunk))})", *chunk)
+
+    def _keep(self, head: str, body: str = "") -> int:
+        row = (os.fsencode(head), os.fsencode(body))
+        place = self.connection.execute("INSERT INTO vault VALUES (NULL, ?, ?)", row).lastrowid
+        assert place is not None
+        return place
+
+    def _wipe(self, places: str, *values: Any) -> None:
+        # of the same length and type, so that SQLite overwrites the row where it is
+        zeros = "head = zeroblob(length(head)), body = zeroblob(length(body))"
+        self.connection.execute(f"UPDATE vault SET {zeros} WHERE id IN ({places})", values)
+
+    def _disown(self, owners: str, records: str = "") -> list[str]:
+        owned = f"files WHERE owner IN {_AMONG}"
+        paths = self._rows(f"SELECT head FROM vault WHERE id IN (SELECT path FROM {owned})", owners)
+        if records:
+            self._wipe(records, owners)
+        if paths:
+            self._wipe(f"SELECT path FROM {owned}", owners)
+            self.connection.execute(f"DELETE FROM {owned}", (owners,))
+        return [os.fsdecode(row[0]) for row in paths]
+
+    def _tag(self, text: str) -> bytes:
+        # keyed, since the trees that it is in do keep copies; by the first key, which a rotation does not change
+        if self._tag_key is None:
+            self._tag_key = read_keys(self._path.parent)[0]
+        return hmac.digest(self._tag_key, b"path\0" + os.fsencode(text), hashlib.sha256)[:16]
+
+
+def _attempt(name: str) -> str:
+    # what an artifact's files are under until it is added
+    return f"attempt:{name}"
+
+
+def _list(values: Collection[str]) -> str:
+    return json.dumps(list(values))
+
+
+def _digest(head: bytes) -> str:
+    return head.partition(b"\n")[0].decode()
+
+
+def _score(head: bytes) -> float | None:
+    score = head.partition(b"\n")[2]
+    return float(score) if score else None
+
+
+def _parse(body: str) -> dict[str, Any]:
+    try:
+        found: Any = json.loads(body)
+    except (ValueError, TypeError, RecursionError):
+        found = None
+    # it was changed: what is bound to it no longer follows
+    return found if isinstance(found, dict) else {"unreadable": body}
+
+
+class _Cursor(sqlite3.Cursor):
+    def execute(self, *args: Any) -> _Cursor:
+        return self._ours(super().execute, *args)
+
+    def executemany(self, *args: Any) -> _Cursor:
+        return self._ours(super().executemany, *args)
+
+    def fetchone(self) -> Any:
+        return self._ours(super().fetchone)
+
+    def fetchall(self) -> list[Any]:
+        return self._ours(super().fetchall)
+
+    def __next__(self) -> Any:
+        return self._ours(super().__next__)
+
+    def _ours(self, call: Callable[..., _Result], *args: Any) -> _Result:
+        try:
+            return call(*args)
+        except sqlite3.OperationalError as error:
+            raise StoreError(
+                f"The ledger could not be read or written ({error}). Let the other process end, make room on the "
+                "disk, or see to the files' permissions, and try again."
+            ) from error
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            raise StoreError(
+                f"The ledger is damaged ({error}). Nothing is served from a damaged ledger: restore ledger.db from a "
+                "backup (what it lacks is carried out again from the journal), or train again into a new folder."
+            ) from error
+
+
+class _Connection(sqlite3.Connection):
+    def execute(self, *args: Any) -> _Cursor:
+        return self.cursor(_Cursor).execute(*args)
+
+    def executemany(self, *args: Any) -> _Cursor:
+        return self.cursor(_Cursor).executemany(*args)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open a database, so that nothing deleted can be read in it, and nothing committed is lost."""
+    try:
+        connection = sqlite3.connect(
+            path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False, factory=_Connection
+        )
+    except sqlite3.OperationalError as error:
+        raise StoreError(f"The ledger {path} cannot be opened ({error}).") from error
+    connection.execute("PRAGMA secure_delete = ON")
+    connection.execute(f"PRAGMA cache_size = -{_CACHE}")
+    connection.execute("PRAGMA synchronous = FULL")
+    return connection

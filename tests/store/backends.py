@@ -1,0 +1,31 @@
+"""Every ledger and every place for snapshots that there is: each has to keep the whole contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from lightning_s3t.store.identities import write_keys
+from lightning_s3t.store.ledger import Ledger
+from lightning_s3t.store.snapshots import FOLDER, SnapshotFolder, Snapshots
+from lightning_s3t.store.sqlite_ledger import SqliteLedger
+
+
+def sqlite(folder: Path) -> Ledger:
+    """A ledger in SQLite, which takes the key for its tags from the folder."""
+    if not (folder / "subject.key").exists():
+        write_keys(folder, (b"k" * 32,))
+    return SqliteLedger(folder, create=True)
+
+
+def snapshot_folder(folder: Path) -> Snapshots:
+    """Snapshots in a folder."""
+    (folder / FOLDER).mkdir(exist_ok=True)
+    return SnapshotFolder(folder)
+
+
+LEDGERS: dict[str, Callable[[Path], Ledger]] = {"sqlite": sqlite}
+"""By name, what opens a ledger that belongs to a folder; a second call opens the same again."""
+
+SNAPSHOTS: dict[str, Callable[[Path], Snapshots]] = {"folder": snapshot_folder}
+"""By name, what opens a place for snapshots that belongs to a folder."""

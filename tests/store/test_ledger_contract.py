@@ -1,0 +1,319 @@
+"""The contract of a ledger, which every one keeps."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_s3t.core.events import GENESIS, Event, first_break
+from lightning_s3t.core.units import UnitId, reaches
+from lightning_s3t.errors import StoreError
+from lightning_s3t.plan import units_of
+from lightning_s3t.store.ledger import Artifact, Ledger, QueuedFile
+from tests.store.backends import LEDGERS
+
+ANN, BOB, EVE = b"a" * 16, b"b" * 16, b"e" * 16
+UNITS = units_of(2, [(0, 1, 2), (1, 2, 0)])
+
+
+@pytest.fixture(params=LEDGERS)
+def open_ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Ledger]:
+    return lambda: LEDGERS[request.param](tmp_path)
+
+
+@pytest.fixture
+def ledger(open_ledger: Callable[[], Ledger]) -> Iterator[Ledger]:
+    opened = open_ledger()
+    yield opened
+    opened.close()
+
+
+def artifact(unit: UnitId, as_of: int = 0, digest: str = "") -> Artifact:
+    return Artifact(str(unit), unit.cells, f"key of {unit}.", digest or f"digest of {unit}.", 0.5, '{"rows": 1}', as_of)
+
+
+def add(ledger: Ledger, unit: UnitId, as_of: int = 0, digest: str = "") -> None:
+    made = artifact(unit, as_of, digest)
+    ledger.begin(made.name)
+    ledger.add(made, f"snapshots/{made.digest}")
+
+
+def append(ledger: Ledger, request: int | None = None, forgotten: int | None = None) -> Event:
+    event = Event.after(ledger.head(), "request" if request else "damage", request, {"units": []})
+    ledger.append(event, forgotten)
+    return event
+
+
+def test_a_transaction_is_there_for_others_whole_or_not_at_all(
+    ledger: Ledger, open_ledger: Callable[[], Ledger]
+) -> None:
+    other = open_ledger()
+    with ledger.transaction():
+        ledger.note({"a": "1", "b": "2"})
+        assert other.notes("a", "b") == {}
+    assert other.notes("a", "b", "c") == {"a": "1", "b": "2"}
+
+    def fail() -> None:
+        with ledger.transaction():
+            ledger.note({"a": "9"})
+            ledger.bury([(ANN, "0/0")], 1)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert other.notes("a") == {"a": "1"}
+    assert ledger.forgotten([ANN]) == other.forgotten([ANN]) == set()
+    other.close()
+
+
+def test_transactions_come_one_after_the_other(ledger: Ledger, open_ledger: Callable[[], Ledger]) -> None:
+    with ledger.transaction():
+        ledger.note({"count": "0"})
+
+    def count() -> None:
+        mine = open_ledger()
+        for _ in range(20):
+            with mine.transaction():
+                mine.note({"count": str(int(mine.notes("count")["count"]) + 1)})
+        mine.close()
+
+    threads = [threading.Thread(target=count) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ledger.notes("count") == {"count": "60"}
+
+
+def test_a_block_at_one_time_sees_nothing_of_what_is_written_meanwhile(
+    ledger: Ledger, open_ledger: Callable[[], Ledger]
+) -> None:
+    other = open_ledger()
+    with ledger.at_one_time():
+        before = ledger.notes("a")
+        with other.transaction():
+            other.note({"a": "1"})
+        assert ledger.notes("a") == before == {}
+    assert ledger.notes("a") == {"a": "1"}
+    other.close()
+
+
+def test_who_is_forgotten_is_not_registered_and_does_not_wait(ledger: Ledger) -> None:
+    with ledger.transaction():
+        ledger.register([(ANN, 0), (BOB, 1), (BOB, 2)])
+        ledger.schedule([(ANN, "2030", "0/0"), (EVE, "2031", "0/1"), (EVE, "2029", "0/1")])
+        assert ledger.bands([ANN, BOB, EVE]) == {ANN: 0, BOB: 1}
+        assert ledger.waiting([ANN, BOB, EVE]) == {ANN, EVE}
+        assert ledger.schedules() == [("2029", 1), ("2030", 1)]
+        assert ledger.due("2029") == [(EVE, "0/1")]
+        ledger.bury([(ANN, "0/0"), (EVE, "0/1")], 3)
+        ledger.register([(ANN, 0)])
+        ledger.schedule([(EVE, "2030", "0/1")])
+        ledger.bury([(ANN, "1/1")], 4)  # the first request counts
+    assert ledger.bands([ANN, BOB, EVE]) == {BOB: 1}
+    assert ledger.waiting([ANN, EVE]) == set()
+    assert ledger.forgotten([ANN, BOB, EVE]) == {ANN, EVE}
+    assert sorted(ledger.tombstones()) == [(ANN, 3, "0/0"), (EVE, 3, "0/1")]
+    assert (ledger.count_forgotten(), ledger.count_registered_and_forgotten()) == (2, 0)
+    assert ledger.newest_requests() == {"0/0": 3, "0/1": 3}
+
+
+def test_thousands_are_looked_up_at_once(ledger: Ledger) -> None:
+    hashes = [number.to_bytes(16, "big") for number in range(5000)]
+    with ledger.transaction():
+        ledger.register((hash_, 0) for hash_ in hashes[:4000])
+        ledger.bury(((hash_, "0/0") for hash_ in hashes[3000:]), 1)
+    assert ledger.bands(hashes).keys() == set(hashes[:3000])
+    assert ledger.forgotten(hashes) == set(hashes[3000:])
+
+
+def test_who_waits_can_move_and_every_hash_can_be_replaced(ledger: Ledger) -> None:
+    with ledger.transaction():
+        ledger.register([(BOB, 1)])
+        ledger.schedule([(ANN, "2030", "0/0")])
+        ledger.bury([(EVE, "1/1")], 1)
+        ledger.move_waiting({ANN: "0/2"})
+        ledger.rehash(lambda hash_: bytes(reversed(hash_)) + b"!")
+    assert ledger.due("2031") == [(ANN + b"!", "0/2")]
+    assert ledger.bands([BOB + b"!", BOB]) == {BOB + b"!": 1}
+    assert ledger.forgotten([EVE + b"!", EVE]) == {EVE + b"!"}
+
+
+def test_events_come_back_in_order_as_a_chain(ledger: Ledger) -> None:
+    assert ledger.head() == (0, GENESIS)
+    assert ledger.watermark() == ledger.count_events() == 0
+    with ledger.transaction():
+        made = [append(ledger, 1, 5), append(ledger), append(ledger, 2, 7)]
+    assert list(ledger.events()) == made
+    assert first_break(ledger.events()) is None
+    assert list(ledger.events(after=1)) == made[1:]
+    assert list(ledger.events(request=2)) == made[2:]
+    assert ledger.head() == (3, made[2].digest)
+    assert (ledger.watermark(), ledger.count_events()) == (2, 3)
+    assert [ledger.digest_at(position) for position in (2, 4)] == [made[1].digest, None]
+    assert [ledger.forgotten_after(request) for request in (0, 1, 2)] == [None, 5, 7]
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.sets(st.sampled_from(UNITS)), st.sets(st.tuples(st.integers(0, 1), st.integers(0, 2))))
+@pytest.mark.parametrize("name", LEDGERS)
+def test_the_index_finds_what_the_reach_rule_says(
+    tmp_path_factory: pytest.TempPathFactory, name: str, units: set[UnitId], places: set[tuple[int, int]]
+) -> None:
+    ledger, cells = LEDGERS[name](tmp_path_factory.mktemp("ledger")), {f"{shard}/{slice_}" for shard, slice_ in places}
+    with ledger.transaction():
+        for unit in units:
+            add(ledger, unit)
+        ledger.bury([(ANN + cell.encode(), cell) for cell in cells], 5)
+    reached = {unit for unit in units if reaches(cells, unit.cells)}
+    assert set(ledger.reached(cells)) == {str(unit) for unit in reached}
+    assert {unit for unit in units if ledger.reached_since(unit.cells, 4)} == reached
+    assert not any(ledger.reached_since(unit.cells, 5) for unit in units)
+    with ledger.transaction():
+        ledger.remove([str(unit) for unit in reached])
+    assert set(ledger.index()) == {(cell, str(unit)) for unit in units - reached for cell in unit.cells}
+    assert ledger.count_index() == sum(unit.stage for unit in units - reached)
+    assert ledger.reached(cells) == []
+    ledger.close()
+
+
+def test_an_artifact_comes_back_as_it_was_added(ledger: Ledger) -> None:
+    first, second = UNITS[0], UnitId(1, (1, 2))
+    with ledger.transaction():
+        add(ledger, first)
+        add(ledger, second, as_of=4)
+    found = {one.name: one for one in ledger.artifacts()}
+    assert found.keys() == {str(first), str(second)}
+    for unit, as_of in ((first, 0), (second, 4)):
+        kept, made = found[str(unit)], artifact(unit, as_of)
+        assert (kept.key, kept.digest, kept.score, kept.provenance, kept.as_of) == (
+            (made.key, made.digest, made.score, made.provenance, made.as_of)
+        )
+    assert ledger.ages() == {str(first): 0, str(second): 4}
+    assert ledger.digests() == {str(first): artifact(first).digest, str(second): artifact(second).digest}
+    assert ledger.digests([str(second), "0/7"]) == {str(second): artifact(second).digest}
+    assert ledger.scores("1/") == {str(second): 0.5}
+    assert ledger.scores() == {str(first): 0.5, str(second): 0.5}
+    assert ledger.attempts() == []
+
+
+def test_a_prefix_of_names_ends_at_its_last_letter(ledger: Ledger) -> None:
+    with ledger.transaction():
+        for unit in (UnitId(1, (0,)), UnitId(1, (0, 2)), UnitId(1, (0, 10)), UnitId(11, (0,)), UnitId(1, (1,))):
+            add(ledger, unit)
+    assert ledger.scores("1/").keys() == {"1/0", "1/0-2", "1/0-10", "1/1"}
+    assert ledger.scores("1/0-").keys() == {"1/0-2", "1/0-10"}
+
+
+def test_files_go_from_an_attempt_to_its_artifact_and_away_with_it(ledger: Ledger) -> None:
+    with ledger.transaction():
+        ledger.begin("0/0")
+        ledger.own("/runs/a.ckpt", "0/0")
+        ledger.own("/runs/\udcff.ckpt", "0/0")  # a name that is not UTF-8
+    assert ledger.attempts() == ledger.attempts("0/0") == ["0/0"]
+    assert ledger.attempts("0/1") == []
+    assert set(ledger.files_of("0/0")) == {"/runs/a.ckpt", "/runs/\udcff.ckpt"}
+    with ledger.transaction():
+        ledger.add(artifact(UnitId(0, (0,))), "snapshots/x")
+    assert ledger.files_of("0/0") == []
+    assert ledger.needed(["/runs/a.ckpt", "snapshots/x", "snapshots/y"]) == {"/runs/a.ckpt", "snapshots/x"}
+    with ledger.transaction():
+        assert set(ledger.remove(["0/0"])) == {"/runs/a.ckpt", "/runs/\udcff.ckpt", "snapshots/x"}
+    assert ledger.needed(["/runs/a.ckpt", "snapshots/x"]) == set()
+
+
+def test_removing_an_artifact_leaves_an_attempt_of_the_same_name_alone(ledger: Ledger) -> None:
+    with ledger.transaction():
+        add(ledger, UnitId(0, (0,)))
+        ledger.begin("0/0")
+        ledger.own("/runs/a.ckpt", "0/0")
+        assert ledger.remove(["0/0"]) == ["snapshots/digest of 0/0."]
+        assert ledger.attempts() == ["0/0"]
+        assert ledger.drop_attempts(["0/0"]) == ["/runs/a.ckpt"]
+    assert ledger.attempts() == []
+
+
+def test_a_file_belongs_to_the_last_who_wrote_it_and_a_snapshot_to_all(ledger: Ledger) -> None:
+    with ledger.transaction():
+        ledger.own("snapshots/base")
+        ledger.begin("0/0")
+        ledger.own("/last.ckpt", "0/0")
+        ledger.add(artifact(UnitId(0, (0,)), digest="same"), "snapshots/same")
+        ledger.begin("1/0")
+        ledger.own("/last.ckpt", "1/0")
+        ledger.add(artifact(UnitId(1, (0,)), digest="same"), "snapshots/same")
+        assert ledger.remove(["0/0"]) == ["snapshots/same"]
+        everything = ["snapshots/base", "snapshots/same", "/last.ckpt"]
+        assert ledger.needed(everything) == set(everything)
+        ledger.remove(["1/0"])
+        assert ledger.needed(everything) == {"snapshots/base"}
+
+
+def test_the_queue_of_erasures_is_kept_until_it_is_replaced(ledger: Ledger) -> None:
+    files = [QueuedFile("/a", 1, 10), QueuedFile("/b", 2, None), QueuedFile("/c", None, 5)]
+    with ledger.transaction():
+        ledger.queue(files)
+    assert set(ledger.queued()) == set(files)
+    with ledger.transaction():
+        ledger.replace_queue(files[1:2])
+    assert ledger.queued() == files[1:2]
+
+
+def test_compacting_loses_nothing(ledger: Ledger) -> None:
+    kept = UnitId(1, (0,))
+    with ledger.transaction():
+        for shard in range(2000):
+            ledger.add(artifact(UnitId(shard, (0,))), f"snapshots/{shard}")
+        ledger.own("snapshots/base")
+        ledger.begin("0/1")
+        ledger.own("/a.ckpt", "0/1")
+        ledger.remove([f"{shard}/0" for shard in range(2000) if shard != 1])
+        ledger.compact()
+    ledger.clear_traces()
+    assert [one.digest for one in ledger.artifacts()] == [artifact(kept).digest]
+    assert ledger.files_of("0/1") == ["/a.ckpt"]
+    assert ledger.needed(["snapshots/base", "snapshots/1", "snapshots/2"]) == {"snapshots/base", "snapshots/1"}
+    with ledger.transaction():
+        add(ledger, UnitId(0, (0,)))
+    assert ledger.digests(["0/0"]) == {"0/0": "digest of 0/0."}
+
+
+def test_what_was_removed_is_in_no_file(ledger: Ledger, tmp_path: Path) -> None:
+    with ledger.transaction():
+        for unit in UNITS:
+            add(ledger, unit)
+        ledger.remove([str(unit) for unit in UNITS[:4]])
+    ledger.clear_traces()
+    contents = b"".join(path.read_bytes() for path in tmp_path.iterdir() if path.is_file())
+    found = {unit for unit in UNITS if any(f"{what} of {unit}.".encode() in contents for what in ("key", "digest"))}
+    assert found <= set(UNITS[4:])
+    assert ledger.problems() == ledger.problems(tombstones_only=True) == []
+
+
+def test_a_ledger_is_found_again(open_ledger: Callable[[], Ledger]) -> None:
+    first = open_ledger()
+    with first.transaction():
+        first.bury([(ANN, "0/0")], 1)
+        append(first, 1, 1)
+    first.close()
+    again = open_ledger()
+    assert (again.watermark(), again.count_forgotten()) == (1, 1)
+    again.rewrite()
+    assert again.forgotten([ANN]) == {ANN}
+    again.close()
+
+
+def test_two_artifacts_of_one_name_are_refused(ledger: Ledger) -> None:
+    def add_twice() -> None:
+        with ledger.transaction():
+            add(ledger, UNITS[0])
+            add(ledger, UNITS[0])
+
+    with pytest.raises(StoreError):
+        add_twice()
+    assert ledger.ages() == {}

@@ -163,9 +163,8 @@ def test_the_served_model_has_taken_up_its_survivors_when_a_listener_hears(store
 
     class Look(Callback):
         def on_forget(self, receipt: Receipt) -> None:
-            seen.append(
-                {str(unit) for unit in served.survivors.values()} == set(filter(None, receipt.serving.values()))
-            )
+            units = {str(shard): str(unit) for shard, unit in served.survivors.items()}
+            seen.append({shard: units.get(str(shard)) for shard in receipt.serving} == dict(receipt.serving))
 
     run_test(served, HeardData(), Look(), DeletionHook(store), Ask(elsewhere(store)))
     assert seen == [True]

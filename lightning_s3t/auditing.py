@@ -12,9 +12,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_s3t.callbacks import S3T
-from lightning_s3t.callbacks.audited import Audited, AuditReport
-from lightning_s3t.callbacks.lightning_internals import silent_logger
+from lightning_s3t.engine.lightning_internals import silent_logger
 from lightning_s3t.errors import ConfigurationError
+from lightning_s3t.executors.audit import AuditReport, AuditTarget
 from lightning_s3t.store import Store
 
 
@@ -59,7 +59,7 @@ def audit(
         )
     (s3t,) = found
     with tempfile.TemporaryDirectory(prefix="s3t-audit-") as scratch, Store.open(s3t.store) as store:
-        audited = Audited(store, units, seed, Path(scratch) / "store")
+        audited = AuditTarget(store, units, seed, Path(scratch) / "store")
         with _elsewhere(trainer, Path(scratch)), s3t.auditing(audited):
             trainer.fit(model, datamodule=datamodule, **fit_arguments)
         assert audited.report is not None

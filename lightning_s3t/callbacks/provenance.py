@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_s3t.callbacks.run_record import RunRecord
+from lightning_s3t.engine.run_record import RunRecord
 
 
 class ProvenanceRecorder(pl.Callback):

@@ -14,27 +14,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from peft import PeftConfig
 
-from lightning_s3t.callbacks.arguments import check_arguments, check_choices
-from lightning_s3t.callbacks.audited import Audited
-from lightning_s3t.callbacks.checks import (
-    check_every_optimizer,
-    check_not_resumed,
-    check_optimizers,
-    check_trainer,
-)
 from lightning_s3t.callbacks.deletion import DeletionHook
-from lightning_s3t.callbacks.fit_settings import classes_of, config_of, fit_settings
-from lightning_s3t.callbacks.fit_store import FitStore
-from lightning_s3t.callbacks.fit_summary import FitSummary, hyperparameters
-from lightning_s3t.callbacks.found_state import digest_found
-from lightning_s3t.callbacks.in_process_fit import InProcessFit
-from lightning_s3t.callbacks.isolation.distributed_fit import DistributedFit
-from lightning_s3t.callbacks.isolation.forkserver import warm_up
-from lightning_s3t.callbacks.isolation.isolated_fit import IsolatedFit
-from lightning_s3t.callbacks.lightning_internals import (
+from lightning_s3t.engine.fit_settings import classes_of, config_of, fit_settings
+from lightning_s3t.engine.found_state.found_state import digest_found
+from lightning_s3t.engine.lightning_internals import (
     hand_back,
     is_compiled,
-    is_deterministic,
     is_distributed,
     log_hyperparameters,
     request_train_dataloader,
@@ -42,14 +27,28 @@ from lightning_s3t.callbacks.lightning_internals import (
     starts_ranks_as_scripts,
     take_over,
 )
-from lightning_s3t.callbacks.quiet import warned_once
-from lightning_s3t.callbacks.ranks import on_rank_zero
-from lightning_s3t.callbacks.run_record import trainer_settings
-from lightning_s3t.callbacks.subjects import Subjects, check_order, subjects_of
-from lightning_s3t.callbacks.training_data import TrainingData, check_loader
-from lightning_s3t.callbacks.unit_settings import Isolation, UnitSettings
-from lightning_s3t.callbacks.unit_store import UnitStore
-from lightning_s3t.callbacks.unit_training import UnitTraining
+from lightning_s3t.engine.muted_lightning import warned_once
+from lightning_s3t.engine.preflight import (
+    check_every_optimizer,
+    check_not_resumed,
+    check_optimizers,
+    check_trainer,
+)
+from lightning_s3t.engine.run_record import trainer_settings
+from lightning_s3t.engine.subjects import Subjects, check_order, subjects_of
+from lightning_s3t.engine.training_data import TrainingData, check_loader
+from lightning_s3t.engine.unit_settings import Isolation, UnitSettings
+from lightning_s3t.engine.unit_training import UnitTraining
+from lightning_s3t.errors import ConfigurationError
+from lightning_s3t.executors.audit import AuditStore, AuditTarget
+from lightning_s3t.executors.distributed import DistributedExecutor
+from lightning_s3t.executors.fit_store import FitStore
+from lightning_s3t.executors.fit_summary import FitSummary, hyperparameters
+from lightning_s3t.executors.in_process import InProcessExecutor
+from lightning_s3t.executors.isolated import IsolatedExecutor
+from lightning_s3t.executors.processes.forkserver import warm_up
+from lightning_s3t.executors.ranks import on_rank_zero
+from lightning_s3t.executors.unit_store import UnitStore
 from lightning_s3t.plan import DataMode, EpochRule, Partition, RiskBands, SequenceChoice, UnitId
 from lightning_s3t.store import Receipt
 from lightning_s3t.tuning.adapter_effect import measure_effect
@@ -57,6 +56,12 @@ from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, describe_adapter, res
 from lightning_s3t.tuning.layer_table import LayerTable
 from lightning_s3t.tuning.stage_switch import StageSwitch
 from lightning_s3t.tuning.stages import StageBuilder
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "data": ("cumulative", "disjoint"),
+    "epochs": ("full", "sisa"),
+    "isolation": ("auto", "forkserver", "fork", "none"),
+}
 
 
 class S3T(pl.Callback):
@@ -134,8 +139,8 @@ class S3T(pl.Callback):
         isolation: Literal["auto", "forkserver", "fork", "none"] = "auto",
         parallel_units: int = 1,
     ) -> None:
-        check_arguments(shards, slices, budget, seed, parallel_units)
-        check_choices(data=data, epochs=epochs, isolation=isolation)
+        _check_numbers(shards, slices, budget, seed, parallel_units)
+        _check_choices(data=data, epochs=epochs, isolation=isolation)
         self.store = Path(store)
         self.choice = SequenceChoice(sequences, slices, budget, seed, prior, data, epochs)
         self.sequences = self.choice.plan()
@@ -151,7 +156,7 @@ class S3T(pl.Callback):
         self.deletion = DeletionHook(store)
         self._training: UnitTraining | None = None
         self._fit_store: FitStore | None = None
-        self._audited: Audited | None = None
+        self._audited: AuditTarget | None = None
         self.summary: FitSummary | None = None
 
     def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt:
@@ -175,7 +180,7 @@ class S3T(pl.Callback):
             self._training.note_file(Path(path).absolute())
 
     @contextmanager
-    def auditing(self, audited: Audited) -> Iterator[None]:
+    def auditing(self, audited: AuditTarget) -> Iterator[None]:
         """Makes a fit within the block an audit: it builds what is audited, elsewhere, and compares.
 
         Args:
@@ -326,7 +331,7 @@ class S3T(pl.Callback):
         switch = self._switch(module)
         settings = self._settings(trainer)
         self._training = UnitTraining(data, switch, settings)
-        kind = DistributedFit if is_distributed(trainer) else IsolatedFit
+        kind = DistributedExecutor if is_distributed(trainer) else IsolatedExecutor
         with warned_once(), closing(kind(trainer, data, self._training, settings)) as fit:
             basis = fit_settings(fit.rehearse(), module, switch.builder, data.loader, self.partition, settings)
             fit_store = self._open_store(trainer, data, switch.builder, basis)
@@ -346,7 +351,7 @@ class S3T(pl.Callback):
         fit_store = self._open_store(trainer, data, switch.builder, basis)
         self._training = UnitTraining(data, switch, settings)
         units = UnitStore(fit_store, data, settings)
-        fit = InProcessFit(self, self._training, units, fit_store, data, switch, settings)
+        fit = InProcessExecutor(self, self._training, units, fit_store, data, switch, settings)
         take_over(trainer, lambda: self._build(trainer, fit_store, fit.trained, lambda: fit.run(trainer)))
 
     def _open_store(
@@ -358,8 +363,10 @@ class S3T(pl.Callback):
             "adapter_effect": measure_effect(builder),
             "found": digest_found(trainer, data, (self, self.deletion), lightnings=False),
         }
-        fit_store = FitStore(
-            trainer, data, basis, self.choice, self.unit_settings.data, options, self._audited, self.register
+        fit_store = (
+            AuditStore(self._audited, trainer, data, basis, self.choice, options)
+            if self._audited is not None
+            else FitStore(trainer, data, basis, self.choice, options, self.register)
         )
         self._fit_store = fit_store
         fit_store.open(self.store, builder.base_tensors)
@@ -383,10 +390,8 @@ class S3T(pl.Callback):
             run()
         else:
             rank_zero_info(f"S3T: all {fit_store.plan.present} units are there, nothing to train.")
-        self._sum_up(trained, time.monotonic() - start)
-        if self._audited is not None:
-            deterministic = is_deterministic(trainer)
-            self._audited.report = on_rank_zero(trainer, lambda: fit_store.report(deterministic))
+        on_rank_zero(trainer, lambda: self._sum_up(fit_store, trained, time.monotonic() - start))
+        on_rank_zero(trainer, fit_store.finish)
 
     def _settings(self, trainer: pl.Trainer) -> UnitSettings:
         settings = dataclasses.replace(self.unit_settings, isolation=self._isolation(trainer))
@@ -414,11 +419,9 @@ class S3T(pl.Callback):
         left_behind = {"subjects": None, "_fit_store": None, "_audited": None, "risk": None}
         return {**vars(self), **left_behind}
 
-    def _sum_up(self, trained: Sequence[UnitId], seconds: float) -> None:
-        if self._fit_store is None or self._fit_store.store is None:
-            return
-        alive = self._fit_store.store.alive()
-        self.summary = FitSummary.of(alive, self.partition.shards, self.sequences, trained, seconds)
+    def _sum_up(self, fit_store: FitStore, trained: Sequence[UnitId], seconds: float) -> None:
+        survivors, shards = fit_store.opened.store.alive(), self.partition.shards
+        self.summary = FitSummary.of(survivors, shards, self.sequences, trained, seconds)
         if trained:
             rank_zero_info(str(self.summary))
 
@@ -453,6 +456,23 @@ class S3T(pl.Callback):
             again = check_loader(request_train_dataloader(trainer))
             check_order(data.subjects, subjects_of(again.dataset, self.subjects))
         return data
+
+
+def _check_numbers(shards: Any, slices: Any, budget: Any, seed: Any, parallel_units: Any = 1) -> None:
+    counts = {"shards": shards, "slices": slices, "parallel_units": parallel_units} | (
+        {} if isinstance(budget, Mapping) else {"budget": budget}
+    )
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigurationError(f"Expected argument `{name}` to be a positive integer but got {value!r}.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ConfigurationError(f"Expected argument `seed` to be a non-negative integer but got {seed!r}.")
+
+
+def _check_choices(**given: Any) -> None:
+    for name, choice in given.items():
+        if choice not in _CHOICES[name]:
+            raise ConfigurationError(f"Expected argument `{name}` to be one of {_CHOICES[name]} but got {choice!r}.")
 
 
 def _coordinates(shard: int, prefix: Sequence[int]) -> dict[str, float]:

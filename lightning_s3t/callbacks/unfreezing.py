@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from peft import PeftConfig
 
-from lightning_s3t.callbacks.lightning_internals import reconfigure
+from lightning_s3t.engine.lightning_internals import reconfigure
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, resolve_adapter
 from lightning_s3t.tuning.freezing import freeze_statistics

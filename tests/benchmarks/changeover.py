@@ -30,8 +30,8 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 from lightning_s3t import S3T
-from lightning_s3t.callbacks import in_process_fit
-from lightning_s3t.callbacks.lightning_internals import TrainerReset
+from lightning_s3t.engine.lightning_internals import TrainerReset
+from lightning_s3t.executors import in_process
 from lightning_s3t.store import Attempt, BuildSession, Store
 from lightning_s3t.tuning.stage_switch import StageSwitch, StageWatch
 from lightning_s3t.tuning.stages import Stage
@@ -45,7 +45,7 @@ MARK_STEPS, MARK_EPOCHS = 3.0, 1.5
 PARTS: dict[str, tuple[tuple[type | ModuleType, str], ...]] = {
     "guard": ((StageSwitch, "watch"), (StageWatch, "check")),
     "snapshot and commit": ((Stage, "snapshot"), (Attempt, "commit"), (BuildSession, "start_unit"), (Store, "load")),
-    "set back": ((TrainerReset, "restore"), (in_process_fit, "prepare_fit_loop"), (StageSwitch, "enter")),
+    "set back": ((TrainerReset, "restore"), (in_process, "prepare_fit_loop"), (StageSwitch, "enter")),
 }
 
 

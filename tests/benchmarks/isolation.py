@@ -39,8 +39,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_s3t import S3T
-from lightning_s3t.callbacks.isolation import forkserver
-from lightning_s3t.callbacks.isolation.package import pack
+from lightning_s3t.executors.processes import forkserver
+from lightning_s3t.executors.processes.package import pack
 from lightning_s3t.tuning.adapters import resolve_adapter
 from lightning_s3t.tuning.stage_switch import StageSwitch
 from tests import people
@@ -56,7 +56,7 @@ FEW, MANY, SMALL_STEPS, SMALL_ROUNDS = 2, 10, 5, 3
 ROWS, ROW_SIZE, SHOWN_SIZE, MEMORY_BATCH = 128, 368, 32, 8
 MARK_FIT, MARK_UNIT, WANTED_MEMORY = 1.05, 0.3, 1.1
 IMPORTS = (
-    "import lightning_s3t.callbacks.isolation.unit_process, lightning_s3t.callbacks.s3t; print(flush=True); input()"
+    "import lightning_s3t.executors.processes.unit_process, lightning_s3t.callbacks.s3t; print(flush=True); input()"
 )
 
 

@@ -23,7 +23,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
 
 from lightning_s3t import S3T
-from lightning_s3t.callbacks.checks import check_trainer
+from lightning_s3t.engine.preflight import check_trainer
 from lightning_s3t.errors import (
     AdapterError,
     ConfigurationError,

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lightning_s3t import S3T
-from lightning_s3t.callbacks.checks import check_trainer
+from lightning_s3t.engine.preflight import check_trainer
 from lightning_s3t.errors import ConfigurationError, StoreMismatchError, UnsupportedError
 from tests.people import Classifier, People, assert_bitwise_equal, fit, tensors_of
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, StackDataset
 
 from lightning_s3t import S3T, EnsembleModule
-from lightning_s3t.callbacks.checks import check_trainer
+from lightning_s3t.engine.preflight import check_trainer
 from lightning_s3t.errors import StoreMismatchError, UnsupportedError
 from lightning_s3t.store import Store
 from tests.people import (

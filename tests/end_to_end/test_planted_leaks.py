@@ -13,8 +13,8 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
-from lightning_s3t.callbacks.state_keeper import StateKeeper
-from lightning_s3t.callbacks.training_data import TrainingData
+from lightning_s3t.engine.state_keeper import StateKeeper
+from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.errors import AdapterError, LeakageError, UnsupportedError
 from lightning_s3t.store import Store
 from lightning_s3t.tuning import stages
@@ -171,7 +171,7 @@ def _setup_once(setup: Any) -> Any:
 def test_random_numbers_that_depend_on_what_ran_before_break_a_rebuild(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lightning_s3t.callbacks import unit_training
+    from lightning_s3t.engine import unit_training
 
     monkeypatch.setattr(unit_training, "seed_all", lambda seed: None)
     assert not rebuild_is_scratch(tmp_path)

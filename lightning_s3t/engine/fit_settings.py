@@ -1,0 +1,119 @@
+"""The settings of a fit: all that may influence a unit besides its rows."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from torch.utils.data import DataLoader
+
+from lightning_s3t.engine.lightning_internals import saves_config
+from lightning_s3t.engine.run_record import plain
+from lightning_s3t.engine.unit_settings import UnitSettings
+from lightning_s3t.plan import Partition
+from lightning_s3t.tuning.adapters import describe_adapter
+from lightning_s3t.tuning.fingerprint import digest_tensors
+from lightning_s3t.tuning.stages import StageBuilder
+
+
+def fit_settings(
+    trainer: Mapping[str, Any],
+    module: pl.LightningModule,
+    builder: StageBuilder,
+    loader: DataLoader[Any],
+    partition: Partition,
+    units: UnitSettings,
+) -> dict[str, Any]:
+    """Returns all that may influence a unit besides its rows; a store refuses to be opened with other.
+
+    Args:
+        trainer: Its settings, as `trainer_settings` gives them.
+        module: The user's module.
+        builder: What was found in it.
+        loader: The script's train dataloader.
+        partition: Where subjects belong.
+        units: How units are trained.
+    """
+    layers = builder.layers
+    return {
+        "partition": asdict(partition),
+        "layers": {
+            "network": layers.network,
+            "groups": [list(group.modules) for group in layers.groups],
+            "head": list(layers.head),
+        },
+        "adapter": describe_adapter(builder.adapter),
+        "model": {
+            "class": import_path_of(type(module)),
+            "pretrained_sha256": digest_tensors(builder.frozen_tensors()),
+            "head_shapes": {name: list(tensor.shape) for name, tensor in builder.base_tensors().items()},
+            "hparams": plain(dict(module.hparams)),
+        },
+        "training": {
+            "data": units.data,
+            "epochs": units.epochs,
+            # globals, class attributes and locks are there in a forked process, and not in one that was sent to
+            "isolation": units.isolation,
+            "batch_size": loader.batch_size,
+            "drop_last": loader.drop_last,
+            **trainer,
+        },
+    }
+
+
+def config_of(trainer: pl.Trainer) -> str | None:
+    """Returns the config that a LightningCLI has made the trainer from, in YAML; None without one.
+
+    The CLI hands it to the callback that saves it. Classes of the script that runs are named by its module, so that
+    another process finds them.
+
+    Args:
+        trainer: The trainer.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if saves_config(callback):
+            text = str(callback.parser.dump(callback.config, skip_none=False))
+            return re.sub(r"(?<=[:-] )__main__\.", f"{_script()}.", text)
+    return None
+
+
+def classes_of(trainer: pl.Trainer) -> dict[str, str]:
+    """Returns the import paths of a trainer's module and data module, which a config need not name.
+
+    Args:
+        trainer: The trainer.
+    """
+    parts = {"model": trainer.lightning_module, "data": trainer.datamodule}  # type: ignore[attr-defined]
+    return {name: import_path_of(type(part)) for name, part in parts.items() if part is not None}
+
+
+def import_path_of(kind: type) -> str:
+    """Returns the path that a class can be imported by, in another process too.
+
+    A script's own classes are those of `__main__` while it runs, and of a module by the script's name for everybody
+    else: `s3t store audit` makes again what `python app.py fit` has made.
+
+    Args:
+        kind: The class.
+
+    Example:
+        >>> import_path_of(StageBuilder)
+        'lightning_s3t.tuning.stages.StageBuilder'
+    """
+    module = _script() if kind.__module__ == "__main__" else kind.__module__
+    return f"{module}.{kind.__qualname__}"
+
+
+def _script() -> str:
+    """Returns the name that the running script would be imported by; "__main__" where there is none (a notebook)."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:  # python -m package.app
+        return str(spec.name)
+    path = getattr(main, "__file__", None)
+    return Path(path).stem if path else "__main__"

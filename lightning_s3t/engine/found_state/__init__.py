@@ -1,0 +1,1 @@
+"""What a fit finds in the script's objects, and what has moved since: digests by path."""

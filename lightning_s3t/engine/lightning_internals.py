@@ -1,0 +1,402 @@
+"""Everything that is not Lightning's public API, in one place.
+
+A fit that trains many units has to set the trainer back between them. Lightning offers no public way, and its own
+LearningRateFinder and BatchSizeFinder use these attributes too. They are those of Lightning 2.6; the tests of
+this file run against the lowest and the newest release that pyproject.toml admits.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.loggers.utilities import _log_hyperparams
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource, _request_dataloader
+from lightning.pytorch.utilities.exceptions import _TunerExitException
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_s3t.engine.state_keeper import StateKeeper, keep_module
+from lightning_s3t.tuning.compiled import has_compiled_parts
+
+# attributes of the trainer itself that callbacks and loops change in a run
+_TRAINER_ATTRIBUTES = (
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "check_val_every_n_epoch",
+    "val_check_interval",
+    "limit_train_batches",
+    "limit_val_batches",
+)
+
+# hooks of data module and module that run once, however many units are trained
+_ONCE = ("prepare_data", "setup", "teardown")
+_ONCE_OF_MODULE = ("configure_model", "configure_sharded_model", "configure_callbacks")
+
+
+def run_instead_of_fit(trainer: pl.Trainer, run: Callable[[], None]) -> None:
+    """Makes a fit call `run` once its setup hooks have run, and end there as Lightning's own clean exits do.
+
+    That is where the strategy would set up: data and model are ready, nothing has moved to a device, and there are no
+    optimizers. Teardown hooks run and loggers are finalized; loops, `on_fit_start` and what follows do not run.
+
+    Args:
+        trainer: The trainer, in a callback's `setup`.
+        run: What to call instead.
+    """
+    strategy = trainer.strategy
+
+    def setup(_: pl.Trainer) -> None:
+        vars(strategy).pop("setup")
+        with _signals_handled(trainer):
+            run()
+        end_fit()
+
+    vars(strategy)["setup"] = setup
+
+
+def end_fit() -> NoReturn:
+    """Ends a fit from within a hook, as finished."""
+    raise _TunerExitException
+
+
+@contextmanager
+def _signals_handled(trainer: pl.Trainer) -> Iterator[None]:
+    """Has Lightning notice SIGTERM and SLURM's signal to requeue, as it does before it runs its loops.
+
+    Lightning saves a checkpoint before it requeues a job, and would resume from it. The store is what a fit goes on
+    from, so there is nothing to save.
+    """
+    vars(trainer)["save_checkpoint"] = lambda *_, **__: None
+    trainer._signal_connector.register_signal_handlers()
+    try:
+        yield
+    finally:
+        vars(trainer).pop("save_checkpoint")
+        trainer._signal_connector.teardown()
+
+
+def log_hyperparameters(trainer: pl.Trainer) -> None:
+    """Gives the loggers the hyperparameters of module and data module, as a fit does before it runs its loops.
+
+    Args:
+        trainer: The trainer.
+    """
+    if trainer.enable_autolog_hparams:
+        _log_hyperparams(trainer)
+
+
+def fit_again(trainer: pl.Trainer, loader: DataLoader[Any]) -> None:
+    """Runs a whole `trainer.fit` in a process that has got the trainer from one in which setup hooks have run.
+
+    What runs once for all such processes does not run again: `prepare_data`, `setup`, `configure_model`,
+    `configure_callbacks` and `teardown` of module and data module. Hooks of callbacks all run.
+
+    Args:
+        trainer: The trainer.
+        loader: The train dataloader, in the place of the script's.
+    """
+    module, datamodule = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
+    for part, hooks in ((module, (*_ONCE, *_ONCE_OF_MODULE)), (datamodule, _ONCE)):
+        if part is not None:
+            vars(part).update({hook: _nothing for hook in hooks if is_overridden(hook, part)})
+    source, validation = (
+        _given(trainer.fit_loop._data_source),
+        _given(trainer.fit_loop.epoch_loop.val_loop._data_source),
+    )
+    owner = datamodule if datamodule is not None else module
+    if source is None:
+        vars(owner)["train_dataloader"] = lambda: loader
+    trainer.fit(
+        module, train_dataloaders=None if source is None else loader, val_dataloaders=validation, datamodule=datamodule
+    )
+
+
+def leave_signals_to_script(trainer: pl.Trainer) -> None:
+    """Keeps a process that trains a unit from requeueing the job: SLURM signals every process of it.
+
+    Args:
+        trainer: The trainer, in that process.
+    """
+    vars(trainer).pop("save_checkpoint", None)
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment):
+        environment.auto_requeue = False
+        signal.signal(environment.requeue_signal or signal.SIGUSR1, signal.SIG_IGN)
+
+
+def _given(source: Any) -> Any:
+    """Returns what was passed to `trainer.fit`; None where a hook of module or data module gives the dataloader."""
+    given = source.instance
+    return None if isinstance(given, (pl.LightningModule, pl.LightningDataModule)) else given
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
+def take_over(trainer: pl.Trainer, run: Callable[[], None]) -> None:
+    """Makes the trainer call `run` where it would run its fit loop: after all hooks.
+
+    Args:
+        trainer: The trainer, in `on_fit_start`.
+        run: What to call instead.
+    """
+    trainer.fit_loop.run = run  # type: ignore[method-assign]
+
+
+def hand_back(trainer: pl.Trainer) -> None:
+    """Undoes `take_over` and `run_instead_of_fit`.
+
+    Args:
+        trainer: The trainer.
+    """
+    vars(trainer.fit_loop).pop("run", None)
+    vars(trainer.strategy).pop("setup", None)
+
+
+def run_fit_loop(trainer: pl.Trainer) -> None:
+    """Runs Lightning's own fit loop once.
+
+    Args:
+        trainer: The trainer.
+    """
+    type(trainer.fit_loop).run(trainer.fit_loop)
+
+
+def has_train_dataloader(trainer: pl.Trainer) -> bool:
+    """Says whether the script gave a train dataloader, in any of Lightning's ways.
+
+    Args:
+        trainer: The trainer, from `setup` on.
+    """
+    return bool(trainer.fit_loop._data_source.is_defined()) and trainer.fit_loop._data_source.instance is not None
+
+
+def request_train_dataloader(trainer: pl.Trainer) -> Any:
+    """Asks the script for its train dataloader, as the fit loop does.
+
+    Args:
+        trainer: The trainer.
+    """
+    return _request_dataloader(trainer.fit_loop._data_source)
+
+
+def loaded_checkpoint(trainer: pl.Trainer) -> bool:
+    """Says whether the fit was given a checkpoint to resume from.
+
+    Args:
+        trainer: The trainer, in `on_fit_start`.
+    """
+    return bool(trainer._checkpoint_connector._loaded_checkpoint)
+
+
+def syncs_batchnorm(trainer: pl.Trainer) -> bool:
+    """Says whether the strategy replaces BatchNorm layers by synchronised ones.
+
+    Args:
+        trainer: The trainer.
+    """
+    return getattr(trainer.strategy, "_layer_sync", None) is not None
+
+
+def logged_step(trainer: pl.Trainer) -> int:
+    """Returns where the loggers' step axis stands.
+
+    Args:
+        trainer: The trainer.
+    """
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def silent_logger() -> Logger:
+    """Returns a logger that takes everything and keeps nothing; `fast_dev_run` uses it too."""
+    return DummyLogger()
+
+
+class TrainerReset:
+    """Sets a trainer back to where it stood before its first unit.
+
+    Args:
+        trainer: The trainer, when its fit loop would start.
+        keep: Callbacks that are left as they are (S3T itself).
+    """
+
+    def __init__(self, trainer: pl.Trainer, keep: tuple[pl.Callback, ...] = ()) -> None:
+        self._trainer = trainer
+        self._attributes = {name: getattr(trainer, name) for name in _TRAINER_ATTRIBUTES}
+        self._source = trainer.fit_loop._data_source
+        forget_dataloaders(self._trainer)
+        module = trainer.lightning_module
+        # a progress bar shows things and holds a terminal: nothing to set back, and not to be copied
+        callbacks = {
+            f"callback {i} ({type(c).__name__})": c
+            for i, c in enumerate(trainer.callbacks)  # type: ignore[attr-defined]
+            if c not in keep and not isinstance(c, ProgressBar)
+        }
+        data = (self._source, self._source.instance, trainer.fit_loop.epoch_loop.val_loop._data_source)
+        services = (trainer.strategy, trainer.profiler, trainer.datamodule)  # type: ignore[attr-defined]
+        parts = (*trainer.loggers, *trainer.callbacks, *module.modules())  # type: ignore[attr-defined]
+        shared = [part for part in (trainer, *data, *services, *parts) if part is not None]
+        self._keeper = StateKeeper(
+            {**callbacks, "fit_loop": trainer.fit_loop, "precision": trainer.precision_plugin}, shared
+        )
+        self._module_keeper = keep_module(module, shared)
+        # not copied deeply: a data module may hold all of the data
+        self._datamodule = dict(vars(trainer.datamodule)) if trainer.datamodule is not None else {}  # type: ignore[attr-defined]
+
+    def restore(self) -> None:
+        """Sets loops, callbacks, precision and the module's plain attributes back; optimizers go."""
+        trainer = self._trainer
+        forget_dataloaders(trainer)  # shuts the last unit's workers down before the loops are replaced
+        self._keeper.restore()
+        self._module_keeper.restore()
+        for name, value in self._attributes.items():
+            setattr(trainer, name, value)
+        if self._datamodule:
+            vars(trainer.datamodule).clear()  # type: ignore[attr-defined]
+            vars(trainer.datamodule).update(self._datamodule)  # type: ignore[attr-defined]
+        trainer.should_stop = False
+        trainer.strategy.optimizers = []
+        trainer.strategy.lr_scheduler_configs = []
+        trainer._logger_connector.reset_results()
+        trainer._logger_connector.reset_metrics()
+        if is_compiled(trainer.lightning_module):
+            # compiled frames may be reused although requires_grad or the modules changed (pytorch#139476), and every
+            # unit's modules are new ones, for which torch compiles anew until its limit is reached
+            torch.compiler.reset()
+
+    def finish(self) -> None:
+        """Leaves the trainer as it was before the first unit, with the script's own data source."""
+        self.restore()
+        self._trainer.fit_loop._data_source = self._source
+        self._trainer.strategy.model = self._trainer.lightning_module
+
+
+def forget_dataloaders(trainer: pl.Trainer) -> None:
+    """Takes the dataloaders off a trainer's loops, and ends their workers.
+
+    Without this the next unit trains zero batches, silently, or on the data that was there before.
+
+    Args:
+        trainer: The trainer.
+    """
+    loop = trainer.fit_loop
+    if loop._data_fetcher is not None:
+        loop._data_fetcher.teardown()
+        loop._data_fetcher = None
+    if loop._combined_loader is not None:
+        loop._combined_loader.reset()
+    loop._combined_loader = None
+    loop.epoch_loop.val_loop._combined_loader = None
+
+
+def prepare_fit_loop(trainer: pl.Trainer, dataloader: Any, step: int) -> None:
+    """Makes a trainer ready to run one unit: its data, its optimizers, a fresh wrapping for DDP.
+
+    Args:
+        trainer: The trainer, as it stood when its fit loop would have begun.
+        dataloader: The unit's train dataloader.
+        step: Where the loggers' step axis stands; the unit's own counters start at 0.
+    """
+    forget_dataloaders(trainer)
+    trainer.fit_loop._data_source = _DataLoaderSource(dataloader, "train_dataloader")
+    trainer.fit_loop.epoch_loop._batches_that_stepped = step
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, WeightAveraging):  # holds a copy of the module as it was in `setup`
+            callback.setup(trainer, trainer.lightning_module, "fit")
+    reconfigure(trainer)
+
+
+def saves_config(callback: pl.Callback) -> bool:
+    """Returns whether a callback is the one that a LightningCLI saves its config with.
+
+    By name: the class is in a module that needs jsonargparse.
+
+    Args:
+        callback: The callback.
+    """
+    return any(kind.__name__ == "SaveConfigCallback" for kind in type(callback).__mro__)
+
+
+def replace_parts(trainer: pl.Trainer, replace: Mapping[int, object]) -> None:
+    """Puts other loggers and callbacks in the place of a trainer's own.
+
+    Args:
+        trainer: The trainer.
+        replace: What goes where, by the `id` of what is there.
+    """
+    loggers: Any = [replace.get(id(logger), logger) for logger in trainer.loggers]
+    trainer.loggers = loggers
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks[:] = [replace.get(id(callback), callback) for callback in callbacks]
+
+
+def reconfigure(trainer: pl.Trainer) -> None:
+    """Configures optimizers and schedulers afresh and wraps the module again.
+
+    DDP registers what requires a gradient when it wraps: parameters unfrozen later are never synchronised, without an
+    error (Lightning-AI/pytorch-lightning#20340).
+
+    Args:
+        trainer: The trainer.
+    """
+    trainer.strategy.model = trainer.lightning_module
+    trainer.strategy.setup(trainer)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Says whether torch compiles the module, or a part of it.
+
+    Args:
+        module: The module.
+    """
+    return getattr(module, "_compiler_ctx", None) is not None or has_compiled_parts(module)
+
+
+def is_distributed(trainer: pl.Trainer) -> bool:
+    """Says whether several processes train together.
+
+    Args:
+        trainer: The trainer.
+    """
+    return isinstance(trainer.strategy, DDPStrategy) and trainer.world_size > 1
+
+
+def starts_ranks_as_scripts(trainer: pl.Trainer) -> bool:
+    """Says whether every rank is a script of its own, and not a process that Lightning forks or spawns for a fit.
+
+    Args:
+        trainer: The trainer.
+    """
+    return isinstance(trainer.strategy, DDPStrategy) and not isinstance(
+        trainer.strategy.launcher, _MultiProcessingLauncher
+    )
+
+
+def meeting_point() -> tuple[str, int, str]:
+    """Returns where the ranks' key-value store is (address, port), and what their process group talks over."""
+    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), torch.distributed.get_backend()
+
+
+def is_deterministic(trainer: pl.Trainer) -> bool:
+    """Says whether the same training gives the same bits: on a CPU, or where torch was told to see to it.
+
+    Args:
+        trainer: The trainer.
+    """
+    return isinstance(trainer.accelerator, CPUAccelerator) or torch.are_deterministic_algorithms_enabled()

@@ -1,0 +1,224 @@
+"""What a trainer must not do when S3T trains: checked before anything is changed, all in one message."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    BatchSizeFinder,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+    Timer,
+)
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import nn
+
+from lightning_s3t.engine.lightning_internals import (
+    has_train_dataloader,
+    is_compiled,
+    loaded_checkpoint,
+    starts_ranks_as_scripts,
+    syncs_batchnorm,
+)
+from lightning_s3t.engine.unit_settings import Isolation
+from lightning_s3t.errors import ConfigurationError, DataError, UnsupportedError
+from lightning_s3t.tuning.layers import Layers
+
+_REFUSED_CALLBACKS: dict[type[pl.Callback], str] = {
+    LearningRateFinder: "the rate that it finds depends on all the data. Find the rate on public data, and set it",
+    BatchSizeFinder: "it trains on all the data. Find the batch size without S3T, and set it",
+    StochasticWeightAveraging: "it averages a copy of the whole model over stages. Use WeightAveraging instead",
+    Timer: "it ends a training by the clock, which no rebuild can repeat. Use max_epochs or max_steps",
+    BaseFinetuning: "it freezes and unfreezes layers too. Leave that to S3T",
+}
+
+
+def check_trainer(
+    trainer: pl.Trainer, callback_type: type[pl.Callback], isolation: Isolation = "none", parallel_units: int = 1
+) -> None:
+    """Checks, in `setup`, that a trainer can train units exactly.
+
+    Args:
+        trainer: The trainer.
+        callback_type: S3T's class: only one may be there.
+        isolation: How units are to be kept apart.
+        parallel_units: How many units are to be trained at the same time.
+
+    Raises:
+        UnsupportedError: Listing all that S3T cannot train with.
+        ConfigurationError: There are two S3T callbacks.
+        DataError: There is no train dataloader.
+    """
+    if not isinstance(trainer, pl.Trainer):
+        raise UnsupportedError(
+            f"The trainer is a {type(trainer).__module__}.{type(trainer).__qualname__}, not a "
+            "lightning.pytorch.Trainer. The packages `lightning` and `pytorch_lightning` don't mix in one script: "
+            "import both the trainer and the module from `lightning`."
+        )
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    count = sum(isinstance(callback, callback_type) for callback in callbacks)
+    if count > 1:
+        raise ConfigurationError(f"The trainer has {count} S3T callbacks. Expected one: each would train all units.")
+    problems = [
+        f"{type(callback).__name__}: {reason}."
+        for callback in callbacks
+        for kind, reason in _REFUSED_CALLBACKS.items()
+        if isinstance(callback, kind)
+    ]
+    strategy = trainer.strategy
+    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
+        problems.append(
+            f"Strategy {type(strategy).__name__}: it cuts or wraps the module in ways that the stages cannot undo. "
+            "Supported are a single device and DDP (strategy='ddp')."
+        )
+    elif syncs_batchnorm(trainer):
+        problems.append(
+            "sync_batchnorm=True: it replaces layers while S3T does. Leave it out; frozen ones are in eval mode."
+        )
+    if getattr(strategy, "_ddp_comm_state", None) is not None:
+        problems.append("A DDP communication state: it outlives a unit. Leave it out.")
+    if trainer.overfit_batches:  # type: ignore[attr-defined]
+        problems.append("overfit_batches: every unit would see the same few batches. Leave it out.")
+    if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+        problems.append("reload_dataloaders_every_n_epochs: units have dataloaders of their own. Leave it out.")
+    problems += _problems_of_isolation(trainer, isolation, parallel_units)
+    if problems:
+        raise UnsupportedError("S3T cannot train with this trainer:\n" + "\n".join(f"  - {p}" for p in problems))
+    if not has_train_dataloader(trainer):
+        raise DataError(
+            "There is no train dataloader. Pass one to trainer.fit, or give the module or the data module a "
+            "train_dataloader()."
+        )
+
+
+def _problems_of_isolation(trainer: pl.Trainer, isolation: Isolation, parallel_units: int) -> list[str]:
+    if isolation == "none":
+        if parallel_units > 1:
+            return [
+                "parallel_units: units can be trained at the same time in processes of their own only, which several "
+                "devices, torch.compile, fast_dev_run and isolation='none' rule out. Leave those out, or train one "
+                "unit at a time: S3T(parallel_units=1)."
+            ]
+        return []
+    problems = []
+    if not isinstance(trainer.strategy, SingleDeviceStrategy):
+        if isolation == "fork":
+            problems.append(
+                "isolation='fork' with several devices: their process group does not survive a fork. Use "
+                "isolation='forkserver'."
+            )
+        if not starts_ranks_as_scripts(trainer):
+            problems.append(
+                f"isolation={isolation!r} with a strategy that forks or spawns its processes (ddp_spawn, ddp_fork, "
+                "ddp_notebook). Use strategy='ddp', or isolation='none'."
+            )
+        if parallel_units > 1:
+            problems.append("parallel_units with several devices: one unit uses them all. Leave it out.")
+    if is_compiled(trainer.lightning_module):
+        problems.append(
+            f"isolation={isolation!r} with torch.compile: what is compiled cannot be taken to another process, which "
+            "would train the plain module. Leave torch.compile out, or use isolation='none'."
+        )
+    if isolation == "fork" and not hasattr(os, "pidfd_open"):
+        problems.append("isolation='fork' on this system: it needs Linux. Use isolation='forkserver'.")
+    if isolation == "fork" and torch.cuda.is_initialized():
+        problems.append(
+            "isolation='fork' with CUDA in use: its context does not survive a fork. Use isolation='forkserver'."
+        )
+    return problems
+
+
+def check_not_resumed(trainer: pl.Trainer) -> None:
+    """Checks, in `on_fit_start`, that no checkpoint was passed to the fit.
+
+    Args:
+        trainer: The trainer.
+
+    Raises:
+        UnsupportedError: One was.
+    """
+    if loaded_checkpoint(trainer):
+        raise UnsupportedError(
+            "trainer.fit(ckpt_path=...) restores a training state that spans units. S3T resumes by itself: call fit "
+            "without ckpt_path, with the same store, and it goes on at the unit that was cut."
+        )
+
+
+def check_optimized(trainer: pl.Trainer, trainable: Mapping[str, nn.Parameter]) -> None:
+    """Checks that the optimizers hold every parameter that a unit trains.
+
+    Args:
+        trainer: The trainer, with the unit's optimizers.
+        trainable: The unit's parameters, by name.
+
+    Raises:
+        UnsupportedError: Some are in no optimizer.
+    """
+    held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, parameter in trainable.items() if id(parameter) not in held]
+    if missing:
+        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise UnsupportedError(
+            f"The optimizers do not hold {len(missing)} of {len(trainable)} parameters that the unit trains: {shown}. "
+            "configure_optimizers holds on to parameters from before the layers were adapted, or leaves these out. "
+            "Make the optimizer inside configure_optimizers, from self.parameters()."
+        )
+
+
+def check_optimizers(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """Checks that `configure_optimizers` gives new optimizers at each call.
+
+    Args:
+        trainer: The trainer, with its optimizers configured once.
+        module: The module.
+
+    Raises:
+        UnsupportedError: It gives the same optimizer again, whose moments would leak from unit to unit.
+    """
+    strategy = trainer.strategy
+    earlier, schedulers = strategy.optimizers, strategy.lr_scheduler_configs
+    strategy.setup_optimizers(trainer)
+    again = strategy.optimizers
+    strategy.optimizers, strategy.lr_scheduler_configs = earlier, schedulers
+    if any(a is b for a in earlier for b in again):
+        raise UnsupportedError(
+            f"{type(module).__name__}.configure_optimizers returns the same optimizer at every call. Its moments would "
+            "carry one unit's data into the next, and it holds parameters from before the layers were adapted. Make "
+            "the optimizer inside configure_optimizers; in a LightningCLI, take an `OptimizerCallable` argument "
+            "instead of --optimizer."
+        )
+
+
+def check_every_optimizer(trainer: pl.Trainer, module: pl.LightningModule, layers: Layers) -> None:
+    """Checks, where there are several optimizers, that each has something to train at some stage.
+
+    The second network of a GAN, say, belongs to no layer group: it would stay as it is, and torch would only say that
+    its loss has no gradient.
+
+    Args:
+        trainer: The trainer, with its optimizers configured for the module as it is.
+        module: The module.
+        layers: What was found in it.
+
+    Raises:
+        UnsupportedError: An optimizer holds nothing but what stays frozen.
+    """
+    if len(trainer.optimizers) < 2:
+        return
+    trained = [*layers.head, *(path for group in layers.groups for path in group.modules)]
+    reached = {id(parameter) for path in trained for parameter in module.get_submodule(path).parameters()}
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    for number, optimizer in enumerate(trainer.optimizers):
+        held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+        if held and not reached.intersection(held):
+            frozen = [names.get(parameter, "a parameter outside the module") for parameter in held]
+            shown = ", ".join(frozen[:3]) + (f" and {len(frozen) - 3} more" if len(frozen) > 3 else "")
+            raise UnsupportedError(
+                f"Optimizer {number} ({type(optimizer).__name__}) holds {shown}: these are in no layer group and not "
+                "in the head, so they stay frozen. To train that network at every stage, with a copy of its own in "
+                "every unit, name it as a part of the head: head=['...', '...']. Else leave the optimizer out."
+            )

@@ -1,0 +1,280 @@
+"""The training data by slices: whose row is where, and a dataloader for each unit."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    Subset,
+)
+
+from lightning_s3t.engine.found_state.digest import AnyGenerator, find_generators
+from lightning_s3t.engine.subjects import Subjects, subjects_of
+from lightning_s3t.errors import DataError, UnsupportedError
+from lightning_s3t.plan import DataMode, Partition, Place, RiskBands, UnitId
+from lightning_s3t.tuning.randomness import derive_seed, seed_generator
+
+
+class TrainingData:
+    """A map-style data set cut into the slices of all shards.
+
+    Args:
+        loader: The script's own train dataloader; units get one like it, over their rows.
+        subjects: A callable that takes the data set and returns one id per row, the name of an attribute that holds
+            them, or None for the row's index.
+        partition: Where each subject belongs.
+        risk: The bands of risk, where the partition has any.
+
+    Raises:
+        DataError: The data set has no length, or its ids are not one per row.
+        UnsupportedError: The dataloader draws rows in a way that depends on the whole data set.
+
+    Example:
+        >>> data = TrainingData(DataLoader(range(6), batch_size=2), None, Partition(shards=1, slices=2))
+        >>> sum(len(rows) for rows in data.rows_by_place.values())
+        6
+    """
+
+    def __init__(self, loader: object, subjects: Subjects, partition: Partition, risk: RiskBands | None = None) -> None:
+        self.loader = check_loader(loader)
+        self.dataset: Any = self.loader.dataset
+        self.partition = partition
+        self.subjects = subjects_of(self.dataset, subjects)
+        self.rows_by_place: dict[Place, list[int]] = {
+            Place(shard, slice_): [] for shard in range(partition.shards) for slice_ in range(partition.slices)
+        }
+        self.forgotten: frozenset[str] = frozenset()
+        self.bands = {subject: risk.band(subject) if risk else 0 for subject in dict.fromkeys(self.subjects)}
+        self._places = {subject: partition.place(subject, band) for subject, band in self.bands.items()}
+        self._generators: dict[str, AnyGenerator] | None = None
+        self.leave_out(())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # for a unit's process: whose rows are whose is not its business
+        return {**vars(self), "subjects": (), "bands": {}, "_places": {}, "rows_by_place": {}, "forgotten": frozenset()}
+
+    def leave_out(self, forgotten: Iterable[str]) -> None:
+        """Takes the rows of forgotten subjects out, for good.
+
+        Args:
+            forgotten: Canonical subject ids.
+        """
+        self.forgotten = frozenset(forgotten)
+        for rows in self.rows_by_place.values():
+            rows.clear()
+        for row, subject in enumerate(self.subjects):
+            if subject not in self.forgotten:
+                self.rows_by_place[self._places[subject]].append(row)
+
+    def empty_places(self) -> list[Place]:
+        """Returns the slices that no row belongs to."""
+        return [place for place, rows in self.rows_by_place.items() if not rows]
+
+    def check_slices(self) -> None:
+        """Raises if a slice is empty although nobody has asked for a deletion.
+
+        Raises:
+            DataError: Naming the slices.
+        """
+        empty = self.empty_places()
+        if empty:
+            subjects, slices = len(self._places), self.partition.shards * self.partition.slices
+            names = ", ".join(f"shard {place.shard} slice {place.slice}" for place in empty)
+            raise DataError(
+                f"{len(empty)} of {slices} slices are empty: {names}. The data has {subjects} subjects, and the hash "
+                "of its id puts each in a slice, so that nobody's place depends on anybody else. Expected every slice "
+                "to have rows: use fewer shards or slices (ten subjects a slice or more), or another seed."
+            )
+
+    def rows(self, unit: UnitId, data: DataMode) -> list[int]:
+        """Returns the rows that a unit trains on, in the data set's order.
+
+        Args:
+            unit: The unit.
+            data: "cumulative" for all slices of its prefix, "disjoint" for the last one alone.
+        """
+        places = [Place(unit.shard, slice_) for slice_ in unit.trained_slices(data)]
+        return sorted(row for place in places for row in self.rows_by_place[place])
+
+    def digests(self, hash_subject: Callable[[str], str]) -> dict[Place, tuple[str, str]]:
+        """Returns two digests of each slice's ids: in the data set's order, and sorted.
+
+        Args:
+            hash_subject: A keyed hash, so that digests of few ids cannot be guessed.
+
+        Returns:
+            By place, (ordered, sorted): what a unit saw, and who was in it whatever the order.
+        """
+        hashes = {subject: hash_subject(subject) for subject in self._places if subject not in self.forgotten}
+        found = {}
+        for place, rows in self.rows_by_place.items():
+            ids = [hashes[self.subjects[row]] for row in rows]
+            found[place] = (_digest(ids), _digest(sorted(ids)))
+        return found
+
+    def count_subjects(self, rows: Sequence[int]) -> int:
+        """Returns how many subjects own these rows.
+
+        Args:
+            rows: Row indices.
+        """
+        return len({self.subjects[row] for row in rows})
+
+    def unit_loader(self, rows: Sequence[int], seed: int, replicas: int = 1, rank: int = 0) -> DataLoader[Any]:
+        """Returns a dataloader like the script's own, over a unit's rows.
+
+        Args:
+            rows: The unit's rows.
+            seed: The unit's seed: order and worker seeds come from it alone.
+            replicas: Number of processes that train together.
+            rank: The number of this one.
+
+        Raises:
+            UnsupportedError: A dataloader class of the script's own that cannot be made again.
+        """
+        loader = self.loader
+        subset = Subset(self.dataset, list(rows))
+        shuffle = isinstance(loader.sampler, (RandomSampler, DistributedSampler)) and getattr(
+            loader.sampler, "shuffle", True
+        )
+        generator = torch.Generator()
+        generator.manual_seed(derive_seed(seed, "workers"))
+        arguments: dict[str, Any] = {
+            "batch_size": loader.batch_size,
+            "num_workers": loader.num_workers,
+            "collate_fn": loader.collate_fn,
+            "pin_memory": loader.pin_memory,
+            "drop_last": loader.drop_last,
+            "timeout": loader.timeout,
+            "worker_init_fn": loader.worker_init_fn,
+            "multiprocessing_context": loader.multiprocessing_context,
+            "prefetch_factor": loader.prefetch_factor,
+            "persistent_workers": loader.persistent_workers,
+            "generator": generator,
+        }
+        if replicas > 1:
+            arguments["sampler"] = DistributedSampler(
+                subset, replicas, rank, shuffle=shuffle, seed=derive_seed(seed, "order") % 2**31
+            )
+        elif shuffle:
+            arguments["sampler"] = UnitShuffle(len(rows), seed)
+        try:
+            return type(loader)(subset, **arguments)
+        except TypeError as error:
+            raise UnsupportedError(
+                f"The train dataloader's class {type(loader).__name__} does not take DataLoader's arguments "
+                f"({error}), so it cannot be made again over a unit's rows. Use torch.utils.data.DataLoader, with "
+                "what is special in its collate_fn."
+            ) from error
+
+    def seed_generators(self, seed: int) -> None:
+        """Seeds the random generators that the data set and the collate function hold.
+
+        A data set that augments with a generator of its own would otherwise draw different numbers in a unit,
+        depending on how many rows the units before it had.
+
+        Args:
+            seed: The unit's seed.
+        """
+        for path, generator in self.find_generators().items():
+            seed_generator(generator, derive_seed(seed, "generator", path))
+
+    def find_generators(self) -> dict[str, AnyGenerator]:
+        """Returns the random generators that the data set and the collate function hold, by path; looks once."""
+        if self._generators is None:
+            self._generators = find_generators({"dataset": self.dataset, "collate_fn": self.loader.collate_fn})
+        return self._generators
+
+
+class UnitShuffle(Sampler[int]):
+    """Shuffles a unit's rows, every epoch in another order.
+
+    torch's own `RandomSampler` goes on drawing from one generator, and how much of it an epoch uses up depends on how
+    the loader reads it: worker processes read ahead, so from the second epoch on the order would be another one than
+    without them.
+
+    Args:
+        rows: How many rows the unit has.
+        seed: The unit's seed.
+
+    Example:
+        >>> first, same = UnitShuffle(5, seed=1), UnitShuffle(5, seed=1)
+        >>> sorted(first) == [0, 1, 2, 3, 4], list(first) == (list(same), list(same))[1]
+        (True, True)
+    """
+
+    def __init__(self, rows: int, seed: int) -> None:
+        self._rows = rows
+        self._seed = seed
+        self._epoch = 0
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, "order", self._epoch))
+        self._epoch += 1
+        yield from torch.randperm(self._rows, generator=generator).tolist()
+
+    def __len__(self) -> int:
+        return self._rows
+
+
+def check_loader(loader: object) -> DataLoader[Any]:
+    """Checks that a train dataloader can be made again over a part of its rows.
+
+    Args:
+        loader: What the script gave.
+
+    Returns:
+        The same.
+
+    Raises:
+        DataError: It is no DataLoader, or its data set has no rows that can be counted and picked.
+        UnsupportedError: Its sampler depends on the whole data set.
+    """
+    if isinstance(loader, (list, tuple, dict)) or type(loader).__name__ == "CombinedLoader":
+        raise UnsupportedError(
+            "The script gives several train dataloaders. S3T cuts one data set into slices: give one DataLoader, for "
+            "example over a torch.utils.data.ConcatDataset or StackDataset of them."
+        )
+    if not isinstance(loader, DataLoader):
+        raise DataError(f"Expected the train dataloader to be a torch DataLoader but got {type(loader).__name__}.")
+    dataset = loader.dataset
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+        raise DataError(
+            f"The train data set {type(dataset).__name__} is an IterableDataset: its rows cannot be picked, so they "
+            "cannot be cut into slices. Expected a map-style data set with __len__ and __getitem__."
+        )
+    try:
+        len(dataset)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise DataError(
+            f"The train data set {type(dataset).__name__} has no length. Expected a map-style data set with __len__."
+        ) from error
+    sampler = loader.sampler
+    whole = isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == len(dataset)  # type: ignore[arg-type]
+    if loader.batch_size is None or type(loader.batch_sampler).__name__ != "BatchSampler":
+        raise UnsupportedError(
+            "The train dataloader has a batch_sampler of its own (or no batch size), which depends on the whole data "
+            "set. Use batch_size=..., with shuffle=True or False."
+        )
+    if not (whole or isinstance(sampler, (SequentialSampler, DistributedSampler))):
+        raise UnsupportedError(
+            f"The train dataloader draws rows by {type(sampler).__name__}, which depends on the whole data set: "
+            "every unit would carry something of everybody. Use shuffle=True or False, without replacement."
+        )
+    return loader
+
+
+def _digest(ids: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for subject in ids:
+        digest.update(subject.encode(errors="surrogatepass") + b"\0")
+    return digest.hexdigest()

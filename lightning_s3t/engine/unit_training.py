@@ -1,0 +1,266 @@
+"""One unit's training: an ordinary fit, as if the unit were all there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_s3t.engine.checkpoint_files import recorded_checkpoints
+from lightning_s3t.engine.lightning_internals import end_fit
+from lightning_s3t.engine.preflight import check_every_optimizer, check_optimized, check_optimizers
+from lightning_s3t.engine.run_record import RunRecord, score_of, trainer_settings
+from lightning_s3t.engine.training_data import TrainingData
+from lightning_s3t.engine.unit_settings import UnitSettings
+from lightning_s3t.errors import DataError, LeakageError
+from lightning_s3t.plan import UnitId
+from lightning_s3t.tuning.guard import named_tensors
+from lightning_s3t.tuning.randomness import seed_all, unit_seed
+from lightning_s3t.tuning.stage_switch import StageSwitch, StageWatch
+from lightning_s3t.tuning.stages import Stage
+
+
+@dataclass(frozen=True)
+class UnitTask:
+    """A unit that is to be trained.
+
+    Attributes:
+        unit: The unit.
+        rows: The rows that it trains on.
+        trained: What the units that it stands on own, from stage 1 up.
+        start: The head as it stands before any training.
+    """
+
+    unit: UnitId
+    rows: Sequence[int]
+    trained: Sequence[dict[str, Tensor]]
+    start: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """What comes of a unit.
+
+    Attributes:
+        tensors: What it owns.
+        record: Its provenance, but for who was in its rows.
+        score: What the script monitors, higher being better; None without.
+    """
+
+    tensors: dict[str, Tensor]
+    record: dict[str, Any]
+    score: float | None
+
+
+Fit = Callable[[pl.Trainer, "DataLoader[Any]"], None]
+
+
+class UnitTraining:
+    """Trains a unit in this process.
+
+    Args:
+        data: The training data.
+        switch: Puts the stages in place.
+        settings: How units are trained.
+
+    Attributes:
+        unit: The unit that is being trained, or None.
+        in_own_process: Whether this is a process of the unit's own.
+        first_step: Where the loggers' step axis stands when it begins.
+        note_file: Called with each checkpoint before it is written.
+        advance: Called after each batch.
+        check_alive: Called before each batch; raises if the unit has been revoked.
+    """
+
+    def __init__(
+        self,
+        data: TrainingData,
+        switch: StageSwitch,
+        settings: UnitSettings,
+    ) -> None:
+        self._data = data
+        self._switch = switch
+        self._settings = settings
+        self._stage: Stage | None = None
+        self._run: _Run | None = None
+        self._rehearsed: dict[str, Any] | None = None
+        self.unit: UnitId | None = None
+        self.in_own_process = False
+        self.first_step = 0
+        self.note_file: Callable[[Path], None] = _nothing
+        self.advance: Callable[[pl.Trainer], None] = _nothing
+        self.check_alive: Callable[[pl.Trainer], None] = _nothing
+
+    def prepare(self) -> None:
+        """Does, once for all units, what would take time in each."""
+        self._data.find_generators()
+
+    def rehearse(self, trainer: pl.Trainer, fit: Fit) -> dict[str, Any]:
+        """Runs a fit of the module as it is, up to its first batch: what is wrong shows before anything is changed.
+
+        Args:
+            trainer: The trainer.
+            fit: Runs a fit with a train dataloader.
+
+        Returns:
+            The trainer's settings that bear on what is learnt.
+
+        Raises:
+            UnsupportedError: The optimizers cannot be those of a unit.
+        """
+        seed_all(self._settings.seed)
+        self._rehearsed = {}
+        fit(trainer, self._data.loader)
+        return self._rehearsed
+
+    def train(self, trainer: pl.Trainer, task: UnitTask, fit: Fit) -> UnitResult:
+        """Trains a unit.
+
+        Args:
+            trainer: The trainer, as it stood when the fit would have begun.
+            task: The unit, and what it is trained from.
+            fit: Runs a fit with the unit's dataloader.
+
+        Raises:
+            LeakageError: It changed what it does not own.
+            DataError: It trained on no batch.
+        """
+        self.unit = task.unit
+        try:
+            with recorded_checkpoints(trainer, self.note_file):
+                return self._train(trainer, task, fit)
+        finally:
+            self.unit = self._stage = self._run = None
+
+    def on_fit_start(self, trainer: pl.Trainer) -> None:
+        """Takes note, in a rehearsal, of what there is once the optimizers are configured.
+
+        Args:
+            trainer: The trainer.
+        """
+        if self._rehearsed is not None:
+            module = trainer.lightning_module
+            check_optimizers(trainer, module)
+            check_every_optimizer(trainer, module, self._switch.builder.layers)
+            self._rehearsed = trainer_settings(trainer)
+
+    def on_train_start(self, trainer: pl.Trainer) -> None:
+        """Begins to watch a unit just before its first batch, when all that prepares a fit has run.
+
+        Args:
+            trainer: The trainer.
+        """
+        if self._rehearsed is not None:
+            end_fit()
+        if self._stage is not None:
+            watch = self._switch.watch(self._stage)
+            check_optimized(trainer, self._stage.trainable)
+            self._run = _Run(watch, _AveragedWeights(trainer, self._stage.owned_names()), RunRecord(trainer))
+
+    def seed(self) -> None:
+        """Seeds the global generators for the running unit: what came before its first batch must not count."""
+        if self.unit is not None:
+            seed_all(unit_seed(self._settings.seed, self.unit))
+
+    def _train(self, trainer: pl.Trainer, task: UnitTask, fit: Fit) -> UnitResult:
+        unit, rows = task.unit, task.rows
+        self._switch.builder.start = task.start
+        seed = unit_seed(self._settings.seed, unit)
+        seed_all(seed)
+        self._data.seed_generators(seed)
+        loader = self._data.unit_loader(rows, seed, trainer.world_size, trainer.global_rank)
+        self._stage = stage = self._switch.enter(unit.stage, task.trained, seed)
+        epochs = self._settings.max_epochs(trainer.max_epochs)
+        if epochs is not None:
+            trainer.fit_loop.max_epochs = epochs
+        seed_all(seed)
+        fit(trainer, loader)
+        self._check_data(trainer, unit, loader)
+        run = self._run
+        if run is None or trainer.global_step == 0:
+            raise DataError(
+                f"Unit {unit} trained on no batch: {len(rows)} rows, batch size {loader.batch_size}, "
+                f"drop_last={loader.drop_last}, max_epochs={trainer.max_epochs}. Expected at least one step: use "
+                "fewer shards or slices, a smaller batch, or drop_last=False."
+            )
+        run.averaged.undo_rounding()
+        run.watch.check(f"unit {unit}")
+        return UnitResult(stage.snapshot(), self._describe(unit, stage, run.record.complete()), score_of(trainer))
+
+    def _check_data(self, trainer: pl.Trainer, unit: UnitId, loader: DataLoader[Any]) -> None:
+        used: Any = trainer.train_dataloader
+        if getattr(used, "dataset", None) is not loader.dataset:
+            raise LeakageError(
+                f"Unit {unit} was trained with another dataloader ({type(used).__name__}) than that of its rows, so it "
+                "may have seen anybody's. Something in the script gives the trainer a dataloader of its own while it "
+                "trains. Leave that out."
+            )
+
+    def _describe(self, unit: UnitId, stage: Stage, record: dict[str, Any]) -> dict[str, Any]:
+        layers = self._switch.builder.layers
+        return {
+            **record,
+            "metrics": {name: value for name, value in record["metrics"].items() if not name.startswith("s3t/")},
+            "unit": str(unit),
+            "shard": unit.shard,
+            "prefix": list(unit.prefix),
+            "stage": unit.stage,
+            "parent": str(unit.parent) if unit.parent else None,
+            "data": self._settings.data,
+            "layers": list(layers.groups[unit.stage - 1].modules),
+            "head": list(layers.head),
+            "parameters": list(stage.trainable),
+            "isolation": self._settings.isolation,
+            "seed": self._settings.seed,
+            "unit_seed": unit_seed(self._settings.seed, unit),
+        }
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A unit's training from its first batch on.
+
+    Attributes:
+        watch: Watches that it changes its own tensors alone.
+        averaged: Undoes what averages of weights do to others.
+        record: Its provenance.
+    """
+
+    watch: StageWatch
+    averaged: _AveragedWeights
+    record: RunRecord
+
+
+class _AveragedWeights:
+    """Sets frozen weights back that an average of weights, which is put into the module, differs from by rounding.
+
+    An exponential average of one number, taken as d*a + (1-d)*a, may differ from it in the last bit. What differs by
+    more is left for the guard to find.
+    """
+
+    def __init__(self, trainer: pl.Trainer, owned: Collection[str]) -> None:
+        self._module = trainer.lightning_module
+        self._before: dict[str, Tensor] = {}
+        if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            tensors = named_tensors(self._module).items()
+            self._before = {name: tensor.detach().clone() for name, tensor in tensors if name not in owned}
+
+    @torch.no_grad()
+    def undo_rounding(self) -> None:
+        now = named_tensors(self._module) if self._before else {}
+        for name, before in self._before.items():
+            tensor = now[name]
+            before = before.to(tensor.device)  # a fit leaves the module on the CPU
+            if not torch.equal(tensor, before) and torch.allclose(tensor, before, rtol=1e-4, atol=0.0):
+                tensor.copy_(before)
+
+
+def _nothing(_: Any) -> None:
+    pass

@@ -1,0 +1,230 @@
+"""A fit on several devices: for every unit, each rank has a process of its own, and these form a process group."""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lightning_s3t.engine.lightning_internals import meeting_point
+from lightning_s3t.engine.training_data import TrainingData
+from lightning_s3t.engine.unit_settings import UnitSettings
+from lightning_s3t.engine.unit_training import UnitResult, UnitTask, UnitTraining
+from lightning_s3t.errors import RevokedError, WorkerError
+from lightning_s3t.executors.fit_store import FitStore
+from lightning_s3t.executors.processes.messages import (
+    Advanced,
+    Begin,
+    Failed,
+    FromUnit,
+    Group,
+    Noted,
+    Rehearse,
+    Rehearsed,
+    Trained,
+    Writes,
+)
+from lightning_s3t.executors.processes.recorded_logs import write_calls
+from lightning_s3t.executors.processes.unit_processes import UnitProcess, UnitProcesses
+from lightning_s3t.executors.progress import UnitProgress
+from lightning_s3t.executors.ranks import check_same_tensors, gather, on_rank_zero
+from lightning_s3t.executors.unit_plan import PlannedUnit
+from lightning_s3t.executors.unit_store import BegunUnit, UnitStore
+from lightning_s3t.plan import UnitId
+from lightning_s3t.tuning.randomness import seeded
+
+_LOOK_UP = 0.1  # seconds after which the ranks compare how far they are
+
+M = TypeVar("M", Rehearsed, Trained)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a rank is with a unit.
+
+    Attributes:
+        done: Whether its process has said its last.
+        failed: What went wrong there.
+        revoked: Why the unit is to be broken off; rank 0 alone knows.
+        stop: Whether the rank was told to end.
+    """
+
+    done: bool
+    failed: Failed | None = None
+    revoked: str | None = None
+    stop: bool = False
+
+
+class DistributedExecutor:
+    """Trains the units of a plan on several devices, one unit after the other.
+
+    The ranks go through the plan in step. For each unit every rank starts a process from what the fit has found; these
+    join a fresh process group and run a whole fit with the script's own strategy. Rank 0 alone has the store.
+
+    Args:
+        trainer: The trainer, when all setup hooks have run.
+        data: The training data.
+        training: Trains a unit.
+        settings: How units are trained.
+
+    Attributes:
+        trained: The units that have been trained.
+
+    Raises:
+        UnsupportedError: Something cannot be sent to another process; named.
+    """
+
+    def __init__(self, trainer: pl.Trainer, data: TrainingData, training: UnitTraining, settings: UnitSettings) -> None:
+        self._trainer = trainer
+        self._settings = settings
+        self._name = on_rank_zero(trainer, lambda: f"s3t-{secrets.token_hex(8)}")
+        self._groups = 0
+        self._first_step = 0
+        self._begun: BegunUnit | None = None  # on rank 0
+        self.trained: list[UnitId] = []
+        self._processes = UnitProcesses(trainer, data, training, settings)
+
+    def rehearse(self) -> dict[str, Any]:
+        """Has every rank run the fit up to its first batch, so that what is wrong shows before anything is changed.
+
+        Returns:
+            The trainer's settings that bear on what is learnt.
+
+        Raises:
+            Exception: What the rehearsal has raised on any rank.
+            WorkerError: A process has died.
+        """
+        rehearsed = self._run_together(Rehearse(), "the fit was tried", Rehearsed)
+        assert rehearsed is not None
+        return rehearsed.settings
+
+    def run(self, units: UnitStore, fit_store: FitStore) -> None:
+        """Builds every unit of the plan.
+
+        Args:
+            units: Begins and commits units in the store.
+            fit_store: The store, and the plan of what to build.
+
+        Raises:
+            Exception: What a unit's training has raised on any rank; the units that are done stay.
+            WorkerError: A process has died.
+        """
+        with seeded():
+            try:
+                while not self._build_all(units, fit_store):
+                    fit_store.replan()
+            except BaseException:
+                self._processes.close()
+                fit_store.clear_attempts()
+                raise
+
+    def close(self) -> None:
+        """Ends all processes."""
+        self._processes.close()
+
+    def _build_all(self, units: UnitStore, fit_store: FitStore) -> bool:
+        """Builds the plan; False if a deletion request came in, so that there has to be another."""
+        plan = fit_store.plan.build
+        with closing(UnitProgress.of(self._trainer, plan, self._settings)) as progress:
+            for planned in plan:
+                progress.start(planned.unit)
+                revoked = self._build(planned, units, progress)
+                progress.finish_unit(planned.unit)
+                if revoked is not None:
+                    rank_zero_info(f"S3T: {revoked}")
+                if fit_store.outdated():
+                    return False
+        return True
+
+    def _build(self, planned: PlannedUnit, units: UnitStore, progress: UnitProgress) -> str | None:
+        """Builds a unit; returns why it was broken off, if a deletion request has reached it."""
+        task = on_rank_zero(self._trainer, lambda: self._begin(planned, units))
+        if task is None:
+            return f"Unit {planned.unit} was revoked while the fit ran."
+        trained = self._run_together(task, f"unit {planned.unit} was trained", Trained, progress)
+        if trained is None:
+            return f"Unit {planned.unit} was revoked while it was trained."
+        self._processes.learn(trained.modules)
+        check_same_tensors(self._trainer, planned.unit, trained.tensors)
+        try:
+            on_rank_zero(self._trainer, lambda: self._commit(trained, units))
+        except RevokedError as error:
+            return str(error)
+        self.trained.append(planned.unit)
+        if self._trainer.is_global_zero:
+            write_calls(trained.calls, self._trainer.loggers, self._first_step)
+        self._first_step += trained.steps
+        return None
+
+    def _begin(self, planned: PlannedUnit, units: UnitStore) -> UnitTask | None:
+        self._begun = units.begin(planned)
+        return self._begun.task if self._begun is not None else None
+
+    def _commit(self, trained: Trained, units: UnitStore) -> None:
+        assert self._begun is not None
+        units.commit(self._begun, UnitResult(trained.tensors, trained.record, trained.score))
+        self._begun = None
+
+    def _run_together(
+        self, task: UnitTask | Rehearse, what: str, kind: type[M], progress: UnitProgress | None = None
+    ) -> M | None:
+        """Runs a task on every rank; returns this rank's outcome, or None where a request has ended the task."""
+        self._groups += 1
+        group = Group(*meeting_point(), f"{self._name}-{self._groups}")
+        outcome: M | None = None
+        with closing(self._processes.start(Begin(task, group), what)) as process:
+            while True:
+                failed = None
+                try:
+                    for _, message in self._processes.listen([process] if outcome is None else [], _LOOK_UP):
+                        if isinstance(message, Failed):
+                            failed = message
+                        elif isinstance(message, kind):
+                            outcome = message
+                            process.close()
+                        else:
+                            self._answer(process, message, task, progress)
+                except WorkerError as error:
+                    failed = failed or Failed.of(error)
+                standings = gather(self._trainer, self._standing(outcome is not None, failed))
+                failures = [standing.failed for standing in standings if standing.failed is not None]
+                if failures:  # the first: that its rank has gone is what the others fail with
+                    raise min(failures, key=lambda failure: failure.time).exception(what)
+                if any(standing.stop for standing in standings):
+                    raise SIGTERMException
+                if standings[0].revoked is not None:
+                    self._processes.kill(process)
+                    self._abandon()
+                    return None
+                if all(standing.done for standing in standings):
+                    return outcome
+
+    def _answer(
+        self, process: UnitProcess, message: FromUnit, task: UnitTask | Rehearse, progress: UnitProgress | None
+    ) -> None:
+        if isinstance(message, Writes):
+            if self._begun is not None:  # rank 0 writes checkpoints
+                self._begun.note_file(Path(message.path))
+            process.tell(Noted())
+        elif isinstance(message, Advanced) and progress is not None and isinstance(task, UnitTask):
+            progress.show(task.unit, message.share)
+
+    def _standing(self, done: bool, failed: Failed | None) -> Standing:
+        revoked = None
+        try:
+            if self._begun is not None:
+                self._begun.attempt.check()
+        except RevokedError as error:
+            revoked = str(error)
+        return Standing(done, failed, revoked, bool(self._trainer.received_sigterm))  # type: ignore[attr-defined]
+
+    def _abandon(self) -> None:
+        if self._begun is not None:
+            self._begun.attempt.abandon()
+            self._begun = None

@@ -1,0 +1,213 @@
+"""The store as a fit sees it: opened by rank 0, planned at the start, and anew when a deletion request comes in."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from lightning_s3t.engine.found_state.found_state import describe_changes
+from lightning_s3t.engine.training_data import TrainingData
+from lightning_s3t.executors.ranks import on_rank_zero
+from lightning_s3t.executors.unit_plan import Digests, FitPlan, plan_fit
+from lightning_s3t.plan import SequenceChoice, SliceSequence, UnitId, units_of
+from lightning_s3t.store import BuildSession, Store
+from lightning_s3t.tuning.adapter_effect import check_effect
+from lightning_s3t.tuning.fingerprint import digest_tensors
+
+Base = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What rank 0 has of a store.
+
+    Attributes:
+        store: The store.
+        building: What the fit does to it.
+    """
+
+    store: Store
+    building: BuildSession
+
+
+class FitStore:
+    """Opens a store for a fit, and plans what has to be built.
+
+    Only rank 0 has the store; every rank learns the plan and who is forgotten.
+
+    Args:
+        trainer: The trainer, when its setup hooks have run.
+        data: The training data.
+        settings: All that may influence a unit besides its rows.
+        choice: Which sequences to train.
+        options: What the store notes of the fit beside the sequences: the app's config.
+        register: Whether the store notes who is in the training data.
+
+    Attributes:
+        plan: What to build.
+        start: The head as it stands before any training.
+        sequences: The sequences.
+        digests: The digests of the slices' ids; empty on all ranks but 0.
+    """
+
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        data: TrainingData,
+        settings: Mapping[str, Any],
+        choice: SequenceChoice,
+        options: Mapping[str, Any],
+        register: bool = True,
+    ) -> None:
+        self.plan = FitPlan((), 0, (), 0)
+        self.sequences: tuple[SliceSequence, ...] = ()
+        self.start: Base = {}
+        self.digests: Digests = {}
+        self._opened: Opened | None = None
+        self._trainer = trainer
+        self._data = data
+        self._settings = settings
+        self._choice = choice
+        self._options = options
+        self._register = register
+        self._basis: Mapping[str, Any] = settings
+        self._exit = ExitStack()
+
+    @property
+    def opened(self) -> Opened:
+        """The store; on rank 0, once `open` has been called."""
+        if self._opened is None:
+            raise RuntimeError("The store is open on rank 0 alone, and during a fit.")
+        return self._opened
+
+    def open(self, path: Path, make_base: Callable[[], Base]) -> None:
+        """Opens the store, and plans the fit.
+
+        Args:
+            path: The store's folder.
+            make_base: Gives the head as the script draws it; used by the first fit alone.
+
+        Raises:
+            StoreError: The store cannot be used; nothing has changed.
+            DataError: A slice is empty, or the rows have changed their order.
+        """
+        try:
+            self.start, self.sequences = on_rank_zero(self._trainer, lambda: self._open(path, make_base))
+            self._basis = {**self._settings, "head_sha256": digest_tensors(self.start)}
+        except BaseException:
+            self.close()
+            raise
+        self.replan()
+
+    def replan(self) -> None:
+        """Looks again who is forgotten and what is there, and plans what is left to build."""
+        self.plan, forgotten = on_rank_zero(self._trainer, self._plan)
+        self._data.leave_out(forgotten)
+
+    def outdated(self) -> bool:
+        """Says, on every rank alike, whether a deletion request has come in since the plan was made."""
+        return on_rank_zero(self._trainer, lambda: self._asked().request_number != self.plan.as_of)
+
+    def clear_attempts(self) -> None:
+        """Clears away what units have left that other processes trained and that were cut."""
+        if self._opened is not None:
+            self._opened.building.clear_attempts()
+
+    def finish(self) -> None:
+        """Called on rank 0 when all units are there."""
+
+    def close(self) -> None:
+        """Closes the store, and lets other fits in."""
+        self._exit.close()
+
+    def _open(self, path: Path, make_base: Callable[[], Base]) -> tuple[Base, tuple[SliceSequence, ...]]:
+        # one batch a unit is no training: nothing of it may be kept
+        if self._trainer.fast_dev_run:  # type: ignore[attr-defined]
+            path = Path(tempfile.mkdtemp(prefix="s3t-fast-dev-run-"))
+            self._exit.callback(shutil.rmtree, path, ignore_errors=True)
+        if not (path / "ledger.db").exists():
+            self._data.check_slices()
+        opened = self._enter(path)
+        store, building = opened.store, opened.building
+        if store.request_number == 0:
+            self._data.check_slices()
+        damaged = store.take_out_damaged()
+        if damaged:
+            rank_zero_warn(
+                f"The snapshots of {', '.join(map(str, damaged[:5]))} were missing or damaged, or built on one "
+                f"that was: {len(damaged)} units are trained again."
+            )
+        self._check_effect(store)
+        self._compare_found(store)
+        kept = store.options["sequences"] if self._same_planner(store) else ()
+        sequences = self._choice.plan(keep=kept)
+        building.note_options(
+            {
+                **self._options,
+                # that of the first fit: small differences must not add up
+                "adapter_effect": store.options.get("adapter_effect", self._options["adapter_effect"]),
+                "sequences": [list(sequence) for sequence in sequences],
+                "planner": self._choice.planner,
+            }
+        )
+        base = store.load_base()
+        if base is None:
+            base = make_base()
+            building.save_base(base)
+        return base, sequences
+
+    def _enter(self, path: Path) -> Opened:
+        store = self._exit.enter_context(Store.create(path, self._settings, self._register))
+        self._opened = Opened(store, self._exit.enter_context(store.building()))
+        return self._opened
+
+    def _check_effect(self, store: Store) -> None:
+        check_effect(store.options.get("adapter_effect"), self._options["adapter_effect"], str(store.path))
+
+    def _compare_found(self, store: Store) -> None:
+        before = store.options.get("found")
+        changes = describe_changes(before, self._options["found"]) if before is not None else ""
+        if changes:
+            rank_zero_warn(
+                f"The script's objects are not as the last fit into {store.path} found them: {changes}. Units that are "
+                "trained now begin from this state, so they may not be those that a first fit gives. If a test or "
+                "another fit has moved it in between, fit in a fresh script. (Random generators of the data set and "
+                "its collate function do not matter: they are seeded for each unit. Global variables and attributes "
+                "of classes are not compared.)"
+            )
+
+    def _same_planner(self, store: Store) -> bool:
+        # the orders for a larger budget need not begin with those for a smaller one
+        planner = self._choice.planner
+        return planner is not None and store.options.get("planner") == planner
+
+    def _plan(self) -> tuple[FitPlan, frozenset[str]]:
+        opened, asked = self.opened, self._asked()
+        as_of = asked.request_number  # before the look: a request in between must count as newer
+        forgotten = frozenset(asked.forgotten(dict.fromkeys(self._data.subjects)))
+        self._data.leave_out(forgotten)
+        opened.building.register(
+            {subject: band for subject, band in self._data.bands.items() if subject not in forgotten}
+        )
+        self.digests = self._data.digests(asked.subject_hash)
+        alive = opened.store.alive()
+        plan = plan_fit(self._units(), alive, self._data, self._choice.data, self.digests, self._basis, as_of)
+        return plan, forgotten
+
+    def _asked(self) -> Store:
+        """Returns the store whose requests count."""
+        return self.opened.store
+
+    def _units(self) -> tuple[UnitId, ...]:
+        partition = self._data.partition
+        units = units_of(partition.shards, self.sequences)
+        return units[: partition.slices] if self._trainer.fast_dev_run else units  # type: ignore[attr-defined]

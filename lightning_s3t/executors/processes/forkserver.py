@@ -1,0 +1,196 @@
+"""The script's side of the processes that fork units: started when they are needed, ended with the fit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from lightning_s3t.errors import WorkerError
+from lightning_s3t.executors.processes.messages import Failed, receive, send
+from lightning_s3t.executors.processes.package import Package
+from lightning_s3t.executors.processes.server import Begin, Ended, Fork, Import, Kill, Loaded, Threaded
+
+# small trainings on a CPU give memory back to the system after every step, and ask for it again, which doubles their
+# time; glibc reads this when a process starts
+_ENVIRONMENT = {"MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_MMAP_THRESHOLD_": "4294967296"}
+_COMMAND = "from lightning_s3t.executors.processes.server import main; main()"
+
+
+class _Base:
+    """The process that has imported everything and forks one for each fit."""
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self._channel, theirs = socket.socketpair()
+        with theirs, _interrupts_blocked():
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _COMMAND, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env={**_ENVIRONMENT, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                start_new_session=True,
+            )
+
+    def begin(self, begin: Begin, package: Package) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            send(self._channel, begin, [theirs.fileno(), package.file.fileno(), 1, 2])
+        return ours
+
+    @property
+    def usable(self) -> bool:
+        return self.owner == os.getpid() and self._process.poll() is None
+
+
+_base: _Base | None = None
+
+
+def warm_up() -> None:
+    """Starts the process that imports the packages, so that it is ready when a fit needs it."""
+    global _base
+    if _base is None or not _base.usable:
+        _base = _Base()
+
+
+class ForkServer:
+    """The process that forks a fit's units, with the fit's objects in it.
+
+    Args:
+        package: What it is sent.
+
+    Raises:
+        Exception: What loading the package has raised there.
+        WorkerError: The process has ended.
+    """
+
+    def __init__(self, package: Package) -> None:
+        self._package = package
+        self._others: list[Ended] = []
+        self._imported: set[str] = set()
+        # a device's context does not survive a fork, so what belongs on one is loaded in each unit's process
+        answer = self._begin(load_in_unit=package.on_device)
+        if isinstance(answer, Threaded):
+            self.close()
+            answer = self._begin(load_in_unit=True)
+        if isinstance(answer, Failed):
+            self.close()
+            raise answer.exception("trainer, module and data were loaded")
+        assert isinstance(answer, Loaded)
+
+    def fork(self, number: int, descriptor: int) -> None:
+        """Forks a process for a unit.
+
+        Args:
+            number: What it is called.
+            descriptor: Its end of the channel between it and the script.
+        """
+        send(self._channel, Fork(number), [descriptor])
+
+    def learn(self, modules: tuple[str, ...]) -> None:
+        """Has modules imported that units import, so that the next ones find them there.
+
+        Args:
+            modules: Their names.
+        """
+        new = tuple(name for name in modules if name not in self._imported)
+        if new:
+            self._imported.update(new)
+            send(self._channel, Import(new))
+
+    def kill(self, number: int) -> None:
+        """Ends a unit's process, and waits until it has ended.
+
+        Args:
+            number: Which.
+        """
+        send(self._channel, Kill(number))
+        while True:
+            ended = self._receive()
+            if ended.number == number:
+                return
+            self._others.append(ended)
+
+    def sources(self) -> list[Any]:
+        """Returns what is readable when a process has ended."""
+        return [self._channel]
+
+    def ended(self, source: Any) -> Iterable[Ended]:
+        """Returns which processes have ended.
+
+        Args:
+            source: One of `sources`, which is readable.
+
+        Raises:
+            WorkerError: The one that forks them has.
+        """
+        others, self._others = self._others, []
+        return [*others, self._receive()]
+
+    def close(self) -> None:
+        """Ends it, and the units' processes that still run; when this returns, they have ended."""
+        if self._channel.fileno() < 0:
+            return
+        with contextlib.suppress(OSError, EOFError):
+            self._channel.shutdown(socket.SHUT_WR)
+            while True:
+                receive(self._channel)
+        self._channel.close()
+
+    def _receive(self) -> Ended:
+        try:
+            message, _ = receive(self._channel)
+        except (EOFError, ConnectionError):
+            raise WorkerError(
+                "The process that units are forked from has ended; what it printed stands above. If the system has "
+                "killed it, there was not enough memory. What was done is in the store; the next fit goes on there."
+            ) from None
+        assert isinstance(message, Ended)
+        return message
+
+    def _begin(self, load_in_unit: bool) -> Any:
+        begin = Begin(
+            self._package.header,
+            self._package.on_device,
+            load_in_unit,
+            dict(os.environ),
+            os.getcwd(),
+            list(sys.path),
+            list(sys.argv),
+        )
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for attempt in (1, 2):  # the process may have ended just now, since nobody had asked for a while
+            warm_up()
+            assert _base is not None
+            try:
+                self._channel = _base.begin(begin, self._package)
+                answer, _ = receive(self._channel)
+                return answer
+            except (EOFError, ConnectionError):
+                _forget_base()
+                if attempt == 2:
+                    raise WorkerError(
+                        "The process that units are forked from ended before it was ready; what it printed stands "
+                        "above."
+                    ) from None
+        raise AssertionError
+
+
+def _forget_base() -> None:
+    global _base
+    _base = None
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Lets a process that is started in the block never see Ctrl-C; here it comes when the block is done."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,209 @@
+"""What the process that runs a fit and the processes that train its units tell each other."""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import time
+import traceback
+from dataclasses import dataclass, field
+from typing import Any
+
+import cloudpickle
+from torch import Tensor
+
+from lightning_s3t.engine.unit_training import UnitTask
+from lightning_s3t.errors import WorkerError
+from lightning_s3t.executors.processes.recorded_logs import LoggerCall
+
+
+@dataclass(frozen=True)
+class Rehearse:
+    """To a unit's process: run a fit up to its first batch, to see whether units can be trained."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The process group of a unit that is trained on several devices.
+
+    Its processes find each other through the key-value store that the script's processes have.
+
+    Attributes:
+        address: Where that is.
+        port: Likewise.
+        backend: What its processes talk over.
+        name: Of the group; no two have the same.
+    """
+
+    address: str
+    port: int
+    backend: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Begin:
+    """To a unit's process: what it is to do.
+
+    Attributes:
+        task: A unit to train, or a rehearsal.
+        group: The process group to join first; None on one device.
+    """
+
+    task: UnitTask | Rehearse
+    group: Group | None = None
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """From a unit's process: units can be trained.
+
+    Attributes:
+        settings: The trainer's settings that bear on what is learnt.
+    """
+
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Noted:
+    """To a unit's process: the file that it is about to write is on the list for erasure."""
+
+
+@dataclass(frozen=True)
+class Writes:
+    """From a unit's process: it is about to write this file, and waits for `Noted`."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """From a unit's process: how far it is, from 0 to 1."""
+
+    share: float
+
+
+@dataclass(frozen=True)
+class Warned:
+    """From a unit's process: a warning, to be shown once for all units."""
+
+    text: str
+    category: type[Warning]
+    filename: str
+    line: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """From a unit's process: the unit is trained.
+
+    Attributes:
+        tensors: What it owns.
+        record: Its provenance, but for who was in its rows.
+        score: What the script monitors, higher being better.
+        calls: What it told the loggers.
+        steps: How far it has moved their step axis.
+        modules: The installed packages' modules that it had to import.
+        memory: Paths to what the script's callbacks have kept in memory, which ends with the process.
+    """
+
+    tensors: dict[str, Tensor]
+    record: dict[str, Any]
+    score: float | None
+    calls: tuple[LoggerCall, ...]
+    steps: int
+    modules: tuple[str, ...]
+    memory: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """From another process: an error, which ends the fit.
+
+    Attributes:
+        pickled: The exception, or None if it cannot be pickled.
+        text: Its type and message.
+        trace: Where it happened.
+        time: When, in seconds of the machine's clock.
+    """
+
+    pickled: bytes | None
+    text: str
+    trace: str
+    time: float = field(default_factory=time.time)
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failed:
+        """Describes an error.
+
+        Args:
+            error: What was raised.
+        """
+        trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        try:
+            pickled = cloudpickle.dumps(error)
+            pickle.loads(pickled)  # many exceptions can be pickled, but not be made again
+        except Exception:
+            return cls(None, f"{type(error).__name__}: {error}", trace)
+        return cls(pickled, f"{type(error).__name__}: {error}", trace)
+
+    def exception(self, where: str) -> BaseException:
+        """Returns the error as it was raised, caused by one that says where in the code.
+
+        Args:
+            where: What was done, for the message.
+        """
+        error: Any = None
+        if self.pickled is not None:
+            try:
+                error = pickle.loads(self.pickled)
+            except Exception:
+                error = None
+        if not isinstance(error, BaseException):
+            error = WorkerError(f"While {where} in a process of its own: {self.text}")
+        error.__cause__ = WorkerError(f"While {where} in a process of its own:\n{self.trace}")
+        return error
+
+
+FromUnit = Writes | Advanced | Warned | Trained | Rehearsed | Failed
+
+
+def send(channel: socket.socket, message: Any, descriptors: list[int] | None = None) -> None:
+    """Sends a message, and open files beside it, to a process on this machine.
+
+    Args:
+        channel: A Unix socket.
+        message: What; pickled.
+        descriptors: The files.
+    """
+    contents = pickle.dumps(message)
+    header = len(contents).to_bytes(8, "big")
+    socket.send_fds(channel, [header], descriptors or [])
+    channel.sendall(contents)
+
+
+def receive(channel: socket.socket) -> tuple[Any, list[int]]:
+    """Returns the next message, and the open files that came with it.
+
+    Args:
+        channel: A Unix socket.
+
+    Raises:
+        EOFError: The other end is closed.
+    """
+    header, descriptors, _, _ = socket.recv_fds(channel, 8, 8)
+    header += _exactly(channel, 8 - len(header)) if header else b""
+    if not header:
+        raise EOFError
+    return pickle.loads(_exactly(channel, int.from_bytes(header, "big"))), descriptors
+
+
+def _exactly(channel: socket.socket, size: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < size:
+        part = channel.recv(min(size - len(parts), 1 << 20))
+        if not part:
+            raise EOFError
+        parts += part
+    return bytes(parts)

@@ -1,0 +1,303 @@
+"""The process that forks units: started clean, with nothing of the script in it but what a fit has sent.
+
+One process (the base) imports the packages once. For each fit it forks one that loads what the fit has sent; that one
+forks a process for each unit. None of them runs a computation before it forks: OpenMP's threads and a device's context
+do not survive a fork, so they may only begin in a unit's own process.
+
+Run as `python -m lightning_s3t.executors.processes.server DESCRIPTOR`; `forkserver.py` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from lightning_s3t.executors.processes.messages import Failed, receive, send
+from lightning_s3t.executors.processes.package import Package
+
+LINGER = 60.0  # seconds that the base waits for another fit
+_PATIENCE = 10.0  # seconds that a forked process may take to add up a million numbers
+
+
+@dataclass(frozen=True)
+class Begin:
+    """To the base: fork a process for a fit. Beside it come its channel, the package, standard output and error.
+
+    Attributes:
+        header: What `Package` needs besides its file.
+        on_device: Likewise.
+        load_in_unit: Whether each unit's process loads the package for itself.
+        environment: The script's environment variables.
+        folder: Its working directory.
+        path: Where it finds modules.
+        arguments: Its command line.
+    """
+
+    header: Any
+    on_device: bool
+    load_in_unit: bool
+    environment: dict[str, str]
+    folder: str
+    path: list[str]
+    arguments: list[str]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """From a fit's process: it can fork units."""
+
+
+@dataclass(frozen=True)
+class Threaded:
+    """From a fit's process: loading has started OpenMP's threads, so what has loaded cannot be forked."""
+
+
+@dataclass(frozen=True)
+class Fork:
+    """To a fit's process: fork one for a unit. Beside it comes the unit's channel."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Kill:
+    """To a fit's process: end a unit's, and the data loaders that it has started."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Import:
+    """To a fit's process: units import these modules, so they had better be there before a unit is forked.
+
+    They are of installed packages only: a module of the script's own may draw random numbers or keep state as it is
+    imported, and has to do so in each unit alike.
+    """
+
+    modules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """From a fit's process: a unit's has ended.
+
+    Attributes:
+        number: Which.
+        code: Its exit code, or the negative number of the signal that has killed it.
+    """
+
+    number: int
+    code: int
+
+
+def serve(channel: socket.socket) -> None:
+    """Forks a process for each fit, until nobody has asked for a while or the script has ended.
+
+    Args:
+        channel: To the script.
+    """
+    while select.select([channel], [], [], LINGER)[0]:
+        try:
+            begin, descriptors = receive(channel)
+        except (EOFError, ConnectionResetError):
+            return
+        if os.fork() == 0:
+            channel.close()
+            run_and_leave(_serve_fit, begin, descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        _reap()
+
+
+def can_compute_after_fork() -> bool:
+    """Tries whether a process that is forked from this one can use torch on several threads.
+
+    Where OpenMP has had threads here, it waits for ever for them there. Other threads (OpenBLAS starts some when it is
+    loaded) do no harm, so it is tried, and threads are not counted.
+    """
+    pid = os.fork()
+    if pid == 0:
+        torch.set_num_threads(2)
+        torch.ones(1 << 20).sum()
+        os._exit(0)
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return True
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return False
+
+
+def _serve_fit(begin: Begin, descriptors: list[int]) -> None:
+    parent, package_file, output, error = descriptors
+    channel = socket.socket(fileno=parent)
+    os.setpgid(0, 0)
+    os.dup2(output, 1)
+    os.dup2(error, 2)
+    package = Package(os.fdopen(package_file, "rb"), begin.header, begin.on_device)
+    os.environ.clear()
+    os.environ.update(begin.environment)
+    sys.path[:] = begin.path
+    sys.argv = begin.arguments
+    objects: Any = None
+    try:
+        os.chdir(begin.folder)
+        if not begin.load_in_unit:
+            objects = package.load()
+            objects[1].prepare()
+    except Exception as raised:
+        send(channel, Failed.of(raised))
+        return
+    if objects is not None and not can_compute_after_fork():
+        send(channel, Threaded())
+        return
+    gc.freeze()  # so that collections in units' processes do not write to the pages that all share
+    send(channel, Loaded())
+    _fork_units(channel, package, objects)
+
+
+def _fork_units(channel: socket.socket, package: Package, objects: Any) -> None:
+    running: dict[int, int] = {}
+    woken, wakes = os.pipe()
+    os.set_blocking(wakes, False)
+    signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    try:
+        while True:
+            sources: list[Any] = [channel, woken]
+            ready = select.select(sources, [], [])[0]
+            if woken in ready:
+                os.read(woken, 512)
+                for pid, code in _reap():
+                    if pid in running:
+                        send(channel, Ended(running.pop(pid), code))
+            if channel not in ready:
+                continue
+            message, descriptors = receive(channel)
+            if isinstance(message, Import):
+                _import_if_safe(message.modules)
+                continue
+            if not descriptors:
+                kill_all([pid for pid, number in running.items() if number == message.number])
+                continue
+            (descriptor,) = descriptors
+            pid = os.fork()
+            if pid == 0:
+                for inherited in (channel.fileno(), woken, wakes):
+                    os.close(inherited)
+                channel.detach()
+                run_and_leave(_run_unit, package, objects, descriptor)
+            os.close(descriptor)
+            running[pid] = message.number
+    except (EOFError, ConnectionError):
+        return  # the script has ended, or has no more units
+    finally:
+        kill_all(running)
+        for pid in running:  # what they were writing is erased when this process has ended
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def _import_if_safe(modules: tuple[str, ...]) -> None:
+    """Imports modules, unless they compute something as they are imported that no forked process could go on from."""
+    pid = os.fork()
+    if pid == 0:
+        _import(modules)
+        os._exit(0 if can_compute_after_fork() else 1)
+    _, status = os.waitpid(pid, 0)
+    if status == 0:
+        _import(modules)
+        gc.freeze()
+
+
+def _import(modules: tuple[str, ...]) -> None:
+    for module in modules:
+        with contextlib.suppress(BaseException):
+            importlib.import_module(module)
+
+
+def kill_all(pids: Iterable[int]) -> None:
+    """Kills units' processes, with the data loaders that they have started.
+
+    Args:
+        pids: The processes.
+    """
+    for pid in pids:
+        # its group, once it has one
+        for kill in (os.killpg, os.kill):
+            with contextlib.suppress(ProcessLookupError):
+                kill(pid, signal.SIGKILL)
+
+
+def _run_unit(package: Package, objects: Any, descriptor: int) -> None:
+    from lightning_s3t.executors.processes.unit_process import train_unit
+
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    train_unit(objects if objects is not None else package.load(), Connection(descriptor))
+
+
+def run_and_leave(run: Callable[..., None], *arguments: Any) -> None:
+    """Runs a forked process's work, and leaves without what the process that it was forked from would do at its end.
+
+    Args:
+        run: The work.
+        arguments: For it.
+    """
+    code = 1
+    try:
+        run(*arguments)
+        code = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _reap() -> list[tuple[int, int]]:
+    """Returns the processes that have ended since the last time, with their exit codes."""
+    found: list[tuple[int, int]] = []
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return found
+        if pid == 0:
+            return found
+        found.append((pid, os.waitstatus_to_exitcode(status)))
+
+
+# what every fit needs, and what it sends: of the callbacks nothing here knows more than the name
+_PRELOADED = ("lightning_s3t.executors.processes.unit_process", "lightning_s3t.callbacks.s3t")
+
+
+def main() -> None:
+    """Serves the script that has started this process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the script's to answer
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    for module in _PRELOADED:  # there once, and before anything is forked
+        importlib.import_module(module)
+    with contextlib.suppress(BrokenPipeError):
+        serve(channel)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Picklable substitutes for what belongs to the script: loggers, bars, the config's callback, a launcher."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ProgressBar
+
+from lightning_s3t.engine.lightning_internals import saves_config
+from lightning_s3t.executors.processes.recorded_logs import RecordingLogger
+
+
+class SilentProgressBar(ProgressBar):
+    """Shows nothing: the script's process shows how far all units are."""
+
+    def enable(self) -> None:
+        """Called when it may show things again."""
+
+    def disable(self) -> None:
+        """Called when it must be silent."""
+
+
+def substitutes(trainer: pl.Trainer) -> dict[int, object]:
+    """Returns what to send instead of a trainer's loggers, bars and saved config, by the `id` of those.
+
+    Args:
+        trainer: The trainer, when its loggers have begun their experiments.
+    """
+    found: dict[int, object] = {}
+    if trainer.strategy.launcher is not None:  # the processes of the other ranks: those of units are there already
+        found[id(trainer.strategy.launcher)] = None
+    for position, logger in enumerate(trainer.loggers):
+        found[id(logger)] = recording = RecordingLogger(position, logger)
+        recording.look_at_experiment(logger)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ProgressBar):
+            found[id(callback)] = SilentProgressBar()
+        # its work is done, and a parser cannot be sent
+        elif saves_config(callback):
+            found[id(callback)] = pl.Callback()
+    return found

@@ -1,0 +1,230 @@
+"""Processes of a fit's units, seen from the script's: started, listened to, ended."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import signal
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol
+
+import lightning.pytorch as pl
+
+from lightning_s3t.engine.training_data import TrainingData
+from lightning_s3t.engine.unit_settings import UnitSettings
+from lightning_s3t.engine.unit_training import UnitTraining
+from lightning_s3t.errors import UnsupportedError, WorkerError
+from lightning_s3t.executors.processes.forkserver import ForkServer
+from lightning_s3t.executors.processes.messages import Begin, FromUnit, Warned
+from lightning_s3t.executors.processes.package import pack
+from lightning_s3t.executors.processes.plain_fork import PlainFork
+from lightning_s3t.executors.processes.process_settings import ProcessSettings
+from lightning_s3t.executors.processes.server import Ended
+from lightning_s3t.executors.processes.substitutes import substitutes
+from lightning_s3t.executors.processes.unpicklable import find_unpicklable
+
+
+class Launcher(Protocol):
+    """What starts a process for each unit."""
+
+    def fork(self, number: int, descriptor: int) -> None:
+        """Starts one, which has this end of a channel."""
+
+    def sources(self) -> list[Any]:
+        """Returns what to wait for: something of it is readable when a process has ended."""
+
+    def learn(self, modules: tuple[str, ...]) -> None:
+        """Takes note of what units import."""
+
+    def kill(self, number: int) -> None:
+        """Ends one, and waits until it has ended."""
+
+    def ended(self, source: Any) -> Iterable[Ended]:
+        """Returns which processes have ended, when a source is readable."""
+
+    def close(self) -> None:
+        """Ends all of them."""
+
+
+class UnitProcess:
+    """A unit's process.
+
+    Args:
+        number: What it is called.
+        what: What it does, for messages: "unit 0/0-1 was trained".
+        channel: To it.
+
+    Attributes:
+        over: Whether it has sent its last.
+    """
+
+    def __init__(self, number: int, what: str, channel: Connection) -> None:
+        self.number = number
+        self.what = what
+        self.channel = channel
+        self.over = False
+
+    def tell(self, message: Any) -> None:
+        """Tells the process something.
+
+        Args:
+            message: What.
+        """
+        # one that has died is noticed by its end, which says how
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.channel.send_bytes(pickle.dumps(message))
+
+    def messages(self) -> Iterator[FromUnit]:
+        """Returns what the process has said since the last time."""
+        try:
+            while not self.closed and self.channel.poll():
+                yield pickle.loads(self.channel.recv_bytes())
+        except (EOFError, ConnectionResetError):
+            self.over = True
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self.channel.closed
+
+    def close(self) -> None:
+        """Hears no more of it."""
+        self.channel.close()
+
+
+class UnitProcesses:
+    """Starts processes that have what a fit has found, and listens to them.
+
+    Args:
+        trainer: The trainer, when all setup hooks have run.
+        data: The training data.
+        training: Trains a unit.
+        settings: How units are trained.
+
+    Raises:
+        UnsupportedError: Something cannot be sent to another process; named.
+    """
+
+    def __init__(self, trainer: pl.Trainer, data: TrainingData, training: UnitTraining, settings: UnitSettings) -> None:
+        self._number = 0
+        self._launcher = _launch(trainer, data, training, settings)
+
+    def start(self, begin: Begin, what: str) -> UnitProcess:
+        """Starts a process.
+
+        Args:
+            begin: What it is to do.
+            what: The same, for messages: "unit 0/0-1 was trained".
+        """
+        self._number += 1
+        ours, theirs = Pipe()
+        with theirs:
+            self._launcher.fork(self._number, theirs.fileno())
+        process = UnitProcess(self._number, what, ours)
+        process.tell(begin)
+        return process
+
+    def listen(self, processes: Sequence[UnitProcess], seconds: float) -> Iterator[tuple[UnitProcess, FromUnit]]:
+        """Yields what processes say, warnings aside, which are shown; returns soon after there was something.
+
+        Args:
+            processes: Those to listen to. One of which the last word was heard is to be closed by then.
+            seconds: For how long at most.
+
+        Raises:
+            WorkerError: A process has died.
+        """
+        channels = {process.channel: process for process in processes if not process.over}
+        sources = self._launcher.sources()
+        ready = wait([*channels, *sources], seconds)
+        for source in ready:
+            if source in channels:
+                yield from _heard(channels[source])
+        ended = [end for source in sources if source in ready for end in self._launcher.ended(source)]
+        for end in ended:
+            for process in processes:
+                if process.number == end.number and not process.closed:
+                    yield from _heard(process)  # what it has said last
+                    if not process.closed:
+                        raise _death(process, end.code)
+
+    def learn(self, modules: tuple[str, ...]) -> None:
+        """Has what units import be imported once for those that follow.
+
+        Args:
+            modules: The modules.
+        """
+        self._launcher.learn(modules)
+
+    def kill(self, process: UnitProcess) -> None:
+        """Ends a process, and waits until it has ended.
+
+        Args:
+            process: Which.
+        """
+        self._launcher.kill(process.number)
+        process.close()
+
+    def close(self) -> None:
+        """Ends all processes."""
+        self._launcher.close()
+
+
+def _heard(process: UnitProcess) -> Iterator[tuple[UnitProcess, FromUnit]]:
+    for message in process.messages():
+        if isinstance(message, Warned):
+            warnings.showwarning(message.text, message.category, message.filename, message.line)
+        else:
+            yield process, message
+            if process.closed:
+                return
+
+
+def _launch(trainer: pl.Trainer, data: TrainingData, training: UnitTraining, settings: UnitSettings) -> Launcher:
+    of_process = ProcessSettings.capture()
+    if settings.isolation == "fork":
+        return PlainFork(trainer, training, of_process)
+    replace = substitutes(trainer)
+    try:
+        package = pack((trainer, training, of_process), replace)
+    except Exception as error:
+        raise _unsendable(trainer, data, replace, error) from error
+    with closing(package):
+        return ForkServer(package)
+
+
+def _death(process: UnitProcess, code: int) -> WorkerError:
+    how = f"exit code {code}" if code >= 0 else f"killed by signal {-code}, {signal.Signals(-code).name}"
+    return WorkerError(
+        f"While {process.what}, its process died ({how}). If the system has killed it, there was not enough memory for "
+        "all units at the same time: use a smaller S3T(parallel_units=...). What was done is in the store; the next "
+        "fit goes on from there."
+    )
+
+
+def _unsendable(
+    trainer: pl.Trainer, data: TrainingData, replace: Mapping[int, object], error: Exception
+) -> UnsupportedError:
+    """Returns the error that names what cannot be sent to another process."""
+    module = trainer.lightning_module
+    parts = {
+        type(module).__name__: module,
+        "the data set": data.dataset,
+        "the train dataloader": data.loader,
+        "the data module": trainer.datamodule,  # type: ignore[attr-defined]
+        **{type(callback).__name__: callback for callback in trainer.callbacks},  # type: ignore[attr-defined]
+        "the profiler": trainer.profiler,  # type: ignore[attr-defined]
+        "the trainer": trainer,
+    }
+    found = find_unpicklable({name: part for name, part in parts.items() if part is not None}, replace)
+    path, culprit, error = found if found is not None else ("the trainer", trainer, error)
+    return UnsupportedError(
+        f"{path} ({type(culprit).__name__}) cannot be sent to another process: {error}. Each unit is trained in a "
+        "process of its own, which starts from what the fit has found. Open files, locks and connections where they "
+        "are used, or leave them out in a __getstate__; or have the units forked from this process, on one thread of "
+        "a CPU: S3T(isolation='fork')."
+    )

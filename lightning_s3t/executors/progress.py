@@ -1,0 +1,149 @@
+"""One progress display for all units of a fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+from lightning_s3t.engine.unit_settings import UnitSettings
+from lightning_s3t.executors.unit_plan import PlannedUnit
+from lightning_s3t.plan import UnitId
+
+
+class UnitProgress:
+    """Shows which shard, sequence and stage of how many is trained, or which several, and how long is left.
+
+    A unit counts for the rows that it trains on, so that the time left is right although later stages take longer.
+
+    Args:
+        units: The units to train, in order.
+        weights: What each costs (rows).
+        shards: Number of shards in all.
+        slices: Number of stages of a sequence.
+        enabled: Whether to show anything.
+
+    Example:
+        >>> progress = UnitProgress([UnitId(0, (1,))], [10], shards=1, slices=2, enabled=False)
+        >>> progress.describe(UnitId(0, (1,)))
+        'unit 1/1 · shard 1/1 · order 2 · stage 1/2'
+    """
+
+    def __init__(
+        self, units: Sequence[UnitId], weights: Sequence[int], shards: int, slices: int, enabled: bool
+    ) -> None:
+        self._positions = {unit: number for number, unit in enumerate(units, start=1)}
+        self._weights = dict(zip(units, weights, strict=True))
+        self._shards = shards
+        self._slices = slices
+        self._done = 0.0
+        self._shares: dict[UnitId, float] = {}
+        self._bar = Tqdm(
+            total=sum(weights),
+            disable=not enabled,
+            bar_format="{desc} |{bar}| {percentage:3.0f}% {elapsed}<{remaining}{postfix}",
+            dynamic_ncols=True,
+            mininterval=0.5,
+            smoothing=0,  # the average so far: units of one stage come and go too quickly for a trend
+        )
+
+    @classmethod
+    def of(cls, trainer: pl.Trainer, build: Sequence[PlannedUnit], settings: UnitSettings) -> UnitProgress:
+        """Makes a display for a plan.
+
+        Args:
+            trainer: The trainer; without a progress bar of its own, nothing is shown.
+            build: The units to build.
+            settings: How units are trained.
+        """
+        return cls(
+            [planned.unit for planned in build],
+            [planned.rows for planned in build],
+            settings.shards,
+            settings.slices,
+            enabled=trainer.is_global_zero and trainer.progress_bar_callback is not None,
+        )
+
+    def describe(self, unit: UnitId) -> str:
+        """Returns a unit's coordinates among all units, counted from 1.
+
+        Args:
+            unit: The unit.
+        """
+        order = "-".join(str(slice_ + 1) for slice_ in unit.prefix)
+        parts = (
+            f"unit {self._positions[unit]}/{len(self._positions)}",
+            f"shard {unit.shard + 1}/{self._shards}",
+            f"order {order}",
+            f"stage {unit.stage}/{self._slices}",
+        )
+        return " · ".join(parts)
+
+    def describe_all(self) -> str:
+        """Returns what is trained now: one unit's coordinates, or the names of several."""
+        running = sorted(self._shares, key=self._positions.__getitem__)
+        if len(running) == 1:
+            return self.describe(running[0])
+        done = min((self._positions[unit] for unit in running), default=len(self._positions))
+        return f"unit {done}/{len(self._positions)} · {len(running)} at once: {', '.join(map(str, running))}"
+
+    def start(self, unit: UnitId) -> None:
+        """Goes to the next unit, beside those that are not finished.
+
+        Args:
+            unit: The unit that is trained now.
+        """
+        self._shares[unit] = 0.0
+        self._bar.set_description_str(self.describe_all())
+
+    def update(self, trainer: pl.Trainer) -> None:
+        """Shows how far the running unit is.
+
+        Args:
+            trainer: The trainer.
+        """
+        if self._bar.disable:
+            return
+        for unit in self._shares:
+            self.show(unit, share_done(trainer))
+
+    def show(self, unit: UnitId, share: float) -> None:
+        """Shows how far a running unit is.
+
+        Args:
+            unit: The unit.
+            share: From 0 to 1.
+        """
+        if unit in self._shares:
+            self._shares[unit] = share
+            self._move()
+
+    def finish_unit(self, unit: UnitId) -> None:
+        """Counts a running unit as done.
+
+        Args:
+            unit: The unit.
+        """
+        if self._shares.pop(unit, None) is not None:
+            self._done += self._weights[unit]
+            self._move()
+
+    def close(self) -> None:
+        """Ends the display."""
+        self._bar.close()
+
+    def _move(self) -> None:
+        value = self._done + sum(share * self._weights[unit] for unit, share in self._shares.items())
+        self._bar.update(max(value - self._bar.n, 0))
+
+
+def share_done(trainer: pl.Trainer) -> float:
+    """Returns how far a trainer is in its fit loop, from 0 to 1.
+
+    Args:
+        trainer: The trainer.
+    """
+    loop = trainer.fit_loop
+    batches, epochs = loop.max_batches or 1, max(loop.max_epochs or 1, 1)
+    return float(min((trainer.current_epoch + (loop.batch_idx + 1) / batches) / epochs, 1.0))

@@ -1,0 +1,75 @@
+"""What several processes that train together agree on: the store is written and read by rank 0 alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lightning_s3t.engine.lightning_internals import is_distributed
+from lightning_s3t.errors import LeakageError
+from lightning_s3t.plan import UnitId
+from lightning_s3t.tuning.fingerprint import digest_tensors
+
+T = TypeVar("T")
+
+
+def on_rank_zero(trainer: pl.Trainer, work: Callable[[], T]) -> T:
+    """Runs `work` on rank 0 and gives every rank its result, or its error.
+
+    An error that only one rank raised would leave the others waiting for ever.
+
+    Args:
+        trainer: The trainer.
+        work: What to do; its result must be picklable where several processes train.
+
+    Raises:
+        Exception: What `work` raised, on every rank.
+    """
+    if not is_distributed(trainer):
+        return work()
+    outcome: tuple[T | None, Exception | None] = (None, None)
+    if trainer.is_global_zero:
+        try:
+            outcome = (work(), None)
+        except Exception as error:
+            outcome = (None, error)
+    result, raised = trainer.strategy.broadcast(outcome)
+    if raised is not None:
+        raise raised
+    return result  # type: ignore[return-value]
+
+
+def gather(trainer: pl.Trainer, mine: T) -> list[T]:
+    """Returns what each rank has, on every rank, in the order of ranks.
+
+    Args:
+        trainer: The trainer.
+        mine: What this one has; picklable where several processes train.
+    """
+    if not is_distributed(trainer):
+        return [mine]
+    found: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(found, mine)
+    return found
+
+
+def check_same_tensors(trainer: pl.Trainer, unit: UnitId, tensors: Mapping[str, Tensor]) -> None:
+    """Checks that a unit has come out the same on every rank.
+
+    Args:
+        trainer: The trainer.
+        unit: The unit.
+        tensors: What this rank holds.
+
+    Raises:
+        LeakageError: The ranks hold different tensors.
+    """
+    if len(set(gather(trainer, digest_tensors(tensors)))) > 1:
+        raise LeakageError(
+            f"The processes hold different tensors after unit {unit}: their gradients were not synchronised. Expected "
+            "the same bits on every rank. Let the strategy synchronise (no torch.no_sync in the step)."
+        )

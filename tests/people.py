@@ -191,8 +191,6 @@ class UnitLog(Callback):
 def make_trainer(store: Path, *callbacks: Callback, epochs: int = 2, **arguments: Any) -> pl.Trainer:
     """A trainer with the S3T callback, quiet and on the CPU."""
     trainer_arguments = arguments.pop("trainer", {})
-    if "epochs_rule" in arguments:
-        arguments["epochs"] = arguments.pop("epochs_rule")
     s3t = S3T(store=store, **{**ARGUMENTS, **arguments})
     defaults: dict[str, Any] = {
         "max_epochs": epochs,

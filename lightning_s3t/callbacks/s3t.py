@@ -58,8 +58,8 @@ from lightning_s3t.tuning.stage_switch import StageSwitch
 from lightning_s3t.tuning.stages import StageBuilder
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "data": ("cumulative", "disjoint"),
-    "epochs": ("full", "sisa"),
+    "stage_data": ("cumulative", "disjoint"),
+    "epoch_rule": ("full", "sisa"),
     "isolation": ("auto", "forkserver", "fork", "none"),
 }
 
@@ -68,7 +68,7 @@ class S3T(pl.Callback):
     """Trains any LightningModule so that data can be removed from it exactly, by deactivating layers.
 
     The training data is cut into `shards` of `slices` each; every shard fine-tunes the pretrained model with
-    adapters, one group of layers a slice, from the top layers down, on `budget` orders of its slices (S3T, Basu Roy
+    adapters, one group of layers a slice, from the top layers down, on `budget` sequences of its slices (S3T, Basu Roy
     Chowdhury et al., arXiv 2406.16257). One `trainer.fit` trains every missing unit; what is there is skipped, so an
     interrupted fit, a fit after deletions and a fit with more data are all the same call.
 
@@ -80,30 +80,32 @@ class S3T(pl.Callback):
         store: The folder that keeps what is trained.
         shards: Number of shards, m.
         slices: Number of slices of a shard, L; also the number of layer groups.
-        budget: Number of orders of the slices that each shard is trained on, B; or what they may cost each shard:
+        budget: Number of sequences of the slices that each shard is trained on, B; or what they may cost each shard:
             {"units": 40}, or {"fine_tunes": 3.5} in multiples of one full fine-tune. A later fit may raise it: what is
-            trained stays, and orders are added.
-        sequences: How the orders are chosen: "optimal" (most slices left after the coming requests), "cyclic", "bms",
-            "conditional", "random", "all", "sisa", or the orders themselves.
+            trained stays, and sequences are added.
         subjects: Who owns each row: the name of an attribute of the data set that has one id per row, a callable that
-            takes the data set and returns them, or its import path; None for the row's index.
+            takes the data set and returns them, or its import path. "index" takes each row's number in the data set:
+            a row that is left out later gives all that follow it another id.
+        sequences: How the sequences are chosen: "optimal" (most slices left after the coming requests), "cyclic",
+            "bms", "conditional", "random", "all", "sisa", or the sequences themselves.
         layers: Where the blocks are, if they cannot be found: a path, a list of paths, or a list of groups.
         head: Where the head is, if it cannot be found: a path or a list of paths.
         adapter: A PeftConfig, a dict of one, or None to fine-tune whole layers.
-        data: "cumulative" trains stage k on the first k slices of the order, "disjoint" on the k-th alone.
+        stage_data: "cumulative" trains stage k on the first k slices of the sequence, "disjoint" on the k-th alone.
         seed: What the partition and all randomness of the units follow from.
-        epochs: "full" trains every stage for the trainer's max_epochs, "sisa" for 2E/(L+1) of them.
-        prior: How likely a request is for each slice, for the planners that use it: one probability a slice, or one a
-            shard and slice (`lightning_s3t.plan.slice_prior` sums what is known of subjects); None for equal ones.
-        risk: Which subjects are likely to ask, so that they share slices: `RiskBands`, or a mapping of its arguments,
-            in which `risks` may also be a CSV or JSON file; None to place everybody alike.
-        register: Whether the store notes who is in the training data (as keyed hashes). Without, it holds nothing per
-            subject, and a request cannot be refused because it names somebody unknown.
+        epoch_rule: "full" trains every stage for the trainer's max_epochs, "sisa" for 2E/(L+1) of them.
+        request_prior: How likely a request is for each slice, for the planners that use it: one probability a slice,
+            or one a shard and slice (`lightning_s3t.plan.slice_prior` sums what is known of subjects); None for equal
+            ones.
+        risk_bands: Which subjects are likely to ask, so that they share slices: `RiskBands`, or a mapping of its
+            arguments, in which `risks` may also be a CSV or JSON file; None to place all alike.
+        keep_registry: Whether the store notes who is in the training data (as keyed hashes). Without, it holds nothing
+            per subject, and cannot refuse a request because it names an unknown subject.
         isolation: How units are kept apart. "forkserver": each is trained in a process of its own, which starts from
             what the fit has found. "fork": likewise, forked from the script's process, for what cannot be sent to
             another (a lock, an open file); on a CPU, on one thread. "none": one after the other in the script's
-            process, with what is known of set back in between: for several devices, and for debugging. "auto" is
-            "forkserver", but "none" with several devices or torch.compile. A store belongs to one of them.
+            process, with what is known of set back in between: for debugging. "auto" is "forkserver", but "none" with
+            torch.compile and with strategies that spawn or fork their ranks. A store belongs to one of them.
         parallel_units: How many units are trained at the same time on the same device, to the same bits as one after
             another; more is faster where one unit does not keep the device busy.
 
@@ -112,8 +114,8 @@ class S3T(pl.Callback):
 
     Example:
         >>> trainer = pl.Trainer(max_epochs=5, logger=False, callbacks=[
-        ...     S3T(store="runs/s3t", shards=5, slices=4, budget=4)])
-        >>> S3T(store="runs/s3t", shards=0, slices=4, budget=4)
+        ...     S3T("runs/s3t", shards=5, slices=4, budget=4, subjects="owners")])
+        >>> S3T("runs/s3t", shards=0, slices=4, budget=4, subjects="owners")
         Traceback (most recent call last):
         ...
         lightning_s3t.errors.ConfigurationError: Expected argument `shards` to be a positive integer but got 0.
@@ -125,31 +127,32 @@ class S3T(pl.Callback):
         shards: int,
         slices: int,
         budget: int | Mapping[str, float],
+        *,
+        subjects: Subjects,
         sequences: str | Sequence[Sequence[int]] = "optimal",
-        subjects: Subjects = None,
         layers: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
         head: str | Sequence[str] | None = None,
         adapter: PeftConfig | Mapping[str, Any] | None = DEFAULT_ADAPTER,
-        data: DataMode = "cumulative",
+        stage_data: DataMode = "cumulative",
+        epoch_rule: EpochRule = "full",
         seed: int = 0,
-        epochs: EpochRule = "full",
-        prior: Sequence[float] | Sequence[Sequence[float]] | None = None,
-        risk: RiskBands | Mapping[str, Any] | None = None,
-        register: bool = True,
+        request_prior: Sequence[float] | Sequence[Sequence[float]] | None = None,
+        risk_bands: RiskBands | Mapping[str, Any] | None = None,
+        keep_registry: bool = True,
         isolation: Literal["auto", "forkserver", "fork", "none"] = "auto",
         parallel_units: int = 1,
     ) -> None:
         _check_numbers(shards, slices, budget, seed, parallel_units)
-        _check_choices(data=data, epochs=epochs, isolation=isolation)
+        _check_choices(stage_data=stage_data, epoch_rule=epoch_rule, isolation=isolation)
         self.store = Path(store)
-        self.choice = SequenceChoice(sequences, slices, budget, seed, prior, data, epochs)
+        self.choice = SequenceChoice(sequences, slices, budget, seed, request_prior, stage_data, epoch_rule)
         self.sequences = self.choice.plan()
         self.subjects = subjects
-        self.register = register
+        self.keep_registry = keep_registry
         self.isolation = isolation
-        self.risk = RiskBands.of(risk)
-        self.partition = Partition(shards, slices, seed, self.risk.slices if self.risk is not None else ())
-        self.unit_settings = UnitSettings(shards, slices, seed, data, epochs, parallel_units=parallel_units)
+        self.risk_bands = RiskBands.of(risk_bands)
+        self.partition = Partition(shards, slices, seed, self.risk_bands.slices if self.risk_bands is not None else ())
+        self.unit_settings = UnitSettings(shards, slices, seed, stage_data, epoch_rule, parallel_units=parallel_units)
         self.layers = layers
         self.head = head
         self.adapter = resolve_adapter(adapter)
@@ -366,7 +369,7 @@ class S3T(pl.Callback):
         fit_store = (
             AuditStore(self._audited, trainer, data, basis, self.choice, options)
             if self._audited is not None
-            else FitStore(trainer, data, basis, self.choice, options, self.register)
+            else FitStore(trainer, data, basis, self.choice, options, self.keep_registry)
         )
         self._fit_store = fit_store
         fit_store.open(self.store, builder.base_tensors)
@@ -416,7 +419,7 @@ class S3T(pl.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         # for a unit's process: who owns which row is not its business, and the store is not open there
-        left_behind = {"subjects": None, "_fit_store": None, "_audited": None, "risk": None}
+        left_behind = {"subjects": "index", "_fit_store": None, "_audited": None, "risk_bands": None}
         return {**vars(self), **left_behind}
 
     def _sum_up(self, fit_store: FitStore, trained: Sequence[UnitId], seconds: float) -> None:
@@ -434,10 +437,10 @@ class S3T(pl.Callback):
                 "budget": len(self.sequences),
                 "sequences": self.choice.sequences if isinstance(self.choice.sequences, str) else "given",
                 "adapter": describe_adapter(adapter) if adapter is not None else "whole layers",
-                "data": settings.data,
-                "epochs": settings.epochs,
+                "stage_data": settings.data,
+                "epoch_rule": settings.epochs,
                 "seed": settings.seed,
-                "register": self.register,
+                "keep_registry": self.keep_registry,
                 "store": str(self.store),
             }
         )
@@ -451,8 +454,8 @@ class S3T(pl.Callback):
         self._training = self._fit_store = None
 
     def _training_data(self, trainer: pl.Trainer) -> TrainingData:
-        data = TrainingData(request_train_dataloader(trainer), self.subjects, self.partition, self.risk)
-        if self.subjects is not None:
+        data = TrainingData(request_train_dataloader(trainer), self.subjects, self.partition, self.risk_bands)
+        if self.subjects != "index":
             again = check_loader(request_train_dataloader(trainer))
             check_order(data.subjects, subjects_of(again.dataset, self.subjects))
         return data

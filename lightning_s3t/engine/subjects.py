@@ -15,7 +15,7 @@ from lightning_s3t.errors import DataError
 from lightning_s3t.plan import canonical_subject
 
 # text first: jsonargparse writes a config by the first member that fits, and has no spelling for text as a callable
-Subjects = str | Callable[[Any], Sequence[Any]] | None
+Subjects = str | Callable[[Any], Sequence[Any]]
 
 
 def subjects_of(dataset: Any, subjects: Subjects) -> list[str]:
@@ -23,7 +23,7 @@ def subjects_of(dataset: Any, subjects: Subjects) -> list[str]:
 
     Args:
         dataset: The data set.
-        subjects: The name of an attribute, a callable or its import path, or None for the row's index.
+        subjects: The name of an attribute, a callable or its import path, or "index" for the row's index.
 
     Raises:
         DataError: The ids are missing, or are not one per row.
@@ -31,11 +31,11 @@ def subjects_of(dataset: Any, subjects: Subjects) -> list[str]:
     Example:
         >>> subjects_of(["x", "y"], lambda rows: [f"user-{row}" for row in rows])
         ['user-x', 'user-y']
-        >>> subjects_of(["x", "y"], None)
+        >>> subjects_of(["x", "y"], "index")
         ['0', '1']
     """
     size = len(dataset)
-    if subjects is None:
+    if subjects == "index":
         return [str(row) for row in range(size)]
     ids: Any = _named(dataset, subjects) if isinstance(subjects, str) else subjects(dataset)
     if isinstance(ids, (torch.Tensor, np.ndarray)):

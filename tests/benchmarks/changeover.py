@@ -133,7 +133,7 @@ def fit(folder: Path, epochs: int, batch: int) -> list[Measured]:
     """Trains all units of a new store; returns their change-overs."""
     record = Record()
     rows = 3 * SHARDS * SLICES * STEPS * batch
-    s3t = S3T(folder, shards=SHARDS, slices=SLICES, budget=1, adapter=ADAPTER, isolation="none")
+    s3t = S3T(folder, shards=SHARDS, slices=SLICES, budget=1, subjects="index", adapter=ADAPTER, isolation="none")
     trainer = make_trainer(folder.parent, s3t, Clock(record), max_epochs=epochs, limit_train_batches=STEPS)
     loader = DataLoader(RepeatedImages(rows, 224), batch, shuffle=True, drop_last=True)
     with timed_parts(record):

@@ -62,7 +62,7 @@ IMPORTS = (
 
 def fit_units(folder: Path, isolation: Kind, steps: int) -> None:
     """Trains all units of a new store."""
-    s3t = S3T(folder, SHARDS, SLICES, budget=1, adapter=ADAPTER, isolation=isolation)
+    s3t = S3T(folder, SHARDS, SLICES, budget=1, subjects="index", adapter=ADAPTER, isolation=isolation)
     make_trainer(folder.parent, s3t, limit_train_batches=steps).fit(make_module(), images(steps))
 
 
@@ -206,7 +206,15 @@ def fit_large(isolation: Kind | None) -> None:
     rows = DataLoader(LargeRows(), MEMORY_BATCH, shuffle=True)
     with tempfile.TemporaryDirectory() as name:
         if isolation is not None:
-            s3t = S3T(Path(name) / "store", shards=1, slices=2, budget=1, adapter=ADAPTER, isolation=isolation)
+            s3t = S3T(
+                Path(name) / "store",
+                shards=1,
+                slices=2,
+                budget=1,
+                subjects="index",
+                adapter=ADAPTER,
+                isolation=isolation,
+            )
             make_trainer(Path(name), s3t).fit(make_large(whole=False), rows)
             return
         command = [sys.executable, "-c", IMPORTS]

@@ -52,7 +52,15 @@ def by_callback() -> None:
     """All stages of a shard, one after the other."""
     adapter = {"peft_type": "LORA", "r": 16, "target_modules": ["qkv"]}
     with tempfile.TemporaryDirectory() as name:
-        s3t = S3T(Path(name) / "store", shards=SHARDS, slices=SLICES, budget=1, adapter=adapter, isolation="none")
+        s3t = S3T(
+            Path(name) / "store",
+            shards=SHARDS,
+            slices=SLICES,
+            budget=1,
+            subjects="index",
+            adapter=adapter,
+            isolation="none",
+        )
         fit(Path(name), s3t, whole=False)
 
 

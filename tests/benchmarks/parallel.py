@@ -62,6 +62,7 @@ def fit(folder: Path, number: int, parallel_units: int) -> None:
         shards=UNITS,
         slices=1,
         budget=1,
+        subjects="index",
         adapter={"peft_type": "LORA", "r": 8, "target_modules": ["qkv"]},
         parallel_units=parallel_units,
     )

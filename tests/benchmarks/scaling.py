@@ -88,8 +88,8 @@ def train(folder: Path, shards: int, slices: int, orders: int) -> Trained:
     draw = torch.Generator().manual_seed(0)
     data = TensorDataset(torch.rand(ROWS, 64, generator=draw), torch.randint(10, (ROWS,), generator=draw))
     s3t = S3T(
-        folder, shards=shards, slices=slices, budget=orders, layers="network.blocks", head="network.head",
-        adapter=ADAPTER, isolation="none",
+        folder, shards=shards, slices=slices, budget=orders, subjects="index", layers="network.blocks",
+        head="network.head", adapter=ADAPTER, isolation="none",
     )  # fmt: skip
     trainer = make_trainer(folder.parent, s3t, max_epochs=EPOCHS)
     start = time.perf_counter()

@@ -51,7 +51,15 @@ def main() -> int:
         stores = iter(range(1000))
 
         def by_callback() -> None:
-            s3t = S3T(folder / str(next(stores)), shards=1, slices=1, budget=1, adapter=ADAPTER, isolation="none")
+            s3t = S3T(
+                folder / str(next(stores)),
+                shards=1,
+                slices=1,
+                budget=1,
+                subjects="index",
+                adapter=ADAPTER,
+                isolation="none",
+            )
             make_trainer(folder, s3t).fit(make_module(), loader)
 
         def by_lightning() -> None:

@@ -74,7 +74,12 @@ APP = {
         "user-7",
         serves="test_perplexity",
     ),
-    "autoencoder": App((), ("layers=[encoder.0,encoder.2,decoder.0]", "head=decoder.2"), "17", serves="test_loss"),
+    "autoencoder": App(
+        (),
+        ("subjects=index", "layers=[encoder.0,encoder.2,decoder.0]", "head=decoder.2"),
+        "17",
+        serves="test_loss",
+    ),
     "gan": App(
         (),
         ("subjects=owners", *(f"{name}=[{','.join(paths)}]" for name, paths in PARTS_OF_GAN.items())),

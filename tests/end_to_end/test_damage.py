@@ -68,7 +68,7 @@ def test_a_ledger_restored_from_a_backup_never_serves_the_forgotten(trained: Pat
 
 
 def test_without_a_registry_units_are_the_same_and_requests_work(trained: Path, tmp_path: Path) -> None:
-    fit(tmp_path / "store", PEOPLE, epochs=1, register=False)
+    fit(tmp_path / "store", PEOPLE, epochs=1, keep_registry=False)
     assert_bitwise_equal(tensors_of(tmp_path / "store"), tensors_of(trained))
     with Store.open(tmp_path / "store") as opened:
         receipt = opened.forget(["user-3"])

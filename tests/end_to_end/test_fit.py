@@ -193,7 +193,7 @@ def test_early_stopping_ends_a_unit_and_not_the_fit(tmp_path: Path) -> None:
 
 
 def test_sisas_rule_trains_a_stage_for_two_nths_of_the_epochs(tmp_path: Path) -> None:
-    fit(tmp_path / "store", People.make(), epochs=3, slices=2, **{"epochs_rule": "sisa"})
+    fit(tmp_path / "store", People.make(), epochs=3, slices=2, epoch_rule="sisa")
     with Store.open(tmp_path / "store") as store:
         assert [record["epochs"] for record in store.provenance()] == [2] * 8
 
@@ -241,7 +241,7 @@ DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
     "shards": ({"shards": 1}, r"partition\.shards: store 2, now 1"),
     "seed": ({"seed": 7}, r"partition\.seed: store 0, now 7"),
     "adapter": ({"adapter": {"peft_type": "LORA", "r": 4}}, r"adapter\.r: store 2, now 4"),
-    "data": ({"data": "disjoint"}, r"training\.data: store cumulative, now disjoint"),
+    "data": ({"stage_data": "disjoint"}, r"training\.data: store cumulative, now disjoint"),
     "epochs": ({"epochs": 3}, r"training\.max_epochs: store 2, now 3"),
     "head": (
         {"head": ["network.head"], "layers": ["network.blocks.0", "network.blocks.1"]},
@@ -360,7 +360,7 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], type[S3TError], str]] = {
         ConfigurationError,
         "Expected argument `shards` to be a positive integer but got 0",
     ),
-    "data": ({"data": "both"}, ConfigurationError, "Expected argument `data` to be one of"),
+    "data": ({"stage_data": "both"}, ConfigurationError, "Expected argument `stage_data` to be one of"),
     "adapter": ({"adapter": {"peft_type": "LOWRA"}}, AdapterError, "PEFT knows no adapter of type 'LOWRA'"),
     "targets": (
         {"adapter": {"peft_type": "LORA", "target_modules": ["query"]}},

@@ -19,7 +19,7 @@ ARGUMENTS = {"slices": 3, "budget": 2, "shards": 1, "epochs": 1}
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("risk") / "store"
-    fit(path, PEOPLE, risk=RISK, **ARGUMENTS)
+    fit(path, PEOPLE, risk_bands=RISK, **ARGUMENTS)
     return path
 
 
@@ -35,7 +35,7 @@ def test_somebody_who_has_changed_bands_is_refused(store: Path) -> None:
     with Store.open(store) as opened:
         alive = set(opened.alive())
     with pytest.raises(DataError, match="1 of the subjects are in another band"):
-        fit(store, PEOPLE, risk={**RISK, "risks": dict.fromkeys([*RISKY, "user-1"], 0.9)}, **ARGUMENTS)
+        fit(store, PEOPLE, risk_bands={**RISK, "risks": dict.fromkeys([*RISKY, "user-1"], 0.9)}, **ARGUMENTS)
     with Store.open(store) as opened:
         assert set(opened.alive()) == alive
 
@@ -48,6 +48,6 @@ def test_bands_are_a_setting_of_the_store(store: Path) -> None:
 def test_a_refit_without_a_risky_subject_is_what_forgetting_leaves(store: Path, tmp_path: Path) -> None:
     with Store.open(store) as opened:
         opened.forget(RISKY[:2])
-    fit(store, PEOPLE, risk=RISK, **ARGUMENTS)
-    fit(tmp_path / "anew", PEOPLE.without(*RISKY[:2]), risk=RISK, **ARGUMENTS)
+    fit(store, PEOPLE, risk_bands=RISK, **ARGUMENTS)
+    fit(tmp_path / "anew", PEOPLE.without(*RISKY[:2]), risk_bands=RISK, **ARGUMENTS)
     assert_bitwise_equal(tensors_of(store), tensors_of(tmp_path / "anew"))

@@ -1,6 +1,6 @@
 from .auditing import audit
 from .callbacks import S3T, DeletionHook, ProvenanceRecorder, SliceUnfreezing
-from .callbacks.audited import AuditReport
+from .executors.audit import AuditReport
 from .serving import EnsemblePredictor
 from .serving.module import EnsembleModule
 from .store import Receipt, Store

@@ -117,7 +117,7 @@ def test_units_whose_data_has_changed_are_not_called_equal(store: Path) -> None:
 
 
 def test_hardware_that_is_not_deterministic_is_no_proof(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_s3t.callbacks.s3t.is_deterministic", lambda trainer: False)
+    monkeypatch.setattr("lightning_s3t.executors.audit.is_deterministic", lambda trainer: False)
     report = audit_people(store, People.make(), units=1)
     assert not report.deterministic
     assert "not deterministic" in str(report)

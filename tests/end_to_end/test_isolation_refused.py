@@ -108,11 +108,19 @@ def test_what_torch_compiles(tmp_path: Path, compiled: str) -> None:
     refused(tmp_path, "parallel_units: .*torch.compile", module=module, parallel_units=2)
 
 
-def test_several_devices() -> None:
-    trainer = pl.Trainer(accelerator="cpu", strategy="ddp_spawn", devices=2, logger=False)
+@pytest.mark.parametrize(
+    ("strategy", "isolation", "parallel_units", "message"),
+    [
+        ("ddp_spawn", "forkserver", 1, "isolation='forkserver' with a strategy that forks or spawns"),
+        ("ddp", "fork", 1, "isolation='fork' with several devices"),
+        ("ddp", "forkserver", 2, "parallel_units with several devices"),
+    ],
+)
+def test_several_devices(strategy: str, isolation: Any, parallel_units: int, message: str) -> None:
+    trainer = pl.Trainer(accelerator="cpu", strategy=strategy, devices=2, logger=False)
     trainer.strategy.connect(Classifier())
-    with pytest.raises(UnsupportedError, match="isolation='forkserver' with several devices"):
-        check_trainer(trainer, S3T, isolation="forkserver")
+    with pytest.raises(UnsupportedError, match=message):
+        check_trainer(trainer, S3T, isolation, parallel_units)
 
 
 def test_a_store_belongs_to_one_isolation(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from peft import PeftConfig
@@ -43,13 +44,14 @@ from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.executors.audit import AuditStore, AuditTarget
 from lightning_s3t.executors.distributed import DistributedExecutor
 from lightning_s3t.executors.fit_store import FitStore
-from lightning_s3t.executors.fit_summary import FitSummary, hyperparameters
+from lightning_s3t.executors.fit_summary import FitSummary, hyperparameters, mean_metrics
 from lightning_s3t.executors.in_process import InProcessExecutor
 from lightning_s3t.executors.isolated import IsolatedExecutor
 from lightning_s3t.executors.processes.forkserver import warm_up
 from lightning_s3t.executors.ranks import on_rank_zero
 from lightning_s3t.executors.unit_store import UnitStore
 from lightning_s3t.plan import DataMode, EpochRule, Partition, RiskBands, SequenceChoice, UnitId
+from lightning_s3t.serving import EnsemblePredictor
 from lightning_s3t.store import Receipt
 from lightning_s3t.tuning.adapter_effect import measure_effect
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, describe_adapter, resolve_adapter
@@ -217,6 +219,12 @@ class S3T(pl.Callback):
                 warm_up()
             if isolation != "none":
                 run_instead_of_fit(trainer, lambda: self._fit_isolated(trainer, pl_module))
+        elif self.summary is not None and not isinstance(pl_module, EnsemblePredictor):
+            rank_zero_warn(
+                f"trainer.{stage} was given {type(pl_module).__name__} as it was before the fit: S3T leaves the module "
+                f"as it is. What was trained is in {self.store}: use EnsembleModule.from_store({str(self.store)!r}, "
+                "model)."
+            )
         self.deletion.attach(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -393,7 +401,9 @@ class S3T(pl.Callback):
             run()
         else:
             rank_zero_info(f"S3T: all {fit_store.plan.present} units are there, nothing to train.")
-        on_rank_zero(trainer, lambda: self._sum_up(fit_store, trained, time.monotonic() - start))
+        seconds = time.monotonic() - start
+        metrics = on_rank_zero(trainer, lambda: self._sum_up(fit_store, trained, seconds))
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         on_rank_zero(trainer, fit_store.finish)
 
     def _settings(self, trainer: pl.Trainer) -> UnitSettings:
@@ -422,11 +432,19 @@ class S3T(pl.Callback):
         left_behind = {"subjects": "index", "_fit_store": None, "_audited": None, "risk_bands": None}
         return {**vars(self), **left_behind}
 
-    def _sum_up(self, fit_store: FitStore, trained: Sequence[UnitId], seconds: float) -> None:
-        survivors, shards = fit_store.opened.store.alive(), self.partition.shards
-        self.summary = FitSummary.of(survivors, shards, self.sequences, trained, seconds)
+    def _sum_up(self, fit_store: FitStore, trained: Sequence[UnitId], seconds: float) -> dict[str, float]:
+        """Sums a fit up; returns the metrics of the units that serve, each the mean over the shards."""
+        store = fit_store.opened.store
+        self.summary = FitSummary.of(store.alive(), self.partition.shards, self.sequences, trained, seconds)
         if trained:
             rank_zero_info(str(self.summary))
+        if self._audited is None:
+            rank_zero_info(
+                f"S3T: what was trained is in {self.store}; the module is as it was. "
+                f"EnsembleModule.from_store({str(self.store)!r}, model) serves it."
+            )
+        serving = [row.serves for row in self.summary.rows if row.serves is not None]
+        return mean_metrics([store.provenance(unit)[0].get("metrics", {}) for unit in serving])
 
     def _hyperparameters(self) -> dict[str, Any]:
         settings, adapter = self.unit_settings, self.adapter

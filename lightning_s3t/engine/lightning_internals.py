@@ -7,6 +7,7 @@ this file run against the lowest and the newest release that pyproject.toml admi
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -205,6 +206,15 @@ def loaded_checkpoint(trainer: pl.Trainer) -> bool:
     return bool(trainer._checkpoint_connector._loaded_checkpoint)
 
 
+def has_communication_state(trainer: pl.Trainer) -> bool:
+    """Returns whether a DDP strategy was given a communication state, which outlives a unit.
+
+    Args:
+        trainer: The trainer.
+    """
+    return getattr(trainer.strategy, "_ddp_comm_state", None) is not None
+
+
 def syncs_batchnorm(trainer: pl.Trainer) -> bool:
     """Says whether the strategy replaces BatchNorm layers by synchronised ones.
 
@@ -357,6 +367,24 @@ def reconfigure(trainer: pl.Trainer) -> None:
     """
     trainer.strategy.model = trainer.lightning_module
     trainer.strategy.setup(trainer)
+
+
+def copy_uncompiled(module: nn.Module) -> pl.LightningModule:
+    """Returns a copy of a module, without what `torch.compile(module)` and a fit of that have put before its steps.
+
+    Lightning sets the compiled steps on the module as attributes. They call the module that they were made for, so a
+    copy that kept them would answer with the weights of the original.
+
+    Args:
+        module: A LightningModule, or one that was compiled as a whole.
+    """
+    original: Any = getattr(module, "_orig_mod", module)
+    copied: pl.LightningModule = copy.deepcopy(original)
+    if copied._compiler_ctx is not None:
+        for name in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
+            vars(copied).pop(name, None)
+        copied._compiler_ctx = None
+    return copied
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
 
 from lightning_s3t.engine.lightning_internals import (
+    has_communication_state,
     has_train_dataloader,
     is_compiled,
     loaded_checkpoint,
@@ -79,7 +80,7 @@ def check_trainer(
         problems.append(
             "sync_batchnorm=True: it replaces layers while S3T does. Leave it out; frozen ones are in eval mode."
         )
-    if getattr(strategy, "_ddp_comm_state", None) is not None:
+    if has_communication_state(trainer):
         problems.append("A DDP communication state: it outlives a unit. Leave it out.")
     if trainer.overfit_batches:  # type: ignore[attr-defined]
         problems.append("overfit_batches: every unit would see the same few batches. Leave it out.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,20 @@ class FitSummary:
         ]
         trained = sum(row.trained for row in self.rows)
         return f"{align(cells, numbers_from=2)}\n{trained} units trained in {self.seconds:.0f} s."
+
+
+def mean_metrics(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Returns the means of the metrics that all units have.
+
+    Args:
+        metrics: Those of each unit, by name.
+
+    Example:
+        >>> mean_metrics([{"val_loss": 1.0, "lr": 0.1}, {"val_loss": 2.0}])
+        {'val_loss': 1.5}
+    """
+    shared = set.intersection(*(set(found) for found in metrics)) if metrics else set()
+    return {name: sum(found[name] for found in metrics) / len(metrics) for name in sorted(shared)}
 
 
 def hyperparameters(arguments: Mapping[str, Any]) -> dict[str, Any]:

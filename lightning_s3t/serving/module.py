@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 from torch import nn
 
+from lightning_s3t.engine.lightning_internals import copy_uncompiled
 from lightning_s3t.errors import UnsupportedError
 from lightning_s3t.serving.aggregation import Aggregate
 from lightning_s3t.serving.notifier import listeners_of
@@ -74,18 +74,9 @@ class EnsembleModule(EnsemblePredictor, pl.LightningModule):
 
     @classmethod
     def _copy(cls, module: nn.Module) -> nn.Module:
-        """Return a copy, without what `torch.compile(module)` and a fit of that have put in front of its steps.
-
-        Lightning sets the compiled steps on the module as attributes. They call the module that they were made for, so
-        a copy that kept them would answer with the weights of the original.
-        """
-        copied: Any = copy.deepcopy(getattr(module, "_orig_mod", module))
-        if copied._compiler_ctx is not None:
-            for name in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
-                vars(copied).pop(name, None)
-            copied._compiler_ctx = None
+        copied = copy_uncompiled(module)
         copied.configure_model()
-        return copied  # type: ignore[no-any-return]
+        return copied
 
     def _listeners(self) -> list[object]:
         return [self, *listeners_of(self._trainer)]

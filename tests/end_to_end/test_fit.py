@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ParallelStrategy
 from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
 
-from lightning_s3t import S3T
+from lightning_s3t import S3T, EnsembleModule
 from lightning_s3t.engine.preflight import check_trainer
 from lightning_s3t.errors import (
     AdapterError,
@@ -442,3 +443,29 @@ def test_forget_on_the_callback_tells_the_trainers_module(tmp_path: Path) -> Non
     receipt = trainer.callbacks[0].forget(["user-3"])  # type: ignore[attr-defined]
     assert receipt.revoked
     assert module.forgotten == [receipt]
+
+
+# --- after a fit ---
+
+
+def test_the_trainer_has_the_mean_metrics_of_what_serves(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "store")
+    trainer.fit(Classifier(), datamodule=PeopleData(People.make()))
+    with Store.open(tmp_path / "store") as store:
+        losses = [
+            record["metrics"]["val_loss"] for record in store.provenance() if record["unit"] in {"0/0-1", "1/0-1"}
+        ]
+    assert len(losses) == 2
+    assert float(trainer.callback_metrics["val_loss"]) == pytest.approx(sum(losses) / 2)
+
+
+def test_testing_the_module_that_was_given_to_a_fit_is_warned_of(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "store")
+    module, data = Classifier(), PeopleData(People.make())
+    trainer.fit(module, datamodule=data)
+    served = EnsembleModule.from_store(tmp_path / "store", module)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*as it was before the fit.*")
+        trainer.validate(served, datamodule=data, verbose=False)
+    with pytest.warns(UserWarning, match=r"as it was before the fit.*EnsembleModule.from_store"):
+        trainer.test(module, datamodule=data, verbose=False)

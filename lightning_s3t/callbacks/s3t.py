@@ -2,62 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from peft import PeftConfig
 
 from lightning_s3t.callbacks.deletion import DeletionHook
-from lightning_s3t.engine.fit_settings import classes_of, config_of, fit_settings
-from lightning_s3t.engine.found_state.found_state import digest_found
-from lightning_s3t.engine.lightning_internals import (
-    hand_back,
-    is_compiled,
-    is_distributed,
-    log_hyperparameters,
-    request_train_dataloader,
-    run_instead_of_fit,
-    starts_ranks_as_scripts,
-    take_over,
-)
-from lightning_s3t.engine.muted_lightning import warned_once
-from lightning_s3t.engine.preflight import (
-    check_every_optimizer,
-    check_not_resumed,
-    check_optimizers,
-    check_trainer,
-)
-from lightning_s3t.engine.run_record import trainer_settings
-from lightning_s3t.engine.subjects import Subjects, check_order, subjects_of
-from lightning_s3t.engine.training_data import TrainingData, check_loader
-from lightning_s3t.engine.unit_settings import Isolation, UnitSettings
+from lightning_s3t.engine.lightning_internals import is_distributed, run_instead_of_fit
+from lightning_s3t.engine.preflight import check_trainer
+from lightning_s3t.engine.subjects import Subjects
+from lightning_s3t.engine.unit_settings import UnitSettings
 from lightning_s3t.engine.unit_training import UnitTraining
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.executors.audit import AuditStore, AuditTarget
-from lightning_s3t.executors.distributed import DistributedExecutor
-from lightning_s3t.executors.fit_store import FitStore
-from lightning_s3t.executors.fit_summary import FitSummary, hyperparameters, mean_metrics
-from lightning_s3t.executors.in_process import InProcessExecutor
-from lightning_s3t.executors.isolated import IsolatedExecutor
+from lightning_s3t.executors.audit import AuditTarget
+from lightning_s3t.executors.fit import Fit, FitConfig, isolation_of
+from lightning_s3t.executors.fit_summary import FitSummary
 from lightning_s3t.executors.processes.forkserver import warm_up
-from lightning_s3t.executors.ranks import on_rank_zero
-from lightning_s3t.executors.unit_store import UnitStore
 from lightning_s3t.plan import DataMode, EpochRule, Partition, RiskBands, SequenceChoice, UnitId
 from lightning_s3t.serving import EnsemblePredictor
 from lightning_s3t.store import Receipt
-from lightning_s3t.tuning.adapter_effect import measure_effect
-from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, describe_adapter, resolve_adapter
-from lightning_s3t.tuning.layer_table import LayerTable
-from lightning_s3t.tuning.stage_switch import StageSwitch
-from lightning_s3t.tuning.stages import StageBuilder
+from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, resolve_adapter
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "stage_data": ("cumulative", "disjoint"),
@@ -147,22 +116,26 @@ class S3T(pl.Callback):
         _check_numbers(shards, slices, budget, seed, parallel_units)
         _check_choices(stage_data=stage_data, epoch_rule=epoch_rule, isolation=isolation)
         self.store = Path(store)
-        self.choice = SequenceChoice(sequences, slices, budget, seed, request_prior, stage_data, epoch_rule)
-        self.sequences = self.choice.plan()
-        self.subjects = subjects
-        self.keep_registry = keep_registry
+        bands = RiskBands.of(risk_bands)
+        self.config = FitConfig(
+            self.store,
+            SequenceChoice(sequences, slices, budget, seed, request_prior, stage_data, epoch_rule),
+            Partition(shards, slices, seed, bands.slices if bands is not None else ()),
+            UnitSettings(shards, slices, seed, stage_data, epoch_rule, parallel_units=parallel_units),
+            subjects,
+            bands,
+            layers,
+            head,
+            resolve_adapter(adapter),
+            keep_registry,
+        )
+        self.sequences = self.config.choice.plan()
         self.isolation = isolation
-        self.risk_bands = RiskBands.of(risk_bands)
-        self.partition = Partition(shards, slices, seed, self.risk_bands.slices if self.risk_bands is not None else ())
-        self.unit_settings = UnitSettings(shards, slices, seed, stage_data, epoch_rule, parallel_units=parallel_units)
-        self.layers = layers
-        self.head = head
-        self.adapter = resolve_adapter(adapter)
         self.deletion = DeletionHook(store)
-        self._training: UnitTraining | None = None
-        self._fit_store: FitStore | None = None
-        self._audited: AuditTarget | None = None
         self.summary: FitSummary | None = None
+        self._audited: AuditTarget | None = None
+        self._fit: Fit | None = None
+        self._sent: UnitTraining | None = None
 
     def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt:
         """Removes subjects from what the store holds, and tells the trainer's module and callbacks (`on_forget`).
@@ -181,8 +154,8 @@ class S3T(pl.Callback):
         Args:
             path: The file; call it before the file is written.
         """
-        if self._training is not None and self._training.unit is not None:
-            self._training.note_file(Path(path).absolute())
+        if self._unit_training is not None and self._unit_training.unit is not None:
+            self._unit_training.note_file(Path(path).absolute())
 
     @contextmanager
     def auditing(self, audited: AuditTarget) -> Iterator[None]:
@@ -200,7 +173,7 @@ class S3T(pl.Callback):
     @property
     def current_unit(self) -> UnitId | None:
         """The unit that is being trained; None outside of a fit."""
-        return self._training.unit if self._training is not None else None
+        return self._unit_training.unit if self._unit_training is not None else None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Called when a run begins: checks the trainer.
@@ -213,12 +186,13 @@ class S3T(pl.Callback):
         if self._in_unit_process:
             return
         if stage == "fit":
-            isolation = self._isolation(trainer)
-            check_trainer(trainer, S3T, isolation, self.unit_settings.parallel_units)
+            isolation = isolation_of(trainer, self.isolation)
+            check_trainer(trainer, S3T, isolation, self.config.units.parallel_units)
+            self._fit = fit = Fit(self.config, isolation, (self, self.deletion), self._audited)
             if isolation == "forkserver":
                 warm_up()
             if isolation != "none":
-                run_instead_of_fit(trainer, lambda: self._fit_isolated(trainer, pl_module))
+                run_instead_of_fit(trainer, lambda: fit.run_isolated(trainer, pl_module))
         elif self.summary is not None and not isinstance(pl_module, EnsemblePredictor):
             rank_zero_warn(
                 f"trainer.{stage} was given {type(pl_module).__name__} as it was before the fit: S3T leaves the module "
@@ -235,10 +209,10 @@ class S3T(pl.Callback):
             pl_module: The user's module.
         """
         if self._in_unit_process:
-            assert self._training is not None
-            self._training.on_fit_start(trainer)
-        else:
-            self._fit_in_process(trainer, pl_module)
+            if self._unit_training is not None:
+                self._unit_training.on_fit_start(trainer)
+        elif self._fit is not None:
+            self._fit.run_in_process(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called when a unit's training begins: starts to watch it.
@@ -247,13 +221,13 @@ class S3T(pl.Callback):
             trainer: The trainer.
             pl_module: The user's module.
         """
-        if self._training is None:
+        if self._unit_training is None:
             return
-        self._training.on_train_start(trainer)
-        if self._training.unit is not None:
-            coordinates = _coordinates(self._training.unit.shard, self._training.unit.prefix)
+        self._unit_training.on_train_start(trainer)
+        if self._unit_training.unit is not None:
+            coordinates = _coordinates(self._unit_training.unit.shard, self._unit_training.unit.prefix)
             for logger in trainer.loggers:
-                logger.log_metrics(coordinates, step=self._training.first_step)
+                logger.log_metrics(coordinates, step=self._unit_training.first_step)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called when an epoch begins: where several processes train together, looks for deletion requests.
@@ -262,12 +236,12 @@ class S3T(pl.Callback):
             trainer: The trainer.
             pl_module: The user's module.
         """
-        if self._training is None:
+        if self._unit_training is None:
             return
         if trainer.current_epoch == 0:
-            self._training.seed()
+            self._unit_training.seed()
         if is_distributed(trainer):
-            self._training.check_alive(trainer)
+            self._unit_training.check_alive(trainer)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -280,8 +254,8 @@ class S3T(pl.Callback):
             batch: The batch.
             batch_idx: Its number in the epoch.
         """
-        if self._training is not None and not is_distributed(trainer):
-            self._training.check_alive(trainer)
+        if self._unit_training is not None and not is_distributed(trainer):
+            self._unit_training.check_alive(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called when an epoch ends: logs the unit's coordinates beside its metrics.
@@ -312,8 +286,8 @@ class S3T(pl.Callback):
             batch: The batch.
             batch_idx: Its number in the epoch.
         """
-        if self._training is not None:
-            self._training.advance(trainer)
+        if self._unit_training is not None:
+            self._unit_training.advance(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Called when a run is broken off: what was committed is safe, the running unit is trained again.
@@ -335,148 +309,26 @@ class S3T(pl.Callback):
         """
         self._close(trainer)
 
-    def _fit_isolated(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Fits with every unit in a process of its own. Everything that can be refused is, before anything changes."""
-        check_not_resumed(trainer)
-        data = self._training_data(trainer)
-        switch = self._switch(module)
-        settings = self._settings(trainer)
-        self._training = UnitTraining(data, switch, settings)
-        kind = DistributedExecutor if is_distributed(trainer) else IsolatedExecutor
-        with warned_once(), closing(kind(trainer, data, self._training, settings)) as fit:
-            basis = fit_settings(fit.rehearse(), module, switch.builder, data.loader, self.partition, settings)
-            fit_store = self._open_store(trainer, data, switch.builder, basis)
-            units = UnitStore(fit_store, data, settings)
-            log_hyperparameters(trainer)
-            self._build(trainer, fit_store, fit.trained, lambda: fit.run(units, fit_store))
-
-    def _fit_in_process(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Has the trainer train all units in this process, in the place of its fit loop."""
-        check_not_resumed(trainer)
-        check_optimizers(trainer, module)
-        data = self._training_data(trainer)
-        switch = self._switch(module)
-        check_every_optimizer(trainer, module, switch.builder.layers)
-        settings = self._settings(trainer)
-        basis = fit_settings(trainer_settings(trainer), module, switch.builder, data.loader, self.partition, settings)
-        fit_store = self._open_store(trainer, data, switch.builder, basis)
-        self._training = UnitTraining(data, switch, settings)
-        units = UnitStore(fit_store, data, settings)
-        fit = InProcessExecutor(self, self._training, units, fit_store, data, switch, settings)
-        take_over(trainer, lambda: self._build(trainer, fit_store, fit.trained, lambda: fit.run(trainer)))
-
-    def _open_store(
-        self, trainer: pl.Trainer, data: TrainingData, builder: StageBuilder, basis: Mapping[str, Any]
-    ) -> FitStore:
-        options = {
-            "config": config_of(trainer),
-            "classes": classes_of(trainer),
-            "adapter_effect": measure_effect(builder),
-            "found": digest_found(trainer, data, (self, self.deletion), lightnings=False),
-        }
-        fit_store = (
-            AuditStore(self._audited, trainer, data, basis, self.choice, options)
-            if self._audited is not None
-            else FitStore(trainer, data, basis, self.choice, options, self.keep_registry)
-        )
-        self._fit_store = fit_store
-        fit_store.open(self.store, builder.base_tensors)
-        self.sequences, plan = fit_store.sequences, fit_store.plan
-        if plan.impossible:
-            rank_zero_warn(
-                f"S3T: deletions have emptied slices, so {len(plan.impossible)} units cannot be trained: "
-                f"{', '.join(map(str, plan.impossible[:5]))}. The shards serve what is before them."
-            )
-        rank_zero_info(str(LayerTable.of(builder)))
-        rank_zero_info(f"S3T: {len(plan.build)} units to train, {plan.present} are there. Store: {self.store}")
-        for logger in trainer.loggers:
-            logger.log_hyperparams(self._hyperparameters())
-        return fit_store
-
-    def _build(
-        self, trainer: pl.Trainer, fit_store: FitStore, trained: Sequence[UnitId], run: Callable[[], None]
-    ) -> None:
-        start = time.monotonic()
-        if fit_store.plan.build:
-            run()
-        else:
-            rank_zero_info(f"S3T: all {fit_store.plan.present} units are there, nothing to train.")
-        seconds = time.monotonic() - start
-        metrics = on_rank_zero(trainer, lambda: self._sum_up(fit_store, trained, seconds))
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
-        on_rank_zero(trainer, fit_store.finish)
-
-    def _settings(self, trainer: pl.Trainer) -> UnitSettings:
-        settings = dataclasses.replace(self.unit_settings, isolation=self._isolation(trainer))
-        if self._audited is not None:  # one after another, so that it also shows that the order does not matter
-            settings = dataclasses.replace(settings, parallel_units=1)
-        return settings
+    @property
+    def _unit_training(self) -> UnitTraining | None:
+        """What trains units: in the script's process that of the fit, in a unit's what was sent."""
+        return self._fit.training if self._fit is not None else self._sent
 
     @property
     def _in_unit_process(self) -> bool:
-        return self._training is not None and self._training.in_own_process
-
-    def _switch(self, module: pl.LightningModule) -> StageSwitch:
-        return StageSwitch(module, self.unit_settings.slices, self.layers, self.head, self.adapter)
-
-    def _isolation(self, trainer: pl.Trainer) -> Isolation:
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return "none"  # nothing is kept, and somebody wants to look
-        if self.isolation == "auto":
-            forked = is_distributed(trainer) and not starts_ranks_as_scripts(trainer)
-            return "none" if forked or is_compiled(trainer.lightning_module) else "forkserver"
-        return self.isolation
+        return self._unit_training is not None and self._unit_training.in_own_process
 
     def __getstate__(self) -> dict[str, Any]:
         # for a unit's process: who owns which row is not its business, and the store is not open there
-        left_behind = {"subjects": "index", "_fit_store": None, "_audited": None, "risk_bands": None}
-        return {**vars(self), **left_behind}
-
-    def _sum_up(self, fit_store: FitStore, trained: Sequence[UnitId], seconds: float) -> dict[str, float]:
-        """Sums a fit up; returns the metrics of the units that serve, each the mean over the shards."""
-        store = fit_store.opened.store
-        self.summary = FitSummary.of(store.alive(), self.partition.shards, self.sequences, trained, seconds)
-        if trained:
-            rank_zero_info(str(self.summary))
-        if self._audited is None:
-            rank_zero_info(
-                f"S3T: what was trained is in {self.store}; the module is as it was. "
-                f"EnsembleModule.from_store({str(self.store)!r}, model) serves it."
-            )
-        serving = [row.serves for row in self.summary.rows if row.serves is not None]
-        return mean_metrics([store.provenance(unit)[0].get("metrics", {}) for unit in serving])
-
-    def _hyperparameters(self) -> dict[str, Any]:
-        settings, adapter = self.unit_settings, self.adapter
-        return hyperparameters(
-            {
-                "shards": settings.shards,
-                "slices": settings.slices,
-                "budget": len(self.sequences),
-                "sequences": self.choice.sequences if isinstance(self.choice.sequences, str) else "given",
-                "adapter": describe_adapter(adapter) if adapter is not None else "whole layers",
-                "stage_data": settings.data,
-                "epoch_rule": settings.epochs,
-                "seed": settings.seed,
-                "keep_registry": self.keep_registry,
-                "store": str(self.store),
-            }
-        )
+        return {**vars(self), "config": None, "_fit": None, "_audited": None, "_sent": self._unit_training}
 
     def _close(self, trainer: pl.Trainer) -> None:
-        if self._in_unit_process:  # the store is the script's, and a forked process must not give its lock back
-            return
-        hand_back(trainer)
-        if self._fit_store is not None:
-            self._fit_store.close()
-        self._training = self._fit_store = None
-
-    def _training_data(self, trainer: pl.Trainer) -> TrainingData:
-        data = TrainingData(request_train_dataloader(trainer), self.subjects, self.partition, self.risk_bands)
-        if self.subjects != "index":
-            again = check_loader(request_train_dataloader(trainer))
-            check_order(data.subjects, subjects_of(again.dataset, self.subjects))
-        return data
+        # in a unit's process the store is the script's, and a forked process must not give its lock back
+        if self._fit is not None and not self._in_unit_process:
+            self._fit.close(trainer)
+            self.summary = self._fit.summary or self.summary
+            self.sequences = self._fit.sequences or self.sequences
+            self._fit = None
 
 
 def _check_numbers(shards: Any, slices: Any, budget: Any, seed: Any, parallel_units: Any = 1) -> None:

@@ -159,6 +159,11 @@ def check_optimized(trainer: pl.Trainer, trainable: Mapping[str, nn.Parameter]) 
     Raises:
         UnsupportedError: Some are in no optimizer.
     """
+    if not any(optimizer.param_groups for optimizer in trainer.optimizers):
+        raise UnsupportedError(
+            f"{type(trainer.lightning_module).__name__}.configure_optimizers gives no optimizer, so nothing would be "
+            "trained. Return one, made from self.parameters()."
+        )
     held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
     missing = [name for name, parameter in trainable.items() if id(parameter) not in held]
     if missing:

@@ -39,7 +39,7 @@ class TrainingData:
         UnsupportedError: The dataloader draws rows in a way that depends on the whole data set.
 
     Example:
-        >>> data = TrainingData(DataLoader(range(6), batch_size=2), None, Partition(shards=1, slices=2))
+        >>> data = TrainingData(DataLoader(range(6), batch_size=2), "index", Partition(shards=1, slices=2))
         >>> sum(len(rows) for rows in data.rows_by_place.values())
         6
     """

@@ -103,7 +103,7 @@ class UnitTraining:
         self._data.find_generators()
 
     def rehearse(self, trainer: pl.Trainer, fit: Fit) -> dict[str, Any]:
-        """Runs a fit of the module as it is, up to its first batch: what is wrong shows before anything is changed.
+        """Runs a fit of the first stage, up to its first batch: what is wrong shows before anything is changed.
 
         Args:
             trainer: The trainer.
@@ -117,6 +117,7 @@ class UnitTraining:
         """
         seed_all(self._settings.seed)
         self._rehearsed = {}
+        self._stage = self._switch.enter(1, [], self._settings.seed)
         fit(trainer, self._data.loader)
         return self._rehearsed
 
@@ -145,8 +146,9 @@ class UnitTraining:
         Args:
             trainer: The trainer.
         """
-        if self._rehearsed is not None:
+        if self._rehearsed is not None and self._stage is not None:
             module = trainer.lightning_module
+            check_optimized(trainer, self._stage.trainable)
             check_optimizers(trainer, module)
             check_every_optimizer(trainer, module, self._switch.builder.layers)
             self._rehearsed = trainer_settings(trainer)

@@ -30,7 +30,7 @@ from lightning_s3t.executors.processes.messages import (
     Writes,
 )
 from lightning_s3t.executors.processes.recorded_logs import write_calls
-from lightning_s3t.executors.processes.unit_processes import UnitProcess, UnitProcesses
+from lightning_s3t.executors.processes.unit_processes import UnitProcess, UnitProcesses, say_what_was_kept
 from lightning_s3t.executors.progress import UnitProgress
 from lightning_s3t.executors.unit_plan import PlannedUnit
 from lightning_s3t.executors.unit_store import BegunUnit, UnitStore
@@ -38,7 +38,6 @@ from lightning_s3t.plan import UnitId
 from lightning_s3t.tuning.randomness import seeded
 
 _PATIENCE = 5.0  # seconds in which a unit's process ends by itself once what has forked it has died
-_SHOWN = 5  # paths in a message
 _LOOK_UP = 0.1  # seconds after which it is looked for requests, and whether the fit was told to end
 
 
@@ -105,6 +104,7 @@ class IsolatedExecutor:
                     if isinstance(message, Failed):
                         raise message.exception(process.what)
                     if isinstance(message, Rehearsed):
+                        self._processes.learn(message.modules)
                         return message.settings
                 self._check_signals()
 
@@ -123,7 +123,7 @@ class IsolatedExecutor:
             try:
                 while not self._build_all(units, fit_store):
                     fit_store.replan()
-                self._say_what_was_kept()
+                say_what_was_kept(self._memory)
             except BaseException:
                 self._processes.close()
                 self._wait_for_ends()
@@ -176,7 +176,6 @@ class IsolatedExecutor:
                 running.begun.note_file(Path(message.path))
                 process.tell(Noted())
             elif isinstance(message, Trained):
-                self._processes.learn(message.modules)
                 self._memory.update(dict.fromkeys(message.memory))
                 self._commit(running, message, units, schedule)
                 progress.finish_unit(running.unit)
@@ -206,14 +205,6 @@ class IsolatedExecutor:
                 schedule.give_up(running.unit)
                 progress.finish_unit(running.unit)
                 self._forget(running.process)
-
-    def _say_what_was_kept(self) -> None:
-        if self._memory:
-            paths = ", ".join(list(self._memory)[:_SHOWN]) + (", ..." if len(self._memory) > _SHOWN else "")
-            rank_zero_info(
-                f"S3T: callbacks have kept something in memory while units were trained: {paths}. It ended with the "
-                "units' processes. Log it or write it to a file (S3T.register_file has it erased with its unit)."
-            )
 
     def _check_signals(self) -> None:
         if self._trainer.received_sigterm:  # type: ignore[attr-defined]

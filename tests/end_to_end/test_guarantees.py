@@ -19,7 +19,7 @@ ADAPTERS: dict[str, Any] = {
     "dora": {"peft_type": "LORA", "r": 2, "use_dora": True},
 }
 CELLS: dict[str, dict[str, Any]] = {
-    f"{name}, {data}": {"adapter": adapter, "data": data}
+    f"{name}, {data}": {"adapter": adapter, "stage_data": data}
     for name, adapter in ADAPTERS.items()
     for data in ("cumulative", "disjoint")
 }

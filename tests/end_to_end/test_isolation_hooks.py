@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
+import warnings
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,8 @@ from lightning.pytorch.callbacks import Callback, ModelSummary
 from lightning.pytorch.profilers import SimpleProfiler
 from torch import nn
 
-from tests.people import Classifier, People, PeopleData, fit, make_trainer, tensors_of
+from lightning_s3t.errors import UnsupportedError, WorkerError
+from tests.people import Classifier, People, PeopleData, assert_bitwise_equal, fit, make_trainer, tensors_of
 
 UNITS = 8
 
@@ -143,14 +148,77 @@ def test_what_a_rehearsal_finds_is_raised_before_there_is_a_store(kind: type[Cla
     assert not (tmp_path / "store").exists()
 
 
+class HasNoOptimizer(Classifier):
+    def configure_optimizers(self) -> Any:
+        return None
+
+
+class CollectsParametersTooEarly(Classifier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.collected = list(self.parameters())
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.collected, lr=0.01)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [(HasNoOptimizer, "gives no optimizer"), (CollectsParametersTooEarly, "parameters from before the layers")],
+)
+def test_optimizers_are_refused_before_there_is_a_store(kind: type[Classifier], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        fit(tmp_path / "store", People.make(), module=kind())
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.fixture
+def drawing_package() -> Iterator[str]:
+    """An installed package that draws numbers as it is imported."""
+    name = f"draws_at_import_{os.getpid()}"
+    path = Path(sysconfig.get_path("purelib"), f"{name}.py")
+    path.write_text("import torch\nTABLE = torch.randn(4)\n")
+    yield name
+    path.unlink()
+
+
+class ImportsInAStep(Classifier):
+    def __init__(self, package: str) -> None:
+        super().__init__()
+        self.package = package
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        importlib.import_module(self.package)
+        return super().training_step(batch, batch_idx) * (1 + 0.1 * torch.rand(()))
+
+
+def test_what_a_step_imports_draws_for_each_unit(tmp_path: Path, drawing_package: str) -> None:
+    for number in (1, 2):
+        module = ImportsInAStep(drawing_package)
+        fit(tmp_path / str(number), People.make(), module=module, epochs=1, parallel_units=number)
+    assert_bitwise_equal(tensors_of(tmp_path / "1"), tensors_of(tmp_path / "2"))
+
+
+class WarnsInAStep(Classifier):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        warnings.warn("the step is deprecated", stacklevel=1)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize(("action", "shown"), [("ignore", 0), ("always", 1)])
+def test_the_scripts_filters_decide_which_warnings_of_units_are_shown(tmp_path: Path, action: Any, shown: int) -> None:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.filterwarnings(action, message="the step is deprecated")
+        fit(tmp_path / "store", People.make(), module=WarnsInAStep(), epochs=1)
+    assert sum("the step is deprecated" in str(warning.message) for warning in seen) == shown
+
+
 class KilledWhenItIsTried(Classifier):
     def on_fit_start(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_rehearsal_that_dies_is_an_error_with_its_signal(tmp_path: Path) -> None:
-    from lightning_s3t.errors import WorkerError
-
     with pytest.raises(WorkerError, match="SIGKILL"):
         fit(tmp_path / "store", People.make(), module=KilledWhenItIsTried())
     assert not (tmp_path / "store").exists()

@@ -202,7 +202,7 @@ def test_fits_help_explains_the_callbacks_arguments(capsys: Output, monkeypatch:
     assert caught.value.code == 0
     out = capsys.readouterr().out
     assert "--s3t.budget" in out
-    assert "Number of orders of the slices" in " ".join(out.split())
+    assert "Number of sequences of the slices" in " ".join(out.split())
 
 
 def test_a_config_can_be_printed_and_read_back(tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:

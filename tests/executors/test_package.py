@@ -115,3 +115,12 @@ def test_what_cannot_be_sent_is_named_though_everything_refers_to_everything() -
 
 def test_nothing_is_named_where_all_can_be_sent() -> None:
     assert find_unpicklable({"module": Tied()}, {}) is None
+
+
+def test_code_that_is_sent_by_value_keeps_its_file_for_tracebacks(packages: Any) -> None:
+    def step() -> None:
+        raise RuntimeError
+
+    sent = packages(step).load()
+    assert sent.__code__ is not step.__code__
+    assert sent.__code__.co_filename == __file__

@@ -60,9 +60,11 @@ class Rehearsed:
 
     Attributes:
         settings: The trainer's settings that bear on what is learnt.
+        modules: The installed packages' modules that it had to import.
     """
 
     settings: dict[str, Any]
+    modules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,6 @@ class Trained:
         score: What the script monitors, higher being better.
         calls: What it told the loggers.
         steps: How far it has moved their step axis.
-        modules: The installed packages' modules that it had to import.
         memory: Paths to what the script's callbacks have kept in memory, which ends with the process.
     """
 
@@ -113,7 +114,6 @@ class Trained:
     score: float | None
     calls: tuple[LoggerCall, ...]
     steps: int
-    modules: tuple[str, ...]
     memory: tuple[str, ...]
 
 

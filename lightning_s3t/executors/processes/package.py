@@ -12,8 +12,9 @@ import os
 import pickle
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import CodeType
 from typing import IO, Any
 
 import cloudpickle
@@ -108,6 +109,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return _typed_storage, (*self._storage(obj._untyped_storage), obj.dtype)
         if isinstance(obj, torch.UntypedStorage):
             return _untyped_storage, self._storage(obj)
+        if isinstance(obj, CodeType):
+            # cloudpickle leaves the file's name out, and a traceback would not show the script's own line
+            make, arguments = self.dispatch_table[CodeType](obj)
+            return _code, (make, arguments, obj.co_filename)
         return super().reducer_override(obj)
 
     def _storage(self, storage: torch.UntypedStorage) -> tuple[Any, ...]:
@@ -207,6 +212,10 @@ def _anonymous_file() -> IO[bytes]:
 def _view(memory: memoryview, offset: int, size: int, writable: bool) -> memoryview:
     view = memory[offset : offset + size]
     return view if writable else view.toreadonly()
+
+
+def _code(make: Callable[..., CodeType], arguments: tuple[Any, ...], filename: str) -> CodeType:
+    return make(*arguments).replace(co_filename=filename)
 
 
 def _itself(stand_in: object) -> object:

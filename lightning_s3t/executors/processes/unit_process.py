@@ -63,6 +63,7 @@ def train_unit(objects: tuple[pl.Trainer, UnitTraining, ProcessSettings], connec
         trainer, training, settings = objects
         settings.apply()
         training.in_own_process = True
+        warnings.simplefilter("always")  # the script's filters decide
         warnings.showwarning = script.warn  # type: ignore[assignment]
         begin: Begin = pickle.loads(connection.recv_bytes())
         task = begin.task
@@ -71,10 +72,10 @@ def train_unit(objects: tuple[pl.Trainer, UnitTraining, ProcessSettings], connec
             _join(begin.group, trainer)
         with quiet(trainer):
             if isinstance(task, Rehearse):
-                script.send(_rehearse(trainer, training))
+                rehearsed = _rehearse(trainer, training)
+                script.send(dataclasses.replace(rehearsed, modules=tuple(_installed(set(sys.modules) - there))))
             else:
-                trained = _train(trainer, training, task, script)
-                script.send(dataclasses.replace(trained, modules=tuple(_installed(set(sys.modules) - there))))
+                script.send(_train(trainer, training, task, script))
     except BaseException as error:
         script.send(Failed.of(error))
 
@@ -173,7 +174,7 @@ def _train(trainer: pl.Trainer, training: UnitTraining, task: UnitTask, script: 
     result = training.train(trainer, task, fit_again)
     calls = tuple(call for logger in loggers for call in logger.take())
     kept = tuple(changed(found, digest_memory(trainer)))
-    return Trained(result.tensors, result.record, result.score, calls, logged_step(trainer), (), kept)
+    return Trained(result.tensors, result.record, result.score, calls, logged_step(trainer), kept)
 
 
 def _leave_out_what_is_said_once(trainer: pl.Trainer) -> None:

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.engine.unit_settings import UnitSettings
@@ -26,6 +27,8 @@ from lightning_s3t.executors.processes.process_settings import ProcessSettings
 from lightning_s3t.executors.processes.server import Ended
 from lightning_s3t.executors.processes.substitutes import substitutes
 from lightning_s3t.executors.processes.unpicklable import find_unpicklable
+
+_SHOWN = 5  # paths in a message
 
 
 class Launcher(Protocol):
@@ -153,7 +156,10 @@ class UnitProcesses:
                         raise _death(process, end.code)
 
     def learn(self, modules: tuple[str, ...]) -> None:
-        """Has what units import be imported once for those that follow.
+        """Has what the rehearsal imported be imported once for all units.
+
+        Not what a unit imports while it trains: a module may draw numbers as it is imported, and the next unit would
+        not.
 
         Args:
             modules: The modules.
@@ -177,7 +183,8 @@ class UnitProcesses:
 def _heard(process: UnitProcess) -> Iterator[tuple[UnitProcess, FromUnit]]:
     for message in process.messages():
         if isinstance(message, Warned):
-            warnings.showwarning(message.text, message.category, message.filename, message.line)
+            # not `showwarning`: the script's filters decide
+            warnings.warn_explicit(message.text, message.category, message.filename, message.line)
         else:
             yield process, message
             if process.closed:
@@ -228,3 +235,18 @@ def _unsendable(
         "are used, or leave them out in a __getstate__; or have the units forked from this process, on one thread of "
         "a CPU: S3T(isolation='fork')."
     )
+
+
+def say_what_was_kept(paths: Iterable[str]) -> None:
+    """Names what callbacks have kept in memory, since it has ended with the units' processes.
+
+    Args:
+        paths: Where; nothing is said if there are none.
+    """
+    found = list(paths)
+    if found:
+        shown = ", ".join(found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
+        rank_zero_info(
+            f"S3T: callbacks have kept something in memory while units were trained: {shown}. It ended with the units' "
+            "processes. Log it or write it to a file (S3T.register_file has it erased with its unit)."
+        )

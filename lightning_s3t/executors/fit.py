@@ -1,0 +1,257 @@
+"""One fit: what is checked, planned and noted before and after an executor trains what is missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from peft import PeftConfig
+
+from lightning_s3t.engine.fit_settings import classes_of, config_of, fit_settings
+from lightning_s3t.engine.found_state.found_state import digest_found
+from lightning_s3t.engine.lightning_internals import (
+    hand_back,
+    is_compiled,
+    is_distributed,
+    log_hyperparameters,
+    request_train_dataloader,
+    starts_ranks_as_scripts,
+    take_over,
+)
+from lightning_s3t.engine.muted_lightning import warned_once
+from lightning_s3t.engine.preflight import check_every_optimizer, check_not_resumed, check_optimizers
+from lightning_s3t.engine.run_record import trainer_settings
+from lightning_s3t.engine.subjects import Subjects, check_order, subjects_of
+from lightning_s3t.engine.training_data import TrainingData, check_loader
+from lightning_s3t.engine.unit_settings import Isolation, UnitSettings
+from lightning_s3t.engine.unit_training import UnitTraining
+from lightning_s3t.executors.audit import AuditStore, AuditTarget
+from lightning_s3t.executors.distributed import DistributedExecutor
+from lightning_s3t.executors.fit_store import FitStore
+from lightning_s3t.executors.fit_summary import FitSummary, hyperparameters, mean_metrics
+from lightning_s3t.executors.in_process import InProcessExecutor
+from lightning_s3t.executors.isolated import IsolatedExecutor
+from lightning_s3t.executors.ranks import on_rank_zero
+from lightning_s3t.executors.unit_store import UnitStore
+from lightning_s3t.plan import Partition, RiskBands, SequenceChoice, SliceSequence, UnitId
+from lightning_s3t.tuning.adapter_effect import measure_effect
+from lightning_s3t.tuning.adapters import describe_adapter
+from lightning_s3t.tuning.layer_table import LayerTable
+from lightning_s3t.tuning.stage_switch import StageSwitch
+from lightning_s3t.tuning.stages import StageBuilder
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+    """What S3T was asked for.
+
+    Attributes:
+        store: The store's folder.
+        choice: Which sequences to train.
+        partition: Where subjects belong.
+        units: How units are trained.
+        subjects: Who owns each row.
+        risk_bands: Which subjects are likely to ask; None to place all alike.
+        layers: Where the blocks are; None to find them.
+        head: Where the head is; None to find it.
+        adapter: The adapter; None for whole layers.
+        keep_registry: Whether the store notes who is in the training data.
+    """
+
+    store: Path
+    choice: SequenceChoice
+    partition: Partition
+    units: UnitSettings
+    subjects: Subjects
+    risk_bands: RiskBands | None
+    layers: str | Sequence[str] | Sequence[Sequence[str]] | None
+    head: str | Sequence[str] | None
+    adapter: PeftConfig | None
+    keep_registry: bool
+
+
+class Fit:
+    """Trains what is missing in a store.
+
+    Args:
+        config: What was asked for.
+        isolation: How units are kept apart.
+        own: S3T's own callbacks, which are left as they are between units.
+        audited: What to build elsewhere and compare; None to train into the store.
+
+    Attributes:
+        training: Trains a unit; None until the data and the layers are found.
+        sequences: The sequences that are trained.
+        summary: What the fit has done; None until it has ended.
+    """
+
+    def __init__(
+        self, config: FitConfig, isolation: Isolation, own: Collection[pl.Callback], audited: AuditTarget | None
+    ) -> None:
+        self._config = config
+        self._own = tuple(own)
+        self._audited = audited
+        self._settings = dataclasses.replace(config.units, isolation=isolation)
+        if audited is not None:  # one after another, so that it also shows that the order does not matter
+            self._settings = dataclasses.replace(self._settings, parallel_units=1)
+        self._fit_store: FitStore | None = None
+        self.training: UnitTraining | None = None
+        self.sequences: tuple[SliceSequence, ...] = ()
+        self.summary: FitSummary | None = None
+
+    def run_isolated(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Trains every unit in a process of its own. All that can be refused is refused before anything changes.
+
+        Args:
+            trainer: The trainer, when its setup hooks have run.
+            module: The user's module.
+        """
+        check_not_resumed(trainer)
+        data, switch = self._training_data(trainer), self._switch(module)
+        self.training = UnitTraining(data, switch, self._settings)
+        kind = DistributedExecutor if is_distributed(trainer) else IsolatedExecutor
+        with warned_once(), closing(kind(trainer, data, self.training, self._settings)) as executor:
+            fit_store = self._open_store(trainer, module, data, switch.builder, executor.rehearse())
+            units = UnitStore(fit_store, data, self._settings)
+            log_hyperparameters(trainer)
+            self._build(trainer, fit_store, executor.trained, lambda: executor.run(units, fit_store))
+
+    def run_in_process(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Has the trainer train all units in this process, in the place of its fit loop.
+
+        Args:
+            trainer: The trainer, in `on_fit_start`.
+            module: The user's module.
+        """
+        check_not_resumed(trainer)
+        check_optimizers(trainer, module)
+        data, switch = self._training_data(trainer), self._switch(module)
+        check_every_optimizer(trainer, module, switch.builder.layers)
+        fit_store = self._open_store(trainer, module, data, switch.builder, trainer_settings(trainer))
+        self.training = UnitTraining(data, switch, self._settings)
+        units = UnitStore(fit_store, data, self._settings)
+        executor = InProcessExecutor(self._own[0], self.training, units, fit_store, data, switch, self._settings)
+        take_over(trainer, lambda: self._build(trainer, fit_store, executor.trained, lambda: executor.run(trainer)))
+
+    def close(self, trainer: pl.Trainer) -> None:
+        """Gives the trainer back and closes the store; what was committed stays.
+
+        Args:
+            trainer: The trainer.
+        """
+        hand_back(trainer)
+        if self._fit_store is not None:
+            self._fit_store.close()
+
+    def _training_data(self, trainer: pl.Trainer) -> TrainingData:
+        config = self._config
+        data = TrainingData(request_train_dataloader(trainer), config.subjects, config.partition, config.risk_bands)
+        if config.subjects != "index":
+            again = check_loader(request_train_dataloader(trainer))
+            check_order(data.subjects, subjects_of(again.dataset, config.subjects))
+        return data
+
+    def _switch(self, module: pl.LightningModule) -> StageSwitch:
+        config = self._config
+        return StageSwitch(module, config.units.slices, config.layers, config.head, config.adapter)
+
+    def _open_store(
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        data: TrainingData,
+        builder: StageBuilder,
+        of_trainer: Mapping[str, Any],
+    ) -> FitStore:
+        config = self._config
+        settings = fit_settings(of_trainer, module, builder, data.loader, config.partition, self._settings)
+        options = {
+            "config": config_of(trainer),
+            "classes": classes_of(trainer),
+            "adapter_effect": measure_effect(builder),
+            "found": digest_found(trainer, data, self._own, lightnings=False),
+        }
+        self._fit_store = fit_store = (
+            AuditStore(self._audited, trainer, data, settings, config.choice, options)
+            if self._audited is not None
+            else FitStore(trainer, data, settings, config.choice, options, config.keep_registry)
+        )
+        fit_store.open(config.store, builder.base_tensors)
+        self.sequences, plan = fit_store.sequences, fit_store.plan
+        if plan.impossible:
+            rank_zero_warn(
+                f"S3T: deletions have emptied slices, so {len(plan.impossible)} units cannot be trained: "
+                f"{', '.join(map(str, plan.impossible[:5]))}. The shards serve what is before them."
+            )
+        rank_zero_info(str(LayerTable.of(builder)))
+        rank_zero_info(f"S3T: {len(plan.build)} units to train, {plan.present} are there. Store: {config.store}")
+        for logger in trainer.loggers:
+            logger.log_hyperparams(self._hyperparameters())
+        return fit_store
+
+    def _build(
+        self, trainer: pl.Trainer, fit_store: FitStore, trained: Sequence[UnitId], run: Callable[[], None]
+    ) -> None:
+        start = time.monotonic()
+        if fit_store.plan.build:
+            run()
+        else:
+            rank_zero_info(f"S3T: all {fit_store.plan.present} units are there, nothing to train.")
+        seconds = time.monotonic() - start
+        metrics = on_rank_zero(trainer, lambda: self._sum_up(fit_store, trained, seconds))
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+        on_rank_zero(trainer, fit_store.finish)
+
+    def _sum_up(self, fit_store: FitStore, trained: Sequence[UnitId], seconds: float) -> dict[str, float]:
+        """Sums a fit up; returns the metrics of the units that serve, each the mean over the shards."""
+        store, path = fit_store.opened.store, str(self._config.store)
+        shards = self._config.partition.shards
+        self.summary = FitSummary.of(store.alive(), shards, self.sequences, trained, seconds)
+        if trained:
+            rank_zero_info(str(self.summary))
+        if self._audited is None:
+            rank_zero_info(
+                f"S3T: what was trained is in {path}; the module is as it was. "
+                f"EnsembleModule.from_store({path!r}, model) serves it."
+            )
+        serving = [row.serves for row in self.summary.rows if row.serves is not None]
+        return mean_metrics([store.provenance(unit)[0].get("metrics", {}) for unit in serving])
+
+    def _hyperparameters(self) -> dict[str, Any]:
+        config, settings = self._config, self._settings
+        return hyperparameters(
+            {
+                "shards": settings.shards,
+                "slices": settings.slices,
+                "budget": len(self.sequences),
+                "sequences": config.choice.sequences if isinstance(config.choice.sequences, str) else "given",
+                "adapter": describe_adapter(config.adapter) if config.adapter is not None else "whole layers",
+                "stage_data": settings.data,
+                "epoch_rule": settings.epochs,
+                "seed": settings.seed,
+                "keep_registry": config.keep_registry,
+                "store": str(config.store),
+            }
+        )
+
+
+def isolation_of(trainer: pl.Trainer, asked: Literal["auto", "forkserver", "fork", "none"]) -> Isolation:
+    """Returns how a fit keeps units apart.
+
+    Args:
+        trainer: The trainer, in `setup`.
+        asked: What S3T was asked for.
+    """
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return "none"  # nothing is kept, and somebody wants to look
+    if asked == "auto":
+        forked = is_distributed(trainer) and not starts_ranks_as_scripts(trainer)
+        return "none" if forked or is_compiled(trainer.lightning_module) else "forkserver"
+    return asked

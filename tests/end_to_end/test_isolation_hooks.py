@@ -246,6 +246,7 @@ def test_the_model_summary_is_shown_once(tmp_path: Path, capfd: pytest.CaptureFi
     assert (shown.out + shown.err).count("Trainable params") == 1
 
 
+@pytest.mark.nightly
 def test_a_profiler_writes_a_file_for_each_unit(tmp_path: Path) -> None:
     profiler = SimpleProfiler(dirpath=tmp_path / "profiles", filename="times")
     fit(tmp_path / "store", People.make(), trainer={"profiler": profiler})
@@ -258,6 +259,7 @@ class HalfPrecision(Classifier):
         self.seen = nn.Parameter(torch.zeros(1), requires_grad=False)
 
 
+@pytest.mark.nightly
 def test_true_half_precision(tmp_path: Path) -> None:
     fit(tmp_path / "store", People.make(), module=HalfPrecision(), trainer={"precision": "bf16-true"})
     kinds = {tensor.dtype for tensors in tensors_of(tmp_path / "store").values() for tensor in tensors.values()}
@@ -283,6 +285,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.nightly
 def test_slurm_requeues_the_job_without_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(ON_SLURM)
     command = tmp_path / "scontrol"

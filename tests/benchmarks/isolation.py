@@ -160,11 +160,18 @@ def compare_units(rounds: int) -> float:
     return costs["forkserver"]
 
 
+class Nothing:
+    """Takes the place of what trains units."""
+
+    def prepare(self) -> None:
+        pass
+
+
 def start(cold: bool = False) -> None:
     """Starts a fit's process, with or without the process that it is forked from."""
     if cold:
         forkserver._forget_base()
-    package = pack((), {})
+    package = pack((None, Nothing(), None), {})
     forkserver.ForkServer(package).close()
     package.close()
 

@@ -31,7 +31,7 @@ from lightning_s3t.executors.processes.messages import (
     Writes,
 )
 from lightning_s3t.executors.processes.recorded_logs import write_calls
-from lightning_s3t.executors.processes.unit_processes import UnitProcess, UnitProcesses, say_what_was_kept
+from lightning_s3t.executors.processes.unit_processes import UnitProcess, UnitProcesses
 from lightning_s3t.executors.progress import UnitProgress
 from lightning_s3t.executors.ranks import check_same_tensors, gather, on_rank_zero
 from lightning_s3t.executors.unit_plan import PlannedUnit
@@ -86,7 +86,6 @@ class DistributedExecutor:
         self._name = on_rank_zero(trainer, lambda: f"s3t-{secrets.token_hex(8)}")
         self._groups = 0
         self._first_step = 0
-        self._memory: dict[str, None] = {}  # in the order of their coming
         self._begun: BegunUnit | None = None  # on rank 0
         self.trained: list[UnitId] = []
         self._processes = UnitProcesses(trainer, data, training, settings)
@@ -121,7 +120,7 @@ class DistributedExecutor:
             try:
                 while not self._build_all(units, fit_store):
                     fit_store.replan()
-                say_what_was_kept(self._memory)
+                self._processes.say_what_was_kept()
             except BaseException:
                 self._processes.close()
                 fit_store.clear_attempts()
@@ -153,7 +152,6 @@ class DistributedExecutor:
         trained = self._run_together(task, f"unit {planned.unit} was trained", Trained, progress)
         if trained is None:
             return f"Unit {planned.unit} was revoked while it was trained."
-        self._memory.update(dict.fromkeys(trained.memory))
         check_same_tensors(self._trainer, planned.unit, trained.tensors)
         try:
             on_rank_zero(self._trainer, lambda: self._commit(trained, units))

@@ -30,7 +30,7 @@ from lightning_s3t.executors.processes.messages import (
     Writes,
 )
 from lightning_s3t.executors.processes.recorded_logs import write_calls
-from lightning_s3t.executors.processes.unit_processes import UnitProcess, UnitProcesses, say_what_was_kept
+from lightning_s3t.executors.processes.unit_processes import UnitProcess, UnitProcesses
 from lightning_s3t.executors.progress import UnitProgress
 from lightning_s3t.executors.unit_plan import PlannedUnit
 from lightning_s3t.executors.unit_store import BegunUnit, UnitStore
@@ -84,7 +84,6 @@ class IsolatedExecutor:
         self._settings = settings
         self._running: dict[int, RunningUnit] = {}
         self._first_step = 0
-        self._memory: dict[str, None] = {}  # in the order of their coming
         self.trained: list[UnitId] = []
         self._processes = UnitProcesses(trainer, data, training, settings)
 
@@ -123,7 +122,7 @@ class IsolatedExecutor:
             try:
                 while not self._build_all(units, fit_store):
                     fit_store.replan()
-                say_what_was_kept(self._memory)
+                self._processes.say_what_was_kept()
             except BaseException:
                 self._processes.close()
                 self._wait_for_ends()
@@ -176,7 +175,6 @@ class IsolatedExecutor:
                 running.begun.note_file(Path(message.path))
                 process.tell(Noted())
             elif isinstance(message, Trained):
-                self._memory.update(dict.fromkeys(message.memory))
                 self._commit(running, message, units, schedule)
                 progress.finish_unit(running.unit)
                 self._forget(process)

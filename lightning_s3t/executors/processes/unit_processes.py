@@ -20,7 +20,7 @@ from lightning_s3t.engine.unit_settings import UnitSettings
 from lightning_s3t.engine.unit_training import UnitTraining
 from lightning_s3t.errors import UnsupportedError, WorkerError
 from lightning_s3t.executors.processes.forkserver import ForkServer
-from lightning_s3t.executors.processes.messages import Begin, FromUnit, Warned
+from lightning_s3t.executors.processes.messages import Begin, FromUnit, Trained, Warned
 from lightning_s3t.executors.processes.package import pack
 from lightning_s3t.executors.processes.plain_fork import PlainFork
 from lightning_s3t.executors.processes.process_settings import ProcessSettings
@@ -114,6 +114,7 @@ class UnitProcesses:
 
     def __init__(self, trainer: pl.Trainer, data: TrainingData, training: UnitTraining, settings: UnitSettings) -> None:
         self._number = 0
+        self._memory: dict[str, None] = {}  # paths, in the order of their coming
         self._launcher = _launch(trainer, data, training, settings)
 
     def start(self, begin: Begin, what: str) -> UnitProcess:
@@ -146,12 +147,12 @@ class UnitProcesses:
         ready = wait([*channels, *sources], seconds)
         for source in ready:
             if source in channels:
-                yield from _heard(channels[source])
+                yield from self._heard(channels[source])
         ended = [end for source in sources if source in ready for end in self._launcher.ended(source)]
         for end in ended:
             for process in processes:
                 if process.number == end.number and not process.closed:
-                    yield from _heard(process)  # what it has said last
+                    yield from self._heard(process)  # what it has said last
                     if not process.closed:
                         raise _death(process, end.code)
 
@@ -175,17 +176,28 @@ class UnitProcesses:
         self._launcher.kill(process.number)
         process.close()
 
+    def say_what_was_kept(self) -> None:
+        """Names what callbacks have kept in memory, since it has ended with the units' processes."""
+        if self._memory:
+            paths = list(self._memory)
+            shown = ", ".join(paths[:_SHOWN]) + (", ..." if len(paths) > _SHOWN else "")
+            rank_zero_info(
+                f"S3T: callbacks have kept something in memory while units were trained: {shown}. It ended with the "
+                "units' processes. Log it or write it to a file (S3T.register_file has it erased with its unit)."
+            )
+
     def close(self) -> None:
         """Ends all processes."""
         self._launcher.close()
 
-
-def _heard(process: UnitProcess) -> Iterator[tuple[UnitProcess, FromUnit]]:
-    for message in process.messages():
-        if isinstance(message, Warned):
-            # not `showwarning`: the script's filters decide
-            warnings.warn_explicit(message.text, message.category, message.filename, message.line)
-        else:
+    def _heard(self, process: UnitProcess) -> Iterator[tuple[UnitProcess, FromUnit]]:
+        for message in process.messages():
+            if isinstance(message, Warned):
+                # not `showwarning`: the script's filters decide
+                warnings.warn_explicit(message.text, message.category, message.filename, message.line)
+                continue
+            if isinstance(message, Trained):
+                self._memory.update(dict.fromkeys(message.memory))
             yield process, message
             if process.closed:
                 return
@@ -235,18 +247,3 @@ def _unsendable(
         "are used, or leave them out in a __getstate__; or have the units forked from this process, on one thread of "
         "a CPU: S3T(isolation='fork')."
     )
-
-
-def say_what_was_kept(paths: Iterable[str]) -> None:
-    """Names what callbacks have kept in memory, since it has ended with the units' processes.
-
-    Args:
-        paths: Where; nothing is said if there are none.
-    """
-    found = list(paths)
-    if found:
-        shown = ", ".join(found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
-        rank_zero_info(
-            f"S3T: callbacks have kept something in memory while units were trained: {shown}. It ended with the units' "
-            "processes. Log it or write it to a file (S3T.register_file has it erased with its unit)."
-        )

@@ -56,7 +56,13 @@ def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> N
     console = Console()
     console.print(table)
     console.print(f"Requests carried out: {found.requests}. Shards that serve: {len(found.serving)} of {found.shards}.")
-    if found.orders:
+    if found.waiting:
+        console.print(
+            f"{found.waiting} subjects wait for the next fit to be forgotten. What serves has their data in it."
+        )
+    if found.guarantee != "exact":
+        console.print(f"Guarantee of {found.method!r}: {found.guarantee}. Nothing is proven of what serves.")
+    if found.orders and found.response == "revoke":
         console.print(
             f"Further requests that it lasts, on average: {found.capacity:.0f}; a full store: "
             f"{found.full_capacity:.0f} (uniform requests)."

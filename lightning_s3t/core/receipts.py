@@ -12,7 +12,7 @@ from lightning_s3t.core.documents import STRICT, json_schema, read_json
 from lightning_s3t.core.guarantees import Guarantee, Isolation
 from lightning_s3t.errors import StoreError
 
-FORMAT = 2
+FORMAT = 3
 
 Unit = Annotated[str, Field(pattern="^[0-9]+/[0-9]+(-[0-9]+)*$")]
 _Count = Annotated[int, Field(ge=0)]
@@ -33,8 +33,9 @@ class Receipt:
         erased_bytes: Their size.
         serving: For each shard that the request reached, the unit that served when it had been carried out; None
             where none was left. Shards that it did not reach served on as before, and are not in it.
+        method: The unlearning method.
         guarantee: What is promised of every unit that is left: "exact" is bitwise what a training without the
-            subjects gives.
+            subjects gives; of "empirical" nothing is proven, and measurements have to tell.
         isolation: How units were kept apart while they were trained, which the guarantee rests on: "forkserver" and
             "fork" are a process for each; with "none" they shared one, and state outside of what is compared between
             units (globals, class attributes) is not covered.
@@ -43,7 +44,7 @@ class Receipt:
         chain: That event's digest: whoever has it can tell whether the store's history was changed since.
 
     Example:
-        >>> receipt = Receipt(1, "2026-01-01T00:00:00+00:00", 1, 0, 0, ("0/1",), 1, 100, {"0": None}, "exact",
+        >>> receipt = Receipt(1, "2026-01-01T00:00:00+00:00", 1, 0, 0, ("0/1",), 1, 100, {"0": None}, "s3t", "exact",
         ...     "forkserver", {}, 2, "ab" * 32)
         >>> Receipt.from_json(receipt.to_json()) == receipt
         True
@@ -69,11 +70,12 @@ class Receipt:
             "Shards that it did not reach served on as before, and are not listed."
         ),
     ]
+    method: Annotated[str, Field(description="The unlearning method.")]
     guarantee: Annotated[
         Guarantee,
         Field(
             description="What is promised of every unit that is left. exact: bitwise what a training without the "
-            "subjects gives."
+            "subjects gives. empirical: nothing is proven; measurements have to tell."
         ),
     ]
     isolation: Annotated[

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_s3t.core.tickets import Ticket
 from lightning_s3t.store import Receipt, Store
 
 
@@ -51,8 +52,8 @@ class Notifier:
                 for listener in new:
                     self._heard.put(listener, newest)
 
-    def forget(self, subjects: Iterable[Any], strict: bool, listeners: Sequence[object]) -> Receipt:
-        """Carry out a request, and tell the listeners.
+    def forget(self, subjects: Iterable[Any], strict: bool, listeners: Sequence[object]) -> Receipt | Ticket:
+        """Carry out a request, and tell the listeners; one that waits for a fit is no news yet.
 
         Args:
             subjects: Their ids.
@@ -64,9 +65,10 @@ class Notifier:
             StoreError: See `Store.forget`.
         """
         self.join(listeners)
-        receipt = self._store.forget(subjects, strict=strict)
-        self._tell(listeners, receipt.request, receipt)
-        return receipt
+        answer = self._store.forget(subjects, strict=strict)
+        if isinstance(answer, Receipt):
+            self._tell(listeners, answer.request, answer)
+        return answer
 
     def tell(self, listeners: Sequence[object]) -> list[Receipt]:
         """Tell the listeners of what they have not heard of.

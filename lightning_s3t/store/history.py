@@ -52,6 +52,7 @@ def read_receipt(ledger: Ledger, request: int) -> Receipt:
             erased_files=sum(erasure.files for erasure in erasures),
             erased_bytes=sum(erasure.bytes for erasure in erasures),
             serving=asked.serving,
+            method=asked.method,
             guarantee=asked.guarantee,
             isolation=asked.isolation,
             versions=asked.versions,

@@ -29,6 +29,10 @@ class Overview:
         capacity: Expected number of further requests until nothing is left, if all subjects are as likely to ask.
         full_capacity: The same for a store in which every unit is alive.
         isolation: How units were kept apart: "forkserver", "fork", or "none" where they shared a process.
+        method: The unlearning method.
+        guarantee: What it promises of what serves after a request.
+        response: What a request does to a unit that it reaches: "revoke" or "replace".
+        waiting: How many subjects the next fit is to forget: what serves has their data in it.
     """
 
     orders: tuple[tuple[int, ...], ...]
@@ -40,10 +44,16 @@ class Overview:
     capacity: float
     full_capacity: float
     isolation: str
+    method: str
+    guarantee: str
+    response: str
+    waiting: int
 
     @property
     def advice(self) -> str | None:
         """Why to call fit again; None if there is no need."""
+        if self.waiting:
+            return f"Call fit with the same store: {self.waiting} subjects wait to be forgotten."
         dark = self.shards - len(self.serving)
         again = "Call fit with the same store: it trains again what was revoked, without the forgotten."
         if dark:
@@ -89,4 +99,8 @@ class Overview:
             capacity=places * harmonic(sum(unit.stage == 1 for unit in alive)),
             full_capacity=deletion_rate(partition.shards, partition.slices, firsts) if firsts else 0.0,
             isolation=store.manifest.isolation,
+            method=store.manifest.method.name,
+            guarantee=store.manifest.method.guarantee,
+            response=store.manifest.method.response,
+            waiting=len(store.due()),
         )

@@ -67,7 +67,8 @@ class S3T(Unlearning):
         ConfigurationError: An argument is out of range; named, with what was expected.
 
     Example:
-        >>> trainer = pl.Trainer(max_epochs=5, logger=False, callbacks=[
+        >>> import lightning as L
+        >>> trainer = L.Trainer(max_epochs=5, logger=False, callbacks=[
         ...     S3T("runs/s3t", shards=5, slices=4, budget=4, subjects="owners")])
         >>> S3T("runs/s3t", shards=0, slices=4, budget=4, subjects="owners")
         Traceback (most recent call last):

@@ -37,8 +37,8 @@ class UnlearningMethod(ABC):
     guarantee: ClassVar[Guarantee]
     response: ClassVar[Response]
 
-    shards: int = 1
-    slices: int = 1
+    shards: int
+    slices: int
     groups: int = 1
     stage_data: DataMode = "cumulative"
     epoch_rule: EpochRule = "full"
@@ -70,6 +70,8 @@ class WholeModelMethod(UnlearningMethod):
     """
 
     response = "replace"
+    shards = 1
+    slices = 1
 
     def sequences_to_train(self, seed: int) -> SequenceChoice:
         """Return the one sequence of one slice.

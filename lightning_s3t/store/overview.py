@@ -20,8 +20,8 @@ class Overview:
     """What a store holds.
 
     Attributes:
-        orders: The orders of slices that each shard is trained on.
-        states: The state of every unit, by shard, order and stage.
+        sequences: The sequences of slices that each shard is trained on.
+        states: The state of every unit, by shard, sequence and stage.
         serving: By shard, the unit that serves.
         shards: Number of shards.
         slices: Number of slices of a shard.
@@ -35,7 +35,7 @@ class Overview:
         waiting: How many subjects the next fit is to forget: what serves has their data in it.
     """
 
-    orders: tuple[tuple[int, ...], ...]
+    sequences: tuple[tuple[int, ...], ...]
     states: tuple[tuple[tuple[State, ...], ...], ...]
     serving: dict[int, UnitId]
     shards: int
@@ -67,13 +67,13 @@ class Overview:
 
     @classmethod
     def of(cls, store: Store) -> Overview:
-        """Looks at what a store holds.
+        """Looks at what a store holds; `Store.status` does.
 
         Args:
             store: The store.
         """
         alive, partition = store.alive(), store.partition
-        orders = tuple(tuple(order) for order in store.options.get("sequences", []))
+        sequences = tuple(tuple(sequence) for sequence in store.options.get("sequences", []))
         serving = survivors(alive, {unit: record.score for unit, record in alive.items() if record.score is not None})
         used = {ancestor for unit in serving.values() for ancestor in unit.lineage}
         revoked = store.revoked()
@@ -83,12 +83,12 @@ class Overview:
                 return "serves"
             return "alive" if unit in alive else "revoked" if unit in revoked else "missing"
 
-        firsts = len({order[0] for order in orders})
+        firsts = len({sequence[0] for sequence in sequences})
         places = partition.shards * partition.slices
         return cls(
-            orders=orders,
+            sequences=sequences,
             states=tuple(
-                tuple(tuple(state(unit) for unit in UnitId(shard, order).lineage) for order in orders)
+                tuple(tuple(state(unit) for unit in UnitId(shard, sequence).lineage) for sequence in sequences)
                 for shard in range(partition.shards)
             ),
             serving=serving,

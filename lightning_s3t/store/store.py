@@ -32,6 +32,7 @@ from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.keyring import notes_of as notes_of_keys
 from lightning_s3t.store.ledger import Tombstone, ledger_errors
 from lightning_s3t.store.lock import FitLock, ledger_lock
+from lightning_s3t.store.overview import Overview
 from lightning_s3t.store.registry import is_registering
 from lightning_s3t.store.settings import HINT, check_settings, normalise, notes_of, read_settings
 from lightning_s3t.store.sqlite_ledger import FILE
@@ -273,6 +274,10 @@ class Store:
             subject: A canonical id.
         """
         return self._keyring.first_hash(subject)
+
+    def status(self) -> Overview:
+        """Returns what the store holds: which units serve, which are revoked or missing, and how long it will last."""
+        return Overview.of(self)
 
     def rotate_key(self) -> None:
         """Takes a new key for subjects' ids into use. Nothing has to be trained again.

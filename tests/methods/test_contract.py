@@ -13,7 +13,7 @@ from lightning_s3t import EnsembleModule
 from lightning_s3t.core.tickets import Ticket
 from lightning_s3t.errors import ConfigurationError, StoreMismatchError, UnknownSubjectError
 from lightning_s3t.methods import METHODS, SISA, SSD, Retrain, S3TMethod, UnlearningMethod, method_of, register_method
-from lightning_s3t.store import Overview, Receipt, Store
+from lightning_s3t.store import Receipt, Store
 from tests.people import Classifier, People, PeopleData, assert_bitwise_equal, fit, make_trainer, tensors_of
 
 EXAMPLES: dict[str, UnlearningMethod] = {
@@ -124,7 +124,7 @@ def test_a_request_that_waits_is_a_ticket_and_the_model_serves_on(store: Path) -
     assert (ticket.waiting, ticket.method) == (2, store.name)
     assert_bitwise_equal(before, tensors_of(store))
     with Store.open(store) as opened:
-        found = Overview.of(opened)
+        found = opened.status()
         assert (found.waiting, opened.request_number) == (2, 0)
         assert "2 subjects wait" in str(found.advice)
 
@@ -140,7 +140,7 @@ def test_the_fit_that_replaces_carries_all_waiting_requests_out_as_one(store: Pa
     assert (receipt.subjects, receipt.revoked, receipt.serving) == (2, ("0/0",), {"0": "0/0"})
     assert receipt.erased_files == 1  # the old model
     with Store.open(store) as opened:
-        assert (opened.pending(), Overview.of(opened).waiting) == ([], 0)
+        assert (opened.pending(), opened.status().waiting) == ([], 0)
         assert opened.verify().problems == ()
 
 

@@ -122,6 +122,7 @@ class Event:
         time: When (UTC, ISO 8601). Clocks go wrong: the order is that of the positions.
         body: What happened in full, JSON-ready: no ids and no digests of snapshots.
         digest: SHA-256 of all of the above and of the digest before.
+        mac: A code under the store's key over the digest, which shows that the key's holder has written it.
 
     Example:
         >>> event = Event.after((0, GENESIS), "erasure", 1, {"files": 2, "bytes": 100})
@@ -137,6 +138,7 @@ class Event:
     time: str
     body: dict[str, Any]
     digest: str
+    mac: str = ""
 
     @classmethod
     def after(cls, head: tuple[int, str], kind: Kind, request: int | None, body: Mapping[str, Any]) -> Event:

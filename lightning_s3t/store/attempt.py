@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,9 @@ class Attempt:
                 remove(self._store, [name], None)  # an earlier one, of other data
                 # within the transaction, which an erasure needs too: none can take an equal file away meanwhile
                 self._store.snapshots.put(digest, data)
-                self._ledger.add(Artifact(name, self.unit.cells, self.key, digest, score, text, self._as_of), snapshot)
+                artifact = Artifact(name, self.unit.cells, self.key, digest, score, text, self._as_of)
+                mac = self._store.authenticator.artifact(artifact.entry)
+                self._ledger.add(replace(artifact, mac=mac), snapshot)
         except RevokedError:
             self.abandon()
             raise

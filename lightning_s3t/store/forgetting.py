@@ -85,7 +85,7 @@ class Forgetting:
             self._ledger.schedule(rows)
             if rows:
                 pending = tuple((hash_.hex(), time, cell) for hash_, time, cell in rows)
-                record(self._ledger, "schedule", None, asdict(Schedule(self._keyring.layers, pending)))
+                record(self._store, "schedule", None, asdict(Schedule(self._keyring.layers, pending)))
         write_journal(self._ledger, self._store.folder)
         return len(rows)
 
@@ -144,7 +144,7 @@ class Forgetting:
             forgotten=forgotten,
             tombstones=tuple((hash_.hex(), cell) for hash_, cell in sorted(new)),
         )
-        record(self._ledger, "request", request, vars(body), forgotten)
+        record(self._store, "request", request, vars(body), forgotten)
         return request
 
     def _serving(self, reached: set[str]) -> dict[str, str | None]:

@@ -3,43 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from lightning_s3t.core.events import Damage, Erasure, Event, Kind, Request, first_break
 from lightning_s3t.core.receipts import Receipt
 from lightning_s3t.core.units import UnitId
+from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.ledger import Ledger, ledger_errors
 from lightning_s3t.store.units import parse_unit
 
 
 def record(
-    ledger: Ledger, kind: Kind, request: int | None, body: Mapping[str, Any], forgotten: int | None = None
+    store: Backend, kind: Kind, request: int | None, body: Mapping[str, Any], forgotten: int | None = None
 ) -> None:
     """Add an event to the chain; within a transaction.
 
     Args:
-        ledger: The ledger.
+        store: Where the store lies.
         kind: What happened.
         request: The number of the request that it belongs to, or None.
         body: What happened in full, JSON-ready.
         forgotten: How many are forgotten after a request.
     """
-    ledger.append(Event.after(ledger.head(), kind, request, body), forgotten)
+    store.authenticator.append(Event.after(store.ledger.head(), kind, request, body), forgotten)
 
 
-def read_receipt(ledger: Ledger, request: int) -> Receipt:
+def read_receipt(ledger: Ledger, request: int, until: int | None = None) -> Receipt:
     """Return the receipt of a request: what its events say.
 
     Args:
         ledger: The ledger.
         request: The request's number.
+        until: The position of the last event that counts, as when an earlier receipt was given; None for all.
 
     Raises:
         StoreError: The history of the request was damaged or changed.
     """
     with ledger_errors(f"Request {request}"):
         first, *later = ledger.events(request=request)
+        if until is not None:
+            later = [event for event in later if event.position <= until]
         asked, erasures = first.read(Request), [event.read(Erasure) for event in later]
         last = later[-1] if later else first
         return Receipt(
@@ -70,9 +73,7 @@ def has_given(ledger: Ledger, receipt: Receipt) -> bool:
     known = 1 <= receipt.request <= ledger.watermark()
     if not known or chain_digest(ledger, receipt.position) != receipt.chain:
         return False
-    kept = read_receipt(ledger, receipt.request)
-    later = {name: getattr(receipt, name) for name in ("position", "chain", "erased_files", "erased_bytes")}
-    return receipt in (kept, replace(kept, **later)) and receipt.erased_files <= kept.erased_files
+    return receipt == read_receipt(ledger, receipt.request, receipt.position)
 
 
 def ever_revoked(ledger: Ledger) -> set[UnitId]:

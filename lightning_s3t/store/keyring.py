@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 
 from lightning_s3t.core.events import Rotation
 from lightning_s3t.errors import StoreError
+from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.history import record
 from lightning_s3t.store.identities import (
     KEY_FILE,
@@ -20,23 +20,22 @@ from lightning_s3t.store.identities import (
     next_key,
     read_keys,
 )
-from lightning_s3t.store.ledger import Ledger
 
 
 class Keyring:
     """Hashes subjects' ids as the ledger has them.
 
     Args:
-        folder: The store.
-        ledger: Its ledger.
+        store: Where the store lies.
 
     Raises:
         StoreError: The keys are missing, damaged, or those of another store.
     """
 
-    def __init__(self, folder: Path, ledger: Ledger) -> None:
-        self._folder = folder
-        self._ledger = ledger
+    def __init__(self, store: Backend) -> None:
+        self._store = store
+        self._folder = store.folder
+        self._ledger = store.ledger
         # each thread's own: one may be in the middle of a rotation, or not yet know of one, while another hashes
         self._own = threading.local()
         self.refresh()
@@ -121,7 +120,7 @@ class Keyring:
         with self._ledger.transaction():
             self.refresh()
             self.apply_rotation(self.layers + 1)
-            record(self._ledger, "rotation", None, asdict(Rotation(self.layers)))
+            record(self._store, "rotation", None, asdict(Rotation(self.layers)))
 
     def apply_rotation(self, layers: int) -> None:
         """Hash every hash in the ledger with a new key; within a transaction.
@@ -140,6 +139,7 @@ class Keyring:
             )
         self._ledger.rehash(lambda value: add_layers(keys[layers - 1 : layers], value))
         self._ledger.note(notes_of(keys[:layers]))
+        self._store.authenticator.renew()
         self._own.keys = keys[:layers]
 
 

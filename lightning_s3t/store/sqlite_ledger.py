@@ -21,10 +21,10 @@ from lightning_s3t.core.events import GENESIS, Event
 from lightning_s3t.core.units import Cell
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.identities import read_keys
-from lightning_s3t.store.ledger import Artifact, Ledger, QueuedFile, Tombstone, ledger_errors
+from lightning_s3t.store.ledger import Artifact, ArtifactEntry, Ledger, QueuedFile, Tombstone, ledger_errors
 
 FILE = "ledger.db"
-FORMAT = 3
+FORMAT = 4
 _PATIENCE = 30  # seconds
 _CACHE = 65_536  # KiB: rows of a registry come in the order of their hashes, which is no order
 _CHUNK = 500  # well under SQLite's limit on variables
@@ -42,6 +42,7 @@ CREATE TABLE events (
     time TEXT NOT NULL,
     body TEXT NOT NULL,
     digest TEXT NOT NULL,
+    mac TEXT NOT NULL,
     forgotten INTEGER
 );
 CREATE INDEX events_by_request ON events (request);
@@ -50,15 +51,16 @@ CREATE TABLE tombstones (hash BLOB PRIMARY KEY, request INTEGER NOT NULL, cell T
 CREATE INDEX tombstones_by_cell ON tombstones (cell, request);
 -- who has asked to be forgotten later on
 CREATE TABLE pending (hash BLOB PRIMARY KEY, due TEXT NOT NULL, cell TEXT NOT NULL) WITHOUT ROWID;
--- what must be unreadable once it is removed: of an artifact its digest and score (head), key and provenance (body),
--- of a file its path (head)
+-- what must be unreadable once it is removed: of an artifact its digest, its score and the SHA-256 of its record
+-- (head), the record, which is key and provenance (body), of a file its path (head)
 CREATE TABLE vault (id INTEGER PRIMARY KEY, head BLOB NOT NULL, body BLOB NOT NULL);
 -- as_of is the newest request when the data was chosen
 CREATE TABLE artifacts (
     name TEXT PRIMARY KEY,
     as_of INTEGER NOT NULL,
     record INTEGER NOT NULL,
-    cells TEXT NOT NULL
+    cells TEXT NOT NULL,
+    mac TEXT NOT NULL
 ) WITHOUT ROWID;
 -- the reach rule as an index: every cell whose data has influenced an artifact, as artifacts.cells lists them
 CREATE TABLE cells (cell TEXT, artifact TEXT, PRIMARY KEY (cell, artifact)) WITHOUT ROWID;
@@ -234,17 +236,18 @@ class SqliteLedger(Ledger):
 
     @override
     def append(self, event: Event, forgotten: int | None = None) -> None:
-        row = (event.position, event.kind, event.request, event.time, canonical(event.body), event.digest, forgotten)
-        self.connection.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        start = (event.position, event.kind, event.request, event.time, canonical(event.body))
+        row = (*start, event.digest, event.mac, forgotten)
+        self.connection.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     @override
     def events(self, after: int = 0, request: int | None = None) -> Iterator[Event]:
         chosen, values = ("AND request = ?", (after, request)) if request is not None else ("", (after,))
-        query = "SELECT position, kind, request, time, body, digest FROM events WHERE position > ?"
-        for position, kind, number, time, body, digest in self.connection.execute(
+        query = "SELECT position, kind, request, time, body, digest, mac FROM events WHERE position > ?"
+        for position, kind, number, time, body, digest, mac in self.connection.execute(
             f"{query} {chosen} ORDER BY position", values
         ):
-            yield Event(position, kind, number, time, _parse(body), digest)
+            yield Event(position, kind, number, time, _parse(body), digest, mac)
 
     @override
     def count_events(self) -> int:
@@ -254,6 +257,11 @@ class SqliteLedger(Ledger):
     def digest_at(self, position: int) -> str | None:
         rows = self._rows("SELECT digest FROM events WHERE position = ?", position)
         return rows[0][0] if rows else None
+
+    @override
+    def request_digests(self, requests: Collection[int]) -> dict[int, str]:
+        query = f"SELECT request, digest FROM events WHERE request IN {_AMONG} AND kind = 'request'"
+        return dict(self._rows(query, json.dumps(list(requests))))
 
     @override
     def watermark(self) -> int:
@@ -278,10 +286,11 @@ class SqliteLedger(Ledger):
     def add(self, artifact: Artifact, snapshot: str) -> None:
         name, attempt = artifact.name, _attempt(artifact.name)
         score = "" if artifact.score is None else repr(float(artifact.score))
-        record = self._keep(f"{artifact.digest}\n{score}", json.dumps([artifact.key, artifact.provenance]))
+        head = f"{artifact.digest}\n{score}\n{artifact.record}"
+        record = self._keep(head, json.dumps([artifact.key, artifact.provenance]))
         self.connection.execute(
-            "INSERT INTO artifacts VALUES (?, ?, ?, ?)",
-            (name, artifact.as_of, record, _list(artifact.cells)),
+            "INSERT INTO artifacts VALUES (?, ?, ?, ?, ?)",
+            (name, artifact.as_of, record, _list(artifact.cells), artifact.mac),
         )
         self._many("INSERT INTO cells VALUES (?, ?)", ((cell, name) for cell in artifact.cells))
         self.connection.execute("UPDATE files SET owner = ? WHERE owner = ?", (name, attempt))
@@ -314,10 +323,25 @@ class SqliteLedger(Ledger):
 
     @override
     def artifacts(self) -> Iterator[Artifact]:
-        query = "SELECT name, head, body, as_of FROM artifacts JOIN vault ON id = record"
-        for name, head, body, as_of in self._rows(query):
+        query = "SELECT name, head, body, as_of, mac FROM artifacts JOIN vault ON id = record"
+        for name, head, body, as_of, mac in self._rows(query):
             key, provenance = json.loads(body)
-            yield Artifact(name, (), key, _digest(head), _score(head), provenance, as_of)
+            found = Artifact(name, (), key, _digest(head), _score(head), provenance, as_of, mac)
+            if found.record != _record(head):
+                raise ValueError(f"unit {name} is not what was written")
+            yield found
+
+    @override
+    def entries(self, names: Collection[str] | None = None) -> Iterator[ArtifactEntry]:
+        query = "SELECT name, head, as_of, mac FROM artifacts JOIN vault ON id = record"
+        rows = self._rows(query) if names is None else self._rows(f"{query} WHERE name IN {_AMONG}", _list(names))
+        with ledger_errors("The record of a unit"):
+            for name, head, as_of, mac in rows:
+                yield ArtifactEntry(name, as_of, _digest(head), _score(head), _record(head), mac)
+
+    @override
+    def seal(self, macs: Mapping[str, str]) -> None:
+        self._many("UPDATE artifacts SET mac = ? WHERE name = ?", ((mac, name) for name, mac in macs.items()))
 
     @override
     def ages(self) -> dict[str, int]:
@@ -487,8 +511,12 @@ def _digest(head: bytes) -> str:
 
 
 def _score(head: bytes) -> float | None:
-    score = head.partition(b"\n")[2]
+    score = head.split(b"\n")[1]
     return float(score) if score else None
+
+
+def _record(head: bytes) -> str:
+    return head.split(b"\n")[2].decode()
 
 
 def _parse(body: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from lightning_s3t.core.subjects import canonical_subject
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import ConfigurationError, DamagedError, DataError, RevokedError, StoreError
 from lightning_s3t.plan import Partition
+from lightning_s3t.store.authentication import new_identity
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.building import BuildSession
 from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
@@ -66,12 +67,13 @@ class Store:
             self.settings = read_settings(ledger, path)
             self.manifest = Manifest.of(self.settings)
             self.partition = Partition(**self.settings["partition"])
-            self._keyring = Keyring(path, ledger)
+            self._keyring = Keyring(backend)
         self._forgetting = Forgetting(backend, self._keyring, self.partition, self.manifest.isolation)
         self._lock = FitLock(path)
         with ledger_errors(f"The history of the store {path}"):
             reconcile(backend, self._keyring)
             check_one_piece(ledger, path)
+            backend.authenticator.check()
         erase_queued(backend)
         with self._lock.no_fit() as free:
             if free:  # so what looks half-done is what a crash has left
@@ -113,6 +115,8 @@ class Store:
                     make_journal(folder)
                     with ledger.transaction():
                         ledger.note({**notes_of_keys(keys[:1]), **notes_of(settings), "register": _yes_or_no(register)})
+                        ledger.note(new_identity())
+                        backend.authenticator.renew()
         with _closed_on_error(backend):
             store = cls(backend)
             store.forget_due()
@@ -311,6 +315,7 @@ class Store:
         digest = find_snapshot(self._ledger, unit)
         if digest is None:
             raise self._revoked(unit)
+        self._backend.authenticator.check_artifacts(map(str, unit.lineage))
         try:
             data = self._backend.snapshots.get(digest, f"unit {unit}")
         except DamagedError:
@@ -352,7 +357,7 @@ class Store:
         with self._ledger.transaction():
             gone = remove_lineages(self._backend, tops)
             if gone:
-                record(self._ledger, "damage", None, asdict(Damage(tuple(map(str, gone)))))
+                record(self._backend, "damage", None, asdict(Damage(tuple(map(str, gone)))))
         erase_queued(self._backend)
         write_journal(self._ledger, self.path)
         return gone

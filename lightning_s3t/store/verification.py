@@ -68,6 +68,7 @@ def verify(store: Backend, keyring: Keyring, quiet: bool) -> Verification:
     problems = [
         *([f"The database is damaged: {'; '.join(found)}."] if found else ()),
         *_chain(ledger, store.folder, history),
+        *_authenticity(store, history),
         *contents,
         *(f"The snapshot of unit {unit} is missing or damaged." for unit in damaged),
         *_base(store),
@@ -153,6 +154,14 @@ def _chain(ledger: Ledger, folder: Path, history: list[Event]) -> Iterator[str]:
         )
     if len(copy) < len(history):
         yield f"The journal ends at event {len(copy)}, the ledger at {len(history)}."
+
+
+def _authenticity(store: Backend, history: list[Event]) -> Iterator[str]:
+    forged = list(store.authenticator.wrong_events(history))
+    if forged:
+        yield f"{len(forged)} events, the first at position {forged[0]}, were not written with the store's key."
+    for what in store.authenticator.changed():
+        yield f"Changed without the store's key: {what}."
 
 
 def _copy_of(folder: Path, events: int) -> list[Event]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -128,3 +131,40 @@ def test_receipts_since_a_request(path: Path) -> None:
             store.forget([in_place(0, number)])
         assert store.receipts(after=1) == store.receipts()[1:]
         assert store.receipts(after=3) == []
+
+
+@pytest.fixture
+def asked(path: Path) -> Iterator[Store]:
+    """A store with two requests that each erased something."""
+    with Store.open(path) as store:
+        store.forget([in_place(0, 0)])
+        store.forget([in_place(1, 0)])
+        yield store
+
+
+@pytest.mark.parametrize(
+    "change", [{"erased_bytes": 10**12}, {"erased_files": 0}, {"erased_files": 1}, {"subjects": 2}, {"time": "later"}]
+)
+def test_a_receipt_with_a_changed_number_is_not_the_historys(asked: Store, change: dict[str, Any]) -> None:
+    receipt = asked.receipts()[0]
+    assert asked.has_given(receipt)
+    assert not asked.has_given(replace(receipt, **change))
+
+
+def test_a_receipt_with_the_place_of_another_is_not_the_historys(asked: Store) -> None:
+    first, second = asked.receipts()
+    assert not asked.has_given(replace(first, position=second.position, chain=second.chain))
+
+
+def test_a_receipt_from_before_the_erasure_is_the_historys(asked: Store) -> None:
+    first = asked.receipts()[0]
+    digest = asked.chain_digest(1)
+    assert digest is not None
+    assert asked.has_given(replace(first, position=1, chain=digest, erased_files=0, erased_bytes=0))
+    assert not asked.has_given(replace(first, position=1, chain=digest))
+
+
+def test_a_receipt_with_a_place_before_its_request_is_not_the_historys(asked: Store) -> None:
+    second, digest = asked.receipts()[1], asked.chain_digest(1)
+    assert digest is not None
+    assert not asked.has_given(replace(second, position=1, chain=digest))

@@ -154,6 +154,7 @@ ARGUMENTS: dict[str, Any] = {
     "budget": 2,
     "subjects": "owners",
     "adapter": {"peft_type": "LORA", "r": 2, "lora_dropout": 0.1},
+    "partition": "public",  # tests name places, and compare stores
 }
 
 

@@ -32,6 +32,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "stage_data": ("cumulative", "disjoint"),
     "epoch_rule": ("full", "sisa"),
     "isolation": ("auto", "forkserver", "fork", "none"),
+    "partition": ("secret", "public"),
 }
 
 
@@ -63,7 +64,9 @@ class S3T(pl.Callback):
         head: Where the head is, if it cannot be found: a path or a list of paths.
         adapter: A PeftConfig, a dict of one, or None to fine-tune whole layers.
         stage_data: "cumulative" trains stage k on the first k slices of the sequence, "disjoint" on the k-th alone.
-        seed: What the partition and all randomness of the units follow from.
+        seed: What all randomness of the units follows from, and the partition with the store's secret.
+        partition: "secret" puts subjects in slices by a secret that a new store draws, so that nobody can tell from
+            an id where somebody is. "public" does without, so that others can repeat an experiment bit for bit.
         epoch_rule: "full" trains every stage for the trainer's max_epochs, "sisa" for 2E/(L+1) of them.
         request_prior: How likely a request is for each slice, for the planners that use it: one probability a slice,
             or one a shard and slice (`lightning_s3t.plan.slice_prior` sums what is known of subjects); None for equal
@@ -107,6 +110,7 @@ class S3T(pl.Callback):
         stage_data: DataMode = "cumulative",
         epoch_rule: EpochRule = "full",
         seed: int = 0,
+        partition: Literal["secret", "public"] = "secret",
         request_prior: Sequence[float] | Sequence[Sequence[float]] | None = None,
         risk_bands: RiskBands | Mapping[str, Any] | None = None,
         keep_registry: bool = True,
@@ -114,13 +118,14 @@ class S3T(pl.Callback):
         parallel_units: int = 1,
     ) -> None:
         _check_numbers(shards, slices, budget, seed, parallel_units)
-        _check_choices(stage_data=stage_data, epoch_rule=epoch_rule, isolation=isolation)
+        _check_choices(stage_data=stage_data, epoch_rule=epoch_rule, isolation=isolation, partition=partition)
         self.store = Path(store)
         bands = RiskBands.of(risk_bands)
         self.config = FitConfig(
             self.store,
             SequenceChoice(sequences, slices, budget, seed, request_prior, stage_data, epoch_rule),
             Partition(shards, slices, seed, bands.slices if bands is not None else ()),
+            partition == "secret",
             UnitSettings(shards, slices, seed, stage_data, epoch_rule, parallel_units=parallel_units),
             subjects,
             bands,

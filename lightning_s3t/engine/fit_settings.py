@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ def fit_settings(
     """
     layers = builder.layers
     return {
-        "partition": asdict(partition),
+        "partition": partition.settings,
         "layers": {
             "network": layers.network,
             "groups": [list(group.modules) for group in layers.groups],

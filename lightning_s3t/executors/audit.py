@@ -174,6 +174,7 @@ class AuditStore(FitStore):
         settings: All that may influence a unit besides its rows.
         choice: Which sequences to train.
         options: What a fit would note.
+        key: The audited store's first key, so that everybody is in the same place.
     """
 
     def __init__(
@@ -184,8 +185,9 @@ class AuditStore(FitStore):
         settings: Mapping[str, Any],
         choice: SequenceChoice,
         options: Mapping[str, Any],
+        key: bytes | None,
     ) -> None:
-        super().__init__(trainer, data, settings, choice, options)
+        super().__init__(trainer, data, settings, choice, options, key=key)
         self._target = target
 
     def finish(self) -> None:

@@ -41,6 +41,7 @@ from lightning_s3t.executors.isolated import IsolatedExecutor
 from lightning_s3t.executors.ranks import on_rank_zero
 from lightning_s3t.executors.unit_store import UnitStore
 from lightning_s3t.plan import Partition, RiskBands, SequenceChoice, SliceSequence, UnitId
+from lightning_s3t.store.identities import first_key, partition_secret
 from lightning_s3t.tuning.adapter_effect import measure_effect
 from lightning_s3t.tuning.adapters import describe_adapter
 from lightning_s3t.tuning.layer_table import LayerTable
@@ -55,7 +56,8 @@ class FitConfig:
     Attributes:
         store: The store's folder.
         choice: Which sequences to train.
-        partition: Where subjects belong.
+        partition: Where subjects belong, but for the store's secret.
+        secret_places: Whether the store's secret says where subjects belong.
         units: How units are trained.
         subjects: Who owns each row.
         risk_bands: Which subjects are likely to ask; None to place all alike.
@@ -68,6 +70,7 @@ class FitConfig:
     store: Path
     choice: SequenceChoice
     partition: Partition
+    secret_places: bool
     units: UnitSettings
     subjects: Subjects
     risk_bands: RiskBands | None
@@ -102,6 +105,7 @@ class Fit:
         if audited is not None:  # one after another, so that it also shows that the order does not matter
             self._settings = dataclasses.replace(self._settings, parallel_units=1)
         self._fit_store: FitStore | None = None
+        self._key: bytes | None = None
         self.training: UnitTraining | None = None
         self.sequences: tuple[SliceSequence, ...] = ()
         self.summary: FitSummary | None = None
@@ -152,11 +156,18 @@ class Fit:
 
     def _training_data(self, trainer: pl.Trainer) -> TrainingData:
         config = self._config
-        data = TrainingData(request_train_dataloader(trainer), config.subjects, config.partition, config.risk_bands)
+        secret = on_rank_zero(trainer, self._take_key)
+        partition = dataclasses.replace(config.partition, secret=secret if config.secret_places else b"")
+        data = TrainingData(request_train_dataloader(trainer), config.subjects, partition, config.risk_bands)
         if config.subjects != "index":
             again = check_loader(request_train_dataloader(trainer))
             check_order(data.subjects, subjects_of(again.dataset, config.subjects))
         return data
+
+    def _take_key(self) -> bytes:
+        """Take the key of the store, or draw that of a new one; return the partition's secret."""
+        self._key = first_key(self._audited.store.path if self._audited is not None else self._config.store)
+        return partition_secret(self._key)
 
     def _switch(self, module: pl.LightningModule) -> StageSwitch:
         config = self._config
@@ -171,7 +182,7 @@ class Fit:
         of_trainer: Mapping[str, Any],
     ) -> FitStore:
         config = self._config
-        settings = fit_settings(of_trainer, module, builder, data.loader, config.partition, self._settings)
+        settings = fit_settings(of_trainer, module, builder, data.loader, data.partition, self._settings)
         options = {
             "config": config_of(trainer),
             "classes": classes_of(trainer),
@@ -179,9 +190,9 @@ class Fit:
             "found": digest_found(trainer, data, self._own, lightnings=False),
         }
         self._fit_store = fit_store = (
-            AuditStore(self._audited, trainer, data, settings, config.choice, options)
+            AuditStore(self._audited, trainer, data, settings, config.choice, options, self._key)
             if self._audited is not None
-            else FitStore(trainer, data, settings, config.choice, options, config.keep_registry)
+            else FitStore(trainer, data, settings, config.choice, options, config.keep_registry, self._key)
         )
         fit_store.open(config.store, builder.base_tensors)
         self.sequences, plan = fit_store.sequences, fit_store.plan

@@ -51,6 +51,7 @@ class FitStore:
         choice: Which sequences to train.
         options: What the store notes of the fit beside the sequences: the app's config.
         register: Whether the store notes who is in the training data.
+        key: The store's first key, by which the data was placed; on rank 0.
 
     Attributes:
         plan: What to build.
@@ -67,6 +68,7 @@ class FitStore:
         choice: SequenceChoice,
         options: Mapping[str, Any],
         register: bool = True,
+        key: bytes | None = None,
     ) -> None:
         self.plan = FitPlan((), 0, (), 0)
         self.sequences: tuple[SliceSequence, ...] = ()
@@ -79,6 +81,7 @@ class FitStore:
         self._choice = choice
         self._options = options
         self._register = register
+        self._key = key
         self._basis: Mapping[str, Any] = settings
         self._exit = ExitStack()
 
@@ -166,7 +169,7 @@ class FitStore:
         return base, sequences
 
     def _enter(self, path: Path) -> Opened:
-        store = self._exit.enter_context(Store.create(path, self._settings, self._register))
+        store = self._exit.enter_context(Store.create(path, self._settings, self._register, self._key))
         self._opened = Opened(store, self._exit.enter_context(store.building()))
         return self._opened
 

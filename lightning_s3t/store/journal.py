@@ -33,7 +33,7 @@ def make_journal(folder: Path) -> None:
     """
     path = folder / FILE
     if not path.exists():
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666))
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
         sync_folder(folder)
 
 

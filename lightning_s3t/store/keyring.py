@@ -18,6 +18,7 @@ from lightning_s3t.store.identities import (
     check_value,
     hash_subject,
     next_key,
+    partition_secret,
     read_keys,
 )
 
@@ -99,6 +100,11 @@ class Keyring:
             subject: A canonical id.
         """
         return hash_subject(self._keys[:1], subject).hex()
+
+    @property
+    def partition_secret(self) -> bytes:
+        """What the key of a secret partition is made from."""
+        return partition_secret(self._keys[0])
 
     def renew(self, hash_: bytes, layers: int) -> bytes:
         """Returns today's form of a hash that was made before rotations.

@@ -96,7 +96,9 @@ class SqliteLedger(Ledger):
         # by process and thread: a connection must not be carried over a fork, and has one transaction at a time
         self._connections: dict[tuple[int, int], sqlite3.Connection] = {}
         self._tag_key: bytes | None = None
-        if not create and not self._path.is_file():
+        if create:  # SQLite gives the files beside it the same permissions
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+        elif not self._path.is_file():
             raise StoreError(
                 f"There is no store at {folder}: {FILE} is missing. Train one with the S3T callback first."
             )

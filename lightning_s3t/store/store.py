@@ -26,7 +26,7 @@ from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
 from lightning_s3t.store.folder import check_free, clear_half_written, make_folder
 from lightning_s3t.store.forgetting import Forgetting
 from lightning_s3t.store.history import chain_digest, ever_revoked, has_given, read_receipt, record
-from lightning_s3t.store.identities import read_or_make_keys
+from lightning_s3t.store.identities import check_key, read_keys, read_or_make_keys
 from lightning_s3t.store.journal import make_journal, reconcile, write_journal
 from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.keyring import notes_of as notes_of_keys
@@ -66,8 +66,8 @@ class Store:
         with ledger_errors(f"What the store {path} was made with"):
             self.settings = read_settings(ledger, path)
             self.manifest = Manifest.of(self.settings)
-            self.partition = Partition(**self.settings["partition"])
             self._keyring = Keyring(backend)
+            self.partition = _partition_of(self.manifest, self._keyring.partition_secret)
         self._forgetting = Forgetting(backend, self._keyring, self.partition, self.manifest.isolation)
         self._lock = FitLock(path)
         with ledger_errors(f"The history of the store {path}"):
@@ -84,23 +84,30 @@ class Store:
         write_journal(ledger, path)
 
     @classmethod
-    def create(cls, path: str | Path, settings: Mapping[str, Any], register: bool = True) -> Store:
+    def create(
+        cls, path: str | Path, settings: Mapping[str, Any], register: bool = True, key: bytes | None = None
+    ) -> Store:
         """Makes a store, or opens the one that is there if it was made with the same settings.
 
         Args:
             path: The folder.
-            settings: JSON-ready; `settings["partition"]` has the arguments of `Partition`.
+            settings: JSON-ready; `settings["partition"]` has the arguments of `Partition`, and its "kind": "secret" or
+                "public".
             register: Keep a registry of who is in the training data. Without, nothing is stored per subject, and nobody
                 can tell whether a request names somebody who is unknown.
+            key: Its first key, 32 bytes; None to draw one. The environment's comes before it.
 
         Raises:
-            ConfigurationError: There are bands of risk, which only a registry can keep, and `register` is off.
+            ConfigurationError: There are bands of risk, which only a registry can keep, and `register` is off; or the
+                key is none.
             StoreMismatchError: There is one with other settings.
-            StoreError: The folder holds something else.
+            StoreError: The folder holds something else, or a store with another key.
         """
         folder = Path(path).absolute()
+        if key is not None:
+            check_key(key)
         manifest = Manifest.of(normalise(settings))
-        if Partition(**manifest.partition.model_dump()).bands and not register:
+        if _partition_of(manifest, b"").bands and not register:
             raise ConfigurationError("Bands of risk need the registry: they are kept in it. Leave `register` on.")
         if not (folder / FILE).exists():
             check_free(folder)
@@ -111,7 +118,7 @@ class Store:
             ledger = backend.ledger
             with _closed_on_error(backend):
                 if "settings" not in ledger.notes("settings"):  # new, or a crash came before
-                    keys = read_or_make_keys(folder)
+                    keys = read_or_make_keys(folder, key)
                     make_journal(folder)
                     with ledger.transaction():
                         ledger.note({**notes_of_keys(keys[:1]), **notes_of(settings), "register": _yes_or_no(register)})
@@ -119,6 +126,11 @@ class Store:
                         backend.authenticator.renew()
         with _closed_on_error(backend):
             store = cls(backend)
+            if key is not None and read_keys(folder)[0] != key:
+                raise StoreError(
+                    f"The store {folder} has another key than it was to be made with: another process was faster. "
+                    "Call fit again: it then takes this store's."
+                )
             store.forget_due()
             store.check(settings, whole=True)
             check_settings({"register": is_registering(ledger)}, {"register": register}, str(folder))
@@ -407,6 +419,11 @@ def _closed_on_error(backend: Backend) -> Iterator[None]:
     except BaseException:
         backend.ledger.close()
         raise
+
+
+def _partition_of(manifest: Manifest, secret: bytes) -> Partition:
+    part = manifest.partition
+    return Partition(part.shards, part.slices, part.seed, tuple(part.bands), secret if part.kind == "secret" else b"")
 
 
 def _yes_or_no(flag: bool) -> str:

@@ -25,7 +25,7 @@ from lightning_s3t.executors.fit_summary import FitSummary
 from lightning_s3t.executors.processes.forkserver import warm_up
 from lightning_s3t.plan import DataMode, EpochRule, Partition, RiskBands, SequenceChoice, UnitId
 from lightning_s3t.serving import EnsemblePredictor
-from lightning_s3t.store import Receipt
+from lightning_s3t.store import RequestRecord
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, resolve_adapter
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -142,14 +142,15 @@ class S3T(pl.Callback):
         self._fit: Fit | None = None
         self._sent: UnitTraining | None = None
 
-    def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt:
+    def forget(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:
         """Removes subjects from what the store holds, and tells the trainer's module and callbacks (`on_forget`).
 
         Args:
             subjects: Their ids.
             strict: Refuse a request that names a subject which the store has never seen.
+            request_id: A name of the caller's for the request, so that a retry is no second request (`Store.forget`).
         """
-        return self.deletion.forget(subjects, strict=strict)
+        return self.deletion.forget(subjects, strict=strict, request_id=request_id)
 
     def register_file(self, path: str | Path) -> None:
         """Notes a file that a callback of the script writes during the running unit, to be erased with the unit.

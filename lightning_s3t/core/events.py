@@ -14,7 +14,7 @@ from lightning_s3t.core.documents import STRICT, canonical, read_json
 from lightning_s3t.core.guarantees import Guarantee, Isolation
 from lightning_s3t.errors import StoreError
 
-Kind = Literal["request", "schedule", "erasure", "damage", "rotation"]
+Kind = Literal["request", "schedule", "cancellation", "erasure", "damage", "rotation"]
 GENESIS = "0" * 64
 
 Number = Annotated[int, Field(ge=1, lt=2**63)]
@@ -38,6 +38,9 @@ class Request:
         layers: How many keys had been used to hash ids.
         forgotten: How many subjects are forgotten in all, after it.
         tombstones: The keyed hash and the cell of each subject that it made forgotten.
+        request_id: What the caller has named it; None without a name.
+        asked: With a name, a keyed digest of all ids that were asked for, so that a retry can be told from another
+            request under the same name.
     """
 
     __pydantic_config__ = STRICT
@@ -53,6 +56,8 @@ class Request:
     layers: Number
     forgotten: Count
     tombstones: tuple[tuple[str, str], ...]
+    request_id: str | None = None
+    asked: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,21 @@ class Schedule:
 
     layers: Number
     pending: tuple[tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True)
+class Cancellation:
+    """The body of a "cancellation": subjects who are not to be forgotten later after all.
+
+    Attributes:
+        layers: How many keys had been used to hash ids.
+        pending: The keyed hash of each of them.
+    """
+
+    __pydantic_config__ = STRICT
+
+    layers: Number
+    pending: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -170,7 +190,8 @@ class Event:
         """Return the body, checked.
 
         Args:
-            kind: The class that describes it: `Request`, `Schedule`, `Erasure`, `Damage` or `Rotation`.
+            kind: The class that describes it: `Request`, `Schedule`, `Cancellation`, `Erasure`, `Damage` or
+                `Rotation`.
 
         Raises:
             ValueError: It is something else.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_s3t.store import Receipt, Store
+from lightning_s3t.store import RequestRecord, Store
 
 
 class Notifier:
@@ -51,24 +51,27 @@ class Notifier:
                 for listener in new:
                     self._heard.put(listener, newest)
 
-    def forget(self, subjects: Iterable[Any], strict: bool, listeners: Sequence[object]) -> Receipt:
+    def forget(
+        self, subjects: Iterable[Any], strict: bool, listeners: Sequence[object], request_id: str | None = None
+    ) -> RequestRecord:
         """Carry out a request, and tell the listeners.
 
         Args:
             subjects: Their ids.
             strict: Refuse a request that names a subject which the store has never seen.
             listeners: Who is told; those who are new join.
+            request_id: See `Store.forget`.
 
         Raises:
             UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
             StoreError: See `Store.forget`.
         """
         self.join(listeners)
-        receipt = self._store.forget(subjects, strict=strict)
+        receipt = self._store.forget(subjects, strict=strict, request_id=request_id)
         self._tell(listeners, receipt.request, receipt)
         return receipt
 
-    def tell(self, listeners: Sequence[object]) -> list[Receipt]:
+    def tell(self, listeners: Sequence[object]) -> list[RequestRecord]:
         """Tell the listeners of what they have not heard of.
 
         Args:
@@ -80,7 +83,7 @@ class Notifier:
         self.join(listeners)
         return self._tell(listeners, self._store.request_number)
 
-    def _tell(self, listeners: Sequence[object], newest: int, last: Receipt | None = None) -> list[Receipt]:
+    def _tell(self, listeners: Sequence[object], newest: int, last: RequestRecord | None = None) -> list[RequestRecord]:
         """Tell of all requests up to the newest; `last` is its receipt, if it has been read already."""
         with self._heard.lock:
             since = min((self._heard.get(listener) for listener in listeners), default=newest)

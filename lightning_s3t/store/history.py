@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from lightning_s3t.core.events import Damage, Erasure, Event, Kind, Request, first_break
-from lightning_s3t.core.receipts import Receipt
+from lightning_s3t.core.receipts import Receipt, RequestRecord
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.ledger import Ledger, ledger_errors
@@ -28,52 +29,58 @@ def record(
     store.authenticator.append(Event.after(store.ledger.head(), kind, request, body), forgotten)
 
 
-def read_receipt(ledger: Ledger, request: int, until: int | None = None) -> Receipt:
-    """Return the receipt of a request: what its events say.
+def read_record(ledger: Ledger, request: int) -> RequestRecord:
+    """Return what is known of a request: what its events say.
 
     Args:
         ledger: The ledger.
         request: The request's number.
-        until: The position of the last event that counts, as when an earlier receipt was given; None for all.
 
     Raises:
         StoreError: The history of the request was damaged or changed.
     """
     with ledger_errors(f"Request {request}"):
-        first, *later = ledger.events(request=request)
-        if until is not None:
-            later = [event for event in later if event.position <= until]
-        asked, erasures = first.read(Request), [event.read(Erasure) for event in later]
-        last = later[-1] if later else first
-        return Receipt(
-            request=request,
-            time=first.time,
-            subjects=asked.subjects,
-            already_forgotten=asked.already_forgotten,
-            unknown=asked.unknown,
-            revoked=asked.revoked,
-            erased_files=sum(erasure.files for erasure in erasures),
-            erased_bytes=sum(erasure.bytes for erasure in erasures),
-            serving=asked.serving,
-            guarantee=asked.guarantee,
-            isolation=asked.isolation,
-            versions=asked.versions,
-            position=last.position,
-            chain=last.digest,
-        )
+        return _record_of(list(ledger.events(request=request)))
 
 
-def has_given(ledger: Ledger, receipt: Receipt) -> bool:
-    """Return whether the history, unchanged, has the request that a receipt is of.
+def has_given(history: Iterable[Event], receipt: Receipt) -> bool:
+    """Return whether a history, unchanged up to there, has the request that a receipt is of.
 
     Args:
-        ledger: The ledger.
+        history: All events, in order.
         receipt: The receipt; files that were erased after it was given may be missing in it.
     """
-    known = 1 <= receipt.request <= ledger.watermark()
-    if not known or chain_digest(ledger, receipt.position) != receipt.chain:
+    events = list(takewhile(lambda event: event.position <= receipt.position, history))
+    if len(events) != receipt.position or first_break(events) is not None or events[-1].digest != receipt.chain:
         return False
-    return receipt == read_receipt(ledger, receipt.request, receipt.position)
+    own = [event for event in events if event.request == receipt.request]
+    if not own:
+        return False
+    with ledger_errors(f"Request {receipt.request}"):
+        return receipt.receipt == _record_of(own).receipt
+
+
+def _record_of(events: Sequence[Event]) -> RequestRecord:
+    first, *later = events
+    asked, erasures = first.read(Request), [event.read(Erasure) for event in later]
+    return RequestRecord(
+        request=first.request or 0,
+        request_id=asked.request_id,
+        time=first.time,
+        subjects=asked.subjects,
+        already_forgotten=asked.already_forgotten,
+        unknown=asked.unknown,
+        revoked_units=len(asked.revoked),
+        erased_files=sum(erasure.files for erasure in erasures),
+        erased_bytes=sum(erasure.bytes for erasure in erasures),
+        guarantee=asked.guarantee,
+        isolation=asked.isolation,
+        versions=asked.versions,
+        position=events[-1].position,
+        chain=events[-1].digest,
+        revoked=asked.revoked,
+        serving=asked.serving,
+    )
 
 
 def ever_revoked(ledger: Ledger) -> set[UnitId]:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from lightning_s3t.core.events import Damage, Event, Request, Rotation, Schedule
+from lightning_s3t.core.events import Cancellation, Damage, Event, Request, Rotation, Schedule
 from lightning_s3t.core.units import Place, UnitId
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.authentication import layers_after
@@ -102,20 +102,21 @@ def reconcile(store: Backend, keyring: Keyring) -> int:
     return _replay(store, keyring)
 
 
-def read_journal(folder: Path) -> Iterator[Event]:
-    """Returns the journal's events in order; a last line without an end is a crash's, and left out.
+def read_journal(path: Path) -> Iterator[Event]:
+    """Returns a journal's events in order; a last line without an end is a crash's, and left out.
 
     Args:
-        folder: The store.
+        path: The journal's file, or the store.
 
     Raises:
         StoreError: A line is no event.
     """
-    with (folder / FILE).open("rb") as file:
+    journal = path / FILE if path.is_dir() else path
+    with journal.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
-            yield _parse(folder, line, f"in line {number}")
+            yield _parse(journal, line, f"in line {number}")
 
 
 def _replay(store: Backend, keyring: Keyring) -> int:
@@ -152,6 +153,8 @@ def _carry_out(store: Backend, keyring: Keyring, event: Event) -> int | None:
     if event.kind == "schedule":
         rows_later = [(bytes.fromhex(hash_), time, cell) for hash_, time, cell in event.read(Schedule).pending]
         store.ledger.schedule(rows_later)
+    elif event.kind == "cancellation":
+        store.ledger.unschedule(bytes.fromhex(hash_) for hash_ in event.read(Cancellation).pending)
     elif event.kind == "damage":
         remove_lineages(store, [UnitId.parse(unit) for unit in event.read(Damage).units])
     elif event.kind == "rotation":
@@ -191,14 +194,14 @@ def _last_event(folder: Path, descriptor: int) -> tuple[Event | None, int]:
     end = tail.rfind(b"\n")
     if end < 0:
         return None, 0
-    return _parse(folder, tail[tail.rfind(b"\n", 0, end) + 1 : end], "at its end"), start + end + 1
+    return _parse(folder / FILE, tail[tail.rfind(b"\n", 0, end) + 1 : end], "at its end"), start + end + 1
 
 
-def _parse(folder: Path, line: bytes, where: str) -> Event:
+def _parse(journal: Path, line: bytes, where: str) -> Event:
     try:
         return Event.from_json(line)
     except StoreError as error:
-        raise StoreError(f"The journal {folder / FILE} is damaged {where}: {error}") from error
+        raise StoreError(f"The journal {journal} is damaged {where}: {error}") from error
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from dataclasses import asdict
+from hashlib import sha256
 
 from lightning_s3t.core.events import Rotation
 from lightning_s3t.errors import StoreError
@@ -105,6 +106,15 @@ class Keyring:
     def partition_secret(self) -> bytes:
         """What the key of a secret partition is made from."""
         return partition_secret(self._keys[0])
+
+    def digest_of(self, subjects: Iterable[str]) -> str:
+        """Return a keyed digest of several subjects, in any order, which a rotation does not change.
+
+        Args:
+            subjects: Canonical ids.
+        """
+        hashes = sorted(hash_subject(self._keys[:1], subject) for subject in set(subjects))
+        return sha256(b"".join(hashes)).hexdigest()
 
     def renew(self, hash_: bytes, layers: int) -> bytes:
         """Returns today's form of a hash that was made before rotations.

@@ -129,6 +129,12 @@ class Ledger(Protocol):
     def schedule(self, rows: Iterable[tuple[bytes, str, Cell]]) -> None:
         """Note who is to be forgotten when, unless they are forgotten; of two times the earlier counts."""
 
+    def unschedule(self, hashes: Iterable[bytes]) -> None:
+        """Take subjects from those who are to be forgotten later."""
+
+    def scheduled(self) -> Iterator[tuple[bytes, str]]:
+        """Return who is to be forgotten later, and when."""
+
     def move_waiting(self, cells: Mapping[bytes, Cell]) -> None:
         """Put subjects who are to be forgotten later in other cells."""
 
@@ -178,6 +184,9 @@ class Ledger(Protocol):
 
     def watermark(self) -> int:
         """Return the number of the newest request, 0 before the first; cheap enough to ask before every batch."""
+
+    def request_named(self, request_id: str) -> int | None:
+        """Return the number of the request that a caller has given a name."""
 
     def forgotten_after(self, request: int) -> int | None:
         """Return what was noted with a request: how many are forgotten after it."""

@@ -34,7 +34,8 @@ _SCHEMA = """
 CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 -- who is in the training data: keyed hashes only, with the band of risk that the cell depends on
 CREATE TABLE subjects (hash BLOB PRIMARY KEY, band INTEGER NOT NULL) WITHOUT ROWID;
--- what has taken units away, as a chain. forgotten is how many are forgotten after a request, which its body says too
+-- what has taken units away, as a chain. Of a request: how many are forgotten after it, and the name that its caller
+-- has given it, which its body says too
 CREATE TABLE events (
     position INTEGER PRIMARY KEY,
     kind TEXT NOT NULL,
@@ -43,9 +44,11 @@ CREATE TABLE events (
     body TEXT NOT NULL,
     digest TEXT NOT NULL,
     mac TEXT NOT NULL,
-    forgotten INTEGER
+    forgotten INTEGER,
+    name TEXT
 );
 CREATE INDEX events_by_request ON events (request);
+CREATE INDEX events_by_name ON events (name) WHERE name IS NOT NULL;
 -- who must never be trained on again: the cell says which artifacts a request reaches
 CREATE TABLE tombstones (hash BLOB PRIMARY KEY, request INTEGER NOT NULL, cell TEXT NOT NULL) WITHOUT ROWID;
 CREATE INDEX tombstones_by_cell ON tombstones (cell, request);
@@ -101,6 +104,12 @@ class SqliteLedger(Ledger):
         elif not self._path.is_file():
             raise StoreError(
                 f"There is no store at {folder}: {FILE} is missing. Train one with the S3T callback first."
+            )
+        if not (os.access(folder, os.W_OK) and os.access(self._path, os.W_OK)):
+            raise StoreError(
+                f"The store {folder} cannot be written by this process. Expected to be able to: even to serve it, "
+                "SQLite needs its files beside the ledger, and what is due has to be carried out and erased. Mount the "
+                "folder for writing, or run as its owner."
             )
         try:
             self._check_format(create)
@@ -189,6 +198,14 @@ class SqliteLedger(Ledger):
         )
 
     @override
+    def unschedule(self, hashes: Iterable[bytes]) -> None:
+        self._many("DELETE FROM pending WHERE hash = ?", ((hash_,) for hash_ in hashes))
+
+    @override
+    def scheduled(self) -> Iterator[tuple[bytes, str]]:
+        yield from self.connection.execute("SELECT hash, due FROM pending")
+
+    @override
     def move_waiting(self, cells: Mapping[bytes, Cell]) -> None:
         self._many("UPDATE pending SET cell = ? WHERE hash = ?", ((cell, hash_) for hash_, cell in cells.items()))
 
@@ -239,8 +256,8 @@ class SqliteLedger(Ledger):
     @override
     def append(self, event: Event, forgotten: int | None = None) -> None:
         start = (event.position, event.kind, event.request, event.time, canonical(event.body))
-        row = (*start, event.digest, event.mac, forgotten)
-        self.connection.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        row = (*start, event.digest, event.mac, forgotten, event.body.get("request_id"))
+        self.connection.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     @override
     def events(self, after: int = 0, request: int | None = None) -> Iterator[Event]:
@@ -268,6 +285,11 @@ class SqliteLedger(Ledger):
     @override
     def watermark(self) -> int:
         return self._number("SELECT MAX(request) FROM events")
+
+    @override
+    def request_named(self, request_id: str) -> int | None:
+        rows = self._rows("SELECT request FROM events WHERE name = ?", request_id)
+        return rows[0][0] if rows else None
 
     @override
     def forgotten_after(self, request: int) -> int | None:

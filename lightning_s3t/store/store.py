@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_s3t.core.events import Damage
 from lightning_s3t.core.manifest import Manifest
-from lightning_s3t.core.receipts import Receipt
+from lightning_s3t.core.receipts import Receipt, RequestRecord
 from lightning_s3t.core.subjects import canonical_subject
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import ConfigurationError, DamagedError, DataError, RevokedError, StoreError
@@ -25,7 +25,7 @@ from lightning_s3t.store.building import BuildSession
 from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
 from lightning_s3t.store.folder import check_free, clear_half_written, make_folder
 from lightning_s3t.store.forgetting import Forgetting
-from lightning_s3t.store.history import chain_digest, ever_revoked, has_given, read_receipt, record
+from lightning_s3t.store.history import chain_digest, ever_revoked, has_given, read_record, record
 from lightning_s3t.store.identities import check_key, read_keys, read_or_make_keys
 from lightning_s3t.store.journal import make_journal, reconcile, write_journal
 from lightning_s3t.store.keyring import Keyring
@@ -160,7 +160,7 @@ class Store:
         """The number of the newest request, 0 before the first. Cheap enough to ask before every batch."""
         return self._ledger.watermark()
 
-    def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt:
+    def forget(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:
         """Carries a deletion request out: revokes what the subjects reached, for good, and erases it.
 
         Revoking is one transaction, on disk when it returns: from then on no process can load a revoked unit,
@@ -170,17 +170,22 @@ class Store:
             subjects: Their ids. Those forgotten before are counted, and change nothing.
             strict: Refuse a request that names a subject which the store has never seen. Otherwise such a subject
                 gets a tombstone too, so that it never enters a later fit.
+            request_id: A name of the caller's for the request, so that a retry is no second request: with a name
+                that was given before, and the same subjects, it returns what that request did. It is kept for good,
+                and stands in the receipt: take no personal data.
 
         Returns:
-            The receipt.
+            The receipt, with what only the store's keeper may know.
 
         Raises:
-            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            UnknownSubjectError: A subject is unknown and `strict` is set, or is known in another Unicode form; nothing
+                has changed then.
+            ConfigurationError: The name was given to a request for other subjects, or cannot be one.
             StoreError: The ledger could not be written, and nothing has changed; or the request is carried out and a
                 file could not be erased. The message says which.
-            DataError: An id is neither text nor an integer, or `subjects` is no collection of ids.
+            DataError: An id is neither text nor an integer, or `subjects` is no collection of ids, or is empty.
         """
-        return self._forgetting.forget(_canonical(subjects), strict)
+        return self._forgetting.forget(_canonical(subjects), strict, request_id)
 
     def schedule(self, subjects: Iterable[Any], due: datetime, strict: bool = True) -> int:
         """Notes a deletion request that is to be carried out later: by `forget_due`, or when the store is next opened.
@@ -194,13 +199,28 @@ class Store:
             How many subjects were noted; those who are forgotten already are not.
 
         Raises:
-            ConfigurationError: The time has no time zone.
+            ConfigurationError: The time has no time zone, or is at an end of the calendar.
             UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
-            DataError: An id is neither text nor an integer, or `subjects` is no collection of ids.
+            DataError: An id is neither text nor an integer, or `subjects` is no collection of ids, or is empty.
         """
         return self._forgetting.schedule(_canonical(subjects), due, strict)
 
-    def forget_due(self, now: datetime | None = None) -> Receipt | None:
+    def cancel(self, subjects: Iterable[Any]) -> int:
+        """Cancels scheduled requests before they are carried out. What is forgotten cannot come back.
+
+        Args:
+            subjects: The ids of those who are not to be forgotten after all.
+
+        Returns:
+            How many were cancelled.
+
+        Raises:
+            UnknownSubjectError: Nothing is scheduled for one of them; nothing has changed then.
+            DataError: An id is neither text nor an integer, or `subjects` is no collection of ids, or is empty.
+        """
+        return self._forgetting.cancel(_canonical(subjects))
+
+    def forget_due(self, now: datetime | None = None) -> RequestRecord | None:
         """Carries the scheduled requests out that are due, as one request.
 
         Args:
@@ -215,13 +235,13 @@ class Store:
         """Returns the times (UTC, ISO 8601) of scheduled requests, and of how many subjects."""
         return self._ledger.schedules()
 
-    def receipts(self, after: int = 0) -> list[Receipt]:
+    def receipts(self, after: int = 0) -> list[RequestRecord]:
         """Returns the receipts of all requests, in order.
 
         Args:
             after: Only those of requests after this one.
         """
-        return [read_receipt(self._ledger, request) for request in range(after + 1, self.request_number + 1)]
+        return [read_record(self._ledger, request) for request in range(after + 1, self.request_number + 1)]
 
     def has_given(self, receipt: Receipt) -> bool:
         """Says whether the store's history, unchanged, has the request that a receipt is of.
@@ -229,7 +249,7 @@ class Store:
         Args:
             receipt: The receipt; files that were erased after it was given may be missing in it.
         """
-        return has_given(self._ledger, receipt)
+        return has_given(self._ledger.events(), receipt)
 
     def revoked(self) -> set[UnitId]:
         """Returns every unit that a request or damage has ever taken away; it may have been trained anew since."""
@@ -437,4 +457,9 @@ def _canonical(subjects: Iterable[Any]) -> list[str]:
             f"The subjects are {type(subjects).__name__}. Expected several ids, even for one person: "
             'forget(["user-17"]).'
         )
-    return [canonical_subject(subject) for subject in subjects]
+    found = [canonical_subject(subject) for subject in subjects]
+    if not found:
+        raise DataError(
+            "The request names nobody. Expected at least one id; if they come from another program, it may have failed."
+        )
+    return found

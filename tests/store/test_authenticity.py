@@ -48,7 +48,7 @@ def write_history(store: Path, events: list[Event]) -> None:
         lines.append(made.to_json() + "\n")
         forgotten = made.body.get("forgotten")
         values = (position, made.kind, made.request, made.time, json.dumps(made.body), digest, made.mac, forgotten)
-        connection.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+        connection.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)", values)
     connection.close()
     (store / FILE).write_text("".join(lines))
 

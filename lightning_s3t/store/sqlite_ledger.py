@@ -99,17 +99,12 @@ class SqliteLedger(Ledger):
         # by process and thread: a connection must not be carried over a fork, and has one transaction at a time
         self._connections: dict[tuple[int, int], sqlite3.Connection] = {}
         self._tag_key: bytes | None = None
+        _check_writable(folder)
         if create:  # SQLite gives the files beside it the same permissions
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
         elif not self._path.is_file():
             raise StoreError(
                 f"There is no store at {folder}: {FILE} is missing. Train one with the S3T callback first."
-            )
-        if not (os.access(folder, os.W_OK) and os.access(self._path, os.W_OK)):
-            raise StoreError(
-                f"The store {folder} cannot be written by this process. Expected to be able to: even to serve it, "
-                "SQLite needs its files beside the ledger, and what is due has to be carried out and erased. Mount the "
-                "folder for writing, or run as its owner."
             )
         try:
             self._check_format(create)
@@ -589,6 +584,17 @@ class _Connection(sqlite3.Connection):
 
     def executemany(self, *args: Any) -> _Cursor:
         return self.cursor(_Cursor).executemany(*args)
+
+
+def _check_writable(folder: Path) -> None:
+    may = os.access(folder, os.W_OK | os.X_OK) if folder.is_dir() else True
+    file = folder / FILE
+    if not may or (file.exists() and not os.access(file, os.W_OK)):
+        raise StoreError(
+            f"The store {folder} cannot be written by this process: permission denied, or a readonly disk. Expected to "
+            "be able to: even to serve it, SQLite needs its files beside the ledger, and what is due has to be "
+            "carried out and erased. Mount the folder for writing, or run as its owner."
+        )
 
 
 def _connect(path: Path) -> sqlite3.Connection:

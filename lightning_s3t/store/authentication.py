@@ -7,7 +7,7 @@ Whatever decides who is forgotten and what may serve has a message authenticatio
 - the tombstones, as one sum over all of them, to which a request adds its own (MSet-Add-Hash: Clarke et al., ASIACRYPT
   2003), bound to the newest request;
 - each artifact, bound to the request that was the newest when its data was chosen;
-- the settings, which say where everybody is.
+- the settings, which say where everybody is, and what fits note: the head's start, the sequences, the app's config.
 
 A rotation of the keys makes all of them again but the first kind: events keep the code of the key that was in use.
 Whoever has an old key alone can therefore write nothing, not even in the history of its time: later codes bind it.
@@ -28,6 +28,7 @@ from lightning_s3t.store.identities import KEY_FILE, read_keys
 from lightning_s3t.store.ledger import ArtifactEntry, Ledger
 
 _ID, _LAYERS, _HEAD, _TOMBSTONES, _SETTINGS = "store_id", "key_layers", "head_mac", "tombstones_mac", "settings_mac"
+_FIXED = ("settings", "register", "base", "options")  # what a fit notes
 _SIZE = 32  # bytes
 _PERSON = b"s3t-tombstone"
 _MODULUS = 1 << (8 * _SIZE)
@@ -119,7 +120,7 @@ class Authenticator:
     # all of a store
 
     def note_settings(self) -> None:
-        """Note the MAC of the settings; they never change."""
+        """Note the MAC of the settings, when they or what a fit notes beside them have been written."""
         self._ledger.note({_SETTINGS: self._settings_mac()})
 
     def renew(self) -> None:
@@ -144,7 +145,7 @@ class Authenticator:
         """Return what was changed without the key, except in events before the newest."""
         with self._ledger.at_one_time():
             if not _same(self._ledger.notes(_SETTINGS).get(_SETTINGS, ""), self._settings_mac()):
-                yield "its settings, which say where everybody is"
+                yield "what its settings are, or what its fits have noted"
             if not self._head_is_right():
                 yield "the end of its history"
             if self._read_sum() != self._sum(self._ledger.tombstones()) % _MODULUS:
@@ -178,8 +179,8 @@ class Authenticator:
         return _same(self._ledger.notes(_HEAD).get(_HEAD, ""), self._head_mac())
 
     def _settings_mac(self) -> str:
-        kept = self._ledger.notes("settings", "register")
-        return _mac(self._key(), "settings", kept.get("register", ""), kept.get("settings", ""))
+        kept = self._ledger.notes(*_FIXED)
+        return _mac(self._key(), "settings", *(kept.get(name, "") for name in _FIXED))
 
     def _digests(self, entries: Iterable[ArtifactEntry]) -> dict[int, str]:
         return {0: GENESIS, **self._ledger.request_digests({entry.as_of for entry in entries})}

@@ -43,6 +43,7 @@ class BuildSession:
         """
         with self._ledger.transaction():
             self._ledger.note({"options": json.dumps(normalise(options), sort_keys=True)})
+            self._backend.authenticator.note_settings()
 
     def register(self, subjects: Iterable[str] | Mapping[str, int]) -> None:
         """Note who is in the training data. Who is forgotten stays forgotten.
@@ -104,6 +105,7 @@ class BuildSession:
             self._backend.snapshots.put(digest, data)
             self._ledger.own(self._backend.snapshots.name(digest))
             self._ledger.note({"base": digest})
+            self._backend.authenticator.note_settings()
 
     def clear_attempts(self) -> None:
         """Clear away what units have left whose training was cut."""

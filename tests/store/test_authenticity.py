@@ -87,6 +87,14 @@ def move_everybody(store: Path) -> None:
     connection.execute("UPDATE notes SET value = ? WHERE name = 'settings_sha256'", (digest,))
 
 
+def change_the_config(store: Path) -> None:
+    database(store).execute("INSERT OR REPLACE INTO notes VALUES ('options', '{\"config\": \"another\"}')")
+
+
+def change_the_start_of_the_head(store: Path) -> None:
+    database(store).execute("INSERT OR REPLACE INTO notes VALUES ('base', ?)", ("ab" * 32,))
+
+
 def make_up_an_event(store: Path) -> None:
     *_, last = read_journal(store)
     made = Event.after((last.position, last.digest), "damage", None, {"units": ["1/1"]})
@@ -107,6 +115,8 @@ def make_a_score_better(store: Path) -> None:
         exchange_who_is_forgotten,
         make_a_tombstone_older,
         move_everybody,
+        change_the_config,
+        change_the_start_of_the_head,
         make_up_an_event,
         make_a_score_better,
     ],

@@ -154,9 +154,10 @@ ARGUMENTS: dict[str, Any] = {
     "budget": 2,
     "subjects": "owners",
     "adapter": {"peft_type": "LORA", "r": 2, "lora_dropout": 0.1},
+    "partition": "public",  # tests name places, and compare stores
 }
 
-OF_ANY_METHOD = {name: ARGUMENTS[name] for name in ("subjects", "adapter")}
+OF_ANY_METHOD = {name: ARGUMENTS[name] for name in ("subjects", "adapter", "partition")}
 
 
 class UnitLog(Callback):

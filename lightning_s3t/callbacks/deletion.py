@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 
 from lightning_s3t.core.tickets import Ticket
 from lightning_s3t.serving.notifier import Notifier, listeners_of
-from lightning_s3t.store import Receipt, Store
+from lightning_s3t.store import RequestRecord, Store
 
 
 class DeletionHook(pl.Callback):
@@ -33,12 +33,15 @@ class DeletionHook(pl.Callback):
         self._trainer: pl.Trainer | None = None
         self._opened: Notifier | None = None
 
-    def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt | Ticket:
+    def forget(
+        self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
+    ) -> RequestRecord | Ticket:
         """Remove subjects from the model: revoke every unit that they reached, and erase it.
 
         Args:
             subjects: Their ids.
             strict: Refuse a request that names a subject which the store has never seen.
+            request_id: A name of the caller's for the request, so that a retry is no second request (`Store.forget`).
 
         Returns:
             What was revoked and erased, and what serves now; or a ticket, if the request waits for a fit.
@@ -47,9 +50,9 @@ class DeletionHook(pl.Callback):
             UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
             StoreError: There is no store.
         """
-        return self._notifier.forget(subjects, strict, self._listeners())
+        return self._notifier.forget(subjects, strict, self._listeners(), request_id)
 
-    def poll(self) -> list[Receipt]:
+    def poll(self) -> list[RequestRecord]:
         """Look for requests that came in since the last look, and tell the listeners.
 
         Returns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from peft import PeftConfig
 
@@ -12,7 +12,7 @@ from lightning_s3t.callbacks.unlearning import IsolationChoice, Unlearning
 from lightning_s3t.engine.subjects import Subjects
 from lightning_s3t.methods import S3TMethod
 from lightning_s3t.plan import DataMode, EpochRule, RiskBands
-from lightning_s3t.store import Receipt
+from lightning_s3t.store import RequestRecord
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER
 
 
@@ -46,7 +46,9 @@ class S3T(Unlearning):
         head: Where the head is, if it cannot be found: a path or a list of paths.
         adapter: A PeftConfig, a dict of one, or None to fine-tune whole layers.
         stage_data: "cumulative" trains stage k on the first k slices of the sequence, "disjoint" on the k-th alone.
-        seed: What the partition and all randomness of the units follow from.
+        seed: What all randomness of the units follows from, and the partition with the store's secret.
+        partition: "secret" puts subjects in slices by a secret that a new store draws, so that nobody can tell from
+            an id where somebody is. "public" does without, so that others can repeat an experiment bit for bit.
         epoch_rule: "full" trains every stage for the trainer's max_epochs, "sisa" for 2E/(L+1) of them.
         request_prior: How likely a request is for each slice, for the planners that use it: one probability a slice,
             or one a shard and slice (`lightning_s3t.plan.slice_prior` sums what is known of subjects); None for equal
@@ -92,6 +94,7 @@ class S3T(Unlearning):
         stage_data: DataMode = "cumulative",
         epoch_rule: EpochRule = "full",
         seed: int = 0,
+        partition: Literal["secret", "public"] = "secret",
         request_prior: Sequence[float] | Sequence[Sequence[float]] | None = None,
         risk_bands: RiskBands | Mapping[str, Any] | None = None,
         keep_registry: bool = True,
@@ -106,18 +109,20 @@ class S3T(Unlearning):
             head=head,
             adapter=adapter,
             seed=seed,
+            partition=partition,
             keep_registry=keep_registry,
             isolation=isolation,
             parallel_units=parallel_units,
         )
 
-    def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt:
+    def forget(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:
         """Removes subjects from what the store holds, and tells the trainer's module and callbacks (`on_forget`).
 
         Args:
             subjects: Their ids.
             strict: Refuse a request that names a subject which the store has never seen.
+            request_id: A name of the caller's for the request, so that a retry is no second request (`Store.forget`).
         """
-        receipt = super().forget(subjects, strict)
-        assert isinstance(receipt, Receipt)  # S3T revokes: nothing waits
-        return receipt
+        record = super().forget(subjects, strict, request_id)
+        assert isinstance(record, RequestRecord)  # S3T revokes: nothing waits
+        return record

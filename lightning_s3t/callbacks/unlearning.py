@@ -28,7 +28,7 @@ from lightning_s3t.methods import UnlearningMethod, method_of
 from lightning_s3t.methods.checks import check_choice, check_count
 from lightning_s3t.plan import UnitId
 from lightning_s3t.serving import EnsemblePredictor
-from lightning_s3t.store import Receipt
+from lightning_s3t.store import RequestRecord
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, resolve_adapter
 
 IsolationChoice = Literal["auto", "forkserver", "fork", "none"]
@@ -56,7 +56,9 @@ class Unlearning(pl.Callback):
         layers: Where the blocks are, if they cannot be found: a path, a list of paths, or a list of groups.
         head: Where the head is, if it cannot be found: a path or a list of paths.
         adapter: A PeftConfig, a dict of one, or None to fine-tune whole layers.
-        seed: What the partition and all randomness of the units follow from.
+        seed: What all randomness of the units follows from, and the partition with the store's secret.
+        partition: "secret" puts subjects in slices by a secret that a new store draws, so that nobody can tell from
+            an id where somebody is. "public" does without, so that others can repeat an experiment bit for bit.
         keep_registry: Whether the store notes who is in the training data (as keyed hashes). Without, it holds nothing
             per subject, and cannot refuse a request because it names an unknown subject.
         isolation: How units are kept apart. "forkserver": each is trained in a process of its own, which starts from
@@ -94,11 +96,13 @@ class Unlearning(pl.Callback):
         head: str | Sequence[str] | None = None,
         adapter: PeftConfig | Mapping[str, Any] | None = DEFAULT_ADAPTER,
         seed: int = 0,
+        partition: Literal["secret", "public"] = "secret",
         keep_registry: bool = True,
         isolation: IsolationChoice = "auto",
         parallel_units: int = 1,
     ) -> None:
         check_count("parallel_units", parallel_units)
+        check_choice("partition", partition, ("secret", "public"))
         check_choice("isolation", isolation, ("auto", "forkserver", "fork", "none"))
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ConfigurationError(f"Expected argument `seed` to be a non-negative integer but got {seed!r}.")
@@ -109,6 +113,7 @@ class Unlearning(pl.Callback):
             method,
             method.sequences_to_train(seed),
             method.partition(seed),
+            partition == "secret",
             UnitSettings(
                 method.shards,
                 method.slices,
@@ -128,22 +133,25 @@ class Unlearning(pl.Callback):
         self.isolation = isolation
         self.deletion = DeletionHook(store)
         self.summary: FitSummary | None = None
-        self.receipt: Receipt | None = None
+        self.receipt: RequestRecord | None = None
         self._audited: AuditTarget | None = None
         self._fit: Fit | None = None
         self._sent: UnitTraining | None = None
 
-    def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt | Ticket:
+    def forget(
+        self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
+    ) -> RequestRecord | Ticket:
         """Removes subjects from what the store holds, and tells the trainer's module and callbacks (`on_forget`).
 
         Args:
             subjects: Their ids.
             strict: Refuse a request that names a subject which the store has never seen.
+            request_id: A name of the caller's for the request, so that a retry is no second request (`Store.forget`).
 
         Returns:
             The receipt; or a ticket, if the method answers with another model, which the next fit makes.
         """
-        return self.deletion.forget(subjects, strict=strict)
+        return self.deletion.forget(subjects, strict=strict, request_id=request_id)
 
     def register_file(self, path: str | Path) -> None:
         """Notes a file that a callback of the script writes during the running unit, to be erased with the unit.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timezone
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from lightning_s3t.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from lightning_s3t.core.tickets import Ticket
-    from lightning_s3t.store import Receipt
+    from lightning_s3t.store import RequestRecord
 
 
 def forget(
@@ -23,7 +23,9 @@ def forget(
     *subjects: str,
     at: str | None = None,
     due: bool = False,
+    cancel: bool = False,
     allow_unknown: bool = False,
+    request_id: str | None = None,
     sign: Path | None = None,
     json: bool = False,
 ) -> None:
@@ -31,12 +33,16 @@ def forget(
 
     Args:
         store: The store's folder.
-        subjects: The subjects' ids; a dash to read them from standard input, one a line.
+        subjects: The subjects' ids; a dash to read them from standard input, one a line, in UTF-8.
         at: Not now but at this time (2027-01-31T12:00Z): with --due, or when the store is next opened.
         due: In place of subjects: carry out the scheduled requests that are due, as one request; for cron.
+        cancel: Take the subjects' scheduled requests back; what is due already is carried out.
         allow_unknown: Take ids that the store has never seen too: they never enter a later fit.
+        request_id: A name of your own for the request: given again with the same subjects, it prints the receipt again
+            and changes nothing, so that a script may retry.
         sign: Sign the receipt with this key (Ed25519, PEM); implies --json.
-        json: Print the receipt as a JSON document; or the ticket, where the request waits for the next fit.
+        json: Print the receipt for whoever asked as a JSON document; or the ticket, where the request waits for the
+            next fit.
     """
     if due == bool(subjects):
         raise ConfigurationError(
@@ -44,6 +50,10 @@ def forget(
         )
     if due and (at is not None or allow_unknown):
         raise ConfigurationError("Expected --due without --at and --allow-unknown: these are for new requests.")
+    if cancel and (due or at is not None or allow_unknown or request_id is not None or sign is not None or json):
+        raise ConfigurationError("Expected --cancel with the ids of subjects alone.")
+    if request_id is not None and (due or at is not None):
+        raise ConfigurationError("Expected --request-id with a request that is carried out at once.")
     if sign is not None:
         check_private_key(sign)
     if due:
@@ -53,13 +63,16 @@ def forget(
     from lightning_s3t.store import Store
 
     time = _time(at) if at is not None else None
-    asked = [line.rstrip("\r\n") for line in sys.stdin if line.strip()] if subjects == ("-",) else list(subjects)
+    asked = _read_ids() if subjects == ("-",) else list(subjects)
     with Store.open(store) as opened:
+        if cancel:
+            print(f"{opened.cancel(asked)} subjects will not be forgotten: their requests are cancelled.")
+            return
         if time is not None:
             count = opened.schedule(asked, time, strict=not allow_unknown)
             print(f"{count} subjects will be forgotten at {time.isoformat()}.")
             return
-        answer = opened.forget(asked, strict=not allow_unknown)
+        answer = opened.forget(asked, strict=not allow_unknown, request_id=request_id)
     if isinstance(answer, Ticket):
         _show_ticket(answer, json or sign is not None)
     else:
@@ -87,7 +100,7 @@ def _show_ticket(ticket: Ticket, json: bool) -> None:
     )
 
 
-def _show(receipt: Receipt, sign: Path | None, json: bool) -> None:
+def _show(receipt: RequestRecord, sign: Path | None, json: bool) -> None:
     if json or sign is not None:
         print(as_json(receipt, sign))
         return
@@ -96,13 +109,30 @@ def _show(receipt: Receipt, sign: Path | None, json: bool) -> None:
         f"Request {receipt.request}: {receipt.subjects} subjects, {receipt.already_forgotten} of them forgotten "
         f"before{unknown}."
     )
-    print(f"Revoked {len(receipt.revoked)} units: {', '.join(receipt.revoked) or 'none'}.")
+    print(f"Revoked {receipt.revoked_units} units: {', '.join(receipt.revoked) or 'none'}.")
     print(f"Erased {receipt.erased_files} files, {receipt.erased_bytes:,} bytes.")
     serving = ", ".join(f"shard {shard}: {unit or 'nothing'}" for shard, unit in receipt.serving.items())
     print(f"Serving now in the shards that it reached: {serving or 'as before, it reached none'}.")
     print(
         f"Guarantee of every unit that is left: {receipt.guarantee} ({receipt.method}, isolation: {receipt.isolation})."
     )
+
+
+def _read_ids() -> list[str]:
+    # whatever the locale says: an id that is read as other characters is another person's, or nobody's
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(
+            f"The ids on standard input are not in UTF-8 (byte {error.start}: {error.reason}); nothing was forgotten. "
+            "Convert them: iconv -f WINDOWS-1252 -t UTF-8, or whatever they are in."
+        ) from error
+    if "\0" in text:
+        raise ConfigurationError(
+            "The ids on standard input have null characters, as text in UTF-16 has; nothing was forgotten. Convert "
+            "them: iconv -f UTF-16 -t UTF-8."
+        )
+    return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
 
 
 def _time(text: str) -> datetime:
@@ -112,4 +142,10 @@ def _time(text: str) -> datetime:
         raise ConfigurationError(f"The time {text!r} cannot be read. Expected ISO 8601: 2027-01-31T12:00Z.") from error
     if found.tzinfo is None:
         raise ConfigurationError(f"The time {text!r} has no time zone. Expected one: 2027-01-31T12:00Z.")
+    try:
+        in_utc = found.astimezone(timezone.utc)
+    except OverflowError:
+        raise ConfigurationError(f"The time {text!r} has no date in UTC. Expected one before the year 9999.") from None
+    if in_utc < datetime.now(timezone.utc):
+        raise ConfigurationError(f"The time {text!r} is past. Leave --at out to forget at once; nothing was noted.")
     return found

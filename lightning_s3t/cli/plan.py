@@ -64,7 +64,7 @@ def plan(
         width: Width of these blocks.
         classes: Number of classes that the model, or these blocks, tell apart.
         rank: Rank of the LoRA adapters, on every linear layer.
-        seed: For planners that draw, and for the places of subjects in the prior.
+        seed: For planners that draw, and for the places of subjects in the prior (of S3T(partition="public")).
         json: Print a JSON document.
     """
     limit = _budget(budget, units, fine_tunes)

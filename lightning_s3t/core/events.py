@@ -14,7 +14,7 @@ from lightning_s3t.core.documents import STRICT, canonical, read_json
 from lightning_s3t.core.guarantees import Guarantee, Isolation
 from lightning_s3t.errors import StoreError
 
-Kind = Literal["request", "schedule", "erasure", "damage", "rotation"]
+Kind = Literal["request", "schedule", "cancellation", "erasure", "damage", "rotation"]
 GENESIS = "0" * 64
 
 Number = Annotated[int, Field(ge=1, lt=2**63)]
@@ -39,6 +39,9 @@ class Request:
         layers: How many keys had been used to hash ids.
         forgotten: How many subjects are forgotten in all, after it.
         tombstones: The keyed hash and the cell of each subject that it made forgotten.
+        request_id: What the caller has named it; None without a name.
+        asked: With a name, a keyed digest of all ids that were asked for, so that a retry can be told from another
+            request under the same name.
     """
 
     __pydantic_config__ = STRICT
@@ -55,6 +58,8 @@ class Request:
     layers: Number
     forgotten: Count
     tombstones: tuple[tuple[str, str], ...]
+    request_id: str | None = None
+    asked: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,21 @@ class Schedule:
 
     layers: Number
     pending: tuple[tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True)
+class Cancellation:
+    """The body of a "cancellation": subjects who are not to be forgotten later after all.
+
+    Attributes:
+        layers: How many keys had been used to hash ids.
+        pending: The keyed hash of each of them.
+    """
+
+    __pydantic_config__ = STRICT
+
+    layers: Number
+    pending: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -124,6 +144,7 @@ class Event:
         time: When (UTC, ISO 8601). Clocks go wrong: the order is that of the positions.
         body: What happened in full, JSON-ready: no ids and no digests of snapshots.
         digest: SHA-256 of all of the above and of the digest before.
+        mac: A code under the store's key over the digest, which shows that the key's holder has written it.
 
     Example:
         >>> event = Event.after((0, GENESIS), "erasure", 1, {"files": 2, "bytes": 100})
@@ -139,6 +160,7 @@ class Event:
     time: str
     body: dict[str, Any]
     digest: str
+    mac: str = ""
 
     @classmethod
     def after(cls, head: tuple[int, str], kind: Kind, request: int | None, body: Mapping[str, Any]) -> Event:
@@ -170,7 +192,8 @@ class Event:
         """Return the body, checked.
 
         Args:
-            kind: The class that describes it: `Request`, `Schedule`, `Erasure`, `Damage` or `Rotation`.
+            kind: The class that describes it: `Request`, `Schedule`, `Cancellation`, `Erasure`, `Damage` or
+                `Rotation`.
 
         Raises:
             ValueError: It is something else.

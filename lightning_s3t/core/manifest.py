@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,7 +16,7 @@ _OPEN = ConfigDict(frozen=True, strict=True, extra="allow")
 
 
 class PartitionPart(BaseModel):
-    """The arguments of `Partition`, which checks their values."""
+    """The arguments of `Partition`, which checks their values; its secret is kept with the store's key."""
 
     model_config = _CLOSED
 
@@ -24,6 +24,7 @@ class PartitionPart(BaseModel):
     slices: int
     seed: int = 0
     bands: tuple[int, ...] | list[int] = ()
+    kind: Literal["secret", "public"] = "public"
 
 
 class LayersPart(BaseModel):

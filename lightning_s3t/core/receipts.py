@@ -14,25 +14,23 @@ from lightning_s3t.errors import StoreError
 
 FORMAT = 3
 
-Unit = Annotated[str, Field(pattern="^[0-9]+/[0-9]+(-[0-9]+)*$")]
 _Count = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """The answer to a deletion request. It holds no ids and no digests of snapshots: it may be filed.
+    """The answer to a deletion request, for whoever asked: no ids, no digests of snapshots, and nothing of the place.
 
     Attributes:
         request: The request's number, from 1.
+        request_id: What the caller has named the request; None without a name.
         time: When it was carried out (UTC, ISO 8601).
         subjects: How many subjects were asked for.
         already_forgotten: How many of them had been forgotten before.
         unknown: How many of them the store had never seen; None where it keeps no registry.
-        revoked: The units that may never serve again.
+        revoked_units: How many units may never serve again.
         erased_files: How many files were removed.
         erased_bytes: Their size.
-        serving: For each shard that the request reached, the unit that served when it had been carried out; None
-            where none was left. Shards that it did not reach served on as before, and are not in it.
         method: The unlearning method.
         guarantee: What is promised of every unit that is left: "exact" is bitwise what a training without the
             subjects gives; of "empirical" nothing is proven, and measurements have to tell.
@@ -44,8 +42,8 @@ class Receipt:
         chain: That event's digest: whoever has it can tell whether the store's history was changed since.
 
     Example:
-        >>> receipt = Receipt(1, "2026-01-01T00:00:00+00:00", 1, 0, 0, ("0/1",), 1, 100, {"0": None}, "s3t", "exact",
-        ...     "forkserver", {}, 2, "ab" * 32)
+        >>> receipt = Receipt(1, None, "2026-01-01T00:00:00+00:00", 1, 0, 0, 1, 1, 100, "s3t", "exact", "forkserver",
+        ...     {}, 2, "ab" * 32)
         >>> Receipt.from_json(receipt.to_json()) == receipt
         True
     """
@@ -53,6 +51,7 @@ class Receipt:
     __pydantic_config__ = STRICT
 
     request: Annotated[int, Field(ge=1, description="The request's number.")]
+    request_id: Annotated[str | None, Field(description="What the caller has named the request; null without a name.")]
     time: Annotated[str, Field(description="When it was carried out (UTC).", json_schema_extra={"format": "date-time"})]
     subjects: Annotated[_Count, Field(description="How many subjects were asked for.")]
     already_forgotten: Annotated[_Count, Field(description="How many of them had been forgotten before.")]
@@ -60,16 +59,9 @@ class Receipt:
         _Count | None,
         Field(description="How many of them the store had never seen; null where it keeps no registry."),
     ]
-    revoked: Annotated[tuple[Unit, ...], Field(description="The units that may never serve again.")]
+    revoked_units: Annotated[_Count, Field(description="How many units may never serve again.")]
     erased_files: Annotated[_Count, Field(description="How many files were removed.")]
     erased_bytes: Annotated[_Count, Field(description="Their size.")]
-    serving: Annotated[
-        dict[str, Unit | None],
-        Field(
-            description="By shard that the request reached, the unit that served when it had been carried out. "
-            "Shards that it did not reach served on as before, and are not listed."
-        ),
-    ]
     method: Annotated[str, Field(description="The unlearning method.")]
     guarantee: Annotated[
         Guarantee,
@@ -96,7 +88,12 @@ class Receipt:
 
     def to_json(self) -> str:
         """Return the receipt as a JSON document (schema: docs/receipt.schema.json)."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, sort_keys=True)
+        return json.dumps({"format": FORMAT, **asdict(self.receipt)}, indent=2, sort_keys=True)
+
+    @property
+    def receipt(self) -> Receipt:
+        """What may be given to whoever asked."""
+        return self
 
     @classmethod
     def from_json(cls, text: str) -> Receipt:
@@ -124,6 +121,29 @@ class Receipt:
             names = ", ".join(field.name for field in fields(cls) if field.name not in data)
             lacks = f" It lacks {names}." if names else ""
             raise StoreError(f"The receipt is not what was given: {error}.{lacks}") from error
+
+
+@dataclass(frozen=True)
+class RequestRecord(Receipt):
+    """What whoever keeps the store knows of a request: the receipt, and which units it reached.
+
+    The units tell which slice the data was in: `receipt` and `to_json` leave them out.
+
+    Attributes:
+        revoked: The units that may never serve again.
+        serving: For each shard that the request reached, the unit that served when it had been carried out; None
+            where none was left. Shards that it did not reach served on as before, and are not in it.
+    """
+
+    __pydantic_config__ = STRICT
+
+    revoked: tuple[str, ...]
+    serving: dict[str, str | None]
+
+    @property
+    def receipt(self) -> Receipt:
+        """What may be given to whoever asked."""
+        return Receipt(**{field.name: getattr(self, field.name) for field in fields(Receipt)})
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import operator
 
 from lightning_s3t.errors import DataError
 
+_MARK = "\ufeff"
+
 
 def canonical_subject(subject: object) -> str:
     """Returns the one spelling of a subject's id, so that 17 and "17" ask for the same person.
@@ -28,6 +30,11 @@ def canonical_subject(subject: object) -> str:
         raise DataError(
             f"A subject's id is {_shown(subject)} ({type(subject).__name__}). Expected a non-empty string or an "
             "integer: convert the ids before you pass them."
+        )
+    if text.startswith(_MARK):
+        raise DataError(
+            f"A subject's id is {text!a}, which begins with the byte order mark of a file. Expected the id alone: "
+            'read such files with encoding="utf-8-sig".'
         )
     try:
         text.encode()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def fit_settings(
     """
     layers = builder.layers
     return {
-        "partition": asdict(partition),
+        "partition": partition.settings,
         "method": {"name": method.name, "guarantee": method.guarantee, "response": method.response},
         "layers": {
             "network": layers.network,

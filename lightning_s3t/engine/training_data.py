@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -60,7 +61,8 @@ class TrainingData:
 
     def __getstate__(self) -> dict[str, Any]:
         # for a unit's process: whose rows are whose is not its business
-        return {**vars(self), "subjects": (), "bands": {}, "_places": {}, "rows_by_place": {}, "forgotten": frozenset()}
+        nobody = {"subjects": (), "bands": {}, "_places": {}, "rows_by_place": {}, "forgotten": frozenset[str]()}
+        return {**vars(self), **nobody, "partition": replace(self.partition, secret=b"")}
 
     def leave_out(self, forgotten: Iterable[str]) -> None:
         """Takes the rows of forgotten subjects out, for good.

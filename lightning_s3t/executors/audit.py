@@ -183,6 +183,7 @@ class AuditStore(FitStore):
         choice: Which sequences to train.
         method: The unlearning method.
         options: What a fit would note.
+        key: The audited store's first key, so that everybody is in the same place.
     """
 
     def __init__(
@@ -194,8 +195,9 @@ class AuditStore(FitStore):
         choice: SequenceChoice,
         method: UnlearningMethod,
         options: Mapping[str, Any],
+        key: bytes | None,
     ) -> None:
-        super().__init__(trainer, data, settings, choice, method, options)
+        super().__init__(trainer, data, settings, choice, method, options, key=key)
         self._target = target
 
     def finish(self) -> None:

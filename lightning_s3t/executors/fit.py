@@ -43,7 +43,8 @@ from lightning_s3t.executors.ranks import on_rank_zero
 from lightning_s3t.executors.unit_store import UnitStore
 from lightning_s3t.methods import EditingMethod, UnlearningMethod
 from lightning_s3t.plan import Partition, SequenceChoice, SliceSequence, UnitId
-from lightning_s3t.store import Receipt
+from lightning_s3t.store import RequestRecord
+from lightning_s3t.store.identities import first_key, partition_secret
 from lightning_s3t.tuning.adapter_effect import measure_effect
 from lightning_s3t.tuning.adapters import describe_adapter
 from lightning_s3t.tuning.layer_table import LayerTable
@@ -59,7 +60,8 @@ class FitConfig:
         store: The store's folder.
         method: The unlearning method.
         choice: Which sequences to train.
-        partition: Where subjects belong.
+        partition: Where subjects belong, but for the store's secret.
+        secret_places: Whether the store's secret says where subjects belong.
         units: How units are trained.
         subjects: Who owns each row.
         layers: Where the blocks are; None to find them.
@@ -72,6 +74,7 @@ class FitConfig:
     method: UnlearningMethod
     choice: SequenceChoice
     partition: Partition
+    secret_places: bool
     units: UnitSettings
     subjects: Subjects
     layers: str | Sequence[str] | Sequence[Sequence[str]] | None
@@ -106,10 +109,11 @@ class Fit:
         if audited is not None:  # one after another, so that it also shows that the order does not matter
             self._settings = dataclasses.replace(self._settings, parallel_units=1)
         self._fit_store: FitStore | None = None
+        self._key: bytes | None = None
         self.training: UnitTraining | None = None
         self.sequences: tuple[SliceSequence, ...] = ()
         self.summary: FitSummary | None = None
-        self.receipt: Receipt | None = None
+        self.receipt: RequestRecord | None = None
 
     def run_isolated(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Trains every unit in a process of its own. All that can be refused is refused before anything changes.
@@ -166,13 +170,18 @@ class Fit:
 
     def _training_data(self, trainer: pl.Trainer) -> TrainingData:
         config = self._config
-        data = TrainingData(
-            request_train_dataloader(trainer), config.subjects, config.partition, config.method.risk_bands
-        )
+        secret = on_rank_zero(trainer, self._take_key)
+        partition = dataclasses.replace(config.partition, secret=secret if config.secret_places else b"")
+        data = TrainingData(request_train_dataloader(trainer), config.subjects, partition, config.method.risk_bands)
         if config.subjects != "index":
             again = check_loader(request_train_dataloader(trainer))
             check_order(data.subjects, subjects_of(again.dataset, config.subjects))
         return data
+
+    def _take_key(self) -> bytes:
+        """Take the key of the store, or draw that of a new one; return the partition's secret."""
+        self._key = first_key(self._audited.store.path if self._audited is not None else self._config.store)
+        return partition_secret(self._key)
 
     def _switch(self, module: pl.LightningModule) -> StageSwitch:
         config = self._config
@@ -188,9 +197,7 @@ class Fit:
         of_trainer: Mapping[str, Any],
     ) -> FitStore:
         config = self._config
-        settings = fit_settings(
-            of_trainer, module, builder, data.loader, config.partition, self._settings, config.method
-        )
+        settings = fit_settings(of_trainer, module, builder, data.loader, data.partition, self._settings, config.method)
         options = {
             "config": config_of(trainer),
             "classes": classes_of(trainer),
@@ -198,9 +205,11 @@ class Fit:
             "found": digest_found(trainer, data, self._own, lightnings=False),
         }
         self._fit_store = fit_store = (
-            AuditStore(self._audited, trainer, data, settings, config.choice, config.method, options)
+            AuditStore(self._audited, trainer, data, settings, config.choice, config.method, options, self._key)
             if self._audited is not None
-            else FitStore(trainer, data, settings, config.choice, config.method, options, config.keep_registry)
+            else FitStore(
+                trainer, data, settings, config.choice, config.method, options, config.keep_registry, self._key
+            )
         )
         fit_store.open(config.store, builder.base_tensors)
         self.sequences, plan = fit_store.sequences, fit_store.plan

@@ -21,7 +21,7 @@ from lightning_s3t.executors.ranks import on_rank_zero
 from lightning_s3t.executors.unit_plan import Digests, FitPlan, plan_fit
 from lightning_s3t.methods import EditingMethod, UnlearningMethod
 from lightning_s3t.plan import SequenceChoice, SliceSequence, UnitId, units_of
-from lightning_s3t.store import Attempt, BuildSession, Receipt, Store
+from lightning_s3t.store import Attempt, BuildSession, RequestRecord, Store
 from lightning_s3t.store.ledger import Tombstone
 from lightning_s3t.tuning.adapter_effect import check_effect
 from lightning_s3t.tuning.fingerprint import digest_tensors
@@ -55,6 +55,7 @@ class FitStore:
         method: The unlearning method.
         options: What the store notes of the fit beside the sequences: the app's config.
         register: Whether the store notes who is in the training data.
+        key: The store's first key, by which the data was placed; on rank 0.
 
     Attributes:
         plan: What to build.
@@ -73,9 +74,10 @@ class FitStore:
         method: UnlearningMethod,
         options: Mapping[str, Any],
         register: bool = True,
+        key: bytes | None = None,
     ) -> None:
         self.plan = FitPlan((), 0, (), 0)
-        self.receipt: Receipt | None = None
+        self.receipt: RequestRecord | None = None
         self.sequences: tuple[SliceSequence, ...] = ()
         self.start: Base = {}
         self.digests: Digests = {}
@@ -87,6 +89,7 @@ class FitStore:
         self._method = method
         self._options = options
         self._register = register
+        self._key = key
         self._basis: Mapping[str, Any] = settings
         self._exit = ExitStack()
 
@@ -204,7 +207,7 @@ class FitStore:
         return base, sequences
 
     def _enter(self, path: Path) -> Opened:
-        store = self._exit.enter_context(Store.create(path, self._settings, self._register))
+        store = self._exit.enter_context(Store.create(path, self._settings, self._register, self._key))
         self._opened = Opened(store, self._exit.enter_context(store.building()))
         return self._opened
 

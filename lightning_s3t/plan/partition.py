@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from lightning_s3t.core.subjects import canonical_subject as canonical_subject
 from lightning_s3t.core.units import Place
@@ -19,11 +20,15 @@ class Partition:
     lets a rebuild after a deletion be, bit for bit, a first training without the subject; shuffled splits of equal
     size cannot have it.
 
+    Without the secret nobody can tell a place from an id: what serves shows which slices requests reached, and ids can
+    be guessed. `S3T(partition="public")` does without a secret, so that others can repeat an experiment.
+
     Args:
         shards: Number of shards, m.
         slices: Number of slices of a shard, L.
-        seed: The key of the hash.
+        seed: What the key of the hash is made from.
         bands: How many of a shard's slices each band of risk has, from the lowest on (`RiskBands`); empty for no bands.
+        secret: What else the key is made from: a store's own secret, at most 64 bytes; empty for a public partition.
 
     Raises:
         ConfigurationError: A number is out of range, or the bands do not fill the slices.
@@ -38,6 +43,7 @@ class Partition:
     slices: int
     seed: int = 0
     bands: tuple[int, ...] = ()
+    secret: bytes = field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bands", tuple(self.bands))
@@ -56,6 +62,18 @@ class Partition:
                 f"The bands of risk have {self.bands} slices. Expected at least one slice each, {self.slices} in all."
             )
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a store notes of it, JSON-ready: all but the secret."""
+        kind = "secret" if self.secret else "public"
+        return {
+            "shards": self.shards,
+            "slices": self.slices,
+            "seed": self.seed,
+            "bands": list(self.bands),
+            "kind": kind,
+        }
+
     def place(self, subject: str, band: int = 0) -> Place:
         """Return a subject's place.
 
@@ -72,7 +90,8 @@ class Partition:
             subjects: Their canonical ids.
             bands: Their bands of risk.
         """
-        key = hashlib.blake2b(str(self.seed).encode(), digest_size=32, person=b"s3t-partition").digest()
+        seed = str(self.seed).encode()
+        key = hashlib.blake2b(seed, digest_size=32, key=self.secret, person=b"s3t-partition").digest()
         for subject, band in zip(subjects, bands, strict=True):
             first, slices = sum(self.bands[:band]), self.bands[band] if self.bands else self.slices
             digest = hashlib.blake2b(subject.encode(errors="surrogatepass"), digest_size=16, key=key).digest()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_s3t.core.tickets import Ticket
-from lightning_s3t.store import Receipt, Store
+from lightning_s3t.store import RequestRecord, Store
 
 
 class Notifier:
@@ -52,25 +52,28 @@ class Notifier:
                 for listener in new:
                     self._heard.put(listener, newest)
 
-    def forget(self, subjects: Iterable[Any], strict: bool, listeners: Sequence[object]) -> Receipt | Ticket:
+    def forget(
+        self, subjects: Iterable[Any], strict: bool, listeners: Sequence[object], request_id: str | None = None
+    ) -> RequestRecord | Ticket:
         """Carry out a request, and tell the listeners; one that waits for a fit is no news yet.
 
         Args:
             subjects: Their ids.
             strict: Refuse a request that names a subject which the store has never seen.
             listeners: Who is told; those who are new join.
+            request_id: See `Store.forget`.
 
         Raises:
             UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
             StoreError: See `Store.forget`.
         """
         self.join(listeners)
-        answer = self._store.forget(subjects, strict=strict)
-        if isinstance(answer, Receipt):
+        answer = self._store.forget(subjects, strict=strict, request_id=request_id)
+        if isinstance(answer, RequestRecord):
             self._tell(listeners, answer.request, answer)
         return answer
 
-    def tell(self, listeners: Sequence[object]) -> list[Receipt]:
+    def tell(self, listeners: Sequence[object]) -> list[RequestRecord]:
         """Tell the listeners of what they have not heard of.
 
         Args:
@@ -82,7 +85,7 @@ class Notifier:
         self.join(listeners)
         return self._tell(listeners, self._store.request_number)
 
-    def _tell(self, listeners: Sequence[object], newest: int, last: Receipt | None = None) -> list[Receipt]:
+    def _tell(self, listeners: Sequence[object], newest: int, last: RequestRecord | None = None) -> list[RequestRecord]:
         """Tell of all requests up to the newest; `last` is its receipt, if it has been read already."""
         with self._heard.lock:
             since = min((self._heard.get(listener) for listener in listeners), default=newest)

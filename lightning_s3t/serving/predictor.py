@@ -32,7 +32,7 @@ from lightning_s3t.serving.caches import Keys, caches_in, caches_of_shards, fill
 from lightning_s3t.serving.notifier import Notifier
 from lightning_s3t.serving.passes import PASSES, Passes, ShardPasses
 from lightning_s3t.serving.served_shards import ServedShards, SnapshotPreloader
-from lightning_s3t.store import Receipt, Store
+from lightning_s3t.store import RequestRecord, Store
 from lightning_s3t.tuning.adapter_effect import check_effect, measure_effect
 from lightning_s3t.tuning.adapters import resolve_adapter
 from lightning_s3t.tuning.fingerprint import digest_tensors
@@ -193,7 +193,9 @@ class EnsemblePredictor(nn.Module):
                 if caches_in((args, kwargs)):  # the caller's cache is of no use any more
                     raise
 
-    def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt | Ticket:
+    def forget(
+        self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
+    ) -> RequestRecord | Ticket:
         """Remove subjects from the model: milliseconds, and for good.
 
         The units that they reached are revoked in one transaction and erased; what serves on is what they did not
@@ -202,6 +204,7 @@ class EnsemblePredictor(nn.Module):
         Args:
             subjects: Their ids.
             strict: Refuse a request that names a subject which the store has never seen.
+            request_id: A name of the caller's for the request, so that a retry is no second request (`Store.forget`).
 
         Returns:
             What was revoked and erased, and what serves now; or a ticket, if the request waits for a fit.
@@ -210,9 +213,9 @@ class EnsemblePredictor(nn.Module):
             UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
         """
         self._check_open()
-        return self._notifier.forget(subjects, strict, self._listeners())
+        return self._notifier.forget(subjects, strict, self._listeners(), request_id)
 
-    def on_forget(self, receipt: Receipt) -> None:
+    def on_forget(self, receipt: RequestRecord) -> None:
         """Called once for each request, whoever made it: loads what survives, and tells the module.
 
         Args:

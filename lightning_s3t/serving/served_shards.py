@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_s3t.plan import UnitId
-from lightning_s3t.tuning.stages import Snapshot, StageBuilder, load_tensors
+from lightning_s3t.tuning.stages import Snapshot, StageBuilder, live_tensors, load_tensors
 
 Load = Callable[[UnitId], Snapshot]
 
@@ -76,13 +76,14 @@ class ServedShards(nn.Module):
         return dict(zip(self._names[shard], self.get_submodule(str(shard)).children(), strict=True))
 
     def drop(self, shard: int) -> None:
-        """Take a shard out: it has no survivor.
+        """Take a shard out: it has no survivor. What it served is overwritten in memory.
 
         Args:
             shard: The shard.
         """
-        delattr(self, str(shard))
-        del self.survivors[shard], self._names[shard], self._keys[shard]
+        modules = self.stand_ins(shard)
+        self._take_out(shard)
+        _overwrite(live_tensors(modules))
 
     def load_survivor(self, unit: UnitId, key: tuple[str, ...], load: Load) -> None:
         """Make a shard serve a unit.
@@ -109,8 +110,10 @@ class ServedShards(nn.Module):
             loaded = {stage: before[stage - 1] for stage in self._builder.newest_stages(len(before))}
             changed = [stage for stage in needed if loaded.get(stage) != key[stage - 1]]
             snapshots = {stage: load(lineage[stage - 1]) for stage in {*changed, unit.stage}}
-            self.drop(shard)  # were the copying to fail half-way, the shard must not answer
-            modules = self._change(modules, unit.stage, changed, snapshots)
+            self._take_out(shard)  # were the copying to fail half-way, the shard must not answer
+            kept = self._change(modules, unit.stage, changed, snapshots)
+            _overwrite(live_tensors({name: module for name, module in modules.items() if name not in kept}))
+            modules = kept
         else:
             modules = self._builder.build(unit.stage, {stage: load(lineage[stage - 1]) for stage in needed})
             nn.ModuleList(modules.values()).requires_grad_(False).eval()
@@ -121,6 +124,10 @@ class ServedShards(nn.Module):
         self._keys[shard] = key
         self.survivors[shard] = unit
         self.survivors = dict(sorted(self.survivors.items()))
+
+    def _take_out(self, shard: int) -> None:
+        delattr(self, str(shard))
+        del self.survivors[shard], self._names[shard], self._keys[shard]
 
     def _change(
         self, modules: dict[str, nn.Module], stage: int, changed: Sequence[int], snapshots: dict[int, Snapshot]
@@ -155,13 +162,13 @@ class SnapshotPreloader:
         self._kept: dict[UnitId, tuple[str, Snapshot]] = {}
 
     def renew(self, digests: Mapping[UnitId, str]) -> None:
-        """Let go of what may not serve any more, at once, and read what is new.
+        """Overwrite what may not serve any more, let go of it, and read what is new.
 
         Args:
             digests: The digests of the snapshots of all units that may serve.
         """
         for unit in [unit for unit, (digest, _) in self._kept.items() if digests.get(unit) != digest]:
-            del self._kept[unit]
+            _overwrite(self._kept.pop(unit)[1])
         if self._keep:
             for unit in digests.keys() - self._kept.keys():
                 self._kept[unit] = (digests[unit], self._load(unit))
@@ -173,3 +180,11 @@ class SnapshotPreloader:
             unit: The unit, one of those that may serve.
         """
         return self._kept[unit][1] if unit in self._kept else self._load(unit)
+
+
+def _overwrite(tensors: Snapshot) -> None:
+    """Overwrite tensors that a request may have revoked: freed memory keeps its contents until somebody needs it."""
+    # what was made in inference mode can be changed there alone
+    for tensor in tensors.values():
+        with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+            tensor.zero_()

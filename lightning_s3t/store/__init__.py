@@ -1,6 +1,6 @@
 """The store: ledger, snapshots, erasure and receipts."""
 
-from lightning_s3t.core.receipts import Receipt
+from lightning_s3t.core.receipts import Receipt, RequestRecord
 from lightning_s3t.store.attempt import Attempt
 from lightning_s3t.store.building import BuildSession
 from lightning_s3t.store.overview import Overview
@@ -8,4 +8,4 @@ from lightning_s3t.store.store import Store
 from lightning_s3t.store.units import UnitRecord
 from lightning_s3t.store.verification import Verification
 
-__all__ = ["Attempt", "BuildSession", "Overview", "Receipt", "Store", "UnitRecord", "Verification"]
+__all__ = ["Attempt", "BuildSession", "Overview", "Receipt", "RequestRecord", "Store", "UnitRecord", "Verification"]

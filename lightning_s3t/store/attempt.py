@@ -16,7 +16,7 @@ from lightning_s3t.errors import RevokedError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.erasure import drop_attempts, erase_queued, remove
 from lightning_s3t.store.files import sha256_of, size_of
-from lightning_s3t.store.ledger import Artifact
+from lightning_s3t.store.ledger import Artifact, ArtifactEntry
 from lightning_s3t.store.settings import normalise
 from lightning_s3t.store.tensors import encode_snapshot
 from lightning_s3t.store.units import UnitRecord
@@ -92,6 +92,7 @@ class Attempt:
                 finished.check()
                 remove(self._store, [str(self.unit)], None)  # an earlier one, of other data
                 finished.put(self._as_of)
+                finished.seal()
         except RevokedError:
             self.abandon()
             raise
@@ -174,6 +175,7 @@ class FinishedUnit:
         self.check = check
         self._store = store
         self._snapshot = snapshot
+        self._entry: ArtifactEntry | None = None
 
     def put(self, as_of: int) -> UnitId:
         """Makes the unit part of the store, within a transaction, when an earlier one of its name is out.
@@ -187,4 +189,10 @@ class FinishedUnit:
         text = json.dumps(record.provenance, sort_keys=True)
         artifact = Artifact(str(record.unit), record.unit.cells, record.key, record.snapshot, record.score, text, as_of)
         store.ledger.add(artifact, store.snapshots.name(record.snapshot))
+        self._entry = artifact.entry
         return record.unit
+
+    def seal(self) -> None:
+        """Authenticates what was put, in the same transaction, once the request that it is bound to is recorded."""
+        assert self._entry is not None  # `put` has been called
+        self._store.ledger.seal({self._entry.name: self._store.authenticator.artifact(self._entry)})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from lightning_s3t.store.authentication import Authenticator
 from lightning_s3t.store.ledger import Ledger
 from lightning_s3t.store.snapshots import SnapshotFolder, Snapshots
 from lightning_s3t.store.sqlite_ledger import SqliteLedger
@@ -23,6 +25,11 @@ class Backend:
     folder: Path
     ledger: Ledger
     snapshots: Snapshots
+
+    @cached_property
+    def authenticator(self) -> Authenticator:
+        """Makes and checks what only the holder of the store's key can write."""
+        return Authenticator(self.folder, self.ledger)
 
     @classmethod
     def of(cls, folder: Path, create: bool = False) -> Backend:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_s3t.core.receipts import Receipt
+from lightning_s3t.core.receipts import RequestRecord
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import RevokedError, StoreError
 from lightning_s3t.plan import Partition
@@ -49,6 +49,7 @@ class BuildSession:
         """
         with self._ledger.transaction():
             self._ledger.note({"options": json.dumps(normalise(options), sort_keys=True)})
+            self._backend.authenticator.note_settings()
 
     def register(self, subjects: Iterable[str] | Mapping[str, int]) -> None:
         """Note who is in the training data. Who is forgotten stays forgotten.
@@ -89,7 +90,7 @@ class BuildSession:
         provenance: Mapping[str, Any],
         score: float | None,
         due: Collection[Tombstone],
-    ) -> Receipt:
+    ) -> RequestRecord:
         """Carry requests out that have waited for this unit, and put it in the place of the one that they reach.
 
         One transaction: whatever happens, either the old unit serves and the requests wait, or the new one serves and
@@ -111,7 +112,7 @@ class BuildSession:
             attempt.abandon()
             raise
 
-    def carry_out(self, due: Collection[Tombstone], keep: UnitId | None) -> Receipt:
+    def carry_out(self, due: Collection[Tombstone], keep: UnitId | None) -> RequestRecord:
         """Carry requests out that have waited, where nothing has to be trained or edited for them.
 
         Args:
@@ -152,6 +153,7 @@ class BuildSession:
             self._backend.snapshots.put(digest, data)
             self._ledger.own(self._backend.snapshots.name(digest))
             self._ledger.note({"base": digest})
+            self._backend.authenticator.note_settings()
 
     def clear_attempts(self) -> None:
         """Clear away what units have left whose training was cut."""

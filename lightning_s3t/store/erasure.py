@@ -94,7 +94,7 @@ def erase_queued(store: Backend) -> None:
             if file.request is not None and file.size is not None and file.path not in failed:
                 erased.setdefault(file.request, []).append(file.size)
         for request, sizes in erased.items():
-            record(ledger, "erasure", request, asdict(Erasure(len(sizes), sum(sizes))))
+            record(store, "erasure", request, asdict(Erasure(len(sizes), sum(sizes))))
         ledger.replace_queue([file for file in doomed if file.path in failed])
     ledger.clear_traces()
     if failed:

@@ -13,7 +13,7 @@ from pathlib import Path
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
+def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Writes a file so that, after a crash at any point, it is there whole or not at all.
 
     Args:

@@ -40,7 +40,7 @@ def check_free(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a store's folder.
+    """Makes a store's folder, for its owner alone.
 
     Args:
         folder: The folder.
@@ -49,7 +49,9 @@ def make_folder(folder: Path) -> None:
         StoreError: It cannot be made.
     """
     try:
-        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for path in (folder, folder / FOLDER):
+            path.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise StoreError(f"The store {folder} cannot be made ({error}). Give a folder that can be written.") from error
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Collection, Iterable
-from dataclasses import asdict
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
 
-from lightning_s3t.core.events import Request, Schedule
+from lightning_s3t.core.events import Cancellation, Request, Schedule
 from lightning_s3t.core.manifest import Manifest
-from lightning_s3t.core.receipts import Receipt
+from lightning_s3t.core.receipts import RequestRecord
 from lightning_s3t.core.tickets import Ticket
 from lightning_s3t.core.units import Place, UnitId, reaches
 from lightning_s3t.errors import ConfigurationError, StoreError, UnknownSubjectError
@@ -19,7 +21,7 @@ from lightning_s3t.plan import Partition, survivors
 from lightning_s3t.store.attempt import FinishedUnit
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.erasure import erase_queued, revoke
-from lightning_s3t.store.history import read_receipt, record
+from lightning_s3t.store.history import read_record, record
 from lightning_s3t.store.journal import write_journal
 from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.ledger import Tombstone, ledger_errors
@@ -45,24 +47,29 @@ class Forgetting:
         self._manifest = manifest
         self._waits = manifest.method.response == "replace"
 
-    def forget(self, subjects: Iterable[str], strict: bool) -> Receipt | Ticket:
+    def forget(self, subjects: Sequence[str], strict: bool, request_id: str | None = None) -> RequestRecord | Ticket:
         """Carries a request out; where the method answers with another model, notes it for the next fit.
 
         Args:
             subjects: Canonical ids.
             strict: Refuse unknown subjects.
+            request_id: The caller's name for the request; None without one.
 
         Raises:
             UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            ConfigurationError: The name was given to another request, or cannot be one.
             StoreError: A file could not be erased. The request is carried out all the same.
         """
         if self._waits:
             now = datetime.now(timezone.utc)
             return Ticket(_text(now), *self._schedule(subjects, now, strict), self._manifest.method.name)
+        name = _Name(request_id, self._keyring.digest_of(subjects)) if request_id is not None else None
         with self._ledger.transaction():
-            cells, already, unknown = self._look_up(subjects, strict)
-            new = [(hash_, cell) for hash_, cell in cells.items() if hash_ not in already]
-            request = self._carry_out(new, len(cells), len(already), unknown)
+            request = self._find(name) if name is not None else None
+            if request is None:
+                cells, already, unknown = self._look_up(subjects, strict)
+                new = [(hash_, cell) for hash_, cell in cells.items() if hash_ not in already]
+                request = self._carry_out(new, len(cells), len(already), unknown, name)
         return self._finish(request)
 
     def schedule(self, subjects: Iterable[str], due: datetime, strict: bool) -> int:
@@ -77,7 +84,7 @@ class Forgetting:
             How many subjects were noted; those who are forgotten already are not.
 
         Raises:
-            ConfigurationError: The time has no time zone.
+            ConfigurationError: The time has no time zone, or is at an end of the calendar.
             UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
         """
         if due.tzinfo is None:
@@ -86,17 +93,44 @@ class Forgetting:
         return asked - already
 
     def _schedule(self, subjects: Iterable[str], due: datetime, strict: bool) -> tuple[int, int, int | None]:
+        time = _text(due)
         with self._ledger.transaction():
             cells, already, unknown = self._look_up(subjects, strict)
-            rows = [(hash_, _text(due), cell) for hash_, cell in sorted(cells.items()) if hash_ not in already]
+            rows = [(hash_, time, cell) for hash_, cell in sorted(cells.items()) if hash_ not in already]
             self._ledger.schedule(rows)
             if rows:
                 pending = tuple((hash_.hex(), time, cell) for hash_, time, cell in rows)
-                record(self._ledger, "schedule", None, asdict(Schedule(self._keyring.layers, pending)))
+                record(self._store, "schedule", None, asdict(Schedule(self._keyring.layers, pending)))
         write_journal(self._ledger, self._store.folder)
         return len(cells), len(already), unknown
 
-    def forget_due(self, now: datetime) -> Receipt | None:
+    def cancel(self, subjects: Iterable[str]) -> int:
+        """Takes subjects from those who are to be forgotten later.
+
+        Args:
+            subjects: Canonical ids.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            UnknownSubjectError: One of them is not among those; nothing has changed then.
+        """
+        with self._ledger.transaction():
+            asked = self._keyring.hashes(subjects)
+            missing = [asked[hash_] for hash_ in asked.keys() - self._ledger.waiting(asked)]
+            if missing:
+                raise UnknownSubjectError(
+                    f"Nothing is scheduled for {_shown(sorted(missing))} in the store {self._store.folder}. Expected "
+                    "ids of scheduled requests that are not carried out yet; nothing was cancelled."
+                )
+            self._ledger.unschedule(asked)
+            pending = tuple(hash_.hex() for hash_ in sorted(asked))
+            record(self._store, "cancellation", None, asdict(Cancellation(self._keyring.layers, pending)))
+        write_journal(self._ledger, self._store.folder)
+        return len(asked)
+
+    def forget_due(self, now: datetime) -> RequestRecord | None:
         """Carries out what is due, as one request.
 
         Args:
@@ -125,7 +159,7 @@ class Forgetting:
         """
         return self._ledger.due(_text(now))
 
-    def replace(self, due: Collection[Tombstone], unit: FinishedUnit | None) -> Receipt:
+    def replace(self, due: Collection[Tombstone], unit: FinishedUnit | None) -> RequestRecord:
         """Carries scheduled requests out as one, and puts a unit in the place of what they revoke: both or neither.
 
         Args:
@@ -147,7 +181,7 @@ class Forgetting:
         unknown: int | None = None
         if is_registering(self._ledger):
             unknown = len(new) - len(self._ledger.bands(hash_ for hash_, _ in new))
-        return self._carry_out(new, len(new), 0, unknown, unit)
+        return self._carry_out(new, len(new), 0, unknown, unit=unit)
 
     def _look_up(self, subjects: Iterable[str], strict: bool) -> tuple[dict[bytes, str], set[bytes], int | None]:
         asked = self._keyring.hashes(subjects)
@@ -156,11 +190,37 @@ class Forgetting:
         unknown: int | None = None
         if is_registering(self._ledger):
             strangers = [subject for hash_, subject in asked.items() if hash_ not in bands and hash_ not in already]
+            self._check_spelling(strangers)
             if strangers and strict:
                 raise UnknownSubjectError(_unknown_message(strangers, str(self._store.folder)))
             unknown = len(strangers)
         places = self._partition.places(asked.values(), [bands.get(hash_, 0) for hash_ in asked])
         return {hash_: place.cell for hash_, place in zip(asked, places, strict=True)}, already, unknown
+
+    def _check_spelling(self, strangers: Iterable[str]) -> None:
+        """Refuse a stranger whom the store knows in another Unicode form: both look the same, and only one is there."""
+        forms = {form: subject for subject in strangers for form in _other_forms(subject)}
+        hashes = self._keyring.hashes(forms)
+        for hash_ in (*self._ledger.bands(hashes), *self._ledger.forgotten(hashes)):
+            form = hashes[hash_]
+            raise UnknownSubjectError(
+                f"The store {self._store.folder} has never seen {forms[form]!a}, but it knows {form!a}, which is the "
+                "same text in another Unicode form. Expected the spelling of the training data; nothing was forgotten."
+            )
+
+    def _find(self, name: _Name) -> int | None:
+        """Return the request that a caller has given a name before; refuse the name for another."""
+        found = self._ledger.request_named(name.request_id)
+        if found is None:
+            return None
+        with ledger_errors(f"Request {found}"):
+            earlier = next(self._ledger.events(request=found)).read(Request)
+        if (earlier.request_id, earlier.asked) != (name.request_id, name.asked):
+            raise ConfigurationError(
+                f"The name {name.request_id!r} was given to request {found}, which was for other subjects. Expected "
+                "a name of its own for each request; nothing was forgotten."
+            )
+        return found
 
     def _carry_out(
         self,
@@ -168,6 +228,7 @@ class Forgetting:
         subjects: int,
         already: int,
         unknown: int | None,
+        name: _Name | None = None,
         unit: FinishedUnit | None = None,
     ) -> int:
         request = self._ledger.watermark() + 1
@@ -188,8 +249,12 @@ class Forgetting:
             layers=self._keyring.layers,
             forgotten=forgotten,
             tombstones=tuple((hash_.hex(), cell) for hash_, cell in sorted(new)),
+            request_id=name.request_id if name is not None else None,
+            asked=name.asked if name is not None else None,
         )
-        record(self._ledger, "request", request, vars(body), forgotten)
+        record(self._store, "request", request, vars(body), forgotten)
+        if unit is not None:
+            unit.seal()
         return request
 
     def _serving(self, reached: set[str], added: UnitId | None) -> dict[str, str | None]:
@@ -216,7 +281,7 @@ class Forgetting:
             serving[str(shard)] = str(best[shard]) if best else None
         return serving
 
-    def _finish(self, request: int) -> Receipt:
+    def _finish(self, request: int) -> RequestRecord:
         try:
             try:
                 write_journal(self._ledger, self._store.folder)
@@ -228,18 +293,53 @@ class Forgetting:
                 f"Request {request} is carried out, and nothing that it reached serves again, but what follows is not "
                 f"done: {error} The next opening of the store goes on with it."
             ) from error
-        return read_receipt(self._ledger, request)
+        return read_record(self._ledger, request)
+
+
+@dataclass(frozen=True)
+class _Name:
+    """What a caller has named a request, and a digest of whom it is for."""
+
+    request_id: str
+    asked: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.request_id, str) or not 0 < len(self.request_id) <= 200:
+            raise ConfigurationError(
+                f"The name of the request is {self.request_id!r:.60}. Expected a text of 1 to 200 characters."
+            )
+        if not self.request_id.isprintable():
+            raise ConfigurationError(
+                f"The name of the request is {self.request_id!r}. Expected characters that can be printed."
+            )
+
+
+def _other_forms(subject: str) -> set[str]:
+    if subject.isascii():
+        return set()
+    forms: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
+    return {unicodedata.normalize(form, subject) for form in forms} - {subject}
 
 
 def _text(time: datetime) -> str:
-    return time.astimezone(timezone.utc).isoformat(timespec="milliseconds")
+    try:
+        return time.astimezone(timezone.utc).isoformat(timespec="milliseconds")
+    except OverflowError:
+        raise ConfigurationError(
+            f"The time {time.isoformat()} is at an end of the calendar: in UTC it has no date. Expected one between "
+            "the years 1 and 9999."
+        ) from None
+
+
+def _shown(subjects: list[str]) -> str:
+    return ", ".join(map(repr, subjects[:5])) + (f" and {len(subjects) - 5} more" if len(subjects) > 5 else "")
 
 
 def _unknown_message(unknown: list[str], store: str) -> str:
-    shown = ", ".join(map(repr, unknown[:5])) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
     return (
-        f"The store {store} has never seen {shown}. Expected ids of its training data; nothing was forgotten. Check "
-        "the spelling, or pass strict=False: unknown subjects then get a tombstone, and never enter a later fit."
+        f"The store {store} has never seen {_shown(unknown)}. Expected ids of its training data; nothing was "
+        "forgotten. Check the spelling, or pass strict=False: unknown subjects then get a tombstone, and never enter a "
+        "later fit."
     )
 
 

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from lightning_s3t.core.events import Damage, Erasure, Event, Kind, Request, first_break
-from lightning_s3t.core.receipts import Receipt
+from lightning_s3t.core.receipts import Receipt, RequestRecord
 from lightning_s3t.core.units import UnitId
+from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.ledger import Ledger, ledger_errors
 from lightning_s3t.store.units import parse_unit
 
 
 def record(
-    ledger: Ledger, kind: Kind, request: int | None, body: Mapping[str, Any], forgotten: int | None = None
+    store: Backend, kind: Kind, request: int | None, body: Mapping[str, Any], forgotten: int | None = None
 ) -> None:
     """Add an event to the chain; within a transaction.
 
     Args:
-        ledger: The ledger.
+        store: Where the store lies.
         kind: What happened.
         request: The number of the request that it belongs to, or None.
         body: What happened in full, JSON-ready.
         forgotten: How many are forgotten after a request.
     """
-    ledger.append(Event.after(ledger.head(), kind, request, body), forgotten)
+    store.authenticator.append(Event.after(store.ledger.head(), kind, request, body), forgotten)
 
 
-def read_receipt(ledger: Ledger, request: int) -> Receipt:
-    """Return the receipt of a request: what its events say.
+def read_record(ledger: Ledger, request: int) -> RequestRecord:
+    """Return what is known of a request: what its events say.
 
     Args:
         ledger: The ledger.
@@ -39,41 +40,48 @@ def read_receipt(ledger: Ledger, request: int) -> Receipt:
         StoreError: The history of the request was damaged or changed.
     """
     with ledger_errors(f"Request {request}"):
-        first, *later = ledger.events(request=request)
-        asked, erasures = first.read(Request), [event.read(Erasure) for event in later]
-        last = later[-1] if later else first
-        return Receipt(
-            request=request,
-            time=first.time,
-            subjects=asked.subjects,
-            already_forgotten=asked.already_forgotten,
-            unknown=asked.unknown,
-            revoked=asked.revoked,
-            erased_files=sum(erasure.files for erasure in erasures),
-            erased_bytes=sum(erasure.bytes for erasure in erasures),
-            serving=asked.serving,
-            method=asked.method,
-            guarantee=asked.guarantee,
-            isolation=asked.isolation,
-            versions=asked.versions,
-            position=last.position,
-            chain=last.digest,
-        )
+        return _record_of(list(ledger.events(request=request)))
 
 
-def has_given(ledger: Ledger, receipt: Receipt) -> bool:
-    """Return whether the history, unchanged, has the request that a receipt is of.
+def has_given(history: Iterable[Event], receipt: Receipt) -> bool:
+    """Return whether a history, unchanged up to there, has the request that a receipt is of.
 
     Args:
-        ledger: The ledger.
+        history: All events, in order.
         receipt: The receipt; files that were erased after it was given may be missing in it.
     """
-    known = 1 <= receipt.request <= ledger.watermark()
-    if not known or chain_digest(ledger, receipt.position) != receipt.chain:
+    events = list(takewhile(lambda event: event.position <= receipt.position, history))
+    if len(events) != receipt.position or first_break(events) is not None or events[-1].digest != receipt.chain:
         return False
-    kept = read_receipt(ledger, receipt.request)
-    later = {name: getattr(receipt, name) for name in ("position", "chain", "erased_files", "erased_bytes")}
-    return receipt in (kept, replace(kept, **later)) and receipt.erased_files <= kept.erased_files
+    own = [event for event in events if event.request == receipt.request]
+    if not own:
+        return False
+    with ledger_errors(f"Request {receipt.request}"):
+        return receipt.receipt == _record_of(own).receipt
+
+
+def _record_of(events: Sequence[Event]) -> RequestRecord:
+    first, *later = events
+    asked, erasures = first.read(Request), [event.read(Erasure) for event in later]
+    return RequestRecord(
+        request=first.request or 0,
+        request_id=asked.request_id,
+        time=first.time,
+        subjects=asked.subjects,
+        already_forgotten=asked.already_forgotten,
+        unknown=asked.unknown,
+        revoked_units=len(asked.revoked),
+        erased_files=sum(erasure.files for erasure in erasures),
+        erased_bytes=sum(erasure.bytes for erasure in erasures),
+        method=asked.method,
+        guarantee=asked.guarantee,
+        isolation=asked.isolation,
+        versions=asked.versions,
+        position=events[-1].position,
+        chain=events[-1].digest,
+        revoked=asked.revoked,
+        serving=asked.serving,
+    )
 
 
 def ever_revoked(ledger: Ledger) -> set[UnitId]:

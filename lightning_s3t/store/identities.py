@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_s3t.errors import StoreError
+from lightning_s3t.errors import ConfigurationError, StoreError
 from lightning_s3t.store.files import write_atomically
 
 KEY_FILE = "subject.key"
@@ -19,18 +19,67 @@ _HASH_BYTES = 16  # two of 10 million subjects share a hash with a probability b
 Keys = tuple[bytes, ...]
 
 
-def read_or_make_keys(folder: Path) -> Keys:
-    """Returns a store's keys; makes one at random if there is none.
+def read_or_make_keys(folder: Path, key: bytes | None = None) -> Keys:
+    """Returns a store's keys; makes one if there is none.
 
     Args:
         folder: The store. The key lies in it, readable by its owner alone, unless the environment gives it.
+        key: The key of a new store; None to draw one.
 
     Raises:
         StoreError: The key is damaged.
     """
-    if KEY_VARIABLE not in os.environ and not (folder / KEY_FILE).exists():
-        write_keys(folder, (os.urandom(_KEY_BYTES),))
+    if not _has_keys(folder):
+        write_keys(folder, (key if key is not None else new_key(),))
     return read_keys(folder)
+
+
+def first_key(folder: Path) -> bytes:
+    """Return the first key of a store, which never changes; of one that is not there yet, the key to make it with.
+
+    Args:
+        folder: The store.
+
+    Raises:
+        StoreError: The key is damaged.
+    """
+    return read_keys(folder)[0] if _has_keys(folder) else new_key()
+
+
+def check_key(key: object) -> None:
+    """Refuse what cannot be a store's key.
+
+    Args:
+        key: What was given.
+
+    Raises:
+        ConfigurationError: It is something else than 32 bytes.
+    """
+    if not isinstance(key, bytes) or len(key) != _KEY_BYTES:
+        raise ConfigurationError(
+            f"The key of a store is {type(key).__name__}, or of another length. Expected {_KEY_BYTES} bytes: "
+            f"secrets.token_bytes({_KEY_BYTES})."
+        )
+
+
+def new_key() -> bytes:
+    """Return a key drawn at random."""
+    return os.urandom(_KEY_BYTES)
+
+
+def partition_secret(key: bytes) -> bytes:
+    """Return the secret of a store's partition.
+
+    It is made from the first key, which is kept for as long as the store is: nobody's place can change.
+
+    Args:
+        key: The store's first key.
+    """
+    return hashlib.blake2b(key=key, digest_size=32, person=b"s3t-places").digest()
+
+
+def _has_keys(folder: Path) -> bool:
+    return KEY_VARIABLE in os.environ or (folder / KEY_FILE).exists()
 
 
 def read_keys(folder: Path) -> Keys:
@@ -68,7 +117,7 @@ def write_keys(folder: Path, keys: Keys) -> None:
         folder: The store.
         keys: All of them, from the first.
     """
-    write_atomically(folder / KEY_FILE, b"".join(keys), mode=0o600)
+    write_atomically(folder / KEY_FILE, b"".join(keys))
 
 
 def next_key(folder: Path, keys: Keys, layers: int) -> Keys:
@@ -89,7 +138,7 @@ def next_key(folder: Path, keys: Keys, layers: int) -> Keys:
             f"{KEY_VARIABLE} has {len(keys)} keys, and all are in use. Expected a new one after them, with a colon "
             'between: 64 hexadecimal digits, as `python -c "import secrets; print(secrets.token_hex(32))"` gives them.'
         )
-    keys = (*keys, os.urandom(_KEY_BYTES))
+    keys = (*keys, new_key())
     write_keys(folder, keys)
     return keys
 

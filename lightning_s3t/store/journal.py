@@ -10,9 +10,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from lightning_s3t.core.events import Damage, Event, Request, Rotation, Schedule
+from lightning_s3t.core.events import Cancellation, Damage, Event, Request, Rotation, Schedule
 from lightning_s3t.core.units import Place, UnitId
 from lightning_s3t.errors import StoreError
+from lightning_s3t.store.authentication import layers_after
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.erasure import remove_lineages, revoke
 from lightning_s3t.store.files import sync_folder
@@ -32,7 +33,7 @@ def make_journal(folder: Path) -> None:
     """
     path = folder / FILE
     if not path.exists():
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666))
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
         sync_folder(folder)
 
 
@@ -48,7 +49,7 @@ def write_journal(ledger: Ledger, folder: Path) -> None:
     """
     try:
         with ledger_lock(folder), (folder / FILE).open("r+b") as file:
-            last, end = _last_event(file.fileno())
+            last, end = _last_event(folder, file.fileno())
             position, digest = (last.position, last.digest) if last is not None else (0, None)
             if last is not None and digest != ledger.digest_at(position):
                 raise StoreError(_fork_message(folder, position))
@@ -88,7 +89,7 @@ def reconcile(store: Backend, keyring: Keyring) -> int:
         )
     position, digest = ledger.head()
     with path.open("rb") as file:
-        last, _ = _last_event(file.fileno())
+        last, _ = _last_event(folder, file.fileno())
     if last is None or last.position < position:
         if last is not None and last.digest != ledger.digest_at(last.position):
             raise StoreError(_fork_message(folder, last.position))
@@ -101,28 +102,28 @@ def reconcile(store: Backend, keyring: Keyring) -> int:
     return _replay(store, keyring)
 
 
-def read_journal(folder: Path) -> Iterator[Event]:
-    """Returns the journal's events in order; a last line without an end is a crash's, and left out.
+def read_journal(path: Path) -> Iterator[Event]:
+    """Returns a journal's events in order; a last line without an end is a crash's, and left out.
 
     Args:
-        folder: The store.
+        path: The journal's file, or the store.
 
     Raises:
         StoreError: A line is no event.
     """
-    with (folder / FILE).open("rb") as file:
+    journal = path / FILE if path.is_dir() else path
+    with journal.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
-            try:
-                yield Event.from_json(line)
-            except StoreError as error:
-                raise StoreError(f"The journal {folder / FILE} is damaged in line {number}: {error}") from error
+            yield _parse(journal, line, f"in line {number}")
 
 
 def _replay(store: Backend, keyring: Keyring) -> int:
     count, folder = 0, store.folder
     with store.ledger.transaction():
+        store.authenticator.check_head()
+        layers = keyring.layers
         position, digest = store.ledger.head()
         for event in read_journal(folder):
             if event.position == position and event.digest != digest:
@@ -131,8 +132,11 @@ def _replay(store: Backend, keyring: Keyring) -> int:
                 continue
             if event.position != position + count + 1 or not event.follows(digest):
                 raise StoreError(_fork_message(folder, event.position))
+            layers = layers_after(event, layers)
+            if not store.authenticator.is_right(event, layers):
+                raise _forged(folder, event)
             try:
-                store.ledger.append(event, _carry_out(store, keyring, event))
+                store.authenticator.append(event, _carry_out(store, keyring, event))
             except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise _unreadable(folder, event, error) from error
             digest, count = event.digest, count + 1
@@ -149,6 +153,8 @@ def _carry_out(store: Backend, keyring: Keyring, event: Event) -> int | None:
     if event.kind == "schedule":
         rows_later = [(bytes.fromhex(hash_), time, cell) for hash_, time, cell in event.read(Schedule).pending]
         store.ledger.schedule(rows_later)
+    elif event.kind == "cancellation":
+        store.ledger.unschedule(bytes.fromhex(hash_) for hash_ in event.read(Cancellation).pending)
     elif event.kind == "damage":
         remove_lineages(store, [UnitId.parse(unit) for unit in event.read(Damage).units])
     elif event.kind == "rotation":
@@ -169,7 +175,15 @@ def _unreadable(folder: Path, event: Event, error: Exception) -> StoreError:
     )
 
 
-def _last_event(descriptor: int) -> tuple[Event | None, int]:
+def _forged(folder: Path, event: Event) -> StoreError:
+    return StoreError(
+        f"Event {event.position} of the journal {folder / FILE} was not written with the store's key: somebody has "
+        f"made it up, or changed it. Nothing is served. Restore ledger.db and {FILE} from one backup, and look who can "
+        "write the folder."
+    )
+
+
+def _last_event(folder: Path, descriptor: int) -> tuple[Event | None, int]:
     # the last whole line, and where it ends
     size = os.fstat(descriptor).st_size
     tail, start = b"", size
@@ -180,7 +194,14 @@ def _last_event(descriptor: int) -> tuple[Event | None, int]:
     end = tail.rfind(b"\n")
     if end < 0:
         return None, 0
-    return Event.from_json(tail[tail.rfind(b"\n", 0, end) + 1 : end]), start + end + 1
+    return _parse(folder / FILE, tail[tail.rfind(b"\n", 0, end) + 1 : end], "at its end"), start + end + 1
+
+
+def _parse(journal: Path, line: bytes, where: str) -> Event:
+    try:
+        return Event.from_json(line)
+    except StoreError as error:
+        raise StoreError(f"The journal {journal} is damaged {where}: {error}") from error
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
+from hashlib import sha256
 
 from lightning_s3t.core.events import Rotation
 from lightning_s3t.errors import StoreError
+from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.history import record
 from lightning_s3t.store.identities import (
     KEY_FILE,
@@ -18,25 +19,25 @@ from lightning_s3t.store.identities import (
     check_value,
     hash_subject,
     next_key,
+    partition_secret,
     read_keys,
 )
-from lightning_s3t.store.ledger import Ledger
 
 
 class Keyring:
     """Hashes subjects' ids as the ledger has them.
 
     Args:
-        folder: The store.
-        ledger: Its ledger.
+        store: Where the store lies.
 
     Raises:
         StoreError: The keys are missing, damaged, or those of another store.
     """
 
-    def __init__(self, folder: Path, ledger: Ledger) -> None:
-        self._folder = folder
-        self._ledger = ledger
+    def __init__(self, store: Backend) -> None:
+        self._store = store
+        self._folder = store.folder
+        self._ledger = store.ledger
         # each thread's own: one may be in the middle of a rotation, or not yet know of one, while another hashes
         self._own = threading.local()
         self.refresh()
@@ -101,6 +102,20 @@ class Keyring:
         """
         return hash_subject(self._keys[:1], subject).hex()
 
+    @property
+    def partition_secret(self) -> bytes:
+        """What the key of a secret partition is made from."""
+        return partition_secret(self._keys[0])
+
+    def digest_of(self, subjects: Iterable[str]) -> str:
+        """Return a keyed digest of several subjects, in any order, which a rotation does not change.
+
+        Args:
+            subjects: Canonical ids.
+        """
+        hashes = sorted(hash_subject(self._keys[:1], subject) for subject in set(subjects))
+        return sha256(b"".join(hashes)).hexdigest()
+
     def renew(self, hash_: bytes, layers: int) -> bytes:
         """Returns today's form of a hash that was made before rotations.
 
@@ -121,7 +136,7 @@ class Keyring:
         with self._ledger.transaction():
             self.refresh()
             self.apply_rotation(self.layers + 1)
-            record(self._ledger, "rotation", None, asdict(Rotation(self.layers)))
+            record(self._store, "rotation", None, asdict(Rotation(self.layers)))
 
     def apply_rotation(self, layers: int) -> None:
         """Hash every hash in the ledger with a new key; within a transaction.
@@ -140,6 +155,7 @@ class Keyring:
             )
         self._ledger.rehash(lambda value: add_layers(keys[layers - 1 : layers], value))
         self._ledger.note(notes_of(keys[:layers]))
+        self._store.authenticator.renew()
         self._own.keys = keys[:layers]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Protocol
 
 from lightning_s3t.core.events import Event
@@ -27,6 +28,7 @@ class Artifact:
         score: The metric that the script monitors, higher being better; None without one.
         provenance: What it was made from, as JSON.
         as_of: The newest request when its data was chosen.
+        mac: What shows that the holder of the store's key has added it (`Authenticator.artifact`).
     """
 
     name: str
@@ -36,6 +38,38 @@ class Artifact:
     score: float | None
     provenance: str
     as_of: int
+    mac: str = ""
+
+    @property
+    def entry(self) -> ArtifactEntry:
+        """Its short form."""
+        return ArtifactEntry(self.name, self.as_of, self.digest, self.score, self.record, self.mac)
+
+    @property
+    def record(self) -> str:
+        """The SHA-256 of key and provenance."""
+        return sha256(f"{self.key}\n{self.provenance}".encode(errors="surrogatepass")).hexdigest()
+
+
+@dataclass(frozen=True)
+class ArtifactEntry:
+    """What its MAC is made of, which is read for all artifacts at every opening: an `Artifact` without what is long.
+
+    Attributes:
+        name: Its name.
+        as_of: The newest request when its data was chosen.
+        digest: The SHA-256 of its snapshot.
+        score: The metric that the script monitors; None without one.
+        record: The SHA-256 of key and provenance.
+        mac: What shows that the holder of the store's key has added it.
+    """
+
+    name: str
+    as_of: int
+    digest: str
+    score: float | None
+    record: str
+    mac: str
 
 
 @dataclass(frozen=True)
@@ -95,6 +129,12 @@ class Ledger(Protocol):
     def schedule(self, rows: Iterable[tuple[bytes, str, Cell]]) -> None:
         """Note who is to be forgotten when, unless they are forgotten; of two times the earlier counts."""
 
+    def unschedule(self, hashes: Iterable[bytes]) -> None:
+        """Take subjects from those who are to be forgotten later."""
+
+    def scheduled(self) -> Iterator[tuple[bytes, str]]:
+        """Return who is to be forgotten later, and when."""
+
     def move_waiting(self, cells: Mapping[bytes, Cell]) -> None:
         """Put subjects who are to be forgotten later in other cells."""
 
@@ -139,8 +179,14 @@ class Ledger(Protocol):
     def digest_at(self, position: int) -> str | None:
         """Return the digest of an event."""
 
+    def request_digests(self, requests: Collection[int]) -> dict[int, str]:
+        """Return the digests of the events of requests, by their numbers; those that are not there are left out."""
+
     def watermark(self) -> int:
         """Return the number of the newest request, 0 before the first; cheap enough to ask before every batch."""
+
+    def request_named(self, request_id: str) -> int | None:
+        """Return the number of the request that a caller has given a name."""
 
     def forgotten_after(self, request: int) -> int | None:
         """Return what was noted with a request: how many are forgotten after it."""
@@ -167,6 +213,12 @@ class Ledger(Protocol):
 
     def artifacts(self) -> Iterator[Artifact]:
         """Return all of every artifact, except for its cells."""
+
+    def entries(self, names: Collection[str] | None = None) -> Iterator[ArtifactEntry]:
+        """Return the short form of some artifacts, or of all."""
+
+    def seal(self, macs: Mapping[str, str]) -> None:
+        """Replace the MACs of artifacts."""
 
     def ages(self) -> dict[str, int]:
         """Return by artifact the newest request when its data was chosen."""

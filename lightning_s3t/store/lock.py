@@ -33,7 +33,7 @@ class FitLock:
     @contextmanager
     def no_fit(self) -> Iterator[bool]:
         """Keeps fits out while the block runs; yields False, and does not, if one runs."""
-        with self._path.open("a") as file:
+        with _open(self._path) as file:
             held = _lock(file, fcntl.LOCK_SH)
             try:
                 yield held
@@ -47,7 +47,7 @@ class FitLock:
         Raises:
             StoreError: Another fit holds it.
         """
-        with self._path.open("a") as file:
+        with _open(self._path) as file:
             self._acquire(file)
             holder = os.getpid()
             try:
@@ -80,7 +80,7 @@ def ledger_lock(folder: Path) -> Iterator[None]:
     Raises:
         StoreError: Another process does not let go of it.
     """
-    with (folder / LEDGER_LOCK).open("a") as file:
+    with _open(folder / LEDGER_LOCK) as file:
         deadline = time.monotonic() + _PATIENCE
         while not _lock(file, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
@@ -94,6 +94,10 @@ def ledger_lock(folder: Path) -> Iterator[None]:
             yield
         finally:
             _unlock(file, holder)
+
+
+def _open(path: Path) -> IO[str]:
+    return open(path, "a", opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
 def _lock(file: IO[str], kind: int) -> bool:

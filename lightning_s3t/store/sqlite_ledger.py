@@ -21,10 +21,10 @@ from lightning_s3t.core.events import GENESIS, Event
 from lightning_s3t.core.units import Cell
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.identities import read_keys
-from lightning_s3t.store.ledger import Artifact, Ledger, QueuedFile, Tombstone, ledger_errors
+from lightning_s3t.store.ledger import Artifact, ArtifactEntry, Ledger, QueuedFile, Tombstone, ledger_errors
 
 FILE = "ledger.db"
-FORMAT = 3
+FORMAT = 4
 _PATIENCE = 30  # seconds
 _CACHE = 65_536  # KiB: rows of a registry come in the order of their hashes, which is no order
 _CHUNK = 500  # well under SQLite's limit on variables
@@ -34,7 +34,8 @@ _SCHEMA = """
 CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 -- who is in the training data: keyed hashes only, with the band of risk that the cell depends on
 CREATE TABLE subjects (hash BLOB PRIMARY KEY, band INTEGER NOT NULL) WITHOUT ROWID;
--- what has taken units away, as a chain. forgotten is how many are forgotten after a request, which its body says too
+-- what has taken units away, as a chain. Of a request: how many are forgotten after it, and the name that its caller
+-- has given it, which its body says too
 CREATE TABLE events (
     position INTEGER PRIMARY KEY,
     kind TEXT NOT NULL,
@@ -42,23 +43,27 @@ CREATE TABLE events (
     time TEXT NOT NULL,
     body TEXT NOT NULL,
     digest TEXT NOT NULL,
-    forgotten INTEGER
+    mac TEXT NOT NULL,
+    forgotten INTEGER,
+    name TEXT
 );
 CREATE INDEX events_by_request ON events (request);
+CREATE INDEX events_by_name ON events (name) WHERE name IS NOT NULL;
 -- who must never be trained on again: the cell says which artifacts a request reaches
 CREATE TABLE tombstones (hash BLOB PRIMARY KEY, request INTEGER NOT NULL, cell TEXT NOT NULL) WITHOUT ROWID;
 CREATE INDEX tombstones_by_cell ON tombstones (cell, request);
 -- who has asked to be forgotten later on
 CREATE TABLE pending (hash BLOB PRIMARY KEY, due TEXT NOT NULL, cell TEXT NOT NULL) WITHOUT ROWID;
--- what must be unreadable once it is removed: of an artifact its digest and score (head), key and provenance (body),
--- of a file its path (head)
+-- what must be unreadable once it is removed: of an artifact its digest, its score and the SHA-256 of its record
+-- (head), the record, which is key and provenance (body), of a file its path (head)
 CREATE TABLE vault (id INTEGER PRIMARY KEY, head BLOB NOT NULL, body BLOB NOT NULL);
 -- as_of is the newest request when the data was chosen
 CREATE TABLE artifacts (
     name TEXT PRIMARY KEY,
     as_of INTEGER NOT NULL,
     record INTEGER NOT NULL,
-    cells TEXT NOT NULL
+    cells TEXT NOT NULL,
+    mac TEXT NOT NULL
 ) WITHOUT ROWID;
 -- the reach rule as an index: every cell whose data has influenced an artifact, as artifacts.cells lists them
 CREATE TABLE cells (cell TEXT, artifact TEXT, PRIMARY KEY (cell, artifact)) WITHOUT ROWID;
@@ -94,7 +99,10 @@ class SqliteLedger(Ledger):
         # by process and thread: a connection must not be carried over a fork, and has one transaction at a time
         self._connections: dict[tuple[int, int], sqlite3.Connection] = {}
         self._tag_key: bytes | None = None
-        if not create and not self._path.is_file():
+        _check_writable(folder)
+        if create:  # SQLite gives the files beside it the same permissions
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+        elif not self._path.is_file():
             raise StoreError(
                 f"There is no store at {folder}: {FILE} is missing. Train one with the S3T callback first."
             )
@@ -185,6 +193,14 @@ class SqliteLedger(Ledger):
         )
 
     @override
+    def unschedule(self, hashes: Iterable[bytes]) -> None:
+        self._many("DELETE FROM pending WHERE hash = ?", ((hash_,) for hash_ in hashes))
+
+    @override
+    def scheduled(self) -> Iterator[tuple[bytes, str]]:
+        yield from self.connection.execute("SELECT hash, due FROM pending")
+
+    @override
     def move_waiting(self, cells: Mapping[bytes, Cell]) -> None:
         self._many("UPDATE pending SET cell = ? WHERE hash = ?", ((cell, hash_) for hash_, cell in cells.items()))
 
@@ -234,17 +250,18 @@ class SqliteLedger(Ledger):
 
     @override
     def append(self, event: Event, forgotten: int | None = None) -> None:
-        row = (event.position, event.kind, event.request, event.time, canonical(event.body), event.digest, forgotten)
-        self.connection.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        start = (event.position, event.kind, event.request, event.time, canonical(event.body))
+        row = (*start, event.digest, event.mac, forgotten, event.body.get("request_id"))
+        self.connection.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     @override
     def events(self, after: int = 0, request: int | None = None) -> Iterator[Event]:
         chosen, values = ("AND request = ?", (after, request)) if request is not None else ("", (after,))
-        query = "SELECT position, kind, request, time, body, digest FROM events WHERE position > ?"
-        for position, kind, number, time, body, digest in self.connection.execute(
+        query = "SELECT position, kind, request, time, body, digest, mac FROM events WHERE position > ?"
+        for position, kind, number, time, body, digest, mac in self.connection.execute(
             f"{query} {chosen} ORDER BY position", values
         ):
-            yield Event(position, kind, number, time, _parse(body), digest)
+            yield Event(position, kind, number, time, _parse(body), digest, mac)
 
     @override
     def count_events(self) -> int:
@@ -256,8 +273,18 @@ class SqliteLedger(Ledger):
         return rows[0][0] if rows else None
 
     @override
+    def request_digests(self, requests: Collection[int]) -> dict[int, str]:
+        query = f"SELECT request, digest FROM events WHERE request IN {_AMONG} AND kind = 'request'"
+        return dict(self._rows(query, json.dumps(list(requests))))
+
+    @override
     def watermark(self) -> int:
         return self._number("SELECT MAX(request) FROM events")
+
+    @override
+    def request_named(self, request_id: str) -> int | None:
+        rows = self._rows("SELECT request FROM events WHERE name = ?", request_id)
+        return rows[0][0] if rows else None
 
     @override
     def forgotten_after(self, request: int) -> int | None:
@@ -278,10 +305,11 @@ class SqliteLedger(Ledger):
     def add(self, artifact: Artifact, snapshot: str) -> None:
         name, attempt = artifact.name, _attempt(artifact.name)
         score = "" if artifact.score is None else repr(float(artifact.score))
-        record = self._keep(f"{artifact.digest}\n{score}", json.dumps([artifact.key, artifact.provenance]))
+        head = f"{artifact.digest}\n{score}\n{artifact.record}"
+        record = self._keep(head, json.dumps([artifact.key, artifact.provenance]))
         self.connection.execute(
-            "INSERT INTO artifacts VALUES (?, ?, ?, ?)",
-            (name, artifact.as_of, record, _list(artifact.cells)),
+            "INSERT INTO artifacts VALUES (?, ?, ?, ?, ?)",
+            (name, artifact.as_of, record, _list(artifact.cells), artifact.mac),
         )
         self._many("INSERT INTO cells VALUES (?, ?)", ((cell, name) for cell in artifact.cells))
         self.connection.execute("UPDATE files SET owner = ? WHERE owner = ?", (name, attempt))
@@ -314,10 +342,25 @@ class SqliteLedger(Ledger):
 
     @override
     def artifacts(self) -> Iterator[Artifact]:
-        query = "SELECT name, head, body, as_of FROM artifacts JOIN vault ON id = record"
-        for name, head, body, as_of in self._rows(query):
+        query = "SELECT name, head, body, as_of, mac FROM artifacts JOIN vault ON id = record"
+        for name, head, body, as_of, mac in self._rows(query):
             key, provenance = json.loads(body)
-            yield Artifact(name, (), key, _digest(head), _score(head), provenance, as_of)
+            found = Artifact(name, (), key, _digest(head), _score(head), provenance, as_of, mac)
+            if found.record != _record(head):
+                raise ValueError(f"unit {name} is not what was written")
+            yield found
+
+    @override
+    def entries(self, names: Collection[str] | None = None) -> Iterator[ArtifactEntry]:
+        query = "SELECT name, head, as_of, mac FROM artifacts JOIN vault ON id = record"
+        rows = self._rows(query) if names is None else self._rows(f"{query} WHERE name IN {_AMONG}", _list(names))
+        with ledger_errors("The record of a unit"):
+            for name, head, as_of, mac in rows:
+                yield ArtifactEntry(name, as_of, _digest(head), _score(head), _record(head), mac)
+
+    @override
+    def seal(self, macs: Mapping[str, str]) -> None:
+        self._many("UPDATE artifacts SET mac = ? WHERE name = ?", ((mac, name) for name, mac in macs.items()))
 
     @override
     def ages(self) -> dict[str, int]:
@@ -487,8 +530,12 @@ def _digest(head: bytes) -> str:
 
 
 def _score(head: bytes) -> float | None:
-    score = head.partition(b"\n")[2]
+    score = head.split(b"\n")[1]
     return float(score) if score else None
+
+
+def _record(head: bytes) -> str:
+    return head.split(b"\n")[2].decode()
 
 
 def _parse(body: str) -> dict[str, Any]:
@@ -537,6 +584,17 @@ class _Connection(sqlite3.Connection):
 
     def executemany(self, *args: Any) -> _Cursor:
         return self.cursor(_Cursor).executemany(*args)
+
+
+def _check_writable(folder: Path) -> None:
+    may = os.access(folder, os.W_OK | os.X_OK) if folder.is_dir() else True
+    file = folder / FILE
+    if not may or (file.exists() and not os.access(file, os.W_OK)):
+        raise StoreError(
+            f"The store {folder} cannot be written by this process: permission denied, or a readonly disk. Expected to "
+            "be able to: even to serve it, SQLite needs its files beside the ledger, and what is due has to be "
+            "carried out and erased. Mount the folder for writing, or run as its owner."
+        )
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -14,19 +14,20 @@ from torch import Tensor
 
 from lightning_s3t.core.events import Damage
 from lightning_s3t.core.manifest import Manifest
-from lightning_s3t.core.receipts import Receipt
+from lightning_s3t.core.receipts import Receipt, RequestRecord
 from lightning_s3t.core.subjects import canonical_subject
 from lightning_s3t.core.tickets import Ticket
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import ConfigurationError, DamagedError, DataError, RevokedError, StoreError
 from lightning_s3t.plan import Partition
+from lightning_s3t.store.authentication import new_identity
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.building import BuildSession
 from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
 from lightning_s3t.store.folder import check_free, clear_half_written, make_folder
 from lightning_s3t.store.forgetting import Forgetting
-from lightning_s3t.store.history import chain_digest, ever_revoked, has_given, read_receipt, record
-from lightning_s3t.store.identities import read_or_make_keys
+from lightning_s3t.store.history import chain_digest, ever_revoked, has_given, read_record, record
+from lightning_s3t.store.identities import check_key, read_keys, read_or_make_keys
 from lightning_s3t.store.journal import make_journal, reconcile, write_journal
 from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.keyring import notes_of as notes_of_keys
@@ -67,13 +68,14 @@ class Store:
         with ledger_errors(f"What the store {path} was made with"):
             self.settings = read_settings(ledger, path)
             self.manifest = Manifest.of(self.settings)
-            self.partition = Partition(**self.settings["partition"])
-            self._keyring = Keyring(path, ledger)
+            self._keyring = Keyring(backend)
+            self.partition = _partition_of(self.manifest, self._keyring.partition_secret)
         self._forgetting = Forgetting(backend, self._keyring, self.partition, self.manifest)
         self._lock = FitLock(path)
         with ledger_errors(f"The history of the store {path}"):
             reconcile(backend, self._keyring)
             check_one_piece(ledger, path)
+            backend.authenticator.check()
         erase_queued(backend)
         with self._lock.no_fit() as free:
             if free:  # so what looks half-done is what a crash has left
@@ -84,23 +86,30 @@ class Store:
         write_journal(ledger, path)
 
     @classmethod
-    def create(cls, path: str | Path, settings: Mapping[str, Any], register: bool = True) -> Store:
+    def create(
+        cls, path: str | Path, settings: Mapping[str, Any], register: bool = True, key: bytes | None = None
+    ) -> Store:
         """Makes a store, or opens the one that is there if it was made with the same settings.
 
         Args:
             path: The folder.
-            settings: JSON-ready; `settings["partition"]` has the arguments of `Partition`.
+            settings: JSON-ready; `settings["partition"]` has the arguments of `Partition`, and its "kind": "secret" or
+                "public".
             register: Keep a registry of who is in the training data. Without, nothing is stored per subject, and nobody
                 can tell whether a request names somebody who is unknown.
+            key: Its first key, 32 bytes; None to draw one. The environment's comes before it.
 
         Raises:
-            ConfigurationError: There are bands of risk, which only a registry can keep, and `register` is off.
+            ConfigurationError: There are bands of risk, which only a registry can keep, and `register` is off; or the
+                key is none.
             StoreMismatchError: There is one with other settings.
-            StoreError: The folder holds something else.
+            StoreError: The folder holds something else, or a store with another key.
         """
         folder = Path(path).absolute()
+        if key is not None:
+            check_key(key)
         manifest = Manifest.of(normalise(settings))
-        if Partition(**manifest.partition.model_dump()).bands and not register:
+        if _partition_of(manifest, b"").bands and not register:
             raise ConfigurationError("Bands of risk need the registry: they are kept in it. Leave `register` on.")
         if not (folder / FILE).exists():
             check_free(folder)
@@ -111,12 +120,19 @@ class Store:
             ledger = backend.ledger
             with _closed_on_error(backend):
                 if "settings" not in ledger.notes("settings"):  # new, or a crash came before
-                    keys = read_or_make_keys(folder)
+                    keys = read_or_make_keys(folder, key)
                     make_journal(folder)
                     with ledger.transaction():
                         ledger.note({**notes_of_keys(keys[:1]), **notes_of(settings), "register": _yes_or_no(register)})
+                        ledger.note(new_identity())
+                        backend.authenticator.renew()
         with _closed_on_error(backend):
             store = cls(backend)
+            if key is not None and read_keys(folder)[0] != key:
+                raise StoreError(
+                    f"The store {folder} has another key than it was to be made with: another process was faster. "
+                    "Call fit again: it then takes this store's."
+                )
             store.forget_due()
             store.check(settings, whole=True)
             check_settings({"register": is_registering(ledger)}, {"register": register}, str(folder))
@@ -146,7 +162,9 @@ class Store:
         """The number of the newest request, 0 before the first. Cheap enough to ask before every batch."""
         return self._ledger.watermark()
 
-    def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt | Ticket:
+    def forget(
+        self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
+    ) -> RequestRecord | Ticket:
         """Carries a deletion request out: revokes what the subjects reached, for good, and erases it.
 
         Where the method answers a request with another model, the request is noted, and the next fit carries it out.
@@ -158,17 +176,22 @@ class Store:
             subjects: Their ids. Those forgotten before are counted, and change nothing.
             strict: Refuse a request that names a subject which the store has never seen. Otherwise such a subject
                 gets a tombstone too, so that it never enters a later fit.
+            request_id: A name of the caller's for the request, so that a retry is no second request: with a name
+                that was given before, and the same subjects, it returns what that request did. It is kept for good,
+                and stands in the receipt: take no personal data.
 
         Returns:
-            The receipt; or a ticket, if the request waits for a fit.
+            The receipt, with what only the store's keeper may know; or a ticket, if the request waits for a fit.
 
         Raises:
-            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            UnknownSubjectError: A subject is unknown and `strict` is set, or is known in another Unicode form; nothing
+                has changed then.
+            ConfigurationError: The name was given to a request for other subjects, or cannot be one.
             StoreError: The ledger could not be written, and nothing has changed; or the request is carried out and a
                 file could not be erased. The message says which.
-            DataError: An id is neither text nor an integer, or `subjects` is no collection of ids.
+            DataError: An id is neither text nor an integer, or `subjects` is no collection of ids, or is empty.
         """
-        return self._forgetting.forget(_canonical(subjects), strict)
+        return self._forgetting.forget(_canonical(subjects), strict, request_id)
 
     def schedule(self, subjects: Iterable[Any], due: datetime, strict: bool = True) -> int:
         """Notes a deletion request that is to be carried out later: by `forget_due`, or when the store is next opened.
@@ -182,13 +205,28 @@ class Store:
             How many subjects were noted; those who are forgotten already are not.
 
         Raises:
-            ConfigurationError: The time has no time zone.
+            ConfigurationError: The time has no time zone, or is at an end of the calendar.
             UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
-            DataError: An id is neither text nor an integer, or `subjects` is no collection of ids.
+            DataError: An id is neither text nor an integer, or `subjects` is no collection of ids, or is empty.
         """
         return self._forgetting.schedule(_canonical(subjects), due, strict)
 
-    def forget_due(self, now: datetime | None = None) -> Receipt | None:
+    def cancel(self, subjects: Iterable[Any]) -> int:
+        """Cancels scheduled requests before they are carried out. What is forgotten cannot come back.
+
+        Args:
+            subjects: The ids of those who are not to be forgotten after all.
+
+        Returns:
+            How many were cancelled.
+
+        Raises:
+            UnknownSubjectError: Nothing is scheduled for one of them; nothing has changed then.
+            DataError: An id is neither text nor an integer, or `subjects` is no collection of ids, or is empty.
+        """
+        return self._forgetting.cancel(_canonical(subjects))
+
+    def forget_due(self, now: datetime | None = None) -> RequestRecord | None:
         """Carries the scheduled requests out that are due, as one request.
 
         Args:
@@ -217,13 +255,13 @@ class Store:
         """Returns the times (UTC, ISO 8601) of scheduled requests, and of how many subjects."""
         return self._ledger.schedules()
 
-    def receipts(self, after: int = 0) -> list[Receipt]:
+    def receipts(self, after: int = 0) -> list[RequestRecord]:
         """Returns the receipts of all requests, in order.
 
         Args:
             after: Only those of requests after this one.
         """
-        return [read_receipt(self._ledger, request) for request in range(after + 1, self.request_number + 1)]
+        return [read_record(self._ledger, request) for request in range(after + 1, self.request_number + 1)]
 
     def has_given(self, receipt: Receipt) -> bool:
         """Says whether the store's history, unchanged, has the request that a receipt is of.
@@ -231,7 +269,7 @@ class Store:
         Args:
             receipt: The receipt; files that were erased after it was given may be missing in it.
         """
-        return has_given(self._ledger, receipt)
+        return has_given(self._ledger.events(), receipt)
 
     def revoked(self) -> set[UnitId]:
         """Returns every unit that a request or damage has ever taken away; it may have been trained anew since."""
@@ -333,6 +371,7 @@ class Store:
         digest = find_snapshot(self._ledger, unit)
         if digest is None:
             raise self._revoked(unit)
+        self._backend.authenticator.check_artifacts(map(str, unit.lineage))
         try:
             data = self._backend.snapshots.get(digest, f"unit {unit}")
         except DamagedError:
@@ -374,7 +413,7 @@ class Store:
         with self._ledger.transaction():
             gone = remove_lineages(self._backend, tops)
             if gone:
-                record(self._ledger, "damage", None, asdict(Damage(tuple(map(str, gone)))))
+                record(self._backend, "damage", None, asdict(Damage(tuple(map(str, gone)))))
         erase_queued(self._backend)
         write_journal(self._ledger, self.path)
         return gone
@@ -426,6 +465,11 @@ def _closed_on_error(backend: Backend) -> Iterator[None]:
         raise
 
 
+def _partition_of(manifest: Manifest, secret: bytes) -> Partition:
+    part = manifest.partition
+    return Partition(part.shards, part.slices, part.seed, tuple(part.bands), secret if part.kind == "secret" else b"")
+
+
 def _yes_or_no(flag: bool) -> str:
     return "yes" if flag else "no"
 
@@ -437,4 +481,9 @@ def _canonical(subjects: Iterable[Any]) -> list[str]:
             f"The subjects are {type(subjects).__name__}. Expected several ids, even for one person: "
             'forget(["user-17"]).'
         )
-    return [canonical_subject(subject) for subject in subjects]
+    found = [canonical_subject(subject) for subject in subjects]
+    if not found:
+        raise DataError(
+            "The request names nobody. Expected at least one id; if they come from another program, it may have failed."
+        )
+    return found

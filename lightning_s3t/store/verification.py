@@ -5,11 +5,12 @@ from __future__ import annotations
 import stat
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from lightning_s3t.core.events import Event, Request, first_break
+from lightning_s3t.core.events import Cancellation, Event, Request, Schedule, first_break
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.backend import Backend
@@ -63,11 +64,17 @@ def verify(store: Backend, keyring: Keyring, quiet: bool) -> Verification:
     with ledger.at_one_time():  # requests of other processes go on meanwhile
         keyring.refresh()
         history = list(ledger.events())
-        contents = [*_tombstones(ledger, keyring, history), *_outdated(ledger), *_index(ledger)]
+        contents = [
+            *_tombstones(ledger, keyring, history),
+            *_waiting(ledger, keyring, history),
+            *_outdated(ledger),
+            *_index(ledger),
+        ]
     found = ledger.problems()
     problems = [
         *([f"The database is damaged: {'; '.join(found)}."] if found else ()),
         *_chain(ledger, store.folder, history),
+        *_authenticity(store, history),
         *contents,
         *(f"The snapshot of unit {unit} is missing or damaged." for unit in damaged),
         *_base(store),
@@ -155,6 +162,14 @@ def _chain(ledger: Ledger, folder: Path, history: list[Event]) -> Iterator[str]:
         yield f"The journal ends at event {len(copy)}, the ledger at {len(history)}."
 
 
+def _authenticity(store: Backend, history: list[Event]) -> Iterator[str]:
+    forged = list(store.authenticator.wrong_events(history))
+    if forged:
+        yield f"{len(forged)} events, the first at position {forged[0]}, were not written with the store's key."
+    for what in store.authenticator.changed():
+        yield f"Changed without the store's key: {what}."
+
+
 def _copy_of(folder: Path, events: int) -> list[Event]:
     # another process may have committed an event, and be about to add it
     deadline = time.monotonic() + _PATIENCE
@@ -185,6 +200,28 @@ def _tombstones(ledger: Ledger, keyring: Keyring, history: Iterable[Event]) -> I
     again = ledger.count_registered_and_forgotten()
     if again:
         yield f"{again} forgotten subjects are registered as training data."
+
+
+def _waiting(ledger: Ledger, keyring: Keyring, history: Iterable[Event]) -> Iterator[str]:
+    expected: dict[bytes, str] = {}
+    gone: set[bytes] = set()
+    for event in history:
+        with suppress(LookupError, TypeError, ValueError):  # what cannot be read is told elsewhere
+            if event.kind == "request":
+                request = event.read(Request)
+                gone |= {keyring.renew(bytes.fromhex(hash_), request.layers) for hash_, _ in request.tombstones}
+            elif event.kind == "schedule":
+                schedule = event.read(Schedule)
+                for hash_, time, _ in schedule.pending:
+                    renewed = keyring.renew(bytes.fromhex(hash_), schedule.layers)
+                    expected[renewed] = min(time, expected.get(renewed, time))
+            elif event.kind == "cancellation":
+                cancellation = event.read(Cancellation)
+                for hash_ in cancellation.pending:
+                    expected.pop(keyring.renew(bytes.fromhex(hash_), cancellation.layers), None)
+    wrong = {hash_: time for hash_, time in expected.items() if hash_ not in gone}.items() ^ set(ledger.scheduled())
+    if wrong:
+        yield f"{len({hash_ for hash_, _ in wrong})} scheduled requests are not what the history says."
 
 
 def _outdated(ledger: Ledger) -> Iterator[str]:

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import subprocess
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -48,12 +49,53 @@ def test_a_request_for_later_is_listed_and_carried_out_when_it_is_due(store: Pat
     output = capsys.readouterr().out
     assert "Nothing is due" in output
     assert "2999-01-31T12:00:00.000+00:00  1 subjects" in output
-    assert main(["forget", str(store), BOB, "--at", "2000-01-31T12:00+02:00"]) == 0
-    assert main(["store", "pending", str(store)]) == 0
+    with Store.open(store) as opened:
+        opened.schedule([BOB], datetime.now(timezone.utc) - timedelta(seconds=1))
     assert main(["forget", str(store), "--due", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out.split("subjects\n")[-1])["subjects"] == 1
+    assert json.loads(capsys.readouterr().out)["subjects"] == 1
     with Store.open(store) as opened:
         assert opened.forgotten([ANN, BOB]) == {BOB}
+
+
+def test_a_request_for_later_is_cancelled(store: Path, capsys: Output) -> None:
+    main(["forget", str(store), ANN, BOB, "--at", "2999-01-31T12:00Z"])
+    assert main(["forget", str(store), ANN, "--cancel"]) == 0
+    assert "1 subjects will not be forgotten" in capsys.readouterr().out
+    main(["store", "pending", str(store)])
+    assert "  1 subjects" in capsys.readouterr().out
+    assert main(["forget", str(store), ANN, "--cancel"]) == 2
+    assert "Nothing is scheduled for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--due"], ["--at", "2999-01-31T12:00Z"], ["--allow-unknown"], ["--json"]])
+def test_cancelling_takes_no_other_flag(store: Path, flags: list[str]) -> None:
+    assert main(["forget", str(store), *([] if flags == ["--due"] else [ANN]), "--cancel", *flags]) == 2
+
+
+@pytest.mark.parametrize(
+    ("time", "message"),
+    [
+        ("2000-01-31T12:00+02:00", "is past"),
+        ("9999-12-31T23:59:59-12:00", "has no date in UTC"),
+        ("0001-01-01T00:00+12:00", "has no date in UTC"),
+    ],
+)
+def test_a_time_that_cannot_come_is_refused(store: Path, capsys: Output, time: str, message: str) -> None:
+    assert main(["forget", str(store), ANN, "--at", time]) == 2
+    assert message in capsys.readouterr().err
+    with Store.open(store) as opened:
+        assert (opened.pending(), opened.request_number) == ([], 0)
+
+
+def test_a_retry_under_one_name_prints_the_same_receipt(store: Path, capsys: Output) -> None:
+    command = ["forget", str(store), ANN, "--request-id", "ticket-7", "--json"]
+    assert main(command) == 0
+    first = capsys.readouterr().out
+    assert main(command) == 0
+    assert capsys.readouterr().out == first
+    assert json.loads(first)["request_id"] == "ticket-7"
+    assert main(["forget", str(store), BOB, "--request-id", "ticket-7"]) == 2
+    assert "was given to request 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("time", ["tomorrow", "2027-01-31", "2027-01-31T12:00"])
@@ -62,12 +104,46 @@ def test_a_time_that_is_none_is_refused(store: Path, capsys: Output, time: str) 
     assert "2027-01-31T12:00Z" in capsys.readouterr().err
 
 
-def test_ids_may_come_from_standard_input(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{ANN}\n\n{BOB}\r\n"))
+def type_in(monkeypatch: pytest.MonkeyPatch, data: bytes, encoding: str = "utf-8") -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding=encoding))
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_ids_may_come_from_standard_input(store: Path, monkeypatch: pytest.MonkeyPatch, mark: bytes) -> None:
+    type_in(monkeypatch, mark + f"{ANN}\n\n{BOB}\r\n".encode())
     assert main(["forget", str(store), "-"]) == 0
     with Store.open(store) as opened:
         assert opened.forgotten([ANN, BOB]) == {ANN, BOB}
         assert opened.request_number == 1
+
+
+def test_ids_are_utf_8_whatever_the_locale_says(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store.open(store) as opened:
+        session(opened).register(["Jos\xe9"])
+    type_in(monkeypatch, "Jos\xe9\n".encode(), encoding="latin-1")
+    assert main(["forget", str(store), "-"]) == 0
+    with Store.open(store) as opened:
+        assert opened.forgotten(["Jos\xe9"]) == {"Jos\xe9"}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("Jos\xe9".encode("latin-1"), "not in UTF-8"),
+        (ANN.encode("utf-16"), "not in UTF-8"),
+        (ANN.encode("utf-16-le"), "null characters"),
+        (b"", "names nobody"),
+        (b"\n \n", "names nobody"),
+    ],
+)
+def test_standard_input_that_holds_no_ids_is_refused(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output, data: bytes, message: str
+) -> None:
+    type_in(monkeypatch, data)
+    assert main(["forget", str(store), "-", "--allow-unknown"]) == 2
+    assert message in capsys.readouterr().err
+    with Store.open(store) as opened:
+        assert opened.request_number == 0
 
 
 def test_receipts_are_exported_as_a_table(store: Path, capsys: Output) -> None:
@@ -77,7 +153,22 @@ def test_receipts_are_exported_as_a_table(store: Path, capsys: Output) -> None:
     assert main(["receipt", "list", str(store), "--format", "csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["request"] for row in rows] == ["1", "2"]
+    assert "revoked" not in rows[0]
+    main(["receipt", "list", str(store), "--format", "csv", "--internal"])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert "0/0" in rows[0]["revoked"].split()
+
+
+def test_what_a_requester_is_given_does_not_tell_the_place(store: Path, capsys: Output) -> None:
+    main(["forget", str(store), ANN, "--json"])
+    given = json.loads(capsys.readouterr().out)
+    main(["receipt", "list", str(store)])
+    assert json.loads(capsys.readouterr().out) == [given]
+    main(["receipt", "list", str(store), "--internal"])
+    (internal,) = json.loads(capsys.readouterr().out)
+    assert internal.keys() - given.keys() == {"revoked", "serving"}
+    assert internal["revoked"][0].startswith("0/")
+    assert not [value for value in given.values() if isinstance(value, (list, dict)) and "0/0" in str(value)]
 
 
 def test_a_signed_receipt_is_checked_against_the_key_and_the_store(
@@ -96,6 +187,25 @@ def test_a_signed_receipt_is_checked_against_the_key_and_the_store(
     receipt.write_text("nothing")
     assert main([*check, "--key", str(public)]) == 1
     assert main(check) == 2
+
+
+def test_whoever_has_no_key_checks_a_signed_receipt_against_the_journal(
+    store: Path, keys: tuple[Path, Path], tmp_path: Path, capsys: Output
+) -> None:
+    private, public = keys
+    main(["forget", str(store), ANN])
+    capsys.readouterr()
+    main(["forget", str(store), BOB, "--sign", str(private)])
+    receipt, journal = tmp_path / "receipt.json", tmp_path / "journal.jsonl"
+    receipt.write_text(capsys.readouterr().out)
+    shutil.copy(store / "journal.jsonl", journal)
+    check = ["receipt", "verify", str(receipt), "--key", str(public), "--journal"]
+    assert main([*check, str(journal)]) == 0
+    assert "is in the store's history" in capsys.readouterr().out
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(line for line in lines if '"request":1' not in line))
+    assert main([*check, str(journal)]) == 1
+    assert main([*check, str(tmp_path / "nowhere")]) == 2
 
 
 def test_a_receipt_of_another_store_is_told(store: Path, template: Path, tmp_path: Path, capsys: Output) -> None:

@@ -35,7 +35,7 @@ QUIET = {
     "enable_progress_bar": "false",
     "enable_model_summary": "false",
 }
-SMALL = {"store": "store", "shards": "2", "slices": "2", "budget": "2", "adapter.r": "2"}
+SMALL = {"store": "store", "shards": "2", "slices": "2", "budget": "2", "adapter.r": "2", "partition": "public"}
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ SMALL = [
     "--s3t.shards=2",
     "--s3t.slices=2",
     "--s3t.budget=1",
+    "--s3t.partition=public",  # stores are compared
 ]
 TINY_VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "num_heads": 2, "depth": 4}
 TINY_BLOCKS = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": VOCABULARY}

@@ -55,6 +55,17 @@ def test_what_is_revoked_is_let_go() -> None:
     assert gone() is None
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_what_is_revoked_is_overwritten_in_memory(inference: bool) -> None:
+    snapshots = SnapshotPreloader(Disk().load, keep=True)
+    with torch.inference_mode(inference):
+        snapshots.renew({ONE: "a", TWO: "b"})
+    kept, gone = snapshots.load(ONE)["w"], snapshots.load(TWO)["w"]
+    snapshots.renew({ONE: "a"})
+    assert kept.tolist() == [1.0, 1.0]
+    assert gone.tolist() == [0.0, 0.0]
+
+
 def test_what_was_trained_anew_is_read_anew() -> None:
     disk = Disk()
     snapshots = SnapshotPreloader(disk.load, keep=True)

@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_s3t.errors import RevokedError
 from lightning_s3t.plan import UnitId
-from lightning_s3t.tuning.stages import Snapshot
+from lightning_s3t.tuning.stages import Snapshot, live_tensors
 from tests.serving.shards import IMAGES, LORA, Shards, make_vit
 
 SHORTER, OTHER_ORDER, LONGER = UnitId(0, (0, 1)), UnitId(0, (0, 2, 1)), UnitId(0, (3, 2, 1, 0))
@@ -114,3 +114,20 @@ def test_stand_ins_move_with_the_module_that_they_are_in() -> None:
     shards.serve(UnitId(0, (0,)))
     (answer,) = shards.ask("sequential", IMAGES.double())
     assert answer.dtype == torch.float64
+
+
+@pytest.mark.parametrize("adapter", [LORA, None], ids=["lora", "whole layers"])
+@pytest.mark.parametrize("unit", [SHORTER, LONGER, None], ids=str)
+def test_what_is_deactivated_is_overwritten_in_memory(unit: UnitId | None, adapter: object) -> None:
+    shards = Shards(make_vit(), [3, 2], adapter)
+    before, other = live_tensors(shards.served.stand_ins(0)), shards.ask("sequential", IMAGES)[1]
+    if unit is None:
+        shards.served.drop(0)
+    else:
+        shards.serve(unit)
+    used = {id(tensor) for tensor in shards.served.parameters()} | {id(tensor) for tensor in shards.served.buffers()}
+    gone = [tensor for tensor in before.values() if id(tensor) not in used]
+    assert gone
+    assert not any(tensor.any() for tensor in gone)
+    assert torch.equal(shards.ask("sequential", IMAGES)[-1], other)
+    assert answers_as_built_anew(shards)

@@ -30,7 +30,7 @@ class History(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.folder = Path(tempfile.mkdtemp())
-        self.store = Store.create(self.folder / "store", {"partition": vars(PARTITION)})
+        self.store = Store.create(self.folder / "store", {"partition": PARTITION.settings})
         self.known: set[str] = set()
         self.forgotten: set[str] = set()
         self.alive: dict[UnitId, int] = {}  # the number that its tensor holds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -317,3 +318,44 @@ def test_two_artifacts_of_one_name_are_refused(ledger: Ledger) -> None:
     with pytest.raises(StoreError):
         add_twice()
     assert ledger.ages() == {}
+
+
+def test_the_short_form_of_artifacts_and_their_codes(ledger: Ledger) -> None:
+    with ledger.transaction():
+        for unit in UNITS[:3]:
+            add(ledger, unit)
+    made = {artifact(unit).name: artifact(unit).entry for unit in UNITS[:3]}
+    assert {entry.name: entry for entry in ledger.entries()} == made
+    name = str(UNITS[0])
+    assert list(ledger.entries([name, "0/7"])) == [made[name]]
+    with ledger.transaction():
+        ledger.seal({name: "code"})
+    assert [entry.mac for entry in ledger.entries([name])] == ["code"]
+    assert {one.name: one.mac for one in ledger.artifacts()}[name] == "code"
+    assert {entry.mac for entry in ledger.entries([str(unit) for unit in UNITS[1:]])} == {""}
+
+
+def test_requests_are_found_by_number_and_by_name(ledger: Ledger) -> None:
+    with ledger.transaction():
+        first = append(ledger, 1, 1)
+        named = Event.after(ledger.head(), "request", 2, {"request_id": "ticket-7"})
+        ledger.append(named, 2)
+        append(ledger)
+        ledger.append(Event.after(ledger.head(), "erasure", 2, {}))
+    assert ledger.request_digests([1, 2, 3]) == {1: first.digest, 2: named.digest}
+    assert ledger.request_digests([]) == {}
+    assert ledger.request_named("ticket-7") == 2
+    assert ledger.request_named("ticket-8") is None
+
+
+def test_who_waits_is_listed_and_taken_out(ledger: Ledger) -> None:
+    with ledger.transaction():
+        ledger.schedule([(ANN, "2030", "0/0"), (BOB, "2031", "0/1")])
+        ledger.unschedule([ANN, EVE])
+    assert list(ledger.scheduled()) == [(BOB, "2031")]
+
+
+def test_the_code_of_an_event_comes_back(ledger: Ledger) -> None:
+    with ledger.transaction():
+        ledger.append(replace(Event.after(ledger.head(), "damage", None, {"units": []}), mac="code"))
+    assert [event.mac for event in ledger.events()] == ["code"]

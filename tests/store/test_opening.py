@@ -16,7 +16,7 @@ from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
 from lightning_s3t.store.tensors import encode_snapshot
-from tests.store.people_store import session
+from tests.store.people_store import in_place, make, session
 
 SETTINGS = {"partition": {"shards": 1, "slices": 2, "seed": 0}}
 PARENT, CHILD = UnitId(0, (0,)), UnitId(0, (0, 1))
@@ -74,13 +74,18 @@ def test_a_ledger_of_a_newer_format_is_refused(path: Path) -> None:
         Store.open(path)
 
 
-def test_the_key_is_the_owners_alone_whatever_the_mask(tmp_path: Path) -> None:
-    mask = os.umask(0)
+@pytest.mark.parametrize("mask", [0o000, 0o022])
+def test_a_store_is_its_owners_alone_whatever_the_mask(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
     try:
-        Store.create(tmp_path / "store", SETTINGS).close()
+        with make(tmp_path / "deep" / "store") as store:
+            store.forget([in_place(0, 0)])
+            store.rotate_key()
+            everything = [store.path, *store.path.rglob("*")]
+            assert {path.name: path.stat().st_mode & 0o077 for path in everything if path.stat().st_mode & 0o077} == {}
+            assert store.verify().passed
     finally:
-        os.umask(mask)
-    assert (tmp_path / "store" / "subject.key").stat().st_mode & 0o777 == 0o600
+        os.umask(before)
 
 
 @given(st.permutations(["head.weight", "head.bias", "a.lora_A", "a.lora_B", "z"]))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -20,7 +23,7 @@ from tests.store.people_store import in_place, make
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "receipt.schema.json").read_text())
 TIME = "2026-01-01T00:00:00+00:00"
-RECEIPT = Receipt(1, TIME, 1, 0, 0, ("0/1",), 1, 100, {"0": None}, "s3t", "exact", "fork", {"torch": "2"}, 2, "ab" * 32)
+RECEIPT = Receipt(1, "ticket-7", TIME, 1, 0, 0, 1, 1, 100, "s3t", "exact", "fork", {"torch": "2"}, 2, "ab" * 32)
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +44,10 @@ def test_the_schema_in_the_docs_is_that_of_the_class() -> None:
 @pytest.mark.parametrize("register", [True, False])
 def test_receipts_keep_to_their_schema(tmp_path: Path, register: bool) -> None:
     with make(tmp_path / "store", register) as store:
-        receipts = [store.forget([in_place(0, 0)]), store.forget([in_place(0, 0)]), store.forget([])]
+        receipts = [store.forget([in_place(0, 0)]), store.forget([in_place(0, 0)])]
     for receipt in receipts:
         jsonschema.validate(json.loads(receipt.to_json()), SCHEMA)
-        assert Receipt.from_json(receipt.to_json()) == receipt
+        assert Receipt.from_json(receipt.to_json()) == receipt.receipt
 
 
 def test_a_signed_receipt_keeps_to_its_schema_and_is_the_receipt(keys: Path) -> None:
@@ -59,10 +62,17 @@ def test_formatting_does_not_matter_to_a_signature(keys: Path) -> None:
     assert verify_receipt(text, keys / "ours.pub") == RECEIPT
 
 
-@pytest.mark.parametrize("name", ["subjects", "time", "revoked", "chain", "extra"])
+@pytest.mark.parametrize("name", ["subjects", "time", "revoked", "revoked_units", "chain", "extra"])
 def test_a_changed_receipt_is_told(keys: Path, name: str) -> None:
     document = json.loads(sign_receipt(RECEIPT, keys / "ours.pem"))
-    document[name] = {"subjects": 2, "time": "later", "revoked": [], "chain": "cd" * 32, "extra": 1}[name]
+    document[name] = {
+        "subjects": 2,
+        "time": "later",
+        "revoked": [],
+        "revoked_units": 0,
+        "chain": "cd" * 32,
+        "extra": 1,
+    }[name]
     with pytest.raises(StoreError, match=r"was changed afterwards|not what was given"):
         verify_receipt(json.dumps(document), keys / "ours.pub")
 
@@ -128,3 +138,40 @@ def test_receipts_since_a_request(path: Path) -> None:
             store.forget([in_place(0, number)])
         assert store.receipts(after=1) == store.receipts()[1:]
         assert store.receipts(after=3) == []
+
+
+@pytest.fixture
+def asked(path: Path) -> Iterator[Store]:
+    """A store with two requests that each erased something."""
+    with Store.open(path) as store:
+        store.forget([in_place(0, 0)])
+        store.forget([in_place(1, 0)])
+        yield store
+
+
+@pytest.mark.parametrize(
+    "change", [{"erased_bytes": 10**12}, {"erased_files": 0}, {"erased_files": 1}, {"subjects": 2}, {"time": "later"}]
+)
+def test_a_receipt_with_a_changed_number_is_not_the_historys(asked: Store, change: dict[str, Any]) -> None:
+    receipt = asked.receipts()[0]
+    assert asked.has_given(receipt)
+    assert not asked.has_given(replace(receipt, **change))
+
+
+def test_a_receipt_with_the_place_of_another_is_not_the_historys(asked: Store) -> None:
+    first, second = asked.receipts()
+    assert not asked.has_given(replace(first, position=second.position, chain=second.chain))
+
+
+def test_a_receipt_from_before_the_erasure_is_the_historys(asked: Store) -> None:
+    first = asked.receipts()[0]
+    digest = asked.chain_digest(1)
+    assert digest is not None
+    assert asked.has_given(replace(first, position=1, chain=digest, erased_files=0, erased_bytes=0))
+    assert not asked.has_given(replace(first, position=1, chain=digest))
+
+
+def test_a_receipt_with_a_place_before_its_request_is_not_the_historys(asked: Store) -> None:
+    second, digest = asked.receipts()[1], asked.chain_digest(1)
+    assert digest is not None
+    assert not asked.has_given(replace(second, position=1, chain=digest))

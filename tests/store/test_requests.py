@@ -144,10 +144,12 @@ def test_an_id_that_cannot_be_encoded_is_refused_as_other_wrong_ids_are_or_forgo
         assert store.forgotten([name]) == {name}
 
 
-def test_a_request_for_nobody_revokes_nothing(store: Store) -> None:
-    receipt = store.forget([])
-    assert (receipt.subjects, receipt.revoked) == (0, ())
-    assert len(store.alive()) == len(UNITS)
+def test_a_request_for_nobody_is_refused(store: Store) -> None:
+    for ask in (store.forget, lambda nobody: store.schedule(nobody, SOON), store.cancel):
+        with pytest.raises(DataError, match="names nobody"):
+            ask([])
+    assert store.request_number == 0
+    assert store.pending() == []
 
 
 def test_ten_thousand_in_one_request_are_one_receipt(store: Store) -> None:
@@ -250,7 +252,6 @@ def test_receipts_are_numbered_from_one_and_kept(store: Store) -> None:
 
 
 NAMES = st.text(st.characters(codec="utf-8"), max_size=5)
-UNITS_OR_NONE = st.sampled_from(["0/0", "1/2-0", None])
 RECEIPTS = st.builds(
     Receipt,
     request=st.integers(1),
@@ -258,10 +259,10 @@ RECEIPTS = st.builds(
     subjects=st.integers(0),
     already_forgotten=st.integers(0),
     unknown=st.integers(0),
-    revoked=st.lists(st.sampled_from(["0/0", "1/2-0"]), max_size=4).map(tuple),
+    request_id=st.none() | NAMES,
+    revoked_units=st.integers(0),
     erased_files=st.integers(0),
     erased_bytes=st.integers(0),
-    serving=st.dictionaries(NAMES, UNITS_OR_NONE, max_size=3),
     versions=st.dictionaries(NAMES, NAMES, max_size=3),
     position=st.integers(1),
     chain=st.from_regex("[0-9a-f]{64}", fullmatch=True),

@@ -13,6 +13,7 @@ import pytest
 from lightning_s3t.errors import ConfigurationError, StoreMismatchError, UnknownSubjectError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
+from tests.store.backups import back_up, restore
 from tests.store.people_store import PEOPLE, SETTINGS, UNITS, build, in_place, make, session
 
 SOON = datetime.now(timezone.utc) + timedelta(hours=1)
@@ -184,3 +185,55 @@ def test_a_receipt_of_what_was_due_says_who_was_unknown(path: Path) -> None:
         receipt = store.forget_due(SOON)
         assert receipt is not None
         assert (receipt.subjects, receipt.unknown) == (2, 1)
+
+
+def test_what_is_cancelled_is_not_carried_out(store: Store) -> None:
+    store.schedule([ANN, BOB], SOON)
+    assert store.cancel([ANN]) == 1
+    assert store.forget_due(LATER) is not None
+    assert store.forgotten([ANN, BOB]) == {BOB}
+    assert store.verify().passed
+
+
+def test_cancelling_what_is_not_scheduled_changes_nothing(store: Store) -> None:
+    store.schedule([ANN], SOON)
+    with pytest.raises(UnknownSubjectError, match="Nothing is scheduled for"):
+        store.cancel([ANN, BOB])
+    assert len(store.pending()) == 1
+
+
+def test_what_is_cancelled_may_be_scheduled_again_for_later(store: Store) -> None:
+    store.schedule([ANN], SOON)
+    store.cancel([ANN])
+    store.schedule([ANN], LATER)
+    assert store.forget_due(SOON) is None
+    assert store.forget_due(LATER) is not None
+
+
+def test_a_restored_ledger_knows_what_was_cancelled_since(store: Store, tmp_path: Path) -> None:
+    store.schedule([ANN, BOB], SOON)
+    back_up(store.path, tmp_path / "backup.db")
+    store.rotate_key()
+    store.cancel([ANN])
+    store.close()
+    restore(store.path, tmp_path / "backup.db")
+    with Store.open(store.path) as again:
+        assert again.pending() == [(SOON.isoformat(timespec="milliseconds"), 1)]
+        assert again.verify().passed
+
+
+@pytest.mark.parametrize(
+    "statement", ["DELETE FROM pending", "UPDATE pending SET due = '2999'", "UPDATE pending SET hash = x'00'"]
+)
+def test_a_scheduled_request_that_somebody_has_changed_is_found(store: Store, statement: str) -> None:
+    store.schedule([ANN], SOON)
+    assert store.verify().passed
+    store._ledger.connection.execute(statement)
+    assert "scheduled requests are not what the history says" in " ".join(store.verify().problems)
+
+
+@pytest.mark.parametrize("hours", [-12, 12])
+def test_a_time_at_an_end_of_the_calendar_is_refused(store: Store, hours: int) -> None:
+    end = datetime.max if hours < 0 else datetime.min
+    with pytest.raises(ConfigurationError, match="end of the calendar"):
+        store.schedule([ANN], end.replace(tzinfo=timezone(timedelta(hours=hours))))

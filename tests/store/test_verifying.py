@@ -133,7 +133,7 @@ def test_a_revoked_unit_that_somebody_has_put_back_is_found(store: Store) -> Non
     snapshot = snapshot_of(store, TOP)
     data = snapshot.read_bytes()
     store.forget([in_place(0, 0)])
-    connection.execute("INSERT INTO artifacts VALUES (?, ?, ?, ?)", artifact)
+    connection.execute("INSERT INTO artifacts VALUES (?, ?, ?, ?, ?)", artifact)
     connection.execute("INSERT OR REPLACE INTO vault VALUES (?, ?, ?)", record)
     snapshot.write_bytes(data)
     assert any("Unit 0/0 was trained before request 1" in problem for problem in store.verify().problems)

@@ -1,0 +1,273 @@
+"""Authentication: what only the holder of a store's key can write, so that nobody else can change its history.
+
+Whatever decides who is forgotten and what may serve has a message authentication code (MAC), keyed BLAKE2b:
+
+- each event of the chain, over its digest, and so over all events before it;
+- the end of the chain, so that events cannot be cut off;
+- the tombstones, as one sum over all of them, to which a request adds its own (MSet-Add-Hash: Clarke et al., ASIACRYPT
+  2003), bound to the newest request;
+- each artifact, bound to the request that was the newest when its data was chosen;
+- the settings, which say where everybody is, and what fits note: the head's start, the sequences, the app's config.
+
+A rotation of the keys makes all of them again but the first kind: events keep the code of the key that was in use.
+Whoever has an old key alone can therefore write nothing, not even in the history of its time: later codes bind it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from lightning_s3t.core.events import GENESIS, Event, Request, Rotation
+from lightning_s3t.errors import StoreError
+from lightning_s3t.store.identities import KEY_FILE, read_keys
+from lightning_s3t.store.ledger import ArtifactEntry, Ledger
+
+_ID, _LAYERS, _HEAD, _TOMBSTONES, _SETTINGS = "store_id", "key_layers", "head_mac", "tombstones_mac", "settings_mac"
+_FIXED = ("settings", "register", "base", "options")  # what a fit notes
+_SIZE = 32  # bytes
+_PERSON = b"s3t-tombstone"
+_MODULUS = 1 << (8 * _SIZE)
+
+_Buried = tuple[bytes, int, str]
+"""A row of the tombstones: hash, request and cell."""
+
+
+def new_identity() -> dict[str, str]:
+    """Return the note that tells a new store from others with the same key."""
+    return {_ID: os.urandom(16).hex()}
+
+
+class Authenticator:
+    """Makes and checks a store's MACs. What it notes it notes within the caller's transaction.
+
+    Args:
+        folder: The store.
+        ledger: Its ledger.
+    """
+
+    def __init__(self, folder: Path, ledger: Ledger) -> None:
+        self._folder = folder
+        self._ledger = ledger
+        self._derived: dict[tuple[int, str], bytes] = {}
+
+    # the history
+
+    def append(self, event: Event, forgotten: int | None = None) -> None:
+        """Add an event to the chain, with its MAC and those that follow from it.
+
+        Args:
+            event: The next one.
+            forgotten: How many are forgotten after a request.
+        """
+        buried = _buried_by(event)
+        total = self._read_sum() if buried is not None else 0
+        self._ledger.append(replace(event, mac=self._event_mac(event)), forgotten)
+        self.note_head()
+        if buried is not None:
+            self._note_sum(total + self._sum(buried))
+
+    def note_head(self) -> None:
+        """Note the MAC of the chain's end."""
+        self._ledger.note({_HEAD: self._head_mac()})
+
+    def check_head(self) -> None:
+        """Check that the chain ends where it was when it was last written to.
+
+        Raises:
+            StoreError: It does not.
+        """
+        if not self._head_is_right():
+            raise self._changed("the end of its history")
+
+    def is_right(self, event: Event, layers: int) -> bool:
+        """Return whether an event has the MAC that belongs to it.
+
+        Args:
+            event: The event.
+            layers: How many keys were in use when it was written.
+        """
+        return _same(event.mac, self._event_mac(event, layers))
+
+    # artifacts
+
+    def artifact(self, entry: ArtifactEntry) -> str:
+        """Return the MAC of an artifact that is about to be added.
+
+        Args:
+            entry: What is known of it; its own MAC does not count.
+        """
+        return _artifact_mac(self._key(), entry, self._digests([entry]))
+
+    def check_artifacts(self, names: Iterable[str]) -> None:
+        """Check artifacts before something of them is served.
+
+        Args:
+            names: Their names.
+
+        Raises:
+            StoreError: One is not what was added.
+        """
+        with self._ledger.at_one_time():
+            wrong = self._wrong_artifacts(list(self._ledger.entries(list(names))))
+        for name in wrong:
+            raise self._changed(f"the record of unit {name}")
+
+    # all of a store
+
+    def note_settings(self) -> None:
+        """Note the MAC of the settings, when they or what a fit notes beside them have been written."""
+        self._ledger.note({_SETTINGS: self._settings_mac()})
+
+    def renew(self) -> None:
+        """Make every MAC that has to be of the newest key again; after a rotation, and for a new store."""
+        self.note_settings()
+        self._note_sum(self._sum(self._ledger.tombstones()))
+        entries = list(self._ledger.entries())
+        key, digests = self._key(), self._digests(entries)
+        self._ledger.seal({entry.name: _artifact_mac(key, entry, digests) for entry in entries})
+        self.note_head()
+
+    def check(self) -> None:
+        """Check everything but the events before the newest; fast enough for every opening.
+
+        Raises:
+            StoreError: Something was changed without the key.
+        """
+        for what in self.changed():
+            raise self._changed(what)
+
+    def changed(self) -> Iterator[str]:
+        """Return what was changed without the key, except in events before the newest."""
+        with self._ledger.at_one_time():
+            if not _same(self._ledger.notes(_SETTINGS).get(_SETTINGS, ""), self._settings_mac()):
+                yield "what its settings are, or what its fits have noted"
+            if not self._head_is_right():
+                yield "the end of its history"
+            if self._read_sum() != self._sum(self._ledger.tombstones()) % _MODULUS:
+                yield "the list of those who are forgotten"
+            for name in self._wrong_artifacts(list(self._ledger.entries())):
+                yield f"the record of unit {name}"
+
+    def wrong_events(self, history: Iterable[Event]) -> Iterator[int]:
+        """Return the positions of events that do not have their MAC.
+
+        Args:
+            history: All events, in order.
+        """
+        layers = 1
+        for event in history:
+            layers = layers_after(event, layers)
+            try:
+                right = self.is_right(event, layers)
+            except StoreError:  # more rotations than keys
+                right = False
+            if not right:
+                yield event.position
+
+    def _event_mac(self, event: Event, layers: int | None = None) -> str:
+        return _mac(self._key(layers), "event", event.digest)
+
+    def _head_mac(self) -> str:
+        return _mac(self._key(), "head", *map(str, self._ledger.head()))
+
+    def _head_is_right(self) -> bool:
+        return _same(self._ledger.notes(_HEAD).get(_HEAD, ""), self._head_mac())
+
+    def _settings_mac(self) -> str:
+        kept = self._ledger.notes(*_FIXED)
+        return _mac(self._key(), "settings", *(kept.get(name, "") for name in _FIXED))
+
+    def _digests(self, entries: Iterable[ArtifactEntry]) -> dict[int, str]:
+        return {0: GENESIS, **self._ledger.request_digests({entry.as_of for entry in entries})}
+
+    def _wrong_artifacts(self, entries: list[ArtifactEntry]) -> list[str]:
+        key, digests = self._key(), self._digests(entries)
+        return [entry.name for entry in entries if not _same(entry.mac, _artifact_mac(key, entry, digests))]
+
+    def _sum(self, rows: Iterable[_Buried]) -> int:
+        key, new, parse = self._key(), hashlib.blake2b, int.from_bytes
+        return sum(
+            parse(new(hash_ + f"{request} {cell}".encode(), key=key, digest_size=_SIZE, person=_PERSON).digest(), "big")
+            for hash_, request, cell in rows
+        )
+
+    def _read_sum(self) -> int:
+        kept = self._ledger.notes(_TOMBSTONES).get(_TOMBSTONES, "")
+        try:
+            return (int(kept, 16) - self._mask()) % _MODULUS
+        except ValueError:
+            return -1  # no sum is
+
+    def _note_sum(self, total: int) -> None:
+        self._ledger.note({_TOMBSTONES: f"{(total + self._mask()) % _MODULUS:x}"})
+
+    def _mask(self) -> int:
+        # another for each request, so that two sums do not tell what one tombstone adds
+        newest = self._ledger.watermark()
+        digest = self._ledger.request_digests([newest]).get(newest, GENESIS)
+        return int(_mac(self._key(), "tombstones", digest), 16)
+
+    def _key(self, layers: int | None = None) -> bytes:
+        kept = self._ledger.notes(_LAYERS, _ID)
+        found = int(kept.get(_LAYERS, 0)) if layers is None else layers, kept.get(_ID, "")
+        if found not in self._derived:
+            keys = read_keys(self._folder)
+            if not 0 < found[0] <= len(keys):
+                raise StoreError(
+                    f"The history of the store {self._folder} was written with {found[0]} keys, and {len(keys)} are "
+                    f"there: {KEY_FILE} is an old copy. Restore the newest from a backup."
+                )
+            # not the keys themselves, which hash what others choose
+            key = keys[found[0] - 1]
+            identity = found[1].encode()
+            self._derived[found] = hashlib.blake2b(identity, digest_size=_SIZE, key=key, person=b"s3t-history").digest()
+        return self._derived[found]
+
+    def _changed(self, what: str) -> StoreError:
+        return StoreError(
+            f"In the store {self._folder} {what} is not what was written with the store's key: it was changed, or "
+            "ledger.db is damaged. Nothing is served. Restore ledger.db from a backup (what it lacks is carried out "
+            "again from the journal); if somebody may have changed it, look who can write the folder."
+        )
+
+
+def _buried_by(event: Event) -> list[_Buried] | None:
+    if event.kind != "request" or event.request is None:
+        return None
+    return [(bytes.fromhex(hash_), event.request, cell) for hash_, cell in event.read(Request).tombstones]
+
+
+def _artifact_mac(key: bytes, entry: ArtifactEntry, digests: Mapping[int, str]) -> str:
+    score = "" if entry.score is None else repr(float(entry.score))
+    # of another history, or of none, where there is no such request
+    chain = digests.get(entry.as_of, "")
+    return _mac(key, "artifact", entry.name, str(entry.as_of), chain, entry.digest, score, entry.record)
+
+
+def _mac(key: bytes, *parts: str) -> str:
+    data = "\0".join([f"{len(part)}:{part}" for part in parts]).encode(errors="surrogatepass")
+    return hashlib.blake2b(data, digest_size=_SIZE, key=key).hexdigest()
+
+
+def _same(found: str, expected: str) -> bool:
+    return hmac.compare_digest(found.encode(errors="surrogatepass"), expected.encode())
+
+
+def layers_after(event: Event, before: int) -> int:
+    """Return how many keys are in use with an event: with a rotation, the new one is.
+
+    Args:
+        event: The event.
+        before: How many were in use before it.
+    """
+    if event.kind != "rotation":
+        return before
+    try:
+        return event.read(Rotation).layers
+    except (ValueError, TypeError):
+        return before

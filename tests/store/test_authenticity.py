@@ -243,3 +243,9 @@ def test_a_whole_folder_that_is_rolled_back_is_told_by_a_receipt_kept_elsewhere_
     with Store.open(tmp_path / "before") as rolled_back:
         assert rolled_back.verify().passed
         assert not rolled_back.has_given(receipt)
+
+
+def test_verification_finds_a_record_that_was_changed(store: Path) -> None:
+    with Store.open(store) as opened:
+        database(store).execute('UPDATE vault SET body = \'["key", "{}"]\' WHERE length(body) > 0')
+        assert any("is not what was written" in problem for problem in opened.verify().problems)

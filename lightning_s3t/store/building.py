@@ -63,7 +63,7 @@ class BuildSession:
         if not is_registering(self._ledger):
             return
         bands = subjects.items() if isinstance(subjects, Mapping) else ((subject, 0) for subject in subjects)
-        register(self._ledger, self._keyring, bands, self._partition)
+        register(self._backend, self._keyring, bands, self._partition)
 
     def start_unit(self, unit: UnitId, key: str, as_of: int | None = None) -> Attempt:
         """Note that a unit is about to be trained.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Protocol
 
-from lightning_s3t.core.events import Event
+from lightning_s3t.core.events import Event, Kind
 from lightning_s3t.core.units import Cell
 from lightning_s3t.errors import StoreError
 
@@ -127,16 +127,13 @@ class Ledger(Protocol):
         """Return those who are to be forgotten later."""
 
     def schedule(self, rows: Iterable[tuple[bytes, str, Cell]]) -> None:
-        """Note who is to be forgotten when, unless they are forgotten; of two times the earlier counts."""
+        """Note who is to be forgotten when, unless they are forgotten; the earlier time counts, and the newer cell."""
 
     def unschedule(self, hashes: Iterable[bytes]) -> None:
         """Take subjects from those who are to be forgotten later."""
 
-    def scheduled(self) -> Iterator[tuple[bytes, str]]:
-        """Return who is to be forgotten later, and when."""
-
-    def move_waiting(self, cells: Mapping[bytes, Cell]) -> None:
-        """Put subjects who are to be forgotten later in other cells."""
+    def scheduled(self) -> Iterator[tuple[bytes, str, Cell]]:
+        """Return who is to be forgotten later, when, and the cell."""
 
     def due(self, time: str) -> list[Tombstone]:
         """Return who is to be forgotten by a time (UTC, ISO 8601)."""
@@ -170,8 +167,13 @@ class Ledger(Protocol):
     def append(self, event: Event, forgotten: int | None = None) -> None:
         """Add an event, and with a request how many are forgotten after it."""
 
-    def events(self, after: int = 0, request: int | None = None) -> Iterator[Event]:
-        """Return the events behind a position, or of a request, in order, whether they are what was written or not."""
+    def events(
+        self, after: int = 0, request: int | None = None, kinds: Collection[Kind] | None = None
+    ) -> Iterator[Event]:
+        """Return the events behind a position, in order, whether they are what was written or not.
+
+        Only those of a request, or of some kinds, if these are given.
+        """
 
     def count_events(self) -> int:
         """Return how many events there are."""

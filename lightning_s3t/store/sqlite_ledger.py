@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from typing_extensions import override
 
 from lightning_s3t.core.documents import canonical
-from lightning_s3t.core.events import GENESIS, Event
+from lightning_s3t.core.events import GENESIS, Event, Kind
 from lightning_s3t.core.units import Cell
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.identities import read_keys
@@ -188,7 +188,7 @@ class SqliteLedger(Ledger):
     def schedule(self, rows: Iterable[tuple[bytes, str, Cell]]) -> None:
         self._many(
             "INSERT INTO pending SELECT ?1, ?2, ?3 WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE hash = ?1) "
-            "ON CONFLICT (hash) DO UPDATE SET due = min(due, excluded.due)",
+            "ON CONFLICT (hash) DO UPDATE SET due = min(due, excluded.due), cell = excluded.cell",
             rows,
         )
 
@@ -197,12 +197,8 @@ class SqliteLedger(Ledger):
         self._many("DELETE FROM pending WHERE hash = ?", ((hash_,) for hash_ in hashes))
 
     @override
-    def scheduled(self) -> Iterator[tuple[bytes, str]]:
-        yield from self.connection.execute("SELECT hash, due FROM pending")
-
-    @override
-    def move_waiting(self, cells: Mapping[bytes, Cell]) -> None:
-        self._many("UPDATE pending SET cell = ? WHERE hash = ?", ((cell, hash_) for hash_, cell in cells.items()))
+    def scheduled(self) -> Iterator[tuple[bytes, str, Cell]]:
+        yield from self.connection.execute("SELECT hash, due, cell FROM pending")
 
     @override
     def due(self, time: str) -> list[Tombstone]:
@@ -255,8 +251,14 @@ class SqliteLedger(Ledger):
         self.connection.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     @override
-    def events(self, after: int = 0, request: int | None = None) -> Iterator[Event]:
-        chosen, values = ("AND request = ?", (after, request)) if request is not None else ("", (after,))
+    def events(
+        self, after: int = 0, request: int | None = None, kinds: Collection[Kind] | None = None
+    ) -> Iterator[Event]:
+        chosen, values = "", list[Any]([after])
+        if request is not None:
+            chosen, values = "AND request = ?", [after, request]
+        if kinds is not None:
+            chosen, values = f"{chosen} AND kind IN {_AMONG}", [*values, _list(kinds)]
         query = "SELECT position, kind, request, time, body, digest, mac FROM events WHERE position > ?"
         for position, kind, number, time, body, digest, mac in self.connection.execute(
             f"{query} {chosen} ORDER BY position", values

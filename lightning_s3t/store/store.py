@@ -35,6 +35,7 @@ from lightning_s3t.store.ledger import Tombstone, ledger_errors
 from lightning_s3t.store.lock import FitLock, ledger_lock
 from lightning_s3t.store.overview import Overview
 from lightning_s3t.store.registry import is_registering
+from lightning_s3t.store.scheduled import check_scheduled
 from lightning_s3t.store.settings import HINT, check_settings, normalise, notes_of, read_settings
 from lightning_s3t.store.sqlite_ledger import FILE
 from lightning_s3t.store.tensors import decode_snapshot
@@ -76,6 +77,7 @@ class Store:
             reconcile(backend, self._keyring)
             check_one_piece(ledger, path)
             backend.authenticator.check()
+            check_scheduled(backend, self._keyring)
         erase_queued(backend)
         with self._lock.no_fit() as free:
             if free:  # so what looks half-done is what a crash has left

@@ -5,12 +5,11 @@ from __future__ import annotations
 import stat
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from lightning_s3t.core.events import Cancellation, Event, Request, Schedule, first_break
+from lightning_s3t.core.events import Event, Request, first_break
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.backend import Backend
@@ -19,9 +18,10 @@ from lightning_s3t.store.identities import KEY_FILE
 from lightning_s3t.store.journal import read_journal
 from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.ledger import Ledger
+from lightning_s3t.store.scheduled import check_scheduled
 from lightning_s3t.store.snapshots import FOLDER
 from lightning_s3t.store.sqlite_ledger import FILE as LEDGER
-from lightning_s3t.store.units import parse_unit
+from lightning_s3t.store.units import parse_unit, read_units
 
 _PATIENCE = 2.0  # seconds
 
@@ -66,7 +66,6 @@ def verify(store: Backend, keyring: Keyring, quiet: bool) -> Verification:
         history = list(ledger.events())
         contents = [
             *_tombstones(ledger, keyring, history),
-            *_waiting(ledger, keyring, history),
             *_outdated(ledger),
             *_index(ledger),
         ]
@@ -74,7 +73,7 @@ def verify(store: Backend, keyring: Keyring, quiet: bool) -> Verification:
     problems = [
         *([f"The database is damaged: {'; '.join(found)}."] if found else ()),
         *_chain(ledger, store.folder, history),
-        *_authenticity(store, history),
+        *_authenticity(store, keyring, history),
         *contents,
         *(f"The snapshot of unit {unit} is missing or damaged." for unit in damaged),
         *_base(store),
@@ -162,12 +161,17 @@ def _chain(ledger: Ledger, folder: Path, history: list[Event]) -> Iterator[str]:
         yield f"The journal ends at event {len(copy)}, the ledger at {len(history)}."
 
 
-def _authenticity(store: Backend, history: list[Event]) -> Iterator[str]:
+def _authenticity(store: Backend, keyring: Keyring, history: list[Event]) -> Iterator[str]:
     forged = list(store.authenticator.wrong_events(history))
     if forged:
         yield f"{len(forged)} events, the first at position {forged[0]}, were not written with the store's key."
     for what in store.authenticator.changed():
         yield f"Changed without the store's key: {what}."
+    try:
+        check_scheduled(store, keyring)
+        read_units(store.ledger)
+    except StoreError as error:
+        yield str(error)
 
 
 def _copy_of(folder: Path, events: int) -> list[Event]:
@@ -200,28 +204,6 @@ def _tombstones(ledger: Ledger, keyring: Keyring, history: Iterable[Event]) -> I
     again = ledger.count_registered_and_forgotten()
     if again:
         yield f"{again} forgotten subjects are registered as training data."
-
-
-def _waiting(ledger: Ledger, keyring: Keyring, history: Iterable[Event]) -> Iterator[str]:
-    expected: dict[bytes, str] = {}
-    gone: set[bytes] = set()
-    for event in history:
-        with suppress(LookupError, TypeError, ValueError):  # what cannot be read is told elsewhere
-            if event.kind == "request":
-                request = event.read(Request)
-                gone |= {keyring.renew(bytes.fromhex(hash_), request.layers) for hash_, _ in request.tombstones}
-            elif event.kind == "schedule":
-                schedule = event.read(Schedule)
-                for hash_, time, _ in schedule.pending:
-                    renewed = keyring.renew(bytes.fromhex(hash_), schedule.layers)
-                    expected[renewed] = min(time, expected.get(renewed, time))
-            elif event.kind == "cancellation":
-                cancellation = event.read(Cancellation)
-                for hash_ in cancellation.pending:
-                    expected.pop(keyring.renew(bytes.fromhex(hash_), cancellation.layers), None)
-    wrong = {hash_: time for hash_, time in expected.items() if hash_ not in gone}.items() ^ set(ledger.scheduled())
-    if wrong:
-        yield f"{len({hash_ for hash_, _ in wrong})} scheduled requests are not what the history says."
 
 
 def _outdated(ledger: Ledger) -> Iterator[str]:

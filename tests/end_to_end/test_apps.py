@@ -164,7 +164,7 @@ def test_a_request_in_another_process_revokes_and_what_is_left_verifies(course: 
     with Store.open(course.folder / "store") as store:
         place, alive = store.partition.place(APP[course.name].subject), set(store.alive())
     assert alive == {unit for unit in course.first if not unit.reached_by(place)}
-    assert set(receipt["revoked"]) == {str(unit) for unit in course.first if unit.reached_by(place)}
+    assert receipt["revoked_units"] == sum(unit.reached_by(place) for unit in course.first)
     assert "Requests carried out: 1." in course.outputs["status"]
     assert "Nothing is wrong" in course.outputs["verify"]
 

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+import torch
 
 from lightning_s3t.core.events import GENESIS, Event
 from lightning_s3t.errors import StoreError
@@ -70,6 +71,16 @@ def cut_the_newest_request_off(store: Path) -> None:
     (store / FILE).write_text("".join(event.to_json() + "\n" for event in write))
 
 
+def cut_a_scheduled_request_off(store: Path) -> None:
+    with Store.open(store) as opened:
+        opened.schedule([in_place(1, 1)], SOON)
+    lines = (store / FILE).read_text().splitlines(keepends=True)
+    (store / FILE).write_text("".join(lines[:-1]))
+    connection = database(store)
+    connection.execute("DELETE FROM events WHERE kind = 'schedule'")
+    connection.execute("DELETE FROM pending")
+
+
 def exchange_who_is_forgotten(store: Path) -> None:
     database(store).execute("UPDATE tombstones SET hash = ? WHERE request = 1", (b"\0" * 16,))
 
@@ -112,6 +123,7 @@ def make_a_score_better(store: Path) -> None:
     [
         cut_a_request_out,
         cut_the_newest_request_off,
+        cut_a_scheduled_request_off,
         exchange_who_is_forgotten,
         make_a_tombstone_older,
         move_everybody,
@@ -168,22 +180,30 @@ def test_a_revoked_unit_that_is_put_back_while_the_store_is_open_is_not_loaded(f
 
 
 def test_a_unit_of_another_store_with_the_same_key_does_not_open(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LIGHTNING_S3T_KEY", "ab" * 32)
     for name in ("one", "other"):
         make(tmp_path / name).close()
-    with Store.open(tmp_path / "one") as opened:
-        opened.forget([ANN])
-    with Store.open(tmp_path / "other") as opened:
-        opened.forget([BOB])  # so that request 1 is there, and Ann's unit is
-        with opened.building() as building:
-            provenance, tensors = opened.provenance(TOP)[0], opened.load(TOP)
-            building.drop([TOP])
-            building.start_unit(TOP, "key").commit(tensors, provenance)
-    put_back(tmp_path / "one", tmp_path / "other", as_of=1)
+    with Store.open(tmp_path / "one") as opened, opened.building() as building:
+        building.drop([TOP])
+    put_back(tmp_path / "one", tmp_path / "other", as_of=0)
     with pytest.raises(StoreError, match="the record of unit 0/0"):
         Store.open(tmp_path / "one")
+
+
+def test_a_unit_of_a_copy_with_another_history_does_not_open(path: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(path, tmp_path / "copy"))
+    with Store.open(path) as opened:
+        opened.forget([ANN])
+    with Store.open(copy) as opened:
+        opened.forget([BOB])  # its request 1, in which Ann's unit stays
+        with opened.building() as building:
+            building.drop([TOP])
+            building.start_unit(TOP, "key").commit({"w": torch.zeros(4)}, {})
+    put_back(path, copy, as_of=1)
+    with pytest.raises(StoreError, match="the record of unit 0/0"):
+        Store.open(path)
 
 
 def test_an_old_key_writes_no_history_after_a_rotation(store: Path) -> None:
@@ -223,3 +243,9 @@ def test_a_whole_folder_that_is_rolled_back_is_told_by_a_receipt_kept_elsewhere_
     with Store.open(tmp_path / "before") as rolled_back:
         assert rolled_back.verify().passed
         assert not rolled_back.has_given(receipt)
+
+
+def test_verification_finds_a_record_that_was_changed(store: Path) -> None:
+    with Store.open(store) as opened:
+        database(store).execute('UPDATE vault SET body = \'["key", "{}"]\' WHERE length(body) > 0')
+        assert any("is not what was written" in problem for problem in opened.verify().problems)

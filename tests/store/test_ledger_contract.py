@@ -138,7 +138,7 @@ def test_who_waits_can_move_and_every_hash_can_be_replaced(ledger: Ledger) -> No
         ledger.register([(BOB, 1)])
         ledger.schedule([(ANN, "2030", "0/0")])
         ledger.bury([(EVE, "1/1")], 1)
-        ledger.move_waiting({ANN: "0/2"})
+        ledger.schedule([(ANN, "2999", "0/2")])
         ledger.rehash(lambda hash_: bytes(reversed(hash_)) + b"!")
     assert ledger.due("2031") == [(ANN + b"!", "0/2")]
     assert ledger.bands([BOB + b"!", BOB]) == {BOB + b"!": 1}
@@ -344,6 +344,7 @@ def test_requests_are_found_by_number_and_by_name(ledger: Ledger) -> None:
         ledger.append(Event.after(ledger.head(), "erasure", 2, {}))
     assert ledger.request_digests([1, 2, 3]) == {1: first.digest, 2: named.digest}
     assert ledger.request_digests([]) == {}
+    assert [event.kind for event in ledger.events(kinds=("damage", "erasure"))] == ["damage", "erasure"]
     assert ledger.request_named("ticket-7") == 2
     assert ledger.request_named("ticket-8") is None
 
@@ -352,7 +353,7 @@ def test_who_waits_is_listed_and_taken_out(ledger: Ledger) -> None:
     with ledger.transaction():
         ledger.schedule([(ANN, "2030", "0/0"), (BOB, "2031", "0/1")])
         ledger.unschedule([ANN, EVE])
-    assert list(ledger.scheduled()) == [(BOB, "2031")]
+    assert list(ledger.scheduled()) == [(BOB, "2031", "0/1")]
 
 
 def test_the_code_of_an_event_comes_back(ledger: Ledger) -> None:

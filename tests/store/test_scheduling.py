@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lightning_s3t.errors import ConfigurationError, StoreMismatchError, UnknownSubjectError
+from lightning_s3t.errors import ConfigurationError, StoreError, StoreMismatchError, UnknownSubjectError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
 from tests.store.backups import back_up, restore
@@ -223,13 +223,37 @@ def test_a_restored_ledger_knows_what_was_cancelled_since(store: Store, tmp_path
 
 
 @pytest.mark.parametrize(
-    "statement", ["DELETE FROM pending", "UPDATE pending SET due = '2999'", "UPDATE pending SET hash = x'00'"]
+    "statement",
+    [
+        "DELETE FROM pending",
+        "UPDATE pending SET due = '2999'",
+        "UPDATE pending SET hash = x'00'",
+        "UPDATE pending SET cell = '1/2'",
+        'UPDATE events SET body = \'{"layers": 1, "pending": []}\'',
+        "UPDATE events SET body = '{}'",
+    ],
 )
-def test_a_scheduled_request_that_somebody_has_changed_is_found(store: Store, statement: str) -> None:
+def test_a_scheduled_request_that_somebody_has_changed_does_not_open(store: Store, statement: str) -> None:
     store.schedule([ANN], SOON)
-    assert store.verify().passed
-    store._ledger.connection.execute(statement)
-    assert "scheduled requests are not what the history says" in " ".join(store.verify().problems)
+    with Store.open(store.path):
+        store._ledger.connection.execute(statement)
+    with pytest.raises(StoreError, match=r"scheduled requests|schedules requests"):
+        Store.open(store.path)
+    assert store.verify().problems
+
+
+def test_who_moves_with_a_band_stays_scheduled_there_when_the_ledger_is_restored(tmp_path: Path) -> None:
+    with Store.create(tmp_path / "store", BANDS) as store:
+        store.schedule(["stranger"], SOON, strict=False)
+        back_up(store.path, tmp_path / "backup.db")
+        session(store).register({"stranger": 1})
+        cells = [cell for _, _, cell in store._ledger.scheduled()]
+        store.schedule(["other"], SOON, strict=False)  # brings the journal up
+    assert cells == [store.partition.place("stranger", 1).cell] != [store.partition.place("stranger", 0).cell]
+    restore(tmp_path / "store", tmp_path / "backup.db")
+    with Store.open(tmp_path / "store") as store:
+        assert cells[0] in [cell for _, _, cell in store._ledger.scheduled()]
+        assert store.verify().passed
 
 
 @pytest.mark.parametrize("hours", [-12, 12])

@@ -12,7 +12,7 @@ from lightning_s3t.core.documents import STRICT, json_schema, read_json
 from lightning_s3t.core.guarantees import Guarantee, Isolation
 from lightning_s3t.errors import StoreError
 
-FORMAT = 2
+FORMAT = 3
 
 Unit = Annotated[str, Field(pattern="^[0-9]+/[0-9]+(-[0-9]+)*$")]
 _Count = Annotated[int, Field(ge=0)]
@@ -31,6 +31,9 @@ class Receipt:
         revoked: The units that may never serve again.
         erased_files: How many files were removed.
         erased_bytes: Their size.
+        missing_files: How many registered files were not there any more: moved or removed by others.
+        left_files: How many were left alone, since what lies there may be somebody else's: it was changed, or belongs
+            to the store that this one is a copy of. `s3t store verify` names them.
         serving: For each shard that the request reached, the unit that served when it had been carried out; None
             where none was left. Shards that it did not reach served on as before, and are not in it.
         guarantee: What is promised of every unit that is left: "exact" is bitwise what a training without the
@@ -43,7 +46,7 @@ class Receipt:
         chain: That event's digest: whoever has it can tell whether the store's history was changed since.
 
     Example:
-        >>> receipt = Receipt(1, "2026-01-01T00:00:00+00:00", 1, 0, 0, ("0/1",), 1, 100, {"0": None}, "exact",
+        >>> receipt = Receipt(1, "2026-01-01T00:00:00+00:00", 1, 0, 0, ("0/1",), 1, 100, 0, 0, {"0": None}, "exact",
         ...     "forkserver", {}, 2, "ab" * 32)
         >>> Receipt.from_json(receipt.to_json()) == receipt
         True
@@ -62,6 +65,16 @@ class Receipt:
     revoked: Annotated[tuple[Unit, ...], Field(description="The units that may never serve again.")]
     erased_files: Annotated[_Count, Field(description="How many files were removed.")]
     erased_bytes: Annotated[_Count, Field(description="Their size.")]
+    missing_files: Annotated[
+        _Count, Field(description="How many registered files were not there any more: moved or removed by others.")
+    ]
+    left_files: Annotated[
+        _Count,
+        Field(
+            description="How many registered files were left alone, since what lies there may be somebody else's: it "
+            "was changed, or belongs to a store that this is a copy of."
+        ),
+    ]
     serving: Annotated[
         dict[str, Unit | None],
         Field(

@@ -15,8 +15,8 @@ from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import RevokedError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.erasure import drop_attempts, erase_queued, remove
-from lightning_s3t.store.files import sha256_of, size_of
 from lightning_s3t.store.ledger import Artifact
+from lightning_s3t.store.registered_files import digest_of, evidence_after, evidence_before
 from lightning_s3t.store.settings import normalise
 from lightning_s3t.store.tensors import encode_snapshot
 from lightning_s3t.store.units import UnitRecord
@@ -58,7 +58,9 @@ class Attempt:
                     f"The training of unit {self.unit} has ended, so {path} would not be erased with it. Register a "
                     "file before it is written, while its unit is trained."
                 )
-            self._ledger.own(spelled, str(self.unit))
+            is_ours = bool(self._ledger.needed([spelled]))
+            evidence = evidence_before(spelled, self._store.folder, is_ours)
+            self._ledger.own(spelled, str(self.unit), evidence)
 
     def check(self) -> None:
         """Looks whether a deletion request has come in between; cheap enough to ask before every batch.
@@ -89,19 +91,20 @@ class Attempt:
         digest, data = encode_snapshot(tensors)
         if score is not None and math.isnan(score):  # worth nothing, and no database keeps it
             score = None
-        files = self._written()  # before the transaction: a deletion request must not wait for gigabytes to be read
+        written = self._written()  # before the transaction: a deletion request must not wait for gigabytes to be read
         try:
             with self._ledger.transaction():
                 self._check_alive()
                 self._check_running()
                 name, snapshot = str(self.unit), self._store.snapshots.name(digest)
-                record = UnitRecord(
-                    self.unit, self.key, digest, score, {**normalise(provenance), "files": files, "snapshot": digest}
-                )
+                made_from = {**normalise(provenance), "files": list(written.values()), "snapshot": digest}
+                record = UnitRecord(self.unit, self.key, digest, score, made_from)
                 text = json.dumps(record.provenance, sort_keys=True)
                 remove(self._store, [name], None)  # an earlier one, of other data
                 # within the transaction, which an erasure needs too: none can take an equal file away meanwhile
                 self._store.snapshots.put(digest, data)
+                for path, evidence in written:
+                    self._ledger.own(path, name, evidence)
                 self._ledger.add(Artifact(name, self.unit.cells, self.key, digest, score, text, self._as_of), snapshot)
         except RevokedError:
             self.abandon()
@@ -136,10 +139,13 @@ class Attempt:
     def _is_running(self) -> bool:
         return bool(self._ledger.attempts(str(self.unit)))
 
-    def _written(self) -> list[dict[str, Any]]:
-        found = map(Path, self._ledger.files_of(str(self.unit)))
-        return [
-            {"path": str(path), "sha256": sha256_of(path), "bytes": path.stat().st_size}
-            for path in sorted(found)
-            if size_of(path) is not None and path.is_file()
-        ]
+    def _written(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """Return what is registered and there: path and evidence, and what the provenance says of it."""
+        found = {}
+        for path in sorted(file.path for file in self._ledger.files_of(str(self.unit))):
+            digest = digest_of(path)
+            if digest is not None and os.path.isfile(path):
+                content = digest_of(os.path.realpath(path)) if os.path.islink(path) else digest
+                evidence = evidence_after(path, self._store.folder, digest)
+                found[path, evidence] = {"path": path, "sha256": content, "bytes": os.path.getsize(path)}
+        return found

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 from lightning_s3t.errors import StoreError
-from lightning_s3t.store.files import is_half_written, unlink_all
+from lightning_s3t.store.files import half_written_name, unlink_all
 from lightning_s3t.store.identities import KEY_FILE
 from lightning_s3t.store.journal import FILE as JOURNAL
 from lightning_s3t.store.lock import FILE as LOCK_FILE
@@ -15,7 +16,8 @@ from lightning_s3t.store.sqlite_ledger import FILE
 
 # "-journal" is there for as long as another process takes to make the ledger
 _LEDGER_FILES = {FILE, f"{FILE}-journal", f"{FILE}-wal", f"{FILE}-shm"}
-OWN_FILES = frozenset({*_LEDGER_FILES, JOURNAL, KEY_FILE, LOCK_FILE, LEDGER_LOCK, FOLDER})
+_FOLDERS = frozenset({FOLDER})
+OWN_FILES = frozenset({*_LEDGER_FILES, JOURNAL, KEY_FILE, LOCK_FILE, LEDGER_LOCK}) | _FOLDERS
 
 
 def check_free(folder: Path) -> None:
@@ -29,7 +31,7 @@ def check_free(folder: Path) -> None:
     """
     if not folder.exists():
         return
-    if not folder.is_dir() or {entry.name for entry in folder.iterdir() if not is_half_written(entry)} - OWN_FILES:
+    if not folder.is_dir() or {half_written_name(entry) or entry.name for entry in folder.iterdir()} - OWN_FILES:
         raise StoreError(f"{folder} is no store, and not empty. Give a new or an empty folder as `store`.")
     # a store's ledger is made before anything else: with it, who was forgotten is lost
     if any((folder / FOLDER).glob("*")):
@@ -37,6 +39,30 @@ def check_free(folder: Path) -> None:
             f"The store {folder} has snapshots but no {FILE}. Without it nobody knows which of them a request has "
             f"revoked: restore {FILE} from a backup, or give a new folder as `store`."
         )
+
+
+def check_no_links(folder: Path) -> None:
+    """Check that what a store reads and writes is its own: a link would lead it to files of others.
+
+    Args:
+        folder: The store.
+
+    Raises:
+        StoreError: Something in the folder is a link, or no plain file.
+    """
+    for name in sorted(OWN_FILES):
+        try:
+            mode = (folder / name).lstat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        plain = stat.S_ISDIR if name in _FOLDERS else stat.S_ISREG
+        if not plain(mode):
+            what = "a link, and links are not followed" if stat.S_ISLNK(mode) else "something else"
+            kind = "folder" if name in _FOLDERS else "file"
+            raise StoreError(
+                f"{folder / name} is {what}. Expected a {kind} of the store's own: put it there, or mount its disk "
+                "there. Nothing was changed."
+            )
 
 
 def make_folder(folder: Path) -> None:
@@ -60,4 +86,4 @@ def clear_half_written(folder: Path) -> None:
     Args:
         folder: The folder.
     """
-    unlink_all([entry for entry in folder.iterdir() if is_half_written(entry)])
+    unlink_all([entry for entry in folder.iterdir() if half_written_name(entry) in OWN_FILES])

@@ -51,6 +51,8 @@ def read_receipt(ledger: Ledger, request: int) -> Receipt:
             revoked=asked.revoked,
             erased_files=sum(erasure.files for erasure in erasures),
             erased_bytes=sum(erasure.bytes for erasure in erasures),
+            missing_files=sum(erasure.missing for erasure in erasures),
+            left_files=erasures[-1].left if erasures else 0,
             serving=asked.serving,
             guarantee=asked.guarantee,
             isolation=asked.isolation,
@@ -71,7 +73,8 @@ def has_given(ledger: Ledger, receipt: Receipt) -> bool:
     if not known or chain_digest(ledger, receipt.position) != receipt.chain:
         return False
     kept = read_receipt(ledger, receipt.request)
-    later = {name: getattr(receipt, name) for name in ("position", "chain", "erased_files", "erased_bytes")}
+    files = ("erased_files", "erased_bytes", "missing_files", "left_files")
+    later = {name: getattr(receipt, name) for name in ("position", "chain", *files)}
     return receipt in (kept, replace(kept, **later)) and receipt.erased_files <= kept.erased_files
 
 

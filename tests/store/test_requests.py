@@ -261,6 +261,8 @@ RECEIPTS = st.builds(
     revoked=st.lists(st.sampled_from(["0/0", "1/2-0"]), max_size=4).map(tuple),
     erased_files=st.integers(0),
     erased_bytes=st.integers(0),
+    missing_files=st.integers(0),
+    left_files=st.integers(0),
     serving=st.dictionaries(NAMES, UNITS_OR_NONE, max_size=3),
     versions=st.dictionaries(NAMES, NAMES, max_size=3),
     position=st.integers(1),

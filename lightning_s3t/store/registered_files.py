@@ -1,0 +1,187 @@
+"""Registered files: what lies outside of the snapshots, and how a store knows that a file is still the one it means."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from lightning_s3t.store.files import sha256_of, size_of
+from lightning_s3t.store.ledger import OwnedFile
+
+State = Literal["found", "missing", "unwritten", "changed", "elsewhere", "unproven"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What tells a registered file from others that lie under its name.
+
+    Attributes:
+        store: Where the store was when the file was registered.
+        inode: The number of its folder there, which a copy does not have.
+        sha256: The digest of the file when its unit was committed; None before, and if it was not there.
+        modified: When it was written, in nanoseconds, which nobody knows who has only read its contents.
+        before: What lay under its name when it was registered, of somebody else; None if nothing did.
+    """
+
+    store: str
+    inode: int
+    sha256: str | None = None
+    modified: int | None = None
+    before: str | None = None
+
+    def to_json(self) -> str:
+        """Return it as a ledger keeps it."""
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where a registered file is.
+
+    Attributes:
+        state: "found"; "missing"; "unwritten", so that nothing is missing; "changed" to something that the store has
+            not registered; "elsewhere", where the store was before it was moved or copied; "unproven", since the
+            store was moved or copied, and the file's contents or its time were not recorded or are others.
+        path: Where it is, if it is found.
+        stamp: That of the file that was found.
+        size: Its bytes.
+    """
+
+    state: State
+    path: str = ""
+    stamp: str | None = None
+    size: int | None = None
+
+    @property
+    def is_left(self) -> bool:
+        """Whether something lies there that may be the file, and may be somebody else's."""
+        return self.state in ("changed", "elsewhere", "unproven")
+
+
+def evidence_before(path: str, folder: Path, is_ours: bool) -> str:
+    """Return what a ledger keeps with a file that is about to be written.
+
+    Args:
+        path: The file.
+        folder: The store.
+        is_ours: Whether what lies there already, if anything does, is the store's.
+    """
+    return Evidence(*_place(folder), before=None if is_ours else stamp_of(path)).to_json()
+
+
+def evidence_after(path: str, folder: Path, sha256: str) -> str:
+    """Return what a ledger keeps with a file that is written.
+
+    Args:
+        path: The file.
+        folder: The store.
+        sha256: What `digest_of` gives for it.
+    """
+    return Evidence(*_place(folder), sha256, _modified(path)).to_json()
+
+
+def locate(file: OwnedFile, folder: Path) -> Located:
+    """Find a registered file, wherever the store and the file were moved to together.
+
+    Whoever hands over a store can write any path into it, and the digest of what everybody has there. So a file is
+    found only if this user's own store has registered it from this very folder; or, in the folder that the store lies
+    in, if its digest and the time when it was written are those recorded.
+
+    Args:
+        file: The file, as the ledger has it.
+        folder: The store.
+    """
+    evidence, (place, inode) = _read(file.evidence), _place(folder)
+    is_the_folder = evidence.inode == inode and folder.stat().st_uid == os.geteuid()
+    if is_the_folder and evidence.store == place:
+        return _locate_at_home(file.path, evidence)
+    if evidence.sha256 is None:
+        return Located("unproven" if stamp_of(file.path) is not None else "unwritten")
+    # in the very place it was restored from a backup
+    moved = file.path if evidence.store == place else _moved_along(file.path, evidence.store, place)
+    if moved is not None and digest_of(moved) == evidence.sha256:
+        return _found(moved) if _modified(moved) == evidence.modified else Located("unproven")
+    if digest_of(file.path) != evidence.sha256:
+        return Located("missing")
+    was_renamed = is_the_folder and not os.path.exists(os.path.join(evidence.store, "ledger.db"))
+    return _found(file.path) if was_renamed else Located("elsewhere")
+
+
+def digest_of(path: str) -> str | None:
+    """Return the SHA-256 of a file, or of where a link points to; None if there is neither.
+
+    Args:
+        path: The file.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+        if stat.S_ISLNK(mode):
+            return hashlib.sha256(b"link to " + os.fsencode(os.readlink(path))).hexdigest()
+        return sha256_of(Path(path)) if stat.S_ISREG(mode) else None
+    except (OSError, ValueError):  # it cannot be read, so nobody can say that it is the one
+        return None
+
+
+def stamp_of(path: str) -> str | None:
+    """Return what changes when another file is put in a file's place, or it is written to; None if there is none.
+
+    Args:
+        path: The file.
+    """
+    try:
+        found = os.lstat(path)
+    except (OSError, ValueError):
+        return None
+    return f"{found.st_ino}:{found.st_size}:{found.st_mtime_ns}"
+
+
+def _locate_at_home(path: str, evidence: Evidence) -> Located:
+    stamp = stamp_of(path)
+    if stamp is None:
+        return Located("unwritten" if evidence.sha256 is None else "missing")
+    if evidence.sha256 is None and stamp == evidence.before:  # a crash came before it was written
+        return Located("unwritten")
+    if size_of(path) is None:  # a folder, which is not erased
+        return Located("changed")
+    if evidence.sha256 is None or digest_of(path) == evidence.sha256:
+        return _found(path)
+    return Located("changed")
+
+
+def _found(path: str) -> Located:
+    return Located("found", path, stamp_of(path), size_of(path))
+
+
+def _moved_along(path: str, before: str, now: str) -> str | None:
+    """Return where a file is if it was moved with the folder that the store lies in; None if it was not in that."""
+    moved = os.path.normpath(os.path.join(now, os.path.relpath(path, before)))
+    around = os.path.dirname(now)
+    # under its old name it is the other store's, which this one is a copy of
+    inside = os.path.commonpath([around, os.path.realpath(os.path.dirname(moved))]) == around
+    return moved if inside and moved != path else None
+
+
+def _place(folder: Path) -> tuple[str, int]:
+    return os.path.realpath(folder), folder.stat().st_ino
+
+
+def _modified(path: str) -> int | None:
+    try:
+        return os.lstat(path).st_mtime_ns
+    except (OSError, ValueError):
+        return None
+
+
+def _read(evidence: str) -> Evidence:
+    try:
+        found = Evidence(**json.loads(evidence))
+        if isinstance(found.store, str) and os.path.isabs(found.store) and isinstance(found.inode, int):
+            return found
+    except (ValueError, TypeError, RecursionError):
+        pass
+    return Evidence("/", -1)  # proves nothing

@@ -1,0 +1,178 @@
+"""A store that a stranger hands over: to open it, to look at it and to ask it must not touch anything else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from lightning_s3t.errors import StoreError
+from lightning_s3t.store import Store
+from tests.store.people_store import UNITS, build, in_place, session
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    """A file of the one who opens the store."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.safetensors").write_text("ten years of work")
+    return tmp_path / "home" / "thesis.safetensors"
+
+
+def change(store: Path, statement: str, *values: object) -> None:
+    with sqlite3.connect(store / "ledger.db") as connection:
+        connection.execute(statement, values)
+    connection.close()
+
+
+def note_for_erasure(store: Path, path: str, evidence: str = "") -> None:
+    change(store, "INSERT INTO erasures VALUES (?, NULL, 17, ?, 0)", os.fsencode(path), evidence)
+
+
+def evidence(store: Path, **changed: object) -> str:
+    """What a stranger can make up, who knows what the file holds, and where the store is going to lie."""
+    return json.dumps({"store": str(store), "inode": 1, "modified": 0, "before": None, **changed})
+
+
+def open_and_ask(store: Path) -> None:
+    with Store.open(store) as opened:
+        opened.verify()
+        opened.forget([in_place(0, 0)])
+    Store.open(store).close()
+
+
+def test_a_path_that_is_noted_for_erasure_is_not_erased(path: Path, victim: Path) -> None:
+    note_for_erasure(path, str(victim))
+    open_and_ask(path)
+    assert victim.exists()
+
+
+@pytest.mark.parametrize("name", ["../home/thesis.safetensors", "snapshots/../../home/thesis.safetensors", "ledger.db"])
+def test_a_relative_path_that_is_noted_for_erasure_is_refused(path: Path, victim: Path, name: str) -> None:
+    note_for_erasure(path, name)
+    with pytest.raises(StoreError, match=r"notes .* for erasure, which is no snapshot and no registered file"):
+        Store.open(path)
+    assert victim.exists()
+    assert (path / "ledger.db").exists()
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["beside the store", "elsewhere"])
+def test_a_file_whose_contents_everybody_knows_is_not_erased(path: Path, victim: Path, inside: bool) -> None:
+    sha256 = hashlib.sha256(victim.read_bytes()).hexdigest()
+    made_up = path if inside else Path("/somewhere/else/store")
+    note_for_erasure(path, str(victim), evidence(made_up, sha256=sha256))
+    note_for_erasure(path, "/somewhere/else/home/thesis.safetensors", evidence(made_up, sha256=sha256))
+    open_and_ask(path)
+    assert victim.exists()
+
+
+def test_a_file_of_an_attempt_that_was_never_made_here_is_not_erased(path: Path, victim: Path) -> None:
+    with Store.open(path) as store, store._ledger.transaction():
+        store._ledger.begin("0/0")
+        store._ledger.own(str(victim), "0/0", evidence(path, sha256=None))
+    open_and_ask(path)
+    assert victim.exists()
+
+
+@pytest.mark.parametrize("what", ["nonsense", "[]", "{}", '{"store": 1, "inode": 1}', "[" * 10_000])
+def test_evidence_that_cannot_be_read_proves_nothing(path: Path, victim: Path, what: str) -> None:
+    note_for_erasure(path, str(victim), what)
+    open_and_ask(path)
+    assert victim.exists()
+
+
+def test_a_unit_whose_snapshot_is_a_path_is_neither_read_nor_erased(path: Path, victim: Path) -> None:
+    with Store.open(path) as store:
+        unit, digest = UNITS[0], store.candidates()[UNITS[0]].snapshot
+    name = os.fsencode(f"../../home/{victim.stem}")
+    change(path, "UPDATE vault SET head = ? WHERE substr(head, 1, 64) = ?", name + b"\n", digest.encode())
+    with Store.open(path) as store:
+        assert store.candidates()[unit].snapshot == name.decode()
+        assert unit in store.verify().damaged
+        assert unit not in store.alive()
+    assert victim.exists()
+
+
+@pytest.mark.parametrize("name", ["snapshots", "ledger.db", "journal.jsonl", "subject.key", "fit.lock", "ledger.lock"])
+def test_a_link_in_the_store_is_refused_before_anything_is_written(path: Path, tmp_path: Path, name: str) -> None:
+    shutil.move(path / name, tmp_path / "of somebody else")
+    if name == "snapshots":
+        (tmp_path / "of somebody else" / "photos.jpg").touch()
+    (path / name).symlink_to(tmp_path / "of somebody else")
+    before = contents(tmp_path / "of somebody else")
+    with pytest.raises(StoreError, match=rf"{name} is a link, and links are not followed"):
+        Store.open(path)
+    assert contents(tmp_path / "of somebody else") == before
+
+
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_nobody_waits_for_it(path: Path) -> None:
+    (path / "journal.jsonl").unlink()
+    os.mkfifo(path / "journal.jsonl")
+    with pytest.raises(StoreError, match=r"journal\.jsonl is something else\. Expected a file"):
+        Store.open(path)
+
+
+def test_a_link_that_is_put_there_while_the_store_is_open_is_not_followed(path: Path, tmp_path: Path) -> None:
+    with Store.open(path) as store:
+        shutil.move(path / "snapshots", tmp_path / "disk")
+        (path / "snapshots").symlink_to(tmp_path / "disk")
+        before = contents(tmp_path / "disk")
+        with pytest.raises(StoreError, match="snapshots is a link"):
+            store.forget([in_place(0, 0)])
+        assert contents(tmp_path / "disk") == before
+
+
+def test_a_snapshot_that_is_a_link_is_not_served(path: Path, tmp_path: Path) -> None:
+    with Store.open(path) as store:
+        digest = store.candidates()[UNITS[0]].snapshot
+    file = path / "snapshots" / f"{digest}.safetensors"
+    shutil.move(file, tmp_path / "elsewhere")
+    file.symlink_to(tmp_path / "elsewhere")
+    with Store.open(path) as store:
+        assert UNITS[0] in store.verify().damaged
+    assert (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("folder", [".", "snapshots"])
+def test_files_of_others_in_the_folder_are_left_alone_and_named(path: Path, folder: str) -> None:
+    for name in ("photos.jpg", ".notes.tmp", ".cache.17.tmp"):
+        (path / folder / name).touch()
+    with Store.open(path) as store:
+        with store.building():
+            pass
+        problems = "\n".join(store.verify().problems)
+    for name in ("photos.jpg", ".notes.tmp", ".cache.17.tmp"):
+        assert (path / folder / name).exists()
+        assert f"unregistered file lies in {'snapshots' if folder == 'snapshots' else 'the store'}: " in problems
+        assert name in problems
+
+
+def test_a_trigger_that_brings_back_what_a_request_removes_is_refused(path: Path) -> None:
+    change(path, "CREATE TRIGGER undo AFTER INSERT ON tombstones BEGIN DELETE FROM tombstones; END")
+    with pytest.raises(StoreError, match=r"has a trigger \(undo\), which could undo what is written"):
+        Store.open(path)
+
+
+def test_a_file_that_was_there_before_an_attempt_and_was_not_written_over_stays(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").write_text("of another run")
+    with Store.open(path) as store:
+        session(store).start_unit(UNITS[0], "key").register_file(tmp_path / "last.ckpt")
+    Store.open(path).close()  # the fit was killed before it wrote
+    assert (tmp_path / "last.ckpt").read_text() == "of another run"
+
+
+def test_what_an_earlier_unit_wrote_goes_with_the_attempt_that_was_to_write_over_it(path: Path, tmp_path: Path) -> None:
+    with Store.open(path) as store:
+        build(store, UNITS[0], 0, tmp_path / "last.ckpt")
+        session(store).start_unit(UNITS[1], "key").register_file(tmp_path / "last.ckpt")
+    Store.open(path).close()
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in (path.rglob("*") if path.is_dir() else [path])}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from lightning_s3t.engine.lightning_internals import silent_logger
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.executors.audit import AuditReport, AuditTarget
 from lightning_s3t.store import Store
+from lightning_s3t.store.scratch import Scratch
 
 
 def audit(
@@ -28,8 +28,8 @@ def audit(
 ) -> AuditReport:
     """Trains surviving units anew, without the forgotten, and compares them bit by bit with those that serve.
 
-    Everything is built in a scratch folder that is removed; the store is only read. Loggers are silenced, and
-    checkpoints go to the scratch folder. Files that the script's own callbacks write otherwise are written again.
+    Everything is built in a folder within the store that is removed; else the store is only read. Loggers are
+    silenced, and checkpoints go to that folder. What the script's own callbacks write otherwise is written again.
 
     Args:
         trainer: A trainer as it was for the fit, with the same S3T callback.
@@ -58,9 +58,9 @@ def audit(
             "with."
         )
     (s3t,) = found
-    with tempfile.TemporaryDirectory(prefix="s3t-audit-") as scratch, Store.open(s3t.store) as store:
-        audited = AuditTarget(store, units, seed, Path(scratch) / "store")
-        with _elsewhere(trainer, Path(scratch)), s3t.auditing(audited):
+    with Store.open(s3t.store) as store, closing(Scratch(store.path)) as scratch:
+        audited = AuditTarget(store, units, seed, scratch.path / "store")
+        with _elsewhere(trainer, scratch.path), s3t.auditing(audited):
             trainer.fit(model, datamodule=datamodule, **fit_arguments)
         assert audited.report is not None
         return audited.report

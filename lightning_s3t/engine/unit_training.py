@@ -36,12 +36,14 @@ class UnitTask:
         rows: The rows that it trains on.
         trained: What the units that it stands on own, from stage 1 up.
         start: The head as it stands before any training.
+        scratch: A folder for what is half-written.
     """
 
     unit: UnitId
     rows: Sequence[int]
     trained: Sequence[dict[str, Tensor]]
     start: dict[str, Tensor]
+    scratch: Path
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class UnitTraining:
         """
         self.unit = task.unit
         try:
-            with recorded_checkpoints(trainer, self.note_file):
+            with recorded_checkpoints(trainer, self.note_file, task.scratch):
                 return self._train(trainer, task, fit)
         finally:
             self.unit = self._stage = self._run = None

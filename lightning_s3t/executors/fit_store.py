@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from lightning_s3t.executors.ranks import on_rank_zero
 from lightning_s3t.executors.unit_plan import Digests, FitPlan, plan_fit
 from lightning_s3t.plan import SequenceChoice, SliceSequence, UnitId, units_of
 from lightning_s3t.store import BuildSession, Store
+from lightning_s3t.store.scratch import Scratch
 from lightning_s3t.tuning.adapter_effect import check_effect
 from lightning_s3t.tuning.fingerprint import digest_tensors
 
@@ -132,8 +131,7 @@ class FitStore:
     def _open(self, path: Path, make_base: Callable[[], Base]) -> tuple[Base, tuple[SliceSequence, ...]]:
         # one batch a unit is no training: nothing of it may be kept
         if self._trainer.fast_dev_run:  # type: ignore[attr-defined]
-            path = Path(tempfile.mkdtemp(prefix="s3t-fast-dev-run-"))
-            self._exit.callback(shutil.rmtree, path, ignore_errors=True)
+            path = self._exit.enter_context(closing(Scratch(path))).path / "store"
         if not (path / "ledger.db").exists():
             self._data.check_slices()
         opened = self._enter(path)

@@ -67,7 +67,9 @@ class UnitStore:
         except RevokedError:
             return None
         rows = self._data.rows(planned.unit, self._settings.data)
-        return BegunUnit(planned, UnitTask(planned.unit, rows, trained, self._fit_store.start), attempt)
+        return BegunUnit(
+            planned, UnitTask(planned.unit, rows, trained, self._fit_store.start, attempt.scratch), attempt
+        )
 
     def commit(self, begun: BegunUnit, result: UnitResult) -> None:
         """Makes a unit part of the store, whole or not at all.

@@ -17,6 +17,7 @@ from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.erasure import drop_attempts, erase_queued, remove
 from lightning_s3t.store.ledger import Artifact
 from lightning_s3t.store.registered_files import digest_of, evidence_after, evidence_before
+from lightning_s3t.store.scratch import Scratch
 from lightning_s3t.store.settings import normalise
 from lightning_s3t.store.tensors import encode_snapshot
 from lightning_s3t.store.units import UnitRecord
@@ -39,6 +40,20 @@ class Attempt:
         self._ledger = store.ledger
         self._as_of = as_of
         self._looked_at = as_of
+        self._scratch: Scratch | None = None
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for what is half-written while the unit is trained; it goes when the attempt ends."""
+        if self._scratch is None:
+            self._scratch = Scratch(self._store.folder)
+        return self._scratch.path
+
+    def close(self) -> None:
+        """Let go of the folder for what is half-written."""
+        if self._scratch is not None:
+            self._scratch.close()
+            self._scratch = None
 
     def register_file(self, path: str | Path) -> None:
         """Notes, durably, a file that is about to be written, to be erased with the unit.
@@ -88,6 +103,7 @@ class Attempt:
             RevokedError: A request since its data was chosen reaches the unit, or its parent is gone. Everything that
                 the attempt wrote is erased.
         """
+        self.close()
         digest, data = encode_snapshot(tensors)
         if score is not None and math.isnan(score):  # worth nothing, and no database keeps it
             score = None
@@ -114,6 +130,7 @@ class Attempt:
 
     def abandon(self) -> None:
         """Erases everything that the attempt wrote."""
+        self.close()
         with self._ledger.transaction():
             drop_attempts(self._store, [str(self.unit)])
         erase_queued(self._store)

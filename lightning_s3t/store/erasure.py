@@ -15,6 +15,7 @@ from lightning_s3t.store.files import size_of, unlink_all
 from lightning_s3t.store.history import record
 from lightning_s3t.store.ledger import Ledger, OwnedFile, QueuedFile, Tombstone
 from lightning_s3t.store.registered_files import Located, locate, stamp_of
+from lightning_s3t.store.scratch import clear_scratch
 from lightning_s3t.store.units import parse_unit
 
 
@@ -76,7 +77,8 @@ def drop_attempts(store: Backend, names: Collection[str]) -> None:
 def erase_queued(store: Backend) -> None:
     """Remove every file that is noted for erasure, then record that, in the chain of events too.
 
-    A registered file that is not proven to be the store's own is left alone and stays noted: `verify` names it.
+    A registered file that is not proven to be the store's own is left alone and stays noted: `verify` names it. What
+    processes that have died have left half-done goes too.
 
     Args:
         store: Where the store lies.
@@ -85,6 +87,7 @@ def erase_queued(store: Backend) -> None:
         StoreError: A file could not be removed. All others are; it stays noted. Or the ledger names what no store
             can have noted; then nothing is removed.
     """
+    clear_scratch(store.folder)
     ledger = store.ledger
     # before the transaction: to prove what a checkpoint is, all of it is read
     located = {file.path: locate(_owned(file), store.folder) for file in _noted(store) if _is_outside(store, file)}

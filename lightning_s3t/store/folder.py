@@ -11,12 +11,13 @@ from lightning_s3t.store.identities import KEY_FILE
 from lightning_s3t.store.journal import FILE as JOURNAL
 from lightning_s3t.store.lock import FILE as LOCK_FILE
 from lightning_s3t.store.lock import LEDGER_LOCK
+from lightning_s3t.store.scratch import FOLDER as SCRATCH
 from lightning_s3t.store.snapshots import FOLDER
 from lightning_s3t.store.sqlite_ledger import FILE
 
 # "-journal" is there for as long as another process takes to make the ledger
 _LEDGER_FILES = {FILE, f"{FILE}-journal", f"{FILE}-wal", f"{FILE}-shm"}
-_FOLDERS = frozenset({FOLDER})
+_FOLDERS = frozenset({FOLDER, SCRATCH})
 OWN_FILES = frozenset({*_LEDGER_FILES, JOURNAL, KEY_FILE, LOCK_FILE, LEDGER_LOCK}) | _FOLDERS
 
 

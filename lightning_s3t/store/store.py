@@ -290,7 +290,10 @@ class Store:
         with self._lock.hold():
             session = BuildSession(self._backend, self._keyring, self.partition)
             session.clear_attempts()
-            yield session
+            try:
+                yield session
+            finally:
+                session.close()
 
     def alive(self) -> dict[UnitId, UnitRecord]:
         """Returns the units that may serve: built, not revoked, and all that they are built of too."""

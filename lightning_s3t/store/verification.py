@@ -20,6 +20,7 @@ from lightning_s3t.store.journal import read_journal
 from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.ledger import Ledger, OwnedFile
 from lightning_s3t.store.registered_files import Located, locate
+from lightning_s3t.store.scratch import FOLDER as SCRATCH
 from lightning_s3t.store.snapshots import FOLDER
 from lightning_s3t.store.sqlite_ledger import FILE as LEDGER
 from lightning_s3t.store.units import parse_unit
@@ -262,6 +263,7 @@ def _shown(paths: list[str]) -> str:
 
 def _strangers(store: Backend, registered: Iterable[Located]) -> Iterator[str]:
     names = {path.relative_to(store.folder).as_posix() for path in store.folder.rglob("*") if not path.is_dir()}
+    names = {name for name in names if not name.startswith(f"{SCRATCH}/")}  # of an audit that is running
     snapshots = {name for name in names if store.snapshots.owns(name)}
     known = OWN_FILES | store.ledger.needed(snapshots)
     known |= {os.path.relpath(located.path, os.path.realpath(store.folder)) for located in registered if located.path}

@@ -19,6 +19,7 @@ from lightning_s3t.executors.unit_plan import Digests, FitPlan, plan_fit
 from lightning_s3t.plan import SequenceChoice, SliceSequence, UnitId, units_of
 from lightning_s3t.store import BuildSession, Store
 from lightning_s3t.store.scratch import Scratch
+from lightning_s3t.store.trusted_configs import trust
 from lightning_s3t.tuning.adapter_effect import check_effect
 from lightning_s3t.tuning.fingerprint import digest_tensors
 
@@ -148,15 +149,16 @@ class FitStore:
         self._compare_found(store)
         kept = store.options["sequences"] if self._same_planner(store) else ()
         sequences = self._choice.plan(keep=kept)
-        building.note_options(
-            {
-                **self._options,
-                # that of the first fit: small differences must not add up
-                "adapter_effect": store.options.get("adapter_effect", self._options["adapter_effect"]),
-                "sequences": [list(sequence) for sequence in sequences],
-                "planner": self._choice.planner,
-            }
-        )
+        options = {
+            **self._options,
+            # that of the first fit: small differences must not add up
+            "adapter_effect": store.options.get("adapter_effect", self._options["adapter_effect"]),
+            "sequences": [list(sequence) for sequence in sequences],
+            "planner": self._choice.planner,
+        }
+        building.note_options(options)
+        if options.get("config") is not None:  # it runs already
+            trust(options)
         base = store.load_base()
         if base is None:
             base = make_base()

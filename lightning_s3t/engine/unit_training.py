@@ -180,6 +180,8 @@ class UnitTraining:
         seed_all(seed)
         self._data.seed_generators(seed)
         loader = self._data.unit_loader(rows, seed, trainer.world_size, trainer.global_rank)
+        if len(loader) == 0:  # before a schedule fails over it
+            raise self._no_batch(trainer, task, loader)
         self._stage = stage = self._switch.enter(unit.stage, task.trained, seed)
         epochs = self._settings.max_epochs(trainer.max_epochs)
         if epochs is not None:
@@ -189,14 +191,17 @@ class UnitTraining:
         self._check_data(trainer, unit, loader)
         run = self._run
         if run is None or trainer.global_step == 0:
-            raise DataError(
-                f"Unit {unit} trained on no batch: {len(rows)} rows, batch size {loader.batch_size}, "
-                f"drop_last={loader.drop_last}, max_epochs={trainer.max_epochs}. Expected at least one step: use "
-                "fewer shards or slices, a smaller batch, or drop_last=False."
-            )
+            raise self._no_batch(trainer, task, loader)
         run.averaged.undo_rounding()
         run.watch.check(f"unit {unit}")
         return UnitResult(stage.snapshot(), self._describe(unit, stage, run.record.complete()), score_of(trainer))
+
+    def _no_batch(self, trainer: pl.Trainer, task: UnitTask, loader: DataLoader[Any]) -> DataError:
+        return DataError(
+            f"Unit {task.unit} trained on no batch: {len(task.rows)} rows, batch size {loader.batch_size}, "
+            f"drop_last={loader.drop_last}, max_epochs={trainer.max_epochs}. Expected at least one step: use fewer "
+            "shards or slices, a smaller batch, or drop_last=False."
+        )
 
     def _check_data(self, trainer: pl.Trainer, unit: UnitId, loader: DataLoader[Any]) -> None:
         used: Any = trainer.train_dataloader

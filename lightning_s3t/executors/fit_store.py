@@ -57,6 +57,7 @@ class FitStore:
         start: The head as it stands before any training.
         sequences: The sequences.
         digests: The digests of the slices' ids; empty on all ranks but 0.
+        passed_over: Units that could not be trained on what deletions have left, and why; empty on all ranks but 0.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class FitStore:
         self.sequences: tuple[SliceSequence, ...] = ()
         self.start: Base = {}
         self.digests: Digests = {}
+        self.passed_over: dict[UnitId, str] = {}
         self._opened: Opened | None = None
         self._trainer = trainer
         self._data = data

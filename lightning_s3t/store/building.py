@@ -79,6 +79,14 @@ class BuildSession:
         self._attempts.append(attempt)
         return attempt
 
+    def has_shrunk(self, unit: UnitId) -> bool:
+        """Return whether a request has ever taken something of what a unit is trained on.
+
+        Args:
+            unit: The unit.
+        """
+        return self._ledger.reached_since(unit.cells, 0)
+
     def drop(self, units: Iterable[UnitId]) -> None:
         """Take units out that are stale, with all that was built on them, and erases them.
 

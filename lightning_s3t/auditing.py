@@ -1,4 +1,4 @@
-"""The audit: proof, on a store of one's own, that what serves was never reached by the forgotten."""
+"""The audit: what serves, compared on one's own store with a training without the forgotten."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def audit(
     Args:
         trainer: A trainer as it was for the fit, with the same S3T callback.
         model: The module as it was for the fit: before any training.
-        datamodule: The data, with or without the rows of those who were forgotten, as for the fit.
+        datamodule: The data as for the fit, best without the rows of those who were forgotten: what the script computes
+            over all rows is examined only then.
         units: How many surviving units to draw (each takes those that it stands on too), or their names, or "all".
         seed: What they are drawn from.
         fit_arguments: Further arguments of `trainer.fit`, as train_dataloaders.

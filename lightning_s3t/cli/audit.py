@@ -28,7 +28,9 @@ def audit(
     trust_config: bool = False,
     json: bool = False,
 ) -> int:
-    """Prove on a store that what serves was never reached by the forgotten: train units again, and compare the bits.
+    """Train surviving units again, without the forgotten, and compare every bit with what serves.
+
+    Give it data without the rows of the forgotten: what a script computes over all rows is examined only then.
 
     Args:
         store: The store's folder. It remembers the config that it was trained with, if that was a LightningCLI's.

@@ -270,6 +270,10 @@ class Store:
             write_journal(self._ledger, self.path)
             self._ledger.rewrite()
 
+    def count_forgotten(self) -> int:
+        """Return how many subjects are forgotten."""
+        return self._ledger.count_forgotten()
+
     def forgotten(self, subjects: Iterable[str]) -> set[str]:
         """Returns those of the subjects that must never be trained on again.
 

@@ -180,7 +180,12 @@ def _last_event(descriptor: int) -> tuple[Event | None, int]:
     end = tail.rfind(b"\n")
     if end < 0:
         return None, 0
-    return Event.from_json(tail[tail.rfind(b"\n", 0, end) + 1 : end]), start + end + 1
+    try:
+        return Event.from_json(tail[tail.rfind(b"\n", 0, end) + 1 : end]), start + end + 1
+    except StoreError as error:
+        raise StoreError(
+            f"The last line of the journal {FILE} is damaged: {error} Restore it and ledger.db from one backup."
+        ) from error
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -164,7 +164,7 @@ def scribble(path: Path) -> None:
     [
         (lose, r"has lost its journal\.jsonl"),
         (change, "disagree about event 1"),
-        (scribble, "is not an event of a store"),
+        (scribble, r"The last line of the journal journal\.jsonl is damaged: .* is not an event of a store"),
     ],
 )
 def test_a_journal_that_tells_something_else_closes_the_store(

@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, CheckpointIO
 
+from lightning_s3t.engine.lightning_internals import leave_out_earlier_steps
 from lightning_s3t.errors import UnsupportedError
 
 
@@ -28,12 +29,14 @@ class RecordingCheckpointIO(CheckpointIO):
         inner: The trainer's own plugin.
         record: Called with each path, before the file exists.
         scratch: The folder for what is half-written.
+        first_step: Where the loggers' axis stood when the unit began.
     """
 
-    def __init__(self, inner: CheckpointIO, record: Callable[[Path], None], scratch: Path) -> None:
+    def __init__(self, inner: CheckpointIO, record: Callable[[Path], None], scratch: Path, first_step: int) -> None:
         self.inner = inner
         self.record = record
         self.scratch = scratch
+        self.first_step = first_step
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Reports the path, then writes the checkpoint, and waits until it is there.
@@ -54,6 +57,7 @@ class RecordingCheckpointIO(CheckpointIO):
             )
         target = os.path.abspath(str(path).removeprefix("file://"))
         self.record(Path(target))
+        leave_out_earlier_steps(checkpoint, self.first_step)
         with _temporary_files_in(self.scratch):
             self.inner.save_checkpoint(checkpoint, path, storage_options=storage_options)
             _wait(self.inner)
@@ -89,7 +93,9 @@ class RecordingCheckpointIO(CheckpointIO):
 
 
 @contextmanager
-def recorded_checkpoints(trainer: pl.Trainer, record: Callable[[Path], None], scratch: Path) -> Iterator[None]:
+def recorded_checkpoints(
+    trainer: pl.Trainer, record: Callable[[Path], None], scratch: Path, first_step: int
+) -> Iterator[None]:
     """Reports the checkpoints that are written while the block runs.
 
     Each is reported before it is written, links to them (`save_last="link"`) when the block ends. Other files in the
@@ -99,6 +105,7 @@ def recorded_checkpoints(trainer: pl.Trainer, record: Callable[[Path], None], sc
         trainer: The trainer.
         record: Called with each path.
         scratch: A folder for what is half-written.
+        first_step: Where the loggers' step axis stands.
     """
     inner = trainer.strategy.checkpoint_io
     written: set[Path] = set()
@@ -107,7 +114,7 @@ def recorded_checkpoints(trainer: pl.Trainer, record: Callable[[Path], None], sc
         written.add(path)
         record(path)
 
-    trainer.strategy.checkpoint_io = RecordingCheckpointIO(inner, note, scratch)
+    trainer.strategy.checkpoint_io = RecordingCheckpointIO(inner, note, scratch, first_step)
     try:
         yield
     finally:

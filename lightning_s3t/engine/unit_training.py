@@ -137,7 +137,7 @@ class UnitTraining:
         """
         self.unit = task.unit
         try:
-            with recorded_checkpoints(trainer, self.note_file, task.scratch):
+            with recorded_checkpoints(trainer, self.note_file, task.scratch, self.first_step):
                 return self._train(trainer, task, fit)
         finally:
             self.unit = self._stage = self._run = None

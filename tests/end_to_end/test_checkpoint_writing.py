@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 
@@ -77,6 +78,17 @@ def wait_until_cleared(store: Path) -> None:
         Store.open(store).close()
         time.sleep(0.1)
     assert not (store / "scratch").exists()
+
+
+@pytest.mark.parametrize("isolation", ["forkserver", "none"])
+def test_a_checkpoint_does_not_tell_how_many_rows_earlier_units_had(tmp_path: Path, isolation: str) -> None:
+    checkpoint = ModelCheckpoint(dirpath=tmp_path / "checkpoints", save_top_k=-1)
+    trainer = {"enable_checkpointing": True}
+    fit(tmp_path / "store", People.make(), checkpoint, trainer=trainer, epochs=1, isolation=isolation)
+    found = [torch.load(path, weights_only=False) for path in (tmp_path / "checkpoints").rglob("*.ckpt")]
+    stepped = [loaded["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] for loaded in found]
+    assert stepped == [loaded["global_step"] for loaded in found]
+    assert len(found) == 8
 
 
 class Slow(TorchCheckpointIO):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -15,8 +16,12 @@ from lightning_s3t.store.scratch import FOLDER as SCRATCH
 from lightning_s3t.store.snapshots import FOLDER
 from lightning_s3t.store.sqlite_ledger import FILE
 
-# "-journal" is there for as long as another process takes to make the ledger
-_LEDGER_FILES = {FILE, f"{FILE}-journal", f"{FILE}-wal", f"{FILE}-shm"}
+# the rollback journal is there for as long as another process takes to make the ledger
+_ROLLBACK = f"{FILE}-journal"
+_MAGIC = bytes.fromhex(
+    "d9d505f920a163d7"
+)  # of SQLite's journals: https://sqlite.org/fileformat2.html#the_rollback_journal
+_LEDGER_FILES = {FILE, _ROLLBACK, f"{FILE}-wal", f"{FILE}-shm"}
 _FOLDERS = frozenset({FOLDER, SCRATCH})
 OWN_FILES = frozenset({*_LEDGER_FILES, JOURNAL, KEY_FILE, LOCK_FILE, LEDGER_LOCK}) | _FOLDERS
 
@@ -42,14 +47,14 @@ def check_free(folder: Path) -> None:
         )
 
 
-def check_no_links(folder: Path) -> None:
-    """Check that what a store reads and writes is its own: a link would lead it to files of others.
+def check_own_files(folder: Path) -> None:
+    """Check that what a store reads and writes is its own, before SQLite or anything else touches it.
 
     Args:
         folder: The store.
 
     Raises:
-        StoreError: Something in the folder is a link, or no plain file.
+        StoreError: Something in the folder is a link, or no plain file, or would have SQLite remove files of others.
     """
     for name in sorted(OWN_FILES):
         try:
@@ -64,6 +69,25 @@ def check_no_links(folder: Path) -> None:
                 f"{folder / name} is {what}. Expected a {kind} of the store's own: put it there, or mount its disk "
                 "there. Nothing was changed."
             )
+    if _names_other_files(folder / _ROLLBACK):
+        raise StoreError(
+            f"{folder / _ROLLBACK} names a file that SQLite would remove when it opens {FILE}. No store has such a "
+            f"journal: somebody has put it there. Nothing was changed. Use the store only if you trust whoever made "
+            f"it, and remove {_ROLLBACK} first."
+        )
+
+
+def _names_other_files(journal: Path) -> bool:
+    """Say whether a rollback journal ends with the name of a journal of several databases, which SQLite removes.
+
+    A store has one database, and a rollback journal only while that is made: after, it has a write-ahead log.
+    """
+    try:
+        with journal.open("rb") as file:
+            file.seek(-len(_MAGIC), os.SEEK_END)
+            return file.read() == _MAGIC
+    except OSError:  # there is none, or it is shorter
+        return False
 
 
 def make_folder(folder: Path) -> None:

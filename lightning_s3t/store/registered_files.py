@@ -24,6 +24,7 @@ class Evidence:
         store: Where the store was when the file was registered.
         inode: The number of its folder there, which a copy does not have.
         sha256: The digest of the file when its unit was committed; None before, and if it was not there.
+        size: Its bytes then.
         modified: When it was written, in nanoseconds, which nobody knows who has only read its contents.
         before: What lay under its name when it was registered, of somebody else; None if nothing did.
     """
@@ -31,6 +32,7 @@ class Evidence:
     store: str
     inode: int
     sha256: str | None = None
+    size: int | None = None
     modified: int | None = None
     before: str | None = None
 
@@ -82,7 +84,7 @@ def evidence_after(path: str, folder: Path, sha256: str) -> str:
         folder: The store.
         sha256: What `digest_of` gives for it.
     """
-    return Evidence(*_place(folder), sha256, _modified(path)).to_json()
+    return Evidence(*_place(folder), sha256, size_of(path), _modified(path)).to_json()
 
 
 def locate(file: OwnedFile, folder: Path) -> Located:
@@ -104,12 +106,14 @@ def locate(file: OwnedFile, folder: Path) -> Located:
         return Located("unproven" if stamp_of(file.path) is not None else "unwritten")
     # in the very place it was restored from a backup
     moved = file.path if evidence.store == place else _moved_along(file.path, evidence.store, place)
-    if moved is not None and digest_of(moved) == evidence.sha256:
-        return _found(moved) if _modified(moved) == evidence.modified else Located("unproven")
-    if digest_of(file.path) != evidence.sha256:
-        return Located("missing")
+    if moved is not None and _looks_like(moved, evidence):
+        return _found(moved) if digest_of(moved) == evidence.sha256 else Located("unproven")
     was_renamed = is_the_folder and not os.path.exists(os.path.join(evidence.store, "ledger.db"))
-    return _found(file.path) if was_renamed else Located("elsewhere")
+    if was_renamed and digest_of(file.path) == evidence.sha256:
+        return _found(file.path)
+    if _looks_like(file.path, evidence):
+        return Located("elsewhere")
+    return Located("unproven" if moved is not None and size_of(moved) == evidence.size else "missing")
 
 
 def digest_of(path: str) -> str | None:
@@ -168,6 +172,11 @@ def _moved_along(path: str, before: str, now: str) -> str | None:
 
 def _place(folder: Path) -> tuple[str, int]:
     return os.path.realpath(folder), folder.stat().st_ino
+
+
+def _looks_like(path: str, evidence: Evidence) -> bool:
+    # what is not even this is not read: a stranger may have named anything, of any size
+    return size_of(path) == evidence.size and _modified(path) == evidence.modified
 
 
 def _modified(path: str) -> int | None:

@@ -22,7 +22,7 @@ from lightning_s3t.plan import Partition
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.building import BuildSession
 from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
-from lightning_s3t.store.folder import check_free, check_no_links, clear_half_written, make_folder
+from lightning_s3t.store.folder import check_free, check_own_files, clear_half_written, make_folder
 from lightning_s3t.store.forgetting import Forgetting
 from lightning_s3t.store.history import chain_digest, ever_revoked, has_given, read_receipt, record
 from lightning_s3t.store.identities import read_or_make_keys
@@ -100,7 +100,7 @@ class Store:
         manifest = Manifest.of(normalise(settings))
         if Partition(**manifest.partition.model_dump()).bands and not register:
             raise ConfigurationError("Bands of risk need the registry: they are kept in it. Leave `register` on.")
-        check_no_links(folder)
+        check_own_files(folder)
         if not (folder / FILE).exists():
             check_free(folder)
         make_folder(folder)
@@ -133,7 +133,7 @@ class Store:
             StoreError: There is no store, or it is damaged.
         """
         folder = Path(path).absolute()
-        check_no_links(folder)
+        check_own_files(folder)
         backend = Backend.of(folder)
         with _closed_on_error(backend):
             store = cls(backend)

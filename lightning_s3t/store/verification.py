@@ -230,8 +230,8 @@ def _changed(registered: Mapping[OwnedFile, Located]) -> Iterator[str]:
     for file, located in registered.items():
         if located.state == "changed":
             yield (
-                f"{file.path} is not what was registered: it was changed or replaced, and no request will erase it. "
-                "Remove it by hand if it is a checkpoint of this store."
+                f"{_name(file.path)} is not what was registered: it was changed or replaced, and no request will "
+                "erase it. Remove it by hand if it is a checkpoint of this store."
             )
 
 
@@ -240,8 +240,8 @@ def _left(store: Backend) -> Iterator[str]:
         if file.left:
             why = f"request {file.request}" if file.request is not None else "a unit that is gone"
             yield (
-                f"{file.path} was to be erased with {why}, and is still there: it was changed since, or the store was "
-                "moved or copied and it may be another's. Look at it, and remove it by hand if it is this store's."
+                f"{_name(file.path)} was to be erased with {why}, and is still there: it was changed since, or the "
+                "store was moved or copied and it may be another's. Look at it, and remove it by hand if it is this store's."
             )
 
 
@@ -258,7 +258,12 @@ def _lost(registered: Mapping[OwnedFile, Located]) -> Iterator[str]:
 
 
 def _shown(paths: list[str]) -> str:
-    return ", ".join(sorted(paths)[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
+    return ", ".join(map(_name, sorted(paths)[:5])) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
+
+
+def _name(path: str) -> str:
+    # what a stranger has written must not steer the terminal
+    return path if path.isprintable() else repr(path)
 
 
 def _strangers(store: Backend, registered: Iterable[Located]) -> Iterator[str]:
@@ -269,4 +274,4 @@ def _strangers(store: Backend, registered: Iterable[Located]) -> Iterator[str]:
     known |= {os.path.relpath(located.path, os.path.realpath(store.folder)) for located in registered if located.path}
     for name in sorted(names - known):
         where = "snapshots" if name.startswith(f"{FOLDER}/") else "the store"
-        yield f"An unregistered file lies in {where}: {name}."
+        yield f"An unregistered file lies in {where}: {_name(name)}."

@@ -76,6 +76,13 @@ def test_a_copy_of_the_project_erases_its_own_checkpoints_alone(project: Path, t
     assert len(checkpoints(project)) == len(UNITS)
 
 
+def test_a_copy_that_has_lost_the_times_of_its_files_names_its_checkpoints(project: Path, tmp_path: Path) -> None:
+    shutil.copytree(project, tmp_path / "copy", copy_function=shutil.copyfile)
+    receipt = forget_everybody(tmp_path / "copy" / "store")
+    assert receipt.left_files == len(checkpoints(tmp_path / "copy")) == len(UNITS)
+    assert "0.ckpt was to be erased with request 1" in problems(tmp_path / "copy" / "store")[0]
+
+
 def test_a_store_that_was_renamed_finds_its_checkpoints_where_they_are(project: Path) -> None:
     (project / "store").rename(project / "old-store")
     forget_everybody(project / "old-store")

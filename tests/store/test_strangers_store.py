@@ -7,13 +7,14 @@ import json
 import os
 import shutil
 import sqlite3
+import struct
 from pathlib import Path
 
 import pytest
 
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store import Store
-from tests.store.people_store import UNITS, build, in_place, session
+from tests.store.people_store import SETTINGS, UNITS, build, in_place, session
 
 
 @pytest.fixture
@@ -156,6 +157,36 @@ def test_a_trigger_that_brings_back_what_a_request_removes_is_refused(path: Path
     change(path, "CREATE TRIGGER undo AFTER INSERT ON tombstones BEGIN DELETE FROM tombstones; END")
     with pytest.raises(StoreError, match=r"has a trigger \(undo\), which could undo what is written"):
         Store.open(path)
+
+
+def rollback_journal_that_names(victim: Path, pages: int) -> bytes:
+    """What SQLite writes when one transaction changes several databases, with the name of the journal of all."""
+    magic, name = bytes.fromhex("d9d505f920a163d7"), os.fsencode(victim)
+    header = magic + struct.pack(">IIIII", 0, 0, pages, 512, 4096)
+    return header.ljust(512, b"\0") + struct.pack(f">I{len(name)}sII", 2**18 + 1, name, len(name), sum(name)) + magic
+
+
+def test_a_rollback_journal_that_has_sqlite_remove_another_file_is_refused(path: Path, victim: Path) -> None:
+    pages = (path / "ledger.db").stat().st_size // 4096
+    (path / "ledger.db-journal").write_bytes(rollback_journal_that_names(victim, pages))
+    shutil.copytree(path, path.with_name("copy"))
+    sqlite3.connect(path.with_name("copy") / "ledger.db").execute("SELECT count(*) FROM notes").close()
+    assert not victim.exists()  # or the test would prove nothing
+    victim.touch()
+    with pytest.raises(StoreError, match="names a file that SQLite would remove"):
+        Store.open(path)
+    with pytest.raises(StoreError, match="names a file that SQLite would remove"):
+        Store.create(path, SETTINGS)
+    assert victim.exists()
+
+
+def test_a_path_does_not_steer_the_terminal(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "\x1b[2Jgone.ckpt").touch()
+    note_for_erasure(path, str(tmp_path / "\x1b[2Jgone.ckpt"))
+    with Store.open(path) as store:
+        problems = "".join(store.verify().problems)
+    assert "gone.ckpt was to be erased" in problems.replace("'", "")
+    assert "\x1b" not in problems
 
 
 def test_a_file_that_was_there_before_an_attempt_and_was_not_written_over_stays(path: Path, tmp_path: Path) -> None:

@@ -241,7 +241,8 @@ def _left(store: Backend) -> Iterator[str]:
             why = f"request {file.request}" if file.request is not None else "a unit that is gone"
             yield (
                 f"{_name(file.path)} was to be erased with {why}, and is still there: it was changed since, or the "
-                "store was moved or copied and it may be another's. Look at it, and remove it by hand if it is this store's."
+                "store was moved or copied and it may be another's. Look at it, and remove it by hand if it is this "
+                "store's."
             )
 
 

@@ -16,7 +16,8 @@ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
     os.environ.setdefault(name, "4294967296")
 
 # where it is noted which configs are trusted: not the developer's own
-os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="s3t-tests-")
+_state = tempfile.TemporaryDirectory(prefix="s3t-tests-")
+os.environ["XDG_STATE_HOME"] = _state.name
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -16,7 +16,7 @@ from lightning_s3t.errors import RevokedError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.erasure import drop_attempts, erase_queued, remove
 from lightning_s3t.store.ledger import Artifact
-from lightning_s3t.store.registered_files import digest_of, evidence_after, evidence_before
+from lightning_s3t.store.registered_files import RegisteredFiles, digest_of
 from lightning_s3t.store.scratch import Scratch
 from lightning_s3t.store.settings import normalise
 from lightning_s3t.store.tensors import encode_snapshot
@@ -40,6 +40,7 @@ class Attempt:
         self._ledger = store.ledger
         self._as_of = as_of
         self._looked_at = as_of
+        self._registered = RegisteredFiles(store.folder)
         self._scratch: Scratch | None = None
 
     @property
@@ -74,8 +75,7 @@ class Attempt:
                     "file before it is written, while its unit is trained."
                 )
             is_ours = bool(self._ledger.needed([spelled]))
-            evidence = evidence_before(spelled, self._store.folder, is_ours)
-            self._ledger.own(spelled, str(self.unit), evidence)
+            self._ledger.own(spelled, str(self.unit), self._registered.before(spelled, is_ours))
 
     def check(self) -> None:
         """Looks whether a deletion request has come in between; cheap enough to ask before every batch.
@@ -113,13 +113,14 @@ class Attempt:
                 self._check_alive()
                 self._check_running()
                 name, snapshot = str(self.unit), self._store.snapshots.name(digest)
-                made_from = {**normalise(provenance), "files": list(written.values()), "snapshot": digest}
+                files = [about for _, _, about in written if about is not None]
+                made_from = {**normalise(provenance), "files": files, "snapshot": digest}
                 record = UnitRecord(self.unit, self.key, digest, score, made_from)
                 text = json.dumps(record.provenance, sort_keys=True)
                 remove(self._store, [name], None)  # an earlier one, of other data
                 # within the transaction, which an erasure needs too: none can take an equal file away meanwhile
                 self._store.snapshots.put(digest, data)
-                for path, evidence in written:
+                for path, evidence, _ in written:
                     self._ledger.own(path, name, evidence)
                 self._ledger.add(Artifact(name, self.unit.cells, self.key, digest, score, text, self._as_of), snapshot)
         except RevokedError:
@@ -156,13 +157,15 @@ class Attempt:
     def _is_running(self) -> bool:
         return bool(self._ledger.attempts(str(self.unit)))
 
-    def _written(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """Return what is registered and there: path and evidence, and what the provenance says of it."""
-        found = {}
+    def _written(self) -> list[tuple[str, str, dict[str, Any] | None]]:
+        """Return what is registered: path, evidence and, if it is there, what the provenance says of it."""
+        found: list[tuple[str, str, dict[str, Any] | None]] = []
         for path in sorted(file.path for file in self._ledger.files_of(str(self.unit))):
             digest = digest_of(path)
+            evidence = self._registered.after(path, digest or "")
+            about = None
             if digest is not None and os.path.isfile(path):
                 content = digest_of(os.path.realpath(path)) if os.path.islink(path) else digest
-                evidence = evidence_after(path, self._store.folder, digest)
-                found[path, evidence] = {"path": path, "sha256": content, "bytes": os.path.getsize(path)}
+                about = {"path": path, "sha256": content, "bytes": os.path.getsize(path)}
+            found.append((path, evidence, about))
         return found

@@ -14,7 +14,7 @@ from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.files import size_of, unlink_all
 from lightning_s3t.store.history import record
 from lightning_s3t.store.ledger import Ledger, OwnedFile, QueuedFile, Tombstone
-from lightning_s3t.store.registered_files import Located, locate, stamp_of
+from lightning_s3t.store.registered_files import Located, RegisteredFiles
 from lightning_s3t.store.scratch import clear_scratch
 from lightning_s3t.store.units import parse_unit
 
@@ -90,14 +90,17 @@ def erase_queued(store: Backend) -> None:
     clear_scratch(store.folder)
     ledger = store.ledger
     # before the transaction: to prove what a checkpoint is, all of it is read
-    located = {file.path: locate(_owned(file), store.folder) for file in _noted(store) if _is_outside(store, file)}
+    registered = RegisteredFiles(store.folder)
+    located = {file.path: registered.locate(_owned(file)) for file in _noted(store) if _is_outside(store, file)}
     if not ledger.queued():
         return
     with ledger.transaction():
         queued = _noted(store)
         needed = ledger.needed([file.path for file in queued])  # two units may have equal snapshots
         wanted = [file for file in queued if file.path not in needed]
-        doomed = [file for file in wanted if not _is_outside(store, file) or _is_as_proven(located.get(file.path))]
+        # what was noted since is looked for by whoever has noted it
+        unchanged = {path for path, found in located.items() if registered.is_as_located(found)}
+        doomed = [file for file in wanted if not _is_outside(store, file) or file.path in unchanged]
         failed = _unlink(store, doomed, located)
         _record(ledger, [file for file in doomed if file.path not in failed], located)
         left = {file.path for file in doomed if file.path in located and located[file.path].is_left}
@@ -152,11 +155,6 @@ def _is_outside(store: Backend, file: QueuedFile) -> bool:
 
 def _owned(file: QueuedFile) -> OwnedFile:
     return OwnedFile(file.path, file.evidence)
-
-
-def _is_as_proven(located: Located | None) -> bool:
-    # None: it was noted since, and whoever has noted it looks for it
-    return located is not None and (not located.path or stamp_of(located.path) == located.stamp)
 
 
 def _unlink(store: Backend, doomed: Collection[QueuedFile], located: Mapping[str, Located]) -> dict[str, OSError]:

@@ -19,7 +19,7 @@ from lightning_s3t.store.identities import KEY_FILE
 from lightning_s3t.store.journal import read_journal
 from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.ledger import Ledger, OwnedFile
-from lightning_s3t.store.registered_files import Located, locate
+from lightning_s3t.store.registered_files import Located, RegisteredFiles
 from lightning_s3t.store.scratch import FOLDER as SCRATCH
 from lightning_s3t.store.snapshots import FOLDER
 from lightning_s3t.store.sqlite_ledger import FILE as LEDGER
@@ -71,7 +71,8 @@ def verify(store: Backend, keyring: Keyring, quiet: bool) -> Verification:
         history = list(ledger.events())
         contents = [*_tombstones(ledger, keyring, history), *_outdated(ledger), *_index(ledger)]
     found = ledger.problems()
-    registered = {file: locate(file, store.folder) for file in ledger.files() if not store.snapshots.owns(file.path)}
+    locate = RegisteredFiles(store.folder).locate
+    registered = {file: locate(file) for file in ledger.files() if not store.snapshots.owns(file.path)}
     problems = [
         *([f"The database is damaged: {'; '.join(found)}."] if found else ()),
         *_chain(ledger, store.folder, history),

@@ -134,6 +134,29 @@ def test_a_checkpoint_that_was_changed_is_left_counted_and_named(project: Path) 
         assert store.has_given(receipt)
 
 
+def test_a_checkpoint_that_its_unit_took_away_again_is_nobodys(project: Path) -> None:
+    first = project / "checkpoints" / "epoch=0.ckpt"
+    with Store.open(project / "store") as store:
+        attempt = session(store).start_unit(UNITS[0], "key")
+        attempt.register_file(first)
+        first.touch()
+        first.unlink()  # as with save_top_k
+        attempt.commit({}, {})
+    receipt = forget_everybody(project / "store")
+    assert receipt.missing_files == 0
+
+
+def test_what_others_put_where_a_unit_took_its_checkpoint_away_is_left(project: Path) -> None:
+    first = project / "checkpoints" / "epoch=0.ckpt"
+    with Store.open(project / "store") as store:
+        attempt = session(store).start_unit(UNITS[0], "key")
+        attempt.register_file(first)
+        attempt.commit({}, {})
+    first.write_text("another run's")
+    assert forget_everybody(project / "store").left_files == 1
+    assert first.exists()
+
+
 def test_a_link_to_a_checkpoint_is_known_by_where_it_points(project: Path) -> None:
     last = project / "checkpoints" / "last.ckpt"
     with Store.open(project / "store") as store:

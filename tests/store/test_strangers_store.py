@@ -14,6 +14,7 @@ import pytest
 
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store import Store
+from lightning_s3t.store.registered_files import Evidence, RegisteredFiles
 from tests.store.people_store import SETTINGS, UNITS, build, in_place, session
 
 
@@ -35,9 +36,12 @@ def note_for_erasure(store: Path, path: str, evidence: str = "") -> None:
     change(store, "INSERT INTO erasures VALUES (?, NULL, 17, ?, 0)", os.fsencode(path), evidence)
 
 
-def evidence(store: Path, **changed: object) -> str:
-    """What a stranger can make up, who knows what the file holds, and where the store is going to lie."""
-    return json.dumps({"store": str(store), "inode": 1, "modified": 0, "before": None, **changed})
+def evidence(folder: Path, file: Path, **made_up: object) -> str:
+    """What a stranger can write, who has the store's key and knows what a file holds and where the store will lie."""
+    registered = RegisteredFiles(folder)
+    text = registered.after(str(file), hashlib.sha256(b"ten years of work").hexdigest())
+    fields = {**json.loads(text)[0], "inode": 1, "modified": 0, **made_up}
+    return registered._seal(str(file), Evidence(**fields))
 
 
 def open_and_ask(store: Path) -> None:
@@ -62,12 +66,13 @@ def test_a_relative_path_that_is_noted_for_erasure_is_refused(path: Path, victim
     assert (path / "ledger.db").exists()
 
 
-@pytest.mark.parametrize("inside", [True, False], ids=["beside the store", "elsewhere"])
-def test_a_file_whose_contents_everybody_knows_is_not_erased(path: Path, victim: Path, inside: bool) -> None:
-    sha256 = hashlib.sha256(victim.read_bytes()).hexdigest()
-    made_up = path if inside else Path("/somewhere/else/store")
-    note_for_erasure(path, str(victim), evidence(made_up, sha256=sha256))
-    note_for_erasure(path, "/somewhere/else/home/thesis.safetensors", evidence(made_up, sha256=sha256))
+@pytest.mark.parametrize("made_for", ["here", "elsewhere"])
+def test_a_file_whose_contents_everybody_knows_is_not_erased(path: Path, victim: Path, made_for: str) -> None:
+    if made_for == "here":
+        note_for_erasure(path, str(victim), evidence(path, victim))
+    else:  # so that it would be beside the store if both had been moved together
+        file = Path("/somewhere/else/home") / victim.name
+        note_for_erasure(path, str(file), evidence(path, file, store="/somewhere/else/store", size=17))
     open_and_ask(path)
     assert victim.exists()
 
@@ -75,12 +80,27 @@ def test_a_file_whose_contents_everybody_knows_is_not_erased(path: Path, victim:
 def test_a_file_of_an_attempt_that_was_never_made_here_is_not_erased(path: Path, victim: Path) -> None:
     with Store.open(path) as store, store._ledger.transaction():
         store._ledger.begin("0/0")
-        store._ledger.own(str(victim), "0/0", evidence(path, sha256=None))
+        store._ledger.own(str(victim), "0/0", evidence(path, victim, sha256=None))
     open_and_ask(path)
     assert victim.exists()
 
 
-@pytest.mark.parametrize("what", ["nonsense", "[]", "{}", '{"store": 1, "inode": 1}', "[" * 10_000])
+def test_evidence_of_this_very_folder_has_to_be_under_its_key(path: Path, victim: Path) -> None:
+    """Somebody who can write the folder, and lacks the key that lies elsewhere."""
+    text = evidence(path, victim, inode=path.stat().st_ino, sha256=None)
+    note_for_erasure(path, str(victim), text.replace(text[-66:-2], "0" * 64))
+    note_for_erasure(path, f"{victim}.bak", text)  # that of another file
+    victim.with_name(f"{victim.name}.bak").touch()
+    ours = victim.with_name("ours.ckpt")
+    ours.touch()
+    note_for_erasure(path, str(ours), evidence(path, ours, inode=path.stat().st_ino, sha256=None))
+    open_and_ask(path)
+    assert not ours.exists()  # or the test would prove nothing
+    assert victim.exists()
+    assert victim.with_name(f"{victim.name}.bak").exists()
+
+
+@pytest.mark.parametrize("what", ["nonsense", "[]", "{}", '[{"store": 1, "inode": 1}, "00"]', "[{}, 1]", "[" * 10_000])
 def test_evidence_that_cannot_be_read_proves_nothing(path: Path, victim: Path, what: str) -> None:
     note_for_erasure(path, str(victim), what)
     open_and_ask(path)

@@ -71,8 +71,8 @@ def verify(store: Backend, keyring: Keyring, quiet: bool) -> Verification:
         history = list(ledger.events())
         contents = [*_tombstones(ledger, keyring, history), *_outdated(ledger), *_index(ledger)]
     found = ledger.problems()
-    locate = RegisteredFiles(store.folder).locate
-    registered = {file: locate(file) for file in ledger.files() if not store.snapshots.owns(file.path)}
+    files = RegisteredFiles(store.folder)
+    registered = {file: files.locate(file, read=True) for file in ledger.files() if not store.snapshots.owns(file.path)}
     problems = [
         *([f"The database is damaged: {'; '.join(found)}."] if found else ()),
         *_chain(ledger, store.folder, history),

@@ -134,6 +134,20 @@ def test_a_checkpoint_that_was_changed_is_left_counted_and_named(project: Path) 
         assert store.has_given(receipt)
 
 
+def test_verify_reads_a_checkpoint_whose_time_was_set_back(project: Path) -> None:
+    changed = project / "checkpoints" / "0.ckpt"
+    before = changed.stat()
+    changed.write_bytes(b"y" * before.st_size)
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert f"{changed} is not what was registered" in problems(project / "store")[0]
+
+
+def test_a_checkpoint_that_was_only_touched_is_erased(project: Path) -> None:
+    os.utime(project / "checkpoints" / "0.ckpt")
+    assert forget_everybody(project / "store").left_files == 0
+    assert checkpoints(project) == []
+
+
 def test_a_checkpoint_that_its_unit_took_away_again_is_nobodys(project: Path) -> None:
     first = project / "checkpoints" / "epoch=0.ckpt"
     with Store.open(project / "store") as store:

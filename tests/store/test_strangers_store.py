@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import random
 import shutil
 import sqlite3
 import struct
@@ -16,6 +18,9 @@ from lightning_s3t.errors import StoreError
 from lightning_s3t.store import Store
 from lightning_s3t.store.registered_files import Evidence, RegisteredFiles
 from tests.store.people_store import SETTINGS, UNITS, build, in_place, session
+from tests.tiers import in_tier
+
+RAISED_BY_NONSENSE = (TypeError, ValueError, OverflowError, LookupError, AttributeError)
 
 
 @pytest.fixture
@@ -225,5 +230,57 @@ def test_what_an_earlier_unit_wrote_goes_with_the_attempt_that_was_to_write_over
     assert not (tmp_path / "last.ckpt").exists()
 
 
+def mutate(store: Path, home: Path, draw: random.Random) -> None:
+    """Writes paths to another's files wherever a store has room for something, or puts links to them into the folder."""
+    victim = draw.choice([*home.rglob("*"), home])
+    relative = os.path.relpath(victim, draw.choice([store, store / "snapshots"]))
+    values: list[object] = [
+        *(str(victim), os.fsencode(victim), relative, os.fsencode(relative), f"snapshots/{relative}"),
+        *(os.fsencode(f"{relative}\n1.0"), evidence(store, victim, inode=draw.choice([1, store.stat().st_ino + 1]))),
+        *(0, -1, 2**62, None, b"", "[]", "{}", b"\xff\xfe", "0/0", "../.."),
+    ]
+    with sqlite3.connect(store / "ledger.db", isolation_level=None) as connection:
+        for _ in range(draw.randint(1, 4)):
+            tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            table = draw.choice(tables)
+            columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+            with contextlib.suppress(sqlite3.Error):
+                if draw.random() < 0.5:
+                    chosen = draw.sample(columns, draw.randint(1, len(columns)))
+                    set_to = ", ".join(f"{column} = ?" for column in chosen)
+                    connection.execute(f"UPDATE OR REPLACE {table} SET {set_to}", [draw.choice(values) for _ in chosen])
+                else:
+                    marks = ", ".join("?" * len(columns))
+                    row = [draw.choice(values) for _ in columns]
+                    connection.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", row)
+    connection.close()
+    if draw.random() < 0.3:
+        place = draw.choice([*store.rglob("*"), store / "scratch", store / "scratch" / "x", store / "ledger.db-wal"])
+        with contextlib.suppress(OSError):
+            shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+            place.parent.mkdir(exist_ok=True)
+            place.symlink_to(victim)
+
+
+@pytest.mark.parametrize("seed", range(in_tier(20, 300)))
+def test_whatever_a_stranger_writes_into_a_store_nothing_else_is_touched(path: Path, tmp_path: Path, seed: int) -> None:
+    home = tmp_path / "home"
+    (home / "photos").mkdir(parents=True)
+    for name in ("thesis.tex", ".profile", "photos/1.jpg", f"photos/{'ab' * 32}.safetensors", "ledger.db"):
+        (home / name).write_text("ten years of work")
+    before, draw = contents(home), random.Random(seed)
+    with Store.open(path) as store:
+        build(store, UNITS[0], 0, tmp_path / "a.ckpt")
+    mutate(path, home, draw)
+    with contextlib.suppress(StoreError, *(RAISED_BY_NONSENSE)):
+        open_and_ask(path)
+    with contextlib.suppress(StoreError, *(RAISED_BY_NONSENSE)), Store.open(path) as store, store.building():
+        pass
+    assert contents(home) == before
+
+
 def contents(path: Path) -> dict[str, bytes]:
-    return {str(file): file.read_bytes() for file in (path.rglob("*") if path.is_dir() else [path])}
+    return {
+        str(file): file.read_bytes() if file.is_file() else b""
+        for file in (path.rglob("*") if path.is_dir() else [path])
+    }

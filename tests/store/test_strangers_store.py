@@ -242,7 +242,7 @@ def mutate(store: Path, home: Path, draw: random.Random) -> None:
     with sqlite3.connect(store / "ledger.db", isolation_level=None) as connection:
         for _ in range(draw.randint(1, 4)):
             tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-            table = draw.choice(tables)
+            table = draw.choice([*tables, *["erasures"] * len(tables)])
             columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
             with contextlib.suppress(sqlite3.Error):
                 if draw.random() < 0.5:

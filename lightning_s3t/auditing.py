@@ -1,10 +1,9 @@
-"""The audit: proof, on a store of one's own, that what serves was never reached by the forgotten."""
+"""The audit: what serves, compared on one's own store with a training without the forgotten."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from lightning_s3t.engine.lightning_internals import silent_logger
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.executors.audit import AuditReport, AuditTarget
 from lightning_s3t.store import Store
+from lightning_s3t.store.scratch import Scratch
 
 
 def audit(
@@ -28,13 +28,14 @@ def audit(
 ) -> AuditReport:
     """Trains surviving units anew, without the forgotten, and compares them bit by bit with those that serve.
 
-    Everything is built in a scratch folder that is removed; the store is only read. Loggers are silenced, and
-    checkpoints go to the scratch folder. Files that the script's own callbacks write otherwise are written again.
+    Everything is built in a folder within the store that is removed; else the store is only read. Loggers are
+    silenced, and checkpoints go to that folder. What the script's own callbacks write otherwise is written again.
 
     Args:
         trainer: A trainer as it was for the fit, with the same Unlearning callback.
         model: The module as it was for the fit: before any training.
-        datamodule: The data, with or without the rows of those who were forgotten, as for the fit.
+        datamodule: The data as for the fit, best without the rows of those who were forgotten: what the script computes
+            over all rows is examined only then.
         units: How many surviving units to draw (each takes those that it stands on too), or their names, or "all".
         seed: What they are drawn from.
         fit_arguments: Further arguments of `trainer.fit`, as train_dataloaders.
@@ -58,9 +59,9 @@ def audit(
             "trained with."
         )
     (s3t,) = found
-    with tempfile.TemporaryDirectory(prefix="s3t-audit-") as scratch, Store.open(s3t.store) as store:
-        audited = AuditTarget(store, units, seed, Path(scratch) / "store")
-        with _elsewhere(trainer, Path(scratch)), s3t.auditing(audited):
+    with Store.open(s3t.store) as store, closing(Scratch(store.path)) as scratch:
+        audited = AuditTarget(store, units, seed, scratch.path / "store")
+        with _elsewhere(trainer, scratch.path), s3t.auditing(audited):
             trainer.fit(model, datamodule=datamodule, **fit_arguments)
         assert audited.report is not None
         return audited.report

@@ -1,6 +1,7 @@
 """Settings for all tests."""
 
 import os
+import tempfile
 
 import pytest
 
@@ -13,6 +14,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # them: pytest loads this file before it starts its workers.
 for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
     os.environ.setdefault(name, "4294967296")
+
+# where it is noted which configs are trusted: not the developer's own
+_state = tempfile.TemporaryDirectory(prefix="s3t-tests-")
+os.environ["XDG_STATE_HOME"] = _state.name
 
 
 def pytest_configure(config: pytest.Config) -> None:

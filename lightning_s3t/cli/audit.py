@@ -25,9 +25,12 @@ def audit(
     cli: str | None = None,
     units: list[str] | None = None,
     seed: int = 0,
+    trust_config: bool = False,
     json: bool = False,
 ) -> int:
-    """Prove on a store that what serves was never reached by the forgotten: train units again, and compare the bits.
+    """Train surviving units again, without the forgotten, and compare every bit with what serves.
+
+    Give it data without the rows of the forgotten: what a script computes over all rows is examined only then.
 
     Args:
         store: The store's folder. It remembers the config that it was trained with, if that was a LightningCLI's.
@@ -37,6 +40,7 @@ def audit(
         cli: The import path of the app's own LightningCLI class, if it has one (my_app:MyCLI).
         units: The names of the units to audit (0/2-0), or how many to draw (3). Without it, all that survive.
         seed: What units are drawn from.
+        trust_config: Run the config that the store remembers, although you have not trained with it: it is code.
         json: Print the report as a JSON document.
     """
     from lightning_s3t.auditing import audit as run_audit
@@ -44,7 +48,7 @@ def audit(
     if (store is None) == (not config):
         raise ConfigurationError("Expected either a store or --config: where the script's settings are.")
     with redirect_stdout(sys.stderr):  # what Lightning prints of a fit is not part of the report
-        app = _load(store, config or [], model, data, cli)
+        app = _load(store, config or [], model, data, cli, trust_config)
         report = run_audit(app.trainer, app.model, datamodule=app.datamodule, units=_units(units), seed=seed)
     if json:
         print(report.to_json())
@@ -60,7 +64,7 @@ def _units(units: list[str] | None) -> int | list[str] | Literal["all"]:
 
 
 def _load(
-    store: Path | None, configs: list[Path], model: str | None, data: str | None, cli: str | None
+    store: Path | None, configs: list[Path], model: str | None, data: str | None, cli: str | None, trust_config: bool
 ) -> LightningCLI:
     missing = [str(config) for config in configs if not config.is_file()]
     if missing:
@@ -84,7 +88,7 @@ def _load(
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="s3t-config-"))
             configs = [Path(folder) / "config.yaml"]
             unnamed = [name for name, given in (("model", model), ("data", data)) if given is None and cli is None]
-            configs[0].write_text(stored_config(store, unnamed))
+            configs[0].write_text(stored_config(store, unnamed, trust_config))
         given = [part for config in configs for part in ("--config", str(config))]
         made: LightningCLI = kind(**arguments, run=False, save_config_callback=None, args=given)
     return made

@@ -111,6 +111,10 @@ def _show(receipt: RequestRecord, sign: Path | None, json: bool) -> None:
     )
     print(f"Revoked {receipt.revoked_units} units: {', '.join(receipt.revoked) or 'none'}.")
     print(f"Erased {receipt.erased_files} files, {receipt.erased_bytes:,} bytes.")
+    if receipt.missing_files:
+        print(f"{receipt.missing_files} registered files were not there any more: moved or removed by others.")
+    if receipt.left_files:
+        print(f"{receipt.left_files} registered files were left alone: see `s3t store verify`.")
     serving = ", ".join(f"shard {shard}: {unit or 'nothing'}" for shard, unit in receipt.serving.items())
     print(f"Serving now in the shards that it reached: {serving or 'as before, it reached none'}.")
     print(

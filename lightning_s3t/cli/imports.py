@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from lightning_s3t.errors import ConfigurationError
@@ -35,7 +36,35 @@ def import_path(path: str, example: str) -> Any:
 
 
 def see_current_folder() -> None:
-    """Puts the current folder on the path: a console script has its own folder there, not the one that it is run in."""
+    """Puts the current folder on the path: a console script has its own folder there, not the one that it is run in.
+
+    But for the folder of a store, which a stranger may have filled.
+    """
     # not "": configs are parsed with their own folder as the current one
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    folder = os.getcwd()
+    if folder not in sys.path and not any((around / "ledger.db").exists() for around in _around(folder)):
+        sys.path.insert(0, folder)
+
+
+def check_not_on_path(store: Path) -> None:
+    """Checks that Python does not look for modules in a store.
+
+    Args:
+        store: The store's folder.
+
+    Raises:
+        ConfigurationError: It does.
+    """
+    for entry in sys.path:
+        if store.resolve() in _around(entry):
+            raise ConfigurationError(
+                f"Python looks for modules in {entry or os.getcwd()}, which lies in the store {store}: whatever "
+                "somebody has put there would be run. Run the command from another folder, and take the store off "
+                "PYTHONPATH."
+            )
+
+
+def _around(folder: str) -> list[Path]:
+    """Returns a folder and all that it lies in."""
+    resolved = Path(folder or ".").resolve()
+    return [resolved, *resolved.parents]

@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from lightning_s3t.callbacks import S3T
 from lightning_s3t.cli.imports import see_current_folder
-from lightning_s3t.cli.stored_config import stored_config
+from lightning_s3t.cli.stored_config import TRUST, stored_config
 from lightning_s3t.serving.module import EnsembleModule
 
 DESCRIPTION = "Trains any LightningModule by slices, so that data can be removed from it exactly."
@@ -72,13 +72,15 @@ class SaveConfig(SaveConfigCallback):
 def run_lightning(arguments: Sequence[str]) -> None:
     """Run a command of Lightning.
 
-    `--store PATH` stands for the config that the store was trained with.
+    `--store PATH` stands for the config that the store was trained with; `--trust-config` says that it may be run,
+    whoever has made it.
 
     Args:
         arguments: The command ("fit", "validate", "test" or "predict") and what LightningCLI takes.
 
     Raises:
         StoreError: `--store` names no store, or one that remembers no config.
+        ConfigurationError: Nobody has said that the config may be run.
     """
     see_current_folder()
     with ExitStack() as stack:
@@ -87,8 +89,9 @@ def run_lightning(arguments: Sequence[str]) -> None:
             at = given.index("--store")
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s3t-config-")))
             config = folder / "config.yaml"
-            config.write_text(stored_config(Path(given[at + 1])))
+            config.write_text(stored_config(Path(given[at + 1]), trust_config=TRUST in given))
             given[at : at + 2] = ["--config", str(config)]
+            given = [option for option in given if option != TRUST]
         stack.enter_context(warnings.catch_warnings())
         # it warns of arguments that are given twice, here and on the command line: these are the same
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")

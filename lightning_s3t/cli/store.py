@@ -43,6 +43,7 @@ def verify(store: Path, /, *, json: bool = False) -> int:
             "events": found.events,
             "units": found.units,
             "skipped": found.skipped,
+            "notes": found.notes,
         }
         print(json_format.dumps(document, indent=2))
         return 0 if found.passed else 1
@@ -50,6 +51,8 @@ def verify(store: Path, /, *, json: bool = False) -> int:
         print(f"WRONG  {problem}")
     for reason in found.skipped:
         print(f"skipped: {reason}")
+    for note in found.notes:
+        print(f"note: {note}")
     if found.damaged:
         print(f"{len(found.damaged)} damaged units, and what was built on them, are out of service. Call fit again.")
     verdict = "Nothing is wrong" if found.passed else f"{len(found.problems)} problems"

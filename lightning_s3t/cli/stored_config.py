@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_s3t.errors import StoreError
+from lightning_s3t.cli.imports import check_not_on_path
+from lightning_s3t.errors import ConfigurationError, StoreError
 
+TRUST = "--trust-config"
+_SHOWN = 20  # names in a message
 SHARED = ("seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler", "s3t")
 
 
-def stored_config(store: Path, name_classes: Collection[str] = ("model", "data")) -> str:
-    """Returns the LightningCLI config that a store was trained with, in YAML.
+def stored_config(store: Path, name_classes: Collection[str] = ("model", "data"), trust_config: bool = False) -> str:
+    """Returns the LightningCLI config that a store was trained with, in YAML, once it is known that it may be run.
+
+    A config is code: it names classes and functions, and what it gives them. So it may be run if this user has trained
+    with it, or says so, here or before.
 
     Where an app has the callback among the trainer's, it is moved to the section `s3t`. Where it fixes its classes, so
     that the config does not name them, they are named.
@@ -20,9 +28,11 @@ def stored_config(store: Path, name_classes: Collection[str] = ("model", "data")
     Args:
         store: The store's folder.
         name_classes: The sections to name the classes in: "model", "data".
+        trust_config: Whether it may be run, whoever has trained with it.
 
     Raises:
         StoreError: There is no store, or it was not trained from a LightningCLI.
+        ConfigurationError: Nobody has said that it may be run; or Python looks for modules in the store.
     """
     import yaml
 
@@ -36,6 +46,8 @@ def stored_config(store: Path, name_classes: Collection[str] = ("model", "data")
             f"The store {store} remembers no config: it was not trained from a LightningCLI. Give the config yourself: "
             "--config config.yaml."
         )
+    check_not_on_path(store)
+    _check_trusted(store, options, trust_config)
     config: dict[str, Any] = yaml.safe_load(text)
     config = {name: value for name, value in config.items() if name in SHARED}
     for section, path in options.get("classes", {}).items():
@@ -50,3 +62,34 @@ def stored_config(store: Path, name_classes: Collection[str] = ("model", "data")
     # the folder may have been moved since
     config.setdefault("s3t", {})["store"] = str(store)
     return yaml.safe_dump(config, sort_keys=False)
+
+
+def _check_trusted(store: Path, options: Mapping[str, Any], trust_config: bool) -> None:
+    from lightning_s3t.store.trusted_configs import is_trusted, trust
+
+    if is_trusted(options):
+        return
+    names = _names(f"{options['config']} {options.get('classes')}")
+    what = (
+        f"The config that the store {store} remembers was not used by you here before. Running it imports and calls "
+        f"what it names: {', '.join(names[:_SHOWN]) or 'lightning_s3t alone'}{', ...' if len(names) > _SHOWN else ''}."
+    )
+    if not trust_config and not _says_yes(f"{what}\nDo you trust whoever made this store? [y/N] "):
+        raise ConfigurationError(
+            f"{what} Nothing was imported. If you trust whoever made the store, give {TRUST}, once; or give a config "
+            "of your own with --config."
+        )
+    trust(options)
+
+
+def _names(text: str) -> list[str]:
+    """Returns what looks like an import path."""
+    found = re.findall(r"\b[A-Za-z_]\w*(?:[.:][A-Za-z_]\w*)+|(?<=class_path: )\w+", text)
+    return sorted({name for name in found if not name.startswith("lightning_s3t.")})
+
+
+def _says_yes(question: str) -> bool:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print(question, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

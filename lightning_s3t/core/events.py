@@ -99,12 +99,17 @@ class Erasure:
     Attributes:
         files: How many.
         bytes: Their size.
+        missing: How many more were registered, and are not there any more.
+        left: How many are still there, since they may be somebody else's: changed, or of the store that this one is a
+            copy of.
     """
 
     __pydantic_config__ = STRICT
 
     files: Count
     bytes: Count
+    missing: Count
+    left: Count
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,7 @@ class Event:
         mac: A code under the store's key over the digest, which shows that the key's holder has written it.
 
     Example:
-        >>> event = Event.after((0, GENESIS), "erasure", 1, {"files": 2, "bytes": 100})
+        >>> event = Event.after((0, GENESIS), "erasure", 1, {"files": 2, "bytes": 9, "missing": 0, "left": 0})
         >>> event.follows(GENESIS), event.read(Erasure).files
         (True, 2)
     """

@@ -31,6 +31,9 @@ class Receipt:
         revoked_units: How many units may never serve again.
         erased_files: How many files were removed.
         erased_bytes: Their size.
+        missing_files: How many registered files were not there any more: moved or removed by others.
+        left_files: How many were left alone, since what lies there may be somebody else's: it was changed, or belongs
+            to the store that this one is a copy of. `s3t store verify` names them.
         method: The unlearning method.
         guarantee: What is promised of every unit that is left: "exact" is bitwise what a training without the
             subjects gives; of "empirical" nothing is proven, and measurements have to tell.
@@ -42,8 +45,8 @@ class Receipt:
         chain: That event's digest: whoever has it can tell whether the store's history was changed since.
 
     Example:
-        >>> receipt = Receipt(1, None, "2026-01-01T00:00:00+00:00", 1, 0, 0, 1, 1, 100, "s3t", "exact", "forkserver",
-        ...     {}, 2, "ab" * 32)
+        >>> receipt = Receipt(1, None, "2026-01-01T00:00:00+00:00", 1, 0, 0, 1, 1, 100, 0, 0, "s3t", "exact",
+        ...     "forkserver", {}, 2, "ab" * 32)
         >>> Receipt.from_json(receipt.to_json()) == receipt
         True
     """
@@ -62,6 +65,16 @@ class Receipt:
     revoked_units: Annotated[_Count, Field(description="How many units may never serve again.")]
     erased_files: Annotated[_Count, Field(description="How many files were removed.")]
     erased_bytes: Annotated[_Count, Field(description="Their size.")]
+    missing_files: Annotated[
+        _Count, Field(description="How many registered files were not there any more: moved or removed by others.")
+    ]
+    left_files: Annotated[
+        _Count,
+        Field(
+            description="How many registered files were left alone, since what lies there may be somebody else's: it "
+            "was changed, or belongs to a store that this is a copy of."
+        ),
+    ]
     method: Annotated[str, Field(description="The unlearning method.")]
     guarantee: Annotated[
         Guarantee,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.plugins.io import AsyncCheckpointIO, CheckpointIO
 
+from lightning_s3t.engine.lightning_internals import leave_out_earlier_steps
 from lightning_s3t.errors import UnsupportedError
 
 
@@ -19,17 +22,24 @@ class RecordingCheckpointIO(CheckpointIO):
     What is written counts, not what ModelCheckpoint lists: its lists are set back between units, and may name files
     that other runs have written.
 
+    Lightning writes to a temporary file and moves that to its place. It lies in a folder of the store, so that a crash
+    in between leaves nothing that no request would find.
+
     Args:
         inner: The trainer's own plugin.
         record: Called with each path, before the file exists.
+        scratch: The folder for what is half-written.
+        first_step: Where the loggers' axis stood when the unit began.
     """
 
-    def __init__(self, inner: CheckpointIO, record: Callable[[Path], None]) -> None:
+    def __init__(self, inner: CheckpointIO, record: Callable[[Path], None], scratch: Path, first_step: int) -> None:
         self.inner = inner
         self.record = record
+        self.scratch = scratch
+        self.first_step = first_step
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Reports the path, then writes the checkpoint.
+        """Reports the path, then writes the checkpoint, and waits until it is there.
 
         Args:
             checkpoint: What to write.
@@ -37,15 +47,27 @@ class RecordingCheckpointIO(CheckpointIO):
             storage_options: Passed on.
 
         Raises:
-            UnsupportedError: The path is not a local one, so the file could not be erased.
+            UnsupportedError: The path is not a local one, so the file could not be erased; or the trainer's plugin
+                has not written it.
         """
         if "://" in str(path) and not str(path).startswith("file://"):
             raise UnsupportedError(
                 f"A callback writes a checkpoint to {path}, which S3T cannot erase after a deletion request. Give it "
                 "a local folder while units are trained."
             )
-        self.record(Path(str(path).removeprefix("file://")).absolute())
-        self.inner.save_checkpoint(checkpoint, path, storage_options=storage_options)
+        target = os.path.abspath(str(path).removeprefix("file://"))
+        self.record(Path(target))
+        leave_out_earlier_steps(checkpoint, self.first_step)
+        with _temporary_files_in(self.scratch):
+            self.inner.save_checkpoint(checkpoint, path, storage_options=storage_options)
+            _wait(self.inner)
+        if not os.path.lexists(target):
+            raise UnsupportedError(
+                f"{type(self.inner).__name__} has not written {target} when it returns: it writes somewhere else, or "
+                "later, in a thread or a process of its own. What comes after its unit has ended could not be erased "
+                "with it. Use a plugin that writes at once, to the path that it is given; AsyncCheckpointIO of "
+                "Lightning is waited for."
+            )
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Passes on to the trainer's own plugin.
@@ -71,7 +93,9 @@ class RecordingCheckpointIO(CheckpointIO):
 
 
 @contextmanager
-def recorded_checkpoints(trainer: pl.Trainer, record: Callable[[Path], None]) -> Iterator[None]:
+def recorded_checkpoints(
+    trainer: pl.Trainer, record: Callable[[Path], None], scratch: Path, first_step: int
+) -> Iterator[None]:
     """Reports the checkpoints that are written while the block runs.
 
     Each is reported before it is written, links to them (`save_last="link"`) when the block ends. Other files in the
@@ -80,6 +104,8 @@ def recorded_checkpoints(trainer: pl.Trainer, record: Callable[[Path], None]) ->
     Args:
         trainer: The trainer.
         record: Called with each path.
+        scratch: A folder for what is half-written.
+        first_step: Where the loggers' step axis stands.
     """
     inner = trainer.strategy.checkpoint_io
     written: set[Path] = set()
@@ -88,7 +114,7 @@ def recorded_checkpoints(trainer: pl.Trainer, record: Callable[[Path], None]) ->
         written.add(path)
         record(path)
 
-    trainer.strategy.checkpoint_io = RecordingCheckpointIO(inner, note)
+    trainer.strategy.checkpoint_io = RecordingCheckpointIO(inner, note, scratch, first_step)
     try:
         yield
     finally:
@@ -97,3 +123,21 @@ def recorded_checkpoints(trainer: pl.Trainer, record: Callable[[Path], None]) ->
             for link in folder.iterdir() if folder.is_dir() else ():
                 if link.is_symlink() and link.parent.joinpath(link.readlink()).absolute() in written:
                     record(link)
+
+
+@contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    # only for as long as a checkpoint is written: the folder's path may be too long for multiprocessing's sockets
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
+def _wait(plugin: CheckpointIO | None) -> None:
+    """Waits for the thread that a plugin, or one that it wraps, writes in."""
+    while plugin is not None:
+        if isinstance(plugin, AsyncCheckpointIO):
+            plugin.teardown()
+        plugin = getattr(plugin, "checkpoint_io", None)

@@ -245,6 +245,20 @@ def logged_step(trainer: pl.Trainer) -> int:
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
+def leave_out_earlier_steps(checkpoint: dict[str, Any], steps: int) -> None:
+    """Takes the steps of earlier units, which the loggers' axis goes on from, out of a checkpoint.
+
+    They would tell how many rows those had, and a unit's checkpoint is not erased with another unit.
+
+    Args:
+        checkpoint: What is about to be written.
+        steps: Where the axis stood when the unit began.
+    """
+    of_epochs = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.state_dict", {})
+    if "_batches_that_stepped" in of_epochs:
+        of_epochs["_batches_that_stepped"] -= steps
+
+
 def silent_logger() -> Logger:
     """Returns a logger that takes everything and keeps nothing; `fast_dev_run` uses it too."""
     return DummyLogger()

@@ -38,6 +38,7 @@ class UnitTask:
         rows: The rows that it trains on.
         trained: What the units own that it stands on, by stage; of an edit, what the unit itself owns.
         start: The head as it stands before any training.
+        scratch: A folder for what is half-written.
         forget_rows: The rows that an edit makes it forget; None to train it.
     """
 
@@ -45,6 +46,7 @@ class UnitTask:
     rows: Sequence[int]
     trained: Mapping[int, dict[str, Tensor]]
     start: dict[str, Tensor]
+    scratch: Path
     forget_rows: Sequence[int] | None = None
 
 
@@ -144,7 +146,7 @@ class UnitTraining:
         """
         self.unit, self._task = task.unit, task
         try:
-            with recorded_checkpoints(trainer, self.note_file):
+            with recorded_checkpoints(trainer, self.note_file, task.scratch, self.first_step):
                 return self._train(trainer, task, fit)
         finally:
             self.unit = self._task = self._edit = self._stage = self._run = None
@@ -190,6 +192,8 @@ class UnitTraining:
         seed_all(seed)
         self._data.seed_generators(seed)
         loader = self._data.unit_loader(rows, seed, trainer.world_size, trainer.global_rank)
+        if len(loader) == 0:  # before a schedule fails over it
+            raise self._no_batch(trainer, task, loader)
         self._stage = stage = self._switch.enter(unit.stage, task.trained, seed)
         epochs = self._settings.max_epochs(trainer.max_epochs)
         if epochs is not None:
@@ -202,11 +206,7 @@ class UnitTraining:
             run.watch.check_others(f"unit {unit}")
             return UnitResult(stage.snapshot(), self._describe(unit, stage, run.record.complete()), None)
         if run is None or trainer.global_step == 0:
-            raise DataError(
-                f"Unit {unit} trained on no batch: {len(rows)} rows, batch size {loader.batch_size}, "
-                f"drop_last={loader.drop_last}, max_epochs={trainer.max_epochs}. Expected at least one step: use "
-                "fewer shards or slices, a smaller batch, or drop_last=False."
-            )
+            raise self._no_batch(trainer, task, loader)
         run.averaged.undo_rounding()
         run.watch.check(f"unit {unit}")
         return UnitResult(stage.snapshot(), self._describe(unit, stage, run.record.complete()), score_of(trainer))
@@ -217,6 +217,13 @@ class UnitTraining:
         assert isinstance(self._method, EditingMethod)  # only such a one is given an edit to do
         self.seed()
         return edit_unit(trainer, self._method, stage.trainable, self._data, retain, forget)
+
+    def _no_batch(self, trainer: pl.Trainer, task: UnitTask, loader: DataLoader[Any]) -> DataError:
+        return DataError(
+            f"Unit {task.unit} trained on no batch: {len(task.rows)} rows, batch size {loader.batch_size}, "
+            f"drop_last={loader.drop_last}, max_epochs={trainer.max_epochs}. Expected at least one step: use fewer "
+            "shards or slices, a smaller batch, or drop_last=False."
+        )
 
     def _check_data(self, trainer: pl.Trainer, unit: UnitId, loader: DataLoader[Any]) -> None:
         used: Any = trainer.train_dataloader

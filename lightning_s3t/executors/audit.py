@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -53,7 +53,9 @@ class AuditReport:
         store: The store's folder.
         units: Those that were chosen, in order.
         survivors: How many there were to choose from.
-        forgotten: How many of the data's subjects are forgotten, and were left out.
+        forgotten: How many subjects the store has forgotten.
+        rows_of_forgotten: How many rows of theirs the audit was given. It has trained without them, but what a script
+            computes over all rows before the fit is then not examined.
         deterministic: Whether the same training gives the same bits here: on a CPU, or with `deterministic=True`.
         notes: What may explain a difference.
     """
@@ -62,12 +64,16 @@ class AuditReport:
     units: tuple[UnitAudit, ...]
     survivors: int
     forgotten: int
+    rows_of_forgotten: int
     deterministic: bool
     notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether every chosen unit that is still there is, bit for bit, what training without the forgotten gives."""
+        """Whether every chosen unit that is still there is, bit for bit, what was trained again.
+
+        That is a training without the forgotten, if the audit was not given rows of theirs.
+        """
         compared = [unit for unit in self.units if unit.outcome != "revoked meanwhile"]
         return bool(compared) and all(unit.outcome == "equal" for unit in compared)
 
@@ -77,9 +83,14 @@ class AuditReport:
 
     def __str__(self) -> str:
         equal = sum(unit.outcome == "equal" for unit in self.units)
+        without = (
+            f"on the rows of the others gives, in data that still has {self.rows_of_forgotten} rows of the forgotten"
+            if self.rows_of_forgotten
+            else f"without the {self.forgotten} forgotten subjects gives"
+        )
         lines = [
-            f"{equal} of {len(self.units)} units are, bit for bit, what training without the {self.forgotten} "
-            f"forgotten subjects gives ({self.survivors} units survive in {self.store})."
+            f"{equal} of {len(self.units)} units are, bit for bit, what training {without} ({self.survivors} units "
+            f"survive in {self.store})."
         ]
         for unit in self.units:
             if unit.outcome == "differs":
@@ -121,18 +132,19 @@ class AuditTarget:
         self.units = tuple(dict.fromkeys(ancestor for unit in self.chosen for ancestor in unit.lineage))
         self.report: AuditReport | None = None
 
-    def compare(self, built: Store, plan: FitPlan, forgotten: int, deterministic: bool) -> None:
+    def compare(self, built: Store, plan: FitPlan, drawn: Base, rows_of_forgotten: int, deterministic: bool) -> None:
         """Compares what was built with what the store holds, for the report.
 
         Args:
             built: The scratch store.
             plan: What was planned for it.
-            forgotten: How many subjects were left out.
+            drawn: The head as the script draws it today.
+            rows_of_forgotten: How many rows were left out.
             deterministic: Whether the same training gives the same bits here.
         """
         keys = {planned.unit: planned.key for planned in plan.build}
         found = tuple(self._compare_unit(unit, built, keys.get(unit)) for unit in self.chosen)
-        notes = []
+        notes = [*_about_rows(rows_of_forgotten), *_about_head(self.store.load_base() or {}, drawn)]
         if not deterministic:
             notes.append(
                 "The hardware is not deterministic here, so that a difference is no proof of a leak, and a small one "
@@ -148,8 +160,15 @@ class AuditTarget:
         changed = sorted({name for record in then for name in record if record[name] != now.get(name)})
         if changed:
             notes.append(f"Other versions than when the units were trained: {', '.join(changed)}.")
-        survivors, path = len(self._alive), str(self.store.path)
-        self.report = AuditReport(path, found, survivors, forgotten, deterministic, tuple(notes))
+        self.report = AuditReport(
+            str(self.store.path),
+            found,
+            len(self._alive),
+            self.store.count_forgotten(),
+            rows_of_forgotten,
+            deterministic,
+            tuple(notes),
+        )
 
     def _compare_unit(self, unit: UnitId, built: Store, key: str | None) -> UnitAudit:
         try:
@@ -158,16 +177,8 @@ class AuditTarget:
             return UnitAudit(str(unit), "revoked meanwhile")
         if key != self._alive[unit].key:
             return UnitAudit(str(unit), "data changed")
-        again = built.load(unit)
-        differences = {
-            name: _difference(kept[name], again[name]) if name in kept and name in again else float("inf")
-            for name in kept.keys() | again.keys()
-        }
-        changed = {name: value for name, value in differences.items() if value is not None}
-        if not changed:
-            return UnitAudit(str(unit), "equal")
-        worst = max(sorted(changed), key=changed.__getitem__)
-        return UnitAudit(str(unit), "differs", worst, changed[worst])
+        worst = _worst(kept, built.load(unit))
+        return UnitAudit(str(unit), "equal") if worst is None else UnitAudit(str(unit), "differs", *worst)
 
 
 class AuditStore(FitStore):
@@ -199,11 +210,12 @@ class AuditStore(FitStore):
     ) -> None:
         super().__init__(trainer, data, settings, choice, method, options, key=key)
         self._target = target
+        self._drawn: Base = {}
 
     def finish(self) -> None:
         """Compares what was built with what is audited."""
-        deterministic = is_deterministic(self._trainer)
-        self._target.compare(self.opened.store, self.plan, len(self._data.forgotten), deterministic)
+        rows = sum(subject in self._data.forgotten for subject in self._data.subjects)
+        self._target.compare(self.opened.store, self.plan, self._drawn, rows, is_deterministic(self._trainer))
 
     def _open(self, path: Path, make_base: Callable[[], Base]) -> tuple[Base, tuple[SliceSequence, ...]]:
         audited = self._target.store
@@ -212,6 +224,7 @@ class AuditStore(FitStore):
         base = audited.load_base()
         if base is None:
             raise ConfigurationError(f"The store {audited.path} has no head to begin with. Fit it first.")
+        self._drawn = make_base()
         self._enter(self._target.scratch).building.save_base(base)
         return base, self._choice.plan()
 
@@ -242,6 +255,39 @@ def _choose(alive: tuple[UnitId, ...], chosen: int | Iterable[str] | Literal["al
             f"{', '.join(map(str, alive[:10]))}{', ...' if len(alive) > 10 else ''}."
         )
     return named
+
+
+def _about_rows(rows_of_forgotten: int) -> Iterator[str]:
+    if rows_of_forgotten:
+        yield (
+            "Not examined: what the script computes over all rows before the fit (normalisation, the number of steps, "
+            "label frequencies, the head's start) was computed with those of the forgotten, here as in the store. "
+            "Audit with these rows dropped."
+        )
+
+
+def _about_head(kept: Base, drawn: Base) -> Iterator[str]:
+    worst = _worst(kept, drawn)
+    if worst is not None:
+        yield (
+            "Not examined: the head's start. The store keeps that of its first fit, and the script draws another "
+            f"today (by up to {worst[1]:.3g} in {worst[0]}). If it is drawn at random, that is to be expected. If it "
+            "is computed from the data (label frequencies, class prototypes), the kept one has the forgotten in it, "
+            "and only training into a new folder removes that."
+        )
+
+
+def _worst(kept: Mapping[str, Tensor], again: Mapping[str, Tensor]) -> tuple[str, float] | None:
+    """Returns the tensor that differs most, and its largest absolute difference; None if all bits are the same."""
+    differences = {
+        name: _difference(kept[name], again[name]) if name in kept and name in again else float("inf")
+        for name in kept.keys() | again.keys()
+    }
+    changed = {name: value for name, value in differences.items() if value is not None}
+    if not changed:
+        return None
+    worst = max(sorted(changed), key=changed.__getitem__)
+    return worst, changed[worst]
 
 
 def _difference(one: Tensor, other: Tensor) -> float | None:

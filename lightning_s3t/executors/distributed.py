@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_s3t.engine.lightning_internals import meeting_point
 from lightning_s3t.engine.training_data import TrainingData
@@ -149,7 +149,15 @@ class DistributedExecutor:
         task = on_rank_zero(self._trainer, lambda: self._begin(planned, units))
         if task is None:
             return f"Unit {planned.unit} was revoked while the fit ran."
-        trained = self._run_together(task, f"unit {planned.unit} was trained", Trained, progress)
+        try:
+            trained = self._run_together(task, f"unit {planned.unit} was trained", Trained, progress)
+        except Exception as error:
+            failure = error
+            passed_over = on_rank_zero(self._trainer, lambda: self._pass_over(failure, units))
+            if passed_over is None:
+                raise
+            rank_zero_warn(passed_over)
+            return f"Unit {planned.unit} was passed over."
         if trained is None:
             return f"Unit {planned.unit} was revoked while it was trained."
         check_same_tensors(self._trainer, planned.unit, trained.tensors)
@@ -166,6 +174,14 @@ class DistributedExecutor:
     def _begin(self, planned: PlannedUnit, units: UnitStore) -> UnitTask | None:
         self._begun = units.begin(planned)
         return self._begun.task if self._begun is not None else None
+
+    def _pass_over(self, error: Exception, units: UnitStore) -> str | None:
+        if self._begun is None:
+            return None
+        passed_over = units.pass_over(self._begun, error)
+        if passed_over is not None:
+            self._begun = None
+        return passed_over
 
     def _commit(self, trained: Trained, units: UnitStore) -> None:
         assert self._begun is not None
@@ -196,6 +212,7 @@ class DistributedExecutor:
                 standings = gather(self._trainer, self._standing(outcome is not None, failed))
                 failures = [standing.failed for standing in standings if standing.failed is not None]
                 if failures:  # the first: that its rank has gone is what the others fail with
+                    self._processes.kill(process)
                     raise min(failures, key=lambda failure: failure.time).exception(what)
                 if any(standing.stop for standing in standings):
                     raise SIGTERMException

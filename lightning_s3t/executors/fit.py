@@ -247,7 +247,8 @@ class Fit:
         """Sums a fit up; returns the metrics of the units that serve, each the mean over the shards."""
         store, path = fit_store.opened.store, str(self._config.store)
         shards = self._config.partition.shards
-        self.summary = FitSummary.of(store.alive(), shards, self.sequences, trained, seconds)
+        passed_over = fit_store.passed_over
+        self.summary = FitSummary.of(store.alive(), shards, self.sequences, trained, seconds, passed_over)
         if trained:
             rank_zero_info(str(self.summary))
         if self._audited is None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import tempfile
 from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,8 @@ from lightning_s3t.methods import EditingMethod, UnlearningMethod
 from lightning_s3t.plan import SequenceChoice, SliceSequence, UnitId, units_of
 from lightning_s3t.store import Attempt, BuildSession, RequestRecord, Store
 from lightning_s3t.store.ledger import Tombstone
+from lightning_s3t.store.scratch import Scratch
+from lightning_s3t.store.trusted_configs import trust
 from lightning_s3t.tuning.adapter_effect import check_effect
 from lightning_s3t.tuning.fingerprint import digest_tensors
 
@@ -63,6 +63,7 @@ class FitStore:
         start: The head as it stands before any training.
         sequences: The sequences.
         digests: The digests of the slices' ids; empty on all ranks but 0.
+        passed_over: Units that could not be trained on what deletions have left, and why; empty on all ranks but 0.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class FitStore:
         self.sequences: tuple[SliceSequence, ...] = ()
         self.start: Base = {}
         self.digests: Digests = {}
+        self.passed_over: dict[UnitId, str] = {}
         self._opened: Opened | None = None
         self._trainer = trainer
         self._data = data
@@ -173,8 +175,7 @@ class FitStore:
     def _open(self, path: Path, make_base: Callable[[], Base]) -> tuple[Base, tuple[SliceSequence, ...]]:
         # one batch a unit is no training: nothing of it may be kept
         if self._trainer.fast_dev_run:  # type: ignore[attr-defined]
-            path = Path(tempfile.mkdtemp(prefix="s3t-fast-dev-run-"))
-            self._exit.callback(shutil.rmtree, path, ignore_errors=True)
+            path = self._exit.enter_context(closing(Scratch(path))).path / "store"
         if not (path / "ledger.db").exists():
             self._data.check_slices()
         opened = self._enter(path)
@@ -191,15 +192,16 @@ class FitStore:
         self._compare_found(store)
         kept = store.options["sequences"] if self._same_planner(store) else ()
         sequences = self._choice.plan(keep=kept)
-        building.note_options(
-            {
-                **self._options,
-                # that of the first fit: small differences must not add up
-                "adapter_effect": store.options.get("adapter_effect", self._options["adapter_effect"]),
-                "sequences": [list(sequence) for sequence in sequences],
-                "planner": self._choice.planner,
-            }
-        )
+        options = {
+            **self._options,
+            # that of the first fit: small differences must not add up
+            "adapter_effect": store.options.get("adapter_effect", self._options["adapter_effect"]),
+            "sequences": [list(sequence) for sequence in sequences],
+            "planner": self._choice.planner,
+        }
+        building.note_options(options)
+        if options.get("config") is not None:  # it runs already
+            trust(options)
         base = store.load_base()
         if base is None:
             base = make_base()

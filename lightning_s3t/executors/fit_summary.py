@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_s3t.columns import align
@@ -39,10 +39,12 @@ class FitSummary:
     Attributes:
         rows: One for each shard.
         seconds: How long it took.
+        passed_over: Units that could not be trained on what deletions have left, and why.
     """
 
     rows: tuple[ShardSummary, ...]
     seconds: float
+    passed_over: Mapping[UnitId, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -52,6 +54,7 @@ class FitSummary:
         sequences: Iterable[SliceSequence],
         trained: Iterable[UnitId],
         seconds: float,
+        passed_over: Mapping[UnitId, str],
     ) -> FitSummary:
         """Sums a fit up.
 
@@ -61,6 +64,7 @@ class FitSummary:
             sequences: The orders.
             trained: What this fit has trained.
             seconds: How long it took.
+            passed_over: What could not be trained, and why.
         """
         wanted, built = units_of(shards, sequences), set(trained)
         best = survivors(alive, {unit: record.score for unit, record in alive.items() if record.score is not None})
@@ -78,7 +82,7 @@ class FitSummary:
                     alive[serves].score if serves is not None else None,
                 )
             )
-        return cls(tuple(rows), seconds)
+        return cls(tuple(rows), seconds, dict(passed_over))
 
     def __str__(self) -> str:
         cells = [("shard", "serves", "trained", "units", "score")]
@@ -93,7 +97,8 @@ class FitSummary:
             for row in self.rows
         ]
         trained = sum(row.trained for row in self.rows)
-        return f"{align(cells, numbers_from=2)}\n{trained} units trained in {self.seconds:.0f} s."
+        passed_over = "".join(f"\nUnit {unit} was passed over: {why}" for unit, why in self.passed_over.items())
+        return f"{align(cells, numbers_from=2)}\n{trained} units trained in {self.seconds:.0f} s.{passed_over}"
 
 
 def mean_metrics(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from lightning_s3t.engine.found_state.found_state import describe_changes, digest_found
 from lightning_s3t.engine.lightning_internals import (
     TrainerReset,
+    is_distributed,
     logged_step,
     prepare_fit_loop,
     run_fit_loop,
@@ -141,6 +142,11 @@ class InProcessExecutor:
             self._abandon()
             revoked = error
             self._training.first_step = logged_step(trainer)
+        except Exception as error:
+            if not self._pass_over(trainer, error):
+                self._abandon()
+                raise
+            self._training.first_step = logged_step(trainer)
         except BaseException:
             self._abandon()
             raise
@@ -163,6 +169,17 @@ class InProcessExecutor:
         if self._begun is not None:
             self._begun.attempt.abandon()
             self._begun = None
+
+    def _pass_over(self, trainer: pl.Trainer, error: Exception) -> bool:
+        """Gives the running unit up if deletions have left it too little; not where other ranks may have gone on."""
+        if self._begun is None or is_distributed(trainer):
+            return False
+        passed_over = self._units.pass_over(self._begun, error)
+        if passed_over is None:
+            return False
+        self._begun = None
+        rank_zero_warn(passed_over)
+        return True
 
     def _note_file(self, path: Path) -> None:
         if self._begun is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.engine.unit_settings import UnitSettings
@@ -168,8 +168,15 @@ class IsolatedExecutor:
         for process, message in self._processes.listen(processes, _LOOK_UP):
             running = self._running[process.number]
             if isinstance(message, Failed):
-                raise message.exception(process.what)
-            if isinstance(message, Advanced):
+                error = message.exception(process.what)
+                passed_over = units.pass_over(running.begun, error)
+                if passed_over is None:
+                    raise error
+                rank_zero_warn(passed_over)
+                schedule.give_up(running.unit)
+                progress.finish_unit(running.unit)
+                self._forget(process)
+            elif isinstance(message, Advanced):
                 progress.show(running.unit, message.share)
             elif isinstance(message, Writes):
                 running.begun.note_file(Path(message.path))
@@ -273,7 +280,7 @@ class Schedule:
         self._running.discard(unit)
 
     def give_up(self, unit: UnitId) -> None:
-        """Notes that a unit was revoked: what is built on it is not trained either.
+        """Notes that a unit was revoked or passed over: what is built on it is not trained either.
 
         Args:
             unit: The unit.

@@ -9,7 +9,7 @@ from typing import Any
 from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.engine.unit_settings import UnitSettings
 from lightning_s3t.engine.unit_training import UnitResult, UnitTask
-from lightning_s3t.errors import RevokedError
+from lightning_s3t.errors import DataError, RevokedError, S3TError
 from lightning_s3t.executors.fit_store import FitStore
 from lightning_s3t.executors.unit_plan import PlannedUnit, slice_digests
 from lightning_s3t.plan.stage_rules import newest_stages
@@ -71,7 +71,32 @@ class UnitStore:
         except RevokedError:
             return None
         rows = self._data.rows(unit, settings.data)
-        return BegunUnit(planned, UnitTask(unit, rows, trained, self._fit_store.start, planned.forget_rows), attempt)
+        task = UnitTask(unit, rows, trained, self._fit_store.start, attempt.scratch, planned.forget_rows)
+        return BegunUnit(planned, task, attempt)
+
+    def pass_over(self, begun: BegunUnit, error: BaseException) -> str | None:
+        """Gives a unit up that cannot be trained on what deletions have left, as one with an empty slice.
+
+        Whoever can make requests could else end every fit. A unit that no request has reached fails with its error:
+        there it is the script's.
+
+        Args:
+            begun: The unit.
+            error: What its training has raised.
+
+        Returns:
+            Why, for people; None if it failed for another reason.
+        """
+        if not _is_too_little(error) or not self._fit_store.opened.building.has_shrunk(begun.planned.unit):
+            return None
+        begun.attempt.abandon()
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        self._fit_store.passed_over[begun.planned.unit] = reason
+        return (
+            f"S3T: Unit {begun.planned.unit} cannot be trained on the {len(begun.task.rows)} rows that deletions have "
+            f"left it, and is passed over with what would be built on it ({reason}). Its shard serves what is before "
+            "it; the next fit tries again."
+        )
 
     def commit(self, begun: BegunUnit, result: UnitResult) -> None:
         """Makes a unit part of the store, whole or not at all.
@@ -94,3 +119,11 @@ class UnitStore:
             self._fit_store.replace(begun.attempt, result.tensors, record, result.score, due)
         else:
             begun.attempt.commit(result.tensors, record, result.score)
+        self._fit_store.passed_over.pop(begun.planned.unit, None)
+
+
+def _is_too_little(error: BaseException) -> bool:
+    """Says whether an error is one that too few rows raise: in a schedule, a BatchNorm, a check of Lightning's."""
+    if isinstance(error, S3TError):
+        return isinstance(error, DataError)
+    return isinstance(error, (ValueError, ZeroDivisionError))

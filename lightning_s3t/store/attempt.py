@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import RevokedError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.erasure import drop_attempts, erase_queued, remove
-from lightning_s3t.store.files import sha256_of, size_of
 from lightning_s3t.store.ledger import Artifact, ArtifactEntry
+from lightning_s3t.store.registered_files import RegisteredFiles, digest_of
+from lightning_s3t.store.scratch import Scratch
 from lightning_s3t.store.settings import normalise
 from lightning_s3t.store.tensors import encode_snapshot
 from lightning_s3t.store.units import UnitRecord
@@ -39,6 +40,21 @@ class Attempt:
         self._ledger = store.ledger
         self._as_of = as_of
         self._looked_at = as_of
+        self._registered = RegisteredFiles(store.folder)
+        self._scratch: Scratch | None = None
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for what is half-written while the unit is trained; it goes when the attempt ends."""
+        if self._scratch is None:
+            self._scratch = Scratch(self._store.folder)
+        return self._scratch.path
+
+    def close(self) -> None:
+        """Let go of the folder for what is half-written."""
+        if self._scratch is not None:
+            self._scratch.close()
+            self._scratch = None
 
     def register_file(self, path: str | Path) -> None:
         """Notes, durably, a file that is about to be written, to be erased with the unit.
@@ -58,7 +74,8 @@ class Attempt:
                     f"The training of unit {self.unit} has ended, so {path} would not be erased with it. Register a "
                     "file before it is written, while its unit is trained."
                 )
-            self._ledger.own(spelled, str(self.unit))
+            is_ours = bool(self._ledger.needed([spelled]))
+            self._ledger.own(spelled, str(self.unit), self._registered.before(spelled, is_ours))
 
     def check(self) -> None:
         """Looks whether a deletion request has come in between; cheap enough to ask before every batch.
@@ -110,15 +127,22 @@ class Attempt:
         Raises:
             StoreError: A tensor is of a kind that no snapshot can hold.
         """
+        self.close()
         digest, data = encode_snapshot(tensors)
         if score is not None and math.isnan(score):  # worth nothing, and no database keeps it
             score = None
         # before the transaction: a deletion request must not wait for gigabytes to be read
-        whole = {**normalise(provenance), "files": self._written(), "snapshot": digest}
-        return FinishedUnit(self._store, UnitRecord(self.unit, self.key, digest, score, whole), data, self._check)
+        written = self._written()
+        files = [about for _, _, about in written if about is not None]
+        record = UnitRecord(
+            self.unit, self.key, digest, score, {**normalise(provenance), "files": files, "snapshot": digest}
+        )
+        owned = [(path, evidence) for path, evidence, _ in written]
+        return FinishedUnit(self._store, record, data, self._check, owned)
 
     def abandon(self) -> None:
         """Erases everything that the attempt wrote."""
+        self.close()
         with self._ledger.transaction():
             drop_attempts(self._store, [str(self.unit)])
         erase_queued(self._store)
@@ -148,13 +172,18 @@ class Attempt:
     def _is_running(self) -> bool:
         return bool(self._ledger.attempts(str(self.unit)))
 
-    def _written(self) -> list[dict[str, Any]]:
-        found = map(Path, self._ledger.files_of(str(self.unit)))
-        return [
-            {"path": str(path), "sha256": sha256_of(path), "bytes": path.stat().st_size}
-            for path in sorted(found)
-            if size_of(path) is not None and path.is_file()
-        ]
+    def _written(self) -> list[tuple[str, str, dict[str, Any] | None]]:
+        """Return what is registered: path, evidence and, if it is there, what the provenance says of it."""
+        found: list[tuple[str, str, dict[str, Any] | None]] = []
+        for path in sorted(file.path for file in self._ledger.files_of(str(self.unit))):
+            digest = digest_of(path)
+            evidence = self._registered.after(path, digest or "")
+            about = None
+            if digest is not None and os.path.isfile(path):
+                content = digest_of(os.path.realpath(path)) if os.path.islink(path) else digest
+                about = {"path": path, "sha256": content, "bytes": os.path.getsize(path)}
+            found.append((path, evidence, about))
+        return found
 
 
 class FinishedUnit:
@@ -165,16 +194,25 @@ class FinishedUnit:
         record: What is kept of it.
         snapshot: Its tensors, encoded.
         check: Raises a RevokedError if the unit must not be kept.
+        files: The files that it has registered, and what each is known by.
 
     Attributes:
         record: What is kept of it.
     """
 
-    def __init__(self, store: Backend, record: UnitRecord, snapshot: bytes, check: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        store: Backend,
+        record: UnitRecord,
+        snapshot: bytes,
+        check: Callable[[], None],
+        files: Iterable[tuple[str, str]] = (),
+    ) -> None:
         self.record = record
         self.check = check
         self._store = store
         self._snapshot = snapshot
+        self._files = tuple(files)
         self._entry: ArtifactEntry | None = None
 
     def put(self, as_of: int) -> UnitId:
@@ -187,6 +225,8 @@ class FinishedUnit:
         # within the transaction, which an erasure needs too: none can take an equal file away meanwhile
         store.snapshots.put(record.snapshot, self._snapshot)
         text = json.dumps(record.provenance, sort_keys=True)
+        for path, evidence in self._files:
+            store.ledger.own(path, str(record.unit), evidence)
         artifact = Artifact(str(record.unit), record.unit.cells, record.key, record.snapshot, record.score, text, as_of)
         store.ledger.add(artifact, store.snapshots.name(record.snapshot))
         self._entry = artifact.entry

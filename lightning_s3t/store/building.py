@@ -40,6 +40,7 @@ class BuildSession:
         self._keyring = keyring
         self._partition = partition
         self._forgetting = forgetting
+        self._attempts: list[Attempt] = []
 
     def note_options(self, options: Mapping[str, Any]) -> None:
         """Note settings that may change from fit to fit, as `Store.options` gives them.
@@ -81,7 +82,17 @@ class BuildSession:
             raise RevokedError(f"Unit {unit} was revoked before it was trained. The next fit trains it again.")
         with self._ledger.transaction():
             self._ledger.begin(str(unit))
-        return Attempt(self._backend, unit, key, number)
+        attempt = Attempt(self._backend, unit, key, number)
+        self._attempts.append(attempt)
+        return attempt
+
+    def has_shrunk(self, unit: UnitId) -> bool:
+        """Return whether a request has ever taken something of what a unit is trained on.
+
+        Args:
+            unit: The unit.
+        """
+        return self._ledger.reached_since(unit.cells, 0)
 
     def replace(
         self,
@@ -157,4 +168,10 @@ class BuildSession:
 
     def clear_attempts(self) -> None:
         """Clear away what units have left whose training was cut."""
+        self.close()
         clean_up(self._backend)
+
+    def close(self) -> None:
+        """Let go of what attempts hold on to that have not ended."""
+        while self._attempts:
+            self._attempts.pop().close()

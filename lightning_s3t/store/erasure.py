@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import asdict
+import os
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from lightning_s3t.core.events import Erasure
@@ -12,8 +13,9 @@ from lightning_s3t.errors import StoreError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.files import size_of, unlink_all
 from lightning_s3t.store.history import record
-from lightning_s3t.store.ledger import QueuedFile, Tombstone
-from lightning_s3t.store.snapshots import FOLDER
+from lightning_s3t.store.ledger import Ledger, OwnedFile, QueuedFile, Tombstone
+from lightning_s3t.store.registered_files import Located, RegisteredFiles
+from lightning_s3t.store.scratch import clear_scratch
 from lightning_s3t.store.units import parse_unit
 
 
@@ -75,27 +77,37 @@ def drop_attempts(store: Backend, names: Collection[str]) -> None:
 def erase_queued(store: Backend) -> None:
     """Remove every file that is noted for erasure, then record that, in the chain of events too.
 
+    A registered file that is not proven to be the store's own is left alone and stays noted: `verify` names it. What
+    processes that have died have left half-done goes too.
+
     Args:
         store: Where the store lies.
 
     Raises:
-        StoreError: A file could not be removed. All others are; it stays noted.
+        StoreError: A file could not be removed. All others are; it stays noted. Or the ledger names what no store
+            can have noted; then nothing is removed.
     """
+    clear_scratch(store.folder)
     ledger = store.ledger
+    # before the transaction: to prove what a checkpoint is, all of it is read
+    registered = RegisteredFiles(store.folder)
+    located = {file.path: registered.locate(_owned(file)) for file in _noted(store) if _is_outside(store, file)}
     if not ledger.queued():
         return
     with ledger.transaction():
-        queued = ledger.queued()
+        queued = _noted(store)
         needed = ledger.needed([file.path for file in queued])  # two units may have equal snapshots
-        doomed = [file for file in queued if file.path not in needed]
-        failed = _unlink(store, [file.path for file in doomed])
-        erased: dict[int, list[int]] = {}
-        for file in doomed:
-            if file.request is not None and file.size is not None and file.path not in failed:
-                erased.setdefault(file.request, []).append(file.size)
-        for request, sizes in erased.items():
-            record(store, "erasure", request, asdict(Erasure(len(sizes), sum(sizes))))
-        ledger.replace_queue([file for file in doomed if file.path in failed])
+        wanted = [file for file in queued if file.path not in needed]
+        # what was noted since is looked for by whoever has noted it
+        unchanged = {path for path, found in located.items() if registered.is_as_located(found)}
+        doomed = [file for file in wanted if not _is_outside(store, file) or file.path in unchanged]
+        failed = _unlink(store, doomed, located)
+        _record(store, [file for file in doomed if file.path not in failed], located)
+        left = {file.path for file in doomed if file.path in located and located[file.path].is_left}
+        later = {file.path for file in wanted} - {file.path for file in doomed} | failed.keys()
+        ledger.replace_queue(
+            replace(file, left=file.path in left) for file in wanted if file.path in left or file.path in later
+        )
     ledger.clear_traces()
     if failed:
         raise StoreError(_failed_message(store.folder, failed))
@@ -114,26 +126,69 @@ def clean_up(store: Backend) -> None:
             store, store.ledger.attempts()
         )  # a record of such a unit, if there is one, is of a training before
         present = store.snapshots.names()
-        _queue(store, present - store.ledger.needed(present), None)
+        _queue(store, map(OwnedFile, present - store.ledger.needed(present)), None)
         store.ledger.compact()
     erase_queued(store)
 
 
-def _queue(store: Backend, paths: Iterable[str], request: int | None) -> None:
-    files = [QueuedFile(path, request, _size_now(store, path)) for path in paths]
+def _queue(store: Backend, owned: Iterable[OwnedFile], request: int | None) -> None:
+    files = [QueuedFile(file.path, request, _size_now(store, file.path), file.evidence) for file in owned]
     if files:
         store.ledger.queue(files)
 
 
-def _unlink(store: Backend, paths: Collection[str]) -> dict[str, OSError]:
+def _noted(store: Backend) -> list[QueuedFile]:
+    queued = store.ledger.queued()
+    for file in queued:
+        if not store.snapshots.owns(file.path) and not os.path.isabs(file.path):
+            raise StoreError(
+                f"The ledger of the store {store.folder} notes {file.path!r} for erasure, which is no snapshot and no "
+                "registered file: it was changed. Nothing was removed, and nothing is served. Restore ledger.db from a "
+                "backup."
+            )
+    return queued
+
+
+def _is_outside(store: Backend, file: QueuedFile) -> bool:
+    return not store.snapshots.owns(file.path)
+
+
+def _owned(file: QueuedFile) -> OwnedFile:
+    return OwnedFile(file.path, file.evidence)
+
+
+def _unlink(store: Backend, doomed: Collection[QueuedFile], located: Mapping[str, Located]) -> dict[str, OSError]:
     # within the transaction, which a commit needs too: none can come to need an equal file meanwhile
-    snapshots = {path for path in paths if path.startswith(f"{FOLDER}/")}
-    return store.snapshots.delete(snapshots) | unlink_all(path for path in paths if path not in snapshots)
+    snapshots = {file.path for file in doomed if file.path not in located}
+    outside = {located[file.path].path: file.path for file in doomed if file.path in located}
+    failed = {outside[path]: error for path, error in unlink_all(path for path in outside if path).items()}
+    return store.snapshots.delete(snapshots) | failed
+
+
+def _record(store: Backend, done: Iterable[QueuedFile], located: Mapping[str, Located]) -> None:
+    """Add an event for each request whose files have come to something."""
+    by_request: dict[int, list[QueuedFile]] = {}
+    for file in done:
+        if file.request is not None:
+            by_request.setdefault(file.request, []).append(file)
+    for request, files in sorted(by_request.items()):
+        sizes, missing, left, is_news = list[int](), 0, 0, False
+        for file in files:
+            found = located.get(file.path)
+            size = found.size if found is not None and found.state == "found" else file.size
+            if found is not None and found.is_left:
+                left, is_news = left + 1, is_news or not file.left
+            elif size is not None:
+                sizes.append(size)
+            elif found is not None and found.state == "missing":
+                missing += 1
+        if sizes or missing or is_news:
+            record(store, "erasure", request, asdict(Erasure(len(sizes), sum(sizes), missing, left)))
 
 
 def _size_now(store: Backend, path: str) -> int | None:
     try:
-        return store.snapshots.size(path) if path.startswith(f"{FOLDER}/") else size_of(path)
+        return store.snapshots.size(path) if store.snapshots.owns(path) else size_of(path)
     except OSError:  # must not keep a unit from being revoked: what is wrong with the file shows when it is erased
         return None
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 # a file that cannot be there: it or its folder is gone, a file lies where its folder was, no file can have such a name
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
+_HALF_WRITTEN = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -31,17 +34,18 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     sync_folder(path.parent)
 
 
-def is_half_written(path: Path) -> bool:
-    """Says whether a file is one that `write_atomically` has begun.
+def half_written_name(path: Path) -> str | None:
+    """Return the name of the file that `write_atomically` has begun as this one; None if it is another's.
 
     Args:
         path: The file.
 
     Example:
-        >>> is_half_written(Path("store/.subject.key.4711.tmp")), is_half_written(Path("store/notes.tmp"))
-        (True, False)
+        >>> half_written_name(Path("store/.subject.key.4711.tmp")), half_written_name(Path("store/.notes.tmp"))
+        ('subject.key', None)
     """
-    return path.name.startswith(".") and path.name.endswith(".tmp")
+    found = _HALF_WRITTEN.fullmatch(path.name)
+    return found["name"] if found else None
 
 
 def sync_folder(folder: Path) -> None:
@@ -104,13 +108,25 @@ def size_of(path: str | Path) -> int | None:
     return None if stat.S_ISDIR(found.st_mode) else found.st_size
 
 
+def read_unlinked(path: Path) -> IO[bytes]:
+    """Open a file to read, unless it is a link.
+
+    Args:
+        path: The file.
+
+    Raises:
+        OSError: It is a link (ELOOP), or cannot be opened.
+    """
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK))
+
+
 def sha256_of(path: Path) -> str:
-    """Returns a file's SHA-256.
+    """Returns a file's SHA-256; a link is not followed.
 
     Args:
         path: The file.
     """
-    with path.open("rb") as file:
+    with read_unlinked(path) as file:
         return (
             hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow(file.read())
         )

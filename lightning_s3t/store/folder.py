@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 from lightning_s3t.errors import StoreError
-from lightning_s3t.store.files import is_half_written, unlink_all
+from lightning_s3t.store.files import half_written_name, unlink_all
 from lightning_s3t.store.identities import KEY_FILE
 from lightning_s3t.store.journal import FILE as JOURNAL
 from lightning_s3t.store.lock import FILE as LOCK_FILE
 from lightning_s3t.store.lock import LEDGER_LOCK
+from lightning_s3t.store.scratch import FOLDER as SCRATCH
 from lightning_s3t.store.snapshots import FOLDER
 from lightning_s3t.store.sqlite_ledger import FILE
 
-# "-journal" is there for as long as another process takes to make the ledger
-_LEDGER_FILES = {FILE, f"{FILE}-journal", f"{FILE}-wal", f"{FILE}-shm"}
-OWN_FILES = frozenset({*_LEDGER_FILES, JOURNAL, KEY_FILE, LOCK_FILE, LEDGER_LOCK, FOLDER})
+# the rollback journal is there for as long as another process takes to make the ledger
+_ROLLBACK = f"{FILE}-journal"
+_MAGIC = bytes.fromhex(
+    "d9d505f920a163d7"
+)  # of SQLite's journals: https://sqlite.org/fileformat2.html#the_rollback_journal
+_LEDGER_FILES = {FILE, _ROLLBACK, f"{FILE}-wal", f"{FILE}-shm"}
+_FOLDERS = frozenset({FOLDER, SCRATCH})
+OWN_FILES = frozenset({*_LEDGER_FILES, JOURNAL, KEY_FILE, LOCK_FILE, LEDGER_LOCK}) | _FOLDERS
 
 
 def check_free(folder: Path) -> None:
@@ -29,7 +37,7 @@ def check_free(folder: Path) -> None:
     """
     if not folder.exists():
         return
-    if not folder.is_dir() or {entry.name for entry in folder.iterdir() if not is_half_written(entry)} - OWN_FILES:
+    if not folder.is_dir() or {half_written_name(entry) or entry.name for entry in folder.iterdir()} - OWN_FILES:
         raise StoreError(f"{folder} is no store, and not empty. Give a new or an empty folder as `store`.")
     # a store's ledger is made before anything else: with it, who was forgotten is lost
     if any((folder / FOLDER).glob("*")):
@@ -37,6 +45,49 @@ def check_free(folder: Path) -> None:
             f"The store {folder} has snapshots but no {FILE}. Without it nobody knows which of them a request has "
             f"revoked: restore {FILE} from a backup, or give a new folder as `store`."
         )
+
+
+def check_own_files(folder: Path) -> None:
+    """Check that what a store reads and writes is its own, before SQLite or anything else touches it.
+
+    Args:
+        folder: The store.
+
+    Raises:
+        StoreError: Something in the folder is a link, or no plain file, or would have SQLite remove files of others.
+    """
+    for name in sorted(OWN_FILES):
+        try:
+            mode = (folder / name).lstat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        plain = stat.S_ISDIR if name in _FOLDERS else stat.S_ISREG
+        if not plain(mode):
+            what = "a link, and links are not followed" if stat.S_ISLNK(mode) else "something else"
+            kind = "folder" if name in _FOLDERS else "file"
+            raise StoreError(
+                f"{folder / name} is {what}. Expected a {kind} of the store's own: put it there, or mount its disk "
+                "there. Nothing was changed."
+            )
+    if _names_other_files(folder / _ROLLBACK):
+        raise StoreError(
+            f"{folder / _ROLLBACK} names a file that SQLite would remove when it opens {FILE}. No store has such a "
+            f"journal: somebody has put it there. Nothing was changed. Use the store only if you trust whoever made "
+            f"it, and remove {_ROLLBACK} first."
+        )
+
+
+def _names_other_files(journal: Path) -> bool:
+    """Say whether a rollback journal ends with the name of a journal of several databases, which SQLite removes.
+
+    A store has one database, and a rollback journal only while that is made: after, it has a write-ahead log.
+    """
+    try:
+        with journal.open("rb") as file:
+            file.seek(-len(_MAGIC), os.SEEK_END)
+            return file.read() == _MAGIC
+    except OSError:  # there is none, or it is shorter
+        return False
 
 
 def make_folder(folder: Path) -> None:
@@ -62,4 +113,4 @@ def clear_half_written(folder: Path) -> None:
     Args:
         folder: The folder.
     """
-    unlink_all([entry for entry in folder.iterdir() if is_half_written(entry)])
+    unlink_all([entry for entry in folder.iterdir() if half_written_name(entry) in OWN_FILES])

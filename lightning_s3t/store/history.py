@@ -73,6 +73,8 @@ def _record_of(events: Sequence[Event]) -> RequestRecord:
         revoked_units=len(asked.revoked),
         erased_files=sum(erasure.files for erasure in erasures),
         erased_bytes=sum(erasure.bytes for erasure in erasures),
+        missing_files=sum(erasure.missing for erasure in erasures),
+        left_files=erasures[-1].left if erasures else 0,
         method=asked.method,
         guarantee=asked.guarantee,
         isolation=asked.isolation,

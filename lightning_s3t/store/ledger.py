@@ -73,6 +73,19 @@ class ArtifactEntry:
 
 
 @dataclass(frozen=True)
+class OwnedFile:
+    """A file that an artifact or an attempt owns.
+
+    Attributes:
+        path: Its path; within the store, relative to it.
+        evidence: What tells it from other files under this name; empty for snapshots, whose names are their digests.
+    """
+
+    path: str
+    evidence: str = ""
+
+
+@dataclass(frozen=True)
 class QueuedFile:
     """A file that is to be erased.
 
@@ -80,11 +93,15 @@ class QueuedFile:
         path: Its path; within the store, relative to it.
         request: The number of the request that it goes for; None if it goes for none.
         size: Its bytes when it was queued; None if there was no such file.
+        evidence: As its owner had it.
+        left: Whether it was looked for, and left alone: what lies there may be somebody else's.
     """
 
     path: str
     request: int | None
     size: int | None
+    evidence: str = ""
+    left: bool = False
 
 
 class Ledger(Protocol):
@@ -204,8 +221,8 @@ class Ledger(Protocol):
     def add(self, artifact: Artifact, snapshot: str) -> None:
         """Add an artifact that was attempted: it owns its snapshot, whose path is given, and the attempt's files."""
 
-    def remove(self, names: Collection[str]) -> list[str]:
-        """Take artifacts out, with all that is known of them; return the paths that they owned."""
+    def remove(self, names: Collection[str]) -> list[OwnedFile]:
+        """Take artifacts out, with all that is known of them; return the files that they owned."""
 
     def scores(self, prefix: str = "") -> dict[str, float | None]:
         """Return the scores of the artifacts whose name begins so."""
@@ -239,14 +256,17 @@ class Ledger(Protocol):
     def attempts(self, name: str | None = None) -> list[str]:
         """Return the artifacts that are attempted, or only one if it is."""
 
-    def drop_attempts(self, names: Collection[str]) -> list[str]:
-        """Take attempts out; return the paths that they owned."""
+    def drop_attempts(self, names: Collection[str]) -> list[OwnedFile]:
+        """Take attempts out; return the files that they owned."""
 
-    def own(self, path: str, attempt: str | None = None) -> None:
+    def own(self, path: str, attempt: str | None = None, evidence: str = "") -> None:
         """Give a file to an attempt, from whoever owned it; or to the store, for good."""
 
-    def files_of(self, attempt: str) -> list[str]:
+    def files_of(self, attempt: str) -> list[OwnedFile]:
         """Return the files that an attempt owns."""
+
+    def files(self) -> Iterator[OwnedFile]:
+        """Return the files that anything owns."""
 
     def needed(self, paths: Iterable[str]) -> set[str]:
         """Return those of the files that have an owner."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -10,10 +12,12 @@ from typing import Protocol
 from typing_extensions import override
 
 from lightning_s3t.errors import DamagedError, StoreError
-from lightning_s3t.store.files import sha256_of, size_of, unlink_all, write_atomically
+from lightning_s3t.store.files import half_written_name, read_unlinked, sha256_of, size_of, unlink_all, write_atomically
 
 FOLDER = "snapshots"
 NOT_SERVED = "It is not served. `s3t store verify` takes the unit out, and the next fit trains it again."
+_DIGEST = re.compile("[0-9a-f]{64}")
+_NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
 
 
 class Snapshots(Protocol):
@@ -25,6 +29,9 @@ class Snapshots(Protocol):
 
     def name(self, digest: str) -> str:
         """Return the name that a ledger knows a snapshot by."""
+
+    def owns(self, name: str) -> bool:
+        """Return whether a name is one that a snapshot can have; nothing else is ever removed."""
 
     def put(self, digest: str, data: bytes) -> None:
         """Keep a snapshot, durably; raise `StoreError` if that cannot be done."""
@@ -43,7 +50,7 @@ class Snapshots(Protocol):
         """Raise `StoreError` if the place, which should hold snapshots, is missing or empty."""
 
     def names(self) -> set[str]:
-        """Return the names of everything that is there."""
+        """Return the names of all snapshots that are there, half-written ones too."""
 
     def size(self, name: str) -> int | None:
         """Return how many bytes are there under a name; None if nothing is."""
@@ -68,7 +75,13 @@ class SnapshotFolder(Snapshots):
         return f"{FOLDER}/{digest}.safetensors"
 
     @override
+    def owns(self, name: str) -> bool:
+        folder, _, file = name.partition("/")
+        return folder == FOLDER and _is_snapshot(file)
+
+    @override
     def put(self, digest: str, data: bytes) -> None:
+        self._check_folder()
         path = self._path(digest)
         try:
             write_atomically(path, data)
@@ -78,11 +91,16 @@ class SnapshotFolder(Snapshots):
     @override
     def get(self, digest: str, what: str) -> bytes:
         path = self._path(digest)
+        if not _DIGEST.fullmatch(digest):  # a path, perhaps: the ledger was changed
+            raise DamagedError(f"The snapshot of {what} has no digest, but {digest[:80]!r}. {NOT_SERVED}")
         try:
-            data = path.read_bytes()
+            with read_unlinked(path) as file:
+                data = file.read()
         except FileNotFoundError as error:
             raise DamagedError(f"The snapshot of {what} is missing: {path}. {NOT_SERVED}") from error
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise DamagedError(f"The snapshot of {what} is a link: {path}. {NOT_SERVED}") from error
             raise StoreError(
                 f"The snapshot of {what} cannot be read: {path} ({error.strerror}). Remove the cause, and try again."
             ) from error
@@ -94,6 +112,8 @@ class SnapshotFolder(Snapshots):
     @override
     def is_whole(self, digest: str) -> bool:
         path = self._path(digest)
+        if not _DIGEST.fullmatch(digest):
+            return False
         try:
             return sha256_of(path) == digest
         except FileNotFoundError:
@@ -101,6 +121,8 @@ class SnapshotFolder(Snapshots):
                 return False
             raise self._elsewhere("missing") from None
         except OSError as error:  # a disk that cannot be read now may be read later: nothing is given up for that
+            if error.errno == errno.ELOOP:
+                return False
             raise StoreError(
                 f"The snapshot {path} cannot be read: {error.strerror}. Remove the cause, and try again."
             ) from error
@@ -112,7 +134,8 @@ class SnapshotFolder(Snapshots):
 
     @override
     def names(self) -> set[str]:
-        return {f"{FOLDER}/{path.name}" for path in self._folder.glob("*")}
+        self._check_folder()
+        return {f"{FOLDER}/{path.name}" for path in self._folder.glob("*") if _is_snapshot(path.name)}
 
     @override
     def size(self, name: str) -> int | None:
@@ -120,14 +143,26 @@ class SnapshotFolder(Snapshots):
 
     @override
     def delete(self, names: Iterable[str]) -> dict[str, OSError]:
-        paths = {f"{self._store}/{name}": name for name in names}
+        self._check_folder()
+        paths = {f"{self._store}/{name}": name for name in names if self.owns(name)}
         return {paths[path]: error for path, error in unlink_all(paths).items()}
 
     def _path(self, digest: str) -> Path:
         return self._store / self.name(digest)
+
+    def _check_folder(self) -> None:
+        if self._folder.is_symlink():  # put there while the store is open; what it leads to is not the store's
+            raise StoreError(
+                f"{self._folder} is a link, and links are not followed. Put the folder itself there, or mount its disk "
+                "there."
+            )
 
     def _elsewhere(self, what: str) -> StoreError:
         return StoreError(
             f"The folder {self._folder} is {what}. If it lies on a disk of its own, mount it; else restore it from a "
             "backup. Nothing is given up for that."
         )
+
+
+def _is_snapshot(file: str) -> bool:
+    return bool(_NAME.fullmatch(half_written_name(Path(file)) or file))

@@ -21,7 +21,7 @@ from lightning_s3t.core.events import GENESIS, Event, Kind
 from lightning_s3t.core.units import Cell
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.identities import read_keys
-from lightning_s3t.store.ledger import Artifact, ArtifactEntry, Ledger, QueuedFile, Tombstone, ledger_errors
+from lightning_s3t.store.ledger import Artifact, ArtifactEntry, Ledger, OwnedFile, QueuedFile, Tombstone, ledger_errors
 
 FILE = "ledger.db"
 FORMAT = 4
@@ -55,7 +55,7 @@ CREATE INDEX tombstones_by_cell ON tombstones (cell, request);
 -- who has asked to be forgotten later on
 CREATE TABLE pending (hash BLOB PRIMARY KEY, due TEXT NOT NULL, cell TEXT NOT NULL) WITHOUT ROWID;
 -- what must be unreadable once it is removed: of an artifact its digest, its score and the SHA-256 of its record
--- (head), the record, which is key and provenance (body), of a file its path (head)
+-- (head), the record, which is key and provenance (body), of a file its path (head) and what it is known by (body)
 CREATE TABLE vault (id INTEGER PRIMARY KEY, head BLOB NOT NULL, body BLOB NOT NULL);
 -- as_of is the newest request when the data was chosen
 CREATE TABLE artifacts (
@@ -72,7 +72,13 @@ CREATE TABLE attempts (name TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE files (owner TEXT, tag BLOB, path INTEGER NOT NULL, PRIMARY KEY (owner, tag)) WITHOUT ROWID;
 CREATE INDEX files_by_tag ON files (tag);
 -- what is to be erased, with its size: a crash must not make a receipt forget a file
-CREATE TABLE erasures (path TEXT PRIMARY KEY, request INTEGER, bytes INTEGER) WITHOUT ROWID;
+CREATE TABLE erasures (
+    path TEXT PRIMARY KEY,
+    request INTEGER,
+    bytes INTEGER,
+    evidence TEXT NOT NULL,
+    left_alone INTEGER NOT NULL
+) WITHOUT ROWID;
 """
 _Result = TypeVar("_Result")
 _AMONG = "(SELECT value FROM json_each(?))"  # one parameter, however many values
@@ -319,13 +325,13 @@ class SqliteLedger(Ledger):
         self.connection.execute("DELETE FROM attempts WHERE name = ?", (name,))
 
     @override
-    def remove(self, names: Collection[str]) -> list[str]:
+    def remove(self, names: Collection[str]) -> list[OwnedFile]:
         found = _list(names)
-        paths = self._disown(found, f"SELECT record FROM artifacts WHERE name IN {_AMONG}")
+        files = self._disown(found, f"SELECT record FROM artifacts WHERE name IN {_AMONG}")
         listed = f"SELECT json.value, name FROM artifacts, json_each(cells) AS json WHERE name IN {_AMONG}"
         self.connection.execute(f"DELETE FROM cells WHERE (cell, artifact) IN ({listed})", (found,))
         self.connection.execute(f"DELETE FROM artifacts WHERE name IN {_AMONG}", (found,))
-        return paths
+        return files
 
     @override
     def scores(self, prefix: str = "") -> dict[str, float | None]:
@@ -385,22 +391,27 @@ class SqliteLedger(Ledger):
         return [row[0] for row in self._rows("SELECT name FROM attempts WHERE ?1 IS NULL OR name = ?1", name)]
 
     @override
-    def drop_attempts(self, names: Collection[str]) -> list[str]:
+    def drop_attempts(self, names: Collection[str]) -> list[OwnedFile]:
         self.connection.execute(f"DELETE FROM attempts WHERE name IN {_AMONG}", (_list(names),))
         return self._disown(_list([_attempt(name) for name in names]))
 
     @override
-    def own(self, path: str, attempt: str | None = None) -> None:
+    def own(self, path: str, attempt: str | None = None, evidence: str = "") -> None:
         tag = self._tag(path)
         self._wipe("SELECT path FROM files WHERE tag = ?", tag)
         self.connection.execute("DELETE FROM files WHERE tag = ?", (tag,))
         owner = _attempt(attempt) if attempt is not None else ""
-        self.connection.execute("INSERT INTO files VALUES (?, ?, ?)", (owner, tag, self._keep(path)))
+        self.connection.execute("INSERT INTO files VALUES (?, ?, ?)", (owner, tag, self._keep(path, evidence)))
 
     @override
-    def files_of(self, attempt: str) -> list[str]:
-        query = "SELECT head FROM vault WHERE id IN (SELECT path FROM files WHERE owner = ?)"
-        return [os.fsdecode(row[0]) for row in self._rows(query, _attempt(attempt))]
+    def files_of(self, attempt: str) -> list[OwnedFile]:
+        query = "SELECT head, body FROM vault WHERE id IN (SELECT path FROM files WHERE owner = ?)"
+        return [_owned(*row) for row in self._rows(query, _attempt(attempt))]
+
+    @override
+    def files(self) -> Iterator[OwnedFile]:
+        query = "SELECT head, body FROM vault WHERE id IN (SELECT path FROM files)"
+        yield from (_owned(*row) for row in self.connection.execute(query))
 
     @override
     def needed(self, paths: Iterable[str]) -> set[str]:
@@ -409,13 +420,17 @@ class SqliteLedger(Ledger):
 
     @override
     def queue(self, files: Iterable[QueuedFile]) -> None:
-        rows = ((os.fsencode(file.path), file.request, file.size) for file in files)
-        self._many("INSERT OR REPLACE INTO erasures VALUES (?, ?, ?)", rows)
+        rows = ((os.fsencode(file.path), file.request, file.size, file.evidence, file.left) for file in files)
+        self._many("INSERT OR REPLACE INTO erasures VALUES (?, ?, ?, ?, ?)", rows)
 
     @override
     def queued(self) -> list[QueuedFile]:
-        rows = self._rows("SELECT path, request, bytes FROM erasures ORDER BY request, path")
-        return [QueuedFile(os.fsdecode(path), request, size) for path, request, size in rows]
+        rows = self._rows("SELECT path, request, bytes, evidence, left_alone FROM erasures ORDER BY request, path")
+        with ledger_errors("The list of what is to be erased"):
+            return [
+                QueuedFile(os.fsdecode(path), request, size, evidence, bool(left))
+                for path, request, size, evidence, left in rows
+            ]
 
     @override
     def replace_queue(self, files: Iterable[QueuedFile]) -> None:
@@ -474,6 +489,12 @@ class SqliteLedger(Ledger):
                 f"The ledger {self._path} has format {found}, this version of lightning_s3t reads {FORMAT}. Use the "
                 "version that made it, or train again into a new folder, without those who were forgotten."
             )
+        strange = self._rows("SELECT type, name FROM sqlite_master WHERE type NOT IN ('table', 'index')")
+        if strange:
+            raise StoreError(
+                f"The ledger {self._path} has a {strange[0][0]} ({strange[0][1]}), which could undo what is written. "
+                "Expected tables and indices alone: it was changed. Nothing is served. Restore it from a backup."
+            )
 
     def _rows(self, query: str, *values: Any) -> list[Any]:
         return self.connection.execute(query, values).fetchall()
@@ -501,15 +522,15 @@ class SqliteLedger(Ledger):
         zeros = "head = zeroblob(length(head)), body = zeroblob(length(body))"
         self.connection.execute(f"UPDATE vault SET {zeros} WHERE id IN ({places})", values)
 
-    def _disown(self, owners: str, records: str = "") -> list[str]:
+    def _disown(self, owners: str, records: str = "") -> list[OwnedFile]:
         owned = f"files WHERE owner IN {_AMONG}"
-        paths = self._rows(f"SELECT head FROM vault WHERE id IN (SELECT path FROM {owned})", owners)
+        paths = self._rows(f"SELECT head, body FROM vault WHERE id IN (SELECT path FROM {owned})", owners)
         if records:
             self._wipe(records, owners)
         if paths:
             self._wipe(f"SELECT path FROM {owned}", owners)
             self.connection.execute(f"DELETE FROM {owned}", (owners,))
-        return [os.fsdecode(row[0]) for row in paths]
+        return [_owned(*row) for row in paths]
 
     def _tag(self, text: str) -> bytes:
         # keyed, since the trees that it is in do keep copies; by the first key, which a rotation does not change
@@ -525,6 +546,10 @@ def _attempt(name: str) -> str:
 
 def _list(values: Collection[str]) -> str:
     return json.dumps(list(values))
+
+
+def _owned(head: bytes, body: bytes) -> OwnedFile:
+    return OwnedFile(os.fsdecode(head), os.fsdecode(body))
 
 
 def _digest(head: bytes) -> str:
@@ -607,6 +632,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         )
     except sqlite3.OperationalError as error:
         raise StoreError(f"The ledger {path} cannot be opened ({error}).") from error
+    connection.execute("PRAGMA trusted_schema = OFF")  # the file may be a stranger's
     connection.execute("PRAGMA secure_delete = ON")
     connection.execute(f"PRAGMA cache_size = -{_CACHE}")
     connection.execute("PRAGMA synchronous = FULL")

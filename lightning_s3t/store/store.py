@@ -24,7 +24,7 @@ from lightning_s3t.store.authentication import new_identity
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.building import BuildSession
 from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
-from lightning_s3t.store.folder import check_free, clear_half_written, make_folder
+from lightning_s3t.store.folder import check_free, check_own_files, clear_half_written, make_folder
 from lightning_s3t.store.forgetting import Forgetting
 from lightning_s3t.store.history import chain_digest, ever_revoked, has_given, read_record, record
 from lightning_s3t.store.identities import check_key, read_keys, read_or_make_keys
@@ -113,6 +113,7 @@ class Store:
         manifest = Manifest.of(normalise(settings))
         if _partition_of(manifest, b"").bands and not register:
             raise ConfigurationError("Bands of risk need the registry: they are kept in it. Leave `register` on.")
+        check_own_files(folder)
         if not (folder / FILE).exists():
             check_free(folder)
         make_folder(folder)
@@ -152,6 +153,7 @@ class Store:
             StoreError: There is no store, or it is damaged.
         """
         folder = Path(path).absolute()
+        check_own_files(folder)
         backend = Backend.of(folder)
         with _closed_on_error(backend):
             store = cls(backend)
@@ -330,6 +332,10 @@ class Store:
             write_journal(self._ledger, self.path)
             self._ledger.rewrite()
 
+    def count_forgotten(self) -> int:
+        """Return how many subjects are forgotten."""
+        return self._ledger.count_forgotten()
+
     def forgotten(self, subjects: Iterable[str]) -> set[str]:
         """Returns those of the subjects that must never be trained on again.
 
@@ -350,7 +356,10 @@ class Store:
         with self._lock.hold():
             session = BuildSession(self._backend, self._keyring, self.partition, self._forgetting)
             session.clear_attempts()
-            yield session
+            try:
+                yield session
+            finally:
+                session.close()
 
     def alive(self) -> dict[UnitId, UnitRecord]:
         """Returns the units that may serve: built, not revoked, and all that they are built of too."""

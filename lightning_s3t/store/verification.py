@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,8 +18,10 @@ from lightning_s3t.store.folder import OWN_FILES
 from lightning_s3t.store.identities import KEY_FILE
 from lightning_s3t.store.journal import read_journal
 from lightning_s3t.store.keyring import Keyring
-from lightning_s3t.store.ledger import Ledger
+from lightning_s3t.store.ledger import Ledger, OwnedFile
+from lightning_s3t.store.registered_files import Located, RegisteredFiles
 from lightning_s3t.store.scheduled import check_scheduled
+from lightning_s3t.store.scratch import FOLDER as SCRATCH
 from lightning_s3t.store.snapshots import FOLDER
 from lightning_s3t.store.sqlite_ledger import FILE as LEDGER
 from lightning_s3t.store.units import parse_unit, read_units
@@ -36,6 +39,8 @@ class Verification:
         events: How many events were walked.
         units: How many snapshots were read.
         skipped: What could not be looked at, and why.
+        notes: What is no fault of the store: checkpoints that somebody has removed, or that are those of the store that
+            this one is a copy of.
     """
 
     problems: tuple[str, ...]
@@ -43,6 +48,7 @@ class Verification:
     events: int
     units: int
     skipped: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = field(default=())
 
     @property
     def passed(self) -> bool:
@@ -70,6 +76,8 @@ def verify(store: Backend, keyring: Keyring, quiet: bool) -> Verification:
             *_index(ledger),
         ]
     found = ledger.problems()
+    files = RegisteredFiles(store.folder)
+    registered = {file: files.locate(file, read=True) for file in ledger.files() if not store.snapshots.owns(file.path)}
     problems = [
         *([f"The database is damaged: {'; '.join(found)}."] if found else ()),
         *_chain(ledger, store.folder, history),
@@ -78,10 +86,12 @@ def verify(store: Backend, keyring: Keyring, quiet: bool) -> Verification:
         *(f"The snapshot of unit {unit} is missing or damaged." for unit in damaged),
         *_base(store),
         *_key(store.folder),
-        *(_strangers(store) if quiet else ()),
+        *_changed(registered),
+        *_left(store),
+        *(_strangers(store, registered.values()) if quiet else ()),
     ]
     skipped = () if quiet else ("unregistered files were not looked for: a fit is running, whose own look the same",)
-    return Verification(tuple(problems), damaged, len(history), units, skipped)
+    return Verification(tuple(problems), damaged, len(history), units, skipped, tuple(_lost(registered)))
 
 
 def check_one_piece(ledger: Ledger, folder: Path) -> None:
@@ -236,11 +246,53 @@ def _key(folder: Path) -> Iterator[str]:
         yield f"The key {path} can be read by others: chmod 600."
 
 
-def _strangers(store: Backend) -> Iterator[str]:
-    names = {path.relative_to(store.folder).as_posix(): path for path in store.folder.rglob("*") if not path.is_dir()}
-    spelled = {name: name if name.startswith(f"{FOLDER}/") else str(path.resolve()) for name, path in names.items()}
-    needed = store.ledger.needed(spelled.values())
-    for name in sorted(names.keys() - OWN_FILES):
-        if spelled[name] not in needed:
-            where = "snapshots" if name.startswith(f"{FOLDER}/") else "the store"
-            yield f"An unregistered file lies in {where}: {name}."
+def _changed(registered: Mapping[OwnedFile, Located]) -> Iterator[str]:
+    for file, located in registered.items():
+        if located.state == "changed":
+            yield (
+                f"{_name(file.path)} is not what was registered: it was changed or replaced, and no request will "
+                "erase it. Remove it by hand if it is a checkpoint of this store."
+            )
+
+
+def _left(store: Backend) -> Iterator[str]:
+    for file in store.ledger.queued():
+        if file.left:
+            why = f"request {file.request}" if file.request is not None else "a unit that is gone"
+            yield (
+                f"{_name(file.path)} was to be erased with {why}, and is still there: it was changed since, or the "
+                "store was moved or copied and it may be another's. Look at it, and remove it by hand if it is this "
+                "store's."
+            )
+
+
+def _lost(registered: Mapping[OwnedFile, Located]) -> Iterator[str]:
+    missing = [file.path for file, located in registered.items() if located.state == "missing"]
+    elsewhere = [file.path for file, located in registered.items() if located.state in ("elsewhere", "unproven")]
+    if missing:
+        yield f"{len(missing)} registered files are not there any more: {_shown(missing)}."
+    if elsewhere:
+        yield (
+            f"{len(elsewhere)} registered files lie where they belong to the store that this one was copied or moved "
+            f"from: {_shown(elsewhere)}. No request to this store erases them."
+        )
+
+
+def _shown(paths: list[str]) -> str:
+    return ", ".join(map(_name, sorted(paths)[:5])) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
+
+
+def _name(path: str) -> str:
+    # what a stranger has written must not steer the terminal
+    return path if path.isprintable() else repr(path)
+
+
+def _strangers(store: Backend, registered: Iterable[Located]) -> Iterator[str]:
+    names = {path.relative_to(store.folder).as_posix() for path in store.folder.rglob("*") if not path.is_dir()}
+    names = {name for name in names if not name.startswith(f"{SCRATCH}/")}  # of an audit that is running
+    snapshots = {name for name in names if store.snapshots.owns(name)}
+    known = OWN_FILES | store.ledger.needed(snapshots)
+    known |= {os.path.relpath(located.path, os.path.realpath(store.folder)) for located in registered if located.path}
+    for name in sorted(names - known):
+        where = "snapshots" if name.startswith(f"{FOLDER}/") else "the store"
+        yield f"An unregistered file lies in {where}: {_name(name)}."

@@ -58,8 +58,8 @@ def test_a_store_that_has_forgotten_passes(store: Path) -> None:
     assert report.passed
     assert {unit.outcome for unit in report.units} == {"equal"}
     assert len(report.units) == report.survivors > 0
-    assert report.forgotten == 1
-    assert "bit for bit" in str(report)
+    assert (report.forgotten, report.rows_of_forgotten) == (1, 3)
+    assert "bit for bit, what training on the rows of the others gives, in data that still has 3 rows" in str(report)
 
 
 def test_an_audit_of_units_that_share_a_process_says_what_it_cannot_show(store: Path, tmp_path: Path) -> None:
@@ -71,7 +71,54 @@ def test_an_audit_of_units_that_share_a_process_says_what_it_cannot_show(store: 
 
 
 def test_a_store_passes_when_the_persons_rows_are_no_longer_there(store: Path) -> None:
-    assert audit_people(store, People.make().without(PERSON)).passed
+    report = audit_people(store, People.make().without(PERSON))
+    assert report.passed
+    assert (report.forgotten, report.rows_of_forgotten) == (1, 0)
+    assert "bit for bit, what training without the 1 forgotten subjects gives" in str(report)
+    assert "Not examined" not in str(report)
+
+
+class Normalised(PeopleData):
+    """Computes constants over all rows, as many a data module does."""
+
+    def setup(self, stage: str) -> None:
+        mean = self.train.features.mean(0)
+        self.train = People(self.train.features - mean, self.train.labels, self.train.owners)
+
+
+class FromLabels(Classifier):
+    """Begins with a head that knows how often each label is there."""
+
+    def __init__(self, people: People) -> None:
+        super().__init__()
+        self.network.head.bias.data = torch.bincount(people.labels, minlength=3).float().log()
+
+
+def fitted(store: Path, module: Any, data: PeopleData) -> Path:
+    make_trainer(store).fit(module, datamodule=data)
+    with Store.open(store) as opened:
+        opened.forget([PERSON])
+    return store
+
+
+def test_what_a_script_computes_over_all_rows_is_examined_only_without_those_of_the_forgotten(tmp_path: Path) -> None:
+    everybody = People.make()
+    store = fitted(tmp_path / "store", Classifier(), Normalised(everybody))
+    kept = audit(make_trainer(store), Classifier(), datamodule=Normalised(everybody))
+    assert kept.passed
+    assert "Not examined: what the script computes over all rows before the fit" in str(kept)
+    assert "Audit with these rows dropped" in str(kept)
+    dropped = audit(make_trainer(store), Classifier(), datamodule=Normalised(everybody.without(PERSON)))
+    assert not dropped.passed
+
+
+def test_a_head_that_the_script_draws_otherwise_today_is_told(tmp_path: Path) -> None:
+    everybody, others = People.make(), People.make().without(PERSON)
+    store = fitted(tmp_path / "store", FromLabels(everybody), PeopleData(everybody))
+    report = audit(make_trainer(store), FromLabels(others), datamodule=PeopleData(others))
+    assert report.passed  # the kept head is given to the audit too
+    assert "Not examined: the head's start. The store keeps that of its first fit" in str(report)
+    assert "in network.head.bias" in str(report)
 
 
 def test_the_store_and_its_folder_are_as_they_were(store: Path, tmp_path: Path) -> None:

@@ -98,8 +98,8 @@ def test_a_request_that_reaches_an_attempt_leaves_no_file_of_it(store: Store, tm
     attempt = started(store, OTHER, tmp_path / "a.ckpt", tmp_path / "b.ckpt")
     before = snapshots(store)
     store.forget([people_in(2)[0]])
-    (tmp_path / "c.ckpt").write_text("the fit goes on until it sees the request")
     attempt.register_file(tmp_path / "c.ckpt")
+    (tmp_path / "c.ckpt").write_text("the fit goes on until it sees the request")
     with pytest.raises(RevokedError, match=r"0/2 was revoked while it was trained, and is not kept\. The next fit"):
         attempt.commit({"w": torch.ones(5)}, {})
     assert OTHER not in store.alive()
@@ -204,7 +204,7 @@ def test_what_an_attempt_cut_short_wrote_is_erased_when_the_store_is_opened(stor
 def test_opening_the_store_leaves_a_fit_in_progress_alone(store: Store, tmp_path: Path) -> None:
     with store.building():
         attempt = started(store, CHILD, tmp_path / "a.ckpt")
-        half_written = store.path / "snapshots" / ".half.tmp"
+        half_written = store.path / "snapshots" / f".{'ab' * 32}.safetensors.4711.tmp"
         half_written.touch()
         Store.open(store.path).close()
         assert (tmp_path / "a.ckpt").exists()
@@ -217,7 +217,7 @@ def test_opening_the_store_leaves_a_fit_in_progress_alone(store: Store, tmp_path
 
 def test_a_fit_begins_with_what_the_one_before_left_cleared_away(store: Store, tmp_path: Path) -> None:
     started(store, CHILD, tmp_path / "a.ckpt")
-    (store.path / "snapshots" / ".half.tmp").touch()
+    (store.path / "snapshots" / f".{'ab' * 32}.safetensors.4711.tmp").touch()
     with store.building():
         assert not (tmp_path / "a.ckpt").exists()
         assert snapshots(store) == {store.alive()[PARENT].snapshot}

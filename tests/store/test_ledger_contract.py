@@ -15,7 +15,7 @@ from lightning_s3t.core.events import GENESIS, Event, first_break
 from lightning_s3t.core.units import UnitId, reaches
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import units_of
-from lightning_s3t.store.ledger import Artifact, Ledger, QueuedFile
+from lightning_s3t.store.ledger import Artifact, Ledger, OwnedFile, QueuedFile
 from tests.store.backends import LEDGERS
 
 ANN, BOB, EVE = b"a" * 16, b"b" * 16, b"e" * 16
@@ -214,17 +214,19 @@ def test_a_prefix_of_names_ends_at_its_last_letter(ledger: Ledger) -> None:
 def test_files_go_from_an_attempt_to_its_artifact_and_away_with_it(ledger: Ledger) -> None:
     with ledger.transaction():
         ledger.begin("0/0")
-        ledger.own("/runs/a.ckpt", "0/0")
+        ledger.own("/runs/a.ckpt", "0/0", "known by")
         ledger.own("/runs/\udcff.ckpt", "0/0")  # a name that is not UTF-8
     assert ledger.attempts() == ledger.attempts("0/0") == ["0/0"]
     assert ledger.attempts("0/1") == []
-    assert set(ledger.files_of("0/0")) == {"/runs/a.ckpt", "/runs/\udcff.ckpt"}
+    assert set(ledger.files_of("0/0")) == {OwnedFile("/runs/a.ckpt", "known by"), OwnedFile("/runs/\udcff.ckpt")}
     with ledger.transaction():
         ledger.add(artifact(UnitId(0, (0,))), "snapshots/x")
     assert ledger.files_of("0/0") == []
     assert ledger.needed(["/runs/a.ckpt", "snapshots/x", "snapshots/y"]) == {"/runs/a.ckpt", "snapshots/x"}
     with ledger.transaction():
-        assert set(ledger.remove(["0/0"])) == {"/runs/a.ckpt", "/runs/\udcff.ckpt", "snapshots/x"}
+        owned = {OwnedFile("/runs/a.ckpt", "known by"), OwnedFile("/runs/\udcff.ckpt"), OwnedFile("snapshots/x")}
+        assert set(ledger.files()) == owned
+        assert set(ledger.remove(["0/0"])) == owned
     assert ledger.needed(["/runs/a.ckpt", "snapshots/x"]) == set()
 
 
@@ -233,9 +235,9 @@ def test_removing_an_artifact_leaves_an_attempt_of_the_same_name_alone(ledger: L
         add(ledger, UnitId(0, (0,)))
         ledger.begin("0/0")
         ledger.own("/runs/a.ckpt", "0/0")
-        assert ledger.remove(["0/0"]) == ["snapshots/digest of 0/0."]
+        assert ledger.remove(["0/0"]) == [OwnedFile("snapshots/digest of 0/0.")]
         assert ledger.attempts() == ["0/0"]
-        assert ledger.drop_attempts(["0/0"]) == ["/runs/a.ckpt"]
+        assert ledger.drop_attempts(["0/0"]) == [OwnedFile("/runs/a.ckpt")]
     assert ledger.attempts() == []
 
 
@@ -248,7 +250,7 @@ def test_a_file_belongs_to_the_last_who_wrote_it_and_a_snapshot_to_all(ledger: L
         ledger.begin("1/0")
         ledger.own("/last.ckpt", "1/0")
         ledger.add(artifact(UnitId(1, (0,)), digest="same"), "snapshots/same")
-        assert ledger.remove(["0/0"]) == ["snapshots/same"]
+        assert ledger.remove(["0/0"]) == [OwnedFile("snapshots/same")]
         everything = ["snapshots/base", "snapshots/same", "/last.ckpt"]
         assert ledger.needed(everything) == set(everything)
         ledger.remove(["1/0"])
@@ -256,7 +258,7 @@ def test_a_file_belongs_to_the_last_who_wrote_it_and_a_snapshot_to_all(ledger: L
 
 
 def test_the_queue_of_erasures_is_kept_until_it_is_replaced(ledger: Ledger) -> None:
-    files = [QueuedFile("/a", 1, 10), QueuedFile("/b", 2, None), QueuedFile("/c", None, 5)]
+    files = [QueuedFile("/a", 1, 10), QueuedFile("/b", 2, None, "known by", left=True), QueuedFile("/c", None, 5)]
     with ledger.transaction():
         ledger.queue(files)
     assert set(ledger.queued()) == set(files)
@@ -272,12 +274,12 @@ def test_compacting_loses_nothing(ledger: Ledger) -> None:
             ledger.add(artifact(UnitId(shard, (0,))), f"snapshots/{shard}")
         ledger.own("snapshots/base")
         ledger.begin("0/1")
-        ledger.own("/a.ckpt", "0/1")
+        ledger.own("/a.ckpt", "0/1", "known by")
         ledger.remove([f"{shard}/0" for shard in range(2000) if shard != 1])
         ledger.compact()
     ledger.clear_traces()
     assert [one.digest for one in ledger.artifacts()] == [artifact(kept).digest]
-    assert ledger.files_of("0/1") == ["/a.ckpt"]
+    assert ledger.files_of("0/1") == [OwnedFile("/a.ckpt", "known by")]
     assert ledger.needed(["snapshots/base", "snapshots/1", "snapshots/2"]) == {"snapshots/base", "snapshots/1"}
     with ledger.transaction():
         add(ledger, UnitId(0, (0,)))

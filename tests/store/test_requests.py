@@ -263,6 +263,8 @@ RECEIPTS = st.builds(
     revoked_units=st.integers(0),
     erased_files=st.integers(0),
     erased_bytes=st.integers(0),
+    missing_files=st.integers(0),
+    left_files=st.integers(0),
     versions=st.dictionaries(NAMES, NAMES, max_size=3),
     position=st.integers(1),
     chain=st.from_regex("[0-9a-f]{64}", fullmatch=True),

@@ -114,6 +114,7 @@ class UnitProcesses:
 
     def __init__(self, trainer: pl.Trainer, data: TrainingData, training: UnitTraining, settings: UnitSettings) -> None:
         self._number = 0
+        self._ended: set[int] = set()
         self._memory: dict[str, None] = {}  # paths, in the order of their coming
         self._launcher = _launch(trainer, data, training, settings)
 
@@ -149,6 +150,7 @@ class UnitProcesses:
             if source in channels:
                 yield from self._heard(channels[source])
         ended = [end for source in sources if source in ready for end in self._launcher.ended(source)]
+        self._ended.update(end.number for end in ended)
         for end in ended:
             for process in processes:
                 if process.number == end.number and not process.closed:
@@ -173,7 +175,8 @@ class UnitProcesses:
         Args:
             process: Which.
         """
-        self._launcher.kill(process.number)
+        if process.number not in self._ended:
+            self._launcher.kill(process.number)
         process.close()
 
     def say_what_was_kept(self) -> None:

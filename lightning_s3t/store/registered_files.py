@@ -1,0 +1,212 @@
+"""Registered files: what lies outside of the snapshots, and how a store knows that a file is still the one it means."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import stat
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from lightning_s3t.core.documents import canonical
+from lightning_s3t.store.files import sha256_of, size_of
+from lightning_s3t.store.identities import read_keys
+from lightning_s3t.store.ledger import OwnedFile
+
+State = Literal["found", "missing", "unwritten", "changed", "elsewhere", "unproven"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What tells a registered file from others that lie under its name.
+
+    Attributes:
+        store: Where the store was when the file was registered.
+        inode: The number of its folder there, which a copy does not have.
+        sha256: The digest of the file when its unit was committed; None before, and empty if it was not there then.
+        size: Its bytes then.
+        modified: When it was written, in nanoseconds, which nobody knows who has only read its contents.
+        before: What lay under its name when it was registered, of somebody else; None if nothing did.
+    """
+
+    store: str
+    inode: int
+    sha256: str | None = None
+    size: int | None = None
+    modified: int | None = None
+    before: str | None = None
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where a registered file is.
+
+    Attributes:
+        state: "found"; "missing"; "unwritten", so that nothing is missing; "changed" to something that the store has
+            not registered; "elsewhere", where the store was before it was moved or copied; "unproven", since the
+            store was moved or copied, and the file's contents or its time were not recorded or are others.
+        path: Where it is, if it is found.
+        stamp: That of the file that was found.
+        size: Its bytes.
+    """
+
+    state: State
+    path: str = ""
+    stamp: str | None = None
+    size: int | None = None
+
+    @property
+    def is_left(self) -> bool:
+        """Whether something lies there that may be the file, and may be somebody else's."""
+        return self.state in ("changed", "elsewhere", "unproven")
+
+
+class RegisteredFiles:
+    """Gives a store evidence for the files that it registers, and finds them by it.
+
+    The evidence is bound to the path by the store's key. Whoever hands over a store has that too, and can write any
+    path into it, with the digest of what everybody has there. So a file is found only if this user's own store has
+    registered it from this very folder; or if its digest, size and time of writing are those recorded.
+
+    Args:
+        folder: The store.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def before(self, path: str, is_ours: bool) -> str:
+        """Return what a ledger keeps with a file that is about to be written.
+
+        Args:
+            path: The file.
+            is_ours: Whether what lies there already, if anything does, is the store's.
+        """
+        return self._seal(path, Evidence(*self._place(), before=None if is_ours else _stamp(path)))
+
+    def after(self, path: str, sha256: str) -> str:
+        """Return what a ledger keeps with a file once its unit is trained.
+
+        Args:
+            path: The file.
+            sha256: What `digest_of` gives for it; empty if it is not there.
+        """
+        return self._seal(path, Evidence(*self._place(), sha256, size_of(path), _modified(path)))
+
+    def locate(self, file: OwnedFile, read: bool = False) -> Located:
+        """Find a file, wherever it and the store were moved to together.
+
+        Args:
+            file: The file, as the ledger has it.
+            read: Read it even where this very store has registered it, and nobody has written to it since: a request
+                must not take as long as it takes to read all checkpoints that it erases.
+        """
+        evidence, (place, inode) = self._read(file), self._place()
+        is_the_folder = evidence.inode == inode and self._folder.stat().st_uid == os.geteuid()
+        if is_the_folder and evidence.store == place:
+            return _locate_at_home(file.path, evidence, read)
+        if not evidence.sha256:
+            return Located("unproven" if _stamp(file.path) is not None else "unwritten")
+        # in the very place it was restored from a backup
+        moved = file.path if evidence.store == place else _moved_along(file.path, evidence.store, place)
+        if moved is not None and _looks_like(moved, evidence):
+            return _found(moved) if digest_of(moved) == evidence.sha256 else Located("unproven")
+        was_renamed = is_the_folder and not os.path.exists(os.path.join(evidence.store, "ledger.db"))
+        if was_renamed and digest_of(file.path) == evidence.sha256:
+            return _found(file.path)
+        if _looks_like(file.path, evidence):
+            return Located("elsewhere")
+        return Located("unproven" if moved is not None and size_of(moved) == evidence.size else "missing")
+
+    def is_as_located(self, located: Located) -> bool:
+        """Return whether what was found is there unchanged.
+
+        Args:
+            located: What `locate` gave.
+        """
+        return not located.path or _stamp(located.path) == located.stamp
+
+    def _place(self) -> tuple[str, int]:
+        return os.path.realpath(self._folder), self._folder.stat().st_ino
+
+    def _seal(self, path: str, evidence: Evidence) -> str:
+        return json.dumps([asdict(evidence), self._mac(path, evidence)])
+
+    def _read(self, file: OwnedFile) -> Evidence:
+        try:
+            fields, mac = json.loads(file.evidence)
+            found = Evidence(**fields)
+            if hmac.compare_digest(mac, self._mac(file.path, found)):
+                return found
+        except (ValueError, TypeError, RecursionError):
+            pass
+        return Evidence("/", -1)  # proves nothing
+
+    def _mac(self, path: str, evidence: Evidence) -> str:
+        # by the first key, which a rotation does not change
+        text = canonical([os.fsencode(path).hex(), asdict(evidence)])
+        return hmac.digest(read_keys(self._folder)[0], b"file\0" + text.encode(), hashlib.sha256).hex()
+
+
+def digest_of(path: str) -> str | None:
+    """Return the SHA-256 of a file, or of where a link points to; None if there is neither.
+
+    Args:
+        path: The file.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+        if stat.S_ISLNK(mode):
+            return hashlib.sha256(b"link to " + os.fsencode(os.readlink(path))).hexdigest()
+        return sha256_of(Path(path)) if stat.S_ISREG(mode) else None
+    except (OSError, ValueError):  # it cannot be read, so nobody can say that it is the one
+        return None
+
+
+def _locate_at_home(path: str, evidence: Evidence, read: bool) -> Located:
+    stamp = _stamp(path)
+    if stamp is None:
+        return Located("missing" if evidence.sha256 else "unwritten")
+    if evidence.sha256 is None and stamp == evidence.before:  # a crash came before it was written
+        return Located("unwritten")
+    if size_of(path) is None:  # a folder, which is not erased
+        return Located("changed")
+    is_known = evidence.sha256 is None or (not read and _looks_like(path, evidence))
+    return _found(path) if is_known or digest_of(path) == evidence.sha256 else Located("changed")
+
+
+def _found(path: str) -> Located:
+    return Located("found", path, _stamp(path), size_of(path))
+
+
+def _moved_along(path: str, before: str, now: str) -> str | None:
+    """Return where a file is if it was moved with the folder that the store lies in; None if it was not in that."""
+    moved = os.path.normpath(os.path.join(now, os.path.relpath(path, before)))
+    around = os.path.dirname(now)
+    # under its old name it is the other store's, which this one is a copy of
+    inside = os.path.commonpath([around, os.path.realpath(os.path.dirname(moved))]) == around
+    return moved if inside and moved != path else None
+
+
+def _looks_like(path: str, evidence: Evidence) -> bool:
+    # what is not even this is not read: a stranger may have named anything, of any size
+    return size_of(path) == evidence.size and _modified(path) == evidence.modified
+
+
+def _stamp(path: str) -> str | None:
+    """Return what changes when another file is put in a file's place, or it is written to; None if there is none."""
+    try:
+        found = os.lstat(path)
+    except (OSError, ValueError):
+        return None
+    return f"{found.st_ino}:{found.st_size}:{found.st_mtime_ns}"
+
+
+def _modified(path: str) -> int | None:
+    try:
+        return os.lstat(path).st_mtime_ns
+    except (OSError, ValueError):
+        return None

@@ -9,7 +9,7 @@ import torch
 
 from lightning_s3t.plan import optimal, units_of
 from lightning_s3t.plots import plot_store
-from lightning_s3t.store import Overview, Store
+from lightning_s3t.store import Store
 
 PICTURES = Path(__file__).parent / "pictures"
 SHARDS, SLICES, ORDERS, REQUESTS = 5, 6, 4, 6
@@ -26,7 +26,7 @@ def draw_status() -> None:
                 building.start_unit(unit, "key").commit({"weight": torch.rand(2)}, {})
         for number in range(REQUESTS):
             store.forget([f"user-{number}"], strict=False)
-        plot_store(Overview.of(store)).savefig(PICTURES / "status.png", dpi=110)
+        plot_store(store.status()).savefig(PICTURES / "status.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 from .auditing import audit
-from .callbacks import S3T, DeletionHook, ProvenanceRecorder, SliceUnfreezing
+from .callbacks import S3T, DeletionHook, ProvenanceRecorder, SliceUnfreezing, Unlearning
+from .core.tickets import Ticket
 from .executors.audit import AuditReport
 from .serving import EnsemblePredictor
 from .serving.module import EnsembleModule
@@ -17,6 +18,8 @@ __all__ = [
     "Receipt",
     "SliceUnfreezing",
     "Store",
+    "Ticket",
+    "Unlearning",
     "audit",
     "describe_layers",
 ]

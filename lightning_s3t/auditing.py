@@ -11,7 +11,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_s3t.callbacks import S3T
+from lightning_s3t.callbacks import Unlearning
 from lightning_s3t.engine.lightning_internals import silent_logger
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.executors.audit import AuditReport, AuditTarget
@@ -32,7 +32,7 @@ def audit(
     checkpoints go to the scratch folder. Files that the script's own callbacks write otherwise are written again.
 
     Args:
-        trainer: A trainer as it was for the fit, with the same S3T callback.
+        trainer: A trainer as it was for the fit, with the same Unlearning callback.
         model: The module as it was for the fit: before any training.
         datamodule: The data, with or without the rows of those who were forgotten, as for the fit.
         units: How many surviving units to draw (each takes those that it stands on too), or their names, or "all".
@@ -43,7 +43,7 @@ def audit(
         The report; `report.passed` says whether all are equal to the last bit.
 
     Raises:
-        ConfigurationError: The trainer has no S3T callback, or there is no such unit.
+        ConfigurationError: The trainer has no Unlearning callback, or there is no such unit.
         StoreError: The store cannot be read, or belongs to another script.
 
     Example:
@@ -51,11 +51,11 @@ def audit(
         >>> print(report)  # doctest: +SKIP
         3 of 3 units are, bit for bit, what training without the 2 forgotten subjects gives (...).
     """
-    found = [callback for callback in trainer.callbacks if isinstance(callback, S3T)]  # type: ignore[attr-defined]
+    found = [callback for callback in trainer.callbacks if isinstance(callback, Unlearning)]  # type: ignore[attr-defined]
     if len(found) != 1:
         raise ConfigurationError(
-            f"The trainer has {len(found)} S3T callbacks. Expected one, with the arguments that the store was trained "
-            "with."
+            f"The trainer has {len(found)} Unlearning callbacks. Expected one, with the arguments that the store was "
+            "trained with."
         )
     (s3t,) = found
     with tempfile.TemporaryDirectory(prefix="s3t-audit-") as scratch, Store.open(s3t.store) as store:

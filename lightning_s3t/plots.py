@@ -64,7 +64,7 @@ def plot_store(found: Overview) -> Figure:
     """Draws a store as a grid of shards and orders, a cell for each unit.
 
     Args:
-        found: What `Overview.of(store)` gave.
+        found: What `Store.status` gave.
 
     Returns:
         The figure; `figure.savefig(path)` writes it.
@@ -73,7 +73,7 @@ def plot_store(found: Overview) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    width = max(6.0, 0.35 * len(found.orders) * found.slices)
+    width = max(6.0, 0.35 * len(found.sequences) * found.slices)
     figure = Figure(figsize=(width, 1.8 + 0.4 * found.shards), layout="constrained")
     axes = figure.subplots()
     states = list(_COLOURS)
@@ -87,8 +87,8 @@ def plot_store(found: Overview) -> Figure:
     )
     step = found.slices + 1
     axes.set_xticks(
-        [number * step + found.slices / 2 for number in range(len(found.orders))],
-        ["-".join(map(str, order)) for order in found.orders],
+        [number * step + found.slices / 2 for number in range(len(found.sequences))],
+        ["-".join(map(str, sequence)) for sequence in found.sequences],
     )
     axes.set_yticks([shard + 0.5 for shard in range(found.shards)], [str(shard) for shard in range(found.shards)])
     axes.invert_yaxis()

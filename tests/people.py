@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_s3t import S3T
+from lightning_s3t import S3T, Unlearning
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
 
@@ -157,6 +157,8 @@ ARGUMENTS: dict[str, Any] = {
     "partition": "public",  # tests name places, and compare stores
 }
 
+OF_ANY_METHOD = {name: ARGUMENTS[name] for name in ("subjects", "adapter", "partition")}
+
 
 class UnitLog(Callback):
     """Notes which units are trained, in a file: what a callback keeps in memory does not come out of a unit's process.
@@ -190,9 +192,13 @@ class UnitLog(Callback):
 
 
 def make_trainer(store: Path, *callbacks: Callback, epochs: int = 2, **arguments: Any) -> pl.Trainer:
-    """A trainer with the S3T callback, quiet and on the CPU."""
+    """A trainer with the S3T callback, or with another `method`, quiet and on the CPU."""
     trainer_arguments = arguments.pop("trainer", {})
-    s3t = S3T(store=store, **{**ARGUMENTS, **arguments})
+    method = arguments.pop("method", None)
+    if method is None:
+        s3t: Unlearning = S3T(store=store, **{**ARGUMENTS, **arguments})
+    else:
+        s3t = Unlearning(method, store, **{**OF_ANY_METHOD, **arguments})
     defaults: dict[str, Any] = {
         "max_epochs": epochs,
         "accelerator": "cpu",

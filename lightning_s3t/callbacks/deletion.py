@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from lightning_s3t.core.tickets import Ticket
 from lightning_s3t.serving.notifier import Notifier, listeners_of
 from lightning_s3t.store import RequestRecord, Store
 
@@ -32,7 +33,9 @@ class DeletionHook(pl.Callback):
         self._trainer: pl.Trainer | None = None
         self._opened: Notifier | None = None
 
-    def forget(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:
+    def forget(
+        self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
+    ) -> RequestRecord | Ticket:
         """Remove subjects from the model: revoke every unit that they reached, and erase it.
 
         Args:
@@ -41,7 +44,7 @@ class DeletionHook(pl.Callback):
             request_id: A name of the caller's for the request, so that a retry is no second request (`Store.forget`).
 
         Returns:
-            What was revoked and erased, and what serves now.
+            What was revoked and erased, and what serves now; or a ticket, if the request waits for a fit.
 
         Raises:
             UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.

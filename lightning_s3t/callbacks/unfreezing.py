@@ -63,7 +63,7 @@ class SliceUnfreezing(pl.Callback):
         self.seed = seed
         self._switch: StageSwitch | None = None
         self._running: tuple[Stage, StageWatch] | None = None
-        self._trained: list[Snapshot] = []
+        self._trained: dict[int, Snapshot] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called when fit begins: finds the layers.
@@ -74,7 +74,7 @@ class SliceUnfreezing(pl.Callback):
         """
         self._switch = StageSwitch(pl_module, self.slices, self.layers, self.head, self.adapter)
         self._running = None
-        self._trained = []
+        self._trained = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called when training begins: notes what no stage may change.
@@ -121,5 +121,5 @@ class SliceUnfreezing(pl.Callback):
             return
         stage, watch = self._running
         watch.check(f"stage {stage.index}")
-        self._trained.append(stage.snapshot())
+        self._trained[stage.index] = stage.snapshot()
         self._running = None

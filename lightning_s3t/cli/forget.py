@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from datetime import datetime, timezone
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ from lightning_s3t.cli.receipts import as_json, check_private_key
 from lightning_s3t.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from lightning_s3t.core.tickets import Ticket
     from lightning_s3t.store import RequestRecord
 
 
@@ -38,7 +41,8 @@ def forget(
         request_id: A name of your own for the request: given again with the same subjects, it prints the receipt again
             and changes nothing, so that a script may retry.
         sign: Sign the receipt with this key (Ed25519, PEM); implies --json.
-        json: Print the receipt for whoever asked as a JSON document.
+        json: Print the receipt for whoever asked as a JSON document; or the ticket, where the request waits for the
+            next fit.
     """
     if due == bool(subjects):
         raise ConfigurationError(
@@ -55,6 +59,7 @@ def forget(
     if due:
         _forget_due(store, sign, json)
         return
+    from lightning_s3t.core.tickets import Ticket
     from lightning_s3t.store import Store
 
     time = _time(at) if at is not None else None
@@ -67,8 +72,11 @@ def forget(
             count = opened.schedule(asked, time, strict=not allow_unknown)
             print(f"{count} subjects will be forgotten at {time.isoformat()}.")
             return
-        receipt = opened.forget(asked, strict=not allow_unknown, request_id=request_id)
-    _show(receipt, sign, json)
+        answer = opened.forget(asked, strict=not allow_unknown, request_id=request_id)
+    if isinstance(answer, Ticket):
+        _show_ticket(answer, json or sign is not None)
+    else:
+        _show(answer, sign, json)
 
 
 def _forget_due(store: Path, sign: Path | None, json: bool) -> None:
@@ -79,7 +87,17 @@ def _forget_due(store: Path, sign: Path | None, json: bool) -> None:
     if receipt is not None:
         _show(receipt, sign, json)
     elif not (json or sign):
-        print("Nothing is due.")
+        print("Nothing is due, or what is due waits for the next fit.")
+
+
+def _show_ticket(ticket: Ticket, json: bool) -> None:
+    if json:
+        print(dumps(asdict(ticket), indent=2))
+        return
+    print(
+        f"{ticket.waiting} of {ticket.subjects} subjects wait for the next fit, which carries the request out by "
+        f"{ticket.method!r}; {ticket.already_forgotten} were forgotten before. What serves still has their data in it."
+    )
 
 
 def _show(receipt: RequestRecord, sign: Path | None, json: bool) -> None:
@@ -95,7 +113,9 @@ def _show(receipt: RequestRecord, sign: Path | None, json: bool) -> None:
     print(f"Erased {receipt.erased_files} files, {receipt.erased_bytes:,} bytes.")
     serving = ", ".join(f"shard {shard}: {unit or 'nothing'}" for shard, unit in receipt.serving.items())
     print(f"Serving now in the shards that it reached: {serving or 'as before, it reached none'}.")
-    print(f"Guarantee of every unit that is left: {receipt.guarantee} (isolation: {receipt.isolation}).")
+    print(
+        f"Guarantee of every unit that is left: {receipt.guarantee} ({receipt.method}, isolation: {receipt.isolation})."
+    )
 
 
 def _read_ids() -> list[str]:

@@ -17,19 +17,19 @@ _MARKS = {
 
 
 def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> None:
-    """Show what a store holds: each shard's orders and stages, who serves, how long it will last, when to train again.
+    """Show what a store holds: the stages of each shard, who serves, how long it lasts, when to train again.
 
     Args:
         store: The store's folder.
         plot: Write the grid to this picture (PNG, PDF or SVG).
         json: Print it as a JSON document.
     """
-    from lightning_s3t.store import Overview, Store
+    from lightning_s3t.store import Store
 
     if plot is not None and plot.suffix not in (".png", ".pdf", ".svg"):
         raise ConfigurationError(f"The picture {plot} is of no known kind. Expected a name in .png, .pdf or .svg.")
     with Store.open(store) as opened:
-        found = Overview.of(opened)
+        found = opened.status()
     if plot is not None:
         from lightning_s3t.plots import plot_store
 
@@ -49,14 +49,20 @@ def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> N
         ),
     )
     table.add_column("shard", justify="right")
-    for order in found.orders:
-        table.add_column("-".join(map(str, order)), justify="center")
+    for sequence in found.sequences:
+        table.add_column("-".join(map(str, sequence)), justify="center")
     for shard, row in enumerate(found.states):
         table.add_row(str(shard), *("".join(_MARKS[state] for state in cell) for cell in row))
     console = Console()
     console.print(table)
     console.print(f"Requests carried out: {found.requests}. Shards that serve: {len(found.serving)} of {found.shards}.")
-    if found.orders:
+    if found.waiting:
+        console.print(
+            f"{found.waiting} subjects wait for the next fit to be forgotten. What serves has their data in it."
+        )
+    if found.guarantee != "exact":
+        console.print(f"Guarantee of {found.method!r}: {found.guarantee}. Nothing is proven of what serves.")
+    if found.sequences and found.response == "revoke":
         console.print(
             f"Further requests that it lasts, on average: {found.capacity:.0f}; a full store: "
             f"{found.full_capacity:.0f} (uniform requests)."

@@ -32,6 +32,7 @@ class Request:
         unknown: How many the store had never seen; None where it keeps no registry.
         revoked: The units that it revoked.
         serving: By shard that it reached, the unit that serves now.
+        method: The unlearning method.
         guarantee: What is promised of the units that are left.
         isolation: How units were kept apart while they were trained.
         versions: Of the packages that took part.
@@ -50,6 +51,7 @@ class Request:
     unknown: Count | None
     revoked: tuple[str, ...]
     serving: dict[str, str | None]
+    method: str
     guarantee: Guarantee
     isolation: Isolation
     versions: dict[str, str]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lightning_s3t.core.guarantees import Isolation
+from lightning_s3t.core.guarantees import Guarantee, Isolation, Response
 from lightning_s3t.errors import ConfigurationError
 
 _CLOSED = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -48,6 +48,16 @@ class ModelPart(BaseModel):
     hparams: dict[str, Any] = {}
 
 
+class MethodPart(BaseModel):
+    """The unlearning method: what a request does, and what is promised of what is left."""
+
+    model_config = _CLOSED
+
+    name: str = "s3t"
+    guarantee: Guarantee = "exact"
+    response: Response = "revoke"
+
+
 class TrainingPart(BaseModel):
     """How units are trained: what is read by name has a type, the trainer's other settings are kept as they are."""
 
@@ -66,6 +76,7 @@ class Manifest(BaseModel):
 
     Attributes:
         partition: Where subjects belong.
+        method: How data is removed.
         layers: The layer groups and the head.
         adapter: What PEFT was given; None for whole layers.
         model: The model before any training.
@@ -84,6 +95,7 @@ class Manifest(BaseModel):
     model_config = _CLOSED
 
     partition: PartitionPart
+    method: MethodPart = MethodPart()
     layers: LayersPart | None = None
     adapter: dict[str, Any] | None = None
     model: ModelPart | None = None

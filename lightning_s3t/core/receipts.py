@@ -31,8 +31,9 @@ class Receipt:
         revoked_units: How many units may never serve again.
         erased_files: How many files were removed.
         erased_bytes: Their size.
+        method: The unlearning method.
         guarantee: What is promised of every unit that is left: "exact" is bitwise what a training without the
-            subjects gives.
+            subjects gives; of "empirical" nothing is proven, and measurements have to tell.
         isolation: How units were kept apart while they were trained, which the guarantee rests on: "forkserver" and
             "fork" are a process for each; with "none" they shared one, and state outside of what is compared between
             units (globals, class attributes) is not covered.
@@ -41,7 +42,7 @@ class Receipt:
         chain: That event's digest: whoever has it can tell whether the store's history was changed since.
 
     Example:
-        >>> receipt = Receipt(1, None, "2026-01-01T00:00:00+00:00", 1, 0, 0, 1, 1, 100, "exact", "forkserver", {}, 2,
+        >>> receipt = Receipt(1, None, "2026-01-01T00:00:00+00:00", 1, 0, 0, 1, 1, 100, "s3t", "exact", "fork", {}, 2,
         ...     "ab" * 32)
         >>> Receipt.from_json(receipt.to_json()) == receipt
         True
@@ -61,11 +62,12 @@ class Receipt:
     revoked_units: Annotated[_Count, Field(description="How many units may never serve again.")]
     erased_files: Annotated[_Count, Field(description="How many files were removed.")]
     erased_bytes: Annotated[_Count, Field(description="Their size.")]
+    method: Annotated[str, Field(description="The unlearning method.")]
     guarantee: Annotated[
         Guarantee,
         Field(
             description="What is promised of every unit that is left. exact: bitwise what a training without the "
-            "subjects gives."
+            "subjects gives. empirical: nothing is proven; measurements have to tell."
         ),
     ]
     isolation: Annotated[

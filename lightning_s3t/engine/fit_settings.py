@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from lightning_s3t.engine.lightning_internals import saves_config
 from lightning_s3t.engine.run_record import plain
 from lightning_s3t.engine.unit_settings import UnitSettings
+from lightning_s3t.methods import UnlearningMethod
 from lightning_s3t.plan import Partition
 from lightning_s3t.tuning.adapters import describe_adapter
 from lightning_s3t.tuning.fingerprint import digest_tensors
@@ -27,6 +28,7 @@ def fit_settings(
     loader: DataLoader[Any],
     partition: Partition,
     units: UnitSettings,
+    method: UnlearningMethod,
 ) -> dict[str, Any]:
     """Returns all that may influence a unit besides its rows; a store refuses to be opened with other.
 
@@ -37,10 +39,12 @@ def fit_settings(
         loader: The script's train dataloader.
         partition: Where subjects belong.
         units: How units are trained.
+        method: The unlearning method.
     """
     layers = builder.layers
     return {
         "partition": partition.settings,
+        "method": {"name": method.name, "guarantee": method.guarantee, "response": method.response},
         "layers": {
             "network": layers.network,
             "groups": [list(group.modules) for group in layers.groups],

@@ -27,6 +27,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource, _request_dataloader
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -68,6 +69,17 @@ def run_instead_of_fit(trainer: pl.Trainer, run: Callable[[], None]) -> None:
         end_fit()
 
     vars(strategy)["setup"] = setup
+
+
+def training_step(trainer: pl.Trainer, batch: Any) -> Any:
+    """Runs the module's training step on a batch, outside of the loop that would.
+
+    Args:
+        trainer: The trainer, in a fit.
+        batch: The batch, on the device.
+    """
+    takes_number = is_param_in_hook_signature(trainer.lightning_module.training_step, "batch_idx", min_args=2)
+    return trainer.strategy.training_step(*((batch, 0) if takes_number else (batch,)))
 
 
 def end_fit() -> NoReturn:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -177,6 +177,23 @@ class TrainingData:
                 f"({error}), so it cannot be made again over a unit's rows. Use torch.utils.data.DataLoader, with "
                 "what is special in its collate_fn."
             ) from error
+
+    def batches(self, rows: Sequence[int], size: int) -> DataLoader[Any]:
+        """Returns rows in the data set's order, put together as the script's own dataloader does.
+
+        Args:
+            rows: Row indices.
+            size: Rows a batch; the last may have fewer.
+        """
+        return DataLoader(Subset(self.dataset, list(rows)), batch_size=size, collate_fn=self.loader.collate_fn)
+
+    def rows_of(self, subjects: Collection[str]) -> list[int]:
+        """Returns the rows that subjects own, those who are left out too.
+
+        Args:
+            subjects: Canonical ids.
+        """
+        return [row for row, subject in enumerate(self.subjects) if subject in subjects]
 
     def seed_generators(self, seed: int) -> None:
         """Seeds the random generators that the data set and the collate function hold.

@@ -23,6 +23,7 @@ class UnitSettings:
         epochs: "full" for the trainer's max_epochs a stage, "sisa" for 2E/(L+1) of them.
         isolation: How units are kept apart: "forkserver", "fork" or "none".
         parallel_units: How many are trained at the same time.
+        groups: Number of layer groups; None for as many as slices.
     """
 
     shards: int
@@ -32,6 +33,7 @@ class UnitSettings:
     epochs: EpochRule
     isolation: Isolation = "forkserver"
     parallel_units: int = 1
+    groups: int | None = None
 
     def max_epochs(self, trainer_epochs: int | None) -> int | None:
         """Returns a stage's number of epochs; None for the trainer's own.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from lightning_s3t.engine.lightning_internals import end_fit
 from lightning_s3t.engine.preflight import check_every_optimizer, check_optimized, check_optimizers
 from lightning_s3t.engine.run_record import RunRecord, score_of, trainer_settings
 from lightning_s3t.engine.training_data import TrainingData
+from lightning_s3t.engine.unit_edit import edit_unit
 from lightning_s3t.engine.unit_settings import UnitSettings
 from lightning_s3t.errors import DataError, LeakageError
+from lightning_s3t.methods import EditingMethod, UnlearningMethod
 from lightning_s3t.plan import UnitId
 from lightning_s3t.tuning.guard import named_tensors
 from lightning_s3t.tuning.randomness import seed_all, unit_seed
@@ -34,14 +36,16 @@ class UnitTask:
     Attributes:
         unit: The unit.
         rows: The rows that it trains on.
-        trained: What the units that it stands on own, from stage 1 up.
+        trained: What the units own that it stands on, by stage; of an edit, what the unit itself owns.
         start: The head as it stands before any training.
+        forget_rows: The rows that an edit makes it forget; None to train it.
     """
 
     unit: UnitId
     rows: Sequence[int]
-    trained: Sequence[dict[str, Tensor]]
+    trained: Mapping[int, dict[str, Tensor]]
     start: dict[str, Tensor]
+    forget_rows: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class UnitTraining:
         data: The training data.
         switch: Puts the stages in place.
         settings: How units are trained.
+        method: The unlearning method.
 
     Attributes:
         unit: The unit that is being trained, or None.
@@ -84,10 +89,14 @@ class UnitTraining:
         data: TrainingData,
         switch: StageSwitch,
         settings: UnitSettings,
+        method: UnlearningMethod,
     ) -> None:
         self._data = data
         self._switch = switch
         self._settings = settings
+        self._method = method
+        self._task: UnitTask | None = None
+        self._edit: dict[str, Any] | None = None  # what an edit has done
         self._stage: Stage | None = None
         self._run: _Run | None = None
         self._rehearsed: dict[str, Any] | None = None
@@ -117,7 +126,7 @@ class UnitTraining:
         """
         seed_all(self._settings.seed)
         self._rehearsed = {}
-        self._stage = self._switch.enter(1, [], self._settings.seed)
+        self._stage = self._switch.enter(1, {}, self._settings.seed)
         fit(trainer, self._data.loader)
         return self._rehearsed
 
@@ -133,12 +142,12 @@ class UnitTraining:
             LeakageError: It changed what it does not own.
             DataError: It trained on no batch.
         """
-        self.unit = task.unit
+        self.unit, self._task = task.unit, task
         try:
             with recorded_checkpoints(trainer, self.note_file):
                 return self._train(trainer, task, fit)
         finally:
-            self.unit = self._stage = self._run = None
+            self.unit = self._task = self._edit = self._stage = self._run = None
 
     def on_fit_start(self, trainer: pl.Trainer) -> None:
         """Takes note, in a rehearsal, of what there is once the optimizers are configured.
@@ -165,6 +174,9 @@ class UnitTraining:
             watch = self._switch.watch(self._stage)
             check_optimized(trainer, self._stage.trainable)
             self._run = _Run(watch, _AveragedWeights(trainer, self._stage.owned_names()), RunRecord(trainer))
+            if self._task is not None and self._task.forget_rows is not None:
+                self._edit = self._edited(trainer, self._stage, self._task.rows, self._task.forget_rows)
+                end_fit()
 
     def seed(self) -> None:
         """Seeds the global generators for the running unit: what came before its first batch must not count."""
@@ -186,6 +198,9 @@ class UnitTraining:
         fit(trainer, loader)
         self._check_data(trainer, unit, loader)
         run = self._run
+        if run is not None and self._edit is not None:
+            run.watch.check_others(f"unit {unit}")
+            return UnitResult(stage.snapshot(), self._describe(unit, stage, run.record.complete()), None)
         if run is None or trainer.global_step == 0:
             raise DataError(
                 f"Unit {unit} trained on no batch: {len(rows)} rows, batch size {loader.batch_size}, "
@@ -195,6 +210,13 @@ class UnitTraining:
         run.averaged.undo_rounding()
         run.watch.check(f"unit {unit}")
         return UnitResult(stage.snapshot(), self._describe(unit, stage, run.record.complete()), score_of(trainer))
+
+    def _edited(
+        self, trainer: pl.Trainer, stage: Stage, retain: Sequence[int], forget: Sequence[int]
+    ) -> dict[str, Any]:
+        assert isinstance(self._method, EditingMethod)  # only such a one is given an edit to do
+        self.seed()
+        return edit_unit(trainer, self._method, stage.trainable, self._data, retain, forget)
 
     def _check_data(self, trainer: pl.Trainer, unit: UnitId, loader: DataLoader[Any]) -> None:
         used: Any = trainer.train_dataloader
@@ -216,12 +238,13 @@ class UnitTraining:
             "stage": unit.stage,
             "parent": str(unit.parent) if unit.parent else None,
             "data": self._settings.data,
-            "layers": list(layers.groups[unit.stage - 1].modules),
+            "layers": list(layers.groups[self._switch.builder.group_of(unit.stage) - 1].modules),
             "head": list(layers.head),
             "parameters": list(stage.trainable),
             "isolation": self._settings.isolation,
             "seed": self._settings.seed,
             "unit_seed": unit_seed(self._settings.seed, unit),
+            **({"edit": self._edit} if self._edit is not None else {}),
         }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +19,10 @@ from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.errors import ConfigurationError, RevokedError
 from lightning_s3t.executors.fit_store import Base, FitStore
 from lightning_s3t.executors.unit_plan import FitPlan
+from lightning_s3t.methods import UnlearningMethod
 from lightning_s3t.plan import SequenceChoice, SliceSequence, UnitId
 from lightning_s3t.store import Store
+from lightning_s3t.store.ledger import Tombstone
 
 Outcome = Literal["equal", "differs", "data changed", "revoked meanwhile"]
 
@@ -102,12 +104,18 @@ class AuditTarget:
         report: What was found, once the fit is over.
 
     Raises:
-        ConfigurationError: There is no survivor, or none of that name.
+        ConfigurationError: There is no survivor, or none of that name; or the method is not an exact one.
     """
 
     def __init__(self, store: Store, chosen: int | Iterable[str] | Literal["all"], seed: int, scratch: Path) -> None:
         self.store = store
         self.scratch = scratch
+        if store.manifest.method.guarantee != "exact":
+            raise ConfigurationError(
+                f"The method of the store {store.path} is {store.manifest.method.name!r}, which promises "
+                f"{store.manifest.method.guarantee!r}: what serves need not be what training without the forgotten "
+                "gives. An audit compares bit for bit, so it takes stores of exact methods."
+            )
         self._alive = store.alive()
         self.chosen = _choose(tuple(self._alive), chosen, seed)
         self.units = tuple(dict.fromkeys(ancestor for unit in self.chosen for ancestor in unit.lineage))
@@ -173,6 +181,7 @@ class AuditStore(FitStore):
         data: The training data.
         settings: All that may influence a unit besides its rows.
         choice: Which sequences to train.
+        method: The unlearning method.
         options: What a fit would note.
         key: The audited store's first key, so that everybody is in the same place.
     """
@@ -184,10 +193,11 @@ class AuditStore(FitStore):
         data: TrainingData,
         settings: Mapping[str, Any],
         choice: SequenceChoice,
+        method: UnlearningMethod,
         options: Mapping[str, Any],
         key: bytes | None,
     ) -> None:
-        super().__init__(trainer, data, settings, choice, options, key=key)
+        super().__init__(trainer, data, settings, choice, method, options, key=key)
         self._target = target
 
     def finish(self) -> None:
@@ -204,6 +214,9 @@ class AuditStore(FitStore):
             raise ConfigurationError(f"The store {audited.path} has no head to begin with. Fit it first.")
         self._enter(self._target.scratch).building.save_base(base)
         return base, self._choice.plan()
+
+    def _due(self) -> Collection[Tombstone]:
+        return ()
 
     def _asked(self) -> Store:
         return self._target.store

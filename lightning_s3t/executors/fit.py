@@ -32,6 +32,7 @@ from lightning_s3t.engine.subjects import Subjects, check_order, subjects_of
 from lightning_s3t.engine.training_data import TrainingData, check_loader
 from lightning_s3t.engine.unit_settings import Isolation, UnitSettings
 from lightning_s3t.engine.unit_training import UnitTraining
+from lightning_s3t.errors import UnsupportedError
 from lightning_s3t.executors.audit import AuditStore, AuditTarget
 from lightning_s3t.executors.distributed import DistributedExecutor
 from lightning_s3t.executors.fit_store import FitStore
@@ -40,7 +41,9 @@ from lightning_s3t.executors.in_process import InProcessExecutor
 from lightning_s3t.executors.isolated import IsolatedExecutor
 from lightning_s3t.executors.ranks import on_rank_zero
 from lightning_s3t.executors.unit_store import UnitStore
-from lightning_s3t.plan import Partition, RiskBands, SequenceChoice, SliceSequence, UnitId
+from lightning_s3t.methods import EditingMethod, UnlearningMethod
+from lightning_s3t.plan import Partition, SequenceChoice, SliceSequence, UnitId
+from lightning_s3t.store import RequestRecord
 from lightning_s3t.store.identities import first_key, partition_secret
 from lightning_s3t.tuning.adapter_effect import measure_effect
 from lightning_s3t.tuning.adapters import describe_adapter
@@ -55,12 +58,12 @@ class FitConfig:
 
     Attributes:
         store: The store's folder.
+        method: The unlearning method.
         choice: Which sequences to train.
         partition: Where subjects belong, but for the store's secret.
         secret_places: Whether the store's secret says where subjects belong.
         units: How units are trained.
         subjects: Who owns each row.
-        risk_bands: Which subjects are likely to ask; None to place all alike.
         layers: Where the blocks are; None to find them.
         head: Where the head is; None to find it.
         adapter: The adapter; None for whole layers.
@@ -68,12 +71,12 @@ class FitConfig:
     """
 
     store: Path
+    method: UnlearningMethod
     choice: SequenceChoice
     partition: Partition
     secret_places: bool
     units: UnitSettings
     subjects: Subjects
-    risk_bands: RiskBands | None
     layers: str | Sequence[str] | Sequence[Sequence[str]] | None
     head: str | Sequence[str] | None
     adapter: PeftConfig | None
@@ -93,6 +96,7 @@ class Fit:
         training: Trains a unit; None until the data and the layers are found.
         sequences: The sequences that are trained.
         summary: What the fit has done; None until it has ended.
+        receipt: Of the requests that have waited for this fit; None if there were none.
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class Fit:
         self.training: UnitTraining | None = None
         self.sequences: tuple[SliceSequence, ...] = ()
         self.summary: FitSummary | None = None
+        self.receipt: RequestRecord | None = None
 
     def run_isolated(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Trains every unit in a process of its own. All that can be refused is refused before anything changes.
@@ -118,8 +123,9 @@ class Fit:
             module: The user's module.
         """
         check_not_resumed(trainer)
+        self._check_edits(alone=not is_distributed(trainer))
         data, switch = self._training_data(trainer), self._switch(module)
-        self.training = UnitTraining(data, switch, self._settings)
+        self.training = UnitTraining(data, switch, self._settings, self._config.method)
         kind = DistributedExecutor if is_distributed(trainer) else IsolatedExecutor
         with warned_once(), closing(kind(trainer, data, self.training, self._settings)) as executor:
             fit_store = self._open_store(trainer, module, data, switch.builder, executor.rehearse())
@@ -135,11 +141,12 @@ class Fit:
             module: The user's module.
         """
         check_not_resumed(trainer)
+        self._check_edits(alone=bool(trainer.fast_dev_run))  # type: ignore[attr-defined]
         check_optimizers(trainer, module)
         data, switch = self._training_data(trainer), self._switch(module)
         check_every_optimizer(trainer, module, switch.builder.layers)
         fit_store = self._open_store(trainer, module, data, switch.builder, trainer_settings(trainer))
-        self.training = UnitTraining(data, switch, self._settings)
+        self.training = UnitTraining(data, switch, self._settings, self._config.method)
         units = UnitStore(fit_store, data, self._settings)
         executor = InProcessExecutor(self._own[0], self.training, units, fit_store, data, switch, self._settings)
         take_over(trainer, lambda: self._build(trainer, fit_store, executor.trained, lambda: executor.run(trainer)))
@@ -154,11 +161,18 @@ class Fit:
         if self._fit_store is not None:
             self._fit_store.close()
 
+    def _check_edits(self, alone: bool) -> None:
+        if isinstance(self._config.method, EditingMethod) and not alone:
+            raise UnsupportedError(
+                f"The method {self._config.method.name!r} edits the model in a process of its own, on one device. DDP, "
+                "torch.compile and isolation='none' rule out. Leave those out."
+            )
+
     def _training_data(self, trainer: pl.Trainer) -> TrainingData:
         config = self._config
         secret = on_rank_zero(trainer, self._take_key)
         partition = dataclasses.replace(config.partition, secret=secret if config.secret_places else b"")
-        data = TrainingData(request_train_dataloader(trainer), config.subjects, partition, config.risk_bands)
+        data = TrainingData(request_train_dataloader(trainer), config.subjects, partition, config.method.risk_bands)
         if config.subjects != "index":
             again = check_loader(request_train_dataloader(trainer))
             check_order(data.subjects, subjects_of(again.dataset, config.subjects))
@@ -171,7 +185,8 @@ class Fit:
 
     def _switch(self, module: pl.LightningModule) -> StageSwitch:
         config = self._config
-        return StageSwitch(module, config.units.slices, config.layers, config.head, config.adapter)
+        units = config.units
+        return StageSwitch(module, units.slices, config.layers, config.head, config.adapter, units.groups)
 
     def _open_store(
         self,
@@ -182,7 +197,7 @@ class Fit:
         of_trainer: Mapping[str, Any],
     ) -> FitStore:
         config = self._config
-        settings = fit_settings(of_trainer, module, builder, data.loader, data.partition, self._settings)
+        settings = fit_settings(of_trainer, module, builder, data.loader, data.partition, self._settings, config.method)
         options = {
             "config": config_of(trainer),
             "classes": classes_of(trainer),
@@ -190,9 +205,11 @@ class Fit:
             "found": digest_found(trainer, data, self._own, lightnings=False),
         }
         self._fit_store = fit_store = (
-            AuditStore(self._audited, trainer, data, settings, config.choice, options, self._key)
+            AuditStore(self._audited, trainer, data, settings, config.choice, config.method, options, self._key)
             if self._audited is not None
-            else FitStore(trainer, data, settings, config.choice, options, config.keep_registry, self._key)
+            else FitStore(
+                trainer, data, settings, config.choice, config.method, options, config.keep_registry, self._key
+            )
         )
         fit_store.open(config.store, builder.base_tensors)
         self.sequences, plan = fit_store.sequences, fit_store.plan
@@ -219,6 +236,12 @@ class Fit:
         metrics = on_rank_zero(trainer, lambda: self._sum_up(fit_store, trained, seconds))
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         on_rank_zero(trainer, fit_store.finish)
+        self.receipt = fit_store.receipt
+        if self.receipt is not None:
+            rank_zero_info(
+                f"S3T: request {self.receipt.request} is carried out: {self.receipt.subjects} subjects are forgotten, "
+                f"by {self.receipt.method!r}. Guarantee: {self.receipt.guarantee}."
+            )
 
     def _sum_up(self, fit_store: FitStore, trained: Sequence[UnitId], seconds: float) -> dict[str, float]:
         """Sums a fit up; returns the metrics of the units that serve, each the mean over the shards."""
@@ -239,6 +262,7 @@ class Fit:
         config, settings = self._config, self._settings
         return hyperparameters(
             {
+                "method": config.method.name,
                 "shards": settings.shards,
                 "slices": settings.slices,
                 "budget": len(self.sequences),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,10 @@ from lightning_s3t.engine.found_state.found_state import describe_changes
 from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.executors.ranks import on_rank_zero
 from lightning_s3t.executors.unit_plan import Digests, FitPlan, plan_fit
+from lightning_s3t.methods import EditingMethod, UnlearningMethod
 from lightning_s3t.plan import SequenceChoice, SliceSequence, UnitId, units_of
-from lightning_s3t.store import BuildSession, Store
+from lightning_s3t.store import Attempt, BuildSession, RequestRecord, Store
+from lightning_s3t.store.ledger import Tombstone
 from lightning_s3t.tuning.adapter_effect import check_effect
 from lightning_s3t.tuning.fingerprint import digest_tensors
 
@@ -49,12 +52,14 @@ class FitStore:
         data: The training data.
         settings: All that may influence a unit besides its rows.
         choice: Which sequences to train.
+        method: The unlearning method.
         options: What the store notes of the fit beside the sequences: the app's config.
         register: Whether the store notes who is in the training data.
         key: The store's first key, by which the data was placed; on rank 0.
 
     Attributes:
         plan: What to build.
+        receipt: Of the requests that have waited for this fit, once they are carried out; None if there were none.
         start: The head as it stands before any training.
         sequences: The sequences.
         digests: The digests of the slices' ids; empty on all ranks but 0.
@@ -66,11 +71,13 @@ class FitStore:
         data: TrainingData,
         settings: Mapping[str, Any],
         choice: SequenceChoice,
+        method: UnlearningMethod,
         options: Mapping[str, Any],
         register: bool = True,
         key: bytes | None = None,
     ) -> None:
         self.plan = FitPlan((), 0, (), 0)
+        self.receipt: RequestRecord | None = None
         self.sequences: tuple[SliceSequence, ...] = ()
         self.start: Base = {}
         self.digests: Digests = {}
@@ -79,11 +86,17 @@ class FitStore:
         self._data = data
         self._settings = settings
         self._choice = choice
+        self._method = method
         self._options = options
         self._register = register
         self._key = key
         self._basis: Mapping[str, Any] = settings
         self._exit = ExitStack()
+
+    @property
+    def replaces(self) -> bool:
+        """Whether units serve until the fit puts others in their place."""
+        return self._method.response == "replace"
 
     @property
     def opened(self) -> Opened:
@@ -120,13 +133,38 @@ class FitStore:
         """Says, on every rank alike, whether a deletion request has come in since the plan was made."""
         return on_rank_zero(self._trainer, lambda: self._asked().request_number != self.plan.as_of)
 
+    def replace(
+        self,
+        attempt: Attempt,
+        tensors: Mapping[str, Tensor],
+        record: Mapping[str, Any],
+        score: float | None,
+        due: Collection[Tombstone],
+    ) -> None:
+        """Puts a unit in the place of another, and carries out the requests that have waited for it.
+
+        Args:
+            attempt: The unit.
+            tensors: What it owns.
+            record: What it was made from.
+            score: What the script monitors.
+            due: Who is forgotten.
+
+        Raises:
+            RevokedError: The unit must not be kept.
+        """
+        self.receipt = self.opened.building.replace(attempt, tensors, record, score, due)
+
     def clear_attempts(self) -> None:
         """Clears away what units have left that other processes trained and that were cut."""
         if self._opened is not None:
             self._opened.building.clear_attempts()
 
     def finish(self) -> None:
-        """Called on rank 0 when all units are there."""
+        """Called on rank 0 when all units are there: carries out what has waited and has changed nothing."""
+        if self.plan.due and not self.plan.build:
+            kept = next(iter(self._units()), None) if self.plan.present else None
+            self.receipt = self.opened.building.carry_out(self.plan.due, kept)
 
     def close(self) -> None:
         """Closes the store, and lets other fits in."""
@@ -196,15 +234,42 @@ class FitStore:
     def _plan(self) -> tuple[FitPlan, frozenset[str]]:
         opened, asked = self.opened, self._asked()
         as_of = asked.request_number  # before the look: a request in between must count as newer
-        forgotten = frozenset(asked.forgotten(dict.fromkeys(self._data.subjects)))
+        subjects = dict.fromkeys(self._data.subjects)
+        due = tuple(self._due())
+        forgotten = frozenset(asked.forgotten(subjects))
+        leaving = frozenset(asked.among(due, subjects)) - forgotten if due else frozenset()
+        editable = self._units_to_edit(forgotten, as_of) if leaving else frozenset()
+        forgotten |= leaving
         self._data.leave_out(forgotten)
         opened.building.register(
             {subject: band for subject, band in self._data.bands.items() if subject not in forgotten}
         )
-        self.digests = self._data.digests(asked.subject_hash)
-        alive = opened.store.alive()
-        plan = plan_fit(self._units(), alive, self._data, self._choice.data, self.digests, self._basis, as_of)
-        return plan, forgotten
+        plan = self._compare(as_of)
+        edits = tuple(self._data.rows_of(leaving)) if editable else ()
+        build = tuple(
+            dataclasses.replace(planned, forget_rows=edits) if planned.unit in editable else planned
+            for planned in plan.build
+        )
+        return dataclasses.replace(plan, build=build, due=due), forgotten
+
+    def _compare(self, as_of: int) -> FitPlan:
+        """Compares what there should be, of the data that is not left out, with what there is."""
+        self.digests = self._data.digests(self._asked().subject_hash)
+        alive = self.opened.store.alive()
+        return plan_fit(self._units(), alive, self._data, self._choice.data, self.digests, self._basis, as_of)
+
+    def _units_to_edit(self, forgotten: frozenset[str], as_of: int) -> frozenset[UnitId]:
+        """Returns the units that hold just the data of today: all that they lack is to forget who asks now."""
+        if not isinstance(self._method, EditingMethod):
+            return frozenset()
+        self._data.leave_out(forgotten)
+        plan = self._compare(as_of)
+        missing = {planned.unit for planned in plan.build}.union(plan.impossible)
+        return frozenset(unit for unit in self._units() if unit not in missing)
+
+    def _due(self) -> Collection[Tombstone]:
+        """Returns who is to be forgotten by this fit."""
+        return self.opened.store.due() if self.replaces else ()
 
     def _asked(self) -> Store:
         """Returns the store whose requests count."""

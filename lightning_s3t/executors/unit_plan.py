@@ -12,6 +12,7 @@ from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.errors import DataError
 from lightning_s3t.plan import DataMode, Place, UnitId
 from lightning_s3t.store import UnitRecord
+from lightning_s3t.store.ledger import Tombstone
 
 Digests = Mapping[Place, tuple[str, str]]
 
@@ -25,12 +26,14 @@ class PlannedUnit:
         key: The digest of all that may influence it.
         rows: How many rows it trains on.
         stale: Whether the store holds it with other data.
+        forget_rows: The rows that an edit makes it forget; None to train it.
     """
 
     unit: UnitId
     key: str
     rows: int
     stale: bool
+    forget_rows: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,14 @@ class FitPlan:
         present: How many are there already.
         impossible: Units with an empty slice in their prefix.
         as_of: The number of the newest request when the data was chosen.
+        due: Who is forgotten once the units are there: requests that have waited for this fit.
     """
 
     build: tuple[PlannedUnit, ...]
     present: int
     impossible: tuple[UnitId, ...]
     as_of: int
+    due: tuple[Tombstone, ...] = ()
 
 
 def plan_fit(

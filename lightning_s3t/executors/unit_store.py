@@ -12,6 +12,7 @@ from lightning_s3t.engine.unit_training import UnitResult, UnitTask
 from lightning_s3t.errors import RevokedError
 from lightning_s3t.executors.fit_store import FitStore
 from lightning_s3t.executors.unit_plan import PlannedUnit, slice_digests
+from lightning_s3t.plan.stage_rules import newest_stages
 from lightning_s3t.store import Attempt
 
 
@@ -59,15 +60,18 @@ class UnitStore:
             planned: The unit, whose parent is in the store.
         """
         store, building = self._fit_store.opened.store, self._fit_store.opened.building
-        if planned.stale:
-            building.drop([planned.unit])
+        unit, settings = planned.unit, self._settings
+        if planned.stale and not self._fit_store.replaces:
+            building.drop([unit])
+        stage = unit.stage if planned.forget_rows is not None else unit.stage - 1
+        needed = newest_stages(stage, settings.slices, settings.groups or settings.slices)
         try:
-            trained = [store.load(ancestor) for ancestor in planned.unit.lineage[:-1]]
-            attempt = building.start_unit(planned.unit, planned.key, self._fit_store.plan.as_of)
+            trained = {stage: store.load(unit.lineage[stage - 1]) for stage in needed}
+            attempt = building.start_unit(unit, planned.key, self._fit_store.plan.as_of)
         except RevokedError:
             return None
-        rows = self._data.rows(planned.unit, self._settings.data)
-        return BegunUnit(planned, UnitTask(planned.unit, rows, trained, self._fit_store.start), attempt)
+        rows = self._data.rows(unit, settings.data)
+        return BegunUnit(planned, UnitTask(unit, rows, trained, self._fit_store.start, planned.forget_rows), attempt)
 
     def commit(self, begun: BegunUnit, result: UnitResult) -> None:
         """Makes a unit part of the store, whole or not at all.
@@ -85,4 +89,8 @@ class UnitStore:
             "subjects": self._data.count_subjects(begun.task.rows),
             "subject_digests": dict(digests),
         }
-        begun.attempt.commit(result.tensors, {**result.record, **who}, result.score)
+        record, due = {**result.record, **who}, self._fit_store.plan.due
+        if due:
+            self._fit_store.replace(begun.attempt, result.tensors, record, result.score, due)
+        else:
+            begun.attempt.commit(result.tensors, record, result.score)

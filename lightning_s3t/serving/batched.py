@@ -93,7 +93,7 @@ class BatchedPass:
         layers: Its layer groups and head.
         originals: The network's own modules that have stand-ins, by path.
         stand_ins: Each shard's stand-ins, by path.
-        stages: Each shard's stage.
+        depths: How many layer groups each shard has changed.
 
     Attributes:
         modules: What has to be in the network for the pass, by path.
@@ -105,11 +105,11 @@ class BatchedPass:
         layers: Layers,
         originals: Mapping[str, nn.Module],
         stand_ins: Sequence[Mapping[str, nn.Module]],
-        stages: Sequence[int],
+        depths: Sequence[int],
     ) -> None:
         # those that adapt a layer come before those that don't
-        self._order = sorted(range(len(stages)), key=lambda shard: -stages[shard])
-        self._highest = max(stages)
+        self._order = sorted(range(len(depths)), key=lambda shard: -depths[shard])
+        self._highest = max(depths)
         self._root, self._layers = root, layers
         names = dict.fromkeys(name for shard in self._order for name in stand_ins[shard])
         self.modules: dict[str, nn.Module] = {

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_s3t.core.tickets import Ticket
 from lightning_s3t.store import RequestRecord, Store
 
 
@@ -53,8 +54,8 @@ class Notifier:
 
     def forget(
         self, subjects: Iterable[Any], strict: bool, listeners: Sequence[object], request_id: str | None = None
-    ) -> RequestRecord:
-        """Carry out a request, and tell the listeners.
+    ) -> RequestRecord | Ticket:
+        """Carry out a request, and tell the listeners; one that waits for a fit is no news yet.
 
         Args:
             subjects: Their ids.
@@ -67,9 +68,10 @@ class Notifier:
             StoreError: See `Store.forget`.
         """
         self.join(listeners)
-        receipt = self._store.forget(subjects, strict=strict, request_id=request_id)
-        self._tell(listeners, receipt.request, receipt)
-        return receipt
+        answer = self._store.forget(subjects, strict=strict, request_id=request_id)
+        if isinstance(answer, RequestRecord):
+            self._tell(listeners, answer.request, answer)
+        return answer
 
     def tell(self, listeners: Sequence[object]) -> list[RequestRecord]:
         """Tell the listeners of what they have not heard of.

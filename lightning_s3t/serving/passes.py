@@ -125,14 +125,14 @@ class ShardPasses:
             self._builder.layers,
             self._builder.originals,
             [self._shards.stand_ins(shard) for shard in shards],
-            list(self._shards.stages(shards).values()),
+            list(self._shards.depths(shards).values()),
         )
         self._swap.install(batched.modules)
         return batched(forward, args, kwargs)
 
     def _have_trunk(self, shards: Sequence[int]) -> bool:
         """Return whether any two shards leave a layer group alone."""
-        return sorted(self._shards.stages(shards).values())[1] < len(self._builder.layers.groups)
+        return sorted(self._shards.depths(shards).values())[1] < len(self._builder.layers.groups)
 
     def form_of(self, args: tuple[Any, ...], kwargs: dict[str, Any], shards: Sequence[int]) -> str:
         """Describe a call by what decides how it can be answered.
@@ -144,8 +144,8 @@ class ShardPasses:
             kwargs: Likewise.
             shards: The shards that are asked.
         """
-        stages = list(self._shards.stages(shards).values())
-        text = repr((stages, torch.is_grad_enabled(), _form(args), _form(kwargs)))
+        depths = list(self._shards.depths(shards).values())
+        text = repr((depths, torch.is_grad_enabled(), _form(args), _form(kwargs)))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _wants_batched(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

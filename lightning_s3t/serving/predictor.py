@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from lightning_s3t.core.tickets import Ticket
 from lightning_s3t.errors import (
     ConfigurationError,
     DamagedError,
@@ -192,7 +193,9 @@ class EnsemblePredictor(nn.Module):
                 if caches_in((args, kwargs)):  # the caller's cache is of no use any more
                     raise
 
-    def forget(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:
+    def forget(
+        self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
+    ) -> RequestRecord | Ticket:
         """Remove subjects from the model: milliseconds, and for good.
 
         The units that they reached are revoked in one transaction and erased; what serves on is what they did not
@@ -204,7 +207,7 @@ class EnsemblePredictor(nn.Module):
             request_id: A name of the caller's for the request, so that a retry is no second request (`Store.forget`).
 
         Returns:
-            What was revoked and erased, and what serves now.
+            What was revoked and erased, and what serves now; or a ticket, if the request waits for a fit.
 
         Raises:
             UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
@@ -481,4 +484,4 @@ def _builder_of(module: nn.Module, store: Store) -> StageBuilder:
             f"The store at {store.path} was trained with layers that {type(module).__name__} does not have: "
             f"{', '.join(missing[:5])}. Load it with the module that it was trained with."
         )
-    return StageBuilder(module, layers, resolve_adapter(store.settings["adapter"]))
+    return StageBuilder(module, layers, resolve_adapter(store.settings["adapter"]), store.partition.slices)

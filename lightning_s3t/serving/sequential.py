@@ -59,10 +59,10 @@ class SequentialPasses:
         Raises:
             EnsembleError: A block computes past its adapters, or the call has something that cannot be copied.
         """
-        stages = self._shards.stages(shards)
-        order = sorted(shards, key=stages.__getitem__)
+        depths = self._shards.depths(shards)
+        order = sorted(shards, key=depths.__getitem__)
         trunk = (
-            SharedTrunk(self._builder.root, self._builder.layers, [stages[shard] for shard in order]) if share else None
+            SharedTrunk(self._builder.root, self._builder.layers, [depths[shard] for shard in order]) if share else None
         )
         stand_ins = {shard: self._shards.stand_ins(shard) for shard in order}
         given = [leaf for _, leaf in leaves_in((args, kwargs))]
@@ -73,19 +73,19 @@ class SequentialPasses:
             own_args, own_kwargs = with_leaves((args, kwargs), [own.of(leaf) for leaf in given])
             with (
                 trunk.next_pass() if trunk is not None else nullcontext(),
-                self._watched(stand_ins[shard], stages[shard]) if watch else nullcontext(),
+                self._watched(stand_ins[shard], depths[shard]) if watch else nullcontext(),
             ):
                 answers[shard] = forward(*own_args, **own_kwargs)
             own.check_not_kept(answers[shard])
         return [answers[shard] for shard in shards]
 
     @contextmanager
-    def _watched(self, stand_ins: Mapping[str, nn.Module], stage: int) -> Iterator[None]:
+    def _watched(self, stand_ins: Mapping[str, nn.Module], depth: int) -> Iterator[None]:
         """Make sure that a block which is called while the block runs calls its adapters."""
         if self._builder.adapter is None:
             yield  # the blocks themselves stand in
             return
-        groups = self._builder.layers.groups[:stage]
+        groups = self._builder.layers.groups[:depth]
         blocks = [name for group in groups for name in group.modules]
         modules = {name: self._builder.root.get_submodule(name) for name in dict.fromkeys([*blocks, *stand_ins])}
         called: set[str] = set()
@@ -119,13 +119,13 @@ class SharedTrunk:
     Args:
         root: The module that the layers were found in.
         layers: Its layer groups and head.
-        stages: The stages that the passes stand at, from the lowest up.
+        depths: How many layer groups each pass has changed, the fewest first.
 
     Example:
         >>> import torch
         >>> from lightning_s3t.tuning.layers import find_layers
         >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-        >>> trunk, x = SharedTrunk(net, find_layers(net, slices=2), stages=[1, 1]), torch.ones(1, 4)
+        >>> trunk, x = SharedTrunk(net, find_layers(net, slices=2), depths=[1, 1]), torch.ones(1, 4)
         >>> with trunk.next_pass():
         ...     first = net(x)
         >>> _ = net[0].weight.data.zero_()  # not asked again
@@ -134,11 +134,11 @@ class SharedTrunk:
         True
     """
 
-    def __init__(self, root: nn.Module, layers: Layers, stages: Sequence[int]) -> None:
+    def __init__(self, root: nn.Module, layers: Layers, depths: Sequence[int]) -> None:
         self._root = root
-        self._slices = len(layers.groups)
+        self._groups = len(layers.groups)
         self._group_of = layers.group_of()
-        self._stages = list(stages)
+        self._depths = list(depths)
         self._passes = 0
         self._order: list[int] = []  # the groups of the first pass's calls
         self._kept: dict[str, list[Any]] = {}
@@ -148,17 +148,17 @@ class SharedTrunk:
     @contextmanager
     def next_pass(self) -> Iterator[None]:
         """Let the next shard's pass through the network share the trunk; its stand-ins are in place."""
-        if len(self._stages) < 2 or self._stages[1] == self._slices:
+        if len(self._depths) < 2 or self._depths[1] == self._groups:
             yield  # there is nothing that two of them leave alone
             return
         number, self._passes = self._passes, self._passes + 1
-        stage = self._stages[number]
+        depth = self._depths[number]
         if number == 0:
             with override_forward(self._modules(below=-1), self._note):
                 yield
-        elif self._can_share(stage):
+        elif self._can_share(depth):
             self._asked = {}
-            with override_forward(self._modules(below=stage), self._replay):
+            with override_forward(self._modules(below=depth), self._replay):
                 yield
         else:
             yield
@@ -166,7 +166,7 @@ class SharedTrunk:
     def _note(self, path: str, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         index = self._group_of[path]
         self._order.append(index)
-        if index <= self._stages[1]:
+        if index <= self._depths[1]:
             return forward(*args, **kwargs)
         before = _versions((args, kwargs))
         output = forward(*args, **kwargs)
@@ -182,11 +182,11 @@ class SharedTrunk:
         self._asked[path] = number + 1
         return _copied(kept[number]) if number < len(kept) else forward(*args, **kwargs)
 
-    def _can_share(self, stage: int) -> bool:
+    def _can_share(self, depth: int) -> bool:
         if not self._usable:
             return False
-        below = [place for place, index in enumerate(self._order) if index > stage]
-        above = [place for place, index in enumerate(self._order) if index <= stage]
+        below = [place for place, index in enumerate(self._order) if index > depth]
+        above = [place for place, index in enumerate(self._order) if index <= depth]
         return not below or not above or below[-1] < above[0]
 
     def _modules(self, below: int) -> dict[str, nn.Module]:

@@ -59,13 +59,13 @@ class ServedShards(nn.Module):
         """
         return {shard: self._keys[shard] for shard in shards}
 
-    def stages(self, shards: Iterable[int]) -> dict[int, int]:
-        """Return the stages that shards serve.
+    def depths(self, shards: Iterable[int]) -> dict[int, int]:
+        """Return how many layer groups shards serve with, from the top one down.
 
         Args:
             shards: The shards.
         """
-        return {shard: len(self._keys[shard]) for shard in shards}
+        return {shard: self._builder.group_of(len(self._keys[shard])) for shard in shards}
 
     def stand_ins(self, shard: int) -> dict[str, nn.Module]:
         """Return a shard's modules by the path of the one that each stands in for.
@@ -105,15 +105,17 @@ class ServedShards(nn.Module):
         shard, lineage = unit.shard, unit.lineage
         before = self._keys.get(shard, ())
         modules = self.stand_ins(shard) if before else {}
+        needed = self._builder.newest_stages(unit.stage)
         if len(before) >= unit.stage:
-            changed = [stage for stage in range(1, unit.stage + 1) if before[stage - 1] != key[stage - 1]]
+            loaded = {stage: before[stage - 1] for stage in self._builder.newest_stages(len(before))}
+            changed = [stage for stage in needed if loaded.get(stage) != key[stage - 1]]
             snapshots = {stage: load(lineage[stage - 1]) for stage in {*changed, unit.stage}}
             self._take_out(shard)  # were the copying to fail half-way, the shard must not answer
             kept = self._change(modules, unit.stage, changed, snapshots)
             _overwrite(live_tensors({name: module for name, module in modules.items() if name not in kept}))
             modules = kept
         else:
-            modules = self._builder.build(unit.stage, [load(ancestor) for ancestor in lineage])
+            modules = self._builder.build(unit.stage, {stage: load(lineage[stage - 1]) for stage in needed})
             nn.ModuleList(modules.values()).requires_grad_(False).eval()
             if before:
                 self.drop(shard)
@@ -130,12 +132,13 @@ class ServedShards(nn.Module):
     def _change(
         self, modules: dict[str, nn.Module], stage: int, changed: Sequence[int], snapshots: dict[int, Snapshot]
     ) -> dict[str, nn.Module]:
-        for index in changed:
-            for name in self._builder.targets[index]:
-                load_tensors(modules[name], name, snapshots[index])
+        for earlier in changed:
+            for name in self._builder.targets[self._builder.group_of(earlier)]:
+                load_tensors(modules[name], name, snapshots[earlier])
         for name in self._builder.layers.head:
             load_tensors(modules[name], name, snapshots[stage])
-        kept = {name for index in range(1, stage + 1) for name in self._builder.targets[index]}
+        depth = self._builder.group_of(stage)
+        kept = {name for index in range(1, depth + 1) for name in self._builder.targets[index]}
         return {name: module for name, module in modules.items() if name in kept or name in self._builder.layers.head}
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,36 +86,46 @@ class Attempt:
             RevokedError: A request since its data was chosen reaches the unit, or its parent is gone. Everything that
                 the attempt wrote is erased.
         """
-        digest, data = encode_snapshot(tensors)
-        if score is not None and math.isnan(score):  # worth nothing, and no database keeps it
-            score = None
-        files = self._written()  # before the transaction: a deletion request must not wait for gigabytes to be read
+        finished = self.finish(tensors, provenance, score)
         try:
             with self._ledger.transaction():
-                self._check_alive()
-                self._check_running()
-                name, snapshot = str(self.unit), self._store.snapshots.name(digest)
-                record = UnitRecord(
-                    self.unit, self.key, digest, score, {**normalise(provenance), "files": files, "snapshot": digest}
-                )
-                text = json.dumps(record.provenance, sort_keys=True)
-                remove(self._store, [name], None)  # an earlier one, of other data
-                # within the transaction, which an erasure needs too: none can take an equal file away meanwhile
-                self._store.snapshots.put(digest, data)
-                artifact = Artifact(name, self.unit.cells, self.key, digest, score, text, self._as_of)
-                mac = self._store.authenticator.artifact(artifact.entry)
-                self._ledger.add(replace(artifact, mac=mac), snapshot)
+                finished.check()
+                remove(self._store, [str(self.unit)], None)  # an earlier one, of other data
+                finished.put(self._as_of)
+                self._store.authenticator.seal([str(self.unit)])
         except RevokedError:
             self.abandon()
             raise
         erase_queued(self._store)
-        return record
+        return finished.record
+
+    def finish(self, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any], score: float | None) -> FinishedUnit:
+        """Makes everything ready that a transaction needs to put the unit into the store.
+
+        Args:
+            tensors: What the unit owns.
+            provenance: What it was made from, JSON-ready; the files that it wrote are added.
+            score: The metric that the script monitors; one that is not a number counts as none.
+
+        Raises:
+            StoreError: A tensor is of a kind that no snapshot can hold.
+        """
+        digest, data = encode_snapshot(tensors)
+        if score is not None and math.isnan(score):  # worth nothing, and no database keeps it
+            score = None
+        # before the transaction: a deletion request must not wait for gigabytes to be read
+        whole = {**normalise(provenance), "files": self._written(), "snapshot": digest}
+        return FinishedUnit(self._store, UnitRecord(self.unit, self.key, digest, score, whole), data, self._check)
 
     def abandon(self) -> None:
         """Erases everything that the attempt wrote."""
         with self._ledger.transaction():
             drop_attempts(self._store, [str(self.unit)])
         erase_queued(self._store)
+
+    def _check(self) -> None:
+        self._check_alive()
+        self._check_running()
 
     def _check_alive(self) -> None:
         if self._ledger.reached_since(self.unit.cells, self._as_of):
@@ -146,3 +155,37 @@ class Attempt:
             for path in sorted(found)
             if size_of(path) is not None and path.is_file()
         ]
+
+
+class FinishedUnit:
+    """A unit that is trained and not yet part of the store. Made by `Attempt.finish`.
+
+    Args:
+        store: Where the store lies.
+        record: What is kept of it.
+        snapshot: Its tensors, encoded.
+        check: Raises a RevokedError if the unit must not be kept.
+
+    Attributes:
+        record: What is kept of it.
+    """
+
+    def __init__(self, store: Backend, record: UnitRecord, snapshot: bytes, check: Callable[[], None]) -> None:
+        self.record = record
+        self.check = check
+        self._store = store
+        self._snapshot = snapshot
+
+    def put(self, as_of: int) -> UnitId:
+        """Makes the unit part of the store, within a transaction, when an earlier one of its name is out.
+
+        Args:
+            as_of: The newest request when its data was chosen.
+        """
+        record, store = self.record, self._store
+        # within the transaction, which an erasure needs too: none can take an equal file away meanwhile
+        store.snapshots.put(record.snapshot, self._snapshot)
+        text = json.dumps(record.provenance, sort_keys=True)
+        artifact = Artifact(str(record.unit), record.unit.cells, record.key, record.snapshot, record.score, text, as_of)
+        store.ledger.add(artifact, store.snapshots.name(record.snapshot))
+        return record.unit

@@ -95,13 +95,15 @@ class Authenticator:
 
     # artifacts
 
-    def artifact(self, entry: ArtifactEntry) -> str:
-        """Return the MAC of an artifact that is about to be added.
+    def seal(self, names: Iterable[str] | None = None) -> None:
+        """Make the MACs of artifacts that were added, when the request that they name is in the history.
 
         Args:
-            entry: What is known of it; its own MAC does not count.
+            names: Their names; None for all.
         """
-        return _artifact_mac(self._key(), entry, self._digests([entry]))
+        entries = list(self._ledger.entries(None if names is None else list(names)))
+        key, digests = self._key(), self._digests(entries)
+        self._ledger.seal({entry.name: _artifact_mac(key, entry, digests) for entry in entries})
 
     def check_artifacts(self, names: Iterable[str]) -> None:
         """Check artifacts before something of them is served.
@@ -127,9 +129,7 @@ class Authenticator:
         """Make every MAC that has to be of the newest key again; after a rotation, and for a new store."""
         self.note_settings()
         self._note_sum(self._sum(self._ledger.tombstones()))
-        entries = list(self._ledger.entries())
-        key, digests = self._key(), self._digests(entries)
-        self._ledger.seal({entry.name: _artifact_mac(key, entry, digests) for entry in entries})
+        self.seal()
         self.note_head()
 
     def check(self) -> None:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
+from lightning_s3t.core.receipts import RequestRecord
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import RevokedError, StoreError
 from lightning_s3t.plan import Partition
-from lightning_s3t.store.attempt import Attempt
+from lightning_s3t.store.attempt import Attempt, FinishedUnit
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
+from lightning_s3t.store.forgetting import Forgetting
 from lightning_s3t.store.keyring import Keyring
+from lightning_s3t.store.ledger import Tombstone
 from lightning_s3t.store.registry import is_registering, register
 from lightning_s3t.store.settings import normalise
 from lightning_s3t.store.tensors import encode_snapshot
+from lightning_s3t.store.units import read_units
 
 
 class BuildSession:
@@ -27,13 +31,15 @@ class BuildSession:
         backend: Where the store lies.
         keyring: Its keys.
         partition: Where subjects belong.
+        forgetting: Carries requests out.
     """
 
-    def __init__(self, backend: Backend, keyring: Keyring, partition: Partition) -> None:
+    def __init__(self, backend: Backend, keyring: Keyring, partition: Partition, forgetting: Forgetting) -> None:
         self._backend = backend
         self._ledger = backend.ledger
         self._keyring = keyring
         self._partition = partition
+        self._forgetting = forgetting
 
     def note_options(self, options: Mapping[str, Any]) -> None:
         """Note settings that may change from fit to fit, as `Store.options` gives them.
@@ -76,6 +82,48 @@ class BuildSession:
         with self._ledger.transaction():
             self._ledger.begin(str(unit))
         return Attempt(self._backend, unit, key, number)
+
+    def replace(
+        self,
+        attempt: Attempt,
+        tensors: Mapping[str, Tensor],
+        provenance: Mapping[str, Any],
+        score: float | None,
+        due: Collection[Tombstone],
+    ) -> RequestRecord:
+        """Carry requests out that have waited for this unit, and put it in the place of the one that they reach.
+
+        One transaction: whatever happens, either the old unit serves and the requests wait, or the new one serves and
+        they are carried out.
+
+        Args:
+            attempt: The unit, trained without the data of those who are forgotten, or edited.
+            tensors: What it owns.
+            provenance: What it was made from.
+            score: The metric that the script monitors.
+            due: Who is forgotten.
+
+        Raises:
+            RevokedError: The unit must not be kept; everything that it wrote is erased.
+        """
+        try:
+            return self._forgetting.replace(due, attempt.finish(tensors, provenance, score))
+        except RevokedError:
+            attempt.abandon()
+            raise
+
+    def carry_out(self, due: Collection[Tombstone], keep: UnitId | None) -> RequestRecord:
+        """Carry requests out that have waited, where nothing has to be trained or edited for them.
+
+        Args:
+            due: Who is forgotten.
+            keep: A unit that was made without the data of those who asked, and stays; None for no unit.
+        """
+        if keep is None:
+            return self._forgetting.replace(due, None)
+        kept = read_units(self._ledger)[keep]
+        snapshot = self._backend.snapshots.get(kept.snapshot, f"unit {kept.unit}")
+        return self._forgetting.replace(due, FinishedUnit(self._backend, kept, snapshot, lambda: None))
 
     def drop(self, units: Iterable[UnitId]) -> None:
         """Take units out that are stale, with all that was built on them, and erases them.

@@ -5,18 +5,20 @@ from __future__ import annotations
 import functools
 import platform
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from lightning_s3t.core.events import Cancellation, Request, Schedule
-from lightning_s3t.core.guarantees import Guarantee, Isolation
+from lightning_s3t.core.manifest import Manifest
 from lightning_s3t.core.receipts import RequestRecord
+from lightning_s3t.core.tickets import Ticket
 from lightning_s3t.core.units import Place, UnitId, reaches
 from lightning_s3t.errors import ConfigurationError, StoreError, UnknownSubjectError
 from lightning_s3t.plan import Partition, survivors
+from lightning_s3t.store.attempt import FinishedUnit
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.erasure import erase_queued, revoke
 from lightning_s3t.store.history import read_record, record
@@ -26,9 +28,6 @@ from lightning_s3t.store.ledger import Tombstone, ledger_errors
 from lightning_s3t.store.registry import is_registering
 from lightning_s3t.store.units import parse_unit
 
-# what S3T promises of every unit that no request has reached
-GUARANTEE: Guarantee = "exact"
-
 
 class Forgetting:
     """Carries the requests of a store out, now or when they are due.
@@ -37,18 +36,19 @@ class Forgetting:
         store: Where the store lies.
         keyring: Its keys.
         partition: Where subjects belong.
-        isolation: How its units are kept apart.
+        manifest: What its units are trained with, and by which method.
     """
 
-    def __init__(self, store: Backend, keyring: Keyring, partition: Partition, isolation: Isolation) -> None:
+    def __init__(self, store: Backend, keyring: Keyring, partition: Partition, manifest: Manifest) -> None:
         self._store = store
         self._ledger = store.ledger
         self._keyring = keyring
         self._partition = partition
-        self._isolation = isolation
+        self._manifest = manifest
+        self._waits = manifest.method.response == "replace"
 
-    def forget(self, subjects: Sequence[str], strict: bool, request_id: str | None = None) -> RequestRecord:
-        """Carries a request out.
+    def forget(self, subjects: Sequence[str], strict: bool, request_id: str | None = None) -> RequestRecord | Ticket:
+        """Carries a request out; where the method answers with another model, notes it for the next fit.
 
         Args:
             subjects: Canonical ids.
@@ -61,12 +61,21 @@ class Forgetting:
             StoreError: A file could not be erased. The request is carried out all the same.
         """
         name = _Name(request_id, self._keyring.digest_of(subjects)) if request_id is not None else None
+        if self._waits:
+            if name is not None:
+                raise ConfigurationError(
+                    f"With the method {self._manifest.method.name!r} requests wait for the next fit, which carries all "
+                    "of them out as one: they have no names. Leave request_id out: a request that is repeated is still "
+                    "one."
+                )
+            now = datetime.now(timezone.utc)
+            return Ticket(_text(now), *self._schedule(subjects, now, strict), self._manifest.method.name)
         with self._ledger.transaction():
             request = self._find(name) if name is not None else None
             if request is None:
                 cells, already, unknown = self._look_up(subjects, strict)
                 new = [(hash_, cell) for hash_, cell in cells.items() if hash_ not in already]
-                request = self._carry_out(new, len(cells), len(already), unknown, name)
+                request = self._carry_out(new, len(cells), len(already), unknown, name=name)
         return self._finish(request)
 
     def schedule(self, subjects: Iterable[str], due: datetime, strict: bool) -> int:
@@ -86,16 +95,20 @@ class Forgetting:
         """
         if due.tzinfo is None:
             raise ConfigurationError(f"The time {due.isoformat()} has no time zone. Expected one: 2027-01-31T12:00Z.")
+        asked, already, _ = self._schedule(subjects, due, strict)
+        return asked - already
+
+    def _schedule(self, subjects: Iterable[str], due: datetime, strict: bool) -> tuple[int, int, int | None]:
         time = _text(due)
         with self._ledger.transaction():
-            cells, already, _ = self._look_up(subjects, strict)
+            cells, already, unknown = self._look_up(subjects, strict)
             rows = [(hash_, time, cell) for hash_, cell in sorted(cells.items()) if hash_ not in already]
             self._ledger.schedule(rows)
             if rows:
                 pending = tuple((hash_.hex(), time, cell) for hash_, time, cell in rows)
                 record(self._store, "schedule", None, asdict(Schedule(self._keyring.layers, pending)))
         write_journal(self._ledger, self._store.folder)
-        return len(rows)
+        return len(cells), len(already), unknown
 
     def cancel(self, subjects: Iterable[str]) -> int:
         """Takes subjects from those who are to be forgotten later.
@@ -135,17 +148,46 @@ class Forgetting:
         Raises:
             StoreError: A file could not be erased. The request is carried out all the same.
         """
-        if not self._ledger.due(_text(now)):
+        if self._waits or not self.due(now):
             return None
         with self._ledger.transaction():
-            new = self._ledger.due(_text(now))
+            new = self.due(now)
             if not new:  # another process was faster
                 return None
-            unknown: int | None = None
-            if is_registering(self._ledger):
-                unknown = len(new) - len(self._ledger.bands(hash_ for hash_, _ in new))
-            request = self._carry_out(new, len(new), 0, unknown)
+            request = self._carry_out_scheduled(new)
         return self._finish(request)
+
+    def due(self, now: datetime) -> list[Tombstone]:
+        """Returns who is to be forgotten by now.
+
+        Args:
+            now: The time.
+        """
+        return self._ledger.due(_text(now))
+
+    def replace(self, due: Collection[Tombstone], unit: FinishedUnit | None) -> RequestRecord:
+        """Carries scheduled requests out as one, and puts a unit in the place of what they revoke: both or neither.
+
+        Args:
+            due: Who is forgotten; those who are forgotten already are left out.
+            unit: The unit; None if none can be made.
+
+        Raises:
+            RevokedError: The unit must not be kept; nothing has changed.
+            StoreError: A file could not be erased. The request is carried out all the same.
+        """
+        with self._ledger.transaction():
+            if unit is not None:
+                unit.check()
+            waiting = self._ledger.waiting(hash_ for hash_, _ in due)
+            request = self._carry_out_scheduled([one for one in due if one[0] in waiting], unit)
+        return self._finish(request)
+
+    def _carry_out_scheduled(self, new: list[Tombstone], unit: FinishedUnit | None = None) -> int:
+        unknown: int | None = None
+        if is_registering(self._ledger):
+            unknown = len(new) - len(self._ledger.bands(hash_ for hash_, _ in new))
+        return self._carry_out(new, len(new), 0, unknown, unit)
 
     def _look_up(self, subjects: Iterable[str], strict: bool) -> tuple[dict[bytes, str], set[bytes], int | None]:
         asked = self._keyring.hashes(subjects)
@@ -187,20 +229,28 @@ class Forgetting:
         return found
 
     def _carry_out(
-        self, new: list[Tombstone], subjects: int, already: int, unknown: int | None, name: _Name | None = None
+        self,
+        new: list[Tombstone],
+        subjects: int,
+        already: int,
+        unknown: int | None,
+        unit: FinishedUnit | None = None,
+        name: _Name | None = None,
     ) -> int:
         request = self._ledger.watermark() + 1
         told = self._ledger.forgotten_after(request - 1)  # faster than counting
         forgotten = (told if told is not None else self._ledger.count_forgotten()) + len(new)
         revoked = revoke(self._store, new, request)
+        added = unit.put(request) if unit is not None else None
         body = Request(
             subjects=subjects,
             already_forgotten=already,
             unknown=unknown,
             revoked=tuple(revoked),
-            serving=self._serving({cell for _, cell in new}),
-            guarantee=GUARANTEE,
-            isolation=self._isolation,
+            serving=self._serving({cell for _, cell in new}, added),
+            method=self._manifest.method.name,
+            guarantee=self._manifest.method.guarantee,
+            isolation=self._manifest.isolation,
             versions=_versions(),
             layers=self._keyring.layers,
             forgotten=forgotten,
@@ -209,17 +259,24 @@ class Forgetting:
             asked=name.asked if name is not None else None,
         )
         record(self._store, "request", request, vars(body), forgotten)
+        if added is not None:  # its data was chosen as of this request, which is in the history only now
+            self._store.authenticator.seal([str(added)])
         return request
 
-    def _serving(self, reached: set[str]) -> dict[str, str | None]:
-        """Return what serves now in the shards that a request reaches, having proven that it does not reach that."""
+    def _serving(self, reached: set[str], added: UnitId | None) -> dict[str, str | None]:
+        """Return what serves now in the shards that a request reaches, having proven that it does not reach that.
+
+        Args:
+            reached: The cells that the request reaches.
+            added: A unit that was made without the data of the request, and put in the place of one with it.
+        """
         serving: dict[str, str | None] = {}
         for shard in sorted({Place.parse(cell).shard for cell in reached}):
             with ledger_errors("The name of a unit"):
                 left: dict[UnitId, float | None] = {
                     parse_unit(name): score for name, score in self._ledger.scores(f"{shard}/").items()
                 }
-            missed = [str(unit) for unit in left if reaches(unit.cells, reached)]
+            missed = [str(unit) for unit in left if unit != added and reaches(unit.cells, reached)]
             if missed:
                 raise StoreError(
                     f"The ledger of the store {self._store.folder} is damaged: its index does not know that the "

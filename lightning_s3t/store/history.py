@@ -73,6 +73,7 @@ def _record_of(events: Sequence[Event]) -> RequestRecord:
         revoked_units=len(asked.revoked),
         erased_files=sum(erasure.files for erasure in erasures),
         erased_bytes=sum(erasure.bytes for erasure in erasures),
+        method=asked.method,
         guarantee=asked.guarantee,
         isolation=asked.isolation,
         versions=asked.versions,

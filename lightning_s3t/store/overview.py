@@ -20,8 +20,8 @@ class Overview:
     """What a store holds.
 
     Attributes:
-        orders: The orders of slices that each shard is trained on.
-        states: The state of every unit, by shard, order and stage.
+        sequences: The sequences of slices that each shard is trained on.
+        states: The state of every unit, by shard, sequence and stage.
         serving: By shard, the unit that serves.
         shards: Number of shards.
         slices: Number of slices of a shard.
@@ -29,9 +29,13 @@ class Overview:
         capacity: Expected number of further requests until nothing is left, if all subjects are as likely to ask.
         full_capacity: The same for a store in which every unit is alive.
         isolation: How units were kept apart: "forkserver", "fork", or "none" where they shared a process.
+        method: The unlearning method.
+        guarantee: What it promises of what serves after a request.
+        response: What a request does to a unit that it reaches: "revoke" or "replace".
+        waiting: How many subjects the next fit is to forget: what serves has their data in it.
     """
 
-    orders: tuple[tuple[int, ...], ...]
+    sequences: tuple[tuple[int, ...], ...]
     states: tuple[tuple[tuple[State, ...], ...], ...]
     serving: dict[int, UnitId]
     shards: int
@@ -40,10 +44,16 @@ class Overview:
     capacity: float
     full_capacity: float
     isolation: str
+    method: str
+    guarantee: str
+    response: str
+    waiting: int
 
     @property
     def advice(self) -> str | None:
         """Why to call fit again; None if there is no need."""
+        if self.waiting:
+            return f"Call fit with the same store: {self.waiting} subjects wait to be forgotten."
         dark = self.shards - len(self.serving)
         again = "Call fit with the same store: it trains again what was revoked, without the forgotten."
         if dark:
@@ -57,13 +67,13 @@ class Overview:
 
     @classmethod
     def of(cls, store: Store) -> Overview:
-        """Looks at what a store holds.
+        """Looks at what a store holds; `Store.status` does.
 
         Args:
             store: The store.
         """
         alive, partition = store.alive(), store.partition
-        orders = tuple(tuple(order) for order in store.options.get("sequences", []))
+        sequences = tuple(tuple(sequence) for sequence in store.options.get("sequences", []))
         serving = survivors(alive, {unit: record.score for unit, record in alive.items() if record.score is not None})
         used = {ancestor for unit in serving.values() for ancestor in unit.lineage}
         revoked = store.revoked()
@@ -73,12 +83,12 @@ class Overview:
                 return "serves"
             return "alive" if unit in alive else "revoked" if unit in revoked else "missing"
 
-        firsts = len({order[0] for order in orders})
+        firsts = len({sequence[0] for sequence in sequences})
         places = partition.shards * partition.slices
         return cls(
-            orders=orders,
+            sequences=sequences,
             states=tuple(
-                tuple(tuple(state(unit) for unit in UnitId(shard, order).lineage) for order in orders)
+                tuple(tuple(state(unit) for unit in UnitId(shard, sequence).lineage) for sequence in sequences)
                 for shard in range(partition.shards)
             ),
             serving=serving,
@@ -89,4 +99,8 @@ class Overview:
             capacity=places * harmonic(sum(unit.stage == 1 for unit in alive)),
             full_capacity=deletion_rate(partition.shards, partition.slices, firsts) if firsts else 0.0,
             isolation=store.manifest.isolation,
+            method=store.manifest.method.name,
+            guarantee=store.manifest.method.guarantee,
+            response=store.manifest.method.response,
+            waiting=len(store.due()),
         )

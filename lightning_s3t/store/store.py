@@ -16,6 +16,7 @@ from lightning_s3t.core.events import Damage
 from lightning_s3t.core.manifest import Manifest
 from lightning_s3t.core.receipts import Receipt, RequestRecord
 from lightning_s3t.core.subjects import canonical_subject
+from lightning_s3t.core.tickets import Ticket
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import ConfigurationError, DamagedError, DataError, RevokedError, StoreError
 from lightning_s3t.plan import Partition
@@ -30,8 +31,9 @@ from lightning_s3t.store.identities import check_key, read_keys, read_or_make_ke
 from lightning_s3t.store.journal import make_journal, reconcile, write_journal
 from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.keyring import notes_of as notes_of_keys
-from lightning_s3t.store.ledger import ledger_errors
+from lightning_s3t.store.ledger import Tombstone, ledger_errors
 from lightning_s3t.store.lock import FitLock, ledger_lock
+from lightning_s3t.store.overview import Overview
 from lightning_s3t.store.registry import is_registering
 from lightning_s3t.store.scheduled import check_scheduled
 from lightning_s3t.store.settings import HINT, check_settings, normalise, notes_of, read_settings
@@ -69,7 +71,7 @@ class Store:
             self.manifest = Manifest.of(self.settings)
             self._keyring = Keyring(backend)
             self.partition = _partition_of(self.manifest, self._keyring.partition_secret)
-        self._forgetting = Forgetting(backend, self._keyring, self.partition, self.manifest.isolation)
+        self._forgetting = Forgetting(backend, self._keyring, self.partition, self.manifest)
         self._lock = FitLock(path)
         with ledger_errors(f"The history of the store {path}"):
             reconcile(backend, self._keyring)
@@ -162,8 +164,12 @@ class Store:
         """The number of the newest request, 0 before the first. Cheap enough to ask before every batch."""
         return self._ledger.watermark()
 
-    def forget(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:
+    def forget(
+        self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
+    ) -> RequestRecord | Ticket:
         """Carries a deletion request out: revokes what the subjects reached, for good, and erases it.
+
+        Where the method answers a request with another model, the request is noted, and the next fit carries it out.
 
         Revoking is one transaction, on disk when it returns: from then on no process can load a revoked unit,
         whatever happens. Erasing follows; a crash only delays it until the store is next opened.
@@ -177,7 +183,7 @@ class Store:
                 and stands in the receipt: take no personal data.
 
         Returns:
-            The receipt, with what only the store's keeper may know.
+            The receipt, with what only the store's keeper may know; or a ticket, if the request waits for a fit.
 
         Raises:
             UnknownSubjectError: A subject is unknown and `strict` is set, or is known in another Unicode form; nothing
@@ -229,9 +235,23 @@ class Store:
             now: The time; None for that of the clock.
 
         Returns:
-            The receipt; None if nothing is due.
+            The receipt; None if nothing is due, or if it waits for a fit.
         """
         return self._forgetting.forget_due(now or datetime.now(timezone.utc))
+
+    def due(self) -> list[Tombstone]:
+        """Returns who is to be forgotten by now: the keyed hash of each, and the cell that the data is in."""
+        return self._forgetting.due(datetime.now(timezone.utc))
+
+    def among(self, tombstones: Iterable[Tombstone], subjects: Iterable[str]) -> set[str]:
+        """Returns those of the subjects whom tombstones are of.
+
+        Args:
+            tombstones: As `due` gives them.
+            subjects: Canonical ids.
+        """
+        hashes = {hash_ for hash_, _ in tombstones}
+        return {subject for hash_, subject in self._keyring.hashes(subjects).items() if hash_ in hashes}
 
     def pending(self) -> list[tuple[str, int]]:
         """Returns the times (UTC, ISO 8601) of scheduled requests, and of how many subjects."""
@@ -295,6 +315,10 @@ class Store:
         """
         return self._keyring.first_hash(subject)
 
+    def status(self) -> Overview:
+        """Returns what the store holds: which units serve, which are revoked or missing, and how long it will last."""
+        return Overview.of(self)
+
     def rotate_key(self) -> None:
         """Takes a new key for subjects' ids into use. Nothing has to be trained again.
 
@@ -324,7 +348,7 @@ class Store:
             StoreError: Another fit runs on this store.
         """
         with self._lock.hold():
-            session = BuildSession(self._backend, self._keyring, self.partition)
+            session = BuildSession(self._backend, self._keyring, self.partition, self._forgetting)
             session.clear_attempts()
             yield session
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from peft import PeftConfig
 from torch import nn
@@ -20,10 +20,11 @@ class StageSwitch:
 
     Args:
         module: The user's module; it is not changed until a stage is entered.
-        slices: Number of stages, and of layer groups.
+        slices: Number of stages.
         layers: Where the blocks are, if they cannot be found: a path, a list of paths, or a list of groups.
         head: Where the head is, if it cannot be found: a path or a list of paths.
         adapter: The adapter, or None to train the layers themselves.
+        groups: Number of layer groups; None for as many as stages.
 
     Attributes:
         builder: Builds the stages' modules.
@@ -35,7 +36,7 @@ class StageSwitch:
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> switch = StageSwitch(net, slices=2, adapter=None)
-        >>> stage = switch.enter(1, [], seed=0)
+        >>> stage = switch.enter(1, {}, seed=0)
         >>> [name for name, parameter in net.named_parameters() if parameter.requires_grad]
         ['2.weight', '2.bias', '4.weight', '4.bias']
         >>> switch.leave()
@@ -48,8 +49,9 @@ class StageSwitch:
         layers: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
         head: str | Sequence[str] | None = None,
         adapter: PeftConfig | None = None,
+        groups: int | None = None,
     ) -> None:
-        self.builder = StageBuilder(module, find_layers(module, slices, layers, head), adapter)
+        self.builder = StageBuilder(module, find_layers(module, groups or slices, layers, head), adapter, slices)
         self._swap = ModuleSwap(module, self.builder.originals)
         self._flags = ModuleFlags(module)
         self._baseline: Baseline | None = None
@@ -61,12 +63,12 @@ class StageSwitch:
         """
         self._baseline = Baseline(self.builder.root)
 
-    def enter(self, stage: int, trained: Sequence[Snapshot], seed: int) -> Stage:
+    def enter(self, stage: int, trained: Mapping[int, Snapshot], seed: int) -> Stage:
         """Put a stage's modules in place and make exactly its own tensors trainable.
 
         Args:
             stage: 1 to L.
-            trained: The snapshots of the stages before.
+            trained: Snapshots by stage, as for `StageBuilder.build`.
             seed: The unit's seed.
         """
         self._flags.restore()
@@ -126,7 +128,7 @@ class StageWatch:
             LeakageError: Something else changed.
             AdapterError: An adapter never acted.
         """
-        self._guard.check(what)
+        self.check_others(what)
         idle = self._stage.idle_modules()
         if idle:
             raise AdapterError(
@@ -134,3 +136,14 @@ class StageWatch:
                 "without calling them, or does not use them. Leave them out with the adapter's target_modules, or "
                 "name other layers."
             )
+
+    def check_others(self, what: str) -> None:
+        """Raise if anything that the stage does not own has changed.
+
+        Args:
+            what: What was changed, for messages.
+
+        Raises:
+            LeakageError: Something else changed.
+        """
+        self._guard.check(what)

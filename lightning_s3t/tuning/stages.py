@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from lightning_s3t.errors import AdapterError, LayersError
+from lightning_s3t.plan.stage_rules import group_of_stage, newest_stages
 from lightning_s3t.tuning.adapters import adapter_tensors, check_adapter, find_targets, inject_adapter
 from lightning_s3t.tuning.guard import named_tensors
 from lightning_s3t.tuning.layers import Layers
@@ -23,13 +24,14 @@ Snapshot = Mapping[str, Tensor]
 class StageBuilder:
     """Builds the modules that stand in for a network's own at a stage.
 
-    At stage k these are the adapters (or copies of the blocks) of layer groups 1..k and a copy of the head. Groups
-    below are left out, so the network's own pretrained layers act there.
+    At stage k these are the adapters (or copies of the blocks) of the layer groups that stages 1..k train, and a copy
+    of the head. Groups below are left out, so the network's own pretrained layers act there.
 
     Args:
         root: The user's module; it is not changed.
         layers: Its layer groups and head.
         adapter: The adapter, or None for whole layers.
+        stages: Number of stages, L; None for as many as there are groups.
 
     Attributes:
         start: The head that every shard's training starts from; None for the one in the module. A fresh head is often
@@ -43,14 +45,15 @@ class StageBuilder:
         >>> from lightning_s3t.tuning.layers import find_layers
         >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> builder = StageBuilder(net, find_layers(net, slices=2), adapter=None)
-        >>> sorted(builder.build(1, [], seed=0))
+        >>> sorted(builder.build(1, {}, seed=0))
         ['2', '4']
     """
 
-    def __init__(self, root: nn.Module, layers: Layers, adapter: PeftConfig | None) -> None:
+    def __init__(self, root: nn.Module, layers: Layers, adapter: PeftConfig | None, stages: int | None = None) -> None:
         self.root = root
         self.layers = layers
         self.adapter = adapter
+        self.stages = stages or len(layers.groups)
         if adapter is None:
             self.targets = {group.index: _with_parameters(root, group.modules) for group in layers.groups}
         else:
@@ -62,21 +65,37 @@ class StageBuilder:
         self.originals = {name: root.get_submodule(name) for name in [*names, *layers.head]}
         self.start: Snapshot | None = None
 
-    def build(self, stage: int, trained: Sequence[Snapshot], seed: int | None = None) -> dict[str, nn.Module]:
+    def group_of(self, stage: int) -> int:
+        """Return the layer group that a stage trains.
+
+        Args:
+            stage: 1 to L.
+        """
+        return group_of_stage(stage, self.stages, len(self.layers.groups))
+
+    def newest_stages(self, stage: int) -> tuple[int, ...]:
+        """Return the stages whose snapshots make up a model after a stage, for `build`.
+
+        Args:
+            stage: 0 to L.
+        """
+        return newest_stages(stage, self.stages, len(self.layers.groups))
+
+    def build(self, stage: int, trained: Mapping[int, Snapshot], seed: int | None = None) -> dict[str, nn.Module]:
         """Build the stand-ins of a stage.
 
         Args:
             stage: 1 to L.
-            trained: The snapshots of stages 1, 2, ... in order: `stage - 1` of them to train this stage, `stage` of
-                them to serve it.
+            trained: Snapshots by stage: those of `newest_stages(stage - 1)` to train this stage from, those of
+                `newest_stages(stage)` to serve it or to change it further.
             seed: The unit's seed, which its fresh adapters are drawn from; None to serve.
 
         Returns:
             The modules by the path of the one that they stand in for.
         """
-        groups = dict(enumerate(trained, start=1))
+        groups = {self.group_of(earlier): snapshot for earlier, snapshot in sorted(trained.items())}
         stand_ins: dict[str, nn.Module] = {}
-        for index in range(1, stage + 1):
+        for index in range(1, self.group_of(stage) + 1):
             for name in self.targets[index]:
                 module = self._stand_in(name, seed or 0)
                 if index in groups:
@@ -84,7 +103,7 @@ class StageBuilder:
                 stand_ins[name] = module
         for name in self.layers.head:
             head = copy.deepcopy(self.originals[name])
-            start = trained[-1] if trained else self.start
+            start = trained[max(trained)] if trained else self.start
             if start is not None:
                 load_tensors(head, name, start)
             stand_ins[name] = head
@@ -96,7 +115,7 @@ class StageBuilder:
         Args:
             stage: 1 to L.
         """
-        return (*self.targets[stage], *self.layers.head)
+        return (*self.targets[self.group_of(stage)], *self.layers.head)
 
     def base_tensors(self) -> dict[str, Tensor]:
         """Return the head as it stands before any training, by name."""
@@ -237,7 +256,7 @@ class Stage:
         builder: Builds the stand-ins.
         swap: Puts them in place.
         stage: 1 to L.
-        trained: The snapshots of the stages before.
+        trained: Snapshots by stage, as for `StageBuilder.build`.
         seed: The unit's seed.
 
     Attributes:
@@ -246,7 +265,7 @@ class Stage:
     """
 
     def __init__(
-        self, builder: StageBuilder, swap: ModuleSwap, stage: int, trained: Sequence[Snapshot], seed: int
+        self, builder: StageBuilder, swap: ModuleSwap, stage: int, trained: Mapping[int, Snapshot], seed: int
     ) -> None:
         stand_ins = builder.build(stage, trained, seed)
         self.index = stage

@@ -38,16 +38,16 @@ def fill(
             "head_shapes": {name: list(tensor.shape) for name, tensor in builder.base_tensors().items()},
         },
     }
-    owned: list[dict[str, Tensor]] = []
+    owned: dict[int, dict[str, Tensor]] = {}
     for stage in range(1, slices + 1):
         built = builder.build(stage, owned, seed=0)
-        owned.append(collect_tensors({name: built[name] for name in builder.owned(stage)}))
+        owned[stage] = collect_tensors({name: built[name] for name in builder.owned(stage)})
     sizes = []
     with Store.create(path, settings) as store, store.building() as building:
         building.save_base(builder.base_tensors())
         for shard, order, stage in itertools.product(range(shards), orders, range(1, slices + 1)):
             unit = UnitId(shard, tuple(order[:stage]))
-            tensors = {name: torch.randn_like(tensor) * 0.01 for name, tensor in owned[stage - 1].items()}
+            tensors = {name: torch.randn_like(tensor) * 0.01 for name, tensor in owned[stage].items()}
             record = building.start_unit(unit, "key").commit(tensors, {})
             sizes.append((store.path / "snapshots" / f"{record.snapshot}.safetensors").stat().st_size)
     return sizes

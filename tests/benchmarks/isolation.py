@@ -70,12 +70,12 @@ def fit_by_lightning(folder: Path, steps: int) -> None:
     """Trains the same stages as often, by trainers without the callback."""
     module = make_module()
     for _ in range(SHARDS):
-        trained: list[dict[str, Tensor]] = []
+        trained: dict[int, dict[str, Tensor]] = {}
         for stage in range(1, SLICES + 1):
             staged = copy.deepcopy(module)
             entered = StageSwitch(staged, SLICES, adapter=resolve_adapter(ADAPTER)).enter(stage, trained, seed=0)
             make_trainer(folder, limit_train_batches=steps).fit(staged, images(steps))
-            trained.append(entered.snapshot())
+            trained[stage] = entered.snapshot()
 
 
 def images(steps: int) -> DataLoader[tuple[Tensor, int]]:

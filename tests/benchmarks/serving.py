@@ -69,7 +69,7 @@ class Stages:
                 unit = UnitId(shard, ORDERS[0][:stage])
                 self._shards.load_survivor(unit, tuple(map(str, unit.lineage)), store.load)
                 own = copy.deepcopy(module).to(DEVICE)
-                lineage = [store.load(ancestor) for ancestor in unit.lineage]
+                lineage = {ancestor.stage: store.load(ancestor) for ancestor in unit.lineage}
                 own_builder = StageBuilder(own, find_layers(own, SLICES), resolve_adapter(ADAPTER))
                 ModuleSwap(own, own_builder.originals).install(own_builder.build(stage, lineage))
                 self._apart.append(own.eval())

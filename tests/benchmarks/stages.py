@@ -52,9 +52,9 @@ def staged(stage: int) -> tuple[Classifier, StageBuilder]:
     module = make_module().train()
     switch = StageSwitch(module, SLICES, adapter=resolve_adapter(ADAPTER))
     builder = switch.builder
-    trained: list[dict[str, Tensor]] = []
+    trained: dict[int, dict[str, Tensor]] = {}
     for index in range(1, stage + 1):
-        trained.append(switch.enter(index, trained, seed=0).snapshot())
+        trained[index] = switch.enter(index, trained, seed=0).snapshot()
     return module, builder
 
 

@@ -38,7 +38,7 @@ def make_module() -> Classifier:
 def staged() -> Classifier:
     """The module with the adapters of the one stage in place, as the callback puts them."""
     module = make_module()
-    StageSwitch(module, slices=1, adapter=resolve_adapter(ADAPTER)).enter(1, [], seed=0)
+    StageSwitch(module, slices=1, adapter=resolve_adapter(ADAPTER)).enter(1, {}, seed=0)
     return module
 
 

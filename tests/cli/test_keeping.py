@@ -14,7 +14,7 @@ import pytest
 
 from lightning_s3t.cli import main
 from lightning_s3t.plots import plot_store
-from lightning_s3t.store import Overview, Store
+from lightning_s3t.store import Store
 from tests.store.people_store import in_place, make, session
 
 ANN, BOB = in_place(0, 0), in_place(1, 1)
@@ -278,7 +278,7 @@ def test_status_draws_a_picture(store: Path, tmp_path: Path) -> None:
 
 def test_the_picture_has_a_cell_for_each_unit(store: Path) -> None:
     with Store.open(store) as opened:
-        figure = plot_store(Overview.of(opened))
+        figure = plot_store(opened.status())
     mesh = figure.axes[0].collections[0]
     assert mesh.get_array().size == 2 * (2 * 3 + 1)
 

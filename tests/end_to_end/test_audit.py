@@ -135,7 +135,7 @@ def test_another_script_is_refused(store: Path) -> None:
 
 
 def test_a_trainer_without_the_callback_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="has 0 S3T callbacks"):
+    with pytest.raises(ConfigurationError, match="has 0 Unlearning callbacks"):
         audit(pl.Trainer(logger=False, enable_checkpointing=False), Classifier())
 
 

@@ -64,7 +64,7 @@ def answer_of(store: Path, unit: UnitId, adapter: Any = ARGUMENTS["adapter"]) ->
     layers = find_layers(module, ARGUMENTS["slices"])
     builder = StageBuilder(module, layers, resolve_adapter(adapter))
     with Store.open(store) as opened:
-        built = builder.build(unit.stage, [opened.load(ancestor) for ancestor in unit.lineage])
+        built = builder.build(unit.stage, {ancestor.stage: opened.load(ancestor) for ancestor in unit.lineage})
     ModuleSwap(module, builder.originals).install({name: part.eval() for name, part in built.items()})
     with torch.no_grad():
         return module(X)

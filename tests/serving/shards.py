@@ -108,7 +108,7 @@ class Shards:
         return found
 
     def _random(self, unit: UnitId) -> dict[str, Tensor]:
-        built = self.builder.build(unit.stage, [], seed=1)
+        built = self.builder.build(unit.stage, {}, seed=1)
         own = collect_tensors({name: built[name] for name in self.builder.owned(unit.stage)})
         draw = torch.Generator().manual_seed(hash((unit.shard, *unit.prefix)) % 2**31)
         return {

@@ -53,7 +53,7 @@ def targets_of(model: nn.Module, adapter: Any, slices: int = 2) -> dict[int, tup
 
 
 def built(model: nn.Module, adapter: Any, seed: int, stage: int = 2) -> dict[str, nn.Module]:
-    return StageBuilder(model, find_layers(model, 2), config_of(adapter)).build(stage, [], seed)
+    return StageBuilder(model, find_layers(model, 2), config_of(adapter)).build(stage, {}, seed)
 
 
 def drawn(modules: dict[str, nn.Module]) -> dict[str, Tensor]:

@@ -98,9 +98,9 @@ def test_nothing_is_kept_below_the_lowest_trained_group(network: str, stage: int
     module = Module(make()).train()
     switch = StageSwitch(module, SLICES, adapter=resolve_adapter(ADAPTERS[adapter]))
     builder = switch.builder
-    trained: list[dict[str, Tensor]] = []
+    trained: dict[int, dict[str, Tensor]] = {}
     for index in range(1, stage + 1):
-        trained.append(switch.enter(index, trained, seed=0).snapshot())
+        trained[index] = switch.enter(index, trained, seed=0).snapshot()
     groups = {g.index: {n: module.get_submodule(n) for n in g.modules} for g in builder.layers.groups}
     below = {name: block for index, blocks in groups.items() if index > stage for name, block in blocks.items()}
     with noted(below, groups[stage]) as found:

@@ -33,7 +33,7 @@ def attached(adapter: Any = ADAPTER) -> StageSwitch:
 
 def run_unit(switch: StageSwitch, stage: int, change: Callable[[nn.Module], object] = lambda _: None) -> None:
     """A unit that only its own tensors and what `change` does are changed in; then its check."""
-    trained = [switch.enter(1, [], seed=0).snapshot()] if stage == 2 else []
+    trained = {1: switch.enter(1, {}, seed=0).snapshot()} if stage == 2 else {}
     entered = switch.enter(stage, trained, seed=stage)
     watch = switch.watch(entered)
     for parameter in entered.trainable.values():
@@ -107,7 +107,7 @@ def test_an_original_that_changed_between_two_units_is_named(name: str) -> None:
 
 def test_what_an_earlier_unit_wrote_before_it_was_broken_off_is_named() -> None:
     switch = attached()
-    switch.watch(switch.enter(1, [], seed=0))
+    switch.watch(switch.enter(1, {}, seed=0))
     root_of(switch).get_buffer("seen").add_(1)  # revoked: no check
     with pytest.raises(LeakageError, match="seen"):
         run_unit(switch, 1)
@@ -126,7 +126,7 @@ def test_an_owned_weight_under_the_name_of_a_frozen_one_is_named() -> None:
         net.get_submodule("network.stem").bias = net.get_submodule("network.head").bias  # type: ignore[assignment]
 
     switch = attached()
-    stage = switch.enter(1, [], seed=0)
+    stage = switch.enter(1, {}, seed=0)
     share(root_of(switch))
     watch = switch.watch(stage)
     with pytest.raises(LeakageError, match=r"network\.stem\.bias \(gone\)"):

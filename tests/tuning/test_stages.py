@@ -42,15 +42,15 @@ def train(module: nn.Module, stage: Stage) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("adapter", [LORA, None])
 def test_a_stage_trains_its_own_group_and_the_head_and_nothing_else(adapter: Any) -> None:
     module, builder, swap = make(adapter)
-    snapshots: list[Any] = []
+    snapshots: dict[int, Any] = {}
     for index in (1, 2, 3, 4):
         stage = Stage(builder, swap, index, snapshots, seed=index)
         before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-        snapshots.append(train(module, stage))
+        snapshots[index] = train(module, stage)
         moved = {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}
         assert moved
         assert all(name.startswith((f"network.blocks.{4 - index}.", "network.head.")) for name in moved)
-        assert set(snapshots[-1]) == set(stage.owned_names())
+        assert set(snapshots[index]) == set(stage.owned_names())
 
 
 @pytest.mark.parametrize("adapter", [LORA, None])
@@ -58,16 +58,16 @@ def test_a_stage_trains_its_own_group_and_the_head_and_nothing_else(adapter: Any
 def test_after_each_stage_all_stages_before_still_act(adapter: Any) -> None:
     # injecting the next stage's adapters must not draw the earlier ones anew
     module, builder, swap = make(adapter)
-    snapshots: list[Any] = []
+    snapshots: dict[int, Any] = {}
     for index in (1, 2, 3):
         with torch.enable_grad():
-            snapshots.append(train(module, Stage(builder, swap, index, snapshots, seed=index)))
+            snapshots[index] = train(module, Stage(builder, swap, index, snapshots, seed=index))
         trained = module(X).clone()
         swap.install(builder.build(index, snapshots))
         assert torch.equal(module(X), trained)
     for index in (1, 2):
         changed = copy.deepcopy(snapshots)
-        changed[index - 1] = {name: tensor + 1.0 for name, tensor in changed[index - 1].items()}
+        changed[index] = {name: tensor + 1.0 for name, tensor in changed[index].items()}
         swap.install(builder.build(3, changed))
         assert not torch.equal(module(X), trained)
 
@@ -76,14 +76,14 @@ def test_after_each_stage_all_stages_before_still_act(adapter: Any) -> None:
 @torch.no_grad()
 def test_a_shorter_prefix_serves_as_if_the_rest_had_never_been_trained(adapter: Any) -> None:
     module, builder, swap = make(adapter)
-    snapshots: list[Any] = []
+    snapshots: dict[int, Any] = {}
     answers = []
     for index in (1, 2, 3):
         with torch.enable_grad():
-            snapshots.append(train(module, Stage(builder, swap, index, snapshots, seed=index)))
+            snapshots[index] = train(module, Stage(builder, swap, index, snapshots, seed=index))
         answers.append(module(X).clone())
     for index in (1, 2):
-        swap.install(builder.build(index, snapshots[:index]))
+        swap.install(builder.build(index, {stage: snapshots[stage] for stage in range(1, index + 1)}))
         assert torch.equal(module(X), answers[index - 1])
 
 
@@ -94,7 +94,7 @@ def test_the_users_module_comes_back_untouched(adapter: Any) -> None:
     before, parts = copy.deepcopy(module.state_dict()), [id(part) for part in module.modules()]
     answer = module(X)
     with torch.enable_grad():
-        train(module, Stage(builder, swap, 2, [_snapshot(builder, swap)], seed=1))
+        train(module, Stage(builder, swap, 2, {1: _snapshot(builder, swap)}, seed=1))
     swap.restore()
     assert [id(part) for part in module.modules()] == parts
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
@@ -102,14 +102,14 @@ def test_the_users_module_comes_back_untouched(adapter: Any) -> None:
 
 
 def _snapshot(builder: StageBuilder, swap: ModuleSwap) -> dict[str, torch.Tensor]:
-    return Stage(builder, swap, 1, [], seed=0).snapshot()
+    return Stage(builder, swap, 1, {}, seed=0).snapshot()
 
 
 @torch.no_grad()
 def test_fresh_lora_adapters_change_nothing_until_they_are_trained() -> None:
     module, builder, swap = make()
     answer = module(X)
-    Stage(builder, swap, 1, [], seed=1)
+    Stage(builder, swap, 1, {}, seed=1)
     assert torch.equal(module(X), answer)
 
 
@@ -120,7 +120,7 @@ def test_a_head_tied_to_the_embedding_is_trained_without_it() -> None:
     embedding = model.transformer.wte.weight.clone()
     builder = StageBuilder(model, find_layers(model, 2), resolve_adapter(LORA))
     swap = ModuleSwap(model, builder.originals)
-    stage = Stage(builder, swap, 1, [], seed=0)
+    stage = Stage(builder, swap, 1, {}, seed=0)
     set_trainable(model, stage.trainable.values())
     ids = torch.randint(60, (2, 5))
     model(ids, labels=ids).loss.backward()
@@ -139,7 +139,7 @@ def test_a_head_under_two_names_is_swapped_at_both() -> None:
     module.alias = module.network.head
     builder = StageBuilder(module, find_layers(module, 2), None)
     swap = ModuleSwap(module, builder.originals)
-    swap.install(builder.build(1, [], seed=0))
+    swap.install(builder.build(1, {}, seed=0))
     assert module.alias is module.network.head
     assert module.alias is not builder.originals["network.head"]
     swap.restore()
@@ -150,7 +150,7 @@ def test_parameters_that_the_user_froze_stay_frozen() -> None:
     module = Classifier(4)
     module.network.blocks[3].norm.requires_grad_(False)
     builder = StageBuilder(module, find_layers(module, 4), None)
-    stage = Stage(builder, ModuleSwap(module, builder.originals), 1, [], seed=0)
+    stage = Stage(builder, ModuleSwap(module, builder.originals), 1, {}, seed=0)
     assert "network.blocks.3.linear.weight" in stage.trainable
     assert "network.blocks.3.norm.weight" not in stage.trainable
 
@@ -172,10 +172,10 @@ def test_a_snapshot_of_something_else_is_refused() -> None:
     snapshot = _snapshot(builder, swap)
     name = next(iter(snapshot))
     with pytest.raises(AdapterError, match="has shape"):
-        builder.build(1, [{**snapshot, name: torch.zeros(1, 1, 1)}])
+        builder.build(1, {1: {**snapshot, name: torch.zeros(1, 1, 1)}})
     snapshot.pop(name)
     with pytest.raises(AdapterError, match=f"has no tensor {name}"):
-        builder.build(1, [snapshot])
+        builder.build(1, {1: snapshot})
 
 
 def test_the_table_says_what_each_stage_trains() -> None:

@@ -37,7 +37,7 @@ class Course:
         self.builder = StageBuilder(module, find_layers(module, slices), resolve_adapter(adapter))
         self.swap = ModuleSwap(module, self.builder.originals)
         self.flags = ModuleFlags(module)
-        self.snapshots: list[dict[str, Tensor]] = []
+        self.snapshots: dict[int, dict[str, Tensor]] = {}
 
     def train(self, *inputs: Tensor) -> Stage:
         """Trains the next stage on the inputs."""
@@ -54,7 +54,7 @@ class Course:
             (self.answer(*inputs) - 1).square().mean().backward()
             optimizer.step()
         self.module.eval()
-        self.snapshots.append(stage.snapshot())
+        self.snapshots[number] = stage.snapshot()
         return stage
 
     def answer(self, *inputs: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def test_looking_for_stages_leaves_the_module_untouched() -> None:
     before = [(name, id(part), part.training) for name, part in module.named_modules()]
     flags = [(id(p), p.requires_grad) for p in module.parameters()]
     builder = Course(module).builder
-    builder.build(2, [], seed=1)
+    builder.build(2, {}, seed=1)
     builder.count_trainable()
     assert [(name, id(part), part.training) for name, part in module.named_modules()] == before
     assert [(id(p), p.requires_grad) for p in module.parameters()] == flags
@@ -204,7 +204,7 @@ def test_statistics_of_an_owned_batch_norm_are_kept_in_the_snapshot() -> None:
     before = course.module.network.blocks[3].norm.running_mean.clone()
     course.train(X)
     name = "network.blocks.3.norm.running_mean"
-    assert not torch.equal(course.snapshots[0][name], before)
+    assert not torch.equal(course.snapshots[1][name], before)
     assert torch.equal(course.builder.originals["network.blocks.3"].norm.running_mean, before)
 
 
@@ -213,26 +213,26 @@ def test_statistics_of_a_head_are_kept_in_the_snapshot() -> None:
     module.network.head = nn.Sequential(nn.BatchNorm1d(16), nn.Linear(16, 3))
     course = Course(module)
     course.train(X)
-    assert not torch.equal(course.snapshots[0]["network.head.0.running_mean"], torch.zeros(16))
+    assert not torch.equal(course.snapshots[1]["network.head.0.running_mean"], torch.zeros(16))
 
 
 def test_a_snapshot_is_a_copy_that_training_on_does_not_change() -> None:
     course = Course(Classifier(4))
     stage = course.train(X)
-    kept = {name: tensor.clone() for name, tensor in course.snapshots[0].items()}
+    kept = {name: tensor.clone() for name, tensor in course.snapshots[1].items()}
     with torch.no_grad():
         for parameter in stage.trainable.values():
             parameter += 1
-    assert all(torch.equal(tensor, kept[name]) for name, tensor in course.snapshots[0].items())
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in course.snapshots[1].items())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_snapshot_of_another_precision_comes_back_to_the_bit(dtype: torch.dtype) -> None:
     course = Course(Classifier(4).to(dtype), None)
-    stage = Stage(course.builder, course.swap, 1, [], seed=0)
+    stage = Stage(course.builder, course.swap, 1, {}, seed=0)
     snapshot = stage.snapshot()
     assert {tensor.dtype for tensor in snapshot.values() if tensor.is_floating_point()} == {dtype}
-    course.swap.install(course.builder.build(1, [snapshot]))
+    course.swap.install(course.builder.build(1, {1: snapshot}))
     own = {name: course.module.get_submodule(name) for name in course.builder.owned(1)}
     for name, module in own.items():
         for relative, tensor in module.state_dict().items():
@@ -242,7 +242,7 @@ def test_a_snapshot_of_another_precision_comes_back_to_the_bit(dtype: torch.dtyp
 def test_every_shard_starts_from_the_head_that_is_kept() -> None:
     course = Course(Classifier(4))
     course.builder.start = {name: torch.full_like(t, 7.0) for name, t in course.builder.base_tensors().items()}
-    head = course.builder.build(1, [], seed=0)["network.head"]
+    head = course.builder.build(1, {}, seed=0)["network.head"]
     assert torch.equal(head.weight, torch.full_like(head.weight, 7.0))
 
 
@@ -251,7 +251,7 @@ def test_a_trained_head_comes_before_the_one_to_start_from() -> None:
     course.train(X)
     course.builder.start = {name: torch.full_like(t, 7.0) for name, t in course.builder.base_tensors().items()}
     head = course.builder.build(2, course.snapshots, seed=0)["network.head"]
-    assert torch.equal(head.weight, course.snapshots[0]["network.head.weight"])
+    assert torch.equal(head.weight, course.snapshots[1]["network.head.weight"])
 
 
 def test_what_must_be_equal_for_all_units_leaves_the_head_out_under_all_its_names() -> None:

@@ -1,0 +1,25 @@
+"""Retraining from scratch: the reference that every other method is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning_s3t.methods.method import WholeModelMethod
+from lightning_s3t.methods.registry import register_method
+
+
+@register_method
+@dataclass(frozen=True)
+class Retrain(WholeModelMethod):
+    """Trains one model on all data, and trains it again without the data when somebody asks.
+
+    What serves after the fit is what a first training without the data gives, bit for bit. Until then the model with
+    the data in it serves on.
+
+    Example:
+        >>> Retrain().guarantee, Retrain().response
+        ('exact', 'replace')
+    """
+
+    name = "retrain"
+    guarantee = "exact"

@@ -1,0 +1,197 @@
+"""What every unlearning method has to keep, whatever it does: one file of tests for all of them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_s3t import EnsembleModule
+from lightning_s3t.core.tickets import Ticket
+from lightning_s3t.errors import ConfigurationError, StoreMismatchError, UnknownSubjectError
+from lightning_s3t.methods import METHODS, SISA, SSD, Retrain, S3TMethod, UnlearningMethod, method_of, register_method
+from lightning_s3t.store import Receipt, Store
+from tests.people import Classifier, People, PeopleData, assert_bitwise_equal, fit, make_trainer, tensors_of
+
+EXAMPLES: dict[str, UnlearningMethod] = {
+    "s3t": S3TMethod(shards=2, slices=2, budget=2),
+    "sisa": SISA(shards=2, slices=2),
+    "retrain": Retrain(),
+    "ssd": SSD(alpha=1.5, batch_size=8),
+}
+EXACT = [name for name, method in EXAMPLES.items() if method.guarantee == "exact"]
+REPLACING = [name for name, method in EXAMPLES.items() if method.response == "replace"]
+ARGUMENTS: dict[str, Any] = {"adapter": None}
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A store of each method, fitted on everybody, for copying only."""
+    folder = tmp_path_factory.mktemp("methods")
+    for name, method in EXAMPLES.items():
+        fit(folder / name, People.make(), method=method, **ARGUMENTS)
+    return {name: folder / name for name in EXAMPLES}
+
+
+@pytest.fixture
+def store(stores: dict[str, Path], request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of a method's store; named by the parameter."""
+    shutil.copytree(stores[request.param], tmp_path / request.param)
+    return tmp_path / str(request.param)
+
+
+def forget(store: Path, *people: str) -> Receipt | Ticket:
+    with Store.open(store) as opened:
+        return opened.forget(people)
+
+
+def refit(store: Path, people: People) -> None:
+    fit(store, people, method=EXAMPLES[store.name], **ARGUMENTS)
+
+
+def receipts(store: Path) -> list[Receipt]:
+    with Store.open(store) as opened:
+        return opened.receipts()
+
+
+def test_every_method_is_tested_here() -> None:
+    assert set(EXAMPLES) == set(METHODS)
+
+
+@pytest.mark.parametrize("store", EXAMPLES, indirect=True)
+def test_what_is_forgotten_stays_forgotten_over_requests_and_fits(store: Path) -> None:
+    people = People.make()
+    for person in ("user-3", "user-8"):
+        forget(store, person)
+        refit(store, people)
+    with Store.open(store) as opened:
+        assert opened.forgotten(["user-3", "user-8", "user-9"]) == {"user-3", "user-8"}
+        counts = [record.provenance["subjects"] for record in opened.alive().values()]
+        assert max(counts) <= 38
+
+
+@pytest.mark.parametrize("store", EXAMPLES, indirect=True)
+def test_every_receipt_has_the_methods_name_and_guarantee(store: Path) -> None:
+    forget(store, "user-3")
+    refit(store, People.make())
+    (receipt,) = receipts(store)
+    method = EXAMPLES[store.name]
+    assert (receipt.method, receipt.guarantee, receipt.subjects) == (method.name, method.guarantee, 1)
+
+
+@pytest.mark.parametrize("store", EXAMPLES, indirect=True)
+def test_an_unknown_subject_is_refused_and_nothing_changes(store: Path) -> None:
+    before = tensors_of(store)
+    with pytest.raises(UnknownSubjectError, match="nobody"):
+        forget(store, "nobody")
+    with Store.open(store) as opened:
+        assert (opened.request_number, opened.pending()) == (0, [])
+    assert_bitwise_equal(before, tensors_of(store))
+
+
+@pytest.mark.parametrize("store", EXAMPLES, indirect=True)
+def test_another_method_on_the_same_store_is_refused(store: Path) -> None:
+    other = Retrain() if store.name != "retrain" else SSD()
+    with pytest.raises(StoreMismatchError, match=r"method\.name"):
+        fit(store, People.make(), method=other, **ARGUMENTS)
+
+
+@pytest.mark.parametrize("store", EXAMPLES, indirect=True)
+def test_the_script_s_own_module_stays_as_it_is(store: Path) -> None:
+    forget(store, "user-3")
+    module = Classifier()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    fit(store, People.make(), module=module, method=EXAMPLES[store.name], **ARGUMENTS)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+@pytest.mark.parametrize("store", EXACT, indirect=True)
+def test_what_an_exact_method_rebuilds_is_a_first_training_without_the_person(store: Path, tmp_path: Path) -> None:
+    forget(store, "user-3")
+    refit(store, People.make())
+    fit(tmp_path / "scratch", People.make().without("user-3"), method=EXAMPLES[store.name], **ARGUMENTS)
+    assert_bitwise_equal(tensors_of(store), tensors_of(tmp_path / "scratch"))
+
+
+@pytest.mark.parametrize("store", REPLACING, indirect=True)
+def test_a_request_that_waits_is_a_ticket_and_the_model_serves_on(store: Path) -> None:
+    before = tensors_of(store)
+    ticket = forget(store, "user-3", "user-8")
+    assert isinstance(ticket, Ticket)
+    assert (ticket.waiting, ticket.method) == (2, store.name)
+    assert_bitwise_equal(before, tensors_of(store))
+    with Store.open(store) as opened:
+        found = opened.status()
+        assert (found.waiting, opened.request_number) == (2, 0)
+        assert "2 subjects wait" in str(found.advice)
+
+
+@pytest.mark.parametrize("store", REPLACING, indirect=True)
+def test_the_fit_that_replaces_carries_all_waiting_requests_out_as_one(store: Path) -> None:
+    forget(store, "user-3")
+    forget(store, "user-8")
+    trainer = make_trainer(store, method=EXAMPLES[store.name], **ARGUMENTS)
+    trainer.fit(Classifier(), datamodule=PeopleData(People.make()))
+    receipt = trainer.callbacks[0].receipt  # type: ignore[attr-defined]
+    assert receipt == receipts(store)[0]
+    assert (receipt.subjects, receipt.revoked, receipt.serving) == (2, ("0/0",), {"0": "0/0"})
+    assert receipt.erased_files == 1  # the old model
+    with Store.open(store) as opened:
+        assert (opened.pending(), opened.status().waiting) == ([], 0)
+        assert opened.verify().problems == ()
+
+
+@pytest.mark.parametrize("store", REPLACING, indirect=True)
+def test_a_served_model_swaps_when_the_replacement_is_there(store: Path) -> None:
+    x = People.make(10, seed=5).features
+    with EnsembleModule.from_store(store, Classifier()) as served:
+        served.forget(["user-3"])
+        before = served(x)
+        refit(store, People.make())
+        after = served(x)
+    assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("store", REPLACING, indirect=True)
+def test_where_the_rows_are_gone_the_model_is_trained_again(store: Path, tmp_path: Path) -> None:
+    forget(store, "user-3")
+    refit(store, People.make().without("user-3"))
+    fit(tmp_path / "scratch", People.make().without("user-3"), method=EXAMPLES[store.name], **ARGUMENTS)
+    assert_bitwise_equal(tensors_of(store), tensors_of(tmp_path / "scratch"))
+    assert len(receipts(store)) == 1
+
+
+@pytest.mark.parametrize("store", REPLACING, indirect=True)
+def test_a_request_of_somebody_who_was_never_trained_on_keeps_the_model(store: Path) -> None:
+    before = tensors_of(store)
+    with Store.open(store) as opened:
+        opened.forget(["nobody"], strict=False)
+    refit(store, People.make())
+    assert_bitwise_equal(before, tensors_of(store))
+    (receipt,) = receipts(store)
+    assert (receipt.unknown, receipt.serving) == (1, {"0": "0/0"})
+    with Store.open(store) as opened:
+        assert opened.verify().problems == ()
+
+
+@pytest.mark.parametrize("store", REPLACING, indirect=True)
+def test_where_everybody_asks_nothing_is_left(store: Path) -> None:
+    forget(store, *{f"user-{number}" for number in range(40)})
+    refit(store, People.make())
+    assert tensors_of(store) == {}
+    (receipt,) = receipts(store)
+    assert (receipt.subjects, receipt.serving) == (40, {"0": None})
+
+
+@pytest.mark.parametrize("given", ["amnesia", {"name": "ssd", "beta": 1}, {"alpha": 1}])
+def test_a_method_that_is_not_there_or_other_arguments_are_refused(given: Any) -> None:
+    with pytest.raises(ConfigurationError, match="method"):
+        method_of(given)
+
+
+def test_two_methods_of_one_name_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="'retrain', which is Retrain's name"):
+        register_method(type("Other", (Retrain,), {}))

@@ -141,17 +141,22 @@ class Authenticator:
         for what in self.changed():
             raise self._changed(what)
 
-    def changed(self) -> Iterator[str]:
+    def changed(self) -> list[str]:
         """Return what was changed without the key, except in events before the newest."""
         with self._ledger.at_one_time():
-            if not _same(self._ledger.notes(_SETTINGS).get(_SETTINGS, ""), self._settings_mac()):
-                yield "what its settings are, or what its fits have noted"
-            if not self._head_is_right():
-                yield "the end of its history"
-            if self._read_sum() != self._sum(self._ledger.tombstones()) % _MODULUS:
-                yield "the list of those who are forgotten"
-            for name in self._wrong_artifacts(list(self._ledger.entries())):
-                yield f"the record of unit {name}"
+            found = {
+                "what its settings are, or what its fits have noted": _same(
+                    self._ledger.notes(_SETTINGS).get(_SETTINGS, ""), self._settings_mac()
+                ),
+                "the end of its history": self._head_is_right(),
+                "the list of those who are forgotten": self._read_sum()
+                == self._sum(self._ledger.tombstones()) % _MODULUS,
+            }
+            units = self._wrong_artifacts(list(self._ledger.entries()))
+        return [
+            *(what for what, right in found.items() if not right),
+            *(f"the record of unit {name}" for name in units),
+        ]
 
     def wrong_events(self, history: Iterable[Event]) -> Iterator[int]:
         """Return the positions of events that do not have their MAC.

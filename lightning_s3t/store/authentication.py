@@ -10,7 +10,7 @@ Whatever decides who is forgotten and what may serve has a message authenticatio
 - the settings, which say where everybody is, and what fits note: the head's start, the sequences, the app's config.
 
 A rotation of the keys makes all of them again but the first kind: events keep the code of the key that was in use.
-Whoever has an old key alone can therefore write nothing, not even in the history of its time: later codes bind it.
+Whoever has an old key alone can change nothing in such a history, not even from its time: later codes bind it.
 """
 
 from __future__ import annotations

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from peft import PeftConfig
 
-from lightning_s3t.callbacks.unlearning import IsolationChoice, Unlearning
+from lightning_s3t.callbacks.unlearning import IsolationChoice, PartitionKind, Unlearning
 from lightning_s3t.engine.subjects import Subjects
 from lightning_s3t.methods import S3TMethod
 from lightning_s3t.plan import DataMode, EpochRule, RiskBands
@@ -94,7 +94,7 @@ class S3T(Unlearning):
         stage_data: DataMode = "cumulative",
         epoch_rule: EpochRule = "full",
         seed: int = 0,
-        partition: Literal["secret", "public"] = "secret",
+        partition: PartitionKind = "secret",
         request_prior: Sequence[float] | Sequence[Sequence[float]] | None = None,
         risk_bands: RiskBands | Mapping[str, Any] | None = None,
         keep_registry: bool = True,
@@ -123,6 +123,6 @@ class S3T(Unlearning):
             strict: Refuse a request that names a subject which the store has never seen.
             request_id: A name of the caller's for the request, so that a retry is no second request (`Store.forget`).
         """
-        record = super().forget(subjects, strict, request_id)
-        assert isinstance(record, RequestRecord)  # S3T revokes: nothing waits
-        return record
+        receipt = super().forget(subjects, strict, request_id)
+        assert isinstance(receipt, RequestRecord)  # S3T revokes: nothing waits
+        return receipt

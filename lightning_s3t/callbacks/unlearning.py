@@ -32,6 +32,7 @@ from lightning_s3t.store import RequestRecord
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, resolve_adapter
 
 IsolationChoice = Literal["auto", "forkserver", "fork", "none"]
+PartitionKind = Literal["secret", "public"]
 
 
 class Unlearning(pl.Callback):
@@ -96,7 +97,7 @@ class Unlearning(pl.Callback):
         head: str | Sequence[str] | None = None,
         adapter: PeftConfig | Mapping[str, Any] | None = DEFAULT_ADAPTER,
         seed: int = 0,
-        partition: Literal["secret", "public"] = "secret",
+        partition: PartitionKind = "secret",
         keep_registry: bool = True,
         isolation: IsolationChoice = "auto",
         parallel_units: int = 1,

@@ -15,7 +15,7 @@ from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import RevokedError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.erasure import drop_attempts, erase_queued, remove
-from lightning_s3t.store.ledger import Artifact, ArtifactEntry
+from lightning_s3t.store.ledger import Artifact
 from lightning_s3t.store.registered_files import RegisteredFiles, digest_of
 from lightning_s3t.store.scratch import Scratch
 from lightning_s3t.store.settings import normalise
@@ -109,7 +109,7 @@ class Attempt:
                 finished.check()
                 remove(self._store, [str(self.unit)], None)  # an earlier one, of other data
                 finished.put(self._as_of)
-                finished.seal()
+                self._store.authenticator.seal([str(self.unit)])
         except RevokedError:
             self.abandon()
             raise
@@ -213,7 +213,6 @@ class FinishedUnit:
         self._store = store
         self._snapshot = snapshot
         self._files = tuple(files)
-        self._entry: ArtifactEntry | None = None
 
     def put(self, as_of: int) -> UnitId:
         """Makes the unit part of the store, within a transaction, when an earlier one of its name is out.
@@ -229,10 +228,4 @@ class FinishedUnit:
             store.ledger.own(path, str(record.unit), evidence)
         artifact = Artifact(str(record.unit), record.unit.cells, record.key, record.snapshot, record.score, text, as_of)
         store.ledger.add(artifact, store.snapshots.name(record.snapshot))
-        self._entry = artifact.entry
         return record.unit
-
-    def seal(self) -> None:
-        """Authenticates what was put, in the same transaction, once the request that it is bound to is recorded."""
-        assert self._entry is not None  # `put` has been called
-        self._store.ledger.seal({self._entry.name: self._store.authenticator.artifact(self._entry)})

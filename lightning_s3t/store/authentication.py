@@ -10,7 +10,7 @@ Whatever decides who is forgotten and what may serve has a message authenticatio
 - the settings, which say where everybody is, and what fits note: the head's start, the sequences, the app's config.
 
 A rotation of the keys makes all of them again but the first kind: events keep the code of the key that was in use.
-Whoever has an old key alone can therefore write nothing, not even in the history of its time: later codes bind it.
+Whoever has an old key alone can change nothing in such a history, not even from its time: later codes bind it.
 """
 
 from __future__ import annotations
@@ -95,13 +95,15 @@ class Authenticator:
 
     # artifacts
 
-    def artifact(self, entry: ArtifactEntry) -> str:
-        """Return the MAC of an artifact that is about to be added.
+    def seal(self, names: Iterable[str] | None = None) -> None:
+        """Make the MACs of artifacts that were added, when the request that they name is in the history.
 
         Args:
-            entry: What is known of it; its own MAC does not count.
+            names: Their names; None for all.
         """
-        return _artifact_mac(self._key(), entry, self._digests([entry]))
+        entries = list(self._ledger.entries(None if names is None else list(names)))
+        key, digests = self._key(), self._digests(entries)
+        self._ledger.seal({entry.name: _artifact_mac(key, entry, digests) for entry in entries})
 
     def check_artifacts(self, names: Iterable[str]) -> None:
         """Check artifacts before something of them is served.
@@ -127,9 +129,7 @@ class Authenticator:
         """Make every MAC that has to be of the newest key again; after a rotation, and for a new store."""
         self.note_settings()
         self._note_sum(self._sum(self._ledger.tombstones()))
-        entries = list(self._ledger.entries())
-        key, digests = self._key(), self._digests(entries)
-        self._ledger.seal({entry.name: _artifact_mac(key, entry, digests) for entry in entries})
+        self.seal()
         self.note_head()
 
     def check(self) -> None:
@@ -141,17 +141,22 @@ class Authenticator:
         for what in self.changed():
             raise self._changed(what)
 
-    def changed(self) -> Iterator[str]:
+    def changed(self) -> list[str]:
         """Return what was changed without the key, except in events before the newest."""
         with self._ledger.at_one_time():
-            if not _same(self._ledger.notes(_SETTINGS).get(_SETTINGS, ""), self._settings_mac()):
-                yield "what its settings are, or what its fits have noted"
-            if not self._head_is_right():
-                yield "the end of its history"
-            if self._read_sum() != self._sum(self._ledger.tombstones()) % _MODULUS:
-                yield "the list of those who are forgotten"
-            for name in self._wrong_artifacts(list(self._ledger.entries())):
-                yield f"the record of unit {name}"
+            found = {
+                "what its settings are, or what its fits have noted": _same(
+                    self._ledger.notes(_SETTINGS).get(_SETTINGS, ""), self._settings_mac()
+                ),
+                "the end of its history": self._head_is_right(),
+                "the list of those who are forgotten": self._read_sum()
+                == self._sum(self._ledger.tombstones()) % _MODULUS,
+            }
+            units = self._wrong_artifacts(list(self._ledger.entries()))
+        return [
+            *(what for what, right in found.items() if not right),
+            *(f"the record of unit {name}" for name in units),
+        ]
 
     def wrong_events(self, history: Iterable[Event]) -> Iterator[int]:
         """Return the positions of events that do not have their MAC.

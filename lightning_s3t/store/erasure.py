@@ -13,7 +13,7 @@ from lightning_s3t.errors import StoreError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.files import size_of, unlink_all
 from lightning_s3t.store.history import record
-from lightning_s3t.store.ledger import Ledger, OwnedFile, QueuedFile, Tombstone
+from lightning_s3t.store.ledger import OwnedFile, QueuedFile, Tombstone
 from lightning_s3t.store.registered_files import Located, RegisteredFiles
 from lightning_s3t.store.scratch import clear_scratch
 from lightning_s3t.store.units import parse_unit

@@ -61,6 +61,11 @@ def check_own_files(folder: Path) -> None:
             mode = (folder / name).lstat().st_mode
         except (FileNotFoundError, NotADirectoryError):
             continue
+        except PermissionError as error:
+            raise StoreError(
+                f"The store {folder} cannot be written by this process, nor read: permission denied. Expected to be able "
+                "to, even to serve it: run as its owner."
+            ) from error
         plain = stat.S_ISDIR if name in _FOLDERS else stat.S_ISREG
         if not plain(mode):
             what = "a link, and links are not followed" if stat.S_ISLNK(mode) else "something else"

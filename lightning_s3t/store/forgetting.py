@@ -60,16 +60,22 @@ class Forgetting:
             ConfigurationError: The name was given to another request, or cannot be one.
             StoreError: A file could not be erased. The request is carried out all the same.
         """
+        name = _Name(request_id, self._keyring.digest_of(subjects)) if request_id is not None else None
         if self._waits:
+            if name is not None:
+                raise ConfigurationError(
+                    f"With the method {self._manifest.method.name!r} requests wait for the next fit, which carries all "
+                    "of them out as one: they have no names. Leave request_id out: a request that is repeated is still "
+                    "one."
+                )
             now = datetime.now(timezone.utc)
             return Ticket(_text(now), *self._schedule(subjects, now, strict), self._manifest.method.name)
-        name = _Name(request_id, self._keyring.digest_of(subjects)) if request_id is not None else None
         with self._ledger.transaction():
             request = self._find(name) if name is not None else None
             if request is None:
                 cells, already, unknown = self._look_up(subjects, strict)
                 new = [(hash_, cell) for hash_, cell in cells.items() if hash_ not in already]
-                request = self._carry_out(new, len(cells), len(already), unknown, name)
+                request = self._carry_out(new, len(cells), len(already), unknown, name=name)
         return self._finish(request)
 
     def schedule(self, subjects: Iterable[str], due: datetime, strict: bool) -> int:
@@ -181,7 +187,7 @@ class Forgetting:
         unknown: int | None = None
         if is_registering(self._ledger):
             unknown = len(new) - len(self._ledger.bands(hash_ for hash_, _ in new))
-        return self._carry_out(new, len(new), 0, unknown, unit=unit)
+        return self._carry_out(new, len(new), 0, unknown, unit)
 
     def _look_up(self, subjects: Iterable[str], strict: bool) -> tuple[dict[bytes, str], set[bytes], int | None]:
         asked = self._keyring.hashes(subjects)
@@ -228,8 +234,8 @@ class Forgetting:
         subjects: int,
         already: int,
         unknown: int | None,
-        name: _Name | None = None,
         unit: FinishedUnit | None = None,
+        name: _Name | None = None,
     ) -> int:
         request = self._ledger.watermark() + 1
         told = self._ledger.forgotten_after(request - 1)  # faster than counting
@@ -253,8 +259,8 @@ class Forgetting:
             asked=name.asked if name is not None else None,
         )
         record(self._store, "request", request, vars(body), forgotten)
-        if unit is not None:
-            unit.seal()
+        if added is not None:  # its data was chosen as of this request, which is in the history only now
+            self._store.authenticator.seal([str(added)])
         return request
 
     def _serving(self, reached: set[str], added: UnitId | None) -> dict[str, str | None]:

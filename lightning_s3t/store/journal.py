@@ -123,6 +123,7 @@ def _replay(store: Backend, keyring: Keyring) -> int:
     count, folder = 0, store.folder
     with store.ledger.transaction():
         store.authenticator.check_head()
+        keyring.refresh()
         layers = keyring.layers
         position, digest = store.ledger.head()
         for event in read_journal(folder):

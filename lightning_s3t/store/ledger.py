@@ -28,7 +28,7 @@ class Artifact:
         score: The metric that the script monitors, higher being better; None without one.
         provenance: What it was made from, as JSON.
         as_of: The newest request when its data was chosen.
-        mac: What shows that the holder of the store's key has added it (`Authenticator.artifact`).
+        mac: What shows that the holder of the store's key has added it (`Authenticator.seal`).
     """
 
     name: str

@@ -133,8 +133,8 @@ class Store:
             store = cls(backend)
             if key is not None and read_keys(folder)[0] != key:
                 raise StoreError(
-                    f"The store {folder} has another key than it was to be made with: another process was faster. "
-                    "Call fit again: it then takes this store's."
+                    f"The store {folder} has another key than it was to be made with: another process was faster, or "
+                    "LIGHTNING_S3T_KEY gives one. Call fit again, which takes the store's, or leave out `key`."
                 )
             store.forget_due()
             store.check(settings, whole=True)

@@ -69,3 +69,12 @@ def test_another_unicode_form_of_somebody_is_refused_and_named(store: Store, kno
 def test_an_id_that_begins_with_a_byte_order_mark_is_refused(store: Store) -> None:
     with pytest.raises(DataError, match="byte order mark"):
         store.forget(["\ufeffuser-1"], strict=False)
+
+
+def test_a_request_that_waits_for_a_fit_takes_no_name(tmp_path: Path) -> None:
+    method = {"name": "retrain", "guarantee": "exact", "response": "replace"}
+    settings = {"partition": {"shards": 1, "slices": 1, "seed": 0}, "method": method}
+    with Store.create(tmp_path / "store", settings, register=False) as store:
+        with pytest.raises(ConfigurationError, match="they have no names"):
+            store.forget(["ann"], request_id="ticket-7")
+        assert store.pending() == []

@@ -16,6 +16,7 @@ import pytest
 
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store import Store
+from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.registered_files import Evidence, RegisteredFiles
 from tests.store.people_store import SETTINGS, UNITS, build, in_place, session
 from tests.tiers import in_tier
@@ -35,6 +36,14 @@ def change(store: Path, statement: str, *values: object) -> None:
     with sqlite3.connect(store / "ledger.db") as connection:
         connection.execute(statement, values)
     connection.close()
+
+
+def seal(store: Path) -> None:
+    """What a stranger can do too, who hands a store over with its key: authenticate what was changed."""
+    backend = Backend.of(store)
+    with backend.ledger.transaction():
+        backend.authenticator.renew()
+    backend.ledger.close()
 
 
 def note_for_erasure(store: Path, path: str, evidence: str = "") -> None:
@@ -116,7 +125,13 @@ def test_a_unit_whose_snapshot_is_a_path_is_neither_read_nor_erased(path: Path, 
     with Store.open(path) as store:
         unit, digest = UNITS[0], store.candidates()[UNITS[0]].snapshot
     name = os.fsencode(f"../../home/{victim.stem}")
-    change(path, "UPDATE vault SET head = ? WHERE substr(head, 1, 64) = ?", name + b"\n", digest.encode())
+    change(
+        path,
+        "UPDATE vault SET head = CAST(? || substr(head, 65) AS BLOB) WHERE substr(head, 1, 64) = ?",
+        name,
+        digest.encode(),
+    )
+    seal(path)
     with Store.open(path) as store:
         assert store.candidates()[unit].snapshot == name.decode()
         assert unit in store.verify().damaged

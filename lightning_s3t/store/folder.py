@@ -63,8 +63,8 @@ def check_own_files(folder: Path) -> None:
             continue
         except PermissionError as error:
             raise StoreError(
-                f"The store {folder} cannot be written by this process, nor read: permission denied. Expected to be able "
-                "to, even to serve it: run as its owner."
+                f"The store {folder} cannot be written by this process, nor read: permission denied. Expected to be "
+                "able to, even to serve it: run as its owner."
             ) from error
         plain = stat.S_ISDIR if name in _FOLDERS else stat.S_ISREG
         if not plain(mode):

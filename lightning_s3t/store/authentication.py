@@ -31,6 +31,7 @@ _ID, _LAYERS, _HEAD, _TOMBSTONES, _SETTINGS = "store_id", "key_layers", "head_ma
 _FIXED = ("settings", "register", "base", "options")  # what a fit notes
 _SIZE = 32  # bytes
 _PERSON = b"s3t-tombstone"
+_SETTINGS_CHANGED = "what its settings are, or what its fits have noted"
 _MODULUS = 1 << (8 * _SIZE)
 
 _Buried = tuple[bytes, int, str]
@@ -63,7 +64,11 @@ class Authenticator:
         Args:
             event: The next one.
             forgotten: How many are forgotten after a request.
+
+        Raises:
+            StoreError: The chain does not end where it was when it was last written to.
         """
+        self.check_head()  # or what was changed meanwhile would get a MAC of ours
         buried = _buried_by(event)
         total = self._read_sum() if buried is not None else 0
         self._ledger.append(replace(event, mac=self._event_mac(event)), forgotten)
@@ -121,19 +126,29 @@ class Authenticator:
 
     # all of a store
 
-    def note_settings(self) -> None:
-        """Note the MAC of the settings, when they or what a fit notes beside them have been written."""
+    def note(self, notes: Mapping[str, str]) -> None:
+        """Set what a fit notes, and the MAC of all of it.
+
+        Args:
+            notes: By name.
+
+        Raises:
+            StoreError: What was noted before was changed without the key.
+        """
+        if not self._settings_are_right():
+            raise self._changed(_SETTINGS_CHANGED)
+        self._ledger.note(notes)
         self._ledger.note({_SETTINGS: self._settings_mac()})
 
     def renew(self) -> None:
-        """Make every MAC that has to be of the newest key again; after a rotation, and for a new store."""
-        self.note_settings()
+        """Make every MAC that has to be of the newest key again, after a `check`; and for a new store."""
+        self._ledger.note({_SETTINGS: self._settings_mac()})
         self._note_sum(self._sum(self._ledger.tombstones()))
         self.seal()
         self.note_head()
 
     def check(self) -> None:
-        """Check everything but the events before the newest; fast enough for every opening.
+        """Check everything but the events before the newest, at one time or within a transaction; fast.
 
         Raises:
             StoreError: Something was changed without the key.
@@ -143,16 +158,12 @@ class Authenticator:
 
     def changed(self) -> list[str]:
         """Return what was changed without the key, except in events before the newest."""
-        with self._ledger.at_one_time():
-            found = {
-                "what its settings are, or what its fits have noted": _same(
-                    self._ledger.notes(_SETTINGS).get(_SETTINGS, ""), self._settings_mac()
-                ),
-                "the end of its history": self._head_is_right(),
-                "the list of those who are forgotten": self._read_sum()
-                == self._sum(self._ledger.tombstones()) % _MODULUS,
-            }
-            units = self._wrong_artifacts(list(self._ledger.entries()))
+        found = {
+            _SETTINGS_CHANGED: self._settings_are_right(),
+            "the end of its history": self._head_is_right(),
+            "the list of those who are forgotten": self._read_sum() == self._sum(self._ledger.tombstones()) % _MODULUS,
+        }
+        units = self._wrong_artifacts(list(self._ledger.entries()))
         return [
             *(what for what, right in found.items() if not right),
             *(f"the record of unit {name}" for name in units),
@@ -182,6 +193,9 @@ class Authenticator:
 
     def _head_is_right(self) -> bool:
         return _same(self._ledger.notes(_HEAD).get(_HEAD, ""), self._head_mac())
+
+    def _settings_are_right(self) -> bool:
+        return _same(self._ledger.notes(_SETTINGS).get(_SETTINGS, ""), self._settings_mac())
 
     def _settings_mac(self) -> str:
         kept = self._ledger.notes(*_FIXED)

@@ -49,8 +49,7 @@ class BuildSession:
             options: JSON-ready.
         """
         with self._ledger.transaction():
-            self._ledger.note({"options": json.dumps(normalise(options), sort_keys=True)})
-            self._backend.authenticator.note_settings()
+            self._backend.authenticator.note({"options": json.dumps(normalise(options), sort_keys=True)})
 
     def register(self, subjects: Iterable[str] | Mapping[str, int]) -> None:
         """Note who is in the training data. Who is forgotten stays forgotten.
@@ -132,6 +131,7 @@ class BuildSession:
         """
         if keep is None:
             return self._forgetting.replace(due, None)
+        self._backend.authenticator.check_artifacts([str(keep)])
         kept = read_units(self._ledger)[keep]
         snapshot = self._backend.snapshots.get(kept.snapshot, f"unit {kept.unit}")
         return self._forgetting.replace(due, FinishedUnit(self._backend, kept, snapshot, lambda: None))
@@ -163,8 +163,7 @@ class BuildSession:
         with self._ledger.transaction():
             self._backend.snapshots.put(digest, data)
             self._ledger.own(self._backend.snapshots.name(digest))
-            self._ledger.note({"base": digest})
-            self._backend.authenticator.note_settings()
+            self._backend.authenticator.note({"base": digest})
 
     def clear_attempts(self) -> None:
         """Clear away what units have left whose training was cut."""

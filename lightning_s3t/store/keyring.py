@@ -153,6 +153,7 @@ class Keyring:
                 f"The store {self._folder} was rotated to {layers} keys, and {len(keys)} are there: {KEY_FILE} is an "
                 "old copy. Restore the newest from a backup."
             )
+        self._store.authenticator.check()  # or what was changed meanwhile would get a MAC of the new key
         self._ledger.rehash(lambda value: add_layers(keys[layers - 1 : layers], value))
         self._ledger.note(notes_of(keys[:layers]))
         self._store.authenticator.renew()

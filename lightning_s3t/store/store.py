@@ -76,7 +76,8 @@ class Store:
         with ledger_errors(f"The history of the store {path}"):
             reconcile(backend, self._keyring)
             check_one_piece(ledger, path)
-            backend.authenticator.check()
+            with ledger.at_one_time():
+                backend.authenticator.check()
             check_scheduled(backend, self._keyring)
         erase_queued(backend)
         with self._lock.no_fit() as free:

@@ -175,7 +175,9 @@ def _authenticity(store: Backend, keyring: Keyring, history: list[Event]) -> Ite
     forged = list(store.authenticator.wrong_events(history))
     if forged:
         yield f"{len(forged)} events, the first at position {forged[0]}, were not written with the store's key."
-    for what in store.authenticator.changed():
+    with store.ledger.at_one_time():
+        changed = store.authenticator.changed()
+    for what in changed:
         yield f"Changed without the store's key: {what}."
     try:
         check_scheduled(store, keyring)

@@ -249,3 +249,30 @@ def test_verification_finds_a_record_that_was_changed(store: Path) -> None:
     with Store.open(store) as opened:
         database(store).execute('UPDATE vault SET body = \'["key", "{}"]\' WHERE length(body) > 0')
         assert any("is not what was written" in problem for problem in opened.verify().problems)
+
+
+@pytest.mark.parametrize(
+    "change", [exchange_who_is_forgotten, make_a_tombstone_older, move_everybody, make_a_score_better]
+)
+def test_a_rotation_gives_no_code_to_what_was_changed_while_the_store_was_open(
+    store: Path, change: Callable[[Path], None]
+) -> None:
+    with Store.open(store) as opened:
+        change(store)
+        with pytest.raises(StoreError, match="with the store's key"):
+            opened.rotate_key()
+        assert opened.verify().problems
+
+
+def test_a_request_gives_no_code_to_a_history_that_was_cut_while_the_store_was_open(store: Path) -> None:
+    with Store.open(store) as opened:
+        cut_the_newest_request_off(store)
+        with pytest.raises(StoreError, match="the end of its history is not what was written"):
+            opened.forget([in_place(1, 1)])
+
+
+def test_a_fit_gives_no_code_to_settings_that_were_changed_while_the_store_was_open(store: Path) -> None:
+    with Store.open(store) as opened, opened.building() as building:
+        move_everybody(store)
+        with pytest.raises(StoreError, match="what its settings are"):
+            building.note_options({"sequences": []})

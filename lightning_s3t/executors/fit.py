@@ -18,7 +18,6 @@ from lightning_s3t.engine.fit_settings import classes_of, config_of, fit_setting
 from lightning_s3t.engine.found_state.found_state import digest_found
 from lightning_s3t.engine.lightning_internals import (
     hand_back,
-    is_compiled,
     is_distributed,
     log_hyperparameters,
     request_train_dataloader,
@@ -253,5 +252,5 @@ def isolation_of(trainer: pl.Trainer, asked: Literal["auto", "forkserver", "fork
         return "none"  # nothing is kept, and somebody wants to look
     if asked == "auto":
         forked = is_distributed(trainer) and not starts_ranks_as_scripts(trainer)
-        return "none" if forked or is_compiled(trainer.lightning_module) else "forkserver"
+        return "none" if forked else "forkserver"
     return asked

@@ -136,7 +136,7 @@ class DistributedExecutor:
         with closing(UnitProgress.of(self._trainer, plan, self._settings)) as progress:
             for planned in plan:
                 progress.start(planned.unit)
-                revoked = self._build(planned, units, progress)
+                revoked = self._build(planned, units, progress, another=planned is not plan[-1])
                 progress.finish_unit(planned.unit)
                 if revoked is not None:
                     rank_zero_info(f"S3T: {revoked}")
@@ -144,12 +144,12 @@ class DistributedExecutor:
                     return False
         return True
 
-    def _build(self, planned: PlannedUnit, units: UnitStore, progress: UnitProgress) -> str | None:
+    def _build(self, planned: PlannedUnit, units: UnitStore, progress: UnitProgress, another: bool) -> str | None:
         """Builds a unit; returns why it was broken off, if a deletion request has reached it."""
         task = on_rank_zero(self._trainer, lambda: self._begin(planned, units))
         if task is None:
             return f"Unit {planned.unit} was revoked while the fit ran."
-        trained = self._run_together(task, f"unit {planned.unit} was trained", Trained, progress)
+        trained = self._run_together(task, f"unit {planned.unit} was trained", Trained, progress, another)
         if trained is None:
             return f"Unit {planned.unit} was revoked while it was trained."
         check_same_tensors(self._trainer, planned.unit, trained.tensors)
@@ -173,13 +173,18 @@ class DistributedExecutor:
         self._begun = None
 
     def _run_together(
-        self, task: UnitTask | Rehearse, what: str, kind: type[M], progress: UnitProgress | None = None
+        self,
+        task: UnitTask | Rehearse,
+        what: str,
+        kind: type[M],
+        progress: UnitProgress | None = None,
+        another: bool = False,
     ) -> M | None:
         """Runs a task on every rank; returns this rank's outcome, or None where a request has ended the task."""
         self._groups += 1
         group = Group(*meeting_point(), f"{self._name}-{self._groups}")
         outcome: M | None = None
-        with closing(self._processes.start(Begin(task, group), what)) as process:
+        with closing(self._processes.start(Begin(task, group), what, another)) as process:
             while True:
                 failed = None
                 try:

@@ -160,7 +160,8 @@ class IsolatedExecutor:
             schedule.give_up(planned.unit)
             return
         progress.start(planned.unit)
-        process = self._processes.start(Begin(begun.task), f"unit {planned.unit} was trained")
+        what = f"unit {planned.unit} was trained"
+        process = self._processes.start(Begin(begun.task), what, another=schedule.waiting)
         self._running[process.number] = RunningUnit(begun, process)
 
     def _listen(self, units: UnitStore, schedule: Schedule, progress: UnitProgress) -> None:
@@ -249,6 +250,11 @@ class Schedule:
         """How many units can be trained at the same time at most: as many as nothing is built on."""
         parents = {unit.parent for unit in self._waiting}
         return sum(unit not in parents for unit in self._waiting)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is more to give out."""
+        return bool(self._waiting)
 
     @property
     def done(self) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_s3t.cli.receipts import as_json, check_private_key
+from lightning_s3t.columns import counted
 from lightning_s3t.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def forget(
     with Store.open(store) as opened:
         if time is not None:
             count = opened.schedule(asked, time, strict=not allow_unknown)
-            print(f"{count} subjects will be forgotten at {time.isoformat()}.")
+            print(f"{counted(count, 'subject')} will be forgotten at {time.isoformat()}.")
             return
         receipt = opened.forget(asked, strict=not allow_unknown)
     _show(receipt, sign, json)
@@ -76,10 +77,10 @@ def _show(receipt: Receipt, sign: Path | None, json: bool) -> None:
         return
     unknown = f", {receipt.unknown} never seen" if receipt.unknown is not None else ""
     print(
-        f"Request {receipt.request}: {receipt.subjects} subjects, {receipt.already_forgotten} of them forgotten "
-        f"before{unknown}."
+        f"Request {receipt.request}: {counted(receipt.subjects, 'subject')}, {receipt.already_forgotten} of them "
+        f"forgotten before{unknown}."
     )
-    print(f"Revoked {len(receipt.revoked)} units: {', '.join(receipt.revoked) or 'none'}.")
+    print(f"Revoked {counted(len(receipt.revoked), 'unit')}: {', '.join(receipt.revoked) or 'none'}.")
     print(f"Erased {receipt.erased_files} files, {receipt.erased_bytes:,} bytes.")
     serving = ", ".join(f"shard {shard}: {unit or 'nothing'}" for shard, unit in receipt.serving.items())
     print(f"Serving now in the shards that it reached: {serving or 'as before, it reached none'}.")

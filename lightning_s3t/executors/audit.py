@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lightning_s3t.columns import counted
 from lightning_s3t.engine.lightning_internals import is_deterministic
 from lightning_s3t.engine.run_record import versions
 from lightning_s3t.engine.training_data import TrainingData
@@ -76,8 +77,8 @@ class AuditReport:
     def __str__(self) -> str:
         equal = sum(unit.outcome == "equal" for unit in self.units)
         lines = [
-            f"{equal} of {len(self.units)} units are, bit for bit, what training without the {self.forgotten} "
-            f"forgotten subjects gives ({self.survivors} units survive in {self.store})."
+            f"{equal} of {len(self.units)} units are, bit for bit, what training without the "
+            f"{counted(self.forgotten, 'forgotten subject')} gives ({self.survivors} units survive in {self.store})."
         ]
         for unit in self.units:
             if unit.outcome == "differs":

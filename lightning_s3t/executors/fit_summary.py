@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_s3t.columns import align
+from lightning_s3t.columns import align, counted
 from lightning_s3t.plan import SliceSequence, UnitId, survivors, units_of
 from lightning_s3t.store import UnitRecord
 
@@ -93,7 +93,7 @@ class FitSummary:
             for row in self.rows
         ]
         trained = sum(row.trained for row in self.rows)
-        return f"{align(cells, numbers_from=2)}\n{trained} units trained in {self.seconds:.0f} s."
+        return f"{align(cells, numbers_from=2)}\n{counted(trained, 'unit')} trained in {self.seconds:.0f} s."
 
 
 def mean_metrics(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -247,6 +247,20 @@ def test_callbacks_of_the_module_start_anew_in_every_unit_and_their_files_are_er
     assert set(folder.rglob("*.ckpt")) == left < files
 
 
+def test_checkpoints_of_earlier_units_are_no_surprise(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    checkpoints = ModelCheckpoint(tmp_path / "checkpoints")
+    trainer = {"enable_checkpointing": True, "max_epochs": 1}
+    plain = pl.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, callbacks=[checkpoints], max_epochs=1
+    )
+    for _ in range(2):
+        fit(tmp_path / "store", People.make(), checkpoints, shards=1, slices=1, budget=1, trainer=trainer)
+    assert any((tmp_path / "checkpoints").iterdir())
+    assert not [warning for warning in recwarn if "is not empty" in str(warning.message)]
+    plain.fit(Classifier(), datamodule=PeopleData(People.make()))
+    assert [warning for warning in recwarn if "is not empty" in str(warning.message)]
+
+
 def test_the_module_may_bring_s3t_itself(tmp_path: Path) -> None:
     plain = pl.Trainer(max_epochs=2, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     module = BringsCallbacks(S3T(store=tmp_path / "brought", **ARGUMENTS))

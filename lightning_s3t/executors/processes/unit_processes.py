@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import signal
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -29,6 +30,7 @@ from lightning_s3t.executors.processes.substitutes import substitutes
 from lightning_s3t.executors.processes.unpicklable import find_unpicklable
 
 _SHOWN = 5  # paths in a message
+_PATIENCE = 5.0  # seconds in which a unit's process ends by itself once what has forked it has died
 
 
 class Launcher(Protocol):
@@ -121,6 +123,7 @@ class UnitProcesses:
     def __init__(self, trainer: pl.Trainer, data: TrainingData, training: UnitTraining, settings: UnitSettings) -> None:
         self._number = 0
         self._spare: UnitProcess | None = None
+        self._started: list[UnitProcess] = []
         self._memory: dict[str, None] = {}  # paths, in the order of their coming
         self._launcher = _launch(trainer, data, training, settings)
 
@@ -197,17 +200,28 @@ class UnitProcesses:
             )
 
     def close(self) -> None:
-        """Ends all processes."""
-        if self._spare is not None:
-            self._spare.close()
+        """Ends all processes; when this returns, none can write any more."""
         self._launcher.close()
+        # if what forks them has died, they end by themselves
+        open_channels = {process.channel for process in self._started if not process.closed}
+        deadline = time.monotonic() + _PATIENCE
+        while open_channels and time.monotonic() < deadline:
+            for channel in wait(list(open_channels), _PATIENCE):
+                assert isinstance(channel, Connection)
+                try:
+                    channel.recv_bytes()
+                except (EOFError, OSError):
+                    open_channels.discard(channel)
+                    channel.close()
 
     def _fork(self) -> UnitProcess:
         self._number += 1
         ours, theirs = Pipe()
         with theirs:
             self._launcher.fork(self._number, theirs.fileno())
-        return UnitProcess(self._number, ours)
+        process = UnitProcess(self._number, ours)
+        self._started = [*(earlier for earlier in self._started if not earlier.closed), process]
+        return process
 
     def _heard(self, process: UnitProcess) -> Iterator[tuple[UnitProcess, FromUnit]]:
         for message in process.messages():

@@ -9,6 +9,8 @@ from torch._dynamo import OptimizedModule
 from torch._dynamo.convert_frame import ConvertFrame
 from torch._dynamo.eval_frame import OptimizeContext
 
+_PLAIN = (str, int, float, bool, type(None))
+
 
 def has_compiled_parts(module: nn.Module) -> bool:
     """Return whether torch compiles the module, or a part of it.
@@ -36,6 +38,7 @@ def compile_arguments(compiled: object) -> dict[str, Any] | None:
         The arguments; None if torch does not compile it.
 
     Example:
+        >>> import torch
         >>> compile_arguments(torch.compile(nn.Linear(1, 1), backend="eager", fullgraph=True))["nopython"]
         True
         >>> compile_arguments(nn.Linear(1, 1)) is None
@@ -68,9 +71,10 @@ def describe_compiled(module: nn.Module) -> dict[str, Any]:
         module: The module.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(1, 1), torch.compile(nn.Linear(1, 1), backend="eager"))
         >>> describe_compiled(net)
-        {'1': {'backend': 'eager', 'fullgraph': False, 'dynamic': None, 'options': '{}'}}
+        {'1': {'backend': 'eager', 'fullgraph': False, 'dynamic': None, 'options': {}}}
     """
     found = {}
     whole = getattr(module, "_compiler_ctx", None)  # Lightning's, of a module that was compiled as a whole
@@ -87,12 +91,16 @@ def _describe(compiled: object) -> dict[str, Any]:
     arguments = compile_arguments(compiled)
     assert arguments is not None
     backend = arguments["backend"]
-    options = getattr(backend, "config", getattr(backend, "kwargs", {}))
+    given = {**getattr(backend, "config", {}), **getattr(backend, "kwargs", {})}
+    options = {**(given.pop("options", None) or {}), **given}
     return {
         "backend": getattr(backend, "compiler_name", getattr(backend, "__name__", type(backend).__name__)),
         "fullgraph": arguments["nopython"],
         "dynamic": arguments["dynamic"],
-        "options": str(dict(sorted(options.items()))),
+        # an object's own text may have its address in it
+        "options": {
+            name: value if isinstance(value, _PLAIN) else type(value).__name__ for name, value in options.items()
+        },
     }
 
 

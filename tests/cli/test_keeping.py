@@ -51,7 +51,7 @@ def test_a_request_for_later_is_listed_and_carried_out_when_it_is_due(store: Pat
     assert main(["forget", str(store), BOB, "--at", "2000-01-31T12:00+02:00"]) == 0
     assert main(["store", "pending", str(store)]) == 0
     assert main(["forget", str(store), "--due", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out.split("subjects\n")[-1])["subjects"] == 1
+    assert json.loads(capsys.readouterr().out.split("subject\n")[-1])["subjects"] == 1
     with Store.open(store) as opened:
         assert opened.forgotten([ANN, BOB]) == {BOB}
 

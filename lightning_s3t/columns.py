@@ -1,4 +1,4 @@
-"""Plain text in columns, for what is printed without the terminal's library."""
+"""Plain text, for what is printed without the terminal's library: columns, and numbers of things."""
 
 from __future__ import annotations
 
@@ -29,3 +29,17 @@ def align(rows: Sequence[Sequence[str]], numbers_from: int) -> str:
     ]
     lines.insert(1, "-" * len(lines[0]))
     return "\n".join(lines)
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns a number of things, in words that fit it.
+
+    Args:
+        number: How many.
+        noun: What one of them is called.
+
+    Example:
+        >>> counted(1, "subject"), counted(2, "subject")
+        ('1 subject', '2 subjects')
+    """
+    return f"{number} {noun}{'s' if number != 1 else ''}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_s3t.cli.receipts import as_json, check_private_key
+from lightning_s3t.columns import counted
 from lightning_s3t.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def forget(
             return
         if time is not None:
             count = opened.schedule(asked, time, strict=not allow_unknown)
-            print(f"{count} subjects will be forgotten at {time.isoformat()}.")
+            print(f"{counted(count, 'subject')} will be forgotten at {time.isoformat()}.")
             return
         answer = opened.forget(asked, strict=not allow_unknown, request_id=request_id)
     if isinstance(answer, Ticket):
@@ -106,10 +107,10 @@ def _show(receipt: RequestRecord, sign: Path | None, json: bool) -> None:
         return
     unknown = f", {receipt.unknown} never seen" if receipt.unknown is not None else ""
     print(
-        f"Request {receipt.request}: {receipt.subjects} subjects, {receipt.already_forgotten} of them forgotten "
-        f"before{unknown}."
+        f"Request {receipt.request}: {counted(receipt.subjects, 'subject')}, {receipt.already_forgotten} of them "
+        f"forgotten before{unknown}."
     )
-    print(f"Revoked {receipt.revoked_units} units: {', '.join(receipt.revoked) or 'none'}.")
+    print(f"Revoked {counted(receipt.revoked_units, 'unit')}: {', '.join(receipt.revoked) or 'none'}.")
     print(f"Erased {receipt.erased_files} files, {receipt.erased_bytes:,} bytes.")
     if receipt.missing_files:
         print(f"{receipt.missing_files} registered files were not there any more: moved or removed by others.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json as json_format
 from pathlib import Path
 
+from lightning_s3t.columns import counted
+
 
 def pending(store: Path, /) -> None:
     """List the scheduled requests: when they are due, and for how many subjects.
@@ -17,7 +19,7 @@ def pending(store: Path, /) -> None:
     with Store.open(store, forget_due=False) as opened:
         found = opened.pending()
     for due, count in found:
-        print(f"{due}  {count} subjects")
+        print(f"{due}  {counted(count, 'subject')}")
     if not found:
         print("Nothing is scheduled.")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal
 
 Guarantee = Literal["exact", "certified", "empirical"]
@@ -13,18 +12,3 @@ Response = Literal["revoke", "replace"]
 
 Isolation = Literal["forkserver", "fork", "none"]
 """How units were kept apart: a fresh process each, a fork of the script each, or one process for all."""
-
-_FROM_STRONGEST: tuple[Isolation, ...] = ("forkserver", "fork", "none")
-
-
-def weakest(isolations: Iterable[Isolation]) -> Isolation:
-    """Return the weakest of several isolations: what a receipt may claim of all units together.
-
-    Args:
-        isolations: Any number of them. Without any, nothing can be claimed.
-
-    Example:
-        >>> weakest(["forkserver", "fork"]), weakest([])
-        ('fork', 'none')
-    """
-    return max(isolations, key=_FROM_STRONGEST.index, default="none")

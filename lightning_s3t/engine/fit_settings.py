@@ -17,6 +17,7 @@ from lightning_s3t.engine.unit_settings import UnitSettings
 from lightning_s3t.methods import UnlearningMethod
 from lightning_s3t.plan import Partition
 from lightning_s3t.tuning.adapters import describe_adapter
+from lightning_s3t.tuning.compiled import describe_compiled
 from lightning_s3t.tuning.fingerprint import digest_tensors
 from lightning_s3t.tuning.stages import StageBuilder
 
@@ -41,7 +42,7 @@ def fit_settings(
         units: How units are trained.
         method: The unlearning method.
     """
-    layers = builder.layers
+    layers, compiled = builder.layers, describe_compiled(module)
     return {
         "partition": partition.settings,
         "method": {"name": method.name, "guarantee": method.guarantee, "response": method.response},
@@ -62,6 +63,8 @@ def fit_settings(
             "epochs": units.epochs,
             # globals, class attributes and locks are there in a forked process, and not in one that was sent to
             "isolation": units.isolation,
+            # another rounding; absent where torch compiles nothing
+            **({"compiled": compiled} if compiled else {}),
             "batch_size": loader.batch_size,
             "drop_last": loader.drop_last,
             **trainer,

@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.loggers.utilities import _log_hyperparams
+from lightning.pytorch.profilers import PyTorchProfiler
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource, _request_dataloader
@@ -380,6 +381,42 @@ def replace_parts(trainer: pl.Trainer, replace: Mapping[int, object]) -> None:
     trainer.loggers = loggers
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     callbacks[:] = [replace.get(id(callback), callback) for callback in callbacks]
+
+
+def profiler_to_send(profiler: PyTorchProfiler) -> PyTorchProfiler:
+    """Returns a copy of torch's profiler that can be sent to another process and begins anew there.
+
+    The profiler itself stops, and takes its hooks off the module's parts; it starts again with the next action.
+
+    Args:
+        profiler: The trainer's.
+    """
+    sent = copy.copy(profiler)
+    cache_events = profiler._cache_functions_events
+
+    def cache_events_if_any() -> None:
+        # in the script no step is profiled, and Lightning asks torch for its events all the same, which raises
+        if getattr(profiler.profiler, "profiler", None) is not None:
+            cache_events()
+
+    vars(profiler)["_cache_functions_events"] = cache_events_if_any
+    profiler.teardown(None)
+    sent.profiler = sent._register = sent._parent_profiler = None
+    sent._recording_map = {}
+    sent._lightning_module = sent.function_events = None
+    if sent._schedule is not None:
+        sent._schedule = copy.copy(sent._schedule)
+        if sent._schedule._schedule is profiler._default_schedule():
+            sent._schedule._schedule = _DefaultSchedule()  # type: ignore[assignment]
+        sent._profiler_kwargs = {**sent._profiler_kwargs, "schedule": sent._schedule}
+    return sent
+
+
+class _DefaultSchedule:
+    """Arrives as the other process's own default schedule, which Lightning tells by its identity."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PyTorchProfiler._default_schedule, ()
 
 
 def reconfigure(trainer: pl.Trainer) -> None:

@@ -35,6 +35,19 @@ def warned_once() -> Iterator[None]:
 
 
 @contextmanager
+def expecting_checkpoints() -> Iterator[None]:
+    """Leaves out ModelCheckpoint's word on a folder that is not empty: what earlier units wrote belongs there."""
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    filters: list[Any] = warnings.filters  # type: ignore[assignment]
+    added = filters[0]
+    try:
+        yield
+    finally:  # not `catch_warnings`, which would take with it what the script filters meanwhile
+        if added in filters:
+            filters.remove(added)
+
+
+@contextmanager
 def quiet(trainer: pl.Trainer) -> Iterator[None]:
     """Silences what Lightning would say once a unit: its bars, its stop messages, its word on eval modes.
 

@@ -20,7 +20,6 @@ from torch import nn
 from lightning_s3t.engine.lightning_internals import (
     has_communication_state,
     has_train_dataloader,
-    is_compiled,
     loaded_checkpoint,
     starts_ranks_as_scripts,
     syncs_batchnorm,
@@ -101,7 +100,7 @@ def _problems_of_isolation(trainer: pl.Trainer, isolation: Isolation, parallel_u
         if parallel_units > 1:
             return [
                 "parallel_units: units can be trained at the same time in processes of their own only, which several "
-                "devices, torch.compile, fast_dev_run and isolation='none' rule out. Leave those out, or train one "
+                "devices, fast_dev_run and isolation='none' rule out. Leave those out, or train one "
                 "unit at a time: S3T(parallel_units=1)."
             ]
         return []
@@ -119,11 +118,6 @@ def _problems_of_isolation(trainer: pl.Trainer, isolation: Isolation, parallel_u
             )
         if parallel_units > 1:
             problems.append("parallel_units with several devices: one unit uses them all. Leave it out.")
-    if is_compiled(trainer.lightning_module):
-        problems.append(
-            f"isolation={isolation!r} with torch.compile: what is compiled cannot be taken to another process, which "
-            "would train the plain module. Leave torch.compile out, or use isolation='none'."
-        )
     if isolation == "fork" and not hasattr(os, "pidfd_open"):
         problems.append("isolation='fork' on this system: it needs Linux. Use isolation='forkserver'.")
     if isolation == "fork" and torch.cuda.is_initialized():

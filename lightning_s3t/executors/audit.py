@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lightning_s3t.columns import counted
 from lightning_s3t.engine.lightning_internals import is_deterministic
 from lightning_s3t.engine.run_record import versions
 from lightning_s3t.engine.training_data import TrainingData
@@ -86,7 +87,7 @@ class AuditReport:
         without = (
             f"on the rows of the others gives, in data that still has {self.rows_of_forgotten} rows of the forgotten"
             if self.rows_of_forgotten
-            else f"without the {self.forgotten} forgotten subjects gives"
+            else f"without the {counted(self.forgotten, 'forgotten subject')} gives"
         )
         lines = [
             f"{equal} of {len(self.units)} units are, bit for bit, what training {without} ({self.survivors} units "

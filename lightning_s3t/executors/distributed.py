@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from typing_extensions import override
 
 from lightning_s3t.engine.lightning_internals import meeting_point
 from lightning_s3t.engine.training_data import TrainingData
@@ -18,6 +19,7 @@ from lightning_s3t.engine.unit_settings import UnitSettings
 from lightning_s3t.engine.unit_training import UnitResult, UnitTask, UnitTraining
 from lightning_s3t.errors import RevokedError, WorkerError
 from lightning_s3t.executors.fit_store import FitStore
+from lightning_s3t.executors.process_executor import ProcessExecutor
 from lightning_s3t.executors.processes.messages import (
     Advanced,
     Begin,
@@ -30,14 +32,11 @@ from lightning_s3t.executors.processes.messages import (
     Trained,
     Writes,
 )
-from lightning_s3t.executors.processes.recorded_logs import write_calls
-from lightning_s3t.executors.processes.unit_processes import UnitProcess, UnitProcesses
+from lightning_s3t.executors.processes.unit_processes import UnitProcess
 from lightning_s3t.executors.progress import UnitProgress
 from lightning_s3t.executors.ranks import check_same_tensors, gather, on_rank_zero
 from lightning_s3t.executors.unit_plan import PlannedUnit
 from lightning_s3t.executors.unit_store import BegunUnit, UnitStore
-from lightning_s3t.plan import UnitId
-from lightning_s3t.tuning.randomness import seeded
 
 _LOOK_UP = 0.1  # seconds after which the ranks compare how far they are
 
@@ -61,7 +60,7 @@ class Standing:
     stop: bool = False
 
 
-class DistributedExecutor:
+class DistributedExecutor(ProcessExecutor):
     """Trains the units of a plan on several devices, one unit after the other.
 
     The ranks go through the plan in step. For each unit every rank starts a process from what the fit has found; these
@@ -73,70 +72,30 @@ class DistributedExecutor:
         training: Trains a unit.
         settings: How units are trained.
 
-    Attributes:
-        trained: The units that have been trained.
-
     Raises:
         UnsupportedError: Something cannot be sent to another process; named.
     """
 
     def __init__(self, trainer: pl.Trainer, data: TrainingData, training: UnitTraining, settings: UnitSettings) -> None:
-        self._trainer = trainer
-        self._settings = settings
+        super().__init__(trainer, data, training, settings)
         self._name = on_rank_zero(trainer, lambda: f"s3t-{secrets.token_hex(8)}")
         self._groups = 0
-        self._first_step = 0
         self._begun: BegunUnit | None = None  # on rank 0
-        self.trained: list[UnitId] = []
-        self._processes = UnitProcesses(trainer, data, training, settings)
 
+    @override
     def rehearse(self) -> dict[str, Any]:
-        """Has every rank run the fit up to its first batch, so that what is wrong shows before anything is changed.
-
-        Returns:
-            The trainer's settings that bear on what is learnt.
-
-        Raises:
-            Exception: What the rehearsal has raised on any rank.
-            WorkerError: A process has died.
-        """
         rehearsed = self._run_together(Rehearse(), "the fit was tried", Rehearsed)
         assert rehearsed is not None
         self._processes.learn(rehearsed.modules)
         return rehearsed.settings
 
-    def run(self, units: UnitStore, fit_store: FitStore) -> None:
-        """Builds every unit of the plan.
-
-        Args:
-            units: Begins and commits units in the store.
-            fit_store: The store, and the plan of what to build.
-
-        Raises:
-            Exception: What a unit's training has raised on any rank; the units that are done stay.
-            WorkerError: A process has died.
-        """
-        with seeded():
-            try:
-                while not self._build_all(units, fit_store):
-                    fit_store.replan()
-                self._processes.say_what_was_kept()
-            except BaseException:
-                self._processes.close()
-                fit_store.clear_attempts()
-                raise
-
-    def close(self) -> None:
-        """Ends all processes."""
-        self._processes.close()
-
+    @override
     def _build_all(self, units: UnitStore, fit_store: FitStore) -> bool:
-        """Builds the plan; False if a deletion request came in, so that there has to be another."""
         plan = fit_store.plan.build
         with closing(UnitProgress.of(self._trainer, plan, self._settings)) as progress:
             for planned in plan:
                 progress.start(planned.unit)
-                revoked = self._build(planned, units, progress)
+                revoked = self._build(planned, units, progress, another=planned is not plan[-1])
                 progress.finish_unit(planned.unit)
                 if revoked is not None:
                     rank_zero_info(f"S3T: {revoked}")
@@ -144,13 +103,13 @@ class DistributedExecutor:
                     return False
         return True
 
-    def _build(self, planned: PlannedUnit, units: UnitStore, progress: UnitProgress) -> str | None:
+    def _build(self, planned: PlannedUnit, units: UnitStore, progress: UnitProgress, another: bool) -> str | None:
         """Builds a unit; returns why it was broken off, if a deletion request has reached it."""
         task = on_rank_zero(self._trainer, lambda: self._begin(planned, units))
         if task is None:
             return f"Unit {planned.unit} was revoked while the fit ran."
         try:
-            trained = self._run_together(task, f"unit {planned.unit} was trained", Trained, progress)
+            trained = self._run_together(task, f"unit {planned.unit} was trained", Trained, progress, another)
         except Exception as error:
             failure = error
             passed_over = on_rank_zero(self._trainer, lambda: self._pass_over(failure, units))
@@ -165,10 +124,7 @@ class DistributedExecutor:
             on_rank_zero(self._trainer, lambda: self._commit(trained, units))
         except RevokedError as error:
             return str(error)
-        self.trained.append(planned.unit)
-        if self._trainer.is_global_zero:
-            write_calls(trained.calls, self._trainer.loggers, self._first_step)
-        self._first_step += trained.steps
+        self._note(planned.unit, trained)
         return None
 
     def _begin(self, planned: PlannedUnit, units: UnitStore) -> UnitTask | None:
@@ -189,13 +145,18 @@ class DistributedExecutor:
         self._begun = None
 
     def _run_together(
-        self, task: UnitTask | Rehearse, what: str, kind: type[M], progress: UnitProgress | None = None
+        self,
+        task: UnitTask | Rehearse,
+        what: str,
+        kind: type[M],
+        progress: UnitProgress | None = None,
+        another: bool = False,
     ) -> M | None:
         """Runs a task on every rank; returns this rank's outcome, or None where a request has ended the task."""
         self._groups += 1
         group = Group(*meeting_point(), f"{self._name}-{self._groups}")
         outcome: M | None = None
-        with closing(self._processes.start(Begin(task, group), what)) as process:
+        with closing(self._processes.start(Begin(task, group), what, another)) as process:
             while True:
                 failed = None
                 try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,18 +14,18 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from peft import PeftConfig
 
+from lightning_s3t.columns import counted
 from lightning_s3t.engine.fit_settings import classes_of, config_of, fit_settings
 from lightning_s3t.engine.found_state.found_state import digest_found
 from lightning_s3t.engine.lightning_internals import (
     hand_back,
-    is_compiled,
     is_distributed,
     log_hyperparameters,
     request_train_dataloader,
     starts_ranks_as_scripts,
     take_over,
 )
-from lightning_s3t.engine.muted_lightning import warned_once
+from lightning_s3t.engine.muted_lightning import expecting_checkpoints, warned_once
 from lightning_s3t.engine.preflight import check_every_optimizer, check_not_resumed, check_optimizers
 from lightning_s3t.engine.run_record import trainer_settings
 from lightning_s3t.engine.subjects import Subjects, check_order, subjects_of
@@ -108,6 +108,8 @@ class Fit:
         self._settings = dataclasses.replace(config.units, isolation=isolation)
         if audited is not None:  # one after another, so that it also shows that the order does not matter
             self._settings = dataclasses.replace(self._settings, parallel_units=1)
+        self._exit = ExitStack()
+        self._exit.enter_context(expecting_checkpoints())
         self._fit_store: FitStore | None = None
         self._key: bytes | None = None
         self.training: UnitTraining | None = None
@@ -157,6 +159,7 @@ class Fit:
         Args:
             trainer: The trainer.
         """
+        self._exit.close()
         hand_back(trainer)
         if self._fit_store is not None:
             self._fit_store.close()
@@ -218,8 +221,13 @@ class Fit:
                 f"S3T: deletions have emptied slices, so {len(plan.impossible)} units cannot be trained: "
                 f"{', '.join(map(str, plan.impossible[:5]))}. The shards serve what is before them."
             )
-        rank_zero_info(str(LayerTable.of(builder)))
-        rank_zero_info(f"S3T: {len(plan.build)} units to train, {plan.present} are there. Store: {config.store}")
+        if self._audited is None:
+            rank_zero_info(str(LayerTable.of(builder)))
+            rank_zero_info(
+                f"S3T: {counted(len(plan.build), 'unit')} to train, {plan.present} are there. Store: {config.store}"
+            )
+        else:
+            rank_zero_info(f"S3T: {len(plan.build)} units of {self._audited.store.path} are trained anew, to compare.")
         for logger in trainer.loggers:
             logger.log_hyperparams(self._hyperparameters())
         return fit_store
@@ -249,9 +257,9 @@ class Fit:
         shards = self._config.partition.shards
         passed_over = fit_store.passed_over
         self.summary = FitSummary.of(store.alive(), shards, self.sequences, trained, seconds, passed_over)
-        if trained:
-            rank_zero_info(str(self.summary))
-        if self._audited is None:
+        if self._audited is None:  # an audit has a report of its own
+            if trained:
+                rank_zero_info(str(self.summary))
             rank_zero_info(
                 f"S3T: what was trained is in {path}; the module is as it was. "
                 f"EnsembleModule.from_store({path!r}, model) serves it."
@@ -289,5 +297,5 @@ def isolation_of(trainer: pl.Trainer, asked: Literal["auto", "forkserver", "fork
         return "none"  # nothing is kept, and somebody wants to look
     if asked == "auto":
         forked = is_distributed(trainer) and not starts_ranks_as_scripts(trainer)
-        return "none" if forked or is_compiled(trainer.lightning_module) else "forkserver"
+        return "none" if forked else "forkserver"
     return asked

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning_s3t.columns import align
+from lightning_s3t.columns import align, counted
 from lightning_s3t.plan import SliceSequence, UnitId, survivors, units_of
 from lightning_s3t.store import UnitRecord
 
@@ -98,7 +98,8 @@ class FitSummary:
         ]
         trained = sum(row.trained for row in self.rows)
         passed_over = "".join(f"\nUnit {unit} was passed over: {why}" for unit, why in self.passed_over.items())
-        return f"{align(cells, numbers_from=2)}\n{trained} units trained in {self.seconds:.0f} s.{passed_over}"
+        done = f"{counted(trained, 'unit')} trained in {self.seconds:.0f} s."
+        return f"{align(cells, numbers_from=2)}\n{done}{passed_over}"
 
 
 def mean_metrics(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:

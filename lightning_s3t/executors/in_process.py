@@ -194,7 +194,7 @@ class InProcessExecutor:
         if changes:
             raise LeakageError(
                 f"Unit {unit} has left something behind that would reach the units after it: {changes}. Units are "
-                "trained in one process here (isolation='none', several devices or torch.compile), and this is not "
-                "set back between them. Keep it out of the module, the data module and the callbacks, or train on one "
-                "device with isolation='forkserver'."
+                "trained in one process here (isolation='none', or a strategy that spawns or forks ranks), and this is "
+                "not set back between them. Keep it out of the module, the data module and the callbacks, or train on "
+                "one device with isolation='forkserver'."
             )

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from typing_extensions import override
 
 from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.engine.unit_settings import UnitSettings
 from lightning_s3t.engine.unit_training import UnitResult, UnitTraining
 from lightning_s3t.errors import RevokedError
 from lightning_s3t.executors.fit_store import FitStore
+from lightning_s3t.executors.process_executor import ProcessExecutor
 from lightning_s3t.executors.processes.messages import (
     Advanced,
     Begin,
@@ -29,15 +29,12 @@ from lightning_s3t.executors.processes.messages import (
     Trained,
     Writes,
 )
-from lightning_s3t.executors.processes.recorded_logs import write_calls
-from lightning_s3t.executors.processes.unit_processes import UnitProcess, UnitProcesses
+from lightning_s3t.executors.processes.unit_processes import UnitProcess
 from lightning_s3t.executors.progress import UnitProgress
 from lightning_s3t.executors.unit_plan import PlannedUnit
 from lightning_s3t.executors.unit_store import BegunUnit, UnitStore
 from lightning_s3t.plan import UnitId
-from lightning_s3t.tuning.randomness import seeded
 
-_PATIENCE = 5.0  # seconds in which a unit's process ends by itself once what has forked it has died
 _LOOK_UP = 0.1  # seconds after which it is looked for requests, and whether the fit was told to end
 
 
@@ -59,7 +56,7 @@ class RunningUnit:
         return self.begun.planned.unit
 
 
-class IsolatedExecutor:
+class IsolatedExecutor(ProcessExecutor):
     """Trains the units of a plan, each in a process of its own that starts from what the fit has found.
 
     Nothing that a unit leaves behind can reach another: only its tensors, its record, what it told the loggers and the
@@ -72,31 +69,16 @@ class IsolatedExecutor:
         training: Trains a unit.
         settings: How units are trained.
 
-    Attributes:
-        trained: The units that have been trained.
-
     Raises:
         UnsupportedError: Something cannot be sent to another process; named.
     """
 
     def __init__(self, trainer: pl.Trainer, data: TrainingData, training: UnitTraining, settings: UnitSettings) -> None:
-        self._trainer = trainer
-        self._settings = settings
+        super().__init__(trainer, data, training, settings)
         self._running: dict[int, RunningUnit] = {}
-        self._first_step = 0
-        self.trained: list[UnitId] = []
-        self._processes = UnitProcesses(trainer, data, training, settings)
 
+    @override
     def rehearse(self) -> dict[str, Any]:
-        """Has a process run the fit up to its first batch, so that what is wrong shows before anything is changed.
-
-        Returns:
-            The trainer's settings that bear on what is learnt.
-
-        Raises:
-            Exception: What the rehearsal has raised.
-            WorkerError: The process has died.
-        """
         with closing(self._processes.start(Begin(Rehearse()), "the fit was tried")) as process:
             while True:
                 for _, message in self._processes.listen([process], _LOOK_UP):
@@ -107,34 +89,8 @@ class IsolatedExecutor:
                         return message.settings
                 self._check_signals()
 
-    def run(self, units: UnitStore, fit_store: FitStore) -> None:
-        """Builds every unit of the plan.
-
-        Args:
-            units: Begins and commits units in the store.
-            fit_store: The store, and the plan of what to build.
-
-        Raises:
-            Exception: What a unit's training has raised; the units that are done stay.
-            WorkerError: A process has died.
-        """
-        with seeded():
-            try:
-                while not self._build_all(units, fit_store):
-                    fit_store.replan()
-                self._processes.say_what_was_kept()
-            except BaseException:
-                self._processes.close()
-                self._wait_for_ends()
-                fit_store.clear_attempts()
-                raise
-
-    def close(self) -> None:
-        """Ends all processes."""
-        self._processes.close()
-
+    @override
     def _build_all(self, units: UnitStore, fit_store: FitStore) -> bool:
-        """Builds the plan; False if a deletion request came in, so that there has to be another."""
         plan = fit_store.plan.build
         schedule = Schedule(plan)
         outdated = False
@@ -160,7 +116,8 @@ class IsolatedExecutor:
             schedule.give_up(planned.unit)
             return
         progress.start(planned.unit)
-        process = self._processes.start(Begin(begun.task), f"unit {planned.unit} was trained")
+        what = f"unit {planned.unit} was trained"
+        process = self._processes.start(Begin(begun.task), what, another=schedule.waiting)
         self._running[process.number] = RunningUnit(begun, process)
 
     def _listen(self, units: UnitStore, schedule: Schedule, progress: UnitProgress) -> None:
@@ -194,9 +151,7 @@ class IsolatedExecutor:
             schedule.give_up(running.unit)  # metrics of what was revoked are nobody's to see
             return
         schedule.end(running.unit)
-        self.trained.append(running.unit)
-        write_calls(message.calls, self._trainer.loggers, self._first_step)
-        self._first_step += message.steps
+        self._note(running.unit, message)
 
     def _end_revoked(self, schedule: Schedule, progress: UnitProgress) -> None:
         """Ends the units that a request has reached, in mid-training."""
@@ -215,17 +170,6 @@ class IsolatedExecutor:
         if self._trainer.received_sigterm:  # type: ignore[attr-defined]
             raise SIGTERMException
 
-    def _wait_for_ends(self) -> None:
-        """Waits until no unit's process can write any more: what they have written is erased next."""
-        channels = {running.process.channel for running in self._running.values()}
-        deadline = time.monotonic() + _PATIENCE
-        while channels and time.monotonic() < deadline:
-            for channel in wait(list(channels), _LOOK_UP):
-                try:
-                    channel.recv_bytes()  # type: ignore[union-attr]
-                except (EOFError, OSError):
-                    channels.discard(channel)  # type: ignore[arg-type]
-
     def _forget(self, process: UnitProcess) -> None:
         del self._running[process.number]
         process.close()
@@ -240,8 +184,8 @@ class Schedule:
     Example:
         >>> first, second = (PlannedUnit(UnitId(0, prefix), "key", 1, False) for prefix in [(0,), (0, 1)])
         >>> schedule = Schedule([first, second])
-        >>> schedule.width, schedule.take() is first, schedule.take()
-        (1, True, None)
+        >>> schedule.take() is first, schedule.take()
+        (True, None)
         >>> schedule.end(first.unit)
         >>> schedule.take() is second
         True
@@ -252,10 +196,9 @@ class Schedule:
         self._running: set[UnitId] = set()
 
     @property
-    def width(self) -> int:
-        """How many units can be trained at the same time at most: as many as nothing is built on."""
-        parents = {unit.parent for unit in self._waiting}
-        return sum(unit not in parents for unit in self._waiting)
+    def waiting(self) -> bool:
+        """Whether there is more to give out."""
+        return bool(self._waiting)
 
     @property
     def done(self) -> bool:

@@ -6,6 +6,7 @@ import sys
 
 from tests.benchmarks import (
     changeover,
+    compiled,
     isolation,
     ledger_scale,
     memory,
@@ -28,6 +29,7 @@ if __name__ == "__main__":
             start_up.main(),
             training.main(),
             changeover.main([]),
+            compiled.main(),
             stages.main(),
             memory.main(),
             serving.main([]),

@@ -1,13 +1,14 @@
-"""Units in processes of their own against plain training: `python -m tests.benchmarks.isolation [--quick]`.
+"""Units in processes of their own against plain training: `python -m tests.benchmarks.isolation [--quick] [PART ...]`.
 
-Four things, none with any MALLOC_* in the environment:
+Four parts, none with any MALLOC_* in the environment:
 
-- Whole fits of eight units of about five seconds, against Lightning's own `trainer.fit` of the same stages and steps in the
-  script's process, and against `isolation="none"`. Mark: 1.05 times Lightning alone.
-- What a unit costs beside its training, with a small model, for each isolation: seconds of a fit of many units beyond those
+- `fits`: whole fits of 16 units of about five seconds, against Lightning's own `trainer.fit` of the same stages and steps in
+  the script's process, and against `isolation="none"`; also in seconds of the CPU, of all processes. Mark: 1.05 times
+  Lightning alone.
+- `units`: what a unit costs beside its training, with a small model, for each isolation: seconds of a fit of many units beyond those
   of one of few, a unit, less its steps. Mark: 0.3 seconds.
-- The first start of the process that imports the packages.
-- Memory: the proportional set size (PSS) of the script's process and all below it, at its peak, for a model of 200 MB that
+- `start`: the first start of the process that imports the packages.
+- `memory`: the proportional set size (PSS) of the script's process and all below it, at its peak, for a model of 200 MB that
   learns from 200 MB; against a fine-tune with PEFT beside one process with the imports alone. Wanted: 1.1 times.
 
 With `--quick` there are fewer steps and rounds, which shows that it runs, and no more.
@@ -50,7 +51,7 @@ from tests.benchmarks.vision import CLASSES, Classifier, RepeatedImages, make_tr
 
 Kind = Literal["forkserver", "fork", "none"]
 
-SHARDS, SLICES, STEPS, ROUNDS = 4, 2, 60, 2
+SHARDS, SLICES, STEPS, ROUNDS = 8, 2, 75, 2
 FEW, MANY, SMALL_STEPS, SMALL_ROUNDS = 2, 10, 5, 3
 # of 1.6 MB each, shown to the network at this size
 ROWS, ROW_SIZE, SHOWN_SIZE, MEMORY_BATCH = 128, 368, 32, 8
@@ -94,15 +95,26 @@ def compare_fits(steps: int, rounds: int) -> float:
         }
         for run in contestants.values():
             run(2)
-        turns = {name: functools.partial(run, steps) for name, run in contestants.items()}
+        cpu: dict[str, list[float]] = {name: [] for name in contestants}
+
+        def run_one(name: str) -> None:
+            before = cpu_seconds(os.getpid())
+            contestants[name](steps)
+            cpu[name].append(cpu_seconds(os.getpid()) - before)
+
+        turns = {name: functools.partial(run_one, name) for name in contestants}
         times = take_turns(turns, rounds, "whole fits", warm_up=False, prepare=start)
-    alone = times["Lightning alone"]
     units = SHARDS * SLICES
-    table = Table("", "seconds, median", "a unit", "against Lightning", title=f"{units} units of {steps} steps")
-    for name, seconds in times.items():
-        median = statistics.median(seconds)
-        table.add_row(name, f"{median:.1f}", f"{median / units:.2f}", str(ratio(seconds, alone)))
+    table = Table(
+        "", "a unit", "against Lightning", "a unit, CPU", "against Lightning", title=f"{units} units, seconds"
+    )
+    for name in contestants:
+        row = [name]
+        for found in (times, cpu):
+            row += [f"{statistics.median(found[name]) / units:.2f}", str(ratio(found[name], found["Lightning alone"]))]
+        table.add_row(*row)
     Console(width=120).print(table)
+    alone = times["Lightning alone"]
     found = ratio(times['S3T(isolation="forkserver")'], alone)
     print(f"A fit with processes of their own against Lightning alone: {found} (mark: {MARK_FIT:g}).")
     return found.median
@@ -176,12 +188,13 @@ def start(cold: bool = False) -> None:
     package.close()
 
 
-def time_start(rounds: int) -> None:
-    """Prints how long the process takes to be ready for units, the first time and later."""
+def time_start(rounds: int) -> float:
+    """Prints how long the process takes to be ready for units, the first time and later; there is no mark."""
     contestants = {"the first": lambda: start(cold=True), "later ones": lambda: start(cold=False)}
     times = take_turns(contestants, rounds, "starting")
     for name, seconds in times.items():
         print(f"Start of {name}: {statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f}).")
+    return 0.0
 
 
 class LargeRows(Dataset[tuple[Tensor, int]]):
@@ -249,6 +262,18 @@ def processes_below(pid: int) -> Iterator[int]:
         waiting += children.get(found, [])
 
 
+def cpu_seconds(pid: int) -> float:
+    """Returns how long a process and all that it has started, those that have ended too, have computed."""
+    total = 0
+    for process in processes_below(pid):
+        try:
+            fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        total += sum(map(int, fields[11:15]))  # in user and system mode, its own and of children that have ended
+    return total / os.sysconf("SC_CLK_TCK")
+
+
 @dataclass(frozen=True)
 class Pss:
     """The proportional set size of processes in MiB: all of it, what is shared memory of it, and each process's."""
@@ -294,11 +319,11 @@ def peak_of(isolation: Kind | None) -> Pss:
     return peak
 
 
-def compare_memory(rounds: int) -> None:
-    """Measures peaks in turn, and prints them."""
+def compare_memory(rounds: int) -> float:
+    """Measures peaks in turn, and prints them; there is no mark."""
     if not Path("/proc/self/smaps_rollup").exists():
         print("Memory: this system has no /proc/self/smaps_rollup.")
-        return
+        return 0.0
     contestants: dict[str, Kind | None] = {
         "forkserver": "forkserver",
         "none": "none",
@@ -321,6 +346,7 @@ def compare_memory(rounds: int) -> None:
         table.add_row(name, f"{median:,.0f}", str(ratio(totals, plain)), f"{shared:.0f}", each)
     Console(width=120).print(table)
     print(f"{WANTED_MEMORY:g} times was wanted of forkserver.")
+    return 0.0
 
 
 def main(arguments: list[str]) -> int:
@@ -332,11 +358,15 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     quick = "--quick" in arguments
     steps, rounds, small_rounds = (5, 1, 1) if quick else (STEPS, ROUNDS, SMALL_ROUNDS)
-    unit = compare_units(small_rounds)
-    time_start(small_rounds)
-    compare_memory(rounds)
-    fit = compare_fits(steps, rounds)
-    return int(not quick and (fit > MARK_FIT or unit > MARK_UNIT))
+    parts: dict[str, Callable[[], float]] = {
+        "units": lambda: compare_units(small_rounds) / MARK_UNIT,
+        "start": lambda: time_start(small_rounds),
+        "memory": lambda: compare_memory(rounds),
+        "fits": lambda: compare_fits(steps, rounds) / MARK_FIT,
+    }
+    chosen = [name for name in parts if name in arguments] or list(parts)
+    missed = [name for name in chosen if parts[name]() > 1]
+    return int(not quick and bool(missed))
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def test_a_request_for_later_is_listed_and_carried_out_when_it_is_due(store: Pat
     assert main(["store", "pending", str(store)]) == 0
     output = capsys.readouterr().out
     assert "Nothing is due" in output
-    assert "2999-01-31T12:00:00.000+00:00  1 subjects" in output
+    assert "2999-01-31T12:00:00.000+00:00  1 subject" in output
     with Store.open(store) as opened:
         opened.schedule([BOB], datetime.now(timezone.utc) - timedelta(seconds=1))
     assert main(["forget", str(store), "--due", "--json"]) == 0

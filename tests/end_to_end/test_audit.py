@@ -70,6 +70,12 @@ def test_an_audit_of_units_that_share_a_process_says_what_it_cannot_show(store: 
     assert "one process" not in str(audit_people(store, People.make()))
 
 
+def test_an_audit_does_not_speak_of_its_scratch_store(store: Path, caplog: pytest.LogCaptureFixture) -> None:
+    audit_people(store, People.make(), units=1)
+    assert "to compare" in caplog.text
+    assert "units trained in" not in caplog.text
+
+
 def test_a_store_passes_when_the_persons_rows_are_no_longer_there(store: Path) -> None:
     report = audit_people(store, People.make().without(PERSON))
     assert report.passed

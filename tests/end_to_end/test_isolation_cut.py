@@ -73,6 +73,24 @@ class KillServer(AtUnit):
         time.sleep(60)  # ended meanwhile, since nobody is left to hear of it
 
 
+class KillWaiting(AtUnit):
+    """Kills the process that waits for the next unit, beside this one."""
+
+    def act(self) -> None:
+        deadline = time.monotonic() + 30
+        while not (waiting := self.forked() - {os.getpid()}):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        for pid in waiting:
+            os.kill(pid, signal.SIGKILL)
+
+    def forked(self) -> set[int]:
+        """Those that the same process has forked; what it has started otherwise has another command line."""
+        children = Path(f"/proc/{os.getppid()}/task/{os.getppid()}/children").read_text().split()
+        commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+        return {pid for pid, command in commands.items() if command == commands[os.getpid()]}
+
+
 class Ask(AtUnit):
     """Asks, once, that somebody be forgotten."""
 
@@ -139,6 +157,14 @@ def test_the_death_of_the_process_that_units_are_forked_from_ends_the_fit(tmp_pa
         fit(store, People.make(), checkpoints, KillServer("1/0", store), trainer={"enable_checkpointing": True})
     assert_nothing_is_left(store, tmp_path / "checkpoints")
     assert_the_next_fit_goes_on(store)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+@pytest.mark.parametrize("isolation", ["forkserver", "fork"])
+def test_the_death_of_a_process_that_waits_for_a_unit_does_no_harm(tmp_path: Path, isolation: str) -> None:
+    fit(tmp_path / "cut", People.make(), KillWaiting("0/0", tmp_path / "cut"), epochs=1, isolation=isolation)
+    fit(tmp_path / "whole", People.make(), epochs=1, isolation=isolation)
+    assert_bitwise_equal(tensors_of(tmp_path / "cut"), tensors_of(tmp_path / "whole"))
 
 
 def test_an_error_comes_back_as_it_was_raised_and_names_the_unit(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelSummary
-from lightning.pytorch.profilers import SimpleProfiler
+from lightning.pytorch.profilers import PyTorchProfiler, SimpleProfiler
 from torch import nn
 
 from lightning_s3t.errors import UnsupportedError, WorkerError
@@ -247,10 +247,14 @@ def test_the_model_summary_is_shown_once(tmp_path: Path, capfd: pytest.CaptureFi
 
 
 @pytest.mark.nightly
-def test_a_profiler_writes_a_file_for_each_unit(tmp_path: Path) -> None:
-    profiler = SimpleProfiler(dirpath=tmp_path / "profiles", filename="times")
-    fit(tmp_path / "store", People.make(), trainer={"profiler": profiler})
-    assert len(list((tmp_path / "profiles").glob("fit-times-unit-*.txt"))) == UNITS
+@pytest.mark.parametrize("kind", [SimpleProfiler, PyTorchProfiler])
+@pytest.mark.parametrize("isolation", ["forkserver", "fork"])
+def test_a_profiler_writes_a_file_for_each_unit(tmp_path: Path, kind: Any, isolation: str) -> None:
+    profiler = kind(dirpath=tmp_path / "profiles", filename="times")
+    fit(tmp_path / "store", People.make(), isolation=isolation, trainer={"profiler": profiler})
+    files = list((tmp_path / "profiles").glob("fit-times-unit-*.txt"))
+    assert len(files) == UNITS
+    assert all("Profiler Report" in file.read_text() for file in files)
 
 
 class HalfPrecision(Classifier):

@@ -12,7 +12,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
-import torch
 from lightning.pytorch.callbacks import Callback
 
 from lightning_s3t import S3T
@@ -95,17 +94,6 @@ def test_a_method_that_was_put_on_the_module_goes_along(tmp_path: Path) -> None:
     fit(tmp_path / "put", People.make(), module=module, isolation="none")
     fit(tmp_path / "own", People.make(), module=Doubled(), isolation="none")
     assert_bitwise_equal(tensors_of(tmp_path / "put"), tensors_of(tmp_path / "own"))
-
-
-@pytest.mark.parametrize("compiled", ["module", "network"])
-def test_what_torch_compiles(tmp_path: Path, compiled: str) -> None:
-    module = Classifier()
-    if compiled == "module":
-        module.compile()
-    else:
-        module.network = torch.compile(module.network)  # type: ignore[assignment]
-    refused(tmp_path, "isolation='forkserver' with torch.compile", module=module, isolation="forkserver")
-    refused(tmp_path, "parallel_units: .*torch.compile", module=module, parallel_units=2)
 
 
 @pytest.mark.parametrize(

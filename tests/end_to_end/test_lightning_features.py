@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, GradientAccumul
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import CombinedLoader
-from lightning.pytorch.utilities.compile import from_compiled
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, StackDataset
@@ -249,74 +247,26 @@ def test_callbacks_of_the_module_start_anew_in_every_unit_and_their_files_are_er
     assert set(folder.rglob("*.ckpt")) == left < files
 
 
+def test_checkpoints_of_earlier_units_are_no_surprise(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    checkpoints = ModelCheckpoint(tmp_path / "checkpoints")
+    trainer = {"enable_checkpointing": True, "max_epochs": 1}
+    plain = pl.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, callbacks=[checkpoints], max_epochs=1
+    )
+    for _ in range(2):
+        fit(tmp_path / "store", People.make(), checkpoints, shards=1, slices=1, budget=1, trainer=trainer)
+    assert any((tmp_path / "checkpoints").iterdir())
+    assert not [warning for warning in recwarn if "is not empty" in str(warning.message)]
+    plain.fit(Classifier(), datamodule=PeopleData(People.make()))
+    assert [warning for warning in recwarn if "is not empty" in str(warning.message)]
+
+
 def test_the_module_may_bring_s3t_itself(tmp_path: Path) -> None:
     plain = pl.Trainer(max_epochs=2, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     module = BringsCallbacks(S3T(store=tmp_path / "brought", **ARGUMENTS))
     plain.fit(module, datamodule=PeopleData(People.make()))
     fit(tmp_path / "store", People.make())
     assert_bitwise_equal(tensors_of(tmp_path / "brought"), tensors_of(tmp_path / "store"))
-
-
-# --- torch.compile ---
-
-
-class CompiledInPlace(Classifier):
-    """Its network compiles itself. Graphs must be whole, so that torch fails rather than gives up compiling."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network.compile(backend="eager", fullgraph=True)
-
-
-class Compiled(Classifier):
-    """Its network is wrapped."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network: Any = torch.compile(self.network, backend="eager", fullgraph=True)
-
-
-@pytest.mark.nightly
-def test_a_network_that_compiles_itself_is_trained_and_served_like_one_that_does_not(tmp_path: Path) -> None:
-    for name, module in (("compiled", CompiledInPlace()), ("plain", Classifier())):
-        fit(tmp_path / name, People.make(), module=module, shards=1, slices=4, epochs=1)
-    assert_bitwise_equal(tensors_of(tmp_path / "compiled"), tensors_of(tmp_path / "plain"))
-    compiled = EnsembleModule.from_store(tmp_path / "compiled", CompiledInPlace())
-    plain = EnsembleModule.from_store(tmp_path / "plain", Classifier())
-    features = People.make(seed=6).features
-    serving = set()
-    for person in (PERSON, "user-5", "user-9"):
-        if plain.survivors:
-            serving.add(plain.survivors[0])
-            assert torch.equal(compiled(features), plain(features))
-        compiled.forget([person])
-        plain.forget([person])
-    assert len(serving) > 1
-
-
-@pytest.mark.nightly
-def test_a_wrapped_network_is_free_of_a_forgotten_person_to_the_last_bit(tmp_path: Path) -> None:
-    store = assert_free_of_the_person(tmp_path, Compiled, shards=1, epochs=1)
-    assert accuracy_of(EnsembleModule.from_store(store, Compiled())) > 0.8
-
-
-@pytest.mark.nightly
-def test_a_module_compiled_as_a_whole_is_trained(tmp_path: Path) -> None:
-    module: Any = torch.compile(Classifier(), backend="eager")
-    fit(tmp_path / "compiled", People.make(), module=module, epochs=1, shards=1, slices=1, budget=1)
-    fit(tmp_path / "plain", People.make(), epochs=1, shards=1, slices=1, budget=1)
-    assert_bitwise_equal(tensors_of(tmp_path / "compiled"), tensors_of(tmp_path / "plain"))
-
-
-@pytest.mark.parametrize("make", [from_compiled, lambda compiled: compiled])
-def test_a_module_compiled_as_a_whole_serves_the_ensemble_and_not_itself(
-    trained: Path, tmp_path: Path, make: Any
-) -> None:
-    # a fit leaves compiled steps on the module, which call the module that they were compiled for
-    shutil.copytree(trained, tmp_path / "store")
-    served = EnsembleModule.from_store(tmp_path / "store", make(torch.compile(Classifier(), backend="eager")))
-    features = People.make(seed=6).features
-    assert torch.equal(served(features), EnsembleModule.from_store(tmp_path / "store", Classifier())(features))
 
 
 # --- precision, accumulation, strategies ---

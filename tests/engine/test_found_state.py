@@ -620,3 +620,20 @@ def test_generators_are_found_wherever_they_are_and_the_global_ones_left_out() -
     roots = {"dataset": Subset(Rows(slotted), [0]), "collate_fn": functools.partial(function, slotted)}
     assert list(find_generators(roots)) == ["collate_fn.func.rng", "dataset.dataset.transform.rng"]
     assert find_generators({"f": [random.random, np.random.rand, torch.default_generator]}) == {}
+
+
+@pytest.mark.parametrize("compiled", ["module", "function", "in place"])
+def test_what_is_compiled_anew_has_not_moved(compiled: str) -> None:
+    def make() -> Any:
+        module: Any = nn.Linear(2, 2)
+        nn.init.zeros_(module.weight)
+        nn.init.zeros_(module.bias)
+        if compiled == "module":
+            return holder(network=torch.compile(module, backend="eager"))
+        if compiled == "function":
+            return holder(step=torch.compile(collate, backend="eager"))
+        module.compile(backend="eager")
+        return holder(network=module)
+
+    first, second = make(), make()
+    assert changed(*(digest_state({"it": found}) for found in (first, second))) == []

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.config as dynamo
+import torch._inductor.config as inductor
 
 from lightning_s3t.executors.processes.process_settings import ProcessSettings
 
@@ -25,6 +27,8 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         lambda: torch.set_flush_denormal(True),
         lambda: (torch.tensor(5e-324, dtype=torch.float64) * 1.0).item() == 0,
     ),
+    "dynamo": (lambda: setattr(dynamo, "cache_size_limit", 3), lambda: dynamo.cache_size_limit),
+    "inductor": (lambda: setattr(inductor, "epilogue_fusion", False), lambda: inductor.epilogue_fusion),
 }
 
 

@@ -53,9 +53,3 @@ def test_after_a_halt_only_what_runs_is_waited_for() -> None:
     assert not schedule.done
     schedule.end(UnitId.parse("0/0"))
     assert schedule.done
-
-
-def test_the_width_is_how_many_can_be_trained_at_once() -> None:
-    assert schedule_of(*PLAN).width == 3
-    assert schedule_of("0/0", "0/0-1", "0/0-1-2").width == 1
-    assert schedule_of().width == 0

@@ -22,6 +22,8 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
+from torch._dynamo.eval_frame import OptimizeContext
 from torch.utils.data import DataLoader
 
 from lightning_s3t.engine.found_state.contents import (
@@ -63,7 +65,12 @@ _HANDLES = {
 _REDUCED = {"builtins", "itertools", "datetime", "decimal"}
 # without state, the same function in many places is no shared object
 FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodWrapperType)
-_UNREAD = {
+# numbers that count what torch has compiled in the process
+_COUNTS = {"_torchdynamo_wrapper_id", "_isolate_recompiles_id"}
+_UNREAD: dict[type, set[str]] = {
+    OptimizedModule: _COUNTS,
+    OptimizeContext: _COUNTS,
+    types.FunctionType: _COUNTS,
     DataLoader: {"_iterator"},
     random.Random: {"gauss_next"},
     pl.Callback: {"log", "log_dict"},

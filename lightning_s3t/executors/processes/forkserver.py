@@ -63,6 +63,9 @@ class ForkServer:
     Args:
         package: What it is sent.
 
+    Attributes:
+        shares_memory: Whether units' processes share what was loaded, rather than load it each.
+
     Raises:
         Exception: What loading the package has raised there.
         WorkerError: The process has ended.
@@ -73,9 +76,11 @@ class ForkServer:
         self._others: list[Ended] = []
         self._imported: set[str] = set()
         # a device's context does not survive a fork, so what belongs on one is loaded in each unit's process
+        self.shares_memory = not package.on_device
         answer = self._begin(load_in_unit=package.on_device)
         if isinstance(answer, Threaded):
             self.close()
+            self.shares_memory = False
             answer = self._begin(load_in_unit=True)
         if isinstance(answer, Failed):
             self.close()

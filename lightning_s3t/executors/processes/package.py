@@ -14,11 +14,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import IO, Any
 
 import cloudpickle
 import torch
+
+from lightning_s3t.executors.processes.compiled_parts import reduce_compiled
 
 # that of torch's own memory: kernels may add up in another order where a tensor begins elsewhere
 _ALIGNMENT = 64
@@ -113,7 +115,11 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             # cloudpickle leaves the file's name out, and a traceback would not show the script's own line
             make, arguments = self.dispatch_table[CodeType](obj)
             return _code, (make, arguments, obj.co_filename)
-        return super().reducer_override(obj)
+        reduced = super().reducer_override(obj)
+        if reduced is NotImplemented and isinstance(obj, FunctionType):
+            return reduced  # it can be imported there
+        compiled = reduce_compiled(obj)
+        return reduced if compiled is None else compiled
 
     def _storage(self, storage: torch.UntypedStorage) -> tuple[Any, ...]:
         found = self._storages.get(storage._cdata)

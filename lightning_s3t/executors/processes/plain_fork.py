@@ -31,7 +31,12 @@ class PlainFork:
         trainer: The trainer.
         training: Trains a unit.
         settings: torch's settings of this process.
+
+    Attributes:
+        shares_memory: Always.
     """
+
+    shares_memory = True
 
     def __init__(self, trainer: pl.Trainer, training: UnitTraining, settings: ProcessSettings) -> None:
         training.prepare()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
+import pickle
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +39,7 @@ _FLAGS: tuple[tuple[Any, str], ...] = (
     (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction"),
     (torch.backends.mkldnn, "enabled"),
 )
+_COMPILERS = ("torch._dynamo.config", "torch._inductor.config")
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class ProcessSettings:
         start_method: How dataloaders start their processes. A process that was spawned would spawn its own, each of
             which imports everything anew.
         recursion_limit: Python's, which pickling deep networks needs.
+        compilers: The settings of `torch.compile`, by module, as far as that is there.
 
     Example:
         >>> settings = ProcessSettings.capture()
@@ -63,13 +67,15 @@ class ProcessSettings:
     flags: dict[int, Any]
     start_method: str
     recursion_limit: int
+    compilers: dict[str, dict[str, Any]]
 
     @classmethod
     def capture(cls) -> ProcessSettings:
         """Reads the settings of this process."""
         calls = {name: _read(get) for name, (get, _) in _CALLS.items()}
         flags = {index: _read(partial(getattr, *flag)) for index, flag in enumerate(_FLAGS)}
-        return cls(calls, flags, _start_method(), sys.getrecursionlimit())
+        compilers = {name: _compiler_settings(sys.modules[name]) for name in _COMPILERS if name in sys.modules}
+        return cls(calls, flags, _start_method(), sys.getrecursionlimit(), compilers)
 
     def apply(self) -> None:
         """Sets what differs in this process."""
@@ -82,6 +88,12 @@ class ProcessSettings:
             wanted = self.flags[index]
             if wanted is not None and _read(partial(getattr, owner, name)) != wanted:
                 setattr(owner, name, wanted)
+        for name, wanted in self.compilers.items():
+            module = importlib.import_module(name)
+            found = _compiler_settings(module)
+            for key in wanted:
+                if key in found and found[key] != wanted[key]:
+                    setattr(module, key, wanted[key])
 
 
 def _start_method() -> str:
@@ -91,6 +103,11 @@ def _start_method() -> str:
         return chosen
     # Python 3.14 would start a process that imports everything anew; the first is what is taken where none was chosen
     return "fork" if sys.platform == "linux" else known[0]
+
+
+def _compiler_settings(module: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = pickle.loads(module.save_config())  # those that can be sent
+    return settings
 
 
 def _read(get: Callable[[], Any]) -> Any:

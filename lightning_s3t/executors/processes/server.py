@@ -28,7 +28,7 @@ import torch
 from lightning_s3t.executors.processes.messages import Failed, receive, send
 from lightning_s3t.executors.processes.package import Package
 
-LINGER = 60.0  # seconds that the base waits for another fit
+LINGER = 60.0  # seconds that the base waits for another fit when none runs
 _PATIENCE = 10.0  # seconds that a forked process may take to add up a million numbers
 
 
@@ -109,7 +109,11 @@ def serve(channel: socket.socket) -> None:
     Args:
         channel: To the script.
     """
-    while select.select([channel], [], [], LINGER)[0]:
+    while True:
+        if not select.select([channel], [], [], LINGER)[0]:
+            if _has_children():
+                continue
+            return
         try:
             begin, descriptors = receive(channel)
         except (EOFError, ConnectionResetError):
@@ -270,6 +274,14 @@ def run_and_leave(run: Callable[..., None], *arguments: Any) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def _has_children() -> bool:
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _reap() -> list[tuple[int, int]]:

@@ -1,11 +1,12 @@
-"""Picklable substitutes for what belongs to the script: loggers, bars, the config's callback, a launcher."""
+"""Picklable substitutes for what belongs to the script: loggers, bars, a running profiler."""
 
 from __future__ import annotations
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.profilers import PyTorchProfiler
 
-from lightning_s3t.engine.lightning_internals import saves_config
+from lightning_s3t.engine.lightning_internals import profiler_to_send, saves_config
 from lightning_s3t.executors.processes.recorded_logs import RecordingLogger
 
 
@@ -20,7 +21,7 @@ class SilentProgressBar(ProgressBar):
 
 
 def substitutes(trainer: pl.Trainer) -> dict[int, object]:
-    """Returns what to send instead of a trainer's loggers, bars and saved config, by the `id` of those.
+    """Returns what to send instead of a trainer's loggers, bars, profiler and saved config, by the `id` of those.
 
     Args:
         trainer: The trainer, when its loggers have begun their experiments.
@@ -28,6 +29,9 @@ def substitutes(trainer: pl.Trainer) -> dict[int, object]:
     found: dict[int, object] = {}
     if trainer.strategy.launcher is not None:  # the processes of the other ranks: those of units are there already
         found[id(trainer.strategy.launcher)] = None
+    profiler = trainer.profiler  # type: ignore[attr-defined]
+    if isinstance(profiler, PyTorchProfiler):
+        found[id(profiler)] = profiler_to_send(profiler)
     for position, logger in enumerate(trainer.loggers):
         found[id(logger)] = recording = RecordingLogger(position, logger)
         recording.look_at_experiment(logger)

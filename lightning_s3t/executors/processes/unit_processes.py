@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import signal
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -29,10 +30,17 @@ from lightning_s3t.executors.processes.substitutes import substitutes
 from lightning_s3t.executors.processes.unpicklable import find_unpicklable
 
 _SHOWN = 5  # paths in a message
+_PATIENCE = 5.0  # seconds in which a unit's process ends by itself once what has forked it has died
 
 
 class Launcher(Protocol):
-    """What starts a process for each unit."""
+    """What starts a process for each unit.
+
+    Attributes:
+        shares_memory: Whether a process that only waits takes next to no memory.
+    """
+
+    shares_memory: bool
 
     def fork(self, number: int, descriptor: int) -> None:
         """Starts one, which has this end of a channel."""
@@ -58,17 +66,17 @@ class UnitProcess:
 
     Args:
         number: What it is called.
-        what: What it does, for messages: "unit 0/0-1 was trained".
         channel: To it.
 
     Attributes:
+        what: What it does, for messages: "unit 0/0-1 was trained".
         over: Whether it has sent its last.
     """
 
-    def __init__(self, number: int, what: str, channel: Connection) -> None:
+    def __init__(self, number: int, channel: Connection) -> None:
         self.number = number
-        self.what = what
         self.channel = channel
+        self.what = "it waited for a unit"
         self.over = False
 
     def tell(self, message: Any) -> None:
@@ -115,22 +123,25 @@ class UnitProcesses:
     def __init__(self, trainer: pl.Trainer, data: TrainingData, training: UnitTraining, settings: UnitSettings) -> None:
         self._number = 0
         self._ended: set[int] = set()
+        self._spare: UnitProcess | None = None
+        self._started: list[UnitProcess] = []
         self._memory: dict[str, None] = {}  # paths, in the order of their coming
         self._launcher = _launch(trainer, data, training, settings)
 
-    def start(self, begin: Begin, what: str) -> UnitProcess:
-        """Starts a process.
+    def start(self, begin: Begin, what: str, another: bool = False) -> UnitProcess:
+        """Has a process do something.
 
         Args:
             begin: What it is to do.
             what: The same, for messages: "unit 0/0-1 was trained".
+            another: Whether one more process will be needed later. It is forked now, where that takes no memory: it is
+                ready when this one is done, and knows nothing of what it will be asked for.
         """
-        self._number += 1
-        ours, theirs = Pipe()
-        with theirs:
-            self._launcher.fork(self._number, theirs.fileno())
-        process = UnitProcess(self._number, what, ours)
+        process, self._spare = self._spare or self._fork(), None
+        process.what = what
         process.tell(begin)
+        if another and self._launcher.shares_memory:
+            self._spare = self._fork()
         return process
 
     def listen(self, processes: Sequence[UnitProcess], seconds: float) -> Iterator[tuple[UnitProcess, FromUnit]]:
@@ -152,6 +163,8 @@ class UnitProcesses:
         ended = [end for source in sources if source in ready for end in self._launcher.ended(source)]
         self._ended.update(end.number for end in ended)
         for end in ended:
+            if self._spare is not None and self._spare.number == end.number:
+                self._spare = None
             for process in processes:
                 if process.number == end.number and not process.closed:
                     yield from self._heard(process)  # what it has said last
@@ -190,8 +203,28 @@ class UnitProcesses:
             )
 
     def close(self) -> None:
-        """Ends all processes."""
+        """Ends all processes; when this returns, none can write any more."""
         self._launcher.close()
+        # if what forks them has died, they end by themselves
+        open_channels = {process.channel for process in self._started if not process.closed}
+        deadline = time.monotonic() + _PATIENCE
+        while open_channels and time.monotonic() < deadline:
+            for channel in wait(list(open_channels), _PATIENCE):
+                assert isinstance(channel, Connection)
+                try:
+                    channel.recv_bytes()
+                except (EOFError, OSError):
+                    open_channels.discard(channel)
+                    channel.close()
+
+    def _fork(self) -> UnitProcess:
+        self._number += 1
+        ours, theirs = Pipe()
+        with theirs:
+            self._launcher.fork(self._number, theirs.fileno())
+        process = UnitProcess(self._number, ours)
+        self._started = [*(earlier for earlier in self._started if not earlier.closed), process]
+        return process
 
     def _heard(self, process: UnitProcess) -> Iterator[tuple[UnitProcess, FromUnit]]:
         for message in process.messages():

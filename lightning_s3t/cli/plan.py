@@ -254,7 +254,7 @@ def _table(
         f"until: expected requests until less than that share {of_what} serves; until 0, the deletion rate. "
         f"After so many requests: the share of the data that serves, and how many of the {shards} shards."
     )
-    table = Table(caption=caption, box=SIMPLE, padding=(0, 0, 0, 1))
+    table = Table(caption=caption, box=SIMPLE, padding=(0, 0, 0, 1), show_edge=False)
     for name in ("", "seq.", "units", "fine-\ntunes", *(f"until\n{100 * floor:g} %" for floor in floors), "until\n0"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for look in requests:

@@ -127,10 +127,10 @@ def _table(found: Sequence[SteadyState], best: SteadyState | None, quality: floa
 
     caption = (
         f"serves: mean over {years:g} years, a full store being 100 %; 95 % of days: at least so much; days below: "
-        f"days a year on which less than {quality:.0%} serves. First fit and fits a year: compute, in multiples of one full "
-        "fine-tune. Dearer choices that serve no more are left out."
+        f"days a year on which less than {quality:.0%} serves. First fit and fits a year: compute, in multiples of one "
+        "full fine-tune. Dearer choices that serve no more are left out."
     )
-    table = Table(caption=caption, box=SIMPLE, padding=(0, 0, 0, 1))
+    table = Table(caption=caption, box=SIMPLE, padding=(0, 0, 0, 1), show_edge=False)
     served = ("serves", "95 %\nof days", "days\nbelow")
     for name in ("shards", "slices", "budget", "epochs", "refit\ndays", *served, "first\nfit", "fits a\nyear"):
         table.add_column(name, justify="right", no_wrap=True)

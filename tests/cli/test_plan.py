@@ -81,7 +81,7 @@ def test_an_estimate_by_layers_is_that_of_a_vision_transformer(capsys: Output) -
 
 def test_fewer_layers_than_slices_are_refused(capsys: Output) -> None:
     assert main([*PLAN, "--budget", "1", "--layers", "4"]) == 2
-    assert "4 layers for 6 slices" in capsys.readouterr().err
+    assert "4 layers for 6 layer groups" in capsys.readouterr().err
 
 
 def test_a_prior_moves_the_likely_slice_back(capsys: Output, tmp_path: Path) -> None:
@@ -89,6 +89,74 @@ def test_a_prior_moves_the_likely_slice_back(capsys: Output, tmp_path: Path) -> 
     prior.write_text("[10, 1, 1]")
     found = document(capsys, "plan", "--shards", "1", "--slices", "3", "--budget", "1", "--prior", str(prior))
     assert found["planners"][0]["sequences"][0][-1] == 0
+
+
+def test_a_plan_says_how_many_requests_it_stands_until_each_floor(capsys: Output) -> None:
+    found = document(capsys, *PLAN, "--budget", "3", "--floors", "0.9", "0.5")
+    optimal, *_, sisa = found["planners"]
+    assert [floor["floor"] for floor in optimal["requests_until"]] == [0.9, 0.5]
+    for first, second in zip(optimal["requests_until"], sisa["requests_until"], strict=True):
+        assert first["requests"]["mean"] > second["requests"]["mean"]
+
+
+def test_worth_on_a_curve_of_the_paper_stands_longer_than_data(capsys: Output) -> None:
+    arguments = [*PLAN, "--budget", "3", "--floors", "0.9"]
+    data, curve = (document(capsys, *arguments, "--worth", name)["planners"][0] for name in ("data", "cifar-100"))
+    assert curve["requests_until"][0]["requests"]["mean"] > 2 * data["requests_until"][0]["requests"]["mean"]
+
+
+def test_a_worth_that_is_none_is_refused_with_those_there_are(capsys: Output) -> None:
+    assert main([*PLAN, "--budget", "1", "--worth", "imagenet"]) == 2
+    assert "cifar-100" in capsys.readouterr().err
+
+
+def test_slices_finer_than_groups_are_shown_beside_as_many_slices_as_groups(capsys: Output) -> None:
+    arguments = ["plan", "--shards", "2", "--slices", "4", "--budget", "2", "--groups", "2", "--layers", "12"]
+    fine, *_, coarse = document(capsys, *arguments)["planners"]
+    assert (len(fine["sequences"][0]), len(coarse["sequences"][0])) == (4, 2)
+    # a stage of two halves of the blocks has the adapters of six of them
+    assert fine["snapshot_bytes"] == 2 * 2 * 4 * 4 * (6 * 16 * 16 * 768 + 10 * 769)
+
+
+def test_without_rows_shards_and_slices_are_expected(capsys: Output) -> None:
+    assert main(["plan", "--budget", "2"]) == 2
+    assert "Expected --shards and --slices" in capsys.readouterr().err
+
+
+YEARS = ["plan", "--rows", "50000", "--shards", "5", "--slices", "4"]
+
+
+def test_years_show_what_serves_and_mark_the_cheapest(capsys: Output) -> None:
+    found = document(capsys, *YEARS, "--quality", "0.8")
+    cheapest = found["stores"][found["cheapest"]]
+    fitting = [store for store in found["stores"] if store["low"] >= 0.8]
+    assert cheapest["compute"] == min(store["compute"] for store in fitting)
+    assert {(store["budget"], store["epochs"]) for store in found["stores"]} == {
+        (budget, epochs) for budget in (1, 2, 4) for epochs in ("full", "sisa")
+    }
+
+
+def test_years_are_shown_as_a_table(capsys: Output) -> None:
+    assert main([*YEARS, "--budget", "1", "--refit", "4w", "never", "--years", "0.5", "--quality", "0.99"]) == 0
+    out = capsys.readouterr().out
+    assert "never" in out
+    assert "28" in out
+    assert "None of these serves 99% on 95 of 100 days" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--refit", "weekly"], "like 7d"),
+        (["--refit", "0d"], "like 7d"),
+        (["--quality", "90"], "at most 1"),
+        (["--years", "0"], "at least a day"),
+        (["--units", "9"], "none of these with --rows"),
+    ],
+)
+def test_years_that_cannot_be_played_are_refused(capsys: Output, wrong: list[str], message: str) -> None:
+    assert main([*YEARS, *wrong]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 PRIORS = {

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lightning_s3t.cli import main
 from lightning_s3t.cli.prior_file import read_prior
+from lightning_s3t.cli.worth import read_worth
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.plan import Partition, plan_sequences
+from lightning_s3t.plan import Partition, UnitId, plan_sequences
+from lightning_s3t.store import Store
 from lightning_s3t.tuning import describe_layers
 
 Output = pytest.CaptureFixture[str]
@@ -108,6 +111,17 @@ def test_worth_on_a_curve_of_the_paper_stands_longer_than_data(capsys: Output) -
 def test_a_worth_that_is_none_is_refused_with_those_there_are(capsys: Output) -> None:
     assert main([*PLAN, "--budget", "1", "--worth", "imagenet"]) == 2
     assert "cifar-100" in capsys.readouterr().err
+
+
+def test_worth_may_be_the_scores_of_a_stores_units(tmp_path: Path, capsys: Output) -> None:
+    scores = {(0,): 0.2, (0, 1): 0.4, (1,): 0.4, (1, 0): 0.4}
+    settings = {"partition": {"shards": 1, "slices": 2, "seed": 0}}
+    with Store.create(tmp_path / "store", settings) as store, store.building() as session:
+        session.register(["ann", "ben"])
+        for prefix, score in scores.items():
+            session.start_unit(UnitId(0, prefix), "key").commit({"w": torch.ones(1)}, {}, score)
+    # one slice: a mean of 0.3, three quarters of what two have
+    assert read_worth(str(tmp_path / "store")).by_depth(2).tolist() == pytest.approx([0, 0.75, 1])
 
 
 def test_slices_finer_than_groups_are_shown_beside_as_many_slices_as_groups(capsys: Output) -> None:

@@ -14,7 +14,6 @@ from lightning_s3t.plan import (
     SCENARIOS,
     Place,
     Scenario,
-    SteadyState,
     Worth,
     cheapest,
     cost_of,

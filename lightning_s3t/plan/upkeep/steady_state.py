@@ -29,6 +29,7 @@ TRIALS = 50
 BLOCK_NUMBERS = 2_000_000
 LOW = 0.05
 ROUNDING = 1e-9
+DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,9 @@ def _summed_by_day(ends: NDArray[np.int64], lost: NDArray[np.float64], length: i
     rows = len(ends)
     cells = (np.arange(rows)[:, None] * (length + 1) + ends).ravel()
     by_day = np.bincount(cells, np.tile(lost, rows), minlength=rows * (length + 1)).reshape(rows, length + 1)
-    return np.cumsum(by_day[:, :length], axis=1)
+    # sums in any order of the same losses must be the same share
+    gone: NDArray[np.float64] = np.cumsum(by_day[:, :length], axis=1).round(DIGITS)
+    return gone
 
 
 def _upkeep(

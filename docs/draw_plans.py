@@ -119,7 +119,7 @@ def draw_years() -> None:
     left.set_xlabel("day")
     left.set_ylabel("of a full store serves, %")
     left.set_title("m=5, L=B=4, a fit every 30 days", fontsize=10)
-    left.legend(frameon=False, fontsize=8, loc="upper right", bbox_to_anchor=(1, 0.75))
+    left.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4)
     found = frontier(steady_states(ROWS, SCENARIOS["typical"], [1, 7, 30, 90], epochs=["sisa"]))
     for shards in (5, 10, 20):
         kept = [one for one in found if one.shards == shards]
@@ -135,7 +135,7 @@ def draw_years() -> None:
     right.minorticks_off()
     right.set_xlabel("compute of the fits a year, full fine-tunes")
     right.set_ylabel("serves on 95 of 100 days, %")
-    right.set_title("typical; the cheapest of L, B and days between fits", fontsize=10)
+    right.set_title("typical; each point a choice of L, B and days between fits", fontsize=10)
     right.legend(frameon=False, fontsize=8)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)

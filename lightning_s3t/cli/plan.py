@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json as json_format
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_s3t.cli.prior_file import read_prior
+from lightning_s3t.cli.worth import read_worth
+from lightning_s3t.cli.years import Fixed, ScenarioName, show_years
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan import DataMode, EpochRule, Partition, PlannerName
+from lightning_s3t.plan.stage_rules import group_of_stage
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
     from lightning_s3t.plan.sequences import Budget
 
 LOOKS = [1, 5, 20, 50]
+FLOORS = [0.75, 0.5]
+REFITS = ["7d"]
 BASELINES = ("optimal", "bms", "cyclic", "sisa")
 SHOWN_SEQUENCES = 24
 FLOAT_BYTES = 4
@@ -27,16 +33,25 @@ FLOAT_BYTES = 4
 
 def plan(
     *,
-    shards: int,
-    slices: int,
+    shards: int | None = None,
+    slices: int | None = None,
     budget: int | None = None,
     units: int | None = None,
     fine_tunes: float | None = None,
     sequences: PlannerName = "optimal",
     prior: Path | None = None,
     requests: list[int] = LOOKS,
+    floors: list[float] = FLOORS,
+    worth: str = "data",
+    groups: int | None = None,
     data: DataMode = "cumulative",
-    epochs: EpochRule = "full",
+    epochs: EpochRule | None = None,
+    rows: int | None = None,
+    scenario: ScenarioName = "typical",
+    refit: list[str] = REFITS,
+    years: float = 2,
+    quality: float = 0.9,
+    sharding: float = 0.0,
     model: str | None = None,
     layers: int | None = None,
     width: int = 768,
@@ -46,6 +61,9 @@ def plan(
     json: bool = False,
 ) -> None:
     """Show which sequences a budget buys, what training them costs, and how many deletions they last.
+
+    With --rows it shows instead how a store does over the years, where requests come at a rate and fits now and then:
+    of the shards, slices, budget and epochs that are not given, several are tried.
 
     Args:
         shards: Number of shards, m.
@@ -57,8 +75,18 @@ def plan(
         prior: A JSON or CSV file that says how likely a request is, one number a slice, or one a subject (a CSV file
             that begins with the line subject,prior). Without it, all slices are alike.
         requests: Numbers of requests after which to look.
+        floors: What is to be served at least, as shares of what a full store is worth.
+        worth: What a shard is worth by the share of its slices that serves: that share (data), one of the paper's
+            curves of accuracy (cifar-100, mnli, ...), or a store's folder, for the scores of its units.
+        groups: Number of layer groups, if there are fewer than slices; shown beside as many slices as groups.
         data: Train a stage on all slices of its prefix (cumulative) or on the last one (disjoint).
         epochs: A stage has as many epochs as a fine-tune (full), or 2/(L+1) of them (sisa).
+        rows: Number of people who may ask, which is that of the rows where each is its own subject: look at years.
+        scenario: How often they ask, and how their requests come in.
+        refit: How often a fit comes: 7d, 4w, or never; several are tried.
+        years: How many years to look at.
+        quality: What is to be served at least on 95 of 100 days: the cheapest choice for it is marked.
+        sharding: What each doubling of the number of shards costs, as a share of the quality.
         model: A timm model's name, or an import path (my_app.models:LitClassifier): gives the bytes of its snapshots.
         layers: In place of a model: the number of blocks of a transformer, for an estimate of the bytes.
         width: Width of these blocks.
@@ -67,14 +95,34 @@ def plan(
         seed: For planners that draw, and for the places of subjects in the prior (of S3T(partition="public")).
         json: Print a JSON document.
     """
+    curve = read_worth(worth)
+    if rows is not None:
+        left_out = {"units": units, "fine-tunes": fine_tunes, "prior": prior, "model": model, "layers": layers}
+        given = [f"--{name}" for name, value in left_out.items() if value is not None]
+        if given:
+            raise ConfigurationError(f"Found --rows with {', '.join(given)}. Expected none of these with --rows.")
+        fixed = Fixed(shards, slices, budget, epochs, groups, data)
+        show_years(rows, scenario, refit, years, fixed, quality, curve, sharding, seed, json)
+        return
+    if shards is None or slices is None:
+        raise ConfigurationError("Expected --shards and --slices, or --rows to look at years and try several.")
+    rule: EpochRule = epochs or "full"
     limit = _budget(budget, units, fine_tunes)
     partition = Partition(shards, slices, seed)
     known = read_prior(prior, partition) if prior is not None else None
-    stages = _stage_bytes(slices, model, layers, width, classes, rank)
+    stages = _stage_bytes(slices, groups or slices, model, layers, width, classes, rank)
     from lightning_s3t.plan.comparison import compare
 
     planners = dict.fromkeys((sequences, *(name for name in BASELINES if name != sequences)))
-    found = compare(shards, slices, limit, planners, known, requests, data, epochs, seed)
+    found = compare(
+        shards, slices, limit, planners, known, requests, data, rule, seed, groups=groups, floors=floors, worth=curve
+    )
+    if groups is not None and groups < slices and known is None:
+        # the same budget where each group has one slice
+        coarse = min(budget, math.factorial(groups)) if budget is not None else limit
+        found += compare(
+            shards, groups, coarse, [sequences], None, requests, data, rule, seed, floors=floors, worth=curve
+        )
     if json:
         print(json_format.dumps(_document(shards, slices, found, stages), indent=2))
         return
@@ -83,7 +131,7 @@ def plan(
     console = Console()
     console.print(_tree(found[0], shards))
     console.print(_costs(found[0], shards, stages))
-    console.print(_table(found, shards, slices, requests, known is None))
+    console.print(_table(found, shards, requests, floors, worth, known is None))
     console.print(_quality(found[0]))
 
 
@@ -100,28 +148,38 @@ def _budget(budget: int | None, units: int | None, fine_tunes: float | None) -> 
 
 
 def _stage_bytes(
-    slices: int, model: str | None, layers: int | None, width: int, classes: int, rank: int
+    slices: int, groups: int, model: str | None, layers: int | None, width: int, classes: int, rank: int
 ) -> list[int] | None:
     """Returns the bytes of a unit's snapshot by stage: its group's adapters and the head."""
+    group_bytes = _group_bytes(groups, model, layers, width, classes, rank)
+    if group_bytes is None:
+        return None
+    return [group_bytes[group_of_stage(stage, slices, groups) - 1] for stage in range(1, slices + 1)]
+
+
+def _group_bytes(
+    groups: int, model: str | None, layers: int | None, width: int, classes: int, rank: int
+) -> list[int] | None:
     if model is not None:
         from lightning_s3t.cli.models import make_model
         from lightning_s3t.tuning import DEFAULT_ADAPTER, describe_layers
 
-        head, *groups, _ = describe_layers(
-            make_model(model, classes), slices, adapter={**DEFAULT_ADAPTER, "r": rank}
+        head, *found, _ = describe_layers(
+            make_model(model, classes), groups, adapter={**DEFAULT_ADAPTER, "r": rank}
         ).rows
-        return [FLOAT_BYTES * (group.trainable + head.trainable) for group in groups]
+        return [FLOAT_BYTES * (group.trainable + head.trainable) for group in found]
     if layers is None:
         return None
-    if layers < slices:
+    if layers < groups:
         raise ConfigurationError(
-            f"There are {layers} layers for {slices} slices. Expected at least one layer a slice: use fewer slices."
+            f"There are {layers} layers for {groups} layer groups. Expected at least one layer a group: use fewer "
+            "slices, or fewer groups than slices."
         )
-    small, larger = divmod(layers, slices)
+    small, larger = divmod(layers, groups)
     # a rank-r adapter of a layer from a to b features has r(a + b) numbers: query, key and value 4rd, projection 2rd,
     # and 5rd for each of the two layers that widen fourfold and back
     block, head_size = 16 * rank * width, classes * (width + 1)
-    sizes = [small + (stage > slices - larger) for stage in range(1, slices + 1)]
+    sizes = [small + (group > groups - larger) for group in range(1, groups + 1)]
     return [FLOAT_BYTES * (size * block + head_size) for size in sizes]
 
 
@@ -138,11 +196,13 @@ def _document(shards: int, slices: int, found: Sequence[PlannerResult], stages: 
             "sequences": [list(sequence) for sequence in one.sequences],
             "units": one.cost.units * shards,
             "fine_tunes": one.cost.fine_tunes,
+            "compute": one.cost.compute,
+            "requests_until": [asdict(endurance) for endurance in one.until],
             "deletion_rate": one.lifetime,
             "objective": {**asdict(one.assessment), "gap": one.assessment.gap, "proven": one.assessment.proven},
             "after": [asdict(moment) for moment in one.moments],
         }
-        if stages is not None:
+        if stages is not None and len(stages) == len(one.sequences[0]):
             entry["snapshot_bytes"] = _snapshot_bytes(one.sequences, shards, stages)
         planners.append(entry)
     return {"shards": shards, "slices": slices, "planners": planners}
@@ -169,6 +229,7 @@ def _grow(tree: Tree, branch: _Branch) -> None:
 
 def _costs(one: PlannerResult, shards: int, stages: list[int] | None) -> str:
     parts = [f"{one.cost.units * shards} units", f"{one.cost.fine_tunes:g} times the samples of one full fine-tune"]
+    parts.append(f"{one.cost.compute:.3g} times its compute")
     if stages is not None:
         from rich.filesize import decimal
 
@@ -176,32 +237,49 @@ def _costs(one: PlannerResult, shards: int, stages: list[int] | None) -> str:
     return f"Training: {', '.join(parts)}.\n"
 
 
-def _table(found: Sequence[PlannerResult], shards: int, slices: int, requests: Sequence[int], uniform: bool) -> Table:
+def _table(
+    found: Sequence[PlannerResult],
+    shards: int,
+    requests: Sequence[int],
+    floors: Sequence[float],
+    worth: str,
+    uniform: bool,
+) -> Table:
+    from rich.box import SIMPLE
     from rich.table import Table
 
+    slices = len(found[0].sequences[0])
+    of_what = "of the data" if worth == "data" else f"of a full store's worth ({worth})"
     caption = (
-        f"deletion rate: expected requests until nothing is left. After so many requests: mean length of a shard's "
-        f"best surviving prefix, of {slices}, and how many of the {shards} shards still serve."
+        f"until: expected requests until less than that share {of_what} serves; until 0, the deletion rate. "
+        f"After so many requests: the share of the data that serves, and how many of the {shards} shards."
     )
-    table = Table(caption=caption)
-    for name in ("", "sequences", "units", "fine-\ntunes", "deletion\nrate"):
+    table = Table(caption=caption, box=SIMPLE, padding=(0, 0, 0, 1), show_edge=False)
+    for name in ("", "seq.", "units", "fine-\ntunes", *(f"until\n{100 * floor:g} %" for floor in floors), "until\n0"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for look in requests:
         table.add_column(f"after\n{look}", justify="right", no_wrap=True)
     for one in found:
-        lengths = [f"{moment.length.mean:.2f}" for moment in one.moments]
+        cut = len(one.sequences[0])
+        name = one.planner if cut == slices else f"{one.planner} L={cut}"
         numbers = [str(len(one.sequences)), str(one.cost.units * shards), f"{one.cost.fine_tunes:g}"]
-        table.add_row(one.planner, *numbers, f"{one.lifetime:.1f}", *lengths)
+        numbers += [_number(endurance.requests.mean) for endurance in one.until]
+        shares = [f"{moment.data.mean:.0%}" for moment in one.moments]
+        table.add_row(name, *numbers, _number(one.lifetime), *shares)
         serving = [f"{moment.shards.mean:.1f}" for moment in one.moments]
-        table.add_row("  shards", "", "", "", "", *serving, style="dim")
+        table.add_row("  shards", *[""] * (4 + len(floors)), *serving, style="dim")
     if uniform:
         from lightning_s3t.plan import retention_bound
 
-        bounds = [f"{retention_bound(shards, found[0].sequences, look):.2f}" for look in requests]
+        bounds = [f"{retention_bound(shards, found[0].sequences, look) / slices:.0%}" for look in requests]
         table.add_section()
-        table.add_row("at least", "", "", "", "", *bounds)
+        table.add_row("at least", *[""] * (4 + len(floors)), *bounds)
         table.caption = f"{caption} At least: the closed-form lower bound for {found[0].planner}."
     return table
+
+
+def _number(requests: float) -> str:
+    return "never" if requests == math.inf else f"{requests:.{0 if requests >= 100 else 1}f}"
 
 
 def _quality(one: PlannerResult) -> str:

@@ -15,16 +15,26 @@ from .risk import RiskBands
 from .sequences import PRIOR_PLANNERS, PlannerName, SequenceChoice, plan_sequences
 from .stage_rules import DataMode, EpochRule
 from .survival import deletion_rate, harmonic, survivors
+from .theory.endurance import Endurance, requests_until
 from .theory.expectation import expected_survivors, retention_bound
 from .theory.lifetime import arcane_lifetime, collector, expected_lifetime
+from .theory.rotations import limit_share, rotation_share
 from .theory.simulation import Moment, Simulation, simulate
 from .units import Place, SliceSequence, UnitId, units_of
+from .upkeep.choices import cheapest, frontier, steady_states
+from .upkeep.scenarios import SCENARIOS, Scenario
+from .upkeep.steady_state import SteadyState, Upkeep, steady_state
+from .worth import DATA, PAPER_CURVES, Worth
 
 __all__ = [
+    "DATA",
+    "PAPER_CURVES",
     "PRIOR_PLANNERS",
+    "SCENARIOS",
     "Assessment",
     "Cost",
     "DataMode",
+    "Endurance",
     "EpochRule",
     "Estimate",
     "Moment",
@@ -34,14 +44,19 @@ __all__ = [
     "PlannerName",
     "PlannerResult",
     "RiskBands",
+    "Scenario",
     "SequenceChoice",
     "Simulation",
     "SliceSequence",
+    "SteadyState",
     "UnitId",
+    "Upkeep",
+    "Worth",
     "arcane_lifetime",
     "assess",
     "bms",
     "canonical_subject",
+    "cheapest",
     "check_sequences",
     "collector",
     "compare",
@@ -51,14 +66,20 @@ __all__ = [
     "deletion_rate",
     "expected_lifetime",
     "expected_survivors",
+    "frontier",
     "harmonic",
+    "limit_share",
     "objective",
     "optimal",
     "optimal_within",
     "plan_sequences",
+    "requests_until",
     "retention_bound",
+    "rotation_share",
     "simulate",
     "slice_prior",
+    "steady_state",
+    "steady_states",
     "survivors",
     "units_of",
 ]

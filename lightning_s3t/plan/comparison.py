@@ -11,9 +11,11 @@ from lightning_s3t.plan.objective.assessment import Assessment, assess_family
 from lightning_s3t.plan.problem import PlanProblem, Prior
 from lightning_s3t.plan.sequences import Budget, plan_family
 from lightning_s3t.plan.stage_rules import DataMode, EpochRule
+from lightning_s3t.plan.theory.endurance import FLOORS, Endurance, endurance_of
 from lightning_s3t.plan.theory.expectation import survivors_of
 from lightning_s3t.plan.theory.lifetime import lifetime_of
 from lightning_s3t.plan.theory.simulation import Moment
+from lightning_s3t.plan.worth import DATA, Worth
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class PlannerResult:
         planner: Its name.
         sequences: The sequences.
         cost: What they cost a shard.
-        lifetime: Expected number of requests until nothing is left, in all shards.
+        until: How many requests it stands until it serves less than each floor.
+        lifetime: Expected number of requests until nothing is left, in all shards: the deletion rate.
         assessment: How good the sequences are by the objective of `optimal`, and how good any could be.
         moments: What is left after numbers of requests.
     """
@@ -32,6 +35,7 @@ class PlannerResult:
     planner: str
     sequences: Family
     cost: Cost
+    until: tuple[Endurance, ...]
     lifetime: float
     assessment: Assessment
     moments: tuple[Moment, ...]
@@ -47,6 +51,9 @@ def compare(
     data: DataMode = "cumulative",
     epochs: EpochRule = "full",
     seed: int = 0,
+    groups: int | None = None,
+    floors: Iterable[float] = FLOORS,
+    worth: Worth = DATA,
 ) -> tuple[PlannerResult, ...]:
     """Plans the same shards and slices with several planners.
 
@@ -62,18 +69,23 @@ def compare(
         data: As in `cost_of`.
         epochs: As in `cost_of`.
         seed: For planners that draw.
+        groups: As in `cost_of`.
+        floors: What is to be served at least, as in `requests_until`.
+        worth: What a shard is worth, as in `requests_until`.
 
     Raises:
-        ConfigurationError: A planner is unknown, or has not so many sequences, or the prior is off.
+        ConfigurationError: A planner is unknown, or has not so many sequences, or the prior, a floor or the number of
+            groups is off.
 
     Example:
         >>> for found in compare(shards=5, slices=6, budget=3):
-        ...     print(f"{found.planner:8}{found.cost.units:3} units {found.lifetime:6.1f} requests")
-        optimal  18 units   99.5 requests
-        bms      18 units   99.5 requests
-        cyclic   18 units   99.5 requests
-        sisa      6 units   68.5 requests
+        ...     print(f"{found.planner:8}{found.cost.units:3} units {found.until[1].requests.mean:3.0f} requests")
+        optimal  18 units  14 requests
+        bms      18 units  12 requests
+        cyclic   18 units  12 requests
+        sisa      6 units   7 requests
     """
+    levels = tuple(floors)
     looks = tuple(requests)
     problem = PlanProblem.of(slices, prior, shards=shards)
     found = []
@@ -83,7 +95,8 @@ def compare(
             PlannerResult(
                 planner,
                 family,
-                cost_of_family(family, data, epochs),
+                cost_of_family(family, data, epochs, groups),
+                endurance_of(family, problem, levels, worth, seed=seed),
                 lifetime_of(family, problem),
                 assess_family(family, problem, seed),
                 survivors_of(family, problem, looks, seed=seed),

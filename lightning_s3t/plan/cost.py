@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan.families import Family, check_family
-from lightning_s3t.plan.stage_rules import DataMode, EpochRule
+from lightning_s3t.plan.stage_rules import DataMode, EpochRule, group_of_stage
 from lightning_s3t.plan.units import SliceSequence
 
 ROUNDING = 1e-9
@@ -24,41 +24,75 @@ class Cost:
     Attributes:
         units: Number of units: of different prefixes of the sequences.
         fine_tunes: Samples seen, in multiples of one full fine-tune (all slices for as many epochs).
+        compute: Forward and backward passes, in multiples of those of one full fine-tune with every adapter trainable.
+            Every sample goes forward through the whole network; the backward pass ends at the stage's layer group. The
+            two passes are taken to cost alike.
     """
 
     units: int
     fine_tunes: float
+    compute: float
 
 
-def cost_of(sequences: Iterable[Iterable[int]], data: DataMode = "cumulative", epochs: EpochRule = "full") -> Cost:
+def cost_of(
+    sequences: Iterable[Iterable[int]],
+    data: DataMode = "cumulative",
+    epochs: EpochRule = "full",
+    groups: int | None = None,
+) -> Cost:
     """Returns what training some sequences costs; sequences with a common prefix share its units.
 
     Args:
         sequences: Sequences of the slices, all different.
         data: A stage trains on all slices of its prefix ("cumulative") or on the last one ("disjoint").
         epochs: "full" for as many epochs a stage as a fine-tune has, "sisa" for 2/(L+1) of them.
+        groups: Number of layer groups, at most L; None for one a slice. Only the compute depends on it: with fewer
+            groups than slices a stage may go on with the group of the one before, on as many samples.
 
     Raises:
-        ConfigurationError: A sequence is not a permutation or is there twice, or an argument is unknown.
+        ConfigurationError: A sequence is not a permutation or is there twice, an argument is unknown, or there are more
+            groups than slices.
 
     Example:
         >>> cost_of([(0, 1, 2), (0, 2, 1)])
-        Cost(units=5, fine_tunes=3.666...)
+        Cost(units=5, fine_tunes=3.666..., compute=3.333...)
+        >>> cost_of([(0, 1, 2), (0, 2, 1)], groups=1).compute
+        3.666...
     """
-    return cost_of_family(check_family(sequences), data, epochs)
+    return cost_of_family(check_family(sequences), data, epochs, groups)
 
 
-def cost_of_family(family: Family, data: DataMode, epochs: EpochRule) -> Cost:
+def cost_of_family(family: Family, data: DataMode, epochs: EpochRule, groups: int | None = None) -> Cost:
     """Returns what training checked sequences costs, as `cost_of`.
 
     Args:
         family: The sequences.
         data: As in `cost_of`.
         epochs: As in `cost_of`.
+        groups: As in `cost_of`.
     """
-    prices = stage_prices(len(family[0]), data, epochs)
-    units = {sequence[:stage] for sequence in family for stage in range(1, len(sequence) + 1)}
-    return Cost(len(units), math.fsum(prices[len(unit) - 1] for unit in units))
+    slices = len(family[0])
+    samples = stage_prices(slices, data, epochs)
+    compute = samples * compute_per_sample(slices, groups)
+    units = units_by_stage(family)
+    return Cost(int(units.sum()), math.fsum(units * samples), math.fsum(units * compute))
+
+
+def units_by_stage(family: Family) -> NDArray[np.int64]:
+    """Returns how many different units of each stage some sequences have.
+
+    Args:
+        family: The sequences.
+
+    Returns:
+        Shape (L,).
+
+    Example:
+        >>> units_by_stage(((0, 1, 2), (0, 2, 1))).tolist()
+        [1, 2, 2]
+    """
+    stages = range(1, len(family[0]) + 1)
+    return np.array([len({sequence[:stage] for sequence in family}) for stage in stages])
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,3 +181,33 @@ def stage_prices(slices: int, data: DataMode, epochs: EpochRule) -> NDArray[np.f
     stages = np.arange(1, slices + 1)
     prices = stages / slices if data == "cumulative" else np.full(slices, 1 / slices)
     return prices * 2 / (slices + 1) if epochs == "sisa" else prices
+
+
+def compute_per_sample(slices: int, groups: int | None = None) -> NDArray[np.float64]:
+    """Returns what a training step costs at each stage, in multiples of one with every adapter trainable.
+
+    Half of a step is the forward pass. The other half is the backward pass, of which a stage needs the part down to its
+    layer group: groups are taken to be of one size.
+
+    Args:
+        slices: Number of slices, L.
+        groups: Number of layer groups; None for one a slice.
+
+    Returns:
+        Shape (L,).
+
+    Raises:
+        ConfigurationError: There are more groups than slices, or none.
+
+    Example:
+        >>> compute_per_sample(slices=4).tolist(), compute_per_sample(slices=4, groups=2).tolist()
+        ([0.625, 0.75, 0.875, 1.0], [0.75, 0.75, 1.0, 1.0])
+    """
+    if groups is None:
+        groups = slices
+    if isinstance(groups, bool) or not isinstance(groups, int) or not 1 <= groups <= slices:
+        raise ConfigurationError(
+            f"Expected argument `groups` to be an integer from 1 to the number of slices, {slices}, but got "
+            f"{groups!r}: a layer group that no stage trains would never be adapted."
+        )
+    return np.array([1 + group_of_stage(stage, slices, groups) / groups for stage in range(1, slices + 1)]) / 2

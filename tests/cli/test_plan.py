@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lightning_s3t.cli import main
 from lightning_s3t.cli.prior_file import read_prior
+from lightning_s3t.cli.worth import read_worth
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.plan import Partition, plan_sequences
+from lightning_s3t.plan import Partition, UnitId, plan_sequences
+from lightning_s3t.store import Store
 from lightning_s3t.tuning import describe_layers
 
 Output = pytest.CaptureFixture[str]
@@ -81,7 +84,7 @@ def test_an_estimate_by_layers_is_that_of_a_vision_transformer(capsys: Output) -
 
 def test_fewer_layers_than_slices_are_refused(capsys: Output) -> None:
     assert main([*PLAN, "--budget", "1", "--layers", "4"]) == 2
-    assert "4 layers for 6 slices" in capsys.readouterr().err
+    assert "4 layers for 6 layer groups" in capsys.readouterr().err
 
 
 def test_a_prior_moves_the_likely_slice_back(capsys: Output, tmp_path: Path) -> None:
@@ -89,6 +92,85 @@ def test_a_prior_moves_the_likely_slice_back(capsys: Output, tmp_path: Path) -> 
     prior.write_text("[10, 1, 1]")
     found = document(capsys, "plan", "--shards", "1", "--slices", "3", "--budget", "1", "--prior", str(prior))
     assert found["planners"][0]["sequences"][0][-1] == 0
+
+
+def test_a_plan_says_how_many_requests_it_stands_until_each_floor(capsys: Output) -> None:
+    found = document(capsys, *PLAN, "--budget", "3", "--floors", "0.9", "0.5")
+    optimal, *_, sisa = found["planners"]
+    assert [floor["floor"] for floor in optimal["requests_until"]] == [0.9, 0.5]
+    for first, second in zip(optimal["requests_until"], sisa["requests_until"], strict=True):
+        assert first["requests"]["mean"] > second["requests"]["mean"]
+
+
+def test_worth_on_a_curve_of_the_paper_stands_longer_than_data(capsys: Output) -> None:
+    arguments = [*PLAN, "--budget", "3", "--floors", "0.9"]
+    data, curve = (document(capsys, *arguments, "--worth", name)["planners"][0] for name in ("data", "cifar-100"))
+    assert curve["requests_until"][0]["requests"]["mean"] > 2 * data["requests_until"][0]["requests"]["mean"]
+
+
+def test_a_worth_that_is_none_is_refused_with_those_there_are(capsys: Output) -> None:
+    assert main([*PLAN, "--budget", "1", "--worth", "imagenet"]) == 2
+    assert "cifar-100" in capsys.readouterr().err
+
+
+def test_worth_may_be_the_scores_of_a_stores_units(tmp_path: Path, capsys: Output) -> None:
+    scores = {(0,): 0.2, (0, 1): 0.4, (1,): 0.4, (1, 0): 0.4}
+    settings = {"partition": {"shards": 1, "slices": 2, "seed": 0}}
+    with Store.create(tmp_path / "store", settings) as store, store.building() as session:
+        session.register(["ann", "ben"])
+        for prefix, score in scores.items():
+            session.start_unit(UnitId(0, prefix), "key").commit({"w": torch.ones(1)}, {}, score)
+    # one slice: a mean of 0.3, three quarters of what two have
+    assert read_worth(str(tmp_path / "store")).by_depth(2).tolist() == pytest.approx([0, 0.75, 1])
+
+
+def test_slices_finer_than_groups_are_shown_beside_as_many_slices_as_groups(capsys: Output) -> None:
+    arguments = ["plan", "--shards", "2", "--slices", "4", "--budget", "2", "--groups", "2", "--layers", "12"]
+    fine, *_, coarse = document(capsys, *arguments)["planners"]
+    assert (len(fine["sequences"][0]), len(coarse["sequences"][0])) == (4, 2)
+    # a stage of two halves of the blocks has the adapters of six of them
+    assert fine["snapshot_bytes"] == 2 * 2 * 4 * 4 * (6 * 16 * 16 * 768 + 10 * 769)
+
+
+def test_without_rows_shards_and_slices_are_expected(capsys: Output) -> None:
+    assert main(["plan", "--budget", "2"]) == 2
+    assert "Expected --shards and --slices" in capsys.readouterr().err
+
+
+YEARS = ["plan", "--rows", "50000", "--shards", "5", "--slices", "4"]
+
+
+def test_years_show_what_serves_and_mark_the_cheapest(capsys: Output) -> None:
+    found = document(capsys, *YEARS, "--quality", "0.8")
+    cheapest = found["stores"][found["cheapest"]]
+    fitting = [store for store in found["stores"] if store["low"] >= 0.8]
+    assert cheapest["compute"] == min(store["compute"] for store in fitting)
+    assert {(store["budget"], store["epochs"]) for store in found["stores"]} == {
+        (budget, epochs) for budget in (1, 2, 4) for epochs in ("full", "sisa")
+    }
+
+
+def test_years_are_shown_as_a_table(capsys: Output) -> None:
+    assert main([*YEARS, "--budget", "1", "--refit", "4w", "never", "--years", "0.5", "--quality", "0.99"]) == 0
+    out = capsys.readouterr().out
+    assert "never" in out
+    assert "28" in out
+    assert "None of these serves 99% on 95 of 100 days" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--refit", "weekly"], "like 7d"),
+        (["--refit", "0d"], "like 7d"),
+        (["--quality", "90"], "at most 1"),
+        (["--years", "0"], "at least a day"),
+        (["--units", "9"], "none of these with --rows"),
+    ],
+)
+def test_years_that_cannot_be_played_are_refused(capsys: Output, wrong: list[str], message: str) -> None:
+    assert main([*YEARS, *wrong]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 PRIORS = {

@@ -31,6 +31,25 @@ def test_an_orders_price_by_data_and_epochs(data: Any, epochs: Any, price: float
     assert cost_of([(0, 1, 2, 3)], data, epochs).fine_tunes == pytest.approx(price)
 
 
+def test_the_backward_pass_ends_at_the_stages_group() -> None:
+    # four stages of 1/4 to 4/4 of the samples, whose backward passes reach down 1/4 to 4/4 of the network
+    expected = sum(stage / 4 * (1 + stage / 4) / 2 for stage in (1, 2, 3, 4))
+    assert cost_of([(0, 1, 2, 3)]).compute == pytest.approx(expected)
+
+
+def test_finer_slices_than_groups_cost_the_same_samples_and_deeper_passes() -> None:
+    own_group, shared = cost_of(cyclic(4, 2)), cost_of(cyclic(4, 2), groups=2)
+    assert shared.fine_tunes == own_group.fine_tunes
+    # stages 1 and 2 go down half of the network, 3 and 4 all of it
+    assert shared.compute == pytest.approx(2 * (0.25 * 0.75 + 0.5 * 0.75 + 0.75 + 1.0))
+
+
+@pytest.mark.parametrize("groups", [0, 5, 1.5, True])
+def test_a_number_of_groups_that_cannot_be_is_refused(groups: Any) -> None:
+    with pytest.raises(ConfigurationError, match="groups"):
+        cost_of([(0, 1, 2, 3)], groups=groups)
+
+
 @settings(deadline=None, max_examples=in_tier(10, 25))
 @given(st.integers(2, 6), st.data())
 def test_the_orders_are_paid_for_and_as_good_as_any_planners_within_the_limit(slices: int, data: st.DataObject) -> None:

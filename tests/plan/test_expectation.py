@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.plan import cyclic, expected_survivors, optimal, plan_sequences, retention_bound, simulate
+from lightning_s3t.plan import (
+    cyclic,
+    expected_survivors,
+    limit_share,
+    optimal,
+    plan_sequences,
+    retention_bound,
+    rotation_share,
+    simulate,
+)
 
 Sequences = tuple[tuple[int, ...], ...]
 
@@ -53,6 +62,29 @@ def test_it_is_what_drawn_histories_give(shards: int, slices: int, budget: int) 
 def test_beyond_what_can_be_listed_it_says_its_error() -> None:
     assert expected_survivors(2, cyclic(14, 2), [5])[0].length.standard_error == 0
     assert expected_survivors(2, cyclic(15, 2), [5])[0].length.standard_error > 0
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 3), st.integers(1, 8), st.integers(0, 25))
+def test_all_rotations_leave_what_their_closed_form_says(shards: int, slices: int, requests: int) -> None:
+    exact = expected_survivors(shards, cyclic(slices, slices), [requests])[0]
+    assert rotation_share(slices, requests, shards) == pytest.approx(exact.data.mean)
+
+
+def test_beyond_what_can_be_listed_all_rotations_are_exact_and_what_drawn_histories_give() -> None:
+    sequences = cyclic(20, 20)
+    [exact], [drawn] = expected_survivors(3, sequences, [9]), simulate(3, sequences, [9], 10_000).moments
+    for name in ("length", "shards"):
+        found, other = getattr(exact, name), getattr(drawn, name)
+        assert found.standard_error == 0
+        assert abs(found.mean - other.mean) <= 4 * other.standard_error + 1e-9
+
+
+@pytest.mark.parametrize("requests", [0, 1, 2, 5])
+def test_ever_finer_slices_tend_to_their_limit(requests: int) -> None:
+    assert rotation_share(120, requests) == pytest.approx(limit_share(requests), abs=0.05)
+    sisa = expected_survivors(1, [tuple(range(13))], [requests])[0].data.mean
+    assert sisa == pytest.approx(limit_share(requests, rotations=False), abs=0.05)
 
 
 @pytest.mark.parametrize("requests", [-1, [1, -3]])

@@ -12,12 +12,14 @@ from lightning_s3t.plan.estimate import Estimate
 from lightning_s3t.plan.families import Family, check_family
 from lightning_s3t.plan.objective.lattice import lengths_left, set_sums
 from lightning_s3t.plan.problem import PlanProblem, Prior, Probabilities
+from lightning_s3t.plan.theory.rotations import are_rotations, rotation_survival
 from lightning_s3t.plan.theory.simulation import Moment, simulate
 from lightning_s3t.plan.units import SliceSequence
 
 LISTED_SLICES = 14
 LOOKED_AHEAD = 2_000
 TRIALS = 20_000
+EQUAL = 1e-15
 
 
 def expected_survivors(
@@ -32,7 +34,8 @@ def expected_survivors(
 
     Up to 14 slices this is exact (its standard errors are 0): the chance of every set of requested slices of a shard is
     carried from request to request, and the length of the best surviving prefix is known for each set. Beyond, it is
-    simulated.
+    simulated, but for all rotations of a sequence and requests that are all alike: these have a closed form
+    (`rotation_share`).
 
     Args:
         shards: Number of shards, m.
@@ -68,10 +71,17 @@ def survivors_of(
         seed: What they are drawn from.
     """
     shards, slices, probabilities = problem.shards, problem.slices, problem.places
-    if slices > LISTED_SLICES or max(looks, default=0) > LOOKED_AHEAD:
+    rotations = slices > LISTED_SLICES and bool(np.ptp(probabilities) < EQUAL) and are_rotations(family)
+    if max(looks, default=0) > LOOKED_AHEAD or (slices > LISTED_SLICES and not rotations):
         return simulate(shards, family, looks, trials, probabilities, seed=seed).moments
     if min(looks, default=0) < 0:
         raise ConfigurationError(f"Expected numbers of requests to be non-negative integers but got {min(looks)}.")
+    if rotations:
+        chances = [rotation_survival(slices, look, shards) for look in looks]
+        return tuple(
+            _exact(look, shards, slices, shards * float(chance[0]), shards * float(chance.sum()))
+            for look, chance in zip(looks, chances, strict=True)
+        )
     left = np.max([lengths_left(sequence) for sequence in family], axis=0)
     alive, lengths = np.zeros(max(looks, default=0) + 1), np.zeros(max(looks, default=0) + 1)
     rows, times = np.unique(np.round(probabilities, 15), axis=0, return_counts=True)
@@ -79,15 +89,7 @@ def survivors_of(
         for number, chance in enumerate(_request_sets(row, len(alive) - 1)):
             alive[number] += equal * float(chance @ (left > 0))
             lengths[number] += equal * float(chance @ left)
-    return tuple(
-        Moment(
-            look,
-            shards=Estimate(float(alive[look]), 0.0),
-            length=Estimate(float(lengths[look]) / shards, 0.0),
-            data=Estimate(float(lengths[look]) / (shards * slices), 0.0),
-        )
-        for look in looks
-    )
+    return tuple(_exact(look, shards, slices, float(alive[look]), float(lengths[look])) for look in looks)
 
 
 def retention_bound(shards: int, sequences: Iterable[Iterable[int]], requests: int) -> float:
@@ -118,6 +120,15 @@ def retention_bound(shards: int, sequences: Iterable[Iterable[int]], requests: i
         touched = 1 - (1 - stage / (shards * slices)) ** requests
         bound += 1 - touched ** _disjoint(family, stage)
     return bound
+
+
+def _exact(look: int, shards: int, slices: int, alive: float, lengths: float) -> Moment:
+    return Moment(
+        look,
+        shards=Estimate(alive, 0.0),
+        length=Estimate(lengths / shards, 0.0),
+        data=Estimate(lengths / (shards * slices), 0.0),
+    )
 
 
 def _request_sets(probabilities: Probabilities, requests: int) -> Iterator[NDArray[np.float64]]:

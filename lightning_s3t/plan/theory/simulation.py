@@ -122,12 +122,20 @@ def simulate(
             first = without_replacement(probabilities.ravel(), items.ravel(), block, generator)
         else:
             first = by_slice(probabilities.ravel(), block, generator)
-        totals.add(_stage_ends(first.reshape(block, shards, slices), family))
+        totals.add(stage_ends(first.reshape(block, shards, slices), family))
     return totals.simulation(trials, shards, slices)
 
 
-def _stage_ends(first: FirstRequests, family: Family) -> FirstRequests:
-    # shape (trials, shards, stages): the request after which no sequence has a surviving prefix of that length
+def stage_ends(first: FirstRequests, family: Family) -> FirstRequests:
+    """Returns when no sequence has a surviving prefix of each length any more.
+
+    Args:
+        first: When each slice is first asked for, in any numbers that grow with time: shape (trials, shards, L).
+        family: The sequences.
+
+    Returns:
+        Shape (trials, shards, L); the first entry is for prefixes of one slice.
+    """
     ends = np.zeros_like(first)
     for sequence in family:
         np.maximum(ends, np.minimum.accumulate(first[:, :, list(sequence)], axis=2), out=ends)

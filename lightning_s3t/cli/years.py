@@ -1,0 +1,162 @@
+"""The part of the command `plan` that looks at years: what serves, and what the fits cost, where requests go on."""
+
+from __future__ import annotations
+
+import json as json_format
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from lightning_s3t.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from lightning_s3t.plan import DataMode, EpochRule, SteadyState
+    from lightning_s3t.plan.worth import Worth
+
+ScenarioName = Literal["quiet", "typical", "consumer", "spike", "batch45", "agents"]
+DAYS = {"d": 1, "w": 7}
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What the caller has chosen; of what is None, several are tried.
+
+    Attributes:
+        shards: Number of shards, m.
+        slices: Number of slices, L.
+        budget: Number of sequences, B.
+        epochs: The epoch rule.
+        groups: Most layer groups that the network has.
+        data: What a stage trains on.
+    """
+
+    shards: int | None
+    slices: int | None
+    budget: int | None
+    epochs: EpochRule | None
+    groups: int | None
+    data: DataMode
+
+
+def show_years(
+    rows: int,
+    scenario: ScenarioName,
+    refits: Sequence[str],
+    years: float,
+    fixed: Fixed,
+    quality: float,
+    worth: Worth,
+    sharding: float,
+    seed: int,
+    json: bool,
+) -> None:
+    """Tries several stores for some years, and shows those worth choosing from.
+
+    Args:
+        rows: Number of people who may ask.
+        scenario: How they ask.
+        refits: How often a fit comes.
+        years: How many years.
+        fixed: What is not tried but given.
+        quality: What is to be served.
+        worth: What a shard is worth.
+        sharding: What a doubling of the shards costs.
+        seed: What is drawn from.
+        json: Print a JSON document.
+
+    Raises:
+        ConfigurationError: An argument is out of range.
+    """
+    from lightning_s3t.plan import SCENARIOS, cheapest, frontier, steady_states
+    from lightning_s3t.plan.upkeep.choices import BUDGETS, EPOCHS, SHARDS, SLICES
+
+    if not 0 < quality <= 1:
+        raise ConfigurationError(f"Expected --quality to be above 0 and at most 1 but got {quality}.")
+    found = steady_states(
+        rows,
+        SCENARIOS[scenario],
+        [_days(text) for text in refits],
+        years,
+        SHARDS if fixed.shards is None else [fixed.shards],
+        SLICES if fixed.slices is None else [fixed.slices],
+        BUDGETS if fixed.budget is None else [fixed.budget],
+        EPOCHS if fixed.epochs is None else [fixed.epochs],
+        floor=quality,
+        worth=worth,
+        sharding=sharding,
+        data=fixed.data,
+        groups=fixed.groups,
+        seed=seed,
+    )
+    best = cheapest(found, quality)
+    if json:
+        print(json_format.dumps(_document(found, best, scenario, rows, quality), indent=2))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(_table(frontier(found), best, quality, years))
+    console.print(_summary(found[0], best, quality))
+
+
+def _days(text: str) -> int | None:
+    if text == "never":
+        return None
+    match = re.fullmatch(r"([1-9][0-9]*)([dw])", text)
+    if match is None:
+        raise ConfigurationError(f"Expected --refit to be like 7d, 4w or never but got {text!r}.")
+    return int(match[1]) * DAYS[match[2]]
+
+
+def _document(
+    found: Sequence[SteadyState], best: SteadyState | None, scenario: str, rows: int, quality: float
+) -> dict[str, Any]:
+    stores = [
+        {"slices": one.slices, "budget": len(one.sequences), **asdict(one), "compute": one.compute} for one in found
+    ]
+    number = None if best is None else found.index(best)
+    return {"scenario": scenario, "rows": rows, "wanted": quality, "cheapest": number, "stores": stores}
+
+
+def _table(found: Sequence[SteadyState], best: SteadyState | None, quality: float, years: float) -> Table:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    caption = (
+        f"serves: mean over {years:g} years, a full store being 100 %; 95 % of days: at least so much; days below: "
+        f"days a year on which less than {quality:.0%} serves. First fit and fits a year: compute, in multiples of one "
+        "full fine-tune. Dearer choices that serve no more are left out."
+    )
+    table = Table(caption=caption, box=SIMPLE, padding=(0, 0, 0, 1), show_edge=False)
+    served = ("serves", "95 %\nof days", "days\nbelow")
+    for name in ("shards", "slices", "budget", "epochs", "refit\ndays", *served, "first\nfit", "fits a\nyear"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in found:
+        table.add_row(
+            str(one.shards),
+            str(one.slices),
+            str(len(one.sequences)),
+            one.epochs,
+            "never" if one.refit_days is None else str(one.refit_days),
+            f"{one.quality.mean:.1%}",
+            f"{one.low:.0%}",
+            f"{one.days_below:.0f}",
+            f"{one.first_fit.compute:.1f}",
+            f"{one.upkeep.compute:.1f}",
+            style="bold green" if one is best else "",
+        )
+    return table
+
+
+def _summary(one: SteadyState, best: SteadyState | None, quality: float) -> str:
+    text = f"{one.requests:.0f} requests a year."
+    if best is None:
+        return f"{text} None of these serves {quality:.0%} on 95 of 100 days: fit more often, or take more shards."
+    return (
+        f"{text} The cheapest that serves {quality:.0%} on 95 of 100 days: {best.shards} shards, {best.slices} slices, "
+        f"a budget of {len(best.sequences)}, epochs {best.epochs}. More shards always cost less training here. What "
+        "they cost in accuracy is for --sharding to say, and each of them has to answer whoever asks the model."
+    )

@@ -1,0 +1,99 @@
+"""How often people ask for their data to be deleted, and how their requests come in."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_s3t.errors import ConfigurationError
+
+DAYS_A_YEAR = 365
+MONTH = 30
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Requests over time: a Poisson process whose rate may vary from day to day.
+
+    Attributes:
+        rate: Requests a person and year, in quiet times.
+        spike: The rate of the first month, in multiples of `rate`; what is above it then halves every month.
+        gathered: Requests are carried out together, every so many days.
+        agent_share: The part of the requests that comes from one agent, who hands in a burst at a time.
+        bursts: How many bursts a year the agent hands in, at random times.
+
+    Raises:
+        ConfigurationError: A number is out of range.
+
+    Example:
+        >>> Scenario(rate=1e-3).requests_a_year(people=50_000)
+        50.0
+    """
+
+    rate: float
+    spike: float = 1.0
+    gathered: int = 1
+    agent_share: float = 0.0
+    bursts: float = 12.0
+
+    def __post_init__(self) -> None:
+        fits = (
+            0 <= self.rate < math.inf
+            and 1 <= self.spike < math.inf
+            and self.gathered >= 1
+            and 0 <= self.agent_share <= 1
+            and 0 < self.bursts < math.inf
+        )
+        if not fits:
+            raise ConfigurationError(
+                f"There is no scenario {self}. Expected a rate of at least 0, a spike of at least 1, a whole number of "
+                "days of at least 1, a share from 0 to 1 and more than 0 bursts."
+            )
+
+    def requests_a_year(self, people: int) -> float:
+        """Returns how many requests are expected in a quiet year.
+
+        Args:
+            people: How many there are who may ask.
+        """
+        return self.rate * people
+
+    def by_day(self, people: int, days: int, trials: int, generator: np.random.Generator) -> NDArray[np.float64]:
+        """Draws how many requests are expected on each day; given these numbers, requests are independent.
+
+        Args:
+            people: How many there are who may ask; those who leave are taken to be followed by others.
+            days: How many days.
+            trials: How many histories.
+            generator: What bursts are drawn from.
+
+        Returns:
+            Shape (trials, days).
+        """
+        each = self.rate * people / DAYS_A_YEAR
+        late = np.maximum(np.arange(days) - MONTH, 0) / MONTH
+        found = np.tile(each * (1 + (self.spike - 1) * 0.5**late), (trials, 1))
+        if self.agent_share > 0:
+            size = self.agent_share * self.rate * people / self.bursts
+            bursts = generator.poisson(self.bursts / DAYS_A_YEAR, (trials, days))
+            found = (1 - self.agent_share) * found + size * bursts
+        if self.gathered > 1:
+            carried_out = np.zeros_like(found)
+            for day in range(self.gathered, days, self.gathered):
+                carried_out[:, day] = found[:, day - self.gathered : day].sum(axis=1)
+            found = carried_out
+        return found
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "quiet": Scenario(1e-4),
+    "typical": Scenario(1e-3),
+    "consumer": Scenario(2e-2),
+    "spike": Scenario(1e-3, spike=20),
+    "batch45": Scenario(1e-3, gathered=45),
+    "agents": Scenario(1e-3, agent_share=0.15),
+}
+"""Scenarios by name; the page "Choosing shards, slices and budget" has their sources."""

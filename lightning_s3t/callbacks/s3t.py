@@ -36,8 +36,9 @@ class S3T(Unlearning):
             {"units": 40}, or {"fine_tunes": 3.5} in multiples of one full fine-tune. A later fit may raise it: what is
             trained stays, and sequences are added.
         subjects: Who owns each row: the name of an attribute of the data set that has one id per row, a callable that
-            takes the data set and returns them, or its import path. "index" takes each row's number in the data set:
-            a row that is left out later gives all that follow it another id.
+            takes the data set and returns them, or its import path. "index" takes each row's number in the innermost
+            data set, whatever `Subset` has picked it ("part:row" where several are concatenated): a row that is left
+            out of that later gives all that follow it another id.
         sequences: How the sequences are chosen: "optimal" (most slices left after the coming requests), "cyclic",
             "bms", "conditional", "random", "all", "sisa", or the sequences themselves.
         groups: Number of layer groups; None for one a slice. With fewer, consecutive stages go on with the same group,

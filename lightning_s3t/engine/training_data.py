@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.utils.data import (
     Subset,
 )
 
+from lightning_s3t.engine.found_state.contents import is_plain, pack
 from lightning_s3t.engine.found_state.digest import AnyGenerator, find_generators
 from lightning_s3t.engine.subjects import Subjects, subjects_of
 from lightning_s3t.errors import DataError, UnsupportedError
@@ -46,6 +48,7 @@ class TrainingData:
 
     def __init__(self, loader: object, subjects: Subjects, partition: Partition, risk: RiskBands | None = None) -> None:
         self.loader = check_loader(loader)
+        self._of_subclass = _subclass_arguments(self.loader)
         self.dataset: Any = self.loader.dataset
         self.partition = partition
         self.subjects = subjects_of(self.dataset, subjects)
@@ -56,6 +59,8 @@ class TrainingData:
         self.bands = {subject: risk.band(subject) if risk else 0 for subject in dict.fromkeys(self.subjects)}
         self._places = {subject: partition.place(subject, band) for subject, band in self.bands.items()}
         self._generators: dict[str, AnyGenerator] | None = None
+        if type(self.loader) is not DataLoader:
+            _check_same_attributes(self.loader, self.unit_loader(range(len(self.subjects)), seed=0))
         self.leave_out(())
 
     def __getstate__(self) -> dict[str, Any]:
@@ -160,6 +165,7 @@ class TrainingData:
             "prefetch_factor": loader.prefetch_factor,
             "persistent_workers": loader.persistent_workers,
             "generator": generator,
+            **self._of_subclass,
         }
         if replicas > 1:
             arguments["sampler"] = DistributedSampler(
@@ -276,18 +282,54 @@ def check_loader(loader: object) -> DataLoader[Any]:
             f"The train data set {type(dataset).__name__} has no length. Expected a map-style data set with __len__."
         ) from error
     sampler = loader.sampler
-    whole = isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == len(dataset)  # type: ignore[arg-type]
+    # of a class of the script's own the order would be lost: units have samplers of their own
+    kind = type(sampler)
+    whole = kind is RandomSampler and not sampler.replacement and sampler.num_samples == len(dataset)  # type: ignore[attr-defined, arg-type]
     if loader.batch_size is None or type(loader.batch_sampler).__name__ != "BatchSampler":
         raise UnsupportedError(
             "The train dataloader has a batch_sampler of its own (or no batch size), which depends on the whole data "
             "set. Use batch_size=..., with shuffle=True or False."
         )
-    if not (whole or isinstance(sampler, (SequentialSampler, DistributedSampler))):
+    if not (whole or kind in (SequentialSampler, DistributedSampler)):
         raise UnsupportedError(
-            f"The train dataloader draws rows by {type(sampler).__name__}, which depends on the whole data set: "
-            "every unit would carry something of everybody. Use shuffle=True or False, without replacement."
+            f"The train dataloader draws rows by {kind.__name__}, which decides over the whole data set: every unit "
+            "would carry something of everybody. Use shuffle=True or False, without replacement and without an order "
+            "of your own."
         )
     return loader
+
+
+def _subclass_arguments(loader: DataLoader[Any]) -> dict[str, Any]:
+    """Returns what a DataLoader of the script's own class was made with beside DataLoader's arguments.
+
+    Python does not keep what an object was made with: the class has to keep it, under the argument's name.
+    """
+    known = inspect.signature(DataLoader.__init__).parameters
+    found = {}
+    _, *parameters = list(inspect.signature(type(loader)).parameters.items())  # the first is the data set
+    for name, parameter in parameters:
+        if name in known or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if not hasattr(loader, name):
+            raise UnsupportedError(
+                f"The train dataloader's class {type(loader).__name__} takes an argument {name!r} and does not keep "
+                f"it, so it cannot be made again over a unit's rows. Set self.{name} = {name} in its __init__, or put "
+                "what is special into the collate_fn of a torch.utils.data.DataLoader."
+            )
+        found[name] = getattr(loader, name)
+    return found
+
+
+def _check_same_attributes(loader: DataLoader[Any], made: DataLoader[Any]) -> None:
+    """Raises if a dataloader that was made again, over all rows, has lost what its class takes by **kwargs."""
+    own = vars(loader).keys() - vars(DataLoader(loader.dataset)).keys()
+    for name in sorted(name for name in own if is_plain([vars(loader)[name]], (tuple, list, dict))):
+        if name not in vars(made) or pack(vars(made)[name]) != pack(vars(loader)[name]):
+            raise UnsupportedError(
+                f"Made again over a unit's rows, the train dataloader {type(loader).__name__} has another {name}: "
+                f"{vars(made).get(name)!r} instead of {vars(loader)[name]!r}. Name what sets it in the __init__ of "
+                "the class, or put what is special into the collate_fn of a torch.utils.data.DataLoader."
+            )
 
 
 def _digest(ids: Iterable[str]) -> str:

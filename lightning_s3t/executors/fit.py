@@ -169,9 +169,8 @@ class Fit:
         data = TrainingData(
             request_train_dataloader(trainer), config.subjects, config.partition, config.method.risk_bands
         )
-        if config.subjects != "index":
-            again = check_loader(request_train_dataloader(trainer))
-            check_order(data.subjects, subjects_of(again.dataset, config.subjects))
+        again = check_loader(request_train_dataloader(trainer))
+        check_order(data.subjects, subjects_of(again.dataset, config.subjects))
         return data
 
     def _switch(self, module: pl.LightningModule) -> StageSwitch:
@@ -208,6 +207,14 @@ class Fit:
             rank_zero_warn(
                 f"S3T: deletions have emptied slices, so {len(plan.impossible)} units cannot be trained: "
                 f"{', '.join(map(str, plan.impossible[:5]))}. The shards serve what is before them."
+            )
+        stale = [str(planned.unit) for planned in plan.build if planned.stale]
+        if stale:
+            rank_zero_warn(
+                f"S3T: {len(stale)} units were trained when their slices had other subjects, and are trained again: "
+                f"{', '.join(stale[:5])}. Since the last fit people have come, or gone without a deletion request. If "
+                "the data is the same, its rows are split at random at every start: give random_split a generator "
+                "with a seed of its own."
             )
         rank_zero_info(str(LayerTable.of(builder)))
         rank_zero_info(f"S3T: {len(plan.build)} units to train, {plan.present} are there. Store: {config.store}")

@@ -287,6 +287,23 @@ class EnsemblePredictor(nn.Module):
             "For the pretrained weights, load the checkpoint into your own module before."
         )
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Refuses: it would hold the pretrained network, and none of what serves.
+
+        Args:
+            args: As for any module.
+            kwargs: Likewise.
+
+        Raises:
+            UnsupportedError: Unless tensors are asked for themselves (`keep_vars`), as torch.export does.
+        """
+        if kwargs.get("keep_vars"):
+            return super().state_dict(*args, **kwargs)
+        raise UnsupportedError(self._is_not_saved("has no state dict or checkpoint of its own"))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise UnsupportedError(self._is_not_saved("cannot be copied or pickled"))
+
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
@@ -299,6 +316,14 @@ class EnsemblePredictor(nn.Module):
     def _copy(cls, module: nn.Module) -> nn.Module:
         """Return a copy to work on, without what `torch.compile(module)` has put around it."""
         return copy.deepcopy(getattr(module, "_orig_mod", module))
+
+    def _is_not_saved(self, what: str) -> str:
+        name = type(self).__name__
+        return (
+            f"An {name} {what}: it answers with what its store holds, and looks for deletion requests there. Load it "
+            f"once more with {name}.from_store({str(self.store.path)!r}, module); for a file to take away, use "
+            "served.export(path), or s3t export."
+        )
 
     def _check_open(self) -> None:
         if self._closed:
@@ -332,6 +357,8 @@ class EnsemblePredictor(nn.Module):
         """Answer a call of the network; `forward` is its own."""
         if self._lock.answering:  # a shard's pass calls the network within itself
             return forward(*args, **kwargs)
+        if torch.jit.is_tracing():
+            raise UnsupportedError(self._is_not_saved("cannot be traced (TorchScript)"))
         with self._lock.held:
             keys = self._keys_in_use()
             while True:
@@ -418,8 +445,9 @@ class EnsemblePredictor(nn.Module):
                     "into the network's forward()."
                 )
 
-        # heads of survivors are copies, and copies keep the hook
-        for path in (*layers.head, *(group.modules[-1] for group in layers.groups)):
+        # the blocks, and what stands in for their layers and the head: copies keep the hook
+        blocks = [path for group in layers.groups for path in group.modules]
+        for path in dict.fromkeys((*blocks, *self._builder.originals)):
             self.module.get_submodule(path).register_forward_pre_hook(refuse)
         if not is_transformers_model(network) or not callable(getattr(network, "generate", None)):
             return None

@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
 from lightning_s3t.engine.lightning_internals import saves_config
-from lightning_s3t.engine.run_record import plain
+from lightning_s3t.engine.trainer_settings import plain
 from lightning_s3t.engine.unit_settings import UnitSettings
 from lightning_s3t.methods import UnlearningMethod
 from lightning_s3t.plan import Partition

@@ -344,6 +344,26 @@ def prepare_fit_loop(trainer: pl.Trainer, dataloader: Any, step: int) -> None:
     reconfigure(trainer)
 
 
+@contextmanager
+def fit_data(trainer: pl.Trainer, loader: DataLoader[Any]) -> Iterator[None]:
+    """Configures optimizers and schedulers as for a fit with another dataloader, while the block runs.
+
+    Args:
+        trainer: The trainer, in `on_fit_start`.
+        loader: The dataloader.
+    """
+    strategy, loop = trainer.strategy, trainer.fit_loop
+    before = loop._data_source, strategy.optimizers, strategy.lr_scheduler_configs
+    forget_dataloaders(trainer)
+    loop._data_source = _DataLoaderSource(loader, "train_dataloader")
+    try:
+        strategy.setup_optimizers(trainer)
+        yield
+    finally:
+        forget_dataloaders(trainer)
+        loop._data_source, strategy.optimizers, strategy.lr_scheduler_configs = before
+
+
 def saves_config(callback: pl.Callback) -> bool:
     """Returns whether a callback is the one that a LightningCLI saves its config with.
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from torch.utils.data import (
     DataLoader,
@@ -24,6 +26,8 @@ from lightning_s3t.engine.subjects import Subjects, subjects_of
 from lightning_s3t.errors import DataError, UnsupportedError
 from lightning_s3t.plan import DataMode, Partition, Place, RiskBands, UnitId
 from lightning_s3t.tuning.randomness import derive_seed, seed_generator
+
+_REHEARSED_BATCHES = 1000
 
 
 class TrainingData:
@@ -198,6 +202,21 @@ class TrainingData:
             subjects: Canonical ids.
         """
         return [row for row, subject in enumerate(self.subjects) if subject in subjects]
+
+    def rehearsal_loader(self, trainer: pl.Trainer) -> DataLoader[Any]:
+        """Returns a dataloader like the script's own, over as many rows whatever the data set has.
+
+        A store compares what a schedule was made with: what that takes from the number of batches is each unit's own,
+        and must not depend on how many rows there are today.
+
+        Args:
+            trainer: The trainer.
+        """
+        every: Any = trainer.val_check_interval  # type: ignore[attr-defined]
+        batches = max(_REHEARSED_BATCHES, every if isinstance(every, int) else 0)
+        count = batches * (self.loader.batch_size or 1) * trainer.world_size
+        rows = list(itertools.islice(itertools.cycle(range(len(self.dataset))), count))
+        return self.unit_loader(rows, 0, trainer.world_size, trainer.global_rank)
 
     def seed_generators(self, seed: int) -> None:
         """Seeds the random generators that the data set and the collate function hold.

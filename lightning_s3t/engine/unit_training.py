@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 from lightning_s3t.engine.checkpoint_files import recorded_checkpoints
 from lightning_s3t.engine.lightning_internals import end_fit
 from lightning_s3t.engine.preflight import check_every_optimizer, check_optimized, check_optimizers
-from lightning_s3t.engine.run_record import RunRecord, score_of, trainer_settings
+from lightning_s3t.engine.run_record import RunRecord, score_of
+from lightning_s3t.engine.trainer_settings import trainer_settings
 from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.engine.unit_edit import edit_unit
 from lightning_s3t.engine.unit_settings import UnitSettings
@@ -127,7 +128,7 @@ class UnitTraining:
         seed_all(self._settings.seed)
         self._rehearsed = {}
         self._stage = self._switch.enter(1, {}, self._settings.seed)
-        fit(trainer, self._data.loader)
+        fit(trainer, self._data.rehearsal_loader(trainer))
         return self._rehearsed
 
     def train(self, trainer: pl.Trainer, task: UnitTask, fit: Fit) -> UnitResult:

@@ -17,6 +17,7 @@ from peft import PeftConfig
 from lightning_s3t.engine.fit_settings import classes_of, config_of, fit_settings
 from lightning_s3t.engine.found_state.found_state import digest_found
 from lightning_s3t.engine.lightning_internals import (
+    fit_data,
     hand_back,
     is_compiled,
     is_distributed,
@@ -27,8 +28,8 @@ from lightning_s3t.engine.lightning_internals import (
 )
 from lightning_s3t.engine.muted_lightning import warned_once
 from lightning_s3t.engine.preflight import check_every_optimizer, check_not_resumed, check_optimizers
-from lightning_s3t.engine.run_record import trainer_settings
 from lightning_s3t.engine.subjects import Subjects, check_order, subjects_of
+from lightning_s3t.engine.trainer_settings import trainer_settings
 from lightning_s3t.engine.training_data import TrainingData, check_loader
 from lightning_s3t.engine.unit_settings import Isolation, UnitSettings
 from lightning_s3t.engine.unit_training import UnitTraining
@@ -141,7 +142,9 @@ class Fit:
         check_optimizers(trainer, module)
         data, switch = self._training_data(trainer), self._switch(module)
         check_every_optimizer(trainer, module, switch.builder.layers)
-        fit_store = self._open_store(trainer, module, data, switch.builder, trainer_settings(trainer))
+        with fit_data(trainer, data.rehearsal_loader(trainer)):
+            settings = trainer_settings(trainer)
+        fit_store = self._open_store(trainer, module, data, switch.builder, settings)
         self.training = UnitTraining(data, switch, self._settings, self._config.method)
         units = UnitStore(fit_store, data, self._settings)
         executor = InProcessExecutor(self._own[0], self.training, units, fit_store, data, switch, self._settings)

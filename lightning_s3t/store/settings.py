@@ -111,8 +111,15 @@ def _differences(kept: Any, given: Any, path: str, whole: bool) -> Iterator[tupl
             yield from _differences(kept.get(key, _ABSENT), given[key], f"{path}.{key}" if path else key, whole)
         for key in sorted(kept.keys() - given.keys()) if whole else ():
             yield f"{path}.{key}" if path else key, kept[key], _ABSENT
+    elif isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept) and _holds_mappings(given):
+        for index, (before, now) in enumerate(zip(kept, given, strict=True)):
+            yield from _differences(before, now, f"{path}[{index}]", whole)
     elif kept != given:
         yield path, kept, given
+
+
+def _holds_mappings(values: list[Any]) -> bool:
+    return any(isinstance(value, Mapping) for value in values)
 
 
 def _shorten(value: Any) -> str:

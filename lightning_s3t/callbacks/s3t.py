@@ -45,7 +45,8 @@ class S3T(Unlearning):
             so that slices can be finer than a network with few blocks has groups.
         layers: Where the blocks are, if they cannot be found: a path, a list of paths, or a list of groups.
         head: Where the head is, if it cannot be found: a path or a list of paths.
-        adapter: A PeftConfig, a dict of one, or None to fine-tune whole layers.
+        adapter: A PeftConfig, a dict of one, or None to fine-tune whole layers. Left out, it is the paper's LoRA, or
+            the module's own adapters if it is a PEFT model.
         stage_data: "cumulative" trains stage k on the first k slices of the sequence, "disjoint" on the k-th alone.
         seed: What the partition and all randomness of the units follow from.
         epoch_rule: "full" trains every stage for the trainer's max_epochs, "sisa" for 2E/(L+1) of them.

@@ -21,6 +21,9 @@ from lightning_s3t.tuning.adapters import describe_adapter
 from lightning_s3t.tuning.fingerprint import digest_tensors
 from lightning_s3t.tuning.stages import StageBuilder
 
+# what a LightningCLI notes among the hyperparameters: how it was started, which `s3t store audit` does otherwise
+_OF_CLI = ("_class_path", "_instantiator")
+
 
 def fit_settings(
     trainer: Mapping[str, Any],
@@ -56,7 +59,7 @@ def fit_settings(
             "class": import_path_of(type(module)),
             "pretrained_sha256": digest_tensors(builder.frozen_tensors()),
             "head_shapes": {name: list(tensor.shape) for name, tensor in builder.base_tensors().items()},
-            "hparams": plain(dict(module.hparams)),
+            "hparams": plain({name: value for name, value in module.hparams.items() if name not in _OF_CLI}),
         },
         "training": {
             "data": units.data,

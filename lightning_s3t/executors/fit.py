@@ -46,7 +46,7 @@ from lightning_s3t.methods import EditingMethod, UnlearningMethod
 from lightning_s3t.plan import Partition, SequenceChoice, SliceSequence, UnitId
 from lightning_s3t.store import Receipt
 from lightning_s3t.tuning.adapter_effect import measure_effect
-from lightning_s3t.tuning.adapters import describe_adapter
+from lightning_s3t.tuning.adapters import adapter_for, describe_adapter
 from lightning_s3t.tuning.layer_table import LayerTable
 from lightning_s3t.tuning.stage_switch import StageSwitch
 from lightning_s3t.tuning.stages import StageBuilder
@@ -106,6 +106,7 @@ class Fit:
         self._settings = dataclasses.replace(config.units, isolation=isolation)
         if audited is not None:  # one after another, so that it also shows that the order does not matter
             self._settings = dataclasses.replace(self._settings, parallel_units=1)
+        self._adapter = config.adapter
         self._fit_store: FitStore | None = None
         self.training: UnitTraining | None = None
         self.sequences: tuple[SliceSequence, ...] = ()
@@ -179,7 +180,10 @@ class Fit:
     def _switch(self, module: pl.LightningModule) -> StageSwitch:
         config = self._config
         units = config.units
-        return StageSwitch(module, units.slices, config.layers, config.head, config.adapter, units.groups)
+        self._adapter = adapter_for(module, config.adapter)
+        if config.adapter is not None and self._adapter is None:
+            rank_zero_info("S3T: the module has PEFT adapters of its own: these are trained, group by group.")
+        return StageSwitch(module, units.slices, config.layers, config.head, self._adapter, units.groups)
 
     def _open_store(
         self,
@@ -268,7 +272,7 @@ class Fit:
                 "slices": settings.slices,
                 "budget": len(self.sequences),
                 "sequences": config.choice.sequences if isinstance(config.choice.sequences, str) else "given",
-                "adapter": describe_adapter(config.adapter) if config.adapter is not None else "whole layers",
+                "adapter": describe_adapter(self._adapter) if self._adapter is not None else "whole layers",
                 "stage_data": settings.data,
                 "epoch_rule": settings.epochs,
                 "seed": settings.seed,

@@ -77,6 +77,31 @@ def resolve_adapter(adapter: PeftConfig | Mapping[str, Any] | None) -> PeftConfi
     return config
 
 
+def adapter_for(module: nn.Module, adapter: PeftConfig | None) -> PeftConfig | None:
+    """Return the adapter to train a module with: none where the module has PEFT adapters of its own.
+
+    Args:
+        module: The user's module.
+        adapter: What was asked for, as `resolve_adapter` gives it.
+
+    Returns:
+        The adapter, or None to train what is in the layers: the module's own adapters, if it has any.
+
+    Raises:
+        AdapterError: The module has adapters, and others were asked for.
+    """
+    own = [name for name, part in module.named_modules() if isinstance(part, BaseTunerLayer)]
+    if adapter is None or not own:
+        return adapter
+    if describe_adapter(adapter) == describe_adapter(resolve_adapter(DEFAULT_ADAPTER)):
+        return None
+    raise AdapterError(
+        f"The module has {len(own)} PEFT adapters of its own ({', '.join(own[:3])}), and S3T(adapter=...) asks for "
+        "others, which would be put on top of them. Give trainer.fit the plain model and S3T the adapter; or leave "
+        "`adapter` out, and the module's own are trained, group by group."
+    )
+
+
 def describe_adapter(config: PeftConfig | None) -> dict[str, Any] | None:
     """Return an adapter configuration as JSON-ready data, for the store and for provenance.
 

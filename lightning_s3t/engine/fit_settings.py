@@ -18,7 +18,6 @@ from lightning_s3t.engine.unit_settings import UnitSettings
 from lightning_s3t.methods import UnlearningMethod
 from lightning_s3t.plan import Partition
 from lightning_s3t.tuning.adapters import describe_adapter
-from lightning_s3t.tuning.fingerprint import digest_tensors
 from lightning_s3t.tuning.stages import StageBuilder
 
 # what a LightningCLI notes among the hyperparameters: how it was started, which `s3t store audit` does otherwise
@@ -57,8 +56,7 @@ def fit_settings(
         "adapter": describe_adapter(builder.adapter),
         "model": {
             "class": import_path_of(type(module)),
-            "pretrained_sha256": digest_tensors(builder.frozen_tensors()),
-            "head_shapes": {name: list(tensor.shape) for name, tensor in builder.base_tensors().items()},
+            **builder.describe_model(),
             "hparams": plain({name: value for name, value in module.hparams.items() if name not in _OF_CLI}),
         },
         "training": {

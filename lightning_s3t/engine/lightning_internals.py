@@ -25,6 +25,7 @@ from lightning.pytorch.loggers.utilities import _log_hyperparams
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource, _request_dataloader
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -80,6 +81,44 @@ def training_step(trainer: pl.Trainer, batch: Any) -> Any:
     """
     takes_number = is_param_in_hook_signature(trainer.lightning_module.training_step, "batch_idx", min_args=2)
     return trainer.strategy.training_step(*((batch, 0) if takes_number else (batch,)))
+
+
+def refuse_checkpoint(trainer: pl.Trainer, refuse: Callable[[], NoReturn]) -> None:
+    """Makes a fit raise before it loads a checkpoint that it was given, and not once that is in the module.
+
+    Args:
+        trainer: The trainer, in a callback's `setup`.
+        refuse: Raises.
+    """
+    connector = trainer._checkpoint_connector
+
+    def resume_start(path: Any = None, *args: Any, **kwargs: Any) -> None:
+        vars(connector).pop("resume_start")
+        if path is not None:
+            refuse()
+        connector.resume_start(path, *args, **kwargs)
+
+    vars(connector)["resume_start"] = resume_start
+
+
+def refuse_own_checkpoints(trainer: pl.Trainer, refuse: Callable[[str], NoReturn]) -> None:
+    """Makes a trainer raise where it is asked for the best or last checkpoint of its fit, until its next fit.
+
+    Args:
+        trainer: The trainer.
+        refuse: Takes the name of the run ("test") and raises.
+    """
+    connector = trainer._checkpoint_connector
+    select = type(connector)._select_ckpt_path
+
+    def refuse_or_select(function: TrainerFn, path: Any, *args: Any, **kwargs: Any) -> Any:
+        if function == TrainerFn.FITTING:
+            vars(connector).pop("_select_ckpt_path")
+        elif path in ("best", "last") or (path is None and not kwargs.get("model_provided", True)):
+            refuse(function.value)
+        return select(connector, function, path, *args, **kwargs)
+
+    vars(connector)["_select_ckpt_path"] = refuse_or_select
 
 
 def end_fit() -> NoReturn:
@@ -180,6 +219,7 @@ def hand_back(trainer: pl.Trainer) -> None:
     """
     vars(trainer.fit_loop).pop("run", None)
     vars(trainer.strategy).pop("setup", None)
+    vars(trainer._checkpoint_connector).pop("resume_start", None)
 
 
 def run_fit_loop(trainer: pl.Trainer) -> None:
@@ -207,15 +247,6 @@ def request_train_dataloader(trainer: pl.Trainer) -> Any:
         trainer: The trainer.
     """
     return _request_dataloader(trainer.fit_loop._data_source)
-
-
-def loaded_checkpoint(trainer: pl.Trainer) -> bool:
-    """Says whether the fit was given a checkpoint to resume from.
-
-    Args:
-        trainer: The trainer, in `on_fit_start`.
-    """
-    return bool(trainer._checkpoint_connector._loaded_checkpoint)
 
 
 def has_communication_state(trainer: pl.Trainer) -> bool:

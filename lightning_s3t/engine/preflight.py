@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import NoReturn
 
 import lightning.pytorch as pl
 import torch
@@ -21,7 +22,6 @@ from lightning_s3t.engine.lightning_internals import (
     has_communication_state,
     has_train_dataloader,
     is_compiled,
-    loaded_checkpoint,
     starts_ranks_as_scripts,
     syncs_batchnorm,
 )
@@ -133,20 +133,16 @@ def _problems_of_isolation(trainer: pl.Trainer, isolation: Isolation, parallel_u
     return problems
 
 
-def check_not_resumed(trainer: pl.Trainer) -> None:
-    """Checks, in `on_fit_start`, that no checkpoint was passed to the fit.
-
-    Args:
-        trainer: The trainer.
+def refuse_to_resume() -> NoReturn:
+    """Refuses a checkpoint that was passed to the fit.
 
     Raises:
-        UnsupportedError: One was.
+        UnsupportedError: Always.
     """
-    if loaded_checkpoint(trainer):
-        raise UnsupportedError(
-            "trainer.fit(ckpt_path=...) restores a training state that spans units. S3T resumes by itself: call fit "
-            "without ckpt_path, with the same store, and it goes on at the unit that was cut."
-        )
+    raise UnsupportedError(
+        "trainer.fit(ckpt_path=...) restores a training state that spans units. S3T resumes by itself: call fit "
+        "without ckpt_path, with the same store, and it goes on at the unit that was cut."
+    )
 
 
 def check_optimized(trainer: pl.Trainer, trainable: Mapping[str, nn.Parameter]) -> None:

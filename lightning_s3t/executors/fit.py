@@ -27,7 +27,7 @@ from lightning_s3t.engine.lightning_internals import (
     take_over,
 )
 from lightning_s3t.engine.muted_lightning import warned_once
-from lightning_s3t.engine.preflight import check_every_optimizer, check_not_resumed, check_optimizers
+from lightning_s3t.engine.preflight import check_every_optimizer, check_optimizers
 from lightning_s3t.engine.subjects import Subjects, check_order, subjects_of
 from lightning_s3t.engine.trainer_settings import trainer_settings
 from lightning_s3t.engine.training_data import TrainingData, check_loader
@@ -93,7 +93,8 @@ class Fit:
     Attributes:
         training: Trains a unit; None until the data and the layers are found.
         sequences: The sequences that are trained.
-        summary: What the fit has done; None until it has ended.
+        summary: What the fit has done; None until it has ended, and on all ranks but 0.
+        finished: Whether all units are there.
         receipt: Of the requests that have waited for this fit; None if there were none.
     """
 
@@ -111,6 +112,7 @@ class Fit:
         self.training: UnitTraining | None = None
         self.sequences: tuple[SliceSequence, ...] = ()
         self.summary: FitSummary | None = None
+        self.finished = False
         self.receipt: Receipt | None = None
 
     def run_isolated(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -120,7 +122,6 @@ class Fit:
             trainer: The trainer, when its setup hooks have run.
             module: The user's module.
         """
-        check_not_resumed(trainer)
         self._check_edits(alone=not is_distributed(trainer))
         data, switch = self._training_data(trainer), self._switch(module)
         self.training = UnitTraining(data, switch, self._settings, self._config.method)
@@ -138,7 +139,6 @@ class Fit:
             trainer: The trainer, in `on_fit_start`.
             module: The user's module.
         """
-        check_not_resumed(trainer)
         self._check_edits(alone=bool(trainer.fast_dev_run))  # type: ignore[attr-defined]
         check_optimizers(trainer, module)
         data, switch = self._training_data(trainer), self._switch(module)
@@ -241,6 +241,7 @@ class Fit:
         metrics = on_rank_zero(trainer, lambda: self._sum_up(fit_store, trained, seconds))
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         on_rank_zero(trainer, fit_store.finish)
+        self.finished = True
         self.receipt = fit_store.receipt
         if self.receipt is not None:
             rank_zero_info(

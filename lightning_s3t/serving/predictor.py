@@ -35,7 +35,6 @@ from lightning_s3t.serving.served_shards import ServedShards, SnapshotPreloader
 from lightning_s3t.store import Receipt, Store
 from lightning_s3t.tuning.adapter_effect import check_effect, measure_effect
 from lightning_s3t.tuning.adapters import resolve_adapter
-from lightning_s3t.tuning.fingerprint import digest_tensors
 from lightning_s3t.tuning.layer_detection.transformers_models import is_transformers_model
 from lightning_s3t.tuning.layers import LayerGroup, Layers
 from lightning_s3t.tuning.stages import StageBuilder
@@ -458,9 +457,7 @@ class EnsemblePredictor(nn.Module):
 
     def _check_model(self) -> None:
         builder = self._builder
-        heads = {name: list(tensor.shape) for name, tensor in builder.base_tensors().items()}
-        model = {"pretrained_sha256": digest_tensors(builder.frozen_tensors()), "head_shapes": heads}
-        self.store.check({"model": model})
+        self.store.check({"model": builder.describe_model()})
         check_effect(self.store.options.get("adapter_effect"), measure_effect(builder), str(self.store.path))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch.utils.data import (
     DataLoader,
@@ -151,7 +152,7 @@ class TrainingData:
             UnsupportedError: A dataloader class of the script's own that cannot be made again.
         """
         loader = self.loader
-        subset = Subset(self.dataset, list(rows))
+        subset = UnitRows(self.dataset, list(rows))
         shuffle = isinstance(loader.sampler, (RandomSampler, DistributedSampler)) and getattr(
             loader.sampler, "shuffle", True
         )
@@ -235,6 +236,36 @@ class TrainingData:
         if self._generators is None:
             self._generators = find_generators({"dataset": self.dataset, "collate_fn": self.loader.collate_fn})
         return self._generators
+
+
+class UnitRows(Subset[Any]):
+    """A unit's rows of the data set, which looks like that to the script's hooks: other attributes are its own.
+
+    Of an attribute that has a value for each row, there are those of the unit's rows: nothing of the others.
+
+    Args:
+        dataset: The data set.
+        indices: The unit's rows.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> rows = TensorDataset(torch.tensor([5, 6, 7]))
+        >>> rows.owners, rows.name = ["ann", "ben", "cleo"], "people"
+        >>> unit = UnitRows(rows, [2, 0])
+        >>> unit.owners, unit.name
+        (['cleo', 'ann'], 'people')
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "dataset" not in vars(self):  # a copy that is still being made
+            raise AttributeError(name)
+        value = getattr(self.dataset, name)
+        size = len(self.dataset)  # type: ignore[arg-type]
+        if isinstance(value, (torch.Tensor, np.ndarray)):
+            return value[self.indices] if value.ndim and len(value) == size else value
+        if type(value) in (list, tuple) and len(value) == size:
+            return type(value)(value[row] for row in self.indices)
+        return value
 
 
 class UnitShuffle(Sampler[int]):

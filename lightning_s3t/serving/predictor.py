@@ -36,7 +36,7 @@ from lightning_s3t.store import Receipt, Store
 from lightning_s3t.tuning.adapter_effect import check_effect, measure_effect
 from lightning_s3t.tuning.adapters import resolve_adapter
 from lightning_s3t.tuning.layer_detection.transformers_models import is_transformers_model
-from lightning_s3t.tuning.layers import LayerGroup, Layers
+from lightning_s3t.tuning.layers import LayerGroup, Layers, check_initialised
 from lightning_s3t.tuning.stages import StageBuilder
 
 Self = TypeVar("Self", bound="EnsemblePredictor")
@@ -492,10 +492,13 @@ def _prepared(module: nn.Module, store: Store) -> nn.Module:
     halves = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
     if precision in halves:  # Lightning has converted the module before it was trained
         module = module.to(halves[precision])
-    return module.requires_grad_(True).eval()
+    for parameter in module.parameters():
+        parameter.requires_grad = True  # unlike requires_grad_, for lazy ones too: their error comes later
+    return module.eval()
 
 
 def _builder_of(module: nn.Module, store: Store) -> StageBuilder:
+    check_initialised(module)
     kept = store.settings["layers"]
     groups = tuple(LayerGroup(index, tuple(names)) for index, names in enumerate(kept["groups"], start=1))
     layers = Layers(kept["network"], groups, tuple(kept["head"]), source="the store")

@@ -199,6 +199,8 @@ def inject_adapter(original: nn.Module, name: str, config: PeftConfig, seed: int
         config.feedforward_modules = []  # type: ignore[attr-defined]
     skeleton = _skeleton(original, name)
     trainable = {id(p): p.requires_grad for p in original.parameters()}
+    training = [(module, module.training) for module in original.modules()]
+    original.eval()  # in training, a weight with spectral_norm changes when it is looked at
     try:
         with seeded(seed), warnings.catch_warnings():
             # PEFT corrects fan_in_fan_out for the module at hand by itself, and says so once a module
@@ -229,6 +231,8 @@ def inject_adapter(original: nn.Module, name: str, config: PeftConfig, seed: int
     finally:
         for parameter in original.parameters():
             parameter.requires_grad = trainable[id(parameter)]
+        for module, mode in training:
+            module.training = mode
     # without gradients torch's encoder layers run in one fused call on their layers' weights, past any adapter; a
     # hook on one of them is what makes them call their layers
     layer.register_forward_pre_hook(_pass_on)
@@ -255,7 +259,7 @@ def check_adapter(root: nn.Module, targets: Mapping[int, tuple[str, ...]], confi
             continue
         tried.add(kind)
         probe = copy.deepcopy(module)
-        before = fingerprints(named_tensors(probe))
+        before = fingerprints(named_tensors(probe.eval()))
         inject_adapter(probe, name, config, seed=0)
         if fingerprints(named_tensors(probe)) != before:
             raise AdapterError(

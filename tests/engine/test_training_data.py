@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,17 @@ def test_a_dataloader_class_that_cannot_be_made_again_is_refused() -> None:
 
     with pytest.raises(UnsupportedError, match="Own does not take DataLoader's arguments"):
         TrainingData(Own(People.make()), "owners", PARTITION)
+
+
+def test_the_units_data_set_has_the_attributes_of_the_scripts_own_for_its_rows_alone() -> None:
+    people = People.make()
+    rows = data_of(people).unit_loader([4, 2], seed=0).dataset
+    assert rows.owners == [people.owners[4], people.owners[2]]  # type: ignore[attr-defined]
+    assert torch.equal(rows.features, people.features[[4, 2]])  # type: ignore[attr-defined]
+    assert rows.without("user-1").owners  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="missing"):
+        rows.missing  # type: ignore[attr-defined] # noqa: B018
+    assert pickle.loads(pickle.dumps(rows)).owners == rows.owners  # type: ignore[attr-defined]
 
 
 class Scaled(DataLoader[Any]):

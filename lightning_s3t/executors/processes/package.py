@@ -6,6 +6,7 @@ another through the backbone, and as long as nothing writes to it, the backbone 
 
 from __future__ import annotations
 
+import copyreg
 import io
 import mmap
 import os
@@ -19,6 +20,8 @@ from typing import IO, Any
 
 import cloudpickle
 import torch
+from torch import nn
+from torch.nn.utils import parametrize
 
 # that of torch's own memory: kernels may add up in another order where a tensor begins elsewhere
 _ALIGNMENT = 64
@@ -113,6 +116,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             # cloudpickle leaves the file's name out, and a traceback would not show the script's own line
             make, arguments = self.dispatch_table[CodeType](obj)
             return _code, (make, arguments, obj.co_filename)
+        if isinstance(obj, nn.Module) and parametrize.is_parametrized(obj):
+            # torch refuses, since pickle alone cannot send the class that it makes for each such module
+            return copyreg.__newobj__, (type(obj),), vars(obj)  # type: ignore[attr-defined]
         return super().reducer_override(obj)
 
     def _storage(self, storage: torch.UntypedStorage) -> tuple[Any, ...]:

@@ -64,6 +64,8 @@ class S3T(Unlearning):
             torch.compile and with strategies that spawn or fork their ranks. A store belongs to one of them.
         parallel_units: How many units are trained at the same time on the same device, to the same bits as one after
             another; more is faster where one unit does not keep the device busy.
+        digest_rows: Read every row at the start of each fit, and train again what was trained on rows that have
+            changed under the same ids since. A store belongs to one of both. It needs units that are isolated.
 
     Raises:
         ConfigurationError: An argument is out of range; named, with what was expected.
@@ -99,6 +101,7 @@ class S3T(Unlearning):
         keep_registry: bool = True,
         isolation: IsolationChoice = "auto",
         parallel_units: int = 1,
+        digest_rows: bool = False,
     ) -> None:
         super().__init__(
             S3TMethod(shards, slices, budget, sequences, groups, stage_data, epoch_rule, request_prior, risk_bands),
@@ -111,6 +114,7 @@ class S3T(Unlearning):
             keep_registry=keep_registry,
             isolation=isolation,
             parallel_units=parallel_units,
+            digest_rows=digest_rows,
         )
 
     def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt:

@@ -74,6 +74,8 @@ class Unlearning(pl.Callback):
             torch.compile and with strategies that spawn or fork their ranks. A store belongs to one of them.
         parallel_units: How many units are trained at the same time on the same device, to the same bits as one after
             another; more is faster where one unit does not keep the device busy.
+        digest_rows: Read every row at the start of each fit, and train again what was trained on rows that have
+            changed under the same ids since. A store belongs to one of both. It needs units that are isolated.
 
     Attributes:
         receipt: Of the requests that have waited for the last fit; None if there were none.
@@ -105,6 +107,7 @@ class Unlearning(pl.Callback):
         keep_registry: bool = True,
         isolation: IsolationChoice = "auto",
         parallel_units: int = 1,
+        digest_rows: bool = False,
     ) -> None:
         check_count("parallel_units", parallel_units)
         check_choice("isolation", isolation, ("auto", "forkserver", "fork", "none"))
@@ -125,6 +128,7 @@ class Unlearning(pl.Callback):
                 method.epoch_rule,
                 parallel_units=parallel_units,
                 groups=method.groups,
+                digest_rows=digest_rows,
             ),
             subjects,
             layers,
@@ -194,7 +198,8 @@ class Unlearning(pl.Callback):
             return
         if stage == "fit":
             isolation = isolation_of(trainer, self.isolation)
-            check_trainer(trainer, Unlearning, isolation, self.config.units.parallel_units)
+            units = self.config.units
+            check_trainer(trainer, Unlearning, isolation, units.parallel_units, units.digest_rows)
             refuse_checkpoint(trainer, refuse_to_resume)
             self._fit = fit = Fit(self.config, isolation, (self, self.deletion), self._audited)
             if isolation == "forkserver":

@@ -64,6 +64,7 @@ def fit_settings(
             "epochs": units.epochs,
             # globals, class attributes and locks are there in a forked process, and not in one that was sent to
             "isolation": units.isolation,
+            "digest_rows": units.digest_rows,
             "batch_size": loader.batch_size,
             "drop_last": loader.drop_last,
             **trainer,

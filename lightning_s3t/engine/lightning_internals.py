@@ -7,7 +7,6 @@ this file run against the lowest and the newest release that pyproject.toml admi
 
 from __future__ import annotations
 
-import copy
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +33,7 @@ from torch.utils.data import DataLoader
 
 from lightning_s3t.engine.state_keeper import StateKeeper, keep_module
 from lightning_s3t.tuning.compiled import has_compiled_parts
+from lightning_s3t.tuning.module_copy import copy_module
 
 # attributes of the trainer itself that callbacks and loops change in a run
 _TRAINER_ATTRIBUTES = (
@@ -276,6 +276,16 @@ def logged_step(trainer: pl.Trainer) -> int:
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
+def set_logged_step(trainer: pl.Trainer, step: int) -> None:
+    """Sets where the loggers' step axis stands: what is logged of a test comes there.
+
+    Args:
+        trainer: The trainer.
+        step: The step.
+    """
+    trainer.fit_loop.epoch_loop._batches_that_stepped = step
+
+
 def silent_logger() -> Logger:
     """Returns a logger that takes everything and keeps nothing; `fast_dev_run` uses it too."""
     return DummyLogger()
@@ -442,7 +452,7 @@ def copy_uncompiled(module: nn.Module) -> pl.LightningModule:
         module: A LightningModule, or one that was compiled as a whole.
     """
     original: Any = getattr(module, "_orig_mod", module)
-    copied: pl.LightningModule = copy.deepcopy(original)
+    copied: pl.LightningModule = copy_module(original)
     if copied._compiler_ctx is not None:
         for name in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
             vars(copied).pop(name, None)

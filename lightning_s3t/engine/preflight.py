@@ -39,7 +39,11 @@ _REFUSED_CALLBACKS: dict[type[pl.Callback], str] = {
 
 
 def check_trainer(
-    trainer: pl.Trainer, callback_type: type[pl.Callback], isolation: Isolation = "none", parallel_units: int = 1
+    trainer: pl.Trainer,
+    callback_type: type[pl.Callback],
+    isolation: Isolation = "none",
+    parallel_units: int = 1,
+    digest_rows: bool = False,
 ) -> None:
     """Checks, in `setup`, that a trainer can train units exactly.
 
@@ -48,6 +52,7 @@ def check_trainer(
         callback_type: S3T's class: only one may be there.
         isolation: How units are to be kept apart.
         parallel_units: How many units are to be trained at the same time.
+        digest_rows: Whether rows are to be compared with those of the last fit.
 
     Raises:
         UnsupportedError: Listing all that S3T cannot train with.
@@ -86,6 +91,11 @@ def check_trainer(
         problems.append("overfit_batches: every unit would see the same few batches. Leave it out.")
     if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
         problems.append("reload_dataloaders_every_n_epochs: units have dataloaders of their own. Leave it out.")
+    if digest_rows and isolation == "none" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        problems.append(
+            "digest_rows: rows are read in a process of its own, so that nothing of the data set moves, which several "
+            "devices, torch.compile and isolation='none' rule out. Leave those out, or digest_rows."
+        )
     problems += _problems_of_isolation(trainer, isolation, parallel_units)
     if problems:
         raise UnsupportedError("S3T cannot train with this trainer:\n" + "\n".join(f"  - {p}" for p in problems))

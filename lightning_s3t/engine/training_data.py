@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
@@ -23,12 +23,27 @@ from torch.utils.data import (
 
 from lightning_s3t.engine.found_state.contents import is_plain, pack
 from lightning_s3t.engine.found_state.digest import AnyGenerator, find_generators
+from lightning_s3t.engine.row_digests import digest_row
 from lightning_s3t.engine.subjects import Subjects, subjects_of
 from lightning_s3t.errors import DataError, UnsupportedError
 from lightning_s3t.plan import DataMode, Partition, Place, RiskBands, UnitId
-from lightning_s3t.tuning.randomness import derive_seed, seed_generator
+from lightning_s3t.tuning.randomness import derive_seed, seed_all, seed_generator
 
 _REHEARSED_BATCHES = 1000
+
+
+class SliceDigests(NamedTuple):
+    """What tells a slice from what it was at another fit.
+
+    Attributes:
+        ordered: Of its rows' ids in the data set's order: what a unit saw.
+        sorted: Of the same, sorted: who was in it, whatever the order.
+        contents: Of what its rows hold; None if that was not read.
+    """
+
+    ordered: str
+    sorted: str
+    contents: str | None
 
 
 class TrainingData:
@@ -40,6 +55,9 @@ class TrainingData:
             them, or None for the row's index.
         partition: Where each subject belongs.
         risk: The bands of risk, where the partition has any.
+
+    Attributes:
+        row_digests: What `digest_rows` has given, in a process of its own; empty if that is not asked for.
 
     Raises:
         DataError: The data set has no length, or its ids are not one per row.
@@ -61,6 +79,7 @@ class TrainingData:
             Place(shard, slice_): [] for shard in range(partition.shards) for slice_ in range(partition.slices)
         }
         self.forgotten: frozenset[str] = frozenset()
+        self.row_digests: tuple[str, ...] = ()
         self.bands = {subject: risk.band(subject) if risk else 0 for subject in dict.fromkeys(self.subjects)}
         self._places = {subject: partition.place(subject, band) for subject, band in self.bands.items()}
         self._generators: dict[str, AnyGenerator] | None = None
@@ -70,7 +89,15 @@ class TrainingData:
 
     def __getstate__(self) -> dict[str, Any]:
         # for a unit's process: whose rows are whose is not its business
-        return {**vars(self), "subjects": (), "bands": {}, "_places": {}, "rows_by_place": {}, "forgotten": frozenset()}
+        return {
+            **vars(self),
+            "subjects": (),
+            "bands": {},
+            "_places": {},
+            "rows_by_place": {},
+            "forgotten": frozenset(),
+            "row_digests": (),
+        }
 
     def leave_out(self, forgotten: Iterable[str]) -> None:
         """Takes the rows of forgotten subjects out, for good.
@@ -115,20 +142,33 @@ class TrainingData:
         places = [Place(unit.shard, slice_) for slice_ in unit.trained_slices(data)]
         return sorted(row for place in places for row in self.rows_by_place[place])
 
-    def digests(self, hash_subject: Callable[[str], str]) -> dict[Place, tuple[str, str]]:
-        """Returns two digests of each slice's ids: in the data set's order, and sorted.
+    def digest_rows(self, seed: int) -> tuple[str, ...]:
+        """Reads every row once, and returns digests of what they hold.
+
+        Args:
+            seed: What random augmentations draw from, the same for each row.
+        """
+        found = []
+        for row in range(len(self.dataset)):
+            seed_all(seed)
+            self.seed_generators(seed)
+            found.append(digest_row(self.dataset[row]))
+        return tuple(found)
+
+    def digests(self, hash_subject: Callable[[str], str]) -> dict[Place, SliceDigests]:
+        """Returns digests of each slice's ids, and of what its rows hold if that is known.
 
         Args:
             hash_subject: A keyed hash, so that digests of few ids cannot be guessed.
-
-        Returns:
-            By place, (ordered, sorted): what a unit saw, and who was in it whatever the order.
         """
         hashes = {subject: hash_subject(subject) for subject in self._places if subject not in self.forgotten}
         found = {}
         for place, rows in self.rows_by_place.items():
             ids = [hashes[self.subjects[row]] for row in rows]
-            found[place] = (_digest(ids), _digest(sorted(ids)))
+            contents = [hash_subject(f"row {self.row_digests[row]}") for row in rows] if self.row_digests else None
+            found[place] = SliceDigests(
+                _digest(ids), _digest(sorted(ids)), None if contents is None else _digest(contents)
+            )
         return found
 
     def count_subjects(self, rows: Sequence[int]) -> int:

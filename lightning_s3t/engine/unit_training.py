@@ -131,6 +131,10 @@ class UnitTraining:
         fit(trainer, self._data.rehearsal_loader(trainer))
         return self._rehearsed
 
+    def digest_rows(self) -> tuple[str, ...]:
+        """Reads every row once if the fit is to compare them; what that moves in the data set stays in this process."""
+        return self._data.digest_rows(self._settings.seed) if self._settings.digest_rows else ()
+
     def train(self, trainer: pl.Trainer, task: UnitTask, fit: Fit) -> UnitResult:
         """Trains a unit.
 

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lightning_s3t.engine.lightning_internals import meeting_point
+from lightning_s3t.engine.lightning_internals import logged_step, meeting_point, set_logged_step
 from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.engine.unit_settings import UnitSettings
 from lightning_s3t.engine.unit_training import UnitResult, UnitTask, UnitTraining
@@ -82,10 +82,12 @@ class DistributedExecutor:
 
     def __init__(self, trainer: pl.Trainer, data: TrainingData, training: UnitTraining, settings: UnitSettings) -> None:
         self._trainer = trainer
+        self._data = data
         self._settings = settings
         self._name = on_rank_zero(trainer, lambda: f"s3t-{secrets.token_hex(8)}")
         self._groups = 0
-        self._first_step = 0
+        self._first_step = logged_step(trainer)
+        set_logged_step(trainer, 0)  # units count their own
         self._begun: BegunUnit | None = None  # on rank 0
         self.trained: list[UnitId] = []
         self._processes = UnitProcesses(trainer, data, training, settings)
@@ -103,6 +105,7 @@ class DistributedExecutor:
         rehearsed = self._run_together(Rehearse(), "the fit was tried", Rehearsed)
         assert rehearsed is not None
         self._processes.learn(rehearsed.modules)
+        self._data.row_digests = rehearsed.row_digests
         return rehearsed.settings
 
     def run(self, units: UnitStore, fit_store: FitStore) -> None:
@@ -129,6 +132,7 @@ class DistributedExecutor:
     def close(self) -> None:
         """Ends all processes."""
         self._processes.close()
+        set_logged_step(self._trainer, self._first_step)
 
     def _build_all(self, units: UnitStore, fit_store: FitStore) -> bool:
         """Builds the plan; False if a deletion request came in, so that there has to be another."""

@@ -215,18 +215,33 @@ class Fit:
                 f"S3T: deletions have emptied slices, so {len(plan.impossible)} units cannot be trained: "
                 f"{', '.join(map(str, plan.impossible[:5]))}. The shards serve what is before them."
             )
-        stale = [str(planned.unit) for planned in plan.build if planned.stale]
-        if stale:
+        rows = [str(planned.unit) for planned in plan.build if planned.stale and planned.same_subjects]
+        if rows:
+            rank_zero_warn(
+                f"S3T: rows have changed under the same ids, so {len(rows)} units are trained again: "
+                f"{', '.join(rows[:5])}."
+            )
+        stale = [str(planned.unit) for planned in plan.build if planned.stale and not planned.same_subjects]
+        if stale and not plan.due:
             rank_zero_warn(
                 f"S3T: {len(stale)} units were trained when their slices had other subjects, and are trained again: "
                 f"{', '.join(stale[:5])}. Since the last fit people have come, or gone without a deletion request. If "
                 "the data is the same, its rows are split at random at every start: give random_split a generator "
                 "with a seed of its own."
             )
-        rank_zero_info(str(LayerTable.of(builder)))
+        if not plan.present:
+            rank_zero_info(str(LayerTable.of(builder)))
         rank_zero_info(f"S3T: {len(plan.build)} units to train, {plan.present} are there. Store: {config.store}")
         for logger in trainer.loggers:
             logger.log_hyperparams(self._hyperparameters())
+        found = {
+            "rows": len(data.subjects),
+            "subjects": len(data.bands),
+            "other_subjects": len(stale),
+            "other_rows": len(rows),
+            "digest_rows": self._settings.digest_rows,
+        }
+        on_rank_zero(trainer, lambda: fit_store.note_found(found))
         return fit_store
 
     def _build(

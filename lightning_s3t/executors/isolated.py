@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lightning_s3t.engine.lightning_internals import logged_step, set_logged_step
 from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.engine.unit_settings import UnitSettings
 from lightning_s3t.engine.unit_training import UnitResult, UnitTraining
@@ -81,9 +82,11 @@ class IsolatedExecutor:
 
     def __init__(self, trainer: pl.Trainer, data: TrainingData, training: UnitTraining, settings: UnitSettings) -> None:
         self._trainer = trainer
+        self._data = data
         self._settings = settings
         self._running: dict[int, RunningUnit] = {}
-        self._first_step = 0
+        self._first_step = logged_step(trainer)
+        set_logged_step(trainer, 0)  # units count their own
         self.trained: list[UnitId] = []
         self._processes = UnitProcesses(trainer, data, training, settings)
 
@@ -104,6 +107,7 @@ class IsolatedExecutor:
                         raise message.exception(process.what)
                     if isinstance(message, Rehearsed):
                         self._processes.learn(message.modules)
+                        self._data.row_digests = message.row_digests
                         return message.settings
                 self._check_signals()
 
@@ -132,6 +136,7 @@ class IsolatedExecutor:
     def close(self) -> None:
         """Ends all processes."""
         self._processes.close()
+        set_logged_step(self._trainer, self._first_step)
 
     def _build_all(self, units: UnitStore, fit_store: FitStore) -> bool:
         """Builds the plan; False if a deletion request came in, so that there has to be another."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 import threading
@@ -37,6 +36,7 @@ from lightning_s3t.tuning.adapter_effect import check_effect, measure_effect
 from lightning_s3t.tuning.adapters import resolve_adapter
 from lightning_s3t.tuning.layer_detection.transformers_models import is_transformers_model
 from lightning_s3t.tuning.layers import LayerGroup, Layers, check_initialised
+from lightning_s3t.tuning.module_copy import copy_module
 from lightning_s3t.tuning.stages import StageBuilder
 
 Self = TypeVar("Self", bound="EnsemblePredictor")
@@ -314,7 +314,8 @@ class EnsemblePredictor(nn.Module):
     @classmethod
     def _copy(cls, module: nn.Module) -> nn.Module:
         """Return a copy to work on, without what `torch.compile(module)` has put around it."""
-        return copy.deepcopy(getattr(module, "_orig_mod", module))
+        original: nn.Module = getattr(module, "_orig_mod", module)
+        return copy_module(original)
 
     def _is_not_saved(self, what: str) -> str:
         name = type(self).__name__

@@ -376,6 +376,24 @@ def test_preloaded_units_serve_as_those_from_disk_do(store: Path) -> None:
         assert preloaded.survivors == from_disk.survivors
 
 
+class NotesFeatures(Classifier):
+    """Keeps what a layer gives, by a hook that is made in `__init__`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features: Any = None
+        self.network.stem.register_forward_hook(lambda module, args, answer: setattr(self, "features", answer))
+
+
+@torch.no_grad()
+def test_hooks_of_the_served_module_write_to_it_and_not_to_the_users(store: Path) -> None:
+    module = NotesFeatures()
+    served = EnsembleModule.from_store(store, module)
+    served(X)
+    assert module.features is None
+    assert torch.equal(served.module.features, module.network.stem(X))
+
+
 WAYS_TO_SAVE: dict[str, Any] = {
     "state_dict": lambda served, path: served.state_dict(),
     "pickle": lambda served, path: torch.save(served, path),

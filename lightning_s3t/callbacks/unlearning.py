@@ -34,6 +34,7 @@ from lightning_s3t.methods import UnlearningMethod, method_of
 from lightning_s3t.methods.checks import check_choice, check_count
 from lightning_s3t.plan import UnitId
 from lightning_s3t.serving import EnsemblePredictor
+from lightning_s3t.serving.answer_trial import AnswerTrial
 from lightning_s3t.store import Receipt
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, resolve_adapter
 
@@ -144,6 +145,7 @@ class Unlearning(pl.Callback):
         self._audited: AuditTarget | None = None
         self._fit: Fit | None = None
         self._sent: UnitTraining | None = None
+        self._trial: AnswerTrial | None = None
 
     def forget(self, subjects: Iterable[Any], strict: bool = True) -> Receipt | Ticket:
         """Removes subjects from what the store holds, and tells the trainer's module and callbacks (`on_forget`).
@@ -225,6 +227,30 @@ class Unlearning(pl.Callback):
                 self._unit_training.on_fit_start(trainer)
         elif self._fit is not None:
             self._fit.run_in_process(trainer, pl_module)
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Called before the sanity check: in a rehearsal, notes what the network is called with.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The user's module.
+        """
+        rehearsed = self._unit_training.rehearsed if self._unit_training is not None else None
+        if rehearsed is not None:
+            self._trial = AnswerTrial(rehearsed[0])
+
+    def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Called after the sanity check: in a rehearsal, warns if answers of several models have no mean.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The user's module.
+        """
+        rehearsed = self._unit_training.rehearsed if self._unit_training is not None else None
+        if rehearsed is not None and self._trial is not None:
+            problem = self._trial.find_problem(rehearsed[1])
+            if problem is not None:
+                rank_zero_warn(f"S3T: the shards can be trained, and their answers not be put together. {problem}")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called when a unit's training begins: starts to watch it.

@@ -10,7 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_s3t.engine.checkpoint_files import recorded_checkpoints
@@ -107,6 +107,14 @@ class UnitTraining:
         self.note_file: Callable[[Path], None] = _nothing
         self.advance: Callable[[pl.Trainer], None] = _nothing
         self.check_alive: Callable[[pl.Trainer], None] = _nothing
+
+    @property
+    def rehearsed(self) -> tuple[nn.Module, list[nn.Parameter]] | None:
+        """The network and what the first stage trains of it, while a fit is rehearsed; None otherwise."""
+        if self._rehearsed is None or self._stage is None:
+            return None
+        builder = self._switch.builder
+        return builder.root.get_submodule(builder.layers.network), list(self._stage.trainable.values())
 
     def prepare(self) -> None:
         """Does, once for all units, what would take time in each."""

@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
 
 from lightning_s3t import S3T, EnsembleModule
@@ -39,6 +40,7 @@ from lightning_s3t.store import Store
 from tests.people import (
     ARGUMENTS,
     Classifier,
+    Network,
     People,
     PeopleData,
     UnitLog,
@@ -298,6 +300,39 @@ def test_room_without_contents_beside_the_network_does_not_tell_stores_apart(tmp
         module.criterion = Contrastive(found)
         fit(tmp_path / "store", People.make(), module=module, epochs=1, budget=1)
         EnsembleModule.from_store(tmp_path / "store", module)
+
+
+class WithClasses(Network):
+    """Answers with the classes too, which differ from shard to shard."""
+
+    def forward(self, x: Tensor) -> Any:
+        logits = super().forward(x)
+        return logits, logits.argmax(-1)
+
+
+class CountsClasses(Classifier):
+    """Its network answers with whole numbers beside the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network: Any = WithClasses()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)[0]
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+
+def test_answers_that_cannot_be_put_together_are_warned_of_before_anything_is_trained(tmp_path: Path) -> None:
+    found = (
+        r"answers not be put together\. The models answer with different tensors of torch\.int64.*aggregate='single'"
+    )
+    with pytest.warns(UserWarning, match=found):
+        fit(tmp_path / "store", People.make(), module=CountsClasses(), epochs=1, budget=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*answers not be put together.*")
+        fit(tmp_path / "other", People.make(), epochs=1, budget=1)
 
 
 def test_a_head_that_the_script_draws_anew_is_taken_from_the_store(tmp_path: Path) -> None:

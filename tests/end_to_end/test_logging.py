@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +117,12 @@ def test_what_lightning_says_of_a_unit_names_the_unit(tmp_path: Path, capfd: pyt
     assert all(line.startswith("Unit ") for line in said)
 
 
-def test_the_table_of_layers_is_shown_at_the_first_fit_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_table_of_layers_is_shown_at_the_first_fit_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shown = []
-    for _ in range(2):
-        fit(tmp_path / "store", False)
-        shown.append("network.blocks.2" in capfd.readouterr().err)
-        EnsembleModule.from_store(tmp_path / "store", Classifier()).forget(["user-3"])
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            caplog.clear()
+            make_trainer(tmp_path / "store", epochs=1).fit(Classifier(), datamodule=PeopleData(People.make()))
+            shown.append("network: network; found by" in caplog.text)
+            EnsembleModule.from_store(tmp_path / "store", Classifier()).forget(["user-3"])
     assert shown == [True, False]

@@ -110,8 +110,8 @@ class UnitTraining:
 
     @property
     def rehearsed(self) -> tuple[nn.Module, list[nn.Parameter]] | None:
-        """The network and what the first stage trains of it, while a fit is rehearsed; None otherwise."""
-        if self._rehearsed is None or self._stage is None:
+        """The network and what the first stage trains of it, while a fit of several shards is rehearsed, else None."""
+        if self._rehearsed is None or self._stage is None or self._settings.shards < 2:
             return None
         builder = self._switch.builder
         return builder.root.get_submodule(builder.layers.network), list(self._stage.trainable.values())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -125,12 +127,12 @@ class StageBuilder:
 
     def describe_model(self) -> dict[str, Any]:
         """Return digests of the module before any training, JSON-ready: what must be the same for all units."""
-        frozen, head = self.frozen_tensors(), self.base_tensors()
+        digests = {name: digest_tensors({name: tensor}) for name, tensor in self.frozen_tensors().items()}
         return {
-            "pretrained_sha256": digest_tensors(frozen),
+            "pretrained_sha256": hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest(),
             # to name those that differ
-            "pretrained": {name: digest_tensors({name: tensor})[:16] for name, tensor in frozen.items()},
-            "head_shapes": {name: list(tensor.shape) for name, tensor in head.items()},
+            "pretrained": {name: digest[:16] for name, digest in digests.items()},
+            "head_shapes": {name: list(tensor.shape) for name, tensor in self.base_tensors().items()},
         }
 
     def frozen_tensors(self) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ from lightning_s3t.errors import DataError, UnsupportedError
 from lightning_s3t.plan import DataMode, Partition, Place, RiskBands, UnitId
 from lightning_s3t.tuning.randomness import derive_seed, seed_all, seed_generator
 
-_REHEARSED_BATCHES = 1000
+_REHEARSED_BATCHES = 100
 
 
 class SliceDigests(NamedTuple):

@@ -36,15 +36,17 @@ class S3T(Unlearning):
             {"units": 40}, or {"fine_tunes": 3.5} in multiples of one full fine-tune. A later fit may raise it: what is
             trained stays, and sequences are added.
         subjects: Who owns each row: the name of an attribute of the data set that has one id per row, a callable that
-            takes the data set and returns them, or its import path. "index" takes each row's number in the data set:
-            a row that is left out later gives all that follow it another id.
+            takes the data set and returns them, or its import path. "index" takes each row's number in the innermost
+            data set, whatever `Subset` has picked it ("part:row" where several are concatenated): a row that is left
+            out of that later gives all that follow it another id.
         sequences: How the sequences are chosen: "optimal" (most slices left after the coming requests), "cyclic",
             "bms", "conditional", "random", "all", "sisa", or the sequences themselves.
         groups: Number of layer groups; None for one a slice. With fewer, consecutive stages go on with the same group,
             so that slices can be finer than a network with few blocks has groups.
         layers: Where the blocks are, if they cannot be found: a path, a list of paths, or a list of groups.
         head: Where the head is, if it cannot be found: a path or a list of paths.
-        adapter: A PeftConfig, a dict of one, or None to fine-tune whole layers.
+        adapter: A PeftConfig, a dict of one, or None to fine-tune whole layers. Left out, it is the paper's LoRA, or
+            the module's own adapters if it is a PEFT model.
         stage_data: "cumulative" trains stage k on the first k slices of the sequence, "disjoint" on the k-th alone.
         seed: What all randomness of the units follows from, and the partition with the store's secret.
         partition: "secret" puts subjects in slices by a secret that a new store draws, so that nobody can tell from
@@ -64,6 +66,8 @@ class S3T(Unlearning):
             strategies that spawn or fork their ranks. A store belongs to one of them.
         parallel_units: How many units are trained at the same time on the same device, to the same bits as one after
             another; more is faster where one unit does not keep the device busy.
+        digest_rows: Read every row at the start of each fit, and train again what was trained on rows that have
+            changed under the same ids since. A store belongs to one of both. It needs units that are isolated.
 
     Raises:
         ConfigurationError: An argument is out of range; named, with what was expected.
@@ -100,6 +104,7 @@ class S3T(Unlearning):
         keep_registry: bool = True,
         isolation: IsolationChoice = "auto",
         parallel_units: int = 1,
+        digest_rows: bool = False,
     ) -> None:
         super().__init__(
             S3TMethod(shards, slices, budget, sequences, groups, stage_data, epoch_rule, request_prior, risk_bands),
@@ -113,6 +118,7 @@ class S3T(Unlearning):
             keep_registry=keep_registry,
             isolation=isolation,
             parallel_units=parallel_units,
+            digest_rows=digest_rows,
         )
 
     def forget(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:

@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import lightning.pytorch as pl
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from peft import PeftConfig
 
 from lightning_s3t.callbacks.deletion import DeletionHook
 from lightning_s3t.core.tickets import Ticket
-from lightning_s3t.engine.lightning_internals import is_distributed, run_instead_of_fit
-from lightning_s3t.engine.preflight import check_trainer
+from lightning_s3t.engine.lightning_internals import (
+    is_distributed,
+    refuse_checkpoint,
+    refuse_own_checkpoints,
+    run_instead_of_fit,
+)
+from lightning_s3t.engine.preflight import check_trainer, refuse_to_resume
 from lightning_s3t.engine.subjects import Subjects
 from lightning_s3t.engine.unit_settings import UnitSettings
 from lightning_s3t.engine.unit_training import UnitTraining
-from lightning_s3t.errors import ConfigurationError
+from lightning_s3t.errors import ConfigurationError, UnsupportedError
 from lightning_s3t.executors.audit import AuditTarget
 from lightning_s3t.executors.fit import Fit, FitConfig, isolation_of
 from lightning_s3t.executors.fit_summary import FitSummary
@@ -28,6 +34,7 @@ from lightning_s3t.methods import UnlearningMethod, method_of
 from lightning_s3t.methods.checks import check_choice, check_count
 from lightning_s3t.plan import UnitId
 from lightning_s3t.serving import EnsemblePredictor
+from lightning_s3t.serving.answer_trial import AnswerTrial
 from lightning_s3t.store import RequestRecord
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, resolve_adapter
 
@@ -52,11 +59,13 @@ class Unlearning(pl.Callback):
         method: The unlearning method; its name; or a mapping with its name as "name" and its arguments.
         store: The folder that keeps what is trained.
         subjects: Who owns each row: the name of an attribute of the data set that has one id per row, a callable that
-            takes the data set and returns them, or its import path. "index" takes each row's number in the data set:
-            a row that is left out later gives all that follow it another id.
+            takes the data set and returns them, or its import path. "index" takes each row's number in the innermost
+            data set, whatever `Subset` has picked it ("part:row" where several are concatenated): a row that is left
+            out of that later gives all that follow it another id.
         layers: Where the blocks are, if they cannot be found: a path, a list of paths, or a list of groups.
         head: Where the head is, if it cannot be found: a path or a list of paths.
-        adapter: A PeftConfig, a dict of one, or None to fine-tune whole layers.
+        adapter: A PeftConfig, a dict of one, or None to fine-tune whole layers. Left out, it is the paper's LoRA, or
+            the module's own adapters if it is a PEFT model.
         seed: What all randomness of the units follows from, and the partition with the store's secret.
         partition: "secret" puts subjects in slices by a secret that a new store draws, so that nobody can tell from
             an id where somebody is. "public" does without, so that others can repeat an experiment bit for bit.
@@ -69,6 +78,8 @@ class Unlearning(pl.Callback):
             torch.compile and with strategies that spawn or fork their ranks. A store belongs to one of them.
         parallel_units: How many units are trained at the same time on the same device, to the same bits as one after
             another; more is faster where one unit does not keep the device busy.
+        digest_rows: Read every row at the start of each fit, and train again what was trained on rows that have
+            changed under the same ids since. A store belongs to one of both. It needs units that are isolated.
 
     Attributes:
         receipt: Of the requests that have waited for the last fit; None if there were none.
@@ -101,6 +112,7 @@ class Unlearning(pl.Callback):
         keep_registry: bool = True,
         isolation: IsolationChoice = "auto",
         parallel_units: int = 1,
+        digest_rows: bool = False,
     ) -> None:
         check_count("parallel_units", parallel_units)
         check_choice("partition", partition, ("secret", "public"))
@@ -123,6 +135,7 @@ class Unlearning(pl.Callback):
                 method.epoch_rule,
                 parallel_units=parallel_units,
                 groups=method.groups,
+                digest_rows=digest_rows,
             ),
             subjects,
             layers,
@@ -138,6 +151,7 @@ class Unlearning(pl.Callback):
         self._audited: AuditTarget | None = None
         self._fit: Fit | None = None
         self._sent: UnitTraining | None = None
+        self._trial: AnswerTrial | None = None
 
     def forget(
         self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
@@ -195,7 +209,9 @@ class Unlearning(pl.Callback):
             return
         if stage == "fit":
             isolation = isolation_of(trainer, self.isolation)
-            check_trainer(trainer, Unlearning, isolation, self.config.units.parallel_units)
+            units = self.config.units
+            check_trainer(trainer, Unlearning, isolation, units.parallel_units, units.digest_rows)
+            refuse_checkpoint(trainer, refuse_to_resume)
             self._fit = fit = Fit(self.config, isolation, (self, self.deletion), self._audited)
             if isolation == "forkserver":
                 warm_up()
@@ -203,9 +219,8 @@ class Unlearning(pl.Callback):
                 run_instead_of_fit(trainer, lambda: fit.run_isolated(trainer, pl_module))
         elif self.summary is not None and not isinstance(pl_module, EnsemblePredictor):
             rank_zero_warn(
-                f"trainer.{stage} was given {type(pl_module).__name__} as it was before the fit: S3T leaves the module "
-                f"as it is. What was trained is in {self.store}: use EnsembleModule.from_store({str(self.store)!r}, "
-                "model)."
+                f"trainer.{TrainerFn(stage).value} was given {type(pl_module).__name__} as it was before the fit: S3T "
+                f"leaves the module as it is. {self._where_it_is()}"
             )
         self.deletion.attach(trainer)
 
@@ -221,6 +236,30 @@ class Unlearning(pl.Callback):
                 self._unit_training.on_fit_start(trainer)
         elif self._fit is not None:
             self._fit.run_in_process(trainer, pl_module)
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Called before the sanity check: in a rehearsal, notes what the network is called with.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The user's module.
+        """
+        rehearsed = self._unit_training.rehearsed if self._unit_training is not None else None
+        if rehearsed is not None:
+            self._trial = AnswerTrial(rehearsed[0])
+
+    def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Called after the sanity check: in a rehearsal, warns if answers of several models have no mean.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The user's module.
+        """
+        rehearsed = self._unit_training.rehearsed if self._unit_training is not None else None
+        if rehearsed is not None and self._trial is not None:
+            problem = self._trial.find_problem(rehearsed[1])
+            if problem is not None:
+                rank_zero_warn(f"S3T: the shards can be trained, and their answers not be put together. {problem}")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called when a unit's training begins: starts to watch it.
@@ -330,11 +369,22 @@ class Unlearning(pl.Callback):
         # for a unit's process: who owns which row is not its business, and the store is not open there
         return {**vars(self), "config": None, "_fit": None, "_audited": None, "_sent": self._unit_training}
 
+    def _where_it_is(self) -> str:
+        return f"What was trained is in {self.store}: use EnsembleModule.from_store({str(self.store)!r}, model)."
+
+    def _refuse_own_checkpoints(self, run: str) -> NoReturn:
+        raise UnsupportedError(
+            f"trainer.{run} was asked for the best or last checkpoint of a fit with S3T. Its checkpoints are single "
+            f"units', with adapters in place, and none is the trained model. {self._where_it_is()}"
+        )
+
     def _close(self, trainer: pl.Trainer) -> None:
         # in a unit's process the store is the script's, and a forked process must not give its lock back
         if self._fit is not None and not self._in_unit_process:
             self._fit.close(trainer)
             self.summary = self._fit.summary or self.summary
+            if self._fit.finished:
+                refuse_own_checkpoints(trainer, self._refuse_own_checkpoints)
             self.receipt = self._fit.receipt or self.receipt
             self.sequences = self._fit.sequences or self.sequences
             self._fit = None

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from lightning_s3t.callbacks import S3T
@@ -47,6 +48,12 @@ class S3TCLI(LightningCLI):
     def before_predict(self) -> None:
         """Called before predictions: the ensemble takes the place of the model."""
         self._serve()
+        if not any(isinstance(callback, BasePredictionWriter) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            warnings.warn(
+                "Predictions are computed and not written: the config has no BasePredictionWriter among the trainer's "
+                "callbacks. Add one of yours: --trainer.callbacks+=my_app.WritesPredictions.",
+                stacklevel=2,
+            )
 
     def _serve(self) -> None:
         s3t = next(callback for callback in self.trainer.callbacks if isinstance(callback, S3T))  # type: ignore[attr-defined]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json as json_format
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from lightning_s3t.errors import ConfigurationError
 
@@ -14,6 +16,21 @@ _MARKS = {
     "revoked": "[red]✕[/]",
     "missing": "[dim]·[/]",
 }
+
+
+def _describe_fit(fit: Mapping[str, Any]) -> str:
+    """Return what the last fit has found, in a few sentences."""
+    found = [f"The last fit, at {fit['at']}, found {fit['rows']} rows of {fit['subjects']} subjects"]
+    found.append(f", {fit['forgotten']} of them forgotten and left out." if fit["forgotten"] else ".")
+    if fit["other_subjects"]:
+        found.append(f" The slices of {fit['other_subjects']} units had other subjects than before.")
+    if fit["other_rows"]:
+        found.append(f" Rows of {fit['other_rows']} units had changed under the same ids.")
+    if fit["other_state"]:
+        found.append(f" Not as the fit before had found them: {fit['other_state']}.")
+    if not fit["digest_rows"]:
+        found.append(" What rows hold is not compared: S3T(digest_rows=True).")
+    return "".join(found)
 
 
 def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> None:
@@ -69,5 +86,7 @@ def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> N
         )
     if found.isolation == "none":
         console.print("Units were trained in one process: state in globals and class attributes is not covered.")
+    if found.last_fit is not None:
+        console.print(escape(_describe_fit(found.last_fit)))
     if found.advice is not None:
         console.print(f"Advice: {found.advice}")

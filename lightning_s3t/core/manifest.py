@@ -44,6 +44,7 @@ class ModelPart(BaseModel):
 
     class_path: Annotated[str | None, Field(alias="class")] = None
     pretrained_sha256: str
+    pretrained: dict[str, str] = {}
     head_shapes: dict[str, list[int]]
     hparams: dict[str, Any] = {}
 

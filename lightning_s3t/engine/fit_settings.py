@@ -12,14 +12,16 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
 from lightning_s3t.engine.lightning_internals import saves_config
-from lightning_s3t.engine.run_record import plain
+from lightning_s3t.engine.trainer_settings import plain
 from lightning_s3t.engine.unit_settings import UnitSettings
 from lightning_s3t.methods import UnlearningMethod
 from lightning_s3t.plan import Partition
 from lightning_s3t.tuning.adapters import describe_adapter
 from lightning_s3t.tuning.compiled import describe_compiled
-from lightning_s3t.tuning.fingerprint import digest_tensors
 from lightning_s3t.tuning.stages import StageBuilder
+
+# what a LightningCLI notes among the hyperparameters: how it was started, which `s3t store audit` does otherwise
+_OF_CLI = ("_class_path", "_instantiator")
 
 
 def fit_settings(
@@ -54,9 +56,8 @@ def fit_settings(
         "adapter": describe_adapter(builder.adapter),
         "model": {
             "class": import_path_of(type(module)),
-            "pretrained_sha256": digest_tensors(builder.frozen_tensors()),
-            "head_shapes": {name: list(tensor.shape) for name, tensor in builder.base_tensors().items()},
-            "hparams": plain(dict(module.hparams)),
+            **builder.describe_model(),
+            "hparams": plain({name: value for name, value in module.hparams.items() if name not in _OF_CLI}),
         },
         "training": {
             "data": units.data,
@@ -65,6 +66,7 @@ def fit_settings(
             "isolation": units.isolation,
             # another rounding; absent where torch compiles nothing
             **({"compiled": compiled} if compiled else {}),
+            "digest_rows": units.digest_rows,
             "batch_size": loader.batch_size,
             "drop_last": loader.drop_last,
             **trainer,

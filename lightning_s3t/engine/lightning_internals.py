@@ -26,6 +26,7 @@ from lightning.pytorch.profilers import PyTorchProfiler
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource, _request_dataloader
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -34,6 +35,7 @@ from torch.utils.data import DataLoader
 
 from lightning_s3t.engine.state_keeper import StateKeeper, keep_module
 from lightning_s3t.tuning.compiled import has_compiled_parts
+from lightning_s3t.tuning.module_copy import copy_module
 
 # attributes of the trainer itself that callbacks and loops change in a run
 _TRAINER_ATTRIBUTES = (
@@ -81,6 +83,44 @@ def training_step(trainer: pl.Trainer, batch: Any) -> Any:
     """
     takes_number = is_param_in_hook_signature(trainer.lightning_module.training_step, "batch_idx", min_args=2)
     return trainer.strategy.training_step(*((batch, 0) if takes_number else (batch,)))
+
+
+def refuse_checkpoint(trainer: pl.Trainer, refuse: Callable[[], NoReturn]) -> None:
+    """Makes a fit raise before it loads a checkpoint that it was given, and not once that is in the module.
+
+    Args:
+        trainer: The trainer, in a callback's `setup`.
+        refuse: Raises.
+    """
+    connector = trainer._checkpoint_connector
+
+    def resume_start(path: Any = None, *args: Any, **kwargs: Any) -> None:
+        vars(connector).pop("resume_start")
+        if path is not None:
+            refuse()
+        connector.resume_start(path, *args, **kwargs)
+
+    vars(connector)["resume_start"] = resume_start
+
+
+def refuse_own_checkpoints(trainer: pl.Trainer, refuse: Callable[[str], NoReturn]) -> None:
+    """Makes a trainer raise where it is asked for the best or last checkpoint of its fit, until its next fit.
+
+    Args:
+        trainer: The trainer.
+        refuse: Takes the name of the run ("test") and raises.
+    """
+    connector = trainer._checkpoint_connector
+    select = type(connector)._select_ckpt_path
+
+    def refuse_or_select(function: TrainerFn, path: Any, *args: Any, **kwargs: Any) -> Any:
+        if function == TrainerFn.FITTING:
+            vars(connector).pop("_select_ckpt_path")
+        elif path in ("best", "last") or (path is None and not kwargs.get("model_provided", True)):
+            refuse(function.value)
+        return select(connector, function, path, *args, **kwargs)
+
+    vars(connector)["_select_ckpt_path"] = refuse_or_select
 
 
 def end_fit() -> NoReturn:
@@ -181,6 +221,7 @@ def hand_back(trainer: pl.Trainer) -> None:
     """
     vars(trainer.fit_loop).pop("run", None)
     vars(trainer.strategy).pop("setup", None)
+    vars(trainer._checkpoint_connector).pop("resume_start", None)
 
 
 def run_fit_loop(trainer: pl.Trainer) -> None:
@@ -208,15 +249,6 @@ def request_train_dataloader(trainer: pl.Trainer) -> Any:
         trainer: The trainer.
     """
     return _request_dataloader(trainer.fit_loop._data_source)
-
-
-def loaded_checkpoint(trainer: pl.Trainer) -> bool:
-    """Says whether the fit was given a checkpoint to resume from.
-
-    Args:
-        trainer: The trainer, in `on_fit_start`.
-    """
-    return bool(trainer._checkpoint_connector._loaded_checkpoint)
 
 
 def has_communication_state(trainer: pl.Trainer) -> bool:
@@ -258,6 +290,16 @@ def leave_out_earlier_steps(checkpoint: dict[str, Any], steps: int) -> None:
     of_epochs = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.state_dict", {})
     if "_batches_that_stepped" in of_epochs:
         of_epochs["_batches_that_stepped"] -= steps
+
+
+def set_logged_step(trainer: pl.Trainer, step: int) -> None:
+    """Sets where the loggers' step axis stands: what is logged of a test comes there.
+
+    Args:
+        trainer: The trainer.
+        step: The step.
+    """
+    trainer.fit_loop.epoch_loop._batches_that_stepped = step
 
 
 def silent_logger() -> Logger:
@@ -359,6 +401,26 @@ def prepare_fit_loop(trainer: pl.Trainer, dataloader: Any, step: int) -> None:
     reconfigure(trainer)
 
 
+@contextmanager
+def fit_data(trainer: pl.Trainer, loader: DataLoader[Any]) -> Iterator[None]:
+    """Configures optimizers and schedulers as for a fit with another dataloader, while the block runs.
+
+    Args:
+        trainer: The trainer, in `on_fit_start`.
+        loader: The dataloader.
+    """
+    strategy, loop = trainer.strategy, trainer.fit_loop
+    before = loop._data_source, strategy.optimizers, strategy.lr_scheduler_configs
+    forget_dataloaders(trainer)
+    loop._data_source = _DataLoaderSource(loader, "train_dataloader")
+    try:
+        strategy.setup_optimizers(trainer)
+        yield
+    finally:
+        forget_dataloaders(trainer)
+        loop._data_source, strategy.optimizers, strategy.lr_scheduler_configs = before
+
+
 def saves_config(callback: pl.Callback) -> bool:
     """Returns whether a callback is the one that a LightningCLI saves its config with.
 
@@ -442,7 +504,7 @@ def copy_uncompiled(module: nn.Module) -> pl.LightningModule:
         module: A LightningModule, or one that was compiled as a whole.
     """
     original: Any = getattr(module, "_orig_mod", module)
-    copied: pl.LightningModule = copy.deepcopy(original)
+    copied: pl.LightningModule = copy_module(original)
     if copied._compiler_ctx is not None:
         for name in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
             vars(copied).pop(name, None)

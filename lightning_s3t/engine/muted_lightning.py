@@ -11,6 +11,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from lightning_s3t.plan import UnitId
+
+_PACKAGES = ("lightning.pytorch", "pytorch_lightning")
+
 
 class _Once:
     """Shows a warning once, whatever the numbers in it: Lightning's would otherwise come with every unit."""
@@ -57,15 +61,35 @@ def quiet(trainer: pl.Trainer) -> Iterator[None]:
     bar = trainer.progress_bar_callback
     if bar is not None:
         bar.disable()
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    # once the other package is imported too, Lightning speaks through either
+    loggers = [logging.getLogger(f"{package}.utilities.rank_zero") for package in _PACKAGES]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
     try:
         with warned_once():
             # frozen statistics are in eval mode on purpose, and the guard watches them
             warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training.*")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if bar is not None:
             bar.enable()
+
+
+def name_unit_in_logs(unit: UnitId) -> None:
+    """Puts the unit before what Lightning says by Python's logging, as a verbose EarlyStopping does, in this process.
+
+    Args:
+        unit: The unit that is trained.
+    """
+    make = logging.getLogRecordFactory()
+
+    def named(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        if record.name.startswith(_PACKAGES):
+            record.msg = f"Unit {unit}: {record.msg}"
+        return record
+
+    logging.setLogRecordFactory(named)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import NoReturn
 
 import lightning.pytorch as pl
 import torch
@@ -20,7 +21,6 @@ from torch import nn
 from lightning_s3t.engine.lightning_internals import (
     has_communication_state,
     has_train_dataloader,
-    loaded_checkpoint,
     starts_ranks_as_scripts,
     syncs_batchnorm,
 )
@@ -38,7 +38,11 @@ _REFUSED_CALLBACKS: dict[type[pl.Callback], str] = {
 
 
 def check_trainer(
-    trainer: pl.Trainer, callback_type: type[pl.Callback], isolation: Isolation = "none", parallel_units: int = 1
+    trainer: pl.Trainer,
+    callback_type: type[pl.Callback],
+    isolation: Isolation = "none",
+    parallel_units: int = 1,
+    digest_rows: bool = False,
 ) -> None:
     """Checks, in `setup`, that a trainer can train units exactly.
 
@@ -47,6 +51,7 @@ def check_trainer(
         callback_type: S3T's class: only one may be there.
         isolation: How units are to be kept apart.
         parallel_units: How many units are to be trained at the same time.
+        digest_rows: Whether rows are to be compared with those of the last fit.
 
     Raises:
         UnsupportedError: Listing all that S3T cannot train with.
@@ -85,6 +90,11 @@ def check_trainer(
         problems.append("overfit_batches: every unit would see the same few batches. Leave it out.")
     if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
         problems.append("reload_dataloaders_every_n_epochs: units have dataloaders of their own. Leave it out.")
+    if digest_rows and isolation == "none" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        problems.append(
+            "digest_rows: rows are read in a process of its own, so that nothing of the data set moves, which several "
+            "devices, torch.compile and isolation='none' rule out. Leave those out, or digest_rows."
+        )
     problems += _problems_of_isolation(trainer, isolation, parallel_units)
     if problems:
         raise UnsupportedError("S3T cannot train with this trainer:\n" + "\n".join(f"  - {p}" for p in problems))
@@ -127,20 +137,16 @@ def _problems_of_isolation(trainer: pl.Trainer, isolation: Isolation, parallel_u
     return problems
 
 
-def check_not_resumed(trainer: pl.Trainer) -> None:
-    """Checks, in `on_fit_start`, that no checkpoint was passed to the fit.
-
-    Args:
-        trainer: The trainer.
+def refuse_to_resume() -> NoReturn:
+    """Refuses a checkpoint that was passed to the fit.
 
     Raises:
-        UnsupportedError: One was.
+        UnsupportedError: Always.
     """
-    if loaded_checkpoint(trainer):
-        raise UnsupportedError(
-            "trainer.fit(ckpt_path=...) restores a training state that spans units. S3T resumes by itself: call fit "
-            "without ckpt_path, with the same store, and it goes on at the unit that was cut."
-        )
+    raise UnsupportedError(
+        "trainer.fit(ckpt_path=...) restores a training state that spans units. S3T resumes by itself: call fit "
+        "without ckpt_path, with the same store, and it goes on at the unit that was cut."
+    )
 
 
 def check_optimized(trainer: pl.Trainer, trainable: Mapping[str, nn.Parameter]) -> None:

@@ -6,13 +6,14 @@ import functools
 import os
 import platform
 import time
-from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+
+from lightning_s3t.engine.trainer_settings import trainer_settings
 
 PACKAGES = (
     "lightning-s3t",
@@ -80,28 +81,6 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def trainer_settings(trainer: pl.Trainer) -> dict[str, Any]:
-    """Returns the trainer's settings that bear on what is learnt, JSON-ready.
-
-    Args:
-        trainer: The trainer, with its optimizers configured.
-    """
-    loop = trainer.fit_loop
-    return {
-        "max_epochs": loop.max_epochs,
-        "min_epochs": loop.min_epochs,
-        "max_steps": loop.max_steps,
-        "min_steps": loop.min_steps,
-        "accumulate_grad_batches": trainer.accumulate_grad_batches,
-        "gradient_clip_val": trainer.gradient_clip_val,
-        "gradient_clip_algorithm": str(trainer.gradient_clip_algorithm) if trainer.gradient_clip_algorithm else None,
-        "limit_train_batches": trainer.limit_train_batches,
-        "precision": str(trainer.precision),
-        "processes": trainer.world_size,
-        "optimizers": [_optimizer_settings(optimizer) for optimizer in trainer.optimizers],
-    }
-
-
 def metrics_of(trainer: pl.Trainer) -> dict[str, float]:
     """Returns the newest logged metrics as plain numbers.
 
@@ -132,30 +111,3 @@ def score_of(trainer: pl.Trainer) -> float | None:
             value = float(trainer.callback_metrics[monitor])
             return -value if getattr(callback, "mode", "min") == "min" else value
     return None
-
-
-def _optimizer_settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    return {"class": type(optimizer).__name__, **plain(optimizer.defaults)}
-
-
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns those of a mapping's values that JSON holds, in mappings within it too.
-
-    Args:
-        values: Any mapping with string keys.
-
-    Example:
-        >>> plain({"lr": 0.1, "betas": (0.9, 0.99), "f": print})
-        {'lr': 0.1, 'betas': [0.9, 0.99]}
-        >>> plain({"decay": {"rate": 0.5, "f": print}})
-        {'decay': {'rate': 0.5}}
-    """
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, (str, int, float, bool)) or value is None:
-            found[name] = value
-        elif isinstance(value, (list, tuple)) and all(isinstance(x, (str, int, float, bool)) for x in value):
-            found[name] = list(value)
-        elif isinstance(value, Mapping):
-            found[str(name)] = plain(value)
-    return found

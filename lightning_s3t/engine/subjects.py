@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Subset
+from torch.utils.data import ConcatDataset, StackDataset, Subset
 
 from lightning_s3t.errors import DataError
 from lightning_s3t.plan import canonical_subject
@@ -23,7 +23,8 @@ def subjects_of(dataset: Any, subjects: Subjects) -> list[str]:
 
     Args:
         dataset: The data set.
-        subjects: The name of an attribute, a callable or its import path, or "index" for the row's index.
+        subjects: The name of an attribute, a callable or its import path, or "index" for the row's number in the
+            innermost data set, whatever `Subset` has picked it; "part:row" where several are concatenated.
 
     Raises:
         DataError: The ids are missing, or are not one per row.
@@ -33,10 +34,12 @@ def subjects_of(dataset: Any, subjects: Subjects) -> list[str]:
         ['user-x', 'user-y']
         >>> subjects_of(["x", "y"], "index")
         ['0', '1']
+        >>> subjects_of(Subset(["x", "y", "z"], [2, 0]), "index")
+        ['2', '0']
     """
     size = len(dataset)
     if subjects == "index":
-        return [str(row) for row in range(size)]
+        return _innermost_rows(dataset)
     ids: Any = _named(dataset, subjects) if isinstance(subjects, str) else subjects(dataset)
     if isinstance(ids, (torch.Tensor, np.ndarray)):
         ids = ids.tolist()
@@ -61,8 +64,52 @@ def check_order(first: Sequence[str], second: Sequence[str]) -> None:
     kind = "the same ids in another order" if Counter(first) == Counter(second) else "other ids"
     raise DataError(
         f"Loaded a second time, the train data set gives {kind}. Expected the same rows in the same order at every "
-        "load, or no unit could be trained again to the same bits. Sort the rows (sorted(paths), ORDER BY)."
+        "load, or no unit could be trained again to the same bits. Sort the rows (sorted(paths), ORDER BY), and give a "
+        "random_split a generator with a seed of its own."
     )
+
+
+def _innermost_rows(dataset: Any) -> list[str]:
+    """Returns each row's number in the data set that it comes from.
+
+    A number in a split would be another row's after the next split at random, and the forgotten would come back.
+    """
+    parts = {id(part): number for number, part in enumerate(_innermost(dataset))}
+    rows = _rows_of(dataset)
+    return [row if len(parts) == 1 else f"{parts[id(part)]}:{row}" for part, row in rows]
+
+
+def _innermost(dataset: Any) -> list[Any]:
+    """Returns the data sets that rows are picked from, each once, in the order of their concatenation."""
+    if isinstance(dataset, Subset):
+        return _innermost(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        found = [inner for part in dataset.datasets for inner in _innermost(part)]
+        return list({id(part): part for part in found}.values())
+    return [dataset]
+
+
+def _rows_of(dataset: Any) -> list[tuple[Any, str]]:
+    """Returns the innermost data set of each row, and the row's number in it."""
+    if isinstance(dataset, Subset):
+        rows = _rows_of(dataset.dataset)
+        return [rows[int(index)] for index in dataset.indices]
+    if isinstance(dataset, ConcatDataset):
+        return [row for part in dataset.datasets for row in _rows_of(part)]
+    if isinstance(dataset, StackDataset):
+        return [(dataset, row) for row in _rows_of_stack(dataset)]
+    return [(dataset, str(row)) for row in range(len(dataset))]
+
+
+def _rows_of_stack(dataset: StackDataset) -> list[str]:
+    parts = dataset.datasets
+    first, *others = (_innermost_rows(part) for part in (parts.values() if isinstance(parts, dict) else parts))
+    if any(other != first for other in others):
+        raise DataError(
+            'The StackDataset puts rows of different numbers side by side, so that "index" names no row of them. '
+            "Expected parts that are split in the same way, or `subjects` that says who owns each row."
+        )
+    return first
 
 
 def _named(dataset: Any, name: str) -> Any:
@@ -85,6 +132,8 @@ def _attribute(dataset: Any, name: str) -> Any:
     if isinstance(dataset, Subset):
         ids = _attribute(dataset.dataset, name)
         return [ids[index] for index in dataset.indices]
+    if isinstance(dataset, ConcatDataset):
+        return [owner for part in dataset.datasets for owner in _attribute(part, name)]
     names = (
         ", ".join(sorted(key for key in vars(dataset) if not key.startswith("_")))
         if hasattr(dataset, "__dict__")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch.utils.data import (
     DataLoader,
@@ -18,11 +22,29 @@ from torch.utils.data import (
     Subset,
 )
 
+from lightning_s3t.engine.found_state.contents import is_plain, pack
 from lightning_s3t.engine.found_state.digest import AnyGenerator, find_generators
+from lightning_s3t.engine.row_digests import digest_row
 from lightning_s3t.engine.subjects import Subjects, subjects_of
 from lightning_s3t.errors import DataError, UnsupportedError
 from lightning_s3t.plan import DataMode, Partition, Place, RiskBands, UnitId
-from lightning_s3t.tuning.randomness import derive_seed, seed_generator
+from lightning_s3t.tuning.randomness import derive_seed, seed_all, seed_generator
+
+_REHEARSED_BATCHES = 100
+
+
+class SliceDigests(NamedTuple):
+    """What tells a slice from what it was at another fit.
+
+    Attributes:
+        ordered: Of its rows' ids in the data set's order: what a unit saw.
+        sorted: Of the same, sorted: who was in it, whatever the order.
+        contents: Of what its rows hold; None if that was not read.
+    """
+
+    ordered: str
+    sorted: str
+    contents: str | None
 
 
 class TrainingData:
@@ -34,6 +56,9 @@ class TrainingData:
             them, or None for the row's index.
         partition: Where each subject belongs.
         risk: The bands of risk, where the partition has any.
+
+    Attributes:
+        row_digests: What `digest_rows` has given, in a process of its own; empty if that is not asked for.
 
     Raises:
         DataError: The data set has no length, or its ids are not one per row.
@@ -47,6 +72,7 @@ class TrainingData:
 
     def __init__(self, loader: object, subjects: Subjects, partition: Partition, risk: RiskBands | None = None) -> None:
         self.loader = check_loader(loader)
+        self._of_subclass = _subclass_arguments(self.loader)
         self.dataset: Any = self.loader.dataset
         self.partition = partition
         self.subjects = subjects_of(self.dataset, subjects)
@@ -54,15 +80,18 @@ class TrainingData:
             Place(shard, slice_): [] for shard in range(partition.shards) for slice_ in range(partition.slices)
         }
         self.forgotten: frozenset[str] = frozenset()
+        self.row_digests: tuple[str, ...] = ()
         self.bands = {subject: risk.band(subject) if risk else 0 for subject in dict.fromkeys(self.subjects)}
         self._places = {subject: partition.place(subject, band) for subject, band in self.bands.items()}
         self._generators: dict[str, AnyGenerator] | None = None
+        if type(self.loader) is not DataLoader:
+            _check_same_attributes(self.loader, self.unit_loader(range(len(self.subjects)), seed=0))
         self.leave_out(())
 
     def __getstate__(self) -> dict[str, Any]:
         # for a unit's process: whose rows are whose is not its business
         nobody = {"subjects": (), "bands": {}, "_places": {}, "rows_by_place": {}, "forgotten": frozenset[str]()}
-        return {**vars(self), **nobody, "partition": replace(self.partition, secret=b"")}
+        return {**vars(self), **nobody, "row_digests": (), "partition": replace(self.partition, secret=b"")}
 
     def leave_out(self, forgotten: Iterable[str]) -> None:
         """Takes the rows of forgotten subjects out, for good.
@@ -107,20 +136,33 @@ class TrainingData:
         places = [Place(unit.shard, slice_) for slice_ in unit.trained_slices(data)]
         return sorted(row for place in places for row in self.rows_by_place[place])
 
-    def digests(self, hash_subject: Callable[[str], str]) -> dict[Place, tuple[str, str]]:
-        """Returns two digests of each slice's ids: in the data set's order, and sorted.
+    def digest_rows(self, seed: int) -> tuple[str, ...]:
+        """Reads every row once, and returns digests of what they hold.
+
+        Args:
+            seed: What random augmentations draw from, the same for each row.
+        """
+        found = []
+        for row in range(len(self.dataset)):
+            seed_all(seed)
+            self.seed_generators(seed)
+            found.append(digest_row(self.dataset[row]))
+        return tuple(found)
+
+    def digests(self, hash_subject: Callable[[str], str]) -> dict[Place, SliceDigests]:
+        """Returns digests of each slice's ids, and of what its rows hold if that is known.
 
         Args:
             hash_subject: A keyed hash, so that digests of few ids cannot be guessed.
-
-        Returns:
-            By place, (ordered, sorted): what a unit saw, and who was in it whatever the order.
         """
         hashes = {subject: hash_subject(subject) for subject in self._places if subject not in self.forgotten}
         found = {}
         for place, rows in self.rows_by_place.items():
             ids = [hashes[self.subjects[row]] for row in rows]
-            found[place] = (_digest(ids), _digest(sorted(ids)))
+            contents = [hash_subject(f"row {self.row_digests[row]}") for row in rows] if self.row_digests else None
+            found[place] = SliceDigests(
+                _digest(ids), _digest(sorted(ids)), None if contents is None else _digest(contents)
+            )
         return found
 
     def count_subjects(self, rows: Sequence[int]) -> int:
@@ -144,7 +186,7 @@ class TrainingData:
             UnsupportedError: A dataloader class of the script's own that cannot be made again.
         """
         loader = self.loader
-        subset = Subset(self.dataset, list(rows))
+        subset = UnitRows(self.dataset, list(rows))
         shuffle = isinstance(loader.sampler, (RandomSampler, DistributedSampler)) and getattr(
             loader.sampler, "shuffle", True
         )
@@ -162,6 +204,7 @@ class TrainingData:
             "prefetch_factor": loader.prefetch_factor,
             "persistent_workers": loader.persistent_workers,
             "generator": generator,
+            **self._of_subclass,
         }
         if replicas > 1:
             arguments["sampler"] = DistributedSampler(
@@ -195,6 +238,21 @@ class TrainingData:
         """
         return [row for row, subject in enumerate(self.subjects) if subject in subjects]
 
+    def rehearsal_loader(self, trainer: pl.Trainer) -> DataLoader[Any]:
+        """Returns a dataloader like the script's own, over as many rows whatever the data set has.
+
+        A store compares what a schedule was made with: what that takes from the number of batches is each unit's own,
+        and must not depend on how many rows there are today.
+
+        Args:
+            trainer: The trainer.
+        """
+        every: Any = trainer.val_check_interval  # type: ignore[attr-defined]
+        batches = max(_REHEARSED_BATCHES, every if isinstance(every, int) else 0)
+        count = batches * (self.loader.batch_size or 1) * trainer.world_size
+        rows = list(itertools.islice(itertools.cycle(range(len(self.dataset))), count))
+        return self.unit_loader(rows, 0, trainer.world_size, trainer.global_rank)
+
     def seed_generators(self, seed: int) -> None:
         """Seeds the random generators that the data set and the collate function hold.
 
@@ -212,6 +270,36 @@ class TrainingData:
         if self._generators is None:
             self._generators = find_generators({"dataset": self.dataset, "collate_fn": self.loader.collate_fn})
         return self._generators
+
+
+class UnitRows(Subset[Any]):
+    """A unit's rows of the data set, which looks like that to the script's hooks: other attributes are its own.
+
+    Of an attribute that has a value for each row, there are those of the unit's rows: nothing of the others.
+
+    Args:
+        dataset: The data set.
+        indices: The unit's rows.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> rows = TensorDataset(torch.tensor([5, 6, 7]))
+        >>> rows.owners, rows.name = ["ann", "ben", "cleo"], "people"
+        >>> unit = UnitRows(rows, [2, 0])
+        >>> unit.owners, unit.name
+        (['cleo', 'ann'], 'people')
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "dataset" not in vars(self):  # a copy that is still being made
+            raise AttributeError(name)
+        value = getattr(self.dataset, name)
+        size = len(self.dataset)  # type: ignore[arg-type]
+        if isinstance(value, (torch.Tensor, np.ndarray)):
+            return value[self.indices] if value.ndim and len(value) == size else value
+        if type(value) in (list, tuple) and len(value) == size:
+            return type(value)(value[row] for row in self.indices)
+        return value
 
 
 class UnitShuffle(Sampler[int]):
@@ -278,18 +366,54 @@ def check_loader(loader: object) -> DataLoader[Any]:
             f"The train data set {type(dataset).__name__} has no length. Expected a map-style data set with __len__."
         ) from error
     sampler = loader.sampler
-    whole = isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == len(dataset)  # type: ignore[arg-type]
+    # of a class of the script's own the order would be lost: units have samplers of their own
+    kind = type(sampler)
+    whole = kind is RandomSampler and not sampler.replacement and sampler.num_samples == len(dataset)  # type: ignore[attr-defined, arg-type]
     if loader.batch_size is None or type(loader.batch_sampler).__name__ != "BatchSampler":
         raise UnsupportedError(
             "The train dataloader has a batch_sampler of its own (or no batch size), which depends on the whole data "
             "set. Use batch_size=..., with shuffle=True or False."
         )
-    if not (whole or isinstance(sampler, (SequentialSampler, DistributedSampler))):
+    if not (whole or kind in (SequentialSampler, DistributedSampler)):
         raise UnsupportedError(
-            f"The train dataloader draws rows by {type(sampler).__name__}, which depends on the whole data set: "
-            "every unit would carry something of everybody. Use shuffle=True or False, without replacement."
+            f"The train dataloader draws rows by {kind.__name__}, which decides over the whole data set: every unit "
+            "would carry something of everybody. Use shuffle=True or False, without replacement and without an order "
+            "of your own."
         )
     return loader
+
+
+def _subclass_arguments(loader: DataLoader[Any]) -> dict[str, Any]:
+    """Returns what a DataLoader of the script's own class was made with beside DataLoader's arguments.
+
+    Python does not keep what an object was made with: the class has to keep it, under the argument's name.
+    """
+    known = inspect.signature(DataLoader.__init__).parameters
+    found = {}
+    _, *parameters = list(inspect.signature(type(loader)).parameters.items())  # the first is the data set
+    for name, parameter in parameters:
+        if name in known or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if not hasattr(loader, name):
+            raise UnsupportedError(
+                f"The train dataloader's class {type(loader).__name__} takes an argument {name!r} and does not keep "
+                f"it, so it cannot be made again over a unit's rows. Set self.{name} = {name} in its __init__, or put "
+                "what is special into the collate_fn of a torch.utils.data.DataLoader."
+            )
+        found[name] = getattr(loader, name)
+    return found
+
+
+def _check_same_attributes(loader: DataLoader[Any], made: DataLoader[Any]) -> None:
+    """Raises if a dataloader that was made again, over all rows, has lost what its class takes by **kwargs."""
+    own = vars(loader).keys() - vars(DataLoader(loader.dataset)).keys()
+    for name in sorted(name for name in own if is_plain([vars(loader)[name]], (tuple, list, dict))):
+        if name not in vars(made) or pack(vars(made)[name]) != pack(vars(loader)[name]):
+            raise UnsupportedError(
+                f"Made again over a unit's rows, the train dataloader {type(loader).__name__} has another {name}: "
+                f"{vars(made).get(name)!r} instead of {vars(loader)[name]!r}. Name what sets it in the __init__ of "
+                "the class, or put what is special into the collate_fn of a torch.utils.data.DataLoader."
+            )
 
 
 def _digest(ids: Iterable[str]) -> str:

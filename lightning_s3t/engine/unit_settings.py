@@ -24,6 +24,7 @@ class UnitSettings:
         isolation: How units are kept apart: "forkserver", "fork" or "none".
         parallel_units: How many are trained at the same time.
         groups: Number of layer groups; None for as many as slices.
+        digest_rows: Whether each fit compares what its rows hold with what they held at the last one.
     """
 
     shards: int
@@ -34,6 +35,7 @@ class UnitSettings:
     isolation: Isolation = "forkserver"
     parallel_units: int = 1
     groups: int | None = None
+    digest_rows: bool = False
 
     def max_epochs(self, trainer_epochs: int | None) -> int | None:
         """Returns a stage's number of epochs; None for the trainer's own.

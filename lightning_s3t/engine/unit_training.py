@@ -10,13 +10,14 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_s3t.engine.checkpoint_files import recorded_checkpoints
 from lightning_s3t.engine.lightning_internals import end_fit
 from lightning_s3t.engine.preflight import check_every_optimizer, check_optimized, check_optimizers
-from lightning_s3t.engine.run_record import RunRecord, score_of, trainer_settings
+from lightning_s3t.engine.run_record import RunRecord, score_of
+from lightning_s3t.engine.trainer_settings import trainer_settings
 from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.engine.unit_edit import edit_unit
 from lightning_s3t.engine.unit_settings import UnitSettings
@@ -109,6 +110,14 @@ class UnitTraining:
         self.advance: Callable[[pl.Trainer], None] = _nothing
         self.check_alive: Callable[[pl.Trainer], None] = _nothing
 
+    @property
+    def rehearsed(self) -> tuple[nn.Module, list[nn.Parameter]] | None:
+        """The network and what the first stage trains of it, while a fit of several shards is rehearsed, else None."""
+        if self._rehearsed is None or self._stage is None or self._settings.shards < 2:
+            return None
+        builder = self._switch.builder
+        return builder.root.get_submodule(builder.layers.network), list(self._stage.trainable.values())
+
     def prepare(self) -> None:
         """Does, once for all units, what would take time in each."""
         self._data.find_generators()
@@ -129,8 +138,12 @@ class UnitTraining:
         seed_all(self._settings.seed)
         self._rehearsed = {}
         self._stage = self._switch.enter(1, {}, self._settings.seed)
-        fit(trainer, self._data.loader)
+        fit(trainer, self._data.rehearsal_loader(trainer))
         return self._rehearsed
+
+    def digest_rows(self) -> tuple[str, ...]:
+        """Reads every row once if the fit is to compare them; what that moves in the data set stays in this process."""
+        return self._data.digest_rows(self._settings.seed) if self._settings.digest_rows else ()
 
     def train(self, trainer: pl.Trainer, task: UnitTask, fit: Fit) -> UnitResult:
         """Trains a unit.

@@ -87,6 +87,7 @@ class DistributedExecutor(ProcessExecutor):
         rehearsed = self._run_together(Rehearse(), "the fit was tried", Rehearsed)
         assert rehearsed is not None
         self._processes.learn(rehearsed.modules)
+        self._data.row_digests = rehearsed.row_digests
         return rehearsed.settings
 
     @override

@@ -18,6 +18,7 @@ from lightning_s3t.columns import counted
 from lightning_s3t.engine.fit_settings import classes_of, config_of, fit_settings
 from lightning_s3t.engine.found_state.found_state import digest_found
 from lightning_s3t.engine.lightning_internals import (
+    fit_data,
     hand_back,
     is_distributed,
     log_hyperparameters,
@@ -26,9 +27,9 @@ from lightning_s3t.engine.lightning_internals import (
     take_over,
 )
 from lightning_s3t.engine.muted_lightning import expecting_checkpoints, warned_once
-from lightning_s3t.engine.preflight import check_every_optimizer, check_not_resumed, check_optimizers
-from lightning_s3t.engine.run_record import trainer_settings
+from lightning_s3t.engine.preflight import check_every_optimizer, check_optimizers
 from lightning_s3t.engine.subjects import Subjects, check_order, subjects_of
+from lightning_s3t.engine.trainer_settings import trainer_settings
 from lightning_s3t.engine.training_data import TrainingData, check_loader
 from lightning_s3t.engine.unit_settings import Isolation, UnitSettings
 from lightning_s3t.engine.unit_training import UnitTraining
@@ -46,7 +47,7 @@ from lightning_s3t.plan import Partition, SequenceChoice, SliceSequence, UnitId
 from lightning_s3t.store import RequestRecord
 from lightning_s3t.store.identities import first_key, partition_secret
 from lightning_s3t.tuning.adapter_effect import measure_effect
-from lightning_s3t.tuning.adapters import describe_adapter
+from lightning_s3t.tuning.adapters import adapter_for, describe_adapter
 from lightning_s3t.tuning.layer_table import LayerTable
 from lightning_s3t.tuning.stage_switch import StageSwitch
 from lightning_s3t.tuning.stages import StageBuilder
@@ -95,7 +96,8 @@ class Fit:
     Attributes:
         training: Trains a unit; None until the data and the layers are found.
         sequences: The sequences that are trained.
-        summary: What the fit has done; None until it has ended.
+        summary: What the fit has done; None until it has ended, and on all ranks but 0.
+        finished: Whether all units are there.
         receipt: Of the requests that have waited for this fit; None if there were none.
     """
 
@@ -110,11 +112,13 @@ class Fit:
             self._settings = dataclasses.replace(self._settings, parallel_units=1)
         self._exit = ExitStack()
         self._exit.enter_context(expecting_checkpoints())
+        self._adapter = config.adapter
         self._fit_store: FitStore | None = None
         self._key: bytes | None = None
         self.training: UnitTraining | None = None
         self.sequences: tuple[SliceSequence, ...] = ()
         self.summary: FitSummary | None = None
+        self.finished = False
         self.receipt: RequestRecord | None = None
 
     def run_isolated(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -124,7 +128,6 @@ class Fit:
             trainer: The trainer, when its setup hooks have run.
             module: The user's module.
         """
-        check_not_resumed(trainer)
         self._check_edits(alone=not is_distributed(trainer))
         data, switch = self._training_data(trainer), self._switch(module)
         self.training = UnitTraining(data, switch, self._settings, self._config.method)
@@ -142,12 +145,13 @@ class Fit:
             trainer: The trainer, in `on_fit_start`.
             module: The user's module.
         """
-        check_not_resumed(trainer)
         self._check_edits(alone=bool(trainer.fast_dev_run))  # type: ignore[attr-defined]
         check_optimizers(trainer, module)
         data, switch = self._training_data(trainer), self._switch(module)
         check_every_optimizer(trainer, module, switch.builder.layers)
-        fit_store = self._open_store(trainer, module, data, switch.builder, trainer_settings(trainer))
+        with fit_data(trainer, data.rehearsal_loader(trainer)):
+            settings = trainer_settings(trainer)
+        fit_store = self._open_store(trainer, module, data, switch.builder, settings)
         self.training = UnitTraining(data, switch, self._settings, self._config.method)
         units = UnitStore(fit_store, data, self._settings)
         executor = InProcessExecutor(self._own[0], self.training, units, fit_store, data, switch, self._settings)
@@ -176,9 +180,8 @@ class Fit:
         secret = on_rank_zero(trainer, self._take_key)
         partition = dataclasses.replace(config.partition, secret=secret if config.secret_places else b"")
         data = TrainingData(request_train_dataloader(trainer), config.subjects, partition, config.method.risk_bands)
-        if config.subjects != "index":
-            again = check_loader(request_train_dataloader(trainer))
-            check_order(data.subjects, subjects_of(again.dataset, config.subjects))
+        again = check_loader(request_train_dataloader(trainer))
+        check_order(data.subjects, subjects_of(again.dataset, config.subjects))
         return data
 
     def _take_key(self) -> bytes:
@@ -189,7 +192,10 @@ class Fit:
     def _switch(self, module: pl.LightningModule) -> StageSwitch:
         config = self._config
         units = config.units
-        return StageSwitch(module, units.slices, config.layers, config.head, config.adapter, units.groups)
+        self._adapter = adapter_for(module, config.adapter)
+        if config.adapter is not None and self._adapter is None:
+            rank_zero_info("S3T: the module has PEFT adapters of its own: these are trained, group by group.")
+        return StageSwitch(module, units.slices, config.layers, config.head, self._adapter, units.groups)
 
     def _open_store(
         self,
@@ -221,15 +227,38 @@ class Fit:
                 f"S3T: deletions have emptied slices, so {len(plan.impossible)} units cannot be trained: "
                 f"{', '.join(map(str, plan.impossible[:5]))}. The shards serve what is before them."
             )
+        rows = [str(planned.unit) for planned in plan.build if planned.stale and planned.same_subjects]
+        if rows:
+            rank_zero_warn(
+                f"S3T: rows have changed under the same ids, so {len(rows)} units are trained again: "
+                f"{', '.join(rows[:5])}."
+            )
+        stale = [str(planned.unit) for planned in plan.build if planned.stale and not planned.same_subjects]
+        if stale and not plan.due:
+            rank_zero_warn(
+                f"S3T: {len(stale)} units were trained when their slices had other subjects, and are trained again: "
+                f"{', '.join(stale[:5])}. Since the last fit people have come, or gone without a deletion request. If "
+                "the data is the same, its rows are split at random at every start: give random_split a generator "
+                "with a seed of its own."
+            )
         if self._audited is None:
-            rank_zero_info(str(LayerTable.of(builder)))
+            if not plan.present:
+                rank_zero_info(str(LayerTable.of(builder)))
             rank_zero_info(
                 f"S3T: {counted(len(plan.build), 'unit')} to train, {plan.present} are there. Store: {config.store}"
             )
         else:
-            rank_zero_info(f"S3T: {len(plan.build)} units of {self._audited.store.path} are trained anew, to compare.")
+            rank_zero_info(f"S3T: {len(plan.build)} units of {self._audited.store.path} are trained again, to compare.")
         for logger in trainer.loggers:
             logger.log_hyperparams(self._hyperparameters())
+        found = {
+            "rows": len(data.subjects),
+            "subjects": len(data.bands),
+            "other_subjects": len(stale),
+            "other_rows": len(rows),
+            "digest_rows": self._settings.digest_rows,
+        }
+        on_rank_zero(trainer, lambda: fit_store.note_found(found))
         return fit_store
 
     def _build(
@@ -244,6 +273,7 @@ class Fit:
         metrics = on_rank_zero(trainer, lambda: self._sum_up(fit_store, trained, seconds))
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         on_rank_zero(trainer, fit_store.finish)
+        self.finished = True
         self.receipt = fit_store.receipt
         if self.receipt is not None:
             rank_zero_info(
@@ -276,7 +306,7 @@ class Fit:
                 "slices": settings.slices,
                 "budget": len(self.sequences),
                 "sequences": config.choice.sequences if isinstance(config.choice.sequences, str) else "given",
-                "adapter": describe_adapter(config.adapter) if config.adapter is not None else "whole layers",
+                "adapter": describe_adapter(self._adapter) if self._adapter is not None else "whole layers",
                 "stage_data": settings.data,
                 "epoch_rule": settings.epochs,
                 "seed": settings.seed,

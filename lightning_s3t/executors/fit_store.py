@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ class FitStore:
         self._register = register
         self._key = key
         self._basis: Mapping[str, Any] = settings
+        self._moved = ""
         self._exit = ExitStack()
 
     @property
@@ -162,6 +164,17 @@ class FitStore:
         if self._opened is not None:
             self._opened.building.clear_attempts()
 
+    def note_found(self, found: Mapping[str, Any]) -> None:
+        """Notes what this fit has found in the data, for `s3t store status`; on rank 0.
+
+        Args:
+            found: JSON-ready.
+        """
+        opened = self.opened
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        last = {"at": now, **found, "other_state": self._moved, "forgotten": len(self._data.forgotten)}
+        opened.building.note_options({**opened.store.options, "last_fit": last})
+
     def finish(self) -> None:
         """Called on rank 0 when all units are there: carries out what has waited and has changed nothing."""
         if self.plan.due and not self.plan.build:
@@ -218,7 +231,7 @@ class FitStore:
 
     def _compare_found(self, store: Store) -> None:
         before = store.options.get("found")
-        changes = describe_changes(before, self._options["found"]) if before is not None else ""
+        self._moved = changes = describe_changes(before, self._options["found"]) if before is not None else ""
         if changes:
             rank_zero_warn(
                 f"The script's objects are not as the last fit into {store.path} found them: {changes}. Units that are "

@@ -86,6 +86,7 @@ class IsolatedExecutor(ProcessExecutor):
                         raise message.exception(process.what)
                     if isinstance(message, Rehearsed):
                         self._processes.learn(message.modules)
+                        self._data.row_digests = message.row_digests
                         return message.settings
                 self._check_signals()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from lightning_s3t.engine.lightning_internals import logged_step, set_logged_step
 from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.engine.unit_settings import UnitSettings
 from lightning_s3t.engine.unit_training import UnitTraining
@@ -37,8 +38,10 @@ class ProcessExecutor(ABC):
 
     def __init__(self, trainer: pl.Trainer, data: TrainingData, training: UnitTraining, settings: UnitSettings) -> None:
         self._trainer = trainer
+        self._data = data
         self._settings = settings
-        self._first_step = 0
+        self._first_step = logged_step(trainer)
+        set_logged_step(trainer, 0)  # units count their own
         self.trained: list[UnitId] = []
         self._processes = UnitProcesses(trainer, data, training, settings)
 
@@ -78,6 +81,7 @@ class ProcessExecutor(ABC):
     def close(self) -> None:
         """Ends all processes."""
         self._processes.close()
+        set_logged_step(self._trainer, self._first_step)
 
     @abstractmethod
     def _build_all(self, units: UnitStore, fit_store: FitStore) -> bool:

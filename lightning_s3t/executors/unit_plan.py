@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_s3t.engine.training_data import TrainingData
+from lightning_s3t.engine.training_data import SliceDigests, TrainingData
 from lightning_s3t.errors import DataError
 from lightning_s3t.plan import DataMode, Place, UnitId
 from lightning_s3t.store import UnitRecord
 from lightning_s3t.store.ledger import Tombstone
 
-Digests = Mapping[Place, tuple[str, str]]
+Digests = Mapping[Place, SliceDigests]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class PlannedUnit:
         rows: How many rows it trains on.
         stale: Whether the store holds it with other data.
         forget_rows: The rows that an edit makes it forget; None to train it.
+        same_subjects: Whether these are the same subjects, and what their rows hold has changed.
     """
 
     unit: UnitId
@@ -34,6 +35,7 @@ class PlannedUnit:
     rows: int
     stale: bool
     forget_rows: tuple[int, ...] | None = None
+    same_subjects: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,32 +92,35 @@ def plan_fit(
             impossible.append(unit)
             continue
         parent = keys[unit.parent] if unit.parent is not None else root
-        ordered = [digests[Place(unit.shard, slice_)][0] for slice_ in unit.trained_slices(mode)]
-        keys[unit] = key = _digest([parent, str(unit), *ordered])
+        seen = slice_digests(unit, mode, digests)
+        keys[unit] = key = _digest([parent, str(unit), *seen["ordered"], *seen.get("contents", ())])
         record = alive.get(unit)
         if record is not None and record.key == key:
             present += 1
             continue
+        before = record.provenance.get("subject_digests", {}) if record is not None else {}
         if record is not None:
-            _check_order(unit, record, digests, mode)
-        build.append(PlannedUnit(unit, key, len(data.rows(unit, mode)), stale=record is not None))
+            _check_order(unit, seen, before)
+        same = "contents" in seen and seen["ordered"] == before.get("ordered")
+        build.append(PlannedUnit(unit, key, len(data.rows(unit, mode)), stale=record is not None, same_subjects=same))
     return FitPlan(tuple(build), present, tuple(impossible), as_of)
 
 
 def slice_digests(unit: UnitId, mode: DataMode, digests: Digests) -> dict[str, list[str]]:
-    """Returns the digests of the ids that a unit trains on, for its provenance.
+    """Returns the digests of the ids that a unit trains on, and of what its rows hold, for its provenance.
 
     Args:
         unit: The unit.
         mode: "cumulative" or "disjoint".
         digests: `TrainingData.digests`.
     """
-    pairs = [digests[Place(unit.shard, slice_)] for slice_ in unit.trained_slices(mode)]
-    return {"ordered": [pair[0] for pair in pairs], "sorted": [pair[1] for pair in pairs]}
+    slices = [digests[Place(unit.shard, slice_)] for slice_ in unit.trained_slices(mode)]
+    contents = [digest.contents for digest in slices if digest.contents is not None]
+    found = {"ordered": [digest.ordered for digest in slices], "sorted": [digest.sorted for digest in slices]}
+    return {**found, "contents": contents} if contents else found
 
 
-def _check_order(unit: UnitId, record: UnitRecord, digests: Digests, mode: DataMode) -> None:
-    now, then = slice_digests(unit, mode, digests), record.provenance.get("subject_digests", {})
+def _check_order(unit: UnitId, now: Mapping[str, list[str]], then: Mapping[str, list[str]]) -> None:
     if now["sorted"] == then.get("sorted") and now["ordered"] != then.get("ordered"):
         raise DataError(
             f"The train data set gives the same ids as when unit {unit} was trained, in another order. Expected the "

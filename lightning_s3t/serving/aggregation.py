@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -17,6 +18,9 @@ RULES: tuple[str, ...] = get_args(Rule)
 # with "single" one survivor answers, and nothing is put together
 Aggregate = Literal["mean_logits", "mean_probabilities", "vote", "single"]
 AGGREGATES: tuple[str, ...] = get_args(Aggregate)
+# beyond it, a probability is within one in ten million of 0 or 1, which is where answers are cut off
+_LARGEST_LOGIT = 16.0
+_ALONE = "or let the best survivor answer alone: aggregate='single'."
 
 
 def aggregate_logits(logits: Sequence[Tensor], how: Rule) -> Tensor:
@@ -25,7 +29,7 @@ def aggregate_logits(logits: Sequence[Tensor], how: Rule) -> Tensor:
     Whatever the rule, the answer is in the scale of logits, so that argmax, softmax and cross entropy go on working:
     for "mean_probabilities" its softmax is the mean of the softmaxes, for "vote" the shares of the votes (a class
     without a vote has a share of one in ten million, for the logarithm's sake). A single column is read as the logit of
-    a binary answer.
+    a binary answer; a warning says so where it is too large for one.
 
     Args:
         logits: One tensor a model, of equal shape `[..., classes]`.
@@ -46,6 +50,12 @@ def aggregate_logits(logits: Sequence[Tensor], how: Rule) -> Tensor:
         return stacked.mean(0)
     work = stacked.float()
     if work.shape[-1] == 1:
+        if not torch.compiler.is_compiling() and bool((work.abs() > _LARGEST_LOGIT).any()):
+            warnings.warn(
+                f"The models answer with a single column, which {how!r} reads as the logit of a binary answer, and its "
+                "values are as large as those of a regression. For numbers use aggregate='mean_logits', their mean.",
+                stacklevel=2,
+            )
         shares = work.sigmoid() if how == "mean_probabilities" else (work > 0).float()
         mean = shares.mean(0).clamp(1e-7, 1 - 1e-7)
         return torch.logit(mean).to(stacked.dtype)
@@ -60,8 +70,8 @@ def aggregate_outputs(outputs: Sequence[Any], how: Rule) -> Any:
 
     A tensor is taken as logits. An answer with `.logits` (a Hugging Face ModelOutput) keeps its type: its logits are
     put together, its loss is the mean of the losses, and what belongs to one model alone (hidden states) is left out.
-    Tuples, lists and dicts of tensors are put together element by element, by the mean alone. A cache that is the same
-    object in all answers is passed on.
+    Tuples, lists and dicts of tensors are put together element by element, by the mean alone. Whole numbers that are
+    equal in all answers are passed on, as is a cache that is the same object in all.
 
     Args:
         outputs: One answer a model.
@@ -76,6 +86,8 @@ def aggregate_outputs(outputs: Sequence[Any], how: Rule) -> Any:
     """
     first = outputs[0]
     if isinstance(first, Tensor):
+        if _have_no_mean(first) and all(torch.equal(first, output) for output in outputs):
+            return first
         _check_tensors(outputs)
         return aggregate_logits(outputs, how)
     if isinstance(getattr(first, "logits", None), Tensor):
@@ -99,7 +111,8 @@ def aggregate_outputs(outputs: Sequence[Any], how: Rule) -> Any:
             return first
     raise EnsembleError(
         f"The network answers with {type(first).__name__}, which {how!r} cannot put together. Expected a tensor, an "
-        "object with `.logits`, or (for 'mean_logits') tuples and dicts of tensors: let its forward() give one."
+        "object with `.logits`, or (for 'mean_logits') tuples and dicts of tensors: let its forward() give one, "
+        f"{_ALONE}"
     )
 
 
@@ -121,7 +134,16 @@ def _checked(answer: Any, fields: Mapping[str, Any]) -> Any:
 def _check_tensors(tensors: Sequence[Tensor]) -> None:
     shapes = sorted({tuple(tensor.shape) for tensor in tensors})
     if len(shapes) > 1:
-        raise EnsembleError(f"The models answer with tensors of different shape: {shapes}. Expected one shape.")
-    dtype = tensors[0].dtype
-    if not dtype.is_floating_point and not dtype.is_complex:
-        raise EnsembleError(f"The network answers with a tensor of {dtype}, which has no mean. Expected logits.")
+        raise EnsembleError(
+            f"The models answer with tensors of different shape: {shapes}. Expected one shape: let the network's "
+            f"forward() give logits, {_ALONE}"
+        )
+    if _have_no_mean(tensors[0]):
+        raise EnsembleError(
+            f"The models answer with different tensors of {tensors[0].dtype}, which have no mean. Expected logits: let "
+            f"the network's forward() give them, {_ALONE}"
+        )
+
+
+def _have_no_mean(tensor: Tensor) -> bool:
+    return not tensor.dtype.is_floating_point and not tensor.dtype.is_complex

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 from torch import nn
+from torchmetrics import Metric
 
 from lightning_s3t.engine.lightning_internals import copy_uncompiled
 from lightning_s3t.errors import UnsupportedError
@@ -55,6 +56,20 @@ class EnsembleModule(EnsemblePredictor, pl.LightningModule):
     ) -> None:
         super().__init__(module, store, aggregate=aggregate, passes=passes, preload=preload)
         self._delegate()
+
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """Logs as the user's module does, so that one trainer can test both.
+
+        Args:
+            name: See `LightningModule.log`.
+            value: Likewise.
+            args: Likewise.
+            kwargs: Likewise.
+        """
+        if isinstance(value, Metric) and kwargs.get("metric_attribute") is None:
+            # Lightning compares a metric's attribute with that of the last run, where it was not called module.name
+            kwargs["metric_attribute"] = next((n for n, m in self.module.named_modules() if m is value), None)
+        super().log(name, value, *args, **kwargs)
 
     def setup(self, stage: str) -> None:
         """Called when a run begins: a served model is not trained.

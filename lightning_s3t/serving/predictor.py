@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 import threading
@@ -35,9 +34,9 @@ from lightning_s3t.serving.served_shards import ServedShards, SnapshotPreloader
 from lightning_s3t.store import RequestRecord, Store
 from lightning_s3t.tuning.adapter_effect import check_effect, measure_effect
 from lightning_s3t.tuning.adapters import resolve_adapter
-from lightning_s3t.tuning.fingerprint import digest_tensors
 from lightning_s3t.tuning.layer_detection.transformers_models import is_transformers_model
-from lightning_s3t.tuning.layers import LayerGroup, Layers
+from lightning_s3t.tuning.layers import LayerGroup, Layers, check_initialised
+from lightning_s3t.tuning.module_copy import copy_module
 from lightning_s3t.tuning.stages import StageBuilder
 
 Self = TypeVar("Self", bound="EnsemblePredictor")
@@ -290,6 +289,23 @@ class EnsemblePredictor(nn.Module):
             "For the pretrained weights, load the checkpoint into your own module before."
         )
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Refuses: it would hold the pretrained network, and none of what serves.
+
+        Args:
+            args: As for any module.
+            kwargs: Likewise.
+
+        Raises:
+            UnsupportedError: Unless tensors are asked for themselves (`keep_vars`), as torch.export does.
+        """
+        if kwargs.get("keep_vars"):
+            return super().state_dict(*args, **kwargs)
+        raise UnsupportedError(self._is_not_saved("has no state dict or checkpoint of its own"))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise UnsupportedError(self._is_not_saved("cannot be copied or pickled"))
+
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
@@ -301,7 +317,16 @@ class EnsemblePredictor(nn.Module):
     @classmethod
     def _copy(cls, module: nn.Module) -> nn.Module:
         """Return a copy to work on, without what `torch.compile(module)` has put around it."""
-        return copy.deepcopy(getattr(module, "_orig_mod", module))
+        original: nn.Module = getattr(module, "_orig_mod", module)
+        return copy_module(original)
+
+    def _is_not_saved(self, what: str) -> str:
+        name = type(self).__name__
+        return (
+            f"An {name} {what}: it answers with what its store holds, and looks for deletion requests there. Load it "
+            f"once more with {name}.from_store({str(self.store.path)!r}, module); for a file to take away, use "
+            "served.export(path), or s3t export."
+        )
 
     def _check_open(self) -> None:
         if self._closed:
@@ -335,6 +360,8 @@ class EnsemblePredictor(nn.Module):
         """Answer a call of the network; `forward` is its own."""
         if self._lock.answering:  # a shard's pass calls the network within itself
             return forward(*args, **kwargs)
+        if torch.jit.is_tracing():
+            raise UnsupportedError(self._is_not_saved("cannot be traced (TorchScript)"))
         with self._lock.held:
             keys = self._keys_in_use()
             while True:
@@ -421,8 +448,9 @@ class EnsemblePredictor(nn.Module):
                     "into the network's forward()."
                 )
 
-        # heads of survivors are copies, and copies keep the hook
-        for path in (*layers.head, *(group.modules[-1] for group in layers.groups)):
+        # the blocks, and what stands in for their layers and the head: copies keep the hook
+        blocks = [path for group in layers.groups for path in group.modules]
+        for path in dict.fromkeys((*blocks, *self._builder.originals)):
             self.module.get_submodule(path).register_forward_pre_hook(refuse)
         if not is_transformers_model(network) or not callable(getattr(network, "generate", None)):
             return None
@@ -433,9 +461,7 @@ class EnsemblePredictor(nn.Module):
 
     def _check_model(self) -> None:
         builder = self._builder
-        heads = {name: list(tensor.shape) for name, tensor in builder.base_tensors().items()}
-        model = {"pretrained_sha256": digest_tensors(builder.frozen_tensors()), "head_shapes": heads}
-        self.store.check({"model": model})
+        self.store.check({"model": builder.describe_model()})
         check_effect(self.store.options.get("adapter_effect"), measure_effect(builder), str(self.store.path))
 
 
@@ -470,10 +496,13 @@ def _prepared(module: nn.Module, store: Store) -> nn.Module:
     halves = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
     if precision in halves:  # Lightning has converted the module before it was trained
         module = module.to(halves[precision])
-    return module.requires_grad_(True).eval()
+    for parameter in module.parameters():
+        parameter.requires_grad = True  # unlike requires_grad_, for lazy ones too: their error comes later
+    return module.eval()
 
 
 def _builder_of(module: nn.Module, store: Store) -> StageBuilder:
+    check_initialised(module)
     kept = store.settings["layers"]
     groups = tuple(LayerGroup(index, tuple(names)) for index, names in enumerate(kept["groups"], start=1))
     layers = Layers(kept["network"], groups, tuple(kept["head"]), source="the store")

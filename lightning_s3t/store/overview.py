@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.plan import deletion_rate, harmonic, survivors
@@ -33,6 +33,7 @@ class Overview:
         guarantee: What it promises of what serves after a request.
         response: What a request does to a unit that it reaches: "revoke" or "replace".
         waiting: How many subjects the next fit is to forget: what serves has their data in it.
+        last_fit: What the last fit has found in the data; None before the first.
     """
 
     sequences: tuple[tuple[int, ...], ...]
@@ -48,6 +49,7 @@ class Overview:
     guarantee: str
     response: str
     waiting: int
+    last_fit: dict[str, Any] | None
 
     @property
     def advice(self) -> str | None:
@@ -103,4 +105,5 @@ class Overview:
             guarantee=store.manifest.method.guarantee,
             response=store.manifest.method.response,
             waiting=len(store.due()),
+            last_fit=store.options.get("last_fit"),
         )

@@ -13,6 +13,8 @@ from lightning_s3t.store.ledger import Ledger
 
 HINT = "Use the same arguments, model and script as at the first fit, or give a new folder as `store`."
 
+_TENSORS = "model.pretrained."
+
 
 def normalise(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns settings as JSON gives them back: tuples as lists, keys as strings.
@@ -86,12 +88,27 @@ def check_settings(
           - adapter.r: store 4, now 8
         Use r=4.
     """
-    lines = [
-        f"  - {name}: store {_shorten(old)}, now {_shorten(new)}"
-        for name, old, new in _differences(kept, normalise(given), "", whole)
-    ]
+    lines, tensors = [], []
+    for name, old, new in _differences(kept, normalise(given), "", whole):
+        if name.startswith(_TENSORS):
+            tensors.append(name.removeprefix(_TENSORS))
+        else:
+            lines.append(f"  - {name}: store {_shorten(old)}, now {_shorten(new)}")
+    if tensors:
+        lines.append(_describe_tensors(tensors, len(given["model"]["pretrained"])))
     if lines:
         raise StoreMismatchError("\n".join([f"The store {where} was made with other settings:", *lines, hint]))
+
+
+def _describe_tensors(names: list[str], count: int) -> str:
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    found = f"  - {len(names)} of {count} pretrained tensors are others than at the first fit: {shown}."
+    if len(names) < count / 2:
+        return found
+    return (
+        f"{found} Are the weights drawn at random at every start? Load pretrained ones, or seed before the model is "
+        "made (L.seed_everything)."
+    )
 
 
 def _digest(text: str) -> str:
@@ -111,8 +128,15 @@ def _differences(kept: Any, given: Any, path: str, whole: bool) -> Iterator[tupl
             yield from _differences(kept.get(key, _ABSENT), given[key], f"{path}.{key}" if path else key, whole)
         for key in sorted(kept.keys() - given.keys()) if whole else ():
             yield f"{path}.{key}" if path else key, kept[key], _ABSENT
+    elif isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept) and _holds_mappings(given):
+        for index, (before, now) in enumerate(zip(kept, given, strict=True)):
+            yield from _differences(before, now, f"{path}[{index}]", whole)
     elif kept != given:
         yield path, kept, given
+
+
+def _holds_mappings(values: list[Any]) -> bool:
+    return any(isinstance(value, Mapping) for value in values)
 
 
 def _shorten(value: Any) -> str:

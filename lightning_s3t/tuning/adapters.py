@@ -77,6 +77,31 @@ def resolve_adapter(adapter: PeftConfig | Mapping[str, Any] | None) -> PeftConfi
     return config
 
 
+def adapter_for(module: nn.Module, adapter: PeftConfig | None) -> PeftConfig | None:
+    """Return the adapter to train a module with: none where the module has PEFT adapters of its own.
+
+    Args:
+        module: The user's module.
+        adapter: What was asked for, as `resolve_adapter` gives it.
+
+    Returns:
+        The adapter, or None to train what is in the layers: the module's own adapters, if it has any.
+
+    Raises:
+        AdapterError: The module has adapters, and others were asked for.
+    """
+    own = [name for name, part in module.named_modules() if isinstance(part, BaseTunerLayer)]
+    if adapter is None or not own:
+        return adapter
+    if describe_adapter(adapter) == describe_adapter(resolve_adapter(DEFAULT_ADAPTER)):
+        return None
+    raise AdapterError(
+        f"The module has {len(own)} PEFT adapters of its own ({', '.join(own[:3])}), and S3T(adapter=...) asks for "
+        "others, which would be put on top of them. Give trainer.fit the plain model and S3T the adapter; or leave "
+        "`adapter` out, and the module's own are trained, group by group."
+    )
+
+
 def describe_adapter(config: PeftConfig | None) -> dict[str, Any] | None:
     """Return an adapter configuration as JSON-ready data, for the store and for provenance.
 
@@ -174,6 +199,8 @@ def inject_adapter(original: nn.Module, name: str, config: PeftConfig, seed: int
         config.feedforward_modules = []  # type: ignore[attr-defined]
     skeleton = _skeleton(original, name)
     trainable = {id(p): p.requires_grad for p in original.parameters()}
+    training = [(module, module.training) for module in original.modules()]
+    original.eval()  # in training, a weight with spectral_norm changes when it is looked at
     try:
         with seeded(seed), warnings.catch_warnings():
             # PEFT corrects fan_in_fan_out for the module at hand by itself, and says so once a module
@@ -204,6 +231,8 @@ def inject_adapter(original: nn.Module, name: str, config: PeftConfig, seed: int
     finally:
         for parameter in original.parameters():
             parameter.requires_grad = trainable[id(parameter)]
+        for module, mode in training:
+            module.training = mode
     # without gradients torch's encoder layers run in one fused call on their layers' weights, past any adapter; a
     # hook on one of them is what makes them call their layers
     layer.register_forward_pre_hook(_pass_on)
@@ -230,7 +259,7 @@ def check_adapter(root: nn.Module, targets: Mapping[int, tuple[str, ...]], confi
             continue
         tried.add(kind)
         probe = copy.deepcopy(module)
-        before = fingerprints(named_tensors(probe))
+        before = fingerprints(named_tensors(probe.eval()))
         inject_adapter(probe, name, config, seed=0)
         if fingerprints(named_tensors(probe)) != before:
             raise AdapterError(

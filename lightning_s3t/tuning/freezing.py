@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 
 def set_trainable(root: nn.Module, trainable: Iterable[nn.Parameter]) -> None:
@@ -32,7 +34,8 @@ def freeze_statistics(root: nn.Module, owned: Iterable[nn.Module] = ()) -> list[
     """Put every layer with running statistics into eval mode, except those that the unit owns.
 
     In training mode such a layer (BatchNorm, InstanceNorm) writes the statistics of the data into the frozen part of
-    the network, where they outlive a deletion.
+    the network, where they outlive a deletion. One with spectral_norm goes on with its power iteration there, which
+    changes the frozen weights.
 
     Args:
         root: The module to go through.
@@ -47,15 +50,25 @@ def freeze_statistics(root: nn.Module, owned: Iterable[nn.Module] = ()) -> list[
         >>> net[0].training, net[1].training
         (False, True)
     """
-    kept = {id(module) for top in owned for module in top.modules()}
-    frozen: list[nn.Module] = [
-        module
-        for module in root.modules()
-        if isinstance(module, _NormBase) and module.track_running_stats and module.training and id(module) not in kept
+    tops = list(owned)
+    adapted = [top.get_base_layer() for top in tops if isinstance(top, BaseTunerLayer)]
+    kept = {id(module) for top in tops for module in top.modules()}
+    kept -= {id(module) for layer in adapted for module in layer.modules()}
+    frozen = [
+        module for module in root.modules() if module.training and id(module) not in kept and _changes_itself(module)
     ]
     for module in frozen:
         module.eval()
     return frozen
+
+
+def _changes_itself(module: nn.Module) -> bool:
+    """Return whether a layer changes its own tensors in training, without an optimizer."""
+    if isinstance(module, _NormBase):
+        return bool(module.track_running_stats)
+    # torch's two kinds of spectral_norm
+    hooks = module._forward_pre_hooks.values()
+    return type(module).__name__ == "_SpectralNorm" or any(isinstance(hook, SpectralNorm) for hook in hooks)
 
 
 class ModuleFlags:

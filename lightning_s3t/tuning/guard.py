@@ -144,8 +144,7 @@ class LeakageGuard:
             raise LeakageError(
                 f"While {what} was trained, what it does not own changed: {', '.join(sorted(changed))}. "
                 "Its data would outlive a deletion there, so the unit is not kept. Don't write these tensors in "
-                "training (keep statistics in eval mode, buffers and frozen weights untouched), or name the module "
-                "that holds them as part of the head: S3T(head=[...])."
+                f"training (keep statistics in eval mode, buffers and frozen weights untouched), {_into_head(changed)}"
             )
 
     def _guarded(self) -> dict[str, Tensor]:
@@ -190,6 +189,17 @@ class LeakageGuard:
         }
         modules = self._module.named_modules(remove_duplicate=False)
         return tuple(f"{path}." for path, module in modules if id(module) in stand_ins)
+
+
+def _into_head(changed: Iterable[str]) -> str:
+    """Say how what a step must write becomes the unit's own: a head is made of modules."""
+    at_root = [name for name in changed if "." not in name]
+    if not at_root:
+        return "or name the module that holds them as part of the head: S3T(head=[...])."
+    return (
+        f"or make them the unit's own: move {', '.join(at_root)} into a module of its own (self.memory = Memory(), an "
+        "nn.Module with that buffer), and name it as part of the head: S3T(head=['...', 'memory'])."
+    )
 
 
 def _pretrained(name: str) -> str:

@@ -82,6 +82,7 @@ def find_layers(
     """
     if isinstance(slices, bool) or not isinstance(slices, int) or slices < 1:
         raise LayersError(f"Expected `slices` to be a positive integer, but got {slices!r}.")
+    check_initialised(root)
     heads = _named_heads(root, head)
     grouped = False
     if layers is None:
@@ -100,6 +101,23 @@ def find_layers(
     _check_apart(root, groups, heads)
     network = find_network(root, [*(path for group in groups for path in group.modules), *heads])
     return Layers(network, groups, heads, found.source)
+
+
+def check_initialised(root: nn.Module) -> None:
+    """Raise if a module has lazy layers that have seen no batch.
+
+    Args:
+        root: The module.
+
+    Raises:
+        LayersError: Naming them.
+    """
+    lazy = [name for name, parameter in root.named_parameters() if nn.parameter.is_lazy(parameter)]
+    if lazy:
+        raise LayersError(
+            f"{', '.join(lazy[:3])} have no shape yet: the module has lazy layers (LazyLinear, ...), which take theirs "
+            "from the first batch. Call the network with one batch before trainer.fit and before serving."
+        )
 
 
 def _named_heads(root: nn.Module, head: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from peft import PeftConfig
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 from lightning_s3t.errors import AdapterError, LayersError
 from lightning_s3t.plan.stage_rules import group_of_stage, newest_stages
 from lightning_s3t.tuning.adapters import adapter_tensors, check_adapter, find_targets, inject_adapter
+from lightning_s3t.tuning.fingerprint import digest_tensors
 from lightning_s3t.tuning.guard import named_tensors
 from lightning_s3t.tuning.layers import Layers
 from lightning_s3t.tuning.randomness import derive_seed
@@ -121,13 +125,42 @@ class StageBuilder:
         """Return the head as it stands before any training, by name."""
         return collect_tensors({name: self.originals[name] for name in self.layers.head})
 
+    def describe_model(self) -> dict[str, Any]:
+        """Return digests of the module before any training, JSON-ready: what must be the same for all units."""
+        digests = {name: digest_tensors({name: tensor}) for name, tensor in self.frozen_tensors().items()}
+        return {
+            "pretrained_sha256": hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest(),
+            # to name those that differ
+            "pretrained": {name: digest[:16] for name, digest in digests.items()},
+            "head_shapes": {name: list(tensor.shape) for name, tensor in self.base_tensors().items()},
+        }
+
     def frozen_tensors(self) -> dict[str, Tensor]:
-        """Return every tensor of the module outside the head, by name: what must be the same for all units."""
+        """Return every tensor of the module outside the head that may bear on an answer, by name.
+
+        Buffers beside the network that are in no checkpoint are left out: losses and metrics make them without
+        contents (`torch.empty`).
+        """
         inside = {id(module) for name in self.layers.head for module in self.originals[name].modules()}
         heads = tuple(
             f"{name}." for name, module in self.root.named_modules(remove_duplicate=False) if id(module) in inside
         )
-        return {name: tensor for name, tensor in named_tensors(self.root).items() if not name.startswith(heads)}
+        scratch = self._scratch_buffers()
+        return {
+            name: tensor
+            for name, tensor in named_tensors(self.root).items()
+            if not name.startswith(heads) and name not in scratch
+        }
+
+    def _scratch_buffers(self) -> set[str]:
+        network = self.root.get_submodule(self.layers.network)
+        inside = {id(module) for module in network.modules()}
+        return {
+            f"{path}.{name}" if path else name
+            for path, module in self.root.named_modules(remove_duplicate=False)
+            if id(module) not in inside
+            for name in module._non_persistent_buffers_set
+        }
 
     def count_trainable(self) -> dict[int, int]:
         """Return how many parameters each group's stage trains besides the head, by group index."""

@@ -15,7 +15,6 @@ from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
 from lightning_s3t.tuning import StageBuilder, find_layers
 from lightning_s3t.tuning.adapters import describe_adapter, resolve_adapter
-from lightning_s3t.tuning.fingerprint import digest_tensors
 from lightning_s3t.tuning.stages import collect_tensors
 
 
@@ -34,8 +33,7 @@ def fill(
         },
         "adapter": describe_adapter(config),
         "model": {
-            "pretrained_sha256": digest_tensors(builder.frozen_tensors()),
-            "head_shapes": {name: list(tensor.shape) for name, tensor in builder.base_tensors().items()},
+            **builder.describe_model(),
         },
     }
     owned: dict[int, dict[str, Tensor]] = {}

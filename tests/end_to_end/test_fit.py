@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
 
 from lightning_s3t import S3T, EnsembleModule
@@ -39,6 +40,7 @@ from lightning_s3t.store import Store
 from tests.people import (
     ARGUMENTS,
     Classifier,
+    Network,
     People,
     PeopleData,
     UnitLog,
@@ -269,8 +271,68 @@ def test_a_store_opened_with_other_pretrained_weights_is_refused(trained: Path, 
     shutil.copytree(trained, tmp_path / "store")
     other = Classifier()
     other.network.stem.weight.data[0, 0] += 1
-    with pytest.raises(StoreMismatchError, match=r"model\.pretrained_sha256"):
+    with pytest.raises(
+        StoreMismatchError, match=r"1 of \d+ pretrained tensors are others.*: network\.stem\.weight\.\n"
+    ):
         fit(tmp_path / "store", People.make(), module=other)
+
+
+def test_weights_that_are_drawn_at_every_start_are_guessed(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "store")
+    other = Classifier()
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter)
+    with pytest.raises(StoreMismatchError, match=r"and \d+ more\. Are the weights drawn at random at every start\?"):
+        fit(tmp_path / "store", People.make(), module=other)
+
+
+class Contrastive(torch.nn.Module):
+    """A loss with room for what a step writes, as lightly's has: whatever was in memory."""
+
+    def __init__(self, what_was_there: float) -> None:
+        super().__init__()
+        self.register_buffer("pointer", torch.full((1,), what_was_there), persistent=False)
+
+
+def test_room_without_contents_beside_the_network_does_not_tell_stores_apart(tmp_path: Path) -> None:
+    for found in (0.0, 94110298269568.0):
+        module = Classifier()
+        module.criterion = Contrastive(found)
+        fit(tmp_path / "store", People.make(), module=module, epochs=1, budget=1)
+        EnsembleModule.from_store(tmp_path / "store", module)
+
+
+class WithClasses(Network):
+    """Answers with the classes too, which differ from shard to shard."""
+
+    def forward(self, x: Tensor) -> Any:
+        logits = super().forward(x)
+        return logits, logits.argmax(-1)
+
+
+class CountsClasses(Classifier):
+    """Its network answers with whole numbers beside the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network: Any = WithClasses()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)[0]
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+
+def test_answers_that_cannot_be_put_together_are_warned_of_before_anything_is_trained(tmp_path: Path) -> None:
+    found = (
+        r"answers not be put together\. The models answer with different tensors of torch\.int64.*aggregate='single'"
+    )
+    with pytest.warns(UserWarning, match=found):
+        fit(tmp_path / "store", People.make(), module=CountsClasses(), epochs=1, budget=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*answers not be put together.*")
+        fit(tmp_path / "other", People.make(), epochs=1, budget=1)
 
 
 def test_a_head_that_the_script_draws_anew_is_taken_from_the_store(tmp_path: Path) -> None:
@@ -428,13 +490,15 @@ def test_a_checkpoint_to_resume_from_is_refused(tmp_path: Path) -> None:
     )
     plain.fit(Classifier(), datamodule=PeopleData(People.make()))
     plain.save_checkpoint(tmp_path / "some.ckpt")
+    module = Classifier()
     with pytest.raises(UnsupportedError, match="S3T resumes by itself"):
         make_trainer(tmp_path / "store").fit(
-            Classifier(),
+            module,
             datamodule=PeopleData(People.make()),
             ckpt_path=tmp_path / "some.ckpt",
             weights_only=False,
         )
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), Classifier().parameters(), strict=True))
 
 
 def test_forget_on_the_callback_tells_the_trainers_module(tmp_path: Path) -> None:
@@ -467,5 +531,17 @@ def test_testing_the_module_that_was_given_to_a_fit_is_warned_of(tmp_path: Path)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*as it was before the fit.*")
         trainer.validate(served, datamodule=data, verbose=False)
-    with pytest.warns(UserWarning, match=r"as it was before the fit.*EnsembleModule.from_store"):
+    with pytest.warns(
+        UserWarning, match=r"trainer\.test was given .* as it was before the fit.*EnsembleModule.from_store"
+    ):
         trainer.test(module, datamodule=data, verbose=False)
+
+
+@pytest.mark.parametrize("checkpoint", ["best", "last", None])
+def test_a_test_of_the_best_checkpoint_says_where_the_trained_model_is(tmp_path: Path, checkpoint: Any) -> None:
+    trainer = make_trainer(tmp_path / "store", epochs=1, budget=1, trainer={"enable_checkpointing": True})
+    module, data = Classifier(), PeopleData(People.make())
+    trainer.fit(module, datamodule=data)
+    with pytest.raises(UnsupportedError, match=r"trainer\.test was asked for .* use EnsembleModule\.from_store"):
+        trainer.test(module if checkpoint else None, data, ckpt_path=checkpoint)
+    trainer.fit(module, datamodule=data)  # a fit goes on as ever

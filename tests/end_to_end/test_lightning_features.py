@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,14 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torchmetrics
-from lightning.pytorch.callbacks import Callback, EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    LearningRateMonitor,
+    ModelCheckpoint,
+)
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import CombinedLoader
@@ -267,6 +276,118 @@ def test_the_module_may_bring_s3t_itself(tmp_path: Path) -> None:
     plain.fit(module, datamodule=PeopleData(People.make()))
     fit(tmp_path / "store", People.make())
     assert_bitwise_equal(tensors_of(tmp_path / "brought"), tensors_of(tmp_path / "store"))
+
+
+# --- schedules and callbacks ---
+
+
+class Scheduled(Classifier):
+    """With a schedule of its own."""
+
+    def __init__(self, make: Callable[[Any, int], Any]) -> None:
+        super().__init__()
+        self.make = make
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.02)
+        return [optimizer], [self.make(optimizer, int(self.trainer.estimated_stepping_batches))]
+
+
+rates = torch.optim.lr_scheduler
+
+
+def warm_up(step: int, steps: int) -> float:
+    return min(1.0, step / steps)
+
+
+SCHEDULES: dict[str, tuple[Callable[[Any, int], Any], Callable[[Any, int], Any], str]] = {
+    "value": (
+        lambda optimizer, steps: rates.StepLR(optimizer, 1, 0.1),
+        lambda optimizer, steps: rates.StepLR(optimizer, 1, 0.5),
+        r"training\.schedulers\[0\]\.gamma: store 0\.1, now 0\.5",
+    ),
+    "function": (
+        lambda optimizer, steps: rates.LambdaLR(optimizer, functools.partial(warm_up, steps=10)),
+        lambda optimizer, steps: rates.LambdaLR(optimizer, functools.partial(warm_up, steps=20)),
+        r"training\.schedulers\[0\]\.lr_lambdas\[0\]\.keywords\.steps: store 10, now 20",
+    ),
+    "part": (
+        lambda optimizer, steps: rates.SequentialLR(
+            optimizer, [rates.ConstantLR(optimizer), rates.StepLR(optimizer, 1)], [2]
+        ),
+        lambda optimizer, steps: rates.SequentialLR(
+            optimizer, [rates.ConstantLR(optimizer), rates.StepLR(optimizer, 2)], [2]
+        ),
+        r"training\.schedulers\[0\]\.schedulers\[1\]\.step_size: store 1, now 2",
+    ),
+    "none": (
+        lambda optimizer, steps: rates.StepLR(optimizer, 1, 0.1),
+        lambda optimizer, steps: rates.ConstantLR(optimizer, 1.0),
+        r"training\.schedulers\[0\]\.class: store StepLR, now ConstantLR",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_a_store_that_was_made_with_another_schedule_is_refused(tmp_path: Path, kind: str) -> None:
+    first, second, message = SCHEDULES[kind]
+    fit(tmp_path / "store", People.make(), module=Scheduled(first), epochs=1)
+    with pytest.raises(StoreMismatchError, match=message):
+        fit(tmp_path / "store", People.make(), module=Scheduled(second), epochs=1)
+
+
+@pytest.mark.parametrize("isolation", ["forkserver", "none"])
+def test_a_schedule_over_the_fit_is_the_same_one_when_rows_come_or_go(tmp_path: Path, isolation: str) -> None:
+    def make(optimizer: Any, steps: int) -> Any:
+        return rates.OneCycleLR(optimizer, max_lr=0.02, total_steps=steps)
+
+    people = People.make()
+    fit(tmp_path / "store", people, module=Scheduled(make), epochs=1, isolation=isolation)
+    with pytest.warns(UserWarning, match="when their slices had other subjects"):
+        fit(tmp_path / "store", people.without("user-1"), module=Scheduled(make), epochs=1, isolation=isolation)
+
+
+STOPS: dict[str, tuple[Callable[[], list[Callback]], str]] = {
+    "none": (list, r"callbacks: store "),
+    "another": (lambda: [EarlyStopping("val_loss", patience=9)], r"callbacks\[0\]\.patience: store 1, now 9"),
+    "more": (lambda: [EarlyStopping("val_loss", patience=1), EMAWeightAveraging()], r"callbacks: store "),
+}
+
+
+@pytest.mark.parametrize("kind", STOPS)
+def test_a_store_that_was_made_with_other_callbacks_that_bear_on_training_is_refused(
+    stopping: Path, tmp_path: Path, kind: str
+) -> None:
+    shutil.copytree(stopping, tmp_path / "store")
+    make, message = STOPS[kind]
+    with pytest.raises(StoreMismatchError, match=rf"training\.{message}"):
+        fit(tmp_path / "store", People.make(), *make(), epochs=1)
+
+
+def test_a_store_that_was_made_with_another_average_of_weights_is_refused(tmp_path: Path) -> None:
+    fit(tmp_path / "store", People.make(), EMAWeightAveraging(decay=0.9), epochs=1)
+    with pytest.raises(StoreMismatchError, match=r"training\.callbacks\[0\]\.avg_fn\.decay: store 0\.9, now 0\.99"):
+        fit(tmp_path / "store", People.make(), EMAWeightAveraging(decay=0.99), epochs=1)
+
+
+def test_a_callback_that_says_more_is_no_other_training(stopping: Path, tmp_path: Path) -> None:
+    shutil.copytree(stopping, tmp_path / "store")
+    stop = EarlyStopping("val_loss", patience=1, verbose=True)
+    fit(
+        tmp_path / "store",
+        People.make(),
+        stop,
+        LearningRateMonitor(),
+        epochs=1,
+        trainer={"logger": CSVLogger(tmp_path)},
+    )
+
+
+@pytest.fixture(scope="module")
+def stopping(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("stopping") / "store"
+    fit(store, People.make(), EarlyStopping("val_loss", patience=1), epochs=1)
+    return store
 
 
 # --- precision, accumulation, strategies ---

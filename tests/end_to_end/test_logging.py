@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_s3t import S3T, EnsembleModule
-from tests.people import ARGUMENTS, Classifier, People, PeopleData
+from tests.people import ARGUMENTS, Classifier, People, PeopleData, make_trainer
 
 UNITS = 8  # two shards, two orders of two slices
 COORDINATES = {"s3t/shard", "s3t/stage", "s3t/slice"}
@@ -91,3 +92,37 @@ def test_the_summary_counts_this_fits_units_alone(tmp_path: Path) -> None:
     assert s3t.summary is not None
     assert sum(row.trained for row in s3t.summary.rows) == len(revoked)
     served(torch.randn(2, 8))
+
+
+def test_a_test_after_the_fit_and_the_next_fit_go_on_along_the_step_axis(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, "csv", flush_logs_every_n_steps=1)
+    _, trainer = fit(tmp_path / "store", logger)
+    served = EnsembleModule.from_store(tmp_path / "store", Classifier())
+    trainer.test(served, PeopleData(People.make()), verbose=False)
+    served.forget(["user-3"])
+    trainer.fit(Classifier(), datamodule=PeopleData(People.make()))
+    with (Path(logger.log_dir) / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    trained = [int(row["step"]) for row in rows if row["train_loss"]]
+    (tested,) = (int(row["step"]) for row in rows if row.get("test_accuracy"))
+    assert trained == list(range(len(trained)))
+    assert 0 < tested < trained[-1]
+
+
+def test_what_lightning_says_of_a_unit_names_the_unit(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    stop = EarlyStopping("val_loss", patience=9, verbose=True)
+    make_trainer(tmp_path / "store", stop, epochs=1, budget=1).fit(Classifier(), datamodule=PeopleData(People.make()))
+    said = [line for line in capfd.readouterr().err.splitlines() if "Metric val_loss improved" in line]
+    assert len(said) == len(set(said)) == 4
+    assert all(line.startswith("Unit ") for line in said)
+
+
+def test_the_table_of_layers_is_shown_at_the_first_fit_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shown = []
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            caplog.clear()
+            make_trainer(tmp_path / "store", epochs=1).fit(Classifier(), datamodule=PeopleData(People.make()))
+            shown.append("network: network; found by" in caplog.text)
+            EnsembleModule.from_store(tmp_path / "store", Classifier()).forget(["user-3"])
+    assert shown == [True, False]

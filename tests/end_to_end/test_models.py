@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from lightning_s3t import EnsembleModule
 from lightning_s3t.store import Store
 from tests.end_to_end.tiny_models import LORA, TINY, Rows
-from tests.people import assert_bitwise_equal, make_trainer, tensors_of
+from tests.people import ARGUMENTS, Classifier, People, assert_bitwise_equal, fit, make_trainer, tensors_of
 from tests.tiers import nightly_except
 
 
@@ -136,3 +136,37 @@ def test_non_interference_serving_and_rebuild(tmp_path: Path, name: str) -> None
 
     fit(tmp_path / "a")
     assert len(tensors_of(tmp_path / "a")) == 8
+
+
+class Normalised(Classifier):
+    """With weights that are computed anew at each use."""
+
+    def __init__(self, normalise: Any) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(12)
+            for block in self.network.blocks:
+                normalise(block.linear)
+
+
+NORMALISED: dict[str, Any] = {
+    "spectral_norm": torch.nn.utils.parametrizations.spectral_norm,
+    "weight_norm": torch.nn.utils.parametrizations.weight_norm,
+    "old spectral_norm": torch.nn.utils.spectral_norm,
+}
+
+
+@pytest.mark.parametrize("adapter", nightly_except([ARGUMENTS["adapter"], None], ARGUMENTS["adapter"]))
+@pytest.mark.parametrize("kind", nightly_except(NORMALISED, "spectral_norm"))
+@torch.no_grad()
+def test_normalised_weights_are_free_of_a_forgotten_person_to_the_last_bit(
+    tmp_path: Path, kind: str, adapter: Any
+) -> None:
+    left, people = [], People.make()
+    for name, rows in (("a", people), ("b", people.replaced("user-3"))):
+        fit(tmp_path / name, rows, module=Normalised(NORMALISED[kind]), adapter=adapter, epochs=1)
+        served = EnsembleModule.from_store(tmp_path / name, Normalised(NORMALISED[kind]))
+        served.forget(["user-3"])
+        left.append((tensors_of(tmp_path / name), served(people.features)))
+    assert_bitwise_equal(left[0][0], left[1][0])
+    assert torch.equal(left[0][1], left[1][1])

@@ -128,6 +128,11 @@ def test_validate_and_predict_use_the_ensemble_too(store: Path, verb: str) -> No
     assert main([verb, "--store", str(store)]) == 0
 
 
+def test_predictions_that_nobody_writes_are_warned_of(store: Path) -> None:
+    with pytest.warns(UserWarning, match="has no BasePredictionWriter"):
+        main(["predict", "--store", str(store)])
+
+
 def test_options_after_the_store_override_its_config(store: Path, capsys: Output) -> None:
     assert main(["test", "--store", str(store), "--data.people=10"]) == 0
     assert "test_accuracy" in capsys.readouterr().out

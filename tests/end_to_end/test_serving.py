@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import subprocess
 import sys
@@ -273,7 +274,9 @@ def test_a_served_module_stays_in_eval_mode(store: Path) -> None:
 def test_another_model_is_refused(store: Path) -> None:
     other = Classifier()
     other.network.stem.weight.data[0, 0] += 1
-    with pytest.raises(StoreMismatchError, match=r"model\.pretrained_sha256"):
+    with pytest.raises(
+        StoreMismatchError, match=r"1 of \d+ pretrained tensors are others.*: network\.stem\.weight\.\n"
+    ):
         EnsembleModule.from_store(store, other)
     with pytest.raises(StoreMismatchError, match="layers that Classifier does not have"):
         EnsembleModule.from_store(store, Classifier(depth=2))
@@ -298,6 +301,41 @@ def test_a_step_that_goes_past_the_networks_forward_is_refused(store: Path) -> N
     served = EnsembleModule.from_store(store, CallsParts())
     with pytest.raises(EnsembleError, match=r"past network\.forward"):
         trainer().test(served, PeopleData(People.make()), verbose=False)
+
+
+class CallsOneBlock(Classifier):
+    """A step that calls one block of a layer group of two."""
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self.network.blocks[self.number](self.network.stem(batch[0]))
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+class CallsOneLayer(Classifier):
+    """A step that calls a layer within a block."""
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self.network.blocks[0].linear(self.network.stem(batch[0]))
+
+
+@pytest.mark.parametrize("make", [*(lambda n=n: CallsOneBlock(n) for n in range(4)), CallsOneLayer])
+def test_a_step_that_calls_any_trained_part_of_the_network_by_itself_is_refused(store: Path, make: Any) -> None:
+    module = make()
+    module.hparams.clear()
+    module.save_hyperparameters({"depth": 4, "learning_rate": 0.02})
+    served = EnsembleModule.from_store(store, module)
+    with pytest.raises(EnsembleError, match=r"calls a part of the network \((Block|Linear)\) by itself"):
+        trainer().predict(served, PeopleData(People.make()).test_dataloader())
+
+
+def test_one_trainer_tests_the_module_and_then_the_ensemble(store: Path) -> None:
+    tester, data = trainer(), PeopleData(People.make())
+    before = tester.test(Classifier(), data, verbose=False)[0]["test_accuracy"]
+    after = tester.test(EnsembleModule.from_store(store, Classifier()), data, verbose=False)[0]["test_accuracy"]
+    assert after > before
 
 
 @pytest.mark.parametrize("aggregate", ["mean_logits", "mean_probabilities", "vote"])
@@ -338,11 +376,57 @@ def test_preloaded_units_serve_as_those_from_disk_do(store: Path) -> None:
         assert preloaded.survivors == from_disk.survivors
 
 
-def test_a_checkpoint_of_a_served_model_holds_nothing_that_could_be_revoked(store: Path) -> None:
+class NotesFeatures(Classifier):
+    """Keeps what a layer gives, by a hook that is made in `__init__`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features: Any = None
+        self.network.stem.register_forward_hook(lambda module, args, answer: setattr(self, "features", answer))
+
+
+@torch.no_grad()
+def test_hooks_of_the_served_module_write_to_it_and_not_to_the_users(store: Path) -> None:
+    module = NotesFeatures()
+    served = EnsembleModule.from_store(store, module)
+    served(X)
+    assert module.features is None
+    assert torch.equal(served.module.features, module.network.stem(X))
+
+
+WAYS_TO_SAVE: dict[str, Any] = {
+    "state_dict": lambda served, path: served.state_dict(),
+    "pickle": lambda served, path: torch.save(served, path),
+    "deepcopy": lambda served, path: copy.deepcopy(served),
+    "TorchScript": lambda served, path: served.to_torchscript(path, method="trace", example_inputs=X),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_SAVE)
+def test_a_served_model_is_not_saved_and_the_export_is_named(store: Path, tmp_path: Path, way: str) -> None:
     served = EnsembleModule.from_store(store, Classifier())
-    assert not [name for name in served.state_dict() if "lora" in name]
+    with pytest.raises(UnsupportedError, match=r"served\.export\(path\), or s3t export"):
+        WAYS_TO_SAVE[way](served, tmp_path / "saved.pt")
+
+
+def test_a_trainer_saves_no_checkpoint_of_a_served_model(store: Path, tmp_path: Path) -> None:
+    tester = trainer()
+    tester.test(EnsembleModule.from_store(store, Classifier()), PeopleData(People.make()), verbose=False)
+    with pytest.raises(UnsupportedError, match="no state dict or checkpoint of its own"):
+        tester.save_checkpoint(tmp_path / "served.ckpt")
+    assert not (tmp_path / "served.ckpt").exists()
+
+
+def test_a_served_model_is_loaded_from_its_store_alone(store: Path) -> None:
     with pytest.raises(UnsupportedError, match="loaded from its store"):
-        served.load_state_dict(served.state_dict())
+        EnsembleModule.from_store(store, Classifier()).load_state_dict({})
+
+
+@torch.no_grad()
+def test_a_served_model_is_exported_by_torch_with_the_same_answers(store: Path) -> None:
+    served = EnsembleModule.from_store(store, Classifier())
+    exported = torch.export.export(served, (X,))
+    assert torch.allclose(exported.module()(X), served(X))
 
 
 def test_another_way_of_asking_shards_is_refused(store: Path) -> None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, Subset
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SequentialSampler,
+    StackDataset,
+    Subset,
+)
 
 from lightning_s3t.engine.subjects import subjects_of
 from lightning_s3t.engine.training_data import TrainingData, check_loader
@@ -144,6 +154,96 @@ def test_a_dataloader_class_that_cannot_be_made_again_is_refused() -> None:
         def __init__(self, only: Any) -> None:
             super().__init__(only, batch_size=4)
 
-    data = TrainingData(Own(People.make()), "owners", PARTITION)
     with pytest.raises(UnsupportedError, match="Own does not take DataLoader's arguments"):
-        data.unit_loader([1], seed=0)
+        TrainingData(Own(People.make()), "owners", PARTITION)
+
+
+def test_the_units_data_set_has_the_attributes_of_the_scripts_own_for_its_rows_alone() -> None:
+    people = People.make()
+    rows = data_of(people).unit_loader([4, 2], seed=0).dataset
+    assert rows.owners == [people.owners[4], people.owners[2]]  # type: ignore[attr-defined]
+    assert torch.equal(rows.features, people.features[[4, 2]])  # type: ignore[attr-defined]
+    assert rows.without("user-1").owners  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="missing"):
+        rows.missing  # type: ignore[attr-defined] # noqa: B018
+    assert pickle.loads(pickle.dumps(rows)).owners == rows.owners  # type: ignore[attr-defined]
+
+
+class Scaled(DataLoader[Any]):
+    """Takes an argument of its own, as torch_geometric's `follow_batch` is."""
+
+    def __init__(self, rows: Any, scale: float = 1.0, **kwargs: Any) -> None:
+        self.scale = scale
+        super().__init__(rows, **kwargs)
+
+
+def test_arguments_of_a_dataloader_class_of_the_scripts_own_are_kept() -> None:
+    data = TrainingData(Scaled(People.make(), scale=100.0, batch_size=4), "owners", PARTITION)
+    loader: Any = data.unit_loader([1, 2], seed=0)
+    assert (type(loader), loader.scale, loader.batch_size) == (Scaled, 100.0, 4)
+
+
+def test_an_argument_that_the_class_does_not_keep_is_refused() -> None:
+    class Forgetful(DataLoader[Any]):
+        def __init__(self, rows: Any, scale: float = 1.0, **kwargs: Any) -> None:
+            self._factor = scale
+            super().__init__(rows, **kwargs)
+
+    with pytest.raises(UnsupportedError, match=r"Forgetful takes an argument 'scale' .* Set self\.scale = scale"):
+        TrainingData(Forgetful(People.make(), scale=2.0), "owners", PARTITION)
+
+
+def test_an_argument_that_is_taken_by_any_name_is_refused_where_it_would_be_lost() -> None:
+    class Loose(DataLoader[Any]):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.scale = kwargs.pop("scale", 1.0)
+            super().__init__(*args, **kwargs)
+
+    TrainingData(Loose(People.make()), "owners", PARTITION)
+    with pytest.raises(UnsupportedError, match=r"Loose has another scale: 1\.0 instead of 2\.0"):
+        TrainingData(Loose(People.make(), scale=2.0), "owners", PARTITION)
+
+
+class EasyFirst(SequentialSampler):
+    """An order of its own."""
+
+
+class Balanced(RandomSampler):
+    """Likewise."""
+
+
+@pytest.mark.parametrize("sampler", [EasyFirst, Balanced])
+def test_a_sampler_of_the_scripts_own_is_refused_whatever_it_is_derived_from(sampler: Any) -> None:
+    people = People.make()
+    with pytest.raises(UnsupportedError, match=rf"draws rows by {sampler.__name__}"):
+        check_loader(DataLoader(people, 4, sampler=sampler(people)))
+
+
+def test_an_index_is_the_row_of_the_innermost_data_set() -> None:
+    rows = list("abcdef")
+    assert subjects_of(Subset(Subset(rows, [5, 3, 1]), torch.tensor([2, 0])), "index") == ["1", "5"]
+
+
+def test_an_index_of_concatenated_data_sets_names_the_part() -> None:
+    first, second = list("abc"), list("de")
+    both = ConcatDataset([Subset(first, [2, 0]), second])
+    assert subjects_of(both, "index") == ["0:2", "0:0", "1:0", "1:1"]
+    assert subjects_of(Subset(both, [1, 0]), "index") == ["0:0", "0:2"]  # whatever of the parts is left
+
+
+def test_a_row_that_is_there_twice_has_one_index() -> None:
+    rows = list("abc")
+    assert subjects_of(ConcatDataset([rows, Subset(rows, [1])]), "index") == ["0", "1", "2", "1"]
+
+
+def test_an_index_of_stacked_data_sets_is_refused_where_they_were_split_apart() -> None:
+    rows = list("abc")
+    assert subjects_of(StackDataset(x=Subset(rows, [2, 0]), y=Subset(rows, [2, 0])), "index") == ["2", "0"]
+    with pytest.raises(DataError, match="rows of different numbers side by side"):
+        subjects_of(StackDataset(Subset(rows, [2, 0]), Subset(rows, [0, 2])), "index")
+
+
+def test_ids_of_parts_come_through_concatenation() -> None:
+    people = People.make()
+    both = ConcatDataset([Subset(people, [5, 1]), people])
+    assert subjects_of(both, "owners") == ["user-5", "user-1", *people.owners]

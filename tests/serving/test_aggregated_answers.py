@@ -63,8 +63,15 @@ def test_binary_probabilities_of_a_single_column() -> None:
 
 
 @pytest.mark.parametrize("how", ["mean_probabilities", "vote"])
+@pytest.mark.filterwarnings("ignore:.*single column")
 def test_a_unanimous_binary_answer_is_finite(how: Any) -> None:
     assert aggregate_logits([row(1000), row(1000)], how).isfinite().all()
+
+
+@pytest.mark.parametrize("how", ["mean_probabilities", "vote"])
+def test_a_single_column_that_looks_like_a_regression_is_warned_of(how: Any) -> None:
+    with pytest.warns(UserWarning, match="For numbers use aggregate='mean_logits'"):
+        aggregate_logits([row(30), row(50)], how)
 
 
 @pytest.mark.parametrize("how", RULES)
@@ -152,12 +159,21 @@ def test_what_holds_no_tensors_is_refused(answer: Any, how: Any) -> None:
 
 def test_whole_numbers_have_no_mean_and_are_refused() -> None:
     lengths = torch.tensor([3, 4])
-    with pytest.raises(EnsembleError, match="int64"):
-        aggregate_outputs([(row(1.0), lengths), (row(2.0), lengths)], "mean_logits")
+    with pytest.raises(EnsembleError, match=r"different tensors of torch\.int64.*aggregate='single'"):
+        aggregate_outputs([(row(1.0), lengths), (row(2.0), lengths + 1)], "mean_logits")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_whole_numbers_that_all_models_give_are_passed_on(dtype: torch.dtype) -> None:
+    lengths = torch.tensor([3, 0]).to(dtype)
+    answers = [{"prediction": row(value), "lengths": lengths.clone()} for value in (1.0, 3.0)]
+    together = aggregate_outputs(answers, "mean_logits")
+    assert together["prediction"].tolist() == [[2.0]]
+    assert torch.equal(together["lengths"], lengths)
 
 
 def test_answers_of_unequal_shape_are_refused() -> None:
-    with pytest.raises(EnsembleError, match="shape"):
+    with pytest.raises(EnsembleError, match=r"different shape.*aggregate='single'"):
         aggregate_outputs([row(1, 2), row(1, 2, 3)], "mean_logits")
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from lightning_s3t.tuning.fingerprint import fingerprints
 from lightning_s3t.tuning.freezing import ModuleFlags, freeze_statistics, set_trainable
+from lightning_s3t.tuning.guard import named_tensors
 
 
 def two() -> nn.Sequential:
@@ -146,3 +149,13 @@ def test_modules_that_came_later_are_left_alone() -> None:
     flags.restore()
     assert not net[2].training
     assert not net[2].weight.requires_grad
+
+
+@pytest.mark.parametrize("normalise", [torch.nn.utils.parametrizations.spectral_norm, torch.nn.utils.spectral_norm])
+def test_frozen_power_iterations_stand_still(normalise: Any) -> None:
+    net = nn.Sequential(normalise(nn.Linear(4, 4)), normalise(nn.Linear(4, 4)))
+    before = fingerprints(named_tensors(net))
+    freeze_statistics(net, owned=[net[1]])
+    net(torch.ones(3, 4))
+    changed = {name.split(".")[0] for name, bits in fingerprints(named_tensors(net)).items() if bits != before[name]}
+    assert changed == {"1"}

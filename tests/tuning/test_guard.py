@@ -143,3 +143,12 @@ def test_strides_and_empty_tensors_are_no_matter() -> None:
     assert fingerprint(tensor.t().contiguous()) == fingerprint(tensor.t())
     assert fingerprints({"empty": torch.empty(0, 3), "scalar": torch.tensor(0)}) == {"empty": 0, "scalar": 0}
     assert digest_tensors({"x": tensor.t()}) == digest_tensors({"x": tensor.t().contiguous()})
+
+
+def test_a_buffer_of_the_module_itself_is_told_how_to_become_the_units_own() -> None:
+    net = nn.Linear(1, 1)
+    net.register_buffer("bank", torch.zeros(2))
+    guard = LeakageGuard(net, owned=[])
+    net.bank += 1
+    with pytest.raises(LeakageError, match=r"move bank into a module of its own .*head=\['\.\.\.', 'memory'\]"):
+        guard.check("unit 0/0")

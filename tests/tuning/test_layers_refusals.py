@@ -174,3 +174,11 @@ def test_nothing_of_the_module_changes_by_a_refusal() -> None:
         find_layers(module, 9)
     assert [(name, id(part), part.training) for name, part in module.named_modules()] == before
     assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
+
+
+def test_lazy_layers_without_a_shape_are_refused() -> None:
+    net = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(LayersError, match=r"0\.weight, 0\.bias have no shape yet.*Call the network with one batch"):
+        find_layers(net, slices=2)
+    net(torch.ones(1, 3))
+    assert find_layers(net, slices=2).head == ("4",)

@@ -61,10 +61,12 @@ class Rehearsed:
     Attributes:
         settings: The trainer's settings that bear on what is learnt.
         modules: The installed packages' modules that it had to import.
+        row_digests: Of what each row holds; empty if that is not asked for, and on all ranks but 0.
     """
 
     settings: dict[str, Any]
     modules: tuple[str, ...] = ()
+    row_digests: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

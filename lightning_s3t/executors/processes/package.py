@@ -6,6 +6,7 @@ another through the backbone, and as long as nothing writes to it, the backbone 
 
 from __future__ import annotations
 
+import copyreg
 import io
 import mmap
 import os
@@ -19,6 +20,8 @@ from typing import IO, Any
 
 import cloudpickle
 import torch
+from torch import nn
+from torch.nn.utils import parametrize
 
 from lightning_s3t.executors.processes.compiled_parts import reduce_compiled
 
@@ -115,6 +118,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             # cloudpickle leaves the file's name out, and a traceback would not show the script's own line
             make, arguments = self.dispatch_table[CodeType](obj)
             return _code, (make, arguments, obj.co_filename)
+        if isinstance(obj, nn.Module) and parametrize.is_parametrized(obj):
+            # torch refuses, since pickle alone cannot send the class that it makes for each such module
+            return copyreg.__newobj__, (type(obj),), vars(obj)  # type: ignore[attr-defined]
         reduced = super().reducer_override(obj)
         if reduced is NotImplemented and isinstance(obj, FunctionType):
             return reduced  # it can be imported there

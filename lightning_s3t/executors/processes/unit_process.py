@@ -23,7 +23,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
 from lightning_s3t.engine.found_state.digest import changed
 from lightning_s3t.engine.found_state.found_state import digest_memory
 from lightning_s3t.engine.lightning_internals import fit_again, leave_signals_to_script, logged_step
-from lightning_s3t.engine.muted_lightning import quiet
+from lightning_s3t.engine.muted_lightning import name_unit_in_logs, quiet
 from lightning_s3t.engine.unit_training import UnitTask, UnitTraining
 from lightning_s3t.executors.processes.messages import (
     Advanced,
@@ -160,7 +160,8 @@ def _join(group: Group, trainer: pl.Trainer) -> None:
 
 def _rehearse(trainer: pl.Trainer, training: UnitTraining) -> Rehearsed:
     trainer.enable_autolog_hparams = False
-    return Rehearsed(training.rehearse(trainer, fit_again))
+    digests = training.digest_rows() if trainer.is_global_zero else ()
+    return Rehearsed(training.rehearse(trainer, fit_again), row_digests=digests)
 
 
 def _train(trainer: pl.Trainer, training: UnitTraining, task: UnitTask, script: Script) -> Trained:
@@ -169,6 +170,7 @@ def _train(trainer: pl.Trainer, training: UnitTraining, task: UnitTask, script: 
         logger.axis = lambda: logged_step(trainer)
     _leave_out_what_is_said_once(trainer)
     _give_files_a_place(trainer, task.unit)
+    name_unit_in_logs(task.unit)
     training.note_file, training.advance = script.note_file, script.advance
     found = digest_memory(trainer)
     result = training.train(trainer, task, fit_again)

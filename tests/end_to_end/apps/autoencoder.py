@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 class LitAutoEncoder(L.LightningModule):
     def __init__(self, hidden: int = 32, code: int = 3):
         super().__init__()
+        self.save_hyperparameters()
         self.encoder = nn.Sequential(nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, code))
         self.decoder = nn.Sequential(nn.Linear(code, hidden), nn.ReLU(), nn.Linear(hidden, 64))
 

@@ -80,6 +80,8 @@ def _show(receipt: Receipt, sign: Path | None, json: bool) -> None:
         f"before{unknown}."
     )
     print(f"Revoked {len(receipt.revoked)} units: {', '.join(receipt.revoked) or 'none'}.")
+    if receipt.exports:
+        print(f"Erased exported copies: {', '.join(receipt.exports)}. Remove what was copied from them elsewhere.")
     print(f"Erased {receipt.erased_files} files, {receipt.erased_bytes:,} bytes.")
     serving = ", ".join(f"shard {shard}: {unit or 'nothing'}" for shard, unit in receipt.serving.items())
     print(f"Serving now in the shards that it reached: {serving or 'as before, it reached none'}.")

@@ -38,6 +38,7 @@ class Request:
         layers: How many keys had been used to hash ids.
         forgotten: How many subjects are forgotten in all, after it.
         tombstones: The keyed hash and the cell of each subject that it made forgotten.
+        exports: The exported copies that it reached.
     """
 
     __pydantic_config__ = STRICT
@@ -53,6 +54,7 @@ class Request:
     layers: Number
     forgotten: Count
     tombstones: tuple[tuple[str, str], ...]
+    exports: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from lightning_s3t.core.documents import STRICT, json_schema, read_json
 from lightning_s3t.core.guarantees import Guarantee, Isolation
 from lightning_s3t.errors import StoreError
 
-FORMAT = 2
+FORMAT = 3
 
 Unit = Annotated[str, Field(pattern="^[0-9]+/[0-9]+(-[0-9]+)*$")]
+ExportName = Annotated[str, Field(pattern="^[0-9]+/[0-9]+(-[0-9]+)*:[0-9a-f]{16}$")]
 _Count = Annotated[int, Field(ge=0)]
 
 
@@ -29,6 +30,8 @@ class Receipt:
         already_forgotten: How many of them had been forgotten before.
         unknown: How many of them the store had never seen; None where it keeps no registry.
         revoked: The units that may never serve again.
+        exports: The exported copies that it reached: their files are erased, and whoever took one elsewhere knows by
+            its name, which is in the file and in the JSON beside it, that it must go.
         erased_files: How many files were removed.
         erased_bytes: Their size.
         serving: For each shard that the request reached, the unit that served when it had been carried out; None
@@ -43,7 +46,7 @@ class Receipt:
         chain: That event's digest: whoever has it can tell whether the store's history was changed since.
 
     Example:
-        >>> receipt = Receipt(1, "2026-01-01T00:00:00+00:00", 1, 0, 0, ("0/1",), 1, 100, {"0": None}, "exact",
+        >>> receipt = Receipt(1, "2026-01-01T00:00:00+00:00", 1, 0, 0, ("0/1",), (), 1, 100, {"0": None}, "exact",
         ...     "forkserver", {}, 2, "ab" * 32)
         >>> Receipt.from_json(receipt.to_json()) == receipt
         True
@@ -60,6 +63,10 @@ class Receipt:
         Field(description="How many of them the store had never seen; null where it keeps no registry."),
     ]
     revoked: Annotated[tuple[Unit, ...], Field(description="The units that may never serve again.")]
+    exports: Annotated[
+        tuple[ExportName, ...],
+        Field(description="The exported copies that the request reached. Copies of them elsewhere have to be removed."),
+    ]
     erased_files: Annotated[_Count, Field(description="How many files were removed.")]
     erased_bytes: Annotated[_Count, Field(description="Their size.")]
     serving: Annotated[

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import RevokedError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.erasure import drop_attempts, erase_queued, remove
-from lightning_s3t.store.files import sha256_of, size_of
+from lightning_s3t.store.files import sha256_of, size_of, spell
 from lightning_s3t.store.ledger import Artifact
 from lightning_s3t.store.settings import normalise
 from lightning_s3t.store.tensors import encode_snapshot
@@ -49,16 +48,13 @@ class Attempt:
         Raises:
             RevokedError: The attempt has ended.
         """
-        # one spelling for one file; a link stays one, since erasing must not follow it
-        folder, name = os.path.split(os.path.abspath(path))
-        spelled = os.path.join(os.path.realpath(folder), name)
         with self._ledger.transaction():
             if not self._is_running():
                 raise RevokedError(
                     f"The training of unit {self.unit} has ended, so {path} would not be erased with it. Register a "
                     "file before it is written, while its unit is trained."
                 )
-            self._ledger.own(spelled, str(self.unit))
+            self._ledger.own(spell(path), str(self.unit))
 
     def check(self) -> None:
         """Looks whether a deletion request has come in between; cheap enough to ask before every batch.

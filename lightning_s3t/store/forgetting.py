@@ -130,7 +130,7 @@ class Forgetting:
         request = self._ledger.watermark() + 1
         told = self._ledger.forgotten_after(request - 1)  # faster than counting
         forgotten = (told if told is not None else self._ledger.count_forgotten()) + len(new)
-        revoked = revoke(self._store, new, request)
+        revoked, exports = revoke(self._store, new, request)
         body = Request(
             subjects=subjects,
             already_forgotten=already,
@@ -143,6 +143,7 @@ class Forgetting:
             layers=self._keyring.layers,
             forgotten=forgotten,
             tombstones=tuple((hash_.hex(), cell) for hash_, cell in sorted(new)),
+            exports=tuple(exports),
         )
         record(self._ledger, "request", request, vars(body), forgotten)
         return request

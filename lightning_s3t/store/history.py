@@ -49,6 +49,7 @@ def read_receipt(ledger: Ledger, request: int) -> Receipt:
             already_forgotten=asked.already_forgotten,
             unknown=asked.unknown,
             revoked=asked.revoked,
+            exports=asked.exports,
             erased_files=sum(erasure.files for erasure in erasures),
             erased_bytes=sum(erasure.bytes for erasure in erasures),
             serving=asked.serving,

@@ -39,6 +39,21 @@ class Artifact:
 
 
 @dataclass(frozen=True)
+class Export:
+    """An exported copy of something trained, as a ledger keeps it.
+
+    Attributes:
+        name: Its name, which a request that reaches it makes public: "0/2-0:1f0c".
+        cells: Every cell whose data has influenced it.
+        as_of: The newest request when it was made.
+    """
+
+    name: str
+    cells: tuple[Cell, ...]
+    as_of: int
+
+
+@dataclass(frozen=True)
 class QueuedFile:
     """A file that is to be erased.
 
@@ -196,6 +211,17 @@ class Ledger(Protocol):
 
     def needed(self, paths: Iterable[str]) -> set[str]:
         """Return those of the files that have an owner."""
+
+    # exported copies
+
+    def add_export(self, export: Export, paths: Collection[str]) -> None:
+        """Add an exported copy, with the files that it owns from now on."""
+
+    def exports(self) -> list[Export]:
+        """Return the exported copies, in the order of their names."""
+
+    def remove_exports(self, names: Collection[str]) -> list[str]:
+        """Take exported copies out; return the paths that they owned."""
 
     # erasure
 

@@ -14,7 +14,7 @@ from lightning_s3t.core.events import GENESIS, Event, first_break
 from lightning_s3t.core.units import UnitId, reaches
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import units_of
-from lightning_s3t.store.ledger import Artifact, Ledger, QueuedFile
+from lightning_s3t.store.ledger import Artifact, Export, Ledger, QueuedFile
 from tests.store.backends import LEDGERS
 
 ANN, BOB, EVE = b"a" * 16, b"b" * 16, b"e" * 16
@@ -317,3 +317,16 @@ def test_two_artifacts_of_one_name_are_refused(ledger: Ledger) -> None:
     with pytest.raises(StoreError):
         add_twice()
     assert ledger.ages() == {}
+
+
+def test_exports_own_files_until_they_are_removed(ledger: Ledger) -> None:
+    first, second = Export("0/1:aa", ("0/1",), 0), Export("0/1-2:bb", ("0/1", "0/2"), 3)
+    with ledger.transaction():
+        ledger.add_export(first, ["/out/a", "/out/b"])
+        ledger.add_export(second, ["/out/b"])  # the last who writes a file owns it
+    assert ledger.exports() == sorted([first, second], key=lambda export: export.name)
+    assert ledger.needed(["/out/a", "/out/b", "/out/c"]) == {"/out/a", "/out/b"}
+    with ledger.transaction():
+        assert ledger.remove_exports(["0/1:aa"]) == ["/out/a"]
+    assert ledger.exports() == [second]
+    assert ledger.needed(["/out/a", "/out/b"]) == {"/out/b"}

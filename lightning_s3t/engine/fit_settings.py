@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from lightning_s3t.engine.lightning_internals import saves_config
 from lightning_s3t.engine.run_record import plain
+from lightning_s3t.engine.sampling import sampling_of
 from lightning_s3t.engine.unit_settings import UnitSettings
 from lightning_s3t.plan import Partition
 from lightning_s3t.tuning.adapters import describe_adapter
@@ -61,6 +62,7 @@ def fit_settings(
             "isolation": units.isolation,
             "batch_size": loader.batch_size,
             "drop_last": loader.drop_last,
+            "rows": str(sampling_of(loader)),
             **trainer,
         },
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -11,13 +13,12 @@ from torch.utils.data import (
     DataLoader,
     DistributedSampler,
     IterableDataset,
-    RandomSampler,
     Sampler,
-    SequentialSampler,
     Subset,
 )
 
 from lightning_s3t.engine.found_state.digest import AnyGenerator, find_generators
+from lightning_s3t.engine.sampling import sampling_of
 from lightning_s3t.engine.subjects import Subjects, subjects_of
 from lightning_s3t.errors import DataError, UnsupportedError
 from lightning_s3t.plan import DataMode, Partition, Place, RiskBands, UnitId
@@ -47,6 +48,7 @@ class TrainingData:
     def __init__(self, loader: object, subjects: Subjects, partition: Partition, risk: RiskBands | None = None) -> None:
         self.loader = check_loader(loader)
         self.dataset: Any = self.loader.dataset
+        self.sampling = sampling_of(self.loader)
         self.partition = partition
         self.subjects = subjects_of(self.dataset, subjects)
         self.rows_by_place: dict[Place, list[int]] = {
@@ -60,7 +62,8 @@ class TrainingData:
 
     def __getstate__(self) -> dict[str, Any]:
         # for a unit's process: whose rows are whose is not its business
-        return {**vars(self), "subjects": (), "bands": {}, "_places": {}, "rows_by_place": {}, "forgotten": frozenset()}
+        state = {name: value for name, value in vars(self).items() if name != "_ordinals"}
+        return {**state, "subjects": (), "bands": {}, "_places": {}, "rows_by_place": {}, "forgotten": frozenset()}
 
     def leave_out(self, forgotten: Iterable[str]) -> None:
         """Takes the rows of forgotten subjects out, for good.
@@ -71,8 +74,9 @@ class TrainingData:
         self.forgotten = frozenset(forgotten)
         for rows in self.rows_by_place.values():
             rows.clear()
+        chosen = self.sampling.chosen
         for row, subject in enumerate(self.subjects):
-            if subject not in self.forgotten:
+            if subject not in self.forgotten and (chosen is None or row in chosen):
                 self.rows_by_place[self._places[subject]].append(row)
 
     def empty_places(self) -> list[Place]:
@@ -108,6 +112,9 @@ class TrainingData:
     def digests(self, hash_subject: Callable[[str], str]) -> dict[Place, tuple[str, str]]:
         """Returns two digests of each slice's ids: in the data set's order, and sorted.
 
+        Beside its id a row has its weight, where rows are drawn by weight, and which of its subject's rows it is, where
+        only some are drawn: what else a unit depends on.
+
         Args:
             hash_subject: A keyed hash, so that digests of few ids cannot be guessed.
 
@@ -117,8 +124,23 @@ class TrainingData:
         hashes = {subject: hash_subject(subject) for subject in self._places if subject not in self.forgotten}
         found = {}
         for place, rows in self.rows_by_place.items():
-            ids = [hashes[self.subjects[row]] for row in rows]
+            ids = [hashes[self.subjects[row]] + self._drawn(row) for row in rows]
             found[place] = (_digest(ids), _digest(sorted(ids)))
+        return found
+
+    def _drawn(self, row: int) -> str:
+        weights = self.sampling.weights
+        weight = f" {float(weights[row]).hex()}" if weights is not None else ""
+        return weight + (f" #{self._ordinals[row]}" if self.sampling.chosen is not None else "")
+
+    @functools.cached_property
+    def _ordinals(self) -> list[int]:
+        """The number of each row among those of its subject."""
+        counts: Counter[str] = Counter()
+        found = []
+        for subject in self.subjects:
+            found.append(counts[subject])
+            counts[subject] += 1
         return found
 
     def count_subjects(self, rows: Sequence[int]) -> int:
@@ -143,9 +165,7 @@ class TrainingData:
         """
         loader = self.loader
         subset = Subset(self.dataset, list(rows))
-        shuffle = isinstance(loader.sampler, (RandomSampler, DistributedSampler)) and getattr(
-            loader.sampler, "shuffle", True
-        )
+        shuffle, draws = self.sampling.shuffled, self.sampling.draws(rows, seed, replicas, rank)
         generator = torch.Generator()
         generator.manual_seed(derive_seed(seed, "workers"))
         arguments: dict[str, Any] = {
@@ -161,7 +181,9 @@ class TrainingData:
             "persistent_workers": loader.persistent_workers,
             "generator": generator,
         }
-        if replicas > 1:
+        if draws is not None:
+            arguments["sampler"] = draws
+        elif replicas > 1:
             arguments["sampler"] = DistributedSampler(
                 subset, replicas, rank, shuffle=shuffle, seed=derive_seed(seed, "order") % 2**31
             )
@@ -258,18 +280,12 @@ def check_loader(loader: object) -> DataLoader[Any]:
         raise DataError(
             f"The train data set {type(dataset).__name__} has no length. Expected a map-style data set with __len__."
         ) from error
-    sampler = loader.sampler
-    whole = isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == len(dataset)  # type: ignore[arg-type]
     if loader.batch_size is None or type(loader.batch_sampler).__name__ != "BatchSampler":
         raise UnsupportedError(
             "The train dataloader has a batch_sampler of its own (or no batch size), which depends on the whole data "
             "set. Use batch_size=..., with shuffle=True or False."
         )
-    if not (whole or isinstance(sampler, (SequentialSampler, DistributedSampler))):
-        raise UnsupportedError(
-            f"The train dataloader draws rows by {type(sampler).__name__}, which depends on the whole data set: "
-            "every unit would carry something of everybody. Use shuffle=True or False, without replacement."
-        )
+    sampling_of(loader)
     return loader
 
 

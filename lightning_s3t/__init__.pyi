@@ -1,5 +1,6 @@
 from .auditing import audit
 from .callbacks import S3T, DeletionHook, ProvenanceRecorder, SliceUnfreezing
+from .engine.package_alias import alias_pytorch_lightning
 from .executors.audit import AuditReport
 from .serving import EnsemblePredictor
 from .serving.module import EnsembleModule
@@ -17,6 +18,7 @@ __all__ = [
     "Receipt",
     "SliceUnfreezing",
     "Store",
+    "alias_pytorch_lightning",
     "audit",
     "describe_layers",
 ]

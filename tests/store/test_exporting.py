@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from lightning_s3t.errors import ConfigurationError, RevokedError, StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
 from lightning_s3t.store.exporting import make_export_name
+from tests.store.kill_points import acknowledged_until_killed
 from tests.store.people_store import UNITS, build, in_place, session
 
 UNIT = UNITS[0]
@@ -158,3 +162,27 @@ def test_an_export_takes_no_place_that_is_taken(path: Path, folder: Path, place:
             export(store, UNIT, target)
         assert store.exports() == []
     assert not target.exists() or target.read_bytes() == b"mine"
+
+
+def test_an_export_that_is_killed_anywhere_is_erased_by_a_request(path: Path, folder: Path, tmp_path: Path) -> None:
+    kept = Path(shutil.copytree(path, tmp_path / "kept"))
+
+    def work() -> Iterator[str]:
+        with Store.open(path) as store:
+            yield export(store, UNIT, folder / "a.bin", folder / "b.bin")
+
+    for fatal in itertools.count(1):
+        for place, origin in ((path, kept), (folder, None)):
+            shutil.rmtree(place)
+            shutil.copytree(origin, place) if origin else place.mkdir()
+        acknowledged, survived = acknowledged_until_killed(work, fatal)
+        with Store.open(path) as store:
+            receipt = store.forget([in_place(UNIT.shard, UNIT.prefix[0])])
+            assert not acknowledged or list(receipt.exports) == acknowledged
+            assert store.verify().passed
+        left = list(folder.iterdir())
+        # one that is killed before it is registered has made names, and nothing in them
+        assert not any(file.read_bytes() for file in left), f"killed before change {fatal}: {left}"
+        if survived:
+            break
+    assert fatal > 10, "the kills went past what they should hit"

@@ -1,6 +1,7 @@
 from .auditing import audit
 from .callbacks import S3T, DeletionHook, ProvenanceRecorder, SliceUnfreezing, Unlearning
 from .core.tickets import Ticket
+from .engine.package_alias import alias_pytorch_lightning
 from .executors.audit import AuditReport
 from .serving import EnsemblePredictor
 from .serving.module import EnsembleModule
@@ -20,6 +21,7 @@ __all__ = [
     "Store",
     "Ticket",
     "Unlearning",
+    "alias_pytorch_lightning",
     "audit",
     "describe_layers",
 ]

@@ -48,7 +48,7 @@ def audit(
     if (store is None) == (not config):
         raise ConfigurationError("Expected either a store or --config: where the script's settings are.")
     with redirect_stdout(sys.stderr):  # what Lightning prints of a fit is not part of the report
-        app = _load(store, config or [], model, data, cli, trust_config)
+        app = load_app(store, config or [], model, data, cli, trust_config)
         report = run_audit(app.trainer, app.model, datamodule=app.datamodule, units=_units(units), seed=seed)
     if json:
         print(report.to_json())
@@ -63,9 +63,25 @@ def _units(units: list[str] | None) -> int | list[str] | Literal["all"]:
     return int(units[0]) if len(units) == 1 and units[0].isdecimal() else units
 
 
-def _load(
-    store: Path | None, configs: list[Path], model: str | None, data: str | None, cli: str | None, trust_config: bool
+def load_app(
+    store: Path | None,
+    configs: list[Path] | None = None,
+    model: str | None = None,
+    data: str | None = None,
+    cli: str | None = None,
+    trust_config: bool = False,
 ) -> LightningCLI:
+    """Make the trainer, module and data of an app, as its fit did.
+
+    Args:
+        store: The store's folder, which remembers the config; or None.
+        configs: In place of that, the config, or several.
+        model: The import path of the app's module class, if the config does not name a class.
+        data: The import path of the app's data module class, if the config does not name a class.
+        cli: The import path of the app's own LightningCLI class, if it has one.
+        trust_config: Run a remembered config without asking.
+    """
+    configs = configs or []
     missing = [str(config) for config in configs if not config.is_file()]
     if missing:
         raise ConfigurationError(f"There is no config {', '.join(missing)}. Expected the file that fit was given.")

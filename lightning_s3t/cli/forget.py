@@ -111,6 +111,8 @@ def _show(receipt: RequestRecord, sign: Path | None, json: bool) -> None:
         f"forgotten before{unknown}."
     )
     print(f"Revoked {counted(receipt.revoked_units, 'unit')}: {', '.join(receipt.revoked) or 'none'}.")
+    if receipt.exports:
+        print(f"Erased exported copies: {', '.join(receipt.exports)}. Remove what was copied from them elsewhere.")
     print(f"Erased {receipt.erased_files} files, {receipt.erased_bytes:,} bytes.")
     if receipt.missing_files:
         print(f"{receipt.missing_files} registered files were not there any more: moved or removed by others.")

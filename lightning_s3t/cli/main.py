@@ -59,6 +59,7 @@ def make_app() -> App:
 
     from lightning_s3t.cli.audit import audit
     from lightning_s3t.cli.demo import demo
+    from lightning_s3t.cli.export import export
     from lightning_s3t.cli.forget import forget
     from lightning_s3t.cli.layers import layers
     from lightning_s3t.cli.plan import plan
@@ -70,7 +71,7 @@ def make_app() -> App:
     learn, design, train, erase, keep = (
         Group(title, sort_key=number)
         for number, title in enumerate(
-            ("Get started", "Choose before training", "Train and serve (LightningCLI)", "Forget", "Keep a store")
+            ("Get started", "Choose before training", "Train and serve", "Forget", "Keep a store")
         )
     )
     # flags have no --no-..., and lists take several values: s3t plan --requests 1 5 20
@@ -89,6 +90,7 @@ def make_app() -> App:
     app.command(layers, group=design)
     for name, summary in LIGHTNING_COMMANDS.items():
         app.command(App(name, help=summary, group=train))
+    app.command(export, group=train)
     app.command(forget, group=erase)
     receipt = App("receipt", help="The receipts of requests: list them, and check one.", group=erase)
     receipt.command(list_receipts, name="list")

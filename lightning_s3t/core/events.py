@@ -42,6 +42,7 @@ class Request:
         request_id: What the caller has named it; None without a name.
         asked: With a name, a keyed digest of all ids that were asked for, so that a retry can be told from another
             request under the same name.
+        exports: The exported copies that it reached.
     """
 
     __pydantic_config__ = STRICT
@@ -60,6 +61,7 @@ class Request:
     tombstones: tuple[tuple[str, str], ...]
     request_id: str | None = None
     asked: str | None = None
+    exports: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -146,12 +146,15 @@ class RequestRecord(Receipt):
         revoked: The units that may never serve again.
         serving: For each shard that the request reached, the unit that served when it had been carried out; None
             where none was left. Shards that it did not reach served on as before, and are not in it.
+        exports: The exported copies that it reached: their files are erased, and whoever took one elsewhere knows by
+            its name, which is in the file and in the JSON beside it, that it must go.
     """
 
     __pydantic_config__ = STRICT
 
     revoked: tuple[str, ...]
     serving: dict[str, str | None]
+    exports: tuple[str, ...] = ()
 
     @property
     def receipt(self) -> Receipt:

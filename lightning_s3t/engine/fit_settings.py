@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
 from lightning_s3t.engine.lightning_internals import saves_config
+from lightning_s3t.engine.sampling import sampling_of
 from lightning_s3t.engine.trainer_settings import plain
 from lightning_s3t.engine.unit_settings import UnitSettings
 from lightning_s3t.methods import UnlearningMethod
@@ -69,6 +70,7 @@ def fit_settings(
             "digest_rows": units.digest_rows,
             "batch_size": loader.batch_size,
             "drop_last": loader.drop_last,
+            "rows": str(sampling_of(loader)),
             **trainer,
         },
     }

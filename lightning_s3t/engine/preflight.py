@@ -61,8 +61,9 @@ def check_trainer(
     if not isinstance(trainer, pl.Trainer):
         raise UnsupportedError(
             f"The trainer is a {type(trainer).__module__}.{type(trainer).__qualname__}, not a "
-            "lightning.pytorch.Trainer. The packages `lightning` and `pytorch_lightning` don't mix in one script: "
-            "import both the trainer and the module from `lightning`."
+            "lightning.pytorch.Trainer. The packages `lightning` and `pytorch_lightning` don't mix in one script. "
+            "Import both the trainer and the module from `lightning`; where a library imports `pytorch_lightning`, "
+            "call lightning_s3t.alias_pytorch_lightning() before you import it."
         )
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     count = sum(isinstance(callback, callback_type) for callback in callbacks)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import itertools
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -16,15 +18,14 @@ from torch.utils.data import (
     DataLoader,
     DistributedSampler,
     IterableDataset,
-    RandomSampler,
     Sampler,
-    SequentialSampler,
     Subset,
 )
 
 from lightning_s3t.engine.found_state.contents import is_plain, pack
 from lightning_s3t.engine.found_state.digest import AnyGenerator, find_generators
 from lightning_s3t.engine.row_digests import digest_row
+from lightning_s3t.engine.sampling import sampling_of
 from lightning_s3t.engine.subjects import Subjects, subjects_of
 from lightning_s3t.errors import DataError, UnsupportedError
 from lightning_s3t.plan import DataMode, Partition, Place, RiskBands, UnitId
@@ -74,6 +75,7 @@ class TrainingData:
         self.loader = check_loader(loader)
         self._of_subclass = _subclass_arguments(self.loader)
         self.dataset: Any = self.loader.dataset
+        self.sampling = sampling_of(self.loader)
         self.partition = partition
         self.subjects = subjects_of(self.dataset, subjects)
         self.rows_by_place: dict[Place, list[int]] = {
@@ -91,7 +93,8 @@ class TrainingData:
     def __getstate__(self) -> dict[str, Any]:
         # for a unit's process: whose rows are whose is not its business
         nobody = {"subjects": (), "bands": {}, "_places": {}, "rows_by_place": {}, "forgotten": frozenset[str]()}
-        return {**vars(self), **nobody, "row_digests": (), "partition": replace(self.partition, secret=b"")}
+        state = {name: value for name, value in vars(self).items() if name != "_ordinals"}
+        return {**state, **nobody, "row_digests": (), "partition": replace(self.partition, secret=b"")}
 
     def leave_out(self, forgotten: Iterable[str]) -> None:
         """Takes the rows of forgotten subjects out, for good.
@@ -102,8 +105,9 @@ class TrainingData:
         self.forgotten = frozenset(forgotten)
         for rows in self.rows_by_place.values():
             rows.clear()
+        chosen = self.sampling.chosen
         for row, subject in enumerate(self.subjects):
-            if subject not in self.forgotten:
+            if subject not in self.forgotten and (chosen is None or row in chosen):
                 self.rows_by_place[self._places[subject]].append(row)
 
     def empty_places(self) -> list[Place]:
@@ -152,17 +156,35 @@ class TrainingData:
     def digests(self, hash_subject: Callable[[str], str]) -> dict[Place, SliceDigests]:
         """Returns digests of each slice's ids, and of what its rows hold if that is known.
 
+        Beside its id a row has its weight, where rows are drawn by weight, and which of its subject's rows it is, where
+        only some are drawn: what else a unit depends on.
+
         Args:
             hash_subject: A keyed hash, so that digests of few ids cannot be guessed.
         """
         hashes = {subject: hash_subject(subject) for subject in self._places if subject not in self.forgotten}
         found = {}
         for place, rows in self.rows_by_place.items():
-            ids = [hashes[self.subjects[row]] for row in rows]
+            ids = [hashes[self.subjects[row]] + self._drawn(row) for row in rows]
             contents = [hash_subject(f"row {self.row_digests[row]}") for row in rows] if self.row_digests else None
             found[place] = SliceDigests(
                 _digest(ids), _digest(sorted(ids)), None if contents is None else _digest(contents)
             )
+        return found
+
+    def _drawn(self, row: int) -> str:
+        weights = self.sampling.weights
+        weight = f" {float(weights[row]).hex()}" if weights is not None else ""
+        return weight + (f" #{self._ordinals[row]}" if self.sampling.chosen is not None else "")
+
+    @functools.cached_property
+    def _ordinals(self) -> list[int]:
+        """The number of each row among those of its subject."""
+        counts: Counter[str] = Counter()
+        found = []
+        for subject in self.subjects:
+            found.append(counts[subject])
+            counts[subject] += 1
         return found
 
     def count_subjects(self, rows: Sequence[int]) -> int:
@@ -187,9 +209,7 @@ class TrainingData:
         """
         loader = self.loader
         subset = UnitRows(self.dataset, list(rows))
-        shuffle = isinstance(loader.sampler, (RandomSampler, DistributedSampler)) and getattr(
-            loader.sampler, "shuffle", True
-        )
+        shuffle, draws = self.sampling.shuffled, self.sampling.draws(rows, seed, replicas, rank)
         generator = torch.Generator()
         generator.manual_seed(derive_seed(seed, "workers"))
         arguments: dict[str, Any] = {
@@ -206,7 +226,9 @@ class TrainingData:
             "generator": generator,
             **self._of_subclass,
         }
-        if replicas > 1:
+        if draws is not None:
+            arguments["sampler"] = draws
+        elif replicas > 1:
             arguments["sampler"] = DistributedSampler(
                 subset, replicas, rank, shuffle=shuffle, seed=derive_seed(seed, "order") % 2**31
             )
@@ -365,21 +387,12 @@ def check_loader(loader: object) -> DataLoader[Any]:
         raise DataError(
             f"The train data set {type(dataset).__name__} has no length. Expected a map-style data set with __len__."
         ) from error
-    sampler = loader.sampler
-    # of a class of the script's own the order would be lost: units have samplers of their own
-    kind = type(sampler)
-    whole = kind is RandomSampler and not sampler.replacement and sampler.num_samples == len(dataset)  # type: ignore[attr-defined, arg-type]
     if loader.batch_size is None or type(loader.batch_sampler).__name__ != "BatchSampler":
         raise UnsupportedError(
             "The train dataloader has a batch_sampler of its own (or no batch size), which depends on the whole data "
             "set. Use batch_size=..., with shuffle=True or False."
         )
-    if not (whole or kind in (SequentialSampler, DistributedSampler)):
-        raise UnsupportedError(
-            f"The train dataloader draws rows by {kind.__name__}, which decides over the whole data set: every unit "
-            "would carry something of everybody. Use shuffle=True or False, without replacement and without an order "
-            "of your own."
-        )
+    sampling_of(loader)
     return loader
 
 

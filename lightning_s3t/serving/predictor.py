@@ -28,6 +28,7 @@ from lightning_s3t.plan import UnitId, survivors
 from lightning_s3t.serving.aggregation import AGGREGATES, Aggregate, aggregate_outputs
 from lightning_s3t.serving.cache_checks import CheckedGeneration, CheckedReading
 from lightning_s3t.serving.caches import Keys, caches_in, caches_of_shards, filling, hand_over
+from lightning_s3t.serving.exporting import ExportedSurvivor, ExportForm, export_survivor, place_of
 from lightning_s3t.serving.notifier import Notifier
 from lightning_s3t.serving.passes import PASSES, Passes, ShardPasses
 from lightning_s3t.serving.served_shards import ServedShards, SnapshotPreloader
@@ -244,6 +245,47 @@ class EnsemblePredictor(nn.Module):
                 if as_of == self.store.request_number:
                     self._as_of = as_of
                     return
+
+    def export(
+        self, path: str | Path, *, form: ExportForm = "weights", each_shard: bool = False
+    ) -> list[ExportedSurvivor]:
+        """Write the best survivor of all shards, or each shard's, to files that can be taken away.
+
+        The files are registered in the store: a request that reaches a survivor erases what was exported from it, and
+        its receipt names the exported copy. What was copied from there has to be removed by whoever copied it. One
+        survivor is not the ensemble: it answers by itself, and less well.
+
+        Args:
+            path: The file, in .safetensors, for the weights of one survivor; else a folder.
+            form: "weights" for a state dict in the module's own names, with the adapters merged into the layers:
+                `module.load_state_dict(safetensors.torch.load_file(path))`. Bitwise what serves where whole layers were
+                trained; equal up to rounding where adapters are merged. "adapter" for a PEFT adapter of the module's
+                network: `PeftModel.from_pretrained(network, path)`, bitwise what serves.
+            each_shard: Export each shard's survivor, in files or folders `shard-0`, `shard-1`, ... below `path`.
+
+        Returns:
+            What was exported. What it was made from is in a JSON file beside each.
+
+        Raises:
+            ConfigurationError: The path is not one of a new file, or the form is not one that the store's adapter has.
+            UnsupportedError: The survivor has two values for parameters that the module ties together.
+            NoSurvivorError: No shard has a unit left.
+            RevokedError: A request has reached a survivor meanwhile; nothing is left of its files.
+        """
+        with self._lock.held:
+            self._keys_in_use()  # takes up what is new
+            shards = sorted(self._keys) if each_shard else [self._best]
+            return [
+                export_survivor(
+                    self.store,
+                    self._builder,
+                    self.survivors[shard],
+                    self._keys[shard],
+                    self._shards.stand_ins(shard),
+                    place_of(Path(path), form, shard if each_shard else None),
+                )
+                for shard in shards
+            ]
 
     def close(self) -> None:
         """Close the store. Nothing answers afterwards, since a request could not be noticed any more."""

@@ -15,6 +15,7 @@ from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import RevokedError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.erasure import drop_attempts, erase_queued, remove
+from lightning_s3t.store.files import spell
 from lightning_s3t.store.ledger import Artifact
 from lightning_s3t.store.registered_files import RegisteredFiles, digest_of
 from lightning_s3t.store.scratch import Scratch
@@ -65,15 +66,13 @@ class Attempt:
         Raises:
             RevokedError: The attempt has ended.
         """
-        # one spelling for one file; a link stays one, since erasing must not follow it
-        folder, name = os.path.split(os.path.abspath(path))
-        spelled = os.path.join(os.path.realpath(folder), name)
         with self._ledger.transaction():
             if not self._is_running():
                 raise RevokedError(
                     f"The training of unit {self.unit} has ended, so {path} would not be erased with it. Register a "
                     "file before it is written, while its unit is trained."
                 )
+            spelled = spell(path)
             is_ours = bool(self._ledger.needed([spelled]))
             self._ledger.own(spelled, str(self.unit), self._registered.before(spelled, is_ours))
 

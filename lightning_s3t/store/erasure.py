@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from lightning_s3t.core.events import Erasure
-from lightning_s3t.core.units import UnitId
+from lightning_s3t.core.units import UnitId, reaches
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.files import size_of, unlink_all
@@ -19,8 +19,8 @@ from lightning_s3t.store.scratch import clear_scratch
 from lightning_s3t.store.units import parse_unit
 
 
-def revoke(store: Backend, tombstones: Collection[Tombstone], request: int) -> list[str]:
-    """Make subjects forgotten, and take out the units that they reach; within a transaction.
+def revoke(store: Backend, tombstones: Collection[Tombstone], request: int) -> tuple[list[str], list[str]]:
+    """Make subjects forgotten, and take out the units and the exported copies that they reach; within a transaction.
 
     Args:
         store: Where the store lies.
@@ -28,12 +28,15 @@ def revoke(store: Backend, tombstones: Collection[Tombstone], request: int) -> l
         request: The number of the request.
 
     Returns:
-        The units' names, in the order of the alphabet.
+        The names of the units, and of the exported copies, in the order of the alphabet.
     """
     store.ledger.bury(tombstones, request)
-    reached = sorted(store.ledger.reached({cell for _, cell in tombstones}))
+    cells = {cell for _, cell in tombstones}
+    reached = sorted(store.ledger.reached(cells))
     remove(store, reached, request)
-    return reached
+    exports = [export.name for export in store.ledger.exports() if reaches(cells, export.cells)]
+    remove_exports(store, exports, request)
+    return reached, exports
 
 
 def remove(store: Backend, names: Collection[str], request: int | None) -> None:
@@ -46,6 +49,18 @@ def remove(store: Backend, names: Collection[str], request: int | None) -> None:
     """
     if names:
         _queue(store, store.ledger.remove(names), request)
+
+
+def remove_exports(store: Backend, names: Collection[str], request: int | None) -> None:
+    """Take exported copies out of the ledger and note their files for erasure; within a transaction.
+
+    Args:
+        store: Where the store lies.
+        names: Their names.
+        request: The number of the request that reaches them; None if they were never finished.
+    """
+    if names:
+        _queue(store, store.ledger.remove_exports(names), request)
 
 
 def remove_lineages(store: Backend, units: Iterable[UnitId]) -> list[UnitId]:

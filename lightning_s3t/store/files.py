@@ -66,6 +66,18 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def spell(path: str | Path) -> str:
+    """Return the one spelling of a file's path, by which a ledger knows it.
+
+    A link stays one, since erasing must not follow it.
+
+    Args:
+        path: The file; its folder may be reached through links.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    return os.path.join(os.path.realpath(folder), name)
+
+
 def unlink_all(paths: Iterable[str | Path]) -> dict[str, OSError]:
     """Remove files and make that durable. Folders are never removed, and what is gone already is passed over.
 

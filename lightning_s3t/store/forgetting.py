@@ -240,7 +240,7 @@ class Forgetting:
         request = self._ledger.watermark() + 1
         told = self._ledger.forgotten_after(request - 1)  # faster than counting
         forgotten = (told if told is not None else self._ledger.count_forgotten()) + len(new)
-        revoked = revoke(self._store, new, request)
+        revoked, exports = revoke(self._store, new, request)
         added = unit.put(request) if unit is not None else None
         body = Request(
             subjects=subjects,
@@ -257,6 +257,7 @@ class Forgetting:
             tombstones=tuple((hash_.hex(), cell) for hash_, cell in sorted(new)),
             request_id=name.request_id if name is not None else None,
             asked=name.asked if name is not None else None,
+            exports=tuple(exports),
         )
         record(self._store, "request", request, vars(body), forgotten)
         if added is not None:  # its data was chosen as of this request, which is in the history only now

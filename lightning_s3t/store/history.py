@@ -83,6 +83,7 @@ def _record_of(events: Sequence[Event]) -> RequestRecord:
         chain=events[-1].digest,
         revoked=asked.revoked,
         serving=asked.serving,
+        exports=asked.exports,
     )
 
 

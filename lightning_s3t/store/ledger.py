@@ -86,6 +86,21 @@ class OwnedFile:
 
 
 @dataclass(frozen=True)
+class Export:
+    """An exported copy of something trained, as a ledger keeps it.
+
+    Attributes:
+        name: Its name, which a request that reaches it makes public: "0/2-0:1f0c".
+        cells: Every cell whose data has influenced it.
+        as_of: The newest request when it was made.
+    """
+
+    name: str
+    cells: tuple[Cell, ...]
+    as_of: int
+
+
+@dataclass(frozen=True)
 class QueuedFile:
     """A file that is to be erased.
 
@@ -270,6 +285,17 @@ class Ledger(Protocol):
 
     def needed(self, paths: Iterable[str]) -> set[str]:
         """Return those of the files that have an owner."""
+
+    # exported copies
+
+    def add_export(self, export: Export, files: Mapping[str, str]) -> None:
+        """Add an exported copy, or another state of it, with the files that it owns from now on, each with evidence."""
+
+    def exports(self) -> list[Export]:
+        """Return the exported copies, in the order of their names."""
+
+    def remove_exports(self, names: Collection[str]) -> list[OwnedFile]:
+        """Take exported copies out; return the files that they owned."""
 
     # erasure
 

@@ -21,7 +21,16 @@ from lightning_s3t.core.events import GENESIS, Event, Kind
 from lightning_s3t.core.units import Cell
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.identities import read_keys
-from lightning_s3t.store.ledger import Artifact, ArtifactEntry, Ledger, OwnedFile, QueuedFile, Tombstone, ledger_errors
+from lightning_s3t.store.ledger import (
+    Artifact,
+    ArtifactEntry,
+    Export,
+    Ledger,
+    OwnedFile,
+    QueuedFile,
+    Tombstone,
+    ledger_errors,
+)
 
 FILE = "ledger.db"
 FORMAT = 4
@@ -68,7 +77,9 @@ CREATE TABLE artifacts (
 -- the reach rule as an index: every cell whose data has influenced an artifact, as artifacts.cells lists them
 CREATE TABLE cells (cell TEXT, artifact TEXT, PRIMARY KEY (cell, artifact)) WITHOUT ROWID;
 CREATE TABLE attempts (name TEXT PRIMARY KEY) WITHOUT ROWID;
--- the files of artifacts and attempts, found by a keyed hash of their path
+-- exported copies: few, so that the reach rule is asked of each
+CREATE TABLE exports (name TEXT PRIMARY KEY, as_of INTEGER NOT NULL, cells TEXT NOT NULL) WITHOUT ROWID;
+-- the files of artifacts, attempts and exported copies, found by a keyed hash of their path
 CREATE TABLE files (owner TEXT, tag BLOB, path INTEGER NOT NULL, PRIMARY KEY (owner, tag)) WITHOUT ROWID;
 CREATE INDEX files_by_tag ON files (tag);
 -- what is to be erased, with its size: a crash must not make a receipt forget a file
@@ -397,11 +408,7 @@ class SqliteLedger(Ledger):
 
     @override
     def own(self, path: str, attempt: str | None = None, evidence: str = "") -> None:
-        tag = self._tag(path)
-        self._wipe("SELECT path FROM files WHERE tag = ?", tag)
-        self.connection.execute("DELETE FROM files WHERE tag = ?", (tag,))
-        owner = _attempt(attempt) if attempt is not None else ""
-        self.connection.execute("INSERT INTO files VALUES (?, ?, ?)", (owner, tag, self._keep(path, evidence)))
+        self._give(path, _attempt(attempt) if attempt is not None else "", evidence)
 
     @override
     def files_of(self, attempt: str) -> list[OwnedFile]:
@@ -417,6 +424,24 @@ class SqliteLedger(Ledger):
     def needed(self, paths: Iterable[str]) -> set[str]:
         by_tag = {self._tag(path): path for path in paths}
         return {by_tag[row[0]] for row in self._look_up("DISTINCT tag FROM files WHERE tag", by_tag)}
+
+    @override
+    def add_export(self, export: Export, files: Mapping[str, str]) -> None:
+        row = (export.name, export.as_of, _list(export.cells))
+        self.connection.execute("INSERT OR REPLACE INTO exports VALUES (?, ?, ?)", row)
+        for path, evidence in files.items():
+            self._give(path, _export(export.name), evidence)
+
+    @override
+    def exports(self) -> list[Export]:
+        rows = self._rows("SELECT name, cells, as_of FROM exports ORDER BY name")
+        with ledger_errors("An exported copy"):
+            return [Export(name, tuple(json.loads(cells)), as_of) for name, cells, as_of in rows]
+
+    @override
+    def remove_exports(self, names: Collection[str]) -> list[OwnedFile]:
+        self.connection.execute(f"DELETE FROM exports WHERE name IN {_AMONG}", (_list(names),))
+        return self._disown(_list([_export(name) for name in names]))
 
     @override
     def queue(self, files: Iterable[QueuedFile]) -> None:
@@ -517,6 +542,12 @@ class SqliteLedger(Ledger):
         assert place is not None
         return place
 
+    def _give(self, path: str, owner: str, evidence: str) -> None:
+        tag = self._tag(path)
+        self._wipe("SELECT path FROM files WHERE tag = ?", tag)
+        self.connection.execute("DELETE FROM files WHERE tag = ?", (tag,))
+        self.connection.execute("INSERT INTO files VALUES (?, ?, ?)", (owner, tag, self._keep(path, evidence)))
+
     def _wipe(self, places: str, *values: Any) -> None:
         # of the same length and type, so that SQLite overwrites the row where it is
         zeros = "head = zeroblob(length(head)), body = zeroblob(length(body))"
@@ -542,6 +573,11 @@ class SqliteLedger(Ledger):
 def _attempt(name: str) -> str:
     # what an artifact's files are under until it is added
     return f"attempt:{name}"
+
+
+def _export(name: str) -> str:
+    # what an exported copy's files are under
+    return f"export:{name}"
 
 
 def _list(values: Collection[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -24,6 +24,7 @@ from lightning_s3t.store.authentication import new_identity
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.building import BuildSession
 from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
+from lightning_s3t.store.exporting import write_export
 from lightning_s3t.store.folder import check_free, check_own_files, clear_half_written, make_folder
 from lightning_s3t.store.forgetting import Forgetting
 from lightning_s3t.store.history import chain_digest, ever_revoked, has_given, read_record, record
@@ -400,6 +401,26 @@ class Store:
         if digest is None:
             return None
         return decode_snapshot(self._backend.snapshots.get(digest, "the head's start"), "the head's start")
+
+    def export(self, name: str, unit: UnitId, digests: Sequence[str], files: Mapping[Path, bytes]) -> None:
+        """Writes files made from a unit outside of the store, so that a request which reaches it names and erases them.
+
+        Args:
+            name: What `make_export_name` gave for the unit.
+            unit: The unit.
+            digests: Those of the snapshots of its lineage that the files were made from.
+            files: What to write, by path. Their folders must be there, the files must not.
+
+        Raises:
+            ConfigurationError: A file is there already, or would lie in the store.
+            RevokedError: A request has reached the unit; nothing is left of the files.
+            StoreError: A file could not be written; nothing is left of the others.
+        """
+        write_export(self._backend, name, unit, digests, files)
+
+    def exports(self) -> list[str]:
+        """Returns the names of the exported copies that no request has reached."""
+        return [export.name for export in self._ledger.exports()]
 
     def verify(self) -> Verification:
         """Looks at everything: the chain of events, the journal, tombstones, every snapshot, files that are not known.

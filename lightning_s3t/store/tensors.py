@@ -26,9 +26,23 @@ def encode_snapshot(tensors: Mapping[str, Tensor]) -> tuple[str, bytes]:
     Raises:
         StoreError: A tensor is of another kind, or has no values.
     """
-    plain = {_escape(name): _plain(name, tensors[name]) for name in sorted(tensors)}
-    data = safetensors.torch.save(plain, metadata={"format": "pt"})
+    data = encode_tensors({_escape(name): tensor for name, tensor in tensors.items()})
     return hashlib.sha256(data).hexdigest(), data
+
+
+def encode_tensors(tensors: Mapping[str, Tensor], **metadata: str) -> bytes:
+    """Return the bytes of a safetensors file.
+
+    Args:
+        tensors: The tensors by name, of any dtype that safetensors has, any device and strides.
+        metadata: What the file's header says besides.
+
+    Raises:
+        StoreError: A tensor is of another kind, or has no values.
+    """
+    plain = {name: _plain(name, tensors[name]) for name in sorted(tensors)}
+    data: bytes = safetensors.torch.save(plain, metadata={"format": "pt", **metadata})
+    return data
 
 
 def decode_snapshot(data: bytes, what: str) -> dict[str, Tensor]:

@@ -228,6 +228,10 @@ def _outdated(ledger: Ledger) -> Iterator[str]:
                     f"Unit {name} was trained before request {newest[cell]}, which reaches slice "
                     f"{cell.rpartition('/')[2]} of its prefix: it must not serve."
                 )
+    for export in ledger.exports():
+        request = max(newest.get(cell, 0) for cell in export.cells)
+        if request > export.as_of:
+            yield f"The exported copy {export.name} was made before request {request}, which reaches it."
 
 
 def _index(ledger: Ledger) -> Iterator[str]:

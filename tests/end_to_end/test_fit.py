@@ -22,7 +22,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from lightning_s3t import S3T, EnsembleModule
 from lightning_s3t.engine.preflight import check_trainer
@@ -363,18 +363,24 @@ class Shuffled(PeopleData):
         return DataLoader(People(self.train.features[rows], self.train.labels[rows], owners), 8)
 
 
-def weighted(people: People) -> DataLoader[Any]:
-    return DataLoader(people, 8, sampler=WeightedRandomSampler([1.0] * len(people), len(people)))
+class Curriculum(RandomSampler):
+    """Draws in a way that nobody knows."""
+
+    num_samples = 7
+
+
+def curriculum(people: People) -> DataLoader[Any]:
+    return DataLoader(people, 8, sampler=Curriculum(people))
 
 
 BAD_LOADERS: dict[str, tuple[Any, type[S3TError], str]] = {
     "iterable": (lambda: DataLoader(Stream(), 8), DataError, "is an IterableDataset"),
     "several": (
-        lambda: [weighted(People.make()), weighted(People.make())],
+        lambda: [curriculum(People.make()), curriculum(People.make())],
         UnsupportedError,
         "several train dataloaders",
     ),
-    "weighted": (lambda: weighted(People.make()), UnsupportedError, "WeightedRandomSampler"),
+    "sampler": (lambda: curriculum(People.make()), UnsupportedError, "draws rows by Curriculum"),
     "no loader": (lambda: [[1, 2]], UnsupportedError, "several"),
     "empty slice": (lambda: DataLoader(People.make(2), 2), DataError, "slices are empty: shard"),
     "no attribute": (lambda: DataLoader(range(20), 2), DataError, "has no attribute 'owners'"),  # type: ignore[arg-type]

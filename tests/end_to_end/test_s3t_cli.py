@@ -151,6 +151,16 @@ def test_a_store_that_was_moved_is_served_from_where_it_is(store: Path, tmp_path
     assert main(["test", "--store", str(tmp_path / "moved")]) == 0
 
 
+def test_a_survivor_is_exported_with_the_store_alone(store: Path, tmp_path: Path, capsys: Output) -> None:
+    assert main(["export", str(store), str(tmp_path / "model.safetensors"), "--json"]) == 0
+    [exported] = json.loads(capsys.readouterr().out)
+    assert {path.name for path in tmp_path.glob("model.*")} == {"model.safetensors", "model.json"}
+    people = [f"user-{number}" for number in range(40)]
+    assert main(["forget", str(store), *people, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["exports"] == [exported["name"]]
+    assert not list(tmp_path.glob("model.*"))
+
+
 def test_the_audit_needs_the_store_alone(store: Path, capsys: Output) -> None:
     with Store.open(store) as opened:
         opened.forget(["user-3"])

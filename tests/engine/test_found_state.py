@@ -472,6 +472,16 @@ def test_trainers_iterators_of_loaders_and_what_the_caller_names_are_left_out() 
     assert not any("trainer" in path or "other" in path or "_iterator" in path for path in paths)
 
 
+def test_what_the_compiler_notes_for_itself_is_left_out_and_the_compiled_module_is_not() -> None:
+    module = nn.ModuleDict({"net": torch.compile(nn.Linear(2, 2), backend="eager")})
+    before = digest_state({"module": module})
+    module["net"](torch.zeros(1, 2))
+    # the parameters' own notes go when the compiler is reset
+    assert not [path for path in changed(before, digest_state({"module": module})) if "_dynamo" not in path]
+    module["net"]._orig_mod.seen = 1
+    assert "module.net._orig_mod.seen" in changed(before, digest_state({"module": module}))
+
+
 def test_a_linked_list_is_walked_to_its_end() -> None:
     class Node:
         next: Any = None

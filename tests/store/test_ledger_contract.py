@@ -15,7 +15,7 @@ from lightning_s3t.core.events import GENESIS, Event, first_break
 from lightning_s3t.core.units import UnitId, reaches
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import units_of
-from lightning_s3t.store.ledger import Artifact, Ledger, OwnedFile, QueuedFile
+from lightning_s3t.store.ledger import Artifact, Export, Ledger, OwnedFile, QueuedFile
 from tests.store.backends import LEDGERS
 
 ANN, BOB, EVE = b"a" * 16, b"b" * 16, b"e" * 16
@@ -362,3 +362,16 @@ def test_the_code_of_an_event_comes_back(ledger: Ledger) -> None:
     with ledger.transaction():
         ledger.append(replace(Event.after(ledger.head(), "damage", None, {"units": []}), mac="code"))
     assert [event.mac for event in ledger.events()] == ["code"]
+
+
+def test_exports_own_files_until_they_are_removed(ledger: Ledger) -> None:
+    first, second = Export("0/1:aa", ("0/1",), 0), Export("0/1-2:bb", ("0/1", "0/2"), 3)
+    with ledger.transaction():
+        ledger.add_export(first, {"/out/a": "", "/out/b": ""})
+        ledger.add_export(second, {"/out/b": ""})  # the last who writes a file owns it
+    assert ledger.exports() == sorted([first, second], key=lambda export: export.name)
+    assert ledger.needed(["/out/a", "/out/b", "/out/c"]) == {"/out/a", "/out/b"}
+    with ledger.transaction():
+        assert ledger.remove_exports(["0/1:aa"]) == [OwnedFile("/out/a", "")]
+    assert ledger.exports() == [second]
+    assert ledger.needed(["/out/a", "/out/b"]) == {"/out/b"}

@@ -258,9 +258,7 @@ T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 4, "num_heads": 2, "vo
 @pytest.mark.parametrize("decoder_layers", [4, 2])
 def test_an_encoder_decoder_is_refused_and_says_how_to_name_one(decoder_layers: int) -> None:
     model = transformers.T5ForConditionalGeneration(transformers.T5Config(**T5, num_decoder_layers=decoder_layers))
-    message = (
-        rf"has 2 stacks of layers: encoder\.block \(4\), decoder\.block \({decoder_layers}\).*layers='decoder\.block'"
-    )
+    message = rf"has 2 stacks of layers: encoder\.block \(4\), decoder\.block \({decoder_layers}\).*layers='decoder\.block', head='"
     with pytest.raises(LayersError, match=message):
         find_layers(model, 2)
     layers = find_layers(model, 2, layers="decoder.block")

@@ -230,8 +230,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a backbone without a head": (backbone, r"No head was found in VisionTransformer after the model itself"),
     "one block used several times": (lambda: Lit(blocks=nn.ModuleList([nn.Linear(4, 4)] * 4), head=nn.Linear(4, 2)), r"No list of layers"),
     "layers beside each other": (
-        lambda: Lit(conv1=nn.Conv2d(3, 4, 3), conv2=nn.Conv2d(4, 4, 3), fc=nn.Linear(4, 2)),
-        r"No list of layers was found in Lit\. Seen: conv1 \(Conv2d\), conv2 \(Conv2d\), fc \(Linear\).*layers=\['conv1', 'conv2'\]",
+        lambda: Lit(left=nn.Conv2d(3, 4, 3), right=nn.Conv2d(3, 4, 3), fc=nn.Linear(8, 2)),
+        r"No list of layers was found in Lit\. Seen: left \(Conv2d\), right \(Conv2d\), fc \(Linear\).*layers=\['left', 'right'\], head='fc'",
     ),
 }  # fmt: skip
 

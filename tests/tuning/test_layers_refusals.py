@@ -149,9 +149,10 @@ def test_a_model_of_one_layer_used_many_times_is_refused() -> None:
 
 def test_a_module_without_lists_says_what_was_seen_and_what_to_write() -> None:
     net = nn.Module()
-    net.conv1, net.fc = nn.Conv2d(1, 1, 1), nn.Linear(1, 1)
+    net.conv1, net.conv2, net.fc = nn.Conv2d(1, 4, 1), nn.Conv2d(1, 4, 1), nn.Linear(4, 1)
     with pytest.raises(
-        LayersError, match=r"Seen: conv1 \(Conv2d\), fc \(Linear\)\. .*layers=\['conv1', 'conv2'\], head='fc'"
+        LayersError,
+        match=r"Seen: conv1 \(Conv2d\), conv2 \(Conv2d\), fc \(Linear\)\. .*layers=\['conv1', 'conv2'\], head='fc'",
     ):
         find_layers(net, 2)
 

@@ -211,7 +211,10 @@ def _layout(cls: type) -> Layout:
     attributes = dicts[0] if dicts else None
     name = class_name(cls)
     container = next((base for base in _CONTAINERS if base in bases), None)
-    return Layout(cls, name, bases, container, attributes, slots, unread, read, is_value, issubclass(cls, _SKIPPED))
+    # the compiler's own notes, which are thrown away between units; a compiled module is the script's
+    notes = any(package.startswith("torch._dynamo") for package in packages) and nn.Module not in bases
+    skipped = notes or issubclass(cls, _SKIPPED)
+    return Layout(cls, name, bases, container, attributes, slots, unread, read, is_value, skipped)
 
 
 def _attributes(value: Any, held: dict[Any, Any], layout: Layout) -> Parts:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from lightning_s3t.engine.package_alias import is_aliased
 from lightning_s3t.errors import WorkerError
 from lightning_s3t.executors.processes.messages import Failed, receive, send
 from lightning_s3t.executors.processes.package import Package
@@ -20,6 +21,7 @@ from lightning_s3t.executors.processes.server import Begin, Ended, Fork, Import,
 # time; glibc reads this when a process starts
 _ENVIRONMENT = {"MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_MMAP_THRESHOLD_": "4294967296"}
 _COMMAND = "from lightning_s3t.executors.processes.server import main; main()"
+_ALIAS = "from lightning_s3t.engine.package_alias import alias_pytorch_lightning; alias_pytorch_lightning(); "
 
 
 class _Base:
@@ -27,10 +29,12 @@ class _Base:
 
     def __init__(self) -> None:
         self.owner = os.getpid()
+        self._aliased = is_aliased()
+        command = _ALIAS + _COMMAND if self._aliased else _COMMAND
         self._channel, theirs = socket.socketpair()
         with theirs, _interrupts_blocked():
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _COMMAND, str(theirs.fileno())],
+                [sys.executable, "-c", command, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env={**_ENVIRONMENT, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 start_new_session=True,
@@ -44,7 +48,7 @@ class _Base:
 
     @property
     def usable(self) -> bool:
-        return self.owner == os.getpid() and self._process.poll() is None
+        return self.owner == os.getpid() and self._aliased == is_aliased() and self._process.poll() is None
 
 
 _base: _Base | None = None

@@ -1,4 +1,4 @@
-"""Hand-written modules: the one long ModuleList or Sequential, and what comes after it as head."""
+"""Hand-written modules: the one long list of blocks, attributes that follow each other, or an encoder."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from torch import nn
 
 from lightning_s3t.errors import LayersError
+from lightning_s3t.tuning.layer_detection.chains import find_chain
 from lightning_s3t.tuning.layer_detection.detected import DetectedLayers
+from lightning_s3t.tuning.layer_detection.encoders import find_encoder
 from lightning_s3t.tuning.layer_detection.heads import find_head
 from lightning_s3t.tuning.layer_detection.modules import is_from, is_list
+from lightning_s3t.tuning.layer_detection.proposals import propose_stack
 from lightning_s3t.tuning.layer_detection.stacks import Stack, find_stacks, longest, without_ends
 
 
@@ -18,6 +21,9 @@ def find_in_plain_module(
 ) -> DetectedLayers | None:
     """Find the longest list of blocks in a module that is of no known library.
 
+    Where there is none, or it is not clear which is meant, other forms are looked for: attributes that follow each
+    other, as in a tutorial's CNN or a U-Net written by hand; an encoder with a small decoder.
+
     Args:
         root: The module.
         ignored: Paths that are not part of the network.
@@ -25,33 +31,39 @@ def find_in_plain_module(
         headed: Whether the head is known already.
 
     Returns:
-        What was found; None if there is no list of at least two blocks.
+        What was found; None if there is nothing.
 
     Raises:
         LayersError: More than one list could be meant, or it is unclear which module is the head.
     """
-    stacks = find_stacks(root, "", ignored, slices)
-    if not stacks:
-        return None
-    stack = _choose(root, without_ends(stacks))
+    stacks = without_ends(find_stacks(root, "", ignored, slices))
+    if len(_candidates(root, stacks)) != 1:
+        found = find_chain(root, ignored) or (find_encoder(root, stacks) if stacks else None)
+        if found is not None or not stacks:
+            return found
+    stack = _choose(root, stacks, ignored)
     blocks = [path for block in stack.blocks for path in block]
     head = () if headed else find_head(root, blocks, ignored, (*blocks, *stack.head)[-1], stack.head)
     return DetectedLayers(None, stack.blocks, head, f"the longest list of layers, {stack}")
 
 
-def _choose(root: nn.Module, stacks: Sequence[Stack]) -> Stack:
-    close = longest(stacks, lambda stack: len(stack.blocks), share=0.5)
-    close += [stack for stack in stacks if stack not in close and _is_another_network(root, stack, close[0])]
+def _candidates(root: nn.Module, stacks: Sequence[Stack]) -> list[Stack]:
+    """Return the longest stack, and with it all that could be meant as well."""
+    close = longest(stacks, lambda stack: len(stack.blocks), share=0.5) if stacks else []
+    return close + [stack for stack in stacks if stack not in close and _is_another_network(root, stack, close[0])]
+
+
+def _choose(root: nn.Module, stacks: Sequence[Stack], ignored: Sequence[str]) -> Stack:
+    close = _candidates(root, stacks)
     if len(close) > 1:
         sizes = {len(stack.blocks) for stack in close}
         equal = f" of {sizes.pop()} layers" if len(sizes) == 1 else " of layers"
         listed = ", ".join(str(stack) if not sizes else f"{stack} ({len(stack.blocks)})" for stack in close[:6])
         more = f" and {len(close) - 6} more" if len(close) > 6 else ""
-        last = close[-1]
-        name = last.paths[0] if len(last.paths) == 1 else [path for block in last.blocks for path in block]
+        proposals = " or ".join(propose_stack(root, stack, ignored) for stack in close[:3])
         raise LayersError(
             f"{type(root).__name__} has {len(close)} lists{equal}: {listed}{more}. Expected one that is by far the "
-            f"longest. Name the one to train: layers={name!r}, and its head: head='...'."
+            f"longest. Name the one to train: {proposals}."
         )
     return close[0]
 

@@ -12,6 +12,7 @@ from lightning_s3t.tuning.layer_detection.heads import find_head
 from lightning_s3t.tuning.layer_detection.ignored import find_ignored, is_ignored
 from lightning_s3t.tuning.layer_detection.paths import join, lies_in
 from lightning_s3t.tuning.layer_detection.plain_modules import find_in_plain_module
+from lightning_s3t.tuning.layer_detection.proposals import as_arguments, propose_layers
 from lightning_s3t.tuning.layer_detection.stacks import holder
 from lightning_s3t.tuning.layer_detection.timm_models import find_in_timm_model, is_timm_model, timm_heads
 from lightning_s3t.tuning.layer_detection.torchvision_models import (
@@ -48,7 +49,7 @@ def find_layers_and_head(root: nn.Module, slices: int, headed: bool) -> Detected
     if len(models) > 1:
         raise LayersError(
             f"{type(root).__name__} holds {len(models)} networks: {', '.join(models)}. Expected one. Name the layers "
-            f"of the one to train: layers=[...] or the path of its list of blocks, and head=..."
+            f"and the head of the one to train: {' or '.join(map(_as_arguments, models.values()))}."
         )
     if models:
         found = next(iter(models.values()))
@@ -63,10 +64,15 @@ def find_layers_and_head(root: nn.Module, slices: int, headed: bool) -> Detected
         children = [f"{name} ({type(child).__name__})" for name, child in root.named_children()]
         raise LayersError(
             f"No list of layers was found in {type(root).__name__}. Seen: {', '.join(children) or 'no submodules'}. "
-            "Expected a timm, transformers or torchvision model, or a ModuleList or Sequential of at least two layers. "
-            "Name the blocks in forward order: layers=['conv1', 'conv2'], head='fc'."
+            "Expected a timm, transformers or torchvision model, one ModuleList or Sequential of at least two "
+            "layers, or layers that follow each other. Name the blocks in forward order, for example "
+            f"{propose_layers(root, ignored)}."
         )
     return plain
+
+
+def _as_arguments(found: DetectedLayers) -> str:
+    return as_arguments([path for block in found.blocks for path in block], found.head)
 
 
 def find_head_of(root: nn.Module, blocks: Sequence[str], own: tuple[str, ...] = ()) -> tuple[str, ...]:

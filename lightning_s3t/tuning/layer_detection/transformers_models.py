@@ -10,6 +10,7 @@ from lightning_s3t.tuning.layer_detection.heads import heads_after, named_like_h
 from lightning_s3t.tuning.layer_detection.ignored import find_ignored, is_ignored
 from lightning_s3t.tuning.layer_detection.modules import count_layers, expand, parts
 from lightning_s3t.tuning.layer_detection.paths import join
+from lightning_s3t.tuning.layer_detection.proposals import as_arguments
 from lightning_s3t.tuning.layer_detection.stacks import Stack, find_stacks, longest, without_ends
 
 
@@ -46,9 +47,10 @@ def find_in_transformers_model(model: nn.Module, path: str, slices: int) -> Dete
     chosen = longest(stacks, lambda stack: _size(model, stack), share=0.25)
     if len(chosen) > 1:
         listed = ", ".join(f"{join(path, str(stack))} ({len(stack.blocks)})" for stack in chosen)
+        heads = transformers_heads(model, chosen[-1].blocks[-1][-1])
+        proposal = as_arguments(join(path, chosen[-1].paths[0]), [join(path, name) for name in heads])
         raise LayersError(
-            f"{type(model).__name__} has {len(chosen)} stacks of layers: {listed}. Expected one. Name it: "
-            f"layers={join(path, chosen[-1].paths[0])!r}, and head=..."
+            f"{type(model).__name__} has {len(chosen)} stacks of layers: {listed}. Expected one. Name it: {proposal}."
         )
     last = chosen[0].blocks[-1][-1]
     blocks = [tuple(join(path, name) for name in block) for block in chosen[0].blocks]

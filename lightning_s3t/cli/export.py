@@ -1,0 +1,70 @@
+"""The command `s3t export`: a survivor's weights or adapter, to take away."""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lightning_s3t.cli.models import make_model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def export(
+    store: Path,
+    path: Path,
+    /,
+    *,
+    model: str | None = None,
+    form: Literal["weights", "adapter"] = "weights",
+    each_shard: bool = False,
+    json: bool = False,
+) -> None:
+    """Write the best survivor to a file to take away: plain weights, or a PEFT adapter.
+
+    The file is registered in the store: a request that reaches the survivor erases it, and its receipt names it.
+
+    Args:
+        store: The store's folder. It remembers the model that it was trained with, if that was a LightningCLI's.
+        path: The file, in .safetensors, for the weights of one survivor; else a folder.
+        model: The import path of something that gives the module, with its pretrained weights (my_app:LitClassifier).
+        form: The whole state dict in the module's own names, with adapters merged; or a PEFT adapter of its network.
+        each_shard: Export each shard's survivor.
+        json: Print what was exported as a JSON document.
+    """
+    import lightning.pytorch as pl
+
+    from lightning_s3t import EnsembleModule, EnsemblePredictor
+
+    with redirect_stdout(sys.stderr):  # what the app prints as it is made is not part of the answer
+        module = _module(store, model)
+    kind = EnsembleModule if isinstance(module, pl.LightningModule) else EnsemblePredictor
+    with kind.from_store(store, module) as served:
+        found = served.export(path, form=form, each_shard=each_shard)
+    if json:
+        rows = [
+            {
+                "name": copy.name,
+                "unit": str(copy.unit),
+                "path": str(copy.path),
+                "provenance": str(copy.provenance),
+            }
+            for copy in found
+        ]
+        print(json_format.dumps(rows, indent=2))
+        return
+    for copy in found:
+        print(f"{copy.path}: unit {copy.unit}, named {copy.name} in receipts. Made from: {copy.provenance}")
+    print("A request that reaches it erases it; remove copies of it yourself.")
+
+
+def _module(store: Path, model: str | None) -> nn.Module:
+    if model is not None:
+        return make_model(model)
+    from lightning_s3t.cli.audit import load_app
+
+    return load_app(store).model

@@ -1,0 +1,66 @@
+"""What to paste where layers and head are not found: names that the module has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from lightning_s3t.tuning.layer_detection.heads import heads_after, named_like_heads
+from lightning_s3t.tuning.layer_detection.ignored import is_ignored
+from lightning_s3t.tuning.layer_detection.stacks import Stack
+from lightning_s3t.tuning.layer_detection.widths import layers_of
+
+_MANY = 12
+
+
+def propose_layers(root: nn.Module, ignored: Sequence[str]) -> str:
+    """Return arguments that name all layers of a module in the order in which they are registered, the last as head.
+
+    Args:
+        root: The module.
+        ignored: Paths that are not part of the network.
+
+    Example:
+        >>> propose_layers(nn.ModuleDict({"left": nn.Linear(2, 2), "right": nn.Linear(4, 1)}), ())
+        "layers=['left'], head='right'"
+    """
+    layers = [
+        path
+        for path, layer in layers_of(root)
+        if not is_ignored(path, tuple(ignored)) and not isinstance(layer, (nn.Embedding, nn.EmbeddingBag))
+    ]
+    if len(layers) < 2:
+        return "layers=['...'], head='...'"
+    return as_arguments(layers[:-1], layers[-1:])
+
+
+def propose_stack(root: nn.Module, stack: Stack, ignored: Sequence[str]) -> str:
+    """Return arguments that name a list of blocks and what comes after it.
+
+    Args:
+        root: The module that paths start at.
+        stack: The list.
+        ignored: Paths that are not part of the network.
+    """
+    blocks = [path for block in stack.blocks for path in block]
+    levels = heads_after(root, blocks, ignored, (*blocks, *stack.head)[-1])
+    after = next((level for level in levels if level), [])
+    paths = stack.paths[0] if len(stack.paths) == 1 and stack.paths[0] else blocks
+    return as_arguments(paths, stack.head or named_like_heads(root, levels) or after)
+
+
+def as_arguments(layers: str | Sequence[str], head: Sequence[str]) -> str:
+    """Return the arguments that name layers and a head, as they are written in a script.
+
+    Args:
+        layers: The path of a list of blocks, or the blocks' paths.
+        head: The head's paths; none if it is not known.
+
+    Example:
+        >>> as_arguments(["conv1", "conv2"], ["fc"]), as_arguments(["a"], [])
+        ("layers=['conv1', 'conv2'], head='fc'", "layers=['a'], head='...'")
+    """
+    shown = layers if isinstance(layers, str) else [*layers[:_MANY], *(["..."] if len(layers) > _MANY else [])]
+    named = repr(head[0]) if len(head) == 1 else repr(list(head)) if head else "'...'"
+    return f"layers={shown!r}, head={named}"

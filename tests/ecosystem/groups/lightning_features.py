@@ -1,0 +1,483 @@
+"""Lightning's own features, with a hand-written module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import (
+    BasePredictionWriter,
+    DeviceStatsMonitor,
+    EarlyStopping,
+    EMAWeightAveraging,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    RichModelSummary,
+    RichProgressBar,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.tuner import Tuner
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, WeightedRandomSampler, random_split
+
+from lightning_s3t import S3T, EnsembleModule
+from lightning_s3t.errors import EnsembleError, S3TError, StoreMismatchError, UnsupportedError
+from lightning_s3t.store import Store
+from tests.ecosystem.cases import Script, Variant, behaves, exact, loader, refused
+from tests.ecosystem.story import QUIET, fit, trainer_of
+from tests.people import Classifier, People, PeopleData
+
+LIBRARIES = ("lightning", "torch", "torchmetrics")
+TEST = DataLoader(People.make(10, seed=6), 16)
+
+
+def script(variant: Variant, **arguments: Any) -> Script:
+    """A classifier, its data, and a trainer with these arguments."""
+    module = arguments.pop("module", None) or Classifier()
+    data = PeopleData(variant.people())
+    return Script(module, data, data, s3t=arguments.pop("s3t", {}), trainer=arguments)
+
+
+def plain(make: Any) -> Any:
+    """A script that is known by its trainer's arguments alone."""
+    return lambda variant: script(variant, **make())
+
+
+for name, make in {
+    "hand-written module, data module, OneCycle, BatchNorm": dict,
+    "max_steps": lambda: {"max_steps": 5, "max_epochs": -1},
+    "limit_train_batches=2": lambda: {"limit_train_batches": 2, "max_epochs": 8},
+    "limit_train_batches=0.5": lambda: {"limit_train_batches": 0.5, "max_epochs": 8},
+    "gradient_clip_val": lambda: {"gradient_clip_val": 0.5},
+    "accumulate_grad_batches": lambda: {"accumulate_grad_batches": 2},
+    "precision='bf16-mixed'": lambda: {"precision": "bf16-mixed"},
+    "EarlyStopping(min_delta)": lambda: {"callbacks": [EarlyStopping("val_loss", min_delta=0.5)], "max_epochs": 3},
+    "WeightAveraging": lambda: {"callbacks": [WeightAveraging()]},
+    "EMAWeightAveraging": lambda: {"callbacks": [EMAWeightAveraging()]},
+    "ModelCheckpoint(monitor)": lambda: {
+        "callbacks": [ModelCheckpoint(monitor="val_loss", save_last=True)],
+        "enable_checkpointing": True,
+    },
+    "RichProgressBar, RichModelSummary": lambda: {
+        "callbacks": [RichProgressBar(), RichModelSummary()],
+        "enable_progress_bar": True,
+        "enable_model_summary": True,
+    },
+    "sanity check, check_val_every_n_epoch": lambda: {"num_sanity_val_steps": 2, "check_val_every_n_epoch": 1},
+    "whole layers (adapter=None)": lambda: {"s3t": {"adapter": None}},
+    "profiler='simple'": lambda: {"profiler": "simple"},
+    "use_distributed_sampler=False, barebones off, inference_mode=False": lambda: {
+        "use_distributed_sampler": False,
+        "inference_mode": False,
+    },
+    "detect_anomaly": lambda: {"detect_anomaly": True},
+    "deterministic=True": lambda: {"deterministic": True},
+    "disjoint slices, epoch_rule='sisa'": lambda: {"s3t": {"stage_data": "disjoint", "epoch_rule": "sisa"}},
+}.items():
+    exact(name)(plain(make))
+
+
+@exact("CSVLogger, LearningRateMonitor, DeviceStatsMonitor")
+def csv_logger(variant: Variant) -> Script:
+    callbacks = [LearningRateMonitor(), DeviceStatsMonitor(cpu_stats=False)]
+    return script(variant, logger=CSVLogger("/tmp/s3t-ecosystem-logs"), callbacks=callbacks)
+
+
+@exact("TensorBoardLogger")
+def tensorboard(variant: Variant) -> Script:
+    return script(variant, logger=TensorBoardLogger("/tmp/s3t-ecosystem-logs"))
+
+
+for name, arguments, message, reason in (
+    ("max_time", {"max_time": "00:01:00:00"}, "Timer", "no rebuild can repeat a clock"),
+    ("overfit_batches", {"overfit_batches": 2}, "overfit_batches", "every unit would see the same batches"),
+    (
+        "StochasticWeightAveraging",
+        {"callbacks": [StochasticWeightAveraging(1e-2)]},
+        "WeightAveraging instead",
+        "it averages over stages; the message names WeightAveraging",
+    ),
+    (
+        "reload_dataloaders_every_n_epochs",
+        {"reload_dataloaders_every_n_epochs": 1},
+        "reload_dataloaders",
+        "units have dataloaders of their own",
+    ),
+):
+    refused(name, "UnsupportedError", message, reason)(plain(lambda arguments=arguments: dict(arguments)))
+
+
+class Manual(Classifier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        loss = super().training_step(batch, batch_idx)
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        self.lr_schedulers().step()
+
+
+class Configured(Classifier):
+    def configure_model(self) -> None:
+        if not hasattr(self, "late"):
+            self.late = nn.Identity()
+
+
+class ByLoader(Classifier):
+    """OneCycle from the length of the module's own loader; the train dataloader is in the module."""
+
+    def __init__(self, variant: Variant) -> None:
+        super().__init__()
+        self.rows = variant.people()
+
+    def train_dataloader(self) -> Any:
+        return loader(self.rows)
+
+    def test_dataloader(self) -> Any:
+        return TEST
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
+        steps = len(self.train_dataloader()) + 1
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class Groups(Classifier):
+    def configure_optimizers(self) -> Any:
+        groups = [{"params": self.network.head.parameters(), "lr": 0.1}, {"params": self.network.blocks.parameters()}]
+        return torch.optim.SGD(groups, lr=0.01)
+
+
+class Mixup(Classifier):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        share, order = torch.rand(()), torch.randperm(len(x))
+        out = self.network(share * x + (1 - share) * x[order])
+        loss = nn.functional.cross_entropy
+        return share * loss(out, y) + (1 - share) * loss(out, y[order])
+
+
+class Keeping(Classifier):
+    """Keeps state in a list, a dict and the hyperparameters, and lets the loss read it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[float] = []
+        self.counts = {"steps": 0}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.counts["steps"] += 1
+        self.seen.append(float(loss.detach()))
+        return loss * (1 + 0.01 * len(self.seen) * self.counts["steps"])
+
+
+class Frozen(Classifier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network.stem.requires_grad_(False)
+        self.network.blocks[0].requires_grad_(False)
+
+
+class WeightNorm(Classifier):
+    def __init__(self) -> None:
+        super().__init__()
+        nn.utils.parametrizations.weight_norm(self.network.head)
+
+
+for name, kind in {
+    "automatic_optimization=False, with a scheduler": Manual,
+    "configure_model": Configured,
+    "parameter groups by attribute": Groups,
+    "mixup within the batch": Mixup,
+    "state in lists and dicts that the loss reads": Keeping,
+    "layers that the script froze": Frozen,
+}.items():
+    exact(name)(lambda variant, kind=kind: script(variant, module=kind()))
+
+
+@exact("weight_norm", "isolation='fork'")
+def weight_norm(variant: Variant) -> Script:
+    return script(variant, module=WeightNorm(), s3t={"isolation": "fork"})
+
+
+@exact("train dataloader in the module, OneCycle from its length")
+def in_module(variant: Variant) -> Script:
+    return Script(ByLoader(variant), None, TEST)
+
+
+class Augmented(pl.LightningDataModule):
+    """Draws from torch's and Python's global generators."""
+
+    def __init__(self, variant: Variant, workers: int) -> None:
+        super().__init__()
+        self.rows = variant.people()
+        self.workers = workers
+
+    def collate(self, samples: list[Any]) -> tuple[Tensor, Tensor]:
+        features = torch.stack([features for features, _ in samples])
+        return features + torch.randn_like(features), torch.stack([label for _, label in samples])
+
+    def train_dataloader(self) -> Any:
+        return loader(self.rows, num_workers=self.workers, collate_fn=self.collate)
+
+
+for workers in (0, 2):
+    exact(f"augmentation with global generators, {workers} workers")(
+        lambda variant, workers=workers: Script(Classifier(), Augmented(variant, workers), TEST)
+    )
+
+
+class Split(pl.LightningDataModule):
+    """Splits in setup."""
+
+    def __init__(self, variant: Variant, seeded: bool) -> None:
+        super().__init__()
+        self.rows = variant.people()
+        self.seeded = seeded
+
+    def setup(self, stage: str) -> None:
+        if self.seeded:
+            self.train = torch.utils.data.Subset(self.rows, range(len(self.rows) - 9))
+        else:
+            self.train = self.rows
+            random_split(range(100), [50, 50])  # type: ignore[arg-type]
+
+    def train_dataloader(self) -> Any:
+        return loader(self.train)
+
+    def val_dataloader(self) -> Any:
+        return loader(random_split(self.rows, [0.5, 0.5])[0], shuffle=False)
+
+
+class Unvalidated(Classifier):
+    """Looks at its validation without stopping by it: what it is validated on are the script's own rows."""
+
+
+exact("split in setup() by fixed indices")(lambda v: Script(Classifier(), Split(v, True), TEST))
+exact("val_dataloader() that calls random_split")(lambda v: Script(Unvalidated(), Split(v, False), TEST))
+
+
+@exact("WeightedRandomSampler")
+def weighted(variant: Variant) -> Script:
+    people = variant.people()
+    weights = [(1.0, 2.0, 4.0)[int(label)] for label in people.labels]
+    return Script(Classifier(), DataLoader(people, 8, sampler=WeightedRandomSampler(weights, len(people))), TEST)
+
+
+@exact("SubsetRandomSampler")
+def subset(variant: Variant) -> Script:
+    people = variant.people()
+    chosen = [row for row in range(len(people)) if people.features[row, 0] > -2]
+    return Script(Classifier(), DataLoader(people, 8, sampler=SubsetRandomSampler(chosen)), TEST)
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(People.make())
+
+
+class Bank(Classifier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("bank", torch.zeros(8))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.bank += batch[0].mean(0)
+        return super().training_step(batch, batch_idx)
+
+
+class Collected(Classifier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.collected = list(self.parameters())
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.collected, lr=0.1)
+
+
+class HeadOnly(Classifier):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.network.head.parameters(), lr=0.1)
+
+
+class Lazy(Classifier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network.head = nn.LazyLinear(3)
+
+
+refused("IterableDataset", "DataError", "IterableDataset", "its rows cannot be picked")(
+    lambda v: Script(Classifier(), DataLoader(Stream(), 8))
+)
+refused("a dict of train dataloaders", "UnsupportedError", "several train dataloaders", "one over a ConcatDataset")(
+    lambda v: Script(Classifier(), {"a": TEST, "b": TEST})
+)
+refused("optimizer over parameters collected in __init__", "UnsupportedError", "do not hold", "collect them later")(
+    lambda v: script(v, module=Collected())
+)
+refused("optimizer of the head alone", "UnsupportedError", "do not hold", "the groups would not be trained")(
+    lambda v: script(v, module=HeadOnly())
+)
+refused("LazyLinear", "LayersError", "[Uu]ninitiali|batch", "a batch has to go through it before")(
+    lambda v: script(v, module=Lazy())
+)
+
+
+@behaves("a buffer that the step writes (memory bank)", reason="a leak that is found: the unit is not kept")
+def memory_bank(folder: Path) -> None:
+    from lightning_s3t.errors import LeakageError
+
+    with pytest.raises(LeakageError, match="bank"):
+        fit(folder / "store", lambda v: script(v, module=Bank()))
+    with Store.open(folder / "store") as opened:
+        assert not opened.alive()
+
+
+@behaves("fast_dev_run")
+def fast_dev_run(folder: Path) -> None:
+    fit(folder / "store", lambda v: script(v, fast_dev_run=True))
+    assert not (folder / "store").exists()
+
+
+@behaves("trainer.fit(ckpt_path=...)", reason="a checkpoint's state spans units; the store resumes by itself")
+def resume(folder: Path) -> None:
+    made = script(Variant("D"), max_epochs=1, enable_checkpointing=True)
+    pl.Trainer(**{**QUIET, "max_epochs": 1}).fit(made.module, made.data)
+    trainer = pl.Trainer(**{**QUIET, "max_epochs": 1})
+    trainer.fit(made.module, made.data)
+    trainer.save_checkpoint(folder / "x.ckpt")
+    with pytest.raises(UnsupportedError, match="ckpt_path"):
+        trainer_of(folder / "store", made).fit(made.module, datamodule=made.data, ckpt_path=str(folder / "x.ckpt"))
+
+
+@behaves("trainer.test(model) after a fit: a warning says where the trained model is")
+def untrained(folder: Path) -> None:
+    import warnings
+
+    made = script(Variant("D"))
+    trainer = trainer_of(folder / "store", made)
+    trainer.fit(made.module, datamodule=made.data)
+    assert "val_loss" in trainer.callback_metrics
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.test(made.module, datamodule=made.data, verbose=False)
+    assert any("EnsembleModule.from_store" in str(found.message) for found in caught)
+
+
+@behaves("trainer.test(model), then trainer.test(served), with one trainer")
+def before_and_after(folder: Path) -> None:
+    made = fit(folder / "store", script)
+    trainer = pl.Trainer(**QUIET)
+    trainer.test(made.module, datamodule=made.data, verbose=False)
+    with EnsembleModule.from_store(folder / "store", made.module) as served:
+        assert trainer.test(served, datamodule=made.data, verbose=False)[0]["test_accuracy"] > 0.4
+
+
+@behaves("trainer.save_checkpoint of the served module", reason="a checkpoint would outlive a request: export instead")
+def checkpoint(folder: Path) -> None:
+    made = fit(folder / "store", script)
+    trainer = pl.Trainer(**QUIET)
+    with EnsembleModule.from_store(folder / "store", made.module) as served:
+        trainer.test(served, datamodule=made.data, verbose=False)
+        with pytest.raises(UnsupportedError, match="export"):
+            trainer.save_checkpoint(folder / "served.ckpt")
+
+
+@behaves("another scheduler at the second fit", reason="the store names what differs")
+def scheduler(folder: Path) -> None:
+    class Stepped(Classifier):
+        gamma = 0.5
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=self.gamma)]
+
+    fit(folder / "store", lambda v: script(v, module=Stepped()))
+    Stepped.gamma = 0.9
+    with pytest.raises(StoreMismatchError, match="gamma"):
+        fit(folder / "store", lambda v: script(v, module=Stepped()))
+
+
+for name, run in {
+    "Tuner.lr_find": lambda tuner, made: tuner.lr_find(made.module, datamodule=made.data, num_training=3),
+    "Tuner.scale_batch_size": lambda tuner, made: tuner.scale_batch_size(made.module, datamodule=made.data),
+}.items():
+
+    def tuned(folder: Path, run: Any = run) -> None:
+        made = script(Variant("D"))
+        with pytest.raises(UnsupportedError):
+            run(Tuner(trainer_of(folder / "store", made)), made)
+
+    behaves(name, reason="what it finds depends on all the data")(tuned)
+
+
+class Writer(BasePredictionWriter):
+    def __init__(self, folder: Path) -> None:
+        super().__init__("epoch")
+        self.folder = folder
+
+    def write_on_epoch_end(self, trainer: Any, pl_module: Any, predictions: Any, batch_indices: Any) -> None:
+        torch.save(predictions, self.folder / "predictions.pt")
+
+
+@behaves("BasePredictionWriter, trainer.predict")
+def predictions(folder: Path) -> None:
+    made = fit(folder / "store", script)
+    with EnsembleModule.from_store(folder / "store", made.module) as served, torch.no_grad():
+        pl.Trainer(**QUIET, callbacks=[Writer(folder)]).predict(served, TEST)
+        written = torch.cat(torch.load(folder / "predictions.pt"))
+        assert torch.equal(written, torch.cat([served(batch[0]) for batch in TEST]))
+
+
+class Inner(Classifier):
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.network.head(self.network.blocks[0](self.network.stem(batch[0])))
+
+
+@behaves("a step that calls an inner block by itself", reason="only one model would answer, and not a survivor")
+def inner_block(folder: Path) -> None:
+    made = fit(folder / "store", lambda v: script(v, module=Inner()))
+    with (
+        EnsembleModule.from_store(folder / "store", made.module) as served,
+        pytest.raises(EnsembleError, match="by itself"),
+    ):
+        pl.Trainer(**QUIET).predict(served, TEST)
+
+
+@behaves("torch.export of the served module")
+def exported_program(folder: Path) -> None:
+    made = fit(folder / "store", script)
+    rows = torch.randn(4, 8)
+    with EnsembleModule.from_store(folder / "store", made.module) as served, torch.no_grad():
+        expected = served(rows)
+        program = torch.export.export(served, (rows,))
+        assert torch.allclose(program.module()(rows), expected)
+
+
+@behaves("two S3T callbacks", reason="each would train all units")
+def twice(folder: Path) -> None:
+    made = script(Variant("D"), callbacks=[S3T(folder / "b", 2, 2, 1, subjects="owners")])
+    with pytest.raises(S3TError, match="2 S3T callbacks"):
+        trainer_of(folder / "a", made).fit(made.module, datamodule=made.data)
+
+
+class Compiled(Classifier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = torch.compile(self.network, backend="eager")
+
+
+@exact("torch.compile of the network (eager backend)")
+def compiled(variant: Variant) -> Script:
+    return script(variant, module=Compiled())

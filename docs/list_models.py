@@ -249,7 +249,7 @@ def idle_modules(builder: StageBuilder, example: Tensor) -> list[str]:
         builder: Builds the stages.
         example: An input of the model.
     """
-    model, idle, trained = builder.root, [], []
+    model, idle, trained = builder.root, [], {}
     swap, flags = ModuleSwap(model, builder.originals), ModuleFlags(model)
     for index in range(1, SLICES + 1):
         flags.restore()
@@ -259,7 +259,7 @@ def idle_modules(builder: StageBuilder, example: Tensor) -> list[str]:
         answer = model(example)
         getattr(answer, "logits", answer).square().sum().backward()
         idle += stage.idle_modules()
-        trained.append(stage.snapshot())
+        trained[index] = stage.snapshot()
     swap.restore()
     flags.restore()
     return idle

@@ -22,7 +22,7 @@ def copy_module(module: M) -> M:
 
     Example:
         >>> net = nn.Sequential(nn.ReLU())
-        >>> _ = net[0].register_forward_hook(lambda module, args, answer: setattr(net, "seen", True))
+        >>> _ = net[0].register_forward_hook(lambda module, args, answer, net=net: setattr(net, "seen", True))
         >>> import torch
         >>> copied = copy_module(net)
         >>> _ = copied(torch.ones(1))

@@ -62,7 +62,7 @@ def test_a_request_for_later_is_cancelled(store: Path, capsys: Output) -> None:
     assert main(["forget", str(store), ANN, "--cancel"]) == 0
     assert "1 subjects will not be forgotten" in capsys.readouterr().out
     main(["store", "pending", str(store)])
-    assert "  1 subjects" in capsys.readouterr().out
+    assert "  1 subject" in capsys.readouterr().out
     assert main(["forget", str(store), ANN, "--cancel"]) == 2
     assert "Nothing is scheduled for" in capsys.readouterr().err
 
@@ -166,7 +166,7 @@ def test_what_a_requester_is_given_does_not_tell_the_place(store: Path, capsys: 
     assert json.loads(capsys.readouterr().out) == [given]
     main(["receipt", "list", str(store), "--internal"])
     (internal,) = json.loads(capsys.readouterr().out)
-    assert internal.keys() - given.keys() == {"revoked", "serving"}
+    assert internal.keys() - given.keys() == {"revoked", "serving", "exports"}
     assert internal["revoked"][0].startswith("0/")
     assert not [value for value in given.values() if isinstance(value, (list, dict)) and "0/0" in str(value)]
 

@@ -80,7 +80,7 @@ def test_a_store_passes_when_the_persons_rows_are_no_longer_there(store: Path) -
     report = audit_people(store, People.make().without(PERSON))
     assert report.passed
     assert (report.forgotten, report.rows_of_forgotten) == (1, 0)
-    assert "bit for bit, what training without the 1 forgotten subjects gives" in str(report)
+    assert "bit for bit, what training without the 1 forgotten subject gives" in str(report)
     assert "Not examined" not in str(report)
 
 

@@ -129,10 +129,10 @@ def test_what_a_killed_export_leaves_is_erased_by_a_request(path: Path, folder: 
 def test_a_restored_ledger_erases_the_exports_that_it_knows(path: Path, folder: Path) -> None:
     with Store.open(path) as store:
         export(store, UNIT, folder / "a.bin")
-    backup = (path / "ledger.db").read_bytes()
+    backup, content = (path / "ledger.db").read_bytes(), (folder / "a.bin").read_bytes()
     with Store.open(path) as store:
         store.forget([in_place(UNIT.shard, UNIT.prefix[0])])
-    (folder / "a.bin").write_bytes(b"restored too")
+    (folder / "a.bin").write_bytes(content)  # restored too
     (path / "ledger.db").write_bytes(backup)
     with Store.open(path) as store:
         assert store.exports() == []

@@ -157,7 +157,7 @@ def test_buffers_of_all_kinds_are_named() -> None:
 
 def stage_of(module: nn.Module, adapter: object) -> tuple[Stage, LeakageGuard]:
     builder = StageBuilder(module, find_layers(module, 4), resolve_adapter(adapter))  # type: ignore[arg-type]
-    stage = Stage(builder, ModuleSwap(module, builder.originals), 1, [], seed=0)
+    stage = Stage(builder, ModuleSwap(module, builder.originals), 1, {}, seed=0)
     set_trainable(module, stage.trainable.values())
     return stage, LeakageGuard(module, stage.owned_names(), builder.originals)
 
@@ -182,12 +182,11 @@ def test_a_stage_in_which_statistics_run_on_is_caught() -> None:
         guard.check("unit 0/0")
 
 
-def test_the_power_iteration_of_a_spectral_norm_is_caught() -> None:
+def test_the_power_iteration_of_a_frozen_spectral_norm_stands_still() -> None:
     module = Classifier(4)
     nn.utils.parametrizations.spectral_norm(module.network.stem)
     stage, guard = stage_of(module, {"peft_type": "LORA", "r": 2})
     module.train()
     freeze_statistics(module, stage.owned.values())
     module(X)
-    with pytest.raises(LeakageError, match=r"network\.stem\.parametrizations\.weight\.0\._u"):
-        guard.check("unit 0/0")
+    guard.check("unit 0/0")

@@ -135,7 +135,7 @@ def draw_years() -> None:
     right.minorticks_off()
     right.set_xlabel("compute of the fits a year, full fine-tunes")
     right.set_ylabel("serves on 95 of 100 days, %")
-    right.set_title("typical; each point a choice of L, B and days between fits", fontsize=10)
+    right.set_title("typical; L, B and days between fits vary", fontsize=10)
     right.legend(frameon=False, fontsize=8)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)

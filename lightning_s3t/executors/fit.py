@@ -171,8 +171,8 @@ class Fit:
     def _check_edits(self, alone: bool) -> None:
         if isinstance(self._config.method, EditingMethod) and not alone:
             raise UnsupportedError(
-                f"The method {self._config.method.name!r} edits the model in a process of its own, on one device. DDP, "
-                "torch.compile and isolation='none' rule out. Leave those out."
+                f"The method {self._config.method.name!r} edits the model in a process of its own, on one device. DDP "
+                "and isolation='none' rule that out. Leave them out."
             )
 
     def _training_data(self, trainer: pl.Trainer) -> TrainingData:

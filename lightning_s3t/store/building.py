@@ -134,7 +134,9 @@ class BuildSession:
         self._backend.authenticator.check_artifacts([str(keep)])
         kept = read_units(self._ledger)[keep]
         snapshot = self._backend.snapshots.get(kept.snapshot, f"unit {kept.unit}")
-        return self._forgetting.replace(due, FinishedUnit(self._backend, kept, snapshot, lambda: None))
+        known = {file.path: file.evidence for file in self._ledger.files()}
+        files = [(file["path"], known[file["path"]]) for file in kept.provenance["files"] if file["path"] in known]
+        return self._forgetting.replace(due, FinishedUnit(self._backend, kept, snapshot, lambda: None, files))
 
     def drop(self, units: Iterable[UnitId]) -> None:
         """Take units out that are stale, with all that was built on them, and erases them.

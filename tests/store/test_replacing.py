@@ -74,3 +74,21 @@ def test_an_older_ledger_with_the_journal_of_a_newer_one_takes_the_old_unit_out(
     with Store.open(path) as store:
         assert store.forgotten(["ann"]) == {"ann"}
         assert store.candidates() == {}
+
+
+def test_a_unit_that_was_made_without_who_asks_stays_with_its_files(tmp_path: Path) -> None:
+    path, checkpoint = tmp_path / "store", tmp_path / "checkpoint"
+    with Store.create(path, SETTINGS) as store:
+        session(store).register(["ann", "bob"])
+        attempt = session(store).start_unit(UNIT, "key")
+        attempt.register_file(checkpoint)
+        checkpoint.write_bytes(b"weights")
+        attempt.commit({"w": torch.zeros(2)}, {}, None)
+        store.forget(["nobody"], strict=False)
+        with store.building() as building:
+            receipt = building.carry_out(store.due(), UNIT)
+        assert (receipt.serving, receipt.erased_files) == ({"0": "0/0"}, 0)
+        assert store.verify().problems == ()
+        store.take_out_damaged()
+        assert store.load(UNIT)["w"].tolist() == [0.0, 0.0]
+    assert checkpoint.exists()

@@ -148,7 +148,7 @@ def test_no_module_is_taken_from_the_stores_folder(
     with pytest.raises(SystemExit):
         main(["test", "--store", str(store), "--trust-config"])
     assert not mark.exists()
-    monkeypatch.syspath_prepend("")  # as with python -m
+    monkeypatch.setattr(sys, "path", ["", *sys.path])  # as with python -m
     assert main(["test", "--store", str(store), "--trust-config"]) == 2
     assert not mark.exists()
     assert "Run the command from another folder" in capsys.readouterr().err

@@ -104,6 +104,9 @@ def _show_ticket(ticket: Ticket, json: bool) -> None:
 def _show(receipt: RequestRecord, sign: Path | None, json: bool) -> None:
     if json or sign is not None:
         print(as_json(receipt, sign))
+        if receipt.exports:
+            # for whoever keeps the store: the document is for whoever asked, and an export's name tells a place
+            print(_exports(receipt), file=sys.stderr)
         return
     unknown = f", {receipt.unknown} never seen" if receipt.unknown is not None else ""
     print(
@@ -112,7 +115,7 @@ def _show(receipt: RequestRecord, sign: Path | None, json: bool) -> None:
     )
     print(f"Revoked {counted(receipt.revoked_units, 'unit')}: {', '.join(receipt.revoked) or 'none'}.")
     if receipt.exports:
-        print(f"Erased exported copies: {', '.join(receipt.exports)}. Remove what was copied from them elsewhere.")
+        print(_exports(receipt))
     print(f"Erased {receipt.erased_files} files, {receipt.erased_bytes:,} bytes.")
     if receipt.missing_files:
         print(f"{receipt.missing_files} registered files were not there any more: moved or removed by others.")
@@ -123,6 +126,10 @@ def _show(receipt: RequestRecord, sign: Path | None, json: bool) -> None:
     print(
         f"Guarantee of every unit that is left: {receipt.guarantee} ({receipt.method}, isolation: {receipt.isolation})."
     )
+
+
+def _exports(receipt: RequestRecord) -> str:
+    return f"Erased exported copies: {', '.join(receipt.exports)}. Remove what was copied from them elsewhere."
 
 
 def _read_ids() -> list[str]:

@@ -157,7 +157,11 @@ def test_a_survivor_is_exported_with_the_store_alone(store: Path, tmp_path: Path
     assert {path.name for path in tmp_path.glob("model.*")} == {"model.safetensors", "model.json"}
     people = [f"user-{number}" for number in range(40)]
     assert main(["forget", str(store), *people, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["exports"] == [exported["name"]]
+    output = capsys.readouterr()
+    assert "exports" not in json.loads(output.out)  # a name tells a place
+    assert f"Erased exported copies: {exported['name']}." in output.err
+    assert main(["receipt", "list", str(store), "--internal"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["exports"] == [exported["name"]]
     assert not list(tmp_path.glob("model.*"))
 
 

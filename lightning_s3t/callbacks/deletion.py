@@ -98,6 +98,8 @@ class DeletionHook(pl.Callback):
 
     @property
     def _notifier(self) -> Notifier:
+        # a connection of its own: requests come before a fit, in it and after it, and a fit's store is open in the fit
+        # alone
         if self._opened is None:
             self._opened = Notifier(Store.open(self.store))
         return self._opened

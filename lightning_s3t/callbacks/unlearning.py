@@ -76,7 +76,7 @@ class Unlearning(pl.Callback):
             another (a lock, an open file); on a CPU, on one thread. "none": one after the other in the script's
             process, with what is known of set back in between: for debugging. "auto" is "forkserver", but "none" with
             strategies that spawn or fork their ranks. A store belongs to one of them.
-        parallel_units: How many units are trained at the same time on the same device, to the same bits as one after
+        parallel_units: How many units are trained at the same time on the same devices, to the same bits as one after
             another; more is faster where one unit does not keep the device busy.
         digest_rows: Read every row at the start of each fit, and train again what was trained on rows that have
             changed under the same ids since. A store belongs to one of both. It needs units that are isolated.

@@ -93,8 +93,9 @@ def check_trainer(
         problems.append("reload_dataloaders_every_n_epochs: units have dataloaders of their own. Leave it out.")
     if digest_rows and isolation == "none" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         problems.append(
-            "digest_rows: rows are read in a process of its own, so that nothing of the data set moves, which several "
-            "devices, torch.compile and isolation='none' rule out. Leave those out, or digest_rows."
+            "digest_rows: rows are read in a process of its own, so that nothing of the data set moves, which "
+            "isolation='none' and strategies that fork or spawn their processes rule out. Leave those out, or "
+            "digest_rows."
         )
     problems += _problems_of_isolation(trainer, isolation, parallel_units)
     if problems:
@@ -110,9 +111,9 @@ def _problems_of_isolation(trainer: pl.Trainer, isolation: Isolation, parallel_u
     if isolation == "none":
         if parallel_units > 1:
             return [
-                "parallel_units: units can be trained at the same time in processes of their own only, which several "
-                "devices, fast_dev_run and isolation='none' rule out. Leave those out, or train one "
-                "unit at a time: S3T(parallel_units=1)."
+                "parallel_units: units can be trained at the same time in processes of their own only, which "
+                "fast_dev_run, isolation='none' and strategies that fork or spawn their processes rule out. Leave "
+                "those out, or train one unit at a time: S3T(parallel_units=1)."
             ]
         return []
     problems = []
@@ -127,8 +128,6 @@ def _problems_of_isolation(trainer: pl.Trainer, isolation: Isolation, parallel_u
                 f"isolation={isolation!r} with a strategy that forks or spawns its processes (ddp_spawn, ddp_fork, "
                 "ddp_notebook). Use strategy='ddp', or isolation='none'."
             )
-        if parallel_units > 1:
-            problems.append("parallel_units with several devices: one unit uses them all. Leave it out.")
     if isolation == "fork" and not hasattr(os, "pidfd_open"):
         problems.append("isolation='fork' on this system: it needs Linux. Use isolation='forkserver'.")
     if isolation == "fork" and torch.cuda.is_initialized():

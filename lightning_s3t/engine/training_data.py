@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import itertools
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -153,20 +153,21 @@ class TrainingData:
             found.append(digest_row(self.dataset[row]))
         return tuple(found)
 
-    def digests(self, hash_subject: Callable[[str], str]) -> dict[Place, SliceDigests]:
+    def digests(self, keyed: Callable[[Iterable[str]], Mapping[str, str]]) -> dict[Place, SliceDigests]:
         """Returns digests of each slice's ids, and of what its rows hold if that is known.
 
         Beside its id a row has its weight, where rows are drawn by weight, and which of its subject's rows it is, where
         only some are drawn: what else a unit depends on.
 
         Args:
-            hash_subject: A keyed hash, so that digests of few ids cannot be guessed.
+            keyed: Gives the keyed hashes of texts, so that digests of few ids cannot be guessed.
         """
-        hashes = {subject: hash_subject(subject) for subject in self._places if subject not in self.forgotten}
+        hashes = keyed(subject for subject in self._places if subject not in self.forgotten)
+        contents_of = keyed({f"row {digest}" for digest in self.row_digests})
         found = {}
         for place, rows in self.rows_by_place.items():
             ids = [hashes[self.subjects[row]] + self._drawn(row) for row in rows]
-            contents = [hash_subject(f"row {self.row_digests[row]}") for row in rows] if self.row_digests else None
+            contents = [contents_of[f"row {self.row_digests[row]}"] for row in rows] if self.row_digests else None
             found[place] = SliceDigests(
                 _digest(ids), _digest(sorted(ids)), None if contents is None else _digest(contents)
             )

@@ -35,7 +35,6 @@ from lightning_s3t.engine.unit_settings import Isolation, UnitSettings
 from lightning_s3t.engine.unit_training import UnitTraining
 from lightning_s3t.errors import UnsupportedError
 from lightning_s3t.executors.audit import AuditStore, AuditTarget
-from lightning_s3t.executors.distributed import DistributedExecutor
 from lightning_s3t.executors.fit_store import FitStore
 from lightning_s3t.executors.fit_summary import FitSummary, hyperparameters, mean_metrics
 from lightning_s3t.executors.in_process import InProcessExecutor
@@ -131,12 +130,10 @@ class Fit:
         self._check_edits(alone=not is_distributed(trainer))
         data, switch = self._training_data(trainer), self._switch(module)
         self.training = UnitTraining(data, switch, self._settings, self._config.method)
-        kind = DistributedExecutor if is_distributed(trainer) else IsolatedExecutor
-        with warned_once(), closing(kind(trainer, data, self.training, self._settings)) as executor:
+        with warned_once(), closing(IsolatedExecutor(trainer, data, self.training, self._settings)) as executor:
             fit_store = self._open_store(trainer, module, data, switch.builder, executor.rehearse())
-            units = UnitStore(fit_store, data, self._settings)
             log_hyperparameters(trainer)
-            self._build(trainer, fit_store, executor.trained, lambda: executor.run(units, fit_store))
+            self._build(trainer, fit_store, executor.trained, lambda: executor.run(fit_store))
 
     def run_in_process(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Has the trainer train all units in this process, in the place of its fit loop.
@@ -153,7 +150,7 @@ class Fit:
             settings = trainer_settings(trainer)
         fit_store = self._open_store(trainer, module, data, switch.builder, settings)
         self.training = UnitTraining(data, switch, self._settings, self._config.method)
-        units = UnitStore(fit_store, data, self._settings)
+        units = UnitStore(trainer, fit_store, data, self._settings)
         executor = InProcessExecutor(self._own[0], self.training, units, fit_store, data, switch, self._settings)
         take_over(trainer, lambda: self._build(trainer, fit_store, executor.trained, lambda: executor.run(trainer)))
 

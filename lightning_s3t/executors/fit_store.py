@@ -269,7 +269,7 @@ class FitStore:
 
     def _compare(self, as_of: int) -> FitPlan:
         """Compares what there should be, of the data that is not left out, with what there is."""
-        self.digests = self._data.digests(self._asked().subject_hash)
+        self.digests = self._data.digests(self._asked().subject_hashes)
         alive = self.opened.store.alive()
         return plan_fit(self._units(), alive, self._data, self._choice.data, self.digests, self._basis, as_of)
 

@@ -22,13 +22,13 @@ from lightning_s3t.engine.lightning_internals import (
 from lightning_s3t.engine.muted_lightning import quiet
 from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.engine.unit_settings import UnitSettings
-from lightning_s3t.engine.unit_training import UnitResult, UnitTask, UnitTraining
+from lightning_s3t.engine.unit_training import UnitTraining
 from lightning_s3t.errors import LeakageError, RevokedError
 from lightning_s3t.executors.fit_store import FitStore
 from lightning_s3t.executors.progress import UnitProgress
-from lightning_s3t.executors.ranks import check_same_tensors, on_rank_zero
+from lightning_s3t.executors.ranks import check_same_tensors
 from lightning_s3t.executors.unit_plan import PlannedUnit
-from lightning_s3t.executors.unit_store import BegunUnit, UnitStore
+from lightning_s3t.executors.unit_store import UnitStore
 from lightning_s3t.plan import UnitId
 from lightning_s3t.tuning.randomness import seeded
 from lightning_s3t.tuning.stage_switch import StageSwitch
@@ -70,7 +70,6 @@ class InProcessExecutor:
         self._data = data
         self._switch = switch
         self._settings = settings
-        self._begun: BegunUnit | None = None  # on rank 0
         self._found: dict[str, str] = {}
         self.trained: list[UnitId] = []
 
@@ -125,30 +124,30 @@ class InProcessExecutor:
     def _build(self, trainer: pl.Trainer, reset: TrainerReset, planned: PlannedUnit) -> RevokedError | None:
         """Builds a unit; returns why it was broken off, if a deletion request has reached it."""
         reset.restore()
-        task = on_rank_zero(trainer, lambda: self._begin(planned))
+        unit, task = planned.unit, self._units.begin(planned)
         if task is None:
-            return RevokedError(f"Unit {planned.unit} was revoked while the fit ran.")
+            return RevokedError(f"Unit {unit} was revoked while the fit ran.")
         revoked = None
         try:
             result = self._training.train(trainer, task, self._fit)
-            check_same_tensors(trainer, planned.unit, result.tensors)
+            check_same_tensors(trainer, unit, result.tensors)
             self._training.first_step = logged_step(trainer)
             reset.restore()
             self._switch.leave()
-            self._check_found(trainer, planned.unit)
-            on_rank_zero(trainer, lambda: self._commit(result))
-            self.trained.append(planned.unit)
+            self._check_found(trainer, unit)
+            self._units.commit(unit, result)
+            self.trained.append(unit)
         except RevokedError as error:
-            self._abandon()
+            self._units.abandon(unit)
             revoked = error
             self._training.first_step = logged_step(trainer)
         except Exception as error:
-            if not self._pass_over(trainer, error):
-                self._abandon()
+            if not self._pass_over(trainer, unit, error):
+                self._units.abandon(unit)
                 raise
             self._training.first_step = logged_step(trainer)
         except BaseException:
-            self._abandon()
+            self._units.abandon(unit)
             raise
         return revoked
 
@@ -156,38 +155,24 @@ class InProcessExecutor:
         prepare_fit_loop(trainer, loader, self._training.first_step)
         run_fit_loop(trainer)
 
-    def _begin(self, planned: PlannedUnit) -> UnitTask | None:
-        self._begun = self._units.begin(planned)
-        return self._begun.task if self._begun is not None else None
-
-    def _commit(self, result: UnitResult) -> None:
-        assert self._begun is not None
-        self._units.commit(self._begun, result)
-        self._begun = None
-
-    def _abandon(self) -> None:
-        if self._begun is not None:
-            self._begun.attempt.abandon()
-            self._begun = None
-
-    def _pass_over(self, trainer: pl.Trainer, error: Exception) -> bool:
-        """Gives the running unit up if deletions have left it too little; not where other ranks may have gone on."""
-        if self._begun is None or is_distributed(trainer):
+    def _pass_over(self, trainer: pl.Trainer, unit: UnitId, error: Exception) -> bool:
+        """Gives a unit up if deletions have left it too little; not where other ranks may have gone on."""
+        if is_distributed(trainer):
             return False
-        passed_over = self._units.pass_over(self._begun, error)
+        passed_over = self._units.pass_over(unit, error)
         if passed_over is None:
             return False
-        self._begun = None
         rank_zero_warn(passed_over)
         return True
 
     def _note_file(self, path: Path) -> None:
-        if self._begun is not None:
-            self._begun.note_file(path)
+        if self._training.unit is not None:
+            self._units.note_file(self._training.unit, path)
 
     def _check_alive(self, trainer: pl.Trainer) -> None:
         """Looks whether the running unit has been revoked; every rank must ask at the same time."""
-        on_rank_zero(trainer, lambda: self._begun.attempt.check() if self._begun is not None else None)
+        if self._training.unit is not None:
+            self._units.check(self._training.unit)
 
     def _check_found(self, trainer: pl.Trainer, unit: UnitId) -> None:
         changes = describe_changes(self._found, digest_found(trainer, self._data, self._own))

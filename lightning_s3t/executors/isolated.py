@@ -1,67 +1,89 @@
-"""A fit whose units are trained in processes of their own, one or several at a time."""
+"""A fit whose units are trained in processes of their own, one or several at a time, on one device or several."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import secrets
+from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from typing_extensions import override
 
+from lightning_s3t.engine.lightning_internals import is_distributed, logged_step, meeting_point, set_logged_step
 from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.engine.unit_settings import UnitSettings
-from lightning_s3t.engine.unit_training import UnitResult, UnitTraining
-from lightning_s3t.errors import RevokedError
+from lightning_s3t.engine.unit_training import UnitResult, UnitTask, UnitTraining
+from lightning_s3t.errors import RevokedError, WorkerError
 from lightning_s3t.executors.fit_store import FitStore
-from lightning_s3t.executors.process_executor import ProcessExecutor
 from lightning_s3t.executors.processes.messages import (
     Advanced,
     Begin,
     Failed,
+    Group,
     Noted,
     Rehearse,
     Rehearsed,
     Trained,
+    Warned,
     Writes,
 )
-from lightning_s3t.executors.processes.unit_processes import UnitProcess
+from lightning_s3t.executors.processes.recorded_logs import write_calls
+from lightning_s3t.executors.processes.unit_processes import UnitProcess, UnitProcesses
 from lightning_s3t.executors.progress import UnitProgress
+from lightning_s3t.executors.ranks import check_same_tensors, gather, on_rank_zero
 from lightning_s3t.executors.unit_plan import PlannedUnit
-from lightning_s3t.executors.unit_store import BegunUnit, UnitStore
+from lightning_s3t.executors.unit_store import UnitStore
 from lightning_s3t.plan import UnitId
+from lightning_s3t.tuning.randomness import seeded
 
-_LOOK_UP = 0.1  # seconds after which it is looked for requests, and whether the fit was told to end
+_LOOK_UP = 0.1  # seconds after which the ranks compare how far they are, and look for requests
 
 
 @dataclass
-class RunningUnit:
-    """A unit that a process trains.
+class _Job:
+    """What a process of every rank does: it trains a unit, or rehearses the fit.
 
     Attributes:
-        begun: The unit, in the store.
-        process: The process.
+        what: The same, for messages, and as its name on every rank.
+        process: This rank's process.
+        unit: The unit; None for the rehearsal.
+        outcome: What the process has said last; None as long as it has not.
     """
 
-    begun: BegunUnit
+    what: str
     process: UnitProcess
-
-    @property
-    def unit(self) -> UnitId:
-        """Which unit."""
-        return self.begun.planned.unit
+    unit: UnitId | None = None
+    outcome: Trained | Rehearsed | Failed | None = None
 
 
-class IsolatedExecutor(ProcessExecutor):
+@dataclass(frozen=True)
+class _Standing:
+    """How far a rank is.
+
+    Attributes:
+        ended: What this rank's processes have ended with, by job: an error or None.
+        died: That a process has died here, if one has.
+        stop: Whether the rank was told to end.
+    """
+
+    ended: dict[str, Failed | None] = field(default_factory=dict)
+    died: Failed | None = None
+    stop: bool = False
+
+
+class IsolatedExecutor:
     """Trains the units of a plan, each in a process of its own that starts from what the fit has found.
 
     Nothing that a unit leaves behind can reach another: only its tensors, its record, what it told the loggers and the
     names of the files that it wrote come out of its process. A unit begins when its parent is in the store. Each is
     trained as it would be alone, so the bits are the same however many are trained at a time.
+
+    On several devices every rank has a process for each unit. These form a process group of the unit's own and run a
+    whole fit with the script's strategy. Rank 0 alone has the store; all ranks go through the plan in step.
 
     Args:
         trainer: The trainer, when all setup hooks have run.
@@ -69,111 +91,188 @@ class IsolatedExecutor(ProcessExecutor):
         training: Trains a unit.
         settings: How units are trained.
 
+    Attributes:
+        trained: The units that have been trained.
+
     Raises:
         UnsupportedError: Something cannot be sent to another process; named.
     """
 
     def __init__(self, trainer: pl.Trainer, data: TrainingData, training: UnitTraining, settings: UnitSettings) -> None:
-        super().__init__(trainer, data, training, settings)
-        self._running: dict[int, RunningUnit] = {}
+        self._trainer = trainer
+        self._data = data
+        self._settings = settings
+        self._first_step = logged_step(trainer)
+        set_logged_step(trainer, 0)  # units count their own
+        self.trained: list[UnitId] = []
+        self._jobs: dict[str, _Job] = {}  # those that run, in the same order on every rank
+        self._several = is_distributed(trainer)
+        self._name = on_rank_zero(trainer, lambda: f"s3t-{secrets.token_hex(8)}")
+        self._groups = 0
+        self._processes = UnitProcesses(trainer, data, training, settings)
 
-    @override
     def rehearse(self) -> dict[str, Any]:
-        with closing(self._processes.start(Begin(Rehearse()), "the fit was tried")) as process:
-            while True:
-                for _, message in self._processes.listen([process], _LOOK_UP):
-                    if isinstance(message, Failed):
-                        raise message.exception(process.what)
-                    if isinstance(message, Rehearsed):
-                        self._processes.learn(message.modules)
-                        self._data.row_digests = message.row_digests
-                        return message.settings
-                self._check_signals()
+        """Has a process run the fit up to its first batch, so that what is wrong shows before anything is changed.
 
-    @override
+        Returns:
+            The trainer's settings that bear on what is learnt.
+
+        Raises:
+            Exception: What the rehearsal has raised.
+            WorkerError: A process has died.
+        """
+        self._start(Rehearse(), "the fit was tried")
+        while True:
+            for job, message in self._listen():
+                if isinstance(message, Failed):
+                    raise message.exception(job.what)
+                if isinstance(message, Rehearsed):
+                    self._processes.learn(message.modules)
+                    self._data.row_digests = message.row_digests
+                    return message.settings
+
+    def run(self, fit_store: FitStore) -> None:
+        """Builds every unit of the plan.
+
+        Args:
+            fit_store: The store, and the plan of what to build.
+
+        Raises:
+            Exception: What a unit's training has raised; the units that are done stay.
+            WorkerError: A process has died.
+        """
+        units = UnitStore(self._trainer, fit_store, self._data, self._settings)
+        with seeded():
+            try:
+                while not self._build_all(units, fit_store):
+                    fit_store.replan()
+                self._processes.say_what_was_kept()
+            except BaseException:
+                self._processes.close()
+                fit_store.clear_attempts()
+                raise
+
+    def close(self) -> None:
+        """Ends all processes."""
+        self._processes.close()
+        set_logged_step(self._trainer, self._first_step)
+
     def _build_all(self, units: UnitStore, fit_store: FitStore) -> bool:
+        """Builds the plan; False if a deletion request came in, so that there has to be another."""
         plan = fit_store.plan.build
         schedule = Schedule(plan)
         outdated = False
         with closing(UnitProgress.of(self._trainer, plan, self._settings)) as progress:
             while not schedule.done:
-                while len(self._running) < self._settings.parallel_units:
-                    planned = schedule.take()
-                    if planned is None:
-                        break
-                    self._begin(planned, units, schedule, progress)
-                self._listen(units, schedule, progress)
+                while len(self._jobs) < self._settings.parallel_units and (planned := schedule.take()) is not None:
+                    unit = planned.unit
+                    task = units.begin(planned)
+                    if task is None:
+                        rank_zero_info(f"S3T: Unit {unit} was revoked while the fit ran.")
+                        schedule.give_up(unit)
+                        continue
+                    progress.start(unit)
+                    self._start(task, _what(unit), unit, another=schedule.waiting)
+                for job, message in self._listen():
+                    assert job.unit is not None  # the rehearsal is over
+                    if isinstance(message, Advanced):
+                        progress.show(job.unit, message.share)
+                    elif isinstance(message, Writes):
+                        units.note_file(job.unit, Path(message.path))
+                        job.process.tell(Noted())
+                    else:
+                        progress.finish_unit(job.unit)
+                        schedule.end(job.unit, trained=self._finish(job.what, job.unit, message, units))
                 if fit_store.outdated():
                     outdated = True
                     schedule.halt()
-                    self._end_revoked(schedule, progress)
-                self._check_signals()
+                    for unit, why in units.revoked().items():
+                        self._end(self._jobs[_what(unit)])
+                        units.abandon(unit)
+                        rank_zero_info(f"S3T: {why}")
+                        progress.finish_unit(unit)
+                        schedule.give_up(unit)
         return not outdated
 
-    def _begin(self, planned: PlannedUnit, units: UnitStore, schedule: Schedule, progress: UnitProgress) -> None:
-        begun = units.begin(planned)
-        if begun is None:
-            rank_zero_info(f"S3T: Unit {planned.unit} was revoked while the fit ran.")
-            schedule.give_up(planned.unit)
-            return
-        progress.start(planned.unit)
-        what = f"unit {planned.unit} was trained"
-        process = self._processes.start(Begin(begun.task), what, another=schedule.waiting)
-        self._running[process.number] = RunningUnit(begun, process)
-
-    def _listen(self, units: UnitStore, schedule: Schedule, progress: UnitProgress) -> None:
-        processes = [running.process for running in self._running.values()]
-        for process, message in self._processes.listen(processes, _LOOK_UP):
-            running = self._running[process.number]
-            if isinstance(message, Failed):
-                error = message.exception(process.what)
-                passed_over = units.pass_over(running.begun, error)
-                if passed_over is None:
-                    raise error
-                rank_zero_warn(passed_over)
-                schedule.give_up(running.unit)
-                progress.finish_unit(running.unit)
-                self._forget(process)
-            elif isinstance(message, Advanced):
-                progress.show(running.unit, message.share)
-            elif isinstance(message, Writes):
-                running.begun.note_file(Path(message.path))
-                process.tell(Noted())
-            elif isinstance(message, Trained):
-                self._commit(running, message, units, schedule)
-                progress.finish_unit(running.unit)
-                self._forget(process)
-
-    def _commit(self, running: RunningUnit, message: Trained, units: UnitStore, schedule: Schedule) -> None:
+    def _finish(self, what: str, unit: UnitId, outcome: Any, units: UnitStore) -> bool:
+        """Commits a unit; False if it was revoked, or cannot be trained on what deletions have left."""
+        if isinstance(outcome, Failed):
+            error = outcome.exception(what)
+            passed_over = units.pass_over(unit, error)
+            if passed_over is None:
+                raise error
+            rank_zero_warn(passed_over)
+            return False
+        check_same_tensors(self._trainer, unit, outcome.tensors)
         try:
-            units.commit(running.begun, UnitResult(message.tensors, message.record, message.score))
+            units.commit(unit, UnitResult(outcome.tensors, outcome.record, outcome.score))
         except RevokedError as error:
+            units.abandon(unit)
             rank_zero_info(f"S3T: {error}")
-            schedule.give_up(running.unit)  # metrics of what was revoked are nobody's to see
-            return
-        schedule.end(running.unit)
-        self._note(running.unit, message)
+            return False  # metrics of what was revoked are nobody's to see
+        self.trained.append(unit)
+        if self._trainer.is_global_zero:  # it alone has loggers that keep what they are told
+            write_calls(outcome.calls, self._trainer.loggers, self._first_step)
+        self._first_step += outcome.steps
+        return True
 
-    def _end_revoked(self, schedule: Schedule, progress: UnitProgress) -> None:
-        """Ends the units that a request has reached, in mid-training."""
-        for running in list(self._running.values()):
-            try:
-                running.begun.attempt.check()
-            except RevokedError as error:
-                self._processes.kill(running.process)
-                running.begun.attempt.abandon()
-                rank_zero_info(f"S3T: {error}")
-                schedule.give_up(running.unit)
-                progress.finish_unit(running.unit)
-                self._forget(running.process)
+    def _start(self, task: UnitTask | Rehearse, what: str, unit: UnitId | None = None, another: bool = False) -> None:
+        group = None
+        if self._several:
+            self._groups += 1
+            group = Group(*meeting_point(), f"{self._name}-{self._groups}")
+        self._jobs[what] = _Job(what, self._processes.start(Begin(task, group), what, another), unit)
 
-    def _check_signals(self) -> None:
-        if self._trainer.received_sigterm:  # type: ignore[attr-defined]
+    def _listen(self) -> Iterator[tuple[_Job, Advanced | Writes | Trained | Rehearsed | Failed]]:
+        """Listens for a moment; yields what processes say, and then how jobs have ended.
+
+        A job has ended when its process has on every rank, or has failed on one. Jobs end in the same order on every
+        rank. What a process of this rank says before that is not for the other ranks.
+
+        Raises:
+            WorkerError: A process has died.
+            SIGTERMException: A rank was told to end.
+        """
+        died = None
+        running = [job.process for job in self._jobs.values() if job.outcome is None]
+        try:
+            for process, message in self._processes.listen(running, _LOOK_UP):
+                job = self._jobs[process.what]
+                if isinstance(message, (Trained, Rehearsed, Failed)):
+                    job.outcome = message
+                    process.close()
+                elif not isinstance(message, Warned):
+                    yield job, message
+        except WorkerError as error:
+            if not self._several:
+                raise
+            died = Failed.of(error)
+        done = {job.what: job.outcome for job in self._jobs.values() if job.outcome is not None}
+        ended = {what: outcome if isinstance(outcome, Failed) else None for what, outcome in done.items()}
+        stop = bool(self._trainer.received_sigterm)  # type: ignore[attr-defined]
+        standings = gather(self._trainer, _Standing(ended, died, stop))
+        if any(standing.stop for standing in standings):
             raise SIGTERMException
+        deaths = [standing.died for standing in standings]
+        for job in list(self._jobs.values()):
+            said = [standing.ended[job.what] for standing in standings if job.what in standing.ended]
+            failures = [failed for failed in (*deaths, *said) if failed is not None]
+            if failures:  # the first: that its rank has gone is what the others fail with
+                self._end(job)
+                yield job, min(failures, key=lambda failed: failed.time)
+            elif len(said) == len(standings):
+                self._end(job)
+                yield job, done[job.what]
 
-    def _forget(self, process: UnitProcess) -> None:
-        del self._running[process.number]
-        process.close()
+    def _end(self, job: _Job) -> None:
+        """Ends a job, and its process if it still runs."""
+        del self._jobs[job.what]
+        if job.outcome is None:
+            self._processes.kill(job.process)
+
+
+def _what(unit: UnitId) -> str:
+    return f"unit {unit} was trained"
 
 
 class Schedule:
@@ -215,13 +314,17 @@ class Schedule:
                 return planned
         return None
 
-    def end(self, unit: UnitId) -> None:
-        """Notes that a unit has been trained.
+    def end(self, unit: UnitId, trained: bool = True) -> None:
+        """Notes that a unit has ended.
 
         Args:
             unit: The unit.
+            trained: Whether it is in the store; else it is given up.
         """
-        self._running.discard(unit)
+        if trained:
+            self._running.discard(unit)
+        else:
+            self.give_up(unit)
 
     def give_up(self, unit: UnitId) -> None:
         """Notes that a unit was revoked or passed over: what is built on it is not trained either.

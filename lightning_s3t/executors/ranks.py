@@ -9,7 +9,6 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_s3t.engine.lightning_internals import is_distributed
 from lightning_s3t.errors import LeakageError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.tuning.fingerprint import digest_tensors
@@ -29,7 +28,7 @@ def on_rank_zero(trainer: pl.Trainer, work: Callable[[], T]) -> T:
     Raises:
         Exception: What `work` raised, on every rank.
     """
-    if not is_distributed(trainer):
+    if trainer.world_size == 1:
         return work()
     outcome: tuple[T | None, Exception | None] = (None, None)
     if trainer.is_global_zero:
@@ -50,7 +49,7 @@ def gather(trainer: pl.Trainer, mine: T) -> list[T]:
         trainer: The trainer.
         mine: What this one has; picklable where several processes train.
     """
-    if not is_distributed(trainer):
+    if trainer.world_size == 1:
         return [mine]
     found: list[Any] = [None] * trainer.world_size
     torch.distributed.all_gather_object(found, mine)
@@ -68,7 +67,7 @@ def check_same_tensors(trainer: pl.Trainer, unit: UnitId, tensors: Mapping[str, 
     Raises:
         LeakageError: The ranks hold different tensors.
     """
-    if len(set(gather(trainer, digest_tensors(tensors)))) > 1:
+    if trainer.world_size > 1 and len(set(gather(trainer, digest_tensors(tensors)))) > 1:
         raise LeakageError(
             f"The processes hold different tensors after unit {unit}: their gradients were not synchronised. Expected "
             "the same bits on every rank. Let the strategy synchronise (no torch.no_sync in the step)."

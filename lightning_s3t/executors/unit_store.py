@@ -6,59 +6,119 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
+
 from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.engine.unit_settings import UnitSettings
 from lightning_s3t.engine.unit_training import UnitResult, UnitTask
 from lightning_s3t.errors import DataError, RevokedError, S3TError
 from lightning_s3t.executors.fit_store import FitStore
+from lightning_s3t.executors.ranks import on_rank_zero
 from lightning_s3t.executors.unit_plan import PlannedUnit, slice_digests
+from lightning_s3t.plan import UnitId
 from lightning_s3t.plan.stage_rules import newest_stages
 from lightning_s3t.store import Attempt
 
 
-@dataclass
-class BegunUnit:
-    """A unit that is being trained.
-
-    Attributes:
-        planned: The unit.
-        task: What it is trained from.
-        attempt: Its place in the store.
-    """
+@dataclass(frozen=True)
+class _Begun:
+    """A unit that is being trained: what was planned, what it is trained from, and its place in the store."""
 
     planned: PlannedUnit
     task: UnitTask
     attempt: Attempt
 
-    def note_file(self, path: Path) -> None:
-        """Puts a file that is about to be written on the list for erasure.
-
-        Args:
-            path: The file.
-        """
-        self.attempt.register_file(path)
-
 
 class UnitStore:
     """Begins and commits units.
 
+    Rank 0 alone has the store. Every rank calls `begin`, `check`, `revoked`, `pass_over` and `commit` at the same time
+    and learns the same of them, an error too.
+
     Args:
+        trainer: The trainer.
         fit_store: The store, and the plan of what to build.
         data: The training data.
         settings: How units are trained.
     """
 
-    def __init__(self, fit_store: FitStore, data: TrainingData, settings: UnitSettings) -> None:
+    def __init__(self, trainer: pl.Trainer, fit_store: FitStore, data: TrainingData, settings: UnitSettings) -> None:
+        self._trainer = trainer
         self._fit_store = fit_store
         self._data = data
         self._settings = settings
+        self._begun: dict[UnitId, _Begun] = {}  # empty on all ranks but 0
 
-    def begin(self, planned: PlannedUnit) -> BegunUnit | None:
+    def begin(self, planned: PlannedUnit) -> UnitTask | None:
         """Begins a unit; None if a request has reached what it stands on.
 
         Args:
             planned: The unit, whose parent is in the store.
         """
+        return on_rank_zero(self._trainer, lambda: self._begin(planned))
+
+    def note_file(self, unit: UnitId, path: Path) -> None:
+        """Puts a file that is about to be written on the list for erasure; without effect on all ranks but 0.
+
+        Args:
+            unit: The unit that it goes with.
+            path: The file.
+        """
+        if unit in self._begun:
+            self._begun[unit].attempt.register_file(path)
+
+    def check(self, unit: UnitId) -> None:
+        """Checks that no request has reached a unit that is being trained.
+
+        Args:
+            unit: The unit.
+
+        Raises:
+            RevokedError: One has.
+        """
+        on_rank_zero(self._trainer, lambda: self._check(unit))
+
+    def revoked(self) -> dict[UnitId, str]:
+        """Returns the units that are being trained and that a request has reached, and which one."""
+        return on_rank_zero(self._trainer, self._revoked)
+
+    def abandon(self, unit: UnitId) -> None:
+        """Gives a unit up, and erases what it has written; without effect on all ranks but 0.
+
+        Args:
+            unit: The unit.
+        """
+        if unit in self._begun:
+            self._begun.pop(unit).attempt.abandon()
+
+    def pass_over(self, unit: UnitId, error: BaseException) -> str | None:
+        """Gives a unit up that cannot be trained on what deletions have left, as one with an empty slice.
+
+        Whoever can make requests could else end every fit. A unit that no request has reached fails with its error:
+        there it is the script's.
+
+        Args:
+            unit: The unit.
+            error: What its training has raised.
+
+        Returns:
+            Why, for people; None if it failed for another reason.
+        """
+        return on_rank_zero(self._trainer, lambda: self._pass_over(unit, error))
+
+    def commit(self, unit: UnitId, result: UnitResult) -> None:
+        """Makes a unit part of the store, whole or not at all.
+
+        Args:
+            unit: The unit.
+            result: What has come of it.
+
+        Raises:
+            RevokedError: A request has reached it; `abandon` it.
+        """
+        on_rank_zero(self._trainer, lambda: self._commit(unit, result))
+
+    def _begin(self, planned: PlannedUnit) -> UnitTask | None:
         store, building = self._fit_store.opened.store, self._fit_store.opened.building
         unit, settings = planned.unit, self._settings
         if planned.stale and not self._fit_store.replaces:
@@ -72,43 +132,38 @@ class UnitStore:
             return None
         rows = self._data.rows(unit, settings.data)
         task = UnitTask(unit, rows, trained, self._fit_store.start, attempt.scratch, planned.forget_rows)
-        return BegunUnit(planned, task, attempt)
+        self._begun[unit] = _Begun(planned, task, attempt)
+        return task
 
-    def pass_over(self, begun: BegunUnit, error: BaseException) -> str | None:
-        """Gives a unit up that cannot be trained on what deletions have left, as one with an empty slice.
+    def _check(self, unit: UnitId) -> None:
+        if unit in self._begun:
+            self._begun[unit].attempt.check()
 
-        Whoever can make requests could else end every fit. A unit that no request has reached fails with its error:
-        there it is the script's.
+    def _revoked(self) -> dict[UnitId, str]:
+        found = {}
+        for unit in self._begun:
+            try:
+                self._check(unit)
+            except RevokedError as error:
+                found[unit] = str(error)
+        return found
 
-        Args:
-            begun: The unit.
-            error: What its training has raised.
-
-        Returns:
-            Why, for people; None if it failed for another reason.
-        """
-        if not _is_too_little(error) or not self._fit_store.opened.building.has_shrunk(begun.planned.unit):
+    def _pass_over(self, unit: UnitId, error: BaseException) -> str | None:
+        if not _is_too_little(error) or not self._fit_store.opened.building.has_shrunk(unit):
             return None
+        begun = self._begun.pop(unit)
         begun.attempt.abandon()
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        self._fit_store.passed_over[begun.planned.unit] = reason
+        self._fit_store.passed_over[unit] = reason
         return (
-            f"S3T: Unit {begun.planned.unit} cannot be trained on the {len(begun.task.rows)} rows that deletions have "
-            f"left it, and is passed over with what would be built on it ({reason}). Its shard serves what is before "
-            "it; the next fit tries again."
+            f"S3T: Unit {unit} cannot be trained on the {len(begun.task.rows)} rows that deletions have left it, and "
+            f"is passed over with what would be built on it ({reason}). Its shard serves what is before it; the next "
+            "fit tries again."
         )
 
-    def commit(self, begun: BegunUnit, result: UnitResult) -> None:
-        """Makes a unit part of the store, whole or not at all.
-
-        Args:
-            begun: The unit.
-            result: What has come of it.
-
-        Raises:
-            RevokedError: A request has reached it; everything that it wrote is erased.
-        """
-        digests = slice_digests(begun.planned.unit, self._settings.data, self._fit_store.digests)
+    def _commit(self, unit: UnitId, result: UnitResult) -> None:
+        begun = self._begun[unit]
+        digests = slice_digests(unit, self._settings.data, self._fit_store.digests)
         who: dict[str, Any] = {
             "rows": len(begun.task.rows),
             "subjects": self._data.count_subjects(begun.task.rows),
@@ -119,7 +174,8 @@ class UnitStore:
             self._fit_store.replace(begun.attempt, result.tensors, record, result.score, due)
         else:
             begun.attempt.commit(result.tensors, record, result.score)
-        self._fit_store.passed_over.pop(begun.planned.unit, None)
+        del self._begun[unit]
+        self._fit_store.passed_over.pop(unit, None)
 
 
 def _is_too_little(error: BaseException) -> bool:

@@ -28,7 +28,7 @@ def survivors(alive: Iterable[UnitId], score: Mapping[UnitId, float] | None = No
     # NaN is a failed metric: no better than none, and no order to sort by
     scores = {unit: value for unit, value in (score or {}).items() if value == value}
     best: dict[int, UnitId] = {}
-    for unit in sorted(alive, key=lambda u: (-u.stage, -scores.get(u, float("-inf")), u.prefix)):
+    for unit in sorted(alive, key=lambda u: (-len(u.prefix), -scores.get(u, float("-inf")), u.prefix)):
         best.setdefault(unit.shard, unit)
     return dict(sorted(best.items()))
 

@@ -10,11 +10,8 @@ from torchmetrics import Metric
 
 from lightning_s3t.engine.lightning_internals import copy_uncompiled
 from lightning_s3t.errors import UnsupportedError
-from lightning_s3t.serving.aggregation import Aggregate
 from lightning_s3t.serving.notifier import listeners_of
-from lightning_s3t.serving.passes import Passes
 from lightning_s3t.serving.predictor import EnsemblePredictor
-from lightning_s3t.store import Store
 
 Self = TypeVar("Self", bound="EnsembleModule")
 
@@ -44,18 +41,6 @@ class EnsembleModule(EnsemblePredictor, pl.LightningModule):
         ...
         lightning_s3t.errors.StoreError: ...
     """
-
-    def __init__(
-        self,
-        module: pl.LightningModule,
-        store: Store,
-        *,
-        aggregate: Aggregate = "mean_logits",
-        passes: Passes = "auto",
-        preload: bool = False,
-    ) -> None:
-        super().__init__(module, store, aggregate=aggregate, passes=passes, preload=preload)
-        self._delegate()
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         """Logs as the user's module does, so that one trainer can test both.
@@ -96,7 +81,7 @@ class EnsembleModule(EnsemblePredictor, pl.LightningModule):
     def _listeners(self) -> list[object]:
         return [self, *listeners_of(self._trainer)]
 
-    def _delegate(self) -> None:
+    def _tie_in(self) -> None:
         """Let Lightning find the user's steps, hooks and dataloaders on this module, and their logs reach its trainer.
 
         Lightning looks for them as attributes, and asks of each whether it is that of the base class.

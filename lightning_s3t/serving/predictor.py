@@ -102,6 +102,7 @@ class EnsemblePredictor(nn.Module):
         self.refresh()
         self._notifier = Notifier(store)
         self._notifier.join([self])
+        self._tie_in()
 
     @classmethod
     def from_store(
@@ -361,6 +362,9 @@ class EnsemblePredictor(nn.Module):
         """Return a copy to work on, without what `torch.compile(module)` has put around it."""
         original: nn.Module = getattr(module, "_orig_mod", module)
         return copy_module(original)
+
+    def _tie_in(self) -> None:
+        """Called when all is built: what a framework has to find on the predictor is put there."""
 
     def _is_not_saved(self, what: str) -> str:
         name = type(self).__name__

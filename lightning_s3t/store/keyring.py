@@ -94,13 +94,14 @@ class Keyring:
             if self.layers == layers:
                 return {hashes[hash_] for hash_ in found}
 
-    def first_hash(self, subject: str) -> str:
-        """Returns the hash under the first key alone, which a rotation does not change: for digests of slices.
+    def first_hashes(self, subjects: Iterable[str]) -> dict[str, str]:
+        """Return the hashes under the first key alone, which a rotation does not change: for digests of slices.
 
         Args:
-            subject: A canonical id.
+            subjects: Canonical ids.
         """
-        return hash_subject(self._keys[:1], subject).hex()
+        keys = self._keys[:1]
+        return {subject: hash_subject(keys, subject).hex() for subject in subjects}
 
     @property
     def partition_secret(self) -> bytes:

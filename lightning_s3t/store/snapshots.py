@@ -165,4 +165,4 @@ class SnapshotFolder(Snapshots):
 
 
 def _is_snapshot(file: str) -> bool:
-    return bool(_NAME.fullmatch(half_written_name(Path(file)) or file))
+    return bool(_NAME.fullmatch(file) or _NAME.fullmatch(half_written_name(Path(file)) or ""))

@@ -311,13 +311,13 @@ class Store:
             found: dict[str, Any] = json.loads(self._ledger.notes("options").get("options", "{}"))
         return found
 
-    def subject_hash(self, subject: str) -> str:
-        """Returns a keyed hash of a subject that stays the same when the key is rotated: for digests.
+    def subject_hashes(self, subjects: Iterable[str]) -> dict[str, str]:
+        """Returns a keyed hash of each subject that stays the same when the key is rotated: for digests.
 
         Args:
-            subject: A canonical id.
+            subjects: Canonical ids.
         """
-        return self._keyring.first_hash(subject)
+        return self._keyring.first_hashes(subjects)
 
     def status(self) -> Overview:
         """Returns what the store holds: which units serve, which are revoked or missing, and how long it will last."""

@@ -100,16 +100,16 @@ if __name__ == "__main__":
     people = People.make()
     if (folder / "without").exists():
         people = people.without((folder / "without").read_text())
-    fit(folder / sys.argv[2], people, Fails(), module=Counts(),
+    fit(folder / sys.argv[2], people, Fails(), module=Counts(), parallel_units=int(sys.argv[3]),
         trainer={"strategy": "ddp", "devices": 2, "accelerator": "cpu"})
 """
 
 
-def run_script(folder: Path, store: str) -> subprocess.CompletedProcess[str]:
+def run_script(folder: Path, store: str, parallel_units: int = 1) -> subprocess.CompletedProcess[str]:
     script = folder / "script.py"
     script.write_text(GUARANTEE)
     return subprocess.run(
-        [sys.executable, str(script), str(folder), store],
+        [sys.executable, str(script), str(folder), store, str(parallel_units)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])},
         capture_output=True,
         text=True,
@@ -122,16 +122,24 @@ def test_a_rebuild_is_a_training_from_scratch_whatever_the_ranks_keep(tmp_path: 
     assert run_script(tmp_path, "store").returncode == 0
     with Store.open(tmp_path / "store") as store:
         store.forget([PERSON])
-    assert run_script(tmp_path, "store").returncode == 0
+    assert run_script(tmp_path, "store", parallel_units=2).returncode == 0
     (tmp_path / "without").write_text(PERSON)
     assert run_script(tmp_path, "scratch").returncode == 0
     assert_bitwise_equal(tensors_of(tmp_path / "store"), tensors_of(tmp_path / "scratch"))
 
 
 @pytest.mark.nightly
-def test_an_error_on_one_rank_ends_the_fit_on_all(tmp_path: Path) -> None:
+def test_several_units_at_once_on_several_ranks_have_the_bits_of_one_after_another(tmp_path: Path) -> None:
+    assert run_script(tmp_path, "one").returncode == 0
+    assert run_script(tmp_path, "three", parallel_units=3).returncode == 0
+    assert_bitwise_equal(tensors_of(tmp_path / "one"), tensors_of(tmp_path / "three"))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("parallel_units", [1, 3])
+def test_an_error_on_one_rank_ends_the_fit_on_all(tmp_path: Path, parallel_units: int) -> None:
     (tmp_path / "fail").touch()
-    result = run_script(tmp_path, "store")
+    result = run_script(tmp_path, "store", parallel_units)
     assert result.returncode != 0
     assert "the disk of rank 1 is full" in result.stderr
     assert tensors_of(tmp_path / "store") == {}

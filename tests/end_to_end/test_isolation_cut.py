@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -34,6 +35,7 @@ from tests.people import People, fit
 class Slow(Callback):
     def on_train_start(self, *args):
         (folder / f"pid-{os.getpid()}").touch()
+        (folder / f"server-{os.getppid()}").touch()
 
     def on_train_batch_end(self, *args):
         time.sleep(0.1)
@@ -183,36 +185,66 @@ def test_a_request_from_another_process_leads_to_what_scratch_gives(tmp_path: Pa
     assert_bitwise_equal(tensors_of(store), tensors_of(tmp_path / "scratch"))
 
 
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_script_that_is_killed_takes_its_processes_along(tmp_path: Path, kill: signal.Signals) -> None:
-    script, store = tmp_path / "script.py", tmp_path / "store"
-    script.write_text(SCRIPT)
-    with (tmp_path / "output").open("w") as output:
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A first fit without the person of the request."""
+    folder = tmp_path_factory.mktemp("scratch")
+    fit(folder / "store", People.make().without(person_at(slice_=0)), workers=1)
+    return folder / "store"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+@pytest.mark.parametrize("unit", [False, True], ids=["", "unit"])
+@pytest.mark.parametrize("server", [False, True], ids=["", "server"])
+@pytest.mark.parametrize("script", [None, signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=str)
+def test_whatever_is_killed_nothing_revoked_comes_back_and_nothing_is_left(
+    tmp_path: Path, scratch: Path, script: signal.Signals | None, server: bool, unit: bool
+) -> None:
+    """A request comes in while two units are trained, and then what is named here is killed at once."""
+    file, store, output = tmp_path / "script.py", tmp_path / "store", tmp_path / "output"
+    file.write_text(SCRIPT)
+    with output.open("w") as stream:
         process = subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path)],
-            stdout=output,
-            stderr=output,
+            [sys.executable, str(file), str(tmp_path)],
+            stdout=stream,
+            stderr=stream,
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])},
         )
         try:
             wait_for(lambda: len(list((store / "snapshots").glob("*.safetensors"))) >= 3, process)
-            process.send_signal(kill)
-            process.wait(60)
+            with Store.open(store) as opened:
+                opened.forget([person_at(slice_=0)])
+            doomed = [(name, signal.SIGKILL) for name, kill in (("server", server), ("pid", unit)) if kill]
+            targets = [(newest(tmp_path, name), how) for name, how in doomed]
+            for pid, how in [*targets, *([(process.pid, script)] if script is not None else [])]:
+                with contextlib.suppress(ProcessLookupError):  # the request has ended it meanwhile
+                    os.kill(pid, how)
+            process.wait(120)
         finally:
             process.kill()
     groups = [int(path.name.removeprefix("pid-")) for path in tmp_path.glob("pid-*")]
     assert len(groups) >= 2
-    wait_for(lambda: not any(map(is_alive, groups)), None)
-    if kill == signal.SIGINT:
-        assert "s3t-worker" not in (tmp_path / "output").read_text()
-    with Store.open(store):  # clears away what a killed fit has left
-        pass
+    wait_for(lambda: not any(map(is_alive, groups)), None, seconds=5)
+    if script == signal.SIGINT:
+        assert "s3t-worker" not in output.read_text()
+    with Store.open(store) as opened:  # clears away what a killed fit has left
+        assert opened.request_number == 1
     assert_nothing_is_left(store, tmp_path / "checkpoints")
-    assert_the_next_fit_goes_on(store, workers=1)
+    before = tensors_of(store)
+    fit(store, People.make(), workers=1)
+    after = tensors_of(store)
+    assert_bitwise_equal(before, {unit: after[unit] for unit in before})
+    assert_bitwise_equal(after, tensors_of(scratch))
 
 
-def wait_for(condition: Any, process: Any) -> None:
-    deadline = time.monotonic() + 240
+def newest(folder: Path, name: str) -> int:
+    """The process that has noted itself last under a name."""
+    found = max(folder.glob(f"{name}-*"), key=lambda path: path.stat().st_mtime_ns)
+    return int(found.name.removeprefix(f"{name}-"))
+
+
+def wait_for(condition: Any, process: Any, seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert process is None or process.poll() is None, "the fit ended before it could be killed"
         assert time.monotonic() < deadline

@@ -101,7 +101,7 @@ def test_a_method_that_was_put_on_the_module_goes_along(tmp_path: Path) -> None:
     [
         ("ddp_spawn", "forkserver", 1, "isolation='forkserver' with a strategy that forks or spawns"),
         ("ddp", "fork", 1, "isolation='fork' with several devices"),
-        ("ddp", "forkserver", 2, "parallel_units with several devices"),
+        ("ddp_spawn", "none", 2, "strategies that fork or spawn their processes rule out"),
     ],
 )
 def test_several_devices(strategy: str, isolation: Any, parallel_units: int, message: str) -> None:

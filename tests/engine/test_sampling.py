@@ -39,7 +39,7 @@ def drawn(data: TrainingData, rows: list[int], seed: int = 1) -> list[int]:
 
 
 def digests(data: TrainingData) -> dict[Place, tuple[str, str]]:
-    return data.digests(lambda subject: subject)
+    return data.digests(lambda subjects: {subject: subject for subject in subjects})
 
 
 def test_weights_of_a_units_own_rows_decide_how_often_it_draws_them() -> None:

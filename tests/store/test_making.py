@@ -30,7 +30,7 @@ def assert_usable(store: Store) -> None:
 
 def made_at(path: Path) -> Iterator[str]:
     with Store.create(path, SETTINGS) as store:
-        yield store.subject_hash("ann")
+        yield store.subject_hashes(["ann"])["ann"]
 
 
 def test_a_making_that_is_killed_anywhere_can_be_done_again(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_making_that_is_killed_anywhere_can_be_done_again(tmp_path: Path) -> N
             with suppress(StoreError):  # half a store is no store, or it is whole
                 Store.open(path).close()
         with Store.create(path, SETTINGS) as store:
-            assert not acknowledged or acknowledged == [store.subject_hash("ann")]
+            assert not acknowledged or acknowledged == [store.subject_hashes(["ann"])["ann"]]
             assert store.settings == SETTINGS
             assert_usable(store)
         if survived:

@@ -133,7 +133,7 @@ def test_a_unit_that_is_revoked_while_it_is_read_is_not_given_out(
 def test_two_processes_that_make_a_store_at_once_agree_on_its_key(tmp_path: Path) -> None:
     code = (
         "print('ready', flush=True); sys.stdin.readline()\n"
-        f"store = Store.create({str(tmp_path / 'store')!r}, {SETTINGS!r}); print(store.subject_hash('ann'))"
+        f"store = Store.create({str(tmp_path / 'store')!r}, {SETTINGS!r}); print(store.subject_hashes(['ann'])['ann'])"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     made = [subprocess.Popen([sys.executable, "-c", PREFACE + code], **pipes) for _ in range(4)]  # type: ignore[call-overload]
@@ -144,4 +144,4 @@ def test_two_processes_that_make_a_store_at_once_agree_on_its_key(tmp_path: Path
         process.stdin.flush()
     hashes = {process.communicate()[0].strip() for process in made}
     with Store.open(tmp_path / "store") as store:
-        assert hashes == {store.subject_hash("ann")}
+        assert hashes == {store.subject_hashes(["ann"])["ann"]}

@@ -17,6 +17,9 @@ from torch._dynamo.eval_frame import OptimizeContext
 
 from lightning_s3t.tuning.compiled import compile_arguments
 
+COMPILABLE = (nn.Module, FunctionType, OptimizeContext)
+"""What may have been compiled, or be the context that compiled calls run in."""
+
 
 def reduce_compiled(obj: Any) -> tuple[Any, ...] | None:
     """Returns how pickle makes something compiled anew, as `__reduce__` does; None for what is not.

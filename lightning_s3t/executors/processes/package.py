@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from lightning_s3t.executors.processes.compiled_parts import reduce_compiled
+from lightning_s3t.executors.processes.compiled_parts import COMPILABLE, reduce_compiled
 
 # that of torch's own memory: kernels may add up in another order where a tensor begins elsewhere
 _ALIGNMENT = 64
@@ -124,7 +124,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         reduced = super().reducer_override(obj)
         if reduced is NotImplemented and isinstance(obj, FunctionType):
             return reduced  # it can be imported there
-        compiled = reduce_compiled(obj)
+        compiled = reduce_compiled(obj) if isinstance(obj, COMPILABLE) else None
         return reduced if compiled is None else compiled
 
     def _storage(self, storage: torch.UntypedStorage) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_s3t.engine.found_state.contents import is_plain, pack
+from lightning_s3t.engine.found_state.contents import bytes_of, is_plain
 from lightning_s3t.errors import DataError
 from lightning_s3t.tuning.fingerprint import tensor_bytes
 from lightning_s3t.tuning.nested import leaves_in
@@ -48,7 +48,7 @@ def _parts(leaf: Any) -> list[bytes | memoryview]:
     if isinstance(leaf, Tensor):
         return [f"{leaf.dtype} {tuple(leaf.shape)}".encode(), tensor_bytes(leaf)]
     if is_plain([leaf]):
-        return [pack(leaf)]
+        return [bytes_of(leaf)]
     if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
         values = {field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf)}
         return [digest_row(values).encode()]

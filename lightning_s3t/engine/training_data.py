@@ -22,7 +22,7 @@ from torch.utils.data import (
     Subset,
 )
 
-from lightning_s3t.engine.found_state.contents import is_plain, pack
+from lightning_s3t.engine.found_state.contents import bytes_of, is_plain
 from lightning_s3t.engine.found_state.digest import AnyGenerator, find_generators
 from lightning_s3t.engine.row_digests import digest_row
 from lightning_s3t.engine.sampling import sampling_of
@@ -162,7 +162,7 @@ class TrainingData:
         Args:
             keyed: Gives the keyed hashes of texts, so that digests of few ids cannot be guessed.
         """
-        hashes = keyed(subject for subject in self._places if subject not in self.forgotten)
+        hashes = keyed([subject for subject in self._places if subject not in self.forgotten])
         contents_of = keyed({f"row {digest}" for digest in self.row_digests})
         found = {}
         for place, rows in self.rows_by_place.items():
@@ -422,7 +422,7 @@ def _check_same_attributes(loader: DataLoader[Any], made: DataLoader[Any]) -> No
     """Raises if a dataloader that was made again, over all rows, has lost what its class takes by **kwargs."""
     own = vars(loader).keys() - vars(DataLoader(loader.dataset)).keys()
     for name in sorted(name for name in own if is_plain([vars(loader)[name]], (tuple, list, dict))):
-        if name not in vars(made) or pack(vars(made)[name]) != pack(vars(loader)[name]):
+        if name not in vars(made) or bytes_of(vars(made)[name]) != bytes_of(vars(loader)[name]):
             raise UnsupportedError(
                 f"Made again over a unit's rows, the train dataloader {type(loader).__name__} has another {name}: "
                 f"{vars(made).get(name)!r} instead of {vars(loader)[name]!r}. Name what sets it in the __init__ of "

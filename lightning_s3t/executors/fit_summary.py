@@ -61,7 +61,7 @@ class FitSummary:
         Args:
             alive: What the store holds.
             shards: Number of shards.
-            sequences: The orders.
+            sequences: The sequences.
             trained: What this fit has trained.
             seconds: How long it took.
             passed_over: What could not be trained, and why.

@@ -160,19 +160,19 @@ class IsolatedExecutor:
     def _build_all(self, units: UnitStore, fit_store: FitStore) -> bool:
         """Builds the plan; False if a deletion request came in, so that there has to be another."""
         plan = fit_store.plan.build
-        schedule = Schedule(plan)
+        queue = UnitQueue(plan)
         outdated = False
         with closing(UnitProgress.of(self._trainer, plan, self._settings)) as progress:
-            while not schedule.done:
-                while len(self._jobs) < self._settings.parallel_units and (planned := schedule.take()) is not None:
+            while not queue.done:
+                while len(self._jobs) < self._settings.parallel_units and (planned := queue.take()) is not None:
                     unit = planned.unit
                     task = units.begin(planned)
                     if task is None:
                         rank_zero_info(f"S3T: Unit {unit} was revoked while the fit ran.")
-                        schedule.give_up(unit)
+                        queue.give_up(unit)
                         continue
                     progress.start(unit)
-                    self._start(task, _what(unit), unit, another=schedule.waiting)
+                    self._start(task, _what(unit), unit, another=queue.waiting)
                 for job, message in self._listen():
                     assert job.unit is not None  # the rehearsal is over
                     if isinstance(message, Advanced):
@@ -182,16 +182,16 @@ class IsolatedExecutor:
                         job.process.tell(Noted())
                     else:
                         progress.finish_unit(job.unit)
-                        schedule.end(job.unit, trained=self._finish(job.what, job.unit, message, units))
+                        queue.end(job.unit, trained=self._finish(job.what, job.unit, message, units))
                 if fit_store.outdated():
                     outdated = True
-                    schedule.halt()
+                    queue.halt()
                     for unit, why in units.revoked().items():
                         self._end(self._jobs[_what(unit)])
                         units.abandon(unit)
                         rank_zero_info(f"S3T: {why}")
                         progress.finish_unit(unit)
-                        schedule.give_up(unit)
+                        queue.give_up(unit)
         return not outdated
 
     def _finish(self, what: str, unit: UnitId, outcome: Any, units: UnitStore) -> bool:
@@ -275,7 +275,7 @@ def _what(unit: UnitId) -> str:
     return f"unit {unit} was trained"
 
 
-class Schedule:
+class UnitQueue:
     """Gives units out in the plan's order, each when its parent has been trained.
 
     Args:
@@ -283,11 +283,11 @@ class Schedule:
 
     Example:
         >>> first, second = (PlannedUnit(UnitId(0, prefix), "key", 1, False) for prefix in [(0,), (0, 1)])
-        >>> schedule = Schedule([first, second])
-        >>> schedule.take() is first, schedule.take()
+        >>> queue = UnitQueue([first, second])
+        >>> queue.take() is first, queue.take()
         (True, None)
-        >>> schedule.end(first.unit)
-        >>> schedule.take() is second
+        >>> queue.end(first.unit)
+        >>> queue.take() is second
         True
     """
 

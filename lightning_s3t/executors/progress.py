@@ -27,7 +27,7 @@ class UnitProgress:
     Example:
         >>> progress = UnitProgress([UnitId(0, (1,))], [10], shards=1, slices=2, enabled=False)
         >>> progress.describe(UnitId(0, (1,)))
-        'unit 1/1 · shard 1/1 · order 2 · stage 1/2'
+        'unit 1/1 · shard 1/1 · sequence 2 · stage 1/2'
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class UnitProgress:
         Args:
             unit: The unit.
         """
-        order = "-".join(str(slice_ + 1) for slice_ in unit.prefix)
+        sequence = "-".join(str(slice_ + 1) for slice_ in unit.prefix)
         parts = (
             f"unit {self._positions[unit]}/{len(self._positions)}",
             f"shard {unit.shard + 1}/{self._shards}",
-            f"order {order}",
+            f"sequence {sequence}",
             f"stage {unit.stage}/{self._slices}",
         )
         return " · ".join(parts)

@@ -1,8 +1,10 @@
 """How far a reader has to walk: the files of the package that a call goes through, and how often it changes files.
 
 `python -m tests.benchmarks.trips` prints both for `fit`, `forget`, a served answer and `s3t plan`. A hop is a change of
-file between one Python call inside the package and the next, in the script's main thread. With `--most N` the changes of
-file are listed that are made most often: where two files talk much, one may belong into the other.
+file between one Python call inside the package and the next, in the script's main thread; a way is one that is made at
+least once, from one function to another. Hops grow with rows and units, and in a fit with the time that it takes, since it
+looks for requests ten times a second; ways do not. With `--most N` the ways are listed that are gone most often: where two
+files talk much, one may belong into the other.
 """
 
 from __future__ import annotations
@@ -121,7 +123,7 @@ def main() -> int:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         found = trips()
     for name, trip in found.items():
-        print(f"{name:22} {len(trip.files):4} files {trip.hops.total():6} hops")
+        print(f"{name:22} {len(trip.files):4} files {trip.hops.total():6} hops {len(trip.hops):5} ways")
         for (one, other), times in trip.hops.most_common(arguments.most):
             print(f"    {times:5}  {one} -> {other}")
     return 0

@@ -25,7 +25,7 @@ def test_it_stays_while_a_fit_runs_and_ends_after_it(monkeypatch: pytest.MonkeyP
     theirs.close()
     package = pack(None, {})
     fit, its_end = socket.socketpair()
-    begin = server.Begin(package.header, False, True, dict(os.environ), str(Path.cwd()), sys.path, sys.argv)
+    begin = server.BeginFit(package.header, False, True, dict(os.environ), str(Path.cwd()), sys.path, sys.argv)
     send(ours, begin, [its_end.fileno(), package.file.fileno(), 1, 2])
     its_end.close()
     package.close()

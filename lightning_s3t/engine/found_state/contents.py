@@ -59,14 +59,14 @@ def is_plain(values: Iterable[object], nested: tuple[type, ...] = (tuple,), dept
     return is_plain(chain.from_iterable(inner), nested, depth - 1)  # type: ignore[arg-type]
 
 
-def pack(values: object) -> bytes:
+def bytes_of(values: object) -> bytes:
     """Returns plain values as bytes: exact, with their types, and the same in every process.
 
     Args:
         values: The values.
 
     Example:
-        >>> pack(1) == pack(1.0), pack(float("nan")) == pack(float("nan"))
+        >>> bytes_of(1) == bytes_of(1.0), bytes_of(float("nan")) == bytes_of(float("nan"))
         (False, True)
     """
     # later versions of the format depend on which strings are the same object
@@ -171,19 +171,19 @@ def _frozen(state: Any) -> Any:
 
 def _bits_content(bits: Any) -> bytes:
     seeds = getattr(bits, "_seed_seq", None)
-    return pack((_frozen(bits.state), getattr(seeds, "n_children_spawned", 0)))
+    return bytes_of((_frozen(bits.state), getattr(seeds, "n_children_spawned", 0)))
 
 
 def _function_content(value: types.FunctionType) -> bytes:
     code = value.__code__
     constants = tuple(constant for constant in code.co_consts if is_plain([constant]))
     module = value.__module__ if is_plain([value.__module__]) else None
-    return pack((module, value.__qualname__, code.co_code, code.co_names, constants))
+    return bytes_of((module, value.__qualname__, code.co_code, code.co_names, constants))
 
 
 def _enum_content(value: enum.Enum) -> bytes:
     held = object.__getattribute__(value, "__dict__")
-    return pack([held.get(name) for name in ("_name_", "_value_") if is_plain([held.get(name)])])
+    return bytes_of([held.get(name) for name in ("_name_", "_value_") if is_plain([held.get(name)])])
 
 
 _CONTENTS: dict[Any, Callable[[Any], bytes]] = {
@@ -191,22 +191,25 @@ _CONTENTS: dict[Any, Callable[[Any], bytes]] = {
     np.ndarray: _array_content,
     np.generic: lambda value: f"{value.dtype}".encode() + (b"" if value.dtype.hasobject else value.tobytes()),
     torch.Generator: lambda value: bytes(tensor_bytes(torch.Generator.get_state(value))),
-    random.Random: lambda value: pack(random.Random.getstate(value)),
+    random.Random: lambda value: bytes_of(random.Random.getstate(value)),
     np.random.Generator: lambda value: _bits_content(np.random.Generator.bit_generator.__get__(value)),
-    np.random.RandomState: lambda value: pack(_frozen(np.random.RandomState.get_state(value, legacy=False))),
+    np.random.RandomState: lambda value: bytes_of(_frozen(np.random.RandomState.get_state(value, legacy=False))),
     np.random.BitGenerator: _bits_content,
-    np.random.SeedSequence: lambda value: pack(_frozen(value.state)),
+    np.random.SeedSequence: lambda value: bytes_of(_frozen(value.state)),
     types.FunctionType: _function_content,
-    types.MethodWrapperType: lambda value: pack(value.__name__),
-    types.BuiltinFunctionType: lambda value: pack((value.__module__, value.__qualname__)),
-    RUNNING: lambda value: pack(getattr(frame_of(value), "f_lasti", None)),
+    types.MethodWrapperType: lambda value: bytes_of(value.__name__),
+    types.BuiltinFunctionType: lambda value: bytes_of((value.__module__, value.__qualname__)),
+    RUNNING: lambda value: bytes_of(getattr(frame_of(value), "f_lasti", None)),
     enum.Enum: _enum_content,
-    **{base: lambda value, base=base: pack(base.__getnewargs__(value)) for base in (int, float, complex, str, bytes)},  # type: ignore[misc]
-    array: lambda value: pack((value.typecode, memoryview(value).tobytes())),
+    **{
+        base: lambda value, base=base: bytes_of(base.__getnewargs__(value))  # type: ignore[misc]
+        for base in (int, float, complex, str, bytes)
+    },
+    array: lambda value: bytes_of((value.typecode, memoryview(value).tobytes())),
     (bytearray, *C_DATA): lambda value: memoryview(value).tobytes(),
     type: lambda value: class_name(value).encode(),
-    types.ModuleType: lambda value: pack(types.ModuleType.__getattribute__(value, "__name__")),
-    re.Pattern: lambda value: pack((value.pattern, value.flags)),
+    types.ModuleType: lambda value: bytes_of(types.ModuleType.__getattribute__(value, "__name__")),
+    re.Pattern: lambda value: bytes_of((value.pattern, value.flags)),
     pathlib.PurePath: lambda value: pathlib.PurePath.__str__(value).encode(errors="surrogateescape"),
     BY_REPR: lambda value: repr(value).encode(),
 }

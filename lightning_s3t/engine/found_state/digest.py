@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from lightning_s3t.engine.found_state.contents import ATOMS, GENERATORS, class_name, content_of, is_plain, pack
+from lightning_s3t.engine.found_state.contents import ATOMS, GENERATORS, bytes_of, class_name, content_of, is_plain
 from lightning_s3t.engine.found_state.reading import FUNCTIONS, MANY, Reader
 
 AnyGenerator: TypeAlias = "torch.Generator | random.Random | np.random.Generator | np.random.RandomState"
@@ -130,7 +130,7 @@ def _walk(roots: Mapping[str, object], ignore: Collection[int]) -> Iterator[tupl
         if used[path] > 1:
             path = f"{path} #{used[path]}"
         if is_plain([value]):
-            yield path, value, pack(value)
+            yield path, value, bytes_of(value)
         elif layout.is_value:
             yield path, value, b""
         elif id(value) in seen:

@@ -31,13 +31,13 @@ from lightning_s3t.engine.found_state.contents import (
     C_DATA,
     GENERATORS,
     RUNNING,
+    bytes_of,
     class_name,
     content_of,
     frame_of,
     is_ordinary,
     is_plain,
     module_of,
-    pack,
 )
 
 # by how a path goes on
@@ -151,7 +151,7 @@ class Reader:
             if plain and (grouped or len(plain) >= MANY):
                 own.append(plain)
                 parts = [(name, part) for name, part in parts if not is_plain([part])]
-        return pack(own) if own else b"", parts
+        return bytes_of(own) if own else b"", parts
 
     def _elements(self, value: Any, layout: Layout) -> tuple[list[Any], Parts]:
         base: Any = layout.container
@@ -176,12 +176,12 @@ class Reader:
         """Puts the members of a set in an order that is the same in every process, if it can."""
         layout = self.layout(type(value))
         if is_plain([value]):
-            return pack(value).hex()
+            return bytes_of(value).hex()
         if layout.skipped or not depth:
             return layout.name
         own, parts = (b"", []) if layout.is_value else self.read(value)
         inner = [f"{name} {self._sketch(part, depth - 1)}" for name, part in parts[:100]]
-        return hashlib.sha256(pack([layout.name, content_of(layout.cls)(value), own, inner])).hexdigest()
+        return hashlib.sha256(bytes_of([layout.name, content_of(layout.cls)(value), own, inner])).hexdigest()
 
 
 def _layout(cls: type) -> Layout:
@@ -256,7 +256,7 @@ def _items(value: dict[Any, Any], layout: Layout) -> tuple[list[Any], Parts]:
         if is_plain([key]):
             name = repr(key)
             if len(name) > 80:
-                name = f"{name[:60]}... {hashlib.sha256(pack(key)).hexdigest()[:8]}"
+                name = f"{name[:60]}... {hashlib.sha256(bytes_of(key)).hexdigest()[:8]}"
         else:
             name = f"<{class_name(type(key)).rpartition('.')[2]} {place}>"
             parts.append((f"[key {name}]", key))
@@ -276,7 +276,7 @@ def _ordered(mapping: dict[Any, Any]) -> list[tuple[Any, Any]]:
 
 def _sorted(plain: list[Any]) -> list[Any]:
     kinds = set(map(type, plain))
-    return sorted(plain) if kinds in ({int}, {str}, {bytes}) else sorted(map(pack, plain))
+    return sorted(plain) if kinds in ({int}, {str}, {bytes}) else sorted(map(bytes_of, plain))
 
 
 def _reduced(reduce: Callable[[object], object], value: object) -> Parts:

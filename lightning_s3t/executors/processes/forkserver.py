@@ -15,7 +15,7 @@ from lightning_s3t.engine.package_alias import is_aliased
 from lightning_s3t.errors import WorkerError
 from lightning_s3t.executors.processes.messages import Failed, receive, send
 from lightning_s3t.executors.processes.package import Package
-from lightning_s3t.executors.processes.server import Begin, Ended, Fork, Import, Kill, Loaded, Threaded
+from lightning_s3t.executors.processes.server import BeginFit, Ended, Fork, Import, Kill, Loaded, Threaded
 
 # small trainings on a CPU give memory back to the system after every step, and ask for it again, which doubles their
 # time; glibc reads this when a process starts
@@ -40,7 +40,7 @@ class _Base:
                 start_new_session=True,
             )
 
-    def begin(self, begin: Begin, package: Package) -> socket.socket:
+    def begin(self, begin: BeginFit, package: Package) -> socket.socket:
         ours, theirs = socket.socketpair()
         with theirs:
             send(self._channel, begin, [theirs.fileno(), package.file.fileno(), 1, 2])
@@ -162,7 +162,7 @@ class ForkServer:
         return message
 
     def _begin(self, load_in_unit: bool) -> Any:
-        begin = Begin(
+        begin = BeginFit(
             self._package.header,
             self._package.on_device,
             load_in_unit,

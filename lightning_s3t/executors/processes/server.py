@@ -33,7 +33,7 @@ _PATIENCE = 10.0  # seconds that a forked process may take to add up a million n
 
 
 @dataclass(frozen=True)
-class Begin:
+class BeginFit:
     """To the base: fork a process for a fit. Beside it come its channel, the package, standard output and error.
 
     Attributes:
@@ -147,7 +147,7 @@ def can_compute_after_fork() -> bool:
     return False
 
 
-def _serve_fit(begin: Begin, descriptors: list[int]) -> None:
+def _serve_fit(begin: BeginFit, descriptors: list[int]) -> None:
     parent, package_file, output, error = descriptors
     channel = socket.socket(fileno=parent)
     os.setpgid(0, 0)

@@ -22,7 +22,6 @@ from rich.table import Table
 
 from lightning_s3t import EnsembleModule, describe_layers
 from lightning_s3t.plan import deletion_rate
-from lightning_s3t.zoo.demo.course import Course, forget_until_nothing_is_left
 from lightning_s3t.zoo.demo.digits import Digits, accuracy
 from lightning_s3t.zoo.demo.guarantees import Check, Comparison, check_guarantees
 from lightning_s3t.zoo.demo.picture import draw
@@ -33,6 +32,7 @@ from lightning_s3t.zoo.demo.training import (
     train_by_slices,
     train_publicly,
 )
+from lightning_s3t.zoo.demo.trajectory import Trajectory, forget_until_nothing_is_left
 
 PICTURE = "forgetting.png"
 
@@ -46,7 +46,7 @@ class DemoResult:
         untuned: Accuracy of the public backbone under a new head, from which S3T and the full fine-tune start.
         full: Accuracy of the full fine-tune.
         s3t: Accuracy of the S3T ensemble before any request.
-        courses: By method, what the requests did.
+        trajectories: By method, what the requests did.
         checks: The three guarantees.
         picture: The picture's file.
     """
@@ -55,7 +55,7 @@ class DemoResult:
     untuned: float
     full: float
     s3t: float
-    courses: dict[str, Course]
+    trajectories: dict[str, Trajectory]
     checks: list[Check]
     picture: Path
 
@@ -116,8 +116,10 @@ def _tell(output: Path, scratch: Path, settings: DemoSettings, console: Console)
 
     console.rule("3  One call forgets")
     random.Random(settings.seed).shuffle(people)
-    courses = {name: _forget(name, scratch / name.lower(), model, people, digits, console) for name in ("S3T", "SISA")}
-    latency = median(courses["S3T"].latencies)
+    trajectories = {
+        name: _forget(name, scratch / name.lower(), model, people, digits, console) for name in ("S3T", "SISA")
+    }
+    latency = median(trajectories["S3T"].latencies)
     shard_seconds = sisa_seconds / settings.shards
     console.print(
         f"A forget took {1000 * latency:.0f} ms (median); to retrain a shard on one sequence takes {shard_seconds:.1f} "
@@ -127,8 +129,8 @@ def _tell(output: Path, scratch: Path, settings: DemoSettings, console: Console)
         "S3T": deletion_rate(settings.shards, settings.slices, min(settings.budget, settings.slices)),
         "SISA": deletion_rate(settings.shards, settings.slices, 1),
     }
-    for name, course in courses.items():
-        console.print(f"{name}: {course.requests} requests until nothing was left ({expected[name]:.0f} expected).")
+    for name, trajectory in trajectories.items():
+        console.print(f"{name}: {trajectory.requests} requests until nothing was left ({expected[name]:.0f} expected).")
 
     console.rule("4  The three guarantees, checked live")
     with console.status("Training small stores with, without and with noise for a person"):
@@ -138,35 +140,36 @@ def _tell(output: Path, scratch: Path, settings: DemoSettings, console: Console)
         table.add_row(check.name, check.compared, "[green]yes[/]" if check.holds else "[red]NO[/]")
     console.print(table)
     picture = output / PICTURE
-    draw(courses, {"full fine-tune": tuned, "head not tuned": untuned}, picture)
-    return DemoResult(public, untuned, tuned, s3t, courses, checks, picture)
+    draw(trajectories, {"full fine-tune": tuned, "head not tuned": untuned}, picture)
+    return DemoResult(public, untuned, tuned, s3t, trajectories, checks, picture)
 
 
 def _forget(
     name: str, store: Path, model: pl.LightningModule, people: list[str], digits: Digits, console: Console
-) -> Course:
+) -> Trajectory:
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(f"{name}: forgetting", total=None)
 
-        def tell(number: int, course: Course) -> None:
+        def tell(number: int, trajectory: Trajectory) -> None:
             progress.update(
                 task,
-                description=f"{name}: request {number}, accuracy {course.accuracies[-1]:.1%}, {course.units[-1]} units",
+                description=f"{name}: request {number}, accuracy {trajectory.accuracies[-1]:.1%}, "
+                f"{trajectory.units[-1]} units",
             )
 
-        course = forget_until_nothing_is_left(store, model, people, digits.test, tell)
+        trajectory = forget_until_nothing_is_left(store, model, people, digits.test, tell)
     table = Table("request", "accuracy", "units alive", "slices in use", title=f"{name}, one request after the other")
-    last = course.requests
+    last = trajectory.requests
     for request in sorted({0, 1, 2, 5, *range(0, last, 10), last}):
         if request <= last:
             table.add_row(
                 str(request),
-                f"{course.accuracies[request]:.1%}",
-                str(course.units[request]),
-                str(course.depths[request]),
+                f"{trajectory.accuracies[request]:.1%}",
+                str(trajectory.units[request]),
+                str(trajectory.depths[request]),
             )
     console.print(table)
-    return course
+    return trajectory
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from lightning_s3t.zoo.demo.digits import accuracy
 
 
 @dataclass(frozen=True)
-class Course:
+class Trajectory:
     """What happened to a store over its requests.
 
     Attributes:
@@ -41,8 +41,8 @@ def forget_until_nothing_is_left(
     model: pl.LightningModule,
     people: Sequence[str],
     test: tuple[Tensor, Tensor],
-    tell: Callable[[int, Course], None] | None = None,
-) -> Course:
+    tell: Callable[[int, Trajectory], None] | None = None,
+) -> Trajectory:
     """Forgets one person after the other, and measures what is left.
 
     Args:
@@ -54,24 +54,24 @@ def forget_until_nothing_is_left(
     """
     served = EnsembleModule.from_store(store, model)
     base = accuracy(model, test)
-    course = Course([accuracy(served, test)], [_alive(store)], [_depth(served)], [])
+    trajectory = Trajectory([accuracy(served, test)], [_alive(store)], [_depth(served)], [])
     for number, person in enumerate(people, start=1):
         before, start = served.survivors, time.perf_counter()
         served.forget([person])
-        course.latencies.append(time.perf_counter() - start)
+        trajectory.latencies.append(time.perf_counter() - start)
         if not served.survivors:
-            course.accuracies.append(base)
+            trajectory.accuracies.append(base)
         elif served.survivors != before:
-            course.accuracies.append(accuracy(served, test))
+            trajectory.accuracies.append(accuracy(served, test))
         else:
-            course.accuracies.append(course.accuracies[-1])
-        course.units.append(_alive(store))
-        course.depths.append(_depth(served))
+            trajectory.accuracies.append(trajectory.accuracies[-1])
+        trajectory.units.append(_alive(store))
+        trajectory.depths.append(_depth(served))
         if tell is not None:
-            tell(number, course)
+            tell(number, trajectory)
         if not served.survivors:
             break
-    return course
+    return trajectory
 
 
 def _alive(store: Path) -> int:

@@ -189,6 +189,11 @@ class StageBuilder:
                     )
 
     def _check_trainable(self, names: Sequence[str]) -> None:
+        if not any(parameter.requires_grad for parameter in self.root.parameters()):
+            raise LayersError(
+                f"No parameter of {type(self.root).__name__} is trainable: all are frozen, or it is fitted without "
+                "gradients (a memory of features, statistics). S3T trains by gradients: unfreeze what is to be trained."
+            )
         heads = [self.root.get_submodule(name) for name in self.layers.head]
         if not any(p.requires_grad for head in heads for p in head.parameters()):
             raise LayersError(

@@ -27,7 +27,7 @@ def write_page(results: Path, page: Path) -> None:
         results: The folder of the groups' results.
         page: The page.
     """
-    rows = [row for file in sorted(results.glob("*.jsonl")) for row in _last(file.read_text().splitlines())]
+    rows = [row for file in sorted(results.glob("*.jsonl")) for row in latest(file.read_text().splitlines())]
     good = [row for row in rows if not row["error"]]
     unchanged = sum(not row["needed"] and not row["reason"] for row in good)
     lines = sum(bool(row["needed"]) for row in good)
@@ -43,8 +43,8 @@ def write_page(results: Path, page: Path) -> None:
     page.write_text("\n".join(parts) + "\n")
 
 
-def _last(lines: Iterable[str]) -> list[dict[str, Any]]:
-    # the first line of a case says that it has begun: the last is what came of it
+def latest(lines: Iterable[str]) -> list[dict[str, Any]]:
+    """The last line of each case: the first says that it has begun, the last is what came of it."""
     found: dict[str, dict[str, Any]] = {}
     for line in lines:
         row = json.loads(line)

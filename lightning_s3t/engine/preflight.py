@@ -149,6 +149,29 @@ def refuse_to_resume() -> NoReturn:
     )
 
 
+def check_trained_by_gradients(module: pl.LightningModule) -> None:
+    """Checks, where no layers are found in a module, that there is something to look for.
+
+    Args:
+        module: The module.
+
+    Raises:
+        UnsupportedError: It has no optimizers: it is fitted without gradients.
+    """
+    try:
+        with torch.random.fork_rng(devices=()):
+            optimizers = module.configure_optimizers()
+    except Exception:
+        # it asks for more than there is at this point, so it has some
+        return
+    if optimizers is None:
+        raise UnsupportedError(
+            f"{type(module).__name__}.configure_optimizers gives no optimizer: the module is fitted without gradients "
+            "(a memory of features, statistics of the data). S3T trains layers by gradients, so there is nothing for "
+            "it to train here."
+        )
+
+
 def check_optimized(trainer: pl.Trainer, trainable: Mapping[str, nn.Parameter]) -> None:
     """Checks that the optimizers hold every parameter that a unit trains.
 

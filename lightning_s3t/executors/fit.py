@@ -27,13 +27,13 @@ from lightning_s3t.engine.lightning_internals import (
     take_over,
 )
 from lightning_s3t.engine.muted_lightning import expecting_checkpoints, warned_once
-from lightning_s3t.engine.preflight import check_every_optimizer, check_optimizers
+from lightning_s3t.engine.preflight import check_every_optimizer, check_optimizers, check_trained_by_gradients
 from lightning_s3t.engine.subjects import Subjects, check_order, subjects_of
 from lightning_s3t.engine.trainer_settings import trainer_settings
 from lightning_s3t.engine.training_data import TrainingData, check_loader
 from lightning_s3t.engine.unit_settings import Isolation, UnitSettings
 from lightning_s3t.engine.unit_training import UnitTraining
-from lightning_s3t.errors import UnsupportedError
+from lightning_s3t.errors import LayersError, UnsupportedError
 from lightning_s3t.executors.audit import AuditStore, AuditTarget
 from lightning_s3t.executors.fit_store import FitStore
 from lightning_s3t.executors.fit_summary import FitSummary, hyperparameters, mean_metrics
@@ -192,7 +192,11 @@ class Fit:
         self._adapter = adapter_for(module, config.adapter)
         if config.adapter is not None and self._adapter is None:
             rank_zero_info("S3T: the module has PEFT adapters of its own: these are trained, group by group.")
-        return StageSwitch(module, units.slices, config.layers, config.head, self._adapter, units.groups)
+        try:
+            return StageSwitch(module, units.slices, config.layers, config.head, self._adapter, units.groups)
+        except LayersError:
+            check_trained_by_gradients(module)
+            raise
 
     def _open_store(
         self,

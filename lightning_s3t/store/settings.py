@@ -95,15 +95,16 @@ def check_settings(
         else:
             lines.append(f"  - {name}: store {_shorten(old)}, now {_shorten(new)}")
     if tensors:
-        lines.append(_describe_tensors(tensors, len(given["model"]["pretrained"])))
+        lines.append(_describe_tensors(tensors, given["model"]["pretrained"]))
     if lines:
         raise StoreMismatchError("\n".join([f"The store {where} was made with other settings:", *lines, hint]))
 
 
-def _describe_tensors(names: list[str], count: int) -> str:
+def _describe_tensors(names: list[str], pretrained: Mapping[str, str]) -> str:
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    found = f"  - {len(names)} of {count} pretrained tensors are others than at the first fit: {shown}."
-    if len(names) < count / 2:
+    found = f"  - {len(names)} of {len(pretrained)} pretrained tensors are others than at the first fit: {shown}."
+    alike = pretrained.keys() - set(names)
+    if not all(pretrained[name].endswith("constant") for name in alike):
         return found
     return (
         f"{found} Are the weights drawn at random at every start? Load pretrained ones, or seed before the model is "

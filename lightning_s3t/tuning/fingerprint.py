@@ -52,6 +52,20 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def is_constant(tensor: Tensor) -> bool:
+    """Return whether all elements of a tensor are equal, as in a layer that has just been made with ones or zeros.
+
+    Args:
+        tensor: Any dense tensor; one without elements counts as constant.
+
+    Example:
+        >>> is_constant(torch.ones(2, 2)), is_constant(torch.tensor([1.0, 2.0]))
+        (True, False)
+    """
+    flat = tensor.detach().reshape(-1)
+    return bool((flat == flat[:1]).all())
+
+
 def fingerprint(tensor: Tensor) -> Tensor:
     """Return a 64-bit fingerprint of a tensor's bits, computed where the tensor lies.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lightning_s3t.errors import AdapterError, LayersError
 from lightning_s3t.plan.stage_rules import group_of_stage, newest_stages
 from lightning_s3t.tuning.adapters import adapter_tensors, check_adapter, find_targets, inject_adapter
-from lightning_s3t.tuning.fingerprint import digest_tensors
+from lightning_s3t.tuning.fingerprint import digest_tensors, is_constant
 from lightning_s3t.tuning.guard import named_tensors
 from lightning_s3t.tuning.layers import Layers
 from lightning_s3t.tuning.randomness import derive_seed
@@ -127,11 +127,15 @@ class StageBuilder:
 
     def describe_model(self) -> dict[str, Any]:
         """Return digests of the module before any training, JSON-ready: what must be the same for all units."""
-        digests = {name: digest_tensors({name: tensor}) for name, tensor in self.frozen_tensors().items()}
+        frozen = self.frozen_tensors()
+        digests = {name: digest_tensors({name: tensor}) for name, tensor in frozen.items()}
         return {
             "pretrained_sha256": hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest(),
-            # to name those that differ
-            "pretrained": {name: digest[:16] for name, digest in digests.items()},
+            # to name those that differ; constants (the weights of a new BatchNorm) are alike in all new networks
+            "pretrained": {
+                name: digest[:16] + (" constant" if is_constant(frozen[name]) else "")
+                for name, digest in digests.items()
+            },
             "head_shapes": {name: list(tensor.shape) for name, tensor in self.base_tensors().items()},
         }
 
@@ -189,6 +193,11 @@ class StageBuilder:
                     )
 
     def _check_trainable(self, names: Sequence[str]) -> None:
+        if not any(parameter.requires_grad for parameter in self.root.parameters()):
+            raise LayersError(
+                f"No parameter of {type(self.root).__name__} is trainable: all are frozen, or it is fitted without "
+                "gradients (a memory of features, statistics). S3T trains by gradients: unfreeze what is to be trained."
+            )
         heads = [self.root.get_submodule(name) for name in self.layers.head]
         if not any(p.requires_grad for head in heads for p in head.parameters()):
             raise LayersError(

@@ -12,13 +12,14 @@ has a row for each case that was run, and for no other.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.ecosystem.environments import GROUPS, environment
-from tests.ecosystem.page import write_page
+from tests.ecosystem.page import latest, write_page
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "ecosystem"
@@ -38,7 +39,9 @@ def main() -> None:
     parser.add_argument("--group", choices=GROUPS, action="append", help="only this group; may be repeated")
     parser.add_argument("--case", default="", help="only cases whose name matches this regular expression")
     parser.add_argument("--python", action="append", default=[], help="GROUP=PATH of an interpreter to use for a group")
+    parser.add_argument("--parallel", default=1, type=int, help="train so many units of a fit at the same time")
     parser.add_argument("--again", action="store_true", help="throw earlier results of these cases away")
+    parser.add_argument("--failed", action="store_true", help="run again what has not done what was expected")
     parser.add_argument("--page-only", action="store_true", help="write the page from the results that are there")
     asked = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
@@ -47,19 +50,21 @@ def main() -> None:
         results = BUILD / f"{group}.jsonl"
         if asked.again:
             results.unlink(missing_ok=True)
+        if asked.failed and results.exists():
+            rows = latest(results.read_text().splitlines())
+            results.write_text("".join(json.dumps(row) + "\n" for row in rows if not row["error"]))
         python = pythons.get(group) or environment(group, BUILD)
         while (
-            _run(python, group, results, asked.case) < 0
+            _run(python, group, results, asked.case, asked.parallel) < 0
         ):  # a case has taken the process with it: the next ones follow
             print(f"{group}: the process died; going on with the next case", file=sys.stderr)
     write_page(BUILD, ROOT / "docs" / "ecosystem.md")
 
 
-def _run(python: str | Path, group: str, results: Path, chosen: str) -> int:
+def _run(python: str | Path, group: str, results: Path, chosen: str, parallel: int) -> int:
     command = [str(python), "-m", "tests.ecosystem.run_cases", group, str(results), chosen]
-    return subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **SETTINGS, "PYTHONPATH": str(ROOT)}, check=False
-    ).returncode
+    variables = {**os.environ, **SETTINGS, "PYTHONPATH": str(ROOT), "ECOSYSTEM_PARALLEL": str(parallel)}
+    return subprocess.run(command, cwd=ROOT, env=variables, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[2]
 GROUPS: dict[str, tuple[str, ...]] = {
     "lightning_features": (),
     "networks": (),
-    "segmentation": ("segmentation-models-pytorch", "torchgeo"),
+    "examples": (),
+    "hydra_template": ("hydra-core",),
+    "segmentation": ("segmentation-models-pytorch", "torchgeo", "requests"),
     "libraries": (
         "lightly",
         "pytorch-forecasting",
@@ -22,6 +24,19 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "mlflow-skinny[db]",
     ),
     "tabular": ("pytorch-tabular", "requests"),
+    "anomaly": ("anomalib",),
+    "forecasting": ("neuralforecast",),
+    "more_libraries": (
+        "monai",
+        "kornia",
+        "sentence-transformers",
+        "pytorch-metric-learning",
+        "x-transformers",
+        "ncps",
+        "lion-pytorch",
+        "schedulefree",
+        "torchsampler",
+    ),
 }
 
 

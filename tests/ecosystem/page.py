@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from tests.ecosystem.first_list import FIRST
 
 HEAD = """# The ecosystem
 
 Other people's software, tried with S3T. This page is written by `python -m tests.ecosystem`, which installs the libraries,
 runs every case and checks the result; there is a row for each case that was run. The cases are in
-[tests/ecosystem/groups](../tests/ecosystem/groups).
+[tests/ecosystem/groups](../tests/ecosystem/groups). Networks are small and untrained, and all of it ran on a CPU.
 
-**exact**: the script was fitted, its module was as before; it was served and measured; then a subject asked. In two stores,
-one with the subject's rows replaced by something else, all that could still serve was bitwise equal, and nothing that had
-seen the rows served on; a second fit gave bit for bit what a first fit without the subject gives; `s3t store verify` found
-nothing wrong. Networks are small and untrained.
+- **exact**: the script was fitted, and its module was as before; the ensemble was served and measured; then a subject
+  asked. What could still serve was bit for bit what a fit that never saw the subject gives, and so was everything after a
+  second fit; `s3t store verify` found nothing wrong.
+- **works**: what is not about a training, or not about all of it; the case checks what its name says.
+- **refused**: the fit, or what was asked of it, ends with an error (or a warning, where it says so) that names the cause and what to do. The reason is in the
+  last column.
+- **needed**: the arguments or lines that had to be added to the script. Sizes (`shards`, `slices`, `budget`) are not counted, nor is who
+  owns a row.
 """
+TITLES = {
+    "unchanged": "worked unchanged",
+    "needed lines": "needed the lines that are named",
+    "refused": "refused, or warned of, with the reason",
+    "poor message": "refused with a poor message",
+    "crashed": "crashed",
+    "silently wrong": "silently wrong",
+    "not as expected": "not as expected",
+    "not run": "not run on this page",
+}
 
 
 def write_page(results: Path, page: Path) -> None:
@@ -27,29 +44,53 @@ def write_page(results: Path, page: Path) -> None:
         results: The folder of the groups' results.
         page: The page.
     """
-    rows = [row for file in sorted(results.glob("*.jsonl")) for row in _last(file.read_text().splitlines())]
-    good = [row for row in rows if not row["error"]]
-    unchanged = sum(not row["needed"] and not row["reason"] for row in good)
-    lines = sum(bool(row["needed"]) for row in good)
-    refused = sum(bool(row["reason"]) for row in good)
-    summary = (
-        f"**{len(rows)} cases: {unchanged} worked unchanged, {lines} needed the arguments that are named, {refused} were "
-        f"refused with a reason, {len(rows) - len(good)} did not do what was expected.**"
-    )
-    parts = [HEAD, summary]
+    rows = [row for file in sorted(results.glob("*.jsonl")) for row in latest(file.read_text().splitlines())]
+    parts = [HEAD, _summary(rows)]
     for group in dict.fromkeys(row["group"] for row in rows):
         own = [row for row in rows if row["group"] == group]
         parts.append(f"\n## {group.replace('_', ' ').capitalize()}\n\n{_versions(own)}\n\n{_table(own)}")
     page.write_text("\n".join(parts) + "\n")
 
 
-def _last(lines: Iterable[str]) -> list[dict[str, Any]]:
-    # the first line of a case says that it has begun: the last is what came of it
+def latest(lines: Iterable[str]) -> list[dict[str, Any]]:
+    """The last line of each case: the first says that it has begun, the last is what came of it."""
     found: dict[str, dict[str, Any]] = {}
     for line in lines:
         row = json.loads(line)
         found[row["name"]] = row
     return list(found.values())
+
+
+def outcome(row: dict[str, Any]) -> str:
+    """What came of a case, in the words of `first_list`."""
+    if row["error"]:
+        return "not as expected"
+    if row["reason"]:
+        return "refused"
+    return "needed lines" if row["needed"] else "unchanged"
+
+
+def _summary(rows: list[dict[str, Any]]) -> str:
+    """How many of the first cases, and of all, came to what."""
+    now = {row["name"]: outcome(row) for row in rows}
+    before = Counter(FIRST.values())
+    after = Counter(now.get(name, "not run") for name in FIRST)
+    others = Counter(found for name, found in now.items() if name not in FIRST)
+    table = [
+        f"{len(rows)} cases were run. {len(FIRST)} of all cases were tried before anything was mended for them: "
+        'the column "at first" says what came of them then.\n',
+        f"| | the first {len(FIRST)}, at first | the first {len(FIRST)}, now | {sum(others.values())} others |",
+        "| --- | --- | --- | --- |",
+    ]
+    table += [
+        f"| {title} | {before[key]} | {after[key]} | {others[key]} |"
+        for key, title in TITLES.items()
+        if before[key] or after[key] or others[key] or key in ("crashed", "silently wrong")
+    ]
+    missing = [name for name in FIRST if name not in now]
+    if missing:
+        table.append(f"\nNot run on this page: {'; '.join(missing)}.")
+    return "\n".join(table)
 
 
 def _versions(rows: list[dict[str, Any]]) -> str:
@@ -58,8 +99,10 @@ def _versions(rows: list[dict[str, Any]]) -> str:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    table = ["| case | result | needed, or why not |", "| --- | --- | --- |"]
-    table += ["| " + " | ".join(_cell(cell) for cell in (row["name"], *_result(row))) + " |" for row in rows]
+    table = ["| case | result | needed, or why not | at first |", "| --- | --- | --- | --- |"]
+    for row in rows:
+        cells = (row["name"], *_result(row), FIRST.get(row["name"], ""))
+        table.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     return "\n".join(table)
 
 
@@ -68,7 +111,7 @@ def _result(row: dict[str, Any]) -> tuple[str, str]:
         return "**not as expected**", row["error"][:300]
     if row["reason"]:
         return "refused", row["reason"]
-    result = "exact" if row.get("outcome", "exact") == "exact" else "works"
+    result = "exact" if row["outcome"] == "exact" else "works"
     return result, "; ".join(filter(None, (row["needed"] and f"`{row['needed']}`", row["note"])))
 
 

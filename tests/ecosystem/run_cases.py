@@ -26,12 +26,16 @@ def main(group: str, results: Path, chosen: str = "") -> None:
     warnings.filterwarnings("ignore")
     module = importlib.import_module(f"tests.ecosystem.groups.{group}")
     from tests.ecosystem.cases import CASES
+    from tests.ecosystem.first_list import FIRST
     from tests.ecosystem.story import tell
 
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     done = {json.loads(line)["name"] for line in results.read_text().splitlines()} if results.exists() else set()
-    for case in CASES:
+    # what was tried first comes first, and of that what takes the least time
+    for case in sorted(
+        CASES, key=lambda case: (case.name not in FIRST, ["refused", "behaves", "exact"].index(case.outcome))
+    ):
         if case.name in done or not re.search(chosen, case.name):
             continue
         row = {"name": case.name, "group": group, "needed": case.needed, "reason": case.reason, "error": "", "note": ""}

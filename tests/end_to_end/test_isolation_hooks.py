@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelSummary
@@ -153,6 +154,20 @@ class HasNoOptimizer(Classifier):
         return None
 
 
+class Memory(pl.LightningModule):
+    """Keeps features, and is trained by no gradient; no layers to train are found in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extractor = nn.Linear(8, 4)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.extractor(batch[0])
+
+    def configure_optimizers(self) -> None:
+        return None
+
+
 class CollectsParametersTooEarly(Classifier):
     def __init__(self) -> None:
         super().__init__()
@@ -164,9 +179,15 @@ class CollectsParametersTooEarly(Classifier):
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [(HasNoOptimizer, "gives no optimizer"), (CollectsParametersTooEarly, "parameters from before the layers")],
+    [
+        (HasNoOptimizer, "gives no optimizer"),
+        (Memory, "gives no optimizer: the module is fitted without gradients"),
+        (CollectsParametersTooEarly, "parameters from before the layers"),
+    ],
 )
-def test_optimizers_are_refused_before_there_is_a_store(kind: type[Classifier], message: str, tmp_path: Path) -> None:
+def test_optimizers_are_refused_before_there_is_a_store(
+    kind: type[pl.LightningModule], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(UnsupportedError, match=message):
         fit(tmp_path / "store", People.make(), module=kind())
     assert not (tmp_path / "store").exists()

@@ -150,6 +150,10 @@ REFUSED: dict[str, Callable[[], nn.Module]] = {
         encoder=nn.Sequential(nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 3)),
         decoder=nn.Sequential(nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 784)),
     ),
+    "blocks without a head": lambda: Lit(model=Parts(flows=nn.ModuleList([double(8, 8) for _ in range(3)]))),
+    "more layers than a line holds": lambda: Lit(
+        **{f"from_{name}": nn.Linear(8, 4 + at % 2) for at, name in enumerate("abcdefghijklmnop")}
+    ),
 }
 
 

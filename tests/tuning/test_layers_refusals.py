@@ -130,6 +130,24 @@ def test_a_layer_that_two_groups_share_cannot_carry_the_adapters_of_both() -> No
         StageBuilder(net, find_layers(net, 2), resolve_adapter(LORA))
 
 
+def test_blocks_that_are_registered_under_two_paths_are_found_or_refused_and_never_crash() -> None:
+    # monai's DynUNet: its parts are attributes of its own, and nested in each other as well
+    class Skip(nn.Module):
+        def __init__(self, down: nn.Module, rest: nn.Module) -> None:
+            super().__init__()
+            self.down, self.rest = down, rest
+
+    net = nn.Module()
+    blocks = [
+        nn.Sequential(nn.Conv2d(4, 4, 3), nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))) for _ in range(3)
+    ]
+    net.skip_layers = Skip(blocks[0], Skip(blocks[1], blocks[2]))
+    net.downsamples = nn.ModuleList(blocks[1:])
+    net.output_block = nn.Conv2d(4, 2, 1)
+    with pytest.raises(LayersError):
+        find_layers(net, 2)
+
+
 def test_a_layer_shared_inside_one_group_is_fine() -> None:
     shared = nn.Linear(4, 4)
     net = Stack(nn.Linear(4, 4), nn.Sequential(shared, shared))

@@ -167,6 +167,12 @@ def test_nothing_to_train_is_refused() -> None:
     StageBuilder(module, find_layers(module, 2), resolve_adapter(LORA))
 
 
+def test_a_module_that_is_fitted_without_gradients_is_refused() -> None:
+    module = Classifier(4).requires_grad_(False)
+    with pytest.raises(LayersError, match=r"No parameter of Classifier is trainable: .* fitted without gradients"):
+        StageBuilder(module, find_layers(module, 2), None)
+
+
 def test_a_snapshot_of_something_else_is_refused() -> None:
     _, builder, swap = make()
     snapshot = _snapshot(builder, swap)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from lightning_s3t.errors import LayersError
+from lightning_s3t.tuning.layer_detection.arguments import as_arguments
 from lightning_s3t.tuning.layer_detection.ignored import is_ignored
 from lightning_s3t.tuning.layer_detection.modules import count_layers, expand, parts
 from lightning_s3t.tuning.layer_detection.names import names_head, names_stem
@@ -51,8 +52,14 @@ def find_head(
     raise LayersError(
         f"No head was found in {type(root).__name__} after {start or 'the model itself'}: its parts with parameters "
         f"are {', '.join(children) or 'none'}. Expected a module after the blocks that makes the prediction. Name it: "
-        "head='...'."
+        "head='...'." + _last_block_as_head(blocks)
     )
+
+
+def _last_block_as_head(blocks: Sequence[str]) -> str:
+    if len(blocks) < 2:
+        return ""
+    return f" If the last block makes it: {as_arguments(blocks[:-1], blocks[-1:])}."
 
 
 def heads_after(

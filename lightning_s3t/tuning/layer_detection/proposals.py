@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from lightning_s3t.tuning.layer_detection.arguments import as_arguments
 from lightning_s3t.tuning.layer_detection.heads import heads_after, named_like_heads
 from lightning_s3t.tuning.layer_detection.ignored import is_ignored
 from lightning_s3t.tuning.layer_detection.stacks import Stack
 from lightning_s3t.tuning.layer_detection.widths import layers_of
-
-_MANY = 12
 
 
 def propose_layers(root: nn.Module, ignored: Sequence[str]) -> str:
@@ -48,19 +47,3 @@ def propose_stack(root: nn.Module, stack: Stack, ignored: Sequence[str]) -> str:
     after = next((level for level in levels if level), [])
     paths = stack.paths[0] if len(stack.paths) == 1 and stack.paths[0] else blocks
     return as_arguments(paths, stack.head or named_like_heads(root, levels) or after)
-
-
-def as_arguments(layers: str | Sequence[str], head: Sequence[str]) -> str:
-    """Return the arguments that name layers and a head, as they are written in a script.
-
-    Args:
-        layers: The path of a list of blocks, or the blocks' paths.
-        head: The head's paths; none if it is not known.
-
-    Example:
-        >>> as_arguments(["conv1", "conv2"], ["fc"]), as_arguments(["a"], [])
-        ("layers=['conv1', 'conv2'], head='fc'", "layers=['a'], head='...'")
-    """
-    shown = layers if isinstance(layers, str) else [*layers[:_MANY], *(["..."] if len(layers) > _MANY else [])]
-    named = repr(head[0]) if len(head) == 1 else repr(list(head)) if head else "'...'"
-    return f"layers={shown!r}, head={named}"

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from lightning_s3t.errors import LayersError
+from lightning_s3t.tuning.layer_detection.arguments import as_arguments
 from lightning_s3t.tuning.layer_detection.detected import DetectedLayers
 from lightning_s3t.tuning.layer_detection.heads import find_head
 from lightning_s3t.tuning.layer_detection.ignored import find_ignored, is_ignored
 from lightning_s3t.tuning.layer_detection.paths import join, lies_in
 from lightning_s3t.tuning.layer_detection.plain_modules import find_in_plain_module
-from lightning_s3t.tuning.layer_detection.proposals import as_arguments, propose_layers
+from lightning_s3t.tuning.layer_detection.proposals import propose_layers
 from lightning_s3t.tuning.layer_detection.stacks import holder
 from lightning_s3t.tuning.layer_detection.timm_models import find_in_timm_model, is_timm_model, timm_heads
 from lightning_s3t.tuning.layer_detection.torchvision_models import (

@@ -162,7 +162,7 @@ def _is_stem(root: nn.Module, path: str) -> bool:
 
 
 def _position(root: nn.Module, block: Block) -> int:
-    return [name for name, _ in root.named_modules()].index(block[0])
+    return [name for name, _ in root.named_modules(remove_duplicate=False)].index(block[0])
 
 
 def holder(root: nn.Module, paths: Sequence[str]) -> str:

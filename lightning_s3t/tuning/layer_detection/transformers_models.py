@@ -5,12 +5,12 @@ from __future__ import annotations
 from torch import nn
 
 from lightning_s3t.errors import LayersError
+from lightning_s3t.tuning.layer_detection.arguments import as_arguments
 from lightning_s3t.tuning.layer_detection.detected import DetectedLayers
 from lightning_s3t.tuning.layer_detection.heads import heads_after, named_like_heads
 from lightning_s3t.tuning.layer_detection.ignored import find_ignored, is_ignored
 from lightning_s3t.tuning.layer_detection.modules import count_layers, expand, parts
 from lightning_s3t.tuning.layer_detection.paths import join
-from lightning_s3t.tuning.layer_detection.proposals import as_arguments
 from lightning_s3t.tuning.layer_detection.stacks import Stack, find_stacks, longest, without_ends
 
 

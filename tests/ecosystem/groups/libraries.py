@@ -16,13 +16,15 @@ from lightly.models.modules import BarlowTwinsProjectionHead, SimCLRProjectionHe
 from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 from omegaconf import OmegaConf
 from pytorch_forecasting import TimeSeriesDataSet
-from pytorch_forecasting.models import DeepAR, TemporalFusionTransformer
+from pytorch_forecasting.models import DeepAR, NBeats, TemporalFusionTransformer
 from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader as GraphLoader
 from torch_geometric.nn import GCNConv, global_mean_pool
 
-from tests.ecosystem.cases import SUBJECT, Samples, Script, Variant, exact, loader, refused
+from lightning_s3t import EnsembleModule
+from tests.ecosystem.cases import SUBJECT, Samples, Script, Variant, behaves, exact, loader, refused
+from tests.ecosystem.story import fit, units
 from tests.people import Classifier, PeopleData
 
 LIBRARIES = (
@@ -63,7 +65,25 @@ def contrastive(variant: Variant, head: nn.Module, loss: nn.Module) -> Script:
     return Script(Contrastive(head, loss), loader(variant.samples(views()), 4, drop_last=True), test)
 
 
-exact("lightly SimCLR (NTXentLoss)")(lambda v: contrastive(v, SimCLRProjectionHead(512, 32, 16), NTXentLoss()))
+exact("lightly SimCLR: fit, test, forget")(lambda v: contrastive(v, SimCLRProjectionHead(512, 32, 16), NTXentLoss()))
+
+
+@behaves("lightly SimCLR: load / fit again")
+def loaded_again(folder: Path) -> None:
+    def make(variant: Variant, unset: int = 0) -> Script:
+        loss = NTXentLoss()
+        loss.memory_bank.bank_ptr.fill_(unset)  # what is in a torch.empty buffer is left to chance
+        return contrastive(variant, SimCLRProjectionHead(512, 32, 16), loss)
+
+    first = fit(folder / "store", make)
+    assert units(folder / "store")
+    other = make(Variant("D"), unset=94110298269568).module
+    other.load_state_dict(first.module.state_dict())
+    with EnsembleModule.from_store(folder / "store", other) as served:
+        served(views(4)[0][0][None])
+    fit(folder / "store", lambda v: make(v, unset=94110298269568))
+
+
 exact("lightly BarlowTwins")(lambda v: contrastive(v, BarlowTwinsProjectionHead(512, 32, 16), BarlowTwinsLoss()))
 
 
@@ -108,6 +128,24 @@ def tft(variant: Variant) -> Script:
     test = data.to_dataloader(train=False, batch_size=16)
     train = data.to_dataloader(train=True, batch_size=16)
     return Script(model, train, test, s3t=s3t, serving={"aggregate": "single"})
+
+
+@exact("pytorch-forecasting NBeats", "layers, head, adapter=None, aggregate='single'")
+def nbeats(variant: Variant) -> Script:
+    data, _ = series(variant)
+    model = NBeats.from_dataset(
+        data, widths=[8, 8], num_blocks=[1, 1], num_block_layers=[1, 1], expansion_coefficient_lengths=[2, 2]
+    )
+    s3t = {
+        "subjects": who,
+        "layers": ["net_blocks.0"],
+        "head": "net_blocks.1",
+        "adapter": None,
+        "slices": 1,
+        "shards": 3,
+    }
+    test = data.to_dataloader(train=False, batch_size=16)
+    return Script(model, data.to_dataloader(train=True, batch_size=16), test, s3t=s3t, serving={"aggregate": "single"})
 
 
 @exact("pytorch-forecasting DeepAR", "adapter=None, slices=1, aggregate='single'")
@@ -184,7 +222,7 @@ def hydra_yaml(variant: Variant) -> Script:
     return Script(Classifier(), data, data, trainer={"callbacks": callbacks})
 
 
-@exact("WandbLogger, offline")
+@exact("WandbLogger offline")
 def wandb(variant: Variant) -> Script:
     data = PeopleData(variant.people())
     logger = WandbLogger(offline=True, save_dir="/tmp/s3t-ecosystem-logs", project="s3t")

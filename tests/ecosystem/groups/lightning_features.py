@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import warnings
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +31,10 @@ from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, W
 from lightning_s3t import S3T, EnsembleModule
 from lightning_s3t.errors import EnsembleError, S3TError, StoreMismatchError, UnsupportedError
 from lightning_s3t.store import Store
-from tests.ecosystem.cases import Script, Variant, behaves, exact, loader, refused
-from tests.ecosystem.story import QUIET, fit, trainer_of
+from tests.ecosystem.cases import SUBJECT, Script, Variant, behaves, exact, loader, refused
+from tests.ecosystem.scripts import Lit, mlp, vectors
+from tests.ecosystem.scripts import script as plain_script
+from tests.ecosystem.story import QUIET, fit, trainer_of, units
 from tests.people import Classifier, People, PeopleData
 
 LIBRARIES = ("lightning", "torch", "torchmetrics")
@@ -49,13 +54,13 @@ def plain(make: Any) -> Any:
 
 
 for name, make in {
-    "hand-written module, data module, OneCycle, BatchNorm": dict,
+    "BatchNorm, LoRA": dict,
     "max_steps": lambda: {"max_steps": 5, "max_epochs": -1},
     "limit_train_batches=2": lambda: {"limit_train_batches": 2, "max_epochs": 8},
     "limit_train_batches=0.5": lambda: {"limit_train_batches": 0.5, "max_epochs": 8},
     "gradient_clip_val": lambda: {"gradient_clip_val": 0.5},
     "accumulate_grad_batches": lambda: {"accumulate_grad_batches": 2},
-    "precision='bf16-mixed'": lambda: {"precision": "bf16-mixed"},
+    "precision bf16-mixed": lambda: {"precision": "bf16-mixed"},
     "EarlyStopping(min_delta)": lambda: {"callbacks": [EarlyStopping("val_loss", min_delta=0.5)], "max_epochs": 3},
     "WeightAveraging": lambda: {"callbacks": [WeightAveraging()]},
     "EMAWeightAveraging": lambda: {"callbacks": [EMAWeightAveraging()]},
@@ -69,7 +74,7 @@ for name, make in {
         "enable_model_summary": True,
     },
     "sanity check, check_val_every_n_epoch": lambda: {"num_sanity_val_steps": 2, "check_val_every_n_epoch": 1},
-    "whole layers (adapter=None)": lambda: {"s3t": {"adapter": None}},
+    "BatchNorm, whole layers": lambda: {"s3t": {"adapter": None}},
     "profiler='simple'": lambda: {"profiler": "simple"},
     "use_distributed_sampler=False, barebones off, inference_mode=False": lambda: {
         "use_distributed_sampler": False,
@@ -82,15 +87,38 @@ for name, make in {
     exact(name)(plain(make))
 
 
+@exact("hand-written module, LoRA")
+def plain_module(variant: Variant) -> Script:
+    return plain_script(variant, Lit(mlp()), vectors())
+
+
+@exact("adapter=None (whole layers)")
+def whole_layers(variant: Variant) -> Script:
+    return plain_script(variant, Lit(mlp()), vectors(), adapter=None)
+
+
+class Cycle(Lit):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.2, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+@exact("OneCycle, estimated_stepping_batches")
+def cycle(variant: Variant) -> Script:
+    return plain_script(variant, Cycle(mlp()), vectors())
+
+
 @exact("CSVLogger, LearningRateMonitor, DeviceStatsMonitor")
 def csv_logger(variant: Variant) -> Script:
     callbacks = [LearningRateMonitor(), DeviceStatsMonitor(cpu_stats=False)]
     return script(variant, logger=CSVLogger("/tmp/s3t-ecosystem-logs"), callbacks=callbacks)
 
 
-@exact("TensorBoardLogger")
+@exact("TensorBoardLogger (log_graph too)")
 def tensorboard(variant: Variant) -> Script:
-    return script(variant, logger=TensorBoardLogger("/tmp/s3t-ecosystem-logs"))
+    return script(variant, logger=TensorBoardLogger("/tmp/s3t-ecosystem-logs", log_graph=True))
 
 
 for name, arguments, message, reason in (
@@ -132,8 +160,8 @@ class Configured(Classifier):
             self.late = nn.Identity()
 
 
-class ByLoader(Classifier):
-    """OneCycle from the length of the module's own loader; the train dataloader is in the module."""
+class InModule(Classifier):
+    """The train dataloader is in the module."""
 
     def __init__(self, variant: Variant) -> None:
         super().__init__()
@@ -144,6 +172,17 @@ class ByLoader(Classifier):
 
     def test_dataloader(self) -> Any:
         return TEST
+
+
+class ByLoader(Classifier):
+    """OneCycle from the length of the loader over all rows."""
+
+    def __init__(self, people: People) -> None:
+        super().__init__()
+        self.rows = people
+
+    def train_dataloader(self) -> Any:
+        return loader(self.rows)
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
@@ -167,19 +206,27 @@ class Mixup(Classifier):
         return share * loss(out, y) + (1 - share) * loss(out, y[order])
 
 
+class Notes:
+    """An object that holds another."""
+
+    def __init__(self) -> None:
+        self.recent: deque[float] = deque(maxlen=3)
+
+
 class Keeping(Classifier):
-    """Keeps state in a list, a dict and the hyperparameters, and lets the loss read it."""
+    """Keeps state in a list, a dict and a deque of another object, and lets the loss read it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[float] = []
-        self.counts = {"steps": 0}
+        self.counts = {"steps": 0, "notes": Notes()}
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
         self.counts["steps"] += 1
         self.seen.append(float(loss.detach()))
-        return loss * (1 + 0.01 * len(self.seen) * self.counts["steps"])
+        self.counts["notes"].recent.append(self.seen[-1])
+        return loss * (1 + 0.01 * len(self.seen) * self.counts["steps"] + 0.01 * sum(self.counts["notes"].recent))
 
 
 class Frozen(Classifier):
@@ -193,27 +240,39 @@ class WeightNorm(Classifier):
     def __init__(self) -> None:
         super().__init__()
         nn.utils.parametrizations.weight_norm(self.network.head)
+        for block in self.network.blocks:
+            nn.utils.parametrizations.weight_norm(block.linear)
 
 
 for name, kind in {
-    "automatic_optimization=False, with a scheduler": Manual,
+    "automatic_optimization=False, with scheduler": Manual,
     "configure_model": Configured,
     "parameter groups by attribute": Groups,
-    "mixup within the batch": Mixup,
-    "state in lists and dicts that the loss reads": Keeping,
-    "layers that the script froze": Frozen,
+    "mixup in the step": Mixup,
+    "state in lists, deques, nested objects that the loss reads": Keeping,
+    "user froze layers before fit": Frozen,
 }.items():
     exact(name)(lambda variant, kind=kind: script(variant, module=kind()))
 
 
-@exact("weight_norm", "isolation='fork'")
+@exact("weight_norm, LoRA and whole")
 def weight_norm(variant: Variant) -> Script:
-    return script(variant, module=WeightNorm(), s3t={"isolation": "fork"})
+    return script(variant, module=WeightNorm())
 
 
-@exact("train dataloader in the module, OneCycle from its length")
+@exact("weight_norm, whole layers")
+def weight_norm_whole(variant: Variant) -> Script:
+    return script(variant, module=WeightNorm(), s3t={"adapter": None})
+
+
+@exact("train dataloader in the module")
 def in_module(variant: Variant) -> Script:
-    return Script(ByLoader(variant), None, TEST)
+    return Script(InModule(variant), None, TEST)
+
+
+@exact("OneCycle from len(loader)")
+def cycle_of_all(variant: Variant) -> Script:
+    return Script(ByLoader(variant.people()), None, TEST)  # the person's three rows do not change the number of batches
 
 
 class Augmented(pl.LightningDataModule):
@@ -233,7 +292,7 @@ class Augmented(pl.LightningDataModule):
 
 
 for workers in (0, 2):
-    exact(f"augmentation with global generators, {workers} workers")(
+    exact("global random augmentation, 0 and 2 workers" if workers else "global random augmentation, 0 workers")(
         lambda variant, workers=workers: Script(Classifier(), Augmented(variant, workers), TEST)
     )
 
@@ -264,8 +323,10 @@ class Unvalidated(Classifier):
     """Looks at its validation without stopping by it: what it is validated on are the script's own rows."""
 
 
-exact("split in setup() by fixed indices")(lambda v: Script(Classifier(), Split(v, True), TEST))
-exact("val_dataloader() that calls random_split")(lambda v: Script(Unvalidated(), Split(v, False), TEST))
+exact("data module that splits in setup(), fixed indices")(lambda v: Script(Classifier(), Split(v, True), TEST))
+exact("val_dataloader() that does random_split, rows dropped after forget")(
+    lambda v: Script(Unvalidated(), Split(v, False), TEST)
+)
 
 
 @exact("WeightedRandomSampler")
@@ -320,10 +381,10 @@ class Lazy(Classifier):
 refused("IterableDataset", "DataError", "IterableDataset", "its rows cannot be picked")(
     lambda v: Script(Classifier(), DataLoader(Stream(), 8))
 )
-refused("a dict of train dataloaders", "UnsupportedError", "several train dataloaders", "one over a ConcatDataset")(
+refused("dict of loaders", "UnsupportedError", "several train dataloaders", "one over a ConcatDataset")(
     lambda v: Script(Classifier(), {"a": TEST, "b": TEST})
 )
-refused("optimizer over parameters collected in __init__", "UnsupportedError", "do not hold", "collect them later")(
+refused("optimizer parameters collected in __init__", "UnsupportedError", "do not hold", "collect them later")(
     lambda v: script(v, module=Collected())
 )
 refused("optimizer of the head alone", "UnsupportedError", "do not hold", "the groups would not be trained")(
@@ -334,7 +395,7 @@ refused("LazyLinear", "LayersError", "[Uu]ninitiali|batch", "a batch has to go t
 )
 
 
-@behaves("a buffer that the step writes (memory bank)", reason="a leak that is found: the unit is not kept")
+@behaves("buffer that the step writes (memory bank)", reason="a leak that is found: the unit is not kept")
 def memory_bank(folder: Path) -> None:
     from lightning_s3t.errors import LeakageError
 
@@ -350,7 +411,7 @@ def fast_dev_run(folder: Path) -> None:
     assert not (folder / "store").exists()
 
 
-@behaves("trainer.fit(ckpt_path=...)", reason="a checkpoint's state spans units; the store resumes by itself")
+@behaves("trainer.fit(ckpt_path=)", reason="a checkpoint's state spans units; the store resumes by itself")
 def resume(folder: Path) -> None:
     made = script(Variant("D"), max_epochs=1, enable_checkpointing=True)
     pl.Trainer(**{**QUIET, "max_epochs": 1}).fit(made.module, made.data)
@@ -361,10 +422,10 @@ def resume(folder: Path) -> None:
         trainer_of(folder / "store", made).fit(made.module, datamodule=made.data, ckpt_path=str(folder / "x.ckpt"))
 
 
-@behaves("trainer.test(model) after a fit: a warning says where the trained model is")
+@behaves(
+    "trainer.test(model) after fit", reason="it tests the untrained module; a warning says where the trained one is"
+)
 def untrained(folder: Path) -> None:
-    import warnings
-
     made = script(Variant("D"))
     trainer = trainer_of(folder / "store", made)
     trainer.fit(made.module, datamodule=made.data)
@@ -375,7 +436,7 @@ def untrained(folder: Path) -> None:
     assert any("EnsembleModule.from_store" in str(found.message) for found in caught)
 
 
-@behaves("trainer.test(model), then trainer.test(served), with one trainer")
+@behaves("trainer.test(model), then trainer.test(served), one trainer")
 def before_and_after(folder: Path) -> None:
     made = fit(folder / "store", script)
     trainer = pl.Trainer(**QUIET)
@@ -384,7 +445,10 @@ def before_and_after(folder: Path) -> None:
         assert trainer.test(served, datamodule=made.data, verbose=False)[0]["test_accuracy"] > 0.4
 
 
-@behaves("trainer.save_checkpoint of the served module", reason="a checkpoint would outlive a request: export instead")
+@behaves(
+    "trainer.save_checkpoint of module or served module; served.state_dict()",
+    reason="a checkpoint would outlive a request: the message names served.export",
+)
 def checkpoint(folder: Path) -> None:
     made = fit(folder / "store", script)
     trainer = pl.Trainer(**QUIET)
@@ -392,9 +456,11 @@ def checkpoint(folder: Path) -> None:
         trainer.test(served, datamodule=made.data, verbose=False)
         with pytest.raises(UnsupportedError, match="export"):
             trainer.save_checkpoint(folder / "served.ckpt")
+        with pytest.raises(UnsupportedError, match="export"):
+            served.state_dict()
 
 
-@behaves("another scheduler at the second fit", reason="the store names what differs")
+@behaves("other scheduler, EarlyStopping added, before the second fit", reason="the store names what differs")
 def scheduler(folder: Path) -> None:
     class Stepped(Classifier):
         gamma = 0.5
@@ -404,6 +470,9 @@ def scheduler(folder: Path) -> None:
             return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=self.gamma)]
 
     fit(folder / "store", lambda v: script(v, module=Stepped()))
+    stopping = {"callbacks": [EarlyStopping("val_loss")]}
+    with pytest.raises(StoreMismatchError, match="EarlyStopping"):
+        fit(folder / "store", lambda v: script(v, module=Stepped(), **stopping))
     Stepped.gamma = 0.9
     with pytest.raises(StoreMismatchError, match="gamma"):
         fit(folder / "store", lambda v: script(v, module=Stepped()))
@@ -424,20 +493,24 @@ for name, run in {
 
 class Writer(BasePredictionWriter):
     def __init__(self, folder: Path) -> None:
-        super().__init__("epoch")
+        super().__init__("batch_and_epoch")
         self.folder = folder
+
+    def write_on_batch_end(self, *arguments: Any) -> None:
+        (self.folder / f"batch-{arguments[-2]}").touch()
 
     def write_on_epoch_end(self, trainer: Any, pl_module: Any, predictions: Any, batch_indices: Any) -> None:
         torch.save(predictions, self.folder / "predictions.pt")
 
 
-@behaves("BasePredictionWriter, trainer.predict")
+@behaves("BasePredictionWriter(batch_and_epoch)")
 def predictions(folder: Path) -> None:
     made = fit(folder / "store", script)
     with EnsembleModule.from_store(folder / "store", made.module) as served, torch.no_grad():
         pl.Trainer(**QUIET, callbacks=[Writer(folder)]).predict(served, TEST)
         written = torch.cat(torch.load(folder / "predictions.pt"))
         assert torch.equal(written, torch.cat([served(batch[0]) for batch in TEST]))
+        assert len(list(folder.glob("batch-*"))) == len(TEST)
 
 
 class Inner(Classifier):
@@ -445,14 +518,25 @@ class Inner(Classifier):
         return self.network.head(self.network.blocks[0](self.network.stem(batch[0])))
 
 
-@behaves("a step that calls an inner block by itself", reason="only one model would answer, and not a survivor")
-def inner_block(folder: Path) -> None:
-    made = fit(folder / "store", lambda v: script(v, module=Inner()))
-    with (
-        EnsembleModule.from_store(folder / "store", made.module) as served,
-        pytest.raises(EnsembleError, match="by itself"),
-    ):
-        pl.Trainer(**QUIET).predict(served, TEST)
+class HeadAlone(Classifier):
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.network.head(self.network.stem(batch[0]))
+
+
+for name, alone in {
+    "step that calls an inner block, or reads a weight": Inner,
+    "step that calls the last block of a group, or the head": HeadAlone,
+}.items():
+
+    def past_the_network(folder: Path, kind: Any = alone) -> None:
+        made = fit(folder / "store", lambda v: script(v, module=kind()))
+        with (
+            EnsembleModule.from_store(folder / "store", made.module) as served,
+            pytest.raises(EnsembleError, match="by itself"),
+        ):
+            pl.Trainer(**QUIET).predict(served, TEST)
+
+    behaves(name, reason="only one model would answer, and not a survivor")(past_the_network)
 
 
 @behaves("torch.export of the served module")
@@ -467,7 +551,7 @@ def exported_program(folder: Path) -> None:
 
 @behaves("two S3T callbacks", reason="each would train all units")
 def twice(folder: Path) -> None:
-    made = script(Variant("D"), callbacks=[S3T(folder / "b", 2, 2, 1, subjects="owners")])
+    made = script(Variant("D"), callbacks=[S3T(folder / "b", 2, 2, 1, subjects="owners", partition="public")])
     with pytest.raises(S3TError, match="2 S3T callbacks"):
         trainer_of(folder / "a", made).fit(made.module, datamodule=made.data)
 
@@ -478,6 +562,134 @@ class Compiled(Classifier):
         self.network = torch.compile(self.network, backend="eager")
 
 
-@exact("torch.compile of the network (eager backend)")
-def compiled(variant: Variant) -> Script:
-    return script(variant, module=Compiled())
+class CompiledLate(Classifier):
+    def setup(self, stage: str) -> None:
+        if not hasattr(self.network, "_orig_mod"):
+            self.network = torch.compile(self.network, backend="eager")
+
+
+exact("torch.compile of the network (eager backend)")(lambda v: script(v, module=Compiled()))
+exact("torch.compile of the whole module")(lambda v: script(v, module=torch.compile(Classifier(), backend="eager")))
+
+
+@behaves("torch.compile in setup()")
+def compiled_in_setup(folder: Path) -> None:
+    pl.seed_everything(0, verbose=False)
+    made = script(Variant("D"), module=CompiledLate())
+    trainer_of(folder / "store", made).fit(made.module, datamodule=made.data)
+    with Store.open(folder / "store") as opened:
+        opened.forget([SUBJECT])
+    trainer_of(folder / "store", made).fit(made.module, datamodule=made.data)
+    other = script(Variant("without"), module=CompiledLate())
+    trainer_of(folder / "scratch", other).fit(other.module, datamodule=other.data)
+    assert units(folder / "store") == units(folder / "scratch")
+    with EnsembleModule.from_store(folder / "store", made.module) as served:
+        assert pl.Trainer(**QUIET).test(served, made.data, verbose=False)[0]["test_accuracy"] > 0.3
+
+
+class SplitAtRandom(PeopleData):
+    """What most data modules do: a split at random in setup, without a generator."""
+
+    def setup(self, stage: str) -> None:
+        self.part, self.rest = random_split(self.train, [100, 20])
+
+    def train_dataloader(self) -> Any:
+        return loader(self.part)
+
+    def val_dataloader(self) -> Any:
+        return loader(self.rest, shuffle=False)
+
+
+@behaves("data module, random_split in setup() without generator, subjects=None", needed="subjects='index'")
+def split_at_random(folder: Path) -> None:
+    def fit_into(store: Path, people: People, seed: int) -> SplitAtRandom:
+        pl.seed_everything(seed, verbose=False)
+        data = SplitAtRandom(people)
+        made = Script(Classifier(), data, s3t={"subjects": "index"})
+        trainer_of(store, made).fit(made.module, datamodule=data)
+        return data
+
+    rows = fit_into(folder / "store", People.make(), seed=0).part.indices[:5]
+    with Store.open(folder / "store") as opened:
+        opened.forget([str(row) for row in rows])
+    shutil.copytree(folder / "store", folder / "replaced")
+    with pytest.warns(UserWarning, match="other subjects"):
+        data = fit_into(folder / "store", People.make(), seed=1)
+    assert set(rows) & set(data.part.indices), "the new split has none of the rows that were forgotten"
+    replaced = People.make()
+    replaced.features[rows] = 50.0
+    fit_into(folder / "replaced", replaced, seed=1)
+    assert units(folder / "store") == units(folder / "replaced"), "a row that was forgotten is trained on again"
+
+
+class Scaled(DataLoader[Any]):
+    """A DataLoader with an argument of its own."""
+
+    def __init__(self, dataset: Any, scale: float = 1.0, **arguments: Any) -> None:
+        self.scale = scale
+        super().__init__(dataset, **arguments)
+
+    def __iter__(self) -> Any:
+        for features, labels in super().__iter__():
+            yield features * self.scale, labels
+
+
+class Watching(Classifier):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        assert batch[0].abs().max() > 1000, "the loader's argument was dropped"
+        return super().training_step(batch, batch_idx)
+
+
+@exact("DataLoader subclass with an argument of its own")
+def own_loader(variant: Variant) -> Script:
+    return Script(Watching(), Scaled(variant.people(), scale=1e4, batch_size=8, shuffle=True), TEST)
+
+
+class Sorted(torch.utils.data.SequentialSampler):
+    """A curriculum: an order that looks at all rows."""
+
+    def __iter__(self) -> Any:
+        return iter(sorted(range(len(self.data_source)), key=lambda row: float(self.data_source[row][0].norm())))
+
+
+@refused(
+    "a sampler class of one's own (a curriculum)", "DataError|UnsupportedError", "Sorted", "it may look at all rows"
+)
+def curriculum(variant: Variant) -> Script:
+    people = variant.people()
+    return Script(Classifier(), DataLoader(people, 8, sampler=Sorted(people)))
+
+
+def best(trainer: pl.Trainer, made: Script) -> None:
+    with pytest.raises(UnsupportedError, match=r"EnsembleModule\.from_store"):
+        trainer.test(made.module, datamodule=made.data, ckpt_path="best", verbose=False)
+    with pytest.raises(UnsupportedError, match=r"EnsembleModule\.from_store"):
+        trainer.test(datamodule=made.data, verbose=False)
+
+
+@behaves(
+    "trainer.test(ckpt_path='best'), trainer.test() after fit",
+    reason="no checkpoint is the trained model: the message names EnsembleModule.from_store",
+)
+def best_checkpoint(folder: Path) -> None:
+    made = script(Variant("D"), callbacks=[ModelCheckpoint(monitor="val_loss")], enable_checkpointing=True)
+    trainer = trainer_of(folder / "store", made)
+    trainer.fit(made.module, datamodule=made.data)
+    best(trainer, made)
+
+
+@behaves("a second fit with other rows under the same ids", needed="digest_rows=True")
+def changed_rows(folder: Path) -> None:
+    def fit_rows(people: People) -> dict[str, str]:
+        pl.seed_everything(0, verbose=False)
+        made = Script(Classifier(), PeopleData(people), s3t={"digest_rows": True})
+        trainer_of(folder / "store", made).fit(made.module, datamodule=made.data)
+        return units(folder / "store")
+
+    first = fit_rows(People.make())
+    with pytest.warns(UserWarning, match="changed under the same ids"):
+        second = fit_rows(People.make().replaced(SUBJECT))
+    with Store.open(folder / "store") as opened:
+        place = opened.partition.place(SUBJECT)
+        reached = {str(unit) for unit in opened.candidates() if unit.reached_by(place)}
+    assert {unit for unit in first if first[unit] != second[unit]} == reached

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
-from torchgeo.trainers import ClassificationTask, SemanticSegmentationTask
+from torchgeo.trainers import ClassificationTask, PixelwiseRegressionTask, RegressionTask, SemanticSegmentationTask
 
 from tests.ecosystem.cases import Samples, Script, Variant, exact, loader, refused
 
@@ -46,8 +46,18 @@ def script(variant: Variant, module: pl.LightningModule, samples: list[Any], **s
     return Script(module, loader(variant.samples(samples), 4), test, s3t=s3t)
 
 
-for name in ("Unet", "FPN", "DeepLabV3Plus", "Segformer"):
-    exact(f"segmentation_models_pytorch {name} (resnet18)")(
+for title, name in {
+    "Unet, hand-written module": "Unet",
+    "FPN": "FPN",
+    "DeepLabV3+": "DeepLabV3Plus",
+    "SegFormer": "Segformer",
+    "Unet++": "UnetPlusPlus",
+    "MAnet": "MAnet",
+    "Linknet": "Linknet",
+    "DeepLabV3": "DeepLabV3",
+    "UPerNet": "UPerNet",
+}.items():
+    exact(f"segmentation_models_pytorch {title}")(
         lambda variant, name=name: script(
             variant, Segmenter(getattr(smp, name)("resnet18", encoder_weights=None, classes=2)), scenes()
         )
@@ -60,13 +70,35 @@ refused(
 )(lambda v: script(v, Segmenter(smp.PSPNet("resnet18", encoder_weights=None, classes=2)), scenes()))
 
 
-@exact("torchgeo SemanticSegmentationTask (unet, resnet18)")
+@exact("torchgeo SemanticSegmentationTask unet")
 def segmentation_task(variant: Variant) -> Script:
     task = SemanticSegmentationTask(model="unet", backbone="resnet18", task="multiclass", num_classes=2)
     return script(variant, task, [{"image": scene["image"], "mask": scene["mask"]} for scene in scenes()])
 
 
-@exact("torchgeo ClassificationTask (resnet18)")
+@exact("torchgeo ClassificationTask resnet18")
 def classification(variant: Variant) -> Script:
     task = ClassificationTask(model="resnet18", task="multiclass", num_classes=2)
     return script(variant, task, [{"image": scene["image"], "label": scene["label"]} for scene in scenes()])
+
+
+@exact("torchgeo ClassificationTask vit_tiny, freeze_backbone=True")
+def frozen_backbone(variant: Variant) -> Script:
+    task = ClassificationTask(model="test_vit", task="multiclass", num_classes=2, freeze_backbone=True)
+    large = [nn.functional.interpolate(scene["image"][None], size=160)[0] for scene in scenes()]
+    return script(
+        variant, task, [{"image": x, "label": scene["label"]} for x, scene in zip(large, scenes(), strict=True)]
+    )
+
+
+@exact("torchgeo RegressionTask (resnet18)")
+def regression(variant: Variant) -> Script:
+    task = RegressionTask(model="resnet18", num_outputs=1)
+    return script(variant, task, [{"image": s["image"], "label": s["image"].mean().reshape(1)} for s in scenes()])
+
+
+@exact("torchgeo PixelwiseRegressionTask (fcn)")
+def pixels(variant: Variant) -> Script:
+    task = PixelwiseRegressionTask(model="fcn", num_filters=8)
+    samples = [{"image": s["image"], "mask": s["image"][0]} for s in scenes()]
+    return script(variant, task, samples)

@@ -11,11 +11,15 @@ lightning_s3t.alias_pytorch_lightning()
 
 import numpy
 import pandas
+import pytorch_lightning
+import torch
 from pytorch_tabular import TabularModel
 from pytorch_tabular.config import DataConfig, OptimizerConfig, TrainerConfig
 from pytorch_tabular.models import CategoryEmbeddingModelConfig, FTTransformerConfig
 
 from tests.ecosystem.cases import SUBJECT, Script, Variant, exact
+from tests.ecosystem.scripts import mlp, vectors
+from tests.ecosystem.scripts import script as plain_script
 
 LIBRARIES = ("lightning", "torch", "pytorch-tabular", "pytorch-lightning")
 COLUMNS = list("abcd")
@@ -58,3 +62,28 @@ exact("pytorch-tabular FTTransformer", "alias_pytorch_lightning()")(
 exact("pytorch-tabular CategoryEmbeddingModel", "alias_pytorch_lightning()")(
     lambda v: script(v, CategoryEmbeddingModelConfig(task="classification", layers="16-16-16"))
 )
+
+
+class Library(pytorch_lightning.LightningModule):
+    """A module of a library that imports the other package."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x: Any) -> Any:
+        return self.net(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("loss", torch.nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters())
+
+
+@exact("pytorch_lightning.Trainer and module", "alias_pytorch_lightning()")
+def library(variant: Variant) -> Script:
+    return plain_script(variant, Library(), vectors())

@@ -14,6 +14,7 @@ from typing import Literal
 from lightning_s3t.core.events import Cancellation, Request, Schedule
 from lightning_s3t.core.manifest import Manifest
 from lightning_s3t.core.receipts import RequestRecord
+from lightning_s3t.core.subjects import shorten
 from lightning_s3t.core.tickets import Ticket
 from lightning_s3t.core.units import Place, UnitId, reaches
 from lightning_s3t.errors import ConfigurationError, StoreError, UnknownSubjectError
@@ -210,8 +211,9 @@ class Forgetting:
         for hash_ in (*self._ledger.bands(hashes), *self._ledger.forgotten(hashes)):
             form = hashes[hash_]
             raise UnknownSubjectError(
-                f"The store {self._store.folder} has never seen {forms[form]!a}, but it knows {form!a}, which is the "
-                "same text in another Unicode form. Expected the spelling of the training data; nothing was forgotten."
+                f"The store {self._store.folder} has never seen {shorten(ascii(forms[form]))}, but it knows "
+                f"{shorten(ascii(form))}, which is the same text in another Unicode form. Expected the "
+                "spelling of the training data; nothing was forgotten."
             )
 
     def _find(self, name: _Name) -> int | None:
@@ -300,7 +302,7 @@ class Forgetting:
                 f"Request {request} is carried out, and nothing that it reached serves again, but what follows is not "
                 f"done: {error} The next opening of the store goes on with it."
             ) from error
-        return read_record(self._ledger, request)
+        return read_record(self._store, request)
 
 
 @dataclass(frozen=True)
@@ -339,7 +341,9 @@ def _text(time: datetime) -> str:
 
 
 def _shown(subjects: list[str]) -> str:
-    return ", ".join(map(repr, subjects[:5])) + (f" and {len(subjects) - 5} more" if len(subjects) > 5 else "")
+    return ", ".join(shorten(repr(subject)) for subject in subjects[:5]) + (
+        f" and {len(subjects) - 5} more" if len(subjects) > 5 else ""
+    )
 
 
 def _unknown_message(unknown: list[str], store: str) -> str:

@@ -131,14 +131,15 @@ def next_key(folder: Path, keys: Keys, layers: int) -> Keys:
     Raises:
         StoreError: The environment gives the keys, and has no new one.
     """
-    if len(keys) > layers:  # given by the environment, or left by a rotation that was cut
-        return keys[: layers + 1]
     if KEY_VARIABLE in os.environ:
+        if len(keys) > layers:
+            return keys[: layers + 1]
         raise StoreError(
             f"{KEY_VARIABLE} has {len(keys)} keys, and all are in use. Expected a new one after them, with a colon "
             'between: 64 hexadecimal digits, as `python -c "import secrets; print(secrets.token_hex(32))"` gives them.'
         )
-    keys = (*keys, new_key())
+    # what lies behind those in use was left by a rotation that was cut, or laid there by somebody who wants to know it
+    keys = (*keys[:layers], new_key())
     write_keys(folder, keys)
     return keys
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from lightning_s3t.core.events import Cancellation, Damage, Event, Request, Rotation, Schedule
+from lightning_s3t.core.events import Cancellation, Damage, Event, Exported, Request, Rotation, Schedule
 from lightning_s3t.core.units import Place, UnitId
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.authentication import layers_after
@@ -18,7 +18,7 @@ from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.erasure import remove_lineages, revoke
 from lightning_s3t.store.files import sync_folder
 from lightning_s3t.store.keyring import Keyring
-from lightning_s3t.store.ledger import Ledger
+from lightning_s3t.store.ledger import Export, Ledger
 from lightning_s3t.store.lock import ledger_lock
 
 FILE = "journal.jsonl"
@@ -156,6 +156,9 @@ def _carry_out(store: Backend, keyring: Keyring, event: Event) -> int | None:
         store.ledger.schedule(rows_later)
     elif event.kind == "cancellation":
         store.ledger.unschedule(bytes.fromhex(hash_) for hash_ in event.read(Cancellation).pending)
+    elif event.kind == "export":
+        made = event.read(Exported)
+        store.ledger.add_export(Export(made.name, made.cells, made.as_of), {})
     elif event.kind == "damage":
         remove_lineages(store, [UnitId.parse(unit) for unit in event.read(Damage).units])
     elif event.kind == "rotation":

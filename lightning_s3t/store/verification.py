@@ -14,6 +14,7 @@ from lightning_s3t.core.events import Event, Request, first_break
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.backend import Backend
+from lightning_s3t.store.exporting import check_exports
 from lightning_s3t.store.folder import OWN_FILES
 from lightning_s3t.store.identities import KEY_FILE
 from lightning_s3t.store.journal import read_journal
@@ -181,6 +182,7 @@ def _authenticity(store: Backend, keyring: Keyring, history: list[Event]) -> Ite
         yield f"Changed without the store's key: {what}."
     try:
         check_scheduled(store, keyring)
+        check_exports(store)
         read_units(store.ledger)
     except StoreError as error:
         yield str(error)

@@ -17,7 +17,7 @@ from lightning_s3t.core.receipts import RequestRecord
 from lightning_s3t.core.subjects import shorten
 from lightning_s3t.core.tickets import Ticket
 from lightning_s3t.core.units import Place, UnitId, reaches
-from lightning_s3t.errors import ConfigurationError, StoreError, UnknownSubjectError
+from lightning_s3t.errors import ConfigurationError, RevokedError, StoreError, UnknownSubjectError
 from lightning_s3t.plan import Partition, survivors
 from lightning_s3t.store.attempt import FinishedUnit
 from lightning_s3t.store.backend import Backend
@@ -174,13 +174,15 @@ class Forgetting:
             unit: The unit; None if none can be made.
 
         Raises:
-            RevokedError: The unit must not be kept; nothing has changed.
+            RevokedError: The unit must not be kept, or all that it was made for is cancelled; nothing has changed.
             StoreError: A file could not be erased. The request is carried out all the same.
         """
         with self._ledger.transaction():
             if unit is not None:
                 unit.check()
             waiting = self._ledger.waiting(hash_ for hash_, _ in due)
+            if not waiting:
+                raise RevokedError("The requests that have waited for this fit were cancelled: what served serves on.")
             request = self._carry_out_scheduled([one for one in due if one[0] in waiting], unit)
         return self._finish(request)
 

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_s3t.errors import ConfigurationError, StoreError
-from lightning_s3t.store.files import write_atomically
+from lightning_s3t.store.files import read_unlinked, write_atomically
 
 KEY_FILE = "subject.key"
 KEY_VARIABLE = "LIGHTNING_S3T_KEY"
 _KEY_BYTES = 32
+_MOST = 1 << 20  # more than this is no key: a stranger's may fill the memory
 _HASH_BYTES = 16  # two of 10 million subjects share a hash with a probability below 10**-24
 
 Keys = tuple[bytes, ...]
@@ -96,16 +97,17 @@ def read_keys(folder: Path) -> Keys:
         return _parse(given)
     path = folder / KEY_FILE
     try:
-        data = path.read_bytes()
+        with read_unlinked(path) as file:
+            data = file.read(_MOST)
     except FileNotFoundError:
         raise StoreError(
             f"The store {folder} has lost its key {KEY_FILE}: no subject can be found without it. Restore it from a "
             f"backup, or give it by the environment ({KEY_VARIABLE})."
         ) from None
-    if not data or len(data) % _KEY_BYTES:
+    if not data or len(data) % _KEY_BYTES or len(data) == _MOST:
         raise StoreError(
-            f"The key {path} has {len(data)} bytes instead of {_KEY_BYTES} for each key: it is damaged, and without "
-            "it no subject can be found. Restore it from a backup."
+            f"The key {path} has {os.path.getsize(path)} bytes instead of {_KEY_BYTES} for each key: it is damaged, "
+            "and without it no subject can be found. Restore it from a backup."
         )
     return tuple(data[start : start + _KEY_BYTES] for start in range(0, len(data), _KEY_BYTES))
 

@@ -680,6 +680,8 @@ def _check_writable(folder: Path) -> None:
 
 def _connect(path: Path) -> sqlite3.Connection:
     """Open a database, so that nothing deleted can be read in it, and nothing committed is lost."""
+    if path.is_symlink():  # put there since the store was opened
+        raise StoreError(f"The ledger {path} is a link, and links are not followed. Put the file itself there.")
     try:
         connection = sqlite3.connect(
             path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False, factory=_Connection

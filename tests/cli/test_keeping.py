@@ -291,6 +291,18 @@ def test_whoever_has_no_key_checks_a_signed_receipt_against_the_journal(
     assert main([*check, str(tmp_path / "nowhere")]) == 2
 
 
+def test_a_receipt_and_a_journal_without_a_signature_prove_little_and_it_is_said(
+    store: Path, tmp_path: Path, capsys: Output
+) -> None:
+    main(["forget", str(store), ANN, "--json"])
+    (tmp_path / "receipt.json").write_text(capsys.readouterr().out)
+    check = ["receipt", "verify", str(tmp_path / "receipt.json")]
+    assert main([*check, "--journal", str(store / "journal.jsonl")]) == 0
+    assert "No signature was checked" in capsys.readouterr().out
+    assert main([*check, "--store", str(store)]) == 0
+    assert "No signature was checked" not in capsys.readouterr().out
+
+
 def test_a_receipt_of_another_store_is_told(store: Path, template: Path, tmp_path: Path, capsys: Output) -> None:
     other = Path(shutil.copytree(template, tmp_path / "other"))
     main(["forget", str(other), BOB, "--json"])

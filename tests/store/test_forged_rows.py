@@ -221,6 +221,18 @@ def test_a_ledger_that_was_put_into_another_journal_mode_leaves_no_trace(store: 
         assert opened._ledger.connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)  # type: ignore[attr-defined]
 
 
+def test_verification_names_a_checkpoint_that_somebody_has_taken_off_the_list(path: Path, tmp_path: Path) -> None:
+    with Store.open(path) as opened:
+        build(opened, UNITS[0], 0, tmp_path / "first.ckpt", tmp_path / "last.ckpt")
+        build(opened, UNITS[1], 0, tmp_path / "last.ckpt")  # over what the one before wrote: it is listed once
+        assert opened.verify().passed
+        before = database(path).execute("SELECT owner, tag FROM files WHERE owner = ?", (str(UNITS[0]),)).fetchall()
+        (tag,) = [row[1] for row in before if row[1] == opened._ledger._tag(str(tmp_path / "first.ckpt"))]  # type: ignore[attr-defined]
+        database(path).execute("DELETE FROM files WHERE tag = ?", (tag,))
+        (problem,) = opened.verify().problems
+    assert "first.ckpt was written by unit 0/0, and is not on the list of its files" in problem
+
+
 @pytest.mark.parametrize("depth", [150, 300, 900, 960, 990, 1000, 5000])
 def test_an_event_of_many_depths_is_an_error_of_ours(store: Path, depth: int) -> None:
     deep = '{"x":' + "[" * depth + "]" * depth + "}"

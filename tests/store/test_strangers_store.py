@@ -10,6 +10,7 @@ import random
 import shutil
 import sqlite3
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,38 @@ def test_a_link_that_is_put_there_while_the_store_is_open_is_not_followed(path: 
         with pytest.raises(StoreError, match="snapshots is a link"):
             store.forget([in_place(0, 0)])
         assert contents(tmp_path / "disk") == before
+
+
+@pytest.mark.parametrize("put", ["symlink_to", "hardlink_to"])
+@pytest.mark.parametrize("name", ["journal.jsonl", "ledger.lock"])
+def test_what_is_put_in_the_place_of_a_file_while_the_store_is_open_is_not_written_to(
+    path: Path, victim: Path, put: str, name: str
+) -> None:
+    with Store.open(path) as store:
+        (path / name).unlink()
+        getattr(path / name, put)(victim)
+        with pytest.raises((StoreError, OSError)):
+            store.forget([in_place(0, 0)])
+        assert victim.read_text() == "ten years of work"
+        (path / name).unlink()
+        (path / name).touch()
+    with Store.open(path) as store:
+        assert store.request_number == 1
+
+
+def test_a_link_in_the_place_of_the_ledger_is_not_followed_by_a_new_thread(path: Path, tmp_path: Path) -> None:
+    with Store.open(path) as store, ThreadPoolExecutor(1) as pool:
+        (path / "ledger.db").rename(tmp_path / "another.db")
+        (path / "ledger.db").symlink_to(tmp_path / "another.db")
+        with pytest.raises(StoreError, match="is a link"):
+            pool.submit(store.alive).result()
+
+
+def test_a_key_of_terabytes_does_not_fill_the_memory(path: Path) -> None:
+    with (path / "subject.key").open("r+b") as file:
+        file.truncate(1 << 42)
+    with pytest.raises(StoreError, match="has 4398046511104 bytes"):
+        Store.open(path)
 
 
 def test_a_snapshot_that_is_a_link_is_not_served(path: Path, tmp_path: Path) -> None:

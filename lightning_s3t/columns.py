@@ -1,4 +1,4 @@
-"""Plain text, for what is printed without the terminal's library: columns, and numbers of things."""
+"""Plain text, for what is printed: columns, numbers of things, and what others have written."""
 
 from __future__ import annotations
 
@@ -43,3 +43,19 @@ def counted(number: int, noun: str) -> str:
         ('1 subject', '2 subjects')
     """
     return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
+def printable(text: str) -> str:
+    r"""Returns a text without what would steer a terminal: whoever has made a store can have written anything into it.
+
+    Args:
+        text: The text. Line breaks and tabs stay.
+
+    Example:
+        >>> printable("user-17 \x1b[2J")
+        'user-17 \\x1b[2J'
+    """
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode()
+        for letter in text
+    )

@@ -22,6 +22,7 @@ def export(
     model: str | None = None,
     form: Literal["weights", "adapter"] = "weights",
     each_shard: bool = False,
+    trust_config: bool = False,
     json: bool = False,
 ) -> None:
     """Write the best survivor to a file to take away: plain weights, or a PEFT adapter.
@@ -34,6 +35,7 @@ def export(
         model: The import path of something that gives the module, with its pretrained weights (my_app:LitClassifier).
         form: The whole state dict in the module's own names, with adapters merged; or a PEFT adapter of its network.
         each_shard: Export each shard's survivor.
+        trust_config: Run the config that the store remembers, although you have not trained with it: it is code.
         json: Print what was exported as a JSON document.
     """
     import lightning.pytorch as pl
@@ -41,7 +43,7 @@ def export(
     from lightning_s3t import EnsembleModule, EnsemblePredictor
 
     with redirect_stdout(sys.stderr):  # what the app prints as it is made is not part of the answer
-        module = _module(store, model)
+        module = _module(store, model, trust_config)
     kind = EnsembleModule if isinstance(module, pl.LightningModule) else EnsemblePredictor
     with kind.from_store(store, module) as served:
         found = served.export(path, form=form, each_shard=each_shard)
@@ -62,9 +64,9 @@ def export(
     print("A request that reaches it erases it; remove copies of it yourself.")
 
 
-def _module(store: Path, model: str | None) -> nn.Module:
+def _module(store: Path, model: str | None, trust_config: bool) -> nn.Module:
     if model is not None:
         return make_model(model)
     from lightning_s3t.cli.audit import load_app
 
-    return load_app(store).model
+    return load_app(store, trust_config=trust_config).model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime, timezone
 from json import dumps
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_s3t.cli.receipts import as_json, check_private_key
-from lightning_s3t.columns import counted
+from lightning_s3t.columns import counted, printable
 from lightning_s3t.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -64,6 +65,11 @@ def forget(
     from lightning_s3t.store import Store
 
     time = _time(at) if at is not None else None
+    if "-" in subjects and subjects != ("-",):
+        raise ConfigurationError(
+            "Expected a dash, for standard input, or ids, not both. Nothing was forgotten. (The id of one dash can be "
+            "given on standard input.)"
+        )
     asked = _read_ids() if subjects == ("-",) else list(subjects)
     with Store.open(store) as opened:
         if cancel:
@@ -106,24 +112,28 @@ def _show(receipt: RequestRecord, sign: Path | None, json: bool) -> None:
         print(as_json(receipt, sign))
         if receipt.exports:
             # for whoever keeps the store: the document is for whoever asked, and an export's name tells a place
-            print(_exports(receipt), file=sys.stderr)
+            print(printable(_exports(receipt)), file=sys.stderr)
         return
+    print(printable("\n".join(_lines(receipt))))
+
+
+def _lines(receipt: RequestRecord) -> Iterator[str]:
     unknown = f", {receipt.unknown} never seen" if receipt.unknown is not None else ""
-    print(
+    yield (
         f"Request {receipt.request}: {counted(receipt.subjects, 'subject')}, {receipt.already_forgotten} of them "
         f"forgotten before{unknown}."
     )
-    print(f"Revoked {counted(receipt.revoked_units, 'unit')}: {', '.join(receipt.revoked) or 'none'}.")
+    yield f"Revoked {counted(receipt.revoked_units, 'unit')}: {', '.join(receipt.revoked) or 'none'}."
     if receipt.exports:
-        print(_exports(receipt))
-    print(f"Erased {receipt.erased_files} files, {receipt.erased_bytes:,} bytes.")
+        yield _exports(receipt)
+    yield f"Erased {receipt.erased_files} files, {receipt.erased_bytes:,} bytes."
     if receipt.missing_files:
-        print(f"{receipt.missing_files} registered files were not there any more: moved or removed by others.")
+        yield f"{receipt.missing_files} registered files were not there any more: moved or removed by others."
     if receipt.left_files:
-        print(f"{receipt.left_files} registered files were left alone: see `s3t store verify`.")
+        yield f"{receipt.left_files} registered files were left alone: see `s3t store verify`."
     serving = ", ".join(f"shard {shard}: {unit or 'nothing'}" for shard, unit in receipt.serving.items())
-    print(f"Serving now in the shards that it reached: {serving or 'as before, it reached none'}.")
-    print(
+    yield f"Serving now in the shards that it reached: {serving or 'as before, it reached none'}."
+    yield (
         f"Guarantee of every unit that is left: {receipt.guarantee} ({receipt.method}, isolation: {receipt.isolation})."
     )
 

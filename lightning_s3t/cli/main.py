@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from lightning_s3t.columns import printable
 from lightning_s3t.errors import S3TError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f's3t: the command needs {package}: pip install "lightning-s3t[cli]"', file=sys.stderr)
         return EXIT_ERROR
     except S3TError as error:
-        print(f"s3t: {error}", file=sys.stderr)
+        print(printable(f"s3t: {error}"), file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("s3t: interrupted", file=sys.stderr)

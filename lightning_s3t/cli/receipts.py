@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import json as json_format
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from lightning_s3t.columns import printable
 from lightning_s3t.errors import ConfigurationError, StoreError
 
 if TYPE_CHECKING:
     from lightning_s3t.store import Receipt
+
+_INTERNAL = ("revoked", "exports")
+_FORMULAS = ("=", "+", "-", "@", "\t")
 
 
 def list_receipts(
@@ -31,10 +35,13 @@ def list_receipts(
         internal: Add what is not for those who asked: which units were revoked, and which served then.
         sign: Sign each receipt with this key (Ed25519, PEM); for JSON.
     """
+    from lightning_s3t.core.receipts import Receipt
     from lightning_s3t.store import Store
 
     if internal and sign is not None:
         raise ConfigurationError("Expected --sign without --internal: what is signed is for those who asked.")
+    if format == "csv" and sign is not None:
+        raise ConfigurationError("Expected --sign with the format json: a table holds no signatures.")
     if sign is not None:
         check_private_key(sign)
     with Store.open(store) as opened:
@@ -45,12 +52,15 @@ def list_receipts(
             documents = [{**one, **asdict(record)} for one, record in zip(documents, found, strict=True)]
         print(json_format.dumps(documents, indent=2))
         return
-    rows = [asdict(record) | {"revoked": " ".join(record.revoked)} for record in found]
-    hidden = {"serving", "versions"} | (set() if internal else {"revoked"})
-    names = [name for name in (rows[0] if rows else {}) if name not in hidden]
-    table = csv.DictWriter(sys.stdout, names, extrasaction="ignore", lineterminator="\n")
+    # what is for those who asked is named, and not what is not: a column that is new tells nobody a place
+    names = [field.name for field in fields(Receipt) if field.name != "versions"]
+    table = csv.DictWriter(sys.stdout, [*names, *(_INTERNAL if internal else ())], lineterminator="\n")
     table.writeheader()
-    table.writerows(rows)
+    for record in found:
+        row = {name: getattr(record, name) for name in table.fieldnames}
+        table.writerow(
+            {name: _cell(" ".join(value) if isinstance(value, tuple) else value) for name, value in row.items()}
+        )
 
 
 def verify_receipt(
@@ -95,6 +105,8 @@ def verify_receipt(
             )
             return 1
         print(f"Request {found.request} is in the store's history, at event {found.position}.")
+        if journal is not None and key is None:
+            print("No signature was checked: receipt and journal agree, and whoever made both can have made them up.")
     return 0
 
 
@@ -110,6 +122,14 @@ def _has_given(store: Path | None, journal: Path | None, receipt: Receipt) -> bo
     if not journal.is_file():
         raise ConfigurationError(f"There is no journal {journal}. Expected the journal.jsonl of a store.")
     return has_given(read_journal(journal), receipt)
+
+
+def _cell(value: Any) -> Any:
+    """Return what a spreadsheet shows as it is: a text that begins like a formula would be computed."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(_FORMULAS) else text
 
 
 def as_json(receipt: Receipt, sign: Path | None) -> str:

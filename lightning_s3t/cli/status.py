@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lightning_s3t.columns import printable
 from lightning_s3t.errors import ConfigurationError
 
 _MARKS = {
@@ -78,7 +79,9 @@ def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> N
             f"{found.waiting} subjects wait for the next fit to be forgotten. What serves has their data in it."
         )
     if found.guarantee != "exact":
-        console.print(f"Guarantee of {found.method!r}: {found.guarantee}. Nothing is proven of what serves.")
+        console.print(
+            f"Guarantee of {escape(ascii(found.method))}: {found.guarantee}. Nothing is proven of what serves."
+        )
     if found.sequences and found.response == "revoke":
         console.print(
             f"Further requests that it lasts, on average: {found.capacity:.0f}; a full store: "
@@ -87,6 +90,6 @@ def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> N
     if found.isolation == "none":
         console.print("Units were trained in one process: state in globals and class attributes is not covered.")
     if found.last_fit is not None:
-        console.print(escape(_describe_fit(found.last_fit)))
+        console.print(escape(printable(_describe_fit(found.last_fit))))
     if found.advice is not None:
         console.print(f"Advice: {found.advice}")

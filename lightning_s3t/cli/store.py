@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_format
 from pathlib import Path
 
-from lightning_s3t.columns import counted
+from lightning_s3t.columns import counted, printable
 
 
 def pending(store: Path, /) -> None:
@@ -19,7 +19,7 @@ def pending(store: Path, /) -> None:
     with Store.open(store, forget_due=False) as opened:
         found = opened.pending()
     for due, count in found:
-        print(f"{due}  {counted(count, 'subject')}")
+        print(printable(f"{due}  {counted(count, 'subject')}"))
     if not found:
         print("Nothing is scheduled.")
 
@@ -50,11 +50,11 @@ def verify(store: Path, /, *, json: bool = False) -> int:
         print(json_format.dumps(document, indent=2))
         return 0 if found.passed else 1
     for problem in found.problems:
-        print(f"WRONG  {problem}")
+        print(printable(f"WRONG  {problem}"))
     for reason in found.skipped:
         print(f"skipped: {reason}")
     for note in found.notes:
-        print(f"note: {note}")
+        print(printable(f"note: {note}"))
     if found.damaged:
         print(f"{len(found.damaged)} damaged units, and what was built on them, are out of service. Call fit again.")
     verdict = "Nothing is wrong" if found.passed else f"{len(found.problems)} problems"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from lightning_s3t.errors import ConfigurationError, StoreError
 
 TRUST = "--trust-config"
 _SHOWN = 20  # names in a message
+_PATH = r"\b[^\W\d]\w*(?:[.:][^\W\d]\w*)+|(?<=class_path: )\w+"
 SHARED = ("seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler", "s3t")
 
 
@@ -47,8 +48,8 @@ def stored_config(store: Path, name_classes: Collection[str] = ("model", "data")
             "--config config.yaml."
         )
     check_not_on_path(store)
-    _check_trusted(store, options, trust_config)
-    config: dict[str, Any] = yaml.safe_load(text)
+    config = _parse(store, text)
+    _check_trusted(store, options, config, trust_config)
     config = {name: value for name, value in config.items() if name in SHARED}
     for section, path in options.get("classes", {}).items():
         kept = config.get(section) or {}
@@ -64,12 +65,32 @@ def stored_config(store: Path, name_classes: Collection[str] = ("model", "data")
     return yaml.safe_dump(config, sort_keys=False)
 
 
-def _check_trusted(store: Path, options: Mapping[str, Any], trust_config: bool) -> None:
+def _parse(store: Path, text: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        found = yaml.safe_load(text)
+        yaml.safe_dump(found)
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
+        raise _no_config(store, error) from error
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise _no_config(store, "expected sections")
+    return found
+
+
+def _no_config(store: Path, why: object) -> StoreError:
+    return StoreError(
+        f"The config that the store {store} remembers is not one of a LightningCLI ({why}). Nothing was imported. Give "
+        "the config yourself: --config config.yaml."
+    )
+
+
+def _check_trusted(store: Path, options: Mapping[str, Any], config: Mapping[str, Any], trust_config: bool) -> None:
     from lightning_s3t.store.trusted_configs import is_trusted, trust
 
     if is_trusted(options):
         return
-    names = _names(f"{options['config']} {options.get('classes')}")
+    names = _names([config, options.get("classes")])
     what = (
         f"The config that the store {store} remembers was not used by you here before. Running it imports and calls "
         f"what it names: {', '.join(names[:_SHOWN]) or 'lightning_s3t alone'}{', ...' if len(names) > _SHOWN else ''}."
@@ -82,10 +103,28 @@ def _check_trusted(store: Path, options: Mapping[str, Any], trust_config: bool) 
     trust(options)
 
 
-def _names(text: str) -> list[str]:
-    """Returns what looks like an import path."""
-    found = re.findall(r"\b[A-Za-z_]\w*(?:[.:][A-Za-z_]\w*)+|(?<=class_path: )\w+", text)
-    return sorted({name for name in found if not name.startswith("lightning_s3t.")})
+def _names(config: object) -> list[str]:
+    """Returns what looks like an import path, as Python reads it: in a file, a name may be spelled otherwise."""
+    found = {name for text in _texts(config) for name in re.findall(_PATH, text)}
+    return sorted(name for name in found if not name.startswith("lightning_s3t."))
+
+
+def _texts(config: object) -> Iterator[str]:
+    waiting, seen = [config], set[int]()
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, (Mapping, list)) and id(one) not in seen:
+            seen.add(id(one))
+            parts = [*one.items()] if isinstance(one, Mapping) else one
+            for part in parts:
+                if isinstance(part, tuple):
+                    key, value = part
+                    yield f"class_path: {value}" if key == "class_path" and isinstance(value, str) else str(key)
+                    waiting.append(value)
+                else:
+                    waiting.append(part)
 
 
 def _says_yes(question: str) -> bool:

@@ -14,7 +14,7 @@ from lightning_s3t.core.documents import STRICT, canonical, read_json
 from lightning_s3t.core.guarantees import Guarantee, Isolation
 from lightning_s3t.errors import StoreError
 
-Kind = Literal["request", "schedule", "cancellation", "erasure", "damage", "rotation"]
+Kind = Literal["request", "schedule", "cancellation", "export", "erasure", "damage", "rotation"]
 GENESIS = "0" * 64
 
 Number = Annotated[int, Field(ge=1, lt=2**63)]
@@ -92,6 +92,23 @@ class Cancellation:
 
     layers: Number
     pending: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The body of an "export": a copy of a unit that was written outside of the store, to take away.
+
+    Attributes:
+        name: Its name.
+        cells: Every cell whose data has influenced it.
+        as_of: The newest request when it was begun.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    cells: tuple[str, ...]
+    as_of: Count
 
 
 @dataclass(frozen=True)
@@ -192,15 +209,15 @@ class Event:
         """
         try:
             return self.digest == event_digest(previous, self.position, self.kind, self.request, self.time, self.body)
-        except TypeError:  # a flipped bit has changed the type of a value
+        except (TypeError, RecursionError):  # a flipped bit has changed the type of a value, or somebody its depth
             return False
 
     def read(self, kind: type[_Body]) -> _Body:
         """Return the body, checked.
 
         Args:
-            kind: The class that describes it: `Request`, `Schedule`, `Cancellation`, `Erasure`, `Damage` or
-                `Rotation`.
+            kind: The class that describes it: `Request`, `Schedule`, `Cancellation`, `Exported`, `Erasure`, `Damage`
+                or `Rotation`.
 
         Raises:
             ValueError: It is something else.

@@ -33,17 +33,30 @@ def canonical_subject(subject: object) -> str:
         )
     if text.startswith(_MARK):
         raise DataError(
-            f"A subject's id is {text!a}, which begins with the byte order mark of a file. Expected the id alone: "
-            'read such files with encoding="utf-8-sig".'
+            f"A subject's id is {shorten(ascii(text))}, which begins with the byte order mark of a file. Expected the "
+            'id alone: read such files with encoding="utf-8-sig".'
         )
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"A subject's id is {subject!r}, which has no UTF-8 form ({error.reason}). Expected text that can be "
+            f"A subject's id is {_shown(subject)}, which has no UTF-8 form ({error.reason}). Expected text that can be "
             "encoded: os.fsencode(id).hex() gives a file name that could not be decoded one spelling."
         ) from error
     return text
+
+
+def shorten(text: str) -> str:
+    """Return the start of a text, for messages: an id may be of any length.
+
+    Args:
+        text: The text.
+
+    Example:
+        >>> shorten("user-17"), len(shorten("x" * 10_000))
+        ('user-17', 82)
+    """
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def _spell(subject: object) -> str | None:
@@ -62,6 +75,6 @@ def _spell(subject: object) -> str | None:
 
 def _shown(subject: object) -> str:
     try:
-        return repr(subject)
+        return shorten(repr(subject))
     except ValueError:
         return "a number of too many digits"

@@ -3,9 +3,11 @@
 Whatever decides who is forgotten and what may serve has a message authentication code (MAC), keyed BLAKE2b:
 
 - each event of the chain, over its digest, and so over all events before it;
-- the end of the chain, so that events cannot be cut off;
+- the end of the chain, so that events cannot be cut off, and the number of the newest request;
 - the tombstones, as one sum over all of them, to which a request adds its own (MSet-Add-Hash: Clarke et al., ASIACRYPT
   2003), bound to the newest request;
+- the events that say what else the tables hold (who is scheduled, what was exported), as another such sum, bound to the
+  end of the chain, so that none of them can pass for something else;
 - each artifact, bound to the request that was the newest when its data was chosen;
 - the settings, which say where everybody is, and what fits note: the head's start, the sequences, the app's config.
 
@@ -22,12 +24,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from lightning_s3t.core.events import GENESIS, Event, Request, Rotation
+from lightning_s3t.core.events import GENESIS, Event, Kind, Request, Rotation
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.identities import KEY_FILE, read_keys
 from lightning_s3t.store.ledger import ArtifactEntry, Ledger
 
 _ID, _LAYERS, _HEAD, _TOMBSTONES, _SETTINGS = "store_id", "key_layers", "head_mac", "tombstones_mac", "settings_mac"
+_LISTING = "listing_mac"
+LISTING: tuple[Kind, ...] = ("schedule", "cancellation", "export")
+"""The kinds of events that say what is in tables of the ledger."""
 _FIXED = ("settings", "register", "base", "options")  # what a fit notes
 _SIZE = 32  # bytes
 _PERSON = b"s3t-tombstone"
@@ -71,10 +76,12 @@ class Authenticator:
         self.check_head()  # or what was changed meanwhile would get a MAC of ours
         buried = _buried_by(event)
         total = self._read_sum() if buried is not None else 0
+        listed = self._read_listing()
         self._ledger.append(replace(event, mac=self._event_mac(event)), forgotten)
         self.note_head()
         if buried is not None:
             self._note_sum(total + self._sum(buried))
+        self._note_listing(listed + self._sum_of_listing([event]))
 
     def note_head(self) -> None:
         """Note the MAC of the chain's end."""
@@ -98,6 +105,34 @@ class Authenticator:
         """
         return _same(event.mac, self._event_mac(event, layers))
 
+    def check_since(self, position: int) -> None:
+        """Check that nothing was changed in the history from an event on; at one time.
+
+        Args:
+            position: The event's.
+
+        Raises:
+            StoreError: Something was.
+        """
+        previous = self._digest_before(position)
+        for event in self._ledger.events(after=position - 1):
+            if event.position != position or not event.follows(previous):
+                raise self._changed(f"event {position} of its history")
+            previous, position = event.digest, position + 1
+        self.check_head()
+
+    def listing(self) -> list[Event]:
+        """Return the events that say what tables hold, proven to be all that there were; at one time.
+
+        Raises:
+            StoreError: One was changed, or is missing.
+        """
+        events = list(self._ledger.events(kinds=LISTING))
+        unchanged = all(event.follows(self._digest_before(event.position)) for event in events)
+        if not unchanged or self._read_listing() != self._sum_of_listing(events) % _MODULUS:
+            raise self._changed("what its history says of scheduled requests and exported copies")
+        return events
+
     # artifacts
 
     def seal(self, names: Iterable[str] | None = None) -> None:
@@ -108,6 +143,9 @@ class Authenticator:
         """
         entries = list(self._ledger.entries(None if names is None else list(names)))
         key, digests = self._key(), self._digests(entries)
+        self.check_head()  # or the newest request might be one that is yet to come
+        if any(entry.as_of not in digests for entry in entries):
+            raise self._changed("the number of a request")
         self._ledger.seal({entry.name: _artifact_mac(key, entry, digests) for entry in entries})
 
     def check_artifacts(self, names: Iterable[str]) -> None:
@@ -144,8 +182,9 @@ class Authenticator:
         """Make every MAC that has to be of the newest key again, after a `check`; and for a new store."""
         self._ledger.note({_SETTINGS: self._settings_mac()})
         self._note_sum(self._sum(self._ledger.tombstones()))
-        self.seal()
+        self._note_listing(self._sum_of_listing(self._ledger.events(kinds=LISTING)))
         self.note_head()
+        self.seal()
 
     def check(self) -> None:
         """Check everything but the events before the newest, at one time or within a transaction; fast.
@@ -164,6 +203,10 @@ class Authenticator:
             "the list of those who are forgotten": self._read_sum() == self._sum(self._ledger.tombstones()) % _MODULUS,
         }
         units = self._wrong_artifacts(list(self._ledger.entries()))
+        try:
+            self.listing()
+        except StoreError:
+            found["what its history says of scheduled requests and exported copies"] = False
         return [
             *(what for what, right in found.items() if not right),
             *(f"the record of unit {name}" for name in units),
@@ -189,7 +232,7 @@ class Authenticator:
         return _mac(self._key(layers), "event", event.digest)
 
     def _head_mac(self) -> str:
-        return _mac(self._key(), "head", *map(str, self._ledger.head()))
+        return _mac(self._key(), "head", *map(str, self._ledger.head()), str(self._ledger.watermark()))
 
     def _head_is_right(self) -> bool:
         return _same(self._ledger.notes(_HEAD).get(_HEAD, ""), self._head_mac())
@@ -210,26 +253,48 @@ class Authenticator:
 
     def _sum(self, rows: Iterable[_Buried]) -> int:
         key, new, parse = self._key(), hashlib.blake2b, int.from_bytes
-        return sum(
-            parse(new(hash_ + f"{request} {cell}".encode(), key=key, digest_size=_SIZE, person=_PERSON).digest(), "big")
+        # with the length and the type of each part: no two rows are the same text
+        texts = (
+            f"{len(hash_)} {request!r} {cell!r} ".encode(errors="surrogatepass") + hash_
             for hash_, request, cell in rows
         )
+        return sum(parse(new(text, key=key, digest_size=_SIZE, person=_PERSON).digest(), "big") for text in texts)
+
+    def _sum_of_listing(self, events: Iterable[Event]) -> int:
+        key = self._key()
+        return sum(int(_mac(key, "listing", event.kind, event.digest), 16) for event in events if event.kind in LISTING)
 
     def _read_sum(self) -> int:
-        kept = self._ledger.notes(_TOMBSTONES).get(_TOMBSTONES, "")
-        try:
-            return (int(kept, 16) - self._mask()) % _MODULUS
-        except ValueError:
-            return -1  # no sum is
+        return self._read_masked(_TOMBSTONES, self._mask())
 
     def _note_sum(self, total: int) -> None:
         self._ledger.note({_TOMBSTONES: f"{(total + self._mask()) % _MODULUS:x}"})
+
+    def _read_listing(self) -> int:
+        return self._read_masked(_LISTING, self._mask_of_listing())
+
+    def _note_listing(self, total: int) -> None:
+        self._ledger.note({_LISTING: f"{(total + self._mask_of_listing()) % _MODULUS:x}"})
+
+    def _read_masked(self, name: str, mask: int) -> int:
+        kept = self._ledger.notes(name).get(name, "")
+        try:
+            return (int(kept, 16) - mask) % _MODULUS
+        except ValueError:
+            return -1  # no sum is
 
     def _mask(self) -> int:
         # another for each request, so that two sums do not tell what one tombstone adds
         newest = self._ledger.watermark()
         digest = self._ledger.request_digests([newest]).get(newest, GENESIS)
         return int(_mac(self._key(), "tombstones", digest), 16)
+
+    def _mask_of_listing(self) -> int:
+        # another for each event, so that no older sum is ever right again
+        return int(_mac(self._key(), "listing of", self._ledger.head()[1]), 16)
+
+    def _digest_before(self, position: int) -> str:
+        return GENESIS if position == 1 else self._ledger.digest_at(position - 1) or ""
 
     def _key(self, layers: int | None = None) -> bytes:
         kept = self._ledger.notes(_LAYERS, _ID)
@@ -263,7 +328,7 @@ def _buried_by(event: Event) -> list[_Buried] | None:
 
 def _artifact_mac(key: bytes, entry: ArtifactEntry, digests: Mapping[int, str]) -> str:
     score = "" if entry.score is None else repr(float(entry.score))
-    # of another history, or of none, where there is no such request
+    # of another history; or none, where there is no such request: no unit has this
     chain = digests.get(entry.as_of, "")
     return _mac(key, "artifact", entry.name, str(entry.as_of), chain, entry.digest, score, entry.record)
 

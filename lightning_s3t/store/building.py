@@ -122,21 +122,28 @@ class BuildSession:
             attempt.abandon()
             raise
 
-    def carry_out(self, due: Collection[Tombstone], keep: UnitId | None) -> RequestRecord:
+    def carry_out(self, due: Collection[Tombstone], keep: UnitId | None) -> RequestRecord | None:
         """Carry requests out that have waited, where nothing has to be trained or edited for them.
 
         Args:
             due: Who is forgotten.
             keep: A unit that was made without the data of those who asked, and stays; None for no unit.
+
+        Returns:
+            The receipt; None if all of them were cancelled meanwhile.
         """
-        if keep is None:
-            return self._forgetting.replace(due, None)
+        try:
+            return self._forgetting.replace(due, self._kept(keep) if keep is not None else None)
+        except RevokedError:
+            return None
+
+    def _kept(self, keep: UnitId) -> FinishedUnit:
         self._backend.authenticator.check_artifacts([str(keep)])
         kept = read_units(self._ledger)[keep]
         snapshot = self._backend.snapshots.get(kept.snapshot, f"unit {kept.unit}")
         known = {file.path: file.evidence for file in self._ledger.files()}
         files = [(file["path"], known[file["path"]]) for file in kept.provenance["files"] if file["path"] in known]
-        return self._forgetting.replace(due, FinishedUnit(self._backend, kept, snapshot, lambda: None, files))
+        return FinishedUnit(self._backend, kept, snapshot, lambda: None, files)
 
     def drop(self, units: Iterable[UnitId]) -> None:
         """Take units out that are stale, with all that was built on them, and erases them.

@@ -14,7 +14,7 @@ from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.files import size_of, unlink_all
 from lightning_s3t.store.history import record
 from lightning_s3t.store.ledger import OwnedFile, QueuedFile, Tombstone
-from lightning_s3t.store.registered_files import Located, RegisteredFiles
+from lightning_s3t.store.registered_files import Located, RegisteredFiles, ambiguous
 from lightning_s3t.store.scratch import clear_scratch
 from lightning_s3t.store.units import parse_unit
 
@@ -106,7 +106,11 @@ def erase_queued(store: Backend) -> None:
     ledger = store.ledger
     # before the transaction: to prove what a checkpoint is, all of it is read
     registered = RegisteredFiles(store.folder)
-    located = {file.path: registered.locate(_owned(file)) for file in _noted(store) if _is_outside(store, file)}
+    outside = [file for file in _noted(store) if _is_outside(store, file)]
+    doubtful = ambiguous(file.path for file in outside)
+    located = {
+        file.path: Located("unproven") if file.path in doubtful else registered.locate(_owned(file)) for file in outside
+    }
     if not ledger.queued():
         return
     with ledger.transaction():

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
+from lightning_s3t.core.events import Exported, Kind
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import ConfigurationError, RevokedError, StoreError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.erasure import erase_queued, remove_exports
 from lightning_s3t.store.files import spell, sync_folder, unlink_all
-from lightning_s3t.store.ledger import Export
+from lightning_s3t.store.history import record
+from lightning_s3t.store.journal import write_journal
+from lightning_s3t.store.ledger import Export, ledger_errors
 from lightning_s3t.store.registered_files import RegisteredFiles
 
 
@@ -51,10 +56,12 @@ def write_export(store: Backend, name: str, unit: UnitId, digests: Sequence[str]
     _check_paths(store.folder, final)
     # not the name that is_half_written knows: others clear those away
     begun = {path: f"{path}.{name.rpartition(':')[2]}.part" for path in final}
+    ours: dict[str, tuple[int, int]] = {}
     try:
         with ExitStack() as stack:
             opened = _register(store, stack, Export(name, unit.cells, 0), unit, digests, begun)
             for path, file in opened.items():
+                ours[path] = _identity(os.fstat(file.fileno()))
                 file.write(final[path])
                 file.flush()
                 os.fsync(file.fileno())
@@ -63,17 +70,42 @@ def write_export(store: Backend, name: str, unit: UnitId, digests: Sequence[str]
             if export is None:
                 raise _revoked(unit)
             for path, part in begun.items():
-                os.replace(part, path)
+                _name(part, path)
             known = RegisteredFiles(store.folder)
             written = {path: known.after(path, hashlib.sha256(data).hexdigest()) for path, data in final.items()}
             store.ledger.add_export(export, written)
+            record(store, "export", None, asdict(Exported(name, export.cells, export.as_of)))
             for folder in {os.path.dirname(path) for path in final}:
                 sync_folder(Path(folder))
     except BaseException as error:
-        _take_back(store, name, begun.values())
+        _take_back(store, Export(name, unit.cells, 0), begun, ours)
         if isinstance(error, OSError):
             raise StoreError(f"The export could not be written ({error}). Nothing is left of it.") from error
         raise
+    write_journal(store.ledger, store.folder)
+
+
+def check_exports(store: Backend) -> None:
+    """Check that nobody has taken an exported copy out of the ledger, or out of the reach of requests.
+
+    Args:
+        store: Where the store lies.
+
+    Raises:
+        StoreError: Somebody has.
+    """
+    ledger = store.ledger
+    with ledger.at_one_time(), ledger_errors("An exported copy"):
+        made = [event.read(Exported) for event in store.authenticator.listing() if event.kind == "export"]
+        newest, found = ledger.newest_requests(), {export.name: export for export in ledger.exports()}
+    expected = [one for one in made if all(newest.get(cell, 0) <= one.as_of for cell in one.cells)]
+    wrong = [one.name for one in expected if found.get(one.name) != Export(one.name, one.cells, one.as_of)]
+    if wrong:
+        raise StoreError(
+            f"{len(wrong)} exported copies of the store {store.folder} are not what its history says: they were "
+            "changed without the store's key, or ledger.db is damaged. Nothing is served. Restore ledger.db from a "
+            "backup (what it lacks is carried out again from the journal)."
+        )
 
 
 def _register(
@@ -89,11 +121,42 @@ def _register(
         return {path: stack.enter_context(open(part, "xb")) for path, part in begun.items()}
 
 
-def _take_back(store: Backend, name: str, parts: Iterable[str]) -> None:
+def _name(part: str, path: str) -> None:
+    """Give a file its name, unless somebody else has given it to another meanwhile."""
+    try:
+        os.link(part, path, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
+        os.replace(part, path)
+    else:
+        os.unlink(part)
+
+
+def _take_back(store: Backend, export: Export, begun: Mapping[str, str], ours: Mapping[str, tuple[int, int]]) -> None:
     with store.ledger.transaction():
-        remove_exports(store, [name], None)
-    unlink_all(parts)
+        if _is_whole(store, export):  # what was raised came after that
+            return
+        if any(known.name == export.name for known in store.ledger.exports()):
+            # what lies at its place is not erased with it: that it was there before is all that is known of it
+            others = [path for path in begun if os.path.lexists(path) and _identity(os.lstat(path)) != ours.get(path)]
+            store.ledger.add_export(
+                export, {path: RegisteredFiles(store.folder).before(path, False) for path in others}
+            )
+        remove_exports(store, [export.name], None)
+    unlink_all(begun.values())
     erase_queued(store)
+
+
+def _is_whole(store: Backend, export: Export) -> bool:
+    kinds: tuple[Kind, ...] = ("export",)
+    return any(event.read(Exported).name == export.name for event in store.ledger.events(kinds=kinds))
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
 
 
 def _check_paths(folder: Path, paths: Mapping[str, bytes]) -> None:

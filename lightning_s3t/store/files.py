@@ -26,7 +26,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)  # an older one would keep its own permissions
-    with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+    with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -130,6 +130,28 @@ def read_unlinked(path: Path) -> IO[bytes]:
         OSError: It is a link (ELOOP), or cannot be opened.
     """
     return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK))
+
+
+def open_own(path: Path, flags: int, mode: int = 0o600) -> int:
+    """Open a file of a store to write to it, unless somebody has put something else in its place.
+
+    Args:
+        path: The file.
+        flags: As for `os.open`.
+        mode: The permissions of a new one.
+
+    Returns:
+        Its descriptor.
+
+    Raises:
+        OSError: It is a link (ELOOP), no plain file, has another name elsewhere, or cannot be opened.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(descriptor)
+        raise OSError(errno.EMLINK, "it is not a file of the store's own", os.fspath(path))
+    return descriptor
 
 
 def sha256_of(path: Path) -> str:

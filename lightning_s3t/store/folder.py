@@ -23,6 +23,7 @@ _MAGIC = bytes.fromhex(
 )  # of SQLite's journals: https://sqlite.org/fileformat2.html#the_rollback_journal
 _LEDGER_FILES = {FILE, _ROLLBACK, f"{FILE}-wal", f"{FILE}-shm"}
 _FOLDERS = frozenset({FOLDER, SCRATCH})
+_ONE_NAME = frozenset({FILE, JOURNAL})  # which are written to where they are
 OWN_FILES = frozenset({*_LEDGER_FILES, JOURNAL, KEY_FILE, LOCK_FILE, LEDGER_LOCK}) | _FOLDERS
 
 
@@ -58,7 +59,7 @@ def check_own_files(folder: Path) -> None:
     """
     for name in sorted(OWN_FILES):
         try:
-            mode = (folder / name).lstat().st_mode
+            found = (folder / name).lstat()
         except (FileNotFoundError, NotADirectoryError):
             continue
         except PermissionError as error:
@@ -66,6 +67,7 @@ def check_own_files(folder: Path) -> None:
                 f"The store {folder} cannot be written by this process, nor read: permission denied. Expected to be "
                 "able to, even to serve it: run as its owner."
             ) from error
+        mode = found.st_mode
         plain = stat.S_ISDIR if name in _FOLDERS else stat.S_ISREG
         if not plain(mode):
             what = "a link, and links are not followed" if stat.S_ISLNK(mode) else "something else"
@@ -73,6 +75,11 @@ def check_own_files(folder: Path) -> None:
             raise StoreError(
                 f"{folder / name} is {what}. Expected a {kind} of the store's own: put it there, or mount its disk "
                 "there. Nothing was changed."
+            )
+        if name in _ONE_NAME and found.st_nlink > 1:
+            raise StoreError(
+                f"{folder / name} has another name elsewhere (it is a hard link): what is written to it would be "
+                "written there too. Expected a file of the store's own: put a copy in its place. Nothing was changed."
             )
     if _names_other_files(folder / _ROLLBACK):
         raise StoreError(

@@ -14,9 +14,10 @@ from typing import Literal
 from lightning_s3t.core.events import Cancellation, Request, Schedule
 from lightning_s3t.core.manifest import Manifest
 from lightning_s3t.core.receipts import RequestRecord
+from lightning_s3t.core.subjects import shorten
 from lightning_s3t.core.tickets import Ticket
 from lightning_s3t.core.units import Place, UnitId, reaches
-from lightning_s3t.errors import ConfigurationError, StoreError, UnknownSubjectError
+from lightning_s3t.errors import ConfigurationError, RevokedError, StoreError, UnknownSubjectError
 from lightning_s3t.plan import Partition, survivors
 from lightning_s3t.store.attempt import FinishedUnit
 from lightning_s3t.store.backend import Backend
@@ -173,13 +174,15 @@ class Forgetting:
             unit: The unit; None if none can be made.
 
         Raises:
-            RevokedError: The unit must not be kept; nothing has changed.
+            RevokedError: The unit must not be kept, or all that it was made for is cancelled; nothing has changed.
             StoreError: A file could not be erased. The request is carried out all the same.
         """
         with self._ledger.transaction():
             if unit is not None:
                 unit.check()
             waiting = self._ledger.waiting(hash_ for hash_, _ in due)
+            if not waiting:
+                raise RevokedError("The requests that have waited for this fit were cancelled: what served serves on.")
             request = self._carry_out_scheduled([one for one in due if one[0] in waiting], unit)
         return self._finish(request)
 
@@ -210,8 +213,9 @@ class Forgetting:
         for hash_ in (*self._ledger.bands(hashes), *self._ledger.forgotten(hashes)):
             form = hashes[hash_]
             raise UnknownSubjectError(
-                f"The store {self._store.folder} has never seen {forms[form]!a}, but it knows {form!a}, which is the "
-                "same text in another Unicode form. Expected the spelling of the training data; nothing was forgotten."
+                f"The store {self._store.folder} has never seen {shorten(ascii(forms[form]))}, but it knows "
+                f"{shorten(ascii(form))}, which is the same text in another Unicode form. Expected the "
+                "spelling of the training data; nothing was forgotten."
             )
 
     def _find(self, name: _Name) -> int | None:
@@ -300,7 +304,7 @@ class Forgetting:
                 f"Request {request} is carried out, and nothing that it reached serves again, but what follows is not "
                 f"done: {error} The next opening of the store goes on with it."
             ) from error
-        return read_record(self._ledger, request)
+        return read_record(self._store, request)
 
 
 @dataclass(frozen=True)
@@ -339,7 +343,9 @@ def _text(time: datetime) -> str:
 
 
 def _shown(subjects: list[str]) -> str:
-    return ", ".join(map(repr, subjects[:5])) + (f" and {len(subjects) - 5} more" if len(subjects) > 5 else "")
+    return ", ".join(shorten(repr(subject)) for subject in subjects[:5]) + (
+        f" and {len(subjects) - 5} more" if len(subjects) > 5 else ""
+    )
 
 
 def _unknown_message(unknown: list[str], store: str) -> str:

@@ -29,18 +29,40 @@ def record(
     store.authenticator.append(Event.after(store.ledger.head(), kind, request, body), forgotten)
 
 
-def read_record(ledger: Ledger, request: int) -> RequestRecord:
+def read_record(store: Backend, request: int) -> RequestRecord:
     """Return what is known of a request: what its events say.
 
     Args:
-        ledger: The ledger.
+        store: Where the store lies.
         request: The request's number.
 
     Raises:
-        StoreError: The history of the request was damaged or changed.
+        StoreError: The history since the request was damaged or changed.
     """
-    with ledger_errors(f"Request {request}"):
-        return _record_of(list(ledger.events(request=request)))
+    return read_records(store, request - 1, request)[0]
+
+
+def read_records(store: Backend, after: int, until: int) -> list[RequestRecord]:
+    """Return what is known of several requests, in order.
+
+    Args:
+        store: Where the store lies.
+        after: The number of the one before the first.
+        until: The number of the last.
+
+    Raises:
+        StoreError: The history since the first was damaged or changed: what is given away must be what happened.
+    """
+    if after >= until:
+        return []
+    ledger, own = store.ledger, dict[int, list[Event]]()
+    with ledger.at_one_time(), ledger_errors(f"Request {after + 1}"):
+        first = next(ledger.events(request=after + 1)).position
+        store.authenticator.check_since(first)
+        for event in ledger.events(after=first - 1):
+            if event.request is not None and after < event.request <= until:
+                own.setdefault(event.request, []).append(event)
+        return [_record_of(own[request]) for request in range(after + 1, until + 1)]
 
 
 def has_given(history: Iterable[Event], receipt: Receipt) -> bool:

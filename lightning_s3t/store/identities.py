@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_s3t.errors import ConfigurationError, StoreError
-from lightning_s3t.store.files import write_atomically
+from lightning_s3t.store.files import read_unlinked, write_atomically
 
 KEY_FILE = "subject.key"
 KEY_VARIABLE = "LIGHTNING_S3T_KEY"
 _KEY_BYTES = 32
+_MOST = 1 << 20  # more than this is no key: a stranger's may fill the memory
 _HASH_BYTES = 16  # two of 10 million subjects share a hash with a probability below 10**-24
 
 Keys = tuple[bytes, ...]
@@ -96,16 +97,17 @@ def read_keys(folder: Path) -> Keys:
         return _parse(given)
     path = folder / KEY_FILE
     try:
-        data = path.read_bytes()
+        with read_unlinked(path) as file:
+            data = file.read(_MOST)
     except FileNotFoundError:
         raise StoreError(
             f"The store {folder} has lost its key {KEY_FILE}: no subject can be found without it. Restore it from a "
             f"backup, or give it by the environment ({KEY_VARIABLE})."
         ) from None
-    if not data or len(data) % _KEY_BYTES:
+    if not data or len(data) % _KEY_BYTES or len(data) == _MOST:
         raise StoreError(
-            f"The key {path} has {len(data)} bytes instead of {_KEY_BYTES} for each key: it is damaged, and without "
-            "it no subject can be found. Restore it from a backup."
+            f"The key {path} has {os.path.getsize(path)} bytes instead of {_KEY_BYTES} for each key: it is damaged, "
+            "and without it no subject can be found. Restore it from a backup."
         )
     return tuple(data[start : start + _KEY_BYTES] for start in range(0, len(data), _KEY_BYTES))
 
@@ -131,14 +133,15 @@ def next_key(folder: Path, keys: Keys, layers: int) -> Keys:
     Raises:
         StoreError: The environment gives the keys, and has no new one.
     """
-    if len(keys) > layers:  # given by the environment, or left by a rotation that was cut
-        return keys[: layers + 1]
     if KEY_VARIABLE in os.environ:
+        if len(keys) > layers:
+            return keys[: layers + 1]
         raise StoreError(
             f"{KEY_VARIABLE} has {len(keys)} keys, and all are in use. Expected a new one after them, with a colon "
             'between: 64 hexadecimal digits, as `python -c "import secrets; print(secrets.token_hex(32))"` gives them.'
         )
-    keys = (*keys, new_key())
+    # what lies behind those in use was left by a rotation that was cut, or laid there by somebody who wants to know it
+    keys = (*keys[:layers], new_key())
     write_keys(folder, keys)
     return keys
 

@@ -10,15 +10,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from lightning_s3t.core.events import Cancellation, Damage, Event, Request, Rotation, Schedule
+from lightning_s3t.core.events import Cancellation, Damage, Event, Exported, Request, Rotation, Schedule
 from lightning_s3t.core.units import Place, UnitId
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.authentication import layers_after
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.erasure import remove_lineages, revoke
-from lightning_s3t.store.files import sync_folder
+from lightning_s3t.store.files import open_own, read_unlinked, sync_folder
 from lightning_s3t.store.keyring import Keyring
-from lightning_s3t.store.ledger import Ledger
+from lightning_s3t.store.ledger import Export, Ledger
 from lightning_s3t.store.lock import ledger_lock
 
 FILE = "journal.jsonl"
@@ -48,7 +48,7 @@ def write_journal(ledger: Ledger, folder: Path) -> None:
         StoreError: The journal cannot be written, or tells another story than the ledger.
     """
     try:
-        with ledger_lock(folder), (folder / FILE).open("r+b") as file:
+        with ledger_lock(folder), open(folder / FILE, "r+b", opener=_open_own) as file:
             last, end = _last_event(folder, file.fileno())
             position, digest = (last.position, last.digest) if last is not None else (0, None)
             if last is not None and digest != ledger.digest_at(position):
@@ -88,7 +88,7 @@ def reconcile(store: Backend, keyring: Keyring) -> int:
             "written, make an empty file of that name: it is then written anew."
         )
     position, digest = ledger.head()
-    with path.open("rb") as file:
+    with read_unlinked(path) as file:
         last, _ = _last_event(folder, file.fileno())
     if last is None or last.position < position:
         if last is not None and last.digest != ledger.digest_at(last.position):
@@ -112,7 +112,7 @@ def read_journal(path: Path) -> Iterator[Event]:
         StoreError: A line is no event.
     """
     journal = path / FILE if path.is_dir() else path
-    with journal.open("rb") as file:
+    with read_unlinked(journal) as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
@@ -156,6 +156,9 @@ def _carry_out(store: Backend, keyring: Keyring, event: Event) -> int | None:
         store.ledger.schedule(rows_later)
     elif event.kind == "cancellation":
         store.ledger.unschedule(bytes.fromhex(hash_) for hash_ in event.read(Cancellation).pending)
+    elif event.kind == "export":
+        made = event.read(Exported)
+        store.ledger.add_export(Export(made.name, made.cells, made.as_of), {})
     elif event.kind == "damage":
         remove_lineages(store, [UnitId.parse(unit) for unit in event.read(Damage).units])
     elif event.kind == "rotation":
@@ -203,6 +206,10 @@ def _parse(journal: Path, line: bytes, where: str) -> Event:
         return Event.from_json(line)
     except StoreError as error:
         raise StoreError(f"The journal {journal} is damaged {where}: {error}") from error
+
+
+def _open_own(path: str, flags: int) -> int:
+    return open_own(Path(path), flags)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

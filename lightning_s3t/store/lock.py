@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from lightning_s3t.errors import StoreError
+from lightning_s3t.store.files import open_own
 
 FILE = "fit.lock"
 LEDGER_LOCK = "ledger.lock"
@@ -97,7 +98,7 @@ def ledger_lock(folder: Path) -> Iterator[None]:
 
 
 def _open(path: Path) -> IO[str]:
-    return open(path, "a", opener=lambda name, flags: os.open(name, flags, 0o600))
+    return open(path, "a", opener=lambda name, flags: open_own(Path(name), flags))
 
 
 def _lock(file: IO[str], kind: int) -> bool:

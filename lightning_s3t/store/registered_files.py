@@ -7,12 +7,15 @@ import hmac
 import json
 import os
 import stat
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from lightning_s3t.core.documents import canonical
-from lightning_s3t.store.files import sha256_of, size_of
+from lightning_s3t.store.files import sha256_of, size_of, spell
 from lightning_s3t.store.identities import read_keys
 from lightning_s3t.store.ledger import OwnedFile
 
@@ -149,6 +152,35 @@ class RegisteredFiles:
         # by the first key, which a rotation does not change
         text = canonical([os.fsencode(path).hex(), asdict(evidence)])
         return hmac.digest(read_keys(self._folder)[0], b"file\0" + text.encode(), hashlib.sha256).hex()
+
+
+def ambiguous(paths: Iterable[str]) -> set[str]:
+    """Return the paths that should not decide over a file, since other spellings of it are among them.
+
+    A store registers a file under one spelling. Somebody who guesses where and in which folder a store will be
+    unpacked could make a guess for each of many.
+
+    Args:
+        paths: Paths as a ledger has them.
+    """
+    by_file: dict[tuple[int, int], list[str]] = {}
+    for path in paths:
+        try:
+            found = os.lstat(path)
+        except (OSError, ValueError):
+            continue
+        by_file.setdefault((found.st_dev, found.st_ino), []).append(path)
+    doubtful = set[str]()
+    for names in by_file.values():
+        if len(names) > 1:  # or hard links, which have different names
+            plain = {name: _fold(name) for name in names if spell(name) == name}
+            counts = Counter(plain.values())
+            doubtful.update(name for name in names if counts[plain.get(name, "")] != 1)
+    return doubtful
+
+
+def _fold(name: str) -> str:  # file systems may take these for one
+    return unicodedata.normalize("NFKC", name).casefold()
 
 
 def digest_of(path: str) -> str | None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 ALGORITHM = "Ed25519"
+_MEMBERS = frozenset({"algorithm", "public_key", "value"})
 
 
 def sign_receipt(receipt: Receipt, key: Path) -> str:
@@ -51,7 +52,7 @@ def verify_receipt(text: str, key: Path) -> Receipt:
     receipt = Receipt.from_json(text)
     document: dict[str, Any] = json.loads(text)
     signature = document.pop("signature", None)
-    if not isinstance(signature, dict) or signature.get("algorithm") != ALGORITHM:
+    if not isinstance(signature, dict) or signature.get("algorithm") != ALGORITHM or "value" not in signature:
         raise StoreError("The receipt has no Ed25519 signature. Expected one that `s3t forget --sign KEY` has printed.")
     from cryptography.exceptions import InvalidSignature
 
@@ -61,6 +62,11 @@ def verify_receipt(text: str, key: Path) -> Receipt:
         raise StoreError(
             f"The receipt of request {receipt.request} was not signed with the key of {key}, or was changed afterwards."
         ) from None
+    if signature.keys() != _MEMBERS or signature["public_key"] != public.public_bytes_raw().hex():
+        raise StoreError(
+            f"What the receipt of request {receipt.request} has beside its signature is not signed, and not what was "
+            f"given: expected {', '.join(sorted(_MEMBERS))} alone, with the public key in {key}."
+        )
     return receipt
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import json
@@ -33,7 +34,7 @@ from lightning_s3t.store.ledger import (
 )
 
 FILE = "ledger.db"
-FORMAT = 4
+FORMAT = 5
 _PATIENCE = 30  # seconds
 _CACHE = 65_536  # KiB: rows of a registry come in the order of their hashes, which is no order
 _CHUNK = 500  # well under SQLite's limit on variables
@@ -91,6 +92,7 @@ CREATE TABLE erasures (
     left_alone INTEGER NOT NULL
 ) WITHOUT ROWID;
 """
+_FORM = "SELECT type, name, sql FROM sqlite_master"
 _Result = TypeVar("_Result")
 _AMONG = "(SELECT value FROM json_each(?))"  # one parameter, however many values
 
@@ -505,8 +507,7 @@ class SqliteLedger(Ledger):
             connection.execute("PRAGMA journal_mode = WAL")
             with self.transaction():
                 if not self._rows("SELECT 1 FROM sqlite_master"):
-                    for statement in _SCHEMA.split(";"):
-                        connection.execute(statement)
+                    _make_tables(connection)
                     connection.execute(f"PRAGMA user_version = {FORMAT}")
         found = self._number("PRAGMA user_version")
         if found != FORMAT:
@@ -514,12 +515,14 @@ class SqliteLedger(Ledger):
                 f"The ledger {self._path} has format {found}, this version of lightning_s3t reads {FORMAT}. Use the "
                 "version that made it, or train again into a new folder, without those who were forgotten."
             )
-        strange = self._rows("SELECT type, name FROM sqlite_master WHERE type NOT IN ('table', 'index')")
-        if strange:
+        # a trigger could undo what is written, an index refuse it without a word, a table be something else
+        for kind, name, _ in sorted({*self._rows(_FORM)} ^ _expected_form(), key=lambda row: (row[0], row[1])):
             raise StoreError(
-                f"The ledger {self._path} has a {strange[0][0]} ({strange[0][1]}), which could undo what is written. "
-                "Expected tables and indices alone: it was changed. Nothing is served. Restore it from a backup."
+                f"The ledger {self._path} has another {kind} {name!a} than a store. Expected the tables and indices of "
+                "a store alone: it was changed, or is damaged. Nothing is served. Restore it from a backup."
             )
+        if self._rows("PRAGMA journal_mode") != [("wal",)]:  # a copy that SQLite has made by VACUUM INTO, for example
+            connection.execute("PRAGMA journal_mode = WAL").fetchall()
 
     def _rows(self, query: str, *values: Any) -> list[Any]:
         return self.connection.execute(query, values).fetchall()
@@ -568,6 +571,21 @@ class SqliteLedger(Ledger):
         if self._tag_key is None:
             self._tag_key = read_keys(self._path.parent)[0]
         return hmac.digest(self._tag_key, b"path\0" + os.fsencode(text), hashlib.sha256)[:16]
+
+
+def _make_tables(connection: sqlite3.Connection) -> None:
+    for statement in _SCHEMA.split(";"):
+        connection.execute(statement)
+
+
+@functools.cache
+def _expected_form() -> frozenset[tuple[str, str, str]]:
+    connection = sqlite3.connect(":memory:")
+    try:
+        _make_tables(connection)
+        return frozenset(connection.execute(_FORM))
+    finally:
+        connection.close()
 
 
 def _attempt(name: str) -> str:
@@ -662,6 +680,8 @@ def _check_writable(folder: Path) -> None:
 
 def _connect(path: Path) -> sqlite3.Connection:
     """Open a database, so that nothing deleted can be read in it, and nothing committed is lost."""
+    if path.is_symlink():  # put there since the store was opened
+        raise StoreError(f"The ledger {path} is a link, and links are not followed. Put the file itself there.")
     try:
         connection = sqlite3.connect(
             path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False, factory=_Connection

@@ -24,10 +24,10 @@ from lightning_s3t.store.authentication import new_identity
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.building import BuildSession
 from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
-from lightning_s3t.store.exporting import write_export
+from lightning_s3t.store.exporting import check_exports, write_export
 from lightning_s3t.store.folder import check_free, check_own_files, clear_half_written, make_folder
 from lightning_s3t.store.forgetting import Forgetting
-from lightning_s3t.store.history import chain_digest, ever_revoked, has_given, read_record, record
+from lightning_s3t.store.history import chain_digest, ever_revoked, has_given, read_records, record
 from lightning_s3t.store.identities import check_key, read_keys, read_or_make_keys
 from lightning_s3t.store.journal import make_journal, reconcile, write_journal
 from lightning_s3t.store.keyring import Keyring
@@ -80,6 +80,7 @@ class Store:
             with ledger.at_one_time():
                 backend.authenticator.check()
             check_scheduled(backend, self._keyring)
+            check_exports(backend)
         erase_queued(backend)
         with self._lock.no_fit() as free:
             if free:  # so what looks half-done is what a crash has left
@@ -267,7 +268,7 @@ class Store:
         Args:
             after: Only those of requests after this one.
         """
-        return [read_record(self._ledger, request) for request in range(after + 1, self.request_number + 1)]
+        return read_records(self._backend, after, self.request_number)
 
     def has_given(self, receipt: Receipt) -> bool:
         """Says whether the store's history, unchanged, has the request that a receipt is of.
@@ -330,6 +331,7 @@ class Store:
             StoreError: A fit is running; or the environment gives the keys, and has no new one.
         """
         with self._lock.hold():
+            reconcile(self._backend, self._keyring)  # a rotation that only the journal knows has its key already
             self._keyring.rotate()
             write_journal(self._ledger, self.path)
             self._ledger.rewrite()

@@ -35,8 +35,10 @@ def trust(options: Mapping[str, Any]) -> None:
         return
     try:
         _file().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with open(_file(), "a", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-            file.write(f"{_digest(options)}\n")
+        with open(_file(), "a+", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            file.seek(0)
+            is_torn = not f"\n{file.read()}".endswith("\n")  # by a crash
+            file.write("\n" * is_torn + f"{_digest(options)}\n")
     except OSError:
         pass
 
@@ -47,4 +49,6 @@ def _digest(options: Mapping[str, Any]) -> str:
 
 
 def _file() -> Path:
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / _FILE
+    given = Path(os.environ.get("XDG_STATE_HOME", ""))
+    # a relative one is to be ignored: https://specifications.freedesktop.org/basedir-spec/latest
+    return (given if given.is_absolute() else Path.home() / ".local" / "state") / _FILE

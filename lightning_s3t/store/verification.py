@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,12 +14,14 @@ from lightning_s3t.core.events import Event, Request, first_break
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.backend import Backend
+from lightning_s3t.store.exporting import check_exports
+from lightning_s3t.store.files import size_of
 from lightning_s3t.store.folder import OWN_FILES
 from lightning_s3t.store.identities import KEY_FILE
 from lightning_s3t.store.journal import read_journal
 from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.ledger import Ledger, OwnedFile
-from lightning_s3t.store.registered_files import Located, RegisteredFiles
+from lightning_s3t.store.registered_files import Located, RegisteredFiles, digest_of
 from lightning_s3t.store.scheduled import check_scheduled
 from lightning_s3t.store.scratch import FOLDER as SCRATCH
 from lightning_s3t.store.snapshots import FOLDER
@@ -87,6 +89,7 @@ def verify(store: Backend, keyring: Keyring, quiet: bool) -> Verification:
         *_base(store),
         *_key(store.folder),
         *_changed(registered),
+        *_taken_off(store, {file.path for file in registered}),
         *_left(store),
         *(_strangers(store, registered.values()) if quiet else ()),
     ]
@@ -181,6 +184,7 @@ def _authenticity(store: Backend, keyring: Keyring, history: list[Event]) -> Ite
         yield f"Changed without the store's key: {what}."
     try:
         check_scheduled(store, keyring)
+        check_exports(store)
         read_units(store.ledger)
     except StoreError as error:
         yield str(error)
@@ -259,6 +263,25 @@ def _changed(registered: Mapping[OwnedFile, Located]) -> Iterator[str]:
                 f"{_name(file.path)} is not what was registered: it was changed or replaced, and no request will "
                 "erase it. Remove it by hand if it is a checkpoint of this store."
             )
+
+
+def _taken_off(store: Backend, registered: Collection[str]) -> Iterator[str]:
+    """Name checkpoints of units that serve and that nothing would erase: what they wrote is in their records."""
+    queued = {file.path for file in store.ledger.queued()}
+    try:
+        units = read_units(store.ledger)
+    except StoreError:  # `_authenticity` says so
+        return
+    for unit, record in units.items():
+        for file in record.provenance.get("files", ()):
+            path = file["path"]
+            if path in registered or path in queued or size_of(path) != file["bytes"]:
+                continue
+            if digest_of(path) == file["sha256"]:
+                yield (
+                    f"{_name(path)} was written by unit {unit}, and is not on the list of its files: no request would "
+                    "erase it. Remove it by hand."
+                )
 
 
 def _left(store: Backend) -> Iterator[str]:

@@ -7,18 +7,26 @@ import io
 import json
 import shutil
 import subprocess
+from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 
 from lightning_s3t.cli import main
+from lightning_s3t.core.events import Schedule
 from lightning_s3t.plots import plot_store
 from lightning_s3t.store import Store
+from lightning_s3t.store.history import record as write_event
 from tests.store.people_store import in_place, make, session
+from tests.store.test_receipts import RECEIPT
 
 ANN, BOB = in_place(0, 0), in_place(1, 1)
 Output = pytest.CaptureFixture[str]
+LAST_FIT = {
+    **{"rows": 1, "subjects": 1, "forgotten": 0, "other_subjects": 0, "other_rows": 0, "other_state": ""},
+    "digest_rows": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +179,81 @@ def test_what_a_requester_is_given_does_not_tell_the_place(store: Path, capsys: 
     assert not [value for value in given.values() if isinstance(value, (list, dict)) and "0/0" in str(value)]
 
 
+def test_no_column_of_the_table_tells_the_place(store: Path, tmp_path: Path, capsys: Output) -> None:
+    with Store.open(store) as opened:
+        unit = next(iter(opened.alive()))
+        opened.export("0/0:1f0c", unit, [opened.candidates()[unit].snapshot], {tmp_path / "copy.bin": b"x"})
+        assert opened.forget([ANN]).exports == ("0/0:1f0c",)
+    main(["receipt", "list", str(store), "--format", "csv"])
+    text = capsys.readouterr().out
+    assert "0/" not in text
+    assert set(csv.DictReader(io.StringIO(text)).fieldnames or ()) <= set(json.loads(RECEIPT.to_json()))
+    main(["receipt", "list", str(store), "--format", "csv", "--internal"])
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert row["exports"] == "0/0:1f0c"
+
+
+def test_a_table_without_requests_has_its_columns(store: Path, capsys: Output) -> None:
+    main(["receipt", "list", str(store), "--format", "csv"])
+    assert capsys.readouterr().out.startswith("request,request_id,time,")
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)"])
+def test_a_name_is_no_formula_in_a_spreadsheet(store: Path, capsys: Output, name: str) -> None:
+    with Store.open(store) as opened:
+        opened.forget([ANN], request_id=name)
+    main(["receipt", "list", str(store), "--format", "csv"])
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert row["request_id"] == f"'{name}"
+
+
+def test_a_table_is_not_signed(store: Path, keys: tuple[Path, Path], capsys: Output) -> None:
+    assert main(["receipt", "list", str(store), "--format", "csv", "--sign", str(keys[0])]) == 2
+    assert "Expected --sign with the format json" in capsys.readouterr().err
+
+
+def test_standard_input_is_not_mixed_with_ids(store: Path, capsys: Output) -> None:
+    """Or a dash would be an id, and who is on standard input would not be forgotten."""
+    assert main(["forget", str(store), ANN, "-", "--allow-unknown"]) == 2
+    assert "Expected a dash, for standard input, or ids" in capsys.readouterr().err
+    with Store.open(store) as opened:
+        assert opened.request_number == 0
+
+
+def test_what_a_store_holds_does_not_steer_the_terminal(tmp_path: Path, capsys: Output) -> None:
+    """A store is handed over with its key: its maker can write anything into it."""
+    settings = {
+        "partition": {"shards": 1, "slices": 1, "seed": 0},
+        "method": {"name": "\x1b[2Js3t\x9b", "guarantee": "empirical", "response": "revoke"},
+    }
+    with Store.create(tmp_path / "store", settings) as opened:
+        session(opened).register([ANN, BOB])
+        session(opened).note_options({"sequences": [[0]], "last_fit": {**LAST_FIT, "at": "\x1b]52;c;x\x07"}})
+        opened._ledger.connection.execute("BEGIN")  # type: ignore[attr-defined]
+        record = Schedule(1, (("00" * 16, "9999\x1b[2J", "0/0"),))
+        write_event(opened._backend, "schedule", None, asdict(record))
+        opened._ledger.schedule([(bytes(16), "9999\x1b[2J", "0/0")])
+        opened._ledger.connection.execute("COMMIT")  # type: ignore[attr-defined]
+    for command in (
+        ["store", "pending"],
+        ["store", "status"],
+        ["store", "verify"],
+        ["forget"],
+        ["receipt", "list", "--format", "csv", "--internal"],
+    ):
+        main([*command, str(tmp_path / "store"), *([ANN] if command == ["forget"] else [])])
+        shown = capsys.readouterr()
+        assert not set("\x1b\x07\x9b") & set(shown.out + shown.err), command
+
+
+@pytest.mark.parametrize("unknown", ["x" * 10_000, "\x1b[2J" * 100])
+def test_a_message_shows_the_start_of_an_id(store: Path, capsys: Output, unknown: str) -> None:
+    assert main(["forget", str(store), unknown]) == 2
+    shown = capsys.readouterr().err
+    assert len(shown) < 1000
+    assert "\x1b" not in shown
+
+
 def test_a_signed_receipt_is_checked_against_the_key_and_the_store(
     store: Path, keys: tuple[Path, Path], tmp_path: Path, capsys: Output
 ) -> None:
@@ -206,6 +289,18 @@ def test_whoever_has_no_key_checks_a_signed_receipt_against_the_journal(
     journal.write_text("".join(line for line in lines if '"request":1' not in line))
     assert main([*check, str(journal)]) == 1
     assert main([*check, str(tmp_path / "nowhere")]) == 2
+
+
+def test_a_receipt_and_a_journal_without_a_signature_prove_little_and_it_is_said(
+    store: Path, tmp_path: Path, capsys: Output
+) -> None:
+    main(["forget", str(store), ANN, "--json"])
+    (tmp_path / "receipt.json").write_text(capsys.readouterr().out)
+    check = ["receipt", "verify", str(tmp_path / "receipt.json")]
+    assert main([*check, "--journal", str(store / "journal.jsonl")]) == 0
+    assert "No signature was checked" in capsys.readouterr().out
+    assert main([*check, "--store", str(store)]) == 0
+    assert "No signature was checked" not in capsys.readouterr().out
 
 
 def test_a_receipt_of_another_store_is_told(store: Path, template: Path, tmp_path: Path, capsys: Output) -> None:

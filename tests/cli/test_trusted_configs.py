@@ -77,8 +77,10 @@ COMMANDS = [["test", "--store"], ["predict", "--store"], ["store", "audit"]]
         {"config": "model: {}\n", "classes": {"model": "payload.Model"}},
         {"config": "model: '{class_path: payload.Model}'\n"},
         {"config": "model: payload.yaml\n"},
+        {"config": 'model: {class_path: "payl\\x6fad\\x2eModel"}\n'},
+        {"config": "model: {class_path: &a [payload.Model]}\ndata: *a\n"},
     ],
-    ids=["a function", "a class", "a class beside it", "as text", "a file"],
+    ids=["a function", "a class", "a class beside it", "as text", "a file", "escaped", "an anchor"],
 )
 def test_a_strangers_config_imports_nothing(
     command: list[str], options: Mapping[str, object], tmp_path: Path, home: Path, mark: Path, capsys: Output
@@ -97,6 +99,55 @@ def test_a_config_of_our_own_classes_asks_too(tmp_path: Path, capsys: Output) ->
     store = gift(tmp_path / "gift", {"config": "data: {class_path: lightning_s3t.zoo.datamodules.Digits}\n"})
     assert main(["test", "--store", str(store)]) == 2
     assert "what it names: lightning_s3t alone" in capsys.readouterr().err
+
+
+def test_a_name_in_other_letters_is_shown(tmp_path: Path, capsys: Output) -> None:
+    store = gift(tmp_path / "gift", {"config": "model: {class_path: \u00e9vil.Model}\n"})
+    assert main(["test", "--store", str(store)]) == 2
+    assert "\u00e9vil.Model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("config", ["[1, 2]\n", "text\n", "a: [\n", "x: !!python/name:os.system\n"])
+def test_a_config_that_is_none_is_an_error_of_ours(tmp_path: Path, capsys: Output, config: str) -> None:
+    store = gift(tmp_path / "gift", {"config": config})
+    assert main(["test", "--store", str(store), "--trust-config"]) == 2
+    assert "config" in capsys.readouterr().err
+
+
+def test_an_export_takes_the_flag_that_its_message_names(
+    tmp_path: Path, home: Path, mark: Path, capsys: Output
+) -> None:
+    (home / "payload.py").write_text(PAYLOAD.format(mark=str(mark)))
+    store = gift(tmp_path / "gift", {"config": NAMES_A_CLASS})
+    assert main(["export", str(store), str(tmp_path / "model.safetensors")]) == 2
+    assert "--trust-config" in capsys.readouterr().err
+    assert not mark.exists()
+    with pytest.raises(SystemExit):
+        main(["export", str(store), str(tmp_path / "model.safetensors"), "--trust-config"])
+    assert mark.exists()
+    capsys.readouterr()
+
+
+def test_trust_is_never_looked_for_where_one_happens_to_be(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative folder is to be passed over (XDG Base Directory Specification): a stranger may have filled it."""
+    trust({"config": NAMES_A_CLASS})
+    shutil.copytree(tmp_path / "state", home / "state")
+    monkeypatch.setenv("HOME", str(tmp_path / "another home"))
+    monkeypatch.setenv("XDG_STATE_HOME", "state")
+    assert not is_trusted({"config": NAMES_A_CLASS})
+
+
+def test_a_line_that_a_crash_has_cut_takes_no_other_config_along(tmp_path: Path) -> None:
+    trust({"config": NAMES_A_CLASS})
+    (noted,) = (tmp_path / "state").rglob("trusted_configs")
+    for cut in range(65):
+        noted.write_bytes(noted.read_bytes()[:65] + noted.read_bytes()[:cut])
+        trust({"config": CALLS_A_FUNCTION})
+        assert is_trusted({"config": CALLS_A_FUNCTION})
+        assert is_trusted({"config": NAMES_A_CLASS})
+        noted.write_bytes(noted.read_bytes()[:65])
 
 
 @pytest.mark.parametrize("command", COMMANDS[1:], ids=" ".join)

@@ -73,6 +73,6 @@ def _count_changes(fatal: int | None) -> None:
         connection.set_trace_callback(statement)
         return connection
 
-    for name in ("unlink", "replace", "fsync", "mkdir", "open", "write", "ftruncate"):
+    for name in ("unlink", "link", "replace", "fsync", "mkdir", "open", "write", "ftruncate"):
         setattr(os, name, counted(getattr(os, name)))
     sqlite3.connect = traced  # type: ignore[assignment]

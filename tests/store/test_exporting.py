@@ -30,15 +30,15 @@ from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
 from lightning_s3t.store.exporting import make_export_name
 
-unit, replace = UnitId.parse({unit!r}), os.replace
-def dying(source, target):
+unit, link = UnitId.parse({unit!r}), os.link
+def dying(source, target, **options):
     if target.endswith("b.bin"):
         os._exit(9)
-    replace(source, target)
+    link(source, target, **options)
 
 store = Store.open({store!r})
 digests = [store.candidates()[ancestor].snapshot for ancestor in unit.lineage]
-os.replace = dying
+os.link = dying
 store.export(make_export_name(unit), unit, digests, {{Path({folder!r}) / name: b"secret" for name in ("a.bin", "b.bin")}})
 """
 
@@ -140,12 +140,13 @@ def test_a_restored_ledger_erases_the_exports_that_it_knows(path: Path, folder: 
 
 
 def test_an_export_that_fails_leaves_nothing(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(source: str, target: str) -> None:
+    def full(*args: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
     with Store.open(path) as store:
         digests = digests_of(store, UNIT)
         with monkeypatch.context() as patched:
+            patched.setattr(os, "link", full)
             patched.setattr(os, "replace", full)
             with pytest.raises(StoreError, match="No space left"):
                 store.export(make_export_name(UNIT), UNIT, digests, {folder / "a.bin": b"secret"})
@@ -162,6 +163,26 @@ def test_an_export_takes_no_place_that_is_taken(path: Path, folder: Path, place:
             export(store, UNIT, target)
         assert store.exports() == []
     assert not target.exists() or target.read_bytes() == b"mine"
+
+
+def test_what_somebody_puts_at_the_place_of_an_export_meanwhile_stays(
+    path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush = os.fsync
+
+    def fsync_then_write(descriptor: int) -> None:
+        flush(descriptor)
+        (folder / "b.bin").write_bytes(b"mine")
+
+    with Store.open(path) as store:
+        digests = digests_of(store, UNIT)
+        monkeypatch.setattr(os, "fsync", fsync_then_write)
+        with pytest.raises(StoreError, match=r"b\.bin"):
+            store.export(make_export_name(UNIT), UNIT, digests, {folder / "a.bin": b"x", folder / "b.bin": b"x"})
+        monkeypatch.setattr(os, "fsync", flush)
+        assert store.exports() == []
+    Store.open(path).close()
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == {"b.bin": b"mine"}
 
 
 def test_an_export_that_is_killed_anywhere_is_erased_by_a_request(path: Path, folder: Path, tmp_path: Path) -> None:

@@ -96,6 +96,28 @@ def test_a_signature_of_another_form_is_told(keys: Path, value: object) -> None:
         verify_receipt(json.dumps(document), keys / "ours.pub")
 
 
+@pytest.mark.parametrize("change", [{"public_key": "00" * 32}, {"note": "all your data is gone"}, {"public_key": None}])
+def test_what_is_beside_the_signature_is_not_taken_for_signed(keys: Path, change: dict[str, Any]) -> None:
+    document = json.loads(sign_receipt(RECEIPT, keys / "ours.pem"))
+    document["signature"].update(change)
+    with pytest.raises(StoreError, match="signature"):
+        verify_receipt(json.dumps(document), keys / "ours.pub")
+
+
+@pytest.mark.parametrize("depth", [100, 500, 900, *range(940, 1000, 3), 5000, 100_000])
+def test_a_document_of_many_depths_is_an_error_of_ours(keys: Path, depth: int) -> None:
+    deep = "[" * depth + "]" * depth
+    for name in ("versions", "signature", "more"):
+        text = sign_receipt(RECEIPT, keys / "ours.pem")
+        document = json.loads(text)
+        document[name] = "here"
+        changed = json.dumps(document).replace('"here"', deep)
+        for read in (Receipt.from_json, lambda found: verify_receipt(found, keys / "ours.pub")):
+            if name != "signature" or read != Receipt.from_json:
+                with pytest.raises(StoreError):
+                    read(changed)
+
+
 def test_keys_of_another_kind_are_refused(keys: Path, tmp_path: Path) -> None:
     other = tmp_path / "rsa.pem"
     subprocess.run(["openssl", "genpkey", "-algorithm", "rsa", "-out", str(other)], check=True, capture_output=True)

@@ -6,8 +6,10 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import torch
 
+from lightning_s3t.errors import RevokedError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
 from tests.store.kill_points import acknowledged_until_killed
@@ -54,6 +56,19 @@ def test_wherever_it_is_killed_the_old_unit_serves_and_the_request_waits_or_the_
         if lived:
             break
     assert seen == {0, 1}
+
+
+def test_a_unit_for_requests_that_were_cancelled_meanwhile_is_not_kept(tmp_path: Path) -> None:
+    make(tmp_path / "store")
+    with Store.open(tmp_path / "store") as store, store.building() as building:
+        due, attempt = store.due(), building.start_unit(UNIT, "without ann")
+        store.cancel(["ann"])
+        with pytest.raises(RevokedError, match="were cancelled"):
+            building.replace(attempt, {"w": torch.ones(2)}, {}, None, due)
+        assert building.carry_out(due, None) is None
+        assert building.carry_out(due, UNIT) is None
+        assert (store.request_number, store.load(UNIT)["w"].tolist()) == (0, [0.0, 0.0])
+        assert store.verify().passed
 
 
 def test_opening_a_store_does_not_carry_out_what_waits_for_a_fit(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import random
 import shutil
 import sqlite3
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,41 @@ def test_a_file_of_an_attempt_that_was_never_made_here_is_not_erased(path: Path,
     assert victim.exists()
 
 
+@pytest.mark.parametrize("spelling", ["{}//{}", "{}/./{}", "{}/a link/{}"])
+def test_who_guesses_the_number_of_the_folder_often_enough_erases_nothing(
+    path: Path, victim: Path, spelling: str
+) -> None:
+    """One path a guess: a stranger knows where a store will be unpacked, and about which inode it will have."""
+    for guess in range(5):
+        (victim.parent / ("a link" + "k" * guess)).symlink_to(victim.parent)
+        text = spelling.format(victim.parent, victim.name).replace("//", "/" * (guess + 1))
+        text = text.replace("/./", "/." * guess + "/").replace("a link", "a link" + "k" * guess)
+        right = path.stat().st_ino if guess == 3 else guess
+        note_for_erasure(path, text, evidence(path, Path("x"), inode=1).replace("x", "x"))
+        sealed = RegisteredFiles(path)._seal(text, Evidence(os.path.realpath(path), right))
+        change(path, "UPDATE erasures SET evidence = ? WHERE path = ?", sealed, os.fsencode(text))
+    open_and_ask(path)
+    assert victim.exists()
+
+
+@pytest.mark.parametrize("name", ["ledger.db", "journal.jsonl"])
+def test_a_second_name_of_another_file_is_refused_before_anything_is_written(
+    path: Path, victim: Path, name: str
+) -> None:
+    (path / name).unlink()
+    os.link(victim, path / name)
+    with pytest.raises(StoreError, match=rf"{name} has another name elsewhere"):
+        Store.open(path)
+    assert victim.read_text() == "ten years of work"
+
+
+def test_what_a_stranger_has_named_does_not_steer_the_terminal(path: Path) -> None:
+    change(path, "CREATE TABLE '\x1b[2J' (x)")
+    with pytest.raises(StoreError) as error:
+        Store.open(path)
+    assert "\x1b" not in str(error.value)
+
+
 def test_evidence_of_this_very_folder_has_to_be_under_its_key(path: Path, victim: Path) -> None:
     """Somebody who can write the folder, and lacks the key that lies elsewhere."""
     text = evidence(path, victim, inode=path.stat().st_ino, sha256=None)
@@ -168,6 +204,38 @@ def test_a_link_that_is_put_there_while_the_store_is_open_is_not_followed(path: 
         assert contents(tmp_path / "disk") == before
 
 
+@pytest.mark.parametrize("put", ["symlink_to", "hardlink_to"])
+@pytest.mark.parametrize("name", ["journal.jsonl", "ledger.lock"])
+def test_what_is_put_in_the_place_of_a_file_while_the_store_is_open_is_not_written_to(
+    path: Path, victim: Path, put: str, name: str
+) -> None:
+    with Store.open(path) as store:
+        (path / name).unlink()
+        getattr(path / name, put)(victim)
+        with pytest.raises((StoreError, OSError)):
+            store.forget([in_place(0, 0)])
+        assert victim.read_text() == "ten years of work"
+        (path / name).unlink()
+        (path / name).touch()
+    with Store.open(path) as store:
+        assert store.request_number == 1
+
+
+def test_a_link_in_the_place_of_the_ledger_is_not_followed_by_a_new_thread(path: Path, tmp_path: Path) -> None:
+    with Store.open(path) as store, ThreadPoolExecutor(1) as pool:
+        (path / "ledger.db").rename(tmp_path / "another.db")
+        (path / "ledger.db").symlink_to(tmp_path / "another.db")
+        with pytest.raises(StoreError, match="is a link"):
+            pool.submit(store.alive).result()
+
+
+def test_a_key_of_terabytes_does_not_fill_the_memory(path: Path) -> None:
+    with (path / "subject.key").open("r+b") as file:
+        file.truncate(1 << 42)
+    with pytest.raises(StoreError, match="has 4398046511104 bytes"):
+        Store.open(path)
+
+
 def test_a_snapshot_that_is_a_link_is_not_served(path: Path, tmp_path: Path) -> None:
     with Store.open(path) as store:
         digest = store.candidates()[UNITS[0]].snapshot
@@ -195,7 +263,7 @@ def test_files_of_others_in_the_folder_are_left_alone_and_named(path: Path, fold
 
 def test_a_trigger_that_brings_back_what_a_request_removes_is_refused(path: Path) -> None:
     change(path, "CREATE TRIGGER undo AFTER INSERT ON tombstones BEGIN DELETE FROM tombstones; END")
-    with pytest.raises(StoreError, match=r"has a trigger \(undo\), which could undo what is written"):
+    with pytest.raises(StoreError, match="has another trigger 'undo' than a store"):
         Store.open(path)
 
 

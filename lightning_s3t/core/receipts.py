@@ -63,6 +63,10 @@ class Receipt:
         Field(description="How many of them the store had never seen; null where it keeps no registry."),
     ]
     revoked_units: Annotated[_Count, Field(description="How many units may never serve again.")]
+    subtracted_rows: Annotated[
+        _Count,
+        Field(description="How many rows were subtracted from the sums of the closed-form head that is the floor."),
+    ]
     erased_files: Annotated[_Count, Field(description="How many files were removed.")]
     erased_bytes: Annotated[_Count, Field(description="Their size.")]
     missing_files: Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
+from lightning_s3t.core.floor import Task
 from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.engine.unit_settings import UnitSettings
-from lightning_s3t.engine.unit_training import UnitResult, UnitTraining
+from lightning_s3t.engine.unit_training import FeatureTask, UnitResult, UnitTraining
 from lightning_s3t.errors import RevokedError
 from lightning_s3t.executors.fit_store import FitStore
 from lightning_s3t.executors.process_executor import ProcessExecutor
@@ -24,6 +25,7 @@ from lightning_s3t.executors.processes.messages import (
     Begin,
     Failed,
     Noted,
+    Read,
     Rehearse,
     Rehearsed,
     Trained,
@@ -34,6 +36,7 @@ from lightning_s3t.executors.progress import UnitProgress
 from lightning_s3t.executors.unit_plan import PlannedUnit
 from lightning_s3t.executors.unit_store import BegunUnit, UnitStore
 from lightning_s3t.plan import UnitId
+from lightning_s3t.store.feature_sums import FeatureRows
 
 _LOOK_UP = 0.1  # seconds after which it is looked for requests, and whether the fit was told to end
 
@@ -88,6 +91,27 @@ class IsolatedExecutor(ProcessExecutor):
                         self._processes.learn(message.modules)
                         self._data.row_digests = message.row_digests
                         return message.settings
+                self._check_signals()
+
+    def read_features(self, task: FeatureTask) -> Iterator[tuple[Task, FeatureRows]]:
+        """Yields the features of rows for the floor, which a process of their own reads, some at a time.
+
+        Args:
+            task: The rows.
+
+        Raises:
+            Exception: What reading has raised.
+            WorkerError: The process has died.
+        """
+        with closing(self._processes.start(Begin(task), "rows were read for the floor")) as process:
+            while True:
+                for _, message in self._processes.listen([process], _LOOK_UP):
+                    if isinstance(message, Failed):
+                        raise message.exception(process.what)
+                    if isinstance(message, Read):
+                        if message.task is None or message.rows is None:
+                            return
+                        yield message.task, message.rows
                 self._check_signals()
 
     @override

@@ -7,6 +7,7 @@ Whatever decides who is forgotten and what may serve has a message authenticatio
 - the tombstones, as one sum over all of them, to which a request adds its own (MSet-Add-Hash: Clarke et al., ASIACRYPT
   2003), bound to the newest request;
 - each artifact, bound to the request that was the newest when its data was chosen;
+- each row of the floor, and what is noted of its sums, bound to the newest request;
 - the settings, which say where everybody is, and what fits note: the head's start, the sequences, the app's config.
 
 A rotation of the keys makes all of them again but the first kind: events keep the code of the key that was in use.
@@ -28,9 +29,11 @@ from lightning_s3t.store.identities import KEY_FILE, read_keys
 from lightning_s3t.store.ledger import ArtifactEntry, Ledger
 
 _ID, _LAYERS, _HEAD, _TOMBSTONES, _SETTINGS = "store_id", "key_layers", "head_mac", "tombstones_mac", "settings_mac"
-_FIXED = ("settings", "register", "base", "options")  # what a fit notes
+_FLOOR, _FLOOR_MAC = "floor", "floor_mac"
+_FIXED = ("settings", "register", "base", "options", _FLOOR)  # what a fit notes
 _SIZE = 32  # bytes
 _PERSON = b"s3t-tombstone"
+_ROW_SIZE, _ROW_PERSON = 16, b"s3t-floor-row"
 _SETTINGS_CHANGED = "what its settings are, or what its fits have noted"
 _MODULUS = 1 << (8 * _SIZE)
 
@@ -75,6 +78,7 @@ class Authenticator:
         self.note_head()
         if buried is not None:
             self._note_sum(total + self._sum(buried))
+            self.note_floor()  # bound to the newest request, which this one is now
 
     def note_head(self) -> None:
         """Note the MAC of the chain's end."""
@@ -97,6 +101,22 @@ class Authenticator:
             layers: How many keys were in use when it was written.
         """
         return _same(event.mac, self._event_mac(event, layers))
+
+    # the floor
+
+    def note_floor(self) -> None:
+        """Note the MAC of what is noted of the floor, bound to the newest request."""
+        self._ledger.note({_FLOOR_MAC: self._floor_mac()})
+
+    def row_mac(self, owner: bytes, body: bytes) -> bytes:
+        """Return the MAC of a row of the floor.
+
+        Args:
+            owner: The subject, as the ledger hashes it now.
+            body: Its features and target.
+        """
+        data = len(owner).to_bytes(2, "big") + owner + body
+        return hashlib.blake2b(data, key=self._key(), digest_size=_ROW_SIZE, person=_ROW_PERSON).digest()
 
     # artifacts
 
@@ -144,6 +164,8 @@ class Authenticator:
         """Make every MAC that has to be of the newest key again, after a `check`; and for a new store."""
         self._ledger.note({_SETTINGS: self._settings_mac()})
         self._note_sum(self._sum(self._ledger.tombstones()))
+        self.note_floor()
+        self._ledger.seal_features(self.row_mac)
         self.seal()
         self.note_head()
 
@@ -161,6 +183,7 @@ class Authenticator:
         found = {
             _SETTINGS_CHANGED: self._settings_are_right(),
             "the end of its history": self._head_is_right(),
+            "what is noted of its floor": _same(self._ledger.notes(_FLOOR_MAC).get(_FLOOR_MAC, ""), self._floor_mac()),
             "the list of those who are forgotten": self._read_sum() == self._sum(self._ledger.tombstones()) % _MODULUS,
         }
         units = self._wrong_artifacts(list(self._ledger.entries()))
@@ -200,6 +223,11 @@ class Authenticator:
     def _settings_mac(self) -> str:
         kept = self._ledger.notes(*_FIXED)
         return _mac(self._key(), "settings", *(kept.get(name, "") for name in _FIXED))
+
+    def _floor_mac(self) -> str:
+        newest = self._ledger.watermark()
+        digest = self._ledger.request_digests([newest]).get(newest, GENESIS)
+        return _mac(self._key(), "floor", self._ledger.notes(_FLOOR).get(_FLOOR, ""), digest)
 
     def _digests(self, entries: Iterable[ArtifactEntry]) -> dict[int, str]:
         return {0: GENESIS, **self._ledger.request_digests({entry.as_of for entry in entries})}

@@ -15,6 +15,7 @@ from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.folder import OWN_FILES
+from lightning_s3t.store.floor import problems as floor_problems
 from lightning_s3t.store.identities import KEY_FILE
 from lightning_s3t.store.journal import read_journal
 from lightning_s3t.store.keyring import Keyring
@@ -85,6 +86,7 @@ def verify(store: Backend, keyring: Keyring, quiet: bool) -> Verification:
         *contents,
         *(f"The snapshot of unit {unit} is missing or damaged." for unit in damaged),
         *_base(store),
+        *floor_problems(store),
         *_key(store.folder),
         *_changed(registered),
         *_left(store),

@@ -15,7 +15,7 @@ from lightning_s3t.engine.lightning_internals import training_step
 from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.engine.unit_edit import no_logs
 from lightning_s3t.errors import DataError, UnsupportedError
-from lightning_s3t.store.feature_sums import FeatureRows
+from lightning_s3t.store.feature_sums import LARGEST_TARGET, FeatureRows
 from lightning_s3t.tuning.floor import Floor, Targets
 from lightning_s3t.tuning.randomness import seed_all
 from lightning_s3t.tuning.ridge import round_features
@@ -173,7 +173,9 @@ def integer_targets(targets: Tensor, task: Task, part: FloorPart) -> Tensor:
             f"{part.outputs} outputs."
         )
     if task == "regression":
-        return (flat.double() / part.target_step).round().to(torch.int32)
+        steps = (flat.double() / part.target_step).round()
+        beyond = LARGEST_TARGET + 1  # which the sums refuse
+        return steps.clamp(-beyond, beyond).to(torch.int32)
     numbers = flat.to(torch.int32)
     if task != "multiclass" and not bool(((flat == 0) | (flat == 1)).all()):
         raise DataError(f"The targets of a {task} task are 0 or 1 for each output, but got {flat.tolist()[:5]}.")

@@ -12,7 +12,7 @@ from lightning_s3t.core.floor import FloorPart, Task
 from lightning_s3t.errors import DataError, StoreError
 
 _CHUNK = 4096  # rows whose products are summed in float64 before they are added up as integers
-_EXACT = 53  # bits that float64 holds exactly
+LARGEST_TARGET = 1 << 20  # so that the squares of eight million targets have a sum in int64
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,8 @@ class FeatureSums:
                 f"{part.layer} has {part.outputs} outputs. Expected classes from 0 to {part.outputs - 1}."
             )
         largest = int(targets.abs().max()) if len(rows) else 0
-        if part.bits + largest.bit_length() + (_CHUNK - 1).bit_length() > _EXACT:
+        if largest > LARGEST_TARGET:
             raise DataError(
-                f"A target is {largest} steps of {part.target_step} from zero, too many for exact sums. Use a larger "
-                "step: Floor(target_step=...)."
+                f"A target is more than {LARGEST_TARGET:,} steps of {part.target_step} from zero, too many for exact "
+                "sums. Use a larger step: Floor(target_step=...)."
             )

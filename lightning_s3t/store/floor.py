@@ -240,8 +240,8 @@ def _decode(store: Backend, state: FloorState, found: Sequence[tuple[bytes, byte
 def _keep(store: Backend, state: FloorState, sums: FeatureSums, request: int | None) -> None:
     """Keep sums in the place of those before, which are erased once the transaction has ended."""
     digest, data = encode_snapshot(sums.to_tensors())
+    store.snapshots.put(digest, data)
     if digest != state.digest:
-        store.snapshots.put(digest, data)
         store.ledger.own(store.snapshots.name(digest))
         if state.digest:
             before = store.snapshots.name(state.digest)

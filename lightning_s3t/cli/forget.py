@@ -116,6 +116,8 @@ def _show(receipt: RequestRecord, sign: Path | None, json: bool) -> None:
     print(f"Revoked {counted(receipt.revoked_units, 'unit')}: {', '.join(receipt.revoked) or 'none'}.")
     if receipt.exports:
         print(_exports(receipt))
+    if receipt.subtracted_rows:
+        print(f"Subtracted {counted(receipt.subtracted_rows, 'row')} from the floor.")
     print(f"Erased {receipt.erased_files} files, {receipt.erased_bytes:,} bytes.")
     if receipt.missing_files:
         print(f"{receipt.missing_files} registered files were not there any more: moved or removed by others.")

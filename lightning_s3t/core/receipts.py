@@ -45,7 +45,7 @@ class Receipt:
         chain: That event's digest: whoever has it can tell whether the store's history was changed since.
 
     Example:
-        >>> receipt = Receipt(1, None, "2026-01-01T00:00:00+00:00", 1, 0, 0, 1, 1, 100, 0, 0, "s3t", "exact",
+        >>> receipt = Receipt(1, None, "2026-01-01T00:00:00+00:00", 1, 0, 0, 1, 2, 1, 100, 0, 0, "s3t", "exact",
         ...     "forkserver", {}, 2, "ab" * 32)
         >>> Receipt.from_json(receipt.to_json()) == receipt
         True

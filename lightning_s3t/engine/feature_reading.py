@@ -20,6 +20,9 @@ from lightning_s3t.tuning.floor import Floor, Targets
 from lightning_s3t.tuning.randomness import seed_all
 from lightning_s3t.tuning.ridge import round_features
 
+Send = Callable[[Task, FeatureRows], None]
+"""What each part of the rows is given to."""
+
 _NAMES = ("labels", "label", "targets", "target", "y")
 _CHUNK = 1024  # rows
 
@@ -38,9 +41,7 @@ class FeatureReader:
         self._part = part
         self._seed = seed
 
-    def read(
-        self, trainer: pl.Trainer, data: TrainingData, rows: Sequence[int]
-    ) -> Iterator[tuple[Task, FeatureRows]]:
+    def read(self, trainer: pl.Trainer, data: TrainingData, rows: Sequence[int]) -> Iterator[tuple[Task, FeatureRows]]:
         """Yield integer features and targets of rows, some at a time, in the order of the rows.
 
         Args:
@@ -146,8 +147,8 @@ def task_of(targets: Tensor, outputs: int) -> Task:
         return "binary" if outputs == 1 else "multilabel"
     several = ("'binary' or 'regression'" if outputs == 1 else "'multilabel' or 'regression'") if not whole else "one"
     raise DataError(
-        f"The targets of a row are {targets.dtype} of shape {tuple(targets.shape)}, and the head has {outputs} outputs, "
-        f"which does not tell the task. Expected {several} to be named: Floor(task=...)."
+        f"The targets of a row are {targets.dtype} of shape {tuple(targets.shape)}, and the head has {outputs} "
+        f"outputs, which does not tell the task. Expected {several} to be named: Floor(task=...)."
     )
 
 
@@ -194,7 +195,3 @@ def _taking_input(layer: nn.Module) -> Iterator[list[Tensor]]:
         yield taken
     finally:
         handle.remove()
-
-
-Send = Callable[[Task, FeatureRows], None]
-"""What each part of the rows is given to."""

@@ -483,7 +483,8 @@ class SqliteLedger(Ledger):
     def seal_features(self, mac: Callable[[bytes, bytes], bytes]) -> None:
         self.connection.create_function("sealed", 2, mac)
         self.connection.execute(
-            "UPDATE features SET mac = sealed(feature_rows.hash, body) FROM feature_rows WHERE feature_rows.id = features.id"
+            "UPDATE features SET mac = sealed(feature_rows.hash, body) FROM feature_rows "
+            "WHERE feature_rows.id = features.id"
         )
 
     @override

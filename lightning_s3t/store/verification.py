@@ -14,8 +14,8 @@ from lightning_s3t.core.events import Event, Request, first_break
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.backend import Backend
-from lightning_s3t.store.folder import OWN_FILES
 from lightning_s3t.store.floor import problems as floor_problems
+from lightning_s3t.store.folder import OWN_FILES
 from lightning_s3t.store.identities import KEY_FILE
 from lightning_s3t.store.journal import read_journal
 from lightning_s3t.store.keyring import Keyring

@@ -22,14 +22,14 @@ class Floor:
 
     A ridge regression on the features that the pretrained network gives its head, over all rows of all shards. It is
     made of sums of integers, from which a request subtracts the rows of the subject; so it is, bit for bit, the head
-    that a fit without the subject gives, and never runs out of deletions. It costs one forward pass of the data, row by
-    row, at the first fit, and `bits` bits for each feature of a row.
+    that a fit without the subject gives, and never runs out of deletions. It costs one forward pass of the data, row
+    by row, at the first fit, and a byte for each feature of a row.
 
     Args:
-        targets: Where a batch has its targets: a key of a mapping, the position in a tuple, or a callable that takes the
-            batch. None for the second of two, or for "labels", "label", "targets", "target" or "y".
-        task: "multiclass" (targets are numbers of classes), "multilabel" (0 or 1 for each output), "binary" (0 or 1, for
-            one output) or "regression". None to tell by their type and shape, where these leave no doubt.
+        targets: Where a batch has its targets: a key of a mapping, the position in a tuple, or a callable that takes
+            the batch. None for the second of two, or for "labels", "label", "targets", "target" or "y".
+        task: "multiclass" (targets are numbers of classes), "multilabel" (0 or 1 for each output), "binary" (0 or 1,
+            for one output) or "regression". None to tell by their type and shape, where these leave no doubt.
         bits: How many bits a feature is rounded to, 4 to 8.
         target_step: What targets of a regression are rounded to multiples of.
 

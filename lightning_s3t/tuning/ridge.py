@@ -87,9 +87,9 @@ def solve_head(sums: FeatureSums) -> RidgeHead:
     """Return the head that sums over rows give.
 
     The penalty is the one of `PENALTIES` with the least generalised cross-validation error (Golub, Heath and Wahba,
-    Technometrics 1979, equation 1.4), whose sum over the outputs is compared; the constant is not penalised. Logits of a
-    class are its score divided by three times that error: scores are estimates of probabilities, and the error is their
-    variance. Nothing but the sums comes into it, so what was subtracted from them has no part in any of these choices.
+    Technometrics 1979, equation 1.4), whose sum over the outputs is compared; the constant is not penalised. Logits of
+    a class are its score divided by three times that error: scores are estimates of probabilities, and the error is
+    their variance. Nothing but the sums comes into it, so what was subtracted has no part in any of these choices.
 
     Args:
         sums: The sums.

@@ -100,7 +100,7 @@ def test_rows_and_sums_are_what_was_kept(task: str) -> None:
 
 
 def test_classes_that_the_head_does_not_have_are_refused() -> None:
-    with pytest.raises(DataError, match="classes from 0 to 3.*Expected classes from 0 to 2"):
+    with pytest.raises(DataError, match=r"classes from 0 to 3.*Expected classes from 0 to 2"):
         sums_of(FeatureRows(ROWS.features[:2], torch.tensor([0, 3]).int()))
 
 
@@ -153,7 +153,10 @@ def test_who_is_forgotten_is_not_added_again(store: Store) -> None:
 
 
 def test_what_is_stale_is_taken_out_and_what_is_missing_is_named(store: Store) -> None:
-    data = [owner for owner in OWNERS if owner != "user-3"] + ["user-4", "new"]  # one gone, one with a row more, one new
+    data = [owner for owner in OWNERS if owner != "user-3"] + [
+        "user-4",
+        "new",
+    ]  # one gone, one with a row more, one new
     missing = session(store).find_stale_features(data, [b""] * len(data))
     assert missing == {"user-4", "new"}
     assert_same(store.load_floor(), sums_of(rows_without("user-3", "user-4")))

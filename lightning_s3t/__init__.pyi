@@ -7,6 +7,7 @@ from .serving import EnsemblePredictor
 from .serving.module import EnsembleModule
 from .store import Receipt, Store
 from .tuning import LayerTable, describe_layers
+from .tuning.floor import Floor
 
 __all__ = [
     "S3T",
@@ -14,6 +15,7 @@ __all__ = [
     "DeletionHook",
     "EnsembleModule",
     "EnsemblePredictor",
+    "Floor",
     "LayerTable",
     "ProvenanceRecorder",
     "Receipt",

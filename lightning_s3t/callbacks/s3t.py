@@ -14,6 +14,7 @@ from lightning_s3t.methods import S3TMethod
 from lightning_s3t.plan import DataMode, EpochRule, RiskBands
 from lightning_s3t.store import RequestRecord
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER
+from lightning_s3t.tuning.floor import Floor
 
 
 class S3T(Unlearning):
@@ -68,6 +69,9 @@ class S3T(Unlearning):
             another; more is faster where one unit does not keep the device busy.
         digest_rows: Read every row at the start of each fit, and train again what was trained on rows that have
             changed under the same ids since. A store belongs to one of both. It needs units that are isolated.
+        floor: A closed-form head that answers when deletions have left no unit, and that forgets by subtraction: a
+            `Floor`, a mapping of its arguments, or True for one with its defaults. It learns from all rows of all
+            shards and never runs out of deletions; its first fit sends every row through the pretrained network once.
 
     Raises:
         ConfigurationError: An argument is out of range; named, with what was expected.
@@ -105,6 +109,7 @@ class S3T(Unlearning):
         isolation: IsolationChoice = "auto",
         parallel_units: int = 1,
         digest_rows: bool = False,
+        floor: Floor | Mapping[str, Any] | bool | None = None,
     ) -> None:
         super().__init__(
             S3TMethod(shards, slices, budget, sequences, groups, stage_data, epoch_rule, request_prior, risk_bands),
@@ -119,6 +124,7 @@ class S3T(Unlearning):
             isolation=isolation,
             parallel_units=parallel_units,
             digest_rows=digest_rows,
+            floor=floor,
         )
 
     def forget(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:

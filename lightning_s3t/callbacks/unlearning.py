@@ -37,6 +37,7 @@ from lightning_s3t.serving import EnsemblePredictor
 from lightning_s3t.serving.answer_trial import AnswerTrial
 from lightning_s3t.store import RequestRecord
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, resolve_adapter
+from lightning_s3t.tuning.floor import Floor
 
 IsolationChoice = Literal["auto", "forkserver", "fork", "none"]
 PartitionKind = Literal["secret", "public"]
@@ -80,6 +81,9 @@ class Unlearning(pl.Callback):
             another; more is faster where one unit does not keep the device busy.
         digest_rows: Read every row at the start of each fit, and train again what was trained on rows that have
             changed under the same ids since. A store belongs to one of both. It needs units that are isolated.
+        floor: A closed-form head that answers when deletions have left no unit, and that forgets by subtraction: a
+            `Floor`, a mapping of its arguments, or True for one with its defaults. It learns from all rows of all
+            shards and never runs out of deletions; its first fit sends every row through the pretrained network once.
 
     Attributes:
         receipt: Of the requests that have waited for the last fit; None if there were none.
@@ -113,6 +117,7 @@ class Unlearning(pl.Callback):
         isolation: IsolationChoice = "auto",
         parallel_units: int = 1,
         digest_rows: bool = False,
+        floor: Floor | Mapping[str, Any] | bool | None = None,
     ) -> None:
         check_count("parallel_units", parallel_units)
         check_choice("partition", partition, ("secret", "public"))
@@ -142,6 +147,7 @@ class Unlearning(pl.Callback):
             head,
             resolve_adapter(adapter),
             keep_registry,
+            Floor.of(floor),
         )
         self.sequences = self.config.choice.plan()
         self.isolation = isolation

@@ -126,6 +126,8 @@ def _lines(receipt: RequestRecord) -> Iterator[str]:
     yield f"Revoked {counted(receipt.revoked_units, 'unit')}: {', '.join(receipt.revoked) or 'none'}."
     if receipt.exports:
         yield _exports(receipt)
+    if receipt.subtracted_rows:
+        yield f"Subtracted {counted(receipt.subtracted_rows, 'row')} from the floor."
     yield f"Erased {receipt.erased_files} files, {receipt.erased_bytes:,} bytes."
     if receipt.missing_files:
         yield f"{receipt.missing_files} registered files were not there any more: moved or removed by others."

@@ -87,6 +87,8 @@ def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> N
             f"Further requests that it lasts, on average: {found.capacity:.0f}; a full store: "
             f"{found.full_capacity:.0f} (uniform requests)."
         )
+    if found.floor_rows is not None:
+        console.print(f"When no unit is left, the floor answers: a closed-form head of {found.floor_rows} rows.")
     if found.isolation == "none":
         console.print("Units were trained in one process: state in globals and class attributes is not covered.")
     if found.last_fit is not None:

@@ -43,6 +43,7 @@ class Request:
         asked: With a name, a keyed digest of all ids that were asked for, so that a retry can be told from another
             request under the same name.
         exports: The exported copies that it reached.
+        subtracted_rows: How many rows were subtracted from the floor.
     """
 
     __pydantic_config__ = STRICT
@@ -62,6 +63,7 @@ class Request:
     request_id: str | None = None
     asked: str | None = None
     exports: tuple[str, ...] = ()
+    subtracted_rows: Count = 0
 
 
 @dataclass(frozen=True)

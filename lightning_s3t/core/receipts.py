@@ -45,7 +45,7 @@ class Receipt:
         chain: That event's digest: whoever has it can tell whether the store's history was changed since.
 
     Example:
-        >>> receipt = Receipt(1, None, "2026-01-01T00:00:00+00:00", 1, 0, 0, 1, 1, 100, 0, 0, "s3t", "exact",
+        >>> receipt = Receipt(1, None, "2026-01-01T00:00:00+00:00", 1, 0, 0, 1, 2, 1, 100, 0, 0, "s3t", "exact",
         ...     "forkserver", {}, 2, "ab" * 32)
         >>> Receipt.from_json(receipt.to_json()) == receipt
         True
@@ -63,6 +63,10 @@ class Receipt:
         Field(description="How many of them the store had never seen; null where it keeps no registry."),
     ]
     revoked_units: Annotated[_Count, Field(description="How many units may never serve again.")]
+    subtracted_rows: Annotated[
+        _Count,
+        Field(description="How many rows were subtracted from the sums of the closed-form head that is the floor."),
+    ]
     erased_files: Annotated[_Count, Field(description="How many files were removed.")]
     erased_bytes: Annotated[_Count, Field(description="Their size.")]
     missing_files: Annotated[

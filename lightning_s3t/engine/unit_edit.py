@@ -61,7 +61,7 @@ def edit_unit(
         return found
 
     module.eval()
-    with _no_logs(module):
+    with no_logs(module):
         report = method.edit(
             EditSession(module, parameters, batches_of(forget), batches_of(retain), len(forget), len(retain), loss)
         )
@@ -69,8 +69,12 @@ def edit_unit(
 
 
 @contextmanager
-def _no_logs(module: pl.LightningModule) -> Iterator[None]:
-    """Have a module log nothing while the block runs: an edit has no steps and no epochs."""
+def no_logs(module: pl.LightningModule) -> Iterator[None]:
+    """Have a module log nothing while the block runs: outside of a training there are no steps and no epochs.
+
+    Args:
+        module: The module.
+    """
     names = ("log", "log_dict")
     vars(module).update(dict.fromkeys(names, lambda *_, **__: None))
     try:

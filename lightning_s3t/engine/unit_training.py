@@ -13,7 +13,9 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lightning_s3t.core.floor import FloorPart
 from lightning_s3t.engine.checkpoint_files import recorded_checkpoints
+from lightning_s3t.engine.feature_reading import FeatureReader, Send
 from lightning_s3t.engine.lightning_internals import end_fit
 from lightning_s3t.engine.preflight import check_every_optimizer, check_optimized, check_optimizers
 from lightning_s3t.engine.run_record import RunRecord, score_of
@@ -24,6 +26,7 @@ from lightning_s3t.engine.unit_settings import UnitSettings
 from lightning_s3t.errors import DataError, LeakageError
 from lightning_s3t.methods import EditingMethod, UnlearningMethod
 from lightning_s3t.plan import UnitId
+from lightning_s3t.tuning.floor import Floor
 from lightning_s3t.tuning.guard import named_tensors
 from lightning_s3t.tuning.randomness import seed_all, unit_seed
 from lightning_s3t.tuning.stage_switch import StageSwitch, StageWatch
@@ -49,6 +52,23 @@ class UnitTask:
     start: dict[str, Tensor]
     scratch: Path
     forget_rows: Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
+class FeatureTask:
+    """Rows whose features are to be read for the floor.
+
+    Attributes:
+        rows: The rows.
+        floor: What the floor learns from.
+        part: The layer whose input is taken.
+        start: The head as it stands before any training.
+    """
+
+    rows: Sequence[int]
+    floor: Floor
+    part: FloorPart
+    start: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -103,6 +123,7 @@ class UnitTraining:
         self._stage: Stage | None = None
         self._run: _Run | None = None
         self._rehearsed: dict[str, Any] | None = None
+        self._reading: Callable[[pl.Trainer], None] | None = None
         self.unit: UnitId | None = None
         self.in_own_process = False
         self.first_step = 0
@@ -164,6 +185,35 @@ class UnitTraining:
         finally:
             self.unit = self._task = self._edit = self._stage = self._run = None
 
+    def read_features(self, trainer: pl.Trainer, task: FeatureTask, fit: Fit, send: Send) -> None:
+        """Reads the features of rows for the floor, with the pretrained network and the head that all start from.
+
+        Args:
+            trainer: The trainer, as it stood when the fit would have begun.
+            task: The rows.
+            fit: Runs a fit with a train dataloader.
+            send: Is given the rows' features, some at a time.
+
+        Raises:
+            UnsupportedError: The module does not give its head one vector a row.
+            DataError: A batch's targets were not found.
+        """
+        seed = self._settings.seed
+        seed_all(seed)
+        self._switch.builder.start = task.start
+        self._switch.enter_pretrained()
+        reader = FeatureReader(task.floor, task.part, seed)
+
+        def read(running: pl.Trainer) -> None:
+            for kind, rows in reader.read(running, self._data, task.rows):
+                send(kind, rows)
+
+        self._reading = read
+        try:
+            fit(trainer, self._data.rehearsal_loader(trainer))
+        finally:
+            self._reading = None
+
     def on_fit_start(self, trainer: pl.Trainer) -> None:
         """Takes note, in a rehearsal, of what there is once the optimizers are configured.
 
@@ -184,6 +234,9 @@ class UnitTraining:
             trainer: The trainer.
         """
         if self._rehearsed is not None:
+            end_fit()
+        if self._reading is not None:
+            self._reading(trainer)
             end_fit()
         if self._stage is not None:
             watch = self._switch.watch(self._stage)

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from peft import PeftConfig
 
 from lightning_s3t.columns import counted
+from lightning_s3t.core.floor import FloorPart
 from lightning_s3t.engine.fit_settings import classes_of, config_of, fit_settings
 from lightning_s3t.engine.found_state.found_state import digest_found
 from lightning_s3t.engine.lightning_internals import (
@@ -37,6 +38,7 @@ from lightning_s3t.errors import LayersError, UnsupportedError
 from lightning_s3t.executors.audit import AuditStore, AuditTarget
 from lightning_s3t.executors.fit_store import FitStore
 from lightning_s3t.executors.fit_summary import FitSummary, hyperparameters, mean_metrics
+from lightning_s3t.executors.floor_building import build_floor
 from lightning_s3t.executors.in_process import InProcessExecutor
 from lightning_s3t.executors.isolated import IsolatedExecutor
 from lightning_s3t.executors.ranks import on_rank_zero
@@ -47,6 +49,7 @@ from lightning_s3t.store import RequestRecord
 from lightning_s3t.store.identities import first_key, partition_secret
 from lightning_s3t.tuning.adapter_effect import measure_effect
 from lightning_s3t.tuning.adapters import adapter_for, describe_adapter
+from lightning_s3t.tuning.floor import Floor
 from lightning_s3t.tuning.layer_table import LayerTable
 from lightning_s3t.tuning.stage_switch import StageSwitch
 from lightning_s3t.tuning.stages import StageBuilder
@@ -68,6 +71,7 @@ class FitConfig:
         head: Where the head is; None to find it.
         adapter: The adapter; None for whole layers.
         keep_registry: Whether the store notes who is in the training data.
+        floor: The closed-form head that answers when no unit is left; None without one.
     """
 
     store: Path
@@ -81,6 +85,7 @@ class FitConfig:
     head: str | Sequence[str] | None
     adapter: PeftConfig | None
     keep_registry: bool
+    floor: Floor | None = None
 
 
 class Fit:
@@ -112,6 +117,7 @@ class Fit:
         self._exit = ExitStack()
         self._exit.enter_context(expecting_checkpoints())
         self._adapter = config.adapter
+        self._floor: tuple[Floor, FloorPart] | None = None
         self._fit_store: FitStore | None = None
         self._key: bytes | None = None
         self.training: UnitTraining | None = None
@@ -128,11 +134,14 @@ class Fit:
             module: The user's module.
         """
         self._check_edits(alone=not is_distributed(trainer))
+        self._check_floor(alone=not is_distributed(trainer))
         data, switch = self._training_data(trainer), self._switch(module)
         self.training = UnitTraining(data, switch, self._settings, self._config.method)
         with warned_once(), closing(IsolatedExecutor(trainer, data, self.training, self._settings)) as executor:
             fit_store = self._open_store(trainer, module, data, switch.builder, executor.rehearse())
             log_hyperparameters(trainer)
+            if self._floor is not None and self._audited is None:
+                build_floor(trainer, fit_store, data, *self._floor, executor.read_features)
             self._build(trainer, fit_store, executor.trained, lambda: executor.run(fit_store))
 
     def run_in_process(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -143,6 +152,7 @@ class Fit:
             module: The user's module.
         """
         self._check_edits(alone=bool(trainer.fast_dev_run))  # type: ignore[attr-defined]
+        self._check_floor(alone=bool(trainer.fast_dev_run))  # type: ignore[attr-defined]
         check_optimizers(trainer, module)
         data, switch = self._training_data(trainer), self._switch(module)
         check_every_optimizer(trainer, module, switch.builder.layers)
@@ -170,6 +180,20 @@ class Fit:
             raise UnsupportedError(
                 f"The method {self._config.method.name!r} edits the model in a process of its own, on one device. DDP "
                 "and isolation='none' rule that out. Leave them out."
+            )
+
+    def _check_floor(self, alone: bool) -> None:
+        if self._config.floor is None:
+            return
+        if not alone:
+            raise UnsupportedError(
+                "The floor is read in a process of its own, on one device. DDP and isolation='none' rule that out. "
+                "Leave `floor` out, or fit on one device."
+            )
+        if self._config.method.response != "revoke":
+            raise UnsupportedError(
+                f"With the method {self._config.method.name!r} the model serves on until another one is there, so a "
+                "floor would never answer. Leave `floor` out."
             )
 
     def _training_data(self, trainer: pl.Trainer) -> TrainingData:
@@ -208,6 +232,8 @@ class Fit:
     ) -> FitStore:
         config = self._config
         settings = fit_settings(of_trainer, module, builder, data.loader, data.partition, self._settings, config.method)
+        if config.floor is not None:
+            self._floor = config.floor, config.floor.part(module, builder.layers)
         options = {
             "config": config_of(trainer),
             "classes": classes_of(trainer),
@@ -222,6 +248,8 @@ class Fit:
             )
         )
         fit_store.open(config.store, builder.base_tensors)
+        if self._floor is not None:
+            fit_store.check_floor(self._floor[1])
         self.sequences, plan = fit_store.sequences, fit_store.plan
         if plan.impossible:
             rank_zero_warn(

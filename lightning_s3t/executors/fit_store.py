@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from lightning_s3t.core.floor import FloorPart
 from lightning_s3t.engine.found_state.found_state import describe_changes
 from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.executors.ranks import on_rank_zero
@@ -127,6 +128,17 @@ class FitStore:
             self.close()
             raise
         self.replan()
+
+    def check_floor(self, part: FloorPart) -> None:
+        """Refuses a floor that is made with other settings than the one that the store has.
+
+        Args:
+            part: What the floor is to be made with.
+
+        Raises:
+            StoreMismatchError: Naming every setting that differs.
+        """
+        on_rank_zero(self._trainer, lambda: self.opened.building.check_floor(part))
 
     def replan(self) -> None:
         """Looks again who is forgotten and what is there, and plans what is left to build."""

@@ -13,10 +13,11 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from lightning_s3t.core.floor import Task
 from lightning_s3t.engine.lightning_internals import is_distributed, logged_step, meeting_point, set_logged_step
 from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.engine.unit_settings import UnitSettings
-from lightning_s3t.engine.unit_training import UnitResult, UnitTask, UnitTraining
+from lightning_s3t.engine.unit_training import FeatureTask, UnitResult, UnitTask, UnitTraining
 from lightning_s3t.errors import RevokedError, WorkerError
 from lightning_s3t.executors.fit_store import FitStore
 from lightning_s3t.executors.processes.messages import (
@@ -25,6 +26,8 @@ from lightning_s3t.executors.processes.messages import (
     Failed,
     Group,
     Noted,
+    Read,
+    ReadAll,
     Rehearse,
     Rehearsed,
     Trained,
@@ -38,6 +41,7 @@ from lightning_s3t.executors.ranks import check_same_tensors, gather, on_rank_ze
 from lightning_s3t.executors.unit_plan import PlannedUnit
 from lightning_s3t.executors.unit_store import UnitStore
 from lightning_s3t.plan import UnitId
+from lightning_s3t.store.feature_sums import FeatureRows
 from lightning_s3t.tuning.randomness import seeded
 
 _LOOK_UP = 0.1  # seconds after which the ranks compare how far they are, and look for requests
@@ -57,7 +61,7 @@ class _Job:
     what: str
     process: UnitProcess
     unit: UnitId | None = None
-    outcome: Trained | Rehearsed | Failed | None = None
+    outcome: Trained | ReadAll | Rehearsed | Failed | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,26 @@ class IsolatedExecutor:
         self._processes.close()
         set_logged_step(self._trainer, self._first_step)
 
+    def read_features(self, task: FeatureTask) -> Iterator[tuple[Task, FeatureRows]]:
+        """Yields the features of rows for the floor, which a process of their own reads, some at a time.
+
+        Args:
+            task: The rows.
+
+        Raises:
+            Exception: What reading has raised.
+            WorkerError: The process has died.
+        """
+        self._start(task, "rows were read for the floor")
+        while True:
+            for job, message in self._listen():
+                if isinstance(message, Failed):
+                    raise message.exception(job.what)
+                if isinstance(message, ReadAll):
+                    return
+                if isinstance(message, Read):
+                    yield message.task, message.rows
+
     def _build_all(self, units: UnitStore, fit_store: FitStore) -> bool:
         """Builds the plan; False if a deletion request came in, so that there has to be another."""
         plan = fit_store.plan.build
@@ -216,14 +240,16 @@ class IsolatedExecutor:
         self._first_step += outcome.steps
         return True
 
-    def _start(self, task: UnitTask | Rehearse, what: str, unit: UnitId | None = None, another: bool = False) -> None:
+    def _start(
+        self, task: UnitTask | FeatureTask | Rehearse, what: str, unit: UnitId | None = None, another: bool = False
+    ) -> None:
         group = None
         if self._several:
             self._groups += 1
             group = Group(*meeting_point(), f"{self._name}-{self._groups}")
         self._jobs[what] = _Job(what, self._processes.start(Begin(task, group), what, another), unit)
 
-    def _listen(self) -> Iterator[tuple[_Job, Advanced | Writes | Trained | Rehearsed | Failed]]:
+    def _listen(self) -> Iterator[tuple[_Job, Advanced | Writes | Read | ReadAll | Trained | Rehearsed | Failed]]:
         """Listens for a moment; yields what processes say, and then how jobs have ended.
 
         A job has ended when its process has on every rank, or has failed on one. Jobs end in the same order on every
@@ -238,7 +264,7 @@ class IsolatedExecutor:
         try:
             for process, message in self._processes.listen(running, _LOOK_UP):
                 job = self._jobs[process.what]
-                if isinstance(message, (Trained, Rehearsed, Failed)):
+                if isinstance(message, (Trained, ReadAll, Rehearsed, Failed)):
                     job.outcome = message
                     process.close()
                 elif not isinstance(message, Warned):

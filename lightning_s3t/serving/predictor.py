@@ -6,7 +6,7 @@ import functools
 import math
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +29,7 @@ from lightning_s3t.serving.aggregation import AGGREGATES, Aggregate, aggregate_o
 from lightning_s3t.serving.cache_checks import CheckedGeneration, CheckedReading
 from lightning_s3t.serving.caches import Keys, caches_in, caches_of_shards, filling, hand_over
 from lightning_s3t.serving.exporting import ExportedSurvivor, ExportForm, export_survivor, place_of
+from lightning_s3t.serving.floor_pass import FloorPass
 from lightning_s3t.serving.notifier import Notifier
 from lightning_s3t.serving.passes import PASSES, Passes, ShardPasses
 from lightning_s3t.serving.served_shards import ServedShards, SnapshotPreloader
@@ -41,6 +42,8 @@ from lightning_s3t.tuning.module_copy import copy_module
 from lightning_s3t.tuning.stages import StageBuilder
 
 Self = TypeVar("Self", bound="EnsemblePredictor")
+
+FLOOR = -1  # stands for the floor where shards are numbered
 
 
 class EnsemblePredictor(nn.Module):
@@ -87,11 +90,14 @@ class EnsemblePredictor(nn.Module):
         self.module = _prepared(module, store)
         self._builder = _builder_of(self.module, store)
         self._check_model()
+        self._builder.start = store.load_base()
         self._shards = ServedShards(self._builder)
         self._passes = ShardPasses(self._builder, self._shards, passes)
         self._snapshots = SnapshotPreloader(store.load, preload)
         self._keys: dict[int, tuple[str, ...]] = {}  # what each shard serves with
-        self._best = -1  # the shard that answers alone
+        self._best = FLOOR  # the shard that answers alone
+        self._floor: FloorPass | None = None
+        self._floor_digest = ""  # of the sums that it was solved from
         self._as_of = -1
         self._closed = False
         self._lock = _AnswerLock()
@@ -400,7 +406,19 @@ class EnsemblePredictor(nn.Module):
             score = candidates[unit].score
             return unit.stage, -math.inf if score is None or math.isnan(score) else score, -unit.shard
 
-        self._best = max(best.values(), key=rank).shard if best else -1
+        self._best = max(best.values(), key=rank).shard if best else FLOOR
+        if not best:
+            self._look_at_floor()
+
+    def _look_at_floor(self) -> None:
+        """Note which sums the floor answers from, if the store has it whole; its head is solved when it is asked."""
+        state = self.store.floor()
+        if state is None or not state.complete:
+            return
+        if self._floor is None:
+            self._floor = FloorPass(self._builder, state.part)
+            self._floor.to(next(self.module.parameters()).device)
+        self._keys[FLOOR] = (state.digest,)
 
     def _answer(self, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer a call of the network; `forward` is its own."""
@@ -423,7 +441,8 @@ class EnsemblePredictor(nn.Module):
             self.refresh()
         if not self._keys:
             raise NoSurvivorError(
-                f"No shard of {self.store.path} has a unit left that may serve: deletions have reached them all. "
+                f"No shard of {self.store.path} has a unit left that may serve: deletions have reached them all, and "
+                "there is no floor (S3T(floor=True)). "
                 "Call trainer.fit with the S3T callback and the same store: it trains them again without the "
                 "forgotten."
             )
@@ -435,7 +454,7 @@ class EnsemblePredictor(nn.Module):
         own = {id(cache): caches_of_shards(cache, keys) for cache in caches}
         reads_on = any(cache.get_seq_length() > 0 for cache in caches)
         with self._lock.taken(), filling(caches) if caches else nullcontext():
-            outputs = self._passes.run(forward, args, kwargs, list(keys), own)
+            outputs = self._run(forward, args, kwargs, keys, own)
         given = {id(mine): cache for cache in caches for mine in own[id(cache)].values()}
         outputs, begun = hand_over(outputs, keys, given)
         answer = self._aggregated(outputs)
@@ -450,9 +469,22 @@ class EnsemblePredictor(nn.Module):
                 self._reading.note(cache, args, kwargs)
         return answer
 
+    def _run(
+        self, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any], keys: Keys, caches: Mapping[int, Any]
+    ) -> list[Any]:
+        if FLOOR not in keys:
+            return self._passes.run(forward, args, kwargs, list(keys), caches)
+        assert self._floor is not None
+        if self._floor_digest != keys[FLOOR][0]:
+            sums = self.store.load_floor()
+            assert sums is not None
+            self._floor.load(sums)
+            self._floor_digest = keys[FLOOR][0]
+        return [self._floor.run(forward, args, kwargs)]
+
     def _ask_without_caches(self, forward: Any, keys: Keys, *args: Any, **kwargs: Any) -> Any:
         with self._lock.taken():
-            outputs = self._passes.run(forward, args, kwargs, list(keys), {})
+            outputs = self._run(forward, args, kwargs, keys, {})
         return self._aggregated(hand_over(outputs, keys, {})[0])
 
     def _aggregated(self, outputs: list[Any]) -> Any:

@@ -9,6 +9,7 @@ Whatever decides who is forgotten and what may serve has a message authenticatio
 - the events that say what else the tables hold (who is scheduled, what was exported), as another such sum, bound to the
   end of the chain, so that none of them can pass for something else;
 - each artifact, bound to the request that was the newest when its data was chosen;
+- each row of the floor, and what is noted of its sums, bound to the newest request;
 - the settings, which say where everybody is, and what fits note: the head's start, the sequences, the app's config.
 
 A rotation of the keys makes all of them again but the first kind: events keep the code of the key that was in use.
@@ -30,12 +31,13 @@ from lightning_s3t.store.identities import KEY_FILE, read_keys
 from lightning_s3t.store.ledger import ArtifactEntry, Ledger
 
 _ID, _LAYERS, _HEAD, _TOMBSTONES, _SETTINGS = "store_id", "key_layers", "head_mac", "tombstones_mac", "settings_mac"
-_LISTING = "listing_mac"
+_LISTING, _FLOOR, _FLOOR_MAC = "listing_mac", "floor", "floor_mac"
 LISTING: tuple[Kind, ...] = ("schedule", "cancellation", "export")
 """The kinds of events that say what is in tables of the ledger."""
-_FIXED = ("settings", "register", "base", "options")  # what a fit notes
+_FIXED = ("settings", "register", "base", "options", _FLOOR)  # what a fit notes
 _SIZE = 32  # bytes
 _PERSON = b"s3t-tombstone"
+_ROW_SIZE, _ROW_PERSON = 16, b"s3t-floor-row"
 _SETTINGS_CHANGED = "what its settings are, or what its fits have noted"
 _MODULUS = 1 << (8 * _SIZE)
 
@@ -81,6 +83,7 @@ class Authenticator:
         self.note_head()
         if buried is not None:
             self._note_sum(total + self._sum(buried))
+            self.note_floor()  # bound to the newest request, which this one is now
         self._note_listing(listed + self._sum_of_listing([event]))
 
     def note_head(self) -> None:
@@ -133,6 +136,22 @@ class Authenticator:
             raise self._changed("what its history says of scheduled requests and exported copies")
         return events
 
+    # the floor
+
+    def note_floor(self) -> None:
+        """Note the MAC of what is noted of the floor, bound to the newest request."""
+        self._ledger.note({_FLOOR_MAC: self._floor_mac()})
+
+    def row_mac(self, owner: bytes, body: bytes) -> bytes:
+        """Return the MAC of a row of the floor.
+
+        Args:
+            owner: The subject, as the ledger hashes it now.
+            body: Its features and target.
+        """
+        data = len(owner).to_bytes(2, "big") + owner + body
+        return hashlib.blake2b(data, key=self._key(), digest_size=_ROW_SIZE, person=_ROW_PERSON).digest()
+
     # artifacts
 
     def seal(self, names: Iterable[str] | None = None) -> None:
@@ -183,6 +202,8 @@ class Authenticator:
         self._ledger.note({_SETTINGS: self._settings_mac()})
         self._note_sum(self._sum(self._ledger.tombstones()))
         self._note_listing(self._sum_of_listing(self._ledger.events(kinds=LISTING)))
+        self.note_floor()
+        self._ledger.seal_features(self.row_mac)
         self.note_head()
         self.seal()
 
@@ -200,6 +221,7 @@ class Authenticator:
         found = {
             _SETTINGS_CHANGED: self._settings_are_right(),
             "the end of its history": self._head_is_right(),
+            "what is noted of its floor": _same(self._ledger.notes(_FLOOR_MAC).get(_FLOOR_MAC, ""), self._floor_mac()),
             "the list of those who are forgotten": self._read_sum() == self._sum(self._ledger.tombstones()) % _MODULUS,
         }
         units = self._wrong_artifacts(list(self._ledger.entries()))
@@ -243,6 +265,11 @@ class Authenticator:
     def _settings_mac(self) -> str:
         kept = self._ledger.notes(*_FIXED)
         return _mac(self._key(), "settings", *(kept.get(name, "") for name in _FIXED))
+
+    def _floor_mac(self) -> str:
+        newest = self._ledger.watermark()
+        digest = self._ledger.request_digests([newest]).get(newest, GENESIS)
+        return _mac(self._key(), "floor", self._ledger.notes(_FLOOR).get(_FLOOR, ""), digest)
 
     def _digests(self, entries: Iterable[ArtifactEntry]) -> dict[int, str]:
         return {0: GENESIS, **self._ledger.request_digests({entry.as_of for entry in entries})}

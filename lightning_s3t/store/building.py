@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from lightning_s3t.core.floor import FloorPart, Task
 from lightning_s3t.core.receipts import RequestRecord
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import RevokedError, StoreError
@@ -15,11 +16,13 @@ from lightning_s3t.plan import Partition
 from lightning_s3t.store.attempt import Attempt, FinishedUnit
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
+from lightning_s3t.store.feature_sums import FeatureRows
+from lightning_s3t.store.floor import add_rows, complete, find_stale, read_state, repair, subtract
 from lightning_s3t.store.forgetting import Forgetting
 from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.ledger import Tombstone
 from lightning_s3t.store.registry import is_registering, register
-from lightning_s3t.store.settings import normalise
+from lightning_s3t.store.settings import check_settings, normalise
 from lightning_s3t.store.tensors import encode_snapshot
 from lightning_s3t.store.units import read_units
 
@@ -173,6 +176,60 @@ class BuildSession:
             self._backend.snapshots.put(digest, data)
             self._ledger.own(self._backend.snapshots.name(digest))
             self._backend.authenticator.note({"base": digest})
+
+    def check_floor(self, part: FloorPart) -> None:
+        """Compare what a floor is to be made with with what the store's floor was made with.
+
+        Args:
+            part: What it is to be made with.
+
+        Raises:
+            StoreMismatchError: Naming every setting that differs.
+        """
+        state = read_state(self._backend)
+        if state is not None:
+            kept, given = ({"floor": found.model_dump()} for found in (state.part, part))
+            check_settings(kept, given, str(self._backend.folder))
+
+    def find_stale_features(self, subjects: Sequence[str], tags: Sequence[bytes]) -> set[str]:
+        """Take the floor's rows out that are not those of the data any more, and return whose have to be added.
+
+        Args:
+            subjects: Whose each row of the data is.
+            tags: What tells each row's contents; empty where that is not compared.
+        """
+        with self._ledger.transaction():
+            repair(self._backend)
+            hashes = self._keyring.hashes(set(subjects))
+            by_subject = {subject: hash_ for hash_, subject in hashes.items()}
+            expected = ((by_subject[subject], tag) for subject, tag in zip(subjects, tags, strict=True))
+            stale, missing = find_stale(self._backend, expected)
+            subtract(self._backend, stale, None)
+            complete(self._backend, not missing)
+        erase_queued(self._backend)
+        return {hashes[hash_] for hash_ in missing}
+
+    def add_features(
+        self, part: FloorPart, task: Task, rows: FeatureRows, subjects: Sequence[str], tags: Sequence[bytes]
+    ) -> None:
+        """Add rows to the floor, all rows of each of their subjects. Who is forgotten stays out.
+
+        Args:
+            part: What the floor is made with.
+            task: What its targets are.
+            rows: The rows.
+            subjects: Whose each row is.
+            tags: What tells each row's contents; empty where that is not compared.
+        """
+        with self._ledger.transaction():
+            by_subject = {subject: hash_ for hash_, subject in self._keyring.hashes(set(subjects)).items()}
+            add_rows(self._backend, part, task, rows, [by_subject[subject] for subject in subjects], tags)
+        erase_queued(self._backend)
+
+    def complete_floor(self) -> None:
+        """Note that the floor has all rows of the data."""
+        with self._ledger.transaction():
+            complete(self._backend, True)
 
     def clear_attempts(self) -> None:
         """Clear away what units have left whose training was cut."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lightning_s3t.core.events import Erasure
@@ -12,6 +12,7 @@ from lightning_s3t.core.units import UnitId, reaches
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.files import size_of, unlink_all
+from lightning_s3t.store.floor import subtract
 from lightning_s3t.store.history import record
 from lightning_s3t.store.ledger import OwnedFile, QueuedFile, Tombstone
 from lightning_s3t.store.registered_files import Located, RegisteredFiles, ambiguous
@@ -19,16 +20,28 @@ from lightning_s3t.store.scratch import clear_scratch
 from lightning_s3t.store.units import parse_unit
 
 
-def revoke(store: Backend, tombstones: Collection[Tombstone], request: int) -> tuple[list[str], list[str]]:
-    """Make subjects forgotten, and take out the units and the exported copies that they reach; within a transaction.
+@dataclass(frozen=True)
+class Revoked:
+    """What a request has reached.
+
+    Attributes:
+        units: The names of the units that it revoked, in the order of the alphabet.
+        exports: Those of the exported copies.
+        rows: How many rows were subtracted from the floor.
+    """
+
+    units: list[str]
+    exports: list[str]
+    rows: int
+
+
+def revoke(store: Backend, tombstones: Collection[Tombstone], request: int) -> Revoked:
+    """Make subjects forgotten: take out what they reach, and subtract their rows; within a transaction.
 
     Args:
         store: Where the store lies.
         tombstones: Who is forgotten.
         request: The number of the request.
-
-    Returns:
-        The names of the units, and of the exported copies, in the order of the alphabet.
     """
     store.ledger.bury(tombstones, request)
     cells = {cell for _, cell in tombstones}
@@ -36,7 +49,7 @@ def revoke(store: Backend, tombstones: Collection[Tombstone], request: int) -> t
     remove(store, reached, request)
     exports = [export.name for export in store.ledger.exports() if reaches(cells, export.cells)]
     remove_exports(store, exports, request)
-    return reached, exports
+    return Revoked(reached, exports, subtract(store, [hash_ for hash_, _ in tombstones], request))
 
 
 def remove(store: Backend, names: Collection[str], request: int | None) -> None:

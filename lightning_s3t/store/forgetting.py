@@ -244,13 +244,13 @@ class Forgetting:
         request = self._ledger.watermark() + 1
         told = self._ledger.forgotten_after(request - 1)  # faster than counting
         forgotten = (told if told is not None else self._ledger.count_forgotten()) + len(new)
-        revoked, exports = revoke(self._store, new, request)
+        reached = revoke(self._store, new, request)
         added = unit.put(request) if unit is not None else None
         body = Request(
             subjects=subjects,
             already_forgotten=already,
             unknown=unknown,
-            revoked=tuple(revoked),
+            revoked=tuple(reached.units),
             serving=self._serving({cell for _, cell in new}, added),
             method=self._manifest.method.name,
             guarantee=self._manifest.method.guarantee,
@@ -261,7 +261,8 @@ class Forgetting:
             tombstones=tuple((hash_.hex(), cell) for hash_, cell in sorted(new)),
             request_id=name.request_id if name is not None else None,
             asked=name.asked if name is not None else None,
-            exports=tuple(exports),
+            exports=tuple(reached.exports),
+            subtracted_rows=reached.rows,
         )
         record(self._store, "request", request, vars(body), forgotten)
         if added is not None:  # its data was chosen as of this request, which is in the history only now

@@ -93,6 +93,7 @@ def _record_of(events: Sequence[Event]) -> RequestRecord:
         already_forgotten=asked.already_forgotten,
         unknown=asked.unknown,
         revoked_units=len(asked.revoked),
+        subtracted_rows=asked.subtracted_rows,
         erased_files=sum(erasure.files for erasure in erasures),
         erased_bytes=sum(erasure.bytes for erasure in erasures),
         missing_files=sum(erasure.missing for erasure in erasures),

@@ -277,6 +277,9 @@ class Ledger(Protocol):
     def own(self, path: str, attempt: str | None = None, evidence: str = "") -> None:
         """Give a file to an attempt, from whoever owned it; or to the store, for good."""
 
+    def disown(self, path: str) -> list[str]:
+        """Take a file from whoever owns it; return its path if anything did."""
+
     def files_of(self, attempt: str) -> list[OwnedFile]:
         """Return the files that an attempt owns."""
 
@@ -296,6 +299,23 @@ class Ledger(Protocol):
 
     def remove_exports(self, names: Collection[str]) -> list[OwnedFile]:
         """Take exported copies out; return the files that they owned."""
+
+    # integer features of rows, by their subjects' hashes
+
+    def add_features(self, rows: Iterable[tuple[bytes, bytes, bytes, bytes]]) -> None:
+        """Add rows: the subject's hash, a tag of the row's contents, the features, and a MAC."""
+
+    def features(self, hashes: Collection[bytes] | None = None) -> Iterator[tuple[bytes, bytes, bytes]]:
+        """Return hash, features and MAC of the rows of some subjects, or of all."""
+
+    def feature_tags(self) -> Iterator[tuple[bytes, bytes]]:
+        """Return hash and tag of every row."""
+
+    def remove_features(self, hashes: Collection[bytes]) -> None:
+        """Take the rows of subjects out."""
+
+    def seal_features(self, mac: Callable[[bytes, bytes], bytes]) -> None:
+        """Replace the MAC of every row by that of its hash and features."""
 
     # erasure
 

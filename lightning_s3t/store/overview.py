@@ -34,6 +34,8 @@ class Overview:
         response: What a request does to a unit that it reaches: "revoke" or "replace".
         waiting: How many subjects the next fit is to forget: what serves has their data in it.
         last_fit: What the last fit has found in the data; None before the first.
+        floor_rows: How many rows the floor has learnt from, which answers when no unit is left; None without a floor,
+            or while it lacks rows of the data.
     """
 
     sequences: tuple[tuple[int, ...], ...]
@@ -50,6 +52,7 @@ class Overview:
     response: str
     waiting: int
     last_fit: dict[str, Any] | None
+    floor_rows: int | None = None
 
     @property
     def advice(self) -> str | None:
@@ -59,7 +62,8 @@ class Overview:
         dark = self.shards - len(self.serving)
         again = "Call fit with the same store: it trains again what was revoked, without the forgotten."
         if dark:
-            return f"{dark} of {self.shards} shards serve nothing. {again}"
+            floor = " The floor answers." if not self.serving and self.floor_rows is not None else ""
+            return f"{dark} of {self.shards} shards serve nothing.{floor} {again}"
         if self.capacity < _LOW * self.full_capacity:
             return f"Only {self.capacity / self.full_capacity:.0%} of the deletion capacity is left. {again}"
         served = sum(unit.stage for unit in self.serving.values()) / (self.shards * self.slices)
@@ -78,7 +82,7 @@ class Overview:
         sequences = tuple(tuple(sequence) for sequence in store.options.get("sequences", []))
         serving = survivors(alive, {unit: record.score for unit, record in alive.items() if record.score is not None})
         used = {ancestor for unit in serving.values() for ancestor in unit.lineage}
-        revoked = store.revoked()
+        revoked, floor = store.revoked(), store.floor()
 
         def state(unit: UnitId) -> State:
             if unit in used:
@@ -106,4 +110,5 @@ class Overview:
             response=store.manifest.method.response,
             waiting=len(store.due()),
             last_fit=store.options.get("last_fit"),
+            floor_rows=floor.rows if floor is not None and floor.complete else None,
         )

@@ -83,6 +83,9 @@ CREATE TABLE exports (name TEXT PRIMARY KEY, as_of INTEGER NOT NULL, cells TEXT 
 -- the files of artifacts, attempts and exported copies, found by a keyed hash of their path
 CREATE TABLE files (owner TEXT, tag BLOB, path INTEGER NOT NULL, PRIMARY KEY (owner, tag)) WITHOUT ROWID;
 CREATE INDEX files_by_tag ON files (tag);
+-- integer features of rows, for a closed-form head: kept like the vault, and found by their subjects' hashes
+CREATE TABLE features (id INTEGER PRIMARY KEY, body BLOB NOT NULL, mac BLOB NOT NULL);
+CREATE TABLE feature_rows (hash BLOB, id INTEGER, tag BLOB NOT NULL, PRIMARY KEY (hash, id)) WITHOUT ROWID;
 -- what is to be erased, with its size: a crash must not make a receipt forget a file
 CREATE TABLE erasures (
     path TEXT PRIMARY KEY,
@@ -255,7 +258,7 @@ class SqliteLedger(Ledger):
     @override
     def rehash(self, renew: Callable[[bytes], bytes]) -> None:
         self.connection.create_function("renewed", 1, renew)
-        for table in ("subjects", "tombstones", "pending"):
+        for table in ("subjects", "tombstones", "pending", "feature_rows"):
             self.connection.execute(f"UPDATE {table} SET hash = renewed(hash)")
 
     @override
@@ -413,6 +416,14 @@ class SqliteLedger(Ledger):
         self._give(path, _attempt(attempt) if attempt is not None else "", evidence)
 
     @override
+    def disown(self, path: str) -> list[str]:
+        tag = self._tag(path)
+        owned = bool(self._rows("SELECT 1 FROM files WHERE tag = ?", tag))
+        self._wipe("SELECT path FROM files WHERE tag = ?", tag)
+        self.connection.execute("DELETE FROM files WHERE tag = ?", (tag,))
+        return [path] if owned else []
+
+    @override
     def files_of(self, attempt: str) -> list[OwnedFile]:
         query = "SELECT head, body FROM vault WHERE id IN (SELECT path FROM files WHERE owner = ?)"
         return [_owned(*row) for row in self._rows(query, _attempt(attempt))]
@@ -444,6 +455,39 @@ class SqliteLedger(Ledger):
     def remove_exports(self, names: Collection[str]) -> list[OwnedFile]:
         self.connection.execute(f"DELETE FROM exports WHERE name IN {_AMONG}", (_list(names),))
         return self._disown(_list([_export(name) for name in names]))
+
+    @override
+    def add_features(self, rows: Iterable[tuple[bytes, bytes, bytes, bytes]]) -> None:
+        for hash_, tag, body, mac in rows:
+            place = self.connection.execute("INSERT INTO features VALUES (NULL, ?, ?)", (body, mac)).lastrowid
+            self.connection.execute("INSERT INTO feature_rows VALUES (?, ?, ?)", (hash_, place, tag))
+
+    @override
+    def features(self, hashes: Collection[bytes] | None = None) -> Iterator[tuple[bytes, bytes, bytes]]:
+        query = "feature_rows.hash, body, mac FROM feature_rows JOIN features USING (id)"
+        if hashes is None:
+            yield from self.connection.execute(f"SELECT {query}")
+        else:
+            yield from self._look_up(f"{query} WHERE feature_rows.hash", hashes)
+
+    @override
+    def feature_tags(self) -> Iterator[tuple[bytes, bytes]]:
+        yield from self.connection.execute("SELECT hash, tag FROM feature_rows")
+
+    @override
+    def remove_features(self, hashes: Collection[bytes]) -> None:
+        places = [(place,) for (place,) in self._look_up("id FROM feature_rows WHERE hash", hashes)]
+        zeros = "body = zeroblob(length(body)), mac = zeroblob(length(mac))"
+        self._many(f"UPDATE features SET {zeros} WHERE id = ?", places)
+        self._many("DELETE FROM feature_rows WHERE hash = ?", ((hash_,) for hash_ in sorted(hashes)))
+
+    @override
+    def seal_features(self, mac: Callable[[bytes, bytes], bytes]) -> None:
+        self.connection.create_function("sealed", 2, mac)
+        self.connection.execute(
+            "UPDATE features SET mac = sealed(feature_rows.hash, body) FROM feature_rows "
+            "WHERE feature_rows.id = features.id"
+        )
 
     @override
     def queue(self, files: Iterable[QueuedFile]) -> None:

@@ -25,6 +25,8 @@ from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.building import BuildSession
 from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
 from lightning_s3t.store.exporting import check_exports, write_export
+from lightning_s3t.store.feature_sums import FeatureSums
+from lightning_s3t.store.floor import FloorState, load_sums, read_state
 from lightning_s3t.store.folder import check_free, check_own_files, clear_half_written, make_folder
 from lightning_s3t.store.forgetting import Forgetting
 from lightning_s3t.store.history import chain_digest, ever_revoked, has_given, read_records, record
@@ -403,6 +405,28 @@ class Store:
         if digest is None:
             return None
         return decode_snapshot(self._backend.snapshots.get(digest, "the head's start"), "the head's start")
+
+    def floor(self) -> FloorState | None:
+        """Return what is noted of the floor; None if the store has none, or if no fit has made it yet."""
+        return read_state(self._backend)
+
+    def load_floor(self) -> FeatureSums | None:
+        """Read the sums that the floor's head is solved from; None if the store has none.
+
+        Raises:
+            DamagedError: Their snapshot is missing or damaged; the next fit makes it again.
+        """
+        while True:
+            state = self.floor()
+            if state is None:
+                return None
+            with self._ledger.at_one_time():
+                self._backend.authenticator.check()
+            try:
+                return load_sums(self._backend, state)
+            except DamagedError:
+                if self.floor() == state:  # else a request has put others in their place
+                    raise
 
     def export(self, name: str, unit: UnitId, digests: Sequence[str], files: Mapping[Path, bytes]) -> None:
         """Writes files made from a unit outside of the store, so that a request which reaches it names and erases them.

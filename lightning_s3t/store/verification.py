@@ -16,6 +16,7 @@ from lightning_s3t.errors import StoreError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.exporting import check_exports
 from lightning_s3t.store.files import size_of
+from lightning_s3t.store.floor import problems as floor_problems
 from lightning_s3t.store.folder import OWN_FILES
 from lightning_s3t.store.identities import KEY_FILE
 from lightning_s3t.store.journal import read_journal
@@ -87,6 +88,7 @@ def verify(store: Backend, keyring: Keyring, quiet: bool) -> Verification:
         *contents,
         *(f"The snapshot of unit {unit} is missing or damaged." for unit in damaged),
         *_base(store),
+        *floor_problems(store),
         *_key(store.folder),
         *_changed(registered),
         *_taken_off(store, {file.path for file in registered}),

@@ -76,6 +76,11 @@ class StageSwitch:
         self.freeze(entered)
         return entered
 
+    def enter_pretrained(self) -> None:
+        """Put the head in place that every shard's training starts from, on the pretrained network."""
+        self._flags.restore()
+        self._swap.install(self.builder.build_start())
+
     def freeze(self, stage: Stage) -> None:
         """Freeze all that a stage does not own: parameters and running statistics.
 

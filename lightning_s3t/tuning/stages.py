@@ -105,13 +105,11 @@ class StageBuilder:
                 if index in groups:
                     load_tensors(module, name, groups[index])
                 stand_ins[name] = module
-        for name in self.layers.head:
-            head = copy.deepcopy(self.originals[name])
-            start = trained[max(trained)] if trained else self.start
-            if start is not None:
-                load_tensors(head, name, start)
-            stand_ins[name] = head
-        return stand_ins
+        return stand_ins | self._heads(trained[max(trained)] if trained else self.start)
+
+    def build_start(self) -> dict[str, nn.Module]:
+        """Build the head that every shard's training starts from, alone: below it, the pretrained layers act."""
+        return self._heads(self.start)
 
     def owned(self, stage: int) -> tuple[str, ...]:
         """Return the names of the modules whose stand-ins belong to a stage: its own group's and the head.
@@ -173,6 +171,13 @@ class StageBuilder:
             modules = {name: self._stand_in(name, seed=0) for name in names}
             counts[index] = sum(p.numel() for p in trainable_parameters(self, modules).values())
         return counts
+
+    def _heads(self, start: Snapshot | None) -> dict[str, nn.Module]:
+        heads = {name: copy.deepcopy(self.originals[name]) for name in self.layers.head}
+        if start is not None:
+            for name, head in heads.items():
+                load_tensors(head, name, start)
+        return heads
 
     def _stand_in(self, name: str, seed: int) -> nn.Module:
         original = self.originals[name]

@@ -7,6 +7,7 @@ import sys
 from tests.benchmarks import (
     changeover,
     compiled,
+    floor,
     isolation,
     ledger_scale,
     memory,
@@ -36,5 +37,6 @@ if __name__ == "__main__":
             parallel.main(),
             scaling.main(),
             isolation.main([]),
+            floor.main([]),
         )
     )

@@ -12,9 +12,11 @@ from typing import Any
 import cloudpickle
 from torch import Tensor
 
-from lightning_s3t.engine.unit_training import UnitTask
+from lightning_s3t.core.floor import Task
+from lightning_s3t.engine.unit_training import FeatureTask, UnitTask
 from lightning_s3t.errors import WorkerError
 from lightning_s3t.executors.processes.recorded_logs import LoggerCall
+from lightning_s3t.store.feature_sums import FeatureRows
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,11 @@ class Begin:
     """To a unit's process: what it is to do.
 
     Attributes:
-        task: A unit to train, or a rehearsal.
+        task: A unit to train, rows to read for the floor, or a rehearsal.
         group: The process group to join first; None on one device.
     """
 
-    task: UnitTask | Rehearse
+    task: UnitTask | FeatureTask | Rehearse
     group: Group | None = None
 
 
@@ -120,6 +122,24 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class Read:
+    """From a unit's process: the features of rows.
+
+    Attributes:
+        task: What their targets are.
+        rows: The rows.
+    """
+
+    task: Task
+    rows: FeatureRows
+
+
+@dataclass(frozen=True)
+class ReadAll:
+    """From a unit's process: the features of all rows have been sent."""
+
+
+@dataclass(frozen=True)
 class Failed:
     """From another process: an error, which ends the fit.
 
@@ -168,7 +188,7 @@ class Failed:
         return error
 
 
-FromUnit = Writes | Advanced | Warned | Trained | Rehearsed | Failed
+FromUnit = Writes | Advanced | Warned | Trained | Read | ReadAll | Rehearsed | Failed
 
 
 def send(channel: socket.socket, message: Any, descriptors: list[int] | None = None) -> None:

@@ -24,7 +24,7 @@ from lightning_s3t.engine.found_state.digest import changed
 from lightning_s3t.engine.found_state.found_state import digest_memory
 from lightning_s3t.engine.lightning_internals import fit_again, leave_signals_to_script, logged_step
 from lightning_s3t.engine.muted_lightning import name_unit_in_logs, quiet
-from lightning_s3t.engine.unit_training import UnitTask, UnitTraining
+from lightning_s3t.engine.unit_training import FeatureTask, UnitTask, UnitTraining
 from lightning_s3t.executors.processes.messages import (
     Advanced,
     Begin,
@@ -32,6 +32,8 @@ from lightning_s3t.executors.processes.messages import (
     FromUnit,
     Group,
     Noted,
+    Read,
+    ReadAll,
     Rehearse,
     Rehearsed,
     Trained,
@@ -74,6 +76,8 @@ def train_unit(objects: tuple[pl.Trainer, UnitTraining, ProcessSettings], connec
             if isinstance(task, Rehearse):
                 rehearsed = _rehearse(trainer, training)
                 script.send(dataclasses.replace(rehearsed, modules=tuple(_installed(set(sys.modules) - there))))
+            elif isinstance(task, FeatureTask):
+                script.send(_read_features(trainer, training, task, script))
             else:
                 script.send(_train(trainer, training, task, script))
     except BaseException as error:
@@ -162,6 +166,12 @@ def _rehearse(trainer: pl.Trainer, training: UnitTraining) -> Rehearsed:
     trainer.enable_autolog_hparams = False
     digests = training.digest_rows() if trainer.is_global_zero else ()
     return Rehearsed(training.rehearse(trainer, fit_again), row_digests=digests)
+
+
+def _read_features(trainer: pl.Trainer, training: UnitTraining, task: FeatureTask, script: Script) -> ReadAll:
+    _leave_out_what_is_said_once(trainer)
+    training.read_features(trainer, task, fit_again, lambda kind, rows: script.send(Read(kind, rows)))
+    return ReadAll()
 
 
 def _train(trainer: pl.Trainer, training: UnitTraining, task: UnitTask, script: Script) -> Trained:

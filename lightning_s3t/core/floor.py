@@ -1,0 +1,35 @@
+"""The floor of a store: a closed-form head on pretrained features, which answers when no unit is left."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from pydantic import BaseModel, ConfigDict
+
+Task = Literal["multiclass", "multilabel", "binary", "regression"]
+TASKS: tuple[str, ...] = get_args(Task)
+
+
+class FloorPart(BaseModel):
+    """What a store's floor is made with.
+
+    Attributes:
+        layer: The path of the linear layer whose place the closed-form head takes.
+        width: The number of its input features.
+        outputs: The number of its outputs.
+        bits: How many bits a feature is rounded to.
+        target_step: What a target of a regression is rounded to a multiple of.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    layer: str
+    width: int
+    outputs: int
+    bits: int
+    target_step: float
+
+    @property
+    def limit(self) -> int:
+        """The largest absolute value of an integer feature."""
+        return (1 << (self.bits - 1)) - 1

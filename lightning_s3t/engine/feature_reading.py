@@ -1,0 +1,197 @@
+"""Reading the features of rows for the floor: each row goes through the pretrained network by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from lightning_s3t.core.floor import FloorPart, Task
+from lightning_s3t.engine.lightning_internals import training_step
+from lightning_s3t.engine.training_data import TrainingData
+from lightning_s3t.engine.unit_edit import no_logs
+from lightning_s3t.errors import DataError, UnsupportedError
+from lightning_s3t.store.feature_sums import LARGEST_TARGET, FeatureRows
+from lightning_s3t.tuning.floor import Floor, Targets
+from lightning_s3t.tuning.randomness import seed_all
+from lightning_s3t.tuning.ridge import round_features
+
+Send = Callable[[Task, FeatureRows], None]
+"""What each part of the rows is given to."""
+
+_NAMES = ("labels", "label", "targets", "target", "y")
+_CHUNK = 1024  # rows
+
+
+class FeatureReader:
+    """Reads rows as the module's own training step reads them, and takes what its head is given.
+
+    Args:
+        floor: What the floor learns from.
+        part: The layer whose input is taken.
+        seed: What random augmentations draw from, the same for each row.
+    """
+
+    def __init__(self, floor: Floor, part: FloorPart, seed: int) -> None:
+        self._floor = floor
+        self._part = part
+        self._seed = seed
+
+    def read(self, trainer: pl.Trainer, data: TrainingData, rows: Sequence[int]) -> Iterator[tuple[Task, FeatureRows]]:
+        """Yield integer features and targets of rows, some at a time, in the order of the rows.
+
+        Args:
+            trainer: The trainer, in a fit, with the pretrained model on its device.
+            data: The training data.
+            rows: The rows.
+
+        Raises:
+            UnsupportedError: The module does not give its head one vector a row.
+            DataError: A batch's targets were not found, or they are not those of the head's outputs.
+        """
+        module = trainer.lightning_module
+        if not module.automatic_optimization:
+            raise UnsupportedError(
+                f"The floor reads rows by way of {type(module).__name__}.training_step, which optimizes by hand "
+                "(automatic_optimization=False). Leave `floor` out."
+            )
+        layer = module.get_submodule(self._part.layer)
+        module.eval()
+        with no_logs(module), torch.no_grad(), _taking_input(layer) as taken:
+            for start in range(0, len(rows), _CHUNK):
+                found = [self._row(trainer, data, row, taken) for row in rows[start : start + _CHUNK]]
+                tasks = {task for task, _, _ in found}
+                if len(tasks) > 1:
+                    raise DataError(f"The targets are of several kinds: {sorted(tasks)}. Name one: Floor(task=...).")
+                features, targets = torch.stack([f for _, f, _ in found]), torch.stack([t for _, _, t in found])
+                yield tasks.pop(), FeatureRows(round_features(features, self._part.limit), targets)
+
+    def _row(
+        self, trainer: pl.Trainer, data: TrainingData, row: int, taken: list[Tensor]
+    ) -> tuple[Task, Tensor, Tensor]:
+        seed_all(self._seed)
+        data.seed_generators(self._seed)
+        batch = trainer.strategy.batch_to_device(next(iter(data.batches([row], 1))))
+        targets = find_targets(batch, self._floor.targets)
+        task = self._floor.task or task_of(targets, self._part.outputs)
+        numbers = integer_targets(targets, task, self._part)
+        taken.clear()
+        training_step(trainer, batch)
+        if len(taken) != 1 or taken[0].shape != (1, self._part.width):
+            shapes = [tuple(tensor.shape) for tensor in taken]
+            raise UnsupportedError(
+                f"There is no floor for this model: for one row, the training step gave {self._part.layer} inputs of "
+                f"shape {shapes}. Expected one of shape {(1, self._part.width)}: one vector a row. Leave `floor` out."
+            )
+        # not float64: the bits of float32 are the same however the network computes the rest
+        return task, taken[0][0].float().cpu(), numbers
+
+
+def find_targets(batch: Any, rule: Targets | None) -> Tensor:
+    """Return the targets of a batch.
+
+    Args:
+        batch: The batch.
+        rule: `Floor.targets`.
+
+    Raises:
+        DataError: There are none.
+
+    Example:
+        >>> find_targets({"pixels": torch.zeros(1, 4), "labels": torch.tensor([2])}, None)
+        tensor([2])
+    """
+    found: Any = None
+    if callable(rule):
+        found = rule(batch)
+    elif rule is not None:
+        try:
+            found = batch[rule]
+        except (LookupError, TypeError):
+            found = None
+    elif isinstance(batch, Mapping):
+        found = next((batch[name] for name in _NAMES if name in batch), None)
+    elif isinstance(batch, (tuple, list)) and len(batch) == 2:
+        found = batch[1]
+    if isinstance(found, Tensor):
+        return found
+    where = f"at {rule!r}" if rule is not None and not callable(rule) else "that the floor could learn from"
+    raise DataError(
+        f"A batch ({type(batch).__name__}) has no tensor of targets {where}. Expected one: say where it is with "
+        "Floor(targets='labels'), Floor(targets=1) or a callable that takes the batch."
+    )
+
+
+def task_of(targets: Tensor, outputs: int) -> Task:
+    """Return the task that the type and the shape of one row's targets tell; never their values.
+
+    Args:
+        targets: Of a batch of one row.
+        outputs: The number of the head's outputs.
+
+    Raises:
+        DataError: They leave more than one.
+
+    Example:
+        >>> task_of(torch.tensor([7]), outputs=10)
+        'multiclass'
+    """
+    whole, count = not targets.is_floating_point(), targets.numel()
+    if whole and count == 1 and outputs > 1:
+        return "multiclass"
+    if whole and count == outputs:
+        return "binary" if outputs == 1 else "multilabel"
+    several = ("'binary' or 'regression'" if outputs == 1 else "'multilabel' or 'regression'") if not whole else "one"
+    raise DataError(
+        f"The targets of a row are {targets.dtype} of shape {tuple(targets.shape)}, and the head has {outputs} "
+        f"outputs, which does not tell the task. Expected {several} to be named: Floor(task=...)."
+    )
+
+
+def integer_targets(targets: Tensor, task: Task, part: FloorPart) -> Tensor:
+    """Return the targets of one row as integers.
+
+    Args:
+        targets: Of a batch of one row.
+        task: What they are.
+        part: What the floor is made with.
+
+    Returns:
+        The class, or one number for each output; int32.
+
+    Raises:
+        DataError: They are not of the task.
+    """
+    flat = targets.detach().cpu().flatten()
+    expected = 1 if task == "multiclass" else part.outputs
+    if flat.numel() != expected:
+        raise DataError(
+            f"The targets of a row have {flat.numel()} numbers. Expected {expected}, for a {task} task and a head with "
+            f"{part.outputs} outputs."
+        )
+    if task == "regression":
+        steps = (flat.double() / part.target_step).round()
+        beyond = LARGEST_TARGET + 1  # which the sums refuse
+        return steps.clamp(-beyond, beyond).to(torch.int32)
+    numbers = flat.to(torch.int32)
+    if task != "multiclass" and not bool(((flat == 0) | (flat == 1)).all()):
+        raise DataError(f"The targets of a {task} task are 0 or 1 for each output, but got {flat.tolist()[:5]}.")
+    return numbers[0] if task == "multiclass" else numbers
+
+
+@contextmanager
+def _taking_input(layer: nn.Module) -> Iterator[list[Tensor]]:
+    taken: list[Tensor] = []
+
+    def take(_: nn.Module, args: tuple[Any, ...]) -> None:
+        taken.append(args[0].detach())
+
+    handle = layer.register_forward_pre_hook(take)
+    try:
+        yield taken
+    finally:
+        handle.remove()

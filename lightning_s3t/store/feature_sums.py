@@ -1,0 +1,184 @@
+"""Sums over rows that a closed-form head is solved from: integers, so that a row can be taken out to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_s3t.core.floor import FloorPart, Task
+from lightning_s3t.errors import DataError, StoreError
+
+_CHUNK = 4096  # rows whose products are summed in float64 before they are added up as integers
+LARGEST_TARGET = 1 << 20  # so that the squares of eight million targets have a sum in int64
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """Rows of integer features with their targets.
+
+    Attributes:
+        features: `[rows, width]`, int8.
+        targets: `[rows]` classes, or `[rows, outputs]` integers; int32.
+    """
+
+    features: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def encode(self) -> list[bytes]:
+        """Return the bytes of each row, of one length."""
+        features, targets = self.features.contiguous().numpy(), self.targets.contiguous().numpy()
+        return [target.tobytes() + row.tobytes() for row, target in zip(features, targets, strict=True)]
+
+    @classmethod
+    def decode(cls, rows: list[bytes], part: FloorPart, task: Task) -> FeatureRows:
+        """Return rows from what `encode` gave.
+
+        Args:
+            rows: The bytes of each.
+            part: What the floor is made with.
+            task: What its targets are.
+
+        Raises:
+            StoreError: A row has another length.
+        """
+        numbers = 1 if task == "multiclass" else part.outputs
+        size = 4 * numbers + part.width
+        if any(len(row) != size for row in rows):
+            raise StoreError(f"A row of the store's floor does not have {size} bytes: the ledger is damaged.")
+        data = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.int8).reshape(len(rows), size)
+        targets = data[:, : 4 * numbers].contiguous().view(torch.int32)
+        return cls(data[:, 4 * numbers :], targets[:, 0] if task == "multiclass" else targets)
+
+
+class FeatureSums:
+    """Sums over rows: of the products of their features, of features and targets, and of squared targets.
+
+    The features get a constant 1 as their last column. All sums are integers, so they do not depend on the order in
+    which rows were added, and a row that is taken out leaves what the sums without it would be, bit for bit.
+
+    Args:
+        part: What the floor is made with.
+        task: What its targets are.
+
+    Attributes:
+        gram: `[width + 1, width + 1]`, int64.
+        cross: `[width + 1, outputs]`, int64.
+        squares: `[outputs]`, int64.
+        rows: How many rows there are.
+
+    Example:
+        >>> part = FloorPart(layer="head", width=2, outputs=3, bits=8, target_step=1.0)
+        >>> rows = FeatureRows(torch.tensor([[3, -4], [5, 6]], dtype=torch.int8), torch.tensor([2, 0]).int())
+        >>> sums = FeatureSums(part, "multiclass")
+        >>> sums.add(rows)
+        >>> sums.gram.tolist(), sums.cross[:, 2].tolist()
+        ([[34, 18, 8], [18, 52, 2], [8, 2, 2]], [3, -4, 1])
+        >>> sums.subtract(rows)
+        >>> sums.rows, int(sums.gram.abs().sum())
+        (0, 0)
+    """
+
+    def __init__(self, part: FloorPart, task: Task) -> None:
+        self.part = part
+        self.task = task
+        width, outputs = part.width + 1, part.outputs
+        self.gram = torch.zeros(width, width, dtype=torch.int64)
+        self.cross = torch.zeros(width, outputs, dtype=torch.int64)
+        self.squares = torch.zeros(outputs, dtype=torch.int64)
+        self.rows = 0
+
+    def add(self, rows: FeatureRows) -> None:
+        """Add rows.
+
+        Args:
+            rows: The rows.
+
+        Raises:
+            DataError: A feature or a target is out of range.
+        """
+        self._check(rows)
+        self._accumulate(rows, 1)
+
+    def subtract(self, rows: FeatureRows) -> None:
+        """Take rows out that were added before.
+
+        Args:
+            rows: The rows.
+        """
+        self._accumulate(rows, -1)
+
+    def copy(self) -> FeatureSums:
+        """Return sums of their own."""
+        copied = FeatureSums(self.part, self.task)
+        copied.gram, copied.cross = self.gram.clone(), self.cross.clone()
+        copied.squares, copied.rows = self.squares.clone(), self.rows
+        return copied
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return the sums as tensors, to be kept: of the products of features one triangle, which has all of them."""
+        row, column = torch.tril_indices(*self.gram.shape)
+        return {
+            "gram": self.gram[row, column],
+            "cross": self.cross,
+            "squares": self.squares,
+            "rows": torch.tensor(self.rows),
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], part: FloorPart, task: Task) -> FeatureSums:
+        """Return sums from what `to_tensors` gave.
+
+        Args:
+            tensors: By name.
+            part: What the floor is made with.
+            task: What its targets are.
+
+        Raises:
+            StoreError: They are those of another floor.
+        """
+        sums = cls(part, task)
+        row, column = torch.tril_indices(*sums.gram.shape)
+        expected = {"gram": row.shape, "cross": sums.cross.shape, "squares": sums.squares.shape, "rows": torch.Size([])}
+        found = {name: tensor.shape for name, tensor in tensors.items()}
+        if found != expected:
+            raise StoreError(f"The sums of the store's floor have the shapes {found}. Expected {expected}.")
+        sums.gram[row, column] = sums.gram[column, row] = tensors["gram"]
+        sums.cross, sums.squares, sums.rows = tensors["cross"], tensors["squares"], int(tensors["rows"])
+        return sums
+
+    def _accumulate(self, rows: FeatureRows, sign: int) -> None:
+        for features, targets in zip(rows.features.split(_CHUNK), rows.targets.split(_CHUNK), strict=True):
+            # products of small integers, and sums of so few of them, are exact in float64; int64 has no fast product
+            wide = torch.cat([features.double(), torch.ones(len(features), 1, dtype=torch.float64)], dim=1)
+            numbers = self._numbers(targets)
+            self.gram += sign * (wide.T @ wide).long()
+            self.cross += sign * (wide.T @ numbers.double()).long()
+            self.squares += sign * numbers.square().sum(0)
+        self.rows += sign * len(rows)
+
+    def _numbers(self, targets: Tensor) -> Tensor:
+        if self.task == "multiclass":
+            return torch.nn.functional.one_hot(targets.long(), self.part.outputs)
+        return targets.long()
+
+    def _check(self, rows: FeatureRows) -> None:
+        part, targets = self.part, rows.targets
+        if len(rows) and int(rows.features.abs().max()) > part.limit:
+            raise DataError(f"A feature is beyond {part.limit}, what {part.bits} bits hold.")
+        if self.task == "multiclass" and len(rows) and not 0 <= int(targets.min()) <= int(targets.max()) < part.outputs:
+            raise DataError(
+                f"The targets are classes from {int(targets.min())} to {int(targets.max())}, and the head "
+                f"{part.layer} has {part.outputs} outputs. Expected classes from 0 to {part.outputs - 1}."
+            )
+        largest = int(targets.abs().max()) if len(rows) else 0
+        if largest > LARGEST_TARGET:
+            raise DataError(
+                f"A target is more than {LARGEST_TARGET:,} steps of {part.target_step} from zero, too many for exact "
+                "sums. Use a larger step: Floor(target_step=...)."
+            )

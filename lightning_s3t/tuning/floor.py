@@ -1,0 +1,118 @@
+"""The floor of an ensemble: which layer a closed-form head takes the place of, and what it learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lightning_s3t.core.floor import TASKS, FloorPart, Task
+from lightning_s3t.errors import ConfigurationError, UnsupportedError
+from lightning_s3t.tuning.layers import Layers
+
+Targets = str | int | Callable[[Any], Any]
+_BITS = (4, 8)
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A closed-form head that answers when deletions have left no unit, and forgets by subtraction.
+
+    A ridge regression on the features that the pretrained network gives its head, over all rows of all shards. It is
+    made of sums of integers, from which a request subtracts the rows of the subject; so it is, bit for bit, the head
+    that a fit without the subject gives, and never runs out of deletions. It costs one forward pass of the data, row
+    by row, at the first fit, and a byte for each feature of a row.
+
+    Args:
+        targets: Where a batch has its targets: a key of a mapping, the position in a tuple, or a callable that takes
+            the batch. None for the second of two, or for "labels", "label", "targets", "target" or "y".
+        task: "multiclass" (targets are numbers of classes), "multilabel" (0 or 1 for each output), "binary" (0 or 1,
+            for one output) or "regression". None to tell by their type and shape, where these leave no doubt.
+        bits: How many bits a feature is rounded to, 4 to 8.
+        target_step: What targets of a regression are rounded to multiples of.
+
+    Raises:
+        ConfigurationError: An argument is out of range.
+
+    Example:
+        >>> Floor(bits=2)
+        Traceback (most recent call last):
+        ...
+        lightning_s3t.errors.ConfigurationError: Expected argument `bits` to be an integer from 4 to 8 but got 2.
+    """
+
+    targets: Targets | None = None
+    task: Task | None = None
+    bits: int = 8
+    target_step: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not _BITS[0] <= self.bits <= _BITS[1]:
+            raise ConfigurationError(
+                f"Expected argument `bits` to be an integer from {_BITS[0]} to {_BITS[1]} but got {self.bits!r}."
+            )
+        if self.task is not None and self.task not in TASKS:
+            raise ConfigurationError(f"Expected argument `task` to be one of {TASKS} but got {self.task!r}.")
+        if not self.target_step > 0:
+            raise ConfigurationError(
+                f"Expected argument `target_step` to be a positive number but got {self.target_step!r}."
+            )
+
+    @classmethod
+    def of(cls, given: Floor | Mapping[str, Any] | bool | None) -> Floor | None:
+        """Return the floor that an argument stands for; None for none.
+
+        Args:
+            given: A floor, a mapping of its arguments, True for one with the defaults, or None or False.
+
+        Raises:
+            ConfigurationError: It is none of these.
+
+        Example:
+            >>> Floor.of(True) == Floor.of({}) == Floor()
+            True
+        """
+        if given is None or isinstance(given, Floor):
+            return given
+        if isinstance(given, bool):
+            return cls() if given else None
+        try:
+            return cls(**given)
+        except TypeError as error:
+            raise ConfigurationError(
+                f"Expected argument `floor` to be a Floor, a mapping of its arguments, or True, but got {given!r} "
+                f"({error})."
+            ) from error
+
+    def part(self, root: nn.Module, layers: Layers) -> FloorPart:
+        """Return what a store notes of the floor: the layer that it takes the place of.
+
+        Args:
+            root: The user's module.
+            layers: Its layer groups and head.
+
+        Raises:
+            UnsupportedError: The head does not end in a linear layer.
+        """
+        found = [
+            (f"{path}.{name}" if name else path, module)
+            for path in layers.head
+            for name, module in root.get_submodule(path).named_modules()
+            if any(True for _ in module.parameters(recurse=False))
+        ]
+        path, last = found[-1] if found else ("", None)
+        if not isinstance(last, nn.Linear):
+            raise UnsupportedError(
+                f"There is no floor for this model: its head ({', '.join(layers.head)}) ends in "
+                f"{type(last).__name__ if last is not None else 'nothing'}, and a closed-form head takes the place of "
+                "a linear layer. Leave `floor` out, or name the linear layer that makes the prediction: head='...'."
+            )
+        return FloorPart(
+            layer=path,
+            width=last.in_features,
+            outputs=last.out_features,
+            bits=self.bits,
+            target_step=float(self.target_step),
+        )

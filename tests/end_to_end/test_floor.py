@@ -1,0 +1,244 @@
+"""The floor, end to end: what answers when deletions have left no unit, bit for bit free of those who asked."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_s3t import EnsembleModule, Floor, Store
+from lightning_s3t.errors import DataError, NoSurvivorError, StoreMismatchError, UnsupportedError
+from tests.end_to_end.everything import forget
+from tests.people import CLASSES, FEATURES, Classifier, People, PeopleData, fit, make_trainer
+
+PERSON = "user-3"
+EVERYBODY = [f"user-{number}" for number in range(40)]
+TEST = People.make(30, seed=6)
+
+
+def fit_with_floor(store: Path, people: People, **arguments: Any) -> Path:
+    fit(store, people, epochs=1, **{"floor": True, **arguments})
+    return store
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a floor, for copying only."""
+    return fit_with_floor(tmp_path_factory.mktemp("floor") / "store", People.make())
+
+
+@pytest.fixture
+def store(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "store"))
+
+
+def answers(store: Path, x: Tensor = TEST.features) -> Tensor:
+    """What the floor answers, once deletions have left nothing else."""
+    with EnsembleModule.from_store(store, Classifier()) as served:
+        assert not served.survivors
+        return served(x).detach()
+
+
+def sums(store: Path) -> dict[str, list[Any]]:
+    with Store.open(store) as opened:
+        found = opened.load_floor()
+    assert found is not None
+    return {name: tensor.tolist() for name, tensor in found.to_tensors().items()}
+
+
+def forget_by_all(store: Path) -> None:
+    """Takes every unit away, and leaves the floor its other rows: a person in each first slice asks."""
+    with Store.open(store) as opened:
+        for number in range(40):
+            if not opened.alive():
+                return
+            opened.forget([f"user-{number}"], strict=False)
+
+
+def test_it_answers_when_no_unit_is_left_and_after_every_request(store: Path) -> None:
+    with EnsembleModule.from_store(store, Classifier()) as served:
+        for person in EVERYBODY[:30]:
+            served.forget([person])
+            accuracy = float((served(TEST.features).argmax(-1) == TEST.labels).float().mean())
+        assert not served.survivors
+        assert accuracy > 0.8
+        assert served.store.verify().passed
+
+
+def test_the_floor_is_what_it_would_be_had_the_persons_rows_been_anything_else(store: Path, tmp_path: Path) -> None:
+    other = fit_with_floor(tmp_path / "other" / "store", People.make().replaced(PERSON))
+    assert sums(store) != sums(other)
+    for each in (store, other):
+        forget(each, PERSON)
+    assert sums(store) == sums(other)
+    for each in (store, other):
+        forget_by_all(each)
+    assert answers(store).equal(answers(other))
+
+
+def test_a_floor_that_has_forgotten_is_that_of_a_first_fit_without_the_person(store: Path, tmp_path: Path) -> None:
+    forget(store, PERSON)
+    scratch = fit_with_floor(tmp_path / "scratch" / "store", People.make().without(PERSON))
+    assert sums(store) == sums(scratch)
+    fit_with_floor(store, People.make())
+    assert sums(store) == sums(scratch)
+    for each in (store, scratch):
+        forget_by_all(each)
+    assert answers(store).equal(answers(scratch))
+
+
+def test_requests_until_nine_tenths_are_gone_leave_what_a_first_fit_without_them_makes(
+    store: Path, tmp_path: Path
+) -> None:
+    gone = EVERYBODY[:36]
+    for start, end in ((0, 1), (1, 10), (10, 36)):
+        forget(store, *gone[start:end])
+    scratch = fit_with_floor(tmp_path / "scratch" / "store", People.make().without(*gone), shards=1, slices=1, budget=1)
+    assert sums(store) == sums(scratch)
+
+
+def test_new_people_are_added_and_those_who_left_the_data_are_taken_out(store: Path, tmp_path: Path) -> None:
+    people, others = People.make().without("user-7"), People.make(4, seed=1)
+    more = People(
+        torch.cat([people.features, others.features]),
+        torch.cat([people.labels, others.labels]),
+        [*people.owners, *(f"new-{owner}" for owner in others.owners)],
+    )
+    fit_with_floor(store, more)
+    assert sums(store) == sums(fit_with_floor(tmp_path / "scratch" / "store", more))
+
+
+def test_a_floor_can_be_added_to_a_store_that_has_none(tmp_path: Path, trained: Path) -> None:
+    store = tmp_path / "store"
+    fit(store, People.make(), epochs=1)
+    with Store.open(store) as opened:
+        assert opened.floor() is None
+    fit_with_floor(store, People.make())
+    assert sums(store) == sums(trained)
+
+
+def test_a_fit_with_another_floor_is_refused(store: Path) -> None:
+    with pytest.raises(StoreMismatchError, match="bits"):
+        fit_with_floor(store, People.make(), floor=Floor(bits=6))
+
+
+def test_without_a_floor_nothing_answers_when_nothing_is_left(tmp_path: Path) -> None:
+    fit(tmp_path / "store", People.make(), epochs=1)
+    forget(tmp_path / "store", *EVERYBODY)
+    with (
+        EnsembleModule.from_store(tmp_path / "store", Classifier()) as served,
+        pytest.raises(NoSurvivorError, match=r"S3T\(floor=True\)"),
+    ):
+        served(TEST.features)
+
+
+def test_the_answer_of_a_row_does_not_depend_on_the_data_loaders_workers(store: Path, tmp_path: Path) -> None:
+    assert sums(fit_with_floor(tmp_path / "other" / "store", People.make(), workers=2)) == sums(store)
+
+
+# what it learns from
+
+
+class OneOutput(Classifier):
+    """A head with one output, for numbers or for yes and no."""
+
+    def __init__(self, depth: int = 4, learning_rate: float = 0.02) -> None:
+        super().__init__(depth, learning_rate)
+        with torch.random.fork_rng():
+            torch.manual_seed(12)
+            self.network.head = nn.Linear(16, 1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.mse_loss(self.network(batch["x"])[:, 0], batch["wanted"])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        pass
+
+
+class Numbers(TensorDataset):
+    def __init__(self) -> None:
+        people = People.make()
+        super().__init__(people.features, people.features[:, 0].tanh())
+        self.owners = people.owners
+
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        x, wanted = super().__getitem__(row)
+        return {"x": x, "wanted": wanted}
+
+
+def fit_numbers(store: Path, floor: Floor) -> None:
+    make_trainer(store, epochs=1, floor=floor).fit(OneOutput(), DataLoader(Numbers(), 8))
+
+
+def test_a_regression_answers_with_numbers(tmp_path: Path) -> None:
+    fit_numbers(tmp_path / "store", Floor(targets="wanted", task="regression"))
+    forget(tmp_path / "store", *EVERYBODY[:30])
+    with EnsembleModule.from_store(tmp_path / "store", OneOutput()) as served:
+        assert not served.survivors
+        found, wanted = served(TEST.features)[:, 0], TEST.features[:, 0].tanh()
+    assert float((found - wanted).square().mean()) < 0.5 * float(wanted.var())
+
+
+def test_targets_that_are_not_found_are_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no tensor of targets.*Floor\(targets='labels'\)"):
+        fit_numbers(tmp_path / "store", Floor())
+
+
+def test_a_task_that_the_targets_do_not_tell_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"does not tell the task. Expected 'binary' or 'regression'"):
+        fit_numbers(tmp_path / "store", Floor(targets="wanted"))
+
+
+class TwoLooks(Classifier):
+    """A step that calls the network twice for a batch."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) + 0 * self.network(batch[0]).sum()
+
+
+def test_a_step_that_calls_the_network_twice_has_no_floor(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"There is no floor for this model.*Leave `floor` out"):
+        fit(tmp_path / "store", People.make(), module=TwoLooks(), epochs=1, floor=True)
+
+
+def test_a_head_that_is_not_linear_has_no_floor_and_nothing_is_made(tmp_path: Path) -> None:
+    module = Classifier()
+    module.network.head = nn.Sequential(nn.Linear(16, CLASSES), nn.LayerNorm(CLASSES))
+    with pytest.raises(UnsupportedError, match="ends in LayerNorm"):
+        fit(tmp_path / "store", People.make(), module=module, epochs=1, floor=True)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_floor_needs_a_process_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="isolation='none'"):
+        fit(tmp_path / "store", People.make(), epochs=1, floor=True, isolation="none")
+
+
+def test_rows_that_change_under_the_same_ids_are_read_again(tmp_path: Path) -> None:
+    changed = People.make().replaced(PERSON)
+    store = fit_with_floor(tmp_path / "store", People.make(), digest_rows=True)
+    fit_with_floor(store, changed, digest_rows=True)
+    scratch = fit_with_floor(tmp_path / "scratch" / "store", changed, digest_rows=True)
+    assert sums(store) == sums(scratch)
+
+
+def test_a_random_augmentation_of_a_row_is_the_same_whoever_else_is_there(tmp_path: Path) -> None:
+    class Augmented(People):
+        def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+            x, y = super().__getitem__(row)
+            return x + torch.randn(FEATURES), y
+
+    def make(folder: Path, *without: str) -> Path:
+        people = People.make().without(*without)
+        augmented = Augmented(people.features, people.labels, people.owners)
+        make_trainer(folder / "store", epochs=1, floor=True).fit(Classifier(), datamodule=PeopleData(augmented))
+        return folder / "store"
+
+    store, scratch = make(tmp_path / "a"), make(tmp_path / "b", PERSON)
+    forget(store, PERSON)
+    assert sums(store) == sums(scratch)

@@ -1,0 +1,279 @@
+"""The floor as a store keeps it: sums of integers from which requests subtract."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_s3t.core.floor import FloorPart
+from lightning_s3t.errors import DataError, StoreError, StoreMismatchError
+from lightning_s3t.store import Store
+from lightning_s3t.store.feature_sums import FeatureRows, FeatureSums
+from lightning_s3t.store.floor import sum_rows
+from tests.store.backups import back_up, restore
+from tests.store.kill_points import acknowledged_until_killed
+from tests.store.people_store import PEOPLE, SETTINGS, session
+from tests.tiers import in_tier
+
+PART = FloorPart(layer="head", width=5, outputs=3, bits=8, target_step=1.0)
+OWNERS = [person for person in PEOPLE[:20] for _ in range(2)]
+
+
+def rows_of(count: int, seed: int = 0) -> FeatureRows:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randint(-127, 128, (count, PART.width), generator=generator, dtype=torch.int8)
+    return FeatureRows(features, torch.randint(3, (count,), generator=generator).int())
+
+
+ROWS = rows_of(len(OWNERS))
+
+
+def rows_without(*people: str) -> FeatureRows:
+    kept = [row for row, owner in enumerate(OWNERS) if owner not in people]
+    return FeatureRows(ROWS.features[kept], ROWS.targets[kept])
+
+
+def sums_of(rows: FeatureRows) -> FeatureSums:
+    sums = FeatureSums(PART, "multiclass")
+    sums.add(rows)
+    return sums
+
+
+def assert_same(found: FeatureSums | None, expected: FeatureSums) -> None:
+    assert found is not None
+    mine, theirs = found.to_tensors(), expected.to_tensors()
+    assert {name: tensor.tolist() for name, tensor in mine.items()} == {n: t.tolist() for n, t in theirs.items()}
+
+
+def add(store: Store, rows: FeatureRows = ROWS, owners: list[str] = OWNERS) -> None:
+    building = session(store)
+    building.register(PEOPLE)
+    building.add_features(PART, "multiclass", rows, owners, [b""] * len(owners))
+    building.complete_floor()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.create(tmp_path / "store", SETTINGS) as made:
+        add(made)
+        yield made
+
+
+# the sums
+
+
+@given(st.randoms(use_true_random=False), st.integers(0, 40), st.sampled_from(["multiclass", "multilabel"]))
+def test_sums_are_those_of_the_rows_that_are_left_in_any_order_and_grouping(
+    chance: random.Random, taken: int, task: str
+) -> None:
+    rows = ROWS if task == "multiclass" else FeatureRows(ROWS.features, torch.randint(2, (40, 3)).int())
+    order, gone = chance.sample(range(40), 40), chance.sample(range(40), taken)
+    sums, scratch = FeatureSums(PART, task), FeatureSums(PART, task)  # type: ignore[arg-type]
+    for group in (order[:7], order[7:], []):
+        sums.add(FeatureRows(rows.features[group], rows.targets[group]))
+    cut = chance.randint(0, taken)
+    for group in (gone[:cut], gone[cut:]):
+        sums.subtract(FeatureRows(rows.features[group], rows.targets[group]))
+    left = sorted(set(order) - set(gone))
+    scratch.add(FeatureRows(rows.features[left], rows.targets[left]))
+    assert_same(sums, scratch)
+
+
+@pytest.mark.parametrize("task", ["multiclass", "regression"])
+def test_rows_and_sums_are_what_was_kept(task: str) -> None:
+    rows = ROWS if task == "multiclass" else FeatureRows(ROWS.features, torch.randint(-(2**20), 2**20, (40, 3)).int())
+    again = FeatureRows.decode(rows.encode(), PART, task)  # type: ignore[arg-type]
+    assert again.features.equal(rows.features)
+    assert again.targets.equal(rows.targets)
+    sums = FeatureSums(PART, task)  # type: ignore[arg-type]
+    sums.add(rows)
+    assert_same(FeatureSums.from_tensors(sums.to_tensors(), PART, task), sums)  # type: ignore[arg-type]
+
+
+def test_classes_that_the_head_does_not_have_are_refused() -> None:
+    with pytest.raises(DataError, match=r"classes from 0 to 3.*Expected classes from 0 to 2"):
+        sums_of(FeatureRows(ROWS.features[:2], torch.tensor([0, 3]).int()))
+
+
+def test_targets_of_too_many_steps_are_refused() -> None:
+    sums = FeatureSums(PART.model_copy(update={"outputs": 1}), "regression")
+    with pytest.raises(DataError, match="Use a larger step"):
+        sums.add(FeatureRows(ROWS.features[:1], torch.tensor([[2**20 + 1]]).int()))
+
+
+# requests
+
+
+def test_a_request_leaves_the_sums_of_a_store_that_never_saw_the_person(store: Store, tmp_path: Path) -> None:
+    receipt = store.forget(["user-3", "user-50"])
+    assert receipt.subtracted_rows == 2
+    with Store.create(tmp_path / "scratch", SETTINGS) as scratch:
+        add(scratch, rows_without("user-3"), [owner for owner in OWNERS if owner != "user-3"])
+        assert_same(store.load_floor(), sums_of(rows_without("user-3")))
+        assert store.floor() == scratch.floor()
+        assert (store.path / "snapshots").exists()
+        kept, theirs = ({p.name for p in (s.path / "snapshots").iterdir()} for s in (store, scratch))
+        assert kept == theirs
+
+
+def test_requests_add_up_until_nobody_is_left(store: Store) -> None:
+    people = sorted(set(OWNERS))
+    random.Random(1).shuffle(people)
+    for count in range(0, len(people), 3):
+        store.forget(people[count : count + 3])
+        assert_same(store.load_floor(), sums_of(rows_without(*people[: count + 3])))
+    assert store.verify().passed
+    assert store.load_floor().rows == 0  # type: ignore[union-attr]
+
+
+def test_a_request_erases_the_features_and_the_sums_before(store: Store) -> None:
+    row = OWNERS.index("user-3")
+    features = ROWS.features[row].numpy().tobytes()
+    before = next(iter((store.path / "snapshots").iterdir()))
+    assert features in b"".join(path.read_bytes() for path in store.path.rglob("ledger.db*"))
+    receipt = store.forget(["user-3"])
+    assert receipt.erased_files == 1
+    assert not before.exists()
+    assert features not in b"".join(path.read_bytes() for path in store.path.rglob("*") if path.is_file())
+
+
+def test_who_is_forgotten_is_not_added_again(store: Store) -> None:
+    store.forget(["user-3"])
+    add(store, FeatureRows(ROWS.features[:8], ROWS.targets[:8]), ["user-3", "new", *["user-3"] * 6])
+    assert store.load_floor().rows == len(OWNERS) - 2 + 1  # type: ignore[union-attr]
+
+
+def test_what_is_stale_is_taken_out_and_what_is_missing_is_named(store: Store) -> None:
+    data = [owner for owner in OWNERS if owner != "user-3"] + [
+        "user-4",
+        "new",
+    ]  # one gone, one with a row more, one new
+    missing = session(store).find_stale_features(data, [b""] * len(data))
+    assert missing == {"user-4", "new"}
+    assert_same(store.load_floor(), sums_of(rows_without("user-3", "user-4")))
+    assert not store.floor().complete  # type: ignore[union-attr]
+
+
+def test_rows_with_other_contents_are_stale(tmp_path: Path) -> None:
+    with Store.create(tmp_path / "store", SETTINGS) as store:
+        tags = [bytes([row]) for row in range(len(OWNERS))]
+        session(store).add_features(PART, "multiclass", ROWS, OWNERS, tags)
+        assert session(store).find_stale_features(OWNERS, tags) == set()
+        assert session(store).find_stale_features(OWNERS, [b"x", *tags[1:]]) == {"user-0"}
+
+
+def test_another_floor_is_refused(store: Store) -> None:
+    with pytest.raises(StoreMismatchError, match="bits"):
+        session(store).check_floor(PART.model_copy(update={"bits": 6}))
+
+
+def test_a_rotation_of_the_key_keeps_the_floor(store: Store) -> None:
+    store.rotate_key()
+    assert store.verify().passed
+    assert session(store).find_stale_features(OWNERS, [b""] * len(OWNERS)) == set()
+    assert store.forget(["user-3"]).subtracted_rows == 2
+    assert_same(store.load_floor(), sums_of(rows_without("user-3")))
+
+
+# crashes and backups
+
+
+def test_a_request_that_is_killed_anywhere_is_whole_or_has_not_been(tmp_path: Path) -> None:
+    with Store.create(tmp_path / "kept", SETTINGS) as made:
+        add(made)
+    path = tmp_path / "store"
+
+    def work() -> Iterator[str]:
+        with Store.open(path) as store:
+            store.forget(["user-3"])
+            yield "done"
+
+    step = in_tier(3, 1)
+    for fatal in itertools.count(1, step):
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(tmp_path / "kept", path)
+        acknowledged, survived = acknowledged_until_killed(work, fatal)
+        with Store.open(path) as store:
+            is_gone = bool(store.forgotten(["user-3"]))
+            assert is_gone or not acknowledged
+            assert_same(store.load_floor(), sums_of(rows_without(*["user-3"] * is_gone)))
+            assert store.verify().passed, f"killed before change {fatal}: {store.verify().problems}"
+        if survived:
+            break
+    assert fatal > 5
+
+
+def test_a_restored_ledger_subtracts_again_although_its_sums_are_erased(store: Store, tmp_path: Path) -> None:
+    back_up(store.path, tmp_path / "backup.db")
+    store.forget(["user-3"])
+    store.forget(["user-4"])
+    store.close()
+    restore(store.path, tmp_path / "backup.db")
+    with Store.open(store.path) as restored:
+        assert_same(restored.load_floor(), sums_of(rows_without("user-3", "user-4")))
+        assert restored.verify().passed
+
+
+def test_lost_sums_are_made_again_by_the_next_fit(store: Store) -> None:
+    for path in (store.path / "snapshots").iterdir():
+        path.unlink()
+    assert any("sums of the floor are damaged" in problem for problem in store.verify().problems)
+    session(store).find_stale_features(OWNERS, [b""] * len(OWNERS))
+    assert_same(store.load_floor(), sums_of(ROWS))
+    assert store.verify().passed
+
+
+# somebody who can write the folder
+
+
+def change(path: Path, statement: str, *values: object) -> None:
+    connection = sqlite3.connect(path / "ledger.db")
+    connection.execute(statement, values)
+    connection.commit()
+    connection.close()
+
+
+def test_a_changed_row_is_found_before_it_is_subtracted(store: Store) -> None:
+    change(store.path, "UPDATE features SET body = zeroblob(length(body)) WHERE id = 7")  # user-3's first
+    with pytest.raises(StoreError, match="not what was written with the store's key"):
+        store.forget(["user-3"])
+    assert not store.forgotten(["user-3"])
+
+
+def test_rows_that_have_changed_places_are_found(store: Store) -> None:
+    change(store.path, "UPDATE feature_rows SET id = 100 - id WHERE id IN (7, 93)")
+    change(store.path, "UPDATE feature_rows SET id = 40 - id")
+    assert not store.verify().passed
+    with pytest.raises(StoreError, match="not what was written with the store's key"):
+        store.forget(["user-3"])
+
+
+def test_sums_from_before_a_request_cannot_be_put_back(store: Store, tmp_path: Path) -> None:
+    shutil.copytree(store.path / "snapshots", tmp_path / "snapshots")
+    connection = sqlite3.connect(store.path / "ledger.db")
+    notes = connection.execute("SELECT name, value FROM notes WHERE name IN ('floor', 'floor_mac', 'settings_mac')")
+    before = notes.fetchall()
+    connection.close()
+    store.forget(["user-3"])
+    store.close()
+    shutil.copytree(tmp_path / "snapshots", store.path / "snapshots", dirs_exist_ok=True)
+    for name, value in before:
+        change(store.path, "UPDATE notes SET value = ? WHERE name = ?", value, name)
+    with pytest.raises(StoreError, match="what is noted of its floor"):
+        Store.open(store.path)
+
+
+def test_sums_that_are_not_those_of_the_rows_are_found(store: Store) -> None:
+    with store._backend.ledger.transaction():
+        store._backend.ledger.remove_features([next(iter(store._keyring.hashes(["user-3"])))])
+    assert any("not those of its rows" in problem for problem in store.verify().problems)
+    assert sum_rows(store._backend, store.floor()).rows == len(OWNERS) - 2  # type: ignore[arg-type]

@@ -45,8 +45,9 @@ def list_receipts(
             documents = [{**one, **asdict(record)} for one, record in zip(documents, found, strict=True)]
         print(json_format.dumps(documents, indent=2))
         return
-    rows = [asdict(record) | {"revoked": " ".join(record.revoked)} for record in found]
-    hidden = {"serving", "versions"} | (set() if internal else {"revoked"})
+    of_places = ("revoked", "exports", "set_aside", "returned")
+    rows = [asdict(record) | {name: " ".join(getattr(record, name)) for name in of_places} for record in found]
+    hidden = {"serving", "versions"} | (set() if internal else set(of_places))
     names = [name for name in (rows[0] if rows else {}) if name not in hidden]
     table = csv.DictWriter(sys.stdout, names, extrasaction="ignore", lineterminator="\n")
     table.writeheader()

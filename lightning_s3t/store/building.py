@@ -17,7 +17,7 @@ from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
 from lightning_s3t.store.forgetting import Forgetting
 from lightning_s3t.store.keyring import Keyring
-from lightning_s3t.store.ledger import Tombstone
+from lightning_s3t.store.ledger import Mark, Tombstone
 from lightning_s3t.store.registry import is_registering, register
 from lightning_s3t.store.settings import normalise
 from lightning_s3t.store.tensors import encode_snapshot
@@ -86,12 +86,12 @@ class BuildSession:
         return attempt
 
     def has_shrunk(self, unit: UnitId) -> bool:
-        """Return whether a request has ever taken something of what a unit is trained on.
+        """Return whether somebody is forgotten or restricted whose data a unit would be trained on.
 
         Args:
             unit: The unit.
         """
-        return self._ledger.reached_since(unit.cells, 0)
+        return self._ledger.lacks(unit.cells)
 
     def replace(
         self,
@@ -100,6 +100,7 @@ class BuildSession:
         provenance: Mapping[str, Any],
         score: float | None,
         due: Collection[Tombstone],
+        corrections: Collection[Mark] = (),
     ) -> RequestRecord:
         """Carry requests out that have waited for this unit, and put it in the place of the one that they reach.
 
@@ -112,25 +113,29 @@ class BuildSession:
             provenance: What it was made from.
             score: The metric that the script monitors.
             due: Who is forgotten.
+            corrections: Of those whose data was corrected before the unit was trained.
 
         Raises:
             RevokedError: The unit must not be kept; everything that it wrote is erased.
         """
         try:
-            return self._forgetting.replace(due, attempt.finish(tensors, provenance, score))
+            return self._forgetting.replace(due, attempt.finish(tensors, provenance, score), corrections)
         except RevokedError:
             attempt.abandon()
             raise
 
-    def carry_out(self, due: Collection[Tombstone], keep: UnitId | None) -> RequestRecord:
+    def carry_out(
+        self, due: Collection[Tombstone], keep: UnitId | None, corrections: Collection[Mark] = ()
+    ) -> RequestRecord:
         """Carry requests out that have waited, where nothing has to be trained or edited for them.
 
         Args:
             due: Who is forgotten.
             keep: A unit that was made without the data of those who asked, and stays; None for no unit.
+            corrections: Of those whose data was corrected; only where no unit stays.
         """
         if keep is None:
-            return self._forgetting.replace(due, None)
+            return self._forgetting.replace(due, None, corrections)
         self._backend.authenticator.check_artifacts([str(keep)])
         kept = read_units(self._ledger)[keep]
         snapshot = self._backend.snapshots.get(kept.snapshot, f"unit {kept.unit}")
@@ -138,14 +143,18 @@ class BuildSession:
         files = [(file["path"], known[file["path"]]) for file in kept.provenance["files"] if file["path"] in known]
         return self._forgetting.replace(due, FinishedUnit(self._backend, kept, snapshot, lambda: None, files))
 
-    def drop(self, units: Iterable[UnitId]) -> None:
+    def drop(self, units: Iterable[UnitId], as_of: int | None = None) -> None:
         """Take units out that are stale, with all that was built on them, and erases them.
 
         Args:
             units: The units.
+            as_of: The request number when they were found to be stale: a request since then may have put others in
+                their place, which stay. None for now.
         """
         with self._ledger.transaction():
-            remove_lineages(self._backend, units)
+            number = self._ledger.watermark() if as_of is None else as_of
+            stale = [unit for unit in units if not self._ledger.reached_since(unit.cells, number)]
+            remove_lineages(self._backend, stale)
         erase_queued(self._backend)
 
     def save_base(self, tensors: Mapping[str, Tensor]) -> None:

@@ -8,35 +8,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from lightning_s3t.core.events import Erasure
-from lightning_s3t.core.units import UnitId, reaches
+from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.files import size_of, unlink_all
 from lightning_s3t.store.history import record
-from lightning_s3t.store.ledger import OwnedFile, QueuedFile, Tombstone
+from lightning_s3t.store.ledger import OwnedFile, QueuedFile
 from lightning_s3t.store.registered_files import Located, RegisteredFiles
 from lightning_s3t.store.scratch import clear_scratch
 from lightning_s3t.store.units import parse_unit
-
-
-def revoke(store: Backend, tombstones: Collection[Tombstone], request: int) -> tuple[list[str], list[str]]:
-    """Make subjects forgotten, and take out the units and the exported copies that they reach; within a transaction.
-
-    Args:
-        store: Where the store lies.
-        tombstones: Who is forgotten.
-        request: The number of the request.
-
-    Returns:
-        The names of the units, and of the exported copies, in the order of the alphabet.
-    """
-    store.ledger.bury(tombstones, request)
-    cells = {cell for _, cell in tombstones}
-    reached = sorted(store.ledger.reached(cells))
-    remove(store, reached, request)
-    exports = [export.name for export in store.ledger.exports() if reaches(cells, export.cells)]
-    remove_exports(store, exports, request)
-    return reached, exports
 
 
 def remove(store: Backend, names: Collection[str], request: int | None) -> None:
@@ -48,7 +28,7 @@ def remove(store: Backend, names: Collection[str], request: int | None) -> None:
         request: The number of the request that revokes them; None if they are only stale.
     """
     if names:
-        _queue(store, store.ledger.remove(names), request)
+        queue(store, store.ledger.remove(names), request)
 
 
 def remove_exports(store: Backend, names: Collection[str], request: int | None) -> None:
@@ -60,7 +40,7 @@ def remove_exports(store: Backend, names: Collection[str], request: int | None) 
         request: The number of the request that reaches them; None if they were never finished.
     """
     if names:
-        _queue(store, store.ledger.remove_exports(names), request)
+        queue(store, store.ledger.remove_exports(names), request)
 
 
 def remove_lineages(store: Backend, units: Iterable[UnitId]) -> list[UnitId]:
@@ -86,7 +66,7 @@ def drop_attempts(store: Backend, names: Collection[str]) -> None:
         store: Where the store lies.
         names: The names of the units that were attempted.
     """
-    _queue(store, store.ledger.drop_attempts(names), None)
+    queue(store, store.ledger.drop_attempts(names), None)
 
 
 def erase_queued(store: Backend) -> None:
@@ -141,12 +121,19 @@ def clean_up(store: Backend) -> None:
             store, store.ledger.attempts()
         )  # a record of such a unit, if there is one, is of a training before
         present = store.snapshots.names()
-        _queue(store, map(OwnedFile, present - store.ledger.needed(present)), None)
+        queue(store, map(OwnedFile, present - store.ledger.needed(present)), None)
         store.ledger.compact()
     erase_queued(store)
 
 
-def _queue(store: Backend, owned: Iterable[OwnedFile], request: int | None) -> None:
+def queue(store: Backend, owned: Iterable[OwnedFile], request: int | None) -> None:
+    """Note files for erasure; within a transaction.
+
+    Args:
+        store: Where the store lies.
+        owned: The files.
+        request: The number of the request that they go for; None if they go for none.
+    """
     files = [QueuedFile(file.path, request, _size_now(store, file.path), file.evidence) for file in owned]
     if files:
         store.ledger.queue(files)

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
     from lightning_s3t.store import Overview
 
-_COLOURS = {"serves": "#1b7837", "alive": "#a6dba0", "revoked": "#d6604d", "missing": "#e0e0e0"}
+_COLOURS = {"serves": "#1b7837", "alive": "#a6dba0", "aside": "#f6c344", "revoked": "#d6604d", "missing": "#e0e0e0"}
+
+_LABELS = {"aside": "set aside"}
 
 
 def plot_survivors(simulations: Mapping[str, Simulation], shards: int, slices: int) -> Figure:
@@ -101,7 +103,7 @@ def plot_store(found: Overview) -> Figure:
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     figure.legend(
-        handles=[Patch(color=colour, label=state) for state, colour in _COLOURS.items()],
+        handles=[Patch(color=colour, label=_LABELS.get(state, state)) for state, colour in _COLOURS.items()],
         loc="outside lower center",
         ncols=len(states),
         frameon=False,

@@ -19,6 +19,7 @@ class DeletionHook(pl.Callback):
     Before each batch of a test, a validation or a prediction it looks for requests that have come in, from this or
     another process, and calls `on_forget(receipt)` on the module, the data module and the callbacks that have it; a
     served model swaps to its survivors first. Each of them hears of each request once, whatever else tells of requests.
+    Of corrections, restrictions and their ends they hear by `on_rectify`, `on_restrict` and `on_release`.
 
     Args:
         store: The store's folder.
@@ -51,6 +52,53 @@ class DeletionHook(pl.Callback):
             StoreError: There is no store.
         """
         return self._notifier.forget(subjects, strict, self._listeners(), request_id)
+
+    def rectify(
+        self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
+    ) -> RequestRecord | Ticket:
+        """Take out what the old data of subjects has reached; the next fit trains on the corrected data.
+
+        Args:
+            subjects: Their ids.
+            strict: Refuse a request that names a subject which the store has never seen.
+            request_id: A name of the caller's for the request (`Store.rectify`).
+
+        Returns:
+            What was revoked and erased, and what serves now; or a ticket, if the request waits for a fit.
+
+        Raises:
+            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            StoreError: There is no store.
+        """
+        return self._notifier.rectify(subjects, strict, self._listeners(), request_id)
+
+    def restrict(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:
+        """Set aside what the data of subjects has reached, until they are released or forgotten.
+
+        Args:
+            subjects: Their ids.
+            strict: Refuse a request that names a subject which the store has never seen.
+            request_id: A name of the caller's for the request (`Store.restrict`).
+
+        Raises:
+            UnsupportedError: The method has one model, which the data of everybody has reached.
+            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            StoreError: There is no store.
+        """
+        return self._notifier.restrict(subjects, strict, self._listeners(), request_id)
+
+    def release(self, subjects: Iterable[Any], request_id: str | None = None) -> RequestRecord:
+        """End the restriction of subjects: what was set aside for them alone serves again.
+
+        Args:
+            subjects: Their ids.
+            request_id: A name of the caller's for the request (`Store.release`).
+
+        Raises:
+            UnknownSubjectError: A subject is not restricted; nothing has changed then.
+            StoreError: There is no store.
+        """
+        return self._notifier.release(subjects, self._listeners(), request_id)
 
     def poll(self) -> list[RequestRecord]:
         """Look for requests that came in since the last look, and tell the listeners.

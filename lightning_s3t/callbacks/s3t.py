@@ -138,3 +138,17 @@ class S3T(Unlearning):
         receipt = super().forget(subjects, strict, request_id)
         assert isinstance(receipt, RequestRecord)  # S3T revokes: nothing waits
         return receipt
+
+    def rectify(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:
+        """Takes out what the old data of subjects has reached, and tells module and callbacks (`on_rectify`).
+
+        Correct the rows first: the next fit that begins trains on what the data set then gives (`Store.rectify`).
+
+        Args:
+            subjects: Their ids.
+            strict: Refuse a request that names a subject which the store has never seen.
+            request_id: A name of the caller's for the request, so that a retry is no second request (`Store.forget`).
+        """
+        receipt = super().rectify(subjects, strict, request_id)
+        assert isinstance(receipt, RequestRecord)
+        return receipt

@@ -86,7 +86,8 @@ class Unlearning(pl.Callback):
             shards and never runs out of deletions; its first fit sends every row through the pretrained network once.
 
     Attributes:
-        receipt: Of the requests that have waited for the last fit; None if there were none.
+        receipt: Of the requests that have waited for the last fit (of the deletions, if there were corrections too);
+            None if there were none.
         summary: What the last fit has done.
 
     Raises:
@@ -174,6 +175,50 @@ class Unlearning(pl.Callback):
         """
         return self.deletion.forget(subjects, strict=strict, request_id=request_id)
 
+    def rectify(
+        self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
+    ) -> RequestRecord | Ticket:
+        """Takes out what the old data of subjects has reached, and tells module and callbacks (`on_rectify`).
+
+        Correct the rows first: the next fit that begins trains on what the data set then gives (`Store.rectify`).
+
+        Args:
+            subjects: Their ids.
+            strict: Refuse a request that names a subject which the store has never seen.
+            request_id: A name of the caller's for the request, so that a retry is no second request (`Store.forget`).
+
+        Returns:
+            The receipt; or a ticket, if the method answers with another model, which the next fit makes.
+        """
+        return self.deletion.rectify(subjects, strict=strict, request_id=request_id)
+
+    def restrict(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:
+        """Sets aside what the data of subjects has reached, and tells module and callbacks (`on_restrict`).
+
+        It is kept, and serves no more; no fit trains on the data, until they are released or forgotten
+        (`Store.restrict`).
+
+        Args:
+            subjects: Their ids.
+            strict: Refuse a request that names a subject which the store has never seen.
+            request_id: A name of the caller's for the request, so that a retry is no second request (`Store.forget`).
+
+        Raises:
+            UnsupportedError: The method has one model, which the data of everybody has reached.
+        """
+        return self.deletion.restrict(subjects, strict=strict, request_id=request_id)
+
+    def release(self, subjects: Iterable[Any], request_id: str | None = None) -> RequestRecord:
+        """Ends the restriction of subjects, and tells module and callbacks (`on_release`).
+
+        What was set aside for them alone serves again, bit for bit (`Store.release`).
+
+        Args:
+            subjects: Their ids.
+            request_id: A name of the caller's for the request, so that a retry is no second request (`Store.forget`).
+        """
+        return self.deletion.release(subjects, request_id=request_id)
+
     def register_file(self, path: str | Path) -> None:
         """Notes a file that a callback of the script writes during the running unit, to be erased with the unit.
 
@@ -219,6 +264,7 @@ class Unlearning(pl.Callback):
             check_trainer(trainer, Unlearning, isolation, units.parallel_units, units.digest_rows)
             refuse_checkpoint(trainer, refuse_to_resume)
             self._fit = fit = Fit(self.config, isolation, (self, self.deletion), self._audited)
+            fit.begin(trainer)
             if isolation == "forkserver":
                 warm_up()
             if isolation != "none":

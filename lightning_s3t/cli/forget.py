@@ -70,7 +70,7 @@ def forget(
             "Expected a dash, for standard input, or ids, not both. Nothing was forgotten. (The id of one dash can be "
             "given on standard input.)"
         )
-    asked = _read_ids() if subjects == ("-",) else list(subjects)
+    asked = read_ids() if subjects == ("-",) else list(subjects)
     with Store.open(store) as opened:
         if cancel:
             print(f"{opened.cancel(asked)} subjects will not be forgotten: their requests are cancelled.")
@@ -81,9 +81,9 @@ def forget(
             return
         answer = opened.forget(asked, strict=not allow_unknown, request_id=request_id)
     if isinstance(answer, Ticket):
-        _show_ticket(answer, json or sign is not None)
+        show_ticket(answer, json or sign is not None)
     else:
-        _show(answer, sign, json)
+        show_record(answer, sign, json)
 
 
 def _forget_due(store: Path, sign: Path | None, json: bool) -> None:
@@ -92,22 +92,36 @@ def _forget_due(store: Path, sign: Path | None, json: bool) -> None:
     with Store.open(store, forget_due=False) as opened:
         receipt = opened.forget_due()
     if receipt is not None:
-        _show(receipt, sign, json)
+        show_record(receipt, sign, json)
     elif not (json or sign):
         print("Nothing is due, or what is due waits for the next fit.")
 
 
-def _show_ticket(ticket: Ticket, json: bool) -> None:
+def show_ticket(ticket: Ticket, json: bool) -> None:
+    """Print the answer to a request that waits for a fit.
+
+    Args:
+        ticket: The answer.
+        json: As a JSON document.
+    """
     if json:
         print(dumps(asdict(ticket), indent=2))
         return
+    left = "their data" if ticket.kind == "forget" else "their old data"
     print(
         f"{ticket.waiting} of {ticket.subjects} subjects wait for the next fit, which carries the request out by "
-        f"{ticket.method!r}; {ticket.already_forgotten} were forgotten before. What serves still has their data in it."
+        f"{ticket.method!r}; {ticket.already_forgotten} were forgotten before. What serves still has {left} in it."
     )
 
 
-def _show(receipt: RequestRecord, sign: Path | None, json: bool) -> None:
+def show_record(receipt: RequestRecord, sign: Path | None, json: bool) -> None:
+    """Print the answer to a request that was carried out.
+
+    Args:
+        receipt: The answer.
+        sign: Sign it with this key, as a JSON document.
+        json: As a JSON document.
+    """
     if json or sign is not None:
         print(as_json(receipt, sign))
         if receipt.exports:
@@ -119,11 +133,17 @@ def _show(receipt: RequestRecord, sign: Path | None, json: bool) -> None:
 
 def _lines(receipt: RequestRecord) -> Iterator[str]:
     unknown = f", {receipt.unknown} never seen" if receipt.unknown is not None else ""
+    restricted = f", {receipt.already_restricted} restricted before" if receipt.already_restricted else ""
     yield (
-        f"Request {receipt.request}: {counted(receipt.subjects, 'subject')}, {receipt.already_forgotten} of them "
-        f"forgotten before{unknown}."
+        f"Request {receipt.request}, to {receipt.kind}: {counted(receipt.subjects, 'subject')}, "
+        f"{receipt.already_forgotten} of them forgotten before{restricted}{unknown}."
     )
-    yield f"Revoked {counted(receipt.revoked_units, 'unit')}: {', '.join(receipt.revoked) or 'none'}."
+    if receipt.kind == "restrict":
+        yield f"Set aside {counted(receipt.set_aside_units, 'unit')}: {', '.join(receipt.set_aside) or 'none'}."
+    elif receipt.kind == "release":
+        yield f"Put back {counted(receipt.returned_units, 'unit')}: {', '.join(receipt.returned) or 'none'}."
+    if receipt.kind in ("forget", "rectify") or receipt.revoked:
+        yield f"Revoked {counted(receipt.revoked_units, 'unit')}: {', '.join(receipt.revoked) or 'none'}."
     if receipt.exports:
         yield _exports(receipt)
     if receipt.subtracted_rows:
@@ -144,18 +164,23 @@ def _exports(receipt: RequestRecord) -> str:
     return f"Erased exported copies: {', '.join(receipt.exports)}. Remove what was copied from them elsewhere."
 
 
-def _read_ids() -> list[str]:
+def read_ids() -> list[str]:
+    """Return the ids on standard input, one a line, in UTF-8.
+
+    Raises:
+        ConfigurationError: They are in something else.
+    """
     # whatever the locale says: an id that is read as other characters is another person's, or nobody's
     try:
         text = sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigurationError(
-            f"The ids on standard input are not in UTF-8 (byte {error.start}: {error.reason}); nothing was forgotten. "
+            f"The ids on standard input are not in UTF-8 (byte {error.start}: {error.reason}); nothing was changed. "
             "Convert them: iconv -f WINDOWS-1252 -t UTF-8, or whatever they are in."
         ) from error
     if "\0" in text:
         raise ConfigurationError(
-            "The ids on standard input have null characters, as text in UTF-16 has; nothing was forgotten. Convert "
+            "The ids on standard input have null characters, as text in UTF-16 has; nothing was changed. Convert "
             "them: iconv -f UTF-16 -t UTF-8."
         )
     return [line.rstrip("\r") for line in text.split("\n") if line.strip()]

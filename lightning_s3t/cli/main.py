@@ -59,6 +59,7 @@ def make_app() -> App:
     from cyclopts import App, Group, Parameter
 
     from lightning_s3t.cli.audit import audit
+    from lightning_s3t.cli.correcting import rectify, release, restrict
     from lightning_s3t.cli.demo import demo
     from lightning_s3t.cli.export import export
     from lightning_s3t.cli.forget import forget
@@ -72,7 +73,7 @@ def make_app() -> App:
     learn, design, train, erase, keep = (
         Group(title, sort_key=number)
         for number, title in enumerate(
-            ("Get started", "Choose before training", "Train and serve", "Forget", "Keep a store")
+            ("Get started", "Choose before training", "Train and serve", "Forget and correct", "Keep a store")
         )
     )
     # flags have no --no-..., and lists take several values: s3t plan --requests 1 5 20
@@ -93,6 +94,9 @@ def make_app() -> App:
         app.command(App(name, help=summary, group=train))
     app.command(export, group=train)
     app.command(forget, group=erase)
+    app.command(rectify, group=erase)
+    app.command(restrict, group=erase)
+    app.command(release, group=erase)
     receipt = App("receipt", help="The receipts of requests: list them, and check one.", group=erase)
     receipt.command(list_receipts, name="list")
     receipt.command(verify_receipt, name="verify")

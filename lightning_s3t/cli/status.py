@@ -8,21 +8,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lightning_s3t.columns import printable
+from lightning_s3t.columns import counted, printable
 from lightning_s3t.errors import ConfigurationError
 
 _MARKS = {
     "serves": "[bold green]●[/]",
     "alive": "[green]○[/]",
+    "aside": "[yellow]◌[/]",
     "revoked": "[red]✕[/]",
     "missing": "[dim]·[/]",
 }
+_LABELS = {"missing": "not trained yet", "aside": "set aside"}
 
 
 def _describe_fit(fit: Mapping[str, Any]) -> str:
     """Return what the last fit has found, in a few sentences."""
     found = [f"The last fit, at {fit['at']}, found {fit['rows']} rows of {fit['subjects']} subjects"]
-    found.append(f", {fit['forgotten']} of them forgotten and left out." if fit["forgotten"] else ".")
+    left_out = [f"{fit[why]} of them {why}" for why in ("forgotten", "restricted") if fit.get(why)]
+    found.append(f", {' and '.join(left_out)} and left out." if left_out else ".")
     if fit["other_subjects"]:
         found.append(f" The slices of {fit['other_subjects']} units had other subjects than before.")
     if fit["other_rows"]:
@@ -62,9 +65,7 @@ def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> N
 
     table = Table(
         title=f"Store {escape(str(store))}",
-        caption=", ".join(
-            f"{mark} {state if state != 'missing' else 'not trained yet'}" for state, mark in _MARKS.items()
-        ),
+        caption=", ".join(f"{mark} {_LABELS.get(state, state)}" for state, mark in _MARKS.items()),
     )
     table.add_column("shard", justify="right")
     for sequence in found.sequences:
@@ -77,6 +78,16 @@ def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> N
     if found.waiting:
         console.print(
             f"{found.waiting} subjects wait for the next fit to be forgotten. What serves has their data in it."
+        )
+    if found.corrections:
+        console.print(
+            f"{found.corrections} subjects wait for the next fit to train on their corrected data. What serves has "
+            "their old data in it."
+        )
+    if found.restricted:
+        console.print(
+            f"{counted(found.restricted, 'subject')} restricted: no fit trains on them. Set aside for them: "
+            f"{', '.join(dict.fromkeys(found.set_aside)) or 'no units'}."
         )
     if found.guarantee != "exact":
         console.print(

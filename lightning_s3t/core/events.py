@@ -1,4 +1,4 @@
-"""Events: what took units away from a store, each bound to all before it by a digest."""
+"""Events: what happened to the units and the people of a store, each bound to all before it by a digest."""
 
 from __future__ import annotations
 
@@ -14,23 +14,32 @@ from lightning_s3t.core.documents import STRICT, canonical, read_json
 from lightning_s3t.core.guarantees import Guarantee, Isolation
 from lightning_s3t.errors import StoreError
 
-Kind = Literal["request", "schedule", "cancellation", "export", "erasure", "damage", "rotation"]
+Kind = Literal["request", "schedule", "cancellation", "correction", "export", "erasure", "damage", "rotation"]
+RequestKind = Literal["forget", "rectify", "restrict", "release"]
+"""What a request asks for: erasure, correction, restriction, or the end of a restriction."""
+
+MarkKind = Literal["rectified", "restricted", "released", "awaiting"]
+"""What is noted of somebody who stays: corrected, set aside, no longer set aside, waiting for a fit to be corrected."""
+
 GENESIS = "0" * 64
 
 Number = Annotated[int, Field(ge=1, lt=2**63)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+MarkRow = tuple[MarkKind, str, int, str]
+"""A mark in the body of an event: its kind, the keyed hash of the subject, a number, and the cell of the data."""
+
 _Body = TypeVar("_Body")
 
 
 @dataclass(frozen=True)
 class Request:
-    """The body of a "request": a deletion request that was carried out.
+    """The body of a "request": one that was carried out.
 
     Attributes:
         subjects: How many subjects were asked for.
         already_forgotten: How many of them had been forgotten before.
         unknown: How many the store had never seen; None where it keeps no registry.
-        revoked: The units that it revoked.
+        revoked: The units that it revoked, those that were set aside too.
         serving: By shard that it reached, the unit that serves now.
         method: The unlearning method.
         guarantee: What is promised of the units that are left.
@@ -44,6 +53,15 @@ class Request:
             request under the same name.
         exports: The exported copies that it reached.
         subtracted_rows: How many rows were subtracted from the floor.
+        kind: What was asked for.
+        already_restricted: How many of the subjects had been restricted before.
+        set_aside: The units that serve no more, and are kept.
+        returned: The units that had been set aside, and serve again.
+        cells: Of a correction, the cells of all whose data was corrected.
+        marks: What is noted of the subjects who are not forgotten. The number is that of the request from which on
+            no unit that is trained holds the data: this one, or an earlier one that has restricted the subject. Of
+            those who wait for a fit it is the position of the event.
+        unmarked: What was noted of them before, and is no longer.
     """
 
     __pydantic_config__ = STRICT
@@ -64,6 +82,13 @@ class Request:
     asked: str | None = None
     exports: tuple[str, ...] = ()
     subtracted_rows: Count = 0
+    kind: RequestKind = "forget"
+    already_restricted: Count = 0
+    set_aside: tuple[str, ...] = ()
+    returned: tuple[str, ...] = ()
+    cells: tuple[str, ...] = ()
+    marks: tuple[MarkRow, ...] = ()
+    unmarked: tuple[MarkRow, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,6 +136,21 @@ class Exported:
     name: str
     cells: tuple[str, ...]
     as_of: Count
+
+
+@dataclass(frozen=True)
+class Correction:
+    """The body of a "correction": subjects on whose corrected data the next fit is to train.
+
+    Attributes:
+        layers: How many keys had been used to hash ids.
+        waiting: The keyed hash and the cell of each of them.
+    """
+
+    __pydantic_config__ = STRICT
+
+    layers: Number
+    waiting: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -218,8 +258,8 @@ class Event:
         """Return the body, checked.
 
         Args:
-            kind: The class that describes it: `Request`, `Schedule`, `Cancellation`, `Exported`, `Erasure`, `Damage`
-                or `Rotation`.
+            kind: The class that describes it: `Request`, `Schedule`, `Cancellation`, `Correction`, `Exported`,
+                `Erasure`, `Damage` or `Rotation`.
 
         Raises:
             ValueError: It is something else.

@@ -9,26 +9,31 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from lightning_s3t.core.documents import STRICT, json_schema, read_json
+from lightning_s3t.core.events import RequestKind
 from lightning_s3t.core.guarantees import Guarantee, Isolation
 from lightning_s3t.errors import StoreError
 
-FORMAT = 3
+FORMAT = 4
 
 _Count = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """The answer to a deletion request, for whoever asked: no ids, no digests of snapshots, and nothing of the place.
+    """The answer to a request, for whoever asked: no ids, no digests of snapshots, and nothing of the place.
 
     Attributes:
+        kind: What was asked for: "forget", "rectify", "restrict" or "release".
         request: The request's number, from 1.
         request_id: What the caller has named the request; None without a name.
         time: When it was carried out (UTC, ISO 8601).
         subjects: How many subjects were asked for.
         already_forgotten: How many of them had been forgotten before.
+        already_restricted: How many of them had been restricted before.
         unknown: How many of them the store had never seen; None where it keeps no registry.
         revoked_units: How many units may never serve again.
+        set_aside_units: How many units serve no more until the restriction ends, and are kept.
+        returned_units: How many units had been set aside, and serve again.
         erased_files: How many files were removed.
         erased_bytes: Their size.
         missing_files: How many registered files were not there any more: moved or removed by others.
@@ -45,24 +50,37 @@ class Receipt:
         chain: That event's digest: whoever has it can tell whether the store's history was changed since.
 
     Example:
-        >>> receipt = Receipt(1, None, "2026-01-01T00:00:00+00:00", 1, 0, 0, 1, 2, 1, 100, 0, 0, "s3t", "exact",
-        ...     "forkserver", {}, 2, "ab" * 32)
+        >>> receipt = Receipt("forget", 1, None, "2026-01-01T00:00:00+00:00", 1, 0, 0, 0, 1, 0, 0, 2, 1, 100, 0, 0,
+        ...     "s3t", "exact", "forkserver", {}, 2, "ab" * 32)
         >>> Receipt.from_json(receipt.to_json()) == receipt
         True
     """
 
     __pydantic_config__ = STRICT
 
+    kind: Annotated[
+        RequestKind,
+        Field(
+            description="What was asked for. forget: erasure. rectify: what the old data reached goes, and the next "
+            "fit trains on the corrected data. restrict: what the data reached is set aside. release: the end of a "
+            "restriction."
+        ),
+    ]
     request: Annotated[int, Field(ge=1, description="The request's number.")]
     request_id: Annotated[str | None, Field(description="What the caller has named the request; null without a name.")]
     time: Annotated[str, Field(description="When it was carried out (UTC).", json_schema_extra={"format": "date-time"})]
     subjects: Annotated[_Count, Field(description="How many subjects were asked for.")]
     already_forgotten: Annotated[_Count, Field(description="How many of them had been forgotten before.")]
+    already_restricted: Annotated[_Count, Field(description="How many of them had been restricted before.")]
     unknown: Annotated[
         _Count | None,
         Field(description="How many of them the store had never seen; null where it keeps no registry."),
     ]
     revoked_units: Annotated[_Count, Field(description="How many units may never serve again.")]
+    set_aside_units: Annotated[
+        _Count, Field(description="How many units serve no more until the restriction ends, and are kept.")
+    ]
+    returned_units: Annotated[_Count, Field(description="How many units had been set aside, and serve again.")]
     subtracted_rows: Annotated[
         _Count,
         Field(description="How many rows were subtracted from the sums of the closed-form head that is the floor."),
@@ -147,11 +165,14 @@ class RequestRecord(Receipt):
     The units tell which slice the data was in: `receipt` and `to_json` leave them out.
 
     Attributes:
-        revoked: The units that may never serve again.
+        revoked: The units that may never serve again; one that had been set aside may have the name of another that
+            was trained meanwhile, so a name may be there twice.
         serving: For each shard that the request reached, the unit that served when it had been carried out; None
             where none was left. Shards that it did not reach served on as before, and are not in it.
         exports: The exported copies that it reached: their files are erased, and whoever took one elsewhere knows by
             its name, which is in the file and in the JSON beside it, that it must go.
+        set_aside: The units that serve no more, and are kept.
+        returned: The units that had been set aside, and serve again.
     """
 
     __pydantic_config__ = STRICT
@@ -159,6 +180,8 @@ class RequestRecord(Receipt):
     revoked: tuple[str, ...]
     serving: dict[str, str | None]
     exports: tuple[str, ...] = ()
+    set_aside: tuple[str, ...] = ()
+    returned: tuple[str, ...] = ()
 
     @property
     def receipt(self) -> Receipt:
@@ -185,7 +208,7 @@ def receipt_schema() -> dict[str, Any]:
     )
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Receipt of a deletion request",
+        "title": "Receipt of a request",
         "type": "object",
         "properties": {
             "format": {"const": FORMAT, "description": "The version of this schema."},

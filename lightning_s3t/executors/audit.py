@@ -23,7 +23,7 @@ from lightning_s3t.executors.unit_plan import FitPlan
 from lightning_s3t.methods import UnlearningMethod
 from lightning_s3t.plan import SequenceChoice, SliceSequence, UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.ledger import Tombstone
+from lightning_s3t.store.ledger import Mark, Tombstone
 
 Outcome = Literal["equal", "differs", "data changed", "revoked meanwhile"]
 
@@ -196,6 +196,7 @@ class AuditStore(FitStore):
         method: The unlearning method.
         options: What a fit would note.
         key: The audited store's first key, so that everybody is in the same place.
+        began_at: The position of the audited store's newest event when the audit began.
     """
 
     def __init__(
@@ -208,14 +209,16 @@ class AuditStore(FitStore):
         method: UnlearningMethod,
         options: Mapping[str, Any],
         key: bytes | None,
+        began_at: int = 0,
     ) -> None:
-        super().__init__(trainer, data, settings, choice, method, options, key=key)
+        super().__init__(trainer, data, settings, choice, method, options, key=key, began_at=began_at)
         self._target = target
         self._drawn: Base = {}
 
     def finish(self) -> None:
         """Compares what was built with what is audited."""
-        rows = sum(subject in self._data.forgotten for subject in self._data.subjects)
+        forgotten = self._data.forgotten - self.restricted
+        rows = sum(subject in forgotten for subject in self._data.subjects)
         self._target.compare(self.opened.store, self.plan, self._drawn, rows, is_deterministic(self._trainer))
 
     def _open(self, path: Path, make_base: Callable[[], Base]) -> tuple[Base, tuple[SliceSequence, ...]]:
@@ -230,6 +233,9 @@ class AuditStore(FitStore):
         return base, self._choice.plan()
 
     def _due(self) -> Collection[Tombstone]:
+        return ()
+
+    def _corrections(self) -> Collection[Mark]:
         return ()
 
     def _asked(self) -> Store:

@@ -45,7 +45,7 @@ from lightning_s3t.executors.ranks import on_rank_zero
 from lightning_s3t.executors.unit_store import UnitStore
 from lightning_s3t.methods import EditingMethod, UnlearningMethod
 from lightning_s3t.plan import Partition, SequenceChoice, SliceSequence, UnitId
-from lightning_s3t.store import RequestRecord
+from lightning_s3t.store import RequestRecord, Store
 from lightning_s3t.store.identities import first_key, partition_secret
 from lightning_s3t.tuning.adapter_effect import measure_effect
 from lightning_s3t.tuning.adapters import adapter_for, describe_adapter
@@ -120,11 +120,21 @@ class Fit:
         self._floor: tuple[Floor, FloorPart] | None = None
         self._fit_store: FitStore | None = None
         self._key: bytes | None = None
+        self._began_at = 0
         self.training: UnitTraining | None = None
         self.sequences: tuple[SliceSequence, ...] = ()
         self.summary: FitSummary | None = None
         self.finished = False
         self.receipt: RequestRecord | None = None
+
+    def begin(self, trainer: pl.Trainer) -> None:
+        """Notes where the store's history is, as early as can be: rows that are corrected from now on are not news.
+
+        Args:
+            trainer: The trainer, in `setup`.
+        """
+        if trainer.is_global_zero:
+            self._began_at = Store.newest_event(self._store_path)
 
     def run_isolated(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Trains every unit in a process of its own. All that can be refused is refused before anything changes.
@@ -207,8 +217,13 @@ class Fit:
 
     def _take_key(self) -> bytes:
         """Take the key of the store, or draw that of a new one; return the partition's secret."""
-        self._key = first_key(self._audited.store.path if self._audited is not None else self._config.store)
+        self._key = first_key(self._store_path)
         return partition_secret(self._key)
+
+    @property
+    def _store_path(self) -> Path:
+        """The store whose requests count."""
+        return self._audited.store.path if self._audited is not None else self._config.store
 
     def _switch(self, module: pl.LightningModule) -> StageSwitch:
         config = self._config
@@ -241,10 +256,20 @@ class Fit:
             "found": digest_found(trainer, data, self._own, lightnings=False),
         }
         self._fit_store = fit_store = (
-            AuditStore(self._audited, trainer, data, settings, config.choice, config.method, options, self._key)
+            AuditStore(
+                self._audited, trainer, data, settings, config.choice, config.method, options, self._key, self._began_at
+            )
             if self._audited is not None
             else FitStore(
-                trainer, data, settings, config.choice, config.method, options, config.keep_registry, self._key
+                trainer,
+                data,
+                settings,
+                config.choice,
+                config.method,
+                options,
+                config.keep_registry,
+                self._key,
+                self._began_at,
             )
         )
         fit_store.open(config.store, builder.base_tensors)
@@ -253,8 +278,8 @@ class Fit:
         self.sequences, plan = fit_store.sequences, fit_store.plan
         if plan.impossible:
             rank_zero_warn(
-                f"S3T: deletions have emptied slices, so {len(plan.impossible)} units cannot be trained: "
-                f"{', '.join(map(str, plan.impossible[:5]))}. The shards serve what is before them."
+                f"S3T: deletions and restrictions have emptied slices, so {len(plan.impossible)} units cannot be "
+                f"trained: {', '.join(map(str, plan.impossible[:5]))}. The shards serve what is before them."
             )
         rows = [str(planned.unit) for planned in plan.build if planned.stale and planned.same_subjects]
         if rows:
@@ -263,12 +288,12 @@ class Fit:
                 f"{', '.join(rows[:5])}."
             )
         stale = [str(planned.unit) for planned in plan.build if planned.stale and not planned.same_subjects]
-        if stale and not plan.due:
+        if stale and not plan.carries_out:
             rank_zero_warn(
                 f"S3T: {len(stale)} units were trained when their slices had other subjects, and are trained again: "
-                f"{', '.join(stale[:5])}. Since the last fit people have come, or gone without a deletion request. If "
-                "the data is the same, its rows are split at random at every start: give random_split a generator "
-                "with a seed of its own."
+                f"{', '.join(stale[:5])}. Since the last fit people have come, were released from a restriction, or "
+                "have gone without a deletion request. If the data is the same, its rows are split at random at every "
+                "start: give random_split a generator with a seed of its own."
             )
         if self._audited is None:
             if not plan.present:
@@ -305,9 +330,10 @@ class Fit:
         self.finished = True
         self.receipt = fit_store.receipt
         if self.receipt is not None:
+            done = {"forget": "subjects are forgotten", "rectify": "subjects are trained on as corrected"}
             rank_zero_info(
-                f"S3T: request {self.receipt.request} is carried out: {self.receipt.subjects} subjects are forgotten, "
-                f"by {self.receipt.method!r}. Guarantee: {self.receipt.guarantee}."
+                f"S3T: request {self.receipt.request} is carried out: {self.receipt.subjects} "
+                f"{done[self.receipt.kind]}, by {self.receipt.method!r}. Guarantee: {self.receipt.guarantee}."
             )
 
     def _sum_up(self, fit_store: FitStore, trained: Sequence[UnitId], seconds: float) -> dict[str, float]:

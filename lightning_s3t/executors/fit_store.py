@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_s3t.core.floor import FloorPart
+from lightning_s3t.core.units import Cell, reaches
 from lightning_s3t.engine.found_state.found_state import describe_changes
 from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.executors.ranks import on_rank_zero
@@ -22,7 +23,7 @@ from lightning_s3t.executors.unit_plan import Digests, FitPlan, plan_fit
 from lightning_s3t.methods import EditingMethod, UnlearningMethod
 from lightning_s3t.plan import SequenceChoice, SliceSequence, UnitId, units_of
 from lightning_s3t.store import Attempt, BuildSession, RequestRecord, Store
-from lightning_s3t.store.ledger import Tombstone
+from lightning_s3t.store.ledger import Mark, Tombstone
 from lightning_s3t.store.scratch import Scratch
 from lightning_s3t.store.trusted_configs import trust
 from lightning_s3t.tuning.adapter_effect import check_effect
@@ -58,14 +59,18 @@ class FitStore:
         options: What the store notes of the fit beside the sequences: the app's config.
         register: Whether the store notes who is in the training data.
         key: The store's first key, by which the data was placed; on rank 0.
+        began_at: The position of the store's newest event when the fit began, before it loaded its data; on rank 0.
 
     Attributes:
         plan: What to build.
-        receipt: Of the requests that have waited for this fit, once they are carried out; None if there were none.
+        receipt: Of the requests that have waited for this fit, once they are carried out (of the deletions, if there
+            were corrections too); None if there were none.
         start: The head as it stands before any training.
         sequences: The sequences.
         digests: The digests of the slices' ids; empty on all ranks but 0.
-        passed_over: Units that could not be trained on what deletions have left, and why; empty on all ranks but 0.
+        passed_over: Units that could not be trained on what deletions have left, or with rows that were corrected after
+            they had been loaded, and why; empty on all ranks but 0.
+        restricted: Those whose rows are left out until they are released; empty on all ranks but 0.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class FitStore:
         options: Mapping[str, Any],
         register: bool = True,
         key: bytes | None = None,
+        began_at: int = 0,
     ) -> None:
         self.plan = FitPlan((), 0, (), 0)
         self.receipt: RequestRecord | None = None
@@ -85,6 +91,7 @@ class FitStore:
         self.start: Base = {}
         self.digests: Digests = {}
         self.passed_over: dict[UnitId, str] = {}
+        self.restricted: frozenset[str] = frozenset()
         self._opened: Opened | None = None
         self._trainer = trainer
         self._data = data
@@ -94,6 +101,7 @@ class FitStore:
         self._options = options
         self._register = register
         self._key = key
+        self._began_at = began_at
         self._basis: Mapping[str, Any] = settings
         self._moved = ""
         self._exit = ExitStack()
@@ -155,7 +163,6 @@ class FitStore:
         tensors: Mapping[str, Tensor],
         record: Mapping[str, Any],
         score: float | None,
-        due: Collection[Tombstone],
     ) -> None:
         """Puts a unit in the place of another, and carries out the requests that have waited for it.
 
@@ -164,12 +171,12 @@ class FitStore:
             tensors: What it owns.
             record: What it was made from.
             score: What the script monitors.
-            due: Who is forgotten.
 
         Raises:
             RevokedError: The unit must not be kept.
         """
-        self.receipt = self.opened.building.replace(attempt, tensors, record, score, due)
+        plan = self.plan
+        self.receipt = self.opened.building.replace(attempt, tensors, record, score, plan.due, plan.corrections)
 
     def clear_attempts(self) -> None:
         """Clears away what units have left that other processes trained and that were cut."""
@@ -184,14 +191,18 @@ class FitStore:
         """
         opened = self.opened
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        last = {"at": now, **found, "other_state": self._moved, "forgotten": len(self._data.forgotten)}
+        last = {"at": now, **found, "other_state": self._moved, **self._count_left_out()}
         opened.building.note_options({**opened.store.options, "last_fit": last})
 
     def finish(self) -> None:
         """Called on rank 0 when all units are there: carries out what has waited and has changed nothing."""
-        if self.plan.due and not self.plan.build:
-            kept = next(iter(self._units()), None) if self.plan.present else None
-            self.receipt = self.opened.building.carry_out(self.plan.due, kept)
+        plan = self.plan
+        if plan.carries_out and not plan.build:
+            kept = next(iter(self._units()), None) if plan.present else None
+            self.receipt = self.opened.building.carry_out(plan.due, kept, plan.corrections)
+
+    def _count_left_out(self) -> dict[str, int]:
+        return {"forgotten": len(self._data.forgotten - self.restricted), "restricted": len(self.restricted)}
 
     def close(self) -> None:
         """Closes the store, and lets other fits in."""
@@ -265,25 +276,43 @@ class FitStore:
         due = tuple(self._due())
         forgotten = frozenset(asked.forgotten(subjects))
         leaving = frozenset(asked.among(due, subjects)) - forgotten if due else frozenset()
-        editable = self._units_to_edit(forgotten, as_of) if leaving else frozenset()
-        forgotten |= leaving
+        corrections = tuple(self._corrections())
+        # what was corrected is trained on from scratch: an edit would begin with the old rows
+        editable = self._units_to_edit(forgotten, as_of) if leaving and not corrections else frozenset()
+        self.restricted = frozenset(asked.restricted(subjects))
+        forgotten |= leaving | self.restricted
         self._data.leave_out(forgotten)
         opened.building.register(
             {subject: band for subject, band in self._data.bands.items() if subject not in forgotten}
         )
-        plan = self._compare(as_of)
+        plan = self._compare(as_of, {mark.cell for mark in corrections})
         edits = tuple(self._data.rows_of(leaving)) if editable else ()
         build = tuple(
             dataclasses.replace(planned, forget_rows=edits) if planned.unit in editable else planned
             for planned in plan.build
         )
-        return dataclasses.replace(plan, build=build, due=due), forgotten
+        self._pass_over(plan.outdated)
+        return dataclasses.replace(plan, build=build, due=due, corrections=corrections), forgotten
 
-    def _compare(self, as_of: int) -> FitPlan:
-        """Compares what there should be, of the data that is not left out, with what there is."""
+    def _compare(self, as_of: int, renewed: Collection[Cell] = ()) -> FitPlan:
+        """Compares what there should be, of the data that is not left out, with what there is.
+
+        What has data of renewed cells counts as if it were not there.
+        """
         self.digests = self._data.digests(self._asked().subject_hashes)
-        alive = self.opened.store.alive()
-        return plan_fit(self._units(), alive, self._data, self._choice.data, self.digests, self._basis, as_of)
+        alive = {u: found for u, found in self.opened.store.alive().items() if not reaches(renewed, u.cells)}
+        corrected = self._asked().corrected_since(self._began_at)
+        mode, basis = self._choice.data, self._basis
+        return plan_fit(self._units(), alive, self._data, mode, self.digests, basis, as_of, corrected)
+
+    def _pass_over(self, outdated: Collection[UnitId]) -> None:
+        new = [unit for unit in outdated if unit not in self.passed_over]
+        if new:
+            self.passed_over |= dict.fromkeys(new, "rows of it were corrected after this fit had loaded them")
+            rank_zero_warn(
+                f"S3T: rows were corrected after this fit had loaded its data, so {len(new)} units that have them are "
+                f"not trained: {', '.join(map(str, new[:5]))}. Fit again, on the corrected data, to train them."
+            )
 
     def _units_to_edit(self, forgotten: frozenset[str], as_of: int) -> frozenset[UnitId]:
         """Returns the units that hold just the data of today: all that they lack is to forget who asks now."""
@@ -297,6 +326,10 @@ class FitStore:
     def _due(self) -> Collection[Tombstone]:
         """Returns who is to be forgotten by this fit."""
         return self.opened.store.due() if self.replaces else ()
+
+    def _corrections(self) -> Collection[Mark]:
+        """Returns whose data was corrected before this fit loaded it, and is to be trained on anew."""
+        return [mark for mark in self.opened.store.corrections() if mark.number <= self._began_at]
 
     def _asked(self) -> Store:
         """Returns the store whose requests count."""

@@ -39,7 +39,8 @@ class FitSummary:
     Attributes:
         rows: One for each shard.
         seconds: How long it took.
-        passed_over: Units that could not be trained on what deletions have left, and why.
+        passed_over: Units that could not be trained on what deletions have left, or with rows that were corrected after
+            they had been loaded, and why.
     """
 
     rows: tuple[ShardSummary, ...]

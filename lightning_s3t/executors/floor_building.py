@@ -52,9 +52,8 @@ def build_floor(
     with closing(_progress(trainer, len(wanted))) as bar:
         parts = read(FeatureTask(wanted, floor, part, fit_store.start))
         for task, chosen, features in _whole_subjects(parts, wanted, data):
-            building.add_features(
-                part, task, features, [data.subjects[row] for row in chosen], [tags[row] for row in chosen]
-            )
+            owners = [data.subjects[row] for row in chosen]
+            building.add_features(part, task, features, owners, [tags[row] for row in chosen], fit_store.plan.as_of)
             bar.update(len(chosen))
     building.complete_floor()
 

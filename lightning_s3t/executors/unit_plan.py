@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_s3t.core.units import Cell, reaches
 from lightning_s3t.engine.training_data import SliceDigests, TrainingData
 from lightning_s3t.errors import DataError
 from lightning_s3t.plan import DataMode, Place, UnitId
 from lightning_s3t.store import UnitRecord
-from lightning_s3t.store.ledger import Tombstone
+from lightning_s3t.store.ledger import Mark, Tombstone
 
 Digests = Mapping[Place, SliceDigests]
 
@@ -48,6 +49,8 @@ class FitPlan:
         impossible: Units with an empty slice in their prefix.
         as_of: The number of the newest request when the data was chosen.
         due: Who is forgotten once the units are there: requests that have waited for this fit.
+        corrections: Likewise, those on whose corrected data the units are trained.
+        outdated: Units with rows that were corrected after this fit had loaded its data: the next fit builds them.
     """
 
     build: tuple[PlannedUnit, ...]
@@ -55,6 +58,13 @@ class FitPlan:
     impossible: tuple[UnitId, ...]
     as_of: int
     due: tuple[Tombstone, ...] = ()
+    corrections: tuple[Mark, ...] = ()
+    outdated: tuple[UnitId, ...] = ()
+
+    @property
+    def carries_out(self) -> bool:
+        """Whether requests have waited for this fit."""
+        return bool(self.due or self.corrections)
 
 
 def plan_fit(
@@ -65,6 +75,7 @@ def plan_fit(
     digests: Digests,
     settings: Mapping[str, Any],
     as_of: int,
+    corrected: Collection[Cell] = (),
 ) -> FitPlan:
     """Compares what there should be with what there is, as a build system does.
 
@@ -76,6 +87,7 @@ def plan_fit(
         digests: `TrainingData.digests`.
         settings: Everything else that units depend on.
         as_of: The number of the newest request when forgotten subjects were left out of the data.
+        corrected: The cells with rows that were corrected after they had been loaded: nothing is built from them.
 
     Raises:
         DataError: The store's units saw the same ids in another order.
@@ -85,6 +97,7 @@ def plan_fit(
     keys: dict[UnitId, str] = {}
     build: list[PlannedUnit] = []
     impossible: list[UnitId] = []
+    outdated: list[UnitId] = []
     present = 0
     for unit in units:
         places = [Place(unit.shard, slice_) for slice_ in unit.prefix]
@@ -98,12 +111,15 @@ def plan_fit(
         if record is not None and record.key == key:
             present += 1
             continue
+        if reaches(corrected, unit.cells):
+            outdated.append(unit)
+            continue
         before = record.provenance.get("subject_digests", {}) if record is not None else {}
         if record is not None:
             _check_order(unit, seen, before)
         same = "contents" in seen and seen["ordered"] == before.get("ordered")
         build.append(PlannedUnit(unit, key, len(data.rows(unit, mode)), stale=record is not None, same_subjects=same))
-    return FitPlan(tuple(build), present, tuple(impossible), as_of)
+    return FitPlan(tuple(build), present, tuple(impossible), as_of, outdated=tuple(outdated))
 
 
 def slice_digests(unit: UnitId, mode: DataMode, digests: Digests) -> dict[str, list[str]]:

@@ -122,7 +122,7 @@ class UnitStore:
         store, building = self._fit_store.opened.store, self._fit_store.opened.building
         unit, settings = planned.unit, self._settings
         if planned.stale and not self._fit_store.replaces:
-            building.drop([unit])
+            building.drop([unit], self._fit_store.plan.as_of)
         stage = unit.stage if planned.forget_rows is not None else unit.stage - 1
         needed = newest_stages(stage, settings.slices, settings.groups or settings.slices)
         try:
@@ -169,9 +169,9 @@ class UnitStore:
             "subjects": self._data.count_subjects(begun.task.rows),
             "subject_digests": dict(digests),
         }
-        record, due = {**result.record, **who}, self._fit_store.plan.due
-        if due:
-            self._fit_store.replace(begun.attempt, result.tensors, record, result.score, due)
+        record = {**result.record, **who}
+        if self._fit_store.plan.carries_out:
+            self._fit_store.replace(begun.attempt, result.tensors, record, result.score)
         else:
             begun.attempt.commit(result.tensors, record, result.score)
         del self._begun[unit]

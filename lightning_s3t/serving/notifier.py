@@ -1,4 +1,4 @@
-"""Telling listeners of deletion requests: each listener hears of each request once, whoever made it."""
+"""Telling listeners of requests: each listener hears of each request once, whoever made it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning_s3t.core.tickets import Ticket
 from lightning_s3t.store import RequestRecord, Store
 
+_Answer = TypeVar("_Answer", RequestRecord, RequestRecord | Ticket)
+
 
 class Notifier:
     """Carry out the requests of a process, and call `on_forget(receipt)` on those who listen.
+
+    Of a request to correct, to restrict or to release they hear by `on_rectify`, `on_restrict` or `on_release`.
 
     A request comes in by a served model, by a trainer's hook, or from another process. All of a process's notifiers of
     a store share how far each listener has heard, so none hears of a request twice, and none misses one. A listener
@@ -68,10 +72,61 @@ class Notifier:
             StoreError: See `Store.forget`.
         """
         self.join(listeners)
-        answer = self._store.forget(subjects, strict=strict, request_id=request_id)
-        if isinstance(answer, RequestRecord):
-            self._tell(listeners, answer.request, answer)
-        return answer
+        return self._answer(listeners, self._store.forget(subjects, strict=strict, request_id=request_id))
+
+    def rectify(
+        self, subjects: Iterable[Any], strict: bool, listeners: Sequence[object], request_id: str | None = None
+    ) -> RequestRecord | Ticket:
+        """Carry out a request to correct, and tell the listeners; one that waits for a fit is no news yet.
+
+        Args:
+            subjects: Their ids.
+            strict: Refuse a request that names a subject which the store has never seen.
+            listeners: Who is told; those who are new join.
+            request_id: See `Store.rectify`.
+
+        Raises:
+            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            StoreError: See `Store.rectify`.
+        """
+        self.join(listeners)
+        return self._answer(listeners, self._store.rectify(subjects, strict=strict, request_id=request_id))
+
+    def restrict(
+        self, subjects: Iterable[Any], strict: bool, listeners: Sequence[object], request_id: str | None = None
+    ) -> RequestRecord:
+        """Carry out a request to restrict, and tell the listeners.
+
+        Args:
+            subjects: Their ids.
+            strict: Refuse a request that names a subject which the store has never seen.
+            listeners: Who is told; those who are new join.
+            request_id: See `Store.restrict`.
+
+        Raises:
+            UnsupportedError: The method has one model, which the data of everybody has reached.
+            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            StoreError: See `Store.restrict`.
+        """
+        self.join(listeners)
+        return self._answer(listeners, self._store.restrict(subjects, strict=strict, request_id=request_id))
+
+    def release(
+        self, subjects: Iterable[Any], listeners: Sequence[object], request_id: str | None = None
+    ) -> RequestRecord:
+        """End a restriction, and tell the listeners.
+
+        Args:
+            subjects: Their ids.
+            listeners: Who is told; those who are new join.
+            request_id: See `Store.release`.
+
+        Raises:
+            UnknownSubjectError: A subject is not restricted; nothing has changed then.
+            StoreError: See `Store.release`.
+        """
+        self.join(listeners)
+        return self._answer(listeners, self._store.release(subjects, request_id=request_id))
 
     def tell(self, listeners: Sequence[object]) -> list[RequestRecord]:
         """Tell the listeners of what they have not heard of.
@@ -85,6 +140,11 @@ class Notifier:
         self.join(listeners)
         return self._tell(listeners, self._store.request_number)
 
+    def _answer(self, listeners: Sequence[object], answer: _Answer) -> _Answer:
+        if isinstance(answer, RequestRecord):
+            self._tell(listeners, answer.request, answer)
+        return answer
+
     def _tell(self, listeners: Sequence[object], newest: int, last: RequestRecord | None = None) -> list[RequestRecord]:
         """Tell of all requests up to the newest; `last` is its receipt, if it has been read already."""
         with self._heard.lock:
@@ -97,7 +157,7 @@ class Notifier:
                     if self._heard.get(listener) >= receipt.request:
                         continue
                     self._heard.put(listener, receipt.request)  # before the call, which may raise, or forget in turn
-                    hook = getattr(listener, "on_forget", None)
+                    hook = getattr(listener, f"on_{receipt.kind}", None)
                     if callable(hook):
                         hook(receipt)
             return receipts
@@ -137,7 +197,7 @@ def _heard_of(store: Path) -> _Heard:
 
 
 def listeners_of(trainer: Any) -> list[object]:
-    """Return who may have an `on_forget`: a trainer's module, data module and callbacks.
+    """Return who may have an `on_forget` or one of its siblings: a trainer's module, data module and callbacks.
 
     Args:
         trainer: The trainer, or None.

@@ -222,17 +222,72 @@ class EnsemblePredictor(nn.Module):
         self._check_open()
         return self._notifier.forget(subjects, strict, self._listeners(), request_id)
 
+    def rectify(
+        self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
+    ) -> RequestRecord | Ticket:
+        """Take out what the old data of subjects has reached; the next fit trains on the corrected data.
+
+        `on_rectify(receipt)` is called on the module, if it has one.
+
+        Args:
+            subjects: Their ids.
+            strict: Refuse a request that names a subject which the store has never seen.
+            request_id: A name of the caller's for the request (`Store.rectify`).
+
+        Returns:
+            What was revoked and erased, and what serves now; or a ticket, if the request waits for a fit.
+
+        Raises:
+            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+        """
+        self._check_open()
+        return self._notifier.rectify(subjects, strict, self._listeners(), request_id)
+
+    def restrict(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:
+        """Set aside what the data of subjects has reached: it answers no more until they are released.
+
+        `on_restrict(receipt)` is called on the module, if it has one.
+
+        Args:
+            subjects: Their ids.
+            strict: Refuse a request that names a subject which the store has never seen.
+            request_id: A name of the caller's for the request (`Store.restrict`).
+
+        Raises:
+            UnsupportedError: The method has one model, which the data of everybody has reached.
+            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+        """
+        self._check_open()
+        return self._notifier.restrict(subjects, strict, self._listeners(), request_id)
+
+    def release(self, subjects: Iterable[Any], request_id: str | None = None) -> RequestRecord:
+        """End the restriction of subjects: what was set aside for them alone answers again, bit for bit.
+
+        `on_release(receipt)` is called on the module, if it has one.
+
+        Args:
+            subjects: Their ids.
+            request_id: A name of the caller's for the request (`Store.release`).
+
+        Raises:
+            UnknownSubjectError: A subject is not restricted; nothing has changed then.
+        """
+        self._check_open()
+        return self._notifier.release(subjects, self._listeners(), request_id)
+
     def on_forget(self, receipt: RequestRecord) -> None:
-        """Called once for each request, whoever made it: loads what survives, and tells the module.
+        """Called once for each request, whoever made it: loads what may serve, and tells the module.
 
         Args:
             receipt: What was carried out.
         """
         if not self._closed:
             self.refresh()
-        hook = getattr(self.module, "on_forget", None)
+        hook = getattr(self.module, f"on_{receipt.kind}", None)
         if callable(hook):
             hook(receipt)
+
+    on_rectify = on_restrict = on_release = on_forget
 
     def refresh(self) -> None:
         """Load what the store holds now: survivors after a deletion, new units after a fit."""

@@ -4,11 +4,12 @@ Whatever decides who is forgotten and what may serve has a message authenticatio
 
 - each event of the chain, over its digest, and so over all events before it;
 - the end of the chain, so that events cannot be cut off, and the number of the newest request;
-- the tombstones, as one sum over all of them, to which a request adds its own (MSet-Add-Hash: Clarke et al., ASIACRYPT
-  2003), bound to the newest request;
+- the tombstones and the marks (who is restricted, whose data was corrected), as one sum over all of them, to which an
+  event adds its own, and from which it takes what it ends (MSet-Add-Hash: Clarke et al., ASIACRYPT 2003), bound to the
+  newest request;
 - the events that say what else the tables hold (who is scheduled, what was exported), as another such sum, bound to the
   end of the chain, so that none of them can pass for something else;
-- each artifact, bound to the request that was the newest when its data was chosen;
+- each artifact, set aside or not, bound to the request that was the newest when its data was chosen;
 - each row of the floor, and what is noted of its sums, bound to the newest request;
 - the settings, which say where everybody is, and what fits note: the head's start, the sequences, the app's config.
 
@@ -22,13 +23,13 @@ import hashlib
 import hmac
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lightning_s3t.core.events import GENESIS, Event, Kind, Request, Rotation
+from lightning_s3t.core.events import GENESIS, Correction, Event, Kind, MarkRow, Request, Rotation
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.identities import KEY_FILE, read_keys
-from lightning_s3t.store.ledger import ArtifactEntry, Ledger
+from lightning_s3t.store.ledger import ArtifactEntry, Ledger, Mark
 
 _ID, _LAYERS, _HEAD, _TOMBSTONES, _SETTINGS = "store_id", "key_layers", "head_mac", "tombstones_mac", "settings_mac"
 _LISTING, _FLOOR, _FLOOR_MAC = "listing_mac", "floor", "floor_mac"
@@ -38,7 +39,9 @@ _FIXED = ("settings", "register", "base", "options", _FLOOR)  # what a fit notes
 _SIZE = 32  # bytes
 _PERSON = b"s3t-tombstone"
 _ROW_SIZE, _ROW_PERSON = 16, b"s3t-floor-row"
+_MARKED = b"s3t-mark"
 _SETTINGS_CHANGED = "what its settings are, or what its fits have noted"
+_PEOPLE_CHANGED = "the list of those who are forgotten, restricted or corrected"
 _MODULUS = 1 << (8 * _SIZE)
 
 _Buried = tuple[bytes, int, str]
@@ -76,14 +79,15 @@ class Authenticator:
             StoreError: The chain does not end where it was when it was last written to.
         """
         self.check_head()  # or what was changed meanwhile would get a MAC of ours
-        buried = _buried_by(event)
-        total = self._read_sum() if buried is not None else 0
+        change = change_of(event)
+        total = self._read_sum() if change is not None else 0
         listed = self._read_listing()
         self._ledger.append(replace(event, mac=self._event_mac(event)), forgotten)
         self.note_head()
-        if buried is not None:
-            self._note_sum(total + self._sum(buried))
-            self.note_floor()  # bound to the newest request, which this one is now
+        if change is not None:
+            added = self._sum(change.buried) + self._sum_of_marks(change.marked)
+            self._note_sum(total + added - self._sum_of_marks(change.unmarked))
+        self.note_floor()  # bound to the newest request, which this one may be
         self._note_listing(listed + self._sum_of_listing([event]))
 
     def note_head(self) -> None:
@@ -161,11 +165,14 @@ class Authenticator:
             names: Their names; None for all.
         """
         entries = list(self._ledger.entries(None if names is None else list(names)))
-        key, digests = self._key(), self._digests(entries)
+        aside = self._ledger.aside() if names is None else []
+        of_aside = [one.entry for one in aside]
+        key, digests = self._key(), self._digests([*entries, *of_aside])
         self.check_head()  # or the newest request might be one that is yet to come
-        if any(entry.as_of not in digests for entry in entries):
+        if any(entry.as_of not in digests for entry in (*entries, *of_aside)):
             raise self._changed("the number of a request")
         self._ledger.seal({entry.name: _artifact_mac(key, entry, digests) for entry in entries})
+        self._ledger.seal_aside({one.id: _artifact_mac(key, one.entry, digests) for one in aside})
 
     def check_artifacts(self, names: Iterable[str]) -> None:
         """Check artifacts before something of them is served.
@@ -200,7 +207,7 @@ class Authenticator:
     def renew(self) -> None:
         """Make every MAC that has to be of the newest key again, after a `check`; and for a new store."""
         self._ledger.note({_SETTINGS: self._settings_mac()})
-        self._note_sum(self._sum(self._ledger.tombstones()))
+        self._note_sum(self._sum_of_all())
         self._note_listing(self._sum_of_listing(self._ledger.events(kinds=LISTING)))
         self.note_floor()
         self._ledger.seal_features(self.row_mac)
@@ -222,9 +229,9 @@ class Authenticator:
             _SETTINGS_CHANGED: self._settings_are_right(),
             "the end of its history": self._head_is_right(),
             "what is noted of its floor": _same(self._ledger.notes(_FLOOR_MAC).get(_FLOOR_MAC, ""), self._floor_mac()),
-            "the list of those who are forgotten": self._read_sum() == self._sum(self._ledger.tombstones()) % _MODULUS,
+            _PEOPLE_CHANGED: self._read_sum() == self._sum_of_all() % _MODULUS,
         }
-        units = self._wrong_artifacts(list(self._ledger.entries()))
+        units = self._wrong_artifacts([*self._ledger.entries(), *(one.entry for one in self._ledger.aside())])
         try:
             self.listing()
         except StoreError:
@@ -291,6 +298,15 @@ class Authenticator:
         key = self._key()
         return sum(int(_mac(key, "listing", event.kind, event.digest), 16) for event in events if event.kind in LISTING)
 
+    def _sum_of_marks(self, marks: Iterable[Mark]) -> int:
+        key = self._key()
+        items = (mark.hash + f"{mark.kind} {mark.number} {mark.cell}".encode() for mark in marks)
+        digests = (hashlib.blake2b(item, key=key, digest_size=_SIZE, person=_MARKED).digest() for item in items)
+        return sum(int.from_bytes(digest, "big") for digest in digests)
+
+    def _sum_of_all(self) -> int:
+        return self._sum(self._ledger.tombstones()) + self._sum_of_marks(self._ledger.marks())
+
     def _read_sum(self) -> int:
         return self._read_masked(_TOMBSTONES, self._mask())
 
@@ -347,10 +363,49 @@ class Authenticator:
         )
 
 
-def _buried_by(event: Event) -> list[_Buried] | None:
+@dataclass(frozen=True)
+class Change:
+    """What an event changes in the lists of people.
+
+    Attributes:
+        buried: The tombstones that it adds.
+        marked: The marks that it adds.
+        unmarked: The marks that it takes away.
+    """
+
+    buried: tuple[_Buried, ...]
+    marked: tuple[Mark, ...]
+    unmarked: tuple[Mark, ...]
+
+
+def change_of(event: Event) -> Change | None:
+    """Return what an event changes in the lists of people; None if it is none that can.
+
+    The tombstone of somebody who was restricted has the number of the request that has: what was trained since holds
+    nothing of the data.
+
+    Args:
+        event: The event.
+    """
+    if event.kind == "correction":
+        waiting = event.read(Correction).waiting
+        return Change((), marks_of((("awaiting", hash_, event.position, cell) for hash_, cell in waiting)), ())
     if event.kind != "request" or event.request is None:
         return None
-    return [(bytes.fromhex(hash_), event.request, cell) for hash_, cell in event.read(Request).tombstones]
+    request = event.read(Request)
+    marked, unmarked = marks_of(request.marks), marks_of(request.unmarked)
+    since = {mark.hash: mark.number for mark in unmarked if mark.kind == "restricted"}
+    tombstones = [(bytes.fromhex(hash_), cell) for hash_, cell in request.tombstones]
+    return Change(tuple((hash_, since.get(hash_, event.request), cell) for hash_, cell in tombstones), marked, unmarked)
+
+
+def marks_of(rows: Iterable[MarkRow]) -> tuple[Mark, ...]:
+    """Return marks as a ledger has them.
+
+    Args:
+        rows: As the body of an event has them.
+    """
+    return tuple(Mark(kind, bytes.fromhex(hash_), number, cell) for kind, hash_, number, cell in rows)
 
 
 def _artifact_mac(key: bytes, entry: ArtifactEntry, digests: Mapping[int, str]) -> str:

@@ -20,7 +20,7 @@ from lightning_s3t.store.feature_sums import FeatureRows
 from lightning_s3t.store.floor import add_rows, complete, find_stale, read_state, repair, subtract
 from lightning_s3t.store.forgetting import Forgetting
 from lightning_s3t.store.keyring import Keyring
-from lightning_s3t.store.ledger import Tombstone
+from lightning_s3t.store.ledger import Mark, Tombstone
 from lightning_s3t.store.registry import is_registering, register
 from lightning_s3t.store.settings import check_settings, normalise
 from lightning_s3t.store.tensors import encode_snapshot
@@ -89,12 +89,12 @@ class BuildSession:
         return attempt
 
     def has_shrunk(self, unit: UnitId) -> bool:
-        """Return whether a request has ever taken something of what a unit is trained on.
+        """Return whether somebody is forgotten or restricted whose data a unit would be trained on.
 
         Args:
             unit: The unit.
         """
-        return self._ledger.reached_since(unit.cells, 0)
+        return self._ledger.lacks(unit.cells)
 
     def replace(
         self,
@@ -103,6 +103,7 @@ class BuildSession:
         provenance: Mapping[str, Any],
         score: float | None,
         due: Collection[Tombstone],
+        corrections: Collection[Mark] = (),
     ) -> RequestRecord:
         """Carry requests out that have waited for this unit, and put it in the place of the one that they reach.
 
@@ -115,28 +116,32 @@ class BuildSession:
             provenance: What it was made from.
             score: The metric that the script monitors.
             due: Who is forgotten.
+            corrections: Of those whose data was corrected before the unit was trained.
 
         Raises:
             RevokedError: The unit must not be kept; everything that it wrote is erased.
         """
         try:
-            return self._forgetting.replace(due, attempt.finish(tensors, provenance, score))
+            return self._forgetting.replace(due, attempt.finish(tensors, provenance, score), corrections)
         except RevokedError:
             attempt.abandon()
             raise
 
-    def carry_out(self, due: Collection[Tombstone], keep: UnitId | None) -> RequestRecord | None:
+    def carry_out(
+        self, due: Collection[Tombstone], keep: UnitId | None, corrections: Collection[Mark] = ()
+    ) -> RequestRecord | None:
         """Carry requests out that have waited, where nothing has to be trained or edited for them.
 
         Args:
             due: Who is forgotten.
             keep: A unit that was made without the data of those who asked, and stays; None for no unit.
+            corrections: Of those whose data was corrected; only where no unit stays.
 
         Returns:
             The receipt; None if all of them were cancelled meanwhile.
         """
         try:
-            return self._forgetting.replace(due, self._kept(keep) if keep is not None else None)
+            return self._forgetting.replace(due, self._kept(keep) if keep is not None else None, corrections)
         except RevokedError:
             return None
 
@@ -148,14 +153,18 @@ class BuildSession:
         files = [(file["path"], known[file["path"]]) for file in kept.provenance["files"] if file["path"] in known]
         return FinishedUnit(self._backend, kept, snapshot, lambda: None, files)
 
-    def drop(self, units: Iterable[UnitId]) -> None:
+    def drop(self, units: Iterable[UnitId], as_of: int | None = None) -> None:
         """Take units out that are stale, with all that was built on them, and erases them.
 
         Args:
             units: The units.
+            as_of: The request number when they were found to be stale: a request since then may have put others in
+                their place, which stay. None for now.
         """
         with self._ledger.transaction():
-            remove_lineages(self._backend, units)
+            number = self._ledger.watermark() if as_of is None else as_of
+            stale = [unit for unit in units if not self._ledger.reached_since(unit.cells, number)]
+            remove_lineages(self._backend, stale)
         erase_queued(self._backend)
 
     def save_base(self, tensors: Mapping[str, Tensor]) -> None:
@@ -210,9 +219,15 @@ class BuildSession:
         return {hashes[hash_] for hash_ in missing}
 
     def add_features(
-        self, part: FloorPart, task: Task, rows: FeatureRows, subjects: Sequence[str], tags: Sequence[bytes]
+        self,
+        part: FloorPart,
+        task: Task,
+        rows: FeatureRows,
+        subjects: Sequence[str],
+        tags: Sequence[bytes],
+        as_of: int | None = None,
     ) -> None:
-        """Add rows to the floor, all rows of each of their subjects. Who is forgotten stays out.
+        """Add rows to the floor, all rows of each of their subjects. Who may not be trained on stays out.
 
         Args:
             part: What the floor is made with.
@@ -220,10 +235,13 @@ class BuildSession:
             rows: The rows.
             subjects: Whose each row is.
             tags: What tells each row's contents; empty where that is not compared.
+            as_of: The newest request when the data was loaded; None for now.
         """
         with self._ledger.transaction():
+            number = self._ledger.watermark() if as_of is None else as_of
             by_subject = {subject: hash_ for hash_, subject in self._keyring.hashes(set(subjects)).items()}
-            add_rows(self._backend, part, task, rows, [by_subject[subject] for subject in subjects], tags)
+            owners = [by_subject[subject] for subject in subjects]
+            add_rows(self._backend, part, task, rows, owners, tags, number)
         erase_queued(self._backend)
 
     def complete_floor(self) -> None:

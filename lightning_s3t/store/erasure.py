@@ -4,52 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from lightning_s3t.core.events import Erasure
-from lightning_s3t.core.units import UnitId, reaches
+from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.files import size_of, unlink_all
-from lightning_s3t.store.floor import subtract
 from lightning_s3t.store.history import record
-from lightning_s3t.store.ledger import OwnedFile, QueuedFile, Tombstone
+from lightning_s3t.store.ledger import OwnedFile, QueuedFile
 from lightning_s3t.store.registered_files import Located, RegisteredFiles, ambiguous
 from lightning_s3t.store.scratch import clear_scratch
 from lightning_s3t.store.units import parse_unit
-
-
-@dataclass(frozen=True)
-class Revoked:
-    """What a request has reached.
-
-    Attributes:
-        units: The names of the units that it revoked, in the order of the alphabet.
-        exports: Those of the exported copies.
-        rows: How many rows were subtracted from the floor.
-    """
-
-    units: list[str]
-    exports: list[str]
-    rows: int
-
-
-def revoke(store: Backend, tombstones: Collection[Tombstone], request: int) -> Revoked:
-    """Make subjects forgotten: take out what they reach, and subtract their rows; within a transaction.
-
-    Args:
-        store: Where the store lies.
-        tombstones: Who is forgotten.
-        request: The number of the request.
-    """
-    store.ledger.bury(tombstones, request)
-    cells = {cell for _, cell in tombstones}
-    reached = sorted(store.ledger.reached(cells))
-    remove(store, reached, request)
-    exports = [export.name for export in store.ledger.exports() if reaches(cells, export.cells)]
-    remove_exports(store, exports, request)
-    return Revoked(reached, exports, subtract(store, [hash_ for hash_, _ in tombstones], request))
 
 
 def remove(store: Backend, names: Collection[str], request: int | None) -> None:
@@ -61,7 +28,7 @@ def remove(store: Backend, names: Collection[str], request: int | None) -> None:
         request: The number of the request that revokes them; None if they are only stale.
     """
     if names:
-        _queue(store, store.ledger.remove(names), request)
+        queue(store, store.ledger.remove(names), request)
 
 
 def remove_exports(store: Backend, names: Collection[str], request: int | None) -> None:
@@ -73,7 +40,7 @@ def remove_exports(store: Backend, names: Collection[str], request: int | None) 
         request: The number of the request that reaches them; None if they were never finished.
     """
     if names:
-        _queue(store, store.ledger.remove_exports(names), request)
+        queue(store, store.ledger.remove_exports(names), request)
 
 
 def remove_lineages(store: Backend, units: Iterable[UnitId]) -> list[UnitId]:
@@ -99,7 +66,7 @@ def drop_attempts(store: Backend, names: Collection[str]) -> None:
         store: Where the store lies.
         names: The names of the units that were attempted.
     """
-    _queue(store, store.ledger.drop_attempts(names), None)
+    queue(store, store.ledger.drop_attempts(names), None)
 
 
 def erase_queued(store: Backend) -> None:
@@ -158,12 +125,19 @@ def clean_up(store: Backend) -> None:
             store, store.ledger.attempts()
         )  # a record of such a unit, if there is one, is of a training before
         present = store.snapshots.names()
-        _queue(store, map(OwnedFile, present - store.ledger.needed(present)), None)
+        queue(store, map(OwnedFile, present - store.ledger.needed(present)), None)
         store.ledger.compact()
     erase_queued(store)
 
 
-def _queue(store: Backend, owned: Iterable[OwnedFile], request: int | None) -> None:
+def queue(store: Backend, owned: Iterable[OwnedFile], request: int | None) -> None:
+    """Note files for erasure; within a transaction.
+
+    Args:
+        store: Where the store lies.
+        owned: The files.
+        request: The number of the request that they go for; None if they go for none.
+    """
     files = [QueuedFile(file.path, request, _size_now(store, file.path), file.evidence) for file in owned]
     if files:
         store.ledger.queue(files)

@@ -118,9 +118,17 @@ def subtract(store: Backend, hashes: Collection[bytes], request: int | None) -> 
 
 
 def add_rows(
-    store: Backend, part: FloorPart, task: Task, rows: FeatureRows, owners: Sequence[bytes], tags: Sequence[bytes]
+    store: Backend,
+    part: FloorPart,
+    task: Task,
+    rows: FeatureRows,
+    owners: Sequence[bytes],
+    tags: Sequence[bytes],
+    as_of: int,
 ) -> None:
-    """Add rows to the floor, except for those of subjects who are forgotten; within a transaction.
+    """Add rows to the floor, except for those of subjects who may not be trained on; within a transaction.
+
+    These are who is forgotten, who is restricted, and whose data was corrected since it was loaded.
 
     Args:
         store: Where the store lies.
@@ -129,6 +137,7 @@ def add_rows(
         rows: The rows.
         owners: The subject of each, as the ledger hashes them now.
         tags: What tells each row's contents, or empty.
+        as_of: The newest request when the data was loaded.
 
     Raises:
         StoreError: The rows have other targets than those that are there.
@@ -139,7 +148,10 @@ def add_rows(
             f"The floor of the store {store.folder} was made with targets of a {state.task} task, and now they are of "
             f"a {task} task. Expected the same data: give it its targets as before, or train into a new store."
         )
-    gone = store.ledger.forgotten(set(owners))
+    people = set(owners)
+    gone = store.ledger.forgotten(people)
+    gone |= {mark.hash for mark in store.ledger.marks_of(people, "restricted")}
+    gone |= {mark.hash for mark in store.ledger.marks_of(people, "rectified") if mark.number > as_of}
     kept = [index for index, owner in enumerate(owners) if owner not in gone]
     chosen = FeatureRows(rows.features[kept], rows.targets[kept])
     try:

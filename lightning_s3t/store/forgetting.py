@@ -11,23 +11,47 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
-from lightning_s3t.core.events import Cancellation, Request, Schedule
+from lightning_s3t.core.events import Cancellation, MarkRow, Request, RequestKind, Schedule
 from lightning_s3t.core.manifest import Manifest
 from lightning_s3t.core.receipts import RequestRecord
 from lightning_s3t.core.subjects import shorten
 from lightning_s3t.core.tickets import Ticket
-from lightning_s3t.core.units import Place, UnitId, reaches
+from lightning_s3t.core.units import Cell, UnitId, reaches
 from lightning_s3t.errors import ConfigurationError, RevokedError, StoreError, UnknownSubjectError
 from lightning_s3t.plan import Partition, survivors
 from lightning_s3t.store.attempt import FinishedUnit
+from lightning_s3t.store.authentication import Change
 from lightning_s3t.store.backend import Backend
-from lightning_s3t.store.erasure import erase_queued, revoke
+from lightning_s3t.store.effects import Effect, carry_out
+from lightning_s3t.store.erasure import erase_queued
 from lightning_s3t.store.history import read_record, record
 from lightning_s3t.store.journal import write_journal
 from lightning_s3t.store.keyring import Keyring
-from lightning_s3t.store.ledger import Tombstone, ledger_errors
+from lightning_s3t.store.ledger import Mark, Tombstone, ledger_errors
 from lightning_s3t.store.registry import is_registering
 from lightning_s3t.store.units import parse_unit
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Whom a request is for.
+
+    Attributes:
+        cells: By keyed hash, the cell of each subject's data.
+        forgotten: Those who are forgotten.
+        unknown: Those whom the store has never seen; None where it keeps no registry.
+        restricted: By keyed hash, the mark of each who is restricted.
+    """
+
+    cells: dict[bytes, Cell]
+    forgotten: set[bytes]
+    unknown: set[bytes] | None
+    restricted: dict[bytes, Mark]
+
+    @property
+    def count_unknown(self) -> int | None:
+        """How many the store has never seen; None where it keeps no registry."""
+        return len(self.unknown) if self.unknown is not None else None
 
 
 class Forgetting:
@@ -46,7 +70,7 @@ class Forgetting:
         self._keyring = keyring
         self._partition = partition
         self._manifest = manifest
-        self._waits = manifest.method.response == "replace"
+        self.waits = manifest.method.response == "replace"
 
     def forget(self, subjects: Sequence[str], strict: bool, request_id: str | None = None) -> RequestRecord | Ticket:
         """Carries a request out; where the method answers with another model, notes it for the next fit.
@@ -61,23 +85,17 @@ class Forgetting:
             ConfigurationError: The name was given to another request, or cannot be one.
             StoreError: A file could not be erased. The request is carried out all the same.
         """
-        name = _Name(request_id, self._keyring.digest_of(subjects)) if request_id is not None else None
-        if self._waits:
-            if name is not None:
-                raise ConfigurationError(
-                    f"With the method {self._manifest.method.name!r} requests wait for the next fit, which carries all "
-                    "of them out as one: they have no names. Leave request_id out: a request that is repeated is still "
-                    "one."
-                )
+        name = self.name("forget", subjects, request_id)
+        if self.waits:
+            self.check_nameless(name)
             now = datetime.now(timezone.utc)
-            return Ticket(_text(now), *self._schedule(subjects, now, strict), self._manifest.method.name)
+            return Ticket(time_text(now), *self._schedule(subjects, now, strict), self._manifest.method.name)
         with self._ledger.transaction():
-            request = self._find(name) if name is not None else None
+            request = self.find(name)
             if request is None:
-                cells, already, unknown = self._look_up(subjects, strict)
-                new = [(hash_, cell) for hash_, cell in cells.items() if hash_ not in already]
-                request = self._carry_out(new, len(cells), len(already), unknown, name=name)
-        return self._finish(request)
+                asked = self.look_up(subjects, strict)
+                request = self._forget(asked, name)
+        return self.finish(request)
 
     def schedule(self, subjects: Iterable[str], due: datetime, strict: bool) -> int:
         """Notes a request that is to be carried out later.
@@ -100,16 +118,16 @@ class Forgetting:
         return asked - already
 
     def _schedule(self, subjects: Iterable[str], due: datetime, strict: bool) -> tuple[int, int, int | None]:
-        time = _text(due)
+        time = time_text(due)
         with self._ledger.transaction():
-            cells, already, unknown = self._look_up(subjects, strict)
-            rows = [(hash_, time, cell) for hash_, cell in sorted(cells.items()) if hash_ not in already]
+            asked = self.look_up(subjects, strict)
+            rows = [(hash_, time, cell) for hash_, cell in sorted(asked.cells.items()) if hash_ not in asked.forgotten]
             self._ledger.schedule(rows)
             if rows:
                 pending = tuple((hash_.hex(), time, cell) for hash_, time, cell in rows)
                 record(self._store, "schedule", None, asdict(Schedule(self._keyring.layers, pending)))
         write_journal(self._ledger, self._store.folder)
-        return len(cells), len(already), unknown
+        return len(asked.cells), len(asked.forgotten), asked.count_unknown
 
     def cancel(self, subjects: Iterable[str]) -> int:
         """Takes subjects from those who are to be forgotten later.
@@ -128,8 +146,8 @@ class Forgetting:
             missing = [asked[hash_] for hash_ in asked.keys() - self._ledger.waiting(asked)]
             if missing:
                 raise UnknownSubjectError(
-                    f"Nothing is scheduled for {_shown(sorted(missing))} in the store {self._store.folder}. Expected "
-                    "ids of scheduled requests that are not carried out yet; nothing was cancelled."
+                    f"Nothing is scheduled for {list_shown(sorted(missing))} in the store {self._store.folder}. "
+                    "Expected ids of scheduled requests that are not carried out yet; nothing was cancelled."
                 )
             self._ledger.unschedule(asked)
             pending = tuple(hash_.hex() for hash_ in sorted(asked))
@@ -149,14 +167,14 @@ class Forgetting:
         Raises:
             StoreError: A file could not be erased. The request is carried out all the same.
         """
-        if self._waits or not self.due(now):
+        if self.waits or not self.due(now):
             return None
         with self._ledger.transaction():
             new = self.due(now)
             if not new:  # another process was faster
                 return None
-            request = self._carry_out_scheduled(new)
-        return self._finish(request)
+            request = self._forget(self._scheduled(new))
+        return self.finish(request)
 
     def due(self, now: datetime) -> list[Tombstone]:
         """Returns who is to be forgotten by now.
@@ -164,125 +182,239 @@ class Forgetting:
         Args:
             now: The time.
         """
-        return self._ledger.due(_text(now))
+        return self._ledger.due(time_text(now))
 
-    def replace(self, due: Collection[Tombstone], unit: FinishedUnit | None) -> RequestRecord:
-        """Carries scheduled requests out as one, and puts a unit in the place of what they revoke: both or neither.
+    def replace(
+        self, due: Collection[Tombstone], unit: FinishedUnit | None, corrections: Collection[Mark] = ()
+    ) -> RequestRecord:
+        """Carries requests out that have waited, and puts a unit in the place of what they revoke: all or nothing.
+
+        Corrections are one request, and deletions are another after it.
 
         Args:
             due: Who is forgotten; those who are forgotten already are left out.
             unit: The unit; None if none can be made.
+            corrections: The marks of those whose data was corrected before the unit was made; none but those of kind
+                "awaiting".
+
+        Returns:
+            The receipt of the newest.
 
         Raises:
             RevokedError: The unit must not be kept, or all that it was made for is cancelled; nothing has changed.
-            StoreError: A file could not be erased. The request is carried out all the same.
+            StoreError: A file could not be erased. The requests are carried out all the same.
         """
         with self._ledger.transaction():
             if unit is not None:
                 unit.check()
             waiting = self._ledger.waiting(hash_ for hash_, _ in due)
-            if not waiting:
+            leaving = [one for one in due if one[0] in waiting]
+            settled = self._still_waiting(corrections, leaving)
+            if not leaving and not settled:
                 raise RevokedError("The requests that have waited for this fit were cancelled: what served serves on.")
-            request = self._carry_out_scheduled([one for one in due if one[0] in waiting], unit)
-        return self._finish(request)
+            number, carried_out = self._ledger.watermark() + 1, list[CarriedOut]()
+            if settled:
+                asked = Asked({mark.hash: mark.cell for mark in settled}, set(), None, {})
+                carried_out.append(self.carry_out("rectify", asked, _settling(settled, number), number=number))
+                number += 1
+            if leaving:
+                asked = self._scheduled(leaving)
+                carried_out.append(self.carry_out("forget", asked, self._burying(asked, number), number=number))
+            added = unit.put(carried_out[-1].number) if unit is not None else None
+            for one in carried_out:
+                self.note(one, added)
+            if added is not None:  # its data was chosen as of these requests, which are in the history only now
+                self._store.authenticator.seal([str(added)])
+        return self.finish(carried_out[-1].number)
 
-    def _carry_out_scheduled(self, new: list[Tombstone], unit: FinishedUnit | None = None) -> int:
-        unknown: int | None = None
+    def _forget(self, asked: Asked, name: Name | None = None) -> int:
+        change = self._burying(asked, self._ledger.watermark() + 1)
+        return self.note(self.carry_out("forget", asked, change, name))
+
+    def _burying(self, asked: Asked, number: int) -> Change:
+        """Return what is changed by forgetting: those who were restricted, or whose correction waits, are no longer."""
+        new = [(hash_, cell) for hash_, cell in sorted(asked.cells.items()) if hash_ not in asked.forgotten]
+        restricted = asked.restricted
+        buried = [(hash_, restricted[hash_].number if hash_ in restricted else number, cell) for hash_, cell in new]
+        waiting = self._ledger.marks_of((hash_ for hash_, _ in new), "awaiting")
+        return Change(tuple(buried), (), tuple(sorted([*restricted.values(), *waiting])))
+
+    def _scheduled(self, new: list[Tombstone]) -> Asked:
+        unknown: set[bytes] | None = None
         if is_registering(self._ledger):
-            unknown = len(new) - len(self._ledger.bands(hash_ for hash_, _ in new))
-        return self._carry_out(new, len(new), 0, unknown, unit)
+            unknown = {hash_ for hash_, _ in new} - self._ledger.bands(hash_ for hash_, _ in new).keys()
+        return Asked(dict(new), set(), unknown, self._restricted(hash_ for hash_, _ in new))
 
-    def _look_up(self, subjects: Iterable[str], strict: bool) -> tuple[dict[bytes, str], set[bytes], int | None]:
+    def _still_waiting(self, corrections: Collection[Mark], leaving: Iterable[Tombstone]) -> list[Mark]:
+        there = set(self._ledger.marks("awaiting"))
+        gone = {hash_ for hash_, _ in leaving}
+        return sorted(mark for mark in corrections if mark in there and mark.hash not in gone)
+
+    def _restricted(self, hashes: Iterable[bytes]) -> dict[bytes, Mark]:
+        return {mark.hash: mark for mark in self._ledger.marks_of(hashes, "restricted")}
+
+    def look_up(self, subjects: Iterable[str], strict: bool) -> Asked:
+        """Look up whom a request is for; within a transaction.
+
+        Args:
+            subjects: Canonical ids.
+            strict: Refuse unknown subjects.
+
+        Raises:
+            UnknownSubjectError: A subject is unknown and `strict` is set, or is known in another Unicode form.
+        """
         asked = self._keyring.hashes(subjects)
         already = self._ledger.forgotten(asked)
         bands = self._ledger.bands(asked)
-        unknown: int | None = None
+        restricted = self._restricted(asked)
+        unknown: set[bytes] | None = None
         if is_registering(self._ledger):
-            strangers = [subject for hash_, subject in asked.items() if hash_ not in bands and hash_ not in already]
+            # who was restricted before any fit is known by that alone
+            unknown = asked.keys() - bands.keys() - already - restricted.keys()
+            strangers = [asked[hash_] for hash_ in asked if hash_ in unknown]
             self._check_spelling(strangers)
             if strangers and strict:
                 raise UnknownSubjectError(_unknown_message(strangers, str(self._store.folder)))
-            unknown = len(strangers)
         places = self._partition.places(asked.values(), [bands.get(hash_, 0) for hash_ in asked])
-        return {hash_: place.cell for hash_, place in zip(asked, places, strict=True)}, already, unknown
+        cells = {hash_: place.cell for hash_, place in zip(asked, places, strict=True)}
+        cells |= {hash_: mark.cell for hash_, mark in restricted.items()}
+        return Asked(cells, already, unknown, restricted)
 
     def _check_spelling(self, strangers: Iterable[str]) -> None:
         """Refuse a stranger whom the store knows in another Unicode form: both look the same, and only one is there."""
         forms = {form: subject for subject in strangers for form in _other_forms(subject)}
         hashes = self._keyring.hashes(forms)
-        for hash_ in (*self._ledger.bands(hashes), *self._ledger.forgotten(hashes)):
+        for hash_ in (*self._ledger.bands(hashes), *self._ledger.forgotten(hashes), *self._restricted(hashes)):
             form = hashes[hash_]
             raise UnknownSubjectError(
                 f"The store {self._store.folder} has never seen {shorten(ascii(forms[form]))}, but it knows "
                 f"{shorten(ascii(form))}, which is the same text in another Unicode form. Expected the "
-                "spelling of the training data; nothing was forgotten."
+                "spelling of the training data; nothing was changed."
             )
 
-    def _find(self, name: _Name) -> int | None:
-        """Return the request that a caller has given a name before; refuse the name for another."""
-        found = self._ledger.request_named(name.request_id)
-        if found is None:
+    def name(self, kind: RequestKind, subjects: Sequence[str], request_id: str | None) -> Name | None:
+        """Return what a caller has named a request; None without a name.
+
+        Args:
+            kind: What is asked for.
+            subjects: Canonical ids.
+            request_id: The name.
+
+        Raises:
+            ConfigurationError: It cannot be one.
+        """
+        return Name(kind, request_id, self._keyring.digest_of(subjects)) if request_id is not None else None
+
+    def check_nameless(self, name: Name | None) -> None:
+        """Refuse a name for a request that waits for a fit.
+
+        Args:
+            name: The name, or None.
+
+        Raises:
+            ConfigurationError: There is one.
+        """
+        if name is not None:
+            raise ConfigurationError(
+                f"With the method {self._manifest.method.name!r} requests wait for the next fit, which carries all "
+                "of them out as one: they have no names. Leave request_id out: a request that is repeated is still "
+                "one."
+            )
+
+    def find(self, name: Name | None) -> int | None:
+        """Return the request that a caller has given a name before; within a transaction.
+
+        Args:
+            name: The name, or None.
+
+        Raises:
+            ConfigurationError: It was given to another request.
+        """
+        found = self._ledger.request_named(name.request_id) if name is not None else None
+        if name is None or found is None:
             return None
         with ledger_errors(f"Request {found}"):
             earlier = next(self._ledger.events(request=found)).read(Request)
-        if (earlier.request_id, earlier.asked) != (name.request_id, name.asked):
+        if (earlier.request_id, earlier.asked, earlier.kind) != (name.request_id, name.asked, name.kind):
+            what = "for other subjects" if earlier.kind == name.kind else f"one to {earlier.kind}"
             raise ConfigurationError(
-                f"The name {name.request_id!r} was given to request {found}, which was for other subjects. Expected "
-                "a name of its own for each request; nothing was forgotten."
+                f"The name {name.request_id!r} was given to request {found}, which was {what}. Expected a name of its "
+                "own for each request; nothing was changed."
             )
         return found
 
-    def _carry_out(
-        self,
-        new: list[Tombstone],
-        subjects: int,
-        already: int,
-        unknown: int | None,
-        unit: FinishedUnit | None = None,
-        name: _Name | None = None,
-    ) -> int:
-        request = self._ledger.watermark() + 1
-        told = self._ledger.forgotten_after(request - 1)  # faster than counting
-        forgotten = (told if told is not None else self._ledger.count_forgotten()) + len(new)
-        reached = revoke(self._store, new, request)
-        added = unit.put(request) if unit is not None else None
+    def carry_out(
+        self, kind: RequestKind, asked: Asked, change: Change, name: Name | None = None, number: int | None = None
+    ) -> CarriedOut:
+        """Do what a request does, but for the event; within a transaction.
+
+        Args:
+            kind: What is asked for.
+            asked: Whom it is for.
+            change: What it changes in the lists of people.
+            name: What the caller has named it.
+            number: The number of the request; None for the next.
+        """
+        number = number if number is not None else self._ledger.watermark() + 1
+        told = self._ledger.forgotten_after(number - 1)  # faster than counting
+        before = told if told is not None else self._ledger.count_forgotten()
+        effect = carry_out(self._store, kind, number, change)
+        return CarriedOut(number, kind, asked, change, name, effect, before + len(change.buried))
+
+    def note(self, carried_out: CarriedOut, added: UnitId | None = None) -> int:
+        """Add a request that was carried out to the history; within the transaction.
+
+        Args:
+            carried_out: What was done.
+            added: A unit that was made without the data of the request, and put in the place of one with it.
+
+        Returns:
+            The number of the request.
+        """
+        request = carried_out.number
+        asked, change, effect, name = carried_out.asked, carried_out.change, carried_out.effect, carried_out.name
         body = Request(
-            subjects=subjects,
-            already_forgotten=already,
-            unknown=unknown,
-            revoked=tuple(reached.units),
-            serving=self._serving({cell for _, cell in new}, added),
+            subjects=len(asked.cells),
+            already_forgotten=len(asked.forgotten),
+            unknown=asked.count_unknown,
+            revoked=effect.revoked,
+            serving=self._serving(effect, added),
             method=self._manifest.method.name,
             guarantee=self._manifest.method.guarantee,
             isolation=self._manifest.isolation,
             versions=_versions(),
             layers=self._keyring.layers,
-            forgotten=forgotten,
-            tombstones=tuple((hash_.hex(), cell) for hash_, cell in sorted(new)),
+            forgotten=carried_out.forgotten,
+            tombstones=tuple((hash_.hex(), cell) for hash_, _, cell in change.buried),
             request_id=name.request_id if name is not None else None,
             asked=name.asked if name is not None else None,
-            exports=tuple(reached.exports),
-            subtracted_rows=reached.rows,
+            exports=effect.exports,
+            subtracted_rows=effect.subtracted_rows,
+            kind=carried_out.kind,
+            already_restricted=len(asked.restricted),
+            set_aside=effect.set_aside,
+            returned=effect.returned,
+            cells=carried_out.corrected,
+            marks=_rows(change.marked),
+            unmarked=_rows(change.unmarked),
         )
-        record(self._store, "request", request, vars(body), forgotten)
-        if added is not None:  # its data was chosen as of this request, which is in the history only now
-            self._store.authenticator.seal([str(added)])
+        record(self._store, "request", request, vars(body), carried_out.forgotten)
         return request
 
-    def _serving(self, reached: set[str], added: UnitId | None) -> dict[str, str | None]:
+    def _serving(self, effect: Effect, added: UnitId | None) -> dict[str, str | None]:
         """Return what serves now in the shards that a request reaches, having proven that it does not reach that.
 
         Args:
-            reached: The cells that the request reaches.
+            effect: What the request has done.
             added: A unit that was made without the data of the request, and put in the place of one with it.
         """
         serving: dict[str, str | None] = {}
-        for shard in sorted({Place.parse(cell).shard for cell in reached}):
+        for shard in effect.shards:
             with ledger_errors("The name of a unit"):
                 left: dict[UnitId, float | None] = {
                     parse_unit(name): score for name, score in self._ledger.scores(f"{shard}/").items()
                 }
-            missed = [str(unit) for unit in left if unit != added and reaches(unit.cells, reached)]
+            missed = [str(unit) for unit in left if unit != added and reaches(unit.cells, effect.reached)]
             if missed:
                 raise StoreError(
                     f"The ledger of the store {self._store.folder} is damaged: its index does not know that the "
@@ -293,7 +425,15 @@ class Forgetting:
             serving[str(shard)] = str(best[shard]) if best else None
         return serving
 
-    def _finish(self, request: int) -> RequestRecord:
+    def finish(self, request: int) -> RequestRecord:
+        """Note a request in the journal, and erase what it has revoked; when its transaction has ended.
+
+        Args:
+            request: The number of the request.
+
+        Raises:
+            StoreError: A file could not be erased. The request is carried out all the same.
+        """
         try:
             try:
                 write_journal(self._ledger, self._store.folder)
@@ -302,16 +442,17 @@ class Forgetting:
             write_journal(self._ledger, self._store.folder)
         except StoreError as error:
             raise StoreError(
-                f"Request {request} is carried out, and nothing that it reached serves again, but what follows is not "
+                f"Request {request} is carried out, and nothing that it reached serves, but what follows is not "
                 f"done: {error} The next opening of the store goes on with it."
             ) from error
         return read_record(self._store, request)
 
 
 @dataclass(frozen=True)
-class _Name:
-    """What a caller has named a request, and a digest of whom it is for."""
+class Name:
+    """What a caller has named a request, what it is, and a digest of whom it is for."""
 
+    kind: RequestKind
     request_id: str
     asked: str
 
@@ -326,6 +467,37 @@ class _Name:
             )
 
 
+@dataclass(frozen=True)
+class CarriedOut:
+    """A request that was carried out, and is not in the history yet."""
+
+    number: int
+    kind: RequestKind
+    asked: Asked
+    change: Change
+    name: Name | None
+    effect: Effect
+    forgotten: int  # how many are, after it
+
+    @property
+    def corrected(self) -> tuple[Cell, ...]:
+        """The cells of those whose data was corrected."""
+        asked = self.asked
+        left_out = asked.forgotten | (asked.unknown or set())
+        cells = {cell for hash_, cell in asked.cells.items() if hash_ not in left_out}
+        return tuple(sorted(cells)) if self.kind == "rectify" else ()
+
+
+def _settling(settled: Collection[Mark], number: int) -> Change:
+    """Return what is changed by a correction that has waited for a fit."""
+    corrected = {mark.hash: Mark("rectified", mark.hash, number, mark.cell) for mark in settled}
+    return Change((), tuple(sorted(corrected.values())), tuple(sorted(settled)))
+
+
+def _rows(marks: Iterable[Mark]) -> tuple[MarkRow, ...]:
+    return tuple((mark.kind, mark.hash.hex(), mark.number, mark.cell) for mark in marks)
+
+
 def _other_forms(subject: str) -> set[str]:
     if subject.isascii():
         return set()
@@ -333,7 +505,15 @@ def _other_forms(subject: str) -> set[str]:
     return {unicodedata.normalize(form, subject) for form in forms} - {subject}
 
 
-def _text(time: datetime) -> str:
+def time_text(time: datetime) -> str:
+    """Return a time as a ledger has it (UTC, ISO 8601).
+
+    Args:
+        time: With a time zone.
+
+    Raises:
+        ConfigurationError: It has no date in UTC.
+    """
     try:
         return time.astimezone(timezone.utc).isoformat(timespec="milliseconds")
     except OverflowError:
@@ -343,7 +523,12 @@ def _text(time: datetime) -> str:
         ) from None
 
 
-def _shown(subjects: list[str]) -> str:
+def list_shown(subjects: list[str]) -> str:
+    """Return the first of several ids for a message, and how many more there are.
+
+    Args:
+        subjects: Ids.
+    """
     return ", ".join(shorten(repr(subject)) for subject in subjects[:5]) + (
         f" and {len(subjects) - 5} more" if len(subjects) > 5 else ""
     )
@@ -351,9 +536,8 @@ def _shown(subjects: list[str]) -> str:
 
 def _unknown_message(unknown: list[str], store: str) -> str:
     return (
-        f"The store {store} has never seen {_shown(unknown)}. Expected ids of its training data; nothing was "
-        "forgotten. Check the spelling, or pass strict=False: unknown subjects then get a tombstone, and never enter a "
-        "later fit."
+        f"The store {store} has never seen {list_shown(unknown)}. Expected ids of its training data; nothing was "
+        "changed. Check the spelling, or pass strict=False: unknown subjects then never enter a later fit."
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_s3t.core.events import Damage, Erasure, Event, Kind, Request, first_break
 from lightning_s3t.core.receipts import Receipt, RequestRecord
-from lightning_s3t.core.units import UnitId
+from lightning_s3t.core.units import Cell, UnitId
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.ledger import Ledger, ledger_errors
 from lightning_s3t.store.units import parse_unit
@@ -86,13 +86,17 @@ def _record_of(events: Sequence[Event]) -> RequestRecord:
     first, *later = events
     asked, erasures = first.read(Request), [event.read(Erasure) for event in later]
     return RequestRecord(
+        kind=asked.kind,
         request=first.request or 0,
         request_id=asked.request_id,
         time=first.time,
         subjects=asked.subjects,
         already_forgotten=asked.already_forgotten,
+        already_restricted=asked.already_restricted,
         unknown=asked.unknown,
         revoked_units=len(asked.revoked),
+        set_aside_units=len(asked.set_aside),
+        returned_units=len(asked.returned),
         subtracted_rows=asked.subtracted_rows,
         erased_files=sum(erasure.files for erasure in erasures),
         erased_bytes=sum(erasure.bytes for erasure in erasures),
@@ -107,7 +111,21 @@ def _record_of(events: Sequence[Event]) -> RequestRecord:
         revoked=asked.revoked,
         serving=asked.serving,
         exports=asked.exports,
+        set_aside=asked.set_aside,
+        returned=asked.returned,
     )
+
+
+def corrected_since(ledger: Ledger, position: int) -> set[Cell]:
+    """Return the cells with data that was corrected after an event.
+
+    Args:
+        ledger: The ledger.
+        position: The position of the event.
+    """
+    with ledger_errors("The history of requests"):
+        since = [event for event in ledger.events(after=position) if event.kind == "request"]
+        return {cell for event in since for cell in event.read(Request).cells}
 
 
 def ever_revoked(ledger: Ledger) -> set[UnitId]:

@@ -13,9 +13,10 @@ from pathlib import Path
 from lightning_s3t.core.events import Cancellation, Damage, Event, Exported, Request, Rotation, Schedule
 from lightning_s3t.core.units import Place, UnitId
 from lightning_s3t.errors import StoreError
-from lightning_s3t.store.authentication import layers_after
+from lightning_s3t.store.authentication import change_of, layers_after
 from lightning_s3t.store.backend import Backend
-from lightning_s3t.store.erasure import remove_lineages, revoke
+from lightning_s3t.store.effects import carry_out
+from lightning_s3t.store.erasure import remove_lineages
 from lightning_s3t.store.files import open_own, read_unlinked, sync_folder
 from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.ledger import Export, Ledger
@@ -146,11 +147,16 @@ def _replay(store: Backend, keyring: Keyring) -> int:
 
 def _carry_out(store: Backend, keyring: Keyring, event: Event) -> int | None:
     """Do what an event has done; return how many are forgotten after a request."""
-    if event.kind == "request" and event.request is not None:
+    change = change_of(event)
+    if event.kind == "request" and event.request is not None and change is not None:
         request = event.read(Request)
-        rows = [(bytes.fromhex(hash_), Place.parse(cell).cell) for hash_, cell in request.tombstones]
-        revoke(store, rows, event.request)
+        for _, _, cell in (*change.buried, *((mark.hash, mark.number, mark.cell) for mark in change.marked)):
+            Place.parse(cell)  # or the request would reach nothing
+        carry_out(store, request.kind, event.request, change)
         return request.forgotten
+    if change is not None:
+        store.ledger.mark(change.marked)
+        return None
     if event.kind == "schedule":
         rows_later = [(bytes.fromhex(hash_), time, cell) for hash_, time, cell in event.read(Schedule).pending]
         store.ledger.schedule(rows_later)

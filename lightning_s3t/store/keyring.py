@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from hashlib import sha256
 
@@ -86,10 +86,23 @@ class Keyring:
         Args:
             subjects: Canonical ids.
         """
+        return self._among(subjects, self._ledger.forgotten)
+
+    def restricted(self, subjects: Iterable[str]) -> set[str]:
+        """Return those of the subjects who are restricted, whoever rotates the key meanwhile.
+
+        Args:
+            subjects: Canonical ids.
+        """
+        if not self._ledger.marks("restricted"):  # hashing millions of ids takes long
+            return set()
+        return self._among(subjects, lambda hashes: {m.hash for m in self._ledger.marks_of(hashes, "restricted")})
+
+    def _among(self, subjects: Iterable[str], find: Callable[[Iterable[bytes]], set[bytes]]) -> set[str]:
         asked = list(subjects)
         while True:
             hashes, layers = self.hashes(asked), self.layers
-            found = self._ledger.forgotten(hashes)
+            found = find(hashes)
             self.refresh()
             if self.layers == layers:
                 return {hashes[hash_] for hash_ in found}

@@ -6,14 +6,32 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from lightning_s3t.core.events import Event, Kind
+from lightning_s3t.core.events import Event, Kind, MarkKind
 from lightning_s3t.core.units import Cell
 from lightning_s3t.errors import StoreError
 
 Tombstone = tuple[bytes, Cell]
 """The keyed hash of a subject who is forgotten, and the cell that the subject's data was in."""
+
+
+class Mark(NamedTuple):
+    """What is noted of a subject who is not forgotten.
+
+    Attributes:
+        kind: "restricted": no fit trains on the subject, and nothing that was made from the data serves. "rectified"
+            and "released": the data changed, or came back. "awaiting": the next fit is to train on the corrected data.
+        hash: The keyed hash of the subject.
+        number: The request from which on no unit that is trained holds the (old) data; of "released" the request; of
+            "awaiting" the position of the event.
+        cell: The cell that the subject's data is in.
+    """
+
+    kind: MarkKind
+    hash: bytes
+    number: int
+    cell: Cell
 
 
 @dataclass(frozen=True)
@@ -70,6 +88,32 @@ class ArtifactEntry:
     score: float | None
     record: str
     mac: str
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """An artifact that was set aside: kept whole, and no longer among the artifacts.
+
+    Attributes:
+        id: Its number among those that are set aside: several may have one name, of which all but the newest were made
+            before a restriction that the next was made in.
+        cells: Every cell whose data has influenced it.
+        entry: The rest of it.
+    """
+
+    id: int
+    cells: tuple[Cell, ...]
+    entry: ArtifactEntry
+
+    @property
+    def name(self) -> str:
+        """The name that it had, and gets back."""
+        return self.entry.name
+
+    @property
+    def as_of(self) -> int:
+        """The newest request when its data was chosen."""
+        return self.entry.as_of
 
 
 @dataclass(frozen=True)
@@ -185,8 +229,26 @@ class Ledger(Protocol):
     def count_registered_and_forgotten(self) -> int:
         """Return how many have a tombstone and are registered too, which nobody should."""
 
-    def newest_requests(self) -> dict[Cell, int]:
-        """Return the newest request that reaches each cell."""
+    def newest_requests(self, restrictions: bool = True) -> dict[Cell, int]:
+        """Return by cell the newest request that keeps what was made before it from serving.
+
+        That is the newest number of a tombstone or of a mark "rectified", and of a mark "restricted" if these count.
+        """
+
+    def mark(self, marks: Iterable[Mark]) -> None:
+        """Note marks; those that are there stay."""
+
+    def unmark(self, marks: Iterable[Mark]) -> None:
+        """Take marks away."""
+
+    def marks(self, kind: MarkKind | None = None) -> list[Mark]:
+        """Return the marks of a kind, or all."""
+
+    def marks_of(self, hashes: Iterable[bytes], kind: MarkKind) -> list[Mark]:
+        """Return the marks of a kind that some subjects have."""
+
+    def lacks(self, cells: Collection[Cell]) -> bool:
+        """Return whether somebody whose data was in one of the cells is forgotten or restricted."""
 
     def rehash(self, renew: Callable[[bytes], bytes]) -> None:
         """Replace the hash of every subject."""
@@ -231,7 +293,10 @@ class Ledger(Protocol):
         """Return the artifacts that have one of the cells: the reach rule, by an index."""
 
     def reached_since(self, cells: Collection[Cell], request: int) -> bool:
-        """Return whether a request newer than a given one reaches what has these cells: the same, the other way."""
+        """Return whether a request newer than a given one reaches what has these cells: the same, the other way.
+
+        All tombstones and marks count but those of kind "awaiting".
+        """
 
     def add(self, artifact: Artifact, snapshot: str) -> None:
         """Add an artifact that was attempted: it owns its snapshot, whose path is given, and the attempt's files."""
@@ -262,6 +327,23 @@ class Ledger(Protocol):
 
     def count_index(self) -> int:
         """Return how many entries the index has."""
+
+    # artifacts that are set aside: no other method knows of them, but those of the files that they own
+
+    def set_aside(self, names: Collection[str]) -> None:
+        """Move artifacts to those that are set aside; they keep their files."""
+
+    def aside(self) -> list[SetAside]:
+        """Return the artifacts that are set aside, those that were set aside first first."""
+
+    def put_back(self, ids: Collection[int]) -> None:
+        """Move artifacts back, as they were; there must be none of their names."""
+
+    def remove_aside(self, ids: Collection[int]) -> list[OwnedFile]:
+        """Take artifacts that are set aside out, with all that is known of them; return the files that they owned."""
+
+    def seal_aside(self, macs: Mapping[int, str]) -> None:
+        """Replace the MACs of artifacts that are set aside."""
 
     # attempts, and the files that artifacts and attempts own
 

@@ -11,7 +11,7 @@ from lightning_s3t.plan import deletion_rate, harmonic, survivors
 if TYPE_CHECKING:
     from lightning_s3t.store.store import Store
 
-State = Literal["serves", "alive", "revoked", "missing"]
+State = Literal["serves", "alive", "aside", "revoked", "missing"]
 _LOW = 0.25
 
 
@@ -36,6 +36,10 @@ class Overview:
         last_fit: What the last fit has found in the data; None before the first.
         floor_rows: How many rows the floor has learnt from, which answers when no unit is left; None without a floor,
             or while it lacks rows of the data.
+        restricted: How many subjects are restricted: no fit trains on them, and nothing that they reached serves.
+        set_aside: The units that are kept for them, by name. Several may have one name, and one may be trained again
+            in its place.
+        corrections: How many subjects wait for the next fit to train on their corrected data.
     """
 
     sequences: tuple[tuple[int, ...], ...]
@@ -53,12 +57,17 @@ class Overview:
     waiting: int
     last_fit: dict[str, Any] | None
     floor_rows: int | None = None
+    restricted: int = 0
+    set_aside: tuple[str, ...] = ()
+    corrections: int = 0
 
     @property
     def advice(self) -> str | None:
         """Why to call fit again; None if there is no need."""
         if self.waiting:
             return f"Call fit with the same store: {self.waiting} subjects wait to be forgotten."
+        if self.corrections:
+            return f"Call fit with the same store: the corrected data of {self.corrections} subjects waits to be used."
         dark = self.shards - len(self.serving)
         again = "Call fit with the same store: it trains again what was revoked, without the forgotten."
         if dark:
@@ -82,12 +91,14 @@ class Overview:
         sequences = tuple(tuple(sequence) for sequence in store.options.get("sequences", []))
         serving = survivors(alive, {unit: record.score for unit, record in alive.items() if record.score is not None})
         used = {ancestor for unit in serving.values() for ancestor in unit.lineage}
-        revoked, floor = store.revoked(), store.floor()
+        revoked, floor, aside = store.revoked(), store.floor(), store.set_aside()
 
         def state(unit: UnitId) -> State:
             if unit in used:
                 return "serves"
-            return "alive" if unit in alive else "revoked" if unit in revoked else "missing"
+            if unit in alive:
+                return "alive"
+            return "aside" if unit in aside else "revoked" if unit in revoked else "missing"
 
         firsts = len({sequence[0] for sequence in sequences})
         places = partition.shards * partition.slices
@@ -111,4 +122,7 @@ class Overview:
             waiting=len(store.due()),
             last_fit=store.options.get("last_fit"),
             floor_rows=floor.rows if floor is not None and floor.complete else None,
+            restricted=store.count_restricted(),
+            set_aside=tuple(map(str, aside)),
+            corrections=len({mark.hash for mark in store.corrections()}),
         )

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from typing_extensions import override
 
 from lightning_s3t.core.documents import canonical
-from lightning_s3t.core.events import GENESIS, Event, Kind
+from lightning_s3t.core.events import GENESIS, Event, Kind, MarkKind
 from lightning_s3t.core.units import Cell
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.identities import read_keys
@@ -27,8 +27,10 @@ from lightning_s3t.store.ledger import (
     ArtifactEntry,
     Export,
     Ledger,
+    Mark,
     OwnedFile,
     QueuedFile,
+    SetAside,
     Tombstone,
     ledger_errors,
 )
@@ -62,6 +64,15 @@ CREATE INDEX events_by_name ON events (name) WHERE name IS NOT NULL;
 -- who must never be trained on again: the cell says which artifacts a request reaches
 CREATE TABLE tombstones (hash BLOB PRIMARY KEY, request INTEGER NOT NULL, cell TEXT NOT NULL) WITHOUT ROWID;
 CREATE INDEX tombstones_by_cell ON tombstones (cell, request);
+-- what is noted of those who stay: who is restricted, whose data was corrected, and since when
+CREATE TABLE marks (
+    kind TEXT NOT NULL,
+    hash BLOB NOT NULL,
+    number INTEGER NOT NULL,
+    cell TEXT NOT NULL,
+    PRIMARY KEY (hash, kind, number)
+) WITHOUT ROWID;
+CREATE INDEX marks_by_cell ON marks (cell, kind, number);
 -- who has asked to be forgotten later on
 CREATE TABLE pending (hash BLOB PRIMARY KEY, due TEXT NOT NULL, cell TEXT NOT NULL) WITHOUT ROWID;
 -- what must be unreadable once it is removed: of an artifact its digest, its score and the SHA-256 of its record
@@ -77,6 +88,15 @@ CREATE TABLE artifacts (
 ) WITHOUT ROWID;
 -- the reach rule as an index: every cell whose data has influenced an artifact, as artifacts.cells lists them
 CREATE TABLE cells (cell TEXT, artifact TEXT, PRIMARY KEY (cell, artifact)) WITHOUT ROWID;
+-- artifacts that a restriction keeps from serving: of one name there may be several. Their files are under 'aside:id'
+CREATE TABLE set_aside (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL,
+    as_of INTEGER NOT NULL,
+    record INTEGER NOT NULL,
+    cells TEXT NOT NULL,
+    mac TEXT NOT NULL
+);
 CREATE TABLE attempts (name TEXT PRIMARY KEY) WITHOUT ROWID;
 -- exported copies: few, so that the reach rule is asked of each
 CREATE TABLE exports (name TEXT PRIMARY KEY, as_of INTEGER NOT NULL, cells TEXT NOT NULL) WITHOUT ROWID;
@@ -252,13 +272,41 @@ class SqliteLedger(Ledger):
         return self._number("SELECT COUNT(*) FROM subjects JOIN tombstones USING (hash)")
 
     @override
-    def newest_requests(self) -> dict[Cell, int]:
-        return dict(self._rows("SELECT cell, MAX(request) FROM tombstones GROUP BY cell"))
+    def newest_requests(self, restrictions: bool = True) -> dict[Cell, int]:
+        found: dict[Cell, int] = dict(self._rows("SELECT cell, MAX(request) FROM tombstones GROUP BY cell"))
+        kinds = ("rectified", "restricted") if restrictions else ("rectified",)
+        query = f"SELECT cell, MAX(number) FROM marks WHERE kind IN {_AMONG} GROUP BY cell"
+        for cell, number in self._rows(query, _list(kinds)):
+            found[cell] = max(number, found.get(cell, 0))
+        return found
+
+    @override
+    def mark(self, marks: Iterable[Mark]) -> None:
+        self._many("INSERT OR IGNORE INTO marks VALUES (?, ?, ?, ?)", marks)
+
+    @override
+    def unmark(self, marks: Iterable[Mark]) -> None:
+        rows = ((mark.hash, mark.kind, mark.number) for mark in marks)
+        self._many("DELETE FROM marks WHERE hash = ? AND kind = ? AND number = ?", rows)
+
+    @override
+    def marks(self, kind: MarkKind | None = None) -> list[Mark]:
+        return [Mark(*row) for row in self._rows("SELECT * FROM marks WHERE ?1 IS NULL OR kind = ?1", kind)]
+
+    @override
+    def marks_of(self, hashes: Iterable[bytes], kind: MarkKind) -> list[Mark]:
+        return [Mark(*row) for row in self._look_up("* FROM marks WHERE hash", hashes) if row[0] == kind]
+
+    @override
+    def lacks(self, cells: Collection[Cell]) -> bool:
+        forgotten = f"SELECT 1 FROM tombstones WHERE cell IN {_AMONG} LIMIT 1"
+        restricted = f"SELECT 1 FROM marks WHERE cell IN {_AMONG} AND kind = 'restricted' LIMIT 1"
+        return any(self._rows(query, _list(cells)) for query in (forgotten, restricted))
 
     @override
     def rehash(self, renew: Callable[[bytes], bytes]) -> None:
         self.connection.create_function("renewed", 1, renew)
-        for table in ("subjects", "tombstones", "pending", "feature_rows"):
+        for table in ("subjects", "tombstones", "marks", "pending", "feature_rows"):
             self.connection.execute(f"UPDATE {table} SET hash = renewed(hash)")
 
     @override
@@ -322,8 +370,11 @@ class SqliteLedger(Ledger):
 
     @override
     def reached_since(self, cells: Collection[Cell], request: int) -> bool:
-        query = f"SELECT 1 FROM tombstones WHERE cell IN {_AMONG} AND request > ? LIMIT 1"
-        return bool(self._rows(query, _list(cells), request))
+        queries = (
+            f"SELECT 1 FROM tombstones WHERE cell IN {_AMONG} AND request > ? LIMIT 1",
+            f"SELECT 1 FROM marks WHERE cell IN {_AMONG} AND number > ? AND kind != 'awaiting' LIMIT 1",
+        )
+        return any(self._rows(query, _list(cells), request) for query in queries)
 
     @override
     def add(self, artifact: Artifact, snapshot: str) -> None:
@@ -344,9 +395,7 @@ class SqliteLedger(Ledger):
     def remove(self, names: Collection[str]) -> list[OwnedFile]:
         found = _list(names)
         files = self._disown(found, f"SELECT record FROM artifacts WHERE name IN {_AMONG}")
-        listed = f"SELECT json.value, name FROM artifacts, json_each(cells) AS json WHERE name IN {_AMONG}"
-        self.connection.execute(f"DELETE FROM cells WHERE (cell, artifact) IN ({listed})", (found,))
-        self.connection.execute(f"DELETE FROM artifacts WHERE name IN {_AMONG}", (found,))
+        self._take_out(found)
         return files
 
     @override
@@ -397,6 +446,49 @@ class SqliteLedger(Ledger):
     @override
     def count_index(self) -> int:
         return self._number("SELECT COUNT(*) FROM cells")
+
+    @override
+    def set_aside(self, names: Collection[str]) -> None:
+        found = _list(names)
+        copied = "INSERT INTO set_aside SELECT NULL, name, as_of, record, cells, mac FROM artifacts"
+        for name in names:
+            place = self.connection.execute(f"{copied} WHERE name = ?", (name,)).lastrowid
+            self.connection.execute("UPDATE files SET owner = ? WHERE owner = ?", (_aside(place), name))
+        self._take_out(found)
+
+    @override
+    def aside(self) -> list[SetAside]:
+        query = "SELECT set_aside.id, name, head, as_of, cells, mac FROM set_aside JOIN vault ON vault.id = record"
+        with ledger_errors("A unit that is set aside"):
+            return [
+                SetAside(
+                    place,
+                    tuple(json.loads(cells)),
+                    ArtifactEntry(name, as_of, _digest(head), _score(head), _record(head), mac),
+                )
+                for place, name, head, as_of, cells, mac in self._rows(f"{query} ORDER BY set_aside.id")
+            ]
+
+    @override
+    def put_back(self, ids: Collection[int]) -> None:
+        for place in ids:
+            chosen = "FROM set_aside WHERE id = ?"
+            ((name, cells),) = self._rows(f"SELECT name, cells {chosen}", place)
+            self.connection.execute(f"INSERT INTO artifacts SELECT name, as_of, record, cells, mac {chosen}", (place,))
+            self._many("INSERT INTO cells VALUES (?, ?)", ((cell, name) for cell in json.loads(cells)))
+            self.connection.execute("UPDATE files SET owner = ? WHERE owner = ?", (name, _aside(place)))
+            self.connection.execute(f"DELETE {chosen}", (place,))
+
+    @override
+    def remove_aside(self, ids: Collection[int]) -> list[OwnedFile]:
+        owners = _list([_aside(place) for place in ids])
+        files = self._disown(owners, f"SELECT record FROM set_aside WHERE 'aside:' || id IN {_AMONG}")
+        self.connection.execute(f"DELETE FROM set_aside WHERE 'aside:' || id IN {_AMONG}", (owners,))
+        return files
+
+    @override
+    def seal_aside(self, macs: Mapping[int, str]) -> None:
+        self._many("UPDATE set_aside SET mac = ? WHERE id = ?", ((mac, place) for place, mac in macs.items()))
 
     @override
     def begin(self, name: str) -> None:
@@ -520,17 +612,21 @@ class SqliteLedger(Ledger):
 
     @override
     def compact(self) -> None:
-        used = self._number("SELECT (SELECT COUNT(*) FROM artifacts) + (SELECT COUNT(*) FROM files)")
+        counts = " + ".join(f"(SELECT COUNT(*) FROM {table})" for table in ("artifacts", "set_aside", "files"))
+        used = self._number(f"SELECT {counts}")
         if self._number("SELECT MAX(id) FROM vault") - used <= max(used, _MUCH):
             return
         query = "SELECT name, '', head, body FROM artifacts JOIN vault ON id = record"
+        aside = "SELECT set_aside.id, '', head, body FROM set_aside JOIN vault ON vault.id = record"
         owned = "SELECT owner, tag, head, body FROM files JOIN vault ON id = path"
-        rows = self._rows(f"{query} UNION ALL {owned}")
+        rows = self._rows(f"{query} UNION ALL {aside} UNION ALL {owned}")
         self.connection.execute("DELETE FROM vault")  # all of it, which frees, and so clears, all of its pages
         for owner, tag, head, body in rows:
             place = self.connection.execute("INSERT INTO vault VALUES (NULL, ?, ?)", (head, body)).lastrowid
             if tag:
                 self.connection.execute("UPDATE files SET path = ? WHERE owner = ? AND tag = ?", (place, owner, tag))
+            elif isinstance(owner, int):
+                self.connection.execute("UPDATE set_aside SET record = ? WHERE id = ?", (place, owner))
             else:
                 self.connection.execute("UPDATE artifacts SET record = ? WHERE name = ?", (place, owner))
 
@@ -610,6 +706,11 @@ class SqliteLedger(Ledger):
             self.connection.execute(f"DELETE FROM {owned}", (owners,))
         return [_owned(*row) for row in paths]
 
+    def _take_out(self, names: str) -> None:
+        listed = f"SELECT json.value, name FROM artifacts, json_each(cells) AS json WHERE name IN {_AMONG}"
+        self.connection.execute(f"DELETE FROM cells WHERE (cell, artifact) IN ({listed})", (names,))
+        self.connection.execute(f"DELETE FROM artifacts WHERE name IN {_AMONG}", (names,))
+
     def _tag(self, text: str) -> bytes:
         # keyed, since the trees that it is in do keep copies; by the first key, which a rotation does not change
         if self._tag_key is None:
@@ -635,6 +736,11 @@ def _expected_form() -> frozenset[tuple[str, str, str]]:
 def _attempt(name: str) -> str:
     # what an artifact's files are under until it is added
     return f"attempt:{name}"
+
+
+def _aside(place: int | None) -> str:
+    # what the files of an artifact that is set aside are under
+    return f"aside:{place}"
 
 
 def _export(name: str) -> str:

@@ -23,24 +23,32 @@ from lightning_s3t.plan import Partition
 from lightning_s3t.store.authentication import new_identity
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.building import BuildSession
+from lightning_s3t.store.correcting import Correcting
 from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
 from lightning_s3t.store.exporting import check_exports, write_export
 from lightning_s3t.store.feature_sums import FeatureSums
 from lightning_s3t.store.floor import FloorState, load_sums, read_state
 from lightning_s3t.store.folder import check_free, check_own_files, clear_half_written, make_folder
 from lightning_s3t.store.forgetting import Forgetting
-from lightning_s3t.store.history import chain_digest, ever_revoked, has_given, read_records, record
+from lightning_s3t.store.history import (
+    chain_digest,
+    corrected_since,
+    ever_revoked,
+    has_given,
+    read_records,
+    record,
+)
 from lightning_s3t.store.identities import check_key, read_keys, read_or_make_keys
 from lightning_s3t.store.journal import make_journal, reconcile, write_journal
 from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.keyring import notes_of as notes_of_keys
-from lightning_s3t.store.ledger import Tombstone, ledger_errors
+from lightning_s3t.store.ledger import Mark, Tombstone, ledger_errors
 from lightning_s3t.store.lock import FitLock, ledger_lock
 from lightning_s3t.store.overview import Overview
 from lightning_s3t.store.registry import is_registering
 from lightning_s3t.store.scheduled import check_scheduled
 from lightning_s3t.store.settings import HINT, check_settings, normalise, notes_of, read_settings
-from lightning_s3t.store.sqlite_ledger import FILE
+from lightning_s3t.store.sqlite_ledger import FILE, SqliteLedger
 from lightning_s3t.store.tensors import decode_snapshot
 from lightning_s3t.store.units import ServableUnit, UnitRecord, find_snapshot, read_servable, read_units
 from lightning_s3t.store.verification import Verification, check_one_piece, damaged_units, verify
@@ -75,6 +83,7 @@ class Store:
             self._keyring = Keyring(backend)
             self.partition = _partition_of(self.manifest, self._keyring.partition_secret)
         self._forgetting = Forgetting(backend, self._keyring, self.partition, self.manifest)
+        self._correcting = Correcting(backend, self._keyring, self.manifest, self._forgetting)
         self._lock = FitLock(path)
         with ledger_errors(f"The history of the store {path}"):
             reconcile(backend, self._keyring)
@@ -166,6 +175,26 @@ class Store:
                 store.forget_due()
         return store
 
+    @staticmethod
+    def newest_event(path: str | Path) -> int:
+        """Returns the position of the newest event of a store, without opening it; 0 if there is none, or no store.
+
+        Args:
+            path: The folder.
+
+        Raises:
+            StoreError: It holds something else.
+        """
+        folder = Path(path).absolute()
+        check_own_files(folder)
+        if not (folder / FILE).is_file():
+            return 0
+        ledger = SqliteLedger(folder)
+        try:
+            return ledger.head()[0]
+        finally:
+            ledger.close()
+
     @property
     def request_number(self) -> int:
         """The number of the newest request, 0 before the first. Cheap enough to ask before every batch."""
@@ -201,6 +230,95 @@ class Store:
             DataError: An id is neither text nor an integer, or `subjects` is no collection of ids, or is empty.
         """
         return self._forgetting.forget(_canonical(subjects), strict, request_id)
+
+    def rectify(
+        self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
+    ) -> RequestRecord | Ticket:
+        """Takes out what the old data of subjects has reached, as `forget` does; the next fit trains on the new data.
+
+        The subjects stay in the training data. Correct their rows first, then ask: a fit that is running has loaded the
+        old ones, and trains none of what holds them; the next one does. What the rows hold is not compared, so a
+        request that is repeated takes out what was trained since.
+
+        Where the method answers a request with another model, the request is noted, and the next fit that begins trains
+        that model from scratch.
+
+        Args:
+            subjects: Their ids. Of those who are forgotten there is nothing to correct; who is restricted stays so.
+            strict: Refuse a request that names a subject which the store has never seen. Otherwise there is nothing to
+                do for them: no unit holds their data.
+            request_id: A name of the caller's for the request, so that a retry is no second request, as for `forget`.
+
+        Returns:
+            The receipt, with what only the store's keeper may know; or a ticket, if the request waits for a fit.
+
+        Raises:
+            UnknownSubjectError: A subject is unknown and `strict` is set, or is known in another Unicode form; nothing
+                has changed then.
+            ConfigurationError: The name was given to another request, or cannot be one.
+            StoreError: The ledger could not be written, and nothing has changed; or the request is carried out and a
+                file could not be erased. The message says which.
+            DataError: An id is neither text nor an integer, or `subjects` is no collection of ids, or is empty.
+        """
+        return self._correcting.rectify(_canonical(subjects), strict, request_id)
+
+    def restrict(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:
+        """Sets aside what the data of subjects has reached: it serves no more, and no fit trains on the data.
+
+        The snapshots are kept, until `release` puts the units back or `forget` erases them. A fit meanwhile trains
+        units without the data in their place. Exported copies are erased; export again after a release.
+
+        Args:
+            subjects: Their ids. Those who are restricted already, or forgotten, are counted, and change nothing.
+            strict: Refuse a request that names a subject which the store has never seen. Otherwise such a subject never
+                enters a fit until it is released.
+            request_id: A name of the caller's for the request, so that a retry is no second request, as for `forget`.
+
+        Returns:
+            The receipt, with what only the store's keeper may know.
+
+        Raises:
+            UnsupportedError: The method has one model, which the data of everybody has reached.
+            UnknownSubjectError: A subject is unknown and `strict` is set, or is known in another Unicode form; nothing
+                has changed then.
+            ConfigurationError: The name was given to another request, or cannot be one.
+            StoreError: The ledger could not be written, and nothing has changed; or the request is carried out and a
+                file could not be erased. The message says which.
+            DataError: An id is neither text nor an integer, or `subjects` is no collection of ids, or is empty.
+
+        Example:
+            >>> import tempfile
+            >>> settings = {"partition": {"shards": 1, "slices": 2, "seed": 0}}
+            >>> with tempfile.TemporaryDirectory() as folder, Store.create(folder, settings) as store:
+            ...     first = store.restrict(["user-1"], strict=False)
+            ...     restricted = store.restricted(["user-1", "user-2"])
+            ...     first.kind, restricted, store.release(["user-1"]).kind, store.restricted(["user-1"])
+            ('restrict', {'user-1'}, 'release', set())
+        """
+        return self._correcting.restrict(_canonical(subjects), strict, request_id)
+
+    def release(self, subjects: Iterable[Any], request_id: str | None = None) -> RequestRecord:
+        """Ends the restriction of subjects: what was set aside serves again, bit for bit, and fits train on the data.
+
+        Units that hold the data of others who are restricted stay set aside. What was trained meanwhile in the place of
+        what is put back is erased.
+
+        Args:
+            subjects: Their ids.
+            request_id: A name of the caller's for the request, so that a retry is no second request, as for `forget`.
+
+        Returns:
+            The receipt, with what only the store's keeper may know.
+
+        Raises:
+            UnsupportedError: The method cannot restrict.
+            UnknownSubjectError: A subject is not restricted; nothing has changed then.
+            ConfigurationError: The name was given to another request, or cannot be one.
+            StoreError: The ledger could not be written, and nothing has changed; or the request is carried out and a
+                file could not be erased. The message says which.
+            DataError: An id is neither text nor an integer, or `subjects` is no collection of ids, or is empty.
+        """
+        return self._correcting.release(_canonical(subjects), request_id)
 
     def schedule(self, subjects: Iterable[Any], due: datetime, strict: bool = True) -> int:
         """Notes a deletion request that is to be carried out later: by `forget_due`, or when the store is next opened.
@@ -349,6 +467,35 @@ class Store:
             subjects: Canonical ids.
         """
         return self._keyring.forgotten(subjects)
+
+    def restricted(self, subjects: Iterable[str]) -> set[str]:
+        """Returns those of the subjects that are restricted: no fit trains on them until they are released.
+
+        Args:
+            subjects: Canonical ids.
+        """
+        return self._keyring.restricted(subjects)
+
+    def count_restricted(self) -> int:
+        """Returns how many subjects are restricted."""
+        return len(self._ledger.marks("restricted"))
+
+    def set_aside(self) -> list[UnitId]:
+        """Returns the units that are set aside; of one name there may be several, for restrictions that overlap."""
+        with ledger_errors("The name of a unit"):
+            return sorted(UnitId.parse(one.name) for one in self._ledger.aside())
+
+    def corrections(self) -> list[Mark]:
+        """Returns the corrections that wait for a fit, where the method replaces its model."""
+        return self._ledger.marks("awaiting")
+
+    def corrected_since(self, position: int) -> set[str]:
+        """Returns the cells with data that was corrected after an event of the history.
+
+        Args:
+            position: The event's position in the chain.
+        """
+        return corrected_since(self._ledger, position)
 
     @contextmanager
     def building(self) -> Iterator[BuildSession]:
@@ -502,7 +649,9 @@ class Store:
         self._ledger.close()
 
     def _revoked(self, unit: UnitId) -> RevokedError:
-        return RevokedError(f"The store {self.path} has no unit {unit}: it was revoked, or never trained.")
+        return RevokedError(
+            f"The store {self.path} has no unit {unit}: it was revoked, is set aside, or was never trained."
+        )
 
     def __enter__(self) -> Store:
         return self

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from lightning_s3t.core.events import Event, Request, first_break
+from lightning_s3t.core.events import Event, first_break
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import StoreError
+from lightning_s3t.store.authentication import change_of, layers_after
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.exporting import check_exports
 from lightning_s3t.store.files import size_of
@@ -21,7 +22,7 @@ from lightning_s3t.store.folder import OWN_FILES
 from lightning_s3t.store.identities import KEY_FILE
 from lightning_s3t.store.journal import read_journal
 from lightning_s3t.store.keyring import Keyring
-from lightning_s3t.store.ledger import Ledger, OwnedFile
+from lightning_s3t.store.ledger import Ledger, Mark, OwnedFile
 from lightning_s3t.store.registered_files import Located, RegisteredFiles, digest_of
 from lightning_s3t.store.scheduled import check_scheduled
 from lightning_s3t.store.scratch import FOLDER as SCRATCH
@@ -69,13 +70,14 @@ def verify(store: Backend, keyring: Keyring, quiet: bool) -> Verification:
     """
     ledger = store.ledger
     damaged = tuple(damaged_units(store))
-    units = len(ledger.ages())
+    units = len(ledger.ages()) + len(ledger.aside())
     with ledger.at_one_time():  # requests of other processes go on meanwhile
         keyring.refresh()
         history = list(ledger.events())
         contents = [
-            *_tombstones(ledger, keyring, history),
+            *_people(ledger, keyring, history),
             *_outdated(ledger),
+            *_set_aside(ledger),
             *_index(ledger),
         ]
     found = ledger.problems()
@@ -87,6 +89,7 @@ def verify(store: Backend, keyring: Keyring, quiet: bool) -> Verification:
         *_authenticity(store, keyring, history),
         *contents,
         *(f"The snapshot of unit {unit} is missing or damaged." for unit in damaged),
+        *_damaged_aside(store),
         *_base(store),
         *floor_problems(store),
         *_key(store.folder),
@@ -115,7 +118,7 @@ def check_one_piece(ledger: Ledger, folder: Path) -> None:
     with ledger.at_one_time():
         total = ledger.forgotten_after(ledger.watermark())
         events, newest = ledger.count_events(), ledger.head()[0]
-        problems = list(_outdated(ledger))
+        problems = [*_outdated(ledger), *_set_aside(ledger)]
         cells = sum(len(parse_unit(name).cells) for name in ledger.ages())
         entries = ledger.count_index()
         found = ledger.count_forgotten()
@@ -200,16 +203,21 @@ def _copy_of(folder: Path, events: int) -> list[Event]:
     return copy
 
 
-def _tombstones(ledger: Ledger, keyring: Keyring, history: Iterable[Event]) -> Iterator[str]:
+def _people(ledger: Ledger, keyring: Keyring, history: Iterable[Event]) -> Iterator[str]:
     # one request after the other: what is in the ledger must be what they say, no more and no less
     expected: dict[bytes, tuple[int, str]] = {}
+    marks: set[Mark] = set()
+    layers = 1
     for event in history:
-        if event.kind != "request":
-            continue
+        layers = layers_after(event, layers)
         try:
-            request = event.read(Request)
-            for hash_, cell in request.tombstones:
-                expected.setdefault(keyring.renew(bytes.fromhex(hash_), request.layers), (event.request or 0, cell))
+            change = change_of(event)
+            if change is None:
+                continue
+            for hash_, number, cell in change.buried:
+                expected.setdefault(keyring.renew(hash_, layers), (number, cell))
+            marks -= {mark._replace(hash=keyring.renew(mark.hash, layers)) for mark in change.unmarked}
+            marks |= {mark._replace(hash=keyring.renew(mark.hash, layers)) for mark in change.marked}
         except (LookupError, TypeError, ValueError):
             yield f"The request of event {event.position} cannot be read."
     found = {hash_: (request, cell) for hash_, request, cell in ledger.tombstones()}
@@ -222,6 +230,12 @@ def _tombstones(ledger: Ledger, keyring: Keyring, history: Iterable[Event]) -> I
     again = ledger.count_registered_and_forgotten()
     if again:
         yield f"{again} forgotten subjects are registered as training data."
+    wrong = marks ^ set(ledger.marks())
+    if wrong:
+        yield (
+            f"{len(wrong)} notes of who is restricted, or whose data was corrected, are missing or are explained by no "
+            "request."
+        )
 
 
 def _outdated(ledger: Ledger) -> Iterator[str]:
@@ -238,6 +252,26 @@ def _outdated(ledger: Ledger) -> Iterator[str]:
         request = max(newest.get(cell, 0) for cell in export.cells)
         if request > export.as_of:
             yield f"The exported copy {export.name} was made before request {request}, which reaches it."
+
+
+def _set_aside(ledger: Ledger) -> Iterator[str]:
+    gone, restricted = ledger.newest_requests(restrictions=False), dict[str, int]()
+    for mark in ledger.marks("restricted"):
+        restricted[mark.cell] = max(mark.number, restricted.get(mark.cell, 0))
+    for one in ledger.aside():
+        if one.cells != parse_unit(one.name).cells:
+            yield f"The cells of unit {one.name}, which is set aside, are not those of its prefix."
+        request = max(gone.get(cell, 0) for cell in parse_unit(one.name).cells)
+        if request > one.as_of:
+            yield f"Unit {one.name}, which is set aside, was trained before request {request}: it must not be kept."
+        if all(restricted.get(cell, 0) <= one.as_of for cell in parse_unit(one.name).cells):
+            yield f"Unit {one.name} is set aside, and nobody whose data it holds is restricted."
+
+
+def _damaged_aside(store: Backend) -> Iterator[str]:
+    for one in store.ledger.aside():
+        if not store.snapshots.is_whole(one.entry.digest) and one.id in {left.id for left in store.ledger.aside()}:
+            yield f"The snapshot of unit {one.name}, which is set aside, is missing or damaged."
 
 
 def _index(ledger: Ledger) -> Iterator[str]:

@@ -14,6 +14,7 @@ import pytest
 
 from lightning_s3t.cli import main
 from lightning_s3t.cli.audit import audit
+from lightning_s3t.cli.correcting import rectify, release, restrict
 from lightning_s3t.cli.demo import demo
 from lightning_s3t.cli.forget import forget
 from lightning_s3t.cli.layers import layers
@@ -47,6 +48,9 @@ COMMANDS = {
     "plan": plan,
     "simulate": simulate,
     "forget": forget,
+    "rectify": rectify,
+    "restrict": restrict,
+    "release": release,
     "receipt list": list_receipts,
     "receipt verify": verify_receipt,
     "store status": status,
@@ -60,7 +64,7 @@ COMMANDS = {
 
 def test_forget_revokes_and_says_what(store: Path, capsys: Output) -> None:
     assert main(["forget", str(store), "user-3", "user-4"]) == 0
-    assert "Request 1: 2 subjects" in capsys.readouterr().out
+    assert "Request 1, to forget: 2 subjects" in capsys.readouterr().out
     with Store.open(store) as opened:
         assert opened.forgotten(["user-3", "user-4", "user-5"]) == {"user-3", "user-4"}
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from lightning_s3t import EnsembleModule
 from lightning_s3t.core.tickets import Ticket
-from lightning_s3t.errors import ConfigurationError, StoreMismatchError, UnknownSubjectError
+from lightning_s3t.errors import ConfigurationError, StoreMismatchError, UnknownSubjectError, UnsupportedError
 from lightning_s3t.methods import METHODS, SISA, SSD, Retrain, S3TMethod, UnlearningMethod, method_of, register_method
 from lightning_s3t.store import Receipt, Store
 from tests.people import Classifier, People, PeopleData, assert_bitwise_equal, fit, make_trainer, tensors_of
@@ -184,6 +185,80 @@ def test_where_everybody_asks_nothing_is_left(store: Path) -> None:
     assert tensors_of(store) == {}
     (receipt,) = receipts(store)
     assert (receipt.subjects, receipt.serving) == (40, {"0": None})
+
+
+@pytest.mark.parametrize("store", EXAMPLES, indirect=True)
+def test_a_correction_and_a_fit_give_what_a_first_fit_on_the_corrected_data_gives(store: Path, tmp_path: Path) -> None:
+    corrected = People.make().replaced("user-3")
+    with Store.open(store) as opened:
+        answer = opened.rectify(["user-3"])
+        waits = 1 if store.name in REPLACING else 0
+        assert isinstance(answer, Ticket) == bool(waits)
+        assert (answer.kind, opened.status().corrections) == ("rectify", waits)
+    refit(store, corrected)
+    fit(tmp_path / "scratch", corrected, method=EXAMPLES[store.name], **ARGUMENTS)
+    assert_bitwise_equal(tensors_of(store), tensors_of(tmp_path / "scratch"))
+    (receipt,) = receipts(store)
+    assert (receipt.kind, receipt.subjects, receipt.revoked_units > 0) == ("rectify", 1, True)
+    with Store.open(store) as opened:
+        assert opened.status().corrections == 0
+        assert opened.verify().problems == ()
+    refit(store, corrected)  # and nothing waits any more
+    assert len(receipts(store)) == 1
+
+
+@pytest.mark.parametrize("store", ["retrain"], indirect=True)
+def test_corrections_and_deletions_that_wait_are_two_requests_of_one_fit(store: Path, tmp_path: Path) -> None:
+    with Store.open(store) as opened:
+        opened.rectify(["user-3", "user-5"])
+        opened.rectify(["user-3"])
+        opened.forget(["user-5", "user-8"])
+        assert opened.status().corrections == 2
+    corrected = People.make().replaced("user-3")
+    refit(store, corrected)
+    rectified, forgotten = receipts(store)
+    assert (rectified.kind, rectified.subjects, rectified.revoked_units) == ("rectify", 1, 1)
+    assert (forgotten.kind, forgotten.subjects, forgotten.revoked_units) == ("forget", 2, 0)
+    fit(tmp_path / "scratch", corrected.without("user-5", "user-8"), method=Retrain(), **ARGUMENTS)
+    assert_bitwise_equal(tensors_of(store), tensors_of(tmp_path / "scratch"))
+    with Store.open(store) as opened:
+        assert (opened.corrections(), opened.status().waiting) == ([], 0)
+        assert opened.verify().problems == ()
+
+
+@pytest.mark.parametrize("store", ["retrain"], indirect=True)
+def test_a_correction_that_comes_in_during_a_fit_waits_for_the_next(store: Path) -> None:
+    forget(store, "user-8")
+
+    class Asks(Callback):
+        def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+            with Store.open(store) as opened:
+                if not opened.corrections():
+                    opened.rectify(["user-3"])
+
+    trainer = make_trainer(store, Asks(), method=Retrain(), **ARGUMENTS)
+    trainer.fit(Classifier(), datamodule=PeopleData(People.make()))
+    assert [receipt.kind for receipt in receipts(store)] == ["forget"]
+    with Store.open(store) as opened:
+        assert opened.status().corrections == 1
+        assert opened.verify().problems == ()
+    refit(store, People.make().replaced("user-3"))
+    assert [receipt.kind for receipt in receipts(store)] == ["forget", "rectify"]
+
+
+@pytest.mark.parametrize("store", REPLACING, indirect=True)
+def test_a_method_with_one_model_refuses_to_set_it_aside(store: Path) -> None:
+    with Store.open(store) as opened:
+        for ask in (opened.restrict, opened.release):
+            with pytest.raises(UnsupportedError, match=r"has one model.*cannot restrict"):
+                ask(["user-3"])
+        assert (opened.request_number, opened.count_restricted()) == (0, 0)
+
+
+@pytest.mark.parametrize("store", REPLACING, indirect=True)
+def test_a_request_that_waits_has_no_name(store: Path) -> None:
+    with Store.open(store) as opened, pytest.raises(ConfigurationError, match="they have no names"):
+        opened.rectify(["user-3"], request_id="ticket-7")
 
 
 @pytest.mark.parametrize("given", ["amnesia", {"name": "ssd", "beta": 1}, {"alpha": 1}])

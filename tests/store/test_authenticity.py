@@ -140,6 +140,60 @@ def test_what_was_changed_without_the_key_does_not_open(store: Path, change: Cal
         Store.open(store)
 
 
+def lift_a_restriction(store: Path) -> None:
+    database(store).execute("DELETE FROM marks WHERE kind = 'restricted'")
+
+
+def make_a_restriction_older(store: Path) -> None:
+    database(store).execute("UPDATE marks SET number = 0 WHERE kind = 'restricted'")
+
+
+def forget_a_correction(store: Path) -> None:
+    database(store).execute("DELETE FROM marks WHERE kind = 'rectified'")
+
+
+def restrict_somebody_else(store: Path) -> None:
+    database(store).execute("UPDATE marks SET hash = ? WHERE kind = 'restricted'", (b"\0" * 16,))
+
+
+def make_a_set_aside_unit_newer(store: Path) -> None:
+    database(store).execute("UPDATE set_aside SET as_of = 3")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lift_a_restriction,
+        make_a_restriction_older,
+        forget_a_correction,
+        restrict_somebody_else,
+        make_a_set_aside_unit_newer,
+    ],
+)
+def test_restrictions_and_corrections_that_were_changed_without_the_key_do_not_open(
+    store: Path, change: Callable[[Path], None]
+) -> None:
+    with Store.open(store) as opened:
+        opened.restrict([in_place(0, 1)])
+        opened.rectify([in_place(1, 1)])
+    Store.open(store).close()
+    change(store)
+    with pytest.raises(StoreError, match=r"with the store's key|is not of one piece"):
+        Store.open(store)
+
+
+def test_a_unit_that_is_set_aside_and_put_back_by_hand_does_not_open(path: Path) -> None:
+    with Store.open(path) as opened:
+        opened.restrict([ANN])
+    connection = database(path)
+    copied = "SELECT name, as_of, record, cells, mac FROM set_aside WHERE name = '0/0'"
+    connection.execute(f"INSERT INTO artifacts {copied}")
+    connection.execute("INSERT INTO cells VALUES ('0/0', '0/0')")
+    connection.execute("DELETE FROM set_aside WHERE name = '0/0'")
+    with pytest.raises(StoreError, match="must not serve"):
+        Store.open(path)
+
+
 def put_back(store: Path, before: Path, as_of: int) -> None:
     """Puts a revoked unit back as it was, but for the number of the newest request when its data was chosen."""
     connection = database(store)

@@ -15,7 +15,7 @@ from lightning_s3t.core.events import GENESIS, Event, first_break
 from lightning_s3t.core.units import UnitId, reaches
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import units_of
-from lightning_s3t.store.ledger import Artifact, Export, Ledger, OwnedFile, QueuedFile
+from lightning_s3t.store.ledger import Artifact, Export, Ledger, Mark, OwnedFile, QueuedFile
 from tests.store.backends import LEDGERS
 
 ANN, BOB, EVE = b"a" * 16, b"b" * 16, b"e" * 16
@@ -375,3 +375,97 @@ def test_exports_own_files_until_they_are_removed(ledger: Ledger) -> None:
         assert ledger.remove_exports(["0/1:aa"]) == [OwnedFile("/out/a", "")]
     assert ledger.exports() == [second]
     assert ledger.needed(["/out/a", "/out/b"]) == {"/out/b"}
+
+
+def test_marks_are_noted_found_and_taken_away(ledger: Ledger) -> None:
+    restricted, again = Mark("restricted", ANN, 1, "0/0"), Mark("rectified", ANN, 2, "0/0")
+    waiting = Mark("awaiting", BOB, 7, "0/1")
+    with ledger.transaction():
+        ledger.mark([restricted, again, waiting, restricted])
+    assert sorted(ledger.marks()) == sorted([restricted, again, waiting])
+    assert ledger.marks("restricted") == ledger.marks_of([ANN, BOB, EVE], "restricted") == [restricted]
+    assert ledger.marks_of([BOB], "restricted") == []
+    with ledger.transaction():
+        ledger.rehash(lambda hash_: hash_ + b"!")
+        ledger.unmark([again._replace(hash=ANN + b"!")])
+    assert set(ledger.marks()) == {
+        restricted._replace(hash=ANN + b"!"),
+        waiting._replace(hash=BOB + b"!"),
+    }
+
+
+def test_marks_reach_as_tombstones_do_but_for_those_who_wait(ledger: Ledger) -> None:
+    with ledger.transaction():
+        ledger.bury([(EVE, "1/0")], 2)
+        ledger.mark(
+            [
+                Mark("restricted", ANN, 3, "0/0"),
+                Mark("rectified", BOB, 4, "0/1"),
+                Mark("released", BOB, 5, "0/2"),
+                Mark("awaiting", BOB, 6, "1/1"),
+            ]
+        )
+    newest = {"1/0": 2, "0/0": 3, "0/1": 4, "0/2": 5}
+    for cell, number in newest.items():
+        assert ledger.reached_since([cell, "1/2"], number - 1)
+        assert not ledger.reached_since([cell, "1/2"], number)
+    assert not ledger.reached_since(["1/1"], 0)
+    assert ledger.newest_requests() == {"1/0": 2, "0/0": 3, "0/1": 4}
+    assert ledger.newest_requests(restrictions=False) == {"1/0": 2, "0/1": 4}
+    assert [ledger.lacks([cell]) for cell in ("1/0", "0/0", "0/1", "0/2", "1/1")] == [True, True, False, False, False]
+
+
+def test_what_is_set_aside_is_in_no_list_and_comes_back_as_it_was(ledger: Ledger) -> None:
+    first, other = UNITS[0], UnitId(1, (1, 2))
+    with ledger.transaction():
+        ledger.begin(str(first))
+        ledger.own("/a.ckpt", str(first), "known by")
+        add(ledger, first)
+        add(ledger, other)
+    before = sorted(ledger.artifacts(), key=lambda one: one.name), sorted(ledger.index()), set(ledger.files())
+    with ledger.transaction():
+        ledger.set_aside([str(first)])
+    (kept,) = ledger.aside()
+    assert (kept.name, kept.as_of, kept.cells, kept.entry) == (str(first), 0, first.cells, artifact(first).entry)
+    assert ledger.ages() == {str(other): 0}
+    assert (ledger.digests([str(first)]), ledger.scores("0/"), ledger.reached(first.cells)) == ({}, {}, [])
+    assert [entry.name for entry in ledger.entries()] == [one.name for one in ledger.artifacts()] == [str(other)]
+    assert {artifact for _, artifact in ledger.index()} == {str(other)}
+    assert ledger.needed(["/a.ckpt", f"snapshots/{kept.entry.digest}"]) == {"/a.ckpt", f"snapshots/{kept.entry.digest}"}
+    with ledger.transaction():
+        add(ledger, first, as_of=3, digest="another")  # another of that name, trained meanwhile
+        ledger.set_aside([str(first)])
+        assert [one.as_of for one in ledger.aside()] == [0, 3]
+        newer = ledger.aside()[1]
+        assert ledger.remove_aside([newer.id]) == [OwnedFile("snapshots/another")]
+        ledger.put_back([kept.id])
+    assert ledger.aside() == []
+    assert (sorted(ledger.artifacts(), key=lambda one: one.name), sorted(ledger.index()), set(ledger.files())) == before
+
+
+def test_what_is_set_aside_has_codes_and_outlives_compacting(ledger: Ledger) -> None:
+    kept = UnitId(1, (0,))
+    with ledger.transaction():
+        for shard in range(2000):
+            ledger.add(artifact(UnitId(shard, (0,))), f"snapshots/{shard}")
+        ledger.set_aside([str(kept)])
+        (aside,) = ledger.aside()
+        ledger.seal_aside({aside.id: "code"})
+        ledger.remove([f"{shard}/0" for shard in range(2000) if shard != 1])
+        ledger.compact()
+    (aside,) = ledger.aside()
+    assert aside.entry == replace(artifact(kept).entry, mac="code")
+    with ledger.transaction():
+        ledger.put_back([aside.id])
+    assert [(one.digest, one.mac) for one in ledger.artifacts()] == [(artifact(kept).digest, "code")]
+
+
+def test_what_was_set_aside_and_removed_is_in_no_file(ledger: Ledger, tmp_path: Path) -> None:
+    with ledger.transaction():
+        add(ledger, UNITS[0])
+        ledger.set_aside([str(UNITS[0])])
+    with ledger.transaction():
+        ledger.remove_aside([one.id for one in ledger.aside()])
+    ledger.clear_traces()
+    contents = b"".join(path.read_bytes() for path in tmp_path.iterdir() if path.is_file())
+    assert not any(f"{what} of {UNITS[0]}.".encode() in contents for what in ("key", "digest"))

@@ -20,9 +20,15 @@ def forget_and_rebuild(path: Path, acknowledgements: Path, seed: int) -> None:
     draw = random.Random(seed)
     with Store.open(path) as store, acknowledgements.open("a") as file:
         while True:
-            person = draw.choice(PEOPLE)
+            person, other = draw.choice(PEOPLE), draw.choice(PEOPLE)
             store.forget([person])
             print(person, file=file, flush=True)
+            if store.restricted([other]):
+                store.release([other])
+            elif draw.random() < 0.5:
+                store.restrict([other])
+            else:
+                store.rectify([other])
             with store.building():
                 for unit in UNITS:
                     if unit not in store.alive() and (unit.parent is None or unit.parent in store.alive()):

@@ -24,7 +24,28 @@ from tests.store.people_store import in_place, make
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "receipt.schema.json").read_text())
 TIME = "2026-01-01T00:00:00+00:00"
 RECEIPT = Receipt(
-    1, "ticket-7", TIME, 1, 0, 0, 1, 2, 1, 100, 0, 0, "s3t", "exact", "fork", {"torch": "2"}, 2, "ab" * 32
+    "forget",
+    1,
+    "ticket-7",
+    TIME,
+    1,
+    0,
+    0,
+    0,
+    1,
+    0,
+    0,
+    2,
+    1,
+    100,
+    0,
+    0,
+    "s3t",
+    "exact",
+    "fork",
+    {"torch": "2"},
+    2,
+    "ab" * 32,
 )
 
 

@@ -1,0 +1,110 @@
+"""The commands `rectify`, `restrict` and `release`: for those who stay in the training data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning_s3t.cli.forget import read_ids, show_record, show_ticket
+from lightning_s3t.cli.receipts import check_private_key
+from lightning_s3t.errors import ConfigurationError
+
+
+def rectify(
+    store: Path,
+    /,
+    *subjects: str,
+    allow_unknown: bool = False,
+    request_id: str | None = None,
+    sign: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Take out what the old data of subjects has reached; the next fit trains on the corrected data.
+
+    Correct the rows first: a fit that is running has loaded the old ones, and trains none of what holds them.
+
+    Args:
+        store: The store's folder.
+        subjects: The subjects' ids; a dash to read them from standard input, one a line, in UTF-8.
+        allow_unknown: Pass over ids that the store has never seen: nothing holds their data.
+        request_id: A name of your own for the request: given again with the same subjects, it prints the receipt again
+            and changes nothing, so that a script may retry.
+        sign: Sign the receipt with this key (Ed25519, PEM); implies --json.
+        json: Print the receipt for whoever asked as a JSON document; or the ticket, where the request waits for the
+            next fit.
+    """
+    from lightning_s3t.core.tickets import Ticket
+    from lightning_s3t.store import Store
+
+    asked = _ids(subjects, sign)
+    with Store.open(store) as opened:
+        answer = opened.rectify(asked, strict=not allow_unknown, request_id=request_id)
+    if isinstance(answer, Ticket):
+        show_ticket(answer, json or sign is not None)
+    else:
+        show_record(answer, sign, json)
+
+
+def restrict(
+    store: Path,
+    /,
+    *subjects: str,
+    allow_unknown: bool = False,
+    request_id: str | None = None,
+    sign: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Set aside what the data of subjects has reached: it is kept, and serves no more; no fit trains on the data.
+
+    It lasts until `s3t release` puts the units back, or `s3t forget` erases them.
+
+    Args:
+        store: The store's folder.
+        subjects: The subjects' ids; a dash to read them from standard input, one a line, in UTF-8.
+        allow_unknown: Take ids that the store has never seen too: they never enter a fit until they are released.
+        request_id: A name of your own for the request: given again with the same subjects, it prints the receipt again
+            and changes nothing, so that a script may retry.
+        sign: Sign the receipt with this key (Ed25519, PEM); implies --json.
+        json: Print the receipt for whoever asked as a JSON document.
+    """
+    from lightning_s3t.store import Store
+
+    asked = _ids(subjects, sign)
+    with Store.open(store) as opened:
+        receipt = opened.restrict(asked, strict=not allow_unknown, request_id=request_id)
+    show_record(receipt, sign, json)
+
+
+def release(
+    store: Path,
+    /,
+    *subjects: str,
+    request_id: str | None = None,
+    sign: Path | None = None,
+    json: bool = False,
+) -> None:
+    """End a restriction: what was set aside serves again, bit for bit, and fits train on the data.
+
+    What holds the data of others who are restricted stays set aside.
+
+    Args:
+        store: The store's folder.
+        subjects: The subjects' ids; a dash to read them from standard input, one a line, in UTF-8.
+        request_id: A name of your own for the request: given again with the same subjects, it prints the receipt again
+            and changes nothing, so that a script may retry.
+        sign: Sign the receipt with this key (Ed25519, PEM); implies --json.
+        json: Print the receipt for whoever asked as a JSON document.
+    """
+    from lightning_s3t.store import Store
+
+    asked = _ids(subjects, sign)
+    with Store.open(store) as opened:
+        receipt = opened.release(asked, request_id=request_id)
+    show_record(receipt, sign, json)
+
+
+def _ids(subjects: tuple[str, ...], sign: Path | None) -> list[str]:
+    if not subjects:
+        raise ConfigurationError("Expected the ids of subjects.")
+    if sign is not None:
+        check_private_key(sign)
+    return read_ids() if subjects == ("-",) else list(subjects)

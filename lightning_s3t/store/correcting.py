@@ -1,0 +1,161 @@
+"""Correction and restriction: what else somebody may ask for who stays in the training data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+
+from lightning_s3t.core.events import Correction
+from lightning_s3t.core.manifest import Manifest
+from lightning_s3t.core.receipts import RequestRecord
+from lightning_s3t.core.tickets import Ticket
+from lightning_s3t.errors import UnknownSubjectError, UnsupportedError
+from lightning_s3t.store.authentication import Change
+from lightning_s3t.store.backend import Backend
+from lightning_s3t.store.forgetting import Asked, Forgetting, list_shown, time_text
+from lightning_s3t.store.history import record
+from lightning_s3t.store.journal import write_journal
+from lightning_s3t.store.keyring import Keyring
+from lightning_s3t.store.ledger import Mark
+
+
+class Correcting:
+    """Carries out requests to correct, to restrict and to release.
+
+    Args:
+        store: Where the store lies.
+        keyring: Its keys.
+        manifest: What its units are trained with, and by which method.
+        forgetting: Carries out requests to forget.
+    """
+
+    def __init__(self, store: Backend, keyring: Keyring, manifest: Manifest, forgetting: Forgetting) -> None:
+        self._store = store
+        self._ledger = store.ledger
+        self._keyring = keyring
+        self._manifest = manifest
+        self._forgetting = forgetting
+
+    def rectify(self, subjects: Sequence[str], strict: bool, request_id: str | None) -> RequestRecord | Ticket:
+        """Take out what the old data of subjects has reached; where the method replaces its model, have the fit do it.
+
+        Args:
+            subjects: Canonical ids.
+            strict: Refuse unknown subjects; else there is nothing to do for them.
+            request_id: The caller's name for the request; None without one.
+
+        Raises:
+            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            ConfigurationError: The name was given to another request, or cannot be one.
+            StoreError: A file could not be erased. The request is carried out all the same.
+        """
+        name = self._forgetting.name("rectify", subjects, request_id)
+        if self._forgetting.waits:
+            self._forgetting.check_nameless(name)
+            return self._wait(subjects, strict)
+        with self._ledger.transaction():
+            request = self._forgetting.find(name)
+            if request is None:
+                asked = self._forgetting.look_up(subjects, strict)
+                number, there = self._ledger.watermark() + 1, set(self._ledger.marks_of(asked.cells, "rectified"))
+                # nothing that was made since somebody was restricted has the old data in it
+                since = {hash_: mark.number for hash_, mark in asked.restricted.items()}
+                marks = {
+                    Mark("rectified", hash_, since.get(hash_, number), cell) for hash_, cell in _those_to_correct(asked)
+                }
+                change = Change((), tuple(sorted(marks - there)), ())
+                request = self._forgetting.note(self._forgetting.carry_out("rectify", asked, change, name))
+        return self._forgetting.finish(request)
+
+    def restrict(self, subjects: Sequence[str], strict: bool, request_id: str | None) -> RequestRecord:
+        """Set aside what the data of subjects has reached.
+
+        Args:
+            subjects: Canonical ids.
+            strict: Refuse unknown subjects; else no fit trains on them either.
+            request_id: The caller's name for the request; None without one.
+
+        Raises:
+            UnsupportedError: The method has one model, which everybody has reached.
+            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            ConfigurationError: The name was given to another request, or cannot be one.
+            StoreError: A file could not be erased. The request is carried out all the same.
+        """
+        self._check_restricts()
+        name = self._forgetting.name("restrict", subjects, request_id)
+        with self._ledger.transaction():
+            request = self._forgetting.find(name)
+            if request is None:
+                asked = self._forgetting.look_up(subjects, strict)
+                number = self._ledger.watermark() + 1
+                new = asked.cells.keys() - asked.forgotten - asked.restricted.keys()
+                marks = sorted(Mark("restricted", hash_, number, asked.cells[hash_]) for hash_ in new)
+                change = Change((), tuple(marks), ())
+                request = self._forgetting.note(self._forgetting.carry_out("restrict", asked, change, name))
+        return self._forgetting.finish(request)
+
+    def release(self, subjects: Sequence[str], request_id: str | None) -> RequestRecord:
+        """End the restriction of subjects: what was set aside for them alone serves again.
+
+        Args:
+            subjects: Canonical ids.
+            request_id: The caller's name for the request; None without one.
+
+        Raises:
+            UnsupportedError: The method cannot restrict.
+            UnknownSubjectError: A subject is not restricted; nothing has changed then.
+            ConfigurationError: The name was given to another request, or cannot be one.
+            StoreError: A file could not be erased. The request is carried out all the same.
+        """
+        self._check_restricts()
+        name = self._forgetting.name("release", subjects, request_id)
+        with self._ledger.transaction():
+            request = self._forgetting.find(name)
+            if request is None:
+                asked = self._forgetting.look_up(subjects, strict=False)
+                self._check_restricted(subjects, asked)
+                number = self._ledger.watermark() + 1
+                ended = sorted(asked.restricted.values())
+                marks = tuple(Mark("released", mark.hash, number, mark.cell) for mark in ended)
+                change = Change((), marks, tuple(ended))
+                request = self._forgetting.note(self._forgetting.carry_out("release", asked, change, name))
+        return self._forgetting.finish(request)
+
+    def _wait(self, subjects: Iterable[str], strict: bool) -> Ticket:
+        with self._ledger.transaction():
+            asked = self._forgetting.look_up(subjects, strict)
+            rows = _those_to_correct(asked)
+            if rows:  # once more for those who wait already: the fit that is running has not seen this correction
+                position = self._ledger.head()[0] + 1
+                self._ledger.mark(Mark("awaiting", hash_, position, cell) for hash_, cell in rows)
+                waiting = tuple((hash_.hex(), cell) for hash_, cell in rows)
+                record(self._store, "correction", None, asdict(Correction(self._keyring.layers, waiting)))
+        write_journal(self._ledger, self._store.folder)
+        now, method = time_text(datetime.now(timezone.utc)), self._manifest.method.name
+        return Ticket(now, len(asked.cells), len(asked.forgotten), asked.count_unknown, method, "rectify")
+
+    def _check_restricts(self) -> None:
+        if self._forgetting.waits:
+            raise UnsupportedError(
+                f"The method {self._manifest.method.name!r} has one model, which the data of everybody has reached: "
+                "set aside, it would leave nothing to serve, so it cannot restrict. Expected a method that trains "
+                "shards (S3T, SISA). To take the data out, forget the subjects, and call fit."
+            )
+
+    def _check_restricted(self, subjects: Iterable[str], asked: Asked) -> None:
+        hashes = self._keyring.hashes(subjects)
+        missing = sorted(subject for hash_, subject in hashes.items() if hash_ not in asked.restricted)
+        if not missing:
+            return
+        gone = sorted(hashes[hash_] for hash_ in asked.forgotten)
+        why = f" {list_shown(gone)} are forgotten, which cannot be undone." if gone else ""
+        raise UnknownSubjectError(
+            f"{list_shown(missing)} are not restricted in the store {self._store.folder}.{why} Expected ids of those "
+            "who are; nothing was changed."
+        )
+
+
+def _those_to_correct(asked: Asked) -> list[tuple[bytes, str]]:
+    left_out = asked.forgotten | (asked.unknown or set())
+    return [(hash_, cell) for hash_, cell in sorted(asked.cells.items()) if hash_ not in left_out]

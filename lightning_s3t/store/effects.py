@@ -1,0 +1,126 @@
+"""Effects: what a request does to the people and the units of a ledger, when it is made and when it is made again."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from lightning_s3t.core.events import RequestKind
+from lightning_s3t.core.units import Cell, reaches
+from lightning_s3t.store.authentication import Change
+from lightning_s3t.store.backend import Backend
+from lightning_s3t.store.erasure import queue, remove, remove_exports
+from lightning_s3t.store.floor import subtract
+from lightning_s3t.store.ledger import SetAside
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a request has done.
+
+    Attributes:
+        reached: The cells of units in service that it reached.
+        shards: The shards with those and with the cells of all others whom it was for.
+        revoked: The units that it took out for good, by name; those that were set aside too.
+        set_aside: The units that serve no more, and are kept.
+        returned: The units that had been set aside, and serve again.
+        exports: The exported copies that it reached.
+        subtracted_rows: How many rows were subtracted from the floor.
+    """
+
+    reached: frozenset[Cell]
+    shards: tuple[int, ...]
+    revoked: tuple[str, ...] = ()
+    set_aside: tuple[str, ...] = ()
+    returned: tuple[str, ...] = ()
+    exports: tuple[str, ...] = ()
+    subtracted_rows: int = 0
+
+
+def carry_out(store: Backend, kind: RequestKind, number: int, change: Change) -> Effect:
+    """Do what a request does to the ledger, but for the event; within a transaction.
+
+    It reaches what was made before its data was taken out of all fits: by this request, or by an earlier one that has
+    restricted the subject. What was trained since holds nothing of the data, and stays.
+
+    Args:
+        store: Where the store lies.
+        kind: What was asked for.
+        number: The number of the request.
+        change: What it changes in the lists of people.
+    """
+    ledger = store.ledger
+    since: dict[Cell, int] = {}
+    for _, as_of, cell in (*change.buried, *((mark.hash, mark.number, mark.cell) for mark in change.marked)):
+        since[cell] = max(as_of, since.get(cell, 0))
+    for as_of in sorted({as_of for _, as_of, _ in change.buried}):
+        ledger.bury([(hash_, cell) for hash_, number_, cell in change.buried if number_ == as_of], as_of)
+    ledger.unmark(change.unmarked)
+    ledger.mark(change.marked)
+    shards = tuple(sorted({int(cell.partition("/")[0]) for cell in since}))
+    if kind == "release":
+        returned, displaced = _put_back(store, number)
+        return Effect(frozenset(), shards, revoked=displaced, returned=returned)
+    # units in service are newer than all restrictions of their cells: only what is asked now reaches them
+    reached = frozenset(cell for cell, as_of in since.items() if as_of == number)
+    names = tuple(sorted(ledger.reached(reached)))
+    exports = tuple(export.name for export in ledger.exports() if reaches(reached, export.cells))
+    remove_exports(store, exports, number)
+    # a release brings rows back by the next fit, as a correction brings the corrected ones
+    people = {hash_ for hash_, _, _ in change.buried} | {mark.hash for mark in change.marked}
+    rows = subtract(store, people, number)
+    if kind == "restrict":
+        ledger.set_aside(names)
+        return Effect(reached, shards, set_aside=names, exports=exports, subtracted_rows=rows)
+    remove(store, names, number)
+    aside = [one for one in ledger.aside() if any(since.get(cell, 0) > one.as_of for cell in one.cells)]
+    _remove_aside(store, aside, number)
+    revoked = tuple(sorted([*names, *(one.name for one in aside)]))
+    return Effect(reached, shards, revoked, exports=exports, subtracted_rows=rows)
+
+
+def _put_back(store: Backend, number: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Put back what no restriction keeps from serving any more; return its names, and those of what it displaces.
+
+    Of one name there may be several: each was made while those before it were set aside, without the data of the
+    restricted. The oldest of those that are free holds the most, and is what served before; the others go, with what
+    was built on them, and so does a unit whose parent was trained again meanwhile.
+    """
+    ledger = store.ledger
+    blocked: dict[Cell, int] = {}
+    for mark in ledger.marks("restricted"):
+        blocked[mark.cell] = max(mark.number, blocked.get(mark.cell, 0))
+    versions, serving = ledger.aside(), ledger.ages()
+    made = _ages_by_name(versions, serving)
+    free = [one for one in versions if all(blocked.get(cell, 0) <= one.as_of for cell in one.cells)]
+    oldest: dict[str, SetAside] = {}
+    for one in sorted(free, key=lambda one: one.as_of):
+        oldest.setdefault(one.name, one)
+    after, back = dict(serving), list[SetAside]()
+    for name in sorted(oldest, key=lambda name: (len(name), name)):  # parents come before their children
+        one, parent = oldest[name], name.rpartition("-")[0]
+        stood_on = max((as_of for as_of in made.get(parent, ()) if as_of <= one.as_of), default=None)
+        if parent and after.get(parent, -1) != stood_on:
+            continue
+        for built_on in [other for other in after if other == name or other.startswith(f"{name}-")]:
+            del after[built_on]
+        after[name] = one.as_of
+        back.append(one)
+    returned = {one.name for one in back}
+    displaced = tuple(sorted(name for name in serving if name not in after or name in returned))
+    remove(store, displaced, number)
+    _remove_aside(store, [one for one in free if one not in back], number)
+    ledger.put_back([one.id for one in back])
+    return tuple(sorted(returned)), displaced
+
+
+def _ages_by_name(versions: Collection[SetAside], serving: Mapping[str, int]) -> dict[str, list[int]]:
+    found = {name: [as_of] for name, as_of in serving.items()}
+    for one in versions:
+        found.setdefault(one.name, []).append(one.as_of)
+    return found
+
+
+def _remove_aside(store: Backend, aside: Collection[SetAside], number: int) -> None:
+    if aside:
+        queue(store, store.ledger.remove_aside([one.id for one in aside]), number)

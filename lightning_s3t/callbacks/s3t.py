@@ -13,6 +13,7 @@ from lightning_s3t.engine.subjects import Subjects
 from lightning_s3t.methods import S3TMethod
 from lightning_s3t.plan import DataMode, EpochRule, RiskBands
 from lightning_s3t.store import RequestRecord
+from lightning_s3t.store.registry import Newcomers
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER
 
 
@@ -68,6 +69,10 @@ class S3T(Unlearning):
             another; more is faster where one unit does not keep the device busy.
         digest_rows: Read every row at the start of each fit, and train again what was trained on rows that have
             changed under the same ids since. A store belongs to one of both. It needs units that are isolated.
+        newcomers: Where people belong who come after the first fit. "retrain" puts them into the slices of all shards,
+            and trains again what they reach there, so that it does not matter who came when. "append" gives those who
+            come together a shard of their own, one more that answers, and trains nothing else. Without a registry
+            they are always retrained. Each fit may choose.
 
     Raises:
         ConfigurationError: An argument is out of range; named, with what was expected.
@@ -105,6 +110,7 @@ class S3T(Unlearning):
         isolation: IsolationChoice = "auto",
         parallel_units: int = 1,
         digest_rows: bool = False,
+        newcomers: Newcomers = "retrain",
     ) -> None:
         super().__init__(
             S3TMethod(shards, slices, budget, sequences, groups, stage_data, epoch_rule, request_prior, risk_bands),
@@ -119,6 +125,7 @@ class S3T(Unlearning):
             isolation=isolation,
             parallel_units=parallel_units,
             digest_rows=digest_rows,
+            newcomers=newcomers,
         )
 
     def forget(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:

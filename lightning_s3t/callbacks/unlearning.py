@@ -36,6 +36,7 @@ from lightning_s3t.plan import UnitId
 from lightning_s3t.serving import EnsemblePredictor
 from lightning_s3t.serving.answer_trial import AnswerTrial
 from lightning_s3t.store import RequestRecord
+from lightning_s3t.store.registry import Newcomers
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, resolve_adapter
 
 IsolationChoice = Literal["auto", "forkserver", "fork", "none"]
@@ -80,6 +81,9 @@ class Unlearning(pl.Callback):
             another; more is faster where one unit does not keep the device busy.
         digest_rows: Read every row at the start of each fit, and train again what was trained on rows that have
             changed under the same ids since. A store belongs to one of both. It needs units that are isolated.
+        newcomers: Where people belong who come after the first fit. "retrain" puts them into the slices of all, and
+            trains again what they reach there. "append" gives those who come together a shard of their own, and
+            nothing else is trained; only for methods whose units are revoked, with a registry.
 
     Attributes:
         receipt: Of the requests that have waited for the last fit; None if there were none.
@@ -113,13 +117,20 @@ class Unlearning(pl.Callback):
         isolation: IsolationChoice = "auto",
         parallel_units: int = 1,
         digest_rows: bool = False,
+        newcomers: Newcomers = "retrain",
     ) -> None:
+        check_choice("newcomers", newcomers, ("retrain", "append"))
         check_count("parallel_units", parallel_units)
         check_choice("partition", partition, ("secret", "public"))
         check_choice("isolation", isolation, ("auto", "forkserver", "fork", "none"))
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ConfigurationError(f"Expected argument `seed` to be a non-negative integer but got {seed!r}.")
         self.method = method = method_of(method)
+        if newcomers == "append" and method.response != "revoke":
+            raise ConfigurationError(
+                f"The method {method.name!r} has one model of all data, so people who come later cannot have one of "
+                "their own. Use newcomers='retrain', or a method with shards: S3T or SISA."
+            )
         self.store = Path(store)
         self.config = FitConfig(
             self.store,
@@ -142,6 +153,7 @@ class Unlearning(pl.Callback):
             head,
             resolve_adapter(adapter),
             keep_registry,
+            newcomers,
         )
         self.sequences = self.config.choice.plan()
         self.isolation = isolation

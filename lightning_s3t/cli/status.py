@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lightning_s3t.columns import counted
 from lightning_s3t.errors import ConfigurationError
 
 _MARKS = {
@@ -73,6 +74,11 @@ def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> N
     console = Console()
     console.print(table)
     console.print(f"Requests carried out: {found.requests}. Shards that serve: {len(found.serving)} of {found.shards}.")
+    for number, generation in enumerate(found.generations, start=1):
+        console.print(
+            f"Shard {generation.shard}: generation {number}, {counted(generation.subjects, 'subject')} who came "
+            f"together, from {generation.opened} on."
+        )
     if found.waiting:
         console.print(
             f"{found.waiting} subjects wait for the next fit to be forgotten. What serves has their data in it."

@@ -46,6 +46,7 @@ from lightning_s3t.methods import EditingMethod, UnlearningMethod
 from lightning_s3t.plan import Partition, SequenceChoice, SliceSequence, UnitId
 from lightning_s3t.store import RequestRecord
 from lightning_s3t.store.identities import first_key, partition_secret
+from lightning_s3t.store.registry import Newcomers
 from lightning_s3t.tuning.adapter_effect import measure_effect
 from lightning_s3t.tuning.adapters import adapter_for, describe_adapter
 from lightning_s3t.tuning.layer_table import LayerTable
@@ -69,6 +70,7 @@ class FitConfig:
         head: Where the head is; None to find it.
         adapter: The adapter; None for whole layers.
         keep_registry: Whether the store notes who is in the training data.
+        newcomers: Where people belong who come after others.
     """
 
     store: Path
@@ -82,6 +84,7 @@ class FitConfig:
     head: str | Sequence[str] | None
     adapter: PeftConfig | None
     keep_registry: bool
+    newcomers: Newcomers = "retrain"
 
 
 class Fit:
@@ -214,18 +217,44 @@ class Fit:
             "found": digest_found(trainer, data, self._own, lightnings=False),
         }
         self._fit_store = fit_store = (
-            AuditStore(self._audited, trainer, data, settings, config.choice, config.method, options, self._key)
+            AuditStore(
+                self._audited,
+                trainer,
+                data,
+                settings,
+                config.choice,
+                config.method,
+                options,
+                self._key,
+                config.newcomers,
+            )
             if self._audited is not None
             else FitStore(
-                trainer, data, settings, config.choice, config.method, options, config.keep_registry, self._key
+                trainer,
+                data,
+                settings,
+                config.choice,
+                config.method,
+                options,
+                config.keep_registry,
+                self._key,
+                config.newcomers,
             )
         )
         fit_store.open(config.store, builder.base_tensors)
         self.sequences, plan = fit_store.sequences, fit_store.plan
-        if plan.impossible:
+        few = [unit for unit in plan.impossible if data.partition.generation_of(unit.shard)]
+        emptied = [unit for unit in plan.impossible if unit not in few]
+        if emptied:
             rank_zero_warn(
-                f"S3T: deletions have emptied slices, so {len(plan.impossible)} units cannot be trained: "
-                f"{', '.join(map(str, plan.impossible[:5]))}. The shards serve what is before them."
+                f"S3T: deletions have emptied slices, so {len(emptied)} units cannot be trained: "
+                f"{', '.join(map(str, emptied[:5]))}. The shards serve what is before them."
+            )
+        if few:
+            rank_zero_warn(
+                f"S3T: people who came later are too few for {data.partition.slices} slices, so {len(few)} units with "
+                f"an empty slice cannot be trained: {', '.join(map(str, few[:5]))}. Their shards serve what is before "
+                "them. Expected some ten people a slice who come together."
             )
         rows = [str(planned.unit) for planned in plan.build if planned.stale and planned.same_subjects]
         if rows:
@@ -239,9 +268,21 @@ class Fit:
                 f"S3T: {len(stale)} units were trained when their slices had other subjects, and are trained again: "
                 f"{', '.join(stale[:5])}. Since the last fit people have come, or gone without a deletion request. If "
                 "the data is the same, its rows are split at random at every start: give random_split a generator "
-                "with a seed of its own."
+                f"with a seed of its own.{self._about_newcomers(plan.newcomers)}"
+            )
+        if config.newcomers == "append" and not config.keep_registry and plan.present:
+            rank_zero_warn(
+                "S3T: newcomers='append' needs the registry, which says who is new. Without it, people who come later "
+                "are in the slices of all, and the units that they reach are trained again."
             )
         if self._audited is None:
+            if config.newcomers == "append" and plan.newcomers:
+                own = sum(data.partition.generation_of(planned.unit.shard) > 0 for planned in plan.build)
+                rank_zero_info(
+                    f"S3T: {counted(plan.newcomers, 'subject')} came after the others, and are in a shard of "
+                    f"their own: {counted(own, 'unit')} of {data.partition.all_shards - data.partition.shards} such "
+                    "shards to train. What is there stays."
+                )
             if not plan.present:
                 rank_zero_info(str(LayerTable.of(builder)))
             rank_zero_info(
@@ -254,12 +295,21 @@ class Fit:
         found = {
             "rows": len(data.subjects),
             "subjects": len(data.bands),
+            "newcomers": plan.newcomers,
             "other_subjects": len(stale),
             "other_rows": len(rows),
             "digest_rows": self._settings.digest_rows,
         }
         on_rank_zero(trainer, lambda: fit_store.note_found(found))
         return fit_store
+
+    def _about_newcomers(self, count: int) -> str:
+        if not count or self._config.newcomers == "append":
+            return ""
+        return (
+            f" {counted(count, 'subject')} came after the others; with S3T(newcomers='append') they would have "
+            "a shard of their own, and nothing else would be trained again."
+        )
 
     def _build(
         self, trainer: pl.Trainer, fit_store: FitStore, trained: Sequence[UnitId], run: Callable[[], None]
@@ -284,7 +334,7 @@ class Fit:
     def _sum_up(self, fit_store: FitStore, trained: Sequence[UnitId], seconds: float) -> dict[str, float]:
         """Sums a fit up; returns the metrics of the units that serve, each the mean over the shards."""
         store, path = fit_store.opened.store, str(self._config.store)
-        shards = self._config.partition.shards
+        shards = store.partition.all_shards
         passed_over = fit_store.passed_over
         self.summary = FitSummary.of(store.alive(), shards, self.sequences, trained, seconds, passed_over)
         if self._audited is None:  # an audit has a report of its own

@@ -22,12 +22,15 @@ from lightning_s3t.methods import EditingMethod, UnlearningMethod
 from lightning_s3t.plan import SequenceChoice, SliceSequence, UnitId, units_of
 from lightning_s3t.store import Attempt, BuildSession, RequestRecord, Store
 from lightning_s3t.store.ledger import Tombstone
+from lightning_s3t.store.registry import Newcomers
 from lightning_s3t.store.scratch import Scratch
 from lightning_s3t.store.trusted_configs import trust
 from lightning_s3t.tuning.adapter_effect import check_effect
 from lightning_s3t.tuning.fingerprint import digest_tensors
 
 Base = dict[str, Tensor]
+Generations = tuple[int, Mapping[str, int]]
+"""How many generations came after the first, and by subject who came with which."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class FitStore:
         options: What the store notes of the fit beside the sequences: the app's config.
         register: Whether the store notes who is in the training data.
         key: The store's first key, by which the data was placed; on rank 0.
+        newcomers: Where people belong who come after others.
 
     Attributes:
         plan: What to build.
@@ -77,6 +81,7 @@ class FitStore:
         options: Mapping[str, Any],
         register: bool = True,
         key: bytes | None = None,
+        newcomers: Newcomers = "retrain",
     ) -> None:
         self.plan = FitPlan((), 0, (), 0)
         self.receipt: RequestRecord | None = None
@@ -93,6 +98,7 @@ class FitStore:
         self._options = options
         self._register = register
         self._key = key
+        self._newcomers = newcomers
         self._basis: Mapping[str, Any] = settings
         self._moved = ""
         self._exit = ExitStack()
@@ -130,7 +136,8 @@ class FitStore:
 
     def replan(self) -> None:
         """Looks again who is forgotten and what is there, and plans what is left to build."""
-        self.plan, forgotten = on_rank_zero(self._trainer, self._plan)
+        self.plan, forgotten, generations = on_rank_zero(self._trainer, self._plan)
+        self._data.join_generations(*generations)
         self._data.leave_out(forgotten)
 
     def outdated(self) -> bool:
@@ -246,8 +253,8 @@ class FitStore:
         planner = self._choice.planner
         return planner is not None and store.options.get("planner") == planner
 
-    def _plan(self) -> tuple[FitPlan, frozenset[str]]:
-        opened, asked = self.opened, self._asked()
+    def _plan(self) -> tuple[FitPlan, frozenset[str], Generations]:
+        asked = self._asked()
         as_of = asked.request_number  # before the look: a request in between must count as newer
         subjects = dict.fromkeys(self._data.subjects)
         due = tuple(self._due())
@@ -255,17 +262,25 @@ class FitStore:
         leaving = frozenset(asked.among(due, subjects)) - forgotten if due else frozenset()
         editable = self._units_to_edit(forgotten, as_of) if leaving else frozenset()
         forgotten |= leaving
-        self._data.leave_out(forgotten)
-        opened.building.register(
+        newcomers, generations = self._register_all(
             {subject: band for subject, band in self._data.bands.items() if subject not in forgotten}
         )
+        self._data.join_generations(*generations)
+        self._data.leave_out(forgotten)
         plan = self._compare(as_of)
         edits = tuple(self._data.rows_of(leaving)) if editable else ()
         build = tuple(
             dataclasses.replace(planned, forget_rows=edits) if planned.unit in editable else planned
             for planned in plan.build
         )
-        return dataclasses.replace(plan, build=build, due=due), forgotten
+        return dataclasses.replace(plan, build=build, due=due, newcomers=newcomers), forgotten, generations
+
+    def _register_all(self, bands: Mapping[str, int]) -> tuple[int, Generations]:
+        """Notes who is in the data; returns how many are new, and the generations of all."""
+        store, building = self.opened.store, self.opened.building
+        newcomers = building.register(bands, self._newcomers)
+        count = store.partition.generations
+        return newcomers, (count, store.generations_of(bands) if count else {})
 
     def _compare(self, as_of: int) -> FitPlan:
         """Compares what there should be, of the data that is not left out, with what there is."""
@@ -292,5 +307,5 @@ class FitStore:
 
     def _units(self) -> tuple[UnitId, ...]:
         partition = self._data.partition
-        units = units_of(partition.shards, self.sequences)
+        units = units_of(partition.all_shards, self.sequences)
         return units[: partition.slices] if self._trainer.fast_dev_run else units  # type: ignore[attr-defined]

@@ -48,6 +48,7 @@ class FitPlan:
         impossible: Units with an empty slice in their prefix.
         as_of: The number of the newest request when the data was chosen.
         due: Who is forgotten once the units are there: requests that have waited for this fit.
+        newcomers: How many people the store did not know before.
     """
 
     build: tuple[PlannedUnit, ...]
@@ -55,6 +56,7 @@ class FitPlan:
     impossible: tuple[UnitId, ...]
     as_of: int
     due: tuple[Tombstone, ...] = ()
+    newcomers: int = 0
 
 
 def plan_fit(

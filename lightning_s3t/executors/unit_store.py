@@ -77,8 +77,8 @@ class UnitStore:
     def pass_over(self, begun: BegunUnit, error: BaseException) -> str | None:
         """Gives a unit up that cannot be trained on what deletions have left, as one with an empty slice.
 
-        Whoever can make requests could else end every fit. A unit that no request has reached fails with its error:
-        there it is the script's.
+        Whoever can make requests could else end every fit, and so could a few people who come later. A unit of the
+        first generation that no request has reached fails with its error: there it is the script's.
 
         Args:
             begun: The unit.
@@ -87,15 +87,18 @@ class UnitStore:
         Returns:
             Why, for people; None if it failed for another reason.
         """
-        if not _is_too_little(error) or not self._fit_store.opened.building.has_shrunk(begun.planned.unit):
+        unit = begun.planned.unit
+        has_shrunk = self._fit_store.opened.building.has_shrunk(unit)
+        generation = self._data.partition.generation_of(unit.shard)
+        if not _is_too_little(error) or not (has_shrunk or generation):
             return None
         begun.attempt.abandon()
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        self._fit_store.passed_over[begun.planned.unit] = reason
+        self._fit_store.passed_over[unit] = reason
+        whose = "deletions have left it" if has_shrunk else f"the people of generation {generation} have"
         return (
-            f"S3T: Unit {begun.planned.unit} cannot be trained on the {len(begun.task.rows)} rows that deletions have "
-            f"left it, and is passed over with what would be built on it ({reason}). Its shard serves what is before "
-            "it; the next fit tries again."
+            f"S3T: Unit {unit} cannot be trained on the {len(begun.task.rows)} rows that {whose}, and is passed over "
+            f"with what would be built on it ({reason}). Its shard serves what is before it; the next fit tries again."
         )
 
     def commit(self, begun: BegunUnit, result: UnitResult) -> None:
@@ -114,6 +117,9 @@ class UnitStore:
             "subjects": self._data.count_subjects(begun.task.rows),
             "subject_digests": dict(digests),
         }
+        generation = self._data.partition.generation_of(begun.planned.unit.shard)
+        if generation:
+            who["generation"] = generation
         record, due = {**result.record, **who}, self._fit_store.plan.due
         if due:
             self._fit_store.replace(begun.attempt, result.tensors, record, result.score, due)

@@ -2,6 +2,7 @@ from .comparison import PlannerResult, compare
 from .cost import Cost, cost_of
 from .estimate import Estimate
 from .families import check_sequences
+from .growth import merge_from
 from .objective.assessment import Assessment, assess, objective
 from .partition import Partition, canonical_subject
 from .planners.conditional import conditional
@@ -69,6 +70,7 @@ __all__ = [
     "frontier",
     "harmonic",
     "limit_share",
+    "merge_from",
     "objective",
     "optimal",
     "optimal_within",

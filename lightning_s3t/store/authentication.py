@@ -7,7 +7,8 @@ Whatever decides who is forgotten and what may serve has a message authenticatio
 - the tombstones, as one sum over all of them, to which a request adds its own (MSet-Add-Hash: Clarke et al., ASIACRYPT
   2003), bound to the newest request;
 - each artifact, bound to the request that was the newest when its data was chosen;
-- the settings, which say where everybody is, and what fits note: the head's start, the sequences, the app's config.
+- the settings, which say where everybody is, and what fits note: the head's start, the sequences, the generations, the
+  app's config.
 
 A rotation of the keys makes all of them again but the first kind: events keep the code of the key that was in use.
 Whoever has an old key alone can change nothing in such a history, not even from its time: later codes bind it.
@@ -28,7 +29,7 @@ from lightning_s3t.store.identities import KEY_FILE, read_keys
 from lightning_s3t.store.ledger import ArtifactEntry, Ledger
 
 _ID, _LAYERS, _HEAD, _TOMBSTONES, _SETTINGS = "store_id", "key_layers", "head_mac", "tombstones_mac", "settings_mac"
-_FIXED = ("settings", "register", "base", "options")  # what a fit notes
+_FIXED = ("settings", "register", "base", "options", "generations")  # what a fit notes
 _SIZE = 32  # bytes
 _PERSON = b"s3t-tombstone"
 _SETTINGS_CHANGED = "what its settings are, or what its fits have noted"

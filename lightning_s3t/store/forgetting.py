@@ -200,7 +200,10 @@ class Forgetting:
             if strangers and strict:
                 raise UnknownSubjectError(_unknown_message(strangers, str(self._store.folder)))
             unknown = len(strangers)
-        places = self._partition.places(asked.values(), [bands.get(hash_, 0) for hash_ in asked])
+        generations = self._ledger.generations(asked)
+        places = self._partition.places(
+            asked.values(), [bands.get(hash_, 0) for hash_ in asked], [generations.get(hash_, 0) for hash_ in asked]
+        )
         return {hash_: place.cell for hash_, place in zip(asked, places, strict=True)}, already, unknown
 
     def _check_spelling(self, strangers: Iterable[str]) -> None:

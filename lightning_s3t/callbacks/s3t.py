@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,9 @@ class S3T(Unlearning):
             and trains again what they reach there, so that it does not matter who came when. "append" gives those who
             come together a shard of their own, one more that answers, and trains nothing else. Without a registry
             they are always retrained. Each fit may choose.
+        time_budget: How long a fit may take: seconds, "DD:HH:MM:SS" or a timedelta; None for as long as it needs. A
+            unit is not begun if it would not end in time, none is cut, and at least one is trained; the next fit goes
+            on. Units that give most to what serves come first. `Trainer(max_time=...)` means the same.
 
     Raises:
         ConfigurationError: An argument is out of range; named, with what was expected.
@@ -111,6 +115,7 @@ class S3T(Unlearning):
         parallel_units: int = 1,
         digest_rows: bool = False,
         newcomers: Newcomers = "retrain",
+        time_budget: float | str | timedelta | dict[str, int] | None = None,
     ) -> None:
         super().__init__(
             S3TMethod(shards, slices, budget, sequences, groups, stage_data, epoch_rule, request_prior, risk_bands),
@@ -126,6 +131,7 @@ class S3T(Unlearning):
             parallel_units=parallel_units,
             digest_rows=digest_rows,
             newcomers=newcomers,
+            time_budget=time_budget,
         )
 
     def forget(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -20,6 +21,7 @@ from lightning_s3t.engine.lightning_internals import (
     refuse_checkpoint,
     refuse_own_checkpoints,
     run_instead_of_fit,
+    take_max_time,
 )
 from lightning_s3t.engine.preflight import check_trainer, refuse_to_resume
 from lightning_s3t.engine.subjects import Subjects
@@ -30,6 +32,7 @@ from lightning_s3t.executors.audit import AuditTarget
 from lightning_s3t.executors.fit import Fit, FitConfig, isolation_of
 from lightning_s3t.executors.fit_summary import FitSummary
 from lightning_s3t.executors.processes.forkserver import warm_up
+from lightning_s3t.executors.time_budget import seconds_of
 from lightning_s3t.methods import UnlearningMethod, method_of
 from lightning_s3t.methods.checks import check_choice, check_count
 from lightning_s3t.plan import UnitId
@@ -84,6 +87,9 @@ class Unlearning(pl.Callback):
         newcomers: Where people belong who come after the first fit. "retrain" puts them into the slices of all, and
             trains again what they reach there. "append" gives those who come together a shard of their own, and
             nothing else is trained; only for methods whose units are revoked, with a registry.
+        time_budget: How long a fit may take: seconds, "DD:HH:MM:SS" or a timedelta; None for as long as it needs. A
+            unit is not begun if it would not end in time, none is cut, and at least one is trained; the next fit goes
+            on. `Trainer(max_time=...)` means the same.
 
     Attributes:
         receipt: Of the requests that have waited for the last fit; None if there were none.
@@ -118,6 +124,7 @@ class Unlearning(pl.Callback):
         parallel_units: int = 1,
         digest_rows: bool = False,
         newcomers: Newcomers = "retrain",
+        time_budget: float | str | timedelta | dict[str, int] | None = None,
     ) -> None:
         check_choice("newcomers", newcomers, ("retrain", "append"))
         check_count("parallel_units", parallel_units)
@@ -154,6 +161,7 @@ class Unlearning(pl.Callback):
             resolve_adapter(adapter),
             keep_registry,
             newcomers,
+            seconds_of(time_budget) if time_budget is not None else None,
         )
         self.sequences = self.config.choice.plan()
         self.isolation = isolation
@@ -224,7 +232,8 @@ class Unlearning(pl.Callback):
             units = self.config.units
             check_trainer(trainer, Unlearning, isolation, units.parallel_units, units.digest_rows)
             refuse_checkpoint(trainer, refuse_to_resume)
-            self._fit = fit = Fit(self.config, isolation, (self, self.deletion), self._audited)
+            max_time = take_max_time(trainer)
+            self._fit = fit = Fit(self.config, isolation, (self, self.deletion), self._audited, max_time)
             if isolation == "forkserver":
                 warm_up()
             if isolation != "none":

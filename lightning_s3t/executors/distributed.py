@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,9 +96,14 @@ class DistributedExecutor(ProcessExecutor):
         plan = fit_store.plan.build
         with closing(UnitProgress.of(self._trainer, plan, self._settings)) as progress:
             for planned in plan:
+                if not fit_store.has_time_for(planned):
+                    break
                 progress.start(planned.unit)
+                start = time.monotonic()
                 revoked = self._build(planned, units, progress, another=planned is not plan[-1])
                 progress.finish_unit(planned.unit)
+                if revoked is None:
+                    fit_store.budget.note(planned, time.monotonic() - start)
                 if revoked is not None:
                     rank_zero_info(f"S3T: {revoked}")
                 if fit_store.outdated():

@@ -41,6 +41,7 @@ from lightning_s3t.executors.fit_summary import FitSummary, hyperparameters, mea
 from lightning_s3t.executors.in_process import InProcessExecutor
 from lightning_s3t.executors.isolated import IsolatedExecutor
 from lightning_s3t.executors.ranks import on_rank_zero
+from lightning_s3t.executors.time_budget import TimeBudget
 from lightning_s3t.executors.unit_store import UnitStore
 from lightning_s3t.methods import EditingMethod, UnlearningMethod
 from lightning_s3t.plan import Partition, SequenceChoice, SliceSequence, UnitId
@@ -71,6 +72,7 @@ class FitConfig:
         adapter: The adapter; None for whole layers.
         keep_registry: Whether the store notes who is in the training data.
         newcomers: Where people belong who come after others.
+        time_budget: How many seconds a fit may take; None for as long as it needs.
     """
 
     store: Path
@@ -85,6 +87,7 @@ class FitConfig:
     adapter: PeftConfig | None
     keep_registry: bool
     newcomers: Newcomers = "retrain"
+    time_budget: float | None = None
 
 
 class Fit:
@@ -95,17 +98,23 @@ class Fit:
         isolation: How units are kept apart.
         own: S3T's own callbacks, which are left as they are between units.
         audited: What to build elsewhere and compare; None to train into the store.
+        max_time: How many seconds the trainer gives the fit; None if it gives no limit.
 
     Attributes:
         training: Trains a unit; None until the data and the layers are found.
         sequences: The sequences that are trained.
         summary: What the fit has done; None until it has ended, and on all ranks but 0.
-        finished: Whether all units are there.
+        finished: Whether it has come to its end: all units are there, or its time was used up.
         receipt: Of the requests that have waited for this fit; None if there were none.
     """
 
     def __init__(
-        self, config: FitConfig, isolation: Isolation, own: Collection[pl.Callback], audited: AuditTarget | None
+        self,
+        config: FitConfig,
+        isolation: Isolation,
+        own: Collection[pl.Callback],
+        audited: AuditTarget | None,
+        max_time: float | None = None,
     ) -> None:
         self._config = config
         self._own = tuple(own)
@@ -113,6 +122,8 @@ class Fit:
         self._settings = dataclasses.replace(config.units, isolation=isolation)
         if audited is not None:  # one after another, so that it also shows that the order does not matter
             self._settings = dataclasses.replace(self._settings, parallel_units=1)
+        limits = [limit for limit in (config.time_budget, max_time) if limit is not None and audited is None]
+        self._budget = TimeBudget(min(limits, default=None), config.units.slices, config.units.groups)
         self._exit = ExitStack()
         self._exit.enter_context(expecting_checkpoints())
         self._adapter = config.adapter
@@ -239,6 +250,7 @@ class Fit:
                 config.keep_registry,
                 self._key,
                 config.newcomers,
+                self._budget,
             )
         )
         fit_store.open(config.store, builder.base_tensors)
@@ -321,6 +333,7 @@ class Fit:
             rank_zero_info(f"S3T: all {fit_store.plan.present} units are there, nothing to train.")
         seconds = time.monotonic() - start
         metrics = on_rank_zero(trainer, lambda: self._sum_up(fit_store, trained, seconds))
+        on_rank_zero(trainer, lambda: self._say_what_is_left(fit_store, trained))
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         on_rank_zero(trainer, fit_store.finish)
         self.finished = True
@@ -336,7 +349,9 @@ class Fit:
         store, path = fit_store.opened.store, str(self._config.store)
         shards = store.partition.all_shards
         passed_over = fit_store.passed_over
-        self.summary = FitSummary.of(store.alive(), shards, self.sequences, trained, seconds, passed_over)
+        self.summary = FitSummary.of(
+            store.alive(), shards, self.sequences, trained, seconds, passed_over, self._budget.is_used_up
+        )
         if self._audited is None:  # an audit has a report of its own
             if trained:
                 rank_zero_info(str(self.summary))
@@ -346,6 +361,17 @@ class Fit:
             )
         serving = [row.serves for row in self.summary.rows if row.serves is not None]
         return mean_metrics([store.provenance(unit)[0].get("metrics", {}) for unit in serving])
+
+    def _say_what_is_left(self, fit_store: FitStore, trained: Sequence[UnitId]) -> None:
+        if not self._budget.is_used_up:
+            return
+        done = {*trained, *fit_store.passed_over}
+        left = [planned for planned in fit_store.plan.build if planned.unit not in done]
+        seconds = sum(map(self._budget.estimate, left))
+        rank_zero_info(
+            f"S3T: the time budget of {self._budget.seconds:.0f} s is used up. {counted(len(left), 'unit')} are left, "
+            f"for some {seconds:.0f} s one after another: the next fit goes on with {left[0].unit}."
+        )
 
     def _hyperparameters(self) -> dict[str, Any]:
         config, settings = self._config, self._settings

@@ -17,9 +17,10 @@ from torch import Tensor
 from lightning_s3t.engine.found_state.found_state import describe_changes
 from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.executors.ranks import on_rank_zero
-from lightning_s3t.executors.unit_plan import Digests, FitPlan, plan_fit
+from lightning_s3t.executors.time_budget import TimeBudget
+from lightning_s3t.executors.unit_plan import Digests, FitPlan, PlannedUnit, plan_fit
 from lightning_s3t.methods import EditingMethod, UnlearningMethod
-from lightning_s3t.plan import SequenceChoice, SliceSequence, UnitId, units_of
+from lightning_s3t.plan import SequenceChoice, SliceSequence, UnitId, order_by_worth, units_of
 from lightning_s3t.store import Attempt, BuildSession, RequestRecord, Store
 from lightning_s3t.store.ledger import Tombstone
 from lightning_s3t.store.registry import Newcomers
@@ -61,6 +62,7 @@ class FitStore:
         register: Whether the store notes who is in the training data.
         key: The store's first key, by which the data was placed; on rank 0.
         newcomers: Where people belong who come after others.
+        budget: How long the fit may take; None for as long as it needs.
 
     Attributes:
         plan: What to build.
@@ -68,6 +70,7 @@ class FitStore:
         start: The head as it stands before any training.
         sequences: The sequences.
         digests: The digests of the slices' ids; empty on all ranks but 0.
+        budget: How long the fit may take; asked on rank 0.
         passed_over: Units that could not be trained on what deletions have left, and why; empty on all ranks but 0.
     """
 
@@ -82,6 +85,7 @@ class FitStore:
         register: bool = True,
         key: bytes | None = None,
         newcomers: Newcomers = "retrain",
+        budget: TimeBudget | None = None,
     ) -> None:
         self.plan = FitPlan((), 0, (), 0)
         self.receipt: RequestRecord | None = None
@@ -99,6 +103,7 @@ class FitStore:
         self._register = register
         self._key = key
         self._newcomers = newcomers
+        self.budget = budget if budget is not None else TimeBudget(None, choice.slices, method.groups)
         self._basis: Mapping[str, Any] = settings
         self._moved = ""
         self._exit = ExitStack()
@@ -143,6 +148,16 @@ class FitStore:
     def outdated(self) -> bool:
         """Says, on every rank alike, whether a deletion request has come in since the plan was made."""
         return on_rank_zero(self._trainer, lambda: self._asked().request_number != self.plan.as_of)
+
+    def has_time_for(self, planned: PlannedUnit) -> bool:
+        """Says, on every rank alike, whether a unit is to be begun in the time that the fit has left.
+
+        Args:
+            planned: The unit.
+        """
+        if self.budget.seconds is None:
+            return True
+        return on_rank_zero(self._trainer, lambda: self.budget.has_time_for(planned))
 
     def replace(
         self,
@@ -286,7 +301,16 @@ class FitStore:
         """Compares what there should be, of the data that is not left out, with what there is."""
         self.digests = self._data.digests(self._asked().subject_hash)
         alive = self.opened.store.alive()
-        return plan_fit(self._units(), alive, self._data, self._choice.data, self.digests, self._basis, as_of)
+        plan = plan_fit(self._units(), alive, self._data, self._choice.data, self.digests, self._basis, as_of)
+        return dataclasses.replace(plan, build=self._in_order(plan))
+
+    def _in_order(self, plan: FitPlan) -> tuple[PlannedUnit, ...]:
+        """Returns what is to be built in the one order that all executors follow."""
+        planned = {one.unit: one for one in plan.build}
+        there = [unit for unit in self._units() if unit not in planned and unit not in plan.impossible]
+        choice = self._choice
+        order = order_by_worth(planned, there, choice.slices, choice.data, choice.epochs, self._method.groups)
+        return tuple(planned[unit] for unit in order)
 
     def _units_to_edit(self, forgotten: frozenset[str], as_of: int) -> frozenset[UnitId]:
         """Returns the units that hold just the data of today: all that they lack is to forget who asks now."""

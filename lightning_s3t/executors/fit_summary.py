@@ -40,11 +40,13 @@ class FitSummary:
         rows: One for each shard.
         seconds: How long it took.
         passed_over: Units that could not be trained on what deletions have left, and why.
+        out_of_time: Whether its time budget ended it before all units were trained.
     """
 
     rows: tuple[ShardSummary, ...]
     seconds: float
     passed_over: Mapping[UnitId, str] = field(default_factory=dict)
+    out_of_time: bool = False
 
     @classmethod
     def of(
@@ -55,6 +57,7 @@ class FitSummary:
         trained: Iterable[UnitId],
         seconds: float,
         passed_over: Mapping[UnitId, str],
+        out_of_time: bool = False,
     ) -> FitSummary:
         """Sums a fit up.
 
@@ -65,6 +68,7 @@ class FitSummary:
             trained: What this fit has trained.
             seconds: How long it took.
             passed_over: What could not be trained, and why.
+            out_of_time: Whether the time budget ended the fit.
         """
         wanted, built = units_of(shards, sequences), set(trained)
         best = survivors(alive, {unit: record.score for unit, record in alive.items() if record.score is not None})
@@ -82,7 +86,7 @@ class FitSummary:
                     alive[serves].score if serves is not None else None,
                 )
             )
-        return cls(tuple(rows), seconds, dict(passed_over))
+        return cls(tuple(rows), seconds, dict(passed_over), out_of_time)
 
     def __str__(self) -> str:
         cells = [("shard", "serves", "trained", "units", "score")]

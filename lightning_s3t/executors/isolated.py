@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
@@ -45,10 +46,12 @@ class RunningUnit:
     Attributes:
         begun: The unit, in the store.
         process: The process.
+        start: When it began, by the monotonic clock.
     """
 
     begun: BegunUnit
     process: UnitProcess
+    start: float
 
     @property
     def unit(self) -> UnitId:
@@ -101,8 +104,12 @@ class IsolatedExecutor(ProcessExecutor):
                     planned = schedule.take()
                     if planned is None:
                         break
+                    if not fit_store.has_time_for(planned):
+                        schedule.give_up(planned.unit)
+                        schedule.halt()
+                        break
                     self._begin(planned, units, schedule, progress)
-                self._listen(units, schedule, progress)
+                self._listen(units, fit_store, schedule, progress)
                 if fit_store.outdated():
                     outdated = True
                     schedule.halt()
@@ -119,9 +126,9 @@ class IsolatedExecutor(ProcessExecutor):
         progress.start(planned.unit)
         what = f"unit {planned.unit} was trained"
         process = self._processes.start(Begin(begun.task), what, another=schedule.waiting)
-        self._running[process.number] = RunningUnit(begun, process)
+        self._running[process.number] = RunningUnit(begun, process, time.monotonic())
 
-    def _listen(self, units: UnitStore, schedule: Schedule, progress: UnitProgress) -> None:
+    def _listen(self, units: UnitStore, fit_store: FitStore, schedule: Schedule, progress: UnitProgress) -> None:
         processes = [running.process for running in self._running.values()]
         for process, message in self._processes.listen(processes, _LOOK_UP):
             running = self._running[process.number]
@@ -141,6 +148,7 @@ class IsolatedExecutor(ProcessExecutor):
                 process.tell(Noted())
             elif isinstance(message, Trained):
                 self._commit(running, message, units, schedule)
+                fit_store.budget.note(running.begun.planned, time.monotonic() - running.start)
                 progress.finish_unit(running.unit)
                 self._forget(process)
 

@@ -1,3 +1,4 @@
+from .build_order import order_by_worth
 from .comparison import PlannerResult, compare
 from .cost import Cost, cost_of
 from .estimate import Estimate
@@ -74,6 +75,7 @@ __all__ = [
     "objective",
     "optimal",
     "optimal_within",
+    "order_by_worth",
     "plan_sequences",
     "requests_until",
     "retention_bound",

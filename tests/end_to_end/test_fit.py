@@ -17,7 +17,6 @@ from lightning.pytorch.callbacks import (
     EarlyStopping,
     LearningRateFinder,
     StochasticWeightAveraging,
-    Timer,
 )
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ParallelStrategy
@@ -463,7 +462,6 @@ BAD_TRAINERS: dict[str, tuple[list[Any], dict[str, Any], type[S3TError], str]] =
         UnsupportedError,
         "freezes and unfreezes layers too",
     ),
-    "timer": ([lambda d: Timer("00:00:10:00")], {}, UnsupportedError, "Timer: it ends a training by the clock"),
     "overfit": ([], {"overfit_batches": 1}, UnsupportedError, "overfit_batches"),
     "reload": (
         [],

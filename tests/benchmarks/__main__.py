@@ -7,6 +7,7 @@ import sys
 from tests.benchmarks import (
     changeover,
     compiled,
+    growth,
     isolation,
     ledger_scale,
     memory,
@@ -35,6 +36,7 @@ if __name__ == "__main__":
             serving.main([]),
             parallel.main(),
             scaling.main(),
+            growth.main([]),
             isolation.main([]),
         )
     )

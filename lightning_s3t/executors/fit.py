@@ -369,8 +369,8 @@ class Fit:
         left = [planned for planned in fit_store.plan.build if planned.unit not in done]
         seconds = sum(map(self._budget.estimate, left))
         rank_zero_info(
-            f"S3T: the time budget of {self._budget.seconds:g} s is used up. Left to train: {counted(len(left), 'unit')}, "
-            f"some {seconds:.0f} s one after another. The next fit goes on."
+            f"S3T: the time budget of {self._budget.seconds:g} s is used up. Left to train: "
+            f"{counted(len(left), 'unit')}, some {seconds:.0f} s one after another. The next fit goes on."
         )
 
     def _hyperparameters(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning_s3t.engine.subjects import Subjects
 from lightning_s3t.methods import S3TMethod
 from lightning_s3t.plan import DataMode, EpochRule, RiskBands
 from lightning_s3t.store import RequestRecord
+from lightning_s3t.store.registry import Newcomers
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER
 from lightning_s3t.tuning.floor import Floor
 
@@ -72,6 +74,13 @@ class S3T(Unlearning):
         floor: A closed-form head that answers when deletions have left no unit, and that forgets by subtraction: a
             `Floor`, a mapping of its arguments, or True for one with its defaults. It learns from all rows of all
             shards and never runs out of deletions; its first fit sends every row through the pretrained network once.
+        newcomers: Where people belong who come after the first fit. "retrain" puts them into the slices of all shards,
+            and trains again what they reach there, so that it does not matter who came when. "append" gives those who
+            come together a shard of their own, one more that answers, and trains nothing else. Without a registry
+            they are always retrained. Each fit may choose.
+        time_budget: How long a fit may take: seconds, "DD:HH:MM:SS" or a timedelta; None for as long as it needs. A
+            unit is not begun if it would not end in time, none is cut, and at least one is trained; the next fit goes
+            on. Units that give most to what serves come first. `Trainer(max_time=...)` means the same.
 
     Raises:
         ConfigurationError: An argument is out of range; named, with what was expected.
@@ -110,6 +119,8 @@ class S3T(Unlearning):
         parallel_units: int = 1,
         digest_rows: bool = False,
         floor: Floor | Mapping[str, Any] | bool | None = None,
+        newcomers: Newcomers = "retrain",
+        time_budget: float | str | timedelta | dict[str, int] | None = None,
     ) -> None:
         super().__init__(
             S3TMethod(shards, slices, budget, sequences, groups, stage_data, epoch_rule, request_prior, risk_bands),
@@ -125,6 +136,8 @@ class S3T(Unlearning):
             parallel_units=parallel_units,
             digest_rows=digest_rows,
             floor=floor,
+            newcomers=newcomers,
+            time_budget=time_budget,
         )
 
     def forget(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -20,6 +21,7 @@ from lightning_s3t.engine.lightning_internals import (
     refuse_checkpoint,
     refuse_own_checkpoints,
     run_instead_of_fit,
+    take_max_time,
 )
 from lightning_s3t.engine.preflight import check_trainer, refuse_to_resume
 from lightning_s3t.engine.subjects import Subjects
@@ -30,12 +32,14 @@ from lightning_s3t.executors.audit import AuditTarget
 from lightning_s3t.executors.fit import Fit, FitConfig, isolation_of
 from lightning_s3t.executors.fit_summary import FitSummary
 from lightning_s3t.executors.processes.forkserver import warm_up
+from lightning_s3t.executors.time_budget import seconds_of
 from lightning_s3t.methods import UnlearningMethod, method_of
 from lightning_s3t.methods.checks import check_choice, check_count
 from lightning_s3t.plan import UnitId
 from lightning_s3t.serving import EnsemblePredictor
 from lightning_s3t.serving.answer_trial import AnswerTrial
 from lightning_s3t.store import RequestRecord
+from lightning_s3t.store.registry import Newcomers
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, resolve_adapter
 from lightning_s3t.tuning.floor import Floor
 
@@ -84,6 +88,12 @@ class Unlearning(pl.Callback):
         floor: A closed-form head that answers when deletions have left no unit, and that forgets by subtraction: a
             `Floor`, a mapping of its arguments, or True for one with its defaults. It learns from all rows of all
             shards and never runs out of deletions; its first fit sends every row through the pretrained network once.
+        newcomers: Where people belong who come after the first fit. "retrain" puts them into the slices of all, and
+            trains again what they reach there. "append" gives those who come together a shard of their own, and
+            nothing else is trained; only for methods whose units are revoked, with a registry.
+        time_budget: How long a fit may take: seconds, "DD:HH:MM:SS" or a timedelta; None for as long as it needs. A
+            unit is not begun if it would not end in time, none is cut, and at least one is trained; the next fit goes
+            on. `Trainer(max_time=...)` means the same.
 
     Attributes:
         receipt: Of the requests that have waited for the last fit (of the deletions, if there were corrections too);
@@ -119,13 +129,21 @@ class Unlearning(pl.Callback):
         parallel_units: int = 1,
         digest_rows: bool = False,
         floor: Floor | Mapping[str, Any] | bool | None = None,
+        newcomers: Newcomers = "retrain",
+        time_budget: float | str | timedelta | dict[str, int] | None = None,
     ) -> None:
+        check_choice("newcomers", newcomers, ("retrain", "append"))
         check_count("parallel_units", parallel_units)
         check_choice("partition", partition, ("secret", "public"))
         check_choice("isolation", isolation, ("auto", "forkserver", "fork", "none"))
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ConfigurationError(f"Expected argument `seed` to be a non-negative integer but got {seed!r}.")
         self.method = method = method_of(method)
+        if newcomers == "append" and method.response != "revoke":
+            raise ConfigurationError(
+                f"The method {method.name!r} has one model of all data, so people who come later cannot have one of "
+                "their own. Use newcomers='retrain', or a method with shards: S3T or SISA."
+            )
         self.store = Path(store)
         self.config = FitConfig(
             self.store,
@@ -149,6 +167,8 @@ class Unlearning(pl.Callback):
             resolve_adapter(adapter),
             keep_registry,
             Floor.of(floor),
+            newcomers,
+            seconds_of(time_budget) if time_budget is not None else None,
         )
         self.sequences = self.config.choice.plan()
         self.isolation = isolation
@@ -263,7 +283,8 @@ class Unlearning(pl.Callback):
             units = self.config.units
             check_trainer(trainer, Unlearning, isolation, units.parallel_units, units.digest_rows)
             refuse_checkpoint(trainer, refuse_to_resume)
-            self._fit = fit = Fit(self.config, isolation, (self, self.deletion), self._audited)
+            max_time = take_max_time(trainer)
+            self._fit = fit = Fit(self.config, isolation, (self, self.deletion), self._audited, max_time)
             fit.begin(trainer)
             if isolation == "forkserver":
                 warm_up()

@@ -68,7 +68,7 @@ def make_app() -> App:
     from lightning_s3t.cli.receipts import list_receipts, verify_receipt
     from lightning_s3t.cli.simulate import simulate
     from lightning_s3t.cli.status import status
-    from lightning_s3t.cli.store import pending, provenance, rotate_key, verify
+    from lightning_s3t.cli.store import consolidate, pending, provenance, rotate_key, verify
 
     learn, design, train, erase, keep = (
         Group(title, sort_key=number)
@@ -107,6 +107,7 @@ def make_app() -> App:
     store.command(audit)
     store.command(provenance)
     store.command(pending)
+    store.command(consolidate)
     store.command(rotate_key)
     app.command(store)
     return app

@@ -75,6 +75,11 @@ def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> N
     console = Console()
     console.print(table)
     console.print(f"Requests carried out: {found.requests}. Shards that serve: {len(found.serving)} of {found.shards}.")
+    for number, generation in enumerate(found.generations, start=1):
+        console.print(
+            f"Shard {generation.shard}: generation {number}, {counted(generation.subjects, 'subject')} who came "
+            f"together, from {generation.opened} on."
+        )
     if found.waiting:
         console.print(
             f"{found.waiting} subjects wait for the next fit to be forgotten. What serves has their data in it."

@@ -1,4 +1,4 @@
-"""Commands of `s3t store`: pending, verify, rotate-key, provenance."""
+"""Commands of `s3t store`: pending, verify, consolidate, rotate-key, provenance."""
 
 from __future__ import annotations
 
@@ -60,6 +60,27 @@ def verify(store: Path, /, *, json: bool = False) -> int:
     verdict = "Nothing is wrong" if found.passed else f"{len(found.problems)} problems"
     print(f"{verdict}: {found.events} events and {found.units} snapshots were checked.")
     return 0 if found.passed else 1
+
+
+def consolidate(store: Path, /, *, into: int | None = None) -> None:
+    """Merge generations of people who came later into one, if that pays: fewer and larger shards answer.
+
+    The units of the generations that go are erased at once. The next fit trains the merged one on everybody in it, and
+    nothing else.
+
+    Args:
+        store: The store's folder.
+        into: The generation that those after it become part of, from 1 on; left out, the one that pays.
+    """
+    from lightning_s3t.store import Store
+
+    with Store.open(store) as opened:
+        before = opened.partition.generations
+        merged = opened.consolidate(into)
+    if merged is None:
+        print(f"It does not pay to merge any of {counted(before, 'generation')} that came after the first.")
+        return
+    print(f"Generations {merged} to {before} are one now. Call fit with the same store: it trains that one alone.")
 
 
 def rotate_key(store: Path, /) -> None:

@@ -18,7 +18,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import ProgressBar, Timer, WeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.loggers.utilities import _log_hyperparams
@@ -47,6 +47,9 @@ _TRAINER_ATTRIBUTES = (
     "limit_train_batches",
     "limit_val_batches",
 )
+
+# where a trainer keeps its callbacks while its timers are taken out
+_WITH_TIMERS = "_s3t_callbacks_with_timers"
 
 # hooks of data module and module that run once, however many units are trained
 _ONCE = ("prepare_data", "setup", "teardown")
@@ -213,8 +216,28 @@ def take_over(trainer: pl.Trainer, run: Callable[[], None]) -> None:
     trainer.fit_loop.run = run  # type: ignore[method-assign]
 
 
+def take_max_time(trainer: pl.Trainer) -> float | None:
+    """Takes the trainer's timers out until `hand_back`, and returns the least time that they give, in seconds.
+
+    A timer ends a training by the clock, which no rebuild can repeat: units must not have it.
+
+    Args:
+        trainer: The trainer, in a callback's `setup`.
+
+    Returns:
+        None without a timer, and with timers that have no limit.
+    """
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    limits = [callback.time_remaining() for callback in callbacks if isinstance(callback, Timer)]
+    if limits:
+        vars(trainer)[_WITH_TIMERS] = callbacks
+        # another list: this one is being gone through
+        trainer.callbacks = [callback for callback in callbacks if not isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def hand_back(trainer: pl.Trainer) -> None:
-    """Undoes `take_over` and `run_instead_of_fit`.
+    """Undoes `take_over`, `run_instead_of_fit` and `take_max_time`.
 
     Args:
         trainer: The trainer.
@@ -222,6 +245,7 @@ def hand_back(trainer: pl.Trainer) -> None:
     vars(trainer.fit_loop).pop("run", None)
     vars(trainer.strategy).pop("setup", None)
     vars(trainer._checkpoint_connector).pop("resume_start", None)
+    trainer.callbacks = vars(trainer).pop(_WITH_TIMERS, trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def run_fit_loop(trainer: pl.Trainer) -> None:

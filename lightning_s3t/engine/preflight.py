@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     LearningRateFinder,
     StochasticWeightAveraging,
-    Timer,
 )
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
@@ -32,7 +31,6 @@ _REFUSED_CALLBACKS: dict[type[pl.Callback], str] = {
     LearningRateFinder: "the rate that it finds depends on all the data. Find the rate on public data, and set it",
     BatchSizeFinder: "it trains on all the data. Find the batch size without S3T, and set it",
     StochasticWeightAveraging: "it averages a copy of the whole model over stages. Use WeightAveraging instead",
-    Timer: "it ends a training by the clock, which no rebuild can repeat. Use max_epochs or max_steps",
     BaseFinetuning: "it freezes and unfreezes layers too. Leave that to S3T",
 }
 

@@ -78,13 +78,13 @@ class TrainingData:
         self.sampling = sampling_of(self.loader)
         self.partition = partition
         self.subjects = subjects_of(self.dataset, subjects)
-        self.rows_by_place: dict[Place, list[int]] = {
-            Place(shard, slice_): [] for shard in range(partition.shards) for slice_ in range(partition.slices)
-        }
+        self.rows_by_place: dict[Place, list[int]] = {}
         self.forgotten: frozenset[str] = frozenset()
         self.row_digests: tuple[str, ...] = ()
         self.bands = {subject: risk.band(subject) if risk else 0 for subject in dict.fromkeys(self.subjects)}
-        self._places = {subject: partition.place(subject, band) for subject, band in self.bands.items()}
+        self._generations: dict[str, int] = {}
+        self._places: dict[str, Place] = {}
+        self._find_places()
         self._generators: dict[str, AnyGenerator] | None = None
         if type(self.loader) is not DataLoader:
             _check_same_attributes(self.loader, self.unit_loader(range(len(self.subjects)), seed=0))
@@ -92,9 +92,36 @@ class TrainingData:
 
     def __getstate__(self) -> dict[str, Any]:
         # for a unit's process: whose rows are whose is not its business
-        nobody = {"subjects": (), "bands": {}, "_places": {}, "rows_by_place": {}, "forgotten": frozenset[str]()}
+        nobody = {
+            "subjects": (),
+            "bands": {},
+            "_generations": {},
+            "_places": {},
+            "rows_by_place": {},
+            "forgotten": frozenset[str](),
+        }
         state = {name: value for name, value in vars(self).items() if name != "_ordinals"}
         return {**state, **nobody, "row_digests": (), "partition": replace(self.partition, secret=b"")}
+
+    def join_generations(self, count: int, generations: Mapping[str, int]) -> None:
+        """Puts people where their store has them who came after others; `leave_out` then has to be called.
+
+        Args:
+            count: How many generations came after the first.
+            generations: By subject, with which each came; those of the first may be missing.
+        """
+        later = {subject: number for subject, number in generations.items() if number}
+        if (count, later) != (self.partition.generations, self._generations):
+            self.partition = replace(self.partition, generations=count)
+            self._generations = later
+            self._find_places()
+
+    def _find_places(self) -> None:
+        generations = (self._generations.get(subject, 0) for subject in self.bands)
+        places = self.partition.places(self.bands, self.bands.values(), generations)
+        self._places = dict(zip(self.bands, places, strict=True))
+        shards, slices = range(self.partition.all_shards), range(self.partition.slices)
+        self.rows_by_place = {Place(shard, slice_): [] for shard in shards for slice_ in slices}
 
     def leave_out(self, forgotten: Iterable[str]) -> None:
         """Takes the rows of forgotten subjects out, for good.

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from lightning_s3t.plan import DataMode, EpochRule
+from lightning_s3t.plan import DataMode, EpochRule, UnitId
+from lightning_s3t.tuning.randomness import unit_seed
 
 Isolation = Literal["forkserver", "fork", "none"]
 
@@ -36,6 +37,17 @@ class UnitSettings:
     parallel_units: int = 1
     groups: int | None = None
     digest_rows: bool = False
+
+    def unit_seed(self, unit: UnitId) -> int:
+        """Returns the seed that all randomness of a unit comes from.
+
+        It is the same for all generations of people who came after the first: what is trained on some of them must not
+        depend on how many generations came before, since those may be of people who are forgotten.
+
+        Args:
+            unit: The unit.
+        """
+        return unit_seed(self.seed, UnitId(min(unit.shard, self.shards), unit.prefix))
 
     def max_epochs(self, trainer_epochs: int | None) -> int | None:
         """Returns a stage's number of epochs; None for the trainer's own.

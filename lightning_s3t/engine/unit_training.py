@@ -28,7 +28,7 @@ from lightning_s3t.methods import EditingMethod, UnlearningMethod
 from lightning_s3t.plan import UnitId
 from lightning_s3t.tuning.floor import Floor
 from lightning_s3t.tuning.guard import named_tensors
-from lightning_s3t.tuning.randomness import seed_all, unit_seed
+from lightning_s3t.tuning.randomness import seed_all
 from lightning_s3t.tuning.stage_switch import StageSwitch, StageWatch
 from lightning_s3t.tuning.stages import Stage
 
@@ -249,12 +249,12 @@ class UnitTraining:
     def seed(self) -> None:
         """Seeds the global generators for the running unit: what came before its first batch must not count."""
         if self.unit is not None:
-            seed_all(unit_seed(self._settings.seed, self.unit))
+            seed_all(self._settings.unit_seed(self.unit))
 
     def _train(self, trainer: pl.Trainer, task: UnitTask, fit: Fit) -> UnitResult:
         unit, rows = task.unit, task.rows
         self._switch.builder.start = task.start
-        seed = unit_seed(self._settings.seed, unit)
+        seed = self._settings.unit_seed(unit)
         seed_all(seed)
         self._data.seed_generators(seed)
         loader = self._data.unit_loader(rows, seed, trainer.world_size, trainer.global_rank)
@@ -316,7 +316,7 @@ class UnitTraining:
             "parameters": list(stage.trainable),
             "isolation": self._settings.isolation,
             "seed": self._settings.seed,
-            "unit_seed": unit_seed(self._settings.seed, unit),
+            "unit_seed": self._settings.unit_seed(unit),
             **({"edit": self._edit} if self._edit is not None else {}),
         }
 

@@ -18,12 +18,13 @@ from lightning_s3t.engine.lightning_internals import is_deterministic
 from lightning_s3t.engine.run_record import versions
 from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.errors import ConfigurationError, RevokedError
-from lightning_s3t.executors.fit_store import Base, FitStore
+from lightning_s3t.executors.fit_store import Base, FitStore, Generations
 from lightning_s3t.executors.unit_plan import FitPlan
 from lightning_s3t.methods import UnlearningMethod
 from lightning_s3t.plan import SequenceChoice, SliceSequence, UnitId
 from lightning_s3t.store import Store
 from lightning_s3t.store.ledger import Mark, Tombstone
+from lightning_s3t.store.registry import Newcomers
 
 Outcome = Literal["equal", "differs", "data changed", "revoked meanwhile"]
 
@@ -197,6 +198,7 @@ class AuditStore(FitStore):
         options: What a fit would note.
         key: The audited store's first key, so that everybody is in the same place.
         began_at: The position of the audited store's newest event when the audit began.
+        newcomers: Where people belong who come after others.
     """
 
     def __init__(
@@ -210,8 +212,11 @@ class AuditStore(FitStore):
         options: Mapping[str, Any],
         key: bytes | None,
         began_at: int = 0,
+        newcomers: Newcomers = "retrain",
     ) -> None:
-        super().__init__(trainer, data, settings, choice, method, options, key=key, began_at=began_at)
+        super().__init__(
+            trainer, data, settings, choice, method, options, key=key, began_at=began_at, newcomers=newcomers
+        )
         self._target = target
         self._drawn: Base = {}
 
@@ -231,6 +236,15 @@ class AuditStore(FitStore):
         self._drawn = make_base()
         self._enter(self._target.scratch).building.save_base(base)
         return base, self._choice.plan()
+
+    def _register_all(self, bands: Mapping[str, int]) -> tuple[int, Generations]:
+        """Finds everybody in the audited store; who is new would be in its next generation, which is not audited."""
+        audited = self._target.store
+        count, found = audited.partition.generations, audited.generations_of(bands)
+        if self._newcomers == "append" and found:
+            newcomers = dict.fromkeys(bands.keys() - found.keys(), count + 1)
+            return len(newcomers), (count + 1, {**found, **newcomers})
+        return 0, (count, found)
 
     def _due(self) -> Collection[Tombstone]:
         return ()

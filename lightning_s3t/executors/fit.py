@@ -42,11 +42,13 @@ from lightning_s3t.executors.floor_building import build_floor
 from lightning_s3t.executors.in_process import InProcessExecutor
 from lightning_s3t.executors.isolated import IsolatedExecutor
 from lightning_s3t.executors.ranks import on_rank_zero
+from lightning_s3t.executors.time_budget import TimeBudget
 from lightning_s3t.executors.unit_store import UnitStore
 from lightning_s3t.methods import EditingMethod, UnlearningMethod
 from lightning_s3t.plan import Partition, SequenceChoice, SliceSequence, UnitId
 from lightning_s3t.store import RequestRecord, Store
 from lightning_s3t.store.identities import first_key, partition_secret
+from lightning_s3t.store.registry import Newcomers
 from lightning_s3t.tuning.adapter_effect import measure_effect
 from lightning_s3t.tuning.adapters import adapter_for, describe_adapter
 from lightning_s3t.tuning.floor import Floor
@@ -72,6 +74,8 @@ class FitConfig:
         adapter: The adapter; None for whole layers.
         keep_registry: Whether the store notes who is in the training data.
         floor: The closed-form head that answers when no unit is left; None without one.
+        newcomers: Where people belong who come after others.
+        time_budget: How many seconds a fit may take; None for as long as it needs.
     """
 
     store: Path
@@ -86,6 +90,8 @@ class FitConfig:
     adapter: PeftConfig | None
     keep_registry: bool
     floor: Floor | None = None
+    newcomers: Newcomers = "retrain"
+    time_budget: float | None = None
 
 
 class Fit:
@@ -96,17 +102,23 @@ class Fit:
         isolation: How units are kept apart.
         own: S3T's own callbacks, which are left as they are between units.
         audited: What to build elsewhere and compare; None to train into the store.
+        max_time: How many seconds the trainer gives the fit; None if it gives no limit.
 
     Attributes:
         training: Trains a unit; None until the data and the layers are found.
         sequences: The sequences that are trained.
         summary: What the fit has done; None until it has ended, and on all ranks but 0.
-        finished: Whether all units are there.
+        finished: Whether it has come to its end: all units are there, or its time was used up.
         receipt: Of the requests that have waited for this fit; None if there were none.
     """
 
     def __init__(
-        self, config: FitConfig, isolation: Isolation, own: Collection[pl.Callback], audited: AuditTarget | None
+        self,
+        config: FitConfig,
+        isolation: Isolation,
+        own: Collection[pl.Callback],
+        audited: AuditTarget | None,
+        max_time: float | None = None,
     ) -> None:
         self._config = config
         self._own = tuple(own)
@@ -114,6 +126,8 @@ class Fit:
         self._settings = dataclasses.replace(config.units, isolation=isolation)
         if audited is not None:  # one after another, so that it also shows that the order does not matter
             self._settings = dataclasses.replace(self._settings, parallel_units=1)
+        limits = [limit for limit in (config.time_budget, max_time) if limit is not None and audited is None]
+        self._budget = TimeBudget(min(limits, default=None), config.units.slices, config.units.groups)
         self._exit = ExitStack()
         self._exit.enter_context(expecting_checkpoints())
         self._adapter = config.adapter
@@ -257,7 +271,16 @@ class Fit:
         }
         self._fit_store = fit_store = (
             AuditStore(
-                self._audited, trainer, data, settings, config.choice, config.method, options, self._key, self._began_at
+                self._audited,
+                trainer,
+                data,
+                settings,
+                config.choice,
+                config.method,
+                options,
+                self._key,
+                self._began_at,
+                config.newcomers,
             )
             if self._audited is not None
             else FitStore(
@@ -270,16 +293,26 @@ class Fit:
                 config.keep_registry,
                 self._key,
                 self._began_at,
+                config.newcomers,
+                self._budget,
             )
         )
         fit_store.open(config.store, builder.base_tensors)
         if self._floor is not None:
             fit_store.check_floor(self._floor[1])
         self.sequences, plan = fit_store.sequences, fit_store.plan
-        if plan.impossible:
+        few = [unit for unit in plan.impossible if data.partition.generation_of(unit.shard)]
+        emptied = [unit for unit in plan.impossible if unit not in few]
+        if emptied:
             rank_zero_warn(
-                f"S3T: deletions and restrictions have emptied slices, so {len(plan.impossible)} units cannot be "
-                f"trained: {', '.join(map(str, plan.impossible[:5]))}. The shards serve what is before them."
+                f"S3T: deletions and restrictions have emptied slices, so {len(emptied)} units cannot be trained: "
+                f"{', '.join(map(str, emptied[:5]))}. The shards serve what is before them."
+            )
+        if few:
+            rank_zero_warn(
+                f"S3T: people who came later are too few for {data.partition.slices} slices, so {len(few)} units with "
+                f"an empty slice cannot be trained: {', '.join(map(str, few[:5]))}. Their shards serve what is before "
+                "them. Expected some ten people a slice who come together."
             )
         rows = [str(planned.unit) for planned in plan.build if planned.stale and planned.same_subjects]
         if rows:
@@ -293,9 +326,21 @@ class Fit:
                 f"S3T: {len(stale)} units were trained when their slices had other subjects, and are trained again: "
                 f"{', '.join(stale[:5])}. Since the last fit people have come, were released from a restriction, or "
                 "have gone without a deletion request. If the data is the same, its rows are split at random at every "
-                "start: give random_split a generator with a seed of its own."
+                f"start: give random_split a generator with a seed of its own.{self._about_newcomers(plan.newcomers)}"
+            )
+        if config.newcomers == "append" and not config.keep_registry and plan.present:
+            rank_zero_warn(
+                "S3T: newcomers='append' needs the registry, which says who is new. Without it, people who come later "
+                "are in the slices of all, and the units that they reach are trained again."
             )
         if self._audited is None:
+            if config.newcomers == "append" and plan.newcomers:
+                own = sum(data.partition.generation_of(planned.unit.shard) > 0 for planned in plan.build)
+                rank_zero_info(
+                    f"S3T: {counted(plan.newcomers, 'subject')} came after the others, and are in a shard of "
+                    f"their own: {counted(own, 'unit')} of {data.partition.all_shards - data.partition.shards} such "
+                    "shards to train. What is there stays."
+                )
             if not plan.present:
                 rank_zero_info(str(LayerTable.of(builder)))
             rank_zero_info(
@@ -308,12 +353,21 @@ class Fit:
         found = {
             "rows": len(data.subjects),
             "subjects": len(data.bands),
+            "newcomers": plan.newcomers,
             "other_subjects": len(stale),
             "other_rows": len(rows),
             "digest_rows": self._settings.digest_rows,
         }
         on_rank_zero(trainer, lambda: fit_store.note_found(found))
         return fit_store
+
+    def _about_newcomers(self, count: int) -> str:
+        if not count or self._config.newcomers == "append":
+            return ""
+        return (
+            f" {counted(count, 'subject')} came after the others; with S3T(newcomers='append') they would have "
+            "a shard of their own, and nothing else would be trained again."
+        )
 
     def _build(
         self, trainer: pl.Trainer, fit_store: FitStore, trained: Sequence[UnitId], run: Callable[[], None]
@@ -325,6 +379,7 @@ class Fit:
             rank_zero_info(f"S3T: all {fit_store.plan.present} units are there, nothing to train.")
         seconds = time.monotonic() - start
         metrics = on_rank_zero(trainer, lambda: self._sum_up(fit_store, trained, seconds))
+        on_rank_zero(trainer, lambda: self._say_what_is_left(fit_store, trained))
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         on_rank_zero(trainer, fit_store.finish)
         self.finished = True
@@ -339,9 +394,11 @@ class Fit:
     def _sum_up(self, fit_store: FitStore, trained: Sequence[UnitId], seconds: float) -> dict[str, float]:
         """Sums a fit up; returns the metrics of the units that serve, each the mean over the shards."""
         store, path = fit_store.opened.store, str(self._config.store)
-        shards = self._config.partition.shards
+        shards = store.partition.all_shards
         passed_over = fit_store.passed_over
-        self.summary = FitSummary.of(store.alive(), shards, self.sequences, trained, seconds, passed_over)
+        self.summary = FitSummary.of(
+            store.alive(), shards, self.sequences, trained, seconds, passed_over, self._budget.is_used_up
+        )
         if self._audited is None:  # an audit has a report of its own
             if trained:
                 rank_zero_info(str(self.summary))
@@ -351,6 +408,17 @@ class Fit:
             )
         serving = [row.serves for row in self.summary.rows if row.serves is not None]
         return mean_metrics([store.provenance(unit)[0].get("metrics", {}) for unit in serving])
+
+    def _say_what_is_left(self, fit_store: FitStore, trained: Sequence[UnitId]) -> None:
+        if not self._budget.is_used_up:
+            return
+        done = {*trained, *fit_store.passed_over}
+        left = [planned for planned in fit_store.plan.build if planned.unit not in done]
+        seconds = sum(map(self._budget.estimate, left))
+        rank_zero_info(
+            f"S3T: the time budget of {self._budget.seconds:g} s is used up. Left to train: "
+            f"{counted(len(left), 'unit')}, some {seconds:.0f} s one after another. The next fit goes on."
+        )
 
     def _hyperparameters(self) -> dict[str, Any]:
         config, settings = self._config, self._settings

@@ -19,17 +19,21 @@ from lightning_s3t.core.units import Cell, reaches
 from lightning_s3t.engine.found_state.found_state import describe_changes
 from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.executors.ranks import on_rank_zero
-from lightning_s3t.executors.unit_plan import Digests, FitPlan, plan_fit
+from lightning_s3t.executors.time_budget import TimeBudget
+from lightning_s3t.executors.unit_plan import Digests, FitPlan, PlannedUnit, plan_fit
 from lightning_s3t.methods import EditingMethod, UnlearningMethod
-from lightning_s3t.plan import SequenceChoice, SliceSequence, UnitId, units_of
+from lightning_s3t.plan import SequenceChoice, SliceSequence, UnitId, order_by_worth, units_of
 from lightning_s3t.store import Attempt, BuildSession, RequestRecord, Store
 from lightning_s3t.store.ledger import Mark, Tombstone
+from lightning_s3t.store.registry import Newcomers
 from lightning_s3t.store.scratch import Scratch
 from lightning_s3t.store.trusted_configs import trust
 from lightning_s3t.tuning.adapter_effect import check_effect
 from lightning_s3t.tuning.fingerprint import digest_tensors
 
 Base = dict[str, Tensor]
+Generations = tuple[int, Mapping[str, int]]
+"""How many generations came after the first, and by subject who came with which."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class FitStore:
         register: Whether the store notes who is in the training data.
         key: The store's first key, by which the data was placed; on rank 0.
         began_at: The position of the store's newest event when the fit began, before it loaded its data; on rank 0.
+        newcomers: Where people belong who come after others.
+        budget: How long the fit may take; None for as long as it needs.
 
     Attributes:
         plan: What to build.
@@ -71,6 +77,7 @@ class FitStore:
         passed_over: Units that could not be trained on what deletions have left, or with rows that were corrected after
             they had been loaded, and why; empty on all ranks but 0.
         restricted: Those whose rows are left out until they are released; empty on all ranks but 0.
+        budget: How long the fit may take; asked on rank 0.
     """
 
     def __init__(
@@ -84,6 +91,8 @@ class FitStore:
         register: bool = True,
         key: bytes | None = None,
         began_at: int = 0,
+        newcomers: Newcomers = "retrain",
+        budget: TimeBudget | None = None,
     ) -> None:
         self.plan = FitPlan((), 0, (), 0)
         self.receipt: RequestRecord | None = None
@@ -102,6 +111,8 @@ class FitStore:
         self._register = register
         self._key = key
         self._began_at = began_at
+        self._newcomers = newcomers
+        self.budget = budget if budget is not None else TimeBudget(None, choice.slices, method.groups)
         self._basis: Mapping[str, Any] = settings
         self._moved = ""
         self._exit = ExitStack()
@@ -150,12 +161,23 @@ class FitStore:
 
     def replan(self) -> None:
         """Looks again who is forgotten and what is there, and plans what is left to build."""
-        self.plan, forgotten = on_rank_zero(self._trainer, self._plan)
+        self.plan, forgotten, generations = on_rank_zero(self._trainer, self._plan)
+        self._data.join_generations(*generations)
         self._data.leave_out(forgotten)
 
     def outdated(self) -> bool:
         """Says, on every rank alike, whether a deletion request has come in since the plan was made."""
         return on_rank_zero(self._trainer, lambda: self._asked().request_number != self.plan.as_of)
+
+    def has_time_for(self, planned: PlannedUnit) -> bool:
+        """Says, on every rank alike, whether a unit is to be begun in the time that the fit has left.
+
+        Args:
+            planned: The unit.
+        """
+        if self.budget.seconds is None:
+            return True
+        return on_rank_zero(self._trainer, lambda: self.budget.has_time_for(planned))
 
     def replace(
         self,
@@ -269,8 +291,8 @@ class FitStore:
         planner = self._choice.planner
         return planner is not None and store.options.get("planner") == planner
 
-    def _plan(self) -> tuple[FitPlan, frozenset[str]]:
-        opened, asked = self.opened, self._asked()
+    def _plan(self) -> tuple[FitPlan, frozenset[str], Generations]:
+        asked = self._asked()
         as_of = asked.request_number  # before the look: a request in between must count as newer
         subjects = dict.fromkeys(self._data.subjects)
         due = tuple(self._due())
@@ -281,10 +303,11 @@ class FitStore:
         editable = self._units_to_edit(forgotten, as_of) if leaving and not corrections else frozenset()
         self.restricted = frozenset(asked.restricted(subjects))
         forgotten |= leaving | self.restricted
-        self._data.leave_out(forgotten)
-        opened.building.register(
+        newcomers, generations = self._register_all(
             {subject: band for subject, band in self._data.bands.items() if subject not in forgotten}
         )
+        self._data.join_generations(*generations)
+        self._data.leave_out(forgotten)
         plan = self._compare(as_of, {mark.cell for mark in corrections})
         edits = tuple(self._data.rows_of(leaving)) if editable else ()
         build = tuple(
@@ -292,7 +315,18 @@ class FitStore:
             for planned in plan.build
         )
         self._pass_over(plan.outdated)
-        return dataclasses.replace(plan, build=build, due=due, corrections=corrections), forgotten
+        return (
+            dataclasses.replace(plan, build=build, due=due, corrections=corrections, newcomers=newcomers),
+            forgotten,
+            generations,
+        )
+
+    def _register_all(self, bands: Mapping[str, int]) -> tuple[int, Generations]:
+        """Notes who is in the data; returns how many are new, and the generations of all."""
+        store, building = self.opened.store, self.opened.building
+        newcomers = building.register(bands, self._newcomers)
+        count = store.partition.generations
+        return newcomers, (count, store.generations_of(bands) if count else {})
 
     def _compare(self, as_of: int, renewed: Collection[Cell] = ()) -> FitPlan:
         """Compares what there should be, of the data that is not left out, with what there is.
@@ -303,7 +337,8 @@ class FitStore:
         alive = {u: found for u, found in self.opened.store.alive().items() if not reaches(renewed, u.cells)}
         corrected = self._asked().corrected_since(self._began_at)
         mode, basis = self._choice.data, self._basis
-        return plan_fit(self._units(), alive, self._data, mode, self.digests, basis, as_of, corrected)
+        plan = plan_fit(self._units(), alive, self._data, mode, self.digests, basis, as_of, corrected)
+        return dataclasses.replace(plan, build=self._in_order(plan))
 
     def _pass_over(self, outdated: Collection[UnitId]) -> None:
         new = [unit for unit in outdated if unit not in self.passed_over]
@@ -313,6 +348,14 @@ class FitStore:
                 f"S3T: rows were corrected after this fit had loaded its data, so {len(new)} units that have them are "
                 f"not trained: {', '.join(map(str, new[:5]))}. Fit again, on the corrected data, to train them."
             )
+
+    def _in_order(self, plan: FitPlan) -> tuple[PlannedUnit, ...]:
+        """Returns what is to be built in the one order that all executors follow."""
+        planned = {one.unit: one for one in plan.build}
+        there = [unit for unit in self._units() if unit not in planned and unit not in plan.impossible]
+        choice = self._choice
+        order = order_by_worth(planned, there, choice.slices, choice.data, choice.epochs, self._method.groups)
+        return tuple(planned[unit] for unit in order)
 
     def _units_to_edit(self, forgotten: frozenset[str], as_of: int) -> frozenset[UnitId]:
         """Returns the units that hold just the data of today: all that they lack is to forget who asks now."""
@@ -337,5 +380,5 @@ class FitStore:
 
     def _units(self) -> tuple[UnitId, ...]:
         partition = self._data.partition
-        units = units_of(partition.shards, self.sequences)
+        units = units_of(partition.all_shards, self.sequences)
         return units[: partition.slices] if self._trainer.fast_dev_run else units  # type: ignore[attr-defined]

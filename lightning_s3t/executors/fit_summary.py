@@ -41,11 +41,13 @@ class FitSummary:
         seconds: How long it took.
         passed_over: Units that could not be trained on what deletions have left, or with rows that were corrected after
             they had been loaded, and why.
+        out_of_time: Whether its time budget ended it before all units were trained.
     """
 
     rows: tuple[ShardSummary, ...]
     seconds: float
     passed_over: Mapping[UnitId, str] = field(default_factory=dict)
+    out_of_time: bool = False
 
     @classmethod
     def of(
@@ -56,6 +58,7 @@ class FitSummary:
         trained: Iterable[UnitId],
         seconds: float,
         passed_over: Mapping[UnitId, str],
+        out_of_time: bool = False,
     ) -> FitSummary:
         """Sums a fit up.
 
@@ -66,6 +69,7 @@ class FitSummary:
             trained: What this fit has trained.
             seconds: How long it took.
             passed_over: What could not be trained, and why.
+            out_of_time: Whether the time budget ended the fit.
         """
         wanted, built = units_of(shards, sequences), set(trained)
         best = survivors(alive, {unit: record.score for unit, record in alive.items() if record.score is not None})
@@ -83,7 +87,7 @@ class FitSummary:
                     alive[serves].score if serves is not None else None,
                 )
             )
-        return cls(tuple(rows), seconds, dict(passed_over))
+        return cls(tuple(rows), seconds, dict(passed_over), out_of_time)
 
     def __str__(self) -> str:
         cells = [("shard", "serves", "trained", "units", "score")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -112,9 +113,14 @@ class InProcessExecutor:
         with closing(UnitProgress.of(trainer, plan, self._settings)) as progress:
             self._training.advance = progress.update
             for planned in plan:
+                if not self._fit_store.has_time_for(planned):
+                    break
                 progress.start(planned.unit)
+                start = time.monotonic()
                 revoked = self._build(trainer, reset, planned)
                 progress.finish_unit(planned.unit)
+                if planned.unit in self.trained:
+                    self._fit_store.budget.note(planned, time.monotonic() - start)
                 if revoked is not None:
                     rank_zero_info(f"S3T: {revoked}")
                 if self._fit_store.outdated():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -54,13 +55,15 @@ class _Job:
     Attributes:
         what: The same, for messages, and as its name on every rank.
         process: This rank's process.
-        unit: The unit; None for the rehearsal.
+        unit: The unit; None for the rehearsal and for reading rows.
+        start: When it began, by the monotonic clock.
         outcome: What the process has said last; None as long as it has not.
     """
 
     what: str
     process: UnitProcess
     unit: UnitId | None = None
+    start: float = field(default_factory=time.monotonic)
     outcome: Trained | ReadAll | Rehearsed | Failed | None = None
 
 
@@ -184,12 +187,16 @@ class IsolatedExecutor:
     def _build_all(self, units: UnitStore, fit_store: FitStore) -> bool:
         """Builds the plan; False if a deletion request came in, so that there has to be another."""
         plan = fit_store.plan.build
-        queue = UnitQueue(plan)
+        queue, planned_of = UnitQueue(plan), {planned.unit: planned for planned in plan}
         outdated = False
         with closing(UnitProgress.of(self._trainer, plan, self._settings)) as progress:
             while not queue.done:
                 while len(self._jobs) < self._settings.parallel_units and (planned := queue.take()) is not None:
                     unit = planned.unit
+                    if not fit_store.has_time_for(planned):
+                        queue.give_up(unit)
+                        queue.halt()
+                        break
                     task = units.begin(planned)
                     if task is None:
                         rank_zero_info(f"S3T: Unit {unit} was revoked while the fit ran.")
@@ -206,7 +213,10 @@ class IsolatedExecutor:
                         job.process.tell(Noted())
                     else:
                         progress.finish_unit(job.unit)
-                        queue.end(job.unit, trained=self._finish(job.what, job.unit, message, units))
+                        trained = self._finish(job.what, job.unit, message, units)
+                        if trained:
+                            fit_store.budget.note(planned_of[job.unit], time.monotonic() - job.start)
+                        queue.end(job.unit, trained=trained)
                 if fit_store.outdated():
                     outdated = True
                     queue.halt()

@@ -60,7 +60,7 @@ class UnitProgress:
         return cls(
             [planned.unit for planned in build],
             [planned.rows for planned in build],
-            settings.shards,
+            max([settings.shards, *(planned.unit.shard + 1 for planned in build)]),
             settings.slices,
             enabled=trainer.is_global_zero and trainer.progress_bar_callback is not None,
         )

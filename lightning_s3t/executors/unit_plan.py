@@ -51,6 +51,7 @@ class FitPlan:
         due: Who is forgotten once the units are there: requests that have waited for this fit.
         corrections: Likewise, those on whose corrected data the units are trained.
         outdated: Units with rows that were corrected after this fit had loaded its data: the next fit builds them.
+        newcomers: How many people the store did not know before.
     """
 
     build: tuple[PlannedUnit, ...]
@@ -60,6 +61,7 @@ class FitPlan:
     due: tuple[Tombstone, ...] = ()
     corrections: tuple[Mark, ...] = ()
     outdated: tuple[UnitId, ...] = ()
+    newcomers: int = 0
 
     @property
     def carries_out(self) -> bool:

@@ -149,16 +149,18 @@ class UnitStore:
         return found
 
     def _pass_over(self, unit: UnitId, error: BaseException) -> str | None:
-        if not _is_too_little(error) or not self._fit_store.opened.building.has_shrunk(unit):
+        has_shrunk = self._fit_store.opened.building.has_shrunk(unit)
+        generation = self._data.partition.generation_of(unit.shard)
+        if not _is_too_little(error) or not (has_shrunk or generation):
             return None
         begun = self._begun.pop(unit)
         begun.attempt.abandon()
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         self._fit_store.passed_over[unit] = reason
+        whose = "deletions have left it" if has_shrunk else f"the people of generation {generation} have"
         return (
-            f"S3T: Unit {unit} cannot be trained on the {len(begun.task.rows)} rows that deletions have left it, and "
-            f"is passed over with what would be built on it ({reason}). Its shard serves what is before it; the next "
-            "fit tries again."
+            f"S3T: Unit {unit} cannot be trained on the {len(begun.task.rows)} rows that {whose}, and is passed over "
+            f"with what would be built on it ({reason}). Its shard serves what is before it; the next fit tries again."
         )
 
     def _commit(self, unit: UnitId, result: UnitResult) -> None:
@@ -169,6 +171,9 @@ class UnitStore:
             "subjects": self._data.count_subjects(begun.task.rows),
             "subject_digests": dict(digests),
         }
+        generation = self._data.partition.generation_of(unit.shard)
+        if generation:
+            who["generation"] = generation
         record = {**result.record, **who}
         if self._fit_store.plan.carries_out:
             self._fit_store.replace(begun.attempt, result.tensors, record, result.score)

@@ -37,7 +37,7 @@ class S3TMethod(UnlearningMethod):
 
     Example:
         >>> S3TMethod(shards=2, slices=3, budget=2).partition(seed=0)
-        Partition(shards=2, slices=3, seed=0, bands=())
+        Partition(shards=2, slices=3, seed=0, bands=(), generations=0)
     """
 
     name = "s3t"

@@ -1,7 +1,9 @@
+from .build_order import order_by_worth
 from .comparison import PlannerResult, compare
 from .cost import Cost, cost_of
 from .estimate import Estimate
 from .families import check_sequences
+from .growth import merge_from
 from .objective.assessment import Assessment, assess, objective
 from .partition import Partition, canonical_subject
 from .planners.conditional import conditional
@@ -69,9 +71,11 @@ __all__ = [
     "frontier",
     "harmonic",
     "limit_share",
+    "merge_from",
     "objective",
     "optimal",
     "optimal_within",
+    "order_by_worth",
     "plan_sequences",
     "requests_until",
     "retention_bound",

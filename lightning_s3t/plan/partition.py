@@ -23,12 +23,17 @@ class Partition:
     Without the secret nobody can tell a place from an id: what serves shows which slices requests reached, and ids can
     be guessed. `S3T(partition="public")` does without a secret, so that others can repeat an experiment.
 
+    People who came later may have shards of their own (`S3T(newcomers="append")`): generation 0 is cut into `shards`
+    shards, and each generation after it is one shard more. In which slice of its shard somebody is does not depend on
+    the generation.
+
     Args:
-        shards: Number of shards, m.
+        shards: Number of shards, m, of the people who came first.
         slices: Number of slices of a shard, L.
         seed: What the key of the hash is made from.
         bands: How many of a shard's slices each band of risk has, from the lowest on (`RiskBands`); empty for no bands.
         secret: What else the key is made from: a store's own secret, at most 64 bytes; empty for a public partition.
+        generations: How many generations came after the first.
 
     Raises:
         ConfigurationError: A number is out of range, or the bands do not fill the slices.
@@ -37,6 +42,8 @@ class Partition:
         >>> partition = Partition(shards=5, slices=4, seed=0)
         >>> partition.place("user-17") == partition.place("user-17")
         True
+        >>> partition.place("user-17", generation=1).shard
+        5
     """
 
     shards: int
@@ -44,6 +51,7 @@ class Partition:
     seed: int = 0
     bands: tuple[int, ...] = ()
     secret: bytes = field(default=b"", repr=False)
+    generations: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bands", tuple(self.bands))
@@ -51,6 +59,7 @@ class Partition:
             ("shards", self.shards, 1),
             ("slices", self.slices, 1),
             ("seed", self.seed, 0),
+            ("generations", self.generations, 0),
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigurationError(
@@ -63,8 +72,13 @@ class Partition:
             )
 
     @property
+    def all_shards(self) -> int:
+        """Number of shards in all: one for each generation after the first, beside those of the first."""
+        return self.shards + self.generations
+
+    @property
     def settings(self) -> dict[str, Any]:
-        """What a store notes of it, JSON-ready: all but the secret."""
+        """What must not change in a store, JSON-ready: all but the secret and the number of generations."""
         kind = "secret" if self.secret else "public"
         return {
             "shards": self.shards,
@@ -74,28 +88,50 @@ class Partition:
             "kind": kind,
         }
 
-    def place(self, subject: str, band: int = 0) -> Place:
+    def shard_of_generation(self, generation: int) -> int:
+        """Return the shard that a generation is.
+
+        Args:
+            generation: From 1 on: the first, 0, has several.
+        """
+        return self.shards + generation - 1
+
+    def generation_of(self, shard: int) -> int:
+        """Return the generation that a shard belongs to.
+
+        Args:
+            shard: Counted from 0.
+
+        Example:
+            >>> Partition(shards=5, slices=4).generation_of(4), Partition(shards=5, slices=4).generation_of(5)
+            (0, 1)
+        """
+        return max(shard - self.shards + 1, 0)
+
+    def place(self, subject: str, band: int = 0, generation: int = 0) -> Place:
         """Return a subject's place.
 
         Args:
             subject: The canonical id.
             band: The subject's band of risk, from 0.
+            generation: With whom the subject came, as the store's registry has it.
         """
-        return next(self.places([subject], [band]))
+        return next(self.places([subject], [band], [generation]))
 
-    def places(self, subjects: Iterable[str], bands: Iterable[int]) -> Iterator[Place]:
+    def places(self, subjects: Iterable[str], bands: Iterable[int], generations: Iterable[int]) -> Iterator[Place]:
         """Return the places of several subjects, in order.
 
         Args:
             subjects: Their canonical ids.
             bands: Their bands of risk.
+            generations: Their generations.
         """
         seed = str(self.seed).encode()
         key = hashlib.blake2b(seed, digest_size=32, key=self.secret, person=b"s3t-partition").digest()
-        for subject, band in zip(subjects, bands, strict=True):
+        for subject, band, generation in zip(subjects, bands, generations, strict=True):
             first, slices = sum(self.bands[:band]), self.bands[band] if self.bands else self.slices
             digest = hashlib.blake2b(subject.encode(errors="surrogatepass"), digest_size=16, key=key).digest()
             # 128 bits: the bias of the modulo is below 2**-100
             number = int.from_bytes(digest, "big") % (self.shards * slices)
             shard, slice_ = divmod(number, slices)
-            yield Place(shard, first + slice_)
+            yield Place(self.shard_of_generation(generation) if generation else shard, first + slice_)

@@ -11,10 +11,10 @@ SliceSequence = tuple[int, ...]
 
 
 def units_of(shards: int, sequences: Iterable[SliceSequence]) -> tuple[UnitId, ...]:
-    """Returns every unit that training these sequences takes, in the order to train them.
+    """Returns every unit that training these sequences takes.
 
-    Sequences with a common prefix share units. The order is sequence by sequence, so that every shard can serve as
-    early as possible; a parent always stands before its children.
+    Sequences with a common prefix share units. They stand sequence by sequence, a parent always before its children; a
+    fit trains them in the order of `order_by_worth`.
 
     Args:
         shards: Number of shards.

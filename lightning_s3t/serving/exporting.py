@@ -123,7 +123,7 @@ def _document(store: Store, name: str, unit: UnitId, form: ExportForm, files: Ma
         "name": name,
         "form": form,
         "unit": str(unit),
-        "shards": store.manifest.partition.shards,
+        "shards": store.partition.all_shards,
         "score": alive[unit].score,
         "exported": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "requests_carried_out": store.request_number,

@@ -16,6 +16,7 @@ from lightning_s3t.errors import RevokedError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.erasure import drop_attempts, erase_queued, remove
 from lightning_s3t.store.files import spell
+from lightning_s3t.store.generations import close_generation
 from lightning_s3t.store.ledger import Artifact
 from lightning_s3t.store.registered_files import RegisteredFiles, digest_of
 from lightning_s3t.store.scratch import Scratch
@@ -32,11 +33,13 @@ class Attempt:
         unit: The unit.
         key: The digest of all that may influence it.
         as_of: The request number when its data was chosen.
+        generation: The generation whose data it is trained on.
     """
 
-    def __init__(self, store: Backend, unit: UnitId, key: str, as_of: int) -> None:
+    def __init__(self, store: Backend, unit: UnitId, key: str, as_of: int, generation: int = 0) -> None:
         self.unit = unit
         self.key = key
+        self._generation = generation
         self._store = store
         self._ledger = store.ledger
         self._as_of = as_of
@@ -109,6 +112,7 @@ class Attempt:
                 remove(self._store, [str(self.unit)], None)  # an earlier one, of other data
                 finished.put(self._as_of)
                 self._store.authenticator.seal([str(self.unit)])
+                close_generation(self._store, self._generation)
         except RevokedError:
             self.abandon()
             raise

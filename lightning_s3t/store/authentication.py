@@ -11,7 +11,8 @@ Whatever decides who is forgotten and what may serve has a message authenticatio
   end of the chain, so that none of them can pass for something else;
 - each artifact, set aside or not, bound to the request that was the newest when its data was chosen;
 - each row of the floor, and what is noted of its sums, bound to the newest request;
-- the settings, which say where everybody is, and what fits note: the head's start, the sequences, the app's config.
+- the settings, which say where everybody is, and what fits note: the head's start, the sequences, the generations,
+  the app's config.
 
 A rotation of the keys makes all of them again but the first kind: events keep the code of the key that was in use.
 Whoever has an old key alone can change nothing in such a history, not even from its time: later codes bind it.
@@ -35,7 +36,7 @@ _ID, _LAYERS, _HEAD, _TOMBSTONES, _SETTINGS = "store_id", "key_layers", "head_ma
 _LISTING, _FLOOR, _FLOOR_MAC = "listing_mac", "floor", "floor_mac"
 LISTING: tuple[Kind, ...] = ("schedule", "cancellation", "export")
 """The kinds of events that say what is in tables of the ledger."""
-_FIXED = ("settings", "register", "base", "options", _FLOOR)  # what a fit notes
+_FIXED = ("settings", "register", "base", "options", "generations", _FLOOR)  # what a fit notes
 _SIZE = 32  # bytes
 _PERSON = b"s3t-tombstone"
 _ROW_SIZE, _ROW_PERSON = 16, b"s3t-floor-row"

@@ -19,9 +19,11 @@ from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
 from lightning_s3t.store.feature_sums import FeatureRows
 from lightning_s3t.store.floor import add_rows, complete, find_stale, read_state, repair, subtract
 from lightning_s3t.store.forgetting import Forgetting
+from lightning_s3t.store.generations import merge_generations
+from lightning_s3t.store.journal import write_journal
 from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.ledger import Mark, Tombstone
-from lightning_s3t.store.registry import is_registering, register
+from lightning_s3t.store.registry import Newcomers, is_registering, register
 from lightning_s3t.store.settings import check_settings, normalise
 from lightning_s3t.store.tensors import encode_snapshot
 from lightning_s3t.store.units import read_units
@@ -54,19 +56,38 @@ class BuildSession:
         with self._ledger.transaction():
             self._backend.authenticator.note({"options": json.dumps(normalise(options), sort_keys=True)})
 
-    def register(self, subjects: Iterable[str] | Mapping[str, int]) -> None:
+    def register(self, subjects: Iterable[str] | Mapping[str, int], newcomers: Newcomers = "retrain") -> int:
         """Note who is in the training data. Who is forgotten stays forgotten.
 
         Args:
             subjects: Canonical ids, streamed; or their bands of risk by id, where the partition has bands.
+            newcomers: Where those belong who come after others: "retrain" puts them into the slices of all, "append"
+                into a generation of their own.
+
+        Returns:
+            How many came after others; 0 where the store keeps no registry, and cannot know.
 
         Raises:
             DataError: A subject was registered with another band, so units hold it at another place; nothing changes.
         """
         if not is_registering(self._ledger):
-            return
+            return 0
         bands = subjects.items() if isinstance(subjects, Mapping) else ((subject, 0) for subject in subjects)
-        register(self._backend, self._keyring, bands, self._partition)
+        return register(self._backend, self._keyring, bands, self._partition, newcomers)
+
+    def merge_generations(self, into: int) -> None:
+        """Put all generations after one into it, as `Store.consolidate`.
+
+        Args:
+            into: The generation that stays.
+
+        Raises:
+            ConfigurationError: There is no such generation, or none after it.
+        """
+        with self._ledger.transaction():
+            merge_generations(self._backend, self._keyring, self._partition, into)
+        write_journal(self._ledger, self._backend.folder)
+        erase_queued(self._backend)
 
     def start_unit(self, unit: UnitId, key: str, as_of: int | None = None) -> Attempt:
         """Note that a unit is about to be trained.
@@ -84,7 +105,7 @@ class BuildSession:
             raise RevokedError(f"Unit {unit} was revoked before it was trained. The next fit trains it again.")
         with self._ledger.transaction():
             self._ledger.begin(str(unit))
-        attempt = Attempt(self._backend, unit, key, number)
+        attempt = Attempt(self._backend, unit, key, number, self._partition.generation_of(unit.shard))
         self._attempts.append(attempt)
         return attempt
 

@@ -275,7 +275,10 @@ class Forgetting:
             self._check_spelling(strangers)
             if strangers and strict:
                 raise UnknownSubjectError(_unknown_message(strangers, str(self._store.folder)))
-        places = self._partition.places(asked.values(), [bands.get(hash_, 0) for hash_ in asked])
+        generations = self._ledger.generations(asked)
+        places = self._partition.places(
+            asked.values(), [bands.get(hash_, 0) for hash_ in asked], [generations.get(hash_, 0) for hash_ in asked]
+        )
         cells = {hash_: place.cell for hash_, place in zip(asked, places, strict=True)}
         cells |= {hash_: mark.cell for hash_, mark in restricted.items()}
         return Asked(cells, already, unknown, restricted)

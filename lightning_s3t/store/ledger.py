@@ -190,11 +190,20 @@ class Ledger(Protocol):
 
     # subjects, by keyed hash
 
-    def register(self, rows: Iterable[tuple[bytes, int]]) -> None:
-        """Note subjects, each with a band of risk, unless they are registered or forgotten."""
+    def register(self, rows: Iterable[tuple[bytes, int]], generation: int = 0) -> None:
+        """Note subjects of a generation, each with a band of risk, unless they are registered or forgotten."""
 
     def bands(self, hashes: Iterable[bytes]) -> dict[bytes, int]:
         """Return the bands of those who are registered."""
+
+    def generations(self, hashes: Iterable[bytes]) -> dict[bytes, int]:
+        """Return the generations of those who are registered."""
+
+    def count_generations(self) -> dict[int, int]:
+        """Return how many are registered by generation."""
+
+    def merge_generations(self, into: int) -> None:
+        """Put everybody of a later generation into one."""
 
     def forgotten(self, hashes: Iterable[bytes]) -> set[bytes]:
         """Return those who have a tombstone."""

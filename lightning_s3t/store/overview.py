@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_s3t.core.units import UnitId
-from lightning_s3t.plan import deletion_rate, harmonic, survivors
+from lightning_s3t.plan import Partition, collector, harmonic, merge_from, survivors
 
 if TYPE_CHECKING:
     from lightning_s3t.store.store import Store
 
 State = Literal["serves", "alive", "aside", "revoked", "missing"]
 _LOW = 0.25
+
+
+@dataclass(frozen=True)
+class GenerationOverview:
+    """People who came together after the first, and have a shard of their own.
+
+    Attributes:
+        shard: Their shard.
+        opened: When the first of them was registered (UTC, ISO 8601).
+        subjects: How many are registered, and so not forgotten.
+    """
+
+    shard: int
+    opened: str
+    subjects: int
 
 
 @dataclass(frozen=True)
@@ -23,7 +39,7 @@ class Overview:
         sequences: The sequences of slices that each shard is trained on.
         states: The state of every unit, by shard, sequence and stage.
         serving: By shard, the unit that serves.
-        shards: Number of shards.
+        shards: Number of shards, those of people who came later among them.
         slices: Number of slices of a shard.
         requests: How many requests were carried out.
         capacity: Expected number of further requests until nothing is left, if all subjects are as likely to ask.
@@ -40,6 +56,8 @@ class Overview:
         set_aside: The units that are kept for them, by name. Several may have one name, and one may be trained again
             in its place.
         corrections: How many subjects wait for the next fit to train on their corrected data.
+        generations: Who came together after the first.
+        merge_from: The generation that it pays to merge all later ones into; None if it pays for none.
     """
 
     sequences: tuple[tuple[int, ...], ...]
@@ -60,6 +78,8 @@ class Overview:
     restricted: int = 0
     set_aside: tuple[str, ...] = ()
     corrections: int = 0
+    generations: tuple[GenerationOverview, ...] = ()
+    merge_from: int | None = None
 
     @property
     def advice(self) -> str | None:
@@ -68,7 +88,8 @@ class Overview:
             return f"Call fit with the same store: {self.waiting} subjects wait to be forgotten."
         if self.corrections:
             return f"Call fit with the same store: the corrected data of {self.corrections} subjects waits to be used."
-        dark = self.shards - len(self.serving)
+        empty = [one for one in self.generations if not one.subjects and one.shard not in self.serving]
+        dark = self.shards - len(empty) - len(self.serving)
         again = "Call fit with the same store: it trains again what was revoked, without the forgotten."
         if dark:
             floor = " The floor answers." if not self.serving and self.floor_rows is not None else ""
@@ -78,6 +99,11 @@ class Overview:
         served = sum(unit.stage for unit in self.serving.values()) / (self.shards * self.slices)
         if served < 0.5:
             return f"What serves was trained on {served:.0%} of the slices. {again}"
+        if self.merge_from is not None:
+            return (
+                f"The people who came later have many small shards: merge generations {self.merge_from} to "
+                f"{len(self.generations)} into one (s3t store consolidate), and call fit with the same store."
+            )
         return None
 
     @classmethod
@@ -100,21 +126,24 @@ class Overview:
                 return "alive"
             return "aside" if unit in aside else "revoked" if unit in revoked else "missing"
 
-        firsts = len({sequence[0] for sequence in sequences})
-        places = partition.shards * partition.slices
+        firsts = {sequence[0] for sequence in sequences}
+        opened, people = store.generations, store.count_generations() if partition.generations else ()
         return cls(
             sequences=sequences,
             states=tuple(
                 tuple(tuple(state(unit) for unit in UnitId(shard, sequence).lineage) for sequence in sequences)
-                for shard in range(partition.shards)
+                for shard in range(partition.all_shards)
             ),
             serving=serving,
-            shards=partition.shards,
+            shards=partition.all_shards,
             slices=partition.slices,
             requests=store.request_number,
-            # of the coupons that `deletion_rate` collects, those that are left: the first slices not asked for yet
-            capacity=places * harmonic(sum(unit.stage == 1 for unit in alive)),
-            full_capacity=deletion_rate(partition.shards, partition.slices, firsts) if firsts else 0.0,
+            capacity=_lifetime(partition, people, [unit for unit in alive if unit.stage == 1]),
+            full_capacity=_lifetime(
+                partition,
+                people,
+                [UnitId(shard, (first,)) for shard in range(partition.all_shards) for first in firsts],
+            ),
             isolation=store.manifest.isolation,
             method=store.manifest.method.name,
             guarantee=store.manifest.method.guarantee,
@@ -125,4 +154,24 @@ class Overview:
             restricted=store.count_restricted(),
             set_aside=tuple(map(str, aside)),
             corrections=len({mark.hash for mark in store.corrections()}),
+            generations=tuple(
+                GenerationOverview(partition.shard_of_generation(number), opened[number].opened, people[number])
+                for number in range(1, len(people))
+            ),
+            merge_from=merge_from(people, partition.shards) if people else None,
         )
+
+
+def _lifetime(partition: Partition, people: Sequence[int], first: Collection[UnitId]) -> float:
+    """Return the expected number of requests until none of some units of the first stage is left.
+
+    They are the coupons that `deletion_rate` collects. Each subject is as likely to ask as any other, so a slice of a
+    small generation is asked for less often.
+    """
+    places = partition.shards * partition.slices
+    if not people:
+        return places * harmonic(len(first))
+    slices = [people[0] / places, *(count / partition.slices for count in people[1:])]
+    shares = [slices[partition.generation_of(unit.shard)] / sum(people) for unit in first] if any(people) else []
+    asked = [share for share in shares if share > 0]
+    return collector(asked) if asked else 0.0

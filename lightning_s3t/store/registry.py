@@ -1,54 +1,84 @@
-"""The registry: who is in the training data, as keyed hashes, each with its band of risk."""
+"""The registry: who is in the training data, as keyed hashes, each with its band of risk and its generation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from itertools import islice
+from typing import Literal
 
 from lightning_s3t.core.events import Schedule
 from lightning_s3t.errors import DataError
 from lightning_s3t.plan import Partition
 from lightning_s3t.store.backend import Backend
+from lightning_s3t.store.generations import generation_of_newcomers, generations_of
 from lightning_s3t.store.history import record
 from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.ledger import Ledger
 
+Newcomers = Literal["retrain", "append"]
+"""Where people belong who come after others: into the shards of all, or into a generation of their own."""
+
 _CHUNK = 100_000
 
 
-def register(store: Backend, keyring: Keyring, subjects: Iterable[tuple[str, int]], partition: Partition) -> None:
+def register(
+    store: Backend,
+    keyring: Keyring,
+    subjects: Iterable[tuple[str, int]],
+    partition: Partition,
+    newcomers: Newcomers = "retrain",
+) -> int:
     """Notes subjects in one transaction, except for those who are forgotten.
 
-    Who is to be forgotten later, and was unknown when that was asked, is found where the band now puts them.
+    Who is to be forgotten later, and was unknown when that was asked, is found where band and generation now put them.
 
     Args:
         store: Where the store lies.
         keyring: The store's keys.
         subjects: Canonical ids and bands; streamed.
         partition: Where subjects belong.
+        newcomers: Where those belong who are new.
+
+    Returns:
+        How many came after others.
 
     Raises:
         DataError: A subject is there with another band; nothing has changed then.
     """
-    ledger = store.ledger
+    ledger, count = store.ledger, 0
     with ledger.transaction():
+        is_first = not generations_of(ledger)
         streamed = iter(subjects)
         while some := dict(islice(streamed, _CHUNK)):
             hashed = keyring.hashes(some)
-            bands = {hash_: some[hashed[hash_]] for hash_ in sorted(hashed)}  # neighbours are on one page
+            known = {} if is_first else ledger.bands(hashed)
             if partition.bands:
-                _move_waiting(store, keyring, partition, {hashed[hash_]: hash_ for hash_ in bands}, some)
-            ledger.register(bands.items())
-            if partition.bands:
-                _check_bands(ledger, bands)
+                _check_bands(known, {hash_: some[hashed[hash_]] for hash_ in known})
+            bands = {
+                hash_: some[hashed[hash_]] for hash_ in sorted(hashed) if hash_ not in known
+            }  # neighbours: one page
+            if not bands:
+                continue
+            count += len(bands)
+            generation = generation_of_newcomers(store, append=newcomers == "append")
+            if partition.bands or generation:
+                found = {hashed[hash_]: hash_ for hash_ in bands}
+                _move_waiting(store, keyring, partition, generation, found, some)
+            ledger.register(bands.items(), generation)
+    return 0 if is_first else count
 
 
 def _move_waiting(
-    store: Backend, keyring: Keyring, partition: Partition, hashes: Mapping[str, bytes], bands: Mapping[str, int]
+    store: Backend,
+    keyring: Keyring,
+    partition: Partition,
+    generation: int,
+    hashes: Mapping[str, bytes],
+    bands: Mapping[str, int],
 ) -> None:
     ledger = store.ledger
-    cells = {hashes[subject]: partition.place(subject, band).cell for subject, band in bands.items() if band}
+    cells = {hash_: partition.place(subject, bands[subject], generation).cell for subject, hash_ in hashes.items()}
     if not ledger.waiting(cells):
         return
     moved = [(hash_, due, cells[hash_]) for hash_, due, cell in ledger.scheduled() if cells.get(hash_, cell) != cell]
@@ -58,8 +88,8 @@ def _move_waiting(
         record(store, "schedule", None, asdict(Schedule(keyring.layers, pending)))
 
 
-def _check_bands(ledger: Ledger, given: Mapping[bytes, int]) -> None:
-    moved = sum(given[hash_] != band for hash_, band in ledger.bands(given).items())
+def _check_bands(known: Mapping[bytes, int], given: Mapping[bytes, int]) -> None:
+    moved = sum(given[hash_] != band for hash_, band in known.items())
     if moved:
         raise DataError(
             f"{moved} of the subjects are in another band of risk than when they were registered, so their data would "

@@ -44,8 +44,12 @@ _MUCH = 1000  # rows of the vault: below, compacting gains nothing
 
 _SCHEMA = """
 CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
--- who is in the training data: keyed hashes only, with the band of risk that the cell depends on
-CREATE TABLE subjects (hash BLOB PRIMARY KEY, band INTEGER NOT NULL) WITHOUT ROWID;
+-- who is in the training data: keyed hashes only, with the band of risk and the generation that the cell depends on
+CREATE TABLE subjects (
+    hash BLOB PRIMARY KEY,
+    band INTEGER NOT NULL,
+    generation INTEGER NOT NULL
+) WITHOUT ROWID;
 -- what has taken units away, as a chain. Of a request: how many are forgotten after it, and the name that its caller
 -- has given it, which its body says too
 CREATE TABLE events (
@@ -208,15 +212,28 @@ class SqliteLedger(Ledger):
         self._many("INSERT OR REPLACE INTO notes VALUES (?, ?)", notes.items())
 
     @override
-    def register(self, rows: Iterable[tuple[bytes, int]]) -> None:
+    def register(self, rows: Iterable[tuple[bytes, int]], generation: int = 0) -> None:
         self._many(
-            "INSERT OR IGNORE INTO subjects SELECT ?1, ?2 WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE hash = ?1)",
+            f"INSERT OR IGNORE INTO subjects SELECT ?1, ?2, {int(generation)} "
+            "WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE hash = ?1)",
             rows,
         )
 
     @override
     def bands(self, hashes: Iterable[bytes]) -> dict[bytes, int]:
         return dict(self._look_up("hash, band FROM subjects WHERE hash", hashes))
+
+    @override
+    def generations(self, hashes: Iterable[bytes]) -> dict[bytes, int]:
+        return dict(self._look_up("hash, generation FROM subjects WHERE hash", hashes))
+
+    @override
+    def count_generations(self) -> dict[int, int]:
+        return dict(self._rows("SELECT generation, COUNT(*) FROM subjects GROUP BY generation ORDER BY generation"))
+
+    @override
+    def merge_generations(self, into: int) -> None:
+        self.connection.execute("UPDATE subjects SET generation = ?1 WHERE generation > ?1", (into,))
 
     @override
     def forgotten(self, hashes: Iterable[bytes]) -> set[bytes]:

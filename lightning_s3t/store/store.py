@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ from typing import Any
 from torch import Tensor
 
 from lightning_s3t.core.events import Damage
+from lightning_s3t.core.generations import Generation
 from lightning_s3t.core.manifest import Manifest
 from lightning_s3t.core.receipts import Receipt, RequestRecord
 from lightning_s3t.core.subjects import canonical_subject
 from lightning_s3t.core.tickets import Ticket
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import ConfigurationError, DamagedError, DataError, RevokedError, StoreError
-from lightning_s3t.plan import Partition
+from lightning_s3t.plan import Partition, merge_from
 from lightning_s3t.store.authentication import new_identity
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.building import BuildSession
@@ -30,6 +31,7 @@ from lightning_s3t.store.feature_sums import FeatureSums
 from lightning_s3t.store.floor import FloorState, load_sums, read_state
 from lightning_s3t.store.folder import check_free, check_own_files, clear_half_written, make_folder
 from lightning_s3t.store.forgetting import Forgetting
+from lightning_s3t.store.generations import generations_of
 from lightning_s3t.store.history import (
     chain_digest,
     corrected_since,
@@ -81,8 +83,8 @@ class Store:
             self.settings = read_settings(ledger, path)
             self.manifest = Manifest.of(self.settings)
             self._keyring = Keyring(backend)
-            self.partition = _partition_of(self.manifest, self._keyring.partition_secret)
-        self._forgetting = Forgetting(backend, self._keyring, self.partition, self.manifest)
+            self._partition = _partition_of(self.manifest, self._keyring.partition_secret)
+        self._forgetting = Forgetting(backend, self._keyring, self._partition, self.manifest)
         self._correcting = Correcting(backend, self._keyring, self.manifest, self._forgetting)
         self._lock = FitLock(path)
         with ledger_errors(f"The history of the store {path}"):
@@ -194,6 +196,55 @@ class Store:
             return ledger.head()[0]
         finally:
             ledger.close()
+
+    @property
+    def partition(self) -> Partition:
+        """Where subjects belong, with as many generations as there are now."""
+        return replace(self._partition, generations=max(len(self.generations) - 1, 0))
+
+    @property
+    def generations(self) -> tuple[Generation, ...]:
+        """Who came together, the first first; none before the first fit, and where there is no registry."""
+        return generations_of(self._ledger)
+
+    def generations_of(self, subjects: Iterable[str]) -> dict[str, int]:
+        """Returns the number of each subject's generation, of those who are registered.
+
+        Args:
+            subjects: Canonical ids.
+        """
+        with self._ledger.at_one_time():
+            hashes = self._keyring.hashes(subjects)
+            return {hashes[hash_]: number for hash_, number in self._ledger.generations(hashes).items()}
+
+    def count_generations(self) -> tuple[int, ...]:
+        """Returns how many subjects of each generation are registered, and so not forgotten."""
+        found = self._ledger.count_generations()
+        return tuple(found.get(number, 0) for number in range(len(self.generations)))
+
+    def consolidate(self, into: int | None = None) -> int | None:
+        """Merges the newest generations of people into one, so that fewer and larger shards answer.
+
+        The units of the generations that go are erased at once; those of the one that stays serve on until the next
+        fit, which trains them again on everybody. Nothing of the other shards is touched.
+
+        Args:
+            into: The generation that those after it become part of, from 1 on; None for the one that pays
+                (`lightning_s3t.plan.merge_from`).
+
+        Returns:
+            Its number; None if it does not pay to merge any, and nothing was done.
+
+        Raises:
+            ConfigurationError: There is no such generation, or none after it.
+            StoreError: A fit is running.
+        """
+        with self.building() as building:
+            if into is None:
+                into = merge_from(self.count_generations(), self._partition.shards)
+            if into is not None:
+                building.merge_generations(into)
+        return into
 
     @property
     def request_number(self) -> int:
@@ -507,7 +558,7 @@ class Store:
             StoreError: Another fit runs on this store.
         """
         with self._lock.hold():
-            session = BuildSession(self._backend, self._keyring, self.partition, self._forgetting)
+            session = BuildSession(self._backend, self._keyring, self._partition, self._forgetting)
             session.clear_attempts()
             try:
                 yield session

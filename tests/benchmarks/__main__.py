@@ -8,6 +8,7 @@ from tests.benchmarks import (
     changeover,
     compiled,
     floor,
+    growth,
     isolation,
     ledger_scale,
     memory,
@@ -36,6 +37,7 @@ if __name__ == "__main__":
             serving.main([]),
             parallel.main(),
             scaling.main(),
+            growth.main([]),
             isolation.main([]),
             floor.main([]),
         )

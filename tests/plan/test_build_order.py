@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.plan import Place, UnitId, plan_sequences, survivors, units_of
+from lightning_s3t.plan import DataMode, Place, UnitId, order_by_worth, plan_sequences, survivors, units_of
 
 PLANS = st.integers(1, 5).flatmap(
     lambda slices: st.tuples(
@@ -112,3 +112,60 @@ def test_text_is_read_as_a_unit_or_refused(text: str) -> None:
         assert not re.fullmatch(r"\d+/\d+", text)
     else:
         assert UnitId.parse(str(unit)) == unit
+
+
+@st.composite
+def partly_built(draw: st.DrawFn) -> tuple[list[UnitId], list[UnitId], int]:
+    """What is missing and what is there of a plan, after any requests."""
+    sequences = plan_sequences(*draw(PLANS))
+    units = units_of(draw(st.integers(1, 3)), sequences)
+    gone = draw(st.sets(st.sampled_from(sorted({Place(unit.shard, unit.prefix[-1]) for unit in units}))))
+    missing = [unit for unit in units if any(unit.reached_by(place) for place in gone)]
+    return missing, [unit for unit in units if unit not in missing], len(sequences[0])
+
+
+@given(partly_built())
+def test_by_worth_every_missing_unit_comes_once_and_after_its_parent(
+    state: tuple[list[UnitId], list[UnitId], int],
+) -> None:
+    missing, present, slices = state
+    order = order_by_worth(missing, present, slices)
+    assert sorted(order) == sorted(missing)
+    for number, unit in enumerate(order):
+        assert unit.parent is None or unit.parent in present or unit.parent in order[:number]
+    assert order == order_by_worth(missing, present, slices)
+
+
+@given(PLANS, st.integers(1, 4), st.sampled_from(["cumulative", "disjoint"]), st.sampled_from([1, None]))
+def test_by_worth_every_shard_serves_something_first_and_all_of_its_length_next(
+    plan: tuple[str, int, int, int], shards: int, data: DataMode, groups: int | None
+) -> None:
+    slices = plan[1]
+    order = order_by_worth(units_of(shards, plan_sequences(*plan)), [], slices, data, groups=groups)
+    for depth in range(1, slices + 1):
+        best = survivors(order[: shards * depth])
+        assert {shard: unit.stage for shard, unit in best.items()} == dict.fromkeys(range(shards), depth)
+
+
+@given(partly_built())
+def test_by_worth_a_shard_that_serves_nothing_is_not_kept_waiting(
+    state: tuple[list[UnitId], list[UnitId], int],
+) -> None:
+    missing, present, slices = state
+    dark = {unit.shard for unit in missing} - {unit.shard for unit in present}
+    first = order_by_worth(missing, present, slices)[: len(dark)]
+    assert {unit.shard for unit in first} == dark
+
+
+def test_by_worth_what_is_nearest_to_a_longer_prefix_is_begun() -> None:
+    sequences = [(0, 1, 2), (1, 0, 2)]
+    present = [UnitId(0, (1,)), UnitId(0, (1, 0))]
+    missing = [unit for unit in units_of(1, sequences) if unit not in present]
+    assert [str(unit) for unit in order_by_worth(missing, present, 3)] == ["0/1-0-2", "0/0", "0/0-1", "0/0-1-2"]
+
+
+def test_by_worth_of_two_that_give_no_depth_the_one_that_lasts_longer_is_begun() -> None:
+    # slice 0 takes all that is there: (1,) stands a request for it, (0, 2) does not
+    present = list(UnitId(0, (0, 1, 2)).lineage)
+    order = order_by_worth([UnitId(0, (0, 2)), UnitId(0, (1,))], present, 3)
+    assert order[0] == UnitId(0, (1,))

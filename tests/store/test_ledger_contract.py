@@ -133,6 +133,20 @@ def test_thousands_are_looked_up_at_once(ledger: Ledger) -> None:
     assert ledger.forgotten(hashes) == set(hashes[3000:])
 
 
+def test_generations_are_kept_counted_and_merged(ledger: Ledger) -> None:
+    with ledger.transaction():
+        ledger.register([(ANN, 0)])
+        ledger.register([(ANN, 0), (BOB, 1)], generation=1)
+        ledger.register([(EVE, 0)], generation=2)
+    assert ledger.generations([ANN, BOB, EVE, b"?"]) == {ANN: 0, BOB: 1, EVE: 2}
+    assert ledger.count_generations() == {0: 1, 1: 1, 2: 1}
+    with ledger.transaction():
+        ledger.merge_generations(1)
+        ledger.bury([(BOB, "2/0")], 1)
+    assert ledger.generations([ANN, BOB, EVE]) == {ANN: 0, EVE: 1}
+    assert ledger.bands([EVE]) == {EVE: 0}
+
+
 def test_who_waits_can_move_and_every_hash_can_be_replaced(ledger: Ledger) -> None:
     with ledger.transaction():
         ledger.register([(BOB, 1)])

@@ -1,0 +1,43 @@
+"""Growth: when it pays to merge the generations of people who came after the first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning_s3t.errors import ConfigurationError
+
+
+def merge_from(people: Sequence[int], shards: int) -> int | None:
+    """Returns the generation that it pays to merge all later ones into; None if it pays for none.
+
+    Each generation after the first is a shard of its own: one more pass for each answer, and a weak one if it has few
+    people. Merging trains on its people once more. It pays as soon as an older generation has no more people than all
+    later ones together, as in the logarithmic method (Bentley and Saxe, J. Algorithms 1980, 1(4), 301-358): each merge
+    then at least doubles the generation that somebody is in, but for those who came last, so that nobody is trained on
+    more often than some log2(people of a shard / people of the smallest generation) times. What would become larger
+    than a shard of the first generation stays: nothing is gained there.
+
+    Args:
+        people: How many each generation has, the first (number 0) first.
+        shards: Number of shards of the first generation.
+
+    Raises:
+        ConfigurationError: A number is negative, or there is no shard.
+
+    Example:
+        >>> merge_from([1000, 80, 30, 20], shards=5), merge_from([1000, 80, 30, 20, 15], shards=5)
+        (None, 2)
+    """
+    if shards < 1 or any(count < 0 for count in people):
+        raise ConfigurationError(
+            f"The generations have {list(people)} people, and the first is cut into {shards} shards. Expected at least "
+            "one shard, and no negative number."
+        )
+    later, found = 0, None
+    for number in range(len(people) - 1, 0, -1):
+        if later and people[number] + later > people[0] / shards:
+            break
+        if number < len(people) - 1 and people[number] <= later:
+            found = number
+        later += people[number]
+    return found

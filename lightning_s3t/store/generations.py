@@ -1,0 +1,115 @@
+"""The generations of a store: opened by a registration, closed by the first unit that is trained, and merged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+
+from lightning_s3t.core.events import Schedule
+from lightning_s3t.core.generations import Generation, read_generations, write_generations
+from lightning_s3t.core.units import Cell, Place
+from lightning_s3t.errors import ConfigurationError
+from lightning_s3t.plan import Partition
+from lightning_s3t.store.backend import Backend
+from lightning_s3t.store.erasure import remove
+from lightning_s3t.store.history import record
+from lightning_s3t.store.keyring import Keyring
+from lightning_s3t.store.ledger import Ledger, ledger_errors
+
+_NOTE = "generations"
+
+
+def generations_of(ledger: Ledger) -> tuple[Generation, ...]:
+    """Return the generations of a store, from number 0 on; none before anybody was registered.
+
+    Args:
+        ledger: The ledger.
+
+    Raises:
+        StoreError: The note cannot be read.
+    """
+    text = ledger.notes(_NOTE).get(_NOTE)
+    if text is None:
+        return ()
+    with ledger_errors("The list of generations"):
+        return read_generations(text)
+
+
+def generation_of_newcomers(store: Backend, append: bool) -> int:
+    """Return the generation that people who are new belong to, and open it if there is none; within a transaction.
+
+    Whether one is open depends on what was trained, and not on how many people there are: nobody's place may depend on
+    anybody else's presence.
+
+    Args:
+        store: Where the store lies.
+        append: Whether they form a generation of their own, if something was trained on those before.
+    """
+    found = generations_of(store.ledger)
+    if found and (not append or not found[-1].closed):
+        return len(found) - 1 if append else 0
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    _note(store, (*found, Generation(now)))
+    return len(found)
+
+
+def close_generation(store: Backend, generation: int) -> None:
+    """Note that something was trained on a generation, so that who comes now is of another one; within a transaction.
+
+    Args:
+        store: Where the store lies.
+        generation: Its number.
+    """
+    found = generations_of(store.ledger)
+    if generation < len(found) and not found[generation].closed:
+        _note(store, (*found[:generation], replace(found[generation], closed=True), *found[generation + 1 :]))
+
+
+def merge_generations(store: Backend, keyring: Keyring, partition: Partition, into: int) -> None:
+    """Put all generations after one into it; within a transaction.
+
+    The units of those that go are removed. The units of the one that stays serve until the next fit, which trains them
+    again on everybody. In which slice somebody is does not change, so what waits for a time, and exported copies, move
+    with the shard.
+
+    Args:
+        store: Where the store lies.
+        keyring: The store's keys.
+        partition: Where subjects belong.
+        into: The generation that stays, from 1 on.
+
+    Raises:
+        ConfigurationError: There is no such generation, or none after it.
+    """
+    ledger, found = store.ledger, generations_of(store.ledger)
+    if not 1 <= into < len(found) - 1:
+        raise ConfigurationError(
+            f"Generations cannot be merged into {into}: the store {store.folder} has {max(len(found) - 1, 0)} after "
+            "the first. Expected the number of one, from 1 on, that has others after it."
+        )
+    target, gone = partition.shard_of_generation(into), range(into + 1, len(found))
+    names = [name for number in gone for name in ledger.scores(f"{partition.shard_of_generation(number)}/")]
+    remove(store, names, None)
+    for export in ledger.exports():
+        cells = tuple(_moved(cell, target) for cell in export.cells)
+        if cells != export.cells:
+            ledger.add_export(replace(export, cells=cells), {})
+    waiting = [(hash_, due, cell) for hash_, due, cell in ledger.scheduled() if _moved(cell, target) != cell]
+    if waiting:
+        rows = [(hash_, due, _moved(cell, target)) for hash_, due, cell in waiting]
+        ledger.schedule(rows)
+        body = Schedule(keyring.layers, tuple((hash_.hex(), due, cell) for hash_, due, cell in rows))
+        record(store, "schedule", None, asdict(body))
+    ledger.merge_generations(into)
+    _note(store, (*found[:into], replace(found[into], closed=True)))
+
+
+def _moved(cell: Cell, shard: int) -> Cell:
+    """Return a cell as it is called once all shards after one are part of it."""
+    place = Place.parse(cell)
+    return Place(min(place.shard, shard), place.slice).cell
+
+
+def _note(store: Backend, generations: Iterable[Generation]) -> None:
+    store.authenticator.note({_NOTE: write_generations(generations)})

@@ -1,0 +1,133 @@
+"""Generations in a store: who is where, what closes one, and what moves when several are merged."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+
+from lightning_s3t.errors import ConfigurationError, StoreError
+from lightning_s3t.plan import Place, UnitId
+from lightning_s3t.store import Store
+from lightning_s3t.store.exporting import make_export_name
+from tests.store.people_store import PEOPLE, SETTINGS, UNITS, build, session
+
+SOON = datetime.now(timezone.utc) + timedelta(days=30)
+
+
+def names(kind: str, count: int = 12) -> list[str]:
+    return [f"{kind}-{number}" for number in range(count)]
+
+
+def come(store: Store, *people: str) -> int:
+    return session(store).register(people, "append")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """Two shards of the first, and two generations after them, all built."""
+    with Store.create(tmp_path / "store", SETTINGS) as made:
+        come(made, *PEOPLE)
+        for unit in UNITS:
+            build(made, unit)
+        for generation, kind in ((1, "new"), (2, "later")):
+            come(made, *names(kind))
+            for unit in UNITS[:3]:
+                build(made, UnitId(1 + generation, unit.prefix), generation)
+        yield made
+
+
+def in_slice(store: Store, kind: str, slice_: int) -> str:
+    return next(person for person in names(kind) if store.partition.place(person).slice == slice_)
+
+
+def test_who_comes_together_is_a_generation(store: Store) -> None:
+    assert store.count_generations() == (60, 12, 12)
+    assert store.generations_of(["user-1", "new-1", "later-1", "stranger"]) == {"user-1": 0, "new-1": 1, "later-1": 2}
+    assert [generation.closed for generation in store.generations] == [True, True, True]
+    assert store.partition.all_shards == 4
+
+
+def test_a_generation_is_open_until_something_is_trained_on_it(store: Store) -> None:
+    assert come(store, "a") == 1
+    assert come(store, "a", "b") == 1
+    assert come(store, "a", "b") == 0
+    assert store.generations_of(["a", "b"]) == {"a": 3, "b": 3}
+    assert not store.generations[3].closed
+    build(store, UnitId(4, (0,)))
+    come(store, "c")
+    assert store.generations_of(["c"]) == {"c": 4}
+
+
+def test_a_generation_stays_closed_when_all_of_it_is_forgotten(store: Store) -> None:
+    store.forget(names("later"))
+    come(store, "c")
+    assert store.generations_of(["c"]) == {"c": 3}
+    assert store.count_generations() == (60, 12, 0, 1)
+
+
+def test_who_is_retrained_is_of_the_first(store: Store) -> None:
+    assert session(store).register(["c"]) == 1
+    assert store.generations_of(["c"]) == {"c": 0}
+
+
+def test_a_request_finds_everybody_in_their_generation(store: Store) -> None:
+    person = in_slice(store, "later", 0)
+    receipt = store.forget([person])
+    assert receipt.revoked == ("3/0", "3/0-1", "3/0-1-2")
+    assert receipt.serving == {"3": None}
+
+
+def test_a_request_for_later_by_somebody_unknown_moves_to_where_that_one_then_is(store: Store) -> None:
+    store.schedule(["stranger"], SOON, strict=False)
+    come(store, "stranger")
+    assert [cell for _, _, cell in store._ledger.scheduled()] == [store.partition.place("stranger", 0, 3).cell]
+    Store.open(store.path).close()  # the history agrees
+
+
+def test_a_rotation_keeps_generations(store: Store) -> None:
+    store.rotate_key()
+    assert store.generations_of(["new-1", "later-1"]) == {"new-1": 1, "later-1": 2}
+
+
+def test_merging_moves_people_requests_and_exports(store: Store, tmp_path: Path) -> None:
+    person, other = in_slice(store, "later", 1), in_slice(store, "later", 0)
+    store.schedule([person], SOON)
+    unit, digest = UnitId(3, (0,)), store.candidates()[UnitId(3, (0,))].snapshot
+    file = tmp_path / "copy.bin"
+    store.export(make_export_name(unit), unit, [digest], {file: b"weights"})
+
+    assert store.consolidate(into=1) == 1
+
+    assert store.count_generations() == (60, 24)
+    assert {unit.shard for unit in store.alive()} == {0, 1, 2}
+    assert [cell for _, _, cell in store._ledger.scheduled()] == [Place(2, 1).cell]
+    with Store.open(store.path) as opened:
+        receipt = opened.forget([other])
+        assert set(receipt.revoked) == {"2/0", "2/0-1", "2/0-1-2"}
+        assert len(receipt.exports) == 1
+        assert not file.exists()
+        assert opened.verify().passed
+
+
+def test_merging_does_what_the_planner_says(store: Store) -> None:
+    assert store.consolidate() == 1  # twelve and twelve
+    assert store.consolidate() is None
+
+
+@pytest.mark.parametrize("into", [0, 2, 3])
+def test_only_what_is_there_is_merged(store: Store, into: int) -> None:
+    with pytest.raises(ConfigurationError, match="has 2 after the first"):
+        store.consolidate(into)
+    assert len(store.alive()) == len(UNITS) + 6
+
+
+def test_the_list_of_generations_is_authenticated(store: Store) -> None:
+    store.close()
+    with sqlite3.connect(store.path / "ledger.db") as database:
+        database.execute("DELETE FROM notes WHERE name = 'generations'")
+    with pytest.raises(StoreError, match="its settings are, or what its fits have noted"):
+        Store.open(store.path)

@@ -9,7 +9,12 @@ from torch import Tensor
 from torchmetrics.utilities.data import dim_zero_cat
 
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.metrics.functional.epsilon import check_delta, forgetting_quality, unlearning_epsilon
+from lightning_s3t.metrics.functional.epsilon import (
+    check_delta,
+    forgetting_quality,
+    unlearning_epsilon,
+    unlearning_epsilon_bound,
+)
 from lightning_s3t.metrics.functional.validation import check_models
 from lightning_s3t.metrics.metric import UnlearningMetric
 
@@ -19,6 +24,7 @@ class RowEpsilons(UnlearningMetric):
 
     epsilons: list[Tensor]
     null_epsilons: list[Tensor]
+    bounds: list[Tensor]
     num_models: Tensor
     num_null_models: Tensor
 
@@ -28,6 +34,7 @@ class RowEpsilons(UnlearningMetric):
         self.delta = delta
         self.add_state("epsilons", default=[], dist_reduce_fx="cat")
         self.add_state("null_epsilons", default=[], dist_reduce_fx="cat")
+        self.add_state("bounds", default=[], dist_reduce_fx="cat")
         self.add_state("num_models", default=torch.tensor(0), dist_reduce_fx="max")
         self.add_state("num_null_models", default=torch.tensor(0), dist_reduce_fx="max")
 
@@ -42,6 +49,7 @@ class RowEpsilons(UnlearningMetric):
             )
         self.epsilons.append(unlearning_epsilon(unlearned, retrained, self.delta))
         self.null_epsilons.append(unlearning_epsilon(retrained[:, :half], retrained[:, half:], self.delta))
+        self.bounds.append(unlearning_epsilon_bound(unlearned, retrained, self.delta))
         self.num_models = models
         self.num_null_models = torch.full_like(models, half)
 
@@ -62,8 +70,9 @@ class UnlearningEpsilon(RowEpsilons):
     As output of ``forward`` and ``compute`` the metric returns the following output:
 
     - ``epsilon`` (``dict``): ``median`` and ``percentile_95`` over rows, ``separated``, the share of rows at the
-      largest epsilon of 50 (whose models can be told apart always), and ``null``: the median for one half of the
-      retrained models against the other
+      largest epsilon of 50 (whose models can be told apart always), ``lower_bound``, the median of the rows' bounds
+      that chance does not exceed (:func:`~lightning_s3t.metrics.functional.unlearning_epsilon_bound`, at 95 %), and
+      ``null``: the median for one half of the retrained models against the other
 
     Every row's epsilon is a number from 0 to 50: where published code has NaN or infinity, see
     :func:`~lightning_s3t.metrics.functional.unlearning_epsilon`. The median is reported since a few rows at 50 make any
@@ -72,9 +81,9 @@ class UnlearningEpsilon(RowEpsilons):
     **Direction.** Lower is better, down to ``null``, which is not 0: the best of many thresholds always finds
     something.
 
-    **What it cannot show.** It is an estimate from the same models that chose the threshold, and **no bound as in
-    differential privacy**, neither from above nor from below. With :math:`M` models no epsilon above about
-    :math:`\log(M - 1)` can be told from another.
+    **What it cannot show.** ``median`` is an estimate from the same models that chose the thresholds, and bounds
+    nothing. Nothing here is a bound from above, as differential privacy has it: ``lower_bound`` says that epsilon is at
+    least this. With :math:`M` models no epsilon above about :math:`\log(M - 1)` can be told from another.
 
     Source: Triantafillou et al., *Are we making progress in unlearning? Findings from the first NeurIPS unlearning
     competition* (2406.09073).
@@ -104,6 +113,7 @@ class UnlearningEpsilon(RowEpsilons):
             "median": epsilons.quantile(0.5),
             "percentile_95": epsilons.quantile(0.95),
             "separated": (epsilons == epsilons.new_tensor(50.0)).float().mean(),
+            "lower_bound": dim_zero_cat(self.bounds).quantile(0.5),
             "null": dim_zero_cat(self.null_epsilons).quantile(0.5),
         }
 
@@ -121,8 +131,8 @@ class ForgettingQuality(RowEpsilons):
     - ``quality`` (``dict``): ``quality``, and ``null``: the quality of one half of the retrained models against the
       other
 
-    **Direction.** Higher is better, up to about ``null``. **Perfect unlearning gets about 0.2, not 1**, since the best
-    of many thresholds always finds something.
+    **Direction.** Higher is better, up to about ``null``. **Perfect unlearning gets less than 0.2, not 1**, since the
+    best of many thresholds always finds something.
 
     **What it cannot show.** What :class:`UnlearningEpsilon` cannot, and how much of the model is left: the challenge
     multiplies by two ratios of accuracies (:func:`~lightning_s3t.metrics.functional.unlearning_challenge_score`).

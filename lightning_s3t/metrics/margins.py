@@ -30,8 +30,8 @@ class KLDivergenceOfMargins(UnlearningMetric):
     **Direction.** Lower is better, down to about ``null``, which is not 0.
 
     **What it cannot show.** Single answers' margins say nothing of what several rows say together. Values depend on the
-    number of models, bins and the smoothing: compare only those with the same. The null is of halves, and so larger
-    than that of as many models as ``mean`` is made of.
+    number of models, bins and the smoothing: compare only those with the same. The null is of halves: as many models as
+    ``mean`` is made of would give another value, a smaller one if there are many.
 
     Source: Georgiev et al., *Attribute-to-Delete: Machine Unlearning via Datamodel Matching* (2410.23232). Unlike in
     the reference code, the last bin holds its upper edge (margins that are all the same were lost, and gave a broken

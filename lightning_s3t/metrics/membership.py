@@ -28,8 +28,8 @@ class AttackMetric(UnlearningMetric):
         kwargs: Additional keyword arguments of `torchmetrics.Metric`.
     """
 
-    # A MetricCollection takes metrics for one if their states have the same names and, at first, the same values: losses
-    # are confidences as long as all rows are right. So the state of each attack has a name of its own.
+    # A MetricCollection takes metrics for one if their states have the same names and, at first, the same values:
+    # losses are confidences as long as all rows are right. So the state of each attack has a name of its own.
     _state: str = "scores"
     members: list[Tensor]
 

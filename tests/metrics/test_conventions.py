@@ -138,7 +138,7 @@ def _gather(rank: int, rendezvous: str, queue: object) -> None:
     found = {}
     for name, case in CASES.items():
         if name == "RobustMembershipInference":
-            continue  # one of its batches alone has no attacked rows
+            continue  # one of its batches has only rows of the population
         metric: Metric = case.make()
         metric.update(*case.batches[rank])
         found[name] = values(metric.compute())

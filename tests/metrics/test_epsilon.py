@@ -12,7 +12,12 @@ from torch import tensor
 
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.metrics import ForgettingQuality, UnlearningEpsilon
-from lightning_s3t.metrics.functional import forgetting_quality, unlearning_challenge_score, unlearning_epsilon
+from lightning_s3t.metrics.functional import (
+    forgetting_quality,
+    unlearning_challenge_score,
+    unlearning_epsilon,
+    unlearning_epsilon_bound,
+)
 
 
 def test_by_hand() -> None:
@@ -74,17 +79,47 @@ def test_quality_by_hand() -> None:
     assert forgetting_quality(epsilons, num_models=64).item() == pytest.approx((1 + 1 + 0.5 + 0.125) / 6)
 
 
-def test_perfect_unlearning_gets_about_a_fifth() -> None:
+def test_perfect_unlearning_gets_less_than_a_fifth() -> None:
     """So the null is returned beside the quality."""
     draw = torch.Generator().manual_seed(0)
     metric = ForgettingQuality()
     metric.update(torch.randn(60, 128, generator=draw), torch.randn(60, 256, generator=draw))
     found = metric.compute()
-    assert 0.1 < found["quality"] < 0.4
+    assert 0.1 < found["quality"] < 0.25
     assert found["quality"].item() == pytest.approx(found["null"].item(), abs=0.08)
     metric.reset()
     metric.update(1 + torch.randn(60, 128, generator=draw), torch.randn(60, 256, generator=draw))
     assert metric.compute()["quality"] < 0.05
+
+
+def test_the_bound_of_perfect_unlearning_is_not_above_zero() -> None:
+    """Unlike the estimate, which finds something in any models: at 95 %, at most one row in twenty."""
+    draw = torch.Generator().manual_seed(0)
+    same = torch.randn(200, 128, generator=draw), torch.randn(200, 128, generator=draw)
+    assert (unlearning_epsilon_bound(*same) > 0).float().mean() < 0.05
+    assert unlearning_epsilon(*same).min() > 0.3
+
+
+def test_the_bound_does_not_exceed_the_true_epsilon() -> None:
+    """Two-point distributions with rates 0.8 and 0.2: the true epsilon is log 4."""
+    draw = torch.Generator().manual_seed(0)
+    one, two = (torch.bernoulli(torch.full((300, 400), rate), generator=draw) for rate in (0.8, 0.2))
+    bounds = unlearning_epsilon_bound(one, two, delta=0.0)
+    assert (bounds > math.log(4)).float().mean() < 0.05
+    assert bounds.quantile(0.5) > 1
+
+
+@pytest.mark.parametrize("shift", [9.0, -9.0])
+def test_the_bound_of_separated_models_is_what_their_number_allows(shift: float) -> None:
+    """Of 50 and 50 models none is mistaken: Clopper and Pearson's bound of both rates is 1 - 0.025 ** (1 / 50)."""
+    draw = torch.Generator().manual_seed(0)
+    found = unlearning_epsilon_bound(shift + torch.randn(3, 100, generator=draw), torch.randn(3, 100, generator=draw))
+    rate = 1 - 0.025 ** (1 / 50)
+    assert found.tolist() == pytest.approx([math.log((1 - rate) / rate)] * 3, rel=0.05)
+
+
+def test_the_bound_of_models_that_all_answer_alike_is_zero() -> None:
+    assert unlearning_epsilon_bound(torch.ones(2, 8), torch.ones(2, 8)).tolist() == [0, 0]
 
 
 def test_the_score_multiplies_ratios_of_accuracies() -> None:

@@ -6,6 +6,7 @@ from lightning_s3t.metrics.functional.epsilon import (
     forgetting_quality,
     unlearning_challenge_score,
     unlearning_epsilon,
+    unlearning_epsilon_bound,
 )
 from lightning_s3t.metrics.functional.extraction import extraction_rate, extraction_rouge
 from lightning_s3t.metrics.functional.intervals import clopper_pearson, delong
@@ -60,6 +61,7 @@ __all__ = [
     "unlearning_accuracy",
     "unlearning_challenge_score",
     "unlearning_epsilon",
+    "unlearning_epsilon_bound",
     "unlearning_likelihood_ratio_attack",
     "zero_retrain_forgetting",
 ]

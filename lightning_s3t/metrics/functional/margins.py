@@ -31,7 +31,7 @@ def kl_divergence_of_margins(
 
     Returns:
         `mean` and `percentile_95` over rows, and `null`: the mean for one half of the retrained models against the
-        other. **The null is not 0**, and is larger for halves than for as many models as `mean` is made of.
+        other. **The null is not 0**, and depends on the number of models.
 
     Example:
         >>> import torch

@@ -26,6 +26,7 @@ def test_every_name_of_the_stub_is_there(package: str) -> None:
     ("statement", "unneeded"),
     [
         ("import lightning_s3t", "torch"),
+        ("import lightning_s3t", "lightning_s3t.metrics"),
         ("from lightning_s3t.plan import Partition, UnitId, survivors, units_of", "numpy"),
         ("from lightning_s3t.plan import compare", "torch"),
     ],

@@ -19,7 +19,7 @@ from lightning_s3t.engine.preflight import check_every_optimizer, check_optimize
 from lightning_s3t.engine.run_record import RunRecord, score_of
 from lightning_s3t.engine.trainer_settings import trainer_settings
 from lightning_s3t.engine.training_data import TrainingData
-from lightning_s3t.engine.unit_edit import edit_unit
+from lightning_s3t.engine.unit_edit import EditTarget, edit_unit
 from lightning_s3t.engine.unit_settings import UnitSettings
 from lightning_s3t.errors import DataError, LeakageError
 from lightning_s3t.methods import EditingMethod, UnlearningMethod
@@ -228,8 +228,12 @@ class UnitTraining:
         self, trainer: pl.Trainer, stage: Stage, retain: Sequence[int], forget: Sequence[int]
     ) -> dict[str, Any]:
         assert isinstance(self._method, EditingMethod)  # only such a one is given an edit to do
+        assert self.unit is not None
         self.seed()
-        return edit_unit(trainer, self._method, stage.trainable, self._data, retain, forget)
+        builder, seed = self._switch.builder, unit_seed(self._settings.seed, self.unit)
+        network = builder.root.get_submodule(builder.layers.network)
+        target = EditTarget(network, stage.trainable, lambda: builder.untrained(stage.index, seed), seed)
+        return edit_unit(trainer, self._method, target, self._data, retain, forget)
 
     def _no_batch(self, trainer: pl.Trainer, task: UnitTask, loader: DataLoader[Any]) -> DataError:
         return DataError(

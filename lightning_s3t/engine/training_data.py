@@ -252,12 +252,17 @@ class TrainingData:
         return DataLoader(self.dataset, batch_sampler=batches, collate_fn=self.loader.collate_fn)  # type: ignore[arg-type]
 
     def rows_of(self, subjects: Collection[str]) -> list[int]:
-        """Returns the rows that subjects own, those who are left out too.
+        """Returns the rows of those that may be drawn which subjects own, those who are left out too.
 
         Args:
             subjects: Canonical ids.
         """
-        return [row for row, subject in enumerate(self.subjects) if subject in subjects]
+        chosen = self.sampling.chosen
+        return [
+            row
+            for row, subject in enumerate(self.subjects)
+            if subject in subjects and (chosen is None or row in chosen)
+        ]
 
     def rehearsal_loader(self, trainer: pl.Trainer) -> DataLoader[Any]:
         """Returns a dataloader like the script's own, over as many rows whatever the data set has.

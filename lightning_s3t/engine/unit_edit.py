@@ -28,12 +28,14 @@ class EditTarget:
         parameters: The parameters that may be changed, by name.
         untrained: Gives the tensors that training has changed as they were before it.
         seed: The unit's seed.
+        records: What was kept of its training, by name; what the edit leaves here is kept with the edited model.
     """
 
     network: nn.Module
     parameters: Mapping[str, nn.Parameter]
     untrained: Callable[[], Weights]
     seed: int
+    records: dict[str, Tensor]
 
 
 def edit_unit(
@@ -95,6 +97,8 @@ def edit_unit(
         loss,
         target.untrained,
         target.seed,
+        target.records,
+        _places(forget, retain),
     )
     with _no_logs(module):
         report = method.edit(session)
@@ -112,6 +116,12 @@ def _arguments(method: EditingMethod) -> dict[str, Any]:
         name: value if isinstance(value, plain) or (isinstance(value, float) and isfinite(value)) else repr(value)
         for name, value in given.items()
     }
+
+
+def _places(forget: Sequence[int], retain: Sequence[int]) -> list[int]:
+    """Return the numbers of the rows to be forgotten among both, in the data set's order."""
+    among = {row: number for number, row in enumerate(sorted([*forget, *retain]))}
+    return [among[row] for row in forget]
 
 
 def _check_finite(method: EditingMethod, parameters: Mapping[str, Tensor]) -> None:

@@ -1,9 +1,10 @@
 """Unlearning methods: what each trains, what a deletion request does to it, and what it promises."""
 
 from lightning_s3t.methods.adaptive_ssd import ASSD, LFSSD
+from lightning_s3t.methods.amnesiac import Amnesiac
 from lightning_s3t.methods.bad_teacher import BadTeacher
 from lightning_s3t.methods.descent import DescentMethod
-from lightning_s3t.methods.editing import Answer, EditingMethod, EditRows, EditSession
+from lightning_s3t.methods.editing import Answer, EditingMethod, EditRows, EditSession, TrainingRecorder
 from lightning_s3t.methods.fine_tune import FineTune
 from lightning_s3t.methods.gradient_ascent import GradientAscent, NegGradPlus
 from lightning_s3t.methods.influence import Influence
@@ -26,6 +27,7 @@ __all__ = [
     "SCRUB",
     "SISA",
     "SSD",
+    "Amnesiac",
     "Answer",
     "BadTeacher",
     "DescentMethod",
@@ -42,6 +44,7 @@ __all__ = [
     "S3TMethod",
     "SalUn",
     "Sparse",
+    "TrainingRecorder",
     "UnlearningMethod",
     "method_of",
     "register_method",

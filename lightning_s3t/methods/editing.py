@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +95,9 @@ class EditSession:
         untrained: Gives the tensors that training has changed as they were before it: new adapters or the pretrained
             layers, and the head as the first fit found it.
         seed: What all that is drawn follows from.
+        records: What the method's recorder has kept of the training, by name; what the edit leaves here is kept with
+            the edited model.
+        places: The numbers of the rows that are to be forgotten among all that the model was trained on.
     """
 
     module: nn.Module
@@ -105,6 +108,13 @@ class EditSession:
     loss: Callable[[Any], Tensor]
     untrained: Callable[[], Weights]
     seed: int = 0
+    records: dict[str, Tensor] = field(default_factory=dict)
+    places: Sequence[int] = ()
+
+    @property
+    def trained_rows(self) -> int:
+        """How many rows the model was trained on."""
+        return len(self.forget) + len(self.retain)
 
     def answer(self, batch: Any) -> Answer:
         """Return the loss of a batch and the logits that it comes from.
@@ -160,6 +170,31 @@ class EditSession:
         return torch.Generator().manual_seed(derive_seed(self.seed, label))
 
 
+class TrainingRecorder(Protocol):
+    """Keeps something of a training, which lies in the model's snapshot and is erased with it."""
+
+    def start(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Begin, just before the first step.
+
+        Args:
+            parameters: The parameters that are trained, by name.
+        """
+
+    def step(self, rows: Sequence[int]) -> None:
+        """Keep what there is to keep of an optimizer step that has been taken.
+
+        Args:
+            rows: The numbers, among those that are trained on, of the rows in its batches.
+        """
+
+    def records(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what was kept, by name.
+
+        Args:
+            weights: The parameters as they will serve.
+        """
+
+
 class EditingMethod(WholeModelMethod):
     """A method that edits its one model when somebody asks, with the rows that are to be forgotten and those that stay.
 
@@ -168,6 +203,10 @@ class EditingMethod(WholeModelMethod):
     """
 
     guarantee = "empirical"
+
+    def recorder(self) -> TrainingRecorder | None:
+        """Return what keeps something of a training for the edits to come; None if nothing is to be kept."""
+        return None
 
     @abstractmethod
     def edit(self, session: EditSession) -> Mapping[str, Any]:

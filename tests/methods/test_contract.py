@@ -24,6 +24,7 @@ from lightning_s3t.methods import (
     SCRUB,
     SISA,
     SSD,
+    Amnesiac,
     BadTeacher,
     EditingMethod,
     EditSession,
@@ -62,6 +63,7 @@ EXAMPLES: dict[str, UnlearningMethod] = {
     "bad_teacher": BadTeacher(),
     "sparse": Sparse(epochs=1, prune=0.1),
     "pgu": PGU(epochs=2),
+    "amnesiac": Amnesiac(max_share=1.0),
     "influence": Influence(damping=1.0, iterations=3),
 }
 EXACT = [name for name, method in EXAMPLES.items() if method.guarantee == "exact"]

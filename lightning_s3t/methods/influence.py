@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.methods.checks import check_choice, check_count, check_nonnegative, check_positive
 from lightning_s3t.methods.editing import EditingMethod, EditRows, EditSession, cut
 from lightning_s3t.methods.registry import register_method
@@ -30,7 +32,8 @@ class Influence(EditingMethod):
     is the step of Newton's method towards one. Nothing is promised of either: the paper's certificate needs a strictly
     convex loss, its exact minimum and noise in the training, none of which a trainer gives. In a deep network the
     curvature is negative in some directions: the solution stops there, and the report says so; `damping` helps. Needs
-    the forgotten rows, for the second order also those that stay. Rows are removed, features or labels not replaced.
+    the forgotten rows, for the second order also those that stay, and layers that can be differentiated twice. Rows are
+    removed, features or labels not replaced.
 
     Args:
         order: "first" or "second".
@@ -80,6 +83,9 @@ class Influence(EditingMethod):
 
         Returns:
             Of the second order, how many iterations were made, the residual, and whether negative curvature was met.
+
+        Raises:
+            ConfigurationError: The curvature along the gradient is negative.
         """
         parameters = list(session.parameters.values())
         parameters = parameters if self.last_tensors is None else parameters[-self.last_tensors :]
@@ -98,6 +104,11 @@ class Influence(EditingMethod):
                     self.iterations,
                     self.tolerance,
                 )
+                if solution.negative and solution.iterations == 0:
+                    raise ConfigurationError(
+                        "The curvature of the loss along the forgotten rows' gradient is negative, so there is no "
+                        "step of the second order. Give `damping`, fewer `last_tensors`, or order='first'."
+                    )
                 update = solution.value
                 report = solution.describe()
             with torch.no_grad():
@@ -112,7 +123,8 @@ class Influence(EditingMethod):
         own = torch.cat([parameter.detach().flatten() for parameter in parameters]).double()
         total = self.l2 * len(rows) * (own if vector is None else vector)
         for batch, numbers in zip(rows.batches(self.batch_size), cut(range(len(rows)), self.batch_size), strict=True):
-            loss = session.loss(batch)
+            with sdpa_kernel(SDPBackend.MATH):  # the only attention that can be differentiated twice
+                loss = session.loss(batch)
             gradients = torch.autograd.grad(
                 loss, parameters, create_graph=vector is not None, allow_unused=True, materialize_grads=True
             )

@@ -28,8 +28,8 @@ class Sparse(DescentMethod):
     so.
 
     Nothing is promised of the result; it fails as `FineTune` does. Which weights are pruned was learnt with the
-    forgotten rows, and stays. The penalty makes weights small, not zero. With adapters it bears on these alone.
-    Sparsity grows with each request. Needs the rows that stay.
+    forgotten rows, and stays. The penalty makes weights small, not zero. With adapters it bears on these alone. Needs
+    the rows that stay.
 
     Args:
         epochs: How often the rows that stay are gone through.

@@ -92,10 +92,18 @@ def test_of_a_convex_loss_the_second_order_comes_near_to_a_training_without_the_
 
 
 def test_negative_curvature_ends_the_solution_and_is_reported() -> None:
+    found = solve(torch.diag(torch.tensor([5.0, -1.0])).mv, torch.tensor([1.0, 0.5]), iterations=9, tolerance=1e-6)
+    assert (found.iterations, found.negative) == (1, True)
+    assert found.describe() == {"iterations": 1, "residual": found.residual, "negative_curvature": True}
+
+
+def test_where_the_curvature_along_the_gradient_is_negative_it_is_refused_without_damping() -> None:
     net = nn.Linear(1, 1, bias=False)
     rows = torch.ones(3, 1)
-    report = Influence().edit(make_session(net, rows, rows, lambda batch: -net(batch).square().mean()))
-    assert report == {"iterations": 0, "residual": 1.0, "negative_curvature": True}
+    before = state(net)
+    with pytest.raises(ConfigurationError, match="Give `damping`"):
+        Influence().edit(make_session(net, rows, rows, lambda batch: -net(batch).square().mean()))
+    assert same_bits(before, state(net))
     damped = Influence(damping=3.0).edit(make_session(net, rows, rows, lambda batch: -net(batch).square().mean()))
     assert not damped["negative_curvature"]
 
@@ -107,6 +115,25 @@ def test_the_last_tensors_alone_are_changed() -> None:
     after = state(net)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"2.weight", "2.bias"}
+
+
+class Attention(nn.Module):
+    """A network with torch's fused attention, whose fast forms cannot be differentiated twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(1, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        each = self.inner(x.unsqueeze(-1)).unsqueeze(1)
+        return self.head(nn.functional.scaled_dot_product_attention(each, each, each).squeeze(1).mean(1))
+
+
+def test_attention_is_differentiated_twice() -> None:
+    net = Attention()
+    before = state(net)
+    Influence(damping=1.0, iterations=2).edit(make_session(net, make_rows(3, 1), make_rows(20, 2)))
+    assert not same_bits(before, state(net))
 
 
 def test_where_the_forgotten_rows_have_no_gradient_nothing_changes() -> None:

@@ -397,7 +397,7 @@ class Unlearning(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Called after each batch: moves the progress display.
+        """Called after each batch: notes it, and moves the progress display.
 
         Args:
             trainer: The trainer.
@@ -407,7 +407,7 @@ class Unlearning(pl.Callback):
             batch_idx: Its number in the epoch.
         """
         if self._unit_training is not None:
-            self._unit_training.advance(trainer)
+            self._unit_training.on_train_batch_end(trainer, batch_idx)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Called when a run is broken off: what was committed is safe, the running unit is trained again.

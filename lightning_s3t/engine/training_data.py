@@ -271,22 +271,26 @@ class TrainingData:
                 "what is special in its collate_fn."
             ) from error
 
-    def batches(self, rows: Sequence[int], size: int) -> DataLoader[Any]:
-        """Returns rows in the data set's order, put together as the script's own dataloader does.
+    def batches(self, batches: Sequence[Sequence[int]]) -> DataLoader[Any]:
+        """Returns batches of rows, put together as the script's own dataloader does.
 
         Args:
-            rows: Row indices.
-            size: Rows a batch; the last may have fewer.
+            batches: The row indices of each.
         """
-        return DataLoader(Subset(self.dataset, list(rows)), batch_size=size, collate_fn=self.loader.collate_fn)
+        return DataLoader(self.dataset, batch_sampler=batches, collate_fn=self.loader.collate_fn)  # type: ignore[arg-type]
 
     def rows_of(self, subjects: Collection[str]) -> list[int]:
-        """Returns the rows that subjects own, those who are left out too.
+        """Returns the rows of those that may be drawn which subjects own, those who are left out too.
 
         Args:
             subjects: Canonical ids.
         """
-        return [row for row, subject in enumerate(self.subjects) if subject in subjects]
+        chosen = self.sampling.chosen
+        return [
+            row
+            for row, subject in enumerate(self.subjects)
+            if subject in subjects and (chosen is None or row in chosen)
+        ]
 
     def rehearsal_loader(self, trainer: pl.Trainer) -> DataLoader[Any]:
         """Returns a dataloader like the script's own, over as many rows whatever the data set has.

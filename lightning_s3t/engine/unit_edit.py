@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from math import isfinite
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,15 +13,35 @@ from torch import Tensor, nn
 
 from lightning_s3t.engine.lightning_internals import training_step
 from lightning_s3t.engine.training_data import TrainingData
-from lightning_s3t.errors import UnsupportedError
-from lightning_s3t.methods import EditingMethod, EditSession
-from lightning_s3t.methods.editing import Batches
+from lightning_s3t.errors import ConfigurationError, UnsupportedError
+from lightning_s3t.methods import EditingMethod, EditRows, EditSession
+from lightning_s3t.methods.editing import Weights
+from lightning_s3t.tuning.randomness import derive_seed
+
+
+@dataclass(frozen=True)
+class EditTarget:
+    """The model that is edited.
+
+    Attributes:
+        network: The part of the module whose call gives the prediction.
+        parameters: The parameters that may be changed, by name.
+        untrained: Gives the tensors that training has changed as they were before it.
+        seed: The unit's seed.
+        records: What was kept of its training, by name; what the edit leaves here is kept with the edited model.
+    """
+
+    network: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    untrained: Callable[[], Weights]
+    seed: int
+    records: dict[str, Tensor]
 
 
 def edit_unit(
     trainer: pl.Trainer,
     method: EditingMethod,
-    parameters: Mapping[str, nn.Parameter],
+    target: EditTarget,
     data: TrainingData,
     retain: Sequence[int],
     forget: Sequence[int],
@@ -29,7 +51,7 @@ def edit_unit(
     Args:
         trainer: The trainer, in a fit, with the model on its device.
         method: The method.
-        parameters: The parameters that it may change, by name.
+        target: The model.
         data: The training data.
         retain: The rows that stay.
         forget: The rows that are to be forgotten.
@@ -39,6 +61,7 @@ def edit_unit(
 
     Raises:
         UnsupportedError: The module optimizes by hand, or its step returns no loss.
+        ConfigurationError: The edit has led to numbers that are not finite.
     """
     module = trainer.lightning_module
     if not module.automatic_optimization:
@@ -47,8 +70,12 @@ def edit_unit(
             "(automatic_optimization=False). Return the loss from training_step, or use another method."
         )
 
-    def batches_of(rows: Sequence[int]) -> Batches:
-        return lambda size: (trainer.strategy.batch_to_device(batch) for batch in data.batches(rows, size))
+    def rows_of(rows: Sequence[int], label: str) -> EditRows:
+        def read(batches: Iterable[Sequence[int]]) -> Iterator[Any]:
+            loader = data.batches([[rows[number] for number in batch] for batch in batches])
+            return (trainer.strategy.batch_to_device(batch) for batch in loader)
+
+        return EditRows(len(rows), read, derive_seed(target.seed, "edit", label))
 
     def loss(batch: Any) -> Tensor:
         returned = training_step(trainer, batch)
@@ -61,11 +88,49 @@ def edit_unit(
         return found
 
     module.eval()
+    session = EditSession(
+        module,
+        target.network,
+        target.parameters,
+        rows_of(forget, "forget"),
+        rows_of(retain, "retain"),
+        loss,
+        target.untrained,
+        target.seed,
+        target.records,
+        _places(forget, retain),
+    )
     with no_logs(module):
-        report = method.edit(
-            EditSession(module, parameters, batches_of(forget), batches_of(retain), len(forget), len(retain), loss)
+        report = method.edit(session)
+    _check_finite(method, target.parameters)
+    return {"method": method.name, "arguments": _arguments(method), "forgotten_rows": len(forget), **report}
+
+
+def _arguments(method: EditingMethod) -> dict[str, Any]:
+    """Return what a method was made with, JSON-ready."""
+    given: dict[str, Any] = {}
+    if is_dataclass(method):
+        given = {field.name: getattr(method, field.name) for field in fields(method)}
+    plain = (str, int, type(None))
+    return {
+        name: value if isinstance(value, plain) or (isinstance(value, float) and isfinite(value)) else repr(value)
+        for name, value in given.items()
+    }
+
+
+def _places(forget: Sequence[int], retain: Sequence[int]) -> list[int]:
+    """Return the numbers of the rows to be forgotten among both, in the data set's order."""
+    among = {row: number for number, row in enumerate(sorted([*forget, *retain]))}
+    return [among[row] for row in forget]
+
+
+def _check_finite(method: EditingMethod, parameters: Mapping[str, Tensor]) -> None:
+    broken = [name for name, parameter in parameters.items() if not parameter.isfinite().all()]
+    if broken:
+        raise ConfigurationError(
+            f"{method!r} left numbers that are not finite in {', '.join(broken[:5])}, so its model is not kept and the "
+            "request waits on. Use smaller steps or fewer of them, or other arguments."
         )
-    return {"method": method.name, "forgotten_rows": len(forget), **report}
 
 
 @contextmanager

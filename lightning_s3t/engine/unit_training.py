@@ -19,9 +19,10 @@ from lightning_s3t.engine.feature_reading import FeatureReader, Send
 from lightning_s3t.engine.lightning_internals import end_fit
 from lightning_s3t.engine.preflight import check_every_optimizer, check_optimized, check_optimizers
 from lightning_s3t.engine.run_record import RunRecord, score_of
+from lightning_s3t.engine.step_rows import StepRows, named_records, records_in
 from lightning_s3t.engine.trainer_settings import trainer_settings
 from lightning_s3t.engine.training_data import TrainingData
-from lightning_s3t.engine.unit_edit import edit_unit
+from lightning_s3t.engine.unit_edit import EditTarget, edit_unit
 from lightning_s3t.engine.unit_settings import UnitSettings
 from lightning_s3t.errors import DataError, LeakageError
 from lightning_s3t.methods import EditingMethod, UnlearningMethod
@@ -120,6 +121,8 @@ class UnitTraining:
         self._method = method
         self._task: UnitTask | None = None
         self._edit: dict[str, Any] | None = None  # what an edit has done
+        self._records: dict[str, Tensor] = {}  # what there is of the training that made it, and what that leaves
+        self._steps: StepRows | None = None
         self._stage: Stage | None = None
         self._run: _Run | None = None
         self._rehearsed: dict[str, Any] | None = None
@@ -183,7 +186,8 @@ class UnitTraining:
             with recorded_checkpoints(trainer, self.note_file, task.scratch, self.first_step):
                 return self._train(trainer, task, fit)
         finally:
-            self.unit = self._task = self._edit = self._stage = self._run = None
+            self.unit = self._task = self._edit = self._stage = self._run = self._steps = None
+            self._records = {}
 
     def read_features(self, trainer: pl.Trainer, task: FeatureTask, fit: Fit, send: Send) -> None:
         """Reads the features of rows for the floor, with the pretrained network and the head that all start from.
@@ -245,6 +249,19 @@ class UnitTraining:
             if self._task is not None and self._task.forget_rows is not None:
                 self._edit = self._edited(trainer, self._stage, self._task.rows, self._task.forget_rows)
                 end_fit()
+            if self._steps is not None:
+                self._steps.on_train_start()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, batch: int) -> None:
+        """Notes a batch, where the method keeps something of the training, and moves the progress display.
+
+        Args:
+            trainer: The trainer.
+            batch: Its number in the epoch.
+        """
+        if self._steps is not None:
+            self._steps.on_train_batch_end(trainer, batch)
+        self.advance(trainer)
 
     def seed(self) -> None:
         """Seeds the global generators for the running unit: what came before its first batch must not count."""
@@ -261,6 +278,11 @@ class UnitTraining:
         if len(loader) == 0:  # before a schedule fails over it
             raise self._no_batch(trainer, task, loader)
         self._stage = stage = self._switch.enter(unit.stage, task.trained, seed)
+        recorder = self._method.recorder() if isinstance(self._method, EditingMethod) else None
+        if task.forget_rows is not None:
+            self._records = records_in(task.trained[unit.stage])
+        elif recorder is not None:
+            self._steps = StepRows(recorder, loader, stage.trainable)
         epochs = self._settings.max_epochs(trainer.max_epochs)
         if epochs is not None:
             trainer.fit_loop.max_epochs = epochs
@@ -270,19 +292,27 @@ class UnitTraining:
         run = self._run
         if run is not None and self._edit is not None:
             run.watch.check_others(f"unit {unit}")
-            return UnitResult(stage.snapshot(), self._describe(unit, stage, run.record.complete()), None)
+            tensors = {**stage.snapshot(), **named_records(self._records)}
+            return UnitResult(tensors, self._describe(unit, stage, run.record.complete()), None)
         if run is None or trainer.global_step == 0:
             raise self._no_batch(trainer, task, loader)
         run.averaged.undo_rounding()
         run.watch.check(f"unit {unit}")
-        return UnitResult(stage.snapshot(), self._describe(unit, stage, run.record.complete()), score_of(trainer))
+        tensors = stage.snapshot()
+        if self._steps is not None:
+            tensors |= self._steps.records(tensors)
+        return UnitResult(tensors, self._describe(unit, stage, run.record.complete()), score_of(trainer))
 
     def _edited(
         self, trainer: pl.Trainer, stage: Stage, retain: Sequence[int], forget: Sequence[int]
     ) -> dict[str, Any]:
         assert isinstance(self._method, EditingMethod)  # only such a one is given an edit to do
+        assert self.unit is not None
         self.seed()
-        return edit_unit(trainer, self._method, stage.trainable, self._data, retain, forget)
+        builder, seed = self._switch.builder, unit_seed(self._settings.seed, self.unit)
+        network = builder.root.get_submodule(builder.layers.network)
+        target = EditTarget(network, stage.trainable, lambda: builder.untrained(stage.index, seed), seed, self._records)
+        return edit_unit(trainer, self._method, target, self._data, retain, forget)
 
     def _no_batch(self, trainer: pl.Trainer, task: UnitTask, loader: DataLoader[Any]) -> DataError:
         return DataError(

@@ -315,11 +315,8 @@ class FitStore:
             for planned in plan.build
         )
         self._pass_over(plan.outdated)
-        return (
-            dataclasses.replace(plan, build=build, due=due, corrections=corrections, newcomers=newcomers),
-            forgotten,
-            generations,
-        )
+        plan = dataclasses.replace(plan, build=build, due=due, corrections=corrections, newcomers=newcomers)
+        return plan, forgotten, generations
 
     def _register_all(self, bands: Mapping[str, int]) -> tuple[int, Generations]:
         """Notes who is in the data; returns how many are new, and the generations of all."""

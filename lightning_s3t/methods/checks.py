@@ -48,3 +48,36 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """
     if value not in choices:
         raise ConfigurationError(f"Expected argument `{name}` to be one of {choices} but got {value!r}.")
+
+
+def check_nonnegative(name: str, value: Any) -> None:
+    """Raise unless an argument is a finite number that is not negative.
+
+    Args:
+        name: The argument's name.
+        value: What was given.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        raise ConfigurationError(f"Expected argument `{name}` to be a number of at least 0 but got {value!r}.")
+
+
+def check_share(name: str, value: Any, zero: bool = False) -> None:
+    """Raise unless an argument is a share: above 0, or at least 0, and at most 1.
+
+    Args:
+        name: The argument's name.
+        value: What was given.
+        zero: Whether it may be 0.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1 or (value == 0 and not zero):
+        least = "of at least 0" if zero else "above 0"
+        raise ConfigurationError(
+            f"Expected argument `{name}` to be a share {least} and of at most 1 but got {value!r}."
+        )

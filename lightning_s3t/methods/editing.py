@@ -3,39 +3,196 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from lightning_s3t.errors import UnsupportedError
 from lightning_s3t.methods.method import WholeModelMethod
+from lightning_s3t.tuning.guard import named_tensors
+from lightning_s3t.tuning.randomness import derive_seed
 
-Batches = Callable[[int], Iterator[Any]]
-"""Gives the batches of a set of rows, in the data set's order, of at most a number of rows each."""
+Weights = Mapping[str, Tensor]
+"""Tensors of a module, by name."""
+
+
+class EditRows:
+    """The rows of an edit: those that are to be forgotten, or those that stay.
+
+    Args:
+        count: How many there are.
+        read: Takes batches of row numbers, from 0 to `count` - 1, and gives each as the script's own dataloader puts it
+            together, on the model's device.
+        seed: What shuffled orders follow from.
+
+    Example:
+        >>> rows = EditRows(5, lambda batches: map(torch.tensor, batches))
+        >>> [batch.tolist() for batch in rows.batches(2)]
+        [[0, 1], [2, 3], [4]]
+        >>> sorted(torch.cat(list(rows.shuffled(2))).tolist())
+        [0, 1, 2, 3, 4]
+    """
+
+    def __init__(self, count: int, read: Callable[[Iterable[Sequence[int]]], Iterator[Any]], seed: int = 0) -> None:
+        self._count = count
+        self._generator = torch.Generator().manual_seed(seed)
+        self.read = read
+
+    def __len__(self) -> int:
+        return self._count
+
+    def batches(self, size: int) -> Iterator[Any]:
+        """Read all rows, in the data set's order.
+
+        Args:
+            size: Rows a batch; the last may have fewer.
+        """
+        return self.read(cut(range(self._count), size))
+
+    def shuffled(self, size: int) -> Iterator[Any]:
+        """Read all rows, in another order at every call.
+
+        Args:
+            size: Rows a batch; the last may have fewer.
+        """
+        return self.read(cut(self.shuffle(), size))
+
+    def shuffle(self) -> list[int]:
+        """Return the row numbers in another order at every call."""
+        return torch.randperm(self._count, generator=self._generator).tolist()
+
+
+class Answer(NamedTuple):
+    """What the model makes of a batch.
+
+    Attributes:
+        loss: The training loss, as `training_step` returns it.
+        logits: The network's answer, shape `[..., classes]`.
+    """
+
+    loss: Tensor
+    logits: Tensor
 
 
 @dataclass(frozen=True)
 class EditSession:
-    """What a method has to edit a model with. The model is in evaluation mode, on its device, with its trained weights.
+    """What a method has to edit a model with.
+
+    The model is on its device, with its trained weights, and in evaluation mode: an edit without dropout, which leaves
+    running statistics as they are, is what the methods here are made for.
 
     Attributes:
         module: The user's module.
+        network: The part of it whose call gives the prediction.
         parameters: The parameters that may be changed, by name; everything else has to stay as it is.
-        forget: The batches of the rows that are to be forgotten.
-        retain: The batches of the rows that stay.
-        forget_rows: How many rows are to be forgotten.
-        retain_rows: How many rows stay.
+        forget: The rows that are to be forgotten; at least one.
+        retain: The rows that stay; at least one.
         loss: Gives the training loss of a batch, as `training_step` returns it.
+        untrained: Gives the tensors that training has changed as they were before it: new adapters or the pretrained
+            layers, and the head as the first fit found it.
+        seed: What all that is drawn follows from.
+        records: What the method's recorder has kept of the training, by name; what the edit leaves here is kept with
+            the edited model.
+        places: The numbers of the rows that are to be forgotten among all that the model was trained on.
     """
 
     module: nn.Module
+    network: nn.Module
     parameters: Mapping[str, nn.Parameter]
-    forget: Batches
-    retain: Batches
-    forget_rows: int
-    retain_rows: int
+    forget: EditRows
+    retain: EditRows
     loss: Callable[[Any], Tensor]
+    untrained: Callable[[], Weights]
+    seed: int = 0
+    records: dict[str, Tensor] = field(default_factory=dict)
+    places: Sequence[int] = ()
+
+    @property
+    def trained_rows(self) -> int:
+        """How many rows the model was trained on."""
+        return len(self.forget) + len(self.retain)
+
+    def answer(self, batch: Any) -> Answer:
+        """Return the loss of a batch and the logits that it comes from.
+
+        Args:
+            batch: The batch.
+
+        Raises:
+            UnsupportedError: `training_step` does not call the network just once, or there are no logits in its answer.
+        """
+        answers: list[Any] = []
+        hook = self.network.register_forward_hook(lambda _, __, output: answers.append(output))
+        try:
+            loss = self.loss(batch)
+        finally:
+            hook.remove()
+        if len(answers) != 1:
+            raise UnsupportedError(
+                "The method needs the network's answer to a batch, and training_step called "
+                f"{type(self.network).__name__} {len(answers)} times. Call it once a batch, as self(...) or "
+                "self.network(...) and not by .forward(), or use a method that needs the loss alone."
+            )
+        return Answer(loss, logits_of(answers[0]))
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return copies of the parameters that may be changed, as they are now."""
+        return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    @contextmanager
+    def holding(self, weights: Weights) -> Iterator[None]:
+        """Have the module hold other weights within the block, without gradients: to ask a teacher.
+
+        Args:
+            weights: Tensors by name; of the others the module keeps its own.
+        """
+        tensors = named_tensors(self.module)
+        own = {name: tensors[name].data for name in weights}
+        for name, weight in weights.items():
+            tensors[name].data = weight.to(own[name].device)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for name, tensor in own.items():
+                tensors[name].data = tensor
+
+    def generator(self, label: str) -> torch.Generator:
+        """Return a generator on the CPU that is the same for every edit with this seed.
+
+        Args:
+            label: What is drawn with it.
+        """
+        return torch.Generator().manual_seed(derive_seed(self.seed, label))
+
+
+class TrainingRecorder(Protocol):
+    """Keeps something of a training, which lies in the model's snapshot and is erased with it."""
+
+    def start(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Begin, just before the first step.
+
+        Args:
+            parameters: The parameters that are trained, by name.
+        """
+
+    def step(self, rows: Sequence[int]) -> None:
+        """Keep what there is to keep of an optimizer step that has been taken.
+
+        Args:
+            rows: The numbers, among those that are trained on, of the rows in its batches.
+        """
+
+    def records(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what was kept, by name.
+
+        Args:
+            weights: The parameters as they will serve.
+        """
 
 
 class EditingMethod(WholeModelMethod):
@@ -47,6 +204,10 @@ class EditingMethod(WholeModelMethod):
 
     guarantee = "empirical"
 
+    def recorder(self) -> TrainingRecorder | None:
+        """Return what keeps something of a training for the edits to come; None if nothing is to be kept."""
+        return None
+
     @abstractmethod
     def edit(self, session: EditSession) -> Mapping[str, Any]:
         """Change the model's parameters in place.
@@ -57,3 +218,45 @@ class EditingMethod(WholeModelMethod):
         Returns:
             What was done, JSON-ready, for the model's provenance.
         """
+
+
+def cut(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """Cut an order of rows into batches.
+
+    Args:
+        order: Row numbers.
+        size: Rows a batch; the last may have fewer.
+
+    Example:
+        >>> list(cut([3, 1, 2], 2))
+        [[3, 1], [2]]
+    """
+    return (order[start : start + size] for start in range(0, len(order), size))
+
+
+def logits_of(answer: Any) -> Tensor:
+    """Return the logits in a network's answer: a tensor, `.logits`, the entry "logits", or the first of a tuple.
+
+    Args:
+        answer: What the network returned.
+
+    Raises:
+        UnsupportedError: It is none of these.
+
+    Example:
+        >>> logits_of({"logits": torch.zeros(1, 2)})
+        tensor([[0., 0.]])
+    """
+    found = getattr(answer, "logits", None)
+    if found is None and isinstance(answer, Mapping):
+        found = answer.get("logits")
+    elif found is None and isinstance(answer, (tuple, list)) and answer:
+        found = answer[0]
+    elif found is None:
+        found = answer
+    if not isinstance(found, Tensor) or not found.is_floating_point() or found.ndim < 2:
+        raise UnsupportedError(
+            f"The method needs logits of shape [..., classes], and the network answers with {type(answer).__name__}. "
+            "Return the logits, or something with `.logits`, or use a method that needs the loss alone."
+        )
+    return found

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from lightning_s3t.methods.checks import check_count, check_positive
+from lightning_s3t.methods.dampening import dampen, importance, to_all
 from lightning_s3t.methods.editing import EditingMethod, EditSession
 from lightning_s3t.methods.registry import register_method
 
@@ -64,33 +62,8 @@ class SSD(EditingMethod):
         Returns:
             The share of the parameters that were changed.
         """
-        of_forgotten = self._importance(session, session.forget(self.batch_size), session.forget_rows)
-        of_retained = self._importance(session, session.retain(self.batch_size), session.retain_rows)
-        share = session.forget_rows / (session.forget_rows + session.retain_rows)
-        changed = total = 0
-        with torch.no_grad():
-            for name, parameter in session.parameters.items():
-                forgotten = of_forgotten[name]
-                everyone = share * forgotten + (1 - share) * of_retained[name]
-                factor = (self.lam * everyone / forgotten).clamp(max=1.0)
-                selected = (forgotten > self.alpha * everyone) & (factor < 1.0)
-                parameter.mul_(torch.where(selected, factor, 1.0).to(parameter.dtype))
-                changed += int(selected.sum())
-                total += parameter.numel()
-        return {"changed_share": changed / total}
-
-    def _importance(self, session: EditSession, batches: Iterable[Any], rows: int) -> dict[str, Tensor]:
-        """Return the mean of the squared gradients over rows, by parameter; in float32 at least."""
-        means = {name: torch.zeros_like(p, dtype=_wide(p)) for name, p in session.parameters.items()}
-        for number, batch in enumerate(batches):
-            share = min(self.batch_size, rows - number * self.batch_size) / rows  # the last batch may be smaller
-            gradients = torch.autograd.grad(
-                session.loss(batch), list(session.parameters.values()), allow_unused=True, materialize_grads=True
-            )
-            for mean, gradient in zip(means.values(), gradients, strict=True):
-                mean.add_(gradient.to(mean.dtype).square(), alpha=share)
-        return means
-
-
-def _wide(parameter: Tensor) -> torch.dtype:
-    return torch.promote_types(parameter.dtype, torch.float32)
+        size = self.batch_size
+        of_forgotten = importance(session, session.forget, size, session.loss)
+        of_retained = importance(session, session.retain, size, session.loss)
+        of_all = to_all(session, of_forgotten, of_retained)
+        return dampen(session, of_forgotten, of_all, self.alpha, self.lam)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 
-from lightning_s3t.core.events import Schedule
+from lightning_s3t.core.events import Exported, Schedule
 from lightning_s3t.core.generations import Generation, read_generations, write_generations
 from lightning_s3t.core.units import Cell, Place
 from lightning_s3t.errors import ConfigurationError
@@ -80,7 +80,7 @@ def merge_generations(store: Backend, keyring: Keyring, partition: Partition, in
         into: The generation that stays, from 1 on.
 
     Raises:
-        ConfigurationError: There is no such generation, or none after it.
+        ConfigurationError: There is no such generation, or none after it, or somebody in them is restricted.
     """
     ledger, found = store.ledger, generations_of(store.ledger)
     if not 1 <= into < len(found) - 1:
@@ -89,12 +89,14 @@ def merge_generations(store: Backend, keyring: Keyring, partition: Partition, in
             "the first. Expected the number of one, from 1 on, that has others after it."
         )
     target, gone = partition.shard_of_generation(into), range(into + 1, len(found))
+    _check_unrestricted(store, target)
     names = [name for number in gone for name in ledger.scores(f"{partition.shard_of_generation(number)}/")]
     remove(store, names, None)
     for export in ledger.exports():
         cells = tuple(_moved(cell, target) for cell in export.cells)
         if cells != export.cells:
             ledger.add_export(replace(export, cells=cells), {})
+            record(store, "export", None, asdict(Exported(export.name, cells, export.as_of)))
     waiting = [(hash_, due, cell) for hash_, due, cell in ledger.scheduled() if _moved(cell, target) != cell]
     if waiting:
         rows = [(hash_, due, _moved(cell, target)) for hash_, due, cell in waiting]
@@ -103,6 +105,17 @@ def merge_generations(store: Backend, keyring: Keyring, partition: Partition, in
         record(store, "schedule", None, asdict(body))
     ledger.merge_generations(into)
     _note(store, (*found[:into], replace(found[into], closed=True)))
+
+
+def _check_unrestricted(store: Backend, target: int) -> None:
+    """Raise if somebody in the generations that are merged is restricted: what is set aside has its place there."""
+    restricted = [mark for mark in store.ledger.marks("restricted") if Place.parse(mark.cell).shard >= target]
+    aside = [one for one in store.ledger.aside() if any(Place.parse(cell).shard >= target for cell in one.cells)]
+    if restricted or aside:
+        raise ConfigurationError(
+            f"Generations cannot be merged in the store {store.folder} while people in them are restricted: "
+            f"{len(restricted)} are, and {len(aside)} units are set aside for them. Release them or forget them first."
+        )
 
 
 def _moved(cell: Cell, shard: int) -> Cell:

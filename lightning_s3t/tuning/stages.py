@@ -111,6 +111,16 @@ class StageBuilder:
         """Build the head that every shard's training starts from, alone: below it, the pretrained layers act."""
         return self._heads(self.start)
 
+    def untrained(self, stage: int, seed: int) -> dict[str, Tensor]:
+        """Return what a stage owns as it is before any training, by name in the module that is served.
+
+        Args:
+            stage: 1 to L.
+            seed: The unit's seed, which its fresh adapters are drawn from.
+        """
+        fresh = self.build(stage, {}, seed)
+        return live_tensors({name: fresh[name] for name in self.owned(stage)})
+
     def owned(self, stage: int) -> tuple[str, ...]:
         """Return the names of the modules whose stand-ins belong to a stage: its own group's and the head.
 

@@ -23,7 +23,7 @@ class Ascent(EditingMethod):
     rate: float = 0.1
 
     def edit(self, session: EditSession) -> Mapping[str, Any]:
-        (batch,) = session.forget(session.forget_rows)
+        (batch,) = session.forget.batches(len(session.forget))
         parameters = list(session.parameters.values())
         gradients = torch.autograd.grad(session.loss(batch), parameters, allow_unused=True, materialize_grads=True)
         with torch.no_grad():
@@ -47,7 +47,12 @@ def test_it_is_known_by_its_name_and_edits(registered: None, tmp_path: Path) -> 
         opened.forget(["user-3"])
     fit(store, People.make(), method=method)
     with Store.open(store) as opened:
-        assert opened.provenance()[0]["edit"] == {"method": "ascent", "forgotten_rows": 3, "rate": 0.5}
+        assert opened.provenance()[0]["edit"] == {
+            "method": "ascent",
+            "arguments": {"rate": 0.5},
+            "forgotten_rows": 3,
+            "rate": 0.5,
+        }
         assert opened.receipts()[0].guarantee == "empirical"
     after = tensors_of(store)
     assert any(not torch.equal(after[unit][name], before[unit][name]) for unit in after for name in after[unit])

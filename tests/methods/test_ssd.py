@@ -13,19 +13,12 @@ from torch import Tensor, nn
 from lightning_s3t.errors import ConfigurationError, UnsupportedError
 from lightning_s3t.methods import SSD, EditSession
 from lightning_s3t.store import Store
+from tests.methods.sessions import make_session
 from tests.people import Classifier, People, assert_bitwise_equal, fit, tensors_of
 
 
 def session(net: nn.Module, forget: Tensor, retain: Tensor) -> EditSession:
-    return EditSession(
-        net,
-        dict(net.named_parameters()),
-        lambda size: iter(forget.split(size)),
-        lambda size: iter(retain.split(size)),
-        len(forget),
-        len(retain),
-        lambda batch: net(batch).square().mean(),
-    )
+    return make_session(net, forget, retain, lambda batch: net(batch).square().mean())
 
 
 def importance(net: nn.Module, rows: Tensor) -> Tensor:
@@ -69,7 +62,9 @@ def test_with_alpha_infinite_nothing_changes(tmp_path: Path) -> None:
     fit(store, People.make(), method=method, adapter=None)
     assert_bitwise_equal(before, tensors_of(store))
     with Store.open(store) as opened:
-        assert opened.provenance()[0]["edit"] == {"method": "ssd", "forgotten_rows": 3, "changed_share": 0.0}
+        edit = opened.provenance()[0]["edit"]
+        assert (edit["method"], edit["forgotten_rows"], edit["changed_share"]) == ("ssd", 3, 0.0)
+        assert edit["arguments"] == {"alpha": "inf", "lam": 1.0, "batch_size": 1}
         assert opened.receipts()[0].guarantee == "empirical"
 
 

@@ -1,0 +1,110 @@
+"""Which rows each optimizer step sees, for what a method keeps of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+
+from lightning_s3t.errors import UnsupportedError
+from lightning_s3t.methods import TrainingRecorder
+
+PREFIX = "training_records:"
+"""What the names of records begin with in a unit's snapshot: no module's tensor has a colon in its name."""
+
+
+class StepRows:
+    """Tells a recorder of each optimizer step, and of the rows in its batches.
+
+    Args:
+        recorder: The recorder.
+        loader: The unit's dataloader; what its sampler draws is noted from here on.
+        parameters: The parameters that are trained, by name.
+
+    Raises:
+        UnsupportedError: The dataloader has no sampler that could be noted.
+    """
+
+    def __init__(
+        self, recorder: TrainingRecorder, loader: DataLoader[Any], parameters: Mapping[str, nn.Parameter]
+    ) -> None:
+        batches: Any = loader.batch_sampler
+        self._recorder = recorder
+        self._parameters = parameters
+        self._size: int = batches.batch_size
+        self._sampler = batches.sampler = _Noting(batches.sampler)
+        self._waiting: list[int] = []  # rows of batches whose step has not been taken
+        self._steps = 0
+
+    def on_train_start(self) -> None:
+        """Begins, just before the first step."""
+        self._recorder.start(self._parameters)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, batch: int) -> None:
+        """Looks, after a batch, whether a step has been taken.
+
+        Args:
+            trainer: The trainer.
+            batch: The number of the batch in the epoch.
+        """
+        rows = self._sampler.drawn[batch * self._size : (batch + 1) * self._size]
+        if not rows:
+            raise UnsupportedError(
+                "The method keeps which rows each step sees, and something has put another sampler into the train "
+                "dataloader, whose rows are not known. Leave that out, or use another method."
+            )
+        self._waiting += rows
+        if trainer.global_step != self._steps:
+            self._recorder.step(self._waiting)
+            self._steps, self._waiting = trainer.global_step, []
+
+    def records(self, snapshot: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns what was kept, by the names that it has in the unit's snapshot.
+
+        Args:
+            snapshot: What the unit owns.
+        """
+        return named_records(self._recorder.records({name: snapshot[name] for name in self._parameters}))
+
+
+def named_records(records: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns records by the names that they have in a unit's snapshot.
+
+    Args:
+        records: The records by their own names.
+    """
+    return {f"{PREFIX}{name}": tensor for name, tensor in records.items()}
+
+
+def records_in(snapshot: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the records in a unit's snapshot, by their own names.
+
+    Args:
+        snapshot: All that is in it.
+    """
+    return {name.removeprefix(PREFIX): tensor for name, tensor in snapshot.items() if name.startswith(PREFIX)}
+
+
+class _Noting(Sampler[int]):
+    """A sampler that notes what another draws in an epoch."""
+
+    def __init__(self, sampler: Iterable[int]) -> None:
+        self._sampler = sampler
+        self.drawn: list[int] = []
+
+    def __iter__(self) -> Iterator[int]:
+        self.drawn = drawn = []
+        for row in self._sampler:
+            drawn.append(int(row))
+            yield row
+
+    def __len__(self) -> int:
+        return len(self._sampler)  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_sampler":
+            raise AttributeError(name)
+        return getattr(self._sampler, name)  # `set_epoch`

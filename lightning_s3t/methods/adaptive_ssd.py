@@ -1,0 +1,126 @@
+"""The successors of SSD: one that chooses its threshold, and one that needs no labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_s3t.methods.checks import check_count, check_positive
+from lightning_s3t.methods.dampening import Importance, dampen, forgotten_share, importance, to_all
+from lightning_s3t.methods.editing import EditingMethod, EditSession
+from lightning_s3t.methods.registry import register_method
+
+
+@register_method
+@dataclass(frozen=True)
+class ASSD(EditingMethod):
+    """Adaptive selective synaptic dampening (Schoepf et al., arXiv 2402.10098): SSD without parameters to tune.
+
+    As `SSD` with `lam` 1 and the threshold `alpha` at a percentile of the quotients of importances, 100 - ln(1 + 100 f)
+    for a share f of the rows that is to be forgotten. Where no row matters to a parameter, it has no quotient.
+
+    Nothing is promised of the result, and to have no parameters is no promise either: how many weights are changed
+    follows from the number of rows alone (0.69 % for 1 % of the rows), whatever is in them. It fails as `SSD` does.
+    Needs both sets of rows.
+
+    Args:
+        batch_size: Rows over which gradients are averaged before they are squared; 1 is the definition.
+    """
+
+    name = "assd"
+
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        check_count("batch_size", self.batch_size)
+
+    def edit(self, session: EditSession) -> Mapping[str, Any]:
+        """Choose the threshold and shrink the parameters above it.
+
+        Args:
+            session: The model and the rows.
+
+        Returns:
+            The share of the parameters that were changed, and the threshold.
+        """
+        of_forgotten = importance(session, session.forget, self.batch_size, session.loss)
+        of_retained = importance(session, session.retain, self.batch_size, session.loss)
+        of_all = to_all(session, of_forgotten, of_retained)
+        alpha = adaptive_alpha(of_forgotten, of_all, forgotten_share(session))
+        return {**dampen(session, of_forgotten, of_all, alpha, lam=1.0), "alpha": alpha}
+
+
+@register_method
+@dataclass(frozen=True)
+class LFSSD(EditingMethod):
+    """Loss-free selective synaptic dampening (Foster et al., arXiv 2402.19308): SSD without labels.
+
+    As `SSD`, with another importance: the mean over rows of the size of the gradient of the squared norm of the
+    network's answer.
+
+    Nothing is promised of the result; it fails as `SSD` does, and what a label alone has taught is not looked for.
+    Needs both sets of rows, and a network that answers with logits.
+
+    Args:
+        alpha: How many times more important than to all rows a parameter has to be. Infinity changes nothing.
+        lam: How much of the parameter is left.
+        batch_size: Rows over which gradients are averaged before their size is taken; 1 is the definition.
+    """
+
+    name = "lfssd"
+
+    alpha: float = 10.0
+    lam: float = 1.0
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        check_positive("alpha", self.alpha)
+        check_positive("lam", self.lam)
+        check_count("batch_size", self.batch_size)
+
+    def edit(self, session: EditSession) -> Mapping[str, Any]:
+        """Shrink the parameters that are selected.
+
+        Args:
+            session: The model and the rows.
+
+        Returns:
+            The share of the parameters that were changed.
+        """
+
+        def norm(batch: Any) -> Tensor:
+            return session.answer(batch).logits.square().sum(-1).mean()
+
+        of_forgotten = importance(session, session.forget, self.batch_size, norm, torch.abs)
+        of_retained = importance(session, session.retain, self.batch_size, norm, torch.abs)
+        of_all = to_all(session, of_forgotten, of_retained)
+        return dampen(session, of_forgotten, of_all, self.alpha, self.lam)
+
+
+def adaptive_alpha(of_forgotten: Importance, of_all: Importance, share: float) -> float:
+    """Return the threshold of ASSD.
+
+    Args:
+        of_forgotten: The importance to the rows that are to be forgotten.
+        of_all: The importance to all rows.
+        share: Share of the rows that is to be forgotten.
+
+    Returns:
+        Infinity where no parameter matters to any row.
+
+    Example:
+        >>> adaptive_alpha({"w": torch.tensor([1.0, 4.0, 0.0])}, {"w": torch.tensor([1.0, 2.0, 0.0])}, share=1.0)
+        1.95...
+    """
+    quotients = torch.cat([(of_forgotten[name] / of_all[name]).flatten() for name in of_forgotten])
+    quotients = quotients[quotients.isfinite()]
+    if len(quotients) == 0:
+        return math.inf
+    percentile = 100 - math.log(1 + 100 * share)
+    return float(np.percentile(quotients.double().cpu().numpy(), percentile))

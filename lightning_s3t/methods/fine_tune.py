@@ -1,0 +1,54 @@
+"""Fine-tuning on what stays: the plainest reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lightning_s3t.methods.descent import DescentMethod
+from lightning_s3t.methods.editing import EditSession
+from lightning_s3t.methods.registry import register_method
+
+
+@register_method
+@dataclass(frozen=True)
+class FineTune(DescentMethod):
+    """Goes on training on the rows that stay, in the hope that the model forgets the others.
+
+    A reference, as in "Eternal Sunshine of the Spotless Net" (Golatkar et al., arXiv 1911.04933, section 5).
+
+    Nothing is promised of the result. The accuracies come close to those of a training from scratch, since that is good
+    on the forgotten rows too; attacks that look at single rows still find them. Needs the rows that stay.
+
+    Args:
+        epochs: How often the rows that stay are gone through.
+        learning_rate: Step size.
+        batch_size: Rows a step.
+        optimizer: "sgd" or "adam".
+        momentum: Of "sgd".
+        weight_decay: As torch's optimizers have it.
+
+    Example:
+        >>> FineTune(epochs=10).guarantee
+        'empirical'
+    """
+
+    name = "fine_tune"
+
+    def edit(self, session: EditSession) -> Mapping[str, Any]:
+        """Train on the rows that stay.
+
+        Args:
+            session: The model and the rows.
+
+        Returns:
+            How many steps were taken.
+        """
+
+        def losses(_: int) -> Iterator[Tensor]:
+            return map(session.loss, session.retain.shuffled(self.batch_size))
+
+        return self.descend(session, losses)

@@ -309,7 +309,7 @@ class UnitTraining:
         assert isinstance(self._method, EditingMethod)  # only such a one is given an edit to do
         assert self.unit is not None
         self.seed()
-        builder, seed = self._switch.builder, unit_seed(self._settings.seed, self.unit)
+        builder, seed = self._switch.builder, self._settings.unit_seed(self.unit)
         network = builder.root.get_submodule(builder.layers.network)
         target = EditTarget(network, stage.trainable, lambda: builder.untrained(stage.index, seed), seed, self._records)
         return edit_unit(trainer, self._method, target, self._data, retain, forget)

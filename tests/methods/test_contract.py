@@ -300,7 +300,7 @@ def test_a_correction_that_comes_in_during_a_fit_waits_for_the_next(store: Path)
     assert [receipt.kind for receipt in receipts(store)] == ["forget", "rectify"]
 
 
-@pytest.mark.parametrize("store", nightly_except(REPLACING, "retrain"), indirect=True)
+@pytest.mark.parametrize("store", EVERY_REPLACING, indirect=True)
 def test_a_method_with_one_model_refuses_to_set_it_aside(store: Path) -> None:
     with Store.open(store) as opened:
         for ask in (opened.restrict, opened.release):
@@ -309,7 +309,7 @@ def test_a_method_with_one_model_refuses_to_set_it_aside(store: Path) -> None:
         assert (opened.request_number, opened.count_restricted()) == (0, 0)
 
 
-@pytest.mark.parametrize("store", nightly_except(REPLACING, "retrain"), indirect=True)
+@pytest.mark.parametrize("store", EVERY_REPLACING, indirect=True)
 def test_a_request_that_waits_has_no_name(store: Path) -> None:
     with Store.open(store) as opened, pytest.raises(ConfigurationError, match="they have no names"):
         opened.rectify(["user-3"], request_id="ticket-7")

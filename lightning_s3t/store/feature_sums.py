@@ -153,7 +153,8 @@ class FeatureSums:
         return sums
 
     def _accumulate(self, rows: FeatureRows, sign: int) -> None:
-        for features, targets in zip(rows.features.split(_CHUNK), rows.targets.split(_CHUNK), strict=True):
+        for start in range(0, len(rows), _CHUNK):
+            features, targets = rows.features[start : start + _CHUNK], rows.targets[start : start + _CHUNK]
             # products of small integers, and sums of so few of them, are exact in float64; int64 has no fast product
             wide = torch.cat([features.double(), torch.ones(len(features), 1, dtype=torch.float64)], dim=1)
             numbers = self._numbers(targets)

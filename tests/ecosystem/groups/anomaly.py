@@ -61,13 +61,14 @@ refused(
 )(lambda v: script(v, Ganomaly(batch_size=4)))  # fmt: skip
 
 
-@exact("anomalib Ganomaly, layers named", "layers, head, aggregate='single'")
+@exact("anomalib Ganomaly, layers named", "layers, head, adapter=None, aggregate='single'")
 def ganomaly(variant: Variant) -> Script:
     return script(
         variant,
         Generated(batch_size=4),
         layers=["model.generator.encoder1", "model.generator.decoder"],
         head=["model.generator.encoder2", "model.discriminator"],
+        adapter=None,
     )
 
 

@@ -114,8 +114,9 @@ def find_left_out(root: nn.Module, layers: Layers) -> tuple[str, ...]:
         layers: What was found in it.
 
     Example:
-        >>> net = nn.ModuleDict({"net": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), "loss": nn.Bilinear(2, 2, 1)})
-        >>> find_left_out(net, find_layers(net, slices=1))
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+        >>> module = nn.ModuleDict({"net": net, "loss": nn.Bilinear(2, 2, 1)})
+        >>> find_left_out(module, find_layers(module, slices=2))
         ('loss.weight', 'loss.bias')
     """
     ignored = find_ignored(root)

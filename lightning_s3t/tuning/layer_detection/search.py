@@ -72,7 +72,7 @@ def _describe_what_was_seen(root: nn.Module, ignored: Sequence[str]) -> str:
     lists = [
         name
         for name, child in root.named_children()
-        if is_list(child) and not is_ignored(name, ignored) and count_layers(child) > 1
+        if is_list(child) and not is_ignored(name, tuple(ignored)) and count_layers(child) > 1
     ]
     found = (
         f"{type(root).__name__} has {len(lists)} lists of layers beside each other, {' and '.join(lists)}: which is "

@@ -45,6 +45,9 @@ What is found in models of the ecosystem without any help, with {SLICES} slices.
 weights, stand for their families: larger ones have more blocks of the same names. For a model of your own:
 `s3t layers my_app.models:LitClassifier {SLICES}`, or `describe_layers(model, slices={SLICES})`.
 
+Segmentation networks, recurrent ones and those of other libraries: [The ecosystem](ecosystem.md), where whole
+scripts are tried.
+
 This page is written by `python docs/list_models.py`, which tries all of it.
 
 ## Layer groups and heads

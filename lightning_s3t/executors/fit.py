@@ -53,6 +53,7 @@ from lightning_s3t.tuning.adapter_effect import measure_effect
 from lightning_s3t.tuning.adapters import adapter_for, describe_adapter
 from lightning_s3t.tuning.floor import Floor
 from lightning_s3t.tuning.layer_table import LayerTable
+from lightning_s3t.tuning.layers import find_left_out
 from lightning_s3t.tuning.stage_switch import StageSwitch
 from lightning_s3t.tuning.stages import StageBuilder
 
@@ -343,6 +344,7 @@ class Fit:
                 )
             if not plan.present:
                 rank_zero_info(str(LayerTable.of(builder)))
+                self._warn_of_left_out(module, builder)
             rank_zero_info(
                 f"S3T: {counted(len(plan.build), 'unit')} to train, {plan.present} are there. Store: {config.store}"
             )
@@ -368,6 +370,17 @@ class Fit:
             f" {counted(count, 'subject')} came after the others; with S3T(newcomers='append') they would have "
             "a shard of their own, and nothing else would be trained again."
         )
+
+    def _warn_of_left_out(self, module: pl.LightningModule, builder: StageBuilder) -> None:
+        names = find_left_out(module, builder.layers)
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            rank_zero_warn(
+                f"S3T: what a loss or the module itself holds beside the network stays as it is: {', '.join(names[:5])}"
+                f"{more}. To train it at every stage, name its module as a part of the head, "
+                f"head={[*builder.layers.head, '...']}; put a parameter of the module itself into a module of its own. "
+                "Else set requires_grad_(False)."
+            )
 
     def _build(
         self, trainer: pl.Trainer, fit_store: FitStore, trained: Sequence[UnitId], run: Callable[[], None]

@@ -143,5 +143,7 @@ def _holds_mappings(values: list[Any]) -> bool:
 def _shorten(value: Any) -> str:
     if value is _ABSENT:
         return "absent"
+    if isinstance(value, list) and value and all(isinstance(part, Mapping) and "class" in part for part in value):
+        return f"[{', '.join(str(part['class']) for part in value)}]"
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 100 else f"{text[:60]}... ({len(text)} characters)"

@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_s3t.errors import LayersError
 from lightning_s3t.tuning.layer_detection import DetectedLayers, find_head_of, find_layers_and_head, find_network
+from lightning_s3t.tuning.layer_detection.ignored import find_ignored, is_ignored
 from lightning_s3t.tuning.layer_detection.named_layers import HOW_TO_NAME, check_paths, parse_layers
 from lightning_s3t.tuning.layer_detection.paths import has_parameters, lies_in
 
@@ -101,6 +102,32 @@ def find_layers(
     _check_apart(root, groups, heads)
     network = find_network(root, [*(path for group in groups for path in group.modules), *heads])
     return Layers(network, groups, heads, found.source)
+
+
+def find_left_out(root: nn.Module, layers: Layers) -> tuple[str, ...]:
+    """Return the trainable parameters beside a network that no stage trains: a loss's own, and a module's own.
+
+    Where a script trains them (the centres of a metric-learning loss, a temperature), they stay as they are.
+
+    Args:
+        root: The module.
+        layers: What was found in it.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+        >>> module = nn.ModuleDict({"net": net, "loss": nn.Bilinear(2, 2, 1)})
+        >>> find_left_out(module, find_layers(module, slices=2))
+        ('loss.weight', 'loss.bias')
+    """
+    ignored = find_ignored(root)
+    trained = [*layers.head, *(path for group in layers.groups for path in group.modules)]
+    return tuple(
+        name
+        for name, parameter in root.named_parameters()
+        if parameter.requires_grad
+        and (("." not in name and layers.network) or is_ignored(name, ignored))
+        and not any(lies_in(name, path) for path in trained)
+    )
 
 
 def check_initialised(root: nn.Module) -> None:

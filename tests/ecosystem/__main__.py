@@ -1,7 +1,8 @@
 """Installs the libraries in environments of their own, runs every case, and writes docs/ecosystem.md.
 
-    python -m tests.ecosystem                        # everything: half an hour on two cores
+    python -m tests.ecosystem                        # everything: an hour on two cores
     python -m tests.ecosystem --group networks       # one group
+    python -m tests.ecosystem --first                # those that were tried before anything was mended for them
     python -m tests.ecosystem --case "torchgeo.*"    # some cases, by a regular expression
     python -m tests.ecosystem --python networks=/some/venv/bin/python   # an environment that is there already
 
@@ -14,11 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.ecosystem.environments import GROUPS, environment
+from tests.ecosystem.first_list import FIRST
 from tests.ecosystem.page import latest, write_page
 
 ROOT = Path(__file__).parents[2]
@@ -38,12 +41,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.ecosystem")
     parser.add_argument("--group", choices=GROUPS, action="append", help="only this group; may be repeated")
     parser.add_argument("--case", default="", help="only cases whose name matches this regular expression")
+    parser.add_argument("--first", action="store_true", help="only cases of the list that was tried first")
     parser.add_argument("--python", action="append", default=[], help="GROUP=PATH of an interpreter to use for a group")
     parser.add_argument("--parallel", default=1, type=int, help="train so many units of a fit at the same time")
     parser.add_argument("--again", action="store_true", help="throw earlier results of these cases away")
     parser.add_argument("--failed", action="store_true", help="run again what has not done what was expected")
     parser.add_argument("--page-only", action="store_true", help="write the page from the results that are there")
     asked = parser.parse_args()
+    if asked.first:
+        asked.case = f"^({'|'.join(map(re.escape, FIRST))})$"
     BUILD.mkdir(parents=True, exist_ok=True)
     pythons = dict(pair.split("=", 1) for pair in asked.python)
     for group in () if asked.page_only else asked.group or GROUPS:

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from tests.people import People
 
 SUBJECT = "user-3"
-Kind = Literal["D", "replaced", "without"]
+Kind = Literal["D", "without"]
+Outcome = Literal["exact", "refused", "behaves", "warned"]
 
 
 class Samples(Dataset[Any]):
@@ -32,21 +33,17 @@ class Samples(Dataset[Any]):
 
 @dataclass(frozen=True)
 class Variant:
-    """The data of one fit: all of it, with the subject's rows replaced, or without them."""
+    """The data of one fit: all of it, or without the subject's rows."""
 
     kind: Kind
 
     def people(self) -> People:
         people = People.make()
-        if self.kind == "replaced":
-            return people.replaced(SUBJECT)
         return people.without(SUBJECT) if self.kind == "without" else people
 
     def samples(self, samples: Sequence[Any]) -> Samples:
         """Samples of which each belongs to a user of its own; `user-3` is the one who asks."""
         owners = [f"user-{row}" for row in range(len(samples))]
-        if self.kind == "replaced":
-            return Samples([samples[-1] if row == 3 else sample for row, sample in enumerate(samples)], owners)
         if self.kind == "without":
             return Samples([*samples[:3], *samples[4:]], [*owners[:3], *owners[4:]])
         return Samples(samples, owners)
@@ -82,7 +79,7 @@ class Case:
         name: What is tried.
         make: Makes the script, or does all by itself (`outcome` "behaves").
         outcome: "exact": all three guarantees hold. "refused": the fit raises, before there is a store. "behaves": the
-            function's own assertions hold.
+            function's own assertions hold. "warned": they hold, and what they hold of is a warning.
         needed: The lines that had to be added to the script; empty for none.
         error: What is raised, by name, and a part of its message.
         reason: Why it is refused, for the table.
@@ -90,7 +87,7 @@ class Case:
 
     name: str
     make: Callable[..., Any]
-    outcome: Literal["exact", "refused", "behaves"]
+    outcome: Outcome
     needed: str = ""
     error: tuple[str, str] = ("", "")
     reason: str = ""
@@ -122,12 +119,12 @@ def refused(
 
 
 def behaves(
-    name: str, needed: str = "", reason: str = ""
+    name: str, needed: str = "", reason: str = "", warned: str = ""
 ) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
-    """A script whose end is not that of a training; with a reason, one that is refused."""
+    """A script whose end is not that of a training; with a reason, one that is refused, or warned of."""
 
     def note(run: Callable[[Path], None]) -> Callable[[Path], None]:
-        CASES.append(Case(name, run, "behaves", needed, ("", ""), reason))
+        CASES.append(Case(name, run, "warned" if warned else "behaves", needed, ("", ""), reason or warned))
         return run
 
     return note

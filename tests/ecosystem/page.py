@@ -20,10 +20,10 @@ runs every case and checks the result; there is a row for each case that was run
   asked. What could still serve was bit for bit what a fit that never saw the subject gives, and so was everything after a
   second fit; `s3t store verify` found nothing wrong.
 - **works**: what is not about a training, or not about all of it; the case checks what its name says.
-- **refused**: the fit, or what was asked of it, ends with an error (or a warning, where it says so) that names the cause and what to do. The reason is in the
-  last column.
-- **needed**: the arguments or lines that had to be added to the script. Sizes (`shards`, `slices`, `budget`) are not counted, nor is who
-  owns a row.
+- **refused**: the fit, or what was asked, ends with an error that names the cause and what to do. **warned of**: it goes on,
+  with a warning that does. Why is in the last column but one.
+- **needed**: the arguments or lines that had to be added to the script. Sizes (`shards`, `slices`, `budget`) are not counted
+  unless there was no choice, nor is who owns a row.
 """
 TITLES = {
     "unchanged": "worked unchanged",
@@ -110,7 +110,7 @@ def _result(row: dict[str, Any]) -> tuple[str, str]:
     if row["error"]:
         return "**not as expected**", row["error"][:300]
     if row["reason"]:
-        return "refused", row["reason"]
+        return "warned of" if row["outcome"] == "warned" else "refused", row["reason"]
     result = "exact" if row["outcome"] == "exact" else "works"
     return result, "; ".join(filter(None, (row["needed"] and f"`{row['needed']}`", row["note"])))
 

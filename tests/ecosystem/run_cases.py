@@ -34,7 +34,7 @@ def main(group: str, results: Path, chosen: str = "") -> None:
     done = {json.loads(line)["name"] for line in results.read_text().splitlines()} if results.exists() else set()
     # what was tried first comes first, and of that what takes the least time
     for case in sorted(
-        CASES, key=lambda case: (case.name not in FIRST, ["refused", "behaves", "exact"].index(case.outcome))
+        CASES, key=lambda case: (case.name not in FIRST, ["refused", "warned", "behaves", "exact"].index(case.outcome))
     ):
         if case.name in done or not re.search(chosen, case.name):
             continue

@@ -44,7 +44,7 @@ def tell(case: Case, folder: Path) -> str:
     Raises:
         AssertionError: It is not what was expected.
     """
-    if case.outcome == "behaves":
+    if case.outcome in ("behaves", "warned"):
         case.make(folder)
         return ""
     if case.outcome == "refused":

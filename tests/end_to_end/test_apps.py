@@ -187,7 +187,9 @@ def test_a_config_can_be_printed_with_the_callback_and_read_back(course: Course)
 
 
 def test_two_sequentials_in_a_row_are_refused_until_their_layers_are_named() -> None:
-    with pytest.raises(LayersError, match=r"Seen: encoder \(Sequential\), decoder \(Sequential\).*Name the blocks"):
+    with pytest.raises(
+        LayersError, match=r"2 lists of layers beside each other, encoder and decoder: .*Name the blocks"
+    ):
         find_layers(LitAutoEncoder(), 2)
     assert find_layers(LitAutoEncoder(), 2, ["encoder.0", "encoder.2", "decoder.0"]).head == ("decoder.2",)
 

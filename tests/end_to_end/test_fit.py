@@ -300,6 +300,14 @@ def test_room_without_contents_beside_the_network_does_not_tell_stores_apart(tmp
         EnsembleModule.from_store(tmp_path / "store", module)
 
 
+def test_parameters_of_a_loss_that_stay_as_they_are_are_warned_of(tmp_path: Path) -> None:
+    module = Classifier()
+    module.criterion = torch.nn.Bilinear(2, 2, 1)
+    module.temperature = torch.nn.Parameter(torch.ones(()))
+    with pytest.warns(UserWarning, match=r"stays as it is: temperature, criterion\.weight, criterion\.bias.*head="):
+        fit(tmp_path / "store", People.make(), module=module, epochs=1, budget=1)
+
+
 class WithClasses(Network):
     """Answers with the classes too, which differ from shard to shard."""
 

@@ -348,9 +348,12 @@ def test_a_schedule_over_the_fit_is_the_same_one_when_rows_come_or_go(tmp_path: 
 
 
 STOPS: dict[str, tuple[Callable[[], list[Callback]], str]] = {
-    "none": (list, r"callbacks: store "),
+    "none": (list, r"callbacks: store \[EarlyStopping\], now \[\]"),
     "another": (lambda: [EarlyStopping("val_loss", patience=9)], r"callbacks\[0\]\.patience: store 1, now 9"),
-    "more": (lambda: [EarlyStopping("val_loss", patience=1), EMAWeightAveraging()], r"callbacks: store "),
+    "more": (
+        lambda: [EarlyStopping("val_loss", patience=1), EMAWeightAveraging()],
+        r"callbacks: store \[EarlyStopping\], now \[EarlyStopping, EMAWeightAveraging\]",
+    ),
 }
 
 

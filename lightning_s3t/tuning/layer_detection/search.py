@@ -11,6 +11,7 @@ from lightning_s3t.tuning.layer_detection.arguments import as_arguments
 from lightning_s3t.tuning.layer_detection.detected import DetectedLayers
 from lightning_s3t.tuning.layer_detection.heads import find_head
 from lightning_s3t.tuning.layer_detection.ignored import find_ignored, is_ignored
+from lightning_s3t.tuning.layer_detection.modules import count_layers, is_list
 from lightning_s3t.tuning.layer_detection.paths import join, lies_in
 from lightning_s3t.tuning.layer_detection.plain_modules import find_in_plain_module
 from lightning_s3t.tuning.layer_detection.proposals import propose_layers
@@ -62,14 +63,28 @@ def find_layers_and_head(root: nn.Module, slices: int, headed: bool) -> Detected
         )
     plain = find_in_plain_module(root, ignored, slices, headed)
     if plain is None:
-        children = [f"{name} ({type(child).__name__})" for name, child in root.named_children()]
-        raise LayersError(
-            f"No list of layers was found in {type(root).__name__}. Seen: {', '.join(children) or 'no submodules'}. "
-            "Expected a timm, transformers or torchvision model, one ModuleList or Sequential of at least two "
-            "layers, or layers that follow each other. Name the blocks in forward order, for example "
-            f"{propose_layers(root, ignored)}."
-        )
+        raise LayersError(_describe_what_was_seen(root, ignored))
     return plain
+
+
+def _describe_what_was_seen(root: nn.Module, ignored: Sequence[str]) -> str:
+    children = [f"{name} ({type(child).__name__})" for name, child in root.named_children()]
+    lists = [
+        name
+        for name, child in root.named_children()
+        if is_list(child) and not is_ignored(name, tuple(ignored)) and count_layers(child) > 1
+    ]
+    found = (
+        f"{type(root).__name__} has {len(lists)} lists of layers beside each other, {' and '.join(lists)}: which is "
+        "the network, or whether they follow each other, is not guessed"
+        if len(lists) > 1
+        else f"No list of layers was found in {type(root).__name__}"
+    )
+    return (
+        f"{found}. Seen: {', '.join(children) or 'no submodules'}. Expected a timm, transformers or torchvision model, "
+        "one ModuleList or Sequential of at least two layers, or layers that follow each other. Name the blocks in "
+        f"forward order, for example {propose_layers(root, ignored)}."
+    )
 
 
 def _as_arguments(found: DetectedLayers) -> str:

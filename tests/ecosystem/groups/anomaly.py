@@ -15,7 +15,7 @@ from tests.ecosystem.cases import Script, Variant, exact, loader, refused
 LIBRARIES = ("lightning", "torch", "anomalib", "timm")
 
 
-def items(rows: int = 12, size: int = 64) -> list[Any]:
+def items(rows: int = 20, size: int = 64) -> list[Any]:
     drawn = torch.rand(rows, 3, size, size, generator=torch.Generator().manual_seed(0))
     return [ImageItem(image=image) for image in drawn]
 
@@ -30,7 +30,8 @@ def ask(served: Any) -> None:
 
 
 def fastflow() -> Fastflow:
-    return Fastflow(backbone="resnet18", pre_trained=False, flow_steps=2)
+    small = Fastflow.configure_pre_processor(image_size=(64, 64))
+    return Fastflow(backbone="resnet18", pre_trained=False, flow_steps=2, pre_processor=small)
 
 
 FLOWS = {"layers": ["model.fast_flow_blocks.0", "model.fast_flow_blocks.1"], "head": "model.fast_flow_blocks.2"}
@@ -61,13 +62,14 @@ refused(
 )(lambda v: script(v, Ganomaly(batch_size=4)))  # fmt: skip
 
 
-@exact("anomalib Ganomaly, layers named", "layers, head, aggregate='single'")
+@exact("anomalib Ganomaly, layers named", "layers, head, adapter=None, aggregate='single'")
 def ganomaly(variant: Variant) -> Script:
     return script(
         variant,
         Generated(batch_size=4),
         layers=["model.generator.encoder1", "model.generator.decoder"],
         head=["model.generator.encoder2", "model.discriminator"],
+        adapter=None,
     )
 
 

@@ -211,7 +211,7 @@ def hydra_fit(folder: Path) -> None:
 
 @behaves(
     "lightning-hydra-template: its own test after fit",
-    reason="it tests the untrained module; a warning says where the trained one is",
+    warned="it tests the untrained module; a warning says where the trained one is",
 )
 def hydra_test(folder: Path) -> None:
     with warnings.catch_warnings(record=True) as caught:

@@ -92,8 +92,6 @@ def series(variant: Variant) -> tuple[TimeSeriesDataSet, TimeSeriesDataSet]:
     frames = []
     for number in range(40):
         values = torch.randn(16, generator=generator).cumsum(0)
-        if variant.kind == "replaced" and f"user-{number}" == SUBJECT:
-            values = values.flip(0) * 2
         frames.append(pandas.DataFrame({"who": f"user-{number}", "time": range(16), "value": values.numpy()}))
     if variant.kind == "without":
         frames = [frame for frame in frames if frame["who"].iloc[0] != SUBJECT]

@@ -427,7 +427,7 @@ def resume(folder: Path) -> None:
 
 
 @behaves(
-    "trainer.test(model) after fit", reason="it tests the untrained module; a warning says where the trained one is"
+    "trainer.test(model) after fit", warned="it tests the untrained module; a warning says where the trained one is"
 )
 def untrained(folder: Path) -> None:
     made = script(Variant("D"))

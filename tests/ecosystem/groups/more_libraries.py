@@ -47,15 +47,15 @@ UNETS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "BasicUNet": (lambda: BasicUNet(2, 1, 2, (8, 8, 8, 8, 8, 8)), "", {}),
     "SegResNet": (
         lambda: SegResNet(2, 8, 1, 2), "layers, head",
-        {"layers": "down_layers", "head": ["up_layers", "up_samples", "conv_final"]},
+        {"layers": "net.down_layers", "head": ["net.up_layers", "net.up_samples", "net.conv_final"]},
     ),
     "DynUNet": (
         lambda: DynUNet(2, 1, 2, [3, 3, 3, 3], [1, 2, 2, 2], [2, 2, 2]), "layers, head",
-        {"layers": ["input_block", "downsamples.0", "downsamples.1", "bottleneck"], "head": ["upsamples", "output_block"]},
+        {"layers": ["net.input_block", "net.downsamples.0", "net.downsamples.1", "net.bottleneck"], "head": ["net.upsamples", "net.output_block"]},
     ),
     "UNETR": (
         lambda: UNETR(1, 2, 32, 8, 16, 32, 2, spatial_dims=2), "layers, head",
-        {"layers": "vit.blocks", "head": ["encoder1", "encoder2", "encoder3", "encoder4", "decoder5", "decoder4", "decoder3", "decoder2", "out"]},
+        {"layers": "net.vit.blocks", "head": ["net.encoder1", "net.encoder2", "net.encoder3", "net.encoder4", "net.decoder5", "net.decoder4", "net.decoder3", "net.decoder2", "net.out"]},
     ),
 }  # fmt: skip
 for name, (make, needed, arguments) in UNETS.items():

@@ -30,8 +30,6 @@ def frame(variant: Variant) -> pandas.DataFrame:
     found = pandas.DataFrame(generator.normal(size=(120, 4)), columns=COLUMNS)
     found["y"] = (found.a + found.b > 0).astype(int)
     found["who"] = [f"user-{row % 40}" for row in range(120)]
-    if variant.kind == "replaced":
-        found.loc[found.who == SUBJECT, COLUMNS] *= -3
     return found[found.who != SUBJECT] if variant.kind == "without" else found
 
 

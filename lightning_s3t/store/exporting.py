@@ -97,6 +97,8 @@ def check_exports(store: Backend) -> None:
     ledger = store.ledger
     with ledger.at_one_time(), ledger_errors("An exported copy"):
         made = [event.read(Exported) for event in store.authenticator.listing() if event.kind == "export"]
+        if not made:
+            return
         newest, found = ledger.newest_requests(), {export.name: export for export in ledger.exports()}
     expected = [one for one in made if all(newest.get(cell, 0) <= one.as_of for cell in one.cells)]
     wrong = [one.name for one in expected if found.get(one.name) != Export(one.name, one.cells, one.as_of)]

@@ -113,19 +113,20 @@ class Authenticator:
         """
         return _same(event.mac, self._event_mac(event, layers))
 
-    def check_since(self, position: int) -> None:
-        """Check that nothing was changed in the history from an event on; at one time.
+    def events_since(self, position: int) -> Iterator[Event]:
+        """Return the events from one on; at one time. Read to the end, it proves that nothing was changed in them.
 
         Args:
-            position: The event's.
+            position: That of the first.
 
         Raises:
-            StoreError: Something was.
+            StoreError: Something was changed.
         """
         previous = self._digest_before(position)
         for event in self._ledger.events(after=position - 1):
             if event.position != position or not event.follows(previous):
                 raise self._changed(f"event {position} of its history")
+            yield event
             previous, position = event.digest, position + 1
         self.check_head()
 

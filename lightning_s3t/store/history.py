@@ -58,8 +58,7 @@ def read_records(store: Backend, after: int, until: int) -> list[RequestRecord]:
     ledger, own = store.ledger, dict[int, list[Event]]()
     with ledger.at_one_time(), ledger_errors(f"Request {after + 1}"):
         first = next(ledger.events(request=after + 1)).position
-        store.authenticator.check_since(first)
-        for event in ledger.events(after=first - 1):
+        for event in store.authenticator.events_since(first):
             if event.request is not None and after < event.request <= until:
                 own.setdefault(event.request, []).append(event)
         return [_record_of(own[request]) for request in range(after + 1, until + 1)]

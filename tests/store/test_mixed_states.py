@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 
+from lightning_s3t.core.events import GENESIS, Cancellation, Event, Exported, Request, Schedule
 from lightning_s3t.core.units import reaches
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
 from lightning_s3t.store.exporting import make_export_name
-from tests.store.people_store import PEOPLE, UNITS, build, in_place
+from lightning_s3t.store.identities import hash_subject, read_keys
+from tests.store.people_store import PEOPLE, SETTINGS, UNITS, build, in_place
 from tests.tiers import in_tier
 
 ANN, BOB, EVE, DAN = in_place(0, 0), in_place(1, 0), in_place(1, 1), in_place(0, 2)
@@ -52,25 +53,59 @@ def days(folder: Path) -> list[Callable[[Store], object]]:
 
 @dataclass(frozen=True)
 class Day:
-    """What a folder held, and what a store said of it."""
+    """What a folder held."""
 
     copy: Path
-    seen: str
     snapshots: dict[UnitId, str]
-    cells: tuple[set[str], ...]
+    requests: int
 
 
-def look(store: Store) -> str:
-    """All that the store tells of requests."""
-    forgotten = sorted(store.forgotten(PEOPLE))
-    records = [repr(record) for record in store.receipts()]
+@dataclass(frozen=True)
+class Life:
+    """A store, a copy of its folder from each day, and the whole of its history."""
+
+    store: Path
+    days: list[Day]
+    events: list[Event]
+    who: dict[str, str]  # by the hash, under as many keys as there were
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a store tells of requests."""
+
+    forgotten: set[str]
+    waiting: set[str]
+    exports: set[str]
+
+
+def tell(store: Store) -> Told:
     waiting = {person for person in PEOPLE if store._ledger.waiting(store._keyring.hashes([person]))}
-    return json.dumps([forgotten, records, store.pending(), sorted(waiting), store.exports(), store.settings])
+    return Told(store.forgotten(PEOPLE), waiting, set(store.exports()))
+
+
+def expected(life: Life, events: list[Event]) -> Told:
+    """What a store has to tell that has come so far: all over again, from its events alone."""
+    told, cells = Told(set(), set(), set()), dict[str, tuple[str, ...]]()
+    for event in events:
+        if event.kind == "request":
+            asked = event.read(Request)
+            people = {life.who[hash_] for hash_, _ in asked.tombstones}
+            reached = {name for name, where in cells.items() if reaches([cell for _, cell in asked.tombstones], where)}
+            told = Told(told.forgotten | people, told.waiting - people, told.exports - reached)
+        elif event.kind == "schedule":
+            told.waiting.update(life.who[hash_] for hash_, _, _ in event.read(Schedule).pending)
+        elif event.kind == "cancellation":
+            told.waiting.difference_update(life.who[hash_] for hash_ in event.read(Cancellation).pending)
+        elif event.kind == "export":
+            made = event.read(Exported)
+            cells[made.name] = made.cells
+            told.exports.add(made.name)
+    return told
 
 
 @pytest.fixture(scope="module")
-def life(tmp_path_factory: pytest.TempPathFactory, filled: Path) -> tuple[Path, list[Day]]:
-    """A store, and a copy of its folder from each day."""
+def life(tmp_path_factory: pytest.TempPathFactory, filled: Path) -> Life:
     top = tmp_path_factory.mktemp("life")
     shutil.copytree(filled, top / "store")
     (top / "out").mkdir()
@@ -79,18 +114,16 @@ def life(tmp_path_factory: pytest.TempPathFactory, filled: Path) -> tuple[Path, 
         with Store.open(top / "store") as store:
             step(store)
         with Store.open(top / "store") as store:
-            reached = [
-                {cell for _, request, cell in store._ledger.tombstones() if request == found_request}
-                for found_request in range(1, store.request_number + 1)
-            ]
             snapshots = {unit: found.snapshot for unit, found in store.candidates().items()}
-            seen = look(store)
+            requests, events = store.request_number, list(store._ledger.events())
         shutil.copytree(top / "store", top / f"day {number}")
-        found.append(Day(top / f"day {number}", seen, snapshots, tuple(reached)))
-    return top / "store", found
+        found.append(Day(top / f"day {number}", snapshots, requests))
+    keys = read_keys(top / "store")
+    who = {hash_subject(keys[:count], person).hex(): person for count in (1, 2) for person in PEOPLE}
+    return Life(top / "store", found, events, who)
 
 
-def mix(store: Path, life: list[Day], draw: random.Random) -> list[str]:
+def mix(store: Path, life: Sequence[Day], draw: random.Random) -> list[str]:
     """Changes a folder with what other days' folders have, table by table, row by row and value by value."""
     done = []
     connection = sqlite3.connect(store / "ledger.db", isolation_level=None)
@@ -143,30 +176,37 @@ def mix(store: Path, life: list[Day], draw: random.Random) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", range(in_tier(25, 400)))
-def test_what_opens_is_what_the_store_has_been(life: tuple[Path, list[Day]], seed: int) -> None:
-    store, found = life
-    draw = random.Random(seed)
-    start = draw.choice([found[-1], draw.choice(found)])
+def test_what_opens_is_what_the_store_has_been(life: Life, seed: int) -> None:
+    store, draw = life.store, random.Random(seed)
+    start = draw.choice([life.days[-1], draw.choice(life.days)])
     for name in [*store.iterdir()]:
         shutil.rmtree(name) if name.is_dir() else name.unlink()
     shutil.copytree(start.copy, store, dirs_exist_ok=True)
-    for day in found:  # an attacker keeps everything
+    for day in life.days:  # an attacker keeps everything
         shutil.copytree(day.copy / "snapshots", store / "snapshots", dirs_exist_ok=True)
-    shutil.copy(found[-1].copy / "subject.key", store)
-    done = mix(store, found, draw)
+    shutil.copy(life.days[-1].copy / "subject.key", store)
+    done = mix(store, life.days, draw)
     try:
         with Store.open(store) as opened:
-            seen, alive = look(opened), {unit: one.snapshot for unit, one in opened.candidates().items()}
-            for unit in alive:
+            told, position, digest = tell(opened), *opened._ledger.head()
+            opened.receipts()
+            serving = {unit: one.snapshot for unit, one in opened.candidates().items()}
+            for unit in serving:
                 opened.load(unit)
+            assert opened.settings == SETTINGS
     except StoreError:
         return
-    now = [day for day in found if day.seen == seen]
-    assert now, f"{done}: {seen}"
-    for unit, snapshot in alive.items():
-        # it has been there, and no request has come between that reaches it
+    so_far = life.events[:position]
+    assert digest == (so_far[-1].digest if so_far else GENESIS), done
+    right = expected(life, so_far)
+    assert (told.forgotten, told.waiting) == (right.forgotten, right.waiting), done
+    assert told.exports >= right.exports, done  # more are copies that were begun, for all that anybody knows
+    requests = [event for event in life.events if event.kind == "request"]
+    now = sum(event.position <= position for event in requests)
+    for unit, snapshot in serving.items():
+        # it has been there, and no request that reaches it has come between
+        days_of_it = [day for day in life.days if day.snapshots.get(unit) == snapshot]
         assert any(
-            day.snapshots.get(unit) == snapshot
-            and not any(reaches(cells, unit.cells) for cells in now[0].cells[len(day.cells) :])
-            for day in found
+            not any(reaches([cell for _, cell in event.read(Request).tombstones], unit.cells) for event in between)
+            for between in (requests[day.requests : now] for day in days_of_it)
         ), f"{done}: {unit}"

@@ -16,6 +16,7 @@ from lightning_s3t.errors import ConfigurationError, StoreMismatchError, Unknown
 from lightning_s3t.methods import METHODS, SISA, SSD, Retrain, S3TMethod, UnlearningMethod, method_of, register_method
 from lightning_s3t.store import Receipt, Store
 from tests.people import Classifier, People, PeopleData, assert_bitwise_equal, fit, make_trainer, tensors_of
+from tests.tiers import nightly_except
 
 EXAMPLES: dict[str, UnlearningMethod] = {
     "s3t": S3TMethod(shards=2, slices=2, budget=2),
@@ -187,7 +188,7 @@ def test_where_everybody_asks_nothing_is_left(store: Path) -> None:
     assert (receipt.subjects, receipt.serving) == (40, {"0": None})
 
 
-@pytest.mark.parametrize("store", EXAMPLES, indirect=True)
+@pytest.mark.parametrize("store", nightly_except(EXAMPLES, "retrain"), indirect=True)
 def test_a_correction_and_a_fit_give_what_a_first_fit_on_the_corrected_data_gives(store: Path, tmp_path: Path) -> None:
     corrected = People.make().replaced("user-3")
     with Store.open(store) as opened:

@@ -241,7 +241,7 @@ def test_where_everybody_asks_nothing_is_left(store: Path) -> None:
     assert (receipt.subjects, receipt.serving) == (40, {"0": None})
 
 
-@pytest.mark.parametrize("store", EVERY, indirect=True)
+@pytest.mark.parametrize("store", nightly_except(EXAMPLES, "retrain"), indirect=True)
 def test_a_correction_and_a_fit_give_what_a_first_fit_on_the_corrected_data_gives(store: Path, tmp_path: Path) -> None:
     corrected = People.make().replaced("user-3")
     with Store.open(store) as opened:

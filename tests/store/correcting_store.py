@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -122,14 +122,10 @@ def holds(key: str) -> set[str]:
     return {one for part in key.replace(")", "").split("(") for one in part.partition(":")[2].split(",") if one}
 
 
-def tried(attempt: Attempt | None) -> Iterator[str]:
+def commit_unless_revoked(attempt: Attempt) -> None:
     """Commits what was begun before a request; what the request reaches is not kept."""
-    if attempt is None:
-        return
     try:
         attempt.check()
         commit(attempt)
-        yield "kept"
     except RevokedError:
         attempt.abandon()
-        yield "broken off"

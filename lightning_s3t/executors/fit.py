@@ -329,7 +329,8 @@ class Fit:
                 "have gone without a deletion request. If the data is the same, its rows are split at random at every "
                 f"start: give random_split a generator with a seed of its own.{self._about_newcomers(plan.newcomers)}"
             )
-        if config.newcomers == "append" and not config.keep_registry and plan.present:
+        goes_on = plan.present or any(planned.stale for planned in plan.build)
+        if config.newcomers == "append" and not config.keep_registry and goes_on:
             rank_zero_warn(
                 "S3T: newcomers='append' needs the registry, which says who is new. Without it, people who come later "
                 "are in the slices of all, and the units that they reach are trained again."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -13,6 +15,7 @@ from lightning_s3t.errors import ConfigurationError, StoreError
 from lightning_s3t.plan import Place, UnitId
 from lightning_s3t.store import Store
 from lightning_s3t.store.exporting import make_export_name
+from tests.store.kill_points import acknowledged_until_killed
 from tests.store.people_store import PEOPLE, SETTINGS, UNITS, build, session
 
 SOON = datetime.now(timezone.utc) + timedelta(days=30)
@@ -123,6 +126,29 @@ def test_only_what_is_there_is_merged(store: Store, into: int) -> None:
     with pytest.raises(ConfigurationError, match="has 2 after the first"):
         store.consolidate(into)
     assert len(store.alive()) == len(UNITS) + 6
+
+
+@pytest.mark.nightly
+def test_a_merge_that_is_killed_anywhere_is_whole_or_has_not_been(store: Store, tmp_path: Path) -> None:
+    store.close()
+    folder = tmp_path / "work"
+
+    def work() -> Iterator[str]:
+        with Store.open(folder) as opened:
+            opened.consolidate(into=1)
+            yield "done"
+
+    for fatal in itertools.count(1):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(store.path, folder)
+        acknowledged, survived = acknowledged_until_killed(work, fatal)
+        with Store.open(folder) as opened:
+            sizes = opened.count_generations()
+            assert sizes in ([(60, 24)] if acknowledged else [(60, 24), (60, 12, 12)]), f"killed before change {fatal}"
+            assert {unit.shard for unit in opened.alive()} == set(range(len(sizes) + 1))
+            assert opened.verify().passed
+        if survived:
+            break
 
 
 def test_the_list_of_generations_is_authenticated(store: Store) -> None:

@@ -75,7 +75,7 @@ def verify(store: Backend, keyring: Keyring, quiet: bool) -> Verification:
         keyring.refresh()
         history = list(ledger.events())
         contents = [
-            *_people(ledger, keyring, history),
+            *_tombstones(ledger, keyring, history),
             *_outdated(ledger),
             *_set_aside(ledger),
             *_index(ledger),
@@ -203,7 +203,7 @@ def _copy_of(folder: Path, events: int) -> list[Event]:
     return copy
 
 
-def _people(ledger: Ledger, keyring: Keyring, history: Iterable[Event]) -> Iterator[str]:
+def _tombstones(ledger: Ledger, keyring: Keyring, history: Iterable[Event]) -> Iterator[str]:
     # one request after the other: what is in the ledger must be what they say, no more and no less
     expected: dict[bytes, tuple[int, str]] = {}
     marks: set[Mark] = set()

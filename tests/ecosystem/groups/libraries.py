@@ -199,10 +199,10 @@ def graphs(rows: int = 60) -> list[Data]:
     return [Data(x=x, edge_index=edges, y=(x.sum() > 0).long().reshape(1)) for x in drawn]
 
 
-@exact("torch_geometric GCN, its own DataLoader")
+@exact("torch_geometric GCN, its own DataLoader", "adapter=None")
 def gcn(variant: Variant) -> Script:
     test = GraphLoader(Samples(graphs(), [""] * 60), 8)
-    return Script(LitGraphs(), GraphLoader(variant.samples(graphs()), 8, shuffle=True), test)
+    return Script(LitGraphs(), GraphLoader(variant.samples(graphs()), 8, shuffle=True), test, s3t={"adapter": None})
 
 
 HYDRA = """
@@ -230,8 +230,7 @@ def wandb(variant: Variant) -> Script:
 @exact("MLFlowLogger")
 def mlflow(variant: Variant) -> Script:
     data = PeopleData(variant.people())
-    uri = f"sqlite:///{Path('/tmp/s3t-ecosystem-logs').absolute()}.db"
-    return Script(Classifier(), data, data, trainer={"logger": MLFlowLogger(tracking_uri=uri)})
+    return Script(Classifier(), data, data, trainer={"logger": MLFlowLogger(save_dir="/tmp/s3t-ecosystem-logs/mlruns")})
 
 
 refused(

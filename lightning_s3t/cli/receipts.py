@@ -15,7 +15,7 @@ from lightning_s3t.errors import ConfigurationError, StoreError
 if TYPE_CHECKING:
     from lightning_s3t.store import Receipt
 
-_INTERNAL = ("revoked", "exports")
+_INTERNAL = ("revoked", "exports", "set_aside", "returned")
 _FORMULAS = ("=", "+", "-", "@", "\t")
 
 

@@ -123,6 +123,11 @@ class FitStore:
         return self._method.response == "replace"
 
     @property
+    def kept_as_of(self) -> int:
+        """The newest request, when the data was chosen, of the store that units are put into."""
+        return self.plan.as_of
+
+    @property
     def opened(self) -> Opened:
         """The store; on rank 0, once `open` has been called."""
         if self._opened is None:

@@ -15,6 +15,7 @@ from lightning_s3t.core.floor import FloorPart, Task
 from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.engine.unit_training import FeatureTask
 from lightning_s3t.executors.fit_store import FitStore
+from lightning_s3t.store import Store
 from lightning_s3t.store.feature_sums import FeatureRows
 from lightning_s3t.tuning.floor import Floor
 
@@ -39,7 +40,7 @@ def build_floor(
     building, store = fit_store.opened.building, fit_store.opened.store
     rows = sorted(row for found in data.rows_by_place.values() for row in found)
     subjects = [data.subjects[row] for row in rows]
-    tags = {row: _tag(data, row, store.subject_hash) for row in rows}
+    tags = _tags(data, rows, store)
     missing = building.find_stale_features(subjects, [tags[row] for row in rows])
     by_subject: dict[str, list[int]] = {}
     for row, subject in zip(rows, subjects, strict=True):
@@ -79,10 +80,13 @@ def _whole_subjects(
             pending, done = [FeatureRows(features[count:], targets[count:])], end
 
 
-def _tag(data: TrainingData, row: int, hash_subject: Callable[[str], str]) -> bytes:
+def _tags(data: TrainingData, rows: list[int], store: Store) -> dict[int, bytes]:
+    """Return what tells each row's contents: a keyed digest, or nothing where contents are not compared."""
     if not data.row_digests:
-        return b""
-    return bytes.fromhex(hash_subject(f"row {data.row_digests[row]}"))[:16]
+        return dict.fromkeys(rows, b"")
+    texts = {row: f"row {data.row_digests[row]}" for row in rows}
+    hashes = store.subject_hashes(texts.values())
+    return {row: bytes.fromhex(hashes[text])[:16] for row, text in texts.items()}
 
 
 def _progress(trainer: pl.Trainer, rows: int) -> Tqdm:

@@ -127,7 +127,7 @@ class UnitStore:
         needed = newest_stages(stage, settings.slices, settings.groups or settings.slices)
         try:
             trained = {stage: store.load(unit.lineage[stage - 1]) for stage in needed}
-            attempt = building.start_unit(unit, planned.key, self._fit_store.plan.as_of)
+            attempt = building.start_unit(unit, planned.key, self._fit_store.kept_as_of)
         except RevokedError:
             return None
         rows = self._data.rows(unit, settings.data)

@@ -69,7 +69,7 @@ class Store:
         >>> settings = {"partition": {"shards": 1, "slices": 2, "seed": 0}}
         >>> with tempfile.TemporaryDirectory() as folder, Store.create(folder, settings) as store:
         ...     with store.building() as building:
-        ...         building.register(["user-1"])
+        ...         _ = building.register(["user-1"])
         ...     receipt = store.forget(["user-1"])
         ...     receipt.subjects, receipt.serving, store.request_number
         (1, {'0': None}, 1)

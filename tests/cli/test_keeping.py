@@ -174,7 +174,7 @@ def test_what_a_requester_is_given_does_not_tell_the_place(store: Path, capsys: 
     assert json.loads(capsys.readouterr().out) == [given]
     main(["receipt", "list", str(store), "--internal"])
     (internal,) = json.loads(capsys.readouterr().out)
-    assert internal.keys() - given.keys() == {"revoked", "serving", "exports"}
+    assert internal.keys() - given.keys() == {"revoked", "serving", "exports", "set_aside", "returned"}
     assert internal["revoked"][0].startswith("0/")
     assert not [value for value in given.values() if isinstance(value, (list, dict)) and "0/0" in str(value)]
 
@@ -195,7 +195,7 @@ def test_no_column_of_the_table_tells_the_place(store: Path, tmp_path: Path, cap
 
 def test_a_table_without_requests_has_its_columns(store: Path, capsys: Output) -> None:
     main(["receipt", "list", str(store), "--format", "csv"])
-    assert capsys.readouterr().out.startswith("request,request_id,time,")
+    assert capsys.readouterr().out.startswith("kind,request,request_id,time,")
 
 
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)"])

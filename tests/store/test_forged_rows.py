@@ -46,7 +46,9 @@ def test_a_hash_that_takes_a_digit_of_its_request_is_found(store: Path, number: 
     for hash_, request in connection.execute("SELECT hash, request FROM tombstones").fetchall():
         changed = (hash_ + str(request).encode(), number, hash_)
         connection.execute("UPDATE tombstones SET hash = ?, request = ? WHERE hash = ?", changed)
-    with pytest.raises(StoreError, match=r"those who are forgotten, restricted or corrected is not what was written|cannot be read"):
+    with pytest.raises(
+        StoreError, match=r"those who are forgotten, restricted or corrected is not what was written|cannot be read"
+    ):
         Store.open(store)
 
 

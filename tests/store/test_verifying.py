@@ -115,7 +115,7 @@ def test_a_missing_folder_of_snapshots_is_no_damage(store: Store) -> None:
         ("DELETE FROM tombstones", "1 tombstones are missing"),
         ("UPDATE tombstones SET cell = '0/2'", "1 tombstones are there that no request explains"),
         ("INSERT INTO tombstones VALUES (x'00', 1, '0/0')", "1 tombstones are there that no request explains"),
-        ("INSERT INTO subjects SELECT hash, 0 FROM tombstones", "1 forgotten subjects are registered"),
+        ("INSERT INTO subjects SELECT hash, 0, 0 FROM tombstones", "1 forgotten subjects are registered"),
         ("UPDATE events SET time = 'never' WHERE position = 2", "broken at position 2"),
         ("DELETE FROM events WHERE position = 2", "ledger ends at event 1, the journal at 2"),
     ],

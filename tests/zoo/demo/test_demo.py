@@ -21,12 +21,12 @@ def test_the_demo_forgets_until_nothing_is_left_and_the_guarantees_hold(tmp_path
     assert [check.name for check in result.checks] == ["Non-interference", "Rebuild is scratch", "Nothing stays behind"]
     assert all(check.holds for check in result.checks)
     assert result.picture.read_bytes().startswith(b"\x89PNG")
-    for course in result.courses.values():
+    for course in result.trajectories.values():
         assert course.depths[0] == QUICK.shards * QUICK.slices
         assert (course.units[-1], course.depths[-1]) == (0, 0)
         assert course.units == sorted(course.units, reverse=True)
         assert len(course.accuracies) == course.requests + 1
-    assert result.courses["S3T"].requests >= result.courses["SISA"].requests
+    assert result.trajectories["S3T"].requests >= result.trajectories["SISA"].requests
 
 
 @pytest.mark.nightly

@@ -75,7 +75,7 @@ class FeatureReader:
     ) -> tuple[Task, Tensor, Tensor]:
         seed_all(self._seed)
         data.seed_generators(self._seed)
-        batch = trainer.strategy.batch_to_device(next(iter(data.batches([row], 1))))
+        batch = trainer.strategy.batch_to_device(next(iter(data.batches([[row]]))))
         targets = find_targets(batch, self._floor.targets)
         task = self._floor.task or task_of(targets, self._part.outputs)
         numbers = integer_targets(targets, task, self._part)

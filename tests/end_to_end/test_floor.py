@@ -54,10 +54,11 @@ def sums(store: Path) -> dict[str, list[Any]]:
 def forget_by_all(store: Path) -> None:
     """Takes every unit away, and leaves the floor its other rows: a person in each first slice asks."""
     with Store.open(store) as opened:
-        for number in range(40):
+        for person in EVERYBODY:
             if not opened.alive():
                 return
-            opened.forget([f"user-{number}"], strict=False)
+            if person != PERSON:
+                opened.forget([person])
 
 
 def test_it_answers_when_no_unit_is_left_and_after_every_request(store: Path) -> None:

@@ -28,7 +28,6 @@ class FloorPass(nn.Module):
 
     def __init__(self, builder: StageBuilder, part: FloorPart) -> None:
         super().__init__()
-        self._builder = builder
         self._swap = ModuleSwap(builder.root, builder.originals)
         heads = builder.build_start()
         self._layer = _RidgeLayer(part.width, part.outputs)
@@ -49,7 +48,7 @@ class FloorPass(nn.Module):
         return found
 
     def load(self, sums: FeatureSums) -> None:
-        """Solve the head anew; what it was before is overwritten.
+        """Solve the head anew, in the place of the one before.
 
         Args:
             sums: What it is solved from.

@@ -113,13 +113,6 @@ class FeatureSums:
         """
         self._accumulate(rows, -1)
 
-    def copy(self) -> FeatureSums:
-        """Return sums of their own."""
-        copied = FeatureSums(self.part, self.task)
-        copied.gram, copied.cross = self.gram.clone(), self.cross.clone()
-        copied.squares, copied.rows = self.squares.clone(), self.rows
-        return copied
-
     def to_tensors(self) -> dict[str, Tensor]:
         """Return the sums as tensors, to be kept: of the products of features one triangle, which has all of them."""
         row, column = torch.tril_indices(*self.gram.shape)

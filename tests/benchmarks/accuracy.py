@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import logging
 import random
 import shutil
 import statistics
@@ -269,7 +270,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     console = Console()
     torch.set_num_threads(1)
-    pl.pytorch.utilities.rank_zero.rank_zero_module.log.setLevel("ERROR")
+    for logger in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / "accuracy.json"

@@ -187,7 +187,7 @@ def trained_with_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def headed(trained_with_heads: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(trained_with_heads, tmp_path / "store"))
+    return Path(shutil.copytree(trained_with_heads, tmp_path / "headed" / "store"))
 
 
 def served_units(store: Path) -> dict[int, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 
 import lightning.pytorch as pl
@@ -23,7 +23,7 @@ from lightning_s3t.store import Store
 from lightning_s3t.store.feature_sums import FeatureRows
 from lightning_s3t.tuning.floor import Floor
 
-Read = Callable[[FeatureTask], Iterator[tuple[Task, FeatureRows]]]
+Read = Callable[[FeatureTask], Generator[tuple[Task, FeatureRows], None, None]]
 
 
 class HeadBuilder:

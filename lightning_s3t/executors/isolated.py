@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,7 +164,7 @@ class IsolatedExecutor:
         self._processes.close()
         set_logged_step(self._trainer, self._first_step)
 
-    def read_features(self, task: FeatureTask) -> Iterator[tuple[Task, FeatureRows]]:
+    def read_features(self, task: FeatureTask) -> Generator[tuple[Task, FeatureRows], None, None]:
         """Yields the features of rows for a closed-form head, which a process of their own reads, some at a time.
 
         The process ends with the iterator.

@@ -191,4 +191,5 @@ class FeatureSums:
 def _triangle(width: int) -> Tensor:
     """Return where a square matrix has its lower triangle, in the matrix as one row."""
     row, column = torch.tril_indices(width, width)
-    return row * width + column
+    places: Tensor = row * width + column
+    return places

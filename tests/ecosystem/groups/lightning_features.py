@@ -604,7 +604,7 @@ class SplitAtRandom(PeopleData):
         return loader(self.rest, shuffle=False)
 
 
-@behaves("data module, random_split in setup() without generator, subjects=None", needed="subjects='index'")
+@behaves("data module, random_split in setup() without generator, subjects=None")
 def split_at_random(folder: Path) -> None:
     def fit_into(store: Path, people: People, seed: int) -> SplitAtRandom:
         pl.seed_everything(seed, verbose=False)

@@ -228,6 +228,8 @@ def inject_adapter(original: nn.Module, name: str, config: PeftConfig, seed: int
             warnings.filterwarnings("ignore", message="Unsupported layer type .*LayerNorm")
             if _type_name(config) in _SHARED_STATE:
                 raise ValueError("It keeps state on the tuner that all modules share.")
+            if _ignores_dilation(config, original):
+                raise ValueError("PEFT's LoRA leaves a convolution's dilation out, so its answers have another size.")
             inject_adapter_in_model(config, skeleton, ADAPTER_NAME)
         layer = skeleton.get_submodule(name)
         if not isinstance(layer, BaseTunerLayer):
@@ -356,8 +358,18 @@ def _default_targets(candidates: Mapping[str, nn.Module], config: PeftConfig) ->
         # transformers' Conv1D is a linear layer with its weight transposed
         if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D") and id(module) not in uncalled
     ]
-    convolutions = [name for name, module in candidates.items() if isinstance(module, nn.Conv2d) and module.groups == 1]
+    convolutions = [
+        name
+        for name, module in candidates.items()
+        if isinstance(module, nn.Conv2d) and module.groups == 1 and not _ignores_dilation(config, module)
+    ]
     return linear or convolutions
+
+
+def _ignores_dilation(config: PeftConfig, module: nn.Module) -> bool:
+    if _type_name(config) != "LORA" or not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return False
+    return any(size > 1 and step > 1 for size, step in zip(module.kernel_size, module.dilation, strict=True))
 
 
 def _type_name(config: PeftConfig) -> str:

@@ -202,3 +202,18 @@ def test_the_table_shows_a_modules_own_adapters_as_what_is_trained() -> None:
     module.network = peft.get_peft_model(module.network, lora)  # type: ignore[assignment,arg-type]
     rows = {row.name: row.trainable for row in describe_layers(module, slices=2).rows}
     assert rows["group 1"] == sum(p.numel() for n, p in module.named_parameters() if "lora_" in n) / 2
+
+
+def dilated() -> nn.Sequential:
+    blocks = [nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 3, dilation=2, padding=2)) for _ in range(2)]
+    return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(48, 2))
+
+
+def test_lora_is_not_put_on_dilated_convolutions_whose_dilation_peft_leaves_out() -> None:
+    assert targets(dilated()) == {1: ("1.0",), 2: ("0.0",)}
+    with pytest.raises(AdapterError, match=r"on 1\.1 \(Conv2d\): PEFT's LoRA leaves a convolution's dilation out"):
+        targets(dilated(), {**LORA, "target_modules": r"\d\.\d"})
+
+
+def test_an_adapter_that_knows_of_dilation_goes_on_all_convolutions() -> None:
+    assert targets(dilated(), {"peft_type": "LOHA", "r": 2})[1] == ("1.0", "1.1")

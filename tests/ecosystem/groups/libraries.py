@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -233,9 +234,8 @@ def wandb(variant: Variant) -> Script:
 @exact("MLFlowLogger")
 def mlflow(variant: Variant) -> Script:
     data = PeopleData(variant.people())
-    LOGS.mkdir(exist_ok=True)
-    logger = MLFlowLogger(tracking_uri=f"sqlite:///{LOGS}/mlflow.db")
-    return Script(Classifier(), data, data, trainer={"logger": logger})
+    os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"  # else it asks for a database
+    return Script(Classifier(), data, data, trainer={"logger": MLFlowLogger(save_dir=f"{LOGS}/mlruns")})
 
 
 refused(

@@ -137,8 +137,8 @@ add("PEFT model, adapter=None", lambda: peft_model(task_type="SEQ_CLS"), tokens,
 refused(
     "PEFT model, with an adapter of S3T's as well",
     "AdapterError|UnsupportedError|ConfigurationError",
-    "adapter=None",
-    "pass the plain model and the adapter's config, or adapter=None",
+    "leave `adapter` out",
+    "pass the plain model and the adapter's config, or leave `adapter` out",
 )(lambda v: script(v, Lit(peft_model(task_type="SEQ_CLS")), tokens(), adapter=LoraConfig(r=2)))
 add("PEFT model without task_type (frozen head)", peft_model, tokens)
 
@@ -306,7 +306,10 @@ def gan(variant: Variant) -> Script:
 
 
 refused(
-    "a GAN, as it is", "LayersError", r"layers='generator'", "two networks are not guessed; what to paste is proposed"
+    "a GAN, as it is",
+    "LayersError",
+    r"head=\['generator.4', 'discriminator'\]",
+    "two networks are not guessed; what to paste is proposed",
 )(lambda v: Script(Gan(), loader(v.samples(vectors()))))
 
 

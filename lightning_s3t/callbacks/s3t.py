@@ -49,7 +49,7 @@ class S3T(Unlearning):
         layers: Where the blocks are, if they cannot be found: a path, a list of paths, or a list of groups.
         head: Where the head is, if it cannot be found: a path or a list of paths.
         adapter: A PeftConfig, a dict of one, or None to fine-tune whole layers. Left out, it is the paper's LoRA, or
-            the module's own adapters if it is a PEFT model.
+            the module's own adapters if it is a PEFT model, or whole layers where LoRA goes on nothing (an LSTM).
         stage_data: "cumulative" trains stage k on the first k slices of the sequence, "disjoint" on the k-th alone.
         seed: What all randomness of the units follows from, and the partition with the store's secret.
         partition: "secret" puts subjects in slices by a secret that a new store draws, so that nobody can tell from

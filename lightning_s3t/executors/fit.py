@@ -50,7 +50,7 @@ from lightning_s3t.store import RequestRecord, Store
 from lightning_s3t.store.identities import first_key, partition_secret
 from lightning_s3t.store.registry import Newcomers
 from lightning_s3t.tuning.adapter_effect import measure_effect
-from lightning_s3t.tuning.adapters import adapter_for, describe_adapter
+from lightning_s3t.tuning.adapters import describe_adapter, own_adapters
 from lightning_s3t.tuning.floor import Floor
 from lightning_s3t.tuning.layer_table import LayerTable
 from lightning_s3t.tuning.layers import find_left_out
@@ -255,14 +255,19 @@ class Fit:
     def _switch(self, module: pl.LightningModule) -> StageSwitch:
         config = self._config
         units = config.units
-        self._adapter = adapter_for(module, config.adapter)
-        if config.adapter is not None and self._adapter is None:
-            rank_zero_info("S3T: the module has PEFT adapters of its own: these are trained, group by group.")
         try:
-            return StageSwitch(module, units.slices, config.layers, config.head, self._adapter, units.groups)
+            switch = StageSwitch(module, units.slices, config.layers, config.head, config.adapter, units.groups)
         except LayersError:
             check_trained_by_gradients(module)
             raise
+        self._adapter = switch.builder.adapter
+        if config.adapter is not None and self._adapter is None:
+            rank_zero_info(
+                "S3T: the module has PEFT adapters of its own: these are trained, group by group."
+                if own_adapters(module)
+                else "S3T: a layer group has no layer that LoRA goes on: whole layers are trained."
+            )
+        return switch
 
     def _open_store(
         self,

@@ -8,6 +8,7 @@ from peft import PeftConfig
 from torch import nn
 
 from lightning_s3t.errors import AdapterError
+from lightning_s3t.tuning.adapters import adapter_for
 from lightning_s3t.tuning.freezing import ModuleFlags, freeze_statistics, set_trainable
 from lightning_s3t.tuning.guard import Baseline, LeakageGuard
 from lightning_s3t.tuning.layers import find_layers
@@ -23,7 +24,8 @@ class StageSwitch:
         slices: Number of stages.
         layers: Where the blocks are, if they cannot be found: a path, a list of paths, or a list of groups.
         head: Where the head is, if it cannot be found: a path or a list of paths.
-        adapter: The adapter, or None to train the layers themselves.
+        adapter: The adapter, or None to train the layers themselves. The default one gives way to a module's own
+            adapters, and to whole layers where it does not fit.
         groups: Number of layer groups; None for as many as stages.
 
     Attributes:
@@ -51,7 +53,8 @@ class StageSwitch:
         adapter: PeftConfig | None = None,
         groups: int | None = None,
     ) -> None:
-        self.builder = StageBuilder(module, find_layers(module, groups or slices, layers, head), adapter, slices)
+        found = find_layers(module, groups or slices, layers, head)
+        self.builder = StageBuilder(module, found, adapter_for(module, found, adapter), slices)
         self._swap = ModuleSwap(module, self.builder.originals)
         self._flags = ModuleFlags(module)
         self._baseline: Baseline | None = None

@@ -11,6 +11,7 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +73,35 @@ class PostgresServer:
     def promote(self) -> None:
         self._run("pg_ctl", "promote", "-w", "-D", self._data)
 
+    def wait_for(self, primary: PostgresServer) -> None:
+        """Waits until a standby has all that its primary has."""
+        with primary.connect() as theirs, self.connect() as ours:
+            (end,) = theirs.execute("SELECT pg_current_wal_lsn()").fetchone() or ("",)
+            for _ in range(600):
+                if ours.execute("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", (end,)).fetchone() == (True,):
+                    return
+                time.sleep(0.05)
+        raise AssertionError("the standby does not come after")
+
+    def stop_following(self) -> None:
+        """Has a standby get nothing more from its primary: from now on it lags."""
+        with self.connect() as connection:
+            connection.execute("ALTER SYSTEM SET primary_conninfo = ''")
+            connection.execute("SELECT pg_reload_conf()")
+            for _ in range(600):
+                if connection.execute("SELECT 1 FROM pg_stat_wal_receiver").fetchone() is None:
+                    return
+                time.sleep(0.05)
+        raise AssertionError("the standby goes on following")
+
     def remove(self) -> None:
         if (self._data / "postmaster.pid").exists():
             self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def address(self, schema: str) -> str:
+    def address(self, schema: str, database: str = "postgres") -> str:
         """What a store takes as its ledger's address."""
-        return f"postgresql://s3t@/postgres?host={self.folder}&schema={schema}"
+        return f"postgresql://s3t@/{database}?host={self.folder}&schema={schema}"
 
     def new_address(self) -> str:
         """The address of a schema that is not there yet."""
@@ -88,6 +110,12 @@ class PostgresServer:
     def connect(self) -> psycopg.Connection[Any]:
         """A connection of an administrator."""
         return psycopg.connect(host=str(self.folder), user="s3t", dbname="postgres", autocommit=True)
+
+    def copy_database(self, source: str, target: str) -> None:
+        """Puts a copy of a database, which nobody is connected to, in the place of another."""
+        with self.connect() as connection:
+            connection.execute(f"DROP DATABASE IF EXISTS {target} WITH (FORCE)".encode())
+            connection.execute(f"CREATE DATABASE {target} TEMPLATE {source}".encode())
 
     def _run(self, name: str, *arguments: str | Path) -> None:
         command = [_BINARIES / name, *arguments]

@@ -82,7 +82,7 @@ class S3T(Unlearning):
             unit is not begun if it would not end in time, none is cut, and at least one is trained; the next fit goes
             on. Units that give most to what serves come first. `Trainer(max_time=...)` means the same.
         ledger: Where the store's ledger is kept: "postgresql://user@host/database?schema=name" for several machines
-            that share the store's folder; None for a file in the folder, or for what the folder says (docs/machines.md).
+            that share the store's folder (docs/machines.md); None for a file in the folder, or for what that says.
 
     Raises:
         ConfigurationError: An argument is out of range; named, with what was expected.

@@ -16,6 +16,7 @@ from lightning_s3t.store.files import read_unlinked, write_atomically
 from lightning_s3t.store.sqlite_ledger import FILE as SQLITE_FILE
 
 FILE = "ledger.json"
+VARIABLE = "LIGHTNING_S3T_LEDGER"
 DEFAULT_SCHEMA = "lightning_s3t"
 _SCHEMES = ("postgresql", "postgres")
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
@@ -44,14 +45,14 @@ class LedgerAddress:
 
 @dataclass(frozen=True)
 class _Note:
-    """What the file holds: the address, and the file's own inode, which no copy of it has."""
+    """What the file holds: the address, and the file's own inode, which a copy of it does not have."""
 
     __pydantic_config__ = STRICT
 
     url: str
     schema: str
     id: str
-    inode: int | None = None
+    inode: int
 
 
 def parse_address(text: str) -> tuple[str, str]:
@@ -119,15 +120,16 @@ def read_address(folder: Path) -> LedgerAddress | None:
         folder: The store.
 
     Raises:
-        StoreError: The file cannot be read, or it is a copy: two folders must not have one ledger.
+        StoreError: The file cannot be read, or it is a copy (two folders must not have one ledger), or another user's
+            (who would learn the password that libpq finds for the address).
     """
     path = folder / FILE
     if not path.exists():
         return None
     try:
         with read_unlinked(path) as file:
-            found, inode = read_json(_Note, file.read()), os.fstat(file.fileno()).st_ino
-        parse_address(f"{found.url}{'&' if '?' in found.url else '?'}schema={found.schema}")
+            found, now = read_json(_Note, file.read()), os.fstat(file.fileno())
+        parsed = parse_address(f"{found.url}{'&' if '?' in found.url else '?'}schema={found.schema}")
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} cannot be read ({error}). Expected what was written there: restore it.") from error
     address = LedgerAddress(found.url, found.schema, found.id)
@@ -136,14 +138,16 @@ def read_address(folder: Path) -> LedgerAddress | None:
             f"{folder} has a {SQLITE_FILE}, and its {FILE} names another ledger: {address}. One store has one ledger. "
             "Restore the folder from a backup."
         )
-    if found.inode is None:
+    if (found.inode, now.st_uid) != (now.st_ino, os.geteuid()):
+        given = os.environ.get(VARIABLE)
+        if given is None or parse_address(given) != parsed:
+            raise StoreError(
+                f"{folder} is a copy of the folder that the ledger at {address} belongs to, or was restored from a "
+                "backup, or is another user's. Nothing was changed, and the database was not asked. A request would "
+                "erase files in one of two folders only. If there is no other folder any more, and you trust this one, "
+                f"set {VARIABLE} to that address once."
+            )
         _write(path, address)
-    elif found.inode != inode:
-        raise StoreError(
-            f"{folder} is a copy of the folder that the ledger at {address} belongs to, or was restored from a backup: "
-            "a request would erase files in one of them only. Nothing was changed. If there is no other folder any more, "
-            f'replace the number of "inode" in {path} by null, and open the store again.'
-        )
     return address
 
 

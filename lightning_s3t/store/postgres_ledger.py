@@ -347,8 +347,8 @@ class PostgresLedger(Ledger):
     def _rolled_back(self, what: str) -> RolledBackError:
         return RolledBackError(
             f"The ledger at {self._address} has lost {what}: a standby that was behind took over, or an old backup was "
-            f"restored. Nothing is served. Open the store {self._folder} again (any s3t command does): what its journal "
-            "has is carried out again. A request that has had no answer has to be made again."
+            f"restored. Nothing is served. Open the store {self._folder} again (any s3t command does): what its "
+            "journal has is carried out again. A request that has had no answer has to be made again."
         )
 
     def _check_tables(self, create: bool) -> None:
@@ -367,7 +367,8 @@ class PostgresLedger(Ledger):
         if form != FORMAT:
             raise StoreError(
                 f"The ledger at {self._address} has format {form}, this version of lightning_s3t reads {FORMAT}. Use "
-                "the version that made it, or train again into a new folder and schema, without those who were forgotten."
+                "the version that made it, or train again into a new folder and schema, without those who were "
+                "forgotten."
             )
         if folder != self._address.id:
             raise StoreError(

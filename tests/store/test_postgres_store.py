@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -21,6 +21,7 @@ from lightning_s3t.errors import ConfigurationError, StoreError, StoreMismatchEr
 from lightning_s3t.store import RequestRecord, Store
 from lightning_s3t.store.postgres_ledger import CHANNEL, PostgresLedger
 from tests.postgres_server import shared_server
+from tests.store.cut_connections import Proxy
 from tests.store.people_store import PEOPLE, SETTINGS, UNITS, build, in_place, session
 
 ANN, BOB, EVE = in_place(0, 0), in_place(1, 0), in_place(1, 1)
@@ -30,6 +31,13 @@ LATER = datetime.now(timezone.utc) + timedelta(hours=1)
 @pytest.fixture
 def address() -> str:
     return shared_server().new_address()
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    opened = Proxy(shared_server().folder)
+    yield opened
+    opened.close()
 
 
 def filled(path: Path, address: str | None) -> Store:
@@ -100,21 +108,39 @@ def test_a_second_folder_with_the_same_ledger_is_refused(tmp_path: Path, address
 
 
 def test_a_copy_of_the_folder_is_refused_until_somebody_says_that_it_is_the_only_one(
-    tmp_path: Path, address: str
+    tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled(tmp_path / "store", address).close()
     shutil.copytree(tmp_path / "store", tmp_path / "copy")
     with pytest.raises(StoreError, match="is a copy"):
         Store.open(tmp_path / "copy")
     shutil.rmtree(tmp_path / "store")
-    note = tmp_path / "copy" / "ledger.json"
-    note.write_text(json.dumps({**json.loads(note.read_text()), "inode": None}))
+    monkeypatch.setenv("LIGHTNING_S3T_LEDGER", shared_server().new_address())
+    with pytest.raises(StoreError, match="is a copy"):
+        Store.open(tmp_path / "copy")
+    monkeypatch.setenv("LIGHTNING_S3T_LEDGER", address)
     for person in (ANN, BOB):
         with Store.open(tmp_path / "copy") as store:
             receipt = store.forget([person])
             assert isinstance(receipt, RequestRecord)
             assert receipt.erased_files > 0
             assert store.verify().passed
+        monkeypatch.delenv("LIGHTNING_S3T_LEDGER", raising=False)
+
+
+def test_a_strangers_folder_has_nobody_connect_to_a_server(tmp_path: Path, proxy: Proxy) -> None:
+    """The password that libpq finds would go there."""
+    asked = []
+    proxy.cut_at(lambda message, before: bool(asked.append(message)), answered=False)
+    Store.create(tmp_path / "mine", SETTINGS).close()
+    (tmp_path / "mine" / "ledger.db").unlink()
+    note = {"url": f"postgresql://s3t@/postgres?host={proxy.folder}", "schema": "s3t", "id": "0" * 32, "inode": 4711}
+    for change in ({}, {"inode": None}, {"url": f"postgresql://s3t@/postgres?host={proxy.folder}#"}):
+        (tmp_path / "mine" / "ledger.json").write_text(json.dumps({**note, **change}))
+        for call in (Store.open, Store.newest_event, lambda path: Store.create(path, SETTINGS)):
+            with pytest.raises(StoreError):
+                call(tmp_path / "mine")
+    assert not asked
 
 
 def test_a_schema_with_other_tables_is_left_alone(tmp_path: Path, address: str) -> None:

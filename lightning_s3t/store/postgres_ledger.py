@@ -307,9 +307,10 @@ class PostgresLedger(Ledger):
         defaults = {"connect_timeout": 10, "tcp_user_timeout": 30_000, "application_name": "lightning_s3t"}
         # the primary, of several hosts: what a standby shows may be from before a request
         fixed = {"target_session_attrs": "read-write", "client_encoding": "UTF8"}
+        settings: dict[str, Any] = {**defaults, **given, **fixed}
         with self._errors():
             try:
-                connection = psycopg.connect(**{**defaults, **given, **fixed}, autocommit=True)  # type: ignore[arg-type]
+                connection = psycopg.connect(**settings, autocommit=True)
             except psycopg.OperationalError as error:
                 raise StoreError(
                     f"The ledger at {self._address} cannot be used ({_text(error)}). Expected a PostgreSQL server that "
@@ -435,7 +436,8 @@ class PostgresLedger(Ledger):
     def _rows(self, query: str, *values: Any) -> list[Any]:
         cursor = self._do(query, *values)
         with self._errors():
-            return cursor.fetchall()
+            found: list[Any] = cursor.fetchall()
+            return found
 
     def _number(self, query: str) -> int:
         found: int | None = self._rows(query)[0][0]
@@ -1003,7 +1005,7 @@ class _Session:
 
     @property
     def is_broken(self) -> bool:
-        return self.connection.closed
+        return bool(self.connection.closed)
 
     def roll_back(self) -> None:
         try:

@@ -879,23 +879,31 @@ class PostgresLedger(Ledger):
     # integer features of rows: of people's data, which is not to be in a database's log and backups
 
     @override
-    def add_features(self, rows: Iterable[tuple[bytes, bytes, bytes, bytes]]) -> None:
+    def add_features(self, source: str, rows: Iterable[tuple[bytes, bytes, bytes, bytes]]) -> None:
         raise StoreError(f"The ledger at {self._address} keeps no features of rows; nothing was added.")
 
     @override
-    def features(self, hashes: Collection[bytes] | None = None) -> Iterator[tuple[bytes, bytes, bytes]]:
+    def features(self, source: str) -> Iterator[tuple[bytes, bytes, bytes]]:
         return iter(())
 
     @override
-    def feature_tags(self) -> Iterator[tuple[bytes, bytes]]:
+    def features_of(self, hashes: Collection[bytes]) -> Iterator[tuple[str, bytes, bytes, bytes]]:
         return iter(())
 
     @override
-    def remove_features(self, hashes: Collection[bytes]) -> None:
+    def feature_tags(self, source: str) -> Iterator[tuple[bytes, bytes]]:
+        return iter(())
+
+    @override
+    def remove_features(self, source: str, hashes: Collection[bytes]) -> None:
         pass
 
     @override
-    def seal_features(self, mac: Callable[[bytes, bytes], bytes]) -> None:
+    def drop_features(self, source: str) -> None:
+        pass
+
+    @override
+    def seal_features(self, mac: Callable[[str, bytes, bytes], bytes]) -> None:
         pass
 
     # erasure

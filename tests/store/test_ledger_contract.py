@@ -492,19 +492,22 @@ def test_what_was_set_aside_and_removed_is_in_no_file(ledger: Ledger, tmp_path: 
     assert not any(f"{what} of {UNITS[0]}.".encode() in contents for what in ("key", "digest"))
 
 
-def test_rows_of_features_are_kept_whole_or_not_at_all(ledger: Ledger) -> None:
+def test_rows_of_features_are_kept_by_source_or_refused(ledger: Ledger) -> None:
     def add() -> None:
         with ledger.transaction():
-            ledger.add_features([(ANN, b"tag", b"features", b"code")])
+            ledger.add_features("pretrained", [(ANN, b"tag", b"features", b"code")])
+            ledger.add_features("0/0", [(ANN, b"tag", b"others", b"code")])
 
-    if not ledger.keeps_features:
+    if ledger.keeps_features:
+        add()
+    else:
         with pytest.raises(StoreError, match="keeps no features"):
             add()
-    else:
-        add()
     found = [(ANN, b"features", b"code")] if ledger.keeps_features else []
-    assert list(ledger.features()) == list(ledger.features([ANN])) == found
-    assert list(ledger.feature_tags()) == [(hash_, b"tag") for hash_, _, _ in found]
+    assert list(ledger.features("pretrained")) == found
+    assert list(ledger.feature_tags("pretrained")) == [(hash_, b"tag") for hash_, _, _ in found]
+    assert len(list(ledger.features_of([ANN, BOB]))) == 2 * len(found)
     with ledger.transaction():
-        ledger.remove_features([ANN])
-    assert list(ledger.features()) == []
+        ledger.remove_features("pretrained", [ANN])
+        ledger.drop_features("0/0")
+    assert list(ledger.features_of([ANN])) == []

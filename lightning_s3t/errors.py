@@ -37,6 +37,10 @@ class DamagedError(StoreError):
     """A unit's snapshot is missing, or is not what was written."""
 
 
+class RolledBackError(StoreError):
+    """A ledger in a database has lost what was carried out: a standby that was behind took over."""
+
+
 class StoreMismatchError(StoreError):
     """The store was made with other settings than it is now opened with."""
 

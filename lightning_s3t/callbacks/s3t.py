@@ -82,6 +82,8 @@ class S3T(Unlearning):
         time_budget: How long a fit may take: seconds, "DD:HH:MM:SS" or a timedelta; None for as long as it needs. A
             unit is not begun if it would not end in time, none is cut, and at least one is trained; the next fit goes
             on. Units that give most to what serves come first. `Trainer(max_time=...)` means the same.
+        ledger: Where the store's ledger is kept: "postgresql://user@host/database?schema=name" for several machines
+            that share the store's folder (docs/machines.md); None for a file in the folder, or for what that says.
 
     Raises:
         ConfigurationError: An argument is out of range; named, with what was expected.
@@ -122,6 +124,7 @@ class S3T(Unlearning):
         floor: Floor | Mapping[str, Any] | bool | None = None,
         newcomers: Newcomers = "retrain",
         time_budget: float | str | timedelta | dict[str, int] | None = None,
+        ledger: str | None = None,
     ) -> None:
         super().__init__(
             S3TMethod(shards, slices, budget, sequences, groups, stage_data, epoch_rule, request_prior, risk_bands),
@@ -139,6 +142,7 @@ class S3T(Unlearning):
             floor=floor,
             newcomers=newcomers,
             time_budget=time_budget,
+            ledger=ledger,
         )
 
     def forget(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:

@@ -39,6 +39,7 @@ from lightning_s3t.plan import UnitId
 from lightning_s3t.serving import EnsemblePredictor
 from lightning_s3t.serving.answer_trial import AnswerTrial
 from lightning_s3t.store import RequestRecord
+from lightning_s3t.store.ledger_address import check_folder_name, parse_address
 from lightning_s3t.store.registry import Newcomers
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, resolve_adapter
 from lightning_s3t.tuning.floor import Floor
@@ -95,6 +96,8 @@ class Unlearning(pl.Callback):
         time_budget: How long a fit may take: seconds, "DD:HH:MM:SS" or a timedelta; None for as long as it needs. A
             unit is not begun if it would not end in time, none is cut, and at least one is trained; the next fit goes
             on. `Trainer(max_time=...)` means the same.
+        ledger: Where the store's ledger is kept: "postgresql://user@host/database?schema=name" for several machines
+            that share the store's folder (docs/machines.md); None for a file in the folder, or for what that says.
 
     Attributes:
         receipt: Of the requests that have waited for the last fit (of the deletions, if there were corrections too);
@@ -132,6 +135,7 @@ class Unlearning(pl.Callback):
         floor: Floor | Mapping[str, Any] | bool | None = None,
         newcomers: Newcomers = "retrain",
         time_budget: float | str | timedelta | dict[str, int] | None = None,
+        ledger: str | None = None,
     ) -> None:
         check_choice("newcomers", newcomers, ("retrain", "append"))
         check_count("parallel_units", parallel_units)
@@ -145,6 +149,14 @@ class Unlearning(pl.Callback):
                 f"The method {method.name!r} has one model of all data, so people who come later cannot have one of "
                 "their own. Use newcomers='retrain', or a method with shards: S3T or SISA."
             )
+        check_folder_name(store)
+        if ledger is not None:
+            parse_address(ledger)
+            if floor:
+                raise ConfigurationError(
+                    "There is no floor with a ledger in a database, whose log and backups would keep features of "
+                    "people's rows that a request has removed. Leave `floor` out, or `ledger`."
+                )
         self.store = Path(store)
         self.config = FitConfig(
             self.store,
@@ -170,6 +182,7 @@ class Unlearning(pl.Callback):
             Floor.of(floor),
             newcomers,
             seconds_of(time_budget) if time_budget is not None else None,
+            ledger,
         )
         self.sequences = self.config.choice.plan()
         self.isolation = isolation

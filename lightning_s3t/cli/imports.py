@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_s3t.errors import ConfigurationError
+from lightning_s3t.store.ledger_address import has_ledger
 
 
 def import_path(path: str, example: str) -> Any:
@@ -42,7 +43,7 @@ def see_current_folder() -> None:
     """
     # not "": configs are parsed with their own folder as the current one
     folder = os.getcwd()
-    if folder not in sys.path and not any((around / "ledger.db").exists() for around in _around(folder)):
+    if folder not in sys.path and not any(has_ledger(around) for around in _around(folder)):
         sys.path.insert(0, folder)
 
 

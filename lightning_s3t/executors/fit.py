@@ -77,6 +77,7 @@ class FitConfig:
         floor: The closed-form head that answers when no unit is left; None without one.
         newcomers: Where people belong who come after others.
         time_budget: How many seconds a fit may take; None for as long as it needs.
+        ledger: The address of the store's ledger; None for the folder, or for what the folder says.
     """
 
     store: Path
@@ -93,6 +94,7 @@ class FitConfig:
     floor: Floor | None = None
     newcomers: Newcomers = "retrain"
     time_budget: float | None = None
+    ledger: str | None = None
 
 
 class Fit:
@@ -313,6 +315,7 @@ class Fit:
                 self._began_at,
                 config.newcomers,
                 self._budget,
+                config.ledger,
             )
         )
         fit_store.open(config.store, builder.base_tensors)

@@ -25,6 +25,7 @@ from lightning_s3t.methods import EditingMethod, UnlearningMethod
 from lightning_s3t.plan import SequenceChoice, SliceSequence, UnitId, order_by_worth, units_of
 from lightning_s3t.store import Attempt, BuildSession, RequestRecord, Store
 from lightning_s3t.store.ledger import Mark, Tombstone
+from lightning_s3t.store.ledger_address import has_ledger
 from lightning_s3t.store.registry import Newcomers
 from lightning_s3t.store.scratch import Scratch
 from lightning_s3t.store.trusted_configs import trust
@@ -66,6 +67,7 @@ class FitStore:
         began_at: The position of the store's newest event when the fit began, before it loaded its data; on rank 0.
         newcomers: Where people belong who come after others.
         budget: How long the fit may take; None for as long as it needs.
+        ledger: The address of the store's ledger; None for the folder, or for what the folder says.
 
     Attributes:
         plan: What to build.
@@ -93,6 +95,7 @@ class FitStore:
         began_at: int = 0,
         newcomers: Newcomers = "retrain",
         budget: TimeBudget | None = None,
+        ledger: str | None = None,
     ) -> None:
         self.plan = FitPlan((), 0, (), 0)
         self.receipt: RequestRecord | None = None
@@ -112,6 +115,7 @@ class FitStore:
         self._key = key
         self._began_at = began_at
         self._newcomers = newcomers
+        self._ledger = ledger
         self.budget = budget if budget is not None else TimeBudget(None, choice.slices, method.groups)
         self._basis: Mapping[str, Any] = settings
         self._moved = ""
@@ -238,8 +242,8 @@ class FitStore:
     def _open(self, path: Path, make_base: Callable[[], Base]) -> tuple[Base, tuple[SliceSequence, ...]]:
         # one batch a unit is no training: nothing of it may be kept
         if self._trainer.fast_dev_run:  # type: ignore[attr-defined]
-            path = self._exit.enter_context(closing(Scratch(path))).path / "store"
-        if not (path / "ledger.db").exists():
+            path, self._ledger = self._exit.enter_context(closing(Scratch(path))).path / "store", None
+        if not has_ledger(path):
             self._data.check_slices()
         opened = self._enter(path)
         store, building = opened.store, opened.building
@@ -272,7 +276,7 @@ class FitStore:
         return base, sequences
 
     def _enter(self, path: Path) -> Opened:
-        store = self._exit.enter_context(Store.create(path, self._settings, self._register, self._key))
+        store = self._exit.enter_context(Store.create(path, self._settings, self._register, self._key, self._ledger))
         self._opened = Opened(store, self._exit.enter_context(store.building()))
         return self._opened
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_s3t.core.floor import PRETRAINED, FloorPart, Task
 from lightning_s3t.core.receipts import RequestRecord
 from lightning_s3t.core.units import UnitId
-from lightning_s3t.errors import RevokedError, StoreError
+from lightning_s3t.errors import ConfigurationError, RevokedError, StoreError
 from lightning_s3t.plan import Partition
 from lightning_s3t.store.attempt import Attempt, FinishedUnit
 from lightning_s3t.store.backend import Backend
@@ -214,8 +214,15 @@ class BuildSession:
             part: What it is to be made with.
 
         Raises:
+            ConfigurationError: The ledger keeps no features of rows.
             StoreMismatchError: Naming every setting that differs.
         """
+        if not self._ledger.keeps_features:
+            raise ConfigurationError(
+                f"The store {self._backend.folder} can have no floor: its ledger is in a database, whose log and "
+                "backups would keep features of people's rows that a request has removed. Leave `floor` out, or keep "
+                "the ledger in the folder (no `ledger`)."
+            )
         for state in read_states(self._backend).values():
             kept, given = ({"floor": found.model_dump()} for found in (state.part, part))
             check_settings(kept, given, str(self._backend.folder))

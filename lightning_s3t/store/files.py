@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
 
@@ -16,18 +16,18 @@ _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOO
 _HALF_WRITTEN = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
+def write_atomically(path: Path, data: bytes | Callable[[int], bytes], mode: int = 0o600) -> None:
     """Writes a file so that, after a crash at any point, it is there whole or not at all.
 
     Args:
         path: Where to.
-        data: What.
+        data: What; or what gives it, from the file's inode.
         mode: Its permissions, less the process's mask.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)  # an older one would keep its own permissions
     with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-        file.write(data)
+        file.write(data if isinstance(data, bytes) else data(os.fstat(file.fileno()).st_ino))
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

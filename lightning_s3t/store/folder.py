@@ -9,7 +9,8 @@ from pathlib import Path
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.files import half_written_name, unlink_all
 from lightning_s3t.store.identities import KEY_FILE
-from lightning_s3t.store.journal import FILE as JOURNAL
+from lightning_s3t.store.journal_file import FILE as JOURNAL
+from lightning_s3t.store.ledger_address import FILE as ADDRESS
 from lightning_s3t.store.lock import FILE as LOCK_FILE
 from lightning_s3t.store.lock import LEDGER_LOCK
 from lightning_s3t.store.scratch import FOLDER as SCRATCH
@@ -21,9 +22,9 @@ _ROLLBACK = f"{FILE}-journal"
 _MAGIC = bytes.fromhex(
     "d9d505f920a163d7"
 )  # of SQLite's journals: https://sqlite.org/fileformat2.html#the_rollback_journal
-_LEDGER_FILES = {FILE, _ROLLBACK, f"{FILE}-wal", f"{FILE}-shm"}
+_LEDGER_FILES = {FILE, _ROLLBACK, f"{FILE}-wal", f"{FILE}-shm", ADDRESS}
 _FOLDERS = frozenset({FOLDER, SCRATCH})
-_ONE_NAME = frozenset({FILE, JOURNAL})  # which are written to where they are
+_ONE_NAME = frozenset({FILE, ADDRESS, JOURNAL})  # which are written to where they are
 OWN_FILES = frozenset({*_LEDGER_FILES, JOURNAL, KEY_FILE, LOCK_FILE, LEDGER_LOCK}) | _FOLDERS
 
 

@@ -17,7 +17,7 @@ from lightning_s3t.core.receipts import RequestRecord
 from lightning_s3t.core.subjects import shorten
 from lightning_s3t.core.tickets import Ticket
 from lightning_s3t.core.units import Cell, UnitId, reaches
-from lightning_s3t.errors import ConfigurationError, RevokedError, StoreError, UnknownSubjectError
+from lightning_s3t.errors import ConfigurationError, RevokedError, RolledBackError, StoreError, UnknownSubjectError
 from lightning_s3t.plan import Partition, survivors
 from lightning_s3t.store.attempt import FinishedUnit
 from lightning_s3t.store.authentication import Change
@@ -443,6 +443,8 @@ class Forgetting:
             finally:  # the disk may be full: all the more is to be erased
                 erase_queued(self._store)
             write_journal(self._ledger, self._store.folder)
+        except RolledBackError:  # it may be what was lost
+            raise
         except StoreError as error:
             raise StoreError(
                 f"Request {request} is carried out, and nothing that it reached serves, but what follows is not "

@@ -18,12 +18,10 @@ from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.effects import carry_out
 from lightning_s3t.store.erasure import remove_lineages
 from lightning_s3t.store.files import open_own, read_unlinked, sync_folder
+from lightning_s3t.store.journal_file import FILE, last_event, parse_line
 from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.ledger import Export, Ledger
 from lightning_s3t.store.lock import ledger_lock
-
-FILE = "journal.jsonl"
-_BLOCK = 65_536
 
 
 def make_journal(folder: Path) -> None:
@@ -50,7 +48,7 @@ def write_journal(ledger: Ledger, folder: Path) -> None:
     """
     try:
         with ledger_lock(folder), open(folder / FILE, "r+b", opener=_open_own) as file:
-            last, end = _last_event(folder, file.fileno())
+            last, end = last_event(folder, file.fileno())
             position, digest = (last.position, last.digest) if last is not None else (0, None)
             if last is not None and digest != ledger.digest_at(position):
                 raise StoreError(_fork_message(folder, position))
@@ -90,7 +88,7 @@ def reconcile(store: Backend, keyring: Keyring) -> int:
         )
     position, digest = ledger.head()
     with read_unlinked(path) as file:
-        last, _ = _last_event(folder, file.fileno())
+        last, _ = last_event(folder, file.fileno())
     if last is None or last.position < position:
         if last is not None and last.digest != ledger.digest_at(last.position):
             raise StoreError(_fork_message(folder, last.position))
@@ -117,7 +115,7 @@ def read_journal(path: Path) -> Iterator[Event]:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
-            yield _parse(journal, line, f"in line {number}")
+            yield parse_line(journal, line, f"in line {number}")
 
 
 def _replay(store: Backend, keyring: Keyring) -> int:
@@ -191,27 +189,6 @@ def _forged(folder: Path, event: Event) -> StoreError:
         f"made it up, or changed it. Nothing is served. Restore ledger.db and {FILE} from one backup, and look who can "
         "write the folder."
     )
-
-
-def _last_event(folder: Path, descriptor: int) -> tuple[Event | None, int]:
-    # the last whole line, and where it ends
-    size = os.fstat(descriptor).st_size
-    tail, start = b"", size
-    while start > 0 and tail.count(b"\n") < 2:
-        step = min(max(_BLOCK, len(tail)), start)  # doubles: a line of many tombstones is long
-        start -= step
-        tail = os.pread(descriptor, step, start) + tail
-    end = tail.rfind(b"\n")
-    if end < 0:
-        return None, 0
-    return _parse(folder / FILE, tail[tail.rfind(b"\n", 0, end) + 1 : end], "at its end"), start + end + 1
-
-
-def _parse(journal: Path, line: bytes, where: str) -> Event:
-    try:
-        return Event.from_json(line)
-    except StoreError as error:
-        raise StoreError(f"The journal {journal} is damaged {where}: {error}") from error
 
 
 def _open_own(path: str, flags: int) -> int:

@@ -168,8 +168,12 @@ class Ledger(Protocol):
 
     Whatever changes something is called within `transaction`, which excludes other writers from its first statement
     on. What a method removes (digests, keys, provenance, paths) must not be readable in any file of the database once
-    the transaction has ended and `clear_traces` was called. Every error is a `StoreError`.
+    the transaction has ended and `clear_traces` was called; a database that cannot promise it keeps no features of
+    people's rows (`keeps_features`), and its documentation says what stays where. Every error is a `StoreError`.
     """
+
+    keeps_features: bool
+    """Whether rows may be added by `add_features`."""
 
     def transaction(self) -> AbstractContextManager[None]:
         """Run a block as one durable transaction that excludes other writers; an error undoes all of it."""

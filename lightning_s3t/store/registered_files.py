@@ -18,6 +18,7 @@ from lightning_s3t.core.documents import canonical
 from lightning_s3t.store.files import sha256_of, size_of, spell
 from lightning_s3t.store.identities import read_keys
 from lightning_s3t.store.ledger import OwnedFile
+from lightning_s3t.store.ledger_address import has_ledger
 
 State = Literal["found", "missing", "unwritten", "changed", "elsewhere", "unproven"]
 
@@ -117,7 +118,7 @@ class RegisteredFiles:
         moved = file.path if evidence.store == place else _moved_along(file.path, evidence.store, place)
         if moved is not None and _looks_like(moved, evidence):
             return _found(moved) if digest_of(moved) == evidence.sha256 else Located("unproven")
-        was_renamed = is_the_folder and not os.path.exists(os.path.join(evidence.store, "ledger.db"))
+        was_renamed = is_the_folder and not has_ledger(Path(evidence.store))
         if was_renamed and digest_of(file.path) == evidence.sha256:
             return _found(file.path)
         if _looks_like(file.path, evidence):

@@ -142,6 +142,8 @@ class SqliteLedger(Ledger):
         StoreError: There is none, or it is not a ledger of this format.
     """
 
+    keeps_features = True
+
     def __init__(self, folder: Path, create: bool = False) -> None:
         self._path = folder / FILE
         # by process and thread: a connection must not be carried over a fork, and has one transaction at a time

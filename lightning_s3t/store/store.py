@@ -23,7 +23,7 @@ from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import ConfigurationError, DamagedError, DataError, RevokedError, StoreError
 from lightning_s3t.plan import Partition, merge_from
 from lightning_s3t.store.authentication import new_identity
-from lightning_s3t.store.backend import Backend
+from lightning_s3t.store.backend import Backend, open_ledger
 from lightning_s3t.store.building import BuildSession
 from lightning_s3t.store.correcting import Correcting
 from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
@@ -46,19 +46,19 @@ from lightning_s3t.store.journal import make_journal, reconcile, write_journal
 from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.keyring import notes_of as notes_of_keys
 from lightning_s3t.store.ledger import Mark, Tombstone, ledger_errors
+from lightning_s3t.store.ledger_address import check_folder_name, has_ledger, parse_address
 from lightning_s3t.store.lock import FitLock, ledger_lock
 from lightning_s3t.store.overview import Overview
 from lightning_s3t.store.registry import is_registering
 from lightning_s3t.store.scheduled import check_scheduled
 from lightning_s3t.store.settings import HINT, check_settings, normalise, notes_of, read_settings
-from lightning_s3t.store.sqlite_ledger import FILE, SqliteLedger
 from lightning_s3t.store.tensors import decode_snapshot
 from lightning_s3t.store.units import ServableUnit, UnitRecord, find_snapshot, read_servable, read_units
 from lightning_s3t.store.verification import Verification, check_one_piece, damaged_units, verify
 
 
 class Store:
-    """A folder with a ledger and snapshots. Several processes may have it open at once.
+    """A folder with snapshots, and a ledger in it or in a database. Several processes may have it open at once.
 
     Make one with `Store.create` or open one with `Store.open`; it is a context manager.
 
@@ -106,7 +106,12 @@ class Store:
 
     @classmethod
     def create(
-        cls, path: str | Path, settings: Mapping[str, Any], register: bool = True, key: bytes | None = None
+        cls,
+        path: str | Path,
+        settings: Mapping[str, Any],
+        register: bool = True,
+        key: bytes | None = None,
+        ledger: str | None = None,
     ) -> Store:
         """Makes a store, or opens the one that is there if it was made with the same settings.
 
@@ -117,34 +122,39 @@ class Store:
             register: Keep a registry of who is in the training data. Without, nothing is stored per subject, and nobody
                 can tell whether a request names somebody who is unknown.
             key: Its first key, 32 bytes; None to draw one. The environment's comes before it.
+            ledger: Where to keep the ledger: "postgresql://user@host/database?schema=name", a schema of a PostgreSQL
+                database that this store alone uses; None for a file in the folder, or for where it is. The folder notes
+                the address, so that it is given once.
 
         Raises:
             ConfigurationError: There are bands of risk, which only a registry can keep, and `register` is off; or the
-                key is none.
+                key or the ledger's address is none.
             StoreMismatchError: There is one with other settings.
             StoreError: The folder holds something else, or a store with another key.
         """
-        folder = Path(path).absolute()
+        folder = _folder_of(path)
         if key is not None:
             check_key(key)
+        if ledger is not None:
+            parse_address(ledger)
         manifest = Manifest.of(normalise(settings))
         if _partition_of(manifest, b"").bands and not register:
             raise ConfigurationError("Bands of risk need the registry: they are kept in it. Leave `register` on.")
         check_own_files(folder)
-        if not (folder / FILE).exists():
+        if not has_ledger(folder):
             check_free(folder)
         make_folder(folder)
         with ledger_lock(folder):  # several processes may make it at once
             clear_half_written(folder)
-            backend = Backend.of(folder, create=True)
-            ledger = backend.ledger
+            backend = Backend.of(folder, create=True, ledger=ledger)
+            kept = backend.ledger
             with _closed_on_error(backend):
-                if "settings" not in ledger.notes("settings"):  # new, or a crash came before
+                if "settings" not in kept.notes("settings"):  # new, or a crash came before
                     keys = read_or_make_keys(folder, key)
                     make_journal(folder)
-                    with ledger.transaction():
-                        ledger.note({**notes_of_keys(keys[:1]), **notes_of(settings), "register": _yes_or_no(register)})
-                        ledger.note(new_identity())
+                    with kept.transaction():
+                        kept.note({**notes_of_keys(keys[:1]), **notes_of(settings), "register": _yes_or_no(register)})
+                        kept.note(new_identity())
                         backend.authenticator.renew()
         with _closed_on_error(backend):
             store = cls(backend)
@@ -155,7 +165,7 @@ class Store:
                 )
             store.forget_due()
             store.check(settings, whole=True)
-            check_settings({"register": is_registering(ledger)}, {"register": register}, str(folder))
+            check_settings({"register": is_registering(kept)}, {"register": register}, str(folder))
         return store
 
     @classmethod
@@ -169,7 +179,7 @@ class Store:
         Raises:
             StoreError: There is no store, or it is damaged.
         """
-        folder = Path(path).absolute()
+        folder = _folder_of(path)
         check_own_files(folder)
         backend = Backend.of(folder)
         with _closed_on_error(backend):
@@ -188,11 +198,11 @@ class Store:
         Raises:
             StoreError: It holds something else.
         """
-        folder = Path(path).absolute()
+        folder = _folder_of(path)
         check_own_files(folder)
-        if not (folder / FILE).is_file():
+        if not has_ledger(folder):
             return 0
-        ledger = SqliteLedger(folder)
+        ledger = open_ledger(folder)
         try:
             return ledger.head()[0]
         finally:
@@ -726,6 +736,11 @@ def _closed_on_error(backend: Backend) -> Iterator[None]:
     except BaseException:
         backend.ledger.close()
         raise
+
+
+def _folder_of(path: str | Path) -> Path:
+    check_folder_name(path)
+    return Path(path).absolute()
 
 
 def _partition_of(manifest: Manifest, secret: bytes) -> Partition:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from lightning_s3t.store.backend import open_ledger
 from lightning_s3t.store.identities import write_keys
 from lightning_s3t.store.ledger import Ledger
 from lightning_s3t.store.snapshots import FOLDER, SnapshotFolder, Snapshots
 from lightning_s3t.store.sqlite_ledger import SqliteLedger
+from tests.postgres_server import shared_server
 
 
 def sqlite(folder: Path) -> Ledger:
@@ -18,14 +20,25 @@ def sqlite(folder: Path) -> Ledger:
     return SqliteLedger(folder, create=True)
 
 
+def postgres(folder: Path) -> Ledger:
+    """A ledger in PostgreSQL, which the folder names."""
+    if (folder / "ledger.json").exists():
+        return open_ledger(folder)
+    write_keys(folder, (b"k" * 32,))
+    return open_ledger(folder, create=True, ledger=shared_server().new_address())
+
+
 def snapshot_folder(folder: Path) -> Snapshots:
     """Snapshots in a folder."""
     (folder / FOLDER).mkdir(exist_ok=True)
     return SnapshotFolder(folder)
 
 
-LEDGERS: dict[str, Callable[[Path], Ledger]] = {"sqlite": sqlite}
+LEDGERS: dict[str, Callable[[Path], Ledger]] = {"sqlite": sqlite, "postgres": postgres}
 """By name, what opens a ledger that belongs to a folder; a second call opens the same again."""
+
+ERASING = ["sqlite"]
+"""Those that leave nothing readable of what they remove. A database server's log and backups are out of our reach."""
 
 SNAPSHOTS: dict[str, Callable[[Path], Snapshots]] = {"folder": snapshot_folder}
 """By name, what opens a place for snapshots that belongs to a folder."""

@@ -8,7 +8,12 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
-_CHANGES = ("BEGIN", "COMMIT", "INSERT", "UPDATE", "DELETE", "CREATE", "PRAGMA WAL_CHECKPOINT", "PRAGMA JOURNAL_MODE")
+import psycopg
+
+_CHANGES = (
+    *("BEGIN", "COMMIT", "INSERT", "UPDATE", "DELETE", "CREATE", "VACUUM"),
+    *("PRAGMA WAL_CHECKPOINT", "PRAGMA JOURNAL_MODE"),
+)
 
 
 def acknowledged_until_killed(work: Callable[[], Iterator[str]], fatal: int | None) -> tuple[list[str], bool]:
@@ -76,3 +81,13 @@ def _count_changes(fatal: int | None) -> None:
     for name in ("unlink", "link", "replace", "fsync", "mkdir", "open", "write", "ftruncate"):
         setattr(os, name, counted(getattr(os, name)))
     sqlite3.connect = traced  # type: ignore[assignment]
+
+    def told(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(cursor: psycopg.Cursor[Any], query: bytes | str, *args: Any, **kwargs: Any) -> Any:
+            statement(query.decode() if isinstance(query, bytes) else query)
+            return function(cursor, query, *args, **kwargs)
+
+        return wrapper
+
+    for name in ("execute", "executemany"):
+        setattr(psycopg.Cursor, name, told(getattr(psycopg.Cursor, name)))

@@ -16,15 +16,20 @@ from lightning_s3t.core.units import UnitId, reaches
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import units_of
 from lightning_s3t.store.ledger import Artifact, Export, Ledger, Mark, OwnedFile, QueuedFile
-from tests.store.backends import LEDGERS
+from tests.store.backends import ERASING, LEDGERS
 
 ANN, BOB, EVE = b"a" * 16, b"b" * 16, b"e" * 16
 UNITS = units_of(2, [(0, 1, 2), (1, 2, 0)])
 
 
 @pytest.fixture(params=LEDGERS)
-def open_ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Ledger]:
-    return lambda: LEDGERS[request.param](tmp_path)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def open_ledger(name: str, tmp_path: Path) -> Callable[[], Ledger]:
+    return lambda: LEDGERS[name](tmp_path)
 
 
 @pytest.fixture
@@ -300,6 +305,7 @@ def test_compacting_loses_nothing(ledger: Ledger) -> None:
     assert ledger.digests(["0/0"]) == {"0/0": "digest of 0/0."}
 
 
+@pytest.mark.parametrize("name", ERASING)
 def test_what_was_removed_is_in_no_file(ledger: Ledger, tmp_path: Path) -> None:
     with ledger.transaction():
         for unit in UNITS:
@@ -474,6 +480,7 @@ def test_what_is_set_aside_has_codes_and_outlives_compacting(ledger: Ledger) -> 
     assert [(one.digest, one.mac) for one in ledger.artifacts()] == [(artifact(kept).digest, "code")]
 
 
+@pytest.mark.parametrize("name", ERASING)
 def test_what_was_set_aside_and_removed_is_in_no_file(ledger: Ledger, tmp_path: Path) -> None:
     with ledger.transaction():
         add(ledger, UNITS[0])
@@ -483,3 +490,24 @@ def test_what_was_set_aside_and_removed_is_in_no_file(ledger: Ledger, tmp_path: 
     ledger.clear_traces()
     contents = b"".join(path.read_bytes() for path in tmp_path.iterdir() if path.is_file())
     assert not any(f"{what} of {UNITS[0]}.".encode() in contents for what in ("key", "digest"))
+
+
+def test_rows_of_features_are_kept_by_source_or_refused(ledger: Ledger) -> None:
+    def add() -> None:
+        with ledger.transaction():
+            ledger.add_features("pretrained", [(ANN, b"tag", b"features", b"code")])
+            ledger.add_features("0/0", [(ANN, b"tag", b"others", b"code")])
+
+    if ledger.keeps_features:
+        add()
+    else:
+        with pytest.raises(StoreError, match="keeps no features"):
+            add()
+    found = [(ANN, b"features", b"code")] if ledger.keeps_features else []
+    assert list(ledger.features("pretrained")) == found
+    assert list(ledger.feature_tags("pretrained")) == [(hash_, b"tag") for hash_, _, _ in found]
+    assert len(list(ledger.features_of([ANN, BOB]))) == 2 * len(found)
+    with ledger.transaction():
+        ledger.remove_features("pretrained", [ANN])
+        ledger.drop_features("0/0")
+    assert list(ledger.features_of([ANN])) == []

@@ -1,0 +1,185 @@
+"""Where the ledger of a store lies if it is not in its folder: a file in the folder that names a database."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from lightning_s3t.core.documents import STRICT, read_json
+from lightning_s3t.errors import ConfigurationError, StoreError, StoreMismatchError
+from lightning_s3t.store.files import read_unlinked, write_atomically
+from lightning_s3t.store.sqlite_ledger import FILE as SQLITE_FILE
+
+FILE = "ledger.json"
+VARIABLE = "LIGHTNING_S3T_LEDGER"
+DEFAULT_SCHEMA = "lightning_s3t"
+_SCHEMES = ("postgresql", "postgres")
+_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+_FORM = "postgresql://user@host:5432/database?schema=name"
+
+
+@dataclass(frozen=True)
+class LedgerAddress:
+    """Where a ledger lies.
+
+    Attributes:
+        url: The database, as libpq takes it: without a password.
+        schema: The schema that the ledger has to itself.
+        id: What tells the store's folder from others, in the folder and in the database.
+    """
+
+    __pydantic_config__ = STRICT
+
+    url: str
+    schema: str
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.url} (schema {self.schema})"
+
+
+@dataclass(frozen=True)
+class _Note:
+    """What the file holds: the address, and the file's own inode, which a copy of it does not have."""
+
+    __pydantic_config__ = STRICT
+
+    url: str
+    schema: str
+    id: str
+    inode: int
+
+
+def parse_address(text: str) -> tuple[str, str]:
+    """Return what names a database, and the schema of the ledger.
+
+    Args:
+        text: A URL as libpq takes it, and `?schema=name` with it; else the schema is `lightning_s3t`.
+
+    Raises:
+        ConfigurationError: It is no such URL, or it has a password, which would be written to a file.
+
+    Example:
+        >>> parse_address("postgresql://s3t@db.example/ml?schema=churn&sslmode=verify-full")
+        ('postgresql://s3t@db.example/ml?sslmode=verify-full', 'churn')
+        >>> parse_address("mysql://db.example")
+        Traceback (most recent call last):
+        ...
+        lightning_s3t.errors.ConfigurationError: The ledger's address is 'mysql://db.example'. Expected ...
+    """
+    parts = urlsplit(text)
+    options = [(option.partition("=")[0], option) for option in parts.query.split("&") if option]
+    schema = next((option.partition("=")[2] for name, option in options if name == "schema"), DEFAULT_SCHEMA)
+    if ":" in parts.netloc.rpartition("@")[0] or "password" in dict(options):
+        raise ConfigurationError(
+            "The ledger's address has a password, which would be written to a file in the store's folder. Leave it "
+            "out: a password belongs in ~/.pgpass or in PGPASSWORD."
+        )
+    if parts.scheme not in _SCHEMES or parts.fragment or not _NAME.fullmatch(schema):
+        raise ConfigurationError(
+            f"The ledger's address is {text!r}. Expected {_FORM}, the schema's name in small letters, digits and '_'."
+        )
+    left = "&".join(option for name, option in options if name != "schema")
+    return f"postgresql://{parts.netloc}{parts.path}{'?' if left else ''}{left}", schema
+
+
+def check_folder_name(store: str | Path) -> None:
+    """Refuse an address of a database where the store's folder is expected.
+
+    Args:
+        store: What was given.
+
+    Raises:
+        ConfigurationError: It is one.
+    """
+    if re.match(rf"({'|'.join(_SCHEMES)}):/", str(store)):
+        raise ConfigurationError(
+            f"The store is {str(store)!r}, the address of a database. Expected a folder, which keeps snapshots, "
+            "journal and keys: give the folder as `store`, and the address as `ledger`."
+        )
+
+
+def has_ledger(folder: Path) -> bool:
+    """Return whether a folder is a store: it has a ledger, or names one.
+
+    Args:
+        folder: The folder.
+    """
+    return (folder / SQLITE_FILE).exists() or (folder / FILE).exists()
+
+
+def read_address(folder: Path) -> LedgerAddress | None:
+    """Return where the ledger of a store lies; None if it is in the folder.
+
+    Args:
+        folder: The store.
+
+    Raises:
+        StoreError: The file cannot be read, or it is a copy (two folders must not have one ledger), or another user's
+            (who would learn the password that libpq finds for the address).
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        with read_unlinked(path) as file:
+            found, now = read_json(_Note, file.read()), os.fstat(file.fileno())
+        parsed = parse_address(f"{found.url}{'&' if '?' in found.url else '?'}schema={found.schema}")
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read ({error}). Expected what was written there: restore it.") from error
+    address = LedgerAddress(found.url, found.schema, found.id)
+    if (folder / SQLITE_FILE).exists():
+        raise StoreError(
+            f"{folder} has a {SQLITE_FILE}, and its {FILE} names another ledger: {address}. One store has one ledger. "
+            "Restore the folder from a backup."
+        )
+    if (found.inode, now.st_uid) != (now.st_ino, os.geteuid()):
+        given = os.environ.get(VARIABLE)
+        if given is None or parse_address(given) != parsed:
+            raise StoreError(
+                f"{folder} is a copy of the folder that the ledger at {address} belongs to, or was restored from a "
+                "backup, or is another user's. Nothing was changed, and the database was not asked. A request would "
+                "erase files in one of two folders only. If there is no other folder any more, and you trust this one, "
+                f"set {VARIABLE} to that address once."
+            )
+        _write(path, address)
+    return address
+
+
+def make_address(folder: Path, text: str | None) -> LedgerAddress | None:
+    """Return where the ledger of a store lies that is made or opened; write it down in a new one.
+
+    Args:
+        folder: The store, whose lock is held.
+        text: The address; None for what the folder says.
+
+    Raises:
+        ConfigurationError: It is no address.
+        StoreMismatchError: The store's ledger lies elsewhere.
+    """
+    kept = read_address(folder)
+    if text is None:
+        return kept
+    url, schema = parse_address(text)
+    if kept is None and not (folder / SQLITE_FILE).exists():
+        kept = LedgerAddress(url, schema, uuid.uuid4().hex)
+        _write(folder / FILE, kept)
+    elif kept is None or (kept.url, kept.schema) != (url, schema):
+        where = str(kept) if kept is not None else SQLITE_FILE
+        raise StoreMismatchError(
+            f"The ledger of the store {folder} is {where}, and not {url} (schema {schema}). Leave the argument out: "
+            "the folder says where its ledger is; or give a new folder as `store`."
+        )
+    return kept
+
+
+def _write(path: Path, address: LedgerAddress) -> None:
+    def text(inode: int) -> bytes:
+        return json.dumps(asdict(_Note(address.url, address.schema, address.id, inode)), indent=2).encode()
+
+    write_atomically(path, text)

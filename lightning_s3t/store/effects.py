@@ -64,10 +64,10 @@ def carry_out(store: Backend, kind: RequestKind, number: int, change: Change) ->
     # units in service are newer than all restrictions of their cells: only what is asked now reaches them
     reached = frozenset(cell for cell, as_of in since.items() if as_of == number)
     names = tuple(sorted(ledger.reached(reached)))
-    exports = tuple(export.name for export in ledger.exports() if reaches(reached, export.cells))
-    remove_exports(store, exports, number)
+    exports = tuple([export.name for export in ledger.exports() if reaches(reached, export.cells)])
     # a release brings rows back by the next fit, as a correction brings the corrected ones
     people = {hash_ for hash_, _, _ in change.buried} | {mark.hash for mark in change.marked}
+    remove_exports(store, exports, number)
     rows = subtract(store, people, number)
     if kind == "restrict":
         ledger.set_aside(names)

@@ -49,12 +49,12 @@ def write_journal(ledger: Ledger, folder: Path) -> None:
         StoreError: The journal cannot be written, or tells another story than the ledger.
     """
     try:
-        with ledger_lock(folder), open(folder / FILE, "r+b", opener=_open_own) as file:
+        with ledger_lock(folder), open(folder / FILE, "r+b", opener=open_own) as file:
             last, end = _last_event(folder, file.fileno())
             position, digest = (last.position, last.digest) if last is not None else (0, None)
             if last is not None and digest != ledger.digest_at(position):
                 raise StoreError(_fork_message(folder, position))
-            lines = b"".join(event.to_json().encode() + b"\n" for event in ledger.events(after=position))
+            lines = b"".join([event.to_json().encode() + b"\n" for event in list(ledger.events(after=position))])
             if lines or end != os.fstat(file.fileno()).st_size:
                 os.ftruncate(file.fileno(), end)  # a line that a crash has left torn
                 os.lseek(file.fileno(), end, os.SEEK_SET)
@@ -212,10 +212,6 @@ def _parse(journal: Path, line: bytes, where: str) -> Event:
         return Event.from_json(line)
     except StoreError as error:
         raise StoreError(f"The journal {journal} is damaged {where}: {error}") from error
-
-
-def _open_own(path: str, flags: int) -> int:
-    return open_own(Path(path), flags)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

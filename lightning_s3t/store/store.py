@@ -583,19 +583,20 @@ class Store:
             RevokedError: It is revoked, or was never built.
             DamagedError: Its snapshot is missing or damaged.
         """
-        digest = find_snapshot(self._ledger, unit)
-        if digest is None:
+        lineage = [str(ancestor) for ancestor in unit.lineage]
+        found = self._backend.authenticator.check_artifacts(lineage)
+        if len(found) < len(lineage):
             raise self._revoked(unit)
-        self._backend.authenticator.check_artifacts(map(str, unit.lineage))
+        digest, what = found[lineage[-1]].digest, f"unit {lineage[-1]}"
         try:
-            data = self._backend.snapshots.get(digest, f"unit {unit}")
+            data = self._backend.snapshots.get(digest, what)
         except DamagedError:
-            if find_snapshot(self._ledger, unit) != digest:
+            if find_snapshot(self._ledger, lineage) != digest:
                 raise self._revoked(unit) from None
             raise
-        if find_snapshot(self._ledger, unit) != digest:  # revoked while it was read
+        if find_snapshot(self._ledger, lineage) != digest:  # revoked while it was read
             raise self._revoked(unit)
-        return decode_snapshot(data, f"unit {unit}")
+        return decode_snapshot(data, what)
 
     def load_base(self) -> dict[str, Tensor] | None:
         """Reads the head as it stood before any training; None before the first fit."""

@@ -82,7 +82,9 @@ def verify(store: Backend, keyring: Keyring, quiet: bool) -> Verification:
         ]
     found = ledger.problems()
     files = RegisteredFiles(store.folder)
-    registered = {file: files.locate(file, read=True) for file in ledger.files() if not store.snapshots.owns(file.path)}
+    owned = list(ledger.files())
+    snapshots = store.snapshots.owned(file.path for file in owned)
+    registered = {file: files.locate(file, read=True) for file in owned if file.path not in snapshots}
     problems = [
         *([f"The database is damaged: {'; '.join(found)}."] if found else ()),
         *_chain(ledger, store.folder, history),
@@ -355,7 +357,7 @@ def _name(path: str) -> str:
 def _strangers(store: Backend, registered: Iterable[Located]) -> Iterator[str]:
     names = {path.relative_to(store.folder).as_posix() for path in store.folder.rglob("*") if not path.is_dir()}
     names = {name for name in names if not name.startswith(f"{SCRATCH}/")}  # of an audit that is running
-    snapshots = {name for name in names if store.snapshots.owns(name)}
+    snapshots = store.snapshots.owned(names)
     known = OWN_FILES | store.ledger.needed(snapshots)
     known |= {os.path.relpath(located.path, os.path.realpath(store.folder)) for located in registered if located.path}
     for name in sorted(names - known):

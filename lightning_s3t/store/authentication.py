@@ -153,13 +153,13 @@ class Authenticator:
 
     # artifacts
 
-    def seal(self, names: Iterable[str] | None = None) -> None:
+    def seal(self, names: Collection[str] | None = None) -> None:
         """Make the MACs of artifacts that were added, when the request that they name is in the history.
 
         Args:
             names: Their names; None for all.
         """
-        entries = list(self._ledger.entries(None if names is None else list(names)))
+        entries = self._ledger.entries(names)
         aside = self._ledger.aside() if names is None else []
         of_aside = [one.entry for one in aside]
         digests, standing = self._digests([*entries, *of_aside]), self._look()
@@ -181,8 +181,9 @@ class Authenticator:
             StoreError: One is not what was added.
         """
         with self._ledger.at_one_time():
-            entries = list(self._ledger.entries(names))
-            key, digests = self._key(), self._digests(entries)
+            entries, notes = self._ledger.entries(names), self._ledger.notes(_LAYERS, _ID)
+            digests = self._digests(entries)
+        key = self._derive(notes)
         for name in _wrong_artifacts(key, entries, digests):
             raise self._changed(f"the record of unit {name}")
         return {entry.name: entry for entry in entries}

@@ -88,21 +88,19 @@ def erase_queued(store: Backend) -> None:
     if not queued:  # what is noted from now on is erased by whoever notes it
         return
     # before the transaction: to prove what a checkpoint is, all of it is read
-    registered = RegisteredFiles(store.folder)
-    located = _locate(registered, [file for file in queued if file.path in outside])
+    located = _locate(store.folder, [file for file in queued if file.path in outside]) if outside else {}
     with ledger.transaction():
         queued, outside = _noted(store)
         needed = ledger.needed([file.path for file in queued])  # two units may have equal snapshots
         wanted = [file for file in queued if file.path not in needed]
-        unchanged = {path for path, found in located.items() if registered.is_as_located(found)}
+        unchanged = {path for path, found in located.items() if found.is_unchanged}
         doomed = [file for file in wanted if file.path not in outside or file.path in unchanged]
         failed = _unlink(store, doomed, located)
         _record(store, [file for file in doomed if file.path not in failed], located)
         left = {file.path for file in doomed if file.path in located and located[file.path].is_left}
         later = {file.path for file in wanted} - {file.path for file in doomed} | failed.keys()
-        ledger.replace_queue(
-            replace(file, left=file.path in left) for file in wanted if file.path in left or file.path in later
-        )
+        kept = [replace(file, left=file.path in left) for file in wanted if file.path in left or file.path in later]
+        ledger.replace_queue(kept)
     ledger.clear_traces()
     if failed:
         raise StoreError(_failed_message(store.folder, failed))
@@ -155,7 +153,8 @@ def _noted(store: Backend) -> tuple[list[QueuedFile], set[str]]:
     return queued, outside
 
 
-def _locate(registered: RegisteredFiles, files: Collection[QueuedFile]) -> dict[str, Located]:
+def _locate(folder: Path, files: Collection[QueuedFile]) -> dict[str, Located]:
+    registered = RegisteredFiles(folder)
     doubtful = ambiguous(file.path for file in files)
     return {
         file.path: Located("unproven")
@@ -167,10 +166,11 @@ def _locate(registered: RegisteredFiles, files: Collection[QueuedFile]) -> dict[
 
 def _unlink(store: Backend, doomed: Collection[QueuedFile], located: Mapping[str, Located]) -> dict[str, OSError]:
     # within the transaction, which a commit needs too: none can come to need an equal file meanwhile
-    snapshots = {file.path for file in doomed if file.path not in located}
+    failed = store.snapshots.delete([file.path for file in doomed if file.path not in located])
     outside = {located[file.path].path: file.path for file in doomed if file.path in located}
-    failed = {outside[path]: error for path, error in unlink_all(path for path in outside if path).items()}
-    return store.snapshots.delete(snapshots) | failed
+    if outside:
+        failed |= {outside[path]: error for path, error in unlink_all([path for path in outside if path]).items()}
+    return failed
 
 
 def _record(store: Backend, done: Iterable[QueuedFile], located: Mapping[str, Located]) -> None:
@@ -197,7 +197,8 @@ def _record(store: Backend, done: Iterable[QueuedFile], located: Mapping[str, Lo
 def _sizes_now(store: Backend, paths: Collection[str]) -> dict[str, int | None]:
     # what cannot be looked at must not keep a unit from being revoked: what is wrong with it shows when it is erased
     snapshots = store.snapshots.owned(paths)
-    return store.snapshots.sizes(snapshots) | sizes_of([path for path in paths if path not in snapshots])
+    outside = [path for path in paths if path not in snapshots]
+    return store.snapshots.sizes(snapshots) | (sizes_of(outside) if outside else {})
 
 
 def _failed_message(folder: Path, failed: dict[str, OSError]) -> str:

@@ -265,12 +265,9 @@ class Forgetting:
             UnknownSubjectError: A subject is unknown and `strict` is set, or is known in another Unicode form.
         """
         asked = self._keyring.hashes(subjects)
-        already, bands, generations = (
-            self._ledger.forgotten(asked),
-            self._ledger.bands(asked),
-            self._ledger.generations(asked),
-        )
-        restricted = self._restricted(asked)
+        ledger = self._ledger
+        already, bands, generations = ledger.forgotten(asked), ledger.bands(asked), ledger.generations(asked)
+        restricted = {mark.hash: mark for mark in ledger.marks_of(asked, "restricted")}
         unknown: set[bytes] | None = None
         if self._registers:
             # who was restricted before any fit is known by that alone

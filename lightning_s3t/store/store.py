@@ -493,7 +493,9 @@ class Store:
 
     def status(self) -> Overview:
         """Returns what the store holds: which units serve, which are revoked or missing, and how long it will last."""
-        return Overview.of(self)
+        floor, waiting = self.floor(), len(self.due())
+        floor_rows = floor.rows if floor is not None and floor.complete else None
+        return Overview.of(self._backend, self.partition, self.manifest, self.options, waiting, floor_rows)
 
     def rotate_key(self) -> None:
         """Takes a new key for subjects' ids into use. Nothing has to be trained again.
@@ -689,9 +691,9 @@ class Store:
         Raises:
             RevokedError: It is not alive.
         """
-        alive = self.alive()
         if unit is None:
-            return [record.provenance for record in alive.values()]
+            return [record.provenance for record in self.alive().values()]
+        alive = read_units(self._ledger, [str(ancestor) for ancestor in unit.lineage])
         if unit not in alive:
             raise self._revoked(unit)
         return [alive[unit].provenance]

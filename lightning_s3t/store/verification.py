@@ -121,7 +121,7 @@ def check_one_piece(ledger: Ledger, folder: Path) -> None:
         total = ledger.forgotten_after(ledger.watermark())
         events, newest = ledger.count_events(), ledger.head()[0]
         problems = [*_outdated(ledger), *_set_aside(ledger)]
-        cells = sum(len(parse_unit(name).cells) for name in ledger.ages())
+        cells = sum(len(parse_unit(name).prefix) for name in ledger.ages())  # a unit has a cell for each slice
         entries = ledger.count_index()
         found = ledger.count_forgotten()
         damage = ledger.problems(tombstones_only=True)

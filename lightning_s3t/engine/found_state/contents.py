@@ -59,6 +59,19 @@ def is_plain(values: Iterable[object], nested: tuple[type, ...] = (tuple,), dept
     return is_plain(chain.from_iterable(inner), nested, depth - 1)  # type: ignore[arg-type]
 
 
+def are_plain(values: Iterable[object]) -> list[bool]:
+    """Returns of each value whether it is a number, text, bytes, None, or a tuple of these.
+
+    Args:
+        values: The values.
+
+    Example:
+        >>> are_plain([1, (None, 2.0), [1]])
+        [True, True, False]
+    """
+    return [type(value) in ATOMS or (type(value) is tuple and is_plain([value])) for value in values]
+
+
 def bytes_of(values: object) -> bytes:
     """Returns plain values as bytes: exact, with their types, and the same in every process.
 

@@ -122,14 +122,15 @@ def _walk(roots: Mapping[str, object], ignore: Collection[int]) -> Iterator[tupl
     queue = collections.deque((name, 0, "", value, False) for name, value in roots.items())
     while queue:
         start, left_out, suffix, value, grouped = queue.popleft()
-        layout = reader.layout(type(value))
-        if layout.skipped or id(value) in ignored:
+        cls = type(value)
+        layout = reader.layout(cls) if cls not in ATOMS else None
+        if id(value) in ignored or (layout is not None and layout.skipped):
             continue
         path = f"{start} ... {left_out} levels below{suffix}" if left_out else start + suffix
         used[path] = used.get(path, 0) + 1
         if used[path] > 1:
             path = f"{path} #{used[path]}"
-        if is_plain([value]):
+        if layout is None or (cls is tuple and is_plain([value])):
             yield path, value, bytes_of(value)
         elif layout.is_value:
             yield path, value, b""

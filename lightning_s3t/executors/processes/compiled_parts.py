@@ -37,7 +37,7 @@ def reduce_compiled(obj: Any) -> tuple[Any, ...] | None:
             return _compile, (obj._torchdynamo_orig_callable, arguments)  # type: ignore[attr-defined]
         hooks = {name: value for name, value in vars(obj).items() if "_hooks" in name and value}
         return _compile, (obj._orig_mod, arguments), hooks, None, None, _set_attributes
-    if isinstance(obj, nn.Module):
+    if isinstance(obj, nn.Module) and obj._compiled_call_impl is not None:
         arguments = compile_arguments(obj._compiled_call_impl)
         if arguments is not None:
             make, given, state = cast(tuple[Any, ...], obj.__reduce_ex__(5))[:3]

@@ -9,8 +9,8 @@ from torch import nn
 
 from lightning_s3t.tuning.layer_detection.blocks import tidy
 from lightning_s3t.tuning.layer_detection.detected import DetectedLayers
-from lightning_s3t.tuning.layer_detection.ignored import is_ignored
 from lightning_s3t.tuning.layer_detection.modules import count_layers, has_parts, is_callable, is_list, parts
+from lightning_s3t.tuning.layer_detection.paths import lies_in_any
 from lightning_s3t.tuning.layer_detection.widths import follows
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -50,7 +50,7 @@ def find_chain(root: nn.Module, ignored: Sequence[str]) -> DetectedLayers | None
 
 
 def _children(root: nn.Module, path: str, ignored: tuple[str, ...]) -> list[str]:
-    return [child for child in parts(root.get_submodule(path), path) if not is_ignored(child, ignored)]
+    return [child for child in parts(root.get_submodule(path), path) if not lies_in_any(child, ignored)]
 
 
 def _is_chain(root: nn.Module, path: str, children: Sequence[str]) -> bool:

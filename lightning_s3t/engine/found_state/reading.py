@@ -192,7 +192,8 @@ class Reader:
 def _layout(cls: type) -> Layout:
     bases = tuple(base for base in type.__dict__["__mro__"].__get__(cls) if base is not object)
     spaces = [type.__dict__["__dict__"].__get__(base) for base in bases]
-    packages = {module_of(base) for base in bases}
+    modules = [module_of(base) for base in bases]
+    packages = set(modules)
     dicts = [space["__dict__"] for space in spaces if type(space.get("__dict__")) in _DESCRIPTORS]
     slots = {
         name: member
@@ -205,14 +206,14 @@ def _layout(cls: type) -> Layout:
     if read is None:
         reducing = [
             space["__reduce__"]
-            for base, space in zip(bases, spaces, strict=True)
-            if module_of(base) in _REDUCED and "__reduce__" in space
+            for module, space in zip(modules, spaces, strict=True)
+            if module in _REDUCED and "__reduce__" in space
         ]
         read = functools.partial(_reduced, reducing[0]) if reducing else None
     unread: set[str] = set().union(*(names for base, names in _UNREAD.items() if issubclass(cls, base)))
     is_handle = bool({package.split(".")[0] for package in packages} & _HANDLES)
     is_handle &= "multiprocessing.sharedctypes" not in packages
-    is_value = is_handle or module_of(cls) == "typing" or issubclass(cls, _VALUES + BY_REPR)
+    is_value = is_handle or modules[:1] == ["typing"] or issubclass(cls, _VALUES + BY_REPR)
     attributes = dicts[0] if dicts else None
     name = class_name(cls)
     container = next((base for base in _CONTAINERS if base in bases), None)

@@ -56,9 +56,14 @@ _base: _Base | None = None
 
 def warm_up() -> None:
     """Starts the process that imports the packages, so that it is ready when a fit needs it."""
+    _warm_base()
+
+
+def _warm_base() -> _Base:
     global _base
     if _base is None or not _base.usable:
         _base = _Base()
+    return _base
 
 
 class ForkServer:
@@ -174,10 +179,9 @@ class ForkServer:
         sys.stdout.flush()
         sys.stderr.flush()
         for attempt in (1, 2):  # the process may have ended just now, since nobody had asked for a while
-            warm_up()
-            assert _base is not None
+            base = _warm_base()
             try:
-                self._channel = _base.begin(begin, self._package)
+                self._channel = base.begin(begin, self._package)
                 answer, _ = receive(self._channel)
                 return answer
             except (EOFError, ConnectionError):

@@ -22,12 +22,11 @@ from lightning_s3t.engine.unit_training import UnitTraining
 from lightning_s3t.errors import UnsupportedError, WorkerError
 from lightning_s3t.executors.processes.forkserver import ForkServer
 from lightning_s3t.executors.processes.messages import Begin, FromUnit, Trained, Warned
-from lightning_s3t.executors.processes.package import pack
+from lightning_s3t.executors.processes.package import find_unpicklable, pack
 from lightning_s3t.executors.processes.plain_fork import PlainFork
 from lightning_s3t.executors.processes.process_settings import ProcessSettings
 from lightning_s3t.executors.processes.server import Ended
 from lightning_s3t.executors.processes.substitutes import substitutes
-from lightning_s3t.executors.processes.unpicklable import find_unpicklable
 
 _SHOWN = 5  # paths in a message
 _PATIENCE = 5.0  # seconds in which a unit's process ends by itself once what has forked it has died

@@ -86,6 +86,16 @@ def bytes_of(values: object) -> bytes:
     return marshal.dumps(values, 2)  # type: ignore[arg-type]
 
 
+def plain_bytes(values: Iterable[object]) -> list[bytes | None]:
+    """Returns of each value its bytes; None of what `are_plain` says no of.
+
+    Args:
+        values: The values.
+    """
+    values = list(values)
+    return [bytes_of(value) if is_one else None for value, is_one in zip(values, are_plain(values), strict=True)]
+
+
 def content_of(cls: type) -> Callable[[Any], bytes]:
     """Returns how to read what is compared of a tensor, array, random generator, function or another leaf.
 

@@ -74,6 +74,7 @@ class ForkServer:
 
     Attributes:
         shares_memory: Whether units' processes share what was loaded, rather than load it each.
+        sources: What is readable when a process has ended.
 
     Raises:
         Exception: What loading the package has raised there.
@@ -95,6 +96,7 @@ class ForkServer:
             self.close()
             raise answer.exception("trainer, module and data were loaded")
         assert isinstance(answer, Loaded)
+        self.sources = (self._channel,)
 
     def fork(self, number: int, descriptor: int) -> None:
         """Forks a process for a unit.
@@ -128,10 +130,6 @@ class ForkServer:
             if ended.number == number:
                 return
             self._others.append(ended)
-
-    def sources(self) -> list[Any]:
-        """Returns what is readable when a process has ended."""
-        return [self._channel]
 
     def ended(self, source: Any) -> Iterable[Ended]:
         """Returns which processes have ended.

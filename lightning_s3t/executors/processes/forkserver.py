@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from lightning_s3t.engine.package_alias import is_aliased
@@ -96,7 +96,7 @@ class ForkServer:
             self.close()
             raise answer.exception("trainer, module and data were loaded")
         assert isinstance(answer, Loaded)
-        self.sources = (self._channel,)
+        self.sources: Collection[Any] = (self._channel,)
 
     def fork(self, number: int, descriptor: int) -> None:
         """Forks a process for a unit.

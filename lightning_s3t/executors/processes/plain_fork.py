@@ -6,7 +6,7 @@ import dataclasses
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -46,7 +46,7 @@ class PlainFork:
         self._settings = dataclasses.replace(settings, calls={**settings.calls, "threads": 1})
         self._substitutes = substitutes(trainer)
         self._running: dict[int, tuple[int, int]] = {}  # by pidfd: pid and number
-        self.sources = self._running.keys()
+        self.sources: Collection[Any] = self._running.keys()
 
     def fork(self, number: int, descriptor: int) -> None:
         """Forks a process for a unit.

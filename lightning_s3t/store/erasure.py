@@ -166,11 +166,12 @@ def _locate(folder: Path, files: Collection[QueuedFile]) -> dict[str, Located]:
 
 def _unlink(store: Backend, doomed: Collection[QueuedFile], located: Mapping[str, Located]) -> dict[str, OSError]:
     # within the transaction, which a commit needs too: none can come to need an equal file meanwhile
-    failed = store.snapshots.delete([file.path for file in doomed if file.path not in located])
+    snapshots = [file.path for file in doomed if file.path not in located]
     outside = {located[file.path].path: file.path for file in doomed if file.path in located}
+    failed = dict[str, OSError]()
     if outside:
-        failed |= {outside[path]: error for path, error in unlink_all([path for path in outside if path]).items()}
-    return failed
+        failed = {outside[path]: error for path, error in unlink_all([path for path in outside if path]).items()}
+    return store.snapshots.delete(snapshots) | failed
 
 
 def _record(store: Backend, done: Iterable[QueuedFile], located: Mapping[str, Located]) -> None:

@@ -59,7 +59,8 @@ class ShardBatchedLayer(nn.Module):
         outputs, shards = [], len(self._stand_ins)
         for shard, module in enumerate(self._stand_ins):
             own_args, own_kwargs = _rows_of(shard, shards, (args, kwargs))
-            outputs.append((module or self._original[0])(*own_args, **own_kwargs))
+            called = self._original[0] if module is None else module
+            outputs.append(called(*own_args, **own_kwargs))
         return cat_nested(outputs)
 
     def __getattr__(self, name: str) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lightning_s3t.core.floor import PRETRAINED
 from lightning_s3t.core.manifest import Manifest
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.plan import Partition, collector, harmonic, merge_from, survivors
@@ -55,6 +56,7 @@ class Overview:
         last_fit: What the last fit has found in the data; None before the first.
         floor_rows: How many rows the floor has learnt from, which answers when no unit is left; None without a floor,
             or while it lacks rows of the data.
+        heads: The units that serve with a closed-form head beside their own, from all other shards' rows.
         restricted: How many subjects are restricted: no fit trains on them, and nothing that they reached serves.
         set_aside: The units that are kept for them, by name. Several may have one name, and one may be trained again
             in its place.
@@ -78,6 +80,7 @@ class Overview:
     waiting: int
     last_fit: dict[str, Any] | None
     floor_rows: int | None = None
+    heads: tuple[UnitId, ...] = ()
     restricted: int = 0
     set_aside: tuple[str, ...] = ()
     corrections: int = 0
@@ -117,7 +120,7 @@ class Overview:
         manifest: Manifest,
         options: Mapping[str, Any],
         waiting: int,
-        floor_rows: int | None,
+        heads: Mapping[str, int],
     ) -> Overview:
         """Looks at what a store holds; `Store.status` does.
 
@@ -127,7 +130,7 @@ class Overview:
             manifest: What its units are trained with, and by which method.
             options: What its fits have noted.
             waiting: How many subjects the next fit is to forget.
-            floor_rows: How many rows the floor has learnt from; None without one, or while it lacks rows.
+            heads: How many rows each closed-form head has learnt from that lacks none, by what its features are of.
         """
         ledger = store.ledger
         alive = read_units(ledger)
@@ -170,7 +173,8 @@ class Overview:
             response=manifest.method.response,
             waiting=waiting,
             last_fit=options.get("last_fit"),
-            floor_rows=floor_rows,
+            floor_rows=heads.get(PRETRAINED),
+            heads=tuple(unit for unit in serving.values() if str(unit) in heads),
             restricted=len(ledger.marks("restricted")),
             set_aside=tuple(map(str, aside)),
             corrections=len({mark.hash for mark in ledger.marks("awaiting")}),

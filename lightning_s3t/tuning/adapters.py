@@ -18,7 +18,7 @@ from torch import nn
 from lightning_s3t.errors import AdapterError
 from lightning_s3t.tuning.fingerprint import fingerprints
 from lightning_s3t.tuning.guard import named_tensors
-from lightning_s3t.tuning.layers import Layers
+from lightning_s3t.tuning.layers import LayerGroup, Layers
 from lightning_s3t.tuning.randomness import seeded
 
 ADAPTER_NAME = "s3t"
@@ -77,29 +77,52 @@ def resolve_adapter(adapter: PeftConfig | Mapping[str, Any] | None) -> PeftConfi
     return config
 
 
-def adapter_for(module: nn.Module, adapter: PeftConfig | None) -> PeftConfig | None:
-    """Return the adapter to train a module with: none where the module has PEFT adapters of its own.
+def adapter_for(module: nn.Module, layers: Layers, adapter: PeftConfig | None) -> PeftConfig | None:
+    """Return the adapter to train a module with, where the default one may not be what fits it.
+
+    Without a choice of the user's, a module's own PEFT adapters are trained, and whole layers where a layer group has
+    nothing that the default adapter goes on (recurrent layers).
 
     Args:
         module: The user's module.
+        layers: Its layer groups.
         adapter: What was asked for, as `resolve_adapter` gives it.
 
     Returns:
-        The adapter, or None to train what is in the layers: the module's own adapters, if it has any.
+        The adapter, or None to train what is in the layers.
 
     Raises:
         AdapterError: The module has adapters, and others were asked for.
+
+    Example:
+        >>> from lightning_s3t.tuning.layers import find_layers
+        >>> net = nn.ModuleDict({"rnn1": nn.GRU(4, 4), "rnn2": nn.GRU(4, 4), "fc": nn.Linear(4, 2)})
+        >>> layers = find_layers(net, slices=2)
+        >>> adapter_for(net, layers, resolve_adapter(DEFAULT_ADAPTER)) is None
+        True
     """
-    own = [name for name, part in module.named_modules() if isinstance(part, BaseTunerLayer)]
-    if adapter is None or not own:
-        return adapter
-    if describe_adapter(adapter) == describe_adapter(resolve_adapter(DEFAULT_ADAPTER)):
+    if adapter is None:
         return None
-    raise AdapterError(
-        f"The module has {len(own)} PEFT adapters of its own ({', '.join(own[:3])}), and S3T(adapter=...) asks for "
-        "others, which would be put on top of them. Give trainer.fit the plain model and S3T the adapter; or leave "
-        "`adapter` out, and the module's own are trained, group by group."
-    )
+    own = own_adapters(module)
+    if not _is_default(adapter):
+        if own:
+            raise AdapterError(
+                f"The module has {len(own)} PEFT adapters of its own ({', '.join(own[:3])}), and S3T(adapter=...) asks "
+                "for others, which would be put on top of them. Give trainer.fit the plain model and S3T the adapter; "
+                "or leave `adapter` out, and the module's own are trained, group by group."
+            )
+        return adapter
+    fits = all(_default_targets(_candidates(module, group), adapter) for group in layers.groups)
+    return adapter if fits and not own else None
+
+
+def own_adapters(module: nn.Module) -> list[str]:
+    """Return the paths of a module's own PEFT layers.
+
+    Args:
+        module: The user's module.
+    """
+    return [name for name, part in module.named_modules() if isinstance(part, BaseTunerLayer)]
 
 
 def describe_adapter(config: PeftConfig | None) -> dict[str, Any] | None:
@@ -146,11 +169,7 @@ def find_targets(root: nn.Module, layers: Layers, config: PeftConfig) -> dict[in
     targets: dict[int, tuple[str, ...]] = {}
     wanted = getattr(config, "target_modules", None)
     for group in layers.groups:
-        candidates = {
-            f"{block}.{name}" if name else block: module
-            for block in group.modules
-            for name, module in root.get_submodule(block).named_modules()
-        }
+        candidates = _candidates(root, group)
         if wanted is not None and wanted != "all-linear":
             names = [name for name in candidates if bool(_matches(config, name))]
         else:
@@ -209,6 +228,8 @@ def inject_adapter(original: nn.Module, name: str, config: PeftConfig, seed: int
             warnings.filterwarnings("ignore", message="Unsupported layer type .*LayerNorm")
             if _type_name(config) in _SHARED_STATE:
                 raise ValueError("It keeps state on the tuner that all modules share.")
+            if _ignores_dilation(config, original):
+                raise ValueError("PEFT's LoRA leaves a convolution's dilation out, so its answers have another size.")
             inject_adapter_in_model(config, skeleton, ADAPTER_NAME)
         layer = skeleton.get_submodule(name)
         if not isinstance(layer, BaseTunerLayer):
@@ -309,6 +330,18 @@ def _chosen(config: PeftConfig, name: str) -> bool:
     return _matches(config, name)
 
 
+def _is_default(config: PeftConfig) -> bool:
+    return describe_adapter(config) == describe_adapter(resolve_adapter(DEFAULT_ADAPTER))
+
+
+def _candidates(root: nn.Module, group: LayerGroup) -> dict[str, nn.Module]:
+    return {
+        f"{block}.{name}" if name else block: module
+        for block in group.modules
+        for name, module in root.get_submodule(block).named_modules()
+    }
+
+
 def _default_targets(candidates: Mapping[str, nn.Module], config: PeftConfig) -> list[str]:
     # attention modules of torch read their projections' weights without calling them: an adapter there never acts
     uncalled = {
@@ -325,8 +358,18 @@ def _default_targets(candidates: Mapping[str, nn.Module], config: PeftConfig) ->
         # transformers' Conv1D is a linear layer with its weight transposed
         if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D") and id(module) not in uncalled
     ]
-    convolutions = [name for name, module in candidates.items() if isinstance(module, nn.Conv2d) and module.groups == 1]
+    convolutions = [
+        name
+        for name, module in candidates.items()
+        if isinstance(module, nn.Conv2d) and module.groups == 1 and not _ignores_dilation(config, module)
+    ]
     return linear or convolutions
+
+
+def _ignores_dilation(config: PeftConfig, module: nn.Module) -> bool:
+    if _type_name(config) != "LORA" or not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return False
+    return any(size > 1 and step > 1 for size, step in zip(module.kernel_size, module.dilation, strict=True))
 
 
 def _type_name(config: PeftConfig) -> str:

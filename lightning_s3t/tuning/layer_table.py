@@ -10,7 +10,7 @@ from peft import PeftConfig
 from torch import nn
 
 from lightning_s3t.columns import align
-from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, resolve_adapter
+from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, adapter_for, resolve_adapter
 from lightning_s3t.tuning.layers import find_layers
 from lightning_s3t.tuning.stages import StageBuilder
 
@@ -101,7 +101,8 @@ def describe_layers(
         slices: Number of groups.
         layers: Where the blocks are, if they cannot be found.
         head: Where the head is, if it cannot be found.
-        adapter: The adapter, or None for whole layers.
+        adapter: The adapter, or None for whole layers. Left out, it is what `S3T` takes: the paper's LoRA, the
+            module's own adapters, or whole layers where LoRA does not fit.
 
     Returns:
         A table; `print` shows it.
@@ -116,7 +117,7 @@ def describe_layers(
         ['head', 'group 1', 'group 2', 'frozen']
     """
     found = find_layers(module, slices, layers, head)
-    return LayerTable.of(StageBuilder(module, found, resolve_adapter(adapter)))
+    return LayerTable.of(StageBuilder(module, found, adapter_for(module, found, resolve_adapter(adapter))))
 
 
 def _adapter_name(config: PeftConfig) -> str:

@@ -167,7 +167,8 @@ def _cut(blocks: Sequence[tuple[str, ...]], slices: int, grouped: bool) -> list[
         names = ", ".join(block[0] for block in blocks)
         raise LayersError(
             f"The network has {len(blocks)} blocks ({names}) for {slices} slices. Expected at least one block a slice: "
-            f"use slices={len(blocks)} or fewer, or name finer layers. {HOW_TO_NAME}"
+            f"use slices={len(blocks)} or fewer; or groups={len(blocks)}, so that slices share groups; or name finer "
+            f"layers. {HOW_TO_NAME}"
         )
     if grouped:
         return [[block] for block in reversed(blocks)]

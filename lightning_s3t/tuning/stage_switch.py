@@ -8,6 +8,7 @@ from peft import PeftConfig
 from torch import nn
 
 from lightning_s3t.errors import AdapterError
+from lightning_s3t.tuning.adapters import adapter_for
 from lightning_s3t.tuning.freezing import ModuleFlags, freeze_statistics, set_trainable
 from lightning_s3t.tuning.guard import Baseline, LeakageGuard
 from lightning_s3t.tuning.layers import find_layers
@@ -23,7 +24,8 @@ class StageSwitch:
         slices: Number of stages.
         layers: Where the blocks are, if they cannot be found: a path, a list of paths, or a list of groups.
         head: Where the head is, if it cannot be found: a path or a list of paths.
-        adapter: The adapter, or None to train the layers themselves.
+        adapter: The adapter, or None to train the layers themselves. The default one gives way to a module's own
+            adapters, and to whole layers where it does not fit.
         groups: Number of layer groups; None for as many as stages.
 
     Attributes:
@@ -51,7 +53,8 @@ class StageSwitch:
         adapter: PeftConfig | None = None,
         groups: int | None = None,
     ) -> None:
-        self.builder = StageBuilder(module, find_layers(module, groups or slices, layers, head), adapter, slices)
+        found = find_layers(module, groups or slices, layers, head)
+        self.builder = StageBuilder(module, found, adapter_for(module, found, adapter), slices)
         self._swap = ModuleSwap(module, self.builder.originals)
         self._flags = ModuleFlags(module)
         self._baseline: Baseline | None = None
@@ -76,10 +79,15 @@ class StageSwitch:
         self.freeze(entered)
         return entered
 
-    def enter_pretrained(self) -> None:
-        """Put the head in place that every shard's training starts from, on the pretrained network."""
+    def enter_trained(self, stage: int, trained: Mapping[int, Snapshot]) -> None:
+        """Put what a unit serves with in place; at stage 0, the head that every shard's training starts from.
+
+        Args:
+            stage: 0 to L.
+            trained: Snapshots by stage, as for `StageBuilder.build`.
+        """
         self._flags.restore()
-        self._swap.install(self.builder.build_start())
+        self._swap.install(self.builder.build(stage, trained) if stage else self.builder.build_start())
 
     def freeze(self, stage: Stage) -> None:
         """Freeze all that a stage does not own: parameters and running statistics.

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from lightning_s3t.errors import AdapterError, LayersError
 from lightning_s3t.plan.stage_rules import group_of_stage, newest_stages
-from lightning_s3t.tuning.adapters import adapter_tensors, check_adapter, find_targets, inject_adapter
+from lightning_s3t.tuning.adapters import adapter_tensors, check_adapter, find_targets, inject_adapter, own_adapters
 from lightning_s3t.tuning.fingerprint import digest_tensors, is_constant
 from lightning_s3t.tuning.guard import named_tensors
+from lightning_s3t.tuning.layer_detection.ignored import find_losses
+from lightning_s3t.tuning.layer_detection.paths import lies_in
 from lightning_s3t.tuning.layers import Layers
 from lightning_s3t.tuning.randomness import derive_seed
 from lightning_s3t.tuning.swap import ModuleSwap
@@ -43,7 +45,8 @@ class StageBuilder:
 
     Raises:
         AdapterError: The adapter does not fit the groups.
-        LayersError: The head, or with whole layers a group, has no trainable parameter.
+        LayersError: The head, or with whole layers a group, has no trainable parameter. (A PEFT model's head may be
+            frozen: its adapters are trained alone.)
 
     Example:
         >>> from lightning_s3t.tuning.layers import find_layers
@@ -166,11 +169,13 @@ class StageBuilder:
 
     def _scratch_buffers(self) -> set[str]:
         network = self.root.get_submodule(self.layers.network)
+        losses = find_losses(self.root)
         inside = {id(module) for module in network.modules()}
         return {
             f"{path}.{name}" if path else name
             for path, module in self.root.named_modules(remove_duplicate=False)
-            if id(module) not in inside
+            # where the parts of the network are the module's own attributes, so are its losses
+            if id(module) not in inside or any(lies_in(path, loss) for loss in losses)
             for name in module._non_persistent_buffers_set
         }
 
@@ -214,7 +219,9 @@ class StageBuilder:
                 "gradients (a memory of features, statistics). S3T trains by gradients: unfreeze what is to be trained."
             )
         heads = [self.root.get_submodule(name) for name in self.layers.head]
-        if not any(p.requires_grad for head in heads for p in head.parameters()):
+        frozen = not any(p.requires_grad for head in heads for p in head.parameters())
+        # PEFT freezes the head of a causal language model: there it is what the user asked for
+        if frozen and (self.adapter is not None or not own_adapters(self.root)):
             raise LayersError(
                 f"The head ({', '.join(self.layers.head)}) has no trainable parameter. Leave it unfrozen, or name "
                 "the right module with head=[...]."

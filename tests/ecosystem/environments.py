@@ -26,6 +26,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "tabular": ("pytorch-tabular", "requests"),
     "anomaly": ("anomalib",),
     "forecasting": ("neuralforecast",),
+    "science": ("chemprop", "gluonts[torch]"),
     "more_libraries": (
         "monai",
         "kornia",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ import torch
 from lightning_s3t import S3T, EnsembleModule
 from lightning_s3t.errors import S3TError
 from lightning_s3t.store import Store
+from lightning_s3t.tuning.fingerprint import digest_tensors
 from tests.ecosystem.cases import SUBJECT, Case, Script, Variant
 
 # units at a time, which changes no bits
@@ -134,12 +134,12 @@ def _refuse(case: Case, folder: Path) -> None:
 def _state(module: pl.LightningModule) -> Any:
     original = getattr(module, "_orig_mod", module)
     tensors = {
-        name: tensor.detach().clone().reshape(-1).view(torch.uint8).tolist()
+        name: digest_tensors({name: tensor})
         for name, tensor in original.state_dict().items()
         if isinstance(tensor, torch.Tensor) and not isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin)
     }
     flags = [(name, parameter.requires_grad) for name, parameter in original.named_parameters()]
-    return copy.deepcopy((tensors, flags))
+    return tensors, flags
 
 
 def clear(folder: Path) -> Path:

@@ -65,3 +65,28 @@ def test_another_adapter_on_top_of_them_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=r"has 4 PEFT adapters of its own .* or leave `adapter` out"):
         fit(tmp_path / "store", People.make(), module=Adapted(), adapter=ARGUMENTS["adapter"])
     assert not (tmp_path / "store").exists()
+
+
+class HeadFrozen(Classifier):
+    """PEFT freezes all but its adapters, the head too, as that of a causal language model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(12)
+            self.network: Any = get_peft_model(self.network, LoraConfig(r=3, target_modules=["linear"]))
+
+
+def test_a_head_that_peft_has_frozen_stays_as_it_is(tmp_path: Path) -> None:
+    module = fit(tmp_path / "store", People.make(), module=HeadFrozen(), adapter=DEFAULT_ADAPTER, epochs=1, budget=1)
+    head = {name: tensor for name, tensor in module.state_dict().items() if ".head." in name}
+    assert head
+    with Store.open(tmp_path / "store") as store:
+        trained = {name for record in store.alive().values() for name in record.provenance["parameters"]}
+    assert trained
+    assert all(".lora_" in name for name in trained)
+    for tensors in tensors_of(tmp_path / "store").values():
+        for name, tensor in head.items():
+            assert torch.equal(tensors[name], tensor)
+    with EnsembleModule.from_store(tmp_path / "store", HeadFrozen()) as served:
+        assert served.forget(["user-3"]).revoked

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_s3t.serving.batched import allclose_nested
+from lightning_s3t.serving.batched import ShardBatchedLayer, allclose_nested
 from lightning_s3t.serving.passes import ShardPasses
 from tests.serving.shards import IMAGES, LORA, MODELS, TOKENS, Shards, make_bert, make_vit, tensor_of
 from tests.tiers import nightly_except
@@ -229,3 +229,22 @@ def test_a_network_whose_rows_cannot_be_told_apart_is_asked_in_turn(kind: type[n
 )
 def test_answers_are_alike_up_to_the_rounding_of_their_largest_value(one: Any, other: Any, expected: bool) -> None:
     assert allclose_nested(one, other) is expected
+
+
+class Scale(nn.Module):
+    """A layer that is false: it has a length, as a queue has, and is empty."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def __len__(self) -> int:
+        return 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+def test_a_shards_layer_that_is_false_answers_for_its_shard() -> None:
+    together = ShardBatchedLayer(Scale(1.0), [Scale(2.0), None])
+    assert together(torch.tensor([[1.0], [1.0]])).tolist() == [[2.0], [1.0]]

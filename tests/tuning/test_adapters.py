@@ -21,6 +21,7 @@ from lightning_s3t.tuning.adapters import (
     inject_adapter,
     resolve_adapter,
 )
+from lightning_s3t.tuning.layer_table import describe_layers
 from lightning_s3t.tuning.layers import find_layers
 from tests.people import Classifier
 
@@ -175,3 +176,44 @@ def test_a_config_is_copied_and_described_without_defaults() -> None:
     assert described == {"peft_type": "LORA", "r": 4, "target_modules": ["a", "b"]}
     assert describe_adapter(resolve_adapter(described)) == described
     assert describe_adapter(None) is None
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.LSTM(4, 4)
+        self.second = nn.GRU(4, 4)
+        self.fc = nn.Linear(4, 2)
+
+
+def test_whole_layers_are_trained_where_the_default_adapter_goes_on_nothing() -> None:
+    rows = {row.name: row.trained for row in describe_layers(Recurrent(), slices=2).rows}
+    assert (rows["group 1"], rows["group 2"]) == ("whole layers on 1 modules", "whole layers on 1 modules")
+
+
+def test_an_adapter_that_was_asked_for_has_to_fit() -> None:
+    with pytest.raises(AdapterError, match=r"No module of layer group 1 \(second\) fits"):
+        describe_layers(Recurrent(), slices=2, adapter=LORA)
+
+
+def test_the_table_shows_a_modules_own_adapters_as_what_is_trained() -> None:
+    module = Classifier()
+    lora = peft.LoraConfig(r=3, target_modules=["linear"], modules_to_save=["head"])
+    module.network = peft.get_peft_model(module.network, lora)  # type: ignore[assignment,arg-type]
+    rows = {row.name: row.trainable for row in describe_layers(module, slices=2).rows}
+    assert rows["group 1"] == sum(p.numel() for n, p in module.named_parameters() if "lora_" in n) / 2
+
+
+def dilated() -> nn.Sequential:
+    blocks = [nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 3, dilation=2, padding=2)) for _ in range(2)]
+    return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(48, 2))
+
+
+def test_lora_is_not_put_on_dilated_convolutions_whose_dilation_peft_leaves_out() -> None:
+    assert targets(dilated()) == {1: ("1.0",), 2: ("0.0",)}
+    with pytest.raises(AdapterError, match=r"on 1\.1 \(Conv2d\): PEFT's LoRA leaves a convolution's dilation out"):
+        targets(dilated(), {**LORA, "target_modules": r"\d\.\d"})
+
+
+def test_an_adapter_that_knows_of_dilation_goes_on_all_convolutions() -> None:
+    assert targets(dilated(), {"peft_type": "LOHA", "r": 2})[1] == ("1.0", "1.1")

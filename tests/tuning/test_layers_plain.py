@@ -195,6 +195,10 @@ FOUND: dict[str, tuple[Callable[[], nn.Module], str, tuple[str, ...], tuple[str,
         lambda: Lit(embed=nn.Embedding(9, 4), encoder=nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8), 3), decoder=nn.Linear(4, 9)),
         "", ("encoder.layers.0", "encoder.layers.2"), ("decoder",),
     ),
+    "torch's encoder-decoder": (
+        lambda: Lit(model=nn.Transformer(4, 2, 3, 3, 8), out=nn.Linear(4, 2)),
+        "", ("model.encoder.layers.0", "model.decoder.layers.2"), ("out",),
+    ),
 }  # fmt: skip
 
 
@@ -219,9 +223,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a U-net": (lambda: Lit(downs=linears(4), ups=linears(3), head=nn.Linear(4, 2)), r"2 lists of layers: downs \(4\), ups \(3\)"),
     "twins": (lambda: Lit(net=Net(), ema=Net()), r"2 lists of 4 layers: net\.blocks, ema\.blocks"),
     "teacher and student": (lambda: Lit(student=backbone(), teacher=backbone()), r"Lit holds 2 networks: student, teacher"),
-    "torch's encoder-decoder": (
-        lambda: Lit(model=nn.Transformer(4, 2, 3, 3, 8), out=nn.Linear(4, 2)), r"model\.encoder\.layers, model\.decoder\.layers"
-    ),
     "heads without a telling name": (
         lambda: Lit(blocks=linears(3), left=nn.Linear(4, 2), right=nn.Linear(4, 2)),
         r"2 modules of Lit could be the head: left, right.*head='left'",
@@ -242,6 +243,16 @@ def test_where_there_is_no_telling_the_error_lists_what_was_seen(name: str) -> N
     make, message = REFUSED[name]
     with pytest.raises(LayersError, match=message):
         find_layers(make(), 2)
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_the_decoder_of_torchs_transformer_comes_after_its_encoder() -> None:
+    layers = find_layers(Lit(model=nn.Transformer(4, 2, 2, 1, 8), out=nn.Linear(4, 2)), 3)
+    assert [group.modules for group in layers.groups] == [
+        ("model.decoder.layers.0",),
+        ("model.encoder.layers.1",),
+        ("model.encoder.layers.0",),
+    ]
 
 
 def test_a_gan_can_be_trained_by_naming_one_network() -> None:

@@ -45,7 +45,7 @@ def test_an_empty_list_of_layers_is_refused(head: str | None) -> None:
 
 
 def test_too_few_blocks_are_counted_and_named() -> None:
-    message = r"has 3 blocks \(0, 1, 2\) for 4 slices\. Expected .*use slices=3 or fewer, or name finer layers"
+    message = r"has 3 blocks \(0, 1, 2\) for 4 slices\. Expected .*use slices=3 or fewer; or groups=3, .* or name finer layers"
     with pytest.raises(LayersError, match=message):
         find_layers(chain(3), 4)
 

@@ -195,3 +195,15 @@ def test_the_table_says_what_each_stage_trains() -> None:
         p.numel() for p in timm.create_model("vit_tiny_patch16_224", num_classes=10).parameters()
     )
     assert "found by: timm group_matcher" in str(table)
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["beside the network", "among its parts"])
+def test_what_a_loss_makes_without_contents_is_no_part_of_the_pretrained_model(beside: bool) -> None:
+    net = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)]), "head": nn.Linear(4, 2)})
+    module = nn.ModuleDict({"net": net} if beside else dict(net.items()))
+    module["criterion"] = nn.ModuleDict({"bank": nn.MSELoss()})
+    module["criterion"]["bank"].register_buffer("pointer", torch.empty(1), persistent=False)
+    module["criterion"].register_buffer("weight", torch.ones(2))
+    frozen = StageBuilder(module, find_layers(module, 2), None).frozen_tensors()
+    assert "criterion.weight" in frozen
+    assert "criterion.bank.pointer" not in frozen

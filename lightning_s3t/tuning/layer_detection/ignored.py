@@ -29,10 +29,25 @@ def find_ignored(root: nn.Module) -> tuple[str, ...]:
     return tuple(found)
 
 
+def find_losses(root: nn.Module) -> tuple[str, ...]:
+    """Return the paths of the losses and metrics in a module, of those in each other too.
+
+    Args:
+        root: A LightningModule, or a network.
+
+    Example:
+        >>> find_losses(nn.ModuleDict({"net": nn.Linear(1, 1), "criterion": nn.MSELoss(), "act": nn.ReLU()}))
+        ('criterion',)
+    """
+    return tuple(path for path, module in root.named_modules() if path and _is_loss(path, module))
+
+
 def _stands_beside(path: str, module: nn.Module) -> bool:
-    if _is_metric(module) or not has_parameters(module):
-        return True
-    return names_loss(path.rpartition(".")[2]) or names_loss(type(module).__name__)
+    return not has_parameters(module) or _is_loss(path, module)
+
+
+def _is_loss(path: str, module: nn.Module) -> bool:
+    return _is_metric(module) or names_loss(path.rpartition(".")[2]) or names_loss(type(module).__name__)
 
 
 def _is_metric(module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from torch import nn
 from lightning_s3t.tuning.layer_detection.blocks import Block, Blocks, blocks_in, main_class, tidy
 from lightning_s3t.tuning.layer_detection.modules import has_parts, is_callable, is_list, parts
 from lightning_s3t.tuning.layer_detection.names import names_head, names_stem, numbered
-from lightning_s3t.tuning.layer_detection.paths import common_parent, lies_in_any
+from lightning_s3t.tuning.layer_detection.paths import common_parent, join, lies_in_any
 
 _ENDINGS = (nn.Softmax, nn.LogSoftmax, nn.Sigmoid, nn.Tanh, nn.Dropout, nn.Flatten, nn.Identity)
 
@@ -119,6 +119,11 @@ def _visit(root: nn.Module, path: str, ignored: tuple[str, ...], wanted: int) ->
         return
     own = None
     module = root.get_submodule(path)
+    if isinstance(module, nn.Transformer):
+        both = _encoder_and_decoder(root, path, module)
+        if both is not None:
+            yield both
+            return
     if is_list(module):
         own = stack_in(root, path)
         if len(own.blocks) < wanted:
@@ -138,6 +143,14 @@ def _visit(root: nn.Module, path: str, ignored: tuple[str, ...], wanted: int) ->
         yield own
         return
     yield from found
+
+
+def _encoder_and_decoder(root: nn.Module, path: str, module: nn.Transformer) -> Stack | None:
+    """Read torch's own encoder-decoder: the decoder's layers run after the encoder's."""
+    if not (isinstance(module.encoder, nn.TransformerEncoder) and isinstance(module.decoder, nn.TransformerDecoder)):
+        return None
+    lists = [stack_in(root, join(path, f"{part}.layers")) for part in ("encoder", "decoder")]
+    return Stack(tuple(found.paths[0] for found in lists), tuple(block for found in lists for block in found.blocks))
 
 
 def _numbered_runs(root: nn.Module, path: str, ignored: tuple[str, ...]) -> Iterator[Stack]:

@@ -206,11 +206,9 @@ def texts(rows: int = 40) -> list[tuple[Tensor, Tensor]]:
     return [(row[:-1], row[1:]) for row in drawn]
 
 
-@exact("Lightning: transformer (WikiText2-like data)", "layers, head")
+@exact("Lightning: transformer (WikiText2-like data)")
 def transformer(variant: Variant) -> Script:
-    layers = ["model.transformer.encoder.layers.0", "model.transformer.encoder.layers.1",
-              "model.transformer.decoder.layers.0", "model.transformer.decoder.layers.1"]  # fmt: skip
-    return script(variant, LitTransformer(), texts(), layers=layers, head="model.decoder")
+    return script(variant, LitTransformer(), texts())
 
 
 class TransferLearning(pl.LightningModule):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ LIBRARIES = (
     "lightning", "torch", "lightly", "pytorch-forecasting", "torch-geometric", "hydra-core", "finetuning-scheduler", "wandb",
     "mlflow-skinny",
 )  # fmt: skip
+LOGS = Path(tempfile.gettempdir()) / "s3t-ecosystem-logs"
 
 
 class Contrastive(pl.LightningModule):
@@ -223,14 +226,16 @@ def hydra_yaml(variant: Variant) -> Script:
 @exact("WandbLogger offline")
 def wandb(variant: Variant) -> Script:
     data = PeopleData(variant.people())
-    logger = WandbLogger(offline=True, save_dir="/tmp/s3t-ecosystem-logs", project="s3t")
+    LOGS.mkdir(exist_ok=True)
+    logger = WandbLogger(offline=True, save_dir=LOGS, project="s3t")
     return Script(Classifier(), data, data, trainer={"logger": logger})
 
 
 @exact("MLFlowLogger")
 def mlflow(variant: Variant) -> Script:
     data = PeopleData(variant.people())
-    return Script(Classifier(), data, data, trainer={"logger": MLFlowLogger(save_dir="/tmp/s3t-ecosystem-logs/mlruns")})
+    os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"  # else it asks for a database
+    return Script(Classifier(), data, data, trainer={"logger": MLFlowLogger(save_dir=f"{LOGS}/mlruns")})
 
 
 refused(

@@ -137,15 +137,17 @@ add("PEFT model, adapter=None", lambda: peft_model(task_type="SEQ_CLS"), tokens,
 refused(
     "PEFT model, with an adapter of S3T's as well",
     "AdapterError|UnsupportedError|ConfigurationError",
-    "adapter=None",
-    "pass the plain model and the adapter's config, or adapter=None",
+    "leave `adapter` out",
+    "pass the plain model and the adapter's config, or leave `adapter` out",
 )(lambda v: script(v, Lit(peft_model(task_type="SEQ_CLS")), tokens(), adapter=LoraConfig(r=2)))
-refused(
-    "PEFT model without task_type (frozen head)",
-    "LayersError",
-    "no trainable parameter",
-    "the head has to be trainable",
-)(lambda v: script(v, Lit(peft_model()), tokens()))
+add("PEFT model without task_type (frozen head)", peft_model, tokens)
+
+
+def causal() -> Any:
+    return get_peft_model(gpt2(), LoraConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM"))
+
+
+add("PEFT causal language model (GPT-2, LoRA on c_attn)", causal, tokens, kind=LanguageModel)
 
 
 class Cnn(nn.Module):
@@ -232,7 +234,7 @@ class Encoder(nn.Module):
 
 
 add("tutorial CNN (conv1, conv2, fc1, fc2)", Cnn, lambda: pictures(40))
-add("LSTM", Recurrent, tokens, "adapter=None", adapter=None)
+add("LSTM", Recurrent, tokens)
 add("U-Net written by hand", UNet, lambda: pictures(40, 16))
 add("nn.TransformerEncoder (torch's fused path in eval)", Encoder, tokens)
 
@@ -304,7 +306,10 @@ def gan(variant: Variant) -> Script:
 
 
 refused(
-    "a GAN, as it is", "LayersError", r"layers='generator'", "two networks are not guessed; what to paste is proposed"
+    "a GAN, as it is",
+    "LayersError",
+    r"head=\['generator.4', 'discriminator'\]",
+    "two networks are not guessed; what to paste is proposed",
 )(lambda v: Script(Gan(), loader(v.samples(vectors()))))
 
 

@@ -70,23 +70,30 @@ refused(
 )(lambda v: script(v, Segmenter(smp.PSPNet("resnet18", encoder_weights=None, classes=2)), scenes()))
 
 
+def task_script(variant: Variant, task: pl.LightningModule, samples: list[Any]) -> Script:
+    """The tasks' schedulers look at a loss of validation."""
+    held_out = Samples(samples, [""] * len(samples))
+    data = pl.LightningDataModule.from_datasets(variant.samples(samples), held_out, held_out, batch_size=4)
+    return Script(task, data, data)
+
+
 @exact("torchgeo SemanticSegmentationTask unet")
 def segmentation_task(variant: Variant) -> Script:
     task = SemanticSegmentationTask(model="unet", backbone="resnet18", task="multiclass", num_classes=2)
-    return script(variant, task, [{"image": scene["image"], "mask": scene["mask"]} for scene in scenes()])
+    return task_script(variant, task, [{"image": scene["image"], "mask": scene["mask"]} for scene in scenes()])
 
 
 @exact("torchgeo ClassificationTask resnet18")
 def classification(variant: Variant) -> Script:
     task = ClassificationTask(model="resnet18", task="multiclass", num_classes=2)
-    return script(variant, task, [{"image": scene["image"], "label": scene["label"]} for scene in scenes()])
+    return task_script(variant, task, [{"image": scene["image"], "label": scene["label"]} for scene in scenes()])
 
 
 @exact("torchgeo ClassificationTask vit_tiny, freeze_backbone=True")
 def frozen_backbone(variant: Variant) -> Script:
     task = ClassificationTask(model="test_vit", task="multiclass", num_classes=2, freeze_backbone=True)
     large = [nn.functional.interpolate(scene["image"][None], size=160)[0] for scene in scenes()]
-    return script(
+    return task_script(
         variant, task, [{"image": x, "label": scene["label"]} for x, scene in zip(large, scenes(), strict=True)]
     )
 
@@ -94,11 +101,11 @@ def frozen_backbone(variant: Variant) -> Script:
 @exact("torchgeo RegressionTask (resnet18)")
 def regression(variant: Variant) -> Script:
     task = RegressionTask(model="resnet18", num_outputs=1)
-    return script(variant, task, [{"image": s["image"], "label": s["image"].mean().reshape(1)} for s in scenes()])
+    return task_script(variant, task, [{"image": s["image"], "label": s["image"].mean().reshape(1)} for s in scenes()])
 
 
 @exact("torchgeo PixelwiseRegressionTask (fcn)")
 def pixels(variant: Variant) -> Script:
     task = PixelwiseRegressionTask(model="fcn", num_filters=8)
     samples = [{"image": s["image"], "mask": s["image"][0]} for s in scenes()]
-    return script(variant, task, samples)
+    return task_script(variant, task, samples)

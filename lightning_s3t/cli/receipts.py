@@ -97,7 +97,8 @@ def verify_receipt(
         print(f"The signature of request {found.request} is right.")
     history = store if store is not None else journal
     if history is not None:
-        if not _has_given(store, journal, found):
+        given = _store_has_given(history, found) if store is not None else _journal_has_given(history, found)
+        if not given:
             print(
                 f"The history of {history} has no request {found.request} of which this is the receipt: the history "
                 "was changed or rolled back since, or the receipt was, or it is another store's.",
@@ -110,15 +111,17 @@ def verify_receipt(
     return 0
 
 
-def _has_given(store: Path | None, journal: Path | None, receipt: Receipt) -> bool:
+def _store_has_given(store: Path, receipt: Receipt) -> bool:
     from lightning_s3t.store import Store
+
+    with Store.open(store) as opened:
+        return opened.has_given(receipt)
+
+
+def _journal_has_given(journal: Path, receipt: Receipt) -> bool:
     from lightning_s3t.store.history import has_given
     from lightning_s3t.store.journal import read_journal
 
-    if store is not None:
-        with Store.open(store) as opened:
-            return opened.has_given(receipt)
-    assert journal is not None
     if not journal.is_file():
         raise ConfigurationError(f"There is no journal {journal}. Expected the journal.jsonl of a store.")
     return has_given(read_journal(journal), receipt)

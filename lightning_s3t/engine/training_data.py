@@ -117,8 +117,8 @@ class TrainingData:
             self._find_places()
 
     def _find_places(self) -> None:
-        generations = (self._generations.get(subject, 0) for subject in self.bands)
-        places = self.partition.places(self.bands, self.bands.values(), generations)
+        generations = [self._generations.get(subject, 0) for subject in self.bands]
+        places = list(self.partition.places(self.bands, self.bands.values(), generations))
         self._places = dict(zip(self.bands, places, strict=True))
         shards, slices = range(self.partition.all_shards), range(self.partition.slices)
         self.rows_by_place = {Place(shard, slice_): [] for shard in shards for slice_ in slices}

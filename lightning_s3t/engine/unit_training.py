@@ -251,7 +251,8 @@ class UnitTraining:
             check_optimized(trainer, self._stage.trainable)
             self._run = _Run(watch, _AveragedWeights(trainer, self._stage.owned_names()), RunRecord(trainer))
             if self._task is not None and self._task.forget_rows is not None:
-                self._edit = self._edited(trainer, self._stage, self._task.rows, self._task.forget_rows)
+                task = self._task
+                self._edit = self._edited(trainer, task.unit, self._stage, task.rows, self._task.forget_rows)
                 end_fit()
             if self._steps is not None:
                 self._steps.on_train_start()
@@ -308,12 +309,11 @@ class UnitTraining:
         return UnitResult(tensors, self._describe(unit, stage, run.record.complete()), score_of(trainer))
 
     def _edited(
-        self, trainer: pl.Trainer, stage: Stage, retain: Sequence[int], forget: Sequence[int]
+        self, trainer: pl.Trainer, unit: UnitId, stage: Stage, retain: Sequence[int], forget: Sequence[int]
     ) -> dict[str, Any]:
         assert isinstance(self._method, EditingMethod)  # only such a one is given an edit to do
-        assert self.unit is not None
         self.seed()
-        builder, seed = self._switch.builder, self._settings.unit_seed(self.unit)
+        builder, seed = self._switch.builder, self._settings.unit_seed(unit)
         network = builder.root.get_submodule(builder.layers.network)
         target = EditTarget(network, stage.trainable, lambda: builder.untrained(stage.index, seed), seed, self._records)
         return edit_unit(trainer, self._method, target, self._data, retain, forget)

@@ -114,7 +114,6 @@ class AuditTarget:
     Attributes:
         chosen: The units to compare.
         units: The units to build: those and what they stand on, parents before children.
-        report: What was found, once the fit is over.
 
     Raises:
         ConfigurationError: There is no survivor, or none of that name; or the method is not an exact one.
@@ -132,7 +131,14 @@ class AuditTarget:
         self._alive = store.alive()
         self.chosen = _choose(tuple(self._alive), chosen, seed)
         self.units = tuple(dict.fromkeys(ancestor for unit in self.chosen for ancestor in unit.lineage))
-        self.report: AuditReport | None = None
+        self._report: AuditReport | None = None
+
+    @property
+    def report(self) -> AuditReport:
+        """What was found; once the fit is over."""
+        if self._report is None:
+            raise RuntimeError("There is no report before the fit that builds the units anew is over.")
+        return self._report
 
     def compare(self, built: Store, plan: FitPlan, drawn: Base, rows_of_forgotten: int, deterministic: bool) -> None:
         """Compares what was built with what the store holds, for the report.
@@ -162,7 +168,7 @@ class AuditTarget:
         changed = sorted({name for record in then for name in record if record[name] != now.get(name)})
         if changed:
             notes.append(f"Other versions than when the units were trained: {', '.join(changed)}.")
-        self.report = AuditReport(
+        self._report = AuditReport(
             str(self.store.path),
             found,
             len(self._alive),

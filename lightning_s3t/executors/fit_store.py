@@ -340,7 +340,9 @@ class FitStore:
         What has data of renewed cells counts as if it were not there.
         """
         self.digests = self._data.digests(self._asked().subject_hashes)
-        alive = {u: found for u, found in self.opened.store.alive().items() if not reaches(renewed, u.cells)}
+        alive = self.opened.store.alive()
+        if renewed:
+            alive = {unit: found for unit, found in alive.items() if not reaches(renewed, unit.cells)}
         corrected = self._asked().corrected_since(self._began_at)
         mode, basis = self._choice.data, self._basis
         plan = plan_fit(self._units(), alive, self._data, mode, self.digests, basis, as_of, corrected)

@@ -293,7 +293,8 @@ class IsolatedExecutor:
         done = {job.what: job.outcome for job in self._jobs.values() if job.outcome is not None}
         ended = {what: outcome if isinstance(outcome, Failed) else None for what, outcome in done.items()}
         stop = bool(self._trainer.received_sigterm)  # type: ignore[attr-defined]
-        standings = gather(self._trainer, _Standing(ended, died, stop))
+        standing = _Standing(ended, died, stop)
+        standings = gather(self._trainer, standing) if self._several else [standing]
         if any(standing.stop for standing in standings):
             raise SIGTERMException
         deaths = [standing.died for standing in standings]

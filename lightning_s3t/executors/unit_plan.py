@@ -102,37 +102,37 @@ def plan_fit(
     outdated: list[UnitId] = []
     present = 0
     for unit in units:
-        places = [Place(unit.shard, slice_) for slice_ in unit.prefix]
-        if empty.intersection(places):
+        places = {slice_: Place(unit.shard, slice_) for slice_ in unit.prefix}
+        if empty.intersection(places.values()):
             impossible.append(unit)
             continue
-        parent = keys[unit.parent] if unit.parent is not None else root
-        seen = slice_digests(unit, mode, digests)
-        keys[unit] = key = _digest([parent, str(unit), *seen["ordered"], *seen.get("contents", ())])
+        parent, name, trained = unit.parent, str(unit), unit.trained_slices(mode)
+        seen = slice_digests([places[slice_] for slice_ in trained], digests)
+        before = keys[parent] if parent is not None else root
+        keys[unit] = key = _digest([before, name, *seen["ordered"], *seen.get("contents", ())])
         record = alive.get(unit)
         if record is not None and record.key == key:
             present += 1
             continue
-        if reaches(corrected, unit.cells):
+        if corrected and reaches(corrected, unit.cells):
             outdated.append(unit)
             continue
-        before = record.provenance.get("subject_digests", {}) if record is not None else {}
+        then = record.provenance.get("subject_digests", {}) if record is not None else {}
         if record is not None:
-            _check_order(unit, seen, before)
-        same = "contents" in seen and seen["ordered"] == before.get("ordered")
+            _check_order(unit, seen, then)
+        same = "contents" in seen and seen["ordered"] == then.get("ordered")
         build.append(PlannedUnit(unit, key, len(data.rows(unit, mode)), stale=record is not None, same_subjects=same))
     return FitPlan(tuple(build), present, tuple(impossible), as_of, outdated=tuple(outdated))
 
 
-def slice_digests(unit: UnitId, mode: DataMode, digests: Digests) -> dict[str, list[str]]:
+def slice_digests(places: Iterable[Place], digests: Digests) -> dict[str, list[str]]:
     """Returns the digests of the ids that a unit trains on, and of what its rows hold, for its provenance.
 
     Args:
-        unit: The unit.
-        mode: "cumulative" or "disjoint".
+        places: The slices that it trains on.
         digests: `TrainingData.digests`.
     """
-    slices = [digests[Place(unit.shard, slice_)] for slice_ in unit.trained_slices(mode)]
+    slices = [digests[place] for place in places]
     contents = [digest.contents for digest in slices if digest.contents is not None]
     found = {"ordered": [digest.ordered for digest in slices], "sorted": [digest.sorted for digest in slices]}
     return {**found, "contents": contents} if contents else found

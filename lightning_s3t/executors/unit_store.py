@@ -15,7 +15,7 @@ from lightning_s3t.errors import DataError, RevokedError, S3TError
 from lightning_s3t.executors.fit_store import FitStore
 from lightning_s3t.executors.ranks import on_rank_zero
 from lightning_s3t.executors.unit_plan import PlannedUnit, slice_digests
-from lightning_s3t.plan import UnitId
+from lightning_s3t.plan import Place, UnitId
 from lightning_s3t.plan.stage_rules import newest_stages
 from lightning_s3t.store import Attempt
 
@@ -165,7 +165,8 @@ class UnitStore:
 
     def _commit(self, unit: UnitId, result: UnitResult) -> None:
         begun = self._begun[unit]
-        digests = slice_digests(unit, self._settings.data, self._fit_store.digests)
+        places = [Place(unit.shard, slice_) for slice_ in unit.trained_slices(self._settings.data)]
+        digests = slice_digests(places, self._fit_store.digests)
         who: dict[str, Any] = {
             "rows": len(begun.task.rows),
             "subjects": self._data.count_subjects(begun.task.rows),

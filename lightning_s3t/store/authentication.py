@@ -23,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,7 +41,10 @@ _SIZE = 32  # bytes
 _PERSON = b"s3t-tombstone"
 _ROW_SIZE, _ROW_PERSON = 16, b"s3t-floor-row"
 _MARKED = b"s3t-mark"
+_READ = (_ID, _LAYERS, _HEAD, _TOMBSTONES, _SETTINGS, _LISTING, _FLOOR_MAC, *_FIXED)
 _SETTINGS_CHANGED = "what its settings are, or what its fits have noted"
+_END_CHANGED = "the end of its history"
+_LISTING_CHANGED = "what its history says of scheduled requests and exported copies"
 _PEOPLE_CHANGED = "the list of those who are forgotten, restricted or corrected"
 _MODULUS = 1 << (8 * _SIZE)
 
@@ -79,21 +82,16 @@ class Authenticator:
         Raises:
             StoreError: The chain does not end where it was when it was last written to.
         """
-        self.check_head()  # or what was changed meanwhile would get a MAC of ours
-        change = change_of(event)
-        total = self._read_sum() if change is not None else 0
-        listed = self._read_listing()
-        self._ledger.append(replace(event, mac=self._event_mac(event)), forgotten)
-        self.note_head()
+        before = self._look()
+        self._check_head(before)  # or what was changed meanwhile would get a MAC of ours
+        key, after, change = before.key, before.followed_by(event), change_of(event)
+        macs = {_HEAD: after.head_mac, _FLOOR_MAC: after.floor_mac}
+        macs[_LISTING] = after.masked_listing(before.listing + _sum_of_listing(key, [event]))
         if change is not None:
-            added = self._sum(change.buried) + self._sum_of_marks(change.marked)
-            self._note_sum(total + added - self._sum_of_marks(change.unmarked))
-        self.note_floor()  # bound to the newest request, which this one may be
-        self._note_listing(listed + self._sum_of_listing([event]))
-
-    def note_head(self) -> None:
-        """Note the MAC of the chain's end."""
-        self._ledger.note({_HEAD: self._head_mac()})
+            added = _sum_of_tombstones(key, change.buried) + _sum_of_marks(key, change.marked)
+            macs[_TOMBSTONES] = after.masked_people(before.people + added - _sum_of_marks(key, change.unmarked))
+        self._ledger.append(replace(event, mac=_mac(key, "event", event.digest)), forgotten)
+        self._ledger.note(macs)
 
     def check_head(self) -> None:
         """Check that the chain ends where it was when it was last written to.
@@ -101,8 +99,7 @@ class Authenticator:
         Raises:
             StoreError: It does not.
         """
-        if not self._head_is_right():
-            raise self._changed("the end of its history")
+        self._check_head(self._look())
 
     def is_right(self, event: Event, layers: int) -> bool:
         """Return whether an event has the MAC that belongs to it.
@@ -136,17 +133,13 @@ class Authenticator:
         Raises:
             StoreError: One was changed, or is missing.
         """
-        events = list(self._ledger.events(kinds=LISTING))
-        unchanged = all(event.follows(self._digest_before(event.position)) for event in events)
-        if not unchanged or self._read_listing() != self._sum_of_listing(events) % _MODULUS:
-            raise self._changed("what its history says of scheduled requests and exported copies")
-        return events
+        return self._listing(self._look())
 
     # the floor
 
     def note_floor(self) -> None:
         """Note the MAC of what is noted of the floor, bound to the newest request."""
-        self._ledger.note({_FLOOR_MAC: self._floor_mac()})
+        self._ledger.note({_FLOOR_MAC: self._look().floor_mac})
 
     def row_mac(self, source: str, owner: bytes, body: bytes) -> bytes:
         """Return the MAC of a row of a closed-form head.
@@ -162,24 +155,26 @@ class Authenticator:
 
     # artifacts
 
-    def seal(self, names: Iterable[str] | None = None) -> None:
+    def seal(self, names: Collection[str] | None = None) -> None:
         """Make the MACs of artifacts that were added, when the request that they name is in the history.
 
         Args:
             names: Their names; None for all.
         """
-        entries = list(self._ledger.entries(None if names is None else list(names)))
+        entries = self._ledger.entries(names)
         aside = self._ledger.aside() if names is None else []
         of_aside = [one.entry for one in aside]
-        key, digests = self._key(), self._digests([*entries, *of_aside])
-        self.check_head()  # or the newest request might be one that is yet to come
+        digests, standing = self._digests([*entries, *of_aside]), self._look()
+        key = standing.key
+        self._check_head(standing)  # or the newest request might be one that is yet to come
         if any(entry.as_of not in digests for entry in (*entries, *of_aside)):
             raise self._changed("the number of a request")
         self._ledger.seal({entry.name: _artifact_mac(key, entry, digests) for entry in entries})
-        self._ledger.seal_aside({one.id: _artifact_mac(key, one.entry, digests) for one in aside})
+        if aside:
+            self._ledger.seal_aside({one.id: _artifact_mac(key, one.entry, digests) for one in aside})
 
-    def check_artifacts(self, names: Iterable[str]) -> None:
-        """Check artifacts before something of them is served.
+    def check_artifacts(self, names: Collection[str]) -> dict[str, ArtifactEntry]:
+        """Check artifacts before something of them is served; return those that are there, by name.
 
         Args:
             names: Their names.
@@ -188,9 +183,12 @@ class Authenticator:
             StoreError: One is not what was added.
         """
         with self._ledger.at_one_time():
-            wrong = self._wrong_artifacts(list(self._ledger.entries(list(names))))
-        for name in wrong:
+            entries, notes = self._ledger.entries(names), self._ledger.notes(_LAYERS, _ID)
+            digests = self._digests(entries)
+        key = self._derive(notes)
+        for name in _wrong_artifacts(key, entries, digests):
             raise self._changed(f"the record of unit {name}")
+        return {entry.name: entry for entry in entries}
 
     # all of a store
 
@@ -203,19 +201,25 @@ class Authenticator:
         Raises:
             StoreError: What was noted before was changed without the key.
         """
-        if not self._settings_are_right():
+        standing = self._look()
+        if not standing.settings_are_right:
             raise self._changed(_SETTINGS_CHANGED)
-        self._ledger.note(notes)
-        self._ledger.note({_SETTINGS: self._settings_mac()})
+        self._ledger.note({**notes, _SETTINGS: replace(standing, notes={**standing.notes, **notes}).settings_mac})
 
     def renew(self) -> None:
         """Make every MAC that has to be of the newest key again, after a `check`; and for a new store."""
-        self._ledger.note({_SETTINGS: self._settings_mac()})
-        self._note_sum(self._sum_of_all())
-        self._note_listing(self._sum_of_listing(self._ledger.events(kinds=LISTING)))
-        self.note_floor()
+        standing = self._look()
+        listed = _sum_of_listing(standing.key, self._ledger.events(kinds=LISTING))
+        self._ledger.note(
+            {
+                _SETTINGS: standing.settings_mac,
+                _TOMBSTONES: standing.masked_people(self._sum_of_people(standing.key)),
+                _LISTING: standing.masked_listing(listed),
+                _FLOOR_MAC: standing.floor_mac,
+                _HEAD: standing.head_mac,
+            }
+        )
         self._ledger.seal_features(self.row_mac)
-        self.note_head()
         self.seal()
 
     def check(self) -> None:
@@ -229,17 +233,19 @@ class Authenticator:
 
     def changed(self) -> list[str]:
         """Return what was changed without the key, except in events before the newest."""
+        standing = self._look()
         found = {
-            _SETTINGS_CHANGED: self._settings_are_right(),
-            "the end of its history": self._head_is_right(),
-            "what is noted of its floor": _same(self._ledger.notes(_FLOOR_MAC).get(_FLOOR_MAC, ""), self._floor_mac()),
-            _PEOPLE_CHANGED: self._read_sum() == self._sum_of_all() % _MODULUS,
+            _SETTINGS_CHANGED: standing.settings_are_right,
+            _END_CHANGED: standing.head_is_right,
+            "what is noted of its floor": _same(standing.notes.get(_FLOOR_MAC, ""), standing.floor_mac),
+            _PEOPLE_CHANGED: standing.people == self._sum_of_people(standing.key) % _MODULUS,
         }
-        units = self._wrong_artifacts([*self._ledger.entries(), *(one.entry for one in self._ledger.aside())])
+        entries = [*self._ledger.entries(), *(one.entry for one in self._ledger.aside())]
+        units = _wrong_artifacts(standing.key, entries, self._digests(entries))
         try:
-            self.listing()
+            self._listing(standing)
         except StoreError:
-            found["what its history says of scheduled requests and exported copies"] = False
+            found[_LISTING_CHANGED] = False
         return [
             *(what for what, right in found.items() if not right),
             *(f"the record of unit {name}" for name in units),
@@ -264,88 +270,38 @@ class Authenticator:
     def _event_mac(self, event: Event, layers: int | None = None) -> str:
         return _mac(self._key(layers), "event", event.digest)
 
-    def _head_mac(self) -> str:
-        return _mac(self._key(), "head", *map(str, self._ledger.head()), str(self._ledger.watermark()))
+    def _look(self) -> _Standing:
+        """Read what the MACs are bound to; within a transaction, or at one time."""
+        ledger = self._ledger
+        notes, head, newest = ledger.notes(*_READ), ledger.head(), ledger.watermark()
+        digest = ledger.request_digests([newest]).get(newest, GENESIS)
+        return _Standing(self._derive(notes), notes, head, newest, digest)
 
-    def _head_is_right(self) -> bool:
-        return _same(self._ledger.notes(_HEAD).get(_HEAD, ""), self._head_mac())
+    def _check_head(self, standing: _Standing) -> None:
+        if not standing.head_is_right:
+            raise self._changed(_END_CHANGED)
 
-    def _settings_are_right(self) -> bool:
-        return _same(self._ledger.notes(_SETTINGS).get(_SETTINGS, ""), self._settings_mac())
-
-    def _settings_mac(self) -> str:
-        kept = self._ledger.notes(*_FIXED)
-        return _mac(self._key(), "settings", *(kept.get(name, "") for name in _FIXED))
-
-    def _floor_mac(self) -> str:
-        newest = self._ledger.watermark()
-        digest = self._ledger.request_digests([newest]).get(newest, GENESIS)
-        return _mac(self._key(), "floor", self._ledger.notes(_FLOOR).get(_FLOOR, ""), digest)
+    def _listing(self, standing: _Standing) -> list[Event]:
+        events = list(self._ledger.events(kinds=LISTING))
+        unchanged = all(event.follows(self._digest_before(event.position)) for event in events)
+        if not unchanged or standing.listing != _sum_of_listing(standing.key, events) % _MODULUS:
+            raise self._changed(_LISTING_CHANGED)
+        return events
 
     def _digests(self, entries: Iterable[ArtifactEntry]) -> dict[int, str]:
         return {0: GENESIS, **self._ledger.request_digests({entry.as_of for entry in entries})}
 
-    def _wrong_artifacts(self, entries: list[ArtifactEntry]) -> list[str]:
-        key, digests = self._key(), self._digests(entries)
-        return [entry.name for entry in entries if not _same(entry.mac, _artifact_mac(key, entry, digests))]
-
-    def _sum(self, rows: Iterable[_Buried]) -> int:
-        key, new, parse = self._key(), hashlib.blake2b, int.from_bytes
-        # with the length and the type of each part: no two rows are the same text
-        texts = (
-            f"{len(hash_)} {request!r} {cell!r} ".encode(errors="surrogatepass") + hash_
-            for hash_, request, cell in rows
-        )
-        return sum(parse(new(text, key=key, digest_size=_SIZE, person=_PERSON).digest(), "big") for text in texts)
-
-    def _sum_of_listing(self, events: Iterable[Event]) -> int:
-        key = self._key()
-        return sum(int(_mac(key, "listing", event.kind, event.digest), 16) for event in events if event.kind in LISTING)
-
-    def _sum_of_marks(self, marks: Iterable[Mark]) -> int:
-        key = self._key()
-        items = (mark.hash + f"{mark.kind} {mark.number} {mark.cell}".encode() for mark in marks)
-        digests = (hashlib.blake2b(item, key=key, digest_size=_SIZE, person=_MARKED).digest() for item in items)
-        return sum(int.from_bytes(digest, "big") for digest in digests)
-
-    def _sum_of_all(self) -> int:
-        return self._sum(self._ledger.tombstones()) + self._sum_of_marks(self._ledger.marks())
-
-    def _read_sum(self) -> int:
-        return self._read_masked(_TOMBSTONES, self._mask())
-
-    def _note_sum(self, total: int) -> None:
-        self._ledger.note({_TOMBSTONES: f"{(total + self._mask()) % _MODULUS:x}"})
-
-    def _read_listing(self) -> int:
-        return self._read_masked(_LISTING, self._mask_of_listing())
-
-    def _note_listing(self, total: int) -> None:
-        self._ledger.note({_LISTING: f"{(total + self._mask_of_listing()) % _MODULUS:x}"})
-
-    def _read_masked(self, name: str, mask: int) -> int:
-        kept = self._ledger.notes(name).get(name, "")
-        try:
-            return (int(kept, 16) - mask) % _MODULUS
-        except ValueError:
-            return -1  # no sum is
-
-    def _mask(self) -> int:
-        # another for each request, so that two sums do not tell what one tombstone adds
-        newest = self._ledger.watermark()
-        digest = self._ledger.request_digests([newest]).get(newest, GENESIS)
-        return int(_mac(self._key(), "tombstones", digest), 16)
-
-    def _mask_of_listing(self) -> int:
-        # another for each event, so that no older sum is ever right again
-        return int(_mac(self._key(), "listing of", self._ledger.head()[1]), 16)
+    def _sum_of_people(self, key: bytes) -> int:
+        return _sum_of_tombstones(key, self._ledger.tombstones()) + _sum_of_marks(key, self._ledger.marks())
 
     def _digest_before(self, position: int) -> str:
         return GENESIS if position == 1 else self._ledger.digest_at(position - 1) or ""
 
     def _key(self, layers: int | None = None) -> bytes:
-        kept = self._ledger.notes(_LAYERS, _ID)
-        found = int(kept.get(_LAYERS, 0)) if layers is None else layers, kept.get(_ID, "")
+        return self._derive(self._ledger.notes(_LAYERS, _ID), layers)
+
+    def _derive(self, notes: Mapping[str, str], layers: int | None = None) -> bytes:
+        found = int(notes.get(_LAYERS, 0)) if layers is None else layers, notes.get(_ID, "")
         if found not in self._derived:
             keys = read_keys(self._folder)
             if not 0 < found[0] <= len(keys):
@@ -365,6 +321,88 @@ class Authenticator:
             "ledger.db is damaged. Nothing is served. Restore ledger.db from a backup (what it lacks is carried out "
             "again from the journal); if somebody may have changed it, look who can write the folder."
         )
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """What the MACs of a store are bound to: read once, however many are checked or made.
+
+    Attributes:
+        key: The key in use.
+        notes: What is noted, the MACs among it.
+        head: Position and digest of the newest event.
+        newest: The number of the newest request.
+        digest: The digest of its event.
+    """
+
+    key: bytes
+    notes: Mapping[str, str]
+    head: tuple[int, str]
+    newest: int
+    digest: str
+
+    def followed_by(self, event: Event) -> _Standing:
+        """Return the same with one more event at the end of the chain."""
+        head, newest = (event.position, event.digest), max(self.newest, event.request or 0)
+        digest = self.digest if newest == self.newest else GENESIS
+        return replace(
+            self,
+            head=head,
+            newest=newest,
+            digest=event.digest if event.kind == "request" and event.request == newest else digest,
+        )
+
+    @property
+    def head_mac(self) -> str:
+        return _mac(self.key, "head", *map(str, self.head), str(self.newest))
+
+    @property
+    def head_is_right(self) -> bool:
+        return _same(self.notes.get(_HEAD, ""), self.head_mac)
+
+    @property
+    def settings_mac(self) -> str:
+        return _mac(self.key, "settings", *(self.notes.get(name, "") for name in _FIXED))
+
+    @property
+    def settings_are_right(self) -> bool:
+        return _same(self.notes.get(_SETTINGS, ""), self.settings_mac)
+
+    @property
+    def floor_mac(self) -> str:
+        return _mac(self.key, "floor", self.notes.get(_FLOOR, ""), self.digest)
+
+    @property
+    def people(self) -> int:
+        """The sum over tombstones and marks; -1, which no sum is, where it cannot be read."""
+        return self._unmasked(_TOMBSTONES, self._mask_of_people)
+
+    @property
+    def listing(self) -> int:
+        """The sum over events that say what tables hold; -1 likewise."""
+        return self._unmasked(_LISTING, self._mask_of_listing)
+
+    def masked_people(self, total: int) -> str:
+        return f"{(total + self._mask_of_people) % _MODULUS:x}"
+
+    def masked_listing(self, total: int) -> str:
+        return f"{(total + self._mask_of_listing) % _MODULUS:x}"
+
+    @property
+    def _mask_of_people(self) -> int:
+        # another for each request, so that two sums do not tell what one tombstone adds
+        return int(_mac(self.key, "tombstones", self.digest), 16)
+
+    @property
+    def _mask_of_listing(self) -> int:
+        # another for each event, so that no older sum is ever right again
+        return int(_mac(self.key, "listing of", self.head[1]), 16)
+
+    def _unmasked(self, name: str, mask: int) -> int:
+        try:
+            return (int(self.notes.get(name, ""), 16) - mask) % _MODULUS
+        except ValueError:
+            return -1
 
 
 @dataclass(frozen=True)
@@ -410,6 +448,29 @@ def marks_of(rows: Iterable[MarkRow]) -> tuple[Mark, ...]:
         rows: As the body of an event has them.
     """
     return tuple(Mark(kind, bytes.fromhex(hash_), number, cell) for kind, hash_, number, cell in rows)
+
+
+def _sum_of_tombstones(key: bytes, rows: Iterable[_Buried]) -> int:
+    new, parse = hashlib.blake2b, int.from_bytes
+    # with the length and the type of each part: no two rows are the same text
+    texts = (
+        f"{len(hash_)} {request!r} {cell!r} ".encode(errors="surrogatepass") + hash_ for hash_, request, cell in rows
+    )
+    return sum(parse(new(text, key=key, digest_size=_SIZE, person=_PERSON).digest(), "big") for text in texts)
+
+
+def _sum_of_marks(key: bytes, marks: Iterable[Mark]) -> int:
+    items = (mark.hash + f"{mark.kind} {mark.number} {mark.cell}".encode() for mark in marks)
+    digests = (hashlib.blake2b(item, key=key, digest_size=_SIZE, person=_MARKED).digest() for item in items)
+    return sum(int.from_bytes(digest, "big") for digest in digests)
+
+
+def _sum_of_listing(key: bytes, events: Iterable[Event]) -> int:
+    return sum(int(_mac(key, "listing", event.kind, event.digest), 16) for event in events if event.kind in LISTING)
+
+
+def _wrong_artifacts(key: bytes, entries: Iterable[ArtifactEntry], digests: Mapping[int, str]) -> list[str]:
+    return [entry.name for entry in entries if not _same(entry.mac, _artifact_mac(key, entry, digests))]
 
 
 def _artifact_mac(key: bytes, entry: ArtifactEntry, digests: Mapping[int, str]) -> str:

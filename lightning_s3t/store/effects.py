@@ -50,6 +50,7 @@ def carry_out(store: Backend, kind: RequestKind, number: int, change: Change) ->
         change: What it changes in the lists of people.
     """
     ledger = store.ledger
+    people = {hash_ for hash_, _, _ in change.buried} | {mark.hash for mark in change.marked}
     since: dict[Cell, int] = {}
     for _, as_of, cell in (*change.buried, *((mark.hash, mark.number, mark.cell) for mark in change.marked)):
         since[cell] = max(as_of, since.get(cell, 0))
@@ -64,10 +65,10 @@ def carry_out(store: Backend, kind: RequestKind, number: int, change: Change) ->
     # units in service are newer than all restrictions of their cells: only what is asked now reaches them
     reached = frozenset(cell for cell, as_of in since.items() if as_of == number)
     names = tuple(sorted(ledger.reached(reached)))
-    exports = tuple(export.name for export in ledger.exports() if reaches(reached, export.cells))
-    remove_exports(store, exports, number)
+    exports = tuple([export.name for export in ledger.exports() if reaches(reached, export.cells)])
+    if exports:
+        remove_exports(store, exports, number)
     # a release brings rows back by the next fit, as a correction brings the corrected ones
-    people = {hash_ for hash_, _, _ in change.buried} | {mark.hash for mark in change.marked}
     rows = subtract(store, people, number)
     if kind == "restrict":
         drop(store, names, number)

@@ -11,7 +11,7 @@ from lightning_s3t.core.events import Erasure
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.backend import Backend
-from lightning_s3t.store.files import size_of, unlink_all
+from lightning_s3t.store.files import sizes_of, unlink_all
 from lightning_s3t.store.floor import drop
 from lightning_s3t.store.history import record
 from lightning_s3t.store.ledger import OwnedFile, QueuedFile
@@ -86,29 +86,23 @@ def erase_queued(store: Backend) -> None:
     """
     clear_scratch(store.folder)
     ledger = store.ledger
-    # before the transaction: to prove what a checkpoint is, all of it is read
-    registered = RegisteredFiles(store.folder)
-    outside = [file for file in _noted(store) if _is_outside(store, file)]
-    doubtful = ambiguous(file.path for file in outside)
-    located = {
-        file.path: Located("unproven") if file.path in doubtful else registered.locate(_owned(file)) for file in outside
-    }
-    if not ledger.queued():
+    queued, outside = _noted(store)
+    if not queued:  # what is noted from now on is erased by whoever notes it
         return
+    # before the transaction: to prove what a checkpoint is, all of it is read
+    located = _locate(store.folder, [file for file in queued if file.path in outside]) if outside else {}
     with ledger.transaction():
-        queued = _noted(store)
+        queued, outside = _noted(store)
         needed = ledger.needed([file.path for file in queued])  # two units may have equal snapshots
         wanted = [file for file in queued if file.path not in needed]
-        # what was noted since is looked for by whoever has noted it
-        unchanged = {path for path, found in located.items() if registered.is_as_located(found)}
-        doomed = [file for file in wanted if not _is_outside(store, file) or file.path in unchanged]
+        unchanged = {path for path, found in located.items() if found.is_unchanged}
+        doomed = [file for file in wanted if file.path not in outside or file.path in unchanged]
         failed = _unlink(store, doomed, located)
         _record(store, [file for file in doomed if file.path not in failed], located)
         left = {file.path for file in doomed if file.path in located and located[file.path].is_left}
         later = {file.path for file in wanted} - {file.path for file in doomed} | failed.keys()
-        ledger.replace_queue(
-            replace(file, left=file.path in left) for file in wanted if file.path in left or file.path in later
-        )
+        kept = [replace(file, left=file.path in left) for file in wanted if file.path in left or file.path in later]
+        ledger.replace_queue(kept)
     ledger.clear_traces()
     if failed:
         raise StoreError(_failed_message(store.folder, failed))
@@ -140,36 +134,45 @@ def queue(store: Backend, owned: Iterable[OwnedFile], request: int | None) -> No
         owned: The files.
         request: The number of the request that they go for; None if they go for none.
     """
-    files = [QueuedFile(file.path, request, _size_now(store, file.path), file.evidence) for file in owned]
+    files = list(owned)
     if files:
-        store.ledger.queue(files)
+        sizes = _sizes_now(store, [file.path for file in files])
+        store.ledger.queue([QueuedFile(file.path, request, sizes[file.path], file.evidence) for file in files])
 
 
-def _noted(store: Backend) -> list[QueuedFile]:
+def _noted(store: Backend) -> tuple[list[QueuedFile], set[str]]:
+    """Return what is noted for erasure, and the paths of it that are no snapshots but registered files."""
     queued = store.ledger.queued()
-    for file in queued:
-        if not store.snapshots.owns(file.path) and not os.path.isabs(file.path):
+    paths = {file.path for file in queued}
+    outside = paths - store.snapshots.owned(paths)
+    for path in outside:
+        if not os.path.isabs(path):
             raise StoreError(
-                f"The ledger of the store {store.folder} notes {file.path!r} for erasure, which is no snapshot and no "
+                f"The ledger of the store {store.folder} notes {path!r} for erasure, which is no snapshot and no "
                 "registered file: it was changed. Nothing was removed, and nothing is served. Restore ledger.db from a "
                 "backup."
             )
-    return queued
+    return queued, outside
 
 
-def _is_outside(store: Backend, file: QueuedFile) -> bool:
-    return not store.snapshots.owns(file.path)
-
-
-def _owned(file: QueuedFile) -> OwnedFile:
-    return OwnedFile(file.path, file.evidence)
+def _locate(folder: Path, files: Collection[QueuedFile]) -> dict[str, Located]:
+    registered = RegisteredFiles(folder)
+    doubtful = ambiguous(file.path for file in files)
+    return {
+        file.path: Located("unproven")
+        if file.path in doubtful
+        else registered.locate(OwnedFile(file.path, file.evidence))
+        for file in files
+    }
 
 
 def _unlink(store: Backend, doomed: Collection[QueuedFile], located: Mapping[str, Located]) -> dict[str, OSError]:
     # within the transaction, which a commit needs too: none can come to need an equal file meanwhile
-    snapshots = {file.path for file in doomed if file.path not in located}
+    snapshots = [file.path for file in doomed if file.path not in located]
     outside = {located[file.path].path: file.path for file in doomed if file.path in located}
-    failed = {outside[path]: error for path, error in unlink_all(path for path in outside if path).items()}
+    failed = dict[str, OSError]()
+    if outside:
+        failed = {outside[path]: error for path, error in unlink_all([path for path in outside if path]).items()}
     return store.snapshots.delete(snapshots) | failed
 
 
@@ -194,11 +197,11 @@ def _record(store: Backend, done: Iterable[QueuedFile], located: Mapping[str, Lo
             record(store, "erasure", request, asdict(Erasure(len(sizes), sum(sizes), missing, left)))
 
 
-def _size_now(store: Backend, path: str) -> int | None:
-    try:
-        return store.snapshots.size(path) if store.snapshots.owns(path) else size_of(path)
-    except OSError:  # must not keep a unit from being revoked: what is wrong with the file shows when it is erased
-        return None
+def _sizes_now(store: Backend, paths: Collection[str]) -> dict[str, int | None]:
+    # what cannot be looked at must not keep a unit from being revoked: what is wrong with it shows when it is erased
+    snapshots = store.snapshots.owned(paths)
+    outside = [path for path in paths if path not in snapshots]
+    return store.snapshots.sizes(snapshots) | (sizes_of(outside) if outside else {})
 
 
 def _failed_message(folder: Path, failed: dict[str, OSError]) -> str:

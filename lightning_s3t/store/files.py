@@ -120,6 +120,21 @@ def size_of(path: str | Path) -> int | None:
     return None if stat.S_ISDIR(found.st_mode) else found.st_size
 
 
+def sizes_of(paths: Iterable[str]) -> dict[str, int | None]:
+    """Return the sizes of files; None of one that is not there, is a folder, or cannot be looked at now.
+
+    Args:
+        paths: The files.
+    """
+    found: dict[str, int | None] = {}
+    for path in paths:
+        try:
+            found[path] = size_of(path)
+        except OSError:
+            found[path] = None
+    return found
+
+
 def read_unlinked(path: Path) -> IO[bytes]:
     """Open a file to read, unless it is a link.
 
@@ -132,8 +147,8 @@ def read_unlinked(path: Path) -> IO[bytes]:
     return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK))
 
 
-def open_own(path: Path, flags: int, mode: int = 0o600) -> int:
-    """Open a file of a store to write to it, unless somebody has put something else in its place.
+def open_own(path: str | Path, flags: int, mode: int = 0o600) -> int:
+    """Open a file of a store to write to it, unless somebody has put something else in its place; an `opener`.
 
     Args:
         path: The file.

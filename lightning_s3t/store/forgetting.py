@@ -71,6 +71,7 @@ class Forgetting:
         self._partition = partition
         self._manifest = manifest
         self.waits = manifest.method.response == "replace"
+        self._registers = is_registering(store.ledger)  # fixed when a store is made
 
     def forget(self, subjects: Sequence[str], strict: bool, request_id: str | None = None) -> RequestRecord | Ticket:
         """Carries a request out; where the method answers with another model, notes it for the next fit.
@@ -228,20 +229,20 @@ class Forgetting:
         return self.finish(carried_out[-1].number)
 
     def _forget(self, asked: Asked, name: Name | None = None) -> int:
-        change = self._burying(asked, self._ledger.watermark() + 1)
-        return self.note(self.carry_out("forget", asked, change, name))
+        number = self._ledger.watermark() + 1
+        return self.note(self.carry_out("forget", asked, self._burying(asked, number), name, number))
 
     def _burying(self, asked: Asked, number: int) -> Change:
         """Return what is changed by forgetting: those who were restricted, or whose correction waits, are no longer."""
         new = [(hash_, cell) for hash_, cell in sorted(asked.cells.items()) if hash_ not in asked.forgotten]
         restricted = asked.restricted
         buried = [(hash_, restricted[hash_].number if hash_ in restricted else number, cell) for hash_, cell in new]
-        waiting = self._ledger.marks_of((hash_ for hash_, _ in new), "awaiting")
+        waiting = self._ledger.marks_of([hash_ for hash_, _ in new], "awaiting")
         return Change(tuple(buried), (), tuple(sorted([*restricted.values(), *waiting])))
 
     def _scheduled(self, new: list[Tombstone]) -> Asked:
         unknown: set[bytes] | None = None
-        if is_registering(self._ledger):
+        if self._registers:
             unknown = {hash_ for hash_, _ in new} - self._ledger.bands(hash_ for hash_, _ in new).keys()
         return Asked(dict(new), set(), unknown, self._restricted(hash_ for hash_, _ in new))
 
@@ -264,22 +265,22 @@ class Forgetting:
             UnknownSubjectError: A subject is unknown and `strict` is set, or is known in another Unicode form.
         """
         asked = self._keyring.hashes(subjects)
-        already = self._ledger.forgotten(asked)
-        bands = self._ledger.bands(asked)
-        restricted = self._restricted(asked)
+        ledger = self._ledger
+        already, bands, generations = ledger.forgotten(asked), ledger.bands(asked), ledger.generations(asked)
+        restricted = {mark.hash: mark for mark in ledger.marks_of(asked, "restricted")}
         unknown: set[bytes] | None = None
-        if is_registering(self._ledger):
+        if self._registers:
             # who was restricted before any fit is known by that alone
             unknown = asked.keys() - bands.keys() - already - restricted.keys()
             strangers = [asked[hash_] for hash_ in asked if hash_ in unknown]
-            self._check_spelling(strangers)
+            if strangers:
+                self._check_spelling(strangers)
             if strangers and strict:
                 raise UnknownSubjectError(_unknown_message(strangers, str(self._store.folder)))
-        generations = self._ledger.generations(asked)
         places = self._partition.places(
             asked.values(), [bands.get(hash_, 0) for hash_ in asked], [generations.get(hash_, 0) for hash_ in asked]
         )
-        cells = {hash_: place.cell for hash_, place in zip(asked, places, strict=True)}
+        cells = {hash_: place.cell for hash_, place in zip(asked, list(places), strict=True)}
         cells |= {hash_: mark.cell for hash_, mark in restricted.items()}
         return Asked(cells, already, unknown, restricted)
 
@@ -412,11 +413,10 @@ class Forgetting:
             added: A unit that was made without the data of the request, and put in the place of one with it.
         """
         serving: dict[str, str | None] = {}
-        for shard in effect.shards:
-            with ledger_errors("The name of a unit"):
-                left: dict[UnitId, float | None] = {
-                    parse_unit(name): score for name, score in self._ledger.scores(f"{shard}/").items()
-                }
+        scores = [(shard, self._ledger.scores(f"{shard}/")) for shard in effect.shards]
+        with ledger_errors("The name of a unit"):
+            alive = {shard: {parse_unit(name): score for name, score in found.items()} for shard, found in scores}
+        for shard, left in alive.items():
             missed = [str(unit) for unit in left if unit != added and reaches(unit.cells, effect.reached)]
             if missed:
                 raise StoreError(

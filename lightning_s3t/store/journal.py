@@ -47,12 +47,12 @@ def write_journal(ledger: Ledger, folder: Path) -> None:
         StoreError: The journal cannot be written, or tells another story than the ledger.
     """
     try:
-        with ledger_lock(folder), open(folder / FILE, "r+b", opener=_open_own) as file:
+        with ledger_lock(folder), open(folder / FILE, "r+b", opener=open_own) as file:
             last, end = last_event(folder, file.fileno())
             position, digest = (last.position, last.digest) if last is not None else (0, None)
             if last is not None and digest != ledger.digest_at(position):
                 raise StoreError(_fork_message(folder, position))
-            lines = b"".join(event.to_json().encode() + b"\n" for event in ledger.events(after=position))
+            lines = b"".join([event.to_json().encode() + b"\n" for event in list(ledger.events(after=position))])
             if lines or end != os.fstat(file.fileno()).st_size:
                 os.ftruncate(file.fileno(), end)  # a line that a crash has left torn
                 os.lseek(file.fileno(), end, os.SEEK_SET)
@@ -189,10 +189,6 @@ def _forged(folder: Path, event: Event) -> StoreError:
         f"made it up, or changed it. Nothing is served. Restore ledger.db and {FILE} from one backup, and look who can "
         "write the folder."
     )
-
-
-def _open_own(path: str, flags: int) -> int:
-    return open_own(Path(path), flags)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -323,10 +323,10 @@ class Ledger(Protocol):
     def digests(self, names: Collection[str] | None = None) -> dict[str, str]:
         """Return the digests of the snapshots of some artifacts, or of all."""
 
-    def artifacts(self) -> Iterator[Artifact]:
-        """Return all of every artifact, except for its cells."""
+    def artifacts(self, names: Collection[str] | None = None) -> list[Artifact]:
+        """Return all of some artifacts, or of every one, except for its cells."""
 
-    def entries(self, names: Collection[str] | None = None) -> Iterator[ArtifactEntry]:
+    def entries(self, names: Collection[str] | None = None) -> list[ArtifactEntry]:
         """Return the short form of some artifacts, or of all."""
 
     def seal(self, macs: Mapping[str, str]) -> None:
@@ -444,9 +444,13 @@ class Ledger(Protocol):
         """Return what the database finds wrong with itself, in all of it or where it matters most."""
 
 
+UNDECODABLE = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
+"""What decoding a value raises that is not what was written: databases do not notice a flipped bit in a text."""
+
+
 @contextmanager
 def ledger_errors(what: str) -> Iterator[None]:
-    """Convert errors raised while decoding a value into `StoreError`: databases do not notice a flipped bit in a text.
+    """Convert errors raised while decoding a value into `StoreError`.
 
     Args:
         what: What is decoded, for the message.
@@ -458,9 +462,19 @@ def ledger_errors(what: str) -> Iterator[None]:
         yield
     except StoreError:
         raise
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
-        raise StoreError(
-            f"{what} cannot be read ({type(error).__name__}: {error}): the ledger is damaged, or was changed. Restore "
-            "ledger.db from a backup (what it lacks is carried out again from the journal), or train again into a new "
-            "folder."
-        ) from error
+    except UNDECODABLE as error:
+        raise undecodable(what, error) from error
+
+
+def undecodable(what: str, error: Exception) -> StoreError:
+    """Return the error for a value that cannot be decoded.
+
+    Args:
+        what: What was decoded.
+        error: What that has raised.
+    """
+    return StoreError(
+        f"{what} cannot be read ({type(error).__name__}: {error}): the ledger is damaged, or was changed. Restore "
+        "ledger.db from a backup (what it lacks is carried out again from the journal), or train again into a new "
+        "folder."
+    )

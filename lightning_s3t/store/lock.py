@@ -98,7 +98,7 @@ def ledger_lock(folder: Path) -> Iterator[None]:
 
 
 def _open(path: Path) -> IO[str]:
-    return open(path, "a", opener=lambda name, flags: open_own(Path(name), flags))
+    return open(path, "a", opener=open_own)
 
 
 def _lock(file: IO[str], kind: int) -> bool:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from lightning_s3t.core.floor import PRETRAINED
+from lightning_s3t.core.manifest import Manifest
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.plan import Partition, collector, harmonic, merge_from, survivors
-
-if TYPE_CHECKING:
-    from lightning_s3t.store.store import Store
+from lightning_s3t.store.backend import Backend
+from lightning_s3t.store.generations import generations_of
+from lightning_s3t.store.history import ever_revoked
+from lightning_s3t.store.ledger import ledger_errors
+from lightning_s3t.store.units import parse_unit, read_units
 
 State = Literal["serves", "alive", "aside", "revoked", "missing"]
 _LOW = 0.25
@@ -110,18 +113,33 @@ class Overview:
         return None
 
     @classmethod
-    def of(cls, store: Store) -> Overview:
+    def of(
+        cls,
+        store: Backend,
+        partition: Partition,
+        manifest: Manifest,
+        options: Mapping[str, Any],
+        waiting: int,
+        heads: Mapping[str, int],
+    ) -> Overview:
         """Looks at what a store holds; `Store.status` does.
 
         Args:
-            store: The store.
+            store: Where the store lies.
+            partition: Where subjects belong, with the generations that there are now.
+            manifest: What its units are trained with, and by which method.
+            options: What its fits have noted.
+            waiting: How many subjects the next fit is to forget.
+            heads: How many rows each closed-form head has learnt from that lacks none, by what its features are of.
         """
-        alive, partition = store.alive(), store.partition
-        sequences = tuple(tuple(sequence) for sequence in store.options.get("sequences", []))
+        ledger = store.ledger
+        alive = read_units(ledger)
+        sequences = tuple(tuple(sequence) for sequence in options.get("sequences", []))
         serving = survivors(alive, {unit: record.score for unit, record in alive.items() if record.score is not None})
         used = {ancestor for unit in serving.values() for ancestor in unit.lineage}
-        revoked, aside = store.revoked(), store.set_aside()
-        heads = {source: head for source, head in store.heads().items() if head.complete}
+        revoked = ever_revoked(ledger)
+        with ledger_errors("The name of a unit"):
+            aside = sorted(parse_unit(one.name) for one in ledger.aside())
 
         def state(unit: UnitId) -> State:
             if unit in used:
@@ -131,7 +149,8 @@ class Overview:
             return "aside" if unit in aside else "revoked" if unit in revoked else "missing"
 
         firsts = {sequence[0] for sequence in sequences}
-        opened, people = store.generations, store.count_generations() if partition.generations else ()
+        opened, counts = generations_of(ledger), ledger.count_generations() if partition.generations else {}
+        people = tuple(counts.get(number, 0) for number in range(len(opened))) if partition.generations else ()
         return cls(
             sequences=sequences,
             states=tuple(
@@ -141,24 +160,24 @@ class Overview:
             serving=serving,
             shards=partition.all_shards,
             slices=partition.slices,
-            requests=store.request_number,
+            requests=ledger.watermark(),
             capacity=_lifetime(partition, people, [unit for unit in alive if unit.stage == 1]),
             full_capacity=_lifetime(
                 partition,
                 people,
                 [UnitId(shard, (first,)) for shard in range(partition.all_shards) for first in firsts],
             ),
-            isolation=store.manifest.isolation,
-            method=store.manifest.method.name,
-            guarantee=store.manifest.method.guarantee,
-            response=store.manifest.method.response,
-            waiting=len(store.due()),
-            last_fit=store.options.get("last_fit"),
-            floor_rows=heads[PRETRAINED].rows if PRETRAINED in heads else None,
+            isolation=manifest.isolation,
+            method=manifest.method.name,
+            guarantee=manifest.method.guarantee,
+            response=manifest.method.response,
+            waiting=waiting,
+            last_fit=options.get("last_fit"),
+            floor_rows=heads.get(PRETRAINED),
             heads=tuple(unit for unit in serving.values() if str(unit) in heads),
-            restricted=store.count_restricted(),
+            restricted=len(ledger.marks("restricted")),
             set_aside=tuple(map(str, aside)),
-            corrections=len({mark.hash for mark in store.corrections()}),
+            corrections=len({mark.hash for mark in ledger.marks("awaiting")}),
             generations=tuple(
                 GenerationOverview(partition.shard_of_generation(number), opened[number].opened, people[number])
                 for number in range(1, len(people))

@@ -67,6 +67,11 @@ class Located:
         """Whether something lies there that may be the file, and may be somebody else's."""
         return self.state in ("changed", "elsewhere", "unproven")
 
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether what was found, if anything was, is still there as it was."""
+        return not self.path or _stamp(self.path) == self.stamp
+
 
 class RegisteredFiles:
     """Gives a store evidence for the files that it registers, and finds them by it.
@@ -124,14 +129,6 @@ class RegisteredFiles:
         if _looks_like(file.path, evidence):
             return Located("elsewhere")
         return Located("unproven" if moved is not None and size_of(moved) == evidence.size else "missing")
-
-    def is_as_located(self, located: Located) -> bool:
-        """Return whether what was found is there unchanged.
-
-        Args:
-            located: What `locate` gave.
-        """
-        return not located.path or _stamp(located.path) == located.stamp
 
     def _place(self) -> tuple[str, int]:
         return os.path.realpath(self._folder), self._folder.stat().st_ino

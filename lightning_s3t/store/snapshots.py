@@ -12,7 +12,15 @@ from typing import Protocol
 from typing_extensions import override
 
 from lightning_s3t.errors import DamagedError, StoreError
-from lightning_s3t.store.files import half_written_name, read_unlinked, sha256_of, size_of, unlink_all, write_atomically
+from lightning_s3t.store.files import (
+    half_written_name,
+    read_unlinked,
+    sha256_of,
+    size_of,
+    sizes_of,
+    unlink_all,
+    write_atomically,
+)
 
 FOLDER = "snapshots"
 NOT_SERVED = "It is not served. `s3t store verify` takes the unit out, and the next fit trains it again."
@@ -30,8 +38,8 @@ class Snapshots(Protocol):
     def name(self, digest: str) -> str:
         """Return the name that a ledger knows a snapshot by."""
 
-    def owns(self, name: str) -> bool:
-        """Return whether a name is one that a snapshot can have; nothing else is ever removed."""
+    def owned(self, names: Iterable[str]) -> set[str]:
+        """Return those of the names that a snapshot can have; nothing else is ever removed."""
 
     def put(self, digest: str, data: bytes) -> None:
         """Keep a snapshot, durably; raise `StoreError` if that cannot be done."""
@@ -55,6 +63,9 @@ class Snapshots(Protocol):
     def size(self, name: str) -> int | None:
         """Return how many bytes are there under a name; None if nothing is."""
 
+    def sizes(self, names: Iterable[str]) -> dict[str, int | None]:
+        """Return the same for several names; None too of one that cannot be looked at now."""
+
     def delete(self, names: Iterable[str]) -> dict[str, OSError]:
         """Remove snapshots, durably; return those that are still there, with the reason."""
 
@@ -75,9 +86,9 @@ class SnapshotFolder(Snapshots):
         return f"{FOLDER}/{digest}.safetensors"
 
     @override
-    def owns(self, name: str) -> bool:
-        folder, _, file = name.partition("/")
-        return folder == FOLDER and _is_snapshot(file)
+    def owned(self, names: Iterable[str]) -> set[str]:
+        split = [(name, *name.partition("/")) for name in names]
+        return {name for name, folder, _, file in split if folder == FOLDER and _is_snapshot(file)}
 
     @override
     def put(self, digest: str, data: bytes) -> None:
@@ -142,9 +153,14 @@ class SnapshotFolder(Snapshots):
         return size_of(f"{self._store}/{name}")
 
     @override
+    def sizes(self, names: Iterable[str]) -> dict[str, int | None]:
+        paths = {f"{self._store}/{name}": name for name in names}
+        return {paths[path]: size for path, size in sizes_of(paths).items()}
+
+    @override
     def delete(self, names: Iterable[str]) -> dict[str, OSError]:
         self._check_folder()
-        paths = {f"{self._store}/{name}": name for name in names if self.owns(name)}
+        paths = {f"{self._store}/{name}": name for name in self.owned(names)}
         return {paths[path]: error for path, error in unlink_all(paths).items()}
 
     def _path(self, digest: str) -> Path:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from typing_extensions import override
 
@@ -23,6 +23,7 @@ from lightning_s3t.core.units import Cell
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.identities import read_keys
 from lightning_s3t.store.ledger import (
+    UNDECODABLE,
     Artifact,
     ArtifactEntry,
     Export,
@@ -32,7 +33,7 @@ from lightning_s3t.store.ledger import (
     QueuedFile,
     SetAside,
     Tombstone,
-    ledger_errors,
+    undecodable,
 )
 
 FILE = "ledger.db"
@@ -122,8 +123,27 @@ CREATE TABLE erasures (
 ) WITHOUT ROWID;
 """
 _FORM = "SELECT type, name, sql FROM sqlite_master"
+_Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
 _AMONG = "(SELECT value FROM json_each(?))"  # one parameter, however many values
+
+
+def _decoding(what: str) -> Callable[[Callable[_Given, _Result]], Callable[_Given, _Result]]:
+    """Convert what a method raises that decodes rows: `ledger_errors` around all of it."""
+
+    def decorate(method: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
+        @functools.wraps(method)
+        def decoded(*args: _Given.args, **kwargs: _Given.kwargs) -> _Result:
+            try:
+                return method(*args, **kwargs)
+            except StoreError:
+                raise
+            except UNDECODABLE as error:
+                raise undecodable(what, error) from error
+
+        return decoded
+
+    return decorate
 
 
 class SqliteLedger(Ledger):
@@ -420,37 +440,44 @@ class SqliteLedger(Ledger):
         return files
 
     @override
+    @_decoding("The score of a unit")
     def scores(self, prefix: str = "") -> dict[str, float | None]:
         # a range, which the primary key finds
         query = "SELECT name, head FROM artifacts JOIN vault ON id = record"
         rows = self._rows(f"{query} WHERE name >= ?1 AND name < ?1 || char(0x10ffff)", prefix)
-        with ledger_errors("The score of a unit"):
-            return {name: _score(head) for name, head in rows}
+        return {name: _score(head) for name, head in rows}
 
     @override
+    @_decoding("The digest of a unit")
     def digests(self, names: Collection[str] | None = None) -> dict[str, str]:
         query = "SELECT name, head FROM artifacts JOIN vault ON id = record"
         rows = self._rows(query) if names is None else self._rows(f"{query} WHERE name IN {_AMONG}", _list(names))
-        with ledger_errors("The digest of a unit"):
-            return {name: _digest(head) for name, head in rows}
+        return {name: _digest(head) for name, head in rows}
 
     @override
-    def artifacts(self) -> Iterator[Artifact]:
+    @_decoding("The record of a unit")
+    def artifacts(self, names: Collection[str] | None = None) -> list[Artifact]:
         query = "SELECT name, head, body, as_of, mac FROM artifacts JOIN vault ON id = record"
-        for name, head, body, as_of, mac in self._rows(query):
-            key, provenance = json.loads(body)
-            found = Artifact(name, (), key, _digest(head), _score(head), provenance, as_of, mac)
-            if found.record != _record(head):
-                raise ValueError(f"unit {name} is not what was written")
-            yield found
+        rows = self._rows(query) if names is None else self._rows(f"{query} WHERE name IN {_AMONG}", _list(names))
+        found = [
+            (Artifact(name, (), key, _digest(head), _score(head), provenance, as_of, mac), _record(head))
+            for name, head, body, as_of, mac in rows
+            for key, provenance in [json.loads(body)]
+        ]
+        for artifact, record in found:
+            if artifact.record != record:
+                raise ValueError(f"unit {artifact.name} is not what was written")
+        return [artifact for artifact, _ in found]
 
     @override
-    def entries(self, names: Collection[str] | None = None) -> Iterator[ArtifactEntry]:
+    @_decoding("The record of a unit")
+    def entries(self, names: Collection[str] | None = None) -> list[ArtifactEntry]:
         query = "SELECT name, head, as_of, mac FROM artifacts JOIN vault ON id = record"
         rows = self._rows(query) if names is None else self._rows(f"{query} WHERE name IN {_AMONG}", _list(names))
-        with ledger_errors("The record of a unit"):
-            for name, head, as_of, mac in rows:
-                yield ArtifactEntry(name, as_of, _digest(head), _score(head), _record(head), mac)
+        return [
+            ArtifactEntry(name, as_of, _digest(head), _score(head), _record(head), mac)
+            for name, head, as_of, mac in rows
+        ]
 
     @override
     def seal(self, macs: Mapping[str, str]) -> None:
@@ -478,17 +505,17 @@ class SqliteLedger(Ledger):
         self._take_out(found)
 
     @override
+    @_decoding("A unit that is set aside")
     def aside(self) -> list[SetAside]:
         query = "SELECT set_aside.id, name, head, as_of, cells, mac FROM set_aside JOIN vault ON vault.id = record"
-        with ledger_errors("A unit that is set aside"):
-            return [
-                SetAside(
-                    place,
-                    tuple(json.loads(cells)),
-                    ArtifactEntry(name, as_of, _digest(head), _score(head), _record(head), mac),
-                )
-                for place, name, head, as_of, cells, mac in self._rows(f"{query} ORDER BY set_aside.id")
-            ]
+        return [
+            SetAside(
+                place,
+                tuple(json.loads(cells)),
+                ArtifactEntry(name, as_of, _digest(head), _score(head), _record(head), mac),
+            )
+            for place, name, head, as_of, cells, mac in self._rows(f"{query} ORDER BY set_aside.id")
+        ]
 
     @override
     def put_back(self, ids: Collection[int]) -> None:
@@ -559,10 +586,10 @@ class SqliteLedger(Ledger):
             self._give(path, _export(export.name), evidence)
 
     @override
+    @_decoding("An exported copy")
     def exports(self) -> list[Export]:
         rows = self._rows("SELECT name, cells, as_of FROM exports ORDER BY name")
-        with ledger_errors("An exported copy"):
-            return [Export(name, tuple(json.loads(cells)), as_of) for name, cells, as_of in rows]
+        return [Export(name, tuple(json.loads(cells)), as_of) for name, cells, as_of in rows]
 
     @override
     def remove_exports(self, names: Collection[str]) -> list[OwnedFile]:
@@ -620,13 +647,13 @@ class SqliteLedger(Ledger):
         self._many("INSERT OR REPLACE INTO erasures VALUES (?, ?, ?, ?, ?)", rows)
 
     @override
+    @_decoding("The list of what is to be erased")
     def queued(self) -> list[QueuedFile]:
         rows = self._rows("SELECT path, request, bytes, evidence, left_alone FROM erasures ORDER BY request, path")
-        with ledger_errors("The list of what is to be erased"):
-            return [
-                QueuedFile(os.fsdecode(path), request, size, evidence, bool(left))
-                for path, request, size, evidence, left in rows
-            ]
+        return [
+            QueuedFile(os.fsdecode(path), request, size, evidence, bool(left))
+            for path, request, size, evidence, left in rows
+        ]
 
     @override
     def replace_queue(self, files: Iterable[QueuedFile]) -> None:

@@ -504,7 +504,8 @@ class Store:
 
     def status(self) -> Overview:
         """Returns what the store holds: which units serve, which are revoked or missing, and how long it will last."""
-        return Overview.of(self)
+        heads = {source: head.rows for source, head in self.heads().items() if head.complete}
+        return Overview.of(self._backend, self.partition, self.manifest, self.options, len(self.due()), heads)
 
     def rotate_key(self) -> None:
         """Takes a new key for subjects' ids into use. Nothing has to be trained again.
@@ -594,19 +595,20 @@ class Store:
             RevokedError: It is revoked, or was never built.
             DamagedError: Its snapshot is missing or damaged.
         """
-        digest = find_snapshot(self._ledger, unit)
-        if digest is None:
+        lineage = [str(ancestor) for ancestor in unit.lineage]
+        found = self._backend.authenticator.check_artifacts(lineage)
+        if len(found) < len(lineage):
             raise self._revoked(unit)
-        self._backend.authenticator.check_artifacts(map(str, unit.lineage))
+        digest, what = found[lineage[-1]].digest, f"unit {lineage[-1]}"
         try:
-            data = self._backend.snapshots.get(digest, f"unit {unit}")
+            data = self._backend.snapshots.get(digest, what)
         except DamagedError:
-            if find_snapshot(self._ledger, unit) != digest:
+            if find_snapshot(self._ledger, lineage) != digest:
                 raise self._revoked(unit) from None
             raise
-        if find_snapshot(self._ledger, unit) != digest:  # revoked while it was read
+        if find_snapshot(self._ledger, lineage) != digest:  # revoked while it was read
             raise self._revoked(unit)
-        return decode_snapshot(data, f"unit {unit}")
+        return decode_snapshot(data, what)
 
     def load_base(self) -> dict[str, Tensor] | None:
         """Reads the head as it stood before any training; None before the first fit."""
@@ -702,9 +704,9 @@ class Store:
         Raises:
             RevokedError: It is not alive.
         """
-        alive = self.alive()
         if unit is None:
-            return [record.provenance for record in alive.values()]
+            return [record.provenance for record in self.alive().values()]
+        alive = read_units(self._ledger, [str(ancestor) for ancestor in unit.lineage])
         if unit not in alive:
             raise self._revoked(unit)
         return [alive[unit].provenance]

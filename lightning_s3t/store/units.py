@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -46,13 +46,14 @@ class ServableUnit:
     score: float | None
 
 
-def read_units(ledger: Ledger) -> dict[UnitId, UnitRecord]:
+def read_units(ledger: Ledger, names: Collection[str] | None = None) -> dict[UnitId, UnitRecord]:
     """Return the units that may serve, in order.
 
     A unit whose lineage is not whole is left out: it could not be put together.
 
     Args:
         ledger: The ledger.
+        names: Those of a unit and all that it is built of, to read no other.
     """
     with ledger_errors("The record of a unit"):
         return _whole(
@@ -60,7 +61,7 @@ def read_units(ledger: Ledger) -> dict[UnitId, UnitRecord]:
                 found.name: UnitRecord(
                     parse_unit(found.name), found.key, found.digest, found.score, json.loads(found.provenance)
                 )
-                for found in ledger.artifacts()
+                for found in ledger.artifacts(names)
             }
         )
 
@@ -72,21 +73,18 @@ def read_servable(ledger: Ledger) -> dict[UnitId, ServableUnit]:
         ledger: The ledger.
     """
     with ledger_errors("The name of a unit"):
-        with ledger.at_one_time():
-            digests, scores = ledger.digests(), ledger.scores()
-        return _whole({name: ServableUnit(digest, scores[name]) for name, digest in digests.items()})
+        return _whole({entry.name: ServableUnit(entry.digest, entry.score) for entry in ledger.entries()})
 
 
-def find_snapshot(ledger: Ledger, unit: UnitId) -> str | None:
+def find_snapshot(ledger: Ledger, lineage: Sequence[str]) -> str | None:
     """Return the digest of a unit's snapshot; None if the unit may not serve.
 
     Args:
         ledger: The ledger.
-        unit: The unit.
+        lineage: The names of all units that it is built of, its own last.
     """
-    lineage = [str(ancestor) for ancestor in unit.lineage]
     found = ledger.digests(lineage)
-    return found[str(unit)] if len(found) == len(lineage) else None
+    return found[lineage[-1]] if len(found) == len(lineage) else None
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -82,7 +82,9 @@ def verify(store: Backend, keyring: Keyring, quiet: bool) -> Verification:
         ]
     found = ledger.problems()
     files = RegisteredFiles(store.folder)
-    registered = {file: files.locate(file, read=True) for file in ledger.files() if not store.snapshots.owns(file.path)}
+    owned = list(ledger.files())
+    snapshots = store.snapshots.owned(file.path for file in owned)
+    registered = {file: files.locate(file, read=True) for file in owned if file.path not in snapshots}
     problems = [
         *([f"The database is damaged: {'; '.join(found)}."] if found else ()),
         *_chain(ledger, store.folder, history),
@@ -119,7 +121,7 @@ def check_one_piece(ledger: Ledger, folder: Path) -> None:
         total = ledger.forgotten_after(ledger.watermark())
         events, newest = ledger.count_events(), ledger.head()[0]
         problems = [*_outdated(ledger), *_set_aside(ledger)]
-        cells = sum(len(parse_unit(name).cells) for name in ledger.ages())
+        cells = sum(len(parse_unit(name).prefix) for name in ledger.ages())  # a unit has a cell for each slice
         entries = ledger.count_index()
         found = ledger.count_forgotten()
         damage = ledger.problems(tombstones_only=True)
@@ -355,7 +357,7 @@ def _name(path: str) -> str:
 def _strangers(store: Backend, registered: Iterable[Located]) -> Iterator[str]:
     names = {path.relative_to(store.folder).as_posix() for path in store.folder.rglob("*") if not path.is_dir()}
     names = {name for name in names if not name.startswith(f"{SCRATCH}/")}  # of an audit that is running
-    snapshots = {name for name in names if store.snapshots.owns(name)}
+    snapshots = store.snapshots.owned(names)
     known = OWN_FILES | store.ledger.needed(snapshots)
     known |= {os.path.relpath(located.path, os.path.realpath(store.folder)) for located in registered if located.path}
     for name in sorted(names - known):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -76,20 +77,15 @@ def describe_compiled(module: nn.Module) -> dict[str, Any]:
         >>> describe_compiled(net)
         {'1': {'backend': 'eager', 'fullgraph': False, 'dynamic': None, 'options': {}}}
     """
-    found = {}
     whole = getattr(module, "_compiler_ctx", None)  # Lightning's, of a module that was compiled as a whole
-    if whole is not None:
-        found[""] = _describe(whole["dynamo_ctx"])
+    parts: list[tuple[str, object]] = [("", whole["dynamo_ctx"])] if whole is not None else []
     for path, part in module.named_modules():
-        for compiled in (part, vars(part).get("_compiled_call_impl")):
-            if compile_arguments(compiled) is not None:
-                found[path] = _describe(compiled)
-    return found
+        parts += [(path, part), (path, vars(part).get("_compiled_call_impl"))]
+    arguments = ((path, compile_arguments(part)) for path, part in parts)
+    return {path: _describe(given) for path, given in arguments if given is not None}
 
 
-def _describe(compiled: object) -> dict[str, Any]:
-    arguments = compile_arguments(compiled)
-    assert arguments is not None
+def _describe(arguments: Mapping[str, Any]) -> dict[str, Any]:
     backend = arguments["backend"]
     given = {**getattr(backend, "config", {}), **getattr(backend, "kwargs", {})}
     options = {**(given.pop("options", None) or {}), **given}

@@ -9,9 +9,9 @@ from torch import nn
 
 from lightning_s3t.errors import LayersError
 from lightning_s3t.tuning.layer_detection import DetectedLayers, find_head_of, find_layers_and_head, find_network
-from lightning_s3t.tuning.layer_detection.ignored import find_ignored, is_ignored
+from lightning_s3t.tuning.layer_detection.ignored import find_ignored
 from lightning_s3t.tuning.layer_detection.named_layers import HOW_TO_NAME, check_paths, parse_layers
-from lightning_s3t.tuning.layer_detection.paths import has_parameters, lies_in
+from lightning_s3t.tuning.layer_detection.paths import has_parameters, lies_in, lies_in_any
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def find_left_out(root: nn.Module, layers: Layers) -> tuple[str, ...]:
         name
         for name, parameter in root.named_parameters()
         if parameter.requires_grad
-        and (("." not in name and layers.network) or is_ignored(name, ignored))
+        and (("." not in name and layers.network) or lies_in_any(name, ignored))
         and not any(lies_in(name, path) for path in trained)
     )
 

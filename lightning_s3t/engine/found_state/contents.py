@@ -59,6 +59,19 @@ def is_plain(values: Iterable[object], nested: tuple[type, ...] = (tuple,), dept
     return is_plain(chain.from_iterable(inner), nested, depth - 1)  # type: ignore[arg-type]
 
 
+def are_plain(values: Iterable[object]) -> list[bool]:
+    """Returns of each value whether it is a number, text, bytes, None, or a tuple of these.
+
+    Args:
+        values: The values.
+
+    Example:
+        >>> are_plain([1, (None, 2.0), [1]])
+        [True, True, False]
+    """
+    return [type(value) in ATOMS or (type(value) is tuple and is_plain([value])) for value in values]
+
+
 def bytes_of(values: object) -> bytes:
     """Returns plain values as bytes: exact, with their types, and the same in every process.
 
@@ -71,6 +84,16 @@ def bytes_of(values: object) -> bytes:
     """
     # later versions of the format depend on which strings are the same object
     return marshal.dumps(values, 2)  # type: ignore[arg-type]
+
+
+def plain_bytes(values: Iterable[object]) -> list[bytes | None]:
+    """Returns of each value its bytes; None of what `are_plain` says no of.
+
+    Args:
+        values: The values.
+    """
+    values = list(values)
+    return [bytes_of(value) if is_one else None for value, is_one in zip(values, are_plain(values), strict=True)]
 
 
 def content_of(cls: type) -> Callable[[Any], bytes]:

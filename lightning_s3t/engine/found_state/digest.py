@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from lightning_s3t.engine.found_state.contents import ATOMS, GENERATORS, bytes_of, class_name, content_of, is_plain
+from lightning_s3t.engine.found_state.contents import ATOMS, GENERATORS, class_name, content_of, plain_bytes
 from lightning_s3t.engine.found_state.reading import FUNCTIONS, MANY, Reader
 
 AnyGenerator: TypeAlias = "torch.Generator | random.Random | np.random.Generator | np.random.RandomState"
@@ -118,19 +118,21 @@ def _walk(roots: Mapping[str, object], ignore: Collection[int]) -> Iterator[tupl
     seen: dict[int, str] = {}
     alive: list[object] = []  # what was made on the way: while it lives, nothing else has its id
     used: dict[str, int] = {}
-    # where a path begins, how many levels of it are left out, how it goes on, and whether plain values are grouped
-    queue = collections.deque((name, 0, "", value, False) for name, value in roots.items())
+    # where a path begins, how many levels of it are left out, how it goes on, the object, its bytes if it is a plain
+    # value, and whether plain values are grouped
+    starts = zip(roots.items(), plain_bytes(roots.values()), strict=True)
+    queue = collections.deque((name, 0, "", value, plain, False) for (name, value), plain in starts)
     while queue:
-        start, left_out, suffix, value, grouped = queue.popleft()
-        layout = reader.layout(type(value))
-        if layout.skipped or id(value) in ignored:
+        start, left_out, suffix, value, plain, grouped = queue.popleft()
+        layout = reader.layout(type(value)) if plain is None else None
+        if id(value) in ignored or (layout is not None and layout.skipped):
             continue
         path = f"{start} ... {left_out} levels below{suffix}" if left_out else start + suffix
         used[path] = used.get(path, 0) + 1
         if used[path] > 1:
             path = f"{path} #{used[path]}"
-        if is_plain([value]):
-            yield path, value, bytes_of(value)
+        if layout is None:
+            yield path, value, plain or b""
         elif layout.is_value:
             yield path, value, b""
         elif id(value) in seen:
@@ -144,7 +146,8 @@ def _walk(roots: Mapping[str, object], ignore: Collection[int]) -> Iterator[tupl
                 alive.append(value)
             grouped = grouped or len(parts) > MANY
             start, left_out = (start, left_out + 1) if left_out or len(path) > _LONGEST else (path, 0)
-            queue.extend((start, left_out, name, part, grouped) for name, part in parts)
+            held = zip(parts, plain_bytes(part for _, part in parts), strict=True)
+            queue.extend((start, left_out, name, part, plain, grouped) for (name, part), plain in held)
 
 
 def _global_generators() -> list[object]:

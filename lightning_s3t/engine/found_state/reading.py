@@ -31,6 +31,7 @@ from lightning_s3t.engine.found_state.contents import (
     C_DATA,
     GENERATORS,
     RUNNING,
+    are_plain,
     bytes_of,
     class_name,
     content_of,
@@ -147,10 +148,11 @@ class Reader:
             parts += [(name, part) for name, part in _referents(value) if id(part) not in known]
         parts += attributes
         if grouped or len(parts) >= MANY:
-            plain = [(name, part) for name, part in parts if is_plain([part])]
+            which = are_plain(part for _, part in parts)
+            plain = [part for part, is_one in zip(parts, which, strict=True) if is_one]
             if plain and (grouped or len(plain) >= MANY):
                 own.append(plain)
-                parts = [(name, part) for name, part in parts if not is_plain([part])]
+                parts = [part for part, is_one in zip(parts, which, strict=True) if not is_one]
         return bytes_of(own) if own else b"", parts
 
     def _elements(self, value: Any, layout: Layout) -> tuple[list[Any], Parts]:
@@ -162,15 +164,18 @@ class Reader:
         elements = list(base.__iter__(value))
         own = [collections.deque.maxlen.__get__(value)] if base is collections.deque else []
         if base in (set, frozenset):
-            plain = _sorted([element for element in elements if is_plain([element])])
-            others = sorted((e for e in elements if not is_plain([e])), key=self._sketch)
+            which = are_plain(elements)
+            plain = _sorted([element for element, is_one in zip(elements, which, strict=True) if is_one])
+            others = [element for element, is_one in zip(elements, which, strict=True) if not is_one]
+            others.sort(key=self._sketch)
             return [plain, len(others)], [(f"{{{place}}}", element) for place, element in enumerate(others)]
         if len(elements) >= MANY and is_plain(elements, (tuple, list, dict)):
             return [*own, elements], []
         if is_plain(elements):
             return [*own, elements], []
-        others = [(f"[{place}]", element) for place, element in enumerate(elements) if not is_plain([element])]
-        return [*own, [element if is_plain([element]) else ... for element in elements]], others
+        which = are_plain(elements)
+        held = [(f"[{place}]", element) for place, element in enumerate(elements) if not which[place]]
+        return [*own, [element if which[place] else ... for place, element in enumerate(elements)]], held
 
     def _sketch(self, value: Any, depth: int = 3) -> str:
         """Puts the members of a set in an order that is the same in every process, if it can."""
@@ -187,7 +192,8 @@ class Reader:
 def _layout(cls: type) -> Layout:
     bases = tuple(base for base in type.__dict__["__mro__"].__get__(cls) if base is not object)
     spaces = [type.__dict__["__dict__"].__get__(base) for base in bases]
-    packages = {module_of(base) for base in bases}
+    modules = [module_of(base) for base in bases]
+    packages = set(modules)
     dicts = [space["__dict__"] for space in spaces if type(space.get("__dict__")) in _DESCRIPTORS]
     slots = {
         name: member
@@ -200,14 +206,14 @@ def _layout(cls: type) -> Layout:
     if read is None:
         reducing = [
             space["__reduce__"]
-            for base, space in zip(bases, spaces, strict=True)
-            if module_of(base) in _REDUCED and "__reduce__" in space
+            for module, space in zip(modules, spaces, strict=True)
+            if module in _REDUCED and "__reduce__" in space
         ]
         read = functools.partial(_reduced, reducing[0]) if reducing else None
     unread: set[str] = set().union(*(names for base, names in _UNREAD.items() if issubclass(cls, base)))
     is_handle = bool({package.split(".")[0] for package in packages} & _HANDLES)
     is_handle &= "multiprocessing.sharedctypes" not in packages
-    is_value = is_handle or module_of(cls) == "typing" or issubclass(cls, _VALUES + BY_REPR)
+    is_value = is_handle or modules[:1] == ["typing"] or issubclass(cls, _VALUES + BY_REPR)
     attributes = dicts[0] if dicts else None
     name = class_name(cls)
     container = next((base for base in _CONTAINERS if base in bases), None)
@@ -252,8 +258,8 @@ def _items(value: dict[Any, Any], layout: Layout) -> tuple[list[Any], Parts]:
     if len(items) >= MANY and is_plain(keys) and is_plain((part for _, part in items), (tuple, list, dict)):
         return [keys, [part for _, part in items]], parts
     names = []
-    for place, (key, part) in enumerate(items):
-        if is_plain([key]):
+    for place, ((key, part), is_one) in enumerate(zip(items, are_plain(keys), strict=True)):
+        if is_one:
             name = repr(key)
             if len(name) > 80:
                 name = f"{name[:60]}... {hashlib.sha256(bytes_of(key)).hexdigest()[:8]}"

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from lightning_s3t.engine.package_alias import is_aliased
@@ -56,9 +56,14 @@ _base: _Base | None = None
 
 def warm_up() -> None:
     """Starts the process that imports the packages, so that it is ready when a fit needs it."""
+    _warm_base()
+
+
+def _warm_base() -> _Base:
     global _base
     if _base is None or not _base.usable:
         _base = _Base()
+    return _base
 
 
 class ForkServer:
@@ -69,6 +74,7 @@ class ForkServer:
 
     Attributes:
         shares_memory: Whether units' processes share what was loaded, rather than load it each.
+        sources: What is readable when a process has ended.
 
     Raises:
         Exception: What loading the package has raised there.
@@ -90,6 +96,7 @@ class ForkServer:
             self.close()
             raise answer.exception("trainer, module and data were loaded")
         assert isinstance(answer, Loaded)
+        self.sources: Collection[Any] = (self._channel,)
 
     def fork(self, number: int, descriptor: int) -> None:
         """Forks a process for a unit.
@@ -123,10 +130,6 @@ class ForkServer:
             if ended.number == number:
                 return
             self._others.append(ended)
-
-    def sources(self) -> list[Any]:
-        """Returns what is readable when a process has ended."""
-        return [self._channel]
 
     def ended(self, source: Any) -> Iterable[Ended]:
         """Returns which processes have ended.
@@ -174,10 +177,9 @@ class ForkServer:
         sys.stdout.flush()
         sys.stderr.flush()
         for attempt in (1, 2):  # the process may have ended just now, since nobody had asked for a while
-            warm_up()
-            assert _base is not None
+            base = _warm_base()
             try:
-                self._channel = _base.begin(begin, self._package)
+                self._channel = base.begin(begin, self._package)
                 answer, _ = receive(self._channel)
                 return answer
             except (EOFError, ConnectionError):

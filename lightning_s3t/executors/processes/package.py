@@ -16,14 +16,16 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import CodeType, FunctionType
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import cloudpickle
 import torch
 from torch import nn
+from torch._dynamo import OptimizedModule
+from torch._dynamo.eval_frame import OptimizeContext
 from torch.nn.utils import parametrize
 
-from lightning_s3t.executors.processes.compiled_parts import COMPILABLE, reduce_compiled
+from lightning_s3t.tuning.compiled import compile_arguments
 
 # that of torch's own memory: kernels may add up in another order where a tensor begins elsewhere
 _ALIGNMENT = 64
@@ -91,6 +93,33 @@ def try_to_pack(objects: Any, replace: Mapping[int, object]) -> None:
     _Pickler(None, replace).pickle(objects)
 
 
+def find_unpicklable(
+    parts: Mapping[str, object], replace: Mapping[int, object]
+) -> tuple[str, object, Exception] | None:
+    """Finds an object that cannot be pickled, as far inside as it can be named.
+
+    Args:
+        parts: Objects by name; they may refer to each other.
+        replace: As for `pack`.
+
+    Returns:
+        Its path, itself and why; None if all can be pickled.
+
+    Example:
+        >>> import threading, types
+        >>> holder = types.SimpleNamespace(transform={"train": threading.Lock()})
+        >>> find_unpicklable({"data": holder}, {})[0]
+        "data.transform['train']"
+    """
+    known = {**replace, **{id(part): None for part in parts.values()}}
+    for name, part in parts.items():
+        inside = {key: value for key, value in known.items() if key != id(part)}
+        error = _error(part, inside)
+        if error is not None:
+            return _descend(name, part, error, known)
+    return None
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def __init__(self, file: IO[bytes] | None, replace: Mapping[int, object]) -> None:
         self._stream = io.BytesIO()
@@ -124,7 +153,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         reduced = super().reducer_override(obj)
         if reduced is NotImplemented and isinstance(obj, FunctionType):
             return reduced  # it can be imported there
-        compiled = reduce_compiled(obj) if isinstance(obj, COMPILABLE) else None
+        compiled = _reduce_compiled(obj)
         return reduced if compiled is None else compiled
 
     def _storage(self, storage: torch.UntypedStorage) -> tuple[Any, ...]:
@@ -232,3 +261,76 @@ def _code(make: Callable[..., CodeType], arguments: tuple[Any, ...], filename: s
 
 def _itself(stand_in: object) -> object:
     return stand_in
+
+
+def _reduce_compiled(obj: Any) -> tuple[Any, ...] | None:
+    """Returns how pickle makes something compiled anew, as `__reduce__` does; None for what is not.
+
+    Compiled code belongs to a process. inductor keeps what it has compiled in a folder that all processes share, so it
+    is only the first that takes long.
+    """
+    if isinstance(obj, (OptimizedModule, OptimizeContext, FunctionType)):
+        arguments = compile_arguments(obj)
+        if arguments is None:
+            return None
+        if isinstance(obj, OptimizeContext):
+            return _context, (arguments,)
+        if isinstance(obj, FunctionType):
+            return _compile, (obj._torchdynamo_orig_callable, arguments)  # type: ignore[attr-defined]
+        hooks = {name: value for name, value in vars(obj).items() if "_hooks" in name and value}
+        return _compile, (obj._orig_mod, arguments), hooks, None, None, _set_attributes
+    if isinstance(obj, nn.Module) and obj._compiled_call_impl is not None:
+        arguments = compile_arguments(obj._compiled_call_impl)
+        if arguments is not None:
+            make, given, state = cast(tuple[Any, ...], obj.__reduce_ex__(5))[:3]
+            return make, given, (state, arguments), None, None, _set_state_and_compile
+    return None
+
+
+def _compile(target: Any, arguments: Mapping[str, Any]) -> Any:
+    return torch._dynamo.optimize(**arguments)(target)
+
+
+def _context(arguments: Mapping[str, Any]) -> Any:
+    return torch._dynamo.optimize(**arguments)
+
+
+def _set_attributes(obj: object, attributes: Mapping[str, Any]) -> None:
+    vars(obj).update(attributes)
+
+
+def _set_state_and_compile(module: nn.Module, state_and_arguments: tuple[Any, Mapping[str, Any]]) -> None:
+    state, arguments = state_and_arguments
+    module.__setstate__(state)
+    module._compiled_call_impl = _compile(module._call_impl, arguments)
+
+
+def _descend(path: str, found: object, error: Exception, known: dict[int, object]) -> tuple[str, object, Exception]:
+    known = {**known, id(found): None}
+    for name, child in _children(found):
+        if id(child) in known:
+            continue
+        inner = _error(child, known)
+        if inner is not None:
+            return _descend(path + name, child, inner, known)
+    return path, found, error
+
+
+def _error(found: object, replace: Mapping[int, object]) -> Exception | None:
+    try:
+        try_to_pack(found, replace)
+    except Exception as error:
+        return error
+    return None
+
+
+def _children(found: object) -> Iterator[tuple[str, Any]]:
+    if isinstance(found, dict):
+        yield from ((f"[{key!r}]", value) for key, value in found.items())
+    elif isinstance(found, (list, tuple)):
+        yield from ((f"[{index}]", value) for index, value in enumerate(found))
+    elif isinstance(found, nn.Module):
+        yield from ((f".{name}", value) for name, value in found._modules.items())
+        yield from ((f".{name}", value) for name, value in vars(found).items() if name not in {"_modules", "_trainer"})
+    else:
+        yield from ((f".{name}", value) for name, value in getattr(found, "__dict__", {}).items())

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -34,6 +34,7 @@ class PlainFork:
 
     Attributes:
         shares_memory: Always.
+        sources: What is readable when a process has ended.
     """
 
     shares_memory = True
@@ -45,6 +46,7 @@ class PlainFork:
         self._settings = dataclasses.replace(settings, calls={**settings.calls, "threads": 1})
         self._substitutes = substitutes(trainer)
         self._running: dict[int, tuple[int, int]] = {}  # by pidfd: pid and number
+        self.sources: Collection[Any] = self._running.keys()
 
     def fork(self, number: int, descriptor: int) -> None:
         """Forks a process for a unit.
@@ -77,10 +79,6 @@ class PlainFork:
             if other == number:
                 kill_all([pid])
                 self.ended(source)
-
-    def sources(self) -> list[Any]:
-        """Returns what is readable when a process has ended."""
-        return list(self._running)
 
     def ended(self, source: Any) -> Iterable[Ended]:
         """Returns which process has ended.

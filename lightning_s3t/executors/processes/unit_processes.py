@@ -7,7 +7,7 @@ import pickle
 import signal
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -22,12 +22,11 @@ from lightning_s3t.engine.unit_training import UnitTraining
 from lightning_s3t.errors import UnsupportedError, WorkerError
 from lightning_s3t.executors.processes.forkserver import ForkServer
 from lightning_s3t.executors.processes.messages import Begin, FromUnit, Trained, Warned
-from lightning_s3t.executors.processes.package import pack
+from lightning_s3t.executors.processes.package import find_unpicklable, pack
 from lightning_s3t.executors.processes.plain_fork import PlainFork
 from lightning_s3t.executors.processes.process_settings import ProcessSettings
 from lightning_s3t.executors.processes.server import Ended
 from lightning_s3t.executors.processes.substitutes import substitutes
-from lightning_s3t.executors.processes.unpicklable import find_unpicklable
 
 _SHOWN = 5  # paths in a message
 _PATIENCE = 5.0  # seconds in which a unit's process ends by itself once what has forked it has died
@@ -38,15 +37,14 @@ class Launcher(Protocol):
 
     Attributes:
         shares_memory: Whether a process that only waits takes next to no memory.
+        sources: What to wait for: something of it is readable when a process has ended.
     """
 
     shares_memory: bool
+    sources: Collection[Any]
 
     def fork(self, number: int, descriptor: int) -> None:
         """Starts one, which has this end of a channel."""
-
-    def sources(self) -> list[Any]:
-        """Returns what to wait for: something of it is readable when a process has ended."""
 
     def learn(self, modules: tuple[str, ...]) -> None:
         """Takes note of what units import."""
@@ -155,7 +153,7 @@ class UnitProcesses:
             WorkerError: A process has died.
         """
         channels = {process.channel: process for process in processes if not process.over}
-        sources = self._launcher.sources()
+        sources = list(self._launcher.sources)
         ready = wait([*channels, *sources], seconds)
         for source in ready:
             if source in channels:

@@ -8,10 +8,9 @@ from torch import nn
 
 from lightning_s3t.errors import LayersError
 from lightning_s3t.tuning.layer_detection.arguments import as_arguments
-from lightning_s3t.tuning.layer_detection.ignored import is_ignored
 from lightning_s3t.tuning.layer_detection.modules import count_layers, expand, parts
 from lightning_s3t.tuning.layer_detection.names import names_head, names_stem
-from lightning_s3t.tuning.layer_detection.paths import lies_in
+from lightning_s3t.tuning.layer_detection.paths import lies_in, lies_in_any
 
 
 def find_head(
@@ -48,7 +47,7 @@ def find_head(
             f"one after the blocks. Name it: head={candidates[0]!r}, or all that are: "
             f"head=[{', '.join(map(repr, candidates[:2]))}]."
         )
-    children = [name for name in parts(root, "") if not is_ignored(name, tuple(ignored))]
+    children = [name for name in parts(root, "") if not lies_in_any(name, ignored)]
     raise LayersError(
         f"No head was found in {type(root).__name__} after {start or 'the model itself'}: its parts with parameters "
         f"are {', '.join(children) or 'none'}. Expected a module after the blocks that makes the prediction. Name it: "
@@ -111,7 +110,7 @@ def _named(root: nn.Module, path: str) -> bool:
 
 def _may_be_head(root: nn.Module, path: str, blocks: Sequence[str], ignored: Sequence[str]) -> bool:
     module = root.get_submodule(path)
-    if is_ignored(path, tuple(ignored)) or not count_layers(module):
+    if lies_in_any(path, ignored) or not count_layers(module):
         return False
     if isinstance(module, nn.Embedding) or names_stem(path.rpartition(".")[2]):
         return False

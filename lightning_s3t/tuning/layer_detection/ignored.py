@@ -7,7 +7,7 @@ import sys
 from torch import nn
 
 from lightning_s3t.tuning.layer_detection.names import names_loss
-from lightning_s3t.tuning.layer_detection.paths import has_parameters, lies_in
+from lightning_s3t.tuning.layer_detection.paths import has_parameters, lies_in_any
 
 
 def find_ignored(root: nn.Module) -> tuple[str, ...]:
@@ -24,7 +24,7 @@ def find_ignored(root: nn.Module) -> tuple[str, ...]:
     """
     found: list[str] = []
     for path, module in root.named_modules():
-        if path and not is_ignored(path, found) and _stands_beside(path, module):
+        if path and not lies_in_any(path, found) and _stands_beside(path, module):
             found.append(path)
     return tuple(found)
 
@@ -40,16 +40,6 @@ def find_losses(root: nn.Module) -> tuple[str, ...]:
         ('criterion',)
     """
     return tuple(path for path, module in root.named_modules() if path and _is_loss(path, module))
-
-
-def is_ignored(path: str, ignored: tuple[str, ...] | list[str]) -> bool:
-    """Return whether a path lies in one that is ignored.
-
-    Args:
-        path: The path.
-        ignored: What `find_ignored` returned.
-    """
-    return any(lies_in(path, skipped) for skipped in ignored)
 
 
 def _stands_beside(path: str, module: nn.Module) -> bool:

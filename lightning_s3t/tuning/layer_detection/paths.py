@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
@@ -33,6 +33,16 @@ def lies_in(path: str, parent: str) -> bool:
         (True, False)
     """
     return not parent or path == parent or path.startswith(f"{parent}.")
+
+
+def lies_in_any(path: str, parents: Iterable[str]) -> bool:
+    """Return whether a path is one of several or lies below one.
+
+    Args:
+        path: A path.
+        parents: The others.
+    """
+    return any(lies_in(path, parent) for parent in parents)
 
 
 def common_parent(paths: Sequence[str]) -> str:

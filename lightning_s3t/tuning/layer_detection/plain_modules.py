@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
 from lightning_s3t.errors import LayersError
-from lightning_s3t.tuning.layer_detection.chains import find_chain
+from lightning_s3t.tuning.layer_detection.blocks import tidy
 from lightning_s3t.tuning.layer_detection.detected import DetectedLayers
-from lightning_s3t.tuning.layer_detection.encoders import find_encoder
 from lightning_s3t.tuning.layer_detection.heads import find_head
-from lightning_s3t.tuning.layer_detection.modules import is_from, is_list
+from lightning_s3t.tuning.layer_detection.modules import (
+    count_layers,
+    expand,
+    has_parts,
+    is_callable,
+    is_from,
+    is_list,
+    parts,
+)
+from lightning_s3t.tuning.layer_detection.paths import common_parent, lies_in, lies_in_any
 from lightning_s3t.tuning.layer_detection.proposals import propose_stack
 from lightning_s3t.tuning.layer_detection.stacks import Stack, find_stacks, longest, without_ends
+from lightning_s3t.tuning.layer_detection.widths import follows
+
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 def find_in_plain_module(
@@ -38,7 +50,7 @@ def find_in_plain_module(
     """
     stacks = without_ends(find_stacks(root, "", ignored, slices))
     if len(_candidates(root, stacks)) != 1:
-        found = find_chain(root, ignored) or (find_encoder(root, stacks) if stacks else None)
+        found = _find_chain(root, ignored) or (_find_encoder(root, stacks) if stacks else None)
         if found is not None or not stacks:
             return found
     stack = _choose(root, stacks, ignored)
@@ -85,3 +97,89 @@ def _common(first: Sequence[str], second: Sequence[str]) -> list[str]:
             break
         found.append(one)
     return found
+
+
+def _find_chain(root: nn.Module, ignored: Sequence[str]) -> DetectedLayers | None:
+    """Find attributes that follow each other: each takes the channels that the one before gives.
+
+    They are all that the module has, or all of the one network in it. The last of them is the head. Embeddings at the
+    start stay frozen. A module that configures optimizers may hold several networks beside each other, so its own
+    attributes are a chain only if they are layers.
+
+    Args:
+        root: The module.
+        ignored: Paths that are not part of the network.
+
+    Returns:
+        What was found; None if that is not what the module is like.
+
+    Example:
+        >>> net = nn.ModuleDict({"conv1": nn.Conv2d(1, 4, 3), "fc1": nn.Linear(64, 8), "fc2": nn.Linear(8, 2)})
+        >>> found = _find_chain(net, ())
+        >>> found.blocks, found.head
+        ((('conv1',), ('fc1',)), ('fc2',))
+    """
+    path = ""
+    while len(children := _children(root, path, tuple(ignored))) == 1:
+        path = children[0]
+    if not _is_chain(root, path, children):
+        return None
+    *body, head = children
+    while isinstance(root.get_submodule(body[0]), _EMBEDDINGS):
+        body = body[1:]
+    return DetectedLayers(
+        None, tidy(root, [(path,) for path in body]), (head,), f"layers that follow each other, {body[0]} to {head}"
+    )
+
+
+def _children(root: nn.Module, path: str, ignored: tuple[str, ...]) -> list[str]:
+    return [child for child in parts(root.get_submodule(path), path) if not lies_in_any(child, ignored)]
+
+
+def _is_chain(root: nn.Module, path: str, children: Sequence[str]) -> bool:
+    module = root.get_submodule(path)
+    if is_list(module):
+        return False
+    modules = [root.get_submodule(child) for child in children]
+    weighted = [found for found in modules if count_layers(found)]
+    body = [found for found in weighted[:-1] if not isinstance(found, _EMBEDDINGS)]
+    if not body or weighted[-1] is not modules[-1] or not all(map(is_callable, modules)):
+        return False
+    if any(isinstance(found, _EMBEDDINGS) for found in weighted[1:]):
+        return False
+    if any(map(has_parts, modules)) and (len(weighted) < 4 or hasattr(module, "configure_optimizers")):
+        return False
+    return all(follows(before, after) for before, after in pairwise(weighted))
+
+
+def _find_encoder(root: nn.Module, stacks: Sequence[Stack]) -> DetectedLayers | None:
+    """Find the network whose first part holds the blocks, and whose others make the prediction from what it gives.
+
+    They are fewer parameters than the first has, and each takes at least the channels that the one before gives (more
+    where it is also given what earlier layers gave). All of them are the head: of a pretrained encoder they are what is
+    new. A module that configures optimizers may hold several networks beside each other, so it is not looked at.
+
+    Args:
+        root: The module that paths start at.
+        stacks: The lists of blocks in it, more than one.
+
+    Returns:
+        What was found; None if there is no such network.
+    """
+    path = common_parent([holder for stack in stacks for holder in stack.paths])
+    module = root.get_submodule(path)
+    if is_list(module) or hasattr(module, "configure_optimizers"):
+        return None
+    first, *others = [child for child in parts(module, path) if count_layers(root.get_submodule(child))]
+    inside = [stack for stack in stacks if all(lies_in(holder, first) for holder in stack.paths)]
+    modules = [root.get_submodule(child) for child in (first, *others)]
+    if len(inside) != 1 or len(others) < 2 or 2 * _size(modules[0]) <= sum(map(_size, modules)):
+        return None
+    if not all(follows(before, after, at_least=True) for before, after in pairwise(modules)):
+        return None
+    head = expand(root, others)
+    return DetectedLayers(None, inside[0].blocks, head, f"an encoder, {inside[0]}, and what is registered after it")
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

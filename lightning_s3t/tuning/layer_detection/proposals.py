@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_s3t.tuning.layer_detection.arguments import as_arguments
 from lightning_s3t.tuning.layer_detection.heads import heads_after, named_like_heads
-from lightning_s3t.tuning.layer_detection.ignored import is_ignored
+from lightning_s3t.tuning.layer_detection.paths import lies_in_any
 from lightning_s3t.tuning.layer_detection.stacks import Stack
 from lightning_s3t.tuning.layer_detection.widths import layers_of
 
@@ -27,7 +27,7 @@ def propose_layers(root: nn.Module, ignored: Sequence[str]) -> str:
     layers = [
         path
         for path, layer in layers_of(root)
-        if not is_ignored(path, tuple(ignored)) and not isinstance(layer, (nn.Embedding, nn.EmbeddingBag))
+        if not lies_in_any(path, ignored) and not isinstance(layer, (nn.Embedding, nn.EmbeddingBag))
     ]
     if len(layers) < 2:
         return "layers=['...'], head='...'"

@@ -10,9 +10,9 @@ from lightning_s3t.errors import LayersError
 from lightning_s3t.tuning.layer_detection.arguments import as_arguments
 from lightning_s3t.tuning.layer_detection.detected import DetectedLayers
 from lightning_s3t.tuning.layer_detection.heads import find_head
-from lightning_s3t.tuning.layer_detection.ignored import find_ignored, is_ignored
+from lightning_s3t.tuning.layer_detection.ignored import find_ignored
 from lightning_s3t.tuning.layer_detection.modules import count_layers, is_list
-from lightning_s3t.tuning.layer_detection.paths import join, lies_in
+from lightning_s3t.tuning.layer_detection.paths import join, lies_in, lies_in_any
 from lightning_s3t.tuning.layer_detection.plain_modules import find_in_plain_module
 from lightning_s3t.tuning.layer_detection.proposals import propose_layers
 from lightning_s3t.tuning.layer_detection.stacks import holder
@@ -43,7 +43,7 @@ def find_layers_and_head(root: nn.Module, slices: int, headed: bool) -> Detected
     ignored = find_ignored(root)
     models: dict[str, DetectedLayers] = {}
     for path, module in root.named_modules():
-        if is_ignored(path, ignored) or any(lies_in(path, outer) for outer in models):
+        if lies_in_any(path, (*ignored, *models)):
             continue
         found = _ask(module, path, slices)
         if found is not None:
@@ -72,7 +72,7 @@ def _describe_what_was_seen(root: nn.Module, ignored: Sequence[str]) -> str:
     lists = [
         name
         for name, child in root.named_children()
-        if is_list(child) and not is_ignored(name, tuple(ignored)) and count_layers(child) > 1
+        if is_list(child) and not lies_in_any(name, ignored) and count_layers(child) > 1
     ]
     found = (
         f"{type(root).__name__} has {len(lists)} lists of layers beside each other, {' and '.join(lists)}: which is "
@@ -148,6 +148,8 @@ def _known_heads(model: nn.Module, last: str) -> tuple[str, ...]:
 
 
 def _ask(module: nn.Module, path: str, slices: int) -> DetectedLayers | None:
+    if type(module).__module__.startswith("torch.nn."):  # a layer, of no library of models
+        return None
     if is_timm_model(module):
         return find_in_timm_model(module, path, slices)
     if is_transformers_model(module) and not any(map(is_timm_model, module.modules())):

@@ -9,10 +9,9 @@ from itertools import groupby
 from torch import nn
 
 from lightning_s3t.tuning.layer_detection.blocks import Block, Blocks, blocks_in, main_class, tidy
-from lightning_s3t.tuning.layer_detection.ignored import is_ignored
 from lightning_s3t.tuning.layer_detection.modules import has_parts, is_callable, is_list, parts
 from lightning_s3t.tuning.layer_detection.names import names_head, names_stem, numbered
-from lightning_s3t.tuning.layer_detection.paths import common_parent, join
+from lightning_s3t.tuning.layer_detection.paths import common_parent, join, lies_in_any
 
 _ENDINGS = (nn.Softmax, nn.LogSoftmax, nn.Sigmoid, nn.Tanh, nn.Dropout, nn.Flatten, nn.Identity)
 
@@ -116,7 +115,7 @@ def without_ends(stacks: Sequence[Stack]) -> list[Stack]:
 
 
 def _visit(root: nn.Module, path: str, ignored: tuple[str, ...], wanted: int) -> Iterator[Stack]:
-    if path and is_ignored(path, ignored):
+    if path and lies_in_any(path, ignored):
         return
     own = None
     module = root.get_submodule(path)
@@ -156,7 +155,7 @@ def _encoder_and_decoder(root: nn.Module, path: str, module: nn.Transformer) -> 
 
 def _numbered_runs(root: nn.Module, path: str, ignored: tuple[str, ...]) -> Iterator[Stack]:
     """Yield the stages that stand beside each other under one name with numbers: layer1, layer2, layer3."""
-    children = [child for child in parts(root.get_submodule(path), path) if not is_ignored(child, ignored)]
+    children = [child for child in parts(root.get_submodule(path), path) if not lies_in_any(child, ignored)]
     named = [(child, numbered(child.rpartition(".")[2])) for child in children]
     for prefix, run in groupby([pair for pair in named if pair[1]], key=lambda pair: pair[1]):
         paths = tuple(child for child, _ in run)

@@ -8,9 +8,9 @@ from lightning_s3t.errors import LayersError
 from lightning_s3t.tuning.layer_detection.arguments import as_arguments
 from lightning_s3t.tuning.layer_detection.detected import DetectedLayers
 from lightning_s3t.tuning.layer_detection.heads import heads_after, named_like_heads
-from lightning_s3t.tuning.layer_detection.ignored import find_ignored, is_ignored
+from lightning_s3t.tuning.layer_detection.ignored import find_ignored
 from lightning_s3t.tuning.layer_detection.modules import count_layers, expand, parts
-from lightning_s3t.tuning.layer_detection.paths import join
+from lightning_s3t.tuning.layer_detection.paths import join, lies_in_any
 from lightning_s3t.tuning.layer_detection.stacks import Stack, find_stacks, longest, without_ends
 
 
@@ -71,7 +71,7 @@ def transformers_heads(model: nn.Module, last: str) -> tuple[str, ...]:
     base = str(getattr(model, "base_model_prefix", ""))
     ignored = find_ignored(model)
     if isinstance(getattr(model, base, None) if base else None, nn.Module):
-        beside = [name for name in parts(model, "") if name != base and not is_ignored(name, ignored)]
+        beside = [name for name in parts(model, "") if name != base and not lies_in_any(name, ignored)]
         return expand(model, [name for name in beside if count_layers(model.get_submodule(name))] or beside)
     if "For" not in type(model).__name__:
         return ()

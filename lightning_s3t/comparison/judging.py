@@ -67,7 +67,7 @@ def judge(runs: Runs, reference: Runs, asked_at: Tensor, measured_after: Sequenc
     first, last = runs.found[0], measured_after[-1]
     lasted = [run.lasted for run in runs.found if run.lasted is not None]
     relearnt = [(run.relearn_steps, run.relearned) for run in runs.found if run.relearn_steps is not None]
-    fit, reference_fit = _mean(run.fit_seconds for run in runs.found), _mean(run.fit_seconds for run in reference.found)
+    fit, reference_fit = (_mean(run.fit_cpu_seconds for run in one.found) for one in (runs, reference))
     requests = [seconds for run in runs.found for seconds in run.request_seconds]
     return MethodResult(
         label=runs.label,
@@ -77,7 +77,8 @@ def judge(runs: Runs, reference: Runs, asked_at: Tensor, measured_after: Sequenc
         response=runs.method.response,
         needs=runs.method.needs,
         moments=tuple(map(judged.moment, measured_after)),
-        fit_seconds=fit,
+        fit_seconds=_mean(run.fit_seconds for run in runs.found),
+        fit_cpu_seconds=fit,
         fit_cost=fit / reference_fit if fit is not None and reference_fit else None,
         request_seconds=median(requests) if requests else None,
         lasted=min(lasted, default=None),

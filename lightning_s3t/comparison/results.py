@@ -76,6 +76,7 @@ class MethodResult:
         needs: What a request needs beside the store.
         moments: What serves, by the number of requests.
         fit_seconds: How long the first fit took.
+        fit_cpu_seconds: CPU time of the processes that trained in it; None where units share the script's process.
         fit_cost: The same as a multiple of the reference's, which trains one model.
         request_seconds: How long a request took (median): until other units serve, or until it was noted.
         lasted: After how many requests nothing was left that serves; None where something serves to the end.
@@ -102,6 +103,7 @@ class MethodResult:
     needs: tuple[str, ...]
     moments: tuple[Moment, ...]
     fit_seconds: _Seconds | None
+    fit_cpu_seconds: _Seconds | None
     fit_cost: Annotated[float, Field(ge=0)] | None
     request_seconds: _Seconds | None
     lasted: _Count | None

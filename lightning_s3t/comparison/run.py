@@ -56,6 +56,7 @@ class Run:
         arguments: The method, with its arguments.
         seed: The seed.
         fit_seconds: How long the first fit took.
+        fit_cpu_seconds: CPU time of the processes that trained in it.
         storage_bytes: Size of the store after it.
         request_seconds: How long each request took.
         jobs: By the number of requests, how long the fit took that carried them out.
@@ -75,6 +76,7 @@ class Run:
     arguments: str
     seed: int
     fit_seconds: float | None = None
+    fit_cpu_seconds: float | None = None
     storage_bytes: int | None = None
     request_seconds: list[float] = field(default_factory=list)
     jobs: dict[str, float] = field(default_factory=dict)
@@ -142,9 +144,9 @@ class Script:
         """
         own = self.trainer.callbacks  # type: ignore[attr-defined]
         others = [callback for callback in own if not isinstance(callback, (Unlearning, ProgressBar))]
-        memory = _PeakMemory(scratch / "memory")
+        usage = _Usage(scratch / "usage")
         try:
-            self.trainer.callbacks = [unlearning, *others, memory]  # type: ignore[attr-defined]
+            self.trainer.callbacks = [unlearning, *others, usage]  # type: ignore[attr-defined]
             with writing_elsewhere(self.trainer, scratch):
                 start = time.perf_counter()
                 self.trainer.fit(self.module, datamodule=self.datamodule)
@@ -190,6 +192,7 @@ def make_run(
     try:
         step("first fit")
         run.fit_seconds = trial.fit()
+        run.fit_cpu_seconds = _Usage.read(scratch / "usage")[2]
         run.storage_bytes = sum(path.stat().st_size for path in trial.store.rglob("*") if path.is_file())
         trial.measure(0)
         for number in measured_after[1:]:
@@ -206,7 +209,7 @@ def make_run(
             run.refit_test = trial.test_accuracy()
     except S3TError as error:
         run.refused = str(error)
-    run.memory_bytes, run.device_memory_bytes = _PeakMemory.read(scratch / "memory")
+    run.memory_bytes, run.device_memory_bytes, _ = _Usage.read(scratch / "usage")
     return run, trial.answers
 
 
@@ -317,28 +320,27 @@ def _serves(served: EnsembleModule) -> bool:
     return bool(served.survivors) or (floor is not None and floor.complete)
 
 
-class _PeakMemory(pl.Callback):
-    """Notes the peak memory of the processes that train units, each in a line of a file."""
+class _Usage(pl.Callback):
+    """Notes what the processes that train units have used, each in a line of a file: memory at most, and CPU time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._script = os.getpid()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Called when a run ends: in a unit's process, notes its peak."""
+        """Called when a run ends: in a unit's process, notes what it has used."""
         if os.getpid() == self._script:
             return
-        unit = 1 if sys.platform == "darwin" else 1024
-        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        host = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         device = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
         with self._path.open("a") as file:
-            file.write(f"{host} {device}\n")
+            file.write(f"{host} {device} {used.ru_utime + used.ru_stime}\n")
 
     @staticmethod
-    def read(path: Path) -> tuple[int | None, int | None]:
-        """Return the highest peaks in a file, on the host and on the GPU; None where there are none."""
-        lines = path.read_text().splitlines() if path.exists() else []
-        peaks = [tuple(map(int, line.split())) for line in lines]
-        host = max((peak[0] for peak in peaks), default=0)
-        device = max((peak[1] for peak in peaks), default=0)
-        return host or None, device or None
+    def read(path: Path) -> tuple[int | None, int | None, float | None]:
+        """Return the highest peaks on the host and on the GPU, and the sum of CPU times; None where there are none."""
+        lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+        host = max((int(line[0]) for line in lines), default=0)
+        device = max((int(line[1]) for line in lines), default=0)
+        return host or None, device or None, sum(float(line[2]) for line in lines) if lines else None

@@ -136,7 +136,7 @@ def _notes(setting: Setting, methods: Sequence[MethodResult]) -> list[str]:
         "points. attack: AUC of a loss threshold that tells rows of those who asked from test rows; before the first "
         f"request it says what there was to find, and the best is what {methods[0].label!r} has. Methods that "
         f"are carried out by a fit have one for all requests since the last of {steps}, not one a request; a job is "
-        f"how long each took. cost: the first fit as a multiple of that of {methods[0].label!r}.",
+        f"how long each took. cost: CPU time of the first fit as a multiple of {methods[0].label!r}.",
     ]
     notes += [f"{one.label} did not get to the end: {one.refused}" for one in methods if one.refused]
     return notes

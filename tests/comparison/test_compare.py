@@ -299,6 +299,7 @@ class Killing(SSD):
         os.kill(self.script, signal.{signal})
         signal.pause()
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
 here = Path(sys.argv[1])
 own = make_trainer(here / "untouched", adapter=None, epochs=1)
 compare(own, Classifier(), PeopleData(People.make()), {{"ssd": Killing()}}, 1, output=here / "output")

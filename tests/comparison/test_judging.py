@@ -29,7 +29,7 @@ def answers(shift: float, seed: int) -> dict[str, Tensor]:
 
 
 def runs(label: str, method: UnlearningMethod, shift: float, seeds: range) -> Runs:
-    found = [Run(label, repr(method), seed, fit_seconds=1.0, request_seconds=[0.1, 0.3]) for seed in seeds]
+    found = [Run(label, repr(method), seed, fit_cpu_seconds=2.0, request_seconds=[0.1, 0.3]) for seed in seeds]
     return Runs(label, method, found, [answers(shift, 100 * len(label) + seed) for seed in seeds])
 
 

@@ -18,8 +18,7 @@ from lightning_s3t.zoo.models import ImageClassifier
 DIGITS = DemoSettings(people=200, epochs=15)
 
 METHODS: dict[str, Any] = {
-    "s3t": {"name": "s3t", "shards": 3, "slices": 4, "budget": 4, "sequences": "cyclic", "epoch_rule": "sisa"},
-    "s3t, one order": {"name": "s3t", "shards": 3, "slices": 4, "budget": 1, "epoch_rule": "sisa"},
+    "s3t": {"name": "s3t", "shards": 3, "slices": 4, "budget": 2, "sequences": "cyclic", "epoch_rule": "sisa"},
     "sisa": {"name": "sisa", "shards": 3, "slices": 4},
     "fine_tune": "fine_tune",
     "ssd": {"name": "ssd", "batch_size": 8},
@@ -27,8 +26,6 @@ METHODS: dict[str, Any] = {
     "salun": "salun",
     "neg_grad_plus": "neg_grad_plus",
     "bad_teacher": "bad_teacher",
-    "pgu": {"name": "pgu", "epochs": 20},
-    "influence": {"name": "influence", "damping": 0.1, "iterations": 10},
 }
 """The methods that are compared on the digits, by label."""
 

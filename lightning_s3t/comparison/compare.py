@@ -125,11 +125,13 @@ def compare(
         relearning = Relearning(None, relearn_rate, relearn_steps)
         settings = _settings(trainer, model, callback, rows, after, relearning)
         folder = ComparisonFolder(Path(output), settings)
-        runs = _make_runs(script, asker, rows, named, range(first_seed, first_seed + count), after, relearning, folder)
+        with folder.held():
+            all_seeds = range(first_seed, first_seed + count)
+            runs = _make_runs(script, asker, rows, named, all_seeds, after, relearning, folder)
     reference = runs[REFERENCE]
     setting = Setting(
         measured_after=after,
-        seeds=tuple(range(first_seed, first_seed + count)),
+        seeds=tuple(all_seeds),
         thorough=thorough,
         subjects=rows.subjects,
         rows=rows.rows,
@@ -168,7 +170,7 @@ def _make_runs(
                     bar.set_description(f"{name}: {what}")
                     bar.update(1)
 
-                with folder.working() as scratch, _interruptible(folder):
+                with folder.working() as scratch, _interruptible():
                     of_reference = kept.get((REFERENCE, seed)) if label != REFERENCE else None
                     goal = float(of_reference[1]["forgotten/0/correct"].float().mean()) if of_reference else None
                     found = make_run(
@@ -343,7 +345,7 @@ def _silent(trainer: pl.Trainer) -> Iterator[None]:
 
 
 @contextmanager
-def _interruptible(folder: ComparisonFolder) -> Iterator[None]:
+def _interruptible() -> Iterator[None]:
     """Let Ctrl-C through as what it is: a fit that is interrupted ends with `exit(1)`."""
     try:
         yield

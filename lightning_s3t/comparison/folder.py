@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from lightning_s3t.comparison.run import Run
 from lightning_s3t.core.documents import canonical, read_json
 from lightning_s3t.errors import ConfigurationError
 
-_SETTINGS, _RUNS, _WORK = "settings.json", "runs", "work"
+_SETTINGS, _LOCK, _RUNS, _WORK = "settings.json", "lock", "runs", "work"
 
 
 class ComparisonFolder:
@@ -85,6 +86,25 @@ class ComparisonFolder:
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.contiguous() for name, tensor in answers.items()}, file.with_suffix(".safetensors"))
         _write(file, run.to_json())
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other comparisons out of the folder while the block runs.
+
+        Raises:
+            ConfigurationError: One is in it.
+        """
+        with (self.path / _LOCK).open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigurationError(
+                    f"Another comparison is running in {self.path}. Wait for it to end, or give another `output`."
+                ) from None
+            try:
+                yield
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough where a forked process has the file open too
 
     @contextmanager
     def working(self) -> Iterator[Path]:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from lightning_s3t import Comparison, EnsembleModule, compare
 from lightning_s3t.comparison.comparison import comparison_schema
+from lightning_s3t.comparison.folder import ComparisonFolder
 from lightning_s3t.errors import ConfigurationError, DataError, UnsupportedError
 from lightning_s3t.methods import SSD, EditingMethod, EditSession, Retrain
 from tests.people import Classifier, People, PeopleData, fit, make_trainer
@@ -154,6 +155,16 @@ def test_other_arguments_under_the_same_label_are_refused(tmp_path: Path, done: 
     shutil.copytree(done[0], tmp_path / "output")
     with pytest.raises(ConfigurationError, match=r"has 'ssd' as SSD\(alpha=10.0.*and it is SSD\(alpha=2.0"):
         compared(tmp_path, ["s3t", SSD(alpha=2.0)])
+
+
+def test_a_folder_that_another_comparison_is_in_is_refused(tmp_path: Path, done: tuple[Path, Comparison]) -> None:
+    shutil.copytree(done[0], tmp_path / "output")
+    settings = json.loads((tmp_path / "output" / "settings.json").read_text())
+    with (
+        ComparisonFolder(tmp_path / "output", settings).held(),
+        pytest.raises(ConfigurationError, match="Another comparison is running"),
+    ):
+        compared(tmp_path)
 
 
 def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:

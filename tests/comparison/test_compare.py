@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -313,7 +314,8 @@ class Killing(SSD):
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
 here = Path(sys.argv[1])
 own = make_trainer(here / "untouched", adapter=None, epochs=1)
-compare(own, Classifier(), PeopleData(People.make()), {{"ssd": Killing()}}, 1, output=here / "output")
+if __name__ == "__main__":
+    compare(own, Classifier(), PeopleData(People.make()), {{"ssd": Killing()}}, 1, output=here / "output")
 """
 
 
@@ -321,7 +323,9 @@ compare(own, Classifier(), PeopleData(People.make()), {{"ssd": Killing()}}, 1, o
 def test_after_a_kill_or_ctrl_c_a_second_call_goes_on(tmp_path: Path, name: str) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(signal=name))
-    ended = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, script, tmp_path]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == -getattr(signal, name), ended.stderr
     kept = tmp_path / "output" / "runs" / "retrain" / "seed-0.json"
     before = kept.stat().st_mtime_ns

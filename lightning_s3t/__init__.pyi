@@ -1,5 +1,6 @@
 from .auditing import audit
 from .callbacks import S3T, DeletionHook, ProvenanceRecorder, SliceUnfreezing, Unlearning
+from .comparison import Comparison, compare
 from .core.tickets import Ticket
 from .engine.package_alias import alias_pytorch_lightning
 from .executors.audit import AuditReport
@@ -12,6 +13,7 @@ from .tuning.floor import Floor
 __all__ = [
     "S3T",
     "AuditReport",
+    "Comparison",
     "DeletionHook",
     "EnsembleModule",
     "EnsemblePredictor",
@@ -25,5 +27,6 @@ __all__ = [
     "Unlearning",
     "alias_pytorch_lightning",
     "audit",
+    "compare",
     "describe_layers",
 ]

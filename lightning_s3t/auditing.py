@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
-from pathlib import Path
+from collections.abc import Iterable
+from contextlib import closing
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_s3t.callbacks import Unlearning
-from lightning_s3t.engine.lightning_internals import silent_logger
+from lightning_s3t.engine.elsewhere import writing_elsewhere
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.executors.audit import AuditReport, AuditTarget
 from lightning_s3t.store import Store
@@ -61,23 +59,6 @@ def audit(
     (s3t,) = found
     with Store.open(s3t.store) as store, closing(Scratch(store.path)) as scratch:
         audited = AuditTarget(store, units, seed, scratch.path / "store")
-        with _elsewhere(trainer, scratch.path), s3t.auditing(audited):
+        with writing_elsewhere(trainer, scratch.path), s3t.auditing(audited):
             trainer.fit(model, datamodule=datamodule, **fit_arguments)
         return audited.report
-
-
-@contextmanager
-def _elsewhere(trainer: pl.Trainer, scratch: Path) -> Iterator[None]:
-    """Silences the loggers and sends the checkpoints to the scratch folder while the block runs."""
-    loggers = trainer.loggers
-    checkpoints = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    folders = [callback.dirpath for callback in checkpoints]
-    trainer.loggers = [silent_logger() for _ in loggers]
-    for number, callback in enumerate(checkpoints):
-        callback.dirpath = str(scratch / f"checkpoints-{number}")
-    try:
-        yield
-    finally:
-        trainer.loggers = loggers
-        for callback, folder in zip(checkpoints, folders, strict=True):
-            callback.dirpath = folder

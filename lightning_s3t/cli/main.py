@@ -59,6 +59,7 @@ def make_app() -> App:
     from cyclopts import App, Group, Parameter
 
     from lightning_s3t.cli.audit import audit
+    from lightning_s3t.cli.compare import compare
     from lightning_s3t.cli.correcting import rectify, release, restrict
     from lightning_s3t.cli.demo import demo
     from lightning_s3t.cli.export import export
@@ -89,6 +90,7 @@ def make_app() -> App:
     app.command(completion, group=learn)
     app.command(plan, group=design)
     app.command(simulate, group=design)
+    app.command(compare, group=design)
     app.command(layers, group=design)
     for name, summary in LIGHTNING_COMMANDS.items():
         app.command(App(name, help=summary, group=train))

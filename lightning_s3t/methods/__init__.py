@@ -8,7 +8,7 @@ from lightning_s3t.methods.editing import Answer, EditingMethod, EditRows, EditS
 from lightning_s3t.methods.fine_tune import FineTune
 from lightning_s3t.methods.gradient_ascent import GradientAscent, NegGradPlus
 from lightning_s3t.methods.influence import Influence
-from lightning_s3t.methods.method import UnlearningMethod
+from lightning_s3t.methods.method import Need, UnlearningMethod
 from lightning_s3t.methods.pgu import PGU
 from lightning_s3t.methods.random_labels import LabelFlipping, RandomLabels, SalUn
 from lightning_s3t.methods.registry import METHODS, method_of, register_method
@@ -38,6 +38,7 @@ __all__ = [
     "GradientAscent",
     "Influence",
     "LabelFlipping",
+    "Need",
     "NegGradPlus",
     "RandomLabels",
     "Retrain",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_s3t.methods.checks import check_count, check_positive
-from lightning_s3t.methods.dampening import Importance, dampen, forgotten_share, importance, to_all
+from lightning_s3t.methods.dampening import Importance, dampen, forgotten_share, importances
 from lightning_s3t.methods.editing import EditingMethod, EditSession
 from lightning_s3t.methods.registry import register_method
 
@@ -49,9 +49,7 @@ class ASSD(EditingMethod):
         Returns:
             The share of the parameters that were changed, and the threshold.
         """
-        of_forgotten = importance(session, session.forget, self.batch_size, session.loss)
-        of_retained = importance(session, session.retain, self.batch_size, session.loss)
-        of_all = to_all(session, of_forgotten, of_retained)
+        of_forgotten, of_all = importances(session, self.batch_size, session.loss)
         alpha = adaptive_alpha(of_forgotten, of_all, forgotten_share(session))
         return {**dampen(session, of_forgotten, of_all, alpha, lam=1.0), "alpha": alpha}
 
@@ -97,9 +95,7 @@ class LFSSD(EditingMethod):
         def norm(batch: Any) -> Tensor:
             return session.answer(batch).logits.square().sum(-1).mean()
 
-        of_forgotten = importance(session, session.forget, self.batch_size, norm, torch.abs)
-        of_retained = importance(session, session.retain, self.batch_size, norm, torch.abs)
-        of_all = to_all(session, of_forgotten, of_retained)
+        of_forgotten, of_all = importances(session, self.batch_size, norm, torch.abs)
         return dampen(session, of_forgotten, of_all, self.alpha, self.lam)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_s3t.errors import ConfigurationError, UnsupportedError
 from lightning_s3t.methods.checks import check_positive, check_share
 from lightning_s3t.methods.editing import EditingMethod, EditSession
+from lightning_s3t.methods.method import Need
 from lightning_s3t.methods.registry import register_method
 
 _SIZES, _ROWS, _VALUES, _PLACES = "sizes", "rows", "values", "places"
@@ -60,6 +61,11 @@ class Amnesiac(EditingMethod):
         check_share("keep", self.keep)
         check_share("max_share", self.max_share)
         check_positive("max_bytes", self.max_bytes)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What an edit reads beside the model."""
+        return ("training steps",)
 
     def recorder(self) -> StepRecorder:
         """Return what keeps the steps of a training."""

@@ -40,16 +40,25 @@ def importance(
     return means
 
 
-def to_all(session: EditSession, of_forgotten: Importance, of_retained: Importance) -> dict[str, Tensor]:
-    """Return the importance to all rows.
+def importances(
+    session: EditSession,
+    size: int,
+    objective: Callable[[Any], Tensor],
+    measure: Callable[[Tensor], Tensor] = torch.square,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the importance to the rows that are to be forgotten, and to all rows.
 
     Args:
-        session: The rows.
-        of_forgotten: The importance to those that are to be forgotten.
-        of_retained: The importance to those that stay.
+        session: The model and the rows.
+        size: As for `importance`, the same for both.
+        objective: As for `importance`.
+        measure: As for `importance`.
     """
+    of_forgotten = importance(session, session.forget, size, objective, measure)
+    of_retained = importance(session, session.retain, size, objective, measure)
     share = forgotten_share(session)
-    return {name: share * forgotten + (1 - share) * of_retained[name] for name, forgotten in of_forgotten.items()}
+    of_all = {name: share * forgotten + (1 - share) * of_retained[name] for name, forgotten in of_forgotten.items()}
+    return of_forgotten, of_all
 
 
 def forgotten_share(session: EditSession) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_s3t.errors import UnsupportedError
-from lightning_s3t.methods.method import WholeModelMethod
+from lightning_s3t.methods.method import Need, WholeModelMethod
 from lightning_s3t.tuning.guard import named_tensors
 from lightning_s3t.tuning.randomness import derive_seed
 
@@ -203,6 +203,11 @@ class EditingMethod(WholeModelMethod):
     """
 
     guarantee = "empirical"
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What an edit reads beside the model."""
+        return ("forgotten rows", "retained rows")
 
     def recorder(self) -> TrainingRecorder | None:
         """Return what keeps something of a training for the edits to come; None if nothing is to be kept."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_s3t.methods.descent import DescentMethod
 from lightning_s3t.methods.editing import EditSession
+from lightning_s3t.methods.method import Need
 from lightning_s3t.methods.registry import register_method
 
 
@@ -37,6 +38,11 @@ class FineTune(DescentMethod):
     """
 
     name = "fine_tune"
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What an edit reads beside the model."""
+        return ("retained rows",)
 
     def edit(self, session: EditSession) -> Mapping[str, Any]:
         """Train on the rows that stay.

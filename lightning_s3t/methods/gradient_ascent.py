@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_s3t.methods.checks import check_positive, check_share
 from lightning_s3t.methods.descent import DescentMethod, endless
 from lightning_s3t.methods.editing import EditSession
+from lightning_s3t.methods.method import Need
 from lightning_s3t.methods.registry import register_method
 
 
@@ -46,6 +47,11 @@ class GradientAscent(DescentMethod):
         super().__post_init__()
         if self.ceiling is not None:
             check_positive("ceiling", self.ceiling)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What an edit reads beside the model."""
+        return ("forgotten rows",)
 
     def edit(self, session: EditSession) -> Mapping[str, Any]:
         """Raise the loss of the forgotten rows.

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.methods.checks import check_choice, check_count, check_nonnegative, check_positive
 from lightning_s3t.methods.editing import EditingMethod, EditRows, EditSession, cut
+from lightning_s3t.methods.method import Need
 from lightning_s3t.methods.registry import register_method
 
 Order = Literal["first", "second"]
@@ -74,6 +75,11 @@ class Influence(EditingMethod):
         check_positive("tolerance", self.tolerance)
         if self.last_tensors is not None:
             check_count("last_tensors", self.last_tensors)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What an edit reads beside the model."""
+        return ("forgotten rows",) if self.order == "first" else ("forgotten rows", "retained rows")
 
     def edit(self, session: EditSession) -> Mapping[str, Any]:
         """Add the update.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from lightning_s3t.core.guarantees import Guarantee, Response
 from lightning_s3t.plan import DataMode, EpochRule, Partition, RiskBands, SequenceChoice
+
+Need = Literal["forgotten rows", "retained rows", "training steps"]
+"""What a request needs to be carried out: rows of the training data, or what was kept of the training's steps."""
 
 
 class UnlearningMethod(ABC):
@@ -52,6 +55,11 @@ class UnlearningMethod(ABC):
             seed: For planners that draw.
         """
 
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What a request needs beside the store; empty where units are only taken out of service."""
+        return ()
+
     def partition(self, seed: int) -> Partition:
         """Return where each subject's data belongs.
 
@@ -72,6 +80,11 @@ class WholeModelMethod(UnlearningMethod):
     response = "replace"
     shards = 1
     slices = 1
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What a request needs beside the store."""
+        return ("retained rows",)
 
     def sequences_to_train(self, seed: int) -> SequenceChoice:
         """Return the one sequence of one slice.

@@ -20,6 +20,7 @@ from lightning_s3t.methods.labels import (
     with_labels,
     wrong_labels,
 )
+from lightning_s3t.methods.method import Need
 from lightning_s3t.methods.registry import register_method
 
 Schedule = Literal["mixed", "forget_first"]
@@ -205,6 +206,11 @@ class LabelFlipping(DescentMethod):
         super().__post_init__()
         check_share("share", self.share)
         check_label_place(self.labels)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What an edit reads beside the model."""
+        return ("forgotten rows",)
 
     def edit(self, session: EditSession) -> Mapping[str, Any]:
         """Train parts of the layers on wrong labels.

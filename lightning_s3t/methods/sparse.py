@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_s3t.methods.checks import check_nonnegative, check_share
 from lightning_s3t.methods.descent import DescentMethod, Masks
 from lightning_s3t.methods.editing import EditSession
+from lightning_s3t.methods.method import Need
 from lightning_s3t.methods.random_labels import largest
 from lightning_s3t.methods.registry import register_method
 
@@ -52,6 +53,11 @@ class Sparse(DescentMethod):
         super().__post_init__()
         check_nonnegative("gamma", self.gamma)
         check_share("prune", self.prune, zero=True)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What an edit reads beside the model."""
+        return ("retained rows",)
 
     def edit(self, session: EditSession) -> Mapping[str, Any]:
         """Prune, and train on the rows that stay.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_s3t.methods.checks import check_count, check_positive
-from lightning_s3t.methods.dampening import dampen, importance, to_all
+from lightning_s3t.methods.dampening import dampen, importances
 from lightning_s3t.methods.editing import EditingMethod, EditSession
 from lightning_s3t.methods.registry import register_method
 
@@ -62,8 +62,5 @@ class SSD(EditingMethod):
         Returns:
             The share of the parameters that were changed.
         """
-        size = self.batch_size
-        of_forgotten = importance(session, session.forget, size, session.loss)
-        of_retained = importance(session, session.retain, size, session.loss)
-        of_all = to_all(session, of_forgotten, of_retained)
+        of_forgotten, of_all = importances(session, self.batch_size, session.loss)
         return dampen(session, of_forgotten, of_all, self.alpha, self.lam)

@@ -161,6 +161,11 @@ class EnsemblePredictor(nn.Module):
         """The unit that each shard serves; shards without one are absent."""
         return self._shards.survivors
 
+    @property
+    def network_path(self) -> str:
+        """Where in the module its network is, whose calls the ensemble answers; "" for the module itself."""
+        return self._builder.layers.network
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Answer as the module does, with the ensemble in the place of its network.
 

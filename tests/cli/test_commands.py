@@ -14,6 +14,7 @@ import pytest
 
 from lightning_s3t.cli import main
 from lightning_s3t.cli.audit import audit
+from lightning_s3t.cli.compare import compare
 from lightning_s3t.cli.correcting import rectify, release, restrict
 from lightning_s3t.cli.demo import demo
 from lightning_s3t.cli.forget import forget
@@ -47,6 +48,7 @@ COMMANDS = {
     "layers": layers,
     "plan": plan,
     "simulate": simulate,
+    "compare": compare,
     "forget": forget,
     "rectify": rectify,
     "restrict": restrict,

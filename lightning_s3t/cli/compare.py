@@ -1,0 +1,121 @@
+"""The command `s3t compare`: unlearning methods on the same model, data, requests and seeds."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_s3t.columns import printable
+from lightning_s3t.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from lightning_s3t.comparison import Comparison
+
+_FILES = (".yaml", ".yml")
+
+
+def compare(
+    *,
+    config: list[Path] | None = None,
+    model: str | None = None,
+    data: str | None = None,
+    cli: str | None = None,
+    methods: list[str] | None = None,
+    requests: int | None = None,
+    output: Path = Path("s3t-comparison"),
+    measure_after: list[int] | None = None,
+    thorough: bool = False,
+    seeds: int | None = None,
+    quick: bool = False,
+    json: bool = False,
+) -> None:
+    """Compare unlearning methods: what each promises, what it is worth and what it costs.
+
+    Every method is trained, subjects ask one after the other, and what serves is measured, beside a training from
+    scratch on what stays. What is done is kept, so that the same command goes on after an interruption. The tables, the
+    picture and a JSON document go to the output folder.
+
+    Args:
+        config: The app's LightningCLI config, or several, as for fit; with the S3T callback. Without one, methods are
+            compared on the demo's digits, offline.
+        model: The import path of the app's module class (my_app:LitClassifier), if the config does not name a class.
+        data: The import path of the app's data module class, if the config does not name a class.
+        cli: The import path of the app's own LightningCLI class, if it has one (my_app:MyCLI).
+        methods: Names, with commas or blanks between them: s3t,sisa,ssd. Or a YAML file: a list of names and of
+            mappings with a name and arguments, or a mapping of these by a label each.
+        requests: How many subjects ask: 10, or 100 of the digits.
+        output: The folder for what is done and for what was found.
+        measure_after: After how many requests to measure; 1, 10, 100, ... and after the last unless told.
+        thorough: Train with several seeds, and attack with shadow models: hours.
+        seeds: With how many seeds each method is trained, 1 unless told, or 8 of a thorough comparison.
+        quick: Without a config: tiny sizes, to see the course of things; the numbers mean nothing then.
+        json: Print the JSON document.
+    """
+    if config is None and any(given is not None for given in (model, data, cli)):
+        raise ConfigurationError("Expected --config beside --model, --data and --cli: the app's settings.")
+    if config is not None and quick:
+        raise ConfigurationError("Expected --quick without --config: it makes the demo's digits smaller.")
+    chosen: Any = _methods(methods) if methods is not None else None
+    with redirect_stdout(sys.stderr):  # what the app prints is not part of the answer
+        if config is None:
+            from lightning_s3t.zoo.demo import make_digits_app
+
+            trainer, module, datamodule, own = make_digits_app(quick)
+            chosen, asked = chosen or own, 100 if requests is None else requests
+        else:
+            from lightning_s3t.cli.audit import load_app
+
+            app = load_app(None, config, model, data, cli)
+            trainer, module, datamodule = app.trainer, app.model, app.datamodule
+            asked = 10 if requests is None else requests
+        from lightning_s3t.comparison import compare as run_comparison
+        from lightning_s3t.comparison.compare import DEFAULT_METHODS
+
+        try:
+            found = run_comparison(
+                trainer,
+                module,
+                datamodule,
+                chosen or DEFAULT_METHODS,
+                asked,
+                output=output,
+                thorough=thorough,
+                seeds=seeds,
+                measure_after=measure_after,
+            )
+        except KeyboardInterrupt:
+            print(f"s3t: what is done is kept in {output}; the same command goes on there.", file=sys.stderr)
+            raise
+    written = _write(found, output)
+    print(found.to_json() if json else printable(f"{found}\n\nWritten: {', '.join(map(str, written))}"))
+
+
+def _write(found: Comparison, output: Path) -> list[Path]:
+    from lightning_utilities.core.imports import RequirementCache
+
+    files = [output / "comparison.json", output / "comparison.md"]
+    files[0].write_text(found.to_json() + "\n")
+    files[1].write_text(found.to_markdown())
+    if RequirementCache(module="matplotlib"):
+        files.append(output / "comparison.png")
+        found.plot().savefig(files[-1], dpi=110)
+    return files
+
+
+def _methods(given: list[str]) -> Any:
+    """Return what --methods says: names, or what a YAML file holds."""
+    if len(given) != 1 or Path(given[0]).suffix not in _FILES:
+        return [name for part in given for name in part.split(",") if name]
+    import yaml
+
+    path = Path(given[0])
+    if not path.is_file():
+        raise ConfigurationError(f"There is no file {path}. Expected names of methods, or a YAML file of methods.")
+    found = yaml.safe_load(path.read_text())
+    if not isinstance(found, (list, dict)):
+        raise ConfigurationError(
+            f"{path} holds {type(found).__name__}. Expected a list of methods, or a mapping of them by label."
+        )
+    return found

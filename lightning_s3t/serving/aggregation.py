@@ -23,7 +23,7 @@ _LARGEST_LOGIT = 16.0
 _ALONE = "or let the best survivor answer alone: aggregate='single'."
 
 
-def aggregate_logits(logits: Sequence[Tensor], how: Rule) -> Tensor:
+def aggregate_logits(logits: Sequence[Tensor], how: Rule, votes: Sequence[int] | None = None) -> Tensor:
     """Put the logits of several models together.
 
     Whatever the rule, the answer is in the scale of logits, so that argmax, softmax and cross entropy go on working:
@@ -34,6 +34,7 @@ def aggregate_logits(logits: Sequence[Tensor], how: Rule) -> Tensor:
     Args:
         logits: One tensor a model, of equal shape `[..., classes]`.
         how: The rule.
+        votes: How many each model has; None for one each.
 
     Returns:
         A tensor of the same shape.
@@ -44,10 +45,13 @@ def aggregate_logits(logits: Sequence[Tensor], how: Rule) -> Tensor:
         tensor([[1., 2.]])
         >>> aggregate_logits([a, b, b], "vote").softmax(-1)
         tensor([[0.3333, 0.6667]])
+        >>> aggregate_logits([a, b], "mean_logits", votes=[3, 1])
+        tensor([[1.5000, 1.0000]])
     """
     stacked = torch.stack(list(logits))
+    weights = _weights(votes, stacked)
     if how == "mean_logits":
-        return stacked.mean(0)
+        return stacked.mean(0) if weights is None else (stacked * weights.to(stacked.dtype)).sum(0)
     work = stacked.float()
     if work.shape[-1] == 1:
         if not torch.compiler.is_compiling() and bool((work.abs() > _LARGEST_LOGIT).any()):
@@ -57,15 +61,28 @@ def aggregate_logits(logits: Sequence[Tensor], how: Rule) -> Tensor:
                 stacklevel=2,
             )
         shares = work.sigmoid() if how == "mean_probabilities" else (work > 0).float()
-        mean = shares.mean(0).clamp(1e-7, 1 - 1e-7)
+        mean = shares.mean(0) if weights is None else (shares * weights).sum(0)
+        mean = mean.clamp(1e-7, 1 - 1e-7)
         return torch.logit(mean).to(stacked.dtype)
     if how == "mean_probabilities":
-        return (work.log_softmax(-1).logsumexp(0) - torch.tensor(float(len(work))).log()).to(stacked.dtype)
-    votes = torch.nn.functional.one_hot(work.argmax(-1), work.shape[-1]).float().mean(0)
-    return votes.clamp_min(1e-7).log().to(stacked.dtype)
+        log_shares = work.log_softmax(-1)
+        if weights is not None:
+            return (log_shares + weights.log()).logsumexp(0).to(stacked.dtype)
+        return (log_shares.logsumexp(0) - torch.tensor(float(len(work))).log()).to(stacked.dtype)
+    chosen = torch.nn.functional.one_hot(work.argmax(-1), work.shape[-1]).float()
+    shares = chosen.mean(0) if weights is None else (chosen * weights).sum(0)
+    return shares.clamp_min(1e-7).log().to(stacked.dtype)
 
 
-def aggregate_outputs(outputs: Sequence[Any], how: Rule) -> Any:
+def _weights(votes: Sequence[int] | None, stacked: Tensor) -> Tensor | None:
+    """Return shares of the votes, in a shape that goes with stacked answers."""
+    if votes is None:
+        return None
+    weights = torch.tensor(votes, dtype=torch.float32, device=stacked.device) / sum(votes)
+    return weights.view(-1, *[1] * (stacked.dim() - 1))
+
+
+def aggregate_outputs(outputs: Sequence[Any], how: Rule, votes: Sequence[int] | None = None) -> Any:
     """Put the answers of several models together, whatever form a network gives them.
 
     A tensor is taken as logits. An answer with `.logits` (a Hugging Face ModelOutput) keeps its type: its logits are
@@ -76,6 +93,7 @@ def aggregate_outputs(outputs: Sequence[Any], how: Rule) -> Any:
     Args:
         outputs: One answer a model.
         how: The rule for logits.
+        votes: How many each model has; None for one each.
 
     Raises:
         EnsembleError: The answers are of a kind that has no rule.
@@ -89,11 +107,11 @@ def aggregate_outputs(outputs: Sequence[Any], how: Rule) -> Any:
         if _have_no_mean(first) and all(torch.equal(first, output) for output in outputs):
             return first
         _check_tensors(outputs)
-        return aggregate_logits(outputs, how)
+        return aggregate_logits(outputs, how, votes)
     if isinstance(getattr(first, "logits", None), Tensor):
-        fields: dict[str, Any] = {"logits": aggregate_logits([output.logits for output in outputs], how)}
+        fields: dict[str, Any] = {"logits": aggregate_logits([output.logits for output in outputs], how, votes)}
         if isinstance(getattr(first, "loss", None), Tensor):
-            fields["loss"] = torch.stack([output.loss for output in outputs]).mean(0)
+            fields["loss"] = aggregate_logits([output.loss for output in outputs], "mean_logits", votes)
         if isinstance(first, Mapping):
             fields |= {name: part for name, part in first.items() if is_cache(part) and _is_shared(part, name, outputs)}
         return _checked(type(first)(**fields), fields)
@@ -101,11 +119,11 @@ def aggregate_outputs(outputs: Sequence[Any], how: Rule) -> Any:
         return first
     if how == "mean_logits":
         if isinstance(first, Mapping):
-            parts_by_key = {key: aggregate_outputs([output[key] for output in outputs], how) for key in first}
+            parts_by_key = {key: aggregate_outputs([output[key] for output in outputs], how, votes) for key in first}
             # a ModelOutput is read by attributes
             return type(first)(**parts_by_key) if dataclasses.is_dataclass(first) else parts_by_key
         if isinstance(first, (tuple, list)):
-            parts = [aggregate_outputs(list(column), how) for column in zip(*outputs, strict=True)]
+            parts = [aggregate_outputs(list(column), how, votes) for column in zip(*outputs, strict=True)]
             return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
         if first is None or (isinstance(first, (int, float, str, bool)) and all(o == first for o in outputs)):
             return first

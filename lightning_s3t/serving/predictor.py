@@ -510,7 +510,7 @@ class EnsemblePredictor(nn.Module):
             outputs = self._run(forward, args, kwargs, keys, own)
         given = {id(mine): cache for cache in caches for mine in own[id(cache)].values()}
         outputs, begun = hand_over(outputs, keys, given)
-        answer = self._aggregated(outputs)
+        answer = self._aggregated(outputs, keys)
         if self._generation is not None and self._generation.running:
             return answer  # its caches have been checked
         if reads_on:
@@ -526,19 +526,29 @@ class EnsemblePredictor(nn.Module):
         self, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any], keys: Keys, caches: Mapping[int, Any]
     ) -> list[Any]:
         self._heads.solve(keys)
-        outputs = self._passes.run(forward, args, kwargs, list(keys), caches)
+        return self._passes.run(forward, args, kwargs, list(keys), caches)
+
+    def _votes(self, keys: Keys) -> list[int] | None:
+        """Return how many votes each shard has beside a floor: one for each slice that it serves.
+
+        The floor has as many as all shards have when they are whole, so the fewer and shallower they get, the more it
+        weighs. Without a floor each shard has one, which is None.
+        """
         if FLOOR not in keys:
-            return outputs
-        # it has as many votes as all shards together
-        return [*outputs, *[outputs[list(keys).index(FLOOR)]] * (len(keys) - 2)]
+            return None
+        partition = self.store.partition
+        whole = partition.all_shards * partition.slices
+        return [whole if shard == FLOOR else self.survivors[shard].stage for shard in keys]
 
     def _ask_without_caches(self, forward: Any, keys: Keys, *args: Any, **kwargs: Any) -> Any:
         with self._lock.taken():
             outputs = self._run(forward, args, kwargs, keys, {})
-        return self._aggregated(hand_over(outputs, keys, {})[0])
+        return self._aggregated(hand_over(outputs, keys, {})[0], keys)
 
-    def _aggregated(self, outputs: list[Any]) -> Any:
-        return outputs[0] if self._aggregate == "single" else aggregate_outputs(outputs, self._aggregate)
+    def _aggregated(self, outputs: list[Any], keys: Keys) -> Any:
+        if self._aggregate == "single":
+            return outputs[0]
+        return aggregate_outputs(outputs, self._aggregate, self._votes(keys))
 
     def _generate(self, generation: CheckedGeneration, *args: Any, **kwargs: Any) -> Any:
         """Generate with the network's own `generate`, once more where a request has come in meanwhile."""

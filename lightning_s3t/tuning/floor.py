@@ -22,9 +22,9 @@ class Floor:
 
     A ridge regression on the features that the pretrained network gives its head, over all rows of all shards. It is
     made of sums of integers, from which a request subtracts the rows of the subject; so it is, bit for bit, the head
-    that a fit without the subject gives. It answers beside the shards, with as many votes as they have together, and
-    alone when deletions have left no unit. It costs one forward pass of the data, row by row, at the first fit, and a
-    byte for each feature of a row.
+    that a fit without the subject gives. It answers beside the shards, and alone when deletions have left no unit: a
+    shard has a vote for each slice that it serves, the floor as many as all shards have when they are whole. It costs
+    one forward pass of the data, row by row, at the first fit, and a byte for each feature of a row.
 
     With `survivors`, each unit that serves gets such a head too, on its own adapted features, from all rows that it
     was not trained on. It answers together with the head that the unit was trained with. It costs a forward pass of the

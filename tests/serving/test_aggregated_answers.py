@@ -17,7 +17,7 @@ from transformers.modeling_outputs import (
 )
 
 from lightning_s3t.errors import EnsembleError
-from lightning_s3t.serving.aggregation import RULES, aggregate_logits, aggregate_outputs
+from lightning_s3t.serving.aggregation import RULES, Rule, aggregate_logits, aggregate_outputs
 
 
 def row(*values: float) -> Tensor:
@@ -180,3 +180,17 @@ def test_answers_of_unequal_shape_are_refused() -> None:
 def test_numbers_that_differ_from_model_to_model_are_not_passed_off_as_one_models() -> None:
     with pytest.raises(EnsembleError, match="float"):
         aggregate_outputs([(row(1), 0.5), (row(1), 0.7)], "mean_logits")
+
+
+@pytest.mark.parametrize("how", RULES)
+@pytest.mark.parametrize("classes", [1, 4])
+def test_a_model_with_several_votes_counts_as_several_models(how: Rule, classes: int) -> None:
+    one, two, three = torch.randn(3, 5, classes, generator=torch.Generator().manual_seed(0))
+    answer = aggregate_logits([one, two, three], how, votes=[3, 1, 2])
+    torch.testing.assert_close(answer, aggregate_logits([one, one, one, two, three, three], how))
+
+
+def test_the_votes_of_a_dict_of_answers_count_in_each_part() -> None:
+    answers = [{"a": row(4), "b": (row(8),)}, {"a": row(0), "b": (row(0),)}]
+    found = aggregate_outputs(answers, "mean_logits", votes=[3, 1])
+    assert (float(found["a"]), float(found["b"][0])) == (3.0, 6.0)

@@ -128,32 +128,6 @@ def proxy() -> Iterator[Proxy]:
     opened.close()
 
 
-@pytest.mark.parametrize("answered", [False, True], ids=["message lost", "answer lost"])
-def test_a_request_whose_connection_is_cut_anywhere_is_whole_or_has_not_been(
-    tmp_path_factory: pytest.TempPathFactory, proxy: Proxy, answered: bool
-) -> None:
-    kept = Kept.make(tmp_path_factory.mktemp("cut"), proxy.folder)
-    for fatal in itertools.count(0, EVERY):
-        kept.go_back()
-        proxy.cut_at(lambda message, before, fatal=fatal: before == fatal, answered)
-        failed = None
-        try:
-            with Store.open(kept.path) as store:
-                forget(store)
-        except StoreError as error:
-            failed = error
-        has_cut, proxy.has_cut = proxy.has_cut, True
-        with Store.open(kept.path) as store:
-            if failed is None or "is carried out" in str(failed):
-                assert store.request_number == 1
-            elif "nothing was changed" in str(failed):
-                assert store.request_number == 0
-        assert_whole_and_once(kept.path)
-        if not has_cut:
-            break
-    assert fatal > 30, "the cuts went past what they should hit"
-
-
 def test_a_commit_whose_answer_is_lost_is_not_repeated(tmp_path_factory: pytest.TempPathFactory, proxy: Proxy) -> None:
     kept = Kept.make(tmp_path_factory.mktemp("answer"), proxy.folder)
     with Store.open(kept.path) as store:

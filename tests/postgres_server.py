@@ -146,8 +146,12 @@ def _installed() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="s3t-pg-programs-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     folder.chmod(0o755)
-    copied: Path = shutil.copytree(_INSTALLED, folder / _INSTALLED.name, symlinks=True)
-    for path in [copied, *copied.rglob("*")]:
+    package = _INSTALLED.parent
+    copied: Path = shutil.copytree(_INSTALLED, folder / package.name / _INSTALLED.name, symlinks=True)
+    libraries = package.with_name(f"{package.name}.libs")  # found from the programs, beside the package
+    if libraries.is_dir():
+        shutil.copytree(libraries, folder / libraries.name, symlinks=True)
+    for path in folder.rglob("*"):
         if not path.is_symlink():
             path.chmod(path.stat().st_mode | (0o055 if path.is_dir() or path.stat().st_mode & 0o100 else 0o044))
     return copied

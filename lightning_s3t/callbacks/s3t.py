@@ -71,9 +71,10 @@ class S3T(Unlearning):
             another; more is faster where one unit does not keep the device busy.
         digest_rows: Read every row at the start of each fit, and train again what was trained on rows that have
             changed under the same ids since. A store belongs to one of both. It needs units that are isolated.
-        floor: A closed-form head that answers when deletions have left no unit, and that forgets by subtraction: a
+        floor: A closed-form head that answers beside the shards, and alone when deletions have left no unit: a
             `Floor`, a mapping of its arguments, or True for one with its defaults. It learns from all rows of all
-            shards and never runs out of deletions; its first fit sends every row through the pretrained network once.
+            shards, forgets by subtraction and never runs out of deletions; its first fit sends every row through the
+            pretrained network once.
         newcomers: Where people belong who come after the first fit. "retrain" puts them into the slices of all shards,
             and trains again what they reach there, so that it does not matter who came when. "append" gives those who
             come together a shard of their own, one more that answers, and trains nothing else. Without a registry

@@ -104,7 +104,9 @@ def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> N
             f"{found.full_capacity:.0f} (uniform requests)."
         )
     if found.floor_rows is not None:
-        console.print(f"When no unit is left, the floor answers: a closed-form head of {found.floor_rows} rows.")
+        console.print(f"The floor answers too: a closed-form head of {counted(found.floor_rows, 'row')}.")
+    if found.heads:
+        console.print(f"Units that serve with a closed-form head of their own: {', '.join(map(str, found.heads))}.")
     if found.isolation == "none":
         console.print("Units were trained in one process: state in globals and class attributes is not covered.")
     if found.last_fit is not None:

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict
 Task = Literal["multiclass", "multilabel", "binary", "regression"]
 TASKS: tuple[str, ...] = get_args(Task)
 
+PRETRAINED = "pretrained"
+"""What the floor's features are of, where a closed-form head of a survivor has the unit's name."""
+
 
 class FloorPart(BaseModel):
     """What a store's floor is made with.

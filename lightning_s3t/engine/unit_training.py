@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,19 +57,23 @@ class UnitTask:
 
 @dataclass(frozen=True)
 class FeatureTask:
-    """Rows whose features are to be read for the floor.
+    """Rows whose features are to be read for a closed-form head.
 
     Attributes:
         rows: The rows.
-        floor: What the floor learns from.
+        floor: What the head learns from.
         part: The layer whose input is taken.
         start: The head as it stands before any training.
+        stage: That of the unit whose features they are; 0 for those of the pretrained network.
+        trained: What the units own that make it up, by stage.
     """
 
     rows: Sequence[int]
     floor: Floor
     part: FloorPart
     start: dict[str, Tensor]
+    stage: int = 0
+    trained: Mapping[int, dict[str, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -190,7 +194,7 @@ class UnitTraining:
             self._records = {}
 
     def read_features(self, trainer: pl.Trainer, task: FeatureTask, fit: Fit, send: Send) -> None:
-        """Reads the features of rows for the floor, with the pretrained network and the head that all start from.
+        """Reads the features of rows that the pretrained network gives, or a unit.
 
         Args:
             trainer: The trainer, as it stood when the fit would have begun.
@@ -205,7 +209,7 @@ class UnitTraining:
         seed = self._settings.seed
         seed_all(seed)
         self._switch.builder.start = task.start
-        self._switch.enter_pretrained()
+        self._switch.enter_trained(task.stage, task.trained)
         reader = FeatureReader(task.floor, task.part, seed)
 
         def read(running: pl.Trainer) -> None:

@@ -38,7 +38,7 @@ from lightning_s3t.errors import LayersError, UnsupportedError
 from lightning_s3t.executors.audit import AuditStore, AuditTarget
 from lightning_s3t.executors.fit_store import FitStore
 from lightning_s3t.executors.fit_summary import FitSummary, hyperparameters, mean_metrics
-from lightning_s3t.executors.floor_building import build_floor
+from lightning_s3t.executors.head_building import HeadBuilder
 from lightning_s3t.executors.in_process import InProcessExecutor
 from lightning_s3t.executors.isolated import IsolatedExecutor
 from lightning_s3t.executors.ranks import on_rank_zero
@@ -165,9 +165,21 @@ class Fit:
         with warned_once(), closing(IsolatedExecutor(trainer, data, self.training, self._settings)) as executor:
             fit_store = self._open_store(trainer, module, data, switch.builder, executor.rehearse())
             log_hyperparameters(trainer)
+            heads = None
             if self._floor is not None and self._audited is None:
-                build_floor(trainer, fit_store, data, *self._floor, executor.read_features)
+                heads = HeadBuilder(trainer, fit_store, data, *self._floor, executor.read_features)
+                heads.build_floor()
             self._build(trainer, fit_store, executor.trained, lambda: executor.run(fit_store))
+            if heads is not None and self._config.floor is not None and self._config.floor.survivors:
+                self._build_on_survivors(heads)
+
+    def _build_on_survivors(self, heads: HeadBuilder) -> None:
+        if self.summary is None or self._budget.is_used_up:
+            return  # the units' own heads answer, and the next fit goes on
+        units = self._settings
+        heads.build_on(
+            [row.serves for row in self.summary.rows if row.serves is not None], units.groups or units.slices
+        )
 
     def run_in_process(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Has the trainer train all units in this process, in the place of its fit loop.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,8 +164,10 @@ class IsolatedExecutor:
         self._processes.close()
         set_logged_step(self._trainer, self._first_step)
 
-    def read_features(self, task: FeatureTask) -> Iterator[tuple[Task, FeatureRows]]:
-        """Yields the features of rows for the floor, which a process of their own reads, some at a time.
+    def read_features(self, task: FeatureTask) -> Generator[tuple[Task, FeatureRows], None, None]:
+        """Yields the features of rows for a closed-form head, which a process of their own reads, some at a time.
+
+        The process ends with the iterator.
 
         Args:
             task: The rows.
@@ -174,15 +176,20 @@ class IsolatedExecutor:
             Exception: What reading has raised.
             WorkerError: The process has died.
         """
-        self._start(task, "rows were read for the floor")
-        while True:
-            for job, message in self._listen():
-                if isinstance(message, Failed):
-                    raise message.exception(job.what)
-                if isinstance(message, ReadAll):
-                    return
-                if isinstance(message, Read):
-                    yield message.task, message.rows
+        what = "rows were read for a closed-form head"
+        self._start(task, what)
+        try:
+            while True:
+                for job, message in self._listen():
+                    if isinstance(message, Failed):
+                        raise message.exception(job.what)
+                    if isinstance(message, ReadAll):
+                        return
+                    if isinstance(message, Read):
+                        yield message.task, message.rows
+        finally:
+            if what in self._jobs:
+                self._end(self._jobs[what])
 
     def _build_all(self, units: UnitStore, fit_store: FitStore) -> bool:
         """Builds the plan; False if a deletion request came in, so that there has to be another."""

@@ -28,11 +28,11 @@ from lightning_s3t.plan import UnitId, survivors
 from lightning_s3t.serving.aggregation import AGGREGATES, Aggregate, aggregate_outputs
 from lightning_s3t.serving.cache_checks import CheckedGeneration, CheckedReading
 from lightning_s3t.serving.caches import Keys, caches_in, caches_of_shards, filling, hand_over
+from lightning_s3t.serving.closed_form_heads import ClosedFormHeads
 from lightning_s3t.serving.exporting import ExportedSurvivor, ExportForm, export_survivor, place_of
-from lightning_s3t.serving.floor_pass import FloorPass
 from lightning_s3t.serving.notifier import Notifier
 from lightning_s3t.serving.passes import PASSES, Passes, ShardPasses
-from lightning_s3t.serving.served_shards import ServedShards, SnapshotPreloader
+from lightning_s3t.serving.served_shards import FLOOR, ServedShards, SnapshotPreloader
 from lightning_s3t.store import RequestRecord, Store
 from lightning_s3t.tuning.adapter_effect import check_effect, measure_effect
 from lightning_s3t.tuning.adapters import resolve_adapter
@@ -42,8 +42,6 @@ from lightning_s3t.tuning.module_copy import copy_module
 from lightning_s3t.tuning.stages import StageBuilder
 
 Self = TypeVar("Self", bound="EnsemblePredictor")
-
-FLOOR = -1  # stands for the floor where shards are numbered
 
 
 class EnsemblePredictor(nn.Module):
@@ -96,8 +94,7 @@ class EnsemblePredictor(nn.Module):
         self._snapshots = SnapshotPreloader(store.load, preload)
         self._keys: dict[int, tuple[str, ...]] = {}  # what each shard serves with
         self._best = FLOOR  # the shard that answers alone
-        self._floor: FloorPass | None = None
-        self._floor_digest = ""  # of the sums that it was solved from
+        self._heads = ClosedFormHeads(self._shards, store.load_head)
         self._as_of = -1
         self._closed = False
         self._lock = _AnswerLock()
@@ -336,13 +333,18 @@ class EnsemblePredictor(nn.Module):
         """
         with self._lock.held:
             self._keys_in_use()  # takes up what is new
-            shards = sorted(self._keys) if each_shard else [self._best]
+            if not self.survivors:
+                raise NoSurvivorError(
+                    f"No shard of {self.store.path} has a unit left to export: only the floor answers. Call "
+                    "trainer.fit with the S3T callback and the same store: it trains them again without the forgotten."
+                )
+            shards = sorted(self.survivors) if each_shard else [self._best]
             return [
                 export_survivor(
                     self.store,
                     self._builder,
                     self.survivors[shard],
-                    self._keys[shard],
+                    self._shards.keys([shard])[shard],
                     self._shards.stand_ins(shard),
                     place_of(Path(path), form, shard if each_shard else None),
                 )
@@ -455,25 +457,16 @@ class EnsemblePredictor(nn.Module):
         for unit in best.values():
             key = tuple(candidates[ancestor].snapshot for ancestor in unit.lineage)
             self._shards.load_survivor(unit, key, self._snapshots.load)
-        self._keys = self._shards.keys(best)
+        solved_from = self._heads.renew(self.store.heads())
+        self._keys = self._shards.keys([*best, *(solved_from.keys() - best.keys())])
+        for shard, digest in solved_from.items():
+            self._keys[shard] = (*self._keys[shard], digest)
 
         def rank(unit: UnitId) -> tuple[int, float, int]:
             score = candidates[unit].score
             return unit.stage, -math.inf if score is None or math.isnan(score) else score, -unit.shard
 
         self._best = max(best.values(), key=rank).shard if best else FLOOR
-        if not best:
-            self._look_at_floor()
-
-    def _look_at_floor(self) -> None:
-        """Note which sums the floor answers from, if the store has it whole; its head is solved when it is asked."""
-        state = self.store.floor()
-        if state is None or not state.complete:
-            return
-        if self._floor is None:
-            self._floor = FloorPass(self._builder, state.part)
-            self._floor.to(next(self.module.parameters()).device)
-        self._keys[FLOOR] = (state.digest,)
 
     def _answer(self, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer a call of the network; `forward` is its own."""
@@ -527,15 +520,12 @@ class EnsemblePredictor(nn.Module):
     def _run(
         self, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any], keys: Keys, caches: Mapping[int, Any]
     ) -> list[Any]:
+        self._heads.solve(keys)
+        outputs = self._passes.run(forward, args, kwargs, list(keys), caches)
         if FLOOR not in keys:
-            return self._passes.run(forward, args, kwargs, list(keys), caches)
-        assert self._floor is not None
-        if self._floor_digest != keys[FLOOR][0]:
-            sums = self.store.load_floor()
-            assert sums is not None
-            self._floor.load(sums)
-            self._floor_digest = keys[FLOOR][0]
-        return [self._floor.run(forward, args, kwargs)]
+            return outputs
+        # it has as many votes as all shards together
+        return [*outputs, *[outputs[list(keys).index(FLOOR)]] * (len(keys) - 2)]
 
     def _ask_without_caches(self, forward: Any, keys: Keys, *args: Any, **kwargs: Any) -> Any:
         with self._lock.taken():

@@ -13,6 +13,8 @@ from lightning_s3t.tuning.stages import Snapshot, StageBuilder, live_tensors, lo
 
 Load = Callable[[UnitId], Snapshot]
 
+FLOOR = -1  # stands for the floor where shards are numbered
+
 
 class ServedShards(nn.Module):
     """The stand-ins of every shard's survivor.
@@ -75,6 +77,37 @@ class ServedShards(nn.Module):
         """
         return dict(zip(self._names[shard], self.get_submodule(str(shard)).children(), strict=True))
 
+    def linear_of(self, shard: int, path: str) -> nn.Module:
+        """Return a linear layer of a shard's head.
+
+        Args:
+            shard: The shard.
+            path: Its path in the network.
+        """
+        for name, module in self.stand_ins(shard).items():
+            if path == name or path.startswith(f"{name}."):
+                return module.get_submodule(path.removeprefix(name).removeprefix("."))
+        raise KeyError(path)
+
+    def serve_floor(self, path: str, layer: nn.Module) -> None:
+        """Serve the pretrained network with a closed-form head, as a shard that adapts no layer group.
+
+        Args:
+            path: The path of the linear layer whose place the head takes.
+            layer: The head; it goes where that layer is.
+        """
+        heads = self._builder.build_start()
+        for name in heads:
+            if name == path:
+                device = next(heads[name].parameters()).device
+                heads[name] = layer.to(device)
+            elif path.startswith(f"{name}."):
+                device = next(heads[name].parameters()).device
+                heads[name].set_submodule(path.removeprefix(f"{name}."), layer.to(device))
+        self.add_module(str(FLOOR), nn.ModuleList(heads.values()).requires_grad_(False).eval())
+        self._names[FLOOR] = list(heads)
+        self._keys[FLOOR] = ()
+
     def drop(self, shard: int) -> None:
         """Take a shard out: it has no survivor. What it served is overwritten in memory.
 
@@ -127,7 +160,8 @@ class ServedShards(nn.Module):
 
     def _take_out(self, shard: int) -> None:
         delattr(self, str(shard))
-        del self.survivors[shard], self._names[shard], self._keys[shard]
+        del self._names[shard], self._keys[shard]
+        self.survivors.pop(shard, None)
 
     def _change(
         self, modules: dict[str, nn.Module], stage: int, changed: Sequence[int], snapshots: dict[int, Snapshot]

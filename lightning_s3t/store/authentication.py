@@ -10,7 +10,7 @@ Whatever decides who is forgotten and what may serve has a message authenticatio
 - the events that say what else the tables hold (who is scheduled, what was exported), as another such sum, bound to the
   end of the chain, so that none of them can pass for something else;
 - each artifact, set aside or not, bound to the request that was the newest when its data was chosen;
-- each row of the floor, and what is noted of its sums, bound to the newest request;
+- each row of the closed-form heads, and what is noted of their sums, bound to the newest request;
 - the settings, which say where everybody is, and what fits note: the head's start, the sequences, the generations,
   the app's config.
 
@@ -148,14 +148,16 @@ class Authenticator:
         """Note the MAC of what is noted of the floor, bound to the newest request."""
         self._ledger.note({_FLOOR_MAC: self._floor_mac()})
 
-    def row_mac(self, owner: bytes, body: bytes) -> bytes:
-        """Return the MAC of a row of the floor.
+    def row_mac(self, source: str, owner: bytes, body: bytes) -> bytes:
+        """Return the MAC of a row of a closed-form head.
 
         Args:
+            source: What its features are of.
             owner: The subject, as the ledger hashes it now.
             body: Its features and target.
         """
-        data = len(owner).to_bytes(2, "big") + owner + body
+        name = source.encode()
+        data = len(name).to_bytes(2, "big") + name + len(owner).to_bytes(2, "big") + owner + body
         return hashlib.blake2b(data, key=self._key(), digest_size=_ROW_SIZE, person=_ROW_PERSON).digest()
 
     # artifacts

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_s3t.core.floor import FloorPart, Task
+from lightning_s3t.core.floor import PRETRAINED, FloorPart, Task
 from lightning_s3t.core.receipts import RequestRecord
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import RevokedError, StoreError
@@ -17,7 +17,7 @@ from lightning_s3t.store.attempt import Attempt, FinishedUnit
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
 from lightning_s3t.store.feature_sums import FeatureRows
-from lightning_s3t.store.floor import add_rows, complete, find_stale, read_state, repair, subtract
+from lightning_s3t.store.floor import add_rows, complete, drop, find_stale, read_states, repair, subtract
 from lightning_s3t.store.forgetting import Forgetting
 from lightning_s3t.store.generations import merge_generations
 from lightning_s3t.store.journal import write_journal
@@ -208,7 +208,7 @@ class BuildSession:
             self._backend.authenticator.note({"base": digest})
 
     def check_floor(self, part: FloorPart) -> None:
-        """Compare what a floor is to be made with with what the store's floor was made with.
+        """Compare what closed-form heads are to be made with with what the store's were made with.
 
         Args:
             part: What it is to be made with.
@@ -216,15 +216,15 @@ class BuildSession:
         Raises:
             StoreMismatchError: Naming every setting that differs.
         """
-        state = read_state(self._backend)
-        if state is not None:
+        for state in read_states(self._backend).values():
             kept, given = ({"floor": found.model_dump()} for found in (state.part, part))
             check_settings(kept, given, str(self._backend.folder))
 
-    def find_stale_features(self, subjects: Sequence[str], tags: Sequence[bytes]) -> set[str]:
-        """Take the floor's rows out that are not those of the data any more, and return whose have to be added.
+    def find_stale_features(self, source: str, subjects: Sequence[str], tags: Sequence[bytes]) -> set[str]:
+        """Take a closed-form head's rows out that it should not have any more, and return whose have to be added.
 
         Args:
+            source: What the features are of: the pretrained network, or a unit by name.
             subjects: Whose each row of the data is.
             tags: What tells each row's contents; empty where that is not compared.
         """
@@ -233,14 +233,15 @@ class BuildSession:
             hashes = self._keyring.hashes(set(subjects))
             by_subject = {subject: hash_ for hash_, subject in hashes.items()}
             expected = ((by_subject[subject], tag) for subject, tag in zip(subjects, tags, strict=True))
-            stale, missing = find_stale(self._backend, expected)
-            subtract(self._backend, stale, None)
-            complete(self._backend, not missing)
+            stale, missing = find_stale(self._backend, source, expected)
+            subtract(self._backend, stale, None, [source])
+            complete(self._backend, source, not missing)
         erase_queued(self._backend)
         return {hashes[hash_] for hash_ in missing}
 
     def add_features(
         self,
+        source: str,
         part: FloorPart,
         task: Task,
         rows: FeatureRows,
@@ -248,27 +249,47 @@ class BuildSession:
         tags: Sequence[bytes],
         as_of: int | None = None,
     ) -> None:
-        """Add rows to the floor, all rows of each of their subjects. Who may not be trained on stays out.
+        """Add rows to a closed-form head, all rows of each of their subjects. Who may not be trained on stays out.
 
         Args:
+            source: What the features are of: the pretrained network, or a unit by name.
             part: What the floor is made with.
             task: What its targets are.
             rows: The rows.
             subjects: Whose each row is.
             tags: What tells each row's contents; empty where that is not compared.
             as_of: The newest request when the data was loaded; None for now.
+
+        Raises:
+            RevokedError: A request has reached the unit.
         """
         with self._ledger.transaction():
+            if source != PRETRAINED and not self._ledger.digests([source]):
+                raise RevokedError(f"Unit {source} was revoked before there was a closed-form head on it.")
             number = self._ledger.watermark() if as_of is None else as_of
             by_subject = {subject: hash_ for hash_, subject in self._keyring.hashes(set(subjects)).items()}
             owners = [by_subject[subject] for subject in subjects]
-            add_rows(self._backend, part, task, rows, owners, tags, number)
+            add_rows(self._backend, source, part, task, rows, owners, tags, number)
         erase_queued(self._backend)
 
-    def complete_floor(self) -> None:
-        """Note that the floor has all rows of the data."""
+    def complete_head(self, source: str) -> None:
+        """Note that a closed-form head has all rows that it should have.
+
+        Args:
+            source: What its features are of.
+        """
         with self._ledger.transaction():
-            complete(self._backend, True)
+            complete(self._backend, source, True)
+
+    def keep_heads(self, units: Collection[UnitId]) -> None:
+        """Take the heads on all other units out, and erase them.
+
+        Args:
+            units: The units whose heads stay.
+        """
+        with self._ledger.transaction():
+            drop(self._backend, read_states(self._backend).keys() - {PRETRAINED, *map(str, units)}, None)
+        erase_queued(self._backend)
 
     def clear_attempts(self) -> None:
         """Clear away what units have left whose training was cut."""

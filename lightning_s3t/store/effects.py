@@ -10,7 +10,7 @@ from lightning_s3t.core.units import Cell, reaches
 from lightning_s3t.store.authentication import Change
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.erasure import queue, remove, remove_exports
-from lightning_s3t.store.floor import subtract
+from lightning_s3t.store.floor import drop, subtract
 from lightning_s3t.store.ledger import SetAside
 
 
@@ -70,6 +70,7 @@ def carry_out(store: Backend, kind: RequestKind, number: int, change: Change) ->
     people = {hash_ for hash_, _, _ in change.buried} | {mark.hash for mark in change.marked}
     rows = subtract(store, people, number)
     if kind == "restrict":
+        drop(store, names, number)
         ledger.set_aside(names)
         return Effect(reached, shards, set_aside=names, exports=exports, subtracted_rows=rows)
     remove(store, names, number)

@@ -12,6 +12,7 @@ from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.files import size_of, unlink_all
+from lightning_s3t.store.floor import drop
 from lightning_s3t.store.history import record
 from lightning_s3t.store.ledger import OwnedFile, QueuedFile
 from lightning_s3t.store.registered_files import Located, RegisteredFiles, ambiguous
@@ -20,7 +21,7 @@ from lightning_s3t.store.units import parse_unit
 
 
 def remove(store: Backend, names: Collection[str], request: int | None) -> None:
-    """Take units out of the ledger and note their files for erasure; within a transaction.
+    """Take units and the heads on them out of the ledger, and note their files for erasure; within a transaction.
 
     Args:
         store: Where the store lies.
@@ -28,6 +29,7 @@ def remove(store: Backend, names: Collection[str], request: int | None) -> None:
         request: The number of the request that revokes them; None if they are only stale.
     """
     if names:
+        drop(store, names, request)
         queue(store, store.ledger.remove(names), request)
 
 

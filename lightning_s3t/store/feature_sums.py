@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -67,7 +68,7 @@ class FeatureSums:
         task: What its targets are.
 
     Attributes:
-        gram: `[width + 1, width + 1]`, int64.
+        triangle: Of the products, the lower triangle, row by row: they are symmetric; int64.
         cross: `[width + 1, outputs]`, int64.
         squares: `[outputs]`, int64.
         rows: How many rows there are.
@@ -88,10 +89,19 @@ class FeatureSums:
         self.part = part
         self.task = task
         width, outputs = part.width + 1, part.outputs
-        self.gram = torch.zeros(width, width, dtype=torch.int64)
+        self.triangle = torch.zeros(width * (width + 1) // 2, dtype=torch.int64)
         self.cross = torch.zeros(width, outputs, dtype=torch.int64)
         self.squares = torch.zeros(outputs, dtype=torch.int64)
         self.rows = 0
+
+    @property
+    def gram(self) -> Tensor:
+        """The sums of the products of features, `[width + 1, width + 1]`, int64."""
+        width = self.part.width + 1
+        gram, places = torch.zeros(width * width, dtype=torch.int64), _triangle(width)
+        gram[places] = self.triangle
+        gram = gram.view(width, width)
+        return gram + gram.tril(-1).T
 
     def add(self, rows: FeatureRows) -> None:
         """Add rows.
@@ -114,10 +124,9 @@ class FeatureSums:
         self._accumulate(rows, -1)
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Return the sums as tensors, to be kept: of the products of features one triangle, which has all of them."""
-        row, column = torch.tril_indices(*self.gram.shape)
+        """Return the sums as tensors, to be kept."""
         return {
-            "gram": self.gram[row, column],
+            "gram": self.triangle,
             "cross": self.cross,
             "squares": self.squares,
             "rows": torch.tensor(self.rows),
@@ -136,22 +145,22 @@ class FeatureSums:
             StoreError: They are those of another floor.
         """
         sums = cls(part, task)
-        row, column = torch.tril_indices(*sums.gram.shape)
-        expected = {"gram": row.shape, "cross": sums.cross.shape, "squares": sums.squares.shape, "rows": torch.Size([])}
+        expected = {name: tensor.shape for name, tensor in sums.to_tensors().items()}
         found = {name: tensor.shape for name, tensor in tensors.items()}
         if found != expected:
             raise StoreError(f"The sums of the store's floor have the shapes {found}. Expected {expected}.")
-        sums.gram[row, column] = sums.gram[column, row] = tensors["gram"]
-        sums.cross, sums.squares, sums.rows = tensors["cross"], tensors["squares"], int(tensors["rows"])
+        sums.triangle, sums.cross, sums.squares = (tensors[name].clone() for name in ("gram", "cross", "squares"))
+        sums.rows = int(tensors["rows"])
         return sums
 
     def _accumulate(self, rows: FeatureRows, sign: int) -> None:
+        places = _triangle(self.part.width + 1)
         for start in range(0, len(rows), _CHUNK):
             features, targets = rows.features[start : start + _CHUNK], rows.targets[start : start + _CHUNK]
             # products of small integers, and sums of so few of them, are exact in float64; int64 has no fast product
             wide = torch.cat([features.double(), torch.ones(len(features), 1, dtype=torch.float64)], dim=1)
             numbers = self._numbers(targets)
-            self.gram += sign * (wide.T @ wide).long()
+            self.triangle.add_((wide.T @ wide).take(places).long(), alpha=sign)
             self.cross += sign * (wide.T @ numbers.double()).long()
             self.squares += sign * numbers.square().sum(0)
         self.rows += sign * len(rows)
@@ -176,3 +185,11 @@ class FeatureSums:
                 f"A target is more than {LARGEST_TARGET:,} steps of {part.target_step} from zero, too many for exact "
                 "sums. Use a larger step: Floor(target_step=...)."
             )
+
+
+@functools.lru_cache(maxsize=4)
+def _triangle(width: int) -> Tensor:
+    """Return where a square matrix has its lower triangle, in the matrix as one row."""
+    row, column = torch.tril_indices(width, width)
+    places: Tensor = row * width + column
+    return places

@@ -1,15 +1,21 @@
-"""The floor as a store keeps it: every row's integer features, and their sums, from which a request subtracts."""
+"""Closed-form heads as a store keeps them: every row's integer features, and their sums, from which requests subtract.
+
+There is one on the pretrained network's features, the floor, and one for each survivor that serves, on its own.
+"""
 
 from __future__ import annotations
 
 import hmac
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from typing import Any
 
-from lightning_s3t.core.floor import FloorPart, Task
+import torch
+
+from lightning_s3t.core.floor import PRETRAINED, FloorPart, Task
 from lightning_s3t.errors import DamagedError, StoreError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.feature_sums import FeatureRows, FeatureSums
@@ -23,7 +29,7 @@ _WHAT = "the floor"
 
 @dataclass(frozen=True)
 class FloorState:
-    """What a ledger notes of the floor.
+    """What a ledger notes of a closed-form head.
 
     Attributes:
         part: What it is made with, as the settings have it.
@@ -40,22 +46,35 @@ class FloorState:
     complete: bool = False
 
 
-def read_state(store: Backend) -> FloorState | None:
-    """Return what the ledger notes of the floor; None if there is no floor.
+def read_states(store: Backend) -> dict[str, FloorState]:
+    """Return what the ledger notes of the floor and of the heads on survivors, by what their features are of.
 
     Args:
         store: Where the store lies.
     """
     kept = store.ledger.notes(NOTE).get(NOTE)
     if kept is None:
-        return None
+        return {}
     with ledger_errors("What the ledger notes of the floor"):
-        found = json.loads(kept)
-        return FloorState(**{**found, "part": FloorPart.model_validate(found["part"])})
+        found: dict[str, Any] = json.loads(kept)
+        return {
+            source: FloorState(**{**state, "part": FloorPart.model_validate(state["part"])})
+            for source, state in found.items()
+        }
+
+
+def read_state(store: Backend, source: str = PRETRAINED) -> FloorState | None:
+    """Return what the ledger notes of a closed-form head; None if there is none.
+
+    Args:
+        store: Where the store lies.
+        source: What its features are of.
+    """
+    return read_states(store).get(source)
 
 
 def load_sums(store: Backend, state: FloorState) -> FeatureSums:
-    """Return the sums, proven to be what was kept.
+    """Return sums, proven to be what was kept.
 
     Args:
         store: Where the store lies.
@@ -67,58 +86,61 @@ def load_sums(store: Backend, state: FloorState) -> FeatureSums:
     if not state.digest:
         return FeatureSums(state.part, state.task)
     tensors = decode_snapshot(store.snapshots.get(state.digest, _WHAT), _WHAT)
+    tensors.pop("source", None)
     return FeatureSums.from_tensors(tensors, state.part, state.task)
 
 
-def sum_rows(store: Backend, state: FloorState) -> FeatureSums:
+def sum_rows(store: Backend, state: FloorState, source: str = PRETRAINED) -> FeatureSums:
     """Return the sums over the rows that the ledger has: what those that are kept have to be.
 
     Args:
         store: Where the store lies.
         state: What the ledger notes of them.
+        source: What the features are of.
 
     Raises:
         StoreError: A row is not what was added.
     """
     sums = FeatureSums(state.part, state.task)
-    rows = store.ledger.features()
+    rows = store.ledger.features(source)
     while chunk := list(islice(rows, _CHUNK)):
-        sums.add(_decode(store, state, chunk))
+        sums.add(_decode(store, state, source, chunk))
     return sums
 
 
-def subtract(store: Backend, hashes: Collection[bytes], request: int | None) -> int:
-    """Take subjects' rows out of the floor: out of the sums, and for good; within a transaction.
+def subtract(store: Backend, hashes: Collection[bytes], request: int | None, sources: Collection[str] = ()) -> int:
+    """Take subjects' rows out of all closed-form heads: out of their sums, and for good; within a transaction.
 
     Args:
         store: Where the store lies.
         hashes: The subjects.
         request: The number of the request; None if the rows are only stale.
+        sources: What the features are of that are to go; empty for all.
 
     Returns:
-        How many rows they had.
+        How many rows they had in the floor.
 
     Raises:
         StoreError: A row is not what was added; nothing has changed then.
     """
-    state = read_state(store)
-    if state is None:
-        return 0
-    found = list(store.ledger.features(hashes))
-    if found:
-        rows = _decode(store, state, found)
-        store.ledger.remove_features(hashes)
-        try:
-            sums = load_sums(store, state)
-            sums.subtract(rows)
-        except DamagedError:  # lost, or an older ledger was restored: the rows that are left have them
-            sums = sum_rows(store, state)
-        _keep(store, state, sums, request)
-    return len(found)
+    states = read_states(store)
+    chosen = {source: state for source, state in states.items() if not sources or source in sources}
+    found: dict[str, list[tuple[bytes, bytes, bytes]]] = defaultdict(list)
+    if chosen and hashes:
+        for source, owner, body, mac in store.ledger.features_of(hashes):
+            found[source].append((owner, body, mac))
+    rows = {source: _decode(store, chosen[source], source, found[source]) for source in chosen.keys() & found.keys()}
+    for source in sorted(rows):
+        sums = _load_or_sum(store, source, chosen[source])
+        sums.subtract(rows[source])
+        store.ledger.remove_features(source, hashes)
+        _keep(store, source, chosen[source], sums, request)
+    return len(rows.get(PRETRAINED, ()))
 
 
 def add_rows(
     store: Backend,
+    source: str,
     part: FloorPart,
     task: Task,
     rows: FeatureRows,
@@ -126,12 +148,13 @@ def add_rows(
     tags: Sequence[bytes],
     as_of: int,
 ) -> None:
-    """Add rows to the floor, except for those of subjects who may not be trained on; within a transaction.
+    """Add rows to a closed-form head, except for those of subjects who may not be trained on; within a transaction.
 
     These are who is forgotten, who is restricted, and whose data was corrected since it was loaded.
 
     Args:
         store: Where the store lies.
+        source: What the features are of.
         part: What the floor is made with.
         task: What its targets are.
         rows: The rows.
@@ -142,7 +165,7 @@ def add_rows(
     Raises:
         StoreError: The rows have other targets than those that are there.
     """
-    state = read_state(store) or FloorState(part, task)
+    state = read_state(store, source) or FloorState(part, task)
     if state.task != task:
         raise StoreError(
             f"The floor of the store {store.folder} was made with targets of a {state.task} task, and now they are of "
@@ -154,70 +177,88 @@ def add_rows(
     gone |= {mark.hash for mark in store.ledger.marks_of(people, "rectified") if mark.number > as_of}
     kept = [index for index, owner in enumerate(owners) if owner not in gone]
     chosen = FeatureRows(rows.features[kept], rows.targets[kept])
-    try:
-        sums = load_sums(store, state)
-    except DamagedError:
-        sums = sum_rows(store, state)
+    sums = _load_or_sum(store, source, state)
     sums.add(chosen)
     store.ledger.add_features(
-        (owners[index], tags[index], body, store.authenticator.row_mac(owners[index], body))
-        for index, body in zip(kept, chosen.encode(), strict=True)
+        source,
+        (
+            (owners[index], tags[index], body, store.authenticator.row_mac(source, owners[index], body))
+            for index, body in zip(kept, chosen.encode(), strict=True)
+        ),
     )
-    _keep(store, state, sums, None)
+    _keep(store, source, state, sums, None)
 
 
-def complete(store: Backend, is_complete: bool) -> None:
-    """Note whether the floor has all rows of the data; within a transaction.
+def drop(store: Backend, sources: Collection[str], request: int | None) -> None:
+    """Take heads on survivors out with all their rows; within a transaction. Others are left alone.
 
     Args:
         store: Where the store lies.
+        sources: The names of units that serve no more.
+        request: The number of the request that revokes them; None if they are only stale.
+    """
+    states = read_states(store)
+    for source in sorted(states.keys() & set(sources)):
+        store.ledger.drop_features(source)
+        _let_go(store, states.pop(source), request)
+        _note(store, states)
+
+
+def complete(store: Backend, source: str, is_complete: bool) -> None:
+    """Note whether a closed-form head has all rows of the data that it should have; within a transaction.
+
+    Args:
+        store: Where the store lies.
+        source: What its features are of.
         is_complete: Whether it has.
     """
-    state = read_state(store)
-    if state is not None and state.complete != is_complete:
-        _note(store, replace(state, complete=is_complete))
+    states = read_states(store)
+    if source in states and states[source].complete != is_complete:
+        _note(store, {**states, source: replace(states[source], complete=is_complete)})
 
 
-def find_stale(store: Backend, expected: Iterable[tuple[bytes, bytes]]) -> tuple[set[bytes], set[bytes]]:
-    """Compare the rows of the floor with those that it should have.
+def find_stale(store: Backend, source: str, expected: Iterable[tuple[bytes, bytes]]) -> tuple[set[bytes], set[bytes]]:
+    """Compare the rows of a closed-form head with those that it should have.
 
     Args:
         store: Where the store lies.
+        source: What its features are of.
         expected: The subject of each row, as the ledger hashes them now, and what tells its contents, or empty.
 
     Returns:
         The subjects whose rows are there and should not be, or are others; and those whose rows have to be added.
     """
-    wanted, there = _by_owner(expected), _by_owner(store.ledger.feature_tags())
+    wanted, there = _by_owner(expected), _by_owner(store.ledger.feature_tags(source))
     stale = {owner for owner, tags in there.items() if wanted.get(owner) != tags}
     return stale, {owner for owner in wanted if owner in stale or owner not in there}
 
 
 def problems(store: Backend) -> Iterator[str]:
-    """Return what is wrong with the floor, one sentence each.
+    """Return what is wrong with the floor and the heads on survivors, one sentence each.
 
     Args:
         store: Where the store lies.
     """
-    state = read_state(store)
-    if state is None:
-        return
-    try:
-        with store.ledger.at_one_time():
-            state = read_state(store) or state
-            right = sum_rows(store, state)
-    except StoreError as error:
-        yield str(error)
-        return
-    try:
-        kept = load_sums(store, state)
-    except (DamagedError, StoreError) as error:
-        if read_state(store) == state:  # else a request has replaced them
-            yield f"The sums of the floor are damaged, and the next fit makes them again: {error}"
-        return
-    mine, theirs = kept.to_tensors(), right.to_tensors()
-    if any(not mine[name].equal(theirs[name]) for name in mine):
-        yield "The sums of the floor are not those of its rows: what it answers may hold data that it should not."
+    for source in read_states(store):
+        what = "the floor" if source == PRETRAINED else f"the head on unit {source}"
+        try:
+            with store.ledger.at_one_time():
+                state = read_state(store, source)
+                right = sum_rows(store, state, source) if state is not None else None
+        except StoreError as error:
+            yield str(error)
+            continue
+        if state is None or right is None:  # a request has taken the unit out
+            continue
+        try:
+            kept = load_sums(store, state)
+        except (DamagedError, StoreError) as error:
+            if read_state(store, source) == state:  # else a request has replaced them
+                yield f"The sums of {what} are damaged, and the next fit makes them again: {error}"
+            continue
+        mine, theirs = kept.to_tensors(), right.to_tensors()
+        if any(not mine[name].equal(theirs[name]) for name in mine):
+            yield f"The sums of {what} are not those of its rows: what it answers may hold data that it should not."
 
 
 def repair(store: Backend) -> None:
@@ -226,9 +267,9 @@ def repair(store: Backend) -> None:
     Args:
         store: Where the store lies.
     """
-    state = read_state(store)
-    if state is not None and state.digest and not store.snapshots.is_whole(state.digest):
-        _keep(store, state, sum_rows(store, state), None)
+    for source, state in read_states(store).items():
+        if state.digest and not store.snapshots.is_whole(state.digest):
+            _keep(store, source, state, sum_rows(store, state, source), None)
 
 
 def _by_owner(rows: Iterable[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
@@ -238,9 +279,17 @@ def _by_owner(rows: Iterable[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
     return {owner: sorted(tags) for owner, tags in found.items()}
 
 
-def _decode(store: Backend, state: FloorState, found: Sequence[tuple[bytes, bytes, bytes]]) -> FeatureRows:
+def _load_or_sum(store: Backend, source: str, state: FloorState) -> FeatureSums:
+    """Return the sums; where they are lost, or an older ledger was restored, those over the rows that are there."""
+    try:
+        return load_sums(store, state)
+    except DamagedError:
+        return sum_rows(store, state, source)
+
+
+def _decode(store: Backend, state: FloorState, source: str, found: Sequence[tuple[bytes, bytes, bytes]]) -> FeatureRows:
     for owner, body, mac in found:
-        if not hmac.compare_digest(mac, store.authenticator.row_mac(owner, body)):
+        if not hmac.compare_digest(mac, store.authenticator.row_mac(source, owner, body)):
             raise StoreError(
                 f"A row of the floor of the store {store.folder} is not what was written with the store's key: it was "
                 "changed, or ledger.db is damaged. Nothing was changed. Restore ledger.db from a backup (what it lacks "
@@ -249,20 +298,27 @@ def _decode(store: Backend, state: FloorState, found: Sequence[tuple[bytes, byte
     return FeatureRows.decode([body for _, body, _ in found], state.part, state.task)
 
 
-def _keep(store: Backend, state: FloorState, sums: FeatureSums, request: int | None) -> None:
+def _keep(store: Backend, source: str, state: FloorState, sums: FeatureSums, request: int | None) -> None:
     """Keep sums in the place of those before, which are erased once the transaction has ended."""
-    digest, data = encode_snapshot(sums.to_tensors())
+    # with the source, so that no two heads ever own one file
+    named = {**sums.to_tensors(), "source": torch.frombuffer(bytearray(source.encode()), dtype=torch.uint8)}
+    digest, data = encode_snapshot(named)
     store.snapshots.put(digest, data)
     if digest != state.digest:
         store.ledger.own(store.snapshots.name(digest))
-        if state.digest:
-            before = store.snapshots.name(state.digest)
-            size = store.snapshots.size(before)
-            store.ledger.queue(QueuedFile(path, request, size) for path in store.ledger.disown(before))
-    _note(store, replace(state, digest=digest, rows=sums.rows))
+        _let_go(store, state, request)
+    _note(store, {**read_states(store), source: replace(state, digest=digest, rows=sums.rows)})
 
 
-def _note(store: Backend, state: FloorState) -> None:
-    found = {**asdict(state), "part": state.part.model_dump()}
+def _let_go(store: Backend, state: FloorState, request: int | None) -> None:
+    """Note sums for erasure."""
+    if state.digest:
+        before = store.snapshots.name(state.digest)
+        size = store.snapshots.size(before)
+        store.ledger.queue(QueuedFile(path, request, size) for path in store.ledger.disown(before))
+
+
+def _note(store: Backend, states: Mapping[str, FloorState]) -> None:
+    found = {source: {**asdict(state), "part": state.part.model_dump()} for source, state in states.items()}
     store.authenticator.note({NOTE: json.dumps(found, sort_keys=True)})
     store.authenticator.note_floor()

@@ -391,22 +391,28 @@ class Ledger(Protocol):
     def remove_exports(self, names: Collection[str]) -> list[OwnedFile]:
         """Take exported copies out; return the files that they owned."""
 
-    # integer features of rows, by their subjects' hashes
+    # integer features of rows, by what they are of and by their subjects' hashes
 
-    def add_features(self, rows: Iterable[tuple[bytes, bytes, bytes, bytes]]) -> None:
+    def add_features(self, source: str, rows: Iterable[tuple[bytes, bytes, bytes, bytes]]) -> None:
         """Add rows: the subject's hash, a tag of the row's contents, the features, and a MAC."""
 
-    def features(self, hashes: Collection[bytes] | None = None) -> Iterator[tuple[bytes, bytes, bytes]]:
-        """Return hash, features and MAC of the rows of some subjects, or of all."""
+    def features(self, source: str) -> Iterator[tuple[bytes, bytes, bytes]]:
+        """Return hash, features and MAC of all rows of a source."""
 
-    def feature_tags(self) -> Iterator[tuple[bytes, bytes]]:
-        """Return hash and tag of every row."""
+    def features_of(self, hashes: Collection[bytes]) -> Iterator[tuple[str, bytes, bytes, bytes]]:
+        """Return source, hash, features and MAC of the rows of some subjects."""
 
-    def remove_features(self, hashes: Collection[bytes]) -> None:
-        """Take the rows of subjects out."""
+    def feature_tags(self, source: str) -> Iterator[tuple[bytes, bytes]]:
+        """Return hash and tag of every row of a source."""
 
-    def seal_features(self, mac: Callable[[bytes, bytes], bytes]) -> None:
-        """Replace the MAC of every row by that of its hash and features."""
+    def remove_features(self, source: str, hashes: Collection[bytes]) -> None:
+        """Take the rows of subjects out of a source."""
+
+    def drop_features(self, source: str) -> None:
+        """Take all rows of a source out."""
+
+    def seal_features(self, mac: Callable[[str, bytes, bytes], bytes]) -> None:
+        """Replace the MAC of every row by that of its source, hash and features."""
 
     # erasure
 

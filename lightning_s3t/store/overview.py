@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from lightning_s3t.core.floor import PRETRAINED
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.plan import Partition, collector, harmonic, merge_from, survivors
 
@@ -52,6 +53,7 @@ class Overview:
         last_fit: What the last fit has found in the data; None before the first.
         floor_rows: How many rows the floor has learnt from, which answers when no unit is left; None without a floor,
             or while it lacks rows of the data.
+        heads: The units that serve with a closed-form head beside their own, from all other shards' rows.
         restricted: How many subjects are restricted: no fit trains on them, and nothing that they reached serves.
         set_aside: The units that are kept for them, by name. Several may have one name, and one may be trained again
             in its place.
@@ -75,6 +77,7 @@ class Overview:
     waiting: int
     last_fit: dict[str, Any] | None
     floor_rows: int | None = None
+    heads: tuple[UnitId, ...] = ()
     restricted: int = 0
     set_aside: tuple[str, ...] = ()
     corrections: int = 0
@@ -117,7 +120,8 @@ class Overview:
         sequences = tuple(tuple(sequence) for sequence in store.options.get("sequences", []))
         serving = survivors(alive, {unit: record.score for unit, record in alive.items() if record.score is not None})
         used = {ancestor for unit in serving.values() for ancestor in unit.lineage}
-        revoked, floor, aside = store.revoked(), store.floor(), store.set_aside()
+        revoked, aside = store.revoked(), store.set_aside()
+        heads = {source: head for source, head in store.heads().items() if head.complete}
 
         def state(unit: UnitId) -> State:
             if unit in used:
@@ -150,7 +154,8 @@ class Overview:
             response=store.manifest.method.response,
             waiting=len(store.due()),
             last_fit=store.options.get("last_fit"),
-            floor_rows=floor.rows if floor is not None and floor.complete else None,
+            floor_rows=heads[PRETRAINED].rows if PRETRAINED in heads else None,
+            heads=tuple(unit for unit in serving.values() if str(unit) in heads),
             restricted=store.count_restricted(),
             set_aside=tuple(map(str, aside)),
             corrections=len({mark.hash for mark in store.corrections()}),

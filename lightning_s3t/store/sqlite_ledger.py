@@ -109,7 +109,9 @@ CREATE TABLE files (owner TEXT, tag BLOB, path INTEGER NOT NULL, PRIMARY KEY (ow
 CREATE INDEX files_by_tag ON files (tag);
 -- integer features of rows, for a closed-form head: kept like the vault, and found by their subjects' hashes
 CREATE TABLE features (id INTEGER PRIMARY KEY, body BLOB NOT NULL, mac BLOB NOT NULL);
-CREATE TABLE feature_rows (hash BLOB, id INTEGER, tag BLOB NOT NULL, PRIMARY KEY (hash, id)) WITHOUT ROWID;
+CREATE TABLE feature_rows (hash BLOB, id INTEGER, source TEXT NOT NULL, tag BLOB NOT NULL, PRIMARY KEY (hash, id))
+WITHOUT ROWID;
+CREATE INDEX feature_sources ON feature_rows (source);
 -- what is to be erased, with its size: a crash must not make a receipt forget a file
 CREATE TABLE erasures (
     path TEXT PRIMARY KEY,
@@ -566,35 +568,47 @@ class SqliteLedger(Ledger):
         return self._disown(_list([_export(name) for name in names]))
 
     @override
-    def add_features(self, rows: Iterable[tuple[bytes, bytes, bytes, bytes]]) -> None:
+    def add_features(self, source: str, rows: Iterable[tuple[bytes, bytes, bytes, bytes]]) -> None:
         for hash_, tag, body, mac in rows:
             place = self.connection.execute("INSERT INTO features VALUES (NULL, ?, ?)", (body, mac)).lastrowid
-            self.connection.execute("INSERT INTO feature_rows VALUES (?, ?, ?)", (hash_, place, tag))
+            self.connection.execute("INSERT INTO feature_rows VALUES (?, ?, ?, ?)", (hash_, place, source, tag))
 
     @override
-    def features(self, hashes: Collection[bytes] | None = None) -> Iterator[tuple[bytes, bytes, bytes]]:
-        query = "feature_rows.hash, body, mac FROM feature_rows JOIN features USING (id)"
-        if hashes is None:
-            yield from self.connection.execute(f"SELECT {query}")
-        else:
-            yield from self._look_up(f"{query} WHERE feature_rows.hash", hashes)
+    def features(self, source: str) -> Iterator[tuple[bytes, bytes, bytes]]:
+        yield from self.connection.execute(
+            "SELECT hash, body, mac FROM feature_rows JOIN features USING (id) WHERE source = ?", (source,)
+        )
 
     @override
-    def feature_tags(self) -> Iterator[tuple[bytes, bytes]]:
-        yield from self.connection.execute("SELECT hash, tag FROM feature_rows")
+    def features_of(self, hashes: Collection[bytes]) -> Iterator[tuple[str, bytes, bytes, bytes]]:
+        yield from self._look_up(
+            "source, hash, body, mac FROM feature_rows JOIN features USING (id) WHERE hash", hashes
+        )
 
     @override
-    def remove_features(self, hashes: Collection[bytes]) -> None:
-        places = [(place,) for (place,) in self._look_up("id FROM feature_rows WHERE hash", hashes)]
+    def feature_tags(self, source: str) -> Iterator[tuple[bytes, bytes]]:
+        yield from self.connection.execute("SELECT hash, tag FROM feature_rows WHERE source = ?", (source,))
+
+    @override
+    def remove_features(self, source: str, hashes: Collection[bytes]) -> None:
+        found = self._look_up("source, hash, id FROM feature_rows WHERE hash", hashes)
+        self._remove_rows([(hash_, place) for of, hash_, place in found if of == source])
+
+    @override
+    def drop_features(self, source: str) -> None:
+        rows = self.connection.execute("SELECT hash, id FROM feature_rows WHERE source = ?", (source,))
+        self._remove_rows(rows.fetchall())
+
+    def _remove_rows(self, rows: Collection[tuple[bytes, int]]) -> None:
         zeros = "body = zeroblob(length(body)), mac = zeroblob(length(mac))"
-        self._many(f"UPDATE features SET {zeros} WHERE id = ?", places)
-        self._many("DELETE FROM feature_rows WHERE hash = ?", ((hash_,) for hash_ in sorted(hashes)))
+        self._many(f"UPDATE features SET {zeros} WHERE id = ?", [(place,) for _, place in rows])
+        self._many("DELETE FROM feature_rows WHERE hash = ? AND id = ?", rows)
 
     @override
-    def seal_features(self, mac: Callable[[bytes, bytes], bytes]) -> None:
-        self.connection.create_function("sealed", 2, mac)
+    def seal_features(self, mac: Callable[[str, bytes, bytes], bytes]) -> None:
+        self.connection.create_function("sealed", 3, mac)
         self.connection.execute(
-            "UPDATE features SET mac = sealed(feature_rows.hash, body) FROM feature_rows "
+            "UPDATE features SET mac = sealed(source, feature_rows.hash, body) FROM feature_rows "
             "WHERE feature_rows.id = features.id"
         )
 

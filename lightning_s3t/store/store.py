@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_s3t.core.events import Damage
+from lightning_s3t.core.floor import PRETRAINED
 from lightning_s3t.core.generations import Generation
 from lightning_s3t.core.manifest import Manifest
 from lightning_s3t.core.receipts import Receipt, RequestRecord
@@ -28,7 +29,7 @@ from lightning_s3t.store.correcting import Correcting
 from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
 from lightning_s3t.store.exporting import check_exports, write_export
 from lightning_s3t.store.feature_sums import FeatureSums
-from lightning_s3t.store.floor import FloorState, load_sums, read_state
+from lightning_s3t.store.floor import FloorState, load_sums, read_states
 from lightning_s3t.store.folder import check_free, check_own_files, clear_half_written, make_folder
 from lightning_s3t.store.forgetting import Forgetting
 from lightning_s3t.store.generations import generations_of
@@ -604,18 +605,21 @@ class Store:
             return None
         return decode_snapshot(self._backend.snapshots.get(digest, "the head's start"), "the head's start")
 
-    def floor(self) -> FloorState | None:
-        """Return what is noted of the floor; None if the store has none, or if no fit has made it yet."""
-        return read_state(self._backend)
+    def heads(self) -> dict[str, FloorState]:
+        """Return what is noted of closed-form heads, by what their features are of: "pretrained", or a unit's name."""
+        return read_states(self._backend)
 
-    def load_floor(self) -> FeatureSums | None:
-        """Read the sums that the floor's head is solved from; None if the store has none.
+    def load_head(self, source: str = PRETRAINED) -> FeatureSums | None:
+        """Read the sums that a closed-form head is solved from; None if the store has none.
+
+        Args:
+            source: What its features are of.
 
         Raises:
             DamagedError: Their snapshot is missing or damaged; the next fit makes it again.
         """
         while True:
-            state = self.floor()
+            state = self.heads().get(source)
             if state is None:
                 return None
             with self._ledger.at_one_time():
@@ -623,7 +627,7 @@ class Store:
             try:
                 return load_sums(self._backend, state)
             except DamagedError:
-                if self.floor() == state:  # else a request has put others in their place
+                if self.heads().get(source) == state:  # else a request has put others in their place
                     raise
 
     def export(self, name: str, unit: UnitId, digests: Sequence[str], files: Mapping[Path, bytes]) -> None:

@@ -18,12 +18,18 @@ _BITS = (4, 8)
 
 @dataclass(frozen=True)
 class Floor:
-    """A closed-form head that answers when deletions have left no unit, and forgets by subtraction.
+    """A closed-form head that learns from all rows, forgets by subtraction, and never runs out of deletions.
 
     A ridge regression on the features that the pretrained network gives its head, over all rows of all shards. It is
     made of sums of integers, from which a request subtracts the rows of the subject; so it is, bit for bit, the head
-    that a fit without the subject gives, and never runs out of deletions. It costs one forward pass of the data, row
-    by row, at the first fit, and a byte for each feature of a row.
+    that a fit without the subject gives. It answers beside the shards, with as many votes as they have together, and
+    alone when deletions have left no unit. It costs one forward pass of the data, row by row, at the first fit, and a
+    byte for each feature of a row.
+
+    With `survivors`, each unit that serves gets such a head too, on its own adapted features, from all rows that it
+    was not trained on. It answers together with the head that the unit was trained with. It costs a forward pass of the
+    data and a byte for each feature of a row for every shard. A request that reaches the unit takes the head along, and
+    the next fit builds one on what serves then.
 
     Args:
         targets: Where a batch has its targets: a key of a mapping, the position in a tuple, or a callable that takes
@@ -32,6 +38,7 @@ class Floor:
             for one output) or "regression". None to tell by their type and shape, where these leave no doubt.
         bits: How many bits a feature is rounded to, 4 to 8.
         target_step: What targets of a regression are rounded to multiples of.
+        survivors: Whether units that serve get heads of their own.
 
     Raises:
         ConfigurationError: An argument is out of range.
@@ -47,6 +54,7 @@ class Floor:
     task: Task | None = None
     bits: int = 8
     target_step: float = 1e-3
+    survivors: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not _BITS[0] <= self.bits <= _BITS[1]:

@@ -44,8 +44,19 @@ class RidgeHead:
         Returns:
             Logits; of a regression, its numbers. `[..., outputs]`.
         """
-        answer = torch.nn.functional.linear(normalise(features), self.weight, self.bias)
-        return answer.to(features.dtype)
+        return answer_linearly(features, self.weight, self.bias)
+
+
+def answer_linearly(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return the answers of a closed-form head, in the features' own type.
+
+    Args:
+        features: A network's own, `[..., features]`.
+        weight: `[outputs, features]`.
+        bias: `[outputs]`.
+    """
+    wide = normalise(features)
+    return torch.nn.functional.linear(wide, weight.to(wide.dtype), bias.to(wide.dtype)).to(features.dtype)
 
 
 def normalise(features: Tensor) -> Tensor:

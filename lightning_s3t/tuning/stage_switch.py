@@ -79,10 +79,15 @@ class StageSwitch:
         self.freeze(entered)
         return entered
 
-    def enter_pretrained(self) -> None:
-        """Put the head in place that every shard's training starts from, on the pretrained network."""
+    def enter_trained(self, stage: int, trained: Mapping[int, Snapshot]) -> None:
+        """Put what a unit serves with in place; at stage 0, the head that every shard's training starts from.
+
+        Args:
+            stage: 0 to L.
+            trained: Snapshots by stage, as for `StageBuilder.build`.
+        """
         self._flags.restore()
-        self._swap.install(self.builder.build_start())
+        self._swap.install(self.builder.build(stage, trained) if stage else self.builder.build_start())
 
     def freeze(self, stage: Stage) -> None:
         """Freeze all that a stage does not own: parameters and running statistics.

@@ -20,8 +20,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from lightning_s3t.core.floor import FloorPart
-from lightning_s3t.serving.floor_pass import FloorPass
+from lightning_s3t.core.floor import PRETRAINED, FloorPart
+from lightning_s3t.serving.closed_form_heads import RidgeLayer
+from lightning_s3t.serving.passes import ShardPasses
+from lightning_s3t.serving.served_shards import FLOOR, ServedShards
 from lightning_s3t.store import Store
 from lightning_s3t.store.feature_sums import FeatureRows, FeatureSums
 from lightning_s3t.tuning import find_layers
@@ -51,7 +53,7 @@ def measure_store(subjects: int) -> tuple[list[float], list[float], float]:
         before = (Path(folder) / "store" / "ledger.db").stat().st_size
         for start in track(range(0, subjects, CHUNK), f"{subjects} rows", console=Console(stderr=True), transient=True):
             owners = people[start : start + CHUNK]
-            building.add_features(PART, "multiclass", rows_of(len(owners)), owners, [b""] * len(owners))
+            building.add_features(PRETRAINED, PART, "multiclass", rows_of(len(owners)), owners, [b""] * len(owners))
         store._ledger.clear_traces()
         stored = ((Path(folder) / "store" / "ledger.db").stat().st_size - before) / subjects
         requests, heads = list[float](), list[float]()
@@ -61,7 +63,7 @@ def measure_store(subjects: int) -> tuple[list[float], list[float], float]:
             requests.append(1e3 * (time.perf_counter() - start_time))
             if number % 10 == 0:
                 start_time = time.perf_counter()
-                sums = store.load_floor()
+                sums = store.load_head()
                 assert sums is not None
                 solve_head(sums)
                 heads.append(1e3 * (time.perf_counter() - start_time))
@@ -73,15 +75,21 @@ def measure_pass() -> dict[str, list[float]]:
     module = Classifier("vit_base_patch16_224").to(DEVICE).eval()
     builder = StageBuilder(module, find_layers(module, slices=4), adapter=None)
     part = PART.model_copy(update={"layer": builder.layers.head[0]})
-    floor = FloorPass(builder, part).to(DEVICE)
     sums = FeatureSums(part, "multiclass")
     sums.add(rows_of(2000))
-    floor.load(sums)
+    head = RidgeLayer(part.width, part.outputs).requires_grad_(False)
+    head.load(solve_head(sums))
+    shards = ServedShards(builder)
+    shards.serve_floor(part.layer, head)
+    floor = ShardPasses(builder, shards, "sequential")
     images = torch.randn(1, 3, 224, 224, device=DEVICE)
     network = module.network
     with torch.no_grad():
         return take_turns(
-            {"floor": lambda: floor.run(network.forward, (images,), {}), "network": lambda: network(images)},
+            {
+                "floor": lambda: floor.run(network.forward, (images,), {}, [FLOOR], {}),
+                "network": lambda: network(images),
+            },
             PASSES,
             "passes",
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_s3t import EnsembleModule, Floor, Store
+from lightning_s3t.core.floor import PRETRAINED
 from lightning_s3t.errors import DataError, NoSurvivorError, StoreMismatchError, UnsupportedError
 from tests.end_to_end.everything import forget
 from tests.people import CLASSES, FEATURES, Classifier, People, PeopleData, fit, make_trainer
@@ -44,11 +45,16 @@ def answers(store: Path, x: Tensor = TEST.features) -> Tensor:
         return served(x).detach()
 
 
-def sums(store: Path) -> dict[str, list[Any]]:
+def sums(store: Path, source: str = PRETRAINED) -> dict[str, list[Any]]:
     with Store.open(store) as opened:
-        found = opened.load_floor()
+        found = opened.load_head(source)
     assert found is not None
     return {name: tensor.tolist() for name, tensor in found.to_tensors().items()}
+
+
+def sources(store: Path) -> set[str]:
+    with Store.open(store) as opened:
+        return {source for source, head in opened.heads().items() if head.complete}
 
 
 def forget_by_all(store: Path) -> None:
@@ -118,7 +124,7 @@ def test_a_floor_can_be_added_to_a_store_that_has_none(tmp_path: Path, trained: 
     store = tmp_path / "store"
     fit(store, People.make(), epochs=1)
     with Store.open(store) as opened:
-        assert opened.floor() is None
+        assert not opened.heads()
     fit_with_floor(store, People.make())
     assert sums(store) == sums(trained)
 
@@ -140,6 +146,135 @@ def test_without_a_floor_nothing_answers_when_nothing_is_left(tmp_path: Path) ->
 
 def test_the_answer_of_a_row_does_not_depend_on_the_data_loaders_workers(store: Path, tmp_path: Path) -> None:
     assert sums(fit_with_floor(tmp_path / "other" / "store", People.make(), workers=2)) == sums(store)
+
+
+def test_it_has_as_many_votes_as_all_shards_together(store: Path, tmp_path: Path) -> None:
+    without = tmp_path / "without"
+    fit(without, People.make(), epochs=1)
+    with EnsembleModule.from_store(without, Classifier()) as served:
+        shards = served(TEST.features).detach()
+    with EnsembleModule.from_store(store, Classifier()) as served:
+        both = served(TEST.features).detach()
+        single = EnsembleModule.from_store(store, Classifier(), aggregate="single")
+        alone = single(TEST.features).detach()
+        single.close()
+    forget_by_all(store)
+    assert not torch.allclose(both, shards)
+    assert not torch.allclose(alone, both)
+    # a request has taken rows out of the floor since
+    assert float((2 * both - shards - answers(store)).abs().mean()) < 0.3 * float(answers(store).abs().mean())
+
+
+def test_with_a_floor_alone_there_is_nothing_to_export(store: Path, tmp_path: Path) -> None:
+    forget_by_all(store)
+    with (
+        EnsembleModule.from_store(store, Classifier()) as served,
+        pytest.raises(NoSurvivorError, match="only the floor"),
+    ):
+        served.export(tmp_path / "away.safetensors")
+
+
+# heads on survivors
+
+ON_SURVIVORS = Floor(survivors=True)
+
+
+@pytest.fixture(scope="module")
+def trained_with_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with heads on survivors, for copying only."""
+    return fit_with_floor(tmp_path_factory.mktemp("heads") / "store", People.make(), floor=ON_SURVIVORS)
+
+
+@pytest.fixture
+def headed(trained_with_heads: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained_with_heads, tmp_path / "headed" / "store"))
+
+
+def served_units(store: Path) -> dict[int, str]:
+    with Store.open(store) as opened:
+        return {shard: str(unit) for shard, unit in opened.status().serving.items()}
+
+
+def test_each_unit_that_serves_has_a_head_from_the_rows_that_it_has_not_seen(headed: Path) -> None:
+    serving = served_units(headed)
+    assert sources(headed) == {PRETRAINED, *serving.values()}
+    with Store.open(headed) as opened:
+        places = {person: opened.partition.place(person) for person in EVERYBODY}
+        rows = {shard: opened.heads()[unit].rows for shard, unit in serving.items()}
+    people = People.make()
+    for shard, count in rows.items():
+        assert count == sum(places[owner].shard != shard for owner in people.owners)
+
+
+def test_the_heads_answer_beside_those_that_the_units_were_trained_with(headed: Path, store: Path) -> None:
+    with EnsembleModule.from_store(headed, Classifier()) as served:
+        with_heads = served(TEST.features).detach()
+        assert float((with_heads.argmax(-1) == TEST.labels).float().mean()) > 0.8
+    with EnsembleModule.from_store(store, Classifier()) as served:
+        assert not torch.allclose(with_heads, served(TEST.features))
+
+
+def test_a_request_takes_the_heads_along_that_it_reaches_and_is_subtracted_from_the_others(
+    headed: Path, tmp_path: Path
+) -> None:
+    before = served_units(headed)
+    other = fit_with_floor(tmp_path / "other" / "store", People.make().replaced(PERSON), floor=ON_SURVIVORS)
+    for each in (headed, other):
+        forget(each, PERSON)
+    reached = {shard for shard, unit in before.items() if served_units(headed).get(shard) != unit}
+    assert len(reached) == 1
+    left = {unit for shard, unit in before.items() if shard not in reached}
+    assert sources(headed) == {PRETRAINED, *left}
+    for source in sources(headed):
+        assert sums(headed, source) == sums(other, source)
+    with EnsembleModule.from_store(headed, Classifier()) as one, EnsembleModule.from_store(other, Classifier()) as two:
+        assert one(TEST.features).equal(two(TEST.features))
+        assert one.store.verify().passed
+
+
+def test_a_fit_after_a_request_gives_the_heads_of_a_first_fit_without_the_person(headed: Path, tmp_path: Path) -> None:
+    forget(headed, PERSON)
+    fit_with_floor(headed, People.make(), floor=ON_SURVIVORS)
+    scratch = fit_with_floor(tmp_path / "scratch" / "store", People.make().without(PERSON), floor=ON_SURVIVORS)
+    assert sources(headed) == sources(scratch)
+    for source in sources(headed):
+        assert sums(headed, source) == sums(scratch, source)
+    with (
+        EnsembleModule.from_store(headed, Classifier()) as one,
+        EnsembleModule.from_store(scratch, Classifier()) as two,
+    ):
+        assert one(TEST.features).equal(two(TEST.features))
+
+
+def test_a_model_that_serves_drops_a_head_at_the_next_answer(headed: Path) -> None:
+    with EnsembleModule.from_store(headed, Classifier()) as served:
+        served(TEST.features)
+        forget(headed, PERSON)
+        after = served(TEST.features).detach()
+    with EnsembleModule.from_store(headed, Classifier()) as served:
+        assert after.equal(served(TEST.features))
+
+
+def test_a_model_that_serves_takes_up_the_heads_of_a_new_fit(headed: Path) -> None:
+    with EnsembleModule.from_store(headed, Classifier()) as served:
+        served(TEST.features)
+        forget(headed, PERSON)
+        fit_with_floor(headed, People.make(), floor=ON_SURVIVORS)
+        after = served(TEST.features).detach()
+    with EnsembleModule.from_store(headed, Classifier()) as served:
+        assert after.equal(served(TEST.features))
+
+
+def test_a_restriction_takes_the_heads_along_too(headed: Path) -> None:
+    before = served_units(headed)
+    with Store.open(headed) as opened:
+        opened.restrict([PERSON])
+    assert sources(headed) < {PRETRAINED, *before.values()}
+
+
+def test_one_shard_has_no_other_rows_to_learn_from_but_those_of_later_slices(tmp_path: Path) -> None:
+    store = fit_with_floor(tmp_path / "store", People.make(), shards=1, slices=2, floor=ON_SURVIVORS)
+    assert sources(store) == {PRETRAINED}
 
 
 # what it learns from

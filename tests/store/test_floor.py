@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_s3t.core.floor import FloorPart
+from lightning_s3t.core.floor import PRETRAINED, FloorPart
 from lightning_s3t.errors import DataError, StoreError, StoreMismatchError
 from lightning_s3t.store import Store
 from lightning_s3t.store.feature_sums import FeatureRows, FeatureSums
@@ -57,8 +57,8 @@ def assert_same(found: FeatureSums | None, expected: FeatureSums) -> None:
 def add(store: Store, rows: FeatureRows = ROWS, owners: list[str] = OWNERS) -> None:
     building = session(store)
     building.register(PEOPLE)
-    building.add_features(PART, "multiclass", rows, owners, [b""] * len(owners))
-    building.complete_floor()
+    building.add_features(PRETRAINED, PART, "multiclass", rows, owners, [b""] * len(owners))
+    building.complete_head(PRETRAINED)
 
 
 @pytest.fixture
@@ -118,8 +118,8 @@ def test_a_request_leaves_the_sums_of_a_store_that_never_saw_the_person(store: S
     assert receipt.subtracted_rows == 2
     with Store.create(tmp_path / "scratch", SETTINGS) as scratch:
         add(scratch, rows_without("user-3"), [owner for owner in OWNERS if owner != "user-3"])
-        assert_same(store.load_floor(), sums_of(rows_without("user-3")))
-        assert store.floor() == scratch.floor()
+        assert_same(store.load_head(), sums_of(rows_without("user-3")))
+        assert store.heads() == scratch.heads()
         assert (store.path / "snapshots").exists()
         kept, theirs = ({p.name for p in (s.path / "snapshots").iterdir()} for s in (store, scratch))
         assert kept == theirs
@@ -130,9 +130,9 @@ def test_requests_add_up_until_nobody_is_left(store: Store) -> None:
     random.Random(1).shuffle(people)
     for count in range(0, len(people), 3):
         store.forget(people[count : count + 3])
-        assert_same(store.load_floor(), sums_of(rows_without(*people[: count + 3])))
+        assert_same(store.load_head(), sums_of(rows_without(*people[: count + 3])))
     assert store.verify().passed
-    assert store.load_floor().rows == 0  # type: ignore[union-attr]
+    assert store.load_head().rows == 0  # type: ignore[union-attr]
 
 
 def test_a_request_erases_the_features_and_the_sums_before(store: Store) -> None:
@@ -149,7 +149,7 @@ def test_a_request_erases_the_features_and_the_sums_before(store: Store) -> None
 def test_who_is_forgotten_is_not_added_again(store: Store) -> None:
     store.forget(["user-3"])
     add(store, FeatureRows(ROWS.features[:8], ROWS.targets[:8]), ["user-3", "new", *["user-3"] * 6])
-    assert store.load_floor().rows == len(OWNERS) - 2 + 1  # type: ignore[union-attr]
+    assert store.load_head().rows == len(OWNERS) - 2 + 1  # type: ignore[union-attr]
 
 
 def test_what_is_stale_is_taken_out_and_what_is_missing_is_named(store: Store) -> None:
@@ -157,18 +157,18 @@ def test_what_is_stale_is_taken_out_and_what_is_missing_is_named(store: Store) -
         "user-4",
         "new",
     ]  # one gone, one with a row more, one new
-    missing = session(store).find_stale_features(data, [b""] * len(data))
+    missing = session(store).find_stale_features(PRETRAINED, data, [b""] * len(data))
     assert missing == {"user-4", "new"}
-    assert_same(store.load_floor(), sums_of(rows_without("user-3", "user-4")))
-    assert not store.floor().complete  # type: ignore[union-attr]
+    assert_same(store.load_head(), sums_of(rows_without("user-3", "user-4")))
+    assert not store.heads()[PRETRAINED].complete  # type: ignore[union-attr]
 
 
 def test_rows_with_other_contents_are_stale(tmp_path: Path) -> None:
     with Store.create(tmp_path / "store", SETTINGS) as store:
         tags = [bytes([row]) for row in range(len(OWNERS))]
-        session(store).add_features(PART, "multiclass", ROWS, OWNERS, tags)
-        assert session(store).find_stale_features(OWNERS, tags) == set()
-        assert session(store).find_stale_features(OWNERS, [b"x", *tags[1:]]) == {"user-0"}
+        session(store).add_features(PRETRAINED, PART, "multiclass", ROWS, OWNERS, tags)
+        assert session(store).find_stale_features(PRETRAINED, OWNERS, tags) == set()
+        assert session(store).find_stale_features(PRETRAINED, OWNERS, [b"x", *tags[1:]]) == {"user-0"}
 
 
 def test_another_floor_is_refused(store: Store) -> None:
@@ -179,9 +179,9 @@ def test_another_floor_is_refused(store: Store) -> None:
 def test_a_rotation_of_the_key_keeps_the_floor(store: Store) -> None:
     store.rotate_key()
     assert store.verify().passed
-    assert session(store).find_stale_features(OWNERS, [b""] * len(OWNERS)) == set()
+    assert session(store).find_stale_features(PRETRAINED, OWNERS, [b""] * len(OWNERS)) == set()
     assert store.forget(["user-3"]).subtracted_rows == 2
-    assert_same(store.load_floor(), sums_of(rows_without("user-3")))
+    assert_same(store.load_head(), sums_of(rows_without("user-3")))
 
 
 # crashes and backups
@@ -205,7 +205,7 @@ def test_a_request_that_is_killed_anywhere_is_whole_or_has_not_been(tmp_path: Pa
         with Store.open(path) as store:
             is_gone = bool(store.forgotten(["user-3"]))
             assert is_gone or not acknowledged
-            assert_same(store.load_floor(), sums_of(rows_without(*["user-3"] * is_gone)))
+            assert_same(store.load_head(), sums_of(rows_without(*["user-3"] * is_gone)))
             assert store.verify().passed, f"killed before change {fatal}: {store.verify().problems}"
         if survived:
             break
@@ -219,7 +219,7 @@ def test_a_restored_ledger_subtracts_again_although_its_sums_are_erased(store: S
     store.close()
     restore(store.path, tmp_path / "backup.db")
     with Store.open(store.path) as restored:
-        assert_same(restored.load_floor(), sums_of(rows_without("user-3", "user-4")))
+        assert_same(restored.load_head(), sums_of(rows_without("user-3", "user-4")))
         assert restored.verify().passed
 
 
@@ -227,8 +227,8 @@ def test_lost_sums_are_made_again_by_the_next_fit(store: Store) -> None:
     for path in (store.path / "snapshots").iterdir():
         path.unlink()
     assert any("sums of the floor are damaged" in problem for problem in store.verify().problems)
-    session(store).find_stale_features(OWNERS, [b""] * len(OWNERS))
-    assert_same(store.load_floor(), sums_of(ROWS))
+    session(store).find_stale_features(PRETRAINED, OWNERS, [b""] * len(OWNERS))
+    assert_same(store.load_head(), sums_of(ROWS))
     assert store.verify().passed
 
 
@@ -274,6 +274,6 @@ def test_sums_from_before_a_request_cannot_be_put_back(store: Store, tmp_path: P
 
 def test_sums_that_are_not_those_of_the_rows_are_found(store: Store) -> None:
     with store._backend.ledger.transaction():
-        store._backend.ledger.remove_features([next(iter(store._keyring.hashes(["user-3"])))])
+        store._backend.ledger.remove_features(PRETRAINED, [next(iter(store._keyring.hashes(["user-3"])))])
     assert any("not those of its rows" in problem for problem in store.verify().problems)
-    assert sum_rows(store._backend, store.floor()).rows == len(OWNERS) - 2  # type: ignore[arg-type]
+    assert sum_rows(store._backend, store.heads()[PRETRAINED]).rows == len(OWNERS) - 2  # type: ignore[arg-type]

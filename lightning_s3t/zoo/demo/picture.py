@@ -36,12 +36,13 @@ def draw(trajectories: Mapping[str, Trajectory], lines: Mapping[str, float], pat
             drawstyle="steps-post",
         )
         below.plot(trajectory.depths, color=COLOURS[name], label=name, drawstyle="steps-post")
-        above.plot(trajectory.requests, 100 * trajectory.accuracies[-1], "x", color=COLOURS[name], markersize=8)
+        if trajectory.dark_after is not None:
+            above.plot(trajectory.dark_after, 100 * trajectory.accuracies[-1], "x", color=COLOURS[name], markersize=8)
     above.set_ylabel("test accuracy, %")
     above.set_title("Forgetting one person after the other, without any retraining")
     above.legend(loc="center left", frameon=False)
     below.set_ylabel("slices in use,\nall shards")
-    below.set_xlabel("deletion requests (x: nothing is left)")
+    below.set_xlabel("deletion requests (x: nothing answers any more)")
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2)

@@ -146,6 +146,7 @@ def train_by_slices(
     sequences: str = "cyclic",
     budget: int | None = None,
     progress: bool = False,
+    floor: bool = False,
 ) -> float:
     """Trains by S3T: the user's module and trainer, and one callback.
 
@@ -157,6 +158,7 @@ def train_by_slices(
         sequences: How sequences are chosen.
         budget: Number of sequences; None for the settings'.
         progress: Whether to show a bar.
+        floor: Whether a closed-form head on the pretrained features answers too.
 
     Returns:
         The seconds that it took.
@@ -170,6 +172,7 @@ def train_by_slices(
         subjects="owners",
         adapter=ADAPTER,
         seed=settings.seed,
+        floor=floor,
         partition="public",  # so that everybody sees the same numbers
     )
     start = time.perf_counter()

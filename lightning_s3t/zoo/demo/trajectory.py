@@ -1,16 +1,17 @@
-"""Deletion requests, one after the other, until nothing is left."""
+"""Deletion requests, one after the other, until nothing answers or hardly anyone is left."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightning.pytorch as pl
 from torch import Tensor
 
 from lightning_s3t import EnsembleModule, Store
+from lightning_s3t.core.floor import PRETRAINED
 from lightning_s3t.zoo.demo.digits import accuracy
 
 
@@ -19,31 +20,38 @@ class Trajectory:
     """What happened to a store over its requests.
 
     Attributes:
-        accuracies: Before the first request and after each; the publicly trained model's once nothing is left.
+        accuracies: Before the first request and after each; the publicly trained model's once nothing answers.
         units: How many units were alive, likewise.
         depths: How many slices the serving units have learnt, summed over the shards, likewise.
         latencies: Seconds that each forget took, the swap of the served model included.
+        dark_after: How many requests it took until nothing answered any more; None if something still does.
     """
 
     accuracies: list[float]
     units: list[int]
     depths: list[int]
     latencies: list[float]
+    dark_after: int | None = None
 
     @property
     def requests(self) -> int:
-        """How many requests it took until nothing was left."""
+        """How many requests there were."""
         return len(self.latencies)
 
+    @property
+    def units_gone_after(self) -> int:
+        """How many requests it took until no unit was left, or all that there were."""
+        return next((number for number, alive in enumerate(self.units) if not alive), self.requests)
 
-def forget_until_nothing_is_left(
+
+def forget_on_and_on(
     store: Path,
     model: pl.LightningModule,
     people: Sequence[str],
     test: tuple[Tensor, Tensor],
     tell: Callable[[int, Trajectory], None] | None = None,
 ) -> Trajectory:
-    """Forgets one person after the other, and measures what is left.
+    """Forgets one person after the other until nothing answers, or until all have asked, and measures what is left.
 
     Args:
         store: A trained store.
@@ -53,15 +61,17 @@ def forget_until_nothing_is_left(
         tell: Called after each request.
     """
     served = EnsembleModule.from_store(store, model)
+    has_floor = PRETRAINED in served.store.heads()
     base = accuracy(model, test)
     trajectory = Trajectory([accuracy(served, test)], [_alive(store)], [_depth(served)], [])
     for number, person in enumerate(people, start=1):
         before, start = served.survivors, time.perf_counter()
         served.forget([person])
         trajectory.latencies.append(time.perf_counter() - start)
-        if not served.survivors:
+        is_dark = not served.survivors and not has_floor
+        if is_dark:
             trajectory.accuracies.append(base)
-        elif served.survivors != before:
+        elif has_floor or served.survivors != before:
             trajectory.accuracies.append(accuracy(served, test))
         else:
             trajectory.accuracies.append(trajectory.accuracies[-1])
@@ -69,8 +79,8 @@ def forget_until_nothing_is_left(
         trajectory.depths.append(_depth(served))
         if tell is not None:
             tell(number, trajectory)
-        if not served.survivors:
-            break
+        if is_dark:
+            return replace(trajectory, dark_after=number)
     return trajectory
 
 

@@ -16,7 +16,7 @@ from lightning_s3t.zoo.demo.guarantees import Comparison, check_guarantees
 from lightning_s3t.zoo.demo.training import make_model
 
 
-def test_the_demo_forgets_until_nothing_is_left_and_the_guarantees_hold(tmp_path: Path) -> None:
+def test_the_demo_forgets_on_and_on_and_the_guarantees_hold(tmp_path: Path) -> None:
     result = run_demo(tmp_path, QUICK)
     assert [check.name for check in result.checks] == ["Non-interference", "Rebuild is scratch", "Nothing stays behind"]
     assert all(check.holds for check in result.checks)
@@ -26,7 +26,10 @@ def test_the_demo_forgets_until_nothing_is_left_and_the_guarantees_hold(tmp_path
         assert (course.units[-1], course.depths[-1]) == (0, 0)
         assert course.units == sorted(course.units, reverse=True)
         assert len(course.accuracies) == course.requests + 1
-    assert result.trajectories["S3T"].requests >= result.trajectories["SISA"].requests
+    s3t, sisa = result.trajectories["S3T"], result.trajectories["SISA"]
+    assert s3t.units_gone_after >= sisa.units_gone_after == sisa.dark_after
+    assert s3t.dark_after is None
+    assert s3t.requests == QUICK.people * 9 // 10
 
 
 @pytest.mark.nightly

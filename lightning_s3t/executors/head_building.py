@@ -1,0 +1,141 @@
+"""Building closed-form heads: the rows that they lack are read, and their features added, some at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+
+from lightning_s3t.columns import counted
+from lightning_s3t.core.floor import PRETRAINED, FloorPart, Task
+from lightning_s3t.core.units import UnitId
+from lightning_s3t.engine.training_data import TrainingData
+from lightning_s3t.engine.unit_training import FeatureTask
+from lightning_s3t.errors import RevokedError
+from lightning_s3t.executors.fit_store import FitStore
+from lightning_s3t.plan.stage_rules import newest_stages
+from lightning_s3t.store import Store
+from lightning_s3t.store.feature_sums import FeatureRows
+from lightning_s3t.tuning.floor import Floor
+
+Read = Callable[[FeatureTask], Generator[tuple[Task, FeatureRows], None, None]]
+
+
+class HeadBuilder:
+    """Builds the floor, and the closed-form heads on survivors.
+
+    What is added stays when the fit is interrupted: the next one goes on there.
+
+    Args:
+        trainer: The trainer; without a progress bar of its own, nothing is shown.
+        fit_store: The store, in a fit.
+        data: The training data.
+        floor: What the heads learn from.
+        part: The layer whose input is taken.
+        read: Reads rows in a process of their own.
+    """
+
+    def __init__(
+        self, trainer: pl.Trainer, fit_store: FitStore, data: TrainingData, floor: Floor, part: FloorPart, read: Read
+    ) -> None:
+        self._trainer = trainer
+        self._fit_store = fit_store
+        self._data = data
+        self._floor = floor
+        self._part = part
+        self._read = read
+
+    def build_floor(self) -> None:
+        """Add what the floor lacks, and take out what is not in the data any more."""
+        rows = [row for found in self._data.rows_by_place.values() for row in found]
+        self._build(PRETRAINED, "the floor", rows, 0, {})
+
+    def build_on(self, serving: Iterable[UnitId], groups: int) -> None:
+        """Add what the heads on survivors lack: each learns from the rows that its unit has not been trained on.
+
+        Args:
+            serving: The units that serve. Heads on other units go.
+            groups: Number of layer groups.
+        """
+        store, building = self._fit_store.opened.store, self._fit_store.opened.building
+        units = list(serving)
+        building.keep_heads(units)
+        for unit in units:
+            rows = [
+                row for place, found in self._data.rows_by_place.items() if not unit.reached_by(place) for row in found
+            ]
+            try:
+                needed = newest_stages(unit.stage, self._data.partition.slices, groups)
+                trained = {stage: store.load(unit.lineage[stage - 1]) for stage in needed}
+                self._build(str(unit), f"the head on unit {unit}", rows, unit.stage, trained)
+            except RevokedError:  # its shard serves another unit now, with the head that it was trained with
+                continue
+
+    def _build(
+        self, source: str, what: str, chosen: Sequence[int], stage: int, trained: Mapping[int, dict[str, Tensor]]
+    ) -> None:
+        data, building, store = self._data, self._fit_store.opened.building, self._fit_store.opened.store
+        rows = sorted(chosen)
+        subjects = [data.subjects[row] for row in rows]
+        tags = _tags(data, rows, store)
+        missing = building.find_stale_features(source, subjects, [tags[row] for row in rows])
+        by_subject: dict[str, list[int]] = {}
+        for row, subject in zip(rows, subjects, strict=True):
+            if subject in missing:
+                by_subject.setdefault(subject, []).append(row)
+        wanted = [row for found in by_subject.values() for row in found]
+        if not wanted:
+            return
+        rank_zero_info(f"S3T: {what} lacks {counted(len(wanted), 'row')} of {counted(len(missing), 'subject')}.")
+        task = FeatureTask(wanted, self._floor, self._part, self._fit_store.start, stage, trained)
+        with closing(self._progress(what, len(wanted))) as bar, closing(self._read(task)) as parts:
+            for kind, found, features in _whole_subjects(parts, wanted, data):
+                owners, as_of = [data.subjects[row] for row in found], self._fit_store.plan.as_of
+                building.add_features(source, self._part, kind, features, owners, [tags[row] for row in found], as_of)
+                bar.update(len(found))
+        building.complete_head(source)
+
+    def _progress(self, what: str, rows: int) -> Tqdm:
+        return Tqdm(
+            total=rows,
+            desc=what,
+            unit="row",
+            disable=self._trainer.progress_bar_callback is None,
+            dynamic_ncols=True,
+            mininterval=0.5,
+        )
+
+
+def _whole_subjects(
+    parts: Iterable[tuple[Task, FeatureRows]], wanted: list[int], data: TrainingData
+) -> Iterator[tuple[Task, list[int], FeatureRows]]:
+    """Yield rows in parts that hold all of each subject's, so that none is in the store with some of them."""
+    pending: list[FeatureRows] = []
+    done = read = 0
+    for task, rows in parts:
+        pending.append(rows)
+        read += len(rows)
+        end = read
+        if read < len(wanted):  # the subject whose rows may go on
+            while end > done and data.subjects[wanted[end - 1]] == data.subjects[wanted[read]]:
+                end -= 1
+        if end > done:
+            features = torch.cat([part.features for part in pending])
+            targets = torch.cat([part.targets for part in pending])
+            count = end - done
+            yield task, wanted[done:end], FeatureRows(features[:count], targets[:count])
+            pending, done = [FeatureRows(features[count:], targets[count:])], end
+
+
+def _tags(data: TrainingData, rows: list[int], store: Store) -> dict[int, bytes]:
+    """Return what tells each row's contents: a keyed digest, or nothing where contents are not compared."""
+    if not data.row_digests:
+        return dict.fromkeys(rows, b"")
+    texts = {row: f"row {data.row_digests[row]}" for row in rows}
+    hashes = store.subject_hashes(texts.values())
+    return {row: bytes.fromhex(hashes[text])[:16] for row, text in texts.items()}

@@ -1,0 +1,295 @@
+"""Accuracy over requests, with and without closed-form heads: `python -m tests.benchmarks.accuracy [--seeds N] [TASK ...]`.
+
+Two tasks, each with a small model that the script trains on public rows first: `digits` (images, those of scikit-learn) and
+`text` (which package is a docstring from; the docstrings are those of the packages installed here). One person after the
+other asks to be forgotten, until nine of ten have, and there is no fit in between. Compared are S3T as it is without a
+floor, with the floor, with the floor and heads on survivors, the floor by itself, and SISA; all are trained with the same
+seeds, so that S3T's units are the same. Beside them stands a fine-tune of the same adapters on all rows, which cannot
+forget.
+
+Marks, for the mean over the seeds: with the floor never more than 0.5 points below the floor by itself; with heads on
+survivors, before any request, at least 0.4 of what sharding took from the fine-tune is given back.
+
+Writes `accuracy.json` and `accuracy.png` to the folder that `--output` names (build/accuracy). What is there is not
+measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from lightning_s3t import S3T, EnsembleModule, Floor, Store
+from lightning_s3t.errors import NoSurvivorError
+from lightning_s3t.zoo.demo.digits import Digits
+from lightning_s3t.zoo.demo.training import ADAPTER, DemoSettings, make_trainer, train_publicly
+from lightning_s3t.zoo.models import ImageClassifier, TextClassifier
+from tests.benchmarks.docstrings import LENGTH, PRIVATE, PUBLIC, VOCABULARY, load_docstrings
+
+SHARDS, SLICES, BUDGET = 5, 4, 4
+MARKS = (0.005, 0.4)
+WAYS = ("S3T", "with floor", "with heads", "floor alone", "SISA")
+COLOURS = ("#3b5bdb", "#2b8a3e", "#862e9c", "#868e96", "#e8590c")
+NOTHING = "nothing answers"
+
+
+class Owned(Dataset[Any]):
+    """Rows with owners."""
+
+    def __init__(self, rows: Sequence[Any], owners: Sequence[str]) -> None:
+        self.rows, self.owners = list(rows), list(owners)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> Any:
+        return self.rows[row]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task whose model is trained on public rows.
+
+    Attributes:
+        model: The model, with a new head.
+        private: The rows of people.
+        test: A batch to test on.
+        inputs: Gives what the model is called with, of a batch.
+        labels: Gives the labels.
+        adapter: The adapter.
+        epochs: Epochs of a stage.
+        batch: Rows of a batch.
+    """
+
+    model: pl.LightningModule
+    private: Owned
+    test: Any
+    inputs: Callable[[Any], Any]
+    labels: Callable[[Any], torch.Tensor]
+    adapter: dict[str, Any]
+    epochs: int
+    batch: int
+
+    def accuracy(self, model: nn.Module) -> float:
+        """Returns the share of the test rows that are classified correctly; as by chance where nothing answers."""
+        labels = self.labels(self.test)
+        with torch.no_grad():
+            try:
+                return float((model(self.inputs(self.test)).argmax(-1) == labels).float().mean())
+            except NoSurvivorError:
+                return float("nan")
+
+
+def make_digits(seed: int) -> Task:
+    """The demo's digits, of 200 people, and a ViT that was trained on the public ones for ten epochs."""
+    settings = replace(DemoSettings(), seed=seed, people=200, public_epochs=10)
+    digits = Digits.load(settings.people, seed)
+    model: ImageClassifier = train_publicly(digits.public, settings)
+    model.network.reset_classifier(10)
+    private = Owned(digits.private.rows, digits.private.owners)
+    return Task(model, private, digits.test, lambda test: test[0], lambda test: test[1], ADAPTER, 8, 32)
+
+
+def make_text(seed: int) -> Task:
+    """Docstrings of eight packages, whose owners are the files, and a BERT that was trained on those of eight others."""
+    torch.manual_seed(seed)
+    config = {
+        "model_type": "bert",
+        "vocab_size": VOCABULARY,
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "max_position_embeddings": LENGTH,
+    }
+    model = TextClassifier(num_classes=8, config=config, learning_rate=2e-3, weight_decay=0.01, warmup=0.1)
+    public, _ = load_docstrings(PUBLIC, 450, seed)
+    make_trainer(3).fit(model, DataLoader(Owned(public, [""] * len(public)), 32, shuffle=True))
+    rows, owners = load_docstrings(PRIVATE, 250, seed)
+    files = sorted(set(owners))
+    random.Random(seed).shuffle(files)
+    tested = set(files[: len(files) // 4])
+    private = [index for index, owner in enumerate(owners) if owner not in tested]
+    nn.init.normal_(model.network.classifier.weight, std=0.02)
+    nn.init.zeros_(model.network.classifier.bias)
+    return Task(
+        model,
+        Owned([rows[index] for index in private], [owners[index] for index in private]),
+        default_collate([rows[index] for index, owner in enumerate(owners) if owner in tested]),
+        lambda test: test,
+        lambda test: test["labels"],
+        {"peft_type": "LORA", "r": 8, "use_rslora": True, "target_modules": ["query", "key", "value", "dense"]},
+        5,
+        32,
+    )
+
+
+TASKS = {"digits": make_digits, "text": make_text}
+
+
+def measure(task: Task, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Trains and forgets; returns the accuracies by way and number of requests, and seconds and bytes."""
+    people = sorted(set(task.private.owners))
+    random.Random(seed).shuffle(people)
+    people = people[: len(people) * 9 // 10]
+    found: dict[str, Any] = {"people": len(people), "accuracies": {}, "seconds": {}, "bytes": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        stores = {name: Path(folder) / name for name in WAYS}
+
+        def fit(way: str, **arguments: Any) -> None:
+            say(f"{way}: training")
+            s3t = S3T(
+                stores[way], SHARDS, SLICES, subjects="owners", adapter=task.adapter, partition="public",
+                **{"budget": BUDGET, "seed": seed, **arguments},
+            )  # fmt: skip
+            start = time.perf_counter()
+            loader = DataLoader(task.private, task.batch, shuffle=True)
+            make_trainer(task.epochs, s3t).fit(task.model, loader)
+            found["seconds"][way] = time.perf_counter() - start
+            found["bytes"][way] = sum(file.stat().st_size for file in stores[way].rglob("*") if file.is_file())
+
+        fit("S3T")
+        shutil.copytree(stores["S3T"], stores["with floor"])
+        fit("with floor", floor=True)
+        shutil.copytree(stores["with floor"], stores["with heads"])
+        fit("with heads", floor=Floor(survivors=True))
+        shutil.copytree(stores["with floor"], stores["floor alone"])
+        fit("SISA", budget=1, sequences="sisa")
+        with Store.open(stores["floor alone"]) as store, store.building() as building:
+            building.drop(store.alive())
+        for way in WAYS:
+            say(f"{way}: forgetting")
+            found["accuracies"][way] = forget_all(task, stores[way], people)
+        say("the fine-tune: training")
+        found["fine-tune"] = fine_tune(task, seed, Path(folder) / "fine-tune")
+    return found
+
+
+def forget_all(task: Task, store: Path, people: Sequence[str]) -> list[float]:
+    """Returns the accuracy before the first request and after each."""
+    with EnsembleModule.from_store(store, task.model) as served:
+        found = [task.accuracy(served)]
+        for person in people:
+            served.forget([person])
+            found.append(task.accuracy(served) if found[-1] == found[-1] else found[-1])
+    return found
+
+
+def fine_tune(task: Task, seed: int, store: Path) -> float:
+    """Returns the accuracy of one shard of one slice, which trains the adapters of all layers on all rows at once."""
+    s3t = S3T(
+        store, 1, 1, subjects="owners", budget=1, seed=seed, adapter=task.adapter, partition="public"
+    )  # as many epochs as a sequence of four slices has in all
+    make_trainer(task.epochs * SLICES, s3t).fit(
+        copy.deepcopy(task.model), DataLoader(task.private, task.batch, shuffle=True)
+    )
+    with EnsembleModule.from_store(store, task.model) as served:
+        return task.accuracy(served)
+
+
+def mean_at(results: Sequence[dict[str, Any]], way: str) -> list[float]:
+    """Returns the mean over the seeds by number of requests; NaN where nothing answers for one of them."""
+    return [statistics.fmean(column) for column in zip(*(one["accuracies"][way] for one in results), strict=False)]
+
+
+def judge(name: str, results: Sequence[dict[str, Any]], console: Console) -> bool:
+    """Prints a task's table; returns whether its marks are met."""
+    means = {way: mean_at(results, way) for way in WAYS}
+    requests = len(means["S3T"]) - 1
+    table = Table(
+        "requests", *WAYS, title=f"{name}: test accuracy, %, mean of {len(results)} seeds, {requests} requests"
+    )
+    for number in sorted({0, 1, 2, 5, 10, 20, 40, 80, requests // 2, requests * 3 // 4, requests}):
+        if number <= requests:
+            shown = [f"{100 * means[way][number]:.1f}" for way in WAYS]
+            table.add_row(str(number), *[NOTHING if text == "nan" else text for text in shown])
+    console.print(table)
+    behind = max(alone - both for both, alone in zip(means["with floor"], means["floor alone"], strict=True))
+    tuned = statistics.fmean(one["fine-tune"] for one in results)
+    taken = tuned - means["S3T"][0]
+    given = {way: (means[way][0] - means["S3T"][0]) / taken for way in ("with floor", "with heads")}
+    console.print(
+        f"A fine-tune on all rows, which cannot forget: {100 * tuned:.1f} %. Sharding takes {100 * taken:.1f}."
+    )
+    console.print(
+        f"Given back: by the floor {given['with floor']:.2f}, with heads on survivors {given['with heads']:.2f}."
+    )
+    console.print(f"With the floor, at worst {100 * behind:.1f} points behind the floor by itself (mark: 0.5).")
+    for what, of in (("seconds", "seconds of the fit"), ("bytes", "bytes of the store")):
+        shown = ", ".join(
+            f"{way} {statistics.fmean(one[what][way] for one in results):,.0f}" for way in results[0][what]
+        )
+        console.print(f"{of}: {shown}")
+    return behind <= MARKS[0] and given["with heads"] >= MARKS[1]
+
+
+def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Draws accuracy over requests, a panel for each task."""
+    figure = Figure(figsize=(6 * len(found), 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (name, results) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
+        for way, colour in zip(WAYS, COLOURS, strict=True):
+            axes.plot([100 * value for value in mean_at(results, way)], color=colour, label=way, drawstyle="steps-post")
+        tuned = statistics.fmean(one["fine-tune"] for one in results)
+        axes.axhline(100 * tuned, color="#495057", linestyle=":", label="fine-tune on all rows")
+        axes.set(title=name, xlabel="deletion requests, no fit in between", ylabel="test accuracy, %")
+        axes.grid(alpha=0.2)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(frameon=False, loc="lower left")
+    figure.savefig(path, dpi=130)
+
+
+def main(arguments: list[str]) -> int:
+    """Measures, prints, draws, and returns 1 if a mark is missed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tasks", nargs="*", default=list(TASKS), choices=[*TASKS, []], metavar="TASK")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path("build/accuracy"))
+    options = parser.parse_args(arguments)
+    console = Console()
+    torch.set_num_threads(1)
+    for logger in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    options.output.mkdir(parents=True, exist_ok=True)
+    file = options.output / "accuracy.json"
+    kept: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
+    for name in options.tasks:
+        for seed in range(options.seeds):
+            if str(seed) not in kept.setdefault(name, {}):
+                with console.status(name) as status:
+                    title = f"{name}, seed {seed}: "
+                    kept[name][str(seed)] = measure(
+                        TASKS[name](seed), seed, lambda what, title=title, status=status: status.update(title + what)
+                    )
+                file.write_text(json.dumps(kept))
+    found = {name: [kept[name][str(seed)] for seed in range(options.seeds)] for name in options.tasks}
+    met = [judge(name, results, console) for name, results in found.items()]
+    draw(found, options.output / "accuracy.png")
+    return int(not all(met))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -270,7 +270,11 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     console = Console()
     torch.set_num_threads(1)
-    for logger in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+    for logger in (
+        "lightning.pytorch",
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.rank_zero",
+    ):
         logging.getLogger(logger).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     options.output.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.store.ledger_address import has_ledger
 
 
 def import_path(path: str, example: str) -> Any:
@@ -41,6 +40,8 @@ def see_current_folder() -> None:
 
     But for the folder of a store, which a stranger may have filled.
     """
+    from lightning_s3t.store.ledger_address import has_ledger  # loads torch, which not every command needs
+
     # not "": configs are parsed with their own folder as the current one
     folder = os.getcwd()
     if folder not in sys.path and not any(has_ledger(around) for around in _around(folder)):

@@ -126,7 +126,7 @@ def make_text(seed: int) -> Task:
     }
     model = TextClassifier(num_classes=8, config=config, learning_rate=2e-3, weight_decay=0.01, warmup=0.1)
     public, _ = load_docstrings(PUBLIC, 450, seed)
-    make_trainer(3).fit(model, DataLoader(Owned(public, [""] * len(public)), 32, shuffle=True))
+    make_trainer(10).fit(model, DataLoader(Owned(public, [""] * len(public)), 32, shuffle=True))
     rows, owners = load_docstrings(PRIVATE, 250, seed)
     files = sorted(set(owners))
     random.Random(seed).shuffle(files)

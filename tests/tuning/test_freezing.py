@@ -153,7 +153,9 @@ def test_modules_that_came_later_are_left_alone() -> None:
 
 @pytest.mark.parametrize("normalise", [torch.nn.utils.parametrizations.spectral_norm, torch.nn.utils.spectral_norm])
 def test_frozen_power_iterations_stand_still(normalise: Any) -> None:
-    net = nn.Sequential(normalise(nn.Linear(4, 4)), normalise(nn.Linear(4, 4)))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # of some weights the iteration has come to its end, bit for bit
+        net = nn.Sequential(normalise(nn.Linear(4, 4)), normalise(nn.Linear(4, 4)))
     before = fingerprints(named_tensors(net))
     freeze_statistics(net, owned=[net[1]])
     net(torch.ones(3, 4))

@@ -25,7 +25,6 @@ from lightning_s3t.comparison.folder import ComparisonFolder
 from lightning_s3t.errors import ConfigurationError, DataError, UnsupportedError
 from lightning_s3t.methods import SSD, EditingMethod, EditSession, Retrain
 from tests.people import Classifier, People, PeopleData, fit, make_trainer
-from tests.tiers import nightly_except
 
 PEOPLE = People.make()
 METHODS = ["s3t", "ssd"]
@@ -319,7 +318,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("name", nightly_except(["SIGKILL", "SIGINT"], "SIGKILL"))
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
 def test_after_a_kill_or_ctrl_c_a_second_call_goes_on(tmp_path: Path, name: str) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(signal=name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,10 +58,15 @@ def compare(
     if config is not None and quick:
         raise ConfigurationError("Expected --quick without --config: it makes the demo's digits smaller.")
     chosen: Any = _methods(methods) if methods is not None else None
-    with redirect_stdout(sys.stderr):  # what the app prints is not part of the answer
+    with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(sys.stderr))  # what the app prints is not part of the answer
         if config is None:
+            import torch
+
             from lightning_s3t.zoo.demo import make_digits_app
 
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(1)  # the model is so small that threads would only wait for each other
             trainer, module, datamodule, own = make_digits_app(quick)
             chosen, asked = chosen or own, 100 if requests is None else requests
         else:

@@ -59,13 +59,8 @@ def make_digits_app(
         quick: Tiny sizes.
     """
     settings = replace(QUICK, epochs=1) if quick else DIGITS
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the model is so small that threads would only wait for each other
-    try:
-        digits = Digits.load(settings.people, settings.seed)
-        model = train_publicly(digits.public, settings)
-    finally:
-        torch.set_num_threads(threads)
+    digits = Digits.load(settings.people, settings.seed)
+    model = train_publicly(digits.public, settings)
     torch.manual_seed(settings.seed)
     model.network.reset_classifier(10)  # a new head, as when a downloaded backbone is put to a task of one's own
     s3t = S3T(

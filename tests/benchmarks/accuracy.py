@@ -93,7 +93,7 @@ class Task:
     batch: int
 
     def accuracy(self, model: nn.Module) -> float:
-        """Returns the share of the test rows that are classified correctly; as by chance where nothing answers."""
+        """Returns the share of the test rows that are classified correctly; NaN where nothing answers."""
         labels = self.labels(self.test)
         with torch.no_grad():
             try:
@@ -154,7 +154,8 @@ def measure(task: Task, seed: int, say: Callable[[str], None]) -> dict[str, Any]
     people = sorted(set(task.private.owners))
     random.Random(seed).shuffle(people)
     people = people[: len(people) * 9 // 10]
-    found: dict[str, Any] = {"people": len(people), "accuracies": {}, "seconds": {}, "bytes": {}}
+    after = measured_after(len(people))
+    found: dict[str, Any] = {"people": len(people), "after": after, "accuracies": {}, "seconds": {}, "bytes": {}}
     with tempfile.TemporaryDirectory() as folder:
         stores = {name: Path(folder) / name for name in WAYS}
 
@@ -181,19 +182,26 @@ def measure(task: Task, seed: int, say: Callable[[str], None]) -> dict[str, Any]
             building.drop(store.alive())
         for way in WAYS:
             say(f"{way}: forgetting")
-            found["accuracies"][way] = forget_all(task, stores[way], people)
+            found["accuracies"][way] = forget_all(task, stores[way], people, after)
         say("the fine-tune: training")
         found["fine-tune"] = fine_tune(task, seed, Path(folder) / "fine-tune")
     return found
 
 
-def forget_all(task: Task, store: Path, people: Sequence[str]) -> list[float]:
-    """Returns the accuracy before the first request and after each."""
+def measured_after(people: int) -> list[int]:
+    """Returns after how many requests accuracy is measured: each of the first 20, and 60 later ones."""
+    later = {round(20 + (people - 20) * part / 60) for part in range(61)}
+    return sorted({number for number in {*range(21), *later} if number <= people})
+
+
+def forget_all(task: Task, store: Path, people: Sequence[str], after: Sequence[int]) -> list[float]:
+    """Returns the accuracy after each of these numbers of requests; NaN where nothing answers."""
+    found = list[float]()
     with EnsembleModule.from_store(store, task.model) as served:
-        found = [task.accuracy(served)]
-        for person in people:
-            served.forget([person])
-            found.append(task.accuracy(served) if found[-1] == found[-1] else found[-1])
+        for before, number in zip([0, *after], after, strict=False):
+            for person in people[before:number]:
+                served.forget([person])
+            found.append(task.accuracy(served))
     return found
 
 
@@ -216,15 +224,15 @@ def mean_at(results: Sequence[dict[str, Any]], way: str) -> list[float]:
 
 def judge(name: str, results: Sequence[dict[str, Any]], console: Console) -> bool:
     """Prints a task's table; returns whether its marks are met."""
-    means = {way: mean_at(results, way) for way in WAYS}
-    requests = len(means["S3T"]) - 1
+    means, after = {way: mean_at(results, way) for way in WAYS}, results[0]["after"]
+    requests = after[-1]
     table = Table(
         "requests", *WAYS, title=f"{name}: test accuracy, %, mean of {len(results)} seeds, {requests} requests"
     )
-    for number in sorted({0, 1, 2, 5, 10, 20, 40, 80, requests // 2, requests * 3 // 4, requests}):
-        if number <= requests:
-            shown = [f"{100 * means[way][number]:.1f}" for way in WAYS]
-            table.add_row(str(number), *[NOTHING if text == "nan" else text for text in shown])
+    wanted = (0, 1, 2, 5, 10, 20, 40, 60, 80, requests / 2, requests * 3 / 4, requests)
+    for place in sorted({min(range(len(after)), key=lambda place: abs(after[place] - number)) for number in wanted}):
+        shown = [f"{100 * means[way][place]:.1f}" for way in WAYS]
+        table.add_row(str(after[place]), *[NOTHING if text == "nan" else text for text in shown])
     console.print(table)
     behind = max(alone - both for both, alone in zip(means["with floor"], means["floor alone"], strict=True))
     tuned = statistics.fmean(one["fine-tune"] for one in results)
@@ -251,7 +259,8 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     FigureCanvasAgg(figure)
     for axes, (name, results) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
         for way, colour in zip(WAYS, COLOURS, strict=True):
-            axes.plot([100 * value for value in mean_at(results, way)], color=colour, label=way, drawstyle="steps-post")
+            shown = [100 * value for value in mean_at(results, way)]
+            axes.plot(results[0]["after"], shown, color=colour, label=way, drawstyle="steps-post")
         tuned = statistics.fmean(one["fine-tune"] for one in results)
         axes.axhline(100 * tuned, color="#495057", linestyle=":", label="fine-tune on all rows")
         axes.set(title=name, xlabel="deletion requests, no fit in between", ylabel="test accuracy, %")

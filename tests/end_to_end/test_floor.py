@@ -120,6 +120,7 @@ def test_new_people_are_added_and_those_who_left_the_data_are_taken_out(store: P
     assert sums(store) == sums(fit_with_floor(tmp_path / "scratch" / "store", more))
 
 
+@pytest.mark.nightly
 def test_a_floor_can_be_added_to_a_store_that_has_none(tmp_path: Path, trained: Path) -> None:
     store = tmp_path / "store"
     fit(store, People.make(), epochs=1)
@@ -144,10 +145,12 @@ def test_without_a_floor_nothing_answers_when_nothing_is_left(tmp_path: Path) ->
         served(TEST.features)
 
 
+@pytest.mark.nightly
 def test_the_answer_of_a_row_does_not_depend_on_the_data_loaders_workers(store: Path, tmp_path: Path) -> None:
     assert sums(fit_with_floor(tmp_path / "other" / "store", People.make(), workers=2)) == sums(store)
 
 
+@pytest.mark.nightly
 def test_it_has_as_many_votes_as_all_shards_together(store: Path, tmp_path: Path) -> None:
     without = tmp_path / "without"
     fit(without, People.make(), epochs=1)
@@ -255,6 +258,7 @@ def test_a_model_that_serves_drops_a_head_at_the_next_answer(headed: Path) -> No
         assert after.equal(served(TEST.features))
 
 
+@pytest.mark.nightly
 def test_a_model_that_serves_takes_up_the_heads_of_a_new_fit(headed: Path) -> None:
     with EnsembleModule.from_store(headed, Classifier()) as served:
         served(TEST.features)

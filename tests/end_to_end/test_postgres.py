@@ -52,6 +52,7 @@ def test_a_request_by_a_command_reaches_a_model_that_serves(tmp_path: Path) -> N
     run(tmp_path, "-m", "lightning_s3t", "store", "verify", str(store))
 
 
+@pytest.mark.nightly
 def test_a_trial_run_makes_no_ledger_in_the_database(tmp_path: Path) -> None:
     address = shared_server().new_address()
     fit(tmp_path / "store", People.make(), ledger=address, isolation="none", trainer={"fast_dev_run": True})

@@ -205,11 +205,13 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
         server.remove()
 
 
+@pytest.mark.nightly
 def test_a_standby_is_not_looked_at(pair: Pair, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="is no standby"):
         Store.create(tmp_path / "second", SETTINGS, ledger=pair.standby.address("lightning_s3t"))
 
 
+@pytest.mark.nightly
 def test_a_standby_that_takes_over_and_lacks_nothing_is_used_at_once(pair: Pair) -> None:
     with Store.open(pair.path) as serving:
         forget(serving)

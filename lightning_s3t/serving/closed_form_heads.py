@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,12 +37,7 @@ class ClosedFormHeads(nn.Module):
         super().__init__()
         self._shards = (shards,)  # not registered twice
         self._load = load
-        self._wanted: dict[int, str] = {}  # by shard, the digest of the sums
-        self._solved: dict[int, str] = {}
-        self._layers: dict[int, RidgeLayer] = {}
-        self._hooks: dict[int, RemovableHandle] = {}
-        self._sources: dict[int, str] = {}
-        self._own: dict[int, nn.Module] = {}  # the layer that a unit's own head ends in
+        self._heads: dict[int, _Head] = {}  # by shard
 
     @override
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -62,15 +58,14 @@ class ClosedFormHeads(nn.Module):
         sources = {shard: str(unit) for shard, unit in shards.survivors.items()} | {FLOOR: PRETRAINED}
         found = {shard: heads[source] for shard, source in sources.items() if source in heads}
         found = {shard: state for shard, state in found.items() if state.complete}
-        for shard in [shard for shard in self._layers if shard not in found or not self._is_in_place(shard, sources)]:
+        for shard in [shard for shard in self._heads if shard not in found or not self._is_in_place(shard, sources)]:
             self._drop(shard)
         with torch.inference_mode(False), torch.no_grad():  # to be changed later on, outside of it
             for shard, state in found.items():
-                if shard not in self._layers:
-                    self._sources[shard] = sources[shard]
-                    self._layers[shard] = self._place(shard, state.part)
-        self._wanted = {shard: state.digest for shard, state in found.items()}
-        return self._wanted
+                if shard not in self._heads:
+                    self._heads[shard] = self._place(shard, sources[shard], state.part)
+                self._heads[shard].wanted = state.digest
+        return {shard: head.wanted for shard, head in self._heads.items()}
 
     def solve(self, shards: Iterable[int]) -> None:
         """Solve the heads of shards that are about to answer, where their sums have changed.
@@ -79,28 +74,29 @@ class ClosedFormHeads(nn.Module):
             shards: The shards.
         """
         for shard in shards:
-            wanted = self._wanted.get(shard)
-            if wanted is None or self._solved.get(shard) == wanted:
+            head = self._heads.get(shard)
+            if head is None or head.solved == head.wanted:
                 continue
-            sums = self._load(self._sources[shard])
+            sums = self._load(head.source)
             if sums is None:  # a request has reached the unit; the answer is asked for again without it
                 self._drop(shard)
                 continue
-            self._layers[shard].load(solve_head(sums))
-            self._solved[shard] = wanted
+            head.layer.load(solve_head(sums))
+            head.solved = head.wanted
 
     def _is_in_place(self, shard: int, sources: Mapping[int, str]) -> bool:
-        if sources.get(shard) != self._sources[shard]:
+        head = self._heads[shard]
+        if sources.get(shard) != head.source:
             return False
-        return shard == FLOOR or self._own[shard] in set(self._shards[0].get_submodule(str(shard)).modules())
+        return head.own is None or head.own in set(self._shards[0].get_submodule(str(shard)).modules())
 
-    def _place(self, shard: int, part: FloorPart) -> RidgeLayer:
+    def _place(self, shard: int, source: str, part: FloorPart) -> _Head:
         """Put a head where the linear layer of a shard is."""
         shards = self._shards[0]
         layer = RidgeLayer(part.width, part.outputs).requires_grad_(False)
         if shard == FLOOR:
             shards.serve_floor(part.layer, layer)
-            return layer
+            return _Head(source, layer)
         own = shards.linear_of(shard, part.layer)
         layer.to(next(own.parameters()).device)
         self.add_module(str(shard), layer)
@@ -108,21 +104,15 @@ class ClosedFormHeads(nn.Module):
         def answer_too(_: nn.Module, args: tuple[Any, ...], answer: Tensor) -> Tensor:
             return (answer + layer(args[0])) / 2
 
-        self._own[shard] = own
-        self._hooks[shard] = own.register_forward_hook(answer_too)
-        return layer
+        return _Head(source, layer, own, own.register_forward_hook(answer_too))
 
     def _drop(self, shard: int) -> None:
-        if shard not in self._layers:
-            return
-        self._layers.pop(shard).clear()
-        for noted in (self._wanted, self._solved, self._sources):
-            noted.pop(shard, None)
-        if shard == FLOOR:
+        head = self._heads.pop(shard)
+        head.layer.clear()
+        if head.hook is None:
             self._shards[0].drop(FLOOR)
         else:
-            del self._own[shard]
-            self._hooks.pop(shard).remove()
+            head.hook.remove()
             delattr(self, str(shard))
 
 
@@ -149,3 +139,24 @@ class RidgeLayer(nn.Linear):
     @override
     def forward(self, features: Tensor) -> Tensor:
         return answer_linearly(features, self.weight, self.bias)
+
+
+@dataclass
+class _Head:
+    """A head that is served.
+
+    Attributes:
+        source: What its features are of.
+        layer: What answers.
+        own: The layer that the unit's own head ends in; None for the floor.
+        hook: What has it answer beside that layer.
+        wanted: The digest of the sums that it is to be solved from.
+        solved: That of those that it was solved from.
+    """
+
+    source: str
+    layer: RidgeLayer
+    own: nn.Module | None = None
+    hook: RemovableHandle | None = None
+    wanted: str = ""
+    solved: str | None = None

@@ -97,13 +97,13 @@ class ServedShards(nn.Module):
             layer: The head; it goes where that layer is.
         """
         heads = self._builder.build_start()
-        for name in heads:
-            if name == path:
-                device = next(heads[name].parameters()).device
-                heads[name] = layer.to(device)
-            elif path.startswith(f"{name}."):
-                device = next(heads[name].parameters()).device
-                heads[name].set_submodule(path.removeprefix(f"{name}."), layer.to(device))
+        for name, head in list(heads.items()):
+            if path == name or path.startswith(f"{name}."):
+                layer.to(next(head.parameters()).device)
+                if path == name:
+                    heads[name] = layer
+                else:
+                    head.set_submodule(path.removeprefix(f"{name}."), layer)
         self.add_module(str(FLOOR), nn.ModuleList(heads.values()).requires_grad_(False).eval())
         self._names[FLOOR] = list(heads)
         self._keys[FLOOR] = ()

@@ -18,6 +18,7 @@ LIGHTNING_COMMANDS = {
     "test": "Test the ensemble of a store's survivors.",
     "predict": "Predict with the ensemble of a store's survivors.",
 }
+_GROUPS = ("copies", "evidence", "receipt", "store")
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -60,6 +61,7 @@ def make_app() -> App:
 
     from lightning_s3t.cli.audit import audit
     from lightning_s3t.cli.compare import compare
+    from lightning_s3t.cli.copies import acknowledge, complete, hand_over, list_copies
     from lightning_s3t.cli.correcting import rectify, release, restrict
     from lightning_s3t.cli.demo import demo
     from lightning_s3t.cli.export import export
@@ -103,7 +105,13 @@ def make_app() -> App:
     receipt = App("receipt", help="The receipts of requests: list them, and check one.", group=erase)
     receipt.command(list_receipts, name="list")
     receipt.command(verify_receipt, name="verify")
+    receipt.command(complete)
     app.command(receipt)
+    copies = App("copies", help="Exported copies that others hold: hand over, list, acknowledge.", group=erase)
+    copies.command(list_copies, name="list")
+    copies.command(hand_over)
+    copies.command(acknowledge)
+    app.command(copies)
     store = App("store", help="What a store holds, whether it is whole, and its key.", group=keep)
     store.command(status)
     store.command(verify)
@@ -134,12 +142,7 @@ def _run(given: list[str]) -> int:
     from cyclopts import CycloptsError
 
     app = make_app()
-    if given in (
-        [],
-        ["evidence"],
-        ["receipt"],
-        ["store"],
-    ):  # help was not asked for: a script that forgets the command must fail
+    if given in ([], *([group] for group in _GROUPS)):  # help was not asked for: a script that forgets it must fail
         app.help_print(given)
         return EXIT_ERROR
     if "-" in given and "--" not in given:  # standard input, which is an argument and not an option

@@ -49,6 +49,14 @@ from lightning_s3t.store.ledger import Mark, Tombstone, ledger_errors
 from lightning_s3t.store.ledger_address import check_folder_name, has_ledger, parse_address
 from lightning_s3t.store.lock import FitLock, ledger_lock
 from lightning_s3t.store.overview import Overview
+from lightning_s3t.store.recipients import (
+    Completion,
+    HandedCopy,
+    acknowledge,
+    hand_over,
+    read_completion,
+    read_copies,
+)
 from lightning_s3t.store.registry import is_registering
 from lightning_s3t.store.scheduled import check_scheduled
 from lightning_s3t.store.settings import HINT, check_settings, normalise, notes_of, read_settings
@@ -680,6 +688,47 @@ class Store:
     def exports(self) -> list[str]:
         """Returns the names of the exported copies that no request has reached."""
         return [export.name for export in self._ledger.exports()]
+
+    def hand_over(self, export: str, recipient: str) -> None:
+        """Note that a recipient was handed an exported copy, so that a request which reaches it is not complete yet.
+
+        Args:
+            export: The copy's name, which `export` of a served model returned.
+            recipient: Who or what holds it: a team, a company, a model that was distilled from it. Not a person's name:
+                it stays in the history.
+
+        Raises:
+            ConfigurationError: There is no such copy, a request has reached it, or the recipient has no name.
+        """
+        hand_over(self._backend, export, recipient)
+
+    def acknowledge(self, export: str, recipient: str) -> None:
+        """Note that a recipient has erased a copy that a request reached.
+
+        Args:
+            export: The copy's name.
+            recipient: As it was handed over.
+
+        Raises:
+            ConfigurationError: The recipient was not handed the copy, or no request has reached it.
+        """
+        acknowledge(self._backend, export, recipient)
+
+    def handed_copies(self) -> list[HandedCopy]:
+        """Return the copies that were handed to recipients: which request reached each, and what was acknowledged."""
+        with self._ledger.at_one_time():
+            return read_copies(self._backend)
+
+    def completion(self, request: int) -> Completion:
+        """Return whether everything that a request reached is gone, copies that were handed to recipients among it.
+
+        Args:
+            request: The request's number.
+
+        Raises:
+            ConfigurationError: There is no such request.
+        """
+        return read_completion(self._backend, request)
 
     def verify(self) -> Verification:
         """Looks at everything: the chain of events, the journal, tombstones, every snapshot, files that are not known.

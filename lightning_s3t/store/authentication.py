@@ -318,7 +318,7 @@ class Authenticator:
     def _changed(self, what: str) -> StoreError:
         return StoreError(
             f"In the store {self._folder} {what} is not what was written with the store's key: it was changed, or "
-            "ledger.db is damaged. Nothing is served. Restore ledger.db from a backup (what it lacks is carried out "
+            "the ledger is damaged. Nothing is served. Restore the ledger from a backup (what it lacks is carried out "
             "again from the journal); if somebody may have changed it, look who can write the folder."
         )
 

@@ -149,8 +149,8 @@ def _noted(store: Backend) -> tuple[list[QueuedFile], set[str]]:
         if not os.path.isabs(path):
             raise StoreError(
                 f"The ledger of the store {store.folder} notes {path!r} for erasure, which is no snapshot and no "
-                "registered file: it was changed. Nothing was removed, and nothing is served. Restore ledger.db from a "
-                "backup."
+                "registered file: it was changed. Nothing was removed, and nothing is served. Restore the ledger from "
+                "a backup."
             )
     return queued, outside
 

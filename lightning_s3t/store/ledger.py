@@ -475,6 +475,6 @@ def undecodable(what: str, error: Exception) -> StoreError:
     """
     return StoreError(
         f"{what} cannot be read ({type(error).__name__}: {error}): the ledger is damaged, or was changed. Restore "
-        "ledger.db from a backup (what it lacks is carried out again from the journal), or train again into a new "
+        "the ledger from a backup (what it lacks is carried out again from the journal), or train again into a new "
         "folder."
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import itertools
-import json
 import os
 import re
 import threading
@@ -23,7 +22,7 @@ from psycopg import conninfo
 from typing_extensions import override
 
 from lightning_s3t.core.documents import canonical
-from lightning_s3t.core.events import GENESIS, Event, Kind, MarkKind
+from lightning_s3t.core.events import Event, Kind, MarkKind
 from lightning_s3t.core.units import Cell
 from lightning_s3t.errors import RolledBackError, StoreError
 from lightning_s3t.store.identities import read_keys
@@ -32,7 +31,6 @@ from lightning_s3t.store.ledger import (
     Artifact,
     ArtifactEntry,
     Export,
-    Ledger,
     Mark,
     OwnedFile,
     QueuedFile,
@@ -41,6 +39,7 @@ from lightning_s3t.store.ledger import (
     ledger_errors,
 )
 from lightning_s3t.store.ledger_address import LedgerAddress
+from lightning_s3t.store.sql_ledger import SqlLedger, owner_aside, owner_of_attempt, owner_of_export, parse_body
 
 FORMAT = 1
 CHANNEL = "lightning_s3t"
@@ -146,7 +145,7 @@ _Row = tuple[Any, ...]
 _Value = TypeVar("_Value")
 
 
-class PostgresLedger(Ledger):
+class PostgresLedger(SqlLedger):
     """A store's tables in a schema of a PostgreSQL database, with a connection for each thread of each process.
 
     Every transaction first locks the one row of the table `store`, in READ COMMITTED: what it reads after that is what
@@ -439,10 +438,6 @@ class PostgresLedger(Ledger):
             found: list[Any] = cursor.fetchall()
             return found
 
-    def _number(self, query: str) -> int:
-        found: int | None = self._rows(query)[0][0]
-        return found or 0
-
     def _many(self, query: str, rows: Iterable[Sequence[Any]]) -> None:
         """Run a statement with rows as arrays of their columns, thousands at a time."""
         for chunk in _chunks(rows):
@@ -494,28 +489,8 @@ class PostgresLedger(Ledger):
         )
 
     @override
-    def bands(self, hashes: Iterable[bytes]) -> dict[bytes, int]:
-        return dict(self._look_up("hash, band FROM subjects WHERE hash", hashes))
-
-    @override
-    def generations(self, hashes: Iterable[bytes]) -> dict[bytes, int]:
-        return dict(self._look_up("hash, generation FROM subjects WHERE hash", hashes))
-
-    @override
-    def count_generations(self) -> dict[int, int]:
-        return dict(self._rows("SELECT generation, COUNT(*) FROM subjects GROUP BY generation ORDER BY generation"))
-
-    @override
     def merge_generations(self, into: int) -> None:
         self._do("UPDATE subjects SET generation = %s WHERE generation > %s", into, into)
-
-    @override
-    def forgotten(self, hashes: Iterable[bytes]) -> set[bytes]:
-        return {hash_ for (hash_,) in self._look_up("hash FROM tombstones WHERE hash", hashes)}
-
-    @override
-    def waiting(self, hashes: Iterable[bytes]) -> set[bytes]:
-        return {hash_ for (hash_,) in self._look_up("hash FROM pending WHERE hash", hashes)}
 
     @override
     def schedule(self, rows: Iterable[tuple[bytes, str, Cell]]) -> None:
@@ -540,10 +515,6 @@ class PostgresLedger(Ledger):
         return self._rows("SELECT hash, cell FROM pending WHERE due <= %s", time)
 
     @override
-    def schedules(self) -> list[tuple[str, int]]:
-        return self._rows("SELECT due, COUNT(*) FROM pending GROUP BY due ORDER BY due")
-
-    @override
     def bury(self, rows: Iterable[Tombstone], request: int) -> None:
         for chunk in _chunks(sorted(rows)):
             hashes, cells = [hash_ for hash_, _ in chunk], [cell for _, cell in chunk]
@@ -560,14 +531,6 @@ class PostgresLedger(Ledger):
     @override
     def tombstones(self) -> Iterator[tuple[bytes, int, Cell]]:
         yield from self._stream("SELECT hash, request, cell FROM tombstones")
-
-    @override
-    def count_forgotten(self) -> int:
-        return self._number("SELECT COUNT(*) FROM tombstones")
-
-    @override
-    def count_registered_and_forgotten(self) -> int:
-        return self._number("SELECT COUNT(*) FROM subjects JOIN tombstones USING (hash)")
 
     @override
     def newest_requests(self, restrictions: bool = True) -> dict[Cell, int]:
@@ -602,11 +565,6 @@ class PostgresLedger(Ledger):
         return [Mark(*row) for row in rows]
 
     @override
-    def marks_of(self, hashes: Iterable[bytes], kind: MarkKind) -> list[Mark]:
-        rows = self._look_up("kind, hash, number, cell FROM marks WHERE hash", hashes)
-        return [Mark(*row) for row in rows if row[0] == kind]
-
-    @override
     def lacks(self, cells: Collection[Cell]) -> bool:
         forgotten = "SELECT 1 FROM tombstones WHERE cell = ANY (%s::text[]) LIMIT 1"
         restricted = "SELECT 1 FROM marks WHERE cell = ANY (%s::text[]) AND kind = 'restricted' LIMIT 1"
@@ -624,11 +582,6 @@ class PostgresLedger(Ledger):
             )
 
     # events
-
-    @override
-    def head(self) -> tuple[int, str]:
-        rows = self._rows("SELECT position, digest FROM events ORDER BY position DESC LIMIT 1")
-        return rows[0] if rows else (0, GENESIS)
 
     @override
     def append(self, event: Event, forgotten: int | None = None) -> None:
@@ -654,11 +607,7 @@ class PostgresLedger(Ledger):
                 chosen, values = f"{chosen} AND kind = ANY (%s::text[])", [*values, list(kinds)]
             rows = iter(self._rows(f"{query} WHERE position > %s {chosen} ORDER BY position", *values))
         for position, kind, number, moment, body, digest, mac in rows:
-            yield Event(position, kind, number, moment, _parse(body), digest, mac)
-
-    @override
-    def count_events(self) -> int:
-        return self._number("SELECT COUNT(*) FROM events")
+            yield Event(position, kind, number, moment, parse_body(body), digest, mac)
 
     @override
     def digest_at(self, position: int) -> str | None:
@@ -720,7 +669,7 @@ class PostgresLedger(Ledger):
             _encode(artifact.provenance),
         )
         self._do("INSERT INTO cells SELECT cell, %s FROM unnest(%s::text[]) AS new (cell)", name, cells)
-        self._do("UPDATE files SET owner = %s WHERE owner = %s", name, _attempt(name))
+        self._do("UPDATE files SET owner = %s WHERE owner = %s", name, owner_of_attempt(name))
         self._insert_file(name, snapshot, "")
         self._do("DELETE FROM attempts WHERE name = %s", name)
 
@@ -772,15 +721,11 @@ class PostgresLedger(Ledger):
         yield from self._stream("SELECT cell, artifact FROM cells")
 
     @override
-    def count_index(self) -> int:
-        return self._number("SELECT COUNT(*) FROM cells")
-
-    @override
     def set_aside(self, names: Collection[str]) -> None:
         copied = f"INSERT INTO set_aside ({_ARTIFACT}) SELECT {_ARTIFACT} FROM artifacts WHERE name = %s RETURNING id"
         for name in names:
             for (place,) in self._rows(copied, name):
-                self._do("UPDATE files SET owner = %s WHERE owner = %s", _aside(place), name)
+                self._do("UPDATE files SET owner = %s WHERE owner = %s", owner_aside(place), name)
         self._take_out(names)
 
     @override
@@ -794,12 +739,12 @@ class PostgresLedger(Ledger):
             copied = f"INSERT INTO artifacts ({_ARTIFACT}) SELECT {_ARTIFACT} FROM set_aside WHERE id = %s"
             ((name, cells),) = self._rows(f"{copied} RETURNING name, cells", place)
             self._do("INSERT INTO cells SELECT cell, %s FROM unnest(%s::text[]) AS new (cell)", name, cells)
-            self._do("UPDATE files SET owner = %s WHERE owner = %s", name, _aside(place))
+            self._do("UPDATE files SET owner = %s WHERE owner = %s", name, owner_aside(place))
             self._do("DELETE FROM set_aside WHERE id = %s", place)
 
     @override
     def remove_aside(self, ids: Collection[int]) -> list[OwnedFile]:
-        files = self._disown([_aside(place) for place in ids])
+        files = self._disown([owner_aside(place) for place in ids])
         self._do("DELETE FROM set_aside WHERE id = ANY (%s::bigint[])", list(ids))
         return files
 
@@ -826,11 +771,11 @@ class PostgresLedger(Ledger):
     @override
     def drop_attempts(self, names: Collection[str]) -> list[OwnedFile]:
         self._do("DELETE FROM attempts WHERE name = ANY (%s::text[])", list(names))
-        return self._disown([_attempt(name) for name in names])
+        return self._disown([owner_of_attempt(name) for name in names])
 
     @override
     def own(self, path: str, attempt: str | None = None, evidence: str = "") -> None:
-        self._give(path, _attempt(attempt) if attempt is not None else "", evidence)
+        self._give(path, owner_of_attempt(attempt) if attempt is not None else "", evidence)
 
     @override
     def disown(self, path: str) -> list[str]:
@@ -840,7 +785,7 @@ class PostgresLedger(Ledger):
 
     @override
     def files_of(self, attempt: str) -> list[OwnedFile]:
-        rows = self._rows("SELECT path, evidence FROM files WHERE owner = %s", _attempt(attempt))
+        rows = self._rows("SELECT path, evidence FROM files WHERE owner = %s", owner_of_attempt(attempt))
         return [_owned(*row) for row in rows]
 
     @override
@@ -865,7 +810,7 @@ class PostgresLedger(Ledger):
             list(export.cells),
         )
         for path, evidence in files.items():
-            self._give(path, _export(export.name), evidence)
+            self._give(path, owner_of_export(export.name), evidence)
 
     @override
     def exports(self) -> list[Export]:
@@ -875,7 +820,7 @@ class PostgresLedger(Ledger):
     @override
     def remove_exports(self, names: Collection[str]) -> list[OwnedFile]:
         self._do("DELETE FROM exports WHERE name = ANY (%s::text[])", list(names))
-        return self._disown([_export(name) for name in names])
+        return self._disown([owner_of_export(name) for name in names])
 
     # integer features of rows: of people's data, which is not to be in a database's log and backups
 
@@ -1051,18 +996,6 @@ def _text(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _attempt(name: str) -> str:
-    return f"attempt:{name}"
-
-
-def _aside(place: int) -> str:
-    return f"aside:{place}"
-
-
-def _export(name: str) -> str:
-    return f"export:{name}"
-
-
 def _encode(text: str) -> bytes:
     return text.encode(errors="surrogateescape")
 
@@ -1074,12 +1007,3 @@ def _decode(data: bytes) -> str:
 
 def _owned(path: bytes, evidence: bytes) -> OwnedFile:
     return OwnedFile(_decode(path), _decode(evidence))
-
-
-def _parse(body: str) -> dict[str, Any]:
-    try:
-        found: Any = json.loads(body)
-    except (ValueError, RecursionError):
-        found = None
-    # it was changed: what is bound to it no longer follows
-    return found if isinstance(found, dict) else {"unreadable": body}

@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 from typing_extensions import override
 
 from lightning_s3t.core.documents import canonical
-from lightning_s3t.core.events import GENESIS, Event, Kind, MarkKind
+from lightning_s3t.core.events import Event, Kind, MarkKind
 from lightning_s3t.core.units import Cell
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.identities import read_keys
@@ -27,7 +27,6 @@ from lightning_s3t.store.ledger import (
     Artifact,
     ArtifactEntry,
     Export,
-    Ledger,
     Mark,
     OwnedFile,
     QueuedFile,
@@ -35,6 +34,7 @@ from lightning_s3t.store.ledger import (
     Tombstone,
     undecodable,
 )
+from lightning_s3t.store.sql_ledger import SqlLedger, owner_aside, owner_of_attempt, owner_of_export, parse_body
 
 FILE = "ledger.db"
 FORMAT = 5
@@ -146,7 +146,7 @@ def _decoding(what: str) -> Callable[[Callable[_Given, _Result]], Callable[_Give
     return decorate
 
 
-class SqliteLedger(Ledger):
+class SqliteLedger(SqlLedger):
     """A store's database, with a connection for each thread of each process.
 
     SQLite clears what is deleted (`secure_delete`), but not the copies that it leaves in a page when it moves rows to
@@ -244,28 +244,8 @@ class SqliteLedger(Ledger):
         )
 
     @override
-    def bands(self, hashes: Iterable[bytes]) -> dict[bytes, int]:
-        return dict(self._look_up("hash, band FROM subjects WHERE hash", hashes))
-
-    @override
-    def generations(self, hashes: Iterable[bytes]) -> dict[bytes, int]:
-        return dict(self._look_up("hash, generation FROM subjects WHERE hash", hashes))
-
-    @override
-    def count_generations(self) -> dict[int, int]:
-        return dict(self._rows("SELECT generation, COUNT(*) FROM subjects GROUP BY generation ORDER BY generation"))
-
-    @override
     def merge_generations(self, into: int) -> None:
         self.connection.execute("UPDATE subjects SET generation = ?1 WHERE generation > ?1", (into,))
-
-    @override
-    def forgotten(self, hashes: Iterable[bytes]) -> set[bytes]:
-        return {row[0] for row in self._look_up("hash FROM tombstones WHERE hash", hashes)}
-
-    @override
-    def waiting(self, hashes: Iterable[bytes]) -> set[bytes]:
-        return {row[0] for row in self._look_up("hash FROM pending WHERE hash", hashes)}
 
     @override
     def schedule(self, rows: Iterable[tuple[bytes, str, Cell]]) -> None:
@@ -288,10 +268,6 @@ class SqliteLedger(Ledger):
         return self._rows("SELECT hash, cell FROM pending WHERE due <= ?", time)
 
     @override
-    def schedules(self) -> list[tuple[str, int]]:
-        return self._rows("SELECT due, COUNT(*) FROM pending GROUP BY due ORDER BY due")
-
-    @override
     def bury(self, rows: Iterable[Tombstone], request: int) -> None:
         found = sorted(rows)  # in the order of the tree: neighbours are on one page
         self._many(
@@ -303,14 +279,6 @@ class SqliteLedger(Ledger):
     @override
     def tombstones(self) -> Iterator[tuple[bytes, int, Cell]]:
         yield from self.connection.execute("SELECT hash, request, cell FROM tombstones")
-
-    @override
-    def count_forgotten(self) -> int:
-        return self._number("SELECT COUNT(*) FROM tombstones")
-
-    @override
-    def count_registered_and_forgotten(self) -> int:
-        return self._number("SELECT COUNT(*) FROM subjects JOIN tombstones USING (hash)")
 
     @override
     def newest_requests(self, restrictions: bool = True) -> dict[Cell, int]:
@@ -335,10 +303,6 @@ class SqliteLedger(Ledger):
         return [Mark(*row) for row in self._rows("SELECT * FROM marks WHERE ?1 IS NULL OR kind = ?1", kind)]
 
     @override
-    def marks_of(self, hashes: Iterable[bytes], kind: MarkKind) -> list[Mark]:
-        return [Mark(*row) for row in self._look_up("* FROM marks WHERE hash", hashes) if row[0] == kind]
-
-    @override
     def lacks(self, cells: Collection[Cell]) -> bool:
         forgotten = f"SELECT 1 FROM tombstones WHERE cell IN {_AMONG} LIMIT 1"
         restricted = f"SELECT 1 FROM marks WHERE cell IN {_AMONG} AND kind = 'restricted' LIMIT 1"
@@ -349,11 +313,6 @@ class SqliteLedger(Ledger):
         self.connection.create_function("renewed", 1, renew)
         for table in ("subjects", "tombstones", "marks", "pending", "feature_rows"):
             self.connection.execute(f"UPDATE {table} SET hash = renewed(hash)")
-
-    @override
-    def head(self) -> tuple[int, str]:
-        rows = self._rows("SELECT position, digest FROM events ORDER BY position DESC LIMIT 1")
-        return rows[0] if rows else (0, GENESIS)
 
     @override
     def append(self, event: Event, forgotten: int | None = None) -> None:
@@ -374,11 +333,7 @@ class SqliteLedger(Ledger):
         for position, kind, number, time, body, digest, mac in self.connection.execute(
             f"{query} {chosen} ORDER BY position", values
         ):
-            yield Event(position, kind, number, time, _parse(body), digest, mac)
-
-    @override
-    def count_events(self) -> int:
-        return self._number("SELECT COUNT(*) FROM events")
+            yield Event(position, kind, number, time, parse_body(body), digest, mac)
 
     @override
     def digest_at(self, position: int) -> str | None:
@@ -419,7 +374,7 @@ class SqliteLedger(Ledger):
 
     @override
     def add(self, artifact: Artifact, snapshot: str) -> None:
-        name, attempt = artifact.name, _attempt(artifact.name)
+        name, attempt = artifact.name, owner_of_attempt(artifact.name)
         score = "" if artifact.score is None else repr(float(artifact.score))
         head = f"{artifact.digest}\n{score}\n{artifact.record}"
         record = self._keep(head, json.dumps([artifact.key, artifact.provenance]))
@@ -492,16 +447,12 @@ class SqliteLedger(Ledger):
         yield from self.connection.execute("SELECT cell, artifact FROM cells")
 
     @override
-    def count_index(self) -> int:
-        return self._number("SELECT COUNT(*) FROM cells")
-
-    @override
     def set_aside(self, names: Collection[str]) -> None:
         found = _list(names)
         copied = "INSERT INTO set_aside SELECT NULL, name, as_of, record, cells, mac FROM artifacts"
         for name in names:
             place = self.connection.execute(f"{copied} WHERE name = ?", (name,)).lastrowid
-            self.connection.execute("UPDATE files SET owner = ? WHERE owner = ?", (_aside(place), name))
+            self.connection.execute("UPDATE files SET owner = ? WHERE owner = ?", (owner_aside(place), name))
         self._take_out(found)
 
     @override
@@ -524,12 +475,12 @@ class SqliteLedger(Ledger):
             ((name, cells),) = self._rows(f"SELECT name, cells {chosen}", place)
             self.connection.execute(f"INSERT INTO artifacts SELECT name, as_of, record, cells, mac {chosen}", (place,))
             self._many("INSERT INTO cells VALUES (?, ?)", ((cell, name) for cell in json.loads(cells)))
-            self.connection.execute("UPDATE files SET owner = ? WHERE owner = ?", (name, _aside(place)))
+            self.connection.execute("UPDATE files SET owner = ? WHERE owner = ?", (name, owner_aside(place)))
             self.connection.execute(f"DELETE {chosen}", (place,))
 
     @override
     def remove_aside(self, ids: Collection[int]) -> list[OwnedFile]:
-        owners = _list([_aside(place) for place in ids])
+        owners = _list([owner_aside(place) for place in ids])
         files = self._disown(owners, f"SELECT record FROM set_aside WHERE 'aside:' || id IN {_AMONG}")
         self.connection.execute(f"DELETE FROM set_aside WHERE 'aside:' || id IN {_AMONG}", (owners,))
         return files
@@ -549,11 +500,11 @@ class SqliteLedger(Ledger):
     @override
     def drop_attempts(self, names: Collection[str]) -> list[OwnedFile]:
         self.connection.execute(f"DELETE FROM attempts WHERE name IN {_AMONG}", (_list(names),))
-        return self._disown(_list([_attempt(name) for name in names]))
+        return self._disown(_list([owner_of_attempt(name) for name in names]))
 
     @override
     def own(self, path: str, attempt: str | None = None, evidence: str = "") -> None:
-        self._give(path, _attempt(attempt) if attempt is not None else "", evidence)
+        self._give(path, owner_of_attempt(attempt) if attempt is not None else "", evidence)
 
     @override
     def disown(self, path: str) -> list[str]:
@@ -566,7 +517,7 @@ class SqliteLedger(Ledger):
     @override
     def files_of(self, attempt: str) -> list[OwnedFile]:
         query = "SELECT head, body FROM vault WHERE id IN (SELECT path FROM files WHERE owner = ?)"
-        return [_owned(*row) for row in self._rows(query, _attempt(attempt))]
+        return [_owned(*row) for row in self._rows(query, owner_of_attempt(attempt))]
 
     @override
     def files(self) -> Iterator[OwnedFile]:
@@ -583,7 +534,7 @@ class SqliteLedger(Ledger):
         row = (export.name, export.as_of, _list(export.cells))
         self.connection.execute("INSERT OR REPLACE INTO exports VALUES (?, ?, ?)", row)
         for path, evidence in files.items():
-            self._give(path, _export(export.name), evidence)
+            self._give(path, owner_of_export(export.name), evidence)
 
     @override
     @_decoding("An exported copy")
@@ -594,7 +545,7 @@ class SqliteLedger(Ledger):
     @override
     def remove_exports(self, names: Collection[str]) -> list[OwnedFile]:
         self.connection.execute(f"DELETE FROM exports WHERE name IN {_AMONG}", (_list(names),))
-        return self._disown(_list([_export(name) for name in names]))
+        return self._disown(_list([owner_of_export(name) for name in names]))
 
     @override
     def add_features(self, source: str, rows: Iterable[tuple[bytes, bytes, bytes, bytes]]) -> None:
@@ -727,10 +678,6 @@ class SqliteLedger(Ledger):
     def _rows(self, query: str, *values: Any) -> list[Any]:
         return self.connection.execute(query, values).fetchall()
 
-    def _number(self, query: str) -> int:
-        found: int | None = self.connection.execute(query).fetchone()[0]
-        return found or 0
-
     def _many(self, query: str, rows: Iterable[Sequence[Any]]) -> None:
         self.connection.executemany(query, rows)
 
@@ -793,21 +740,6 @@ def _expected_form() -> frozenset[tuple[str, str, str]]:
         connection.close()
 
 
-def _attempt(name: str) -> str:
-    # what an artifact's files are under until it is added
-    return f"attempt:{name}"
-
-
-def _aside(place: int | None) -> str:
-    # what the files of an artifact that is set aside are under
-    return f"aside:{place}"
-
-
-def _export(name: str) -> str:
-    # what an exported copy's files are under
-    return f"export:{name}"
-
-
 def _list(values: Collection[str]) -> str:
     return json.dumps(list(values))
 
@@ -827,15 +759,6 @@ def _score(head: bytes) -> float | None:
 
 def _record(head: bytes) -> str:
     return head.split(b"\n")[2].decode()
-
-
-def _parse(body: str) -> dict[str, Any]:
-    try:
-        found: Any = json.loads(body)
-    except (ValueError, TypeError, RecursionError):
-        found = None
-    # it was changed: what is bound to it no longer follows
-    return found if isinstance(found, dict) else {"unreadable": body}
 
 
 class _Cursor(sqlite3.Cursor):

@@ -134,10 +134,14 @@ def check_one_piece(ledger: Ledger, folder: Path) -> None:
     if cells != entries:
         problems.append(f"The units have {cells} cells, and the index of what reaches them has {entries}.")
     if problems:
+        advice = "Restore it from a backup, with the journal left there."
+        if (folder / LEDGER).exists():
+            advice = (
+                f"If {LEDGER} was restored beside the {LEDGER}-wal of another, remove {LEDGER}-wal and {LEDGER}-shm "
+                "and restore it once more, with the journal left there; else restore it from a backup."
+            )
         raise StoreError(
-            f"The ledger of the store {folder} is not of one piece: {problems[0]} Nothing is served. If {LEDGER} was "
-            f"restored beside the {LEDGER}-wal of another, remove {LEDGER}-wal and {LEDGER}-shm and restore it once "
-            "more, with the journal left there; else restore it from a backup."
+            f"The ledger of the store {folder} is not of one piece: {problems[0]} Nothing is served. {advice}"
         )
 
 

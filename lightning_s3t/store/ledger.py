@@ -372,6 +372,9 @@ class Ledger(Protocol):
     def own(self, path: str, attempt: str | None = None, evidence: str = "") -> None:
         """Give a file to an attempt, from whoever owned it; or to the store, for good."""
 
+    def hold(self, path: str, attempt: str) -> None:
+        """Give a file to an attempt too, beside those who own it."""
+
     def disown(self, path: str) -> list[str]:
         """Take a file from whoever owns it; return its path if anything did."""
 

@@ -778,6 +778,10 @@ class PostgresLedger(SqlLedger):
         self._give(path, owner_of_attempt(attempt) if attempt is not None else "", evidence)
 
     @override
+    def hold(self, path: str, attempt: str) -> None:
+        self._insert_file(owner_of_attempt(attempt), path, "")
+
+    @override
     def disown(self, path: str) -> list[str]:
         gone = self._rows("DELETE FROM files WHERE tag = %s RETURNING tag", self._tag(path))
         self._to_clear = True
@@ -934,7 +938,7 @@ class PostgresLedger(SqlLedger):
 
     def _insert_file(self, owner: str, path: str, evidence: str) -> None:
         values = (owner, self._tag(path), _encode(path), _encode(evidence))
-        self._do("INSERT INTO files VALUES (%s, %s, %s, %s)", *values)
+        self._do("INSERT INTO files VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING", *values)
 
     def _disown(self, owners: Collection[str]) -> list[OwnedFile]:
         query = "DELETE FROM files WHERE owner = ANY (%s::text[]) RETURNING path, evidence"

@@ -384,7 +384,9 @@ class SqliteLedger(SqlLedger):
         )
         self._many("INSERT INTO cells VALUES (?, ?)", ((cell, name) for cell in artifact.cells))
         self.connection.execute("UPDATE files SET owner = ? WHERE owner = ?", (name, attempt))
-        self.connection.execute("INSERT INTO files VALUES (?, ?, ?)", (name, self._tag(snapshot), self._keep(snapshot)))
+        tag = self._tag(snapshot)
+        if not self._rows("SELECT 1 FROM files WHERE owner = ? AND tag = ?", name, tag):  # the attempt may have held it
+            self.connection.execute("INSERT INTO files VALUES (?, ?, ?)", (name, tag, self._keep(snapshot)))
         self.connection.execute("DELETE FROM attempts WHERE name = ?", (name,))
 
     @override
@@ -505,6 +507,12 @@ class SqliteLedger(SqlLedger):
     @override
     def own(self, path: str, attempt: str | None = None, evidence: str = "") -> None:
         self._give(path, owner_of_attempt(attempt) if attempt is not None else "", evidence)
+
+    @override
+    def hold(self, path: str, attempt: str) -> None:
+        owner, tag = owner_of_attempt(attempt), self._tag(path)
+        if not self._rows("SELECT 1 FROM files WHERE owner = ? AND tag = ?", owner, tag):
+            self.connection.execute("INSERT INTO files VALUES (?, ?, ?)", (owner, tag, self._keep(path)))
 
     @override
     def disown(self, path: str) -> list[str]:

@@ -46,12 +46,14 @@ from lightning_s3t.store.journal import make_journal, reconcile, write_journal
 from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.keyring import notes_of as notes_of_keys
 from lightning_s3t.store.ledger import Mark, Tombstone, ledger_errors
-from lightning_s3t.store.ledger_address import check_folder_name, has_ledger, parse_address
+from lightning_s3t.store.ledger_address import check_folder_name, has_ledger
 from lightning_s3t.store.lock import FitLock, ledger_lock
 from lightning_s3t.store.overview import Overview
 from lightning_s3t.store.registry import is_registering
 from lightning_s3t.store.scheduled import check_scheduled
 from lightning_s3t.store.settings import HINT, check_settings, normalise, notes_of, read_settings
+from lightning_s3t.store.snapshots_place import NOTE as PLACE
+from lightning_s3t.store.snapshots_place import check_addresses
 from lightning_s3t.store.tensors import decode_snapshot
 from lightning_s3t.store.units import ServableUnit, UnitRecord, find_snapshot, read_servable, read_units
 from lightning_s3t.store.verification import Verification, check_one_piece, damaged_units, verify
@@ -112,6 +114,7 @@ class Store:
         register: bool = True,
         key: bytes | None = None,
         ledger: str | None = None,
+        snapshots: str | Path | None = None,
     ) -> Store:
         """Makes a store, or opens the one that is there if it was made with the same settings.
 
@@ -125,18 +128,21 @@ class Store:
             ledger: Where to keep the ledger: "postgresql://user@host/database?schema=name", a schema of a PostgreSQL
                 database that this store alone uses; None for a file in the folder, or for where it is. The folder notes
                 the address, so that it is given once.
+            snapshots: Where to keep the snapshots of a store whose ledger is in a database: "s3://bucket/prefix", or a
+                folder that all machines see; this store alone uses it. None for the store's folder, or for where they
+                are. The ledger notes it, so that it is given once.
 
         Raises:
             ConfigurationError: There are bands of risk, which only a registry can keep, and `register` is off; or the
-                key or the ledger's address is none.
+                key, the ledger's address or the place of the snapshots is none.
             StoreMismatchError: There is one with other settings.
-            StoreError: The folder holds something else, or a store with another key.
+            StoreError: The folder holds something else, or a store with another key; or a request could not erase what
+                the place of the snapshots keeps.
         """
         folder = _folder_of(path)
         if key is not None:
             check_key(key)
-        if ledger is not None:
-            parse_address(ledger)
+        place = check_addresses(folder, ledger, snapshots)
         manifest = Manifest.of(normalise(settings))
         if _partition_of(manifest, b"").bands and not register:
             raise ConfigurationError("Bands of risk need the registry: they are kept in it. Leave `register` on.")
@@ -146,7 +152,7 @@ class Store:
         make_folder(folder)
         with ledger_lock(folder):  # several processes may make it at once
             clear_half_written(folder)
-            backend = Backend.of(folder, create=True, ledger=ledger)
+            backend = Backend.of(folder, create=True, ledger=ledger, snapshots=place)
             kept = backend.ledger
             with _closed_on_error(backend):
                 if "settings" not in kept.notes("settings"):  # new, or a crash came before
@@ -155,6 +161,8 @@ class Store:
                     with kept.transaction():
                         kept.note({**notes_of_keys(keys[:1]), **notes_of(settings), "register": _yes_or_no(register)})
                         kept.note(new_identity())
+                        if place is not None:
+                            kept.note({PLACE: place})
                         backend.authenticator.renew()
         with _closed_on_error(backend):
             store = cls(backend)

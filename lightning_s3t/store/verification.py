@@ -361,6 +361,7 @@ def _name(path: str) -> str:
 def _strangers(store: Backend, registered: Iterable[Located]) -> Iterator[str]:
     names = {path.relative_to(store.folder).as_posix() for path in store.folder.rglob("*") if not path.is_dir()}
     names = {name for name in names if not name.startswith(f"{SCRATCH}/")}  # of an audit that is running
+    names |= store.snapshots.names()  # which may lie elsewhere
     snapshots = store.snapshots.owned(names)
     known = OWN_FILES | store.ledger.needed(snapshots)
     known |= {os.path.relpath(located.path, os.path.realpath(store.folder)) for located in registered if located.path}

@@ -60,6 +60,7 @@ def make_app() -> App:
 
     from lightning_s3t.cli.audit import audit
     from lightning_s3t.cli.compare import compare
+    from lightning_s3t.cli.copying import copy
     from lightning_s3t.cli.correcting import rectify, release, restrict
     from lightning_s3t.cli.demo import demo
     from lightning_s3t.cli.export import export
@@ -112,6 +113,7 @@ def make_app() -> App:
     store.command(consolidate)
     store.command(rotate_key)
     app.command(store)
+    app.command(copy, group=keep)
     return app
 
 

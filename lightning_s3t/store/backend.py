@@ -9,7 +9,7 @@ from pathlib import Path
 from lightning_s3t.errors import ConfigurationError, StoreError, StoreMismatchError
 from lightning_s3t.store.authentication import Authenticator
 from lightning_s3t.store.ledger import Ledger
-from lightning_s3t.store.ledger_address import LedgerAddress, make_address, read_address
+from lightning_s3t.store.ledger_address import LedgerAddress, check_not_moved, make_address, read_address
 from lightning_s3t.store.snapshots import Snapshots
 from lightning_s3t.store.snapshots_place import NOTE as PLACE
 from lightning_s3t.store.snapshots_place import open_place
@@ -69,15 +69,17 @@ def open_ledger(folder: Path, create: bool = False, ledger: str | None = None) -
 
     Raises:
         ConfigurationError: The address is none, or psycopg is not installed.
+        MovedError: The store was given up.
         StoreError: There is none, or it is not a ledger of this format.
     """
+    check_not_moved(folder)
     address = make_address(folder, ledger) if create else read_address(folder)
     return SqliteLedger(folder, create) if address is None else _open_postgres(folder, address, create)
 
 
 def _open_snapshots(folder: Path, ledger: Ledger, given: str | None) -> Snapshots:
     notes = ledger.notes("settings", PLACE)
-    is_made, place = "settings" in notes, notes.get(PLACE)
+    is_made, place = "settings" in notes, notes.get(PLACE) or None
     if is_made and given not in (None, place):
         raise StoreMismatchError(
             f"The snapshots of the store {folder} lie in {place or 'its folder'}, and not in {given}. Leave the "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import itertools
+import json
 import os
 import re
 import threading
@@ -24,7 +25,7 @@ from typing_extensions import override
 from lightning_s3t.core.documents import canonical
 from lightning_s3t.core.events import Event, Kind, MarkKind
 from lightning_s3t.core.units import Cell
-from lightning_s3t.errors import RolledBackError, StoreError
+from lightning_s3t.errors import MovedError, RolledBackError, StoreError
 from lightning_s3t.store.identities import read_keys
 from lightning_s3t.store.journal_file import newest_event
 from lightning_s3t.store.ledger import (
@@ -41,7 +42,7 @@ from lightning_s3t.store.ledger import (
 from lightning_s3t.store.ledger_address import LedgerAddress
 from lightning_s3t.store.sql_ledger import SqlLedger, owner_aside, owner_of_attempt, owner_of_export, parse_body
 
-FORMAT = 1
+FORMAT = 2
 CHANNEL = "lightning_s3t"
 """Where each request is told to whoever listens (NOTIFY), by the schema's name. A hint: the look is what counts."""
 _PATIENCE = 30.0  # seconds, for a lock, and for a server that is away when a commit's outcome is in doubt
@@ -49,8 +50,8 @@ _CHUNK = 5000  # rows a statement
 _LAST_LETTER = chr(0x10FFFF)
 
 _SCHEMA = """
--- one row. Whoever writes locks it first. It says which folder the ledger belongs to
-CREATE TABLE store (format integer NOT NULL, folder text NOT NULL);
+-- one row. Whoever writes locks it first. It says which folder the ledger belongs to, and what has taken its place
+CREATE TABLE store (format integer NOT NULL, folder text NOT NULL, moved_to text);
 -- what tells a process whose connection broke in a COMMIT whether that was carried out. PostgreSQL's own numbers
 -- cannot: a standby that takes over may give them out again
 CREATE TABLE transactions (id text PRIMARY KEY, time timestamptz NOT NULL DEFAULT now());
@@ -225,7 +226,7 @@ class PostgresLedger(SqlLedger):
             session.close()
         self._own = threading.local()
 
-    def _begin(self, statement: str, lock: bool) -> _Session:
+    def _begin(self, statement: str, lock: bool, check: bool = True) -> _Session:
         for is_last in (False, True):
             session = self._session()
             if session.in_block:
@@ -233,11 +234,15 @@ class PostgresLedger(SqlLedger):
             try:
                 with self._errors():
                     session.connection.execute(statement.encode())
-                    if lock and session.connection.execute("SELECT 1 FROM store FOR UPDATE").fetchone() is None:
-                        raise StoreError(
-                            f"The ledger at {self._address} is damaged: its table `store` is empty. Nothing was "
-                            "changed. Restore it from a backup."
-                        )
+                    if lock:
+                        row = session.connection.execute("SELECT moved_to FROM store FOR UPDATE").fetchone()
+                        if row is None:
+                            raise StoreError(
+                                f"The ledger at {self._address} is damaged: its table `store` is empty. Nothing was "
+                                "changed. Restore it from a backup."
+                            )
+                        if check:
+                            self._check_here(row[0])
             except BaseException:
                 # a connection that broke since it was last used: nothing was done with it
                 if session.is_broken and not is_last:
@@ -267,7 +272,8 @@ class PostgresLedger(SqlLedger):
         deadline = time.monotonic() + _PATIENCE
         while True:
             try:
-                self._begin("BEGIN ISOLATION LEVEL READ COMMITTED", lock=True)  # waits for its end, if it still runs
+                # waits for its end, if it still runs; which may have given the store up
+                self._begin("BEGIN ISOLATION LEVEL READ COMMITTED", lock=True, check=False)
                 try:
                     return bool(self._rows("SELECT 1 FROM transactions WHERE id = %s", mark))
                 finally:
@@ -375,6 +381,7 @@ class PostgresLedger(SqlLedger):
                 f"The ledger at {self._address} belongs to another folder than {self._folder}. Each store has a schema "
                 "of its own: name another one (?schema=name)."
             )
+        self._check_here(self._rows("SELECT moved_to FROM store")[0][0])
         strange = sorted(tables ^ _TABLES) or [name for (name,) in self._rows(_HOOKS, {"schema": schema})]
         if strange:
             raise StoreError(
@@ -621,7 +628,9 @@ class PostgresLedger(SqlLedger):
 
     @override
     def watermark(self) -> int:
-        found = self._number("SELECT MAX(request) FROM events")
+        ((newest, mark),) = self._rows("SELECT MAX(request), (SELECT moved_to FROM store) FROM events")
+        self._check_here(mark)
+        found: int = newest or 0
         if not self._session().in_block:  # in a block it may be undone yet
             if found < self._newest_request:  # behind a pooler, the server can be another on the same connection
                 raise self._rolled_back(f"request {self._newest_request}")
@@ -892,6 +901,39 @@ class PostgresLedger(SqlLedger):
             self._do("DELETE FROM transactions WHERE time < now() - interval '1 day'")
             self._do(f"VACUUM (INDEX_CLEANUP ON, SKIP_LOCKED) {_CLEARED}")
             self._to_clear = False
+
+    @override
+    def registered(self) -> Iterator[tuple[bytes, int, int]]:
+        yield from self._stream("SELECT hash, band, generation FROM subjects")
+
+    @override
+    def owned(self) -> Iterator[tuple[str, OwnedFile]]:
+        for owner, path, evidence in self._stream("SELECT owner, path, evidence FROM files"):
+            yield owner, _owned(path, evidence)
+
+    @override
+    def artifacts_aside(self) -> list[tuple[int, Artifact]]:
+        rows = self._rows(f"SELECT id, {_ARTIFACT} FROM set_aside ORDER BY id")
+        return [
+            (place, Artifact(name, tuple(cells), _decode(key), digest, score, _decode(provenance), as_of, mac))
+            for place, name, as_of, cells, mac, digest, score, _, key, provenance in rows
+        ]
+
+    @override
+    def empty(self) -> None:
+        for table in sorted(_TABLES - {"store", "transactions"}):
+            self._do(f"DELETE FROM {table}")
+        self._to_clear = True
+
+    @override
+    def give_up(self, target: str, token: str) -> None:
+        self._do("UPDATE store SET moved_to = %s", json.dumps([target, token]))
+
+    def _check_here(self, mark: str | None) -> None:
+        if mark is not None:
+            with ledger_errors("Where the store was copied to"):
+                target, token = json.loads(mark)
+            raise MovedError(self._folder, str(target), str(token))
 
     @override
     def compact(self) -> None:

@@ -71,6 +71,10 @@ class SqlLedger(Ledger):
         return self._number("SELECT COUNT(*) FROM events")
 
     @override
+    def all_notes(self) -> dict[str, str]:
+        return dict(self._rows("SELECT name, value FROM notes"))
+
+    @override
     def count_index(self) -> int:
         return self._number("SELECT COUNT(*) FROM cells")
 

@@ -20,7 +20,7 @@ from typing_extensions import override
 from lightning_s3t.core.documents import canonical
 from lightning_s3t.core.events import Event, Kind, MarkKind
 from lightning_s3t.core.units import Cell
-from lightning_s3t.errors import StoreError
+from lightning_s3t.errors import MovedError, StoreError
 from lightning_s3t.store.identities import read_keys
 from lightning_s3t.store.ledger import (
     UNDECODABLE,
@@ -32,12 +32,14 @@ from lightning_s3t.store.ledger import (
     QueuedFile,
     SetAside,
     Tombstone,
+    ledger_errors,
     undecodable,
 )
 from lightning_s3t.store.sql_ledger import SqlLedger, owner_aside, owner_of_attempt, owner_of_export, parse_body
 
 FILE = "ledger.db"
 FORMAT = 5
+_MOVED = "moved_to"  # the note of a store that was given up
 _PATIENCE = 30  # seconds
 _CACHE = 65_536  # KiB: rows of a registry come in the order of their hashes, which is no order
 _CHUNK = 500  # well under SQLite's limit on variables
@@ -194,6 +196,12 @@ class SqliteLedger(SqlLedger):
     @contextmanager
     @override
     def transaction(self) -> Iterator[None]:
+        with self._block():
+            self._check_here()
+            yield
+
+    @contextmanager
+    def _block(self) -> Iterator[None]:
         connection = self.connection
         try:
             connection.execute("BEGIN IMMEDIATE")
@@ -347,7 +355,11 @@ class SqliteLedger(SqlLedger):
 
     @override
     def watermark(self) -> int:
-        return self._number("SELECT MAX(request) FROM events")
+        query = f"SELECT MAX(request), (SELECT value FROM notes WHERE name = '{_MOVED}') FROM events"
+        ((found, mark),) = self._rows(query)
+        if mark is not None:
+            raise self._moved(mark)
+        return found or 0
 
     @override
     def request_named(self, request_id: str) -> int | None:
@@ -630,6 +642,45 @@ class SqliteLedger(SqlLedger):
         self.connection.execute(f"PRAGMA busy_timeout = {_PATIENCE * 1000}")
 
     @override
+    def registered(self) -> Iterator[tuple[bytes, int, int]]:
+        yield from self.connection.execute("SELECT hash, band, generation FROM subjects")
+
+    @override
+    def owned(self) -> Iterator[tuple[str, OwnedFile]]:
+        query = "SELECT owner, head, body FROM files JOIN vault ON id = path"
+        yield from ((owner, _owned(head, body)) for owner, head, body in self.connection.execute(query))
+
+    @override
+    @_decoding("A unit that is set aside")
+    def artifacts_aside(self) -> list[tuple[int, Artifact]]:
+        query = (
+            "SELECT set_aside.id, name, cells, head, body, as_of, mac FROM set_aside JOIN vault ON vault.id = record "
+        )
+        return [
+            (place, Artifact(name, tuple(json.loads(cells)), key, _digest(head), _score(head), provenance, as_of, mac))
+            for place, name, cells, head, body, as_of, mac in self._rows(query)
+            for key, provenance in [json.loads(body)]
+        ]
+
+    @override
+    def empty(self) -> None:
+        for table in [name for kind, name, _ in self._rows(_FORM) if kind == "table"]:
+            self.connection.execute(f"DELETE FROM {table}")
+
+    @override
+    def give_up(self, target: str, token: str) -> None:
+        self.note({_MOVED: json.dumps([target, token])})
+
+    def _check_here(self) -> None:
+        for (mark,) in self._rows(f"SELECT value FROM notes WHERE name = '{_MOVED}'"):
+            raise self._moved(mark)
+
+    def _moved(self, mark: str) -> StoreError:
+        with ledger_errors("Where the store was copied to"):
+            target, token = json.loads(mark)
+            return MovedError(self._path.parent, str(target), str(token))
+
+    @override
     def compact(self) -> None:
         counts = " + ".join(f"(SELECT COUNT(*) FROM {table})" for table in ("artifacts", "set_aside", "files"))
         used = self._number(f"SELECT {counts}")
@@ -664,7 +715,7 @@ class SqliteLedger(SqlLedger):
         # another program's database must not be changed
         if create and not self._rows("SELECT 1 FROM sqlite_master"):
             connection.execute("PRAGMA journal_mode = WAL")
-            with self.transaction():
+            with self._block():
                 if not self._rows("SELECT 1 FROM sqlite_master"):
                     _make_tables(connection)
                     connection.execute(f"PRAGMA user_version = {FORMAT}")
@@ -680,6 +731,7 @@ class SqliteLedger(SqlLedger):
                 f"The ledger {self._path} has another {kind} {name!a} than a store. Expected the tables and indices of "
                 "a store alone: it was changed, or is damaged. Nothing is served. Restore it from a backup."
             )
+        self._check_here()
         if self._rows("PRAGMA journal_mode") != [("wal",)]:  # a copy that SQLite has made by VACUUM INTO, for example
             connection.execute("PRAGMA journal_mode = WAL").fetchall()
 

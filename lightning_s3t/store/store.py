@@ -25,6 +25,7 @@ from lightning_s3t.plan import Partition, merge_from
 from lightning_s3t.store.authentication import new_identity
 from lightning_s3t.store.backend import Backend, open_ledger
 from lightning_s3t.store.building import BuildSession
+from lightning_s3t.store.copying import Progress, clear_begun, copy_store, settle
 from lightning_s3t.store.correcting import Correcting
 from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
 from lightning_s3t.store.exporting import check_exports, write_export
@@ -82,6 +83,7 @@ class Store:
         self.path = path = backend.folder
         self._backend = backend
         self._ledger = ledger = backend.ledger
+        settle(backend)
         with ledger_errors(f"What the store {path} was made with"):
             self.settings = read_settings(ledger, path)
             self.manifest = Manifest.of(self.settings)
@@ -102,6 +104,7 @@ class Store:
             if free:  # so what looks half-done is what a crash has left
                 with ledger_lock(path):
                     clear_half_written(path)
+                clear_begun(backend)
                 clean_up(backend)
         ledger.clear_traces(patience=0.1)  # a crash may have come between an erasure and this
         write_journal(ledger, path)
@@ -526,6 +529,34 @@ class Store:
             self._keyring.rotate()
             write_journal(self._ledger, self.path)
             self._ledger.rewrite()
+
+    def copy(
+        self,
+        target: str | Path,
+        ledger: str | None = None,
+        snapshots: str | Path | None = None,
+        progress: Progress = lambda done, total: None,
+    ) -> None:
+        """Copies the store to where its ledger and snapshots lie otherwise; the copy then answers in its place.
+
+        Requests are carried out meanwhile, and are in the copy. At the end this store is given up: from then on it, and
+        whoever has it open, raises `MovedError`, and its snapshots are erased. Whatever is cut where, exactly one of
+        the two answers; if it is this one, it can be called again.
+
+        Args:
+            target: A new or empty folder.
+            ledger: The address of the copy's ledger, as for `create`; None for a file in its folder.
+            snapshots: Where its snapshots are to lie, as for `create`; None for its folder.
+            progress: Called with how many snapshots are copied, of how many.
+
+        Raises:
+            ConfigurationError: An address is none; or the store has a floor, which lies in its own folder only.
+            StoreError: A fit is running; or something could not be read or written, or there is something else; this
+                store goes on then.
+        """
+        with self._lock.hold():
+            clean_up(self._backend)
+            copy_store(self._backend, _folder_of(target), ledger, snapshots, progress)
 
     def count_forgotten(self) -> int:
         """Return how many subjects are forgotten."""

@@ -15,6 +15,7 @@ from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.authentication import change_of, layers_after
 from lightning_s3t.store.backend import Backend
+from lightning_s3t.store.copying import clear_begun, unerased
 from lightning_s3t.store.exporting import check_exports
 from lightning_s3t.store.files import size_of
 from lightning_s3t.store.floor import problems as floor_problems
@@ -98,6 +99,7 @@ def verify(store: Backend, keyring: Keyring, quiet: bool) -> Verification:
         *_changed(registered),
         *_taken_off(store, {file.path for file in registered}),
         *_left(store),
+        *filter(None, [unerased(store), clear_begun(store) if quiet else ""]),
         *(_strangers(store, registered.values()) if quiet else ()),
     ]
     skipped = () if quiet else ("unregistered files were not looked for: a fit is running, whose own look the same",)

@@ -388,3 +388,14 @@ def test_an_edited_receipt_is_told_by_the_store_alone(store: Path, tmp_path: Pat
     assert main(["receipt", "verify", str(receipt), "--store", str(store)]) == 1
     receipt.write_text(text.replace('"request": 1', '"request": 7'))
     assert main(["receipt", "verify", str(receipt), "--store", str(store)]) == 1
+
+
+def test_a_copy_answers_in_the_place_of_the_store(store: Path, tmp_path: Path, capsys: Output) -> None:
+    target = tmp_path / "copy"
+    assert main(["copy", str(store), str(target)]) == 0
+    assert f"{target} answers from now on" in capsys.readouterr().out
+    assert main(["forget", str(store), ANN]) == 2
+    assert f"it was copied to {target}" in capsys.readouterr().err
+    assert main(["forget", str(target), ANN]) == 0
+    assert main(["store", "verify", str(target)]) == 0
+    assert main(["copy", str(target), str(target)]) == 2

@@ -265,12 +265,15 @@ class Life:
 
 
 @pytest.mark.nightly
-def test_a_kill_before_any_step_leaves_nothing_of_what_is_revoked(tmp_path_factory: pytest.TempPathFactory) -> None:
-    killed(Life(tmp_path_factory.mktemp("killed")), 1, 1)
+@pytest.mark.parametrize("first", range(1, 9))  # in parts, for the time limit of a test
+def test_a_kill_before_any_step_leaves_nothing_of_what_is_revoked(
+    first: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    killed(Life(tmp_path_factory.mktemp("killed")), first, 8)
 
 
 def test_a_kill_before_some_steps_leaves_nothing_of_what_is_revoked(tmp_path_factory: pytest.TempPathFactory) -> None:
-    killed(Life(tmp_path_factory.mktemp("killed")), 5, 37)
+    killed(Life(tmp_path_factory.mktemp("killed")), 23, 61)
 
 
 def killed(life: Life, first: int, every: int) -> None:

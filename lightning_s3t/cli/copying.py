@@ -11,7 +11,7 @@ def copy(source: Path, target: Path, /, *, ledger: str | None = None, snapshots:
 
     Between a folder, PostgreSQL with a folder, and PostgreSQL with a bucket. Requests are carried out meanwhile; no fit
     may run. The copy is compared with the store before that is given up. Then whatever has the store open refuses to
-    answer, and its snapshots are erased. If this is cut, exactly one of the two answers; if it is the store, copy again.
+    answer, and its snapshots are erased. If this is cut, one of the two answers: if that is the store, copy again.
 
     Args:
         source: The store's folder.

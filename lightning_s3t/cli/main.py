@@ -63,6 +63,7 @@ def make_app() -> App:
     from lightning_s3t.cli.copying import copy
     from lightning_s3t.cli.correcting import rectify, release, restrict
     from lightning_s3t.cli.demo import demo
+    from lightning_s3t.cli.drill import drill
     from lightning_s3t.cli.export import export
     from lightning_s3t.cli.forget import forget
     from lightning_s3t.cli.layers import layers
@@ -115,6 +116,7 @@ def make_app() -> App:
     store.command(rotate_key)
     app.command(store)
     app.command(copy, group=keep)
+    app.command(drill, group=keep)
     app.command(report, group=keep)
     evidence = App("evidence", help="An archive for an auditor: make it, and check one without the store.", group=keep)
     evidence.command(make_evidence, name="make")

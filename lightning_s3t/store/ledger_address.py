@@ -211,6 +211,18 @@ def make_address(folder: Path, text: str | None) -> LedgerAddress | None:
     return kept
 
 
+def write_address(folder: Path, url: str, schema: str, owner: str) -> None:
+    """Write down where the ledger of a store lies that is made from a backup.
+
+    Args:
+        folder: The store.
+        url: The database.
+        schema: The schema.
+        owner: What tells the store's folder from others, in the database.
+    """
+    _write(folder / FILE, LedgerAddress(url, schema, owner))
+
+
 def _write(path: Path, address: LedgerAddress) -> None:
     def text(inode: int) -> bytes:
         return json.dumps(asdict(_Note(address.url, address.schema, address.id, inode)), indent=2).encode()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,6 +28,7 @@ from lightning_s3t.store.backend import Backend, open_ledger
 from lightning_s3t.store.building import BuildSession
 from lightning_s3t.store.copying import Progress, clear_begun, copy_store, settle
 from lightning_s3t.store.correcting import Correcting
+from lightning_s3t.store.drill import Drill, Today, compare, prepare
 from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
 from lightning_s3t.store.exporting import check_exports, write_export
 from lightning_s3t.store.feature_sums import FeatureSums
@@ -52,12 +54,20 @@ from lightning_s3t.store.lock import FitLock, ledger_lock
 from lightning_s3t.store.overview import Overview
 from lightning_s3t.store.registry import is_registering
 from lightning_s3t.store.scheduled import check_scheduled
+from lightning_s3t.store.scratch import Scratch
 from lightning_s3t.store.settings import HINT, check_settings, normalise, notes_of, read_settings
 from lightning_s3t.store.snapshots_place import NOTE as PLACE
 from lightning_s3t.store.snapshots_place import check_addresses
 from lightning_s3t.store.tensors import decode_snapshot
 from lightning_s3t.store.units import ServableUnit, UnitRecord, find_snapshot, parse_unit, read_servable, read_units
-from lightning_s3t.store.verification import Verification, check_one_piece, damaged_units, verify
+from lightning_s3t.store.verification import (
+    Verification,
+    check_one_piece,
+    damage_problem,
+    damaged_units,
+    left_problems,
+    verify,
+)
 
 
 class Store:
@@ -576,6 +586,65 @@ class Store:
         with self._lock.hold():
             clean_up(self._backend)
             copy_store(self._backend, _folder_of(target), ledger, snapshots, progress)
+
+    def drill(self, backup: str | Path) -> Drill:
+        """Rehearses a restore of the ledger, on copies: the store goes on meanwhile, and nothing of it is changed.
+
+        A backup of the ledger is opened with copies of the journal and the keys, in the store's `scratch` folder, as if
+        it had been restored in its place: what it lacks is carried out again from the journal. Snapshots are read where
+        they are. The report says whether all that was carried out would be restored, and how long it takes.
+
+        Args:
+            backup: A ledger.db or a folder with one. For a ledger in PostgreSQL: the address of a schema in another
+                database that was restored from a backup; it is changed.
+
+        Raises:
+            ConfigurationError: There is no such backup, or it is the store's own ledger.
+        """
+        started, seconds = time.monotonic(), dict[str, float]()
+
+        def took(step: str) -> None:
+            nonlocal started
+            seconds[step], started = time.monotonic() - started, time.monotonic()
+
+        with closing(Scratch(self.path)) as scratch:
+            found = Drill(str(backup), seconds=seconds)
+            try:
+                backend, today = prepare(self._backend, str(backup), scratch)
+                with closing(backend.ledger):
+                    found = self._count_backup(found, backend, today)
+                    took("copy")
+                    restored = Store(backend)
+                    took("open")
+                    verified = restored.verify()
+                    took("verify")
+                    expected = {*map(damage_problem, verified.damaged), *left_problems(backend)}
+                    problems = [problem for problem in verified.problems if problem not in expected]
+                    serving = {str(unit) for unit in restored.alive()}
+                    return replace(
+                        found,
+                        restored_units=len(serving & today.digests.keys()),
+                        problems=(*compare(backend, today), *problems),
+                    )
+            except ConfigurationError:
+                raise
+            except StoreError as error:
+                return replace(found, problems=(str(error),))
+
+    def _count_backup(self, found: Drill, backend: Backend, today: Today) -> Drill:
+        position = backend.ledger.head()[0]
+        newest = next(backend.ledger.events(after=position - 1), None) if position else None
+        missing = [event for event in self._ledger.events(after=position) if event.position <= today.position]
+        return replace(
+            found,
+            backup_events=position,
+            backup_time=newest.time if newest is not None else "",
+            events=today.position,
+            replayed=len(missing),
+            replayed_requests=sum(event.kind == "request" for event in missing),
+            forgotten=max(len(today.tombstones) - backend.ledger.count_forgotten(), 0),
+            units=len(today.digests),
+        )
 
     def count_forgotten(self) -> int:
         """Return how many subjects are forgotten."""

@@ -91,14 +91,14 @@ def verify(store: Backend, keyring: Keyring, quiet: bool) -> Verification:
         *_chain(ledger, store.folder, history),
         *_authenticity(store, keyring, history),
         *contents,
-        *(f"The snapshot of unit {unit} is missing or damaged." for unit in damaged),
+        *map(damage_problem, damaged),
         *_damaged_aside(store),
         *_base(store),
         *floor_problems(store),
         *_key(store.folder),
         *_changed(registered),
         *_taken_off(store, {file.path for file in registered}),
-        *_left(store),
+        *left_problems(store),
         *filter(None, [unerased(store), clear_begun(store) if quiet else ""]),
         *(_strangers(store, registered.values()) if quiet else ()),
     ]
@@ -328,7 +328,21 @@ def _taken_off(store: Backend, registered: Collection[str]) -> Iterator[str]:
                 )
 
 
-def _left(store: Backend) -> Iterator[str]:
+def damage_problem(unit: UnitId) -> str:
+    """Return what is said of a unit whose snapshot is not what was written.
+
+    Args:
+        unit: The unit.
+    """
+    return f"The snapshot of unit {unit} is missing or damaged."
+
+
+def left_problems(store: Backend) -> Iterator[str]:
+    """Name the files that were to be erased, and may be somebody else's.
+
+    Args:
+        store: Where the store lies.
+    """
     for file in store.ledger.queued():
         if file.left:
             why = f"request {file.request}" if file.request is not None else "a unit that is gone"

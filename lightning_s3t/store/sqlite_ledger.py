@@ -40,6 +40,7 @@ from lightning_s3t.store.sql_ledger import SqlLedger, owner_aside, owner_of_atte
 FILE = "ledger.db"
 FORMAT = 5
 _MOVED = "moved_to"  # the note of a store that was given up
+_NO_REQUEST = 1 << 62  # the number of the newest request of such a store
 _PATIENCE = 30  # seconds
 _CACHE = 65_536  # KiB: rows of a registry come in the order of their hashes, which is no order
 _CHUNK = 500  # well under SQLite's limit on variables
@@ -356,11 +357,10 @@ class SqliteLedger(SqlLedger):
 
     @override
     def watermark(self) -> int:
-        query = f"SELECT MAX(request), (SELECT value FROM notes WHERE name = '{_MOVED}') FROM events"
-        ((found, mark),) = self._rows(query)
-        if mark is not None:
-            raise self._moved(mark)
-        return found or 0
+        found = self._number("SELECT MAX(request) FROM events")
+        if found == _NO_REQUEST:
+            self._check_here()
+        return found
 
     @override
     def request_named(self, request_id: str) -> int | None:
@@ -671,15 +671,14 @@ class SqliteLedger(SqlLedger):
     @override
     def give_up(self, target: str, token: str) -> None:
         self.note({_MOVED: json.dumps([target, token])})
+        # so that the look before each batch costs no more for it
+        self.connection.execute("INSERT INTO events VALUES (-1, '', ?, '', '', '', '', NULL, NULL)", (_NO_REQUEST,))
 
     def _check_here(self) -> None:
         for (mark,) in self._rows(f"SELECT value FROM notes WHERE name = '{_MOVED}'"):
-            raise self._moved(mark)
-
-    def _moved(self, mark: str) -> StoreError:
-        with ledger_errors("Where the store was copied to"):
-            target, token = json.loads(mark)
-            return MovedError(self._path.parent, str(target), str(token))
+            with ledger_errors("Where the store was copied to"):
+                target, token = json.loads(mark)
+            raise MovedError(self._path.parent, str(target), str(token))
 
     @override
     def compact(self) -> None:

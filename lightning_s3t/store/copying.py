@@ -49,6 +49,7 @@ class _Origin:
         place: Where that store's snapshots lie, if not in its folder.
         owner: What is written there to tell whose they are.
         decided: Whether the copy answers, and what is left to do is to erase the snapshots there.
+        inode: That of the copy's folder: whoever hands over a store does not know it, and could name any folder.
     """
 
     __pydantic_config__ = STRICT
@@ -58,6 +59,7 @@ class _Origin:
     place: str | None
     owner: str
     decided: bool
+    inode: int
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class _Begun:
         folder: The copy's.
         place: Where the copy's snapshots lie, if not there.
         owner: What is written there to tell whose they are.
+        inode: That of the store's folder.
     """
 
     __pydantic_config__ = STRICT
@@ -75,6 +78,7 @@ class _Begun:
     folder: str
     place: str | None
     owner: str
+    inode: int
 
 
 def copy_store(
@@ -103,7 +107,8 @@ def copy_store(
             "instead (mv), which needs nothing else; nothing was changed."
         )
     copy = _make(store, target, ledger, place, origin)
-    begun = _Begun(str(copy.folder), place, _owner_of(copy.folder))
+    origin = replace(origin, inode=copy.folder.stat().st_ino)
+    begun = _Begun(str(copy.folder), place, _owner_of(copy.folder), store.folder.stat().st_ino)
     try:
         with store.ledger.transaction():
             store.ledger.note({BEGUN: json.dumps(asdict(begun))})
@@ -145,9 +150,17 @@ def clear_begun(store: Backend) -> str:
         return ""
     with ledger_errors("Where the store was being copied to"):
         begun = read_json(_Begun, text.encode())
-    folder = Path(begun.folder)
+    folder, where = Path(begun.folder), begun.place or begun.folder
+    if not _is_own(store.folder, begun.inode):
+        return f"A copy of the store may have been cut and have left snapshots in {where}: the store was moved since."
     try:
-        if _is_unfinished(folder, store.folder):
+        if begun.place is not None and not has_ledger(folder):
+            if open_place(folder, begun.place, begun.owner).names():
+                return (
+                    f"A copy of the store that was cut has left snapshots in {where}, and its folder {folder} is gone. "
+                    "If no store answers from there, erase them by hand, all but store.json."
+                )
+        elif _is_unfinished(folder, store.folder):
             there = open_place(folder, begun.place, begun.owner)
             failed = there.delete(there.names())
             if failed:
@@ -157,7 +170,7 @@ def clear_begun(store: Backend) -> str:
     except MovedError:
         return ""
     except (OSError, StoreError) as error:
-        return f"A copy of the store that was cut has left snapshots in {begun.place or folder}: {error}"
+        return f"A copy of the store that was cut has left snapshots in {where}: {error}"
     return ""
 
 
@@ -186,6 +199,7 @@ def settle(store: Backend) -> None:
     if origin is None:
         return
     if not origin.decided:
+        _check_own(store, origin)
         _check_decided(store, origin)
         with store.ledger.transaction():
             store.ledger.note({NOTE: _text(replace(origin, decided=True))})
@@ -205,11 +219,16 @@ def unerased(store: Backend) -> str:
         return ""
     folder = Path(origin.folder)
     where = origin.place or f"{folder}"
+    if not _is_own(store.folder, origin.inode):
+        return f"The snapshots in {where}, from which the store was copied, were not looked for: it was moved since."
     try:
-        if folder.is_dir() and not (folder / MOVED).exists():
-            write_moved(folder, str(store.folder), origin.token)
-        if origin.place is None and not folder.is_dir():
-            return ""  # it was removed
+        if not folder.is_dir():
+            if origin.place is None:
+                return ""  # it was removed
+        else:
+            _check_decided(store, origin)
+            if not (folder / MOVED).exists():
+                write_moved(folder, str(store.folder), origin.token)
         left = open_place(folder, origin.place, origin.owner)
         failed = left.delete(left.names())
     except (OSError, StoreError) as error:
@@ -221,7 +240,7 @@ def unerased(store: Backend) -> str:
 
 def _origin_of(store: Backend) -> _Origin:
     place = store.ledger.notes(PLACE).get(PLACE) or None
-    return _Origin(str(store.folder), uuid.uuid4().hex, place, _owner_of(store.folder), False)
+    return _Origin(str(store.folder), uuid.uuid4().hex, place, _owner_of(store.folder), False, -1)
 
 
 def _owner_of(folder: Path) -> str:
@@ -393,6 +412,19 @@ def _digest(rows: Iterable[object]) -> tuple[int, int]:
         count += 1
         total += int.from_bytes(sha256(repr(row).encode(errors="surrogatepass")).digest(), "big")
     return count, total % (1 << 256)
+
+
+def _check_own(store: Backend, origin: _Origin) -> None:
+    if not _is_own(store.folder, origin.inode):
+        raise StoreError(
+            f"The store {store.folder} is a copy of {origin.folder} that was not finished, and was itself moved since. "
+            "Nothing was changed. Remove it, and copy the store again (s3t copy)."
+        )
+
+
+def _is_own(folder: Path, inode: int) -> bool:
+    found = folder.stat()
+    return (found.st_ino, found.st_uid) == (inode, os.geteuid())
 
 
 def _check_decided(store: Backend, origin: _Origin) -> None:

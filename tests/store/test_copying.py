@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
+import sqlite3
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -254,6 +256,30 @@ def test_a_copy_that_was_cut_keeps_nothing_that_a_request_revokes(
         store.copy(tmp_path / "there")
     with Store.open(tmp_path / "there") as copy:
         assert copy.verify().passed
+
+
+@pytest.mark.parametrize("decided", [True, False])
+def test_a_strangers_store_that_claims_to_be_a_copy_touches_no_other_store(decided: bool, tmp_path: Path) -> None:
+    make(Place.of("folder", tmp_path / "mine"), tmp_path / "last.ckpt").close()
+    make(Place.of("folder", tmp_path / "theirs"), tmp_path / "their.ckpt").close()
+    before = sorted(path.name for path in (tmp_path / "mine").rglob("*") if path.is_file())
+    origin = {"folder": str(tmp_path / "mine"), "token": "x", "place": None, "owner": "", "decided": decided}
+    begun = {"folder": str(tmp_path / "mine"), "place": None, "owner": ""}
+    for inode in (4711, (tmp_path / "theirs").stat().st_ino):  # which they cannot know
+        with sqlite3.connect(tmp_path / "theirs" / "ledger.db") as ledger:
+            for name, note in (("moved_from", origin), ("copied_to", begun)):
+                text = json.dumps({**note, "inode": inode})
+                ledger.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, text))
+        ledger.close()
+        if decided:
+            with Store.open(tmp_path / "theirs") as theirs:
+                assert any("from which the store was copied" in problem for problem in theirs.verify().problems)
+        else:
+            with pytest.raises(StoreError, match="not finished"):
+                Store.open(tmp_path / "theirs")
+        assert sorted(path.name for path in (tmp_path / "mine").rglob("*") if path.is_file()) == before
+    with Store.open(tmp_path / "mine") as mine:
+        assert mine.verify().passed
 
 
 @pytest.mark.nightly

@@ -36,7 +36,7 @@ def export(
         model: The import path of something that gives the module, with its pretrained weights (my_app:LitClassifier).
         form: The whole state dict in the module's own names, with adapters merged; or a PEFT adapter of its network.
         each_shard: Export each shard's survivor.
-        recipient: Who is handed the copy, one or several: s3t copies list names them when a request has reached it.
+        recipient: Who is handed the copy, one or several: s3t recipients list names them when a request has reached it.
         trust_config: Run the config that the store remembers, although you have not trained with it: it is code.
         json: Print what was exported as a JSON document.
     """

@@ -118,7 +118,7 @@ def acknowledge(store: Backend, export: str, recipient: str) -> None:
         copies = [copy for copy in read_copies(store) if (copy.export, copy.recipient) == (export, recipient)]
         if not copies:
             raise ConfigurationError(
-                f"{recipient!r} was not handed the exported copy {export!r}. Expected what `s3t copies list` shows."
+                f"{recipient!r} was not handed the exported copy {export!r}. Expected what `s3t recipients list` shows."
             )
         if copies[0].request is None:
             raise ConfigurationError(

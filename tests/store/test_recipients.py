@@ -135,13 +135,13 @@ def test_the_commands_hand_over_list_acknowledge_and_complete(
 ) -> None:
     folder, person = str(store.path), in_place(0, 0)
     store.close()
-    assert main(["copies", "hand-over", folder, copy, "web team"]) == 0
-    assert main(["copies", "list", folder, "--outstanding"]) == 0
+    assert main(["recipients", "add", folder, copy, "web team"]) == 0
+    assert main(["recipients", "list", folder, "--outstanding"]) == 0
     assert main(["forget", folder, person]) == 0
-    assert main(["copies", "list", folder, "--outstanding"]) == 1
+    assert main(["recipients", "list", folder, "--outstanding"]) == 1
     assert main(["receipt", "complete", folder, "1"]) == 1
     for recipient in ("mobile team", "distilled model v3", "web team"):
-        assert main(["copies", "acknowledge", folder, copy, recipient]) == 0
+        assert main(["recipients", "acknowledge", folder, copy, recipient]) == 0
     private, public = tmp_path / "key.pem", tmp_path / "public.pem"
     subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", private], check=True, capture_output=True)
     subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""Commands of `s3t copies`: who was handed exported copies, and whose are erased."""
+"""Commands of `s3t recipients`: who holds exported copies, and whose are erased."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning_s3t.columns import align, printable
 from lightning_s3t.errors import ConfigurationError
 
 
-def list_copies(store: Path, /, *, outstanding: bool = False, json: bool = False) -> int:
+def list_recipients(store: Path, /, *, outstanding: bool = False, json: bool = False) -> int:
     """List the copies that were handed to recipients. With --outstanding, exits with 1 if there are any.
 
     Args:
@@ -37,7 +37,7 @@ def list_copies(store: Path, /, *, outstanding: bool = False, json: bool = False
     return 1 if outstanding and found else 0
 
 
-def hand_over(store: Path, export: str, recipient: str, /) -> None:
+def add_recipient(store: Path, export: str, recipient: str, /) -> None:
     """Note that somebody was handed an exported copy: a request that reaches it waits for their acknowledgement.
 
     Args:

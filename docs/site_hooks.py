@@ -48,6 +48,23 @@ def public_names(package: str) -> list[str]:
     raise ValueError(f"{file} has no `__all__`.")
 
 
+def home_of(package: str, name: str) -> str:
+    """Return the module that a public name is imported from, without importing it.
+
+    Args:
+        package: The package that exports it.
+        name: The name.
+    """
+    folder = ROOT.joinpath(*package.split("."))
+    file = next(path for path in (folder / "__init__.pyi", folder / "__init__.py") if path.exists())
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and name in {alias.asname or alias.name for alias in node.names}:
+            module = f"{package}.{node.module}" if node.level else str(node.module)
+            is_package = ROOT.joinpath(*module.split("."), "__init__.py").exists()
+            return home_of(module, name) if is_package and module != package else module
+    return package
+
+
 def package_summary(package: str) -> str:
     """Return the docstring of a package.
 
@@ -63,7 +80,7 @@ def reference_pages() -> Iterator[tuple[str, str]]:
 
     A name that several packages export is described on the first page that has it; the others link there.
     """
-    described: dict[str, str] = {}
+    described: dict[tuple[str, str], str] = {}
     for page, packages in PACKAGES.items():
         parts = [f"# {' and '.join(f'`{package}`' for package in packages)}" if len(packages) == 1 else f"# `{page}`"]
         for package in packages:
@@ -71,11 +88,11 @@ def reference_pages() -> Iterator[tuple[str, str]]:
                 parts.append(f"**`{package}`**")
             parts.append(package_summary(package))
             for name in public_names(package):
-                if name in described:
-                    parts.append(f"`{name}` is [`{described[name]}`][{described[name]}].")
+                known = described.setdefault((home_of(package, name), name), f"{package}.{name}")
+                if known == f"{package}.{name}":
+                    parts.append(f"::: {known}")
                 else:
-                    described.setdefault(name, f"{package}.{name}")
-                    parts.append(f"::: {package}.{name}")
+                    parts.append(f"`{name}` is [`{known}`][{known}].")
         yield f"reference/{page}.md", "\n\n".join(parts) + "\n"
     yield "reference/errors.md", "# Errors\n\n::: lightning_s3t.errors\n    options:\n      show_root_heading: false\n"
     yield "reference/cli.md", cli_page()

@@ -52,16 +52,17 @@ This page is written by `python docs/list_models.py`, which tries everything on 
 
 ## Layer groups and heads
 
-Group 1 is the top one. Everything outside the groups and the head (stem, embeddings, a final normalisation) stays frozen.
+Group 1 is the top one. Everything outside the groups and the head (stem, embeddings, a final normalisation) stays
+frozen.
 """
 ABOUT_ADAPTERS = """
 ## Adapters
 
-The number of modules in the groups that each adapter goes on. It was injected, and every module of it received a gradient at its
-stage. Without `target_modules`, an adapter goes on all linear layers of a group, or on its convolutions where it has no
-linear ones; LayerNorm tuning on every `nn.LayerNorm`. "without" names what has to be left out with `exclude_modules`,
-because the network reads the weights of those layers without calling them. A `-` means that some group has nothing that the adapter
-fits, or that PEFT cannot put it there. `adapter=None` trains whole layers.
+The number of modules in the groups that each adapter goes on. It was injected, and every module of it received a
+gradient at its stage. Without `target_modules`, an adapter goes on all linear layers of a group, or on its convolutions
+if it has no linear ones; LayerNorm tuning goes on every `nn.LayerNorm`. "without" names what has to be left out with
+`exclude_modules`, because the network reads the weights of those layers without calling them. A `-` means that some
+group has nothing that the adapter fits, or that PEFT cannot put it there. `adapter=None` trains whole layers.
 """
 
 

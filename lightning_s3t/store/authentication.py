@@ -72,19 +72,20 @@ class Authenticator:
 
     # the history
 
-    def append(self, event: Event, forgotten: int | None = None) -> None:
+    def append(self, event: Event, forgotten: int | None = None, change: Change | None = None) -> None:
         """Add an event to the chain, with its MAC and those that follow from it.
 
         Args:
             event: The next one.
             forgotten: How many are forgotten after a request.
+            change: What the event changes in the lists of people, where the caller has it at hand; else it is read.
 
         Raises:
             StoreError: The chain does not end where it was when it was last written to.
         """
         before = self._look()
         self._check_head(before)  # or what was changed meanwhile would get a MAC of ours
-        key, after, change = before.key, before.followed_by(event), change_of(event)
+        key, after, change = before.key, before.followed_by(event), change or change_of(event)
         macs = {_HEAD: after.head_mac, _FLOOR_MAC: after.floor_mac}
         macs[_LISTING] = after.masked_listing(before.listing + _sum_of_listing(key, [event]))
         if change is not None:

@@ -92,7 +92,8 @@ def erase_queued(store: Backend) -> None:
     # before the transaction: to prove what a checkpoint is, all of it is read
     located = _locate(store.folder, [file for file in queued if file.path in outside]) if outside else {}
     with ledger.transaction():
-        queued, outside = _noted(store)
+        if ledger.queued() != queued:
+            queued, outside = _noted(store)
         needed = ledger.needed([file.path for file in queued])  # two units may have equal snapshots
         wanted = [file for file in queued if file.path not in needed]
         unchanged = {path for path, found in located.items() if found.is_unchanged}

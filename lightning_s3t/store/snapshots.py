@@ -13,7 +13,6 @@ from typing_extensions import override
 
 from lightning_s3t.errors import DamagedError, StoreError
 from lightning_s3t.store.files import (
-    half_written_name,
     read_unlinked,
     sha256_of,
     size_of,
@@ -25,7 +24,9 @@ from lightning_s3t.store.files import (
 FOLDER = "snapshots"
 NOT_SERVED = "It is not served. `s3t store verify` takes the unit out, and the next fit trains it again."
 _DIGEST = re.compile("[0-9a-f]{64}")
-_NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
+# a snapshot, or one that `write_atomically` has begun
+_NAME = r"(?:[0-9a-f]{64}\.safetensors|\.[0-9a-f]{64}\.safetensors\.\d+\.tmp)"
+_OWNED = re.compile(f"{FOLDER}/{_NAME}")
 
 
 class Snapshots(Protocol):
@@ -87,8 +88,7 @@ class SnapshotFolder(Snapshots):
 
     @override
     def owned(self, names: Iterable[str]) -> set[str]:
-        split = [(name, *name.partition("/")) for name in names]
-        return {name for name, folder, _, file in split if folder == FOLDER and _is_snapshot(file)}
+        return {name for name in names if _OWNED.fullmatch(name)}
 
     @override
     def put(self, digest: str, data: bytes) -> None:
@@ -146,7 +146,7 @@ class SnapshotFolder(Snapshots):
     @override
     def names(self) -> set[str]:
         self._check_folder()
-        return {f"{FOLDER}/{path.name}" for path in self._folder.glob("*") if _is_snapshot(path.name)}
+        return self.owned(f"{FOLDER}/{path.name}" for path in self._folder.glob("*"))
 
     @override
     def size(self, name: str) -> int | None:
@@ -178,7 +178,3 @@ class SnapshotFolder(Snapshots):
             f"The folder {self._folder} is {what}. If it lies on a disk of its own, mount it; else restore it from a "
             "backup. Nothing is given up for that."
         )
-
-
-def _is_snapshot(file: str) -> bool:
-    return bool(_NAME.fullmatch(file) or _NAME.fullmatch(half_written_name(Path(file)) or ""))

@@ -297,7 +297,8 @@ class SqliteLedger(Ledger):
         self._many(
             "INSERT OR IGNORE INTO tombstones VALUES (?, ?, ?)", ((hash_, request, cell) for hash_, cell in found)
         )
-        for table in ("subjects", "pending"):
+        waiting = bool(self._rows("SELECT 1 FROM pending LIMIT 1"))
+        for table in ("subjects", "pending") if waiting else ("subjects",):
             self._many(f"DELETE FROM {table} WHERE hash = ?", ((hash_,) for hash_, _ in found))
 
     @override

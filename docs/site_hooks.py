@@ -21,6 +21,7 @@ PACKAGES = {
     "methods": ["lightning_s3t.methods"],
     "metrics": ["lightning_s3t.metrics"],
     "metrics_functional": ["lightning_s3t.metrics.functional"],
+    "comparison": ["lightning_s3t.comparison"],
     "plan": ["lightning_s3t.plan"],
     "store": ["lightning_s3t.store"],
     "tuning": ["lightning_s3t.tuning"],

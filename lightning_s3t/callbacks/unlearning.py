@@ -73,8 +73,8 @@ class Unlearning(pl.Callback):
         adapter: A PeftConfig, a dict of one, or None to fine-tune whole layers. Left out, it is the paper's LoRA, or
             the module's own adapters if it is a PEFT model, or whole layers where LoRA goes on nothing (an LSTM).
         seed: What all randomness of the units follows from, and the partition with the store's secret.
-        partition: "secret" puts subjects in slices by a secret that a new store draws, so that nobody can tell from
-            an id where somebody is. "public" does without, so that others can repeat an experiment bit for bit.
+        partition: "secret" puts subjects in slices by a secret that a new store draws, so that an id does not
+            tell where its data is. "public" does without, so that others can repeat an experiment bit for bit.
         keep_registry: Whether the store notes who is in the training data (as keyed hashes). Without, it holds nothing
             per subject, and cannot refuse a request because it names an unknown subject.
         isolation: How units are kept apart. "forkserver": each is trained in a process of its own, which starts from
@@ -202,7 +202,7 @@ class Unlearning(pl.Callback):
         Args:
             subjects: Their ids.
             strict: Refuse a request that names a subject which the store has never seen.
-            request_id: A name of the caller's for the request, so that a retry is no second request (`Store.forget`).
+            request_id: A name of the caller's for the request, so that a retry does not count twice (`Store.forget`).
 
         Returns:
             The receipt; or a ticket, if the method answers with another model, which the next fit makes.
@@ -219,7 +219,7 @@ class Unlearning(pl.Callback):
         Args:
             subjects: Their ids.
             strict: Refuse a request that names a subject which the store has never seen.
-            request_id: A name of the caller's for the request, so that a retry is no second request (`Store.forget`).
+            request_id: A name of the caller's for the request, so that a retry does not count twice (`Store.forget`).
 
         Returns:
             The receipt; or a ticket, if the method answers with another model, which the next fit makes.
@@ -235,7 +235,7 @@ class Unlearning(pl.Callback):
         Args:
             subjects: Their ids.
             strict: Refuse a request that names a subject which the store has never seen.
-            request_id: A name of the caller's for the request, so that a retry is no second request (`Store.forget`).
+            request_id: A name of the caller's for the request, so that a retry does not count twice (`Store.forget`).
 
         Raises:
             UnsupportedError: The method has one model, which the data of everybody has reached.
@@ -249,7 +249,7 @@ class Unlearning(pl.Callback):
 
         Args:
             subjects: Their ids.
-            request_id: A name of the caller's for the request, so that a retry is no second request (`Store.forget`).
+            request_id: A name of the caller's for the request, so that a retry does not count twice (`Store.forget`).
         """
         return self.deletion.release(subjects, request_id=request_id)
 

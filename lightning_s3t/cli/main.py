@@ -67,6 +67,7 @@ def make_app() -> App:
     from lightning_s3t.cli.layers import layers
     from lightning_s3t.cli.plan import plan
     from lightning_s3t.cli.receipts import list_receipts, verify_receipt
+    from lightning_s3t.cli.reports import make_evidence, report, verify_evidence
     from lightning_s3t.cli.simulate import simulate
     from lightning_s3t.cli.status import status
     from lightning_s3t.cli.store import consolidate, pending, provenance, rotate_key, verify
@@ -112,6 +113,11 @@ def make_app() -> App:
     store.command(consolidate)
     store.command(rotate_key)
     app.command(store)
+    app.command(report, group=keep)
+    evidence = App("evidence", help="An archive for an auditor: make it, and check one without the store.", group=keep)
+    evidence.command(make_evidence, name="make")
+    evidence.command(verify_evidence, name="verify")
+    app.command(evidence)
     return app
 
 
@@ -128,7 +134,12 @@ def _run(given: list[str]) -> int:
     from cyclopts import CycloptsError
 
     app = make_app()
-    if given in ([], ["receipt"], ["store"]):  # help was not asked for: a script that forgets the command must fail
+    if given in (
+        [],
+        ["evidence"],
+        ["receipt"],
+        ["store"],
+    ):  # help was not asked for: a script that forgets the command must fail
         app.help_print(given)
         return EXIT_ERROR
     if "-" in given and "--" not in given:  # standard input, which is an argument and not an option

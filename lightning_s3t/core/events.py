@@ -19,7 +19,7 @@ RequestKind = Literal["forget", "rectify", "restrict", "release"]
 """What a request asks for: erasure, correction, restriction, or the end of a restriction."""
 
 MarkKind = Literal["rectified", "restricted", "released", "awaiting"]
-"""What is noted of somebody who stays: corrected, set aside, no longer set aside, waiting for a fit to be corrected."""
+"""What is noted of a subject who stays: corrected, set aside, no longer set aside, or waiting for a fit."""
 
 GENESIS = "0" * 64
 
@@ -251,7 +251,7 @@ class Event:
         """
         try:
             return self.digest == event_digest(previous, self.position, self.kind, self.request, self.time, self.body)
-        except (TypeError, RecursionError):  # a flipped bit has changed the type of a value, or somebody its depth
+        except (TypeError, RecursionError):  # a flipped bit has changed the type of a value, or an attacker its depth
             return False
 
     def read(self, kind: type[_Body]) -> _Body:

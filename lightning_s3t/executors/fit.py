@@ -481,7 +481,7 @@ def isolation_of(trainer: pl.Trainer, asked: Literal["auto", "forkserver", "fork
         asked: What S3T was asked for.
     """
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return "none"  # nothing is kept, and somebody wants to look
+        return "none"  # nothing is kept, and the user wants to look
     if asked == "auto":
         forked = is_distributed(trainer) and not starts_ranks_as_scripts(trainer)
         return "none" if forked else "forkserver"

@@ -1,4 +1,4 @@
-"""The store as a fit sees it: opened by rank 0, planned at the start, and anew when a deletion request comes in."""
+"""The store as a fit sees it: opened by rank 0, planned at the start, and again when a request comes in."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ class FitStore:
         self._exit.close()
 
     def _open(self, path: Path, make_base: Callable[[], Base]) -> tuple[Base, tuple[SliceSequence, ...]]:
-        # one batch a unit is no training: nothing of it may be kept
+        # one batch per unit is not training: nothing of it may be kept
         if self._trainer.fast_dev_run:  # type: ignore[attr-defined]
             path, self._ledger = self._exit.enter_context(closing(Scratch(path))).path / "store", None
         if not has_ledger(path):
@@ -379,7 +379,7 @@ class FitStore:
         return self.opened.store.due() if self.replaces else ()
 
     def _corrections(self) -> Collection[Mark]:
-        """Returns whose data was corrected before this fit loaded it, and is to be trained on anew."""
+        """Return whose data was corrected before this fit loaded it, and is to be trained on again."""
         return [mark for mark in self.opened.store.corrections() if mark.number <= self._began_at]
 
     def _asked(self) -> Store:

@@ -27,7 +27,7 @@ class ASSD(EditingMethod):
     As `SSD` with `lam` 1 and the threshold `alpha` at a percentile of the quotients of importances, 100 - ln(1 + 100 f)
     for a share f of the rows that is to be forgotten. Where no row matters to a parameter, it has no quotient.
 
-    Nothing is promised of the result, and to have no parameters is no promise either: how many weights are changed
+    Nothing is promised of the result, and having no parameters promises nothing either: how many weights are changed
     follows from the number of rows alone (0.69 % for 1 % of the rows), whatever is in them. It fails as `SSD` does.
     Needs both sets of rows.
 

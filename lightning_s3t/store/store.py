@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_s3t.core.events import Damage
+from lightning_s3t.core.events import Damage, Event
 from lightning_s3t.core.floor import PRETRAINED
 from lightning_s3t.core.generations import Generation
 from lightning_s3t.core.manifest import Manifest
@@ -53,7 +53,7 @@ from lightning_s3t.store.registry import is_registering
 from lightning_s3t.store.scheduled import check_scheduled
 from lightning_s3t.store.settings import HINT, check_settings, normalise, notes_of, read_settings
 from lightning_s3t.store.tensors import decode_snapshot
-from lightning_s3t.store.units import ServableUnit, UnitRecord, find_snapshot, read_servable, read_units
+from lightning_s3t.store.units import ServableUnit, UnitRecord, find_snapshot, parse_unit, read_servable, read_units
 from lightning_s3t.store.verification import Verification, check_one_piece, damaged_units, verify
 
 
@@ -451,6 +451,25 @@ class Store:
             after: Only those of requests after this one.
         """
         return read_records(self._backend, after, self.request_number)
+
+    def history(self) -> list[Event]:
+        """Return all events in order, proven to be what was written.
+
+        They hold no ids: a subject is a hash under the store's key.
+
+        Raises:
+            StoreError: One was changed.
+        """
+        with self._ledger.at_one_time():
+            return list(self._backend.authenticator.events_since(1))
+
+    def ages(self) -> dict[UnitId, int]:
+        """Return the number of the newest request when the data of each unit was chosen.
+
+        A unit holds nothing of those who were forgotten by then.
+        """
+        with ledger_errors("The name of a unit"):
+            return {parse_unit(name): as_of for name, as_of in self._ledger.ages().items()}
 
     def has_given(self, receipt: Receipt) -> bool:
         """Says whether the store's history, unchanged, has the request that a receipt is of.

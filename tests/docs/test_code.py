@@ -70,7 +70,7 @@ def test_ci_installs_and_tests_as_the_readme_says() -> None:
 def test_the_readmes_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     [code] = [code for code in code_of(ROOT / "README.md") if "from_store" in code]
-    names = {"model": Classifier(), "dm": PeopleData(People.make(100))}
+    names = {"model": Classifier(), "dm": PeopleData(People.make(300, rows=2))}
     exec(compile(code, "README.md", "exec"), names)
     assert isinstance(names["served"], L.LightningModule)
     assert isinstance(names["served"], nn.Module)

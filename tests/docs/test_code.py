@@ -58,6 +58,15 @@ def test_commands_and_their_options_exist() -> None:
     assert refused == []
 
 
+def test_the_messages_that_troubleshooting_explains_are_there() -> None:
+    code = "".join(file.read_text() for file in (ROOT / "lightning_s3t").rglob("*.py"))
+    code = re.sub(r'"\s*\n\s*f?"', "", code)  # strings over several lines
+    page = (DOCS / "troubleshooting.md").read_text()
+    messages = re.findall(r'^\| "(.*?)" \|', page, re.MULTILINE)
+    parts = [part.strip(" :,.[]") for message in messages for part in re.split(r"\.\.\.|\[?\d+|\.\w+", message)]
+    assert [part for part in parts if len(part) > 3 and part not in code] == []
+
+
 def test_ci_installs_and_tests_as_the_readme_says() -> None:
     ci = (ROOT / ".ci" / "run").read_text()
     [command] = [line for line in commands_of(ROOT / "README.md") if "pytest" in line]

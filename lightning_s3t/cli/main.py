@@ -42,6 +42,9 @@ def main(args: Sequence[str] | None = None) -> int:
         return _run(given)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
+        if package in ("litserve", "fastapi", "starlette", "uvicorn", "prometheus_client"):
+            print(f's3t: the service needs {package}: pip install "lightning-s3t[serve]"', file=sys.stderr)
+            return EXIT_ERROR
         if package not in ("cyclopts", "rich", "jsonargparse"):
             raise
         print(f's3t: the command needs {package}: pip install "lightning-s3t[cli]"', file=sys.stderr)
@@ -67,6 +70,7 @@ def make_app() -> App:
     from lightning_s3t.cli.layers import layers
     from lightning_s3t.cli.plan import plan
     from lightning_s3t.cli.receipts import list_receipts, verify_receipt
+    from lightning_s3t.cli.serve import serve
     from lightning_s3t.cli.simulate import simulate
     from lightning_s3t.cli.status import status
     from lightning_s3t.cli.store import consolidate, pending, provenance, rotate_key, verify
@@ -94,6 +98,7 @@ def make_app() -> App:
     app.command(layers, group=design)
     for name, summary in LIGHTNING_COMMANDS.items():
         app.command(App(name, help=summary, group=train))
+    app.command(serve, group=train)
     app.command(export, group=train)
     app.command(forget, group=erase)
     app.command(rectify, group=erase)

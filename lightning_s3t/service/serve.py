@@ -9,6 +9,7 @@ import threading
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -33,7 +34,12 @@ def serve(store: Path, settings: ServiceSettings, tokens: Path | None) -> None:
         ConfigurationError: There is no token that may ask; or what the settings name cannot be imported.
         StoreError: There is no store, or it is damaged.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    stopping = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopping.set()
+        raise KeyboardInterrupt
+
     Tokens.read(tokens)
     Store.open(store).close()
     if settings.model is None:
@@ -45,15 +51,30 @@ def serve(store: Path, settings: ServiceSettings, tokens: Path | None) -> None:
         if path is not None and not callable(import_object(path)):
             raise ConfigurationError(f"{path} is none that can be called. Expected a function: my_app:make_model.")
     server = make_predict_server(store, settings)
-    with ControlProcess(store, settings, tokens):
-        server.run(
-            host=settings.host,
-            port=settings.port,
-            num_api_servers=1,
-            log_level="warning",
-            generate_client_file=False,
-            access_log=False,  # nothing of what somebody asks for
-        )
+    launch = server.launch_single_inference_worker
+
+    def launch_again(*arguments: Any) -> Any:
+        if stopping.is_set():  # or LitServe would start workers again that Ctrl-C has ended
+            threading.Event().wait()  # its watching thread ends with the process
+        return launch(*arguments)
+
+    server.launch_single_inference_worker = launch_again
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    try:
+        with ControlProcess(store, settings, tokens, stopping):
+            server.run(
+                host=settings.host,
+                port=settings.port,
+                num_api_servers=1,
+                log_level="warning",
+                generate_client_file=False,
+                access_log=False,  # nothing of what somebody asks for
+            )
+    finally:
+        stopping.set()
+        for child in multiprocessing.active_children():
+            child.kill()
 
 
 def run_control(store: Path, settings: ServiceSettings, tokens: Path | None) -> None:
@@ -83,11 +104,12 @@ class ControlProcess:
         store: The store's folder.
         settings: Of the service.
         tokens: A file with tokens; None for the environment.
+        stopping: Set when it is to be started no more.
     """
 
-    def __init__(self, store: Path, settings: ServiceSettings, tokens: Path | None) -> None:
+    def __init__(self, store: Path, settings: ServiceSettings, tokens: Path | None, stopping: threading.Event) -> None:
         self._arguments = (store, settings, tokens)
-        self._stopping = threading.Event()
+        self._stopping = stopping
         self._process = self._start()
         self._watcher = threading.Thread(target=self._watch, name="s3t-control", daemon=True)
 
@@ -111,7 +133,3 @@ class ControlProcess:
         while not self._stopping.wait(1.0):
             if not self._process.is_alive():
                 self._process = self._start()
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

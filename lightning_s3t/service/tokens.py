@@ -74,7 +74,9 @@ class Tokens:
         Raises:
             ConfigurationError: It cannot be read, or others may write it; or there is no token that may ask.
         """
-        pairs: list[tuple[str, str]] = [(role, os.environ[name]) for name, role in VARIABLES.items() if os.environ.get(name)]
+        pairs: list[tuple[str, str]] = [
+            (role, os.environ[name]) for name, role in VARIABLES.items() if os.environ.get(name)
+        ]
         if path is not None:
             try:
                 lines = path.read_text(encoding="ascii").splitlines()

@@ -24,7 +24,7 @@ def audit(
     seed: int = 0,
     **fit_arguments: Any,
 ) -> AuditReport:
-    """Trains surviving units anew, without the forgotten, and compares them bit by bit with those that serve.
+    """Train surviving units again, without the forgotten, and compare them bit by bit with those that serve.
 
     Everything is built in a folder within the store that is removed; else the store is only read. Loggers are
     silenced, and checkpoints go to that folder. What the script's own callbacks write otherwise is written again.

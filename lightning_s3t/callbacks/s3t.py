@@ -52,8 +52,8 @@ class S3T(Unlearning):
             the module's own adapters if it is a PEFT model, or whole layers where LoRA goes on nothing (an LSTM).
         stage_data: "cumulative" trains stage k on the first k slices of the sequence, "disjoint" on the k-th alone.
         seed: What all randomness of the units follows from, and the partition with the store's secret.
-        partition: "secret" puts subjects in slices by a secret that a new store draws, so that nobody can tell from
-            an id where somebody is. "public" does without, so that others can repeat an experiment bit for bit.
+        partition: "secret" puts subjects in slices by a secret that a new store draws, so that an id does not
+            tell where its data is. "public" does without, so that others can repeat an experiment bit for bit.
         epoch_rule: "full" trains every stage for the trainer's max_epochs, "sisa" for 2E/(L+1) of them.
         request_prior: How likely a request is for each slice, for the planners that use it: one probability a slice,
             or one a shard and slice (`lightning_s3t.plan.slice_prior` sums what is known of subjects); None for equal
@@ -84,6 +84,8 @@ class S3T(Unlearning):
             on. Units that give most to what serves come first. `Trainer(max_time=...)` means the same.
         ledger: Where the store's ledger is kept: "postgresql://user@host/database?schema=name" for several machines
             that share the store's folder (docs/machines.md); None for a file in the folder, or for what that says.
+        snapshots: Where snapshots are kept if the ledger is in a database: "s3://bucket/prefix" or a folder that the
+            machines share (docs/machines.md); None for the store's folder, or for where they are.
 
     Raises:
         ConfigurationError: An argument is out of range; named, with what was expected.
@@ -125,6 +127,7 @@ class S3T(Unlearning):
         newcomers: Newcomers = "retrain",
         time_budget: float | str | timedelta | dict[str, int] | None = None,
         ledger: str | None = None,
+        snapshots: str | Path | None = None,
     ) -> None:
         super().__init__(
             S3TMethod(shards, slices, budget, sequences, groups, stage_data, epoch_rule, request_prior, risk_bands),
@@ -143,6 +146,7 @@ class S3T(Unlearning):
             newcomers=newcomers,
             time_budget=time_budget,
             ledger=ledger,
+            snapshots=snapshots,
         )
 
     def forget(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:
@@ -151,7 +155,7 @@ class S3T(Unlearning):
         Args:
             subjects: Their ids.
             strict: Refuse a request that names a subject which the store has never seen.
-            request_id: A name of the caller's for the request, so that a retry is no second request (`Store.forget`).
+            request_id: A name of the caller's for the request, so that a retry does not count twice (`Store.forget`).
         """
         receipt = super().forget(subjects, strict, request_id)
         assert isinstance(receipt, RequestRecord)  # S3T revokes: nothing waits
@@ -165,7 +169,7 @@ class S3T(Unlearning):
         Args:
             subjects: Their ids.
             strict: Refuse a request that names a subject which the store has never seen.
-            request_id: A name of the caller's for the request, so that a retry is no second request (`Store.forget`).
+            request_id: A name of the caller's for the request, so that a retry does not count twice (`Store.forget`).
         """
         receipt = super().rectify(subjects, strict, request_id)
         assert isinstance(receipt, RequestRecord)

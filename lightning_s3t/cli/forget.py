@@ -170,7 +170,7 @@ def read_ids() -> list[str]:
     Raises:
         ConfigurationError: They are in something else.
     """
-    # whatever the locale says: an id that is read as other characters is another person's, or nobody's
+    # whatever the locale says: an id that is read as other characters is another person's, or no one's
     try:
         text = sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -87,7 +87,7 @@ def run_lightning(arguments: Sequence[str]) -> None:
 
     Raises:
         StoreError: `--store` names no store, or one that remembers no config.
-        ConfigurationError: Nobody has said that the config may be run.
+        ConfigurationError: It was not said that the config may be run.
     """
     see_current_folder()
     with ExitStack() as stack:

@@ -52,7 +52,7 @@ def list_receipts(
             documents = [{**one, **asdict(record)} for one, record in zip(documents, found, strict=True)]
         print(json_format.dumps(documents, indent=2))
         return
-    # what is for those who asked is named, and not what is not: a column that is new tells nobody a place
+    # what is for those who asked is named, and not what is not: a new column must not give a place away
     names = [field.name for field in fields(Receipt) if field.name != "versions"]
     table = csv.DictWriter(sys.stdout, [*names, *(_INTERNAL if internal else ())], lineterminator="\n")
     table.writeheader()

@@ -33,7 +33,7 @@ def stored_config(store: Path, name_classes: Collection[str] = ("model", "data")
 
     Raises:
         StoreError: There is no store, or it was not trained from a LightningCLI.
-        ConfigurationError: Nobody has said that it may be run; or Python looks for modules in the store.
+        ConfigurationError: It was not said that it may be run; or Python looks for modules in the store.
     """
     import yaml
 

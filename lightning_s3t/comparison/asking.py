@@ -105,7 +105,7 @@ class Asker:
 
         Raises:
             NoSurvivorError: Nothing serves.
-            UnsupportedError: It is no classifier of rows, or its step does not call the network once.
+            UnsupportedError: It is not a classifier of rows, or its step does not call the network once.
         """
         scores, correct = [], []
         with self._listening(served) as heard:

@@ -97,7 +97,7 @@ def compare(
 
     Raises:
         ConfigurationError: An argument is out of range, a method is unknown, or `output` has another comparison.
-        UnsupportedError: The module is no classifier, or there are several devices.
+        UnsupportedError: The module is not a classifier, or there are several devices.
         DataError: The data gives no test rows, or no rows are left to compare on.
 
     Example:

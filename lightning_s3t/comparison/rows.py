@@ -75,7 +75,7 @@ class ComparedRows:
             asking = tuple(canonical_subject(subject) for subject in requests)
             unknown = [subject for subject in asking if subject not in data.bands]
             if unknown or len(set(asking)) != len(asking):
-                what = f"{len(unknown)} of them are not in the data" if unknown else "somebody is in it twice"
+                what = f"{len(unknown)} of them are not in the data" if unknown else "a subject is in it twice"
                 raise ConfigurationError(f"Expected argument `requests` to name subjects of the data, but {what}.")
             _check_count(len(asking), len(everybody))
         number = {subject: at for at, subject in enumerate(asking, start=1)}
@@ -102,7 +102,7 @@ def _check_count(requests: int, subjects: int) -> None:
     if isinstance(requests, bool) or not 1 <= requests < subjects:
         raise ConfigurationError(
             f"Expected argument `requests` to be from 1 to {subjects - 1} but got {requests}: the data has {subjects} "
-            "subjects, each asks once, and somebody has to stay."
+            "subjects, each asks once, and one has to stay."
         )
 
 

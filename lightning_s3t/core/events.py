@@ -14,12 +14,23 @@ from lightning_s3t.core.documents import STRICT, canonical, read_json
 from lightning_s3t.core.guarantees import Guarantee, Isolation
 from lightning_s3t.errors import StoreError
 
-Kind = Literal["request", "schedule", "cancellation", "correction", "export", "erasure", "damage", "rotation"]
+Kind = Literal[
+    "request",
+    "schedule",
+    "cancellation",
+    "correction",
+    "export",
+    "handover",
+    "acknowledgement",
+    "erasure",
+    "damage",
+    "rotation",
+]
 RequestKind = Literal["forget", "rectify", "restrict", "release"]
 """What a request asks for: erasure, correction, restriction, or the end of a restriction."""
 
 MarkKind = Literal["rectified", "restricted", "released", "awaiting"]
-"""What is noted of somebody who stays: corrected, set aside, no longer set aside, waiting for a fit to be corrected."""
+"""What is noted of a subject who stays: corrected, set aside, no longer set aside, or waiting for a fit."""
 
 GENESIS = "0" * 64
 
@@ -145,6 +156,36 @@ class Exported:
 
 
 @dataclass(frozen=True)
+class Handover:
+    """The body of a "handover": somebody was handed an exported copy.
+
+    Attributes:
+        name: The name of the exported copy.
+        recipient: Who or what holds it.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    recipient: str
+
+
+@dataclass(frozen=True)
+class Acknowledgement:
+    """The body of an "acknowledgement": a recipient has erased a copy that a request reached.
+
+    Attributes:
+        name: The name of the exported copy.
+        recipient: Who or what held it.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    recipient: str
+
+
+@dataclass(frozen=True)
 class Correction:
     """The body of a "correction": subjects on whose corrected data the next fit is to train.
 
@@ -257,7 +298,7 @@ class Event:
         """
         try:
             return self.digest == event_digest(previous, self.position, self.kind, self.request, self.time, self.body)
-        except (TypeError, RecursionError):  # a flipped bit has changed the type of a value, or somebody its depth
+        except (TypeError, RecursionError):  # a flipped bit has changed the type of a value, or an attacker its depth
             return False
 
     def read(self, kind: type[_Body]) -> _Body:

@@ -63,7 +63,7 @@ def _spell(subject: object) -> str | None:
     if isinstance(subject, str):
         # a member of an enumeration is equal to its value, but prints its name
         return str.__str__(subject) or None
-    # truth values and arrays with dimensions can be indices too, and are no ids
+    # truth values and arrays with dimensions can be indices too, and are not ids
     dtype = getattr(subject, "dtype", None)
     if isinstance(subject, bool) or str(dtype).endswith("bool") or getattr(subject, "ndim", 0) != 0:
         return None

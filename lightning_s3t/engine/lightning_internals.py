@@ -380,7 +380,7 @@ class TrainerReset:
         trainer._logger_connector.reset_metrics()
         if is_compiled(trainer.lightning_module):
             # compiled frames may be reused although requires_grad or the modules changed (pytorch#139476), and every
-            # unit's modules are new ones, for which torch compiles anew until its limit is reached
+            # unit's modules are new ones, for which torch compiles again until its limit is reached
             torch.compiler.reset()
 
     def finish(self) -> None:
@@ -470,7 +470,7 @@ def replace_parts(trainer: pl.Trainer, replace: Mapping[int, object]) -> None:
 
 
 def profiler_to_send(profiler: PyTorchProfiler) -> PyTorchProfiler:
-    """Returns a copy of torch's profiler that can be sent to another process and begins anew there.
+    """Returns a copy of torch's profiler that can be sent to another process and starts from the beginning there.
 
     The profiler itself stops, and takes its hooks off the module's parts; it starts again with the next action.
 

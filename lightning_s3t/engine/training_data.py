@@ -92,7 +92,7 @@ class TrainingData:
 
     def __getstate__(self) -> dict[str, Any]:
         # for a unit's process: whose rows are whose is not its business
-        nobody = {
+        without_rows = {
             "subjects": (),
             "bands": {},
             "_generations": {},
@@ -101,7 +101,7 @@ class TrainingData:
             "forgotten": frozenset[str](),
         }
         state = {name: value for name, value in vars(self).items() if name != "_ordinals"}
-        return {**state, **nobody, "row_digests": (), "partition": replace(self.partition, secret=b"")}
+        return {**state, **without_rows, "row_digests": (), "partition": replace(self.partition, secret=b"")}
 
     def join_generations(self, count: int, generations: Mapping[str, int]) -> None:
         """Puts people where their store has them who came after others; `leave_out` then has to be called.
@@ -142,7 +142,7 @@ class TrainingData:
         return [place for place, rows in self.rows_by_place.items() if not rows]
 
     def check_slices(self) -> None:
-        """Raises if a slice is empty although nobody has asked for a deletion.
+        """Raise if a slice is empty although there was no request.
 
         Raises:
             DataError: Naming the slices.
@@ -152,8 +152,8 @@ class TrainingData:
             subjects, slices = len(self._places), self.partition.shards * self.partition.slices
             names = ", ".join(f"shard {place.shard} slice {place.slice}" for place in empty)
             raise DataError(
-                f"{len(empty)} of {slices} slices are empty: {names}. The data has {subjects} subjects, and the hash "
-                "of its id puts each in a slice, so that nobody's place depends on anybody else. Expected every slice "
+                f"{len(empty)} of {slices} slices are empty: {names}. The data has {subjects} subjects, and a hash "
+                "of the id puts each in a slice, whoever else is there. Expected every slice "
                 "to have rows: use fewer shards or slices (ten subjects a slice or more), or another seed."
             )
 
@@ -397,7 +397,7 @@ def check_loader(loader: object) -> DataLoader[Any]:
         The same.
 
     Raises:
-        DataError: It is no DataLoader, or its data set has no rows that can be counted and picked.
+        DataError: It is not a DataLoader, or its data set has no rows that can be counted and picked.
         UnsupportedError: Its sampler depends on the whole data set.
     """
     if isinstance(loader, (list, tuple, dict)) or type(loader).__name__ == "CombinedLoader":

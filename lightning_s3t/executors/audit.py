@@ -1,4 +1,4 @@
-"""An audit: surviving units, trained anew elsewhere without the forgotten, and compared bit by bit."""
+"""An audit: surviving units are trained again elsewhere, without the forgotten, and compared bit by bit."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class AuditReport:
 
 
 class AuditTarget:
-    """What an audit builds anew, in a scratch store.
+    """What an audit builds again, in a scratch store.
 
     Args:
         store: The store that is audited.
@@ -137,7 +137,7 @@ class AuditTarget:
     def report(self) -> AuditReport:
         """What was found; once the fit is over."""
         if self._report is None:
-            raise RuntimeError("There is no report before the fit that builds the units anew is over.")
+            raise RuntimeError("There is no report until the fit that builds the units again is over.")
         return self._report
 
     def compare(self, built: Store, plan: FitPlan, drawn: Base, rows_of_forgotten: int, deterministic: bool) -> None:
@@ -155,7 +155,7 @@ class AuditTarget:
         notes = [*_about_rows(rows_of_forgotten), *_about_head(self.store.load_base() or {}, drawn)]
         if not deterministic:
             notes.append(
-                "The hardware is not deterministic here, so that a difference is no proof of a leak, and a small one "
+                "The hardware is not deterministic here, so a difference does not prove a leak, and a small one "
                 "is to be expected. Audit with Trainer(deterministic=True)."
             )
         if self.store.manifest.isolation == "none":
@@ -283,7 +283,7 @@ def _choose(alive: tuple[UnitId, ...], chosen: int | Iterable[str] | Literal["al
     gone = [str(unit) for unit in named if unit not in alive]
     if gone or not named:
         raise ConfigurationError(
-            f"{', '.join(gone) or 'Nothing'} is no surviving unit of the store. Expected one of "
+            f"{', '.join(gone) or 'Nothing'} is not a surviving unit of the store. Expected one of "
             f"{', '.join(map(str, alive[:10]))}{', ...' if len(alive) > 10 else ''}."
         )
     return named

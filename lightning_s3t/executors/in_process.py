@@ -77,7 +77,7 @@ class InProcessExecutor:
     def run(self, trainer: pl.Trainer) -> None:
         """Builds every unit of the plan; takes the place of the trainer's fit loop.
 
-        A deletion request that comes in meanwhile ends the unit that it reaches; what is left is planned anew, without
+        A deletion request that comes in meanwhile ends the unit that it reaches; what is left is planned again, without
         who was forgotten.
 
         Args:

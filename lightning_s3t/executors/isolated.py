@@ -250,7 +250,7 @@ class IsolatedExecutor:
         except RevokedError as error:
             units.abandon(unit)
             rank_zero_info(f"S3T: {error}")
-            return False  # metrics of what was revoked are nobody's to see
+            return False  # metrics of what was revoked must not be shown
         self.trained.append(unit)
         if self._trainer.is_global_zero:  # it alone has loggers that keep what they are told
             write_calls(outcome.calls, self._trainer.loggers, self._first_step)

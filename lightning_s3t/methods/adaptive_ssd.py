@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from lightning_s3t.methods.checks import check_count, check_positive
+from lightning_s3t.methods.checks import check_count
 from lightning_s3t.methods.dampening import Importance, dampen, forgotten_share, importances
 from lightning_s3t.methods.editing import EditingMethod, EditSession
 from lightning_s3t.methods.registry import register_method
+from lightning_s3t.methods.ssd import SSD
 
 
 @register_method
@@ -25,7 +27,7 @@ class ASSD(EditingMethod):
     As `SSD` with `lam` 1 and the threshold `alpha` at a percentile of the quotients of importances, 100 - ln(1 + 100 f)
     for a share f of the rows that is to be forgotten. Where no row matters to a parameter, it has no quotient.
 
-    Nothing is promised of the result, and to have no parameters is no promise either: how many weights are changed
+    Nothing is promised of the result, and having no parameters promises nothing either: how many weights are changed
     follows from the number of rows alone (0.69 % for 1 % of the rows), whatever is in them. It fails as `SSD` does.
     Needs both sets of rows.
 
@@ -56,7 +58,7 @@ class ASSD(EditingMethod):
 
 @register_method
 @dataclass(frozen=True)
-class LFSSD(EditingMethod):
+class LFSSD(SSD):
     """Loss-free selective synaptic dampening (Foster et al., arXiv 2402.19308): SSD without labels.
 
     As `SSD`, with another importance: the mean over rows of the size of the gradient of the squared norm of the
@@ -66,37 +68,19 @@ class LFSSD(EditingMethod):
     Needs both sets of rows, and a network that answers with logits.
 
     Args:
-        alpha: How many times more important than to all rows a parameter has to be. Infinity changes nothing.
-        lam: How much of the parameter is left.
+        alpha: As in `SSD`.
+        lam: As in `SSD`.
         batch_size: Rows over which gradients are averaged before their size is taken; 1 is the definition.
     """
 
     name = "lfssd"
 
-    alpha: float = 10.0
-    lam: float = 1.0
-    batch_size: int = 1
-
-    def __post_init__(self) -> None:
-        check_positive("alpha", self.alpha)
-        check_positive("lam", self.lam)
-        check_count("batch_size", self.batch_size)
-
-    def edit(self, session: EditSession) -> Mapping[str, Any]:
-        """Shrink the parameters that are selected.
-
-        Args:
-            session: The model and the rows.
-
-        Returns:
-            The share of the parameters that were changed.
-        """
-
+    @override
+    def _importances(self, session: EditSession) -> tuple[Importance, Importance]:
         def norm(batch: Any) -> Tensor:
             return session.answer(batch).logits.square().sum(-1).mean()
 
-        of_forgotten, of_all = importances(session, self.batch_size, norm, torch.abs)
-        return dampen(session, of_forgotten, of_all, self.alpha, self.lam)
+        return importances(session, self.batch_size, norm, torch.abs)
 
 
 def adaptive_alpha(of_forgotten: Importance, of_all: Importance, share: float) -> float:

@@ -36,7 +36,7 @@ class BadTeacher(DescentMethod):
         optimizer: "sgd" or "adam".
         momentum: Of "sgd".
         weight_decay: As torch's optimizers have it.
-        retain_share: Share of the rows that stay which is used, drawn anew for each epoch.
+        retain_share: Share of the rows that stay which is used, drawn for each epoch.
         temperature: Softens the answers that are compared.
     """
 

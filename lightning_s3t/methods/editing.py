@@ -196,7 +196,7 @@ class TrainingRecorder(Protocol):
 
 
 class EditingMethod(WholeModelMethod):
-    """A method that edits its one model when somebody asks, with the rows that are to be forgotten and those that stay.
+    """A method that edits its one model on request, with the rows that are to be forgotten and those that stay.
 
     The rows have to be in the data until the fit that carries the request out. Where they are gone, or where rows have
     been added meanwhile, that fit trains the model from scratch instead.

@@ -175,7 +175,7 @@ class SalUn(RandomLabels):
 @register_method
 @dataclass(frozen=True)
 class LabelFlipping(DescentMethod):
-    """Trains a part of each layer, drawn anew at every step, on wrong labels of the forgotten rows.
+    """Trains a part of each layer, drawn at every step, on wrong labels of the forgotten rows.
 
     The layer-wise partial form of label flipping in "Efficient Knowledge Deletion from Trained Models through
     Layer-wise Partial Machine Unlearning" (arXiv 2403.07611). The paper's code is not public: that the part is drawn

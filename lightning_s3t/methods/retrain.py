@@ -11,7 +11,7 @@ from lightning_s3t.methods.registry import register_method
 @register_method
 @dataclass(frozen=True)
 class Retrain(WholeModelMethod):
-    """Trains one model on all data, and trains it again without the data when somebody asks.
+    """Trains one model on all data, and trains it again without the data on request.
 
     What serves after the fit is what a first training without the data gives, bit for bit. Until then the model with
     the data in it serves on.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_s3t.methods.checks import check_count, check_positive
-from lightning_s3t.methods.dampening import dampen, importances
+from lightning_s3t.methods.dampening import Importance, dampen, importances
 from lightning_s3t.methods.editing import EditingMethod, EditSession
 from lightning_s3t.methods.registry import register_method
 
@@ -62,5 +62,8 @@ class SSD(EditingMethod):
         Returns:
             The share of the parameters that were changed.
         """
-        of_forgotten, of_all = importances(session, self.batch_size, session.loss)
+        of_forgotten, of_all = self._importances(session)
         return dampen(session, of_forgotten, of_all, self.alpha, self.lam)
+
+    def _importances(self, session: EditSession) -> tuple[Importance, Importance]:
+        return importances(session, self.batch_size, session.loss)

@@ -111,7 +111,7 @@ def _steps(
         each = np.where(waits, costs, np.inf)
         deeper = (np.maximum(lengths - served, 0) / each).round(DIGITS)
         lasting = (np.maximum(left - spared, 0).sum(axis=1) / slices / each).round(DIGITS)
-        # the first of the best in the plan's order; what is there already is no candidate
+        # the first of the best in the plan's order; what is there already is not a candidate
         best = max(np.flatnonzero(waits), key=lambda number: (deeper[number], lasting[number]))
         unit = next(number for number in chains[best] if waits[number])
         yield _Step(-float(deeper[best]), served, -float(lasting[best])), missing[unit]

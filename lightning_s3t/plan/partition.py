@@ -16,11 +16,10 @@ from lightning_s3t.errors import ConfigurationError
 class Partition:
     """Puts every subject in a slice by a keyed hash of its id.
 
-    A place depends on the id and the seed alone, so nobody's place depends on anybody else's presence. That is what
-    lets a rebuild after a deletion be, bit for bit, a first training without the subject; shuffled splits of equal
-    size cannot have it.
+    A place depends on the id and the seed alone, and not on who else is there. That is what lets a rebuild after a
+    deletion be, bit for bit, a first training without the subject; shuffled splits of equal size cannot have it.
 
-    Without the secret nobody can tell a place from an id: what serves shows which slices requests reached, and ids can
+    Without the secret, an id does not tell the place: what serves shows which slices requests reached, and ids can
     be guessed. `S3T(partition="public")` does without a secret, so that others can repeat an experiment.
 
     People who came later may have shards of their own (`S3T(newcomers="append")`): generation 0 is cut into `shards`

@@ -107,7 +107,7 @@ def plan_family(
     limit = _check_limit(budget)
     if planner in ("all", "sisa"):
         raise ConfigurationError(
-            f"The planner {planner!r} has one number of sequences and no choice, so a cost is no budget for it. "
+            f"The planner {planner!r} has one number of sequences and no choice, so its budget cannot be a cost. "
             f"Give the number: budget={1 if planner == 'sisa' else math.factorial(problem.slices)}."
         )
     from lightning_s3t.plan.cost import Limit

@@ -42,6 +42,7 @@ class ServedShards(nn.Module):
         self._builder = builder
         self._names: dict[int, list[str]] = {}
         self._keys: dict[int, tuple[str, ...]] = {}
+        self._depths: dict[int, int] = {}
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Add nothing: what is served is in the store, and a checkpoint would outlive a request.
@@ -67,7 +68,7 @@ class ServedShards(nn.Module):
         Args:
             shards: The shards.
         """
-        return {shard: self._builder.group_of(len(self._keys[shard])) for shard in shards}
+        return {shard: self._depths[shard] for shard in shards}
 
     def stand_ins(self, shard: int) -> dict[str, nn.Module]:
         """Return a shard's modules by the path of the one that each stands in for.
@@ -106,7 +107,7 @@ class ServedShards(nn.Module):
                     head.set_submodule(path.removeprefix(f"{name}."), layer)
         self.add_module(str(FLOOR), nn.ModuleList(heads.values()).requires_grad_(False).eval())
         self._names[FLOOR] = list(heads)
-        self._keys[FLOOR] = ()
+        self._keys[FLOOR], self._depths[FLOOR] = (), 0
 
     def drop(self, shard: int) -> None:
         """Take a shard out: it has no survivor. What it served is overwritten in memory.
@@ -154,13 +155,13 @@ class ServedShards(nn.Module):
                 self.drop(shard)
         self.add_module(str(shard), nn.ModuleList(modules.values()))
         self._names[shard] = list(modules)
-        self._keys[shard] = key
+        self._keys[shard], self._depths[shard] = key, self._builder.group_of(unit.stage)
         self.survivors[shard] = unit
         self.survivors = dict(sorted(self.survivors.items()))
 
     def _take_out(self, shard: int) -> None:
         delattr(self, str(shard))
-        del self._names[shard], self._keys[shard]
+        del self._names[shard], self._keys[shard], self._depths[shard]
         self.survivors.pop(shard, None)
 
     def _change(

@@ -9,13 +9,19 @@ from typing import Any
 from lightning_s3t.core.events import Damage, Erasure, Event, Kind, Request, first_break
 from lightning_s3t.core.receipts import Receipt, RequestRecord
 from lightning_s3t.core.units import Cell, UnitId
+from lightning_s3t.store.authentication import Change
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.ledger import Ledger, ledger_errors
 from lightning_s3t.store.units import parse_unit
 
 
 def record(
-    store: Backend, kind: Kind, request: int | None, body: Mapping[str, Any], forgotten: int | None = None
+    store: Backend,
+    kind: Kind,
+    request: int | None,
+    body: Mapping[str, Any],
+    forgotten: int | None = None,
+    change: Change | None = None,
 ) -> None:
     """Add an event to the chain; within a transaction.
 
@@ -25,8 +31,9 @@ def record(
         request: The number of the request that it belongs to, or None.
         body: What happened in full, JSON-ready.
         forgotten: How many are forgotten after a request.
+        change: What it changes in the lists of people, where the caller has it at hand.
     """
-    store.authenticator.append(Event.after(store.ledger.head(), kind, request, body), forgotten)
+    store.authenticator.append(Event.after(store.ledger.head(), kind, request, body), forgotten, change)
 
 
 def read_record(store: Backend, request: int) -> RequestRecord:

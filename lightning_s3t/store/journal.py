@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_s3t.core.events import Cancellation, Damage, Event, Exported, Request, Rotation, Schedule
@@ -24,6 +25,21 @@ from lightning_s3t.store.ledger import Export, Ledger
 from lightning_s3t.store.lock import ledger_lock
 
 
+@dataclass(frozen=True)
+class JournalEnd:
+    """Where a journal ends.
+
+    Attributes:
+        position: The position of its newest event; 0 if it has none.
+        digest: That event's digest.
+        size: Where its line ends, in bytes.
+    """
+
+    position: int
+    digest: str
+    size: int
+
+
 def make_journal(folder: Path) -> None:
     """Makes an empty journal, if there is none; for the holder of the ledger's lock.
 
@@ -36,28 +52,34 @@ def make_journal(folder: Path) -> None:
         sync_folder(folder)
 
 
-def write_journal(ledger: Ledger, folder: Path) -> None:
+def write_journal(ledger: Ledger, folder: Path, known: JournalEnd | None = None) -> JournalEnd:
     """Adds what the ledger has and the journal lacks; durable when it returns.
 
     Args:
         ledger: The ledger, in no transaction.
         folder: The store.
+        known: Where the journal ended when this process last wrote it: an event of many people takes long to read.
+
+    Returns:
+        Where it ends now.
 
     Raises:
         StoreError: The journal cannot be written, or tells another story than the ledger.
     """
     try:
         with ledger_lock(folder), open(folder / FILE, "r+b", opener=open_own) as file:
-            last, end = last_event(folder, file.fileno())
-            position, digest = (last.position, last.digest) if last is not None else (0, None)
-            if last is not None and digest != ledger.digest_at(position):
-                raise StoreError(_fork_message(folder, position))
-            lines = b"".join([event.to_json().encode() + b"\n" for event in list(ledger.events(after=position))])
-            if lines or end != os.fstat(file.fileno()).st_size:
-                os.ftruncate(file.fileno(), end)  # a line that a crash has left torn
-                os.lseek(file.fileno(), end, os.SEEK_SET)
+            size = os.fstat(file.fileno()).st_size
+            found = known if known is not None and known.size == size else _end_of(folder, file.fileno())
+            if found.position and found.digest != ledger.digest_at(found.position):
+                raise StoreError(_fork_message(folder, found.position))
+            events = list(ledger.events(after=found.position))
+            lines = b"".join([event.to_json().encode() + b"\n" for event in events])
+            if lines or found.size != size:
+                os.ftruncate(file.fileno(), found.size)  # a line that a crash has left torn
+                os.lseek(file.fileno(), found.size, os.SEEK_SET)
                 _write_all(file.fileno(), lines)
                 os.fsync(file.fileno())
+            return JournalEnd(events[-1].position, events[-1].digest, found.size + len(lines)) if events else found
     except OSError as error:
         raise StoreError(
             f"The journal {folder / FILE} cannot be written ({error.strerror}). What is in the ledger holds all the "
@@ -170,7 +192,7 @@ def _carry_out(store: Backend, keyring: Keyring, event: Event) -> int | None:
         if layers != keyring.layers + 1:
             raise ValueError(f"a rotation to {layers} keys after {keyring.layers}")
         keyring.apply_rotation(layers)
-    elif event.kind != "erasure":
+    elif event.kind not in ("erasure", "handover", "acknowledgement"):
         raise ValueError(f"a {event.kind} without the number of a request")
     return None
 
@@ -178,7 +200,7 @@ def _carry_out(store: Backend, keyring: Keyring, event: Event) -> int | None:
 def _unreadable(folder: Path, event: Event, error: Exception) -> StoreError:
     return StoreError(
         f"Event {event.position} of the journal {folder / FILE} cannot be carried out ({error}): it was written by "
-        "another version of lightning_s3t, or changed. Nothing is served. Use that version, or restore ledger.db and "
+        "another version of lightning_s3t, or changed. Nothing is served. Use that version, or restore the ledger and "
         f"{FILE} from one backup."
     )
 
@@ -186,9 +208,14 @@ def _unreadable(folder: Path, event: Event, error: Exception) -> StoreError:
 def _forged(folder: Path, event: Event) -> StoreError:
     return StoreError(
         f"Event {event.position} of the journal {folder / FILE} was not written with the store's key: somebody has "
-        f"made it up, or changed it. Nothing is served. Restore ledger.db and {FILE} from one backup, and look who can "
-        "write the folder."
+        f"made it up, or changed it. Nothing is served. Restore the ledger and {FILE} from one backup, and look who "
+        "can write the folder."
     )
+
+
+def _end_of(folder: Path, descriptor: int) -> JournalEnd:
+    last, size = last_event(folder, descriptor)
+    return JournalEnd(0, "", size) if last is None else JournalEnd(last.position, last.digest, size)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
@@ -200,5 +227,5 @@ def _write_all(descriptor: int, data: bytes) -> None:
 def _fork_message(folder: Path, position: int) -> str:
     return (
         f"The ledger and the journal of the store {folder} disagree about event {position}: one of them was changed, "
-        f"or they are not of one store. Nothing is served. Restore ledger.db and {FILE} from one backup."
+        f"or they are not of one store. Nothing is served. Restore the ledger and {FILE} from one backup."
     )

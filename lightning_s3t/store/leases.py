@@ -25,6 +25,8 @@ from lightning_s3t.store.ledger import Ledger
 
 MAX_STALENESS = 60.0
 """Seconds that a replica may answer without a look, at most."""
+ANY_REQUEST = 1 << 62
+"""A number that no request reaches: all replicas are behind it."""
 _SHORTEST = 0.05  # seconds: below, looking at every answer costs less
 _POLL = 0.02  # seconds between two looks at who is behind
 
@@ -173,6 +175,18 @@ class ReplicaWait:
         """
         while not self.is_over():
             sleep(_POLL)
+
+
+def wait_out(behind: Mapping[str, float], sleep: Callable[[float], None] = time.sleep) -> None:
+    """Wait until replicas that will hear of nothing more have run out; when the COMMIT of that has returned.
+
+    Args:
+        behind: The replicas, and for how many seconds each may answer without a look.
+        sleep: Waits for a number of seconds.
+    """
+    until = own_clock() + max(map(_bounded, behind.values()), default=0.0) * (1 + DRIFT)
+    while own_clock() < until:
+        sleep(_POLL)
 
 
 def _bounded(seconds: float) -> float:

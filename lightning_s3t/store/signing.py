@@ -1,8 +1,9 @@
-"""Signatures of receipts: Ed25519 (RFC 8032), by the `cryptography` package."""
+"""Signatures of receipts and other documents: Ed25519 (RFC 8032), by the `cryptography` package."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ _MEMBERS = frozenset({"algorithm", "public_key", "value"})
 
 
 def sign_receipt(receipt: Receipt, key: Path) -> str:
-    """Returns a receipt as a JSON document with a signature in it.
+    """Return a receipt as a JSON document with a signature in it.
 
     Args:
         receipt: The receipt.
@@ -27,18 +28,11 @@ def sign_receipt(receipt: Receipt, key: Path) -> str:
     Raises:
         ConfigurationError: The file holds no such key, or `cryptography` is not installed.
     """
-    private = read_private_key(key)
-    document = json.loads(receipt.to_json())
-    signature = {
-        "algorithm": ALGORITHM,
-        "public_key": private.public_key().public_bytes_raw().hex(),
-        "value": private.sign(_signed(document)).hex(),
-    }
-    return json.dumps({**document, "signature": signature}, indent=2, sort_keys=True)
+    return json.dumps(sign_document(json.loads(receipt.to_json()), key), indent=2, sort_keys=True)
 
 
 def verify_receipt(text: str, key: Path) -> Receipt:
-    """Returns the receipt in a signed document, if the signature is right.
+    """Return the receipt in a signed document, if the signature is right.
 
     Args:
         text: The JSON document.
@@ -50,24 +44,60 @@ def verify_receipt(text: str, key: Path) -> Receipt:
     """
     public = read_public_key(key)
     receipt = Receipt.from_json(text)
-    document: dict[str, Any] = json.loads(text)
-    signature = document.pop("signature", None)
+    _verify(json.loads(text), public, key, f"The receipt of request {receipt.request}", "s3t forget --sign KEY")
+    return receipt
+
+
+def sign_document(document: Mapping[str, Any], key: Path) -> dict[str, Any]:
+    """Return a document with a member `signature`.
+
+    Args:
+        document: JSON-ready.
+        key: A private key in PEM.
+
+    Raises:
+        ConfigurationError: The file holds no such key, or `cryptography` is not installed.
+    """
+    private = read_private_key(key)
+    signature = {
+        "algorithm": ALGORITHM,
+        "public_key": private.public_key().public_bytes_raw().hex(),
+        "value": private.sign(_signed(document)).hex(),
+    }
+    return {**document, "signature": signature}
+
+
+def verify_document(document: Mapping[str, Any], key: Path, what: str) -> None:
+    """Check the signature of a document.
+
+    Args:
+        document: What `sign_document` returned.
+        key: The public key that it has to be signed with, in PEM.
+        what: What it is, for the message.
+
+    Raises:
+        ConfigurationError: The file holds no such key, or `cryptography` is not installed.
+        StoreError: There is no signature, or it is another's or of another text.
+    """
+    _verify(document, read_public_key(key), key, what, "s3t evidence make --sign KEY")
+
+
+def _verify(document: Mapping[str, Any], public: Ed25519PublicKey, key: Path, what: str, command: str) -> None:
+    bare = {name: value for name, value in document.items() if name != "signature"}
+    signature = document.get("signature")
     if not isinstance(signature, dict) or signature.get("algorithm") != ALGORITHM or "value" not in signature:
-        raise StoreError("The receipt has no Ed25519 signature. Expected one that `s3t forget --sign KEY` has printed.")
+        raise StoreError(f"{what} has no Ed25519 signature. Expected what `{command}` has made.")
     from cryptography.exceptions import InvalidSignature
 
     try:
-        public.verify(bytes.fromhex(str(signature.get("value"))), _signed(document))
+        public.verify(bytes.fromhex(str(signature.get("value"))), _signed(bare))
     except (InvalidSignature, ValueError):
-        raise StoreError(
-            f"The receipt of request {receipt.request} was not signed with the key of {key}, or was changed afterwards."
-        ) from None
+        raise StoreError(f"{what} was not signed with the key of {key}, or was changed afterwards.") from None
     if signature.keys() != _MEMBERS or signature["public_key"] != public.public_bytes_raw().hex():
         raise StoreError(
-            f"What the receipt of request {receipt.request} has beside its signature is not signed, and not what was "
-            f"given: expected {', '.join(sorted(_MEMBERS))} alone, with the public key in {key}."
+            f"{what} has something beside its signature that is not signed. Expected {', '.join(sorted(_MEMBERS))} "
+            f"alone, with the public key in {key}."
         )
-    return receipt
 
 
 def read_private_key(path: Path) -> Ed25519PrivateKey:
@@ -123,5 +153,5 @@ def _check_installed() -> None:
         raise ConfigurationError('Signatures need cryptography: pip install "lightning-s3t[sign]".') from error
 
 
-def _signed(document: dict[str, Any]) -> bytes:
-    return canonical(document).encode()
+def _signed(document: Mapping[str, Any]) -> bytes:
+    return canonical(dict(document)).encode()

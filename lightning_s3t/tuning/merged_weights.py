@@ -44,7 +44,7 @@ def merged_weights(root: nn.Module, stand_ins: Mapping[str, nn.Module]) -> dict[
     others = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if others:
         raise UnsupportedError(
-            f"The state of {type(root).__name__} holds {others[0]}, which is no tensor (get_extra_state). Expected "
+            f"The state of {type(root).__name__} holds {others[0]}, which is not a tensor (get_extra_state). Expected "
             "tensors alone: export the adapter (form='adapter')."
         )
     for names in tied:

@@ -225,6 +225,7 @@ def test_a_gan_trained_by_hand_is_free_of_a_forgotten_person_to_the_last_bit(tmp
     assert_bitwise_equal(first, tensors_of(tmp_path / "b"))
 
 
+@pytest.mark.nightly
 def test_both_networks_of_a_gan_are_trained_at_every_stage(tmp_path: Path) -> None:
     fit_gan(tmp_path / "store", Portraits(60))
     with Store.open(tmp_path / "store") as store:

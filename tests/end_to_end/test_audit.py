@@ -62,6 +62,7 @@ def test_a_store_that_has_forgotten_passes(store: Path) -> None:
     assert "bit for bit, what training on the rows of the others gives, in data that still has 3 rows" in str(report)
 
 
+@pytest.mark.nightly
 def test_an_audit_of_units_that_share_a_process_says_what_it_cannot_show(store: Path, tmp_path: Path) -> None:
     fit(tmp_path / "shared", People.make(), isolation="none")
     shared = audit_people(tmp_path / "shared", People.make(), isolation="none")

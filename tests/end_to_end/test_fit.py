@@ -48,6 +48,7 @@ from tests.people import (
     make_trainer,
     tensors_of,
 )
+from tests.tiers import nightly_except
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_after_a_forget_exactly_the_revoked_units_are_trained(trained: Path, tmp
     assert sorted(log.units) == sorted(receipt.revoked)
 
 
-@pytest.mark.parametrize("planner", ["optimal", "cyclic", "random", "bms"])
+@pytest.mark.parametrize("planner", nightly_except(["optimal", "cyclic", "random", "bms"], "optimal"))
 def test_a_larger_budget_trains_only_the_orders_that_are_new(tmp_path: Path, log: UnitLog, planner: str) -> None:
     fit(tmp_path / "store", People.make(), shards=1, slices=3, budget=1, sequences=planner)
     with Store.open(tmp_path / "store") as store:

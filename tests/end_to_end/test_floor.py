@@ -276,6 +276,7 @@ def test_a_restriction_takes_the_heads_along_too(headed: Path) -> None:
     assert sources(headed) < {PRETRAINED, *before.values()}
 
 
+@pytest.mark.nightly
 def test_one_shard_has_no_other_rows_to_learn_from_but_those_of_later_slices(tmp_path: Path) -> None:
     store = fit_with_floor(tmp_path / "store", People.make(), shards=1, slices=2, floor=ON_SURVIVORS)
     assert sources(store) == {PRETRAINED}
@@ -315,6 +316,7 @@ def fit_numbers(store: Path, floor: Floor) -> None:
     make_trainer(store, epochs=1, floor=floor).fit(OneOutput(), DataLoader(Numbers(), 8))
 
 
+@pytest.mark.nightly
 def test_a_regression_answers_with_numbers(tmp_path: Path) -> None:
     fit_numbers(tmp_path / "store", Floor(targets="wanted", task="regression"))
     forget(tmp_path / "store", *EVERYBODY[:30])
@@ -359,6 +361,8 @@ def test_a_floor_needs_a_process_of_its_own(tmp_path: Path) -> None:
         fit(tmp_path / "store", People.make(), epochs=1, floor=True, isolation="none")
 
 
+@pytest.mark.nightly
+@pytest.mark.nightly
 def test_rows_that_change_under_the_same_ids_are_read_again(tmp_path: Path) -> None:
     changed = People.make().replaced(PERSON)
     store = fit_with_floor(tmp_path / "store", People.make(), digest_rows=True)

@@ -20,6 +20,7 @@ from lightning_s3t.serving.caches import ShardCaches
 from lightning_s3t.store import Store
 from tests.end_to_end.tiny_models import LORA, TINY, Rows
 from tests.people import Classifier, People, fit, make_trainer
+from tests.tiers import nightly_except
 
 PROMPT = torch.randint(3, 60, (2, 5), generator=torch.Generator().manual_seed(7))
 CONFIGS: dict[str, Any] = {
@@ -48,7 +49,7 @@ class LanguageModel(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=0.05)
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=nightly_except(CONFIGS, "llama"))
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     store = tmp_path_factory.mktemp("generation") / "store"
     module = LanguageModel(request.param)

@@ -23,6 +23,7 @@ from lightning_s3t.store import Store
 from tests.end_to_end.test_generation import PROMPT, LanguageModel, by_hand, generate
 from tests.end_to_end.tiny_models import LORA, Rows
 from tests.people import make_trainer
+from tests.tiers import nightly_except
 
 WARNING = "generates without key-value caches"
 
@@ -58,7 +59,7 @@ def break_separation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("planted", [break_recognition, break_separation])
-@pytest.mark.parametrize("arguments", [{}, {"num_beams": 2}], ids=str)
+@pytest.mark.parametrize("arguments", nightly_except([{}, {"num_beams": 2}], {"num_beams": 2}), ids=str)
 def test_caches_that_are_wrong_are_not_used_and_a_warning_says_so(
     served: EnsembleModule, monkeypatch: pytest.MonkeyPatch, planted: Any, arguments: dict[str, Any]
 ) -> None:

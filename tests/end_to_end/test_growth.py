@@ -16,6 +16,7 @@ from lightning_s3t.plan import UnitId, units_of
 from lightning_s3t.store import Store
 from tests.end_to_end.test_fit import Interrupt
 from tests.people import Classifier, People, PeopleData, UnitLog, assert_bitwise_equal, fit, make_trainer, tensors_of
+from tests.tiers import nightly_except
 
 OWN = units_of(1, [(0, 1), (1, 0)])  # what a shard has
 
@@ -99,7 +100,8 @@ def test_what_serves_on_is_what_it_would_be_had_the_newcomers_rows_been_anything
     assert_bitwise_equal(tensors_of(store), tensors_of(tmp_path / "other"))
 
 
-@pytest.mark.parametrize("person", ["new-3", "user-3"])
+@pytest.mark.nightly
+@pytest.mark.parametrize("person", nightly_except(["new-3", "user-3"], "new-3"))
 def test_a_rebuild_is_what_the_same_registrations_give_without_the_person(
     store: Path, tmp_path: Path, person: str
 ) -> None:
@@ -134,6 +136,8 @@ def test_rows_of_somebody_who_is_there_go_where_that_one_is(store: Path, log: Un
     assert all(UnitId.parse(unit).reached_by(place) for unit in log.units)
 
 
+@pytest.mark.nightly
+@pytest.mark.nightly
 def test_a_fit_that_is_cut_and_goes_on_makes_no_generation(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         append(tmp_path / "store", FIRST, Interrupt("1/0", RuntimeError))
@@ -151,6 +155,7 @@ def test_who_comes_before_anything_is_trained_came_with_the_first(tmp_path: Path
     assert_bitwise_equal(tensors_of(tmp_path / "store"), tensors_of(tmp_path / "scratch"))
 
 
+@pytest.mark.nightly
 def test_each_fit_may_choose(store: Path, tmp_path: Path) -> None:
     later = together(GROWN, newcomers("later", seed=2))
     fit(store, later)  # "retrain"
@@ -199,7 +204,11 @@ def test_the_ensemble_has_the_newcomers_shard(store: Path) -> None:
         assert not served(torch.zeros(2, 8)).equal(before)
 
 
-@pytest.mark.parametrize("people", [GROWN, together(GROWN, newcomers("later", seed=2))], ids=["all", "and new ones"])
+@pytest.mark.parametrize(
+    "people",
+    [GROWN, pytest.param(together(GROWN, newcomers("later", seed=2)), marks=pytest.mark.nightly)],
+    ids=["all", "and new ones"],
+)
 def test_an_audit_finds_everybody_where_they_are(store: Path, people: People) -> None:
     forget(store, "new-3")
     trainer = make_trainer(store, newcomers="append")
@@ -218,6 +227,7 @@ def test_provenance_and_status_name_the_generation(store: Path) -> None:
     assert found.capacity == found.full_capacity
 
 
+@pytest.mark.nightly
 def test_without_a_registry_they_are_retrained_and_the_fit_says_so(tmp_path: Path) -> None:
     append(tmp_path / "store", FIRST, keep_registry=False)
     with pytest.warns(UserWarning, match="newcomers='append' needs the registry"):

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
-from lightning_s3t.plan import Partition
+from lightning_s3t.plan import Partition, UnitId
 from lightning_s3t.store import Store
 from tests.end_to_end.everything import PERSON, Forgotten, fit_with_everything, forget
 from tests.people import ARGUMENTS, People, assert_bitwise_equal, fit, tensors_of
@@ -37,6 +38,15 @@ def test_what_serves_on_is_what_it_would_be_had_the_persons_rows_been_anything_e
     forget(other, PERSON)
     assert forgotten.served
     assert_bitwise_equal(forgotten.served, tensors_of(other))
+
+
+@pytest.mark.nightly
+def test_rounding_what_serves_to_four_bits_brings_nothing_back(forgotten: Forgotten, tmp_path: Path) -> None:
+    other = fit_with_everything(tmp_path, People.make().replaced(PERSON), **forgotten.arguments)
+    forget(other, PERSON)
+    mine, others = _four_bits(forgotten.served), _four_bits(tensors_of(other))
+    assert any(len(tensor.unique()) > 2 for tensors in mine.values() for tensor in tensors.values())
+    assert_bitwise_equal(mine, others)
 
 
 def test_a_rebuild_is_a_first_training_without_the_person(forgotten: Forgotten, tmp_path: Path) -> None:
@@ -104,3 +114,14 @@ def test_nothing_stays_behind(tmp_path: Path) -> None:
     assert PERSON.encode() not in everything
     for unit, digest in digests.items():
         assert (digest.encode() in everything) != unit.reached_by(place)
+
+
+def _four_bits(units: dict[UnitId, dict[str, Tensor]]) -> dict[UnitId, dict[str, Tensor]]:
+    def rounded(tensor: Tensor) -> Tensor:
+        scale = tensor.abs().max().clamp_min(1e-12) / 7
+        return (tensor / scale).round().clamp(-8, 7) * scale
+
+    return {
+        unit: {name: rounded(tensor) for name, tensor in tensors.items() if tensor.is_floating_point()}
+        for unit, tensors in units.items()
+    }

@@ -292,7 +292,7 @@ def assert_exact(folder: Path, make: Callable[[], Script], workers: int, same_sc
     assert_bitwise_equal(survivors, {unit: scratch[unit] for unit in survivors})
 
 
-SAMPLE = ("slots under Subset", "global", "slots of a callback")
+SAMPLE = ("slots under Subset", "global")
 
 
 @pytest.mark.parametrize("place", nightly_except(PLACES, *SAMPLE))

@@ -28,6 +28,7 @@ def test_a_rebuild_is_a_first_training_without_the_person_with_the_same_key(
     assert_bitwise_equal(tensors_of(tmp_path / "store"), tensors_of(tmp_path / "scratch"))
 
 
+@pytest.mark.nightly
 def test_an_audit_takes_the_places_over(tmp_path: Path) -> None:
     people = People.make()
     fit(tmp_path / "store", people, partition="secret")

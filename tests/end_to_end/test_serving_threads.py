@@ -57,6 +57,7 @@ def test_threads_that_ask_while_one_forgets_get_what_was_or_what_is(served: Ense
             assert {answer.result() for answer in answers} <= allowed
 
 
+@pytest.mark.nightly
 def test_a_part_of_the_network_is_refused_to_a_thread_while_another_answers(served: EnsembleModule) -> None:
     refused: list[bool] = []
 

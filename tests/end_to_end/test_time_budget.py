@@ -23,7 +23,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("way", nightly_except(WAYS, "time_budget", "max_time"))
+@pytest.mark.parametrize("way", nightly_except(WAYS, "time_budget"))
 def test_each_fit_trains_one_unit_at_least_and_the_next_goes_on(tmp_path: Path, way: str) -> None:
     store, served = tmp_path / "store", [0]
     for units in range(1, 5):
@@ -51,6 +51,7 @@ def test_several_at_a_time_end_likewise(tmp_path: Path) -> None:
     assert {str(unit) for unit in tensors_of(tmp_path / "store")} == {"0/0", "1/0"}
 
 
+@pytest.mark.nightly
 def test_the_trainers_timer_is_there_again_after_the_fit(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path / "store", trainer={"max_time": "00:01:00:00"})
     before = list(trainer.callbacks)

@@ -103,6 +103,7 @@ assert_bitwise_equal(tensors_of(Path("fork")), tensors_of(Path("none")))
 
 
 @pytest.mark.nightly
+@pytest.mark.nightly
 def test_a_forked_unit_compiles_too(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(IN_A_FORK)
     run(tmp_path, "script.py")

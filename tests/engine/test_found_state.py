@@ -33,6 +33,7 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from lightning_s3t.engine.found_state.digest import changed, digest_state, find_generators
+from tests.tiers import in_tier
 
 
 class Slotted:
@@ -487,7 +488,7 @@ def test_a_linked_list_is_walked_to_its_end() -> None:
         next: Any = None
 
     head = node = Node()
-    for _ in range(100_000):
+    for _ in range(in_tier(5_000, 100_000)):
         node.next = Node()
         node = node.next
     before = digest_state({"head": head})
@@ -515,8 +516,8 @@ def fastest(function: Callable[[], object]) -> float:
     ("make", "seconds"),
     [
         (lambda: list(range(1_000_000)), 2),
-        (lambda: [(row, f"person-{row}") for row in range(1_000_000)], 4),
-        (lambda: {f"person-{row}": row for row in range(1_000_000)}, 4),
+        (lambda: [(row, f"person-{row}") for row in range(in_tier(200_000, 1_000_000))], 4),
+        (lambda: {f"person-{row}": row for row in range(in_tier(200_000, 1_000_000))}, 4),
         (lambda: torch.zeros(50_000_000), 0.5),
         (lambda: torch.zeros(2, 25_000_000).t(), 0.5),
         (lambda: np.zeros(25_000_000), 0.5),

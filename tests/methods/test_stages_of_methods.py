@@ -13,6 +13,7 @@ from lightning_s3t.methods import SISA, S3TMethod, UnlearningMethod
 from lightning_s3t.plan import Partition, UnitId
 from lightning_s3t.store import Receipt, Store
 from tests.people import Classifier, People, assert_bitwise_equal, fit, tensors_of
+from tests.tiers import nightly_except
 
 FINER = S3TMethod(shards=1, slices=4, budget=2, groups=2)
 METHODS: dict[str, UnlearningMethod] = {"finer slices": FINER, "sisa": SISA(shards=1, slices=4)}
@@ -33,6 +34,7 @@ def test_two_slices_share_a_group_of_layers(tmp_path: Path) -> None:
         assert blocks_of(tensors) == ({"2", "3"} if unit.stage <= 2 else {"0", "1"})
 
 
+@pytest.mark.nightly
 def test_a_second_stage_of_a_group_goes_on_where_the_first_left_it(tmp_path: Path) -> None:
     fit(tmp_path / "store", People.make(), method=FINER, adapter={"peft_type": "LORA", "r": 2}, epochs=1)
     found = tensors_of(tmp_path / "store")
@@ -50,8 +52,12 @@ def test_sisa_trains_all_layers_at_every_stage(tmp_path: Path) -> None:
     assert all(blocks_of(tensors) == {"0", "1", "2", "3"} for tensors in found.values())
 
 
-@pytest.mark.parametrize("adapter", [None, {"peft_type": "LORA", "r": 2}], ids=["whole layers", "lora"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "adapter",
+    [pytest.param(None, marks=pytest.mark.nightly), {"peft_type": "LORA", "r": 2}],
+    ids=["whole layers", "lora"],
+)
+@pytest.mark.parametrize("name", nightly_except(METHODS, "sisa"))
 def test_the_state_before_the_forgotten_slice_serves_as_it_did_when_it_was_trained(
     name: str, adapter: object, tmp_path: Path
 ) -> None:
@@ -70,7 +76,7 @@ def test_the_state_before_the_forgotten_slice_serves_as_it_did_when_it_was_train
         assert torch.equal(fresh(x), shorter)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", nightly_except(METHODS, "finer slices"))
 def test_what_survives_and_what_is_rebuilt_is_what_a_training_without_the_person_gives(
     name: str, tmp_path: Path
 ) -> None:
@@ -91,6 +97,7 @@ def test_more_groups_than_slices_are_refused() -> None:
         S3TMethod(shards=1, slices=2, budget=1, groups=3)
 
 
+@pytest.mark.nightly
 def test_a_shallow_unit_has_the_group_that_its_stage_trains(tmp_path: Path) -> None:
     fit(tmp_path / "store", People.make(), method=FINER)
     with Store.open(tmp_path / "store") as opened:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import shutil
@@ -119,6 +120,19 @@ def test_a_strict_request_that_is_refused_leaves_no_trace(store: Store) -> None:
         store.forget([*PEOPLE, "nobody"])
     assert (store.alive(), store.request_number, store.receipts()) == (before, 0, [])
     assert store.forgotten([*PEOPLE, "nobody"]) == set()
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_the_garbage_collector_is_left_as_it_was(store: Store, running: bool) -> None:
+    was_running = gc.isenabled()
+    (gc.enable if running else gc.disable)()
+    try:
+        store.forget(["user-1"], strict=False)
+        with pytest.raises(UnknownSubjectError):
+            store.forget(["nobody"])
+        assert gc.isenabled() == running
+    finally:
+        (gc.enable if was_running else gc.disable)()
 
 
 def test_of_many_unknown_subjects_five_are_shown(store: Store) -> None:

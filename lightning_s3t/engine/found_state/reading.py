@@ -64,7 +64,7 @@ _HANDLES = {
 }
 # packages whose `__reduce__` copies an object's state without moving it
 _REDUCED = {"builtins", "itertools", "datetime", "decimal"}
-# without state, the same function in many places is no shared object
+# without state, the same function in many places does not count as shared
 FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodWrapperType)
 # numbers that count what torch has compiled in the process
 _COUNTS = {"_torchdynamo_wrapper_id", "_isolate_recompiles_id"}
@@ -231,7 +231,7 @@ def _attributes(value: Any, held: dict[Any, Any], layout: Layout) -> Parts:
             continue
         is_dict = issubclass(type(part), dict)
         if name == "_hparams" and is_dict and not dict.__len__(part):
-            continue  # made when somebody asks for `hparams`
+            continue  # made when `hparams` is first read
         if is_module and is_dict and name in _NAMELESS:
             parts += [(f".{key}", child) for key, child in _ordered(part)]
         elif is_module and is_dict and name.startswith("_") and "_hooks" in name:

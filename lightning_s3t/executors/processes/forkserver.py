@@ -176,7 +176,7 @@ class ForkServer:
         )
         sys.stdout.flush()
         sys.stderr.flush()
-        for attempt in (1, 2):  # the process may have ended just now, since nobody had asked for a while
+        for attempt in (1, 2):  # the process may have just ended after a while without requests
             base = _warm_base()
             try:
                 self._channel = base.begin(begin, self._package)

@@ -264,7 +264,7 @@ def _itself(stand_in: object) -> object:
 
 
 def _reduce_compiled(obj: Any) -> tuple[Any, ...] | None:
-    """Returns how pickle makes something compiled anew, as `__reduce__` does; None for what is not.
+    """Return how pickle makes something compiled again, as `__reduce__` does; None for what is not.
 
     Compiled code belongs to a process. inductor keeps what it has compiled in a folder that all processes share, so it
     is only the first that takes long.

@@ -50,7 +50,7 @@ class ProcessSettings:
         calls: Those that functions get and set, by name.
         flags: Those that are attributes, by their place in a fixed list.
         start_method: How dataloaders start their processes. A process that was spawned would spawn its own, each of
-            which imports everything anew.
+            which imports everything again.
         recursion_limit: Python's, which pickling deep networks needs.
         compilers: The settings of `torch.compile`, by module, as far as that is there.
 
@@ -101,7 +101,7 @@ def _start_method() -> str:
     chosen, known = multiprocessing.get_start_method(allow_none=True), multiprocessing.get_all_start_methods()
     if chosen in known:  # joblib has a method of its own, which there is only in its processes
         return chosen
-    # Python 3.14 would start a process that imports everything anew; the first is what is taken where none was chosen
+    # Python 3.14 would start a process that imports everything again; the first is what is taken where none was chosen
     return "fork" if sys.platform == "linux" else known[0]
 
 

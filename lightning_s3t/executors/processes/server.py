@@ -104,7 +104,7 @@ class Ended:
 
 
 def serve(channel: socket.socket) -> None:
-    """Forks a process for each fit, until nobody has asked for a while or the script has ended.
+    """Fork a process for each fit, until none was asked for in a while or the script has ended.
 
     Args:
         channel: To the script.

@@ -37,7 +37,7 @@ def check_floats(name: str, values: Tensor, ndim: int) -> None:
         raise ConfigurationError(
             f"Expected argument `{name}` to have {ndim} dimension(s) but got shape {tuple(values.shape)}"
         )
-    # an attack on a model that has diverged is no result, and a comparison with NaN is always false
+    # an attack on a model that has diverged means nothing, and a comparison with NaN is always false
     if missing := int(values.isnan().sum()):
         raise ConfigurationError(f"Expected argument `{name}` to hold no NaN but got {missing} of {values.numel()}")
 

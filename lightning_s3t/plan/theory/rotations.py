@@ -1,7 +1,7 @@
 """What all rotations of a sequence leave, in closed form, for any number of slices.
 
 Put the slices on a circle, in the order of the sequence. The L rotations begin at every slice, so a shard serves the
-longest run of slices on the circle that nobody has asked for. For d requested slices this is one less than the longest
+longest run of slices on the circle without a request. For d requested slices this is one less than the longest
 of d gaps whose sizes, each with the requested slice at its end, sum to L; all such sizes are alike likely. By inclusion
 and exclusion over the gaps that are larger than k,
 

@@ -1,0 +1,388 @@
+"""Evidence: an archive of what a store says of itself, which a third party can check without the store."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from lightning_s3t.core.documents import STRICT, canonical, read_json
+from lightning_s3t.core.events import Event, first_break
+from lightning_s3t.core.receipts import Receipt
+from lightning_s3t.core.units import UnitId
+from lightning_s3t.errors import ConfigurationError, StoreError
+from lightning_s3t.reporting.report import StoreReport
+from lightning_s3t.store import Store
+from lightning_s3t.store.authentication import change_of
+from lightning_s3t.store.files import write_atomically
+from lightning_s3t.store.history import has_given
+from lightning_s3t.store.signing import sign_document, verify_document
+
+FORMAT = 1
+_STATEMENT = "statement.json"
+_SETTINGS, _PLAN, _UNITS, _HISTORY = "settings.json", "plan.json", "units.json", "history.jsonl"
+_RECEIPTS, _CHECKS, _AUDIT, _REPORT, _README = "receipts.json", "checks.json", "audit.json", "report.html", "README.txt"
+_NEEDED = (_SETTINGS, _PLAN, _UNITS, _HISTORY, _RECEIPTS, _CHECKS, _REPORT, _README)
+_LARGEST = 1 << 30  # of one file, unpacked: an archive from a stranger must not fill the memory
+_EARLIEST = (1980, 1, 1, 0, 0, 0)  # the same store gives the same bytes
+
+_EXPLANATION = """\
+Evidence of a lightning_s3t store
+=================================
+
+Check it:  s3t evidence verify {name} --key public.pem
+
+statement.json  what the archive is about, the SHA-256 of each file, and the signature of whoever made it
+settings.json   what the units were trained with: model, layers, adapter, training, how people are spread
+plan.json       the sequences of slices that each shard is trained on
+units.json      the units that are alive: what each was trained on and with, and as of which request
+history.jsonl   all events of the store, each bound to the one before by its digest
+receipts.json   the receipts of all requests
+checks.json     what `s3t store verify` found when the archive was made
+audit.json      what `s3t store audit --json` found, if it was given
+report.html     the same for people to read
+
+What a check shows: the files are those that were signed; the history is unbroken; every request has its receipt; every
+unit fits the plan; and by the history, no unit that is alive was trained before a request that reaches its data.
+
+What it does not show: that the history is true. Whoever holds the store wrote it, and signs for it. A receipt that was
+given to a person earlier binds it: compare it by `s3t receipt verify RECEIPT --journal history.jsonl`. An audit trains
+units again and compares every bit; it is as good as whoever ran it.
+
+There is no id of a person in here. Each is a hash under a key that stays with the store, beside the slice that the data
+was in: do not publish the archive.
+"""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What an archive is about.
+
+    Attributes:
+        format: The version of the archive's form.
+        model: The class of the module; None before the first fit.
+        method: The unlearning method.
+        guarantee: What it promises of the units that are left.
+        isolation: How units were kept apart while they were trained.
+        time: When the newest event came (UTC, ISO 8601); None without one.
+        position: The position of the newest event.
+        chain: The digest of that event, which binds all events before it; None without one.
+        files: By name, the SHA-256 of each file in the archive.
+    """
+
+    __pydantic_config__ = STRICT
+
+    format: int
+    model: str | None
+    method: str
+    guarantee: str
+    isolation: str
+    time: str | None
+    position: Annotated[int, Field(ge=0)]
+    chain: str | None
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked.
+
+    Attributes:
+        what: What was checked.
+        problems: What is wrong, a sentence each.
+        note: What to know of it if nothing is.
+    """
+
+    what: str
+    problems: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+def write_evidence(store: Store, path: str | Path, key: str | Path | None = None, audit: str | None = None) -> Path:
+    """Write an archive that an auditor can check without access to the store.
+
+    It holds the plan, the seeds, the provenance of every unit, the history, the receipts, what a check of the store
+    found and, if it is given, an audit. It has no ids of people, but keyed hashes of them beside the slices of their
+    data: it is for an auditor, and not for the public.
+
+    Args:
+        store: The opened store. It is checked, as by `Store.verify`.
+        path: Where to write the archive, a file in .zip.
+        key: A private key (Ed25519, PEM) to sign it with; None for an archive without a signature.
+        audit: The report of an audit, as JSON (`s3t store audit --json`).
+
+    Returns:
+        The path.
+
+    Raises:
+        ConfigurationError: The name does not end in .zip, the key cannot sign, or the audit is not a report.
+        StoreError: The store's history was changed.
+
+    Example:
+        >>> import tempfile
+        >>> settings = {"partition": {"shards": 1, "slices": 2, "seed": 0}}
+        >>> with tempfile.TemporaryDirectory() as folder, Store.create(f"{folder}/store", settings) as store:
+        ...     _ = store.forget(["user-1"], strict=False)
+        ...     path = write_evidence(store, f"{folder}/evidence.zip")
+        ...     all(finding.passed for finding in Evidence.read(path).check())
+        True
+    """
+    path = Path(path)
+    if path.suffix != ".zip":
+        raise ConfigurationError(f"Expected the archive to be named in .zip but got {path.name!r}.")
+    if audit is not None:
+        _read_audit(audit)
+    report, history = StoreReport.of(store), store.history()
+    files = {name: text.encode() for name, text in _texts(store, report, history, path.name).items()}
+    if audit is not None:
+        files[_AUDIT] = audit.encode()
+    newest = history[-1] if history else None
+    statement = Statement(
+        FORMAT,
+        report.model,
+        report.overview.method,
+        report.overview.guarantee,
+        report.overview.isolation,
+        newest.time if newest else None,
+        newest.position if newest else 0,
+        newest.digest if newest else None,
+        {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())},
+    )
+    document = asdict(statement) if key is None else sign_document(asdict(statement), Path(key))
+    files[_STATEMENT] = json.dumps(document, indent=2, sort_keys=True).encode()
+    write_atomically(path, _pack(files))
+    return path
+
+
+def _texts(store: Store, report: StoreReport, history: list[Event], name: str) -> dict[str, str]:
+    ages = store.ages()
+    units = [
+        {"unit": str(unit), "key": record.key, "snapshot": record.snapshot, "score": record.score}
+        | {"as_of": ages[unit], "serves": report.overview.serving.get(unit.shard) == unit}
+        | {"provenance": record.provenance}
+        for unit, record in store.alive().items()
+    ]
+    checks = report.verification
+    assert checks is not None
+    found = {"passed": checks.passed, "problems": checks.problems, "skipped": checks.skipped, "notes": checks.notes}
+    overview = report.overview
+    return {
+        _SETTINGS: _pretty(store.settings),
+        _PLAN: _pretty({"shards": overview.shards, "slices": overview.slices, "sequences": overview.sequences}),
+        _UNITS: _pretty(units),
+        _HISTORY: "".join(f"{event.to_json()}\n" for event in history),
+        _RECEIPTS: _pretty([json.loads(receipt.to_json()) for receipt in report.receipts]),
+        _CHECKS: _pretty(found | {"events": checks.events, "units": checks.units}),
+        _REPORT: report.to_html(),
+        _README: _EXPLANATION.format(name=name),
+    }
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """An archive that was written by `write_evidence`.
+
+    Attributes:
+        statement: What it is about.
+        files: Its files, by name.
+        document: The statement with its signature, as it was written.
+    """
+
+    statement: Statement
+    files: Mapping[str, bytes]
+    document: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: str | Path) -> Evidence:
+        """Read an archive. It may be a stranger's: nothing is unpacked to the disk.
+
+        Args:
+            path: The file.
+
+        Raises:
+            StoreError: It cannot be read, or is not such an archive.
+        """
+        try:
+            with zipfile.ZipFile(path) as archive:
+                files = dict(_unpack(archive))
+        except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+            raise StoreError(
+                f"The archive {path} cannot be read: {error}. Expected what `s3t evidence make` writes."
+            ) from error
+        try:
+            document: Any = json.loads(files.pop(_STATEMENT, b""))
+            if not isinstance(document, dict) or document.get("format") != FORMAT:
+                raise ValueError(f"expected a statement of format {FORMAT}")
+            bare = {name: value for name, value in document.items() if name != "signature"}
+            statement = read_json(Statement, json.dumps(bare))
+        except (ValueError, RecursionError) as error:
+            raise StoreError(f"{path} is not evidence of a store: {error}.") from error
+        return cls(statement, files, document)
+
+    def check(self, key: str | Path | None = None) -> list[Finding]:
+        """Check everything that can be checked without the store.
+
+        Args:
+            key: The public key (Ed25519, PEM) that the archive has to be signed with; None to leave that out.
+
+        Raises:
+            ConfigurationError: The file holds no such key.
+        """
+        found = [self._check_signature(key), self._check_files()]
+        if not found[-1].passed:
+            return found
+        try:
+            history = [Event.from_json(line) for line in self.files[_HISTORY].splitlines()]
+            return [*found, *self._check_contents(history)]
+        except (StoreError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            return [*found, Finding("the files can be read", (f"A file is not what it should be: {error}.",))]
+
+    def _check_signature(self, key: str | Path | None) -> Finding:
+        what = "signature"
+        if key is None:
+            signed = "It is signed, and" if "signature" in self.document else "It is not signed, so"
+            return Finding(what, note=f"{signed} the signature was not checked: give the public key.")
+        try:
+            verify_document(self.document, Path(key), "The archive")
+        except StoreError as error:
+            return Finding(what, (str(error),))
+        return Finding(what, note=f"It was signed with the key of {key}.")
+
+    def _check_files(self) -> Finding:
+        named = self.statement.files
+        problems = [f"{name} is missing." for name in sorted({*_NEEDED, *named} - self.files.keys())]
+        problems += [f"{name} is not named in the statement." for name in sorted(self.files.keys() - named.keys())]
+        for name in sorted(named.keys() & self.files.keys()):
+            if hashlib.sha256(self.files[name]).hexdigest() != named[name]:
+                problems.append(f"{name} is not what the statement says.")
+        return Finding("files", tuple(problems), f"{len(named)} files are those of the statement.")
+
+    def _check_contents(self, history: list[Event]) -> Iterator[Finding]:
+        units = {UnitId.parse(one["unit"]): one for one in json.loads(self.files[_UNITS])}
+        receipts = [Receipt.from_json(json.dumps(one)) for one in json.loads(self.files[_RECEIPTS])]
+        yield Finding("history", tuple(self._history_problems(history)), f"{len(history)} events follow each other.")
+        yield Finding(
+            "receipts",
+            tuple(_receipt_problems(history, receipts)),
+            f"{len(receipts)} requests, each with a receipt that the history gives.",
+        )
+        plan = json.loads(self.files[_PLAN])
+        yield Finding("plan", tuple(_plan_problems(plan, units)), _plan_note(plan, units))
+        ages = {unit: int(one["as_of"]) for unit, one in units.items()}
+        yield Finding(
+            "reach",
+            tuple(_reach_problems(history, ages)),
+            f"No request reaches data that one of the {len(units)} units was trained on.",
+        )
+        checks = json.loads(self.files[_CHECKS])
+        yield Finding("store", tuple(checks["problems"]), f"A check of the store read {checks['units']} snapshots.")
+        yield self._check_audit()
+
+    def _history_problems(self, history: list[Event]) -> Iterator[str]:
+        broken = first_break(history)
+        if broken is not None:
+            yield f"The chain of events is broken at position {broken}."
+        newest = (history[-1].position, history[-1].digest) if history else (0, None)
+        if newest != (self.statement.position, self.statement.chain):
+            yield f"The history ends at event {newest[0]}, and the statement is about event {self.statement.position}."
+
+    def _check_audit(self) -> Finding:
+        if _AUDIT not in self.files:
+            return Finding("audit", note="There is none in the archive.")
+        report = _read_audit(self.files[_AUDIT].decode())
+        equal = sum(unit["outcome"] == "equal" for unit in report["units"])
+        problems = () if report["passed"] else ("The audit in the archive did not pass.",)
+        return Finding("audit", problems, f"{equal} of {len(report['units'])} units were equal to the last bit.")
+
+
+def _receipt_problems(history: list[Event], receipts: list[Receipt]) -> Iterator[str]:
+    asked = [event.request for event in history if event.kind == "request"]
+    if [receipt.request for receipt in receipts] != asked:
+        yield f"The history has {len(asked)} requests, and there are receipts of {len(receipts)}."
+    for receipt in receipts:
+        if not has_given(history, receipt):
+            yield f"The receipt of request {receipt.request} is not what the history gives."
+
+
+def _plan_problems(plan: Mapping[str, Any], units: Collection[UnitId]) -> Iterator[str]:
+    for unit in units:
+        if not 0 <= unit.shard < plan["shards"] or max(unit.prefix) >= plan["slices"]:
+            yield f"Unit {unit} is not in the plan of {plan['shards']} shards and {plan['slices']} slices."
+        if unit.parent and unit.parent not in units:
+            yield f"Unit {unit.parent}, which unit {unit} was trained on top of, is missing."
+
+
+def _plan_note(plan: Mapping[str, Any], units: Collection[UnitId]) -> str:
+    prefixes = {tuple(sequence[:length]) for sequence in plan["sequences"] for length in range(1, len(sequence) + 1)}
+    others = sum(unit.prefix not in prefixes for unit in units)
+    return f"{len(units)} units, {others} of them of sequences that the newest fit has not chosen."
+
+
+def _reach_problems(history: Iterable[Event], ages: Mapping[UnitId, int]) -> Iterator[str]:
+    newest: dict[str, int] = {}
+    # without the hashes, which a rotation of the key changes
+    marks: Counter[tuple[str, int, str]] = Counter()
+    for event in history:
+        change = change_of(event)
+        if change is None:
+            continue
+        for _, number, cell in change.buried:
+            newest[cell] = max(number, newest.get(cell, 0))
+        marks.update((mark.kind, mark.number, mark.cell) for mark in change.marked)
+        marks.subtract((mark.kind, mark.number, mark.cell) for mark in change.unmarked)
+    for (kind, number, cell), count in marks.items():
+        if kind in ("rectified", "restricted") and count > 0:
+            newest[cell] = max(number, newest.get(cell, 0))
+    for unit, as_of in ages.items():
+        for cell in unit.cells:
+            if newest.get(cell, 0) > as_of:
+                yield f"Unit {unit} was trained as of request {as_of}, and request {newest[cell]} reaches its data."
+
+
+def _read_audit(text: str) -> dict[str, Any]:
+    try:
+        found: Any = json.loads(text)
+        if isinstance(found["passed"], bool) and all("outcome" in unit for unit in found["units"]):
+            return dict(found)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise ConfigurationError("The audit is not a report. Expected what `s3t store audit --json` prints.")
+
+
+def _pack(files: Mapping[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in sorted(files.items()):
+            archive.writestr(zipfile.ZipInfo(name, _EARLIEST), data, zipfile.ZIP_DEFLATED)
+    return packed.getvalue()
+
+
+def _unpack(archive: zipfile.ZipFile) -> Iterator[tuple[str, bytes]]:
+    known, seen = {*_NEEDED, _AUDIT, _STATEMENT}, set[str]()
+    for entry in archive.infolist():
+        name = entry.filename
+        if name not in known or name in seen:
+            raise ValueError(f"it has {name[:80]!r} in it, which is not part of such an archive")
+        seen.add(name)
+        with archive.open(entry) as file:
+            data = file.read(_LARGEST + 1)
+        if len(data) > _LARGEST:
+            raise ValueError(f"{name} is larger than {_LARGEST >> 20} MiB")
+        yield name, data
+
+
+def _pretty(data: Any) -> str:
+    return json.dumps(json.loads(canonical(data)), indent=1, sort_keys=True)

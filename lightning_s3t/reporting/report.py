@@ -1,0 +1,224 @@
+"""The report: what a store holds and has done, on one page without scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_s3t.core.receipts import Receipt
+from lightning_s3t.core.units import UnitId
+from lightning_s3t.plan.outlook import Outlook, outlook
+from lightning_s3t.reporting.charts import Axes
+from lightning_s3t.store import Overview, Store, UnitRecord, Verification
+
+_POINTS = 60
+
+
+@dataclass(frozen=True)
+class ServingUnit:
+    """A unit that serves, with what it was trained on and how well it scored.
+
+    Attributes:
+        unit: The unit.
+        rows: How many rows its newest stage was trained on; None if that was not recorded.
+        epochs: For how many epochs.
+        seconds: How long its newest stage took.
+        started: When that began (UTC, ISO 8601).
+        score: The validation metric that survivors are chosen by, higher being better; None without one.
+        metrics: The metrics of its last epoch.
+    """
+
+    unit: UnitId
+    rows: int | None
+    epochs: int | None
+    seconds: float | None
+    started: str | None
+    score: float | None
+    metrics: Mapping[str, float]
+
+    @classmethod
+    def of(cls, unit: UnitId, record: UnitRecord) -> ServingUnit:
+        """Read what is known of a unit.
+
+        Args:
+            unit: The unit.
+            record: Its record.
+        """
+        known = record.provenance
+        return cls(
+            unit,
+            known.get("rows"),
+            known.get("epochs"),
+            known.get("duration_s"),
+            known.get("started"),
+            record.score,
+            known.get("metrics") or {},
+        )
+
+
+@dataclass(frozen=True)
+class StoreReport:
+    """What a store holds, what was asked of it, and how long it will last.
+
+    There is no id of a person in it, no hash of one, and no name that a caller has given a request.
+
+    Attributes:
+        overview: What the store holds.
+        model: The class of the module that was trained; None if no fit has come yet.
+        method: The plan, as pairs of a name and a value.
+        receipts: The receipts of all requests, in order.
+        forgotten: How many people are forgotten.
+        serving: The unit that each shard serves.
+        scores: By stage, from 1, the mean score of the units that are alive; None where none has one.
+        outlook: How much of the data serves after further requests; None where there is nothing to lose by them.
+        versions: By package, the versions that units were trained with.
+        verification: What a check of the store has found; None if it was left out.
+        events: How many events the store's history has.
+
+    Example:
+        >>> import tempfile
+        >>> settings = {"partition": {"shards": 1, "slices": 2, "seed": 0}}
+        >>> with tempfile.TemporaryDirectory() as folder, Store.create(folder, settings) as store:
+        ...     _ = store.forget(["user-1"], strict=False)
+        ...     page = StoreReport.of(store).to_html()
+        >>> "user-1" in page, "<script" in page
+        (False, False)
+    """
+
+    overview: Overview
+    model: str | None
+    method: tuple[tuple[str, str], ...]
+    receipts: tuple[Receipt, ...]
+    forgotten: int
+    serving: tuple[ServingUnit, ...]
+    scores: tuple[float | None, ...]
+    outlook: Outlook | None
+    versions: Mapping[str, tuple[str, ...]]
+    verification: Verification | None
+    events: int
+
+    @classmethod
+    def of(cls, store: Store, verify: bool = True) -> StoreReport:
+        """Look at a store.
+
+        Args:
+            store: The opened store.
+            verify: Whether to check its history and read every snapshot, as `Store.verify` does. It takes damaged units
+                out of service.
+        """
+        verification = store.verify() if verify else None
+        overview, alive = store.status(), store.alive()
+        return cls(
+            overview,
+            _model_of(store),
+            tuple(_plan_of(store, overview).items()),
+            tuple(record.receipt for record in store.receipts()),
+            store.count_forgotten(),
+            tuple(ServingUnit.of(unit, alive[unit]) for unit in overview.serving.values()),
+            tuple(_mean_scores(alive, overview.slices)),
+            _outlook_of(store, overview, list(alive)),
+            _versions_of(alive),
+            verification,
+            len(store.history()),
+        )
+
+    @property
+    def served_share(self) -> float:
+        """The share of the slices that the survivors were trained on, from 0 to 1."""
+        found = self.overview
+        return sum(unit.stage for unit in found.serving.values()) / max(1, found.shards * found.slices)
+
+    def to_html(self) -> str:
+        """Return the report as one HTML page: no scripts, nothing loaded from elsewhere."""
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+
+        environment = Environment(
+            loader=PackageLoader("lightning_s3t.reporting", "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        return environment.get_template("report.html").render(
+            report=self, survival=_survival_chart(self.outlook), revoked=_revoked_chart(self.receipts)
+        )
+
+
+def _model_of(store: Store) -> str | None:
+    model = store.settings.get("model")
+    return str(model["class"]) if model else None
+
+
+def _plan_of(store: Store, overview: Overview) -> dict[str, str]:
+    settings = store.settings
+    training, adapter = settings.get("training") or {}, settings.get("adapter")
+    layers = settings.get("layers")
+    found = {
+        "Method": overview.method,
+        "Guarantee": overview.guarantee,
+        "Shards": str(overview.shards),
+        "Slices per shard": str(overview.slices),
+        "Sequences per shard": str(len(overview.sequences)),
+        "Layer groups": str(len(layers["groups"])) if layers else "not known before the first fit",
+        "Adapter": str(adapter.get("peft_type", "PEFT")) if adapter else "none: whole layers are trained",
+        "Seed": str(settings["partition"].get("seed")),
+        "Epochs by": str(training.get("epochs", "")),
+        "Processes": {"none": "one for all units"}.get(overview.isolation, f"one for each unit ({overview.isolation})"),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _mean_scores(alive: Mapping[UnitId, UnitRecord], slices: int) -> list[float | None]:
+    by_stage: dict[int, list[float]] = {}
+    for unit, record in alive.items():
+        if record.score is not None:
+            by_stage.setdefault(unit.stage, []).append(record.score)
+    stages = (by_stage.get(stage) for stage in range(1, slices + 1))
+    return [sum(scores) / len(scores) if scores else None for scores in stages]
+
+
+def _outlook_of(store: Store, overview: Overview, alive: Sequence[UnitId]) -> Outlook | None:
+    if overview.response != "revoke" or not alive:
+        return None
+    shares: list[float] = [1.0] * overview.shards
+    if overview.generations:  # who came later has a shard of their own, with fewer people
+        first, *later = store.count_generations()
+        shards = overview.shards - len(overview.generations)
+        shares = [first / shards] * shards + [float(count) for count in later]
+    if not any(shares):
+        return None
+    most = max(10, round(1.5 * overview.capacity))
+    step = max(1, most // _POINTS)
+    return outlook(alive, shares, overview.slices, range(0, most + 1, step))
+
+
+def _versions_of(alive: Mapping[UnitId, UnitRecord]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, set[str]] = {}
+    for record in alive.values():
+        known: Mapping[str, Any] = record.provenance.get("versions") or {}
+        for package, version in known.items():
+            found.setdefault(package, set()).add(str(version))
+    return {package: tuple(sorted(versions)) for package, versions in sorted(found.items())}
+
+
+def _survival_chart(found: Outlook | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    axes = Axes(most_x=found.requests[-1], most_y=1.0, percent=True)
+    return {
+        "axes": axes,
+        "mean": axes.line(found.requests, found.mean),
+        "low": axes.line(found.requests, found.low),
+        "half": next((r for r, share in zip(found.requests, found.mean, strict=True) if share < 0.5), None),
+    }
+
+
+def _revoked_chart(receipts: Sequence[Receipt]) -> dict[str, Any] | None:
+    if not any(receipt.revoked_units for receipt in receipts):
+        return None
+    totals = [0]
+    for receipt in receipts:
+        totals.append(totals[-1] + receipt.revoked_units)
+    axes = Axes(most_x=len(receipts), most_y=totals[-1])
+    return {"axes": axes, "revoked": axes.steps(range(len(totals)), totals)}

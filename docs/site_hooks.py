@@ -25,6 +25,8 @@ PACKAGES = {
     "plan": ["lightning_s3t.plan"],
     "store": ["lightning_s3t.store"],
     "reporting": ["lightning_s3t.reporting"],
+    "serving": ["lightning_s3t.serving"],
+    "service": ["lightning_s3t.service"],
     "tuning": ["lightning_s3t.tuning"],
     "zoo": ["lightning_s3t.zoo.models", "lightning_s3t.zoo.datamodules", "lightning_s3t.zoo.demo"],
 }

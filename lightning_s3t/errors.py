@@ -41,6 +41,25 @@ class RolledBackError(StoreError):
     """A ledger in a database has lost what was carried out: a standby that was behind took over."""
 
 
+class MovedError(StoreError):
+    """A store was given up: it was copied elsewhere, and the copy answers in its place.
+
+    Attributes:
+        target: The folder of the copy.
+        token: What tells the copy from others.
+    """
+
+    def __init__(self, store: object, target: str, token: str) -> None:
+        self.store, self.target, self.token = store, target, token
+        super().__init__(store, target, token)
+
+    def __str__(self) -> str:
+        return (
+            f"The store {self.store} was given up: it was copied to {self.target}, which answers in its place. Nothing "
+            "was changed. Give that as the store."
+        )
+
+
 class StoreMismatchError(StoreError):
     """The store was made with other settings than it is now opened with."""
 

@@ -84,6 +84,8 @@ class S3T(Unlearning):
             on. Units that give most to what serves come first. `Trainer(max_time=...)` means the same.
         ledger: Where the store's ledger is kept: "postgresql://user@host/database?schema=name" for several machines
             that share the store's folder (docs/machines.md); None for a file in the folder, or for what that says.
+        snapshots: Where snapshots are kept if the ledger is in a database: "s3://bucket/prefix" or a folder that the
+            machines share (docs/machines.md); None for the store's folder, or for where they are.
 
     Raises:
         ConfigurationError: An argument is out of range; named, with what was expected.
@@ -125,6 +127,7 @@ class S3T(Unlearning):
         newcomers: Newcomers = "retrain",
         time_budget: float | str | timedelta | dict[str, int] | None = None,
         ledger: str | None = None,
+        snapshots: str | Path | None = None,
     ) -> None:
         super().__init__(
             S3TMethod(shards, slices, budget, sequences, groups, stage_data, epoch_rule, request_prior, risk_bands),
@@ -143,6 +146,7 @@ class S3T(Unlearning):
             newcomers=newcomers,
             time_budget=time_budget,
             ledger=ledger,
+            snapshots=snapshots,
         )
 
     def forget(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:

@@ -39,8 +39,9 @@ from lightning_s3t.plan import UnitId
 from lightning_s3t.serving import EnsemblePredictor
 from lightning_s3t.serving.answer_trial import AnswerTrial
 from lightning_s3t.store import RequestRecord
-from lightning_s3t.store.ledger_address import check_folder_name, parse_address
+from lightning_s3t.store.ledger_address import check_folder_name
 from lightning_s3t.store.registry import Newcomers
+from lightning_s3t.store.snapshots_place import check_addresses
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, resolve_adapter
 from lightning_s3t.tuning.floor import Floor
 
@@ -98,6 +99,8 @@ class Unlearning(pl.Callback):
             on. `Trainer(max_time=...)` means the same.
         ledger: Where the store's ledger is kept: "postgresql://user@host/database?schema=name" for several machines
             that share the store's folder (docs/machines.md); None for a file in the folder, or for what that says.
+        snapshots: Where snapshots are kept if the ledger is in a database: "s3://bucket/prefix" or a folder that the
+            machines share (docs/machines.md); None for the store's folder, or for where they are.
 
     Attributes:
         receipt: Of the requests that have waited for the last fit (of the deletions, if there were corrections too);
@@ -136,6 +139,7 @@ class Unlearning(pl.Callback):
         newcomers: Newcomers = "retrain",
         time_budget: float | str | timedelta | dict[str, int] | None = None,
         ledger: str | None = None,
+        snapshots: str | Path | None = None,
     ) -> None:
         check_choice("newcomers", newcomers, ("retrain", "append"))
         check_count("parallel_units", parallel_units)
@@ -150,13 +154,12 @@ class Unlearning(pl.Callback):
                 "their own. Use newcomers='retrain', or a method with shards: S3T or SISA."
             )
         check_folder_name(store)
-        if ledger is not None:
-            parse_address(ledger)
-            if floor:
-                raise ConfigurationError(
-                    "There is no floor with a ledger in a database, whose log and backups would keep features of "
-                    "people's rows that a request has removed. Leave `floor` out, or `ledger`."
-                )
+        place = check_addresses(Path(store), ledger, snapshots)
+        if ledger is not None and floor:
+            raise ConfigurationError(
+                "There is no floor with a ledger in a database, whose log and backups would keep features of people's "
+                "rows that a request has removed. Leave `floor` out, or `ledger`."
+            )
         self.store = Path(store)
         self.config = FitConfig(
             self.store,
@@ -183,6 +186,7 @@ class Unlearning(pl.Callback):
             newcomers,
             seconds_of(time_budget) if time_budget is not None else None,
             ledger,
+            place,
         )
         self.sequences = self.config.choice.plan()
         self.isolation = isolation

@@ -18,6 +18,7 @@ LIGHTNING_COMMANDS = {
     "test": "Test the ensemble of a store's survivors.",
     "predict": "Predict with the ensemble of a store's survivors.",
 }
+_GROUPS = ("evidence", "receipt", "recipients", "store")
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -60,13 +61,16 @@ def make_app() -> App:
 
     from lightning_s3t.cli.audit import audit
     from lightning_s3t.cli.compare import compare
+    from lightning_s3t.cli.copying import copy
     from lightning_s3t.cli.correcting import rectify, release, restrict
     from lightning_s3t.cli.demo import demo
+    from lightning_s3t.cli.drill import drill
     from lightning_s3t.cli.export import export
     from lightning_s3t.cli.forget import forget
     from lightning_s3t.cli.layers import layers
     from lightning_s3t.cli.plan import plan
     from lightning_s3t.cli.receipts import list_receipts, verify_receipt
+    from lightning_s3t.cli.recipients import acknowledge, add_recipient, complete, list_recipients
     from lightning_s3t.cli.reports import make_evidence, report, verify_evidence
     from lightning_s3t.cli.simulate import simulate
     from lightning_s3t.cli.status import status
@@ -103,7 +107,13 @@ def make_app() -> App:
     receipt = App("receipt", help="The receipts of requests: list them, and check one.", group=erase)
     receipt.command(list_receipts, name="list")
     receipt.command(verify_receipt, name="verify")
+    receipt.command(complete)
     app.command(receipt)
+    recipients = App("recipients", help="Who holds exported copies, and whose are erased.", group=erase)
+    recipients.command(list_recipients, name="list")
+    recipients.command(add_recipient, name="add")
+    recipients.command(acknowledge)
+    app.command(recipients)
     store = App("store", help="What a store holds, whether it is whole, and its key.", group=keep)
     store.command(status)
     store.command(verify)
@@ -113,6 +123,8 @@ def make_app() -> App:
     store.command(consolidate)
     store.command(rotate_key)
     app.command(store)
+    app.command(copy, group=keep)
+    app.command(drill, group=keep)
     app.command(report, group=keep)
     evidence = App("evidence", help="An archive for an auditor: make it, and check one without the store.", group=keep)
     evidence.command(make_evidence, name="make")
@@ -134,12 +146,7 @@ def _run(given: list[str]) -> int:
     from cyclopts import CycloptsError
 
     app = make_app()
-    if given in (
-        [],
-        ["evidence"],
-        ["receipt"],
-        ["store"],
-    ):  # help was not asked for: a script that forgets the command must fail
+    if given in ([], *([group] for group in _GROUPS)):  # help was not asked for: a script that forgets it must fail
         app.help_print(given)
         return EXIT_ERROR
     if "-" in given and "--" not in given:  # standard input, which is an argument and not an option

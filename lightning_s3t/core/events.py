@@ -14,7 +14,18 @@ from lightning_s3t.core.documents import STRICT, canonical, read_json
 from lightning_s3t.core.guarantees import Guarantee, Isolation
 from lightning_s3t.errors import StoreError
 
-Kind = Literal["request", "schedule", "cancellation", "correction", "export", "erasure", "damage", "rotation"]
+Kind = Literal[
+    "request",
+    "schedule",
+    "cancellation",
+    "correction",
+    "export",
+    "handover",
+    "acknowledgement",
+    "erasure",
+    "damage",
+    "rotation",
+]
 RequestKind = Literal["forget", "rectify", "restrict", "release"]
 """What a request asks for: erasure, correction, restriction, or the end of a restriction."""
 
@@ -136,6 +147,36 @@ class Exported:
     name: str
     cells: tuple[str, ...]
     as_of: Count
+
+
+@dataclass(frozen=True)
+class Handover:
+    """The body of a "handover": somebody was handed an exported copy.
+
+    Attributes:
+        name: The name of the exported copy.
+        recipient: Who or what holds it.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    recipient: str
+
+
+@dataclass(frozen=True)
+class Acknowledgement:
+    """The body of an "acknowledgement": a recipient has erased a copy that a request reached.
+
+    Attributes:
+        name: The name of the exported copy.
+        recipient: Who or what held it.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    recipient: str
 
 
 @dataclass(frozen=True)

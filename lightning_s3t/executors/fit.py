@@ -78,6 +78,7 @@ class FitConfig:
         newcomers: Where people belong who come after others.
         time_budget: How many seconds a fit may take; None for as long as it needs.
         ledger: The address of the store's ledger; None for the folder, or for what the folder says.
+        snapshots: The place of the store's snapshots; None for the folder, or for what the ledger says.
     """
 
     store: Path
@@ -95,6 +96,7 @@ class FitConfig:
     newcomers: Newcomers = "retrain"
     time_budget: float | None = None
     ledger: str | None = None
+    snapshots: str | None = None
 
 
 class Fit:
@@ -316,6 +318,7 @@ class Fit:
                 config.newcomers,
                 self._budget,
                 config.ledger,
+                config.snapshots,
             )
         )
         fit_store.open(config.store, builder.base_tensors)

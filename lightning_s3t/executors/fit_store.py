@@ -68,6 +68,7 @@ class FitStore:
         newcomers: Where people belong who come after others.
         budget: How long the fit may take; None for as long as it needs.
         ledger: The address of the store's ledger; None for the folder, or for what the folder says.
+        snapshots: The place of the store's snapshots; None for the folder, or for what the ledger says.
 
     Attributes:
         plan: What to build.
@@ -96,6 +97,7 @@ class FitStore:
         newcomers: Newcomers = "retrain",
         budget: TimeBudget | None = None,
         ledger: str | None = None,
+        snapshots: str | None = None,
     ) -> None:
         self.plan = FitPlan((), 0, (), 0)
         self.receipt: RequestRecord | None = None
@@ -116,6 +118,7 @@ class FitStore:
         self._began_at = began_at
         self._newcomers = newcomers
         self._ledger = ledger
+        self._snapshots = snapshots
         self.budget = budget if budget is not None else TimeBudget(None, choice.slices, method.groups)
         self._basis: Mapping[str, Any] = settings
         self._moved = ""
@@ -242,7 +245,8 @@ class FitStore:
     def _open(self, path: Path, make_base: Callable[[], Base]) -> tuple[Base, tuple[SliceSequence, ...]]:
         # one batch per unit is not training: nothing of it may be kept
         if self._trainer.fast_dev_run:  # type: ignore[attr-defined]
-            path, self._ledger = self._exit.enter_context(closing(Scratch(path))).path / "store", None
+            path = self._exit.enter_context(closing(Scratch(path))).path / "store"
+            self._ledger = self._snapshots = None
         if not has_ledger(path):
             self._data.check_slices()
         opened = self._enter(path)
@@ -276,7 +280,9 @@ class FitStore:
         return base, sequences
 
     def _enter(self, path: Path) -> Opened:
-        store = self._exit.enter_context(Store.create(path, self._settings, self._register, self._key, self._ledger))
+        store = self._exit.enter_context(
+            Store.create(path, self._settings, self._register, self._key, self._ledger, self._snapshots)
+        )
         self._opened = Opened(store, self._exit.enter_context(store.building()))
         return self._opened
 

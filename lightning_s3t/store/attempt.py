@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import RevokedError
 from lightning_s3t.store.backend import Backend
-from lightning_s3t.store.erasure import drop_attempts, erase_queued, remove
+from lightning_s3t.store.erasure import drop_attempts, erase_queued, put_ahead, remove
 from lightning_s3t.store.files import spell
 from lightning_s3t.store.generations import close_generation
 from lightning_s3t.store.ledger import Artifact
@@ -105,8 +105,8 @@ class Attempt:
             RevokedError: A request since its data was chosen reaches the unit, or its parent is gone. Everything that
                 the attempt wrote is erased.
         """
-        finished = self.finish(tensors, provenance, score)
         try:
+            finished = self.finish(tensors, provenance, score)
             with self._ledger.transaction():
                 finished.check()
                 remove(self._store, [str(self.unit)], None)  # an earlier one, of other data
@@ -129,6 +129,7 @@ class Attempt:
 
         Raises:
             StoreError: A tensor is of a kind that no snapshot can hold.
+            RevokedError: The unit must not be kept, and its snapshot would have been put ahead of the transaction.
         """
         self.close()
         digest, data = encode_snapshot(tensors)
@@ -141,6 +142,8 @@ class Attempt:
             self.unit, self.key, digest, score, {**normalise(provenance), "files": files, "snapshot": digest}
         )
         owned = [(path, evidence) for path, evidence, _ in written]
+        if self._store.snapshots.is_remote:
+            put_ahead(self._store, str(self.unit), digest, data, self._check)
         return FinishedUnit(self._store, record, data, self._check, owned)
 
     def abandon(self) -> None:
@@ -224,8 +227,9 @@ class FinishedUnit:
             as_of: The newest request when its data was chosen.
         """
         record, store = self.record, self._store
-        # within the transaction, which an erasure needs too: none can take an equal file away meanwhile
-        store.snapshots.put(record.snapshot, self._snapshot)
+        if not store.snapshots.is_remote:
+            # within the transaction, which an erasure needs too: none can take an equal file away meanwhile
+            store.snapshots.put(record.snapshot, self._snapshot)
         text = json.dumps(record.provenance, sort_keys=True)
         for path, evidence in self._files:
             store.ledger.own(path, str(record.unit), evidence)

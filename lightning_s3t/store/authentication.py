@@ -36,12 +36,13 @@ _ID, _LAYERS, _HEAD, _TOMBSTONES, _SETTINGS = "store_id", "key_layers", "head_ma
 _LISTING, _FLOOR, _FLOOR_MAC = "listing_mac", "floor", "floor_mac"
 LISTING: tuple[Kind, ...] = ("schedule", "cancellation", "export")
 """The kinds of events that say what is in tables of the ledger."""
+_PLACE = "snapshots"  # where they lie, if not in the folder
 _FIXED = ("settings", "register", "base", "options", "generations", _FLOOR)  # what a fit notes
 _SIZE = 32  # bytes
 _PERSON = b"s3t-tombstone"
 _ROW_SIZE, _ROW_PERSON = 16, b"s3t-floor-row"
 _MARKED = b"s3t-mark"
-_READ = (_ID, _LAYERS, _HEAD, _TOMBSTONES, _SETTINGS, _LISTING, _FLOOR_MAC, *_FIXED)
+_READ = (_ID, _LAYERS, _HEAD, _TOMBSTONES, _SETTINGS, _LISTING, _FLOOR_MAC, _PLACE, *_FIXED)
 _SETTINGS_CHANGED = "what its settings are, or what its fits have noted"
 _END_CHANGED = "the end of its history"
 _LISTING_CHANGED = "what its history says of scheduled requests and exported copies"
@@ -319,7 +320,7 @@ class Authenticator:
     def _changed(self, what: str) -> StoreError:
         return StoreError(
             f"In the store {self._folder} {what} is not what was written with the store's key: it was changed, or "
-            "ledger.db is damaged. Nothing is served. Restore ledger.db from a backup (what it lacks is carried out "
+            "the ledger is damaged. Nothing is served. Restore the ledger from a backup (what it lacks is carried out "
             "again from the journal); if somebody may have changed it, look who can write the folder."
         )
 
@@ -363,7 +364,8 @@ class _Standing:
 
     @property
     def settings_mac(self) -> str:
-        return _mac(self.key, "settings", *(self.notes.get(name, "") for name in _FIXED))
+        place = [self.notes[_PLACE]] if _PLACE in self.notes else []  # most stores have none
+        return _mac(self.key, "settings", *(self.notes.get(name, "") for name in _FIXED), *place)
 
     @property
     def settings_are_right(self) -> bool:

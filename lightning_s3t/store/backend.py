@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from lightning_s3t.errors import ConfigurationError
+from lightning_s3t.errors import ConfigurationError, StoreError, StoreMismatchError
 from lightning_s3t.store.authentication import Authenticator
 from lightning_s3t.store.ledger import Ledger
-from lightning_s3t.store.ledger_address import LedgerAddress, make_address, read_address
-from lightning_s3t.store.snapshots import SnapshotFolder, Snapshots
+from lightning_s3t.store.ledger_address import LedgerAddress, check_not_moved, make_address, read_address
+from lightning_s3t.store.snapshots import Snapshots
+from lightning_s3t.store.snapshots_place import NOTE as PLACE
+from lightning_s3t.store.snapshots_place import open_place
 from lightning_s3t.store.sqlite_ledger import SqliteLedger
 
 
@@ -34,19 +36,27 @@ class Backend:
         return Authenticator(self.folder, self.ledger)
 
     @classmethod
-    def of(cls, folder: Path, create: bool = False, ledger: str | None = None) -> Backend:
-        """Open what lies in one folder, and the ledger that it names.
+    def of(cls, folder: Path, create: bool = False, ledger: str | None = None, snapshots: str | None = None) -> Backend:
+        """Open what lies in one folder, the ledger that it names, and the snapshots that the ledger names.
 
         Args:
             folder: The store.
             create: Make the ledger if there is none.
             ledger: Where to make it, if not in the folder.
+            snapshots: Where to keep the snapshots, if not in the folder.
 
         Raises:
-            ConfigurationError: The ledger's address is none, or psycopg is not installed.
-            StoreError: There is none, or it is not a ledger of this format.
+            ConfigurationError: An address is none, or what it needs is not installed.
+            StoreMismatchError: The store's snapshots lie elsewhere.
+            StoreError: There is no ledger, or none of this format; or the snapshots cannot be reached, or a request
+                could not erase them.
         """
-        return cls(folder, open_ledger(folder, create, ledger), SnapshotFolder(folder))
+        opened = open_ledger(folder, create, ledger)
+        try:
+            return cls(folder, opened, _open_snapshots(folder, opened, snapshots))
+        except BaseException:
+            opened.close()
+            raise
 
 
 def open_ledger(folder: Path, create: bool = False, ledger: str | None = None) -> Ledger:
@@ -59,10 +69,30 @@ def open_ledger(folder: Path, create: bool = False, ledger: str | None = None) -
 
     Raises:
         ConfigurationError: The address is none, or psycopg is not installed.
+        MovedError: The store was given up.
         StoreError: There is none, or it is not a ledger of this format.
     """
+    check_not_moved(folder)
     address = make_address(folder, ledger) if create else read_address(folder)
     return SqliteLedger(folder, create) if address is None else _open_postgres(folder, address, create)
+
+
+def _open_snapshots(folder: Path, ledger: Ledger, given: str | None) -> Snapshots:
+    notes = ledger.notes("settings", PLACE)
+    is_made, place = "settings" in notes, notes.get(PLACE) or None
+    if is_made and given not in (None, place):
+        raise StoreMismatchError(
+            f"The snapshots of the store {folder} lie in {place or 'its folder'}, and not in {given}. Leave the "
+            "argument out: the ledger says where they are."
+        )
+    address = read_address(folder)
+    place = place if is_made else given
+    if place is not None and address is None:
+        raise StoreError(
+            f"The store {folder} has its ledger in its folder, and names {place} for its snapshots: it was changed. "
+            "Nothing is served. Restore the ledger from a backup."
+        )
+    return open_place(folder, place, address.id if address is not None else "", create=not is_made)
 
 
 def _open_postgres(folder: Path, address: LedgerAddress, create: bool) -> Ledger:

@@ -15,7 +15,7 @@ from lightning_s3t.errors import ConfigurationError, RevokedError, StoreError
 from lightning_s3t.plan import Partition
 from lightning_s3t.store.attempt import Attempt, FinishedUnit
 from lightning_s3t.store.backend import Backend
-from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
+from lightning_s3t.store.erasure import clean_up, erase_queued, put_ahead, remove_lineages
 from lightning_s3t.store.feature_sums import FeatureRows
 from lightning_s3t.store.floor import add_rows, complete, drop, find_stale, read_states, repair, subtract
 from lightning_s3t.store.forgetting import Forgetting
@@ -27,6 +27,8 @@ from lightning_s3t.store.registry import Newcomers, is_registering, register
 from lightning_s3t.store.settings import check_settings, normalise
 from lightning_s3t.store.tensors import encode_snapshot
 from lightning_s3t.store.units import read_units
+
+_BASE = "base"  # the name of the attempt that puts the head's start
 
 
 class BuildSession:
@@ -202,9 +204,16 @@ class BuildSession:
                 f"The store {self._backend.folder} has its base already. It is written once, before any training."
             )
         digest, data = encode_snapshot(tensors)
+        snapshots = self._backend.snapshots
+        if snapshots.is_remote:
+            with self._ledger.transaction():
+                self._ledger.begin(_BASE)
+            put_ahead(self._backend, _BASE, digest, data)
         with self._ledger.transaction():
-            self._backend.snapshots.put(digest, data)
-            self._ledger.own(self._backend.snapshots.name(digest))
+            if not snapshots.is_remote:
+                snapshots.put(digest, data)
+            self._ledger.own(snapshots.name(digest))
+            self._ledger.drop_attempts([_BASE])
             self._backend.authenticator.note({"base": digest})
 
     def check_floor(self, part: FloorPart) -> None:

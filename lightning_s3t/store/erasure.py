@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from lightning_s3t.store.files import sizes_of, unlink_all
 from lightning_s3t.store.floor import drop
 from lightning_s3t.store.history import record
 from lightning_s3t.store.ledger import OwnedFile, QueuedFile
+from lightning_s3t.store.lock import erasure_lock
 from lightning_s3t.store.registered_files import Located, RegisteredFiles, ambiguous
 from lightning_s3t.store.scratch import clear_scratch
 from lightning_s3t.store.units import parse_unit
@@ -91,14 +93,15 @@ def erase_queued(store: Backend) -> None:
         return
     # before the transaction: to prove what a checkpoint is, all of it is read
     located = _locate(store.folder, [file for file in queued if file.path in outside]) if outside else {}
-    with ledger.transaction():
+    with _delete_remote(store) as deleted, ledger.transaction():
         if ledger.queued() != queued:
             queued, outside = _noted(store)
         needed = ledger.needed([file.path for file in queued])  # two units may have equal snapshots
         wanted = [file for file in queued if file.path not in needed]
-        unchanged = {path for path, found in located.items() if found.is_unchanged}
-        doomed = [file for file in wanted if file.path not in outside or file.path in unchanged]
-        failed = _unlink(store, doomed, located)
+        ready = {path for path, found in located.items() if found.is_unchanged}
+        ready |= {file.path for file in wanted if file.path not in outside} if deleted is None else deleted.keys()
+        doomed = [file for file in wanted if file.path in ready]
+        failed = _unlink(store, doomed, located, deleted)
         _record(store, [file for file in doomed if file.path not in failed], located)
         left = {file.path for file in doomed if file.path in located and located[file.path].is_left}
         later = {file.path for file in wanted} - {file.path for file in doomed} | failed.keys()
@@ -117,11 +120,11 @@ def clean_up(store: Backend) -> None:
     Args:
         store: Where the store lies.
     """
+    present = store.snapshots.names()
     with store.ledger.transaction():
         drop_attempts(
             store, store.ledger.attempts()
         )  # a record of such a unit, if there is one, is of a training before
-        present = store.snapshots.names()
         queue(store, map(OwnedFile, present - store.ledger.needed(present)), None)
         store.ledger.compact()
     erase_queued(store)
@@ -141,6 +144,32 @@ def queue(store: Backend, owned: Iterable[OwnedFile], request: int | None) -> No
         store.ledger.queue([QueuedFile(file.path, request, sizes[file.path], file.evidence) for file in files])
 
 
+def put_ahead(store: Backend, attempt: str, digest: str, data: bytes, check: Callable[[], None] = lambda: None) -> None:
+    """Put a snapshot that lies behind a network, before the transaction that makes it a unit's.
+
+    The attempt holds it from before it is there, so that it is erased with the attempt, and is not erased under it.
+
+    Args:
+        store: Where the store lies.
+        attempt: The name of the artifact that is attempted.
+        digest: The snapshot's digest.
+        data: Its bytes.
+        check: Raises a RevokedError if the attempt must not go on.
+
+    Raises:
+        RevokedError: By `check`; nothing was put.
+        StoreError: It cannot be put, or an equal one cannot be erased that was to be.
+    """
+    name, ledger = store.snapshots.name(digest), store.ledger
+    with ledger.transaction():
+        check()
+        ledger.hold(name, attempt)
+        is_doomed = any(file.path == name for file in ledger.queued())
+    if is_doomed:  # somebody may be deleting it; after this nobody is
+        erase_queued(store)
+    store.snapshots.put(digest, data)
+
+
 def _noted(store: Backend) -> tuple[list[QueuedFile], set[str]]:
     """Return what is noted for erasure, and the paths of it that are no snapshots but registered files."""
     queued = store.ledger.queued()
@@ -150,10 +179,48 @@ def _noted(store: Backend) -> tuple[list[QueuedFile], set[str]]:
         if not os.path.isabs(path):
             raise StoreError(
                 f"The ledger of the store {store.folder} notes {path!r} for erasure, which is no snapshot and no "
-                "registered file: it was changed. Nothing was removed, and nothing is served. Restore ledger.db from a "
-                "backup."
+                "registered file: it was changed. Nothing was removed, and nothing is served. Restore the ledger from "
+                "a backup."
             )
     return queued, outside
+
+
+@contextmanager
+def _delete_remote(store: Backend) -> Iterator[dict[str, OSError | None] | None]:
+    """Delete snapshots that lie behind a network; the block records it. None where they do not.
+
+    That takes as long as the network does, so no transaction waits for it. Nothing that is being deleted can become a
+    unit's meanwhile: whoever puts a snapshot holds it first (`put_ahead`), and waits for the block to end if the
+    snapshot was noted for erasure before.
+
+    Yields:
+        What was to be deleted, and why it is still there, if it is.
+    """
+    if not store.snapshots.is_remote:
+        yield None
+        return
+    with erasure_lock(store.folder):
+        _note_sizes(store)
+        names = [file.path for file in _doomed_snapshots(store)]
+        yield dict.fromkeys(names) | store.snapshots.delete(names)
+
+
+def _note_sizes(store: Backend) -> None:
+    """Note how much is about to be deleted: a crash after that must not make a receipt forget it."""
+    unsized = [file.path for file in _doomed_snapshots(store) if file.size is None]
+    found = {path: size for path, size in store.snapshots.sizes(unsized).items() if size is not None}
+    if found:
+        with store.ledger.transaction():
+            there = [file for file in store.ledger.queued() if file.size is None and file.path in found]
+            store.ledger.queue(replace(file, size=found[file.path]) for file in there)
+
+
+def _doomed_snapshots(store: Backend) -> list[QueuedFile]:
+    with store.ledger.at_one_time():
+        queued, outside = _noted(store)
+        snapshots = [file for file in queued if file.path not in outside]
+        needed = store.ledger.needed([file.path for file in snapshots])
+    return [file for file in snapshots if file.path not in needed]
 
 
 def _locate(folder: Path, files: Collection[QueuedFile]) -> dict[str, Located]:
@@ -167,14 +234,21 @@ def _locate(folder: Path, files: Collection[QueuedFile]) -> dict[str, Located]:
     }
 
 
-def _unlink(store: Backend, doomed: Collection[QueuedFile], located: Mapping[str, Located]) -> dict[str, OSError]:
+def _unlink(
+    store: Backend,
+    doomed: Collection[QueuedFile],
+    located: Mapping[str, Located],
+    deleted: Mapping[str, OSError | None] | None,
+) -> dict[str, OSError]:
     # within the transaction, which a commit needs too: none can come to need an equal file meanwhile
     snapshots = [file.path for file in doomed if file.path not in located]
     outside = {located[file.path].path: file.path for file in doomed if file.path in located}
     failed = dict[str, OSError]()
     if outside:
         failed = {outside[path]: error for path, error in unlink_all([path for path in outside if path]).items()}
-    return store.snapshots.delete(snapshots) | failed
+    if deleted is None:
+        return store.snapshots.delete(snapshots) | failed
+    return {path: error for path in snapshots if (error := deleted[path]) is not None} | failed
 
 
 def _record(store: Backend, done: Iterable[QueuedFile], located: Mapping[str, Located]) -> None:
@@ -202,7 +276,9 @@ def _sizes_now(store: Backend, paths: Collection[str]) -> dict[str, int | None]:
     # what cannot be looked at must not keep a unit from being revoked: what is wrong with it shows when it is erased
     snapshots = store.snapshots.owned(paths)
     outside = [path for path in paths if path not in snapshots]
-    return store.snapshots.sizes(snapshots) | (sizes_of(outside) if outside else {})
+    # the transaction must not wait for a network: see `_note_sizes`
+    found = dict.fromkeys(snapshots) if store.snapshots.is_remote else store.snapshots.sizes(snapshots)
+    return found | (sizes_of(outside) if outside else {})
 
 
 def _failed_message(folder: Path, failed: dict[str, OSError]) -> str:

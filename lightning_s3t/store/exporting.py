@@ -106,7 +106,7 @@ def check_exports(store: Backend) -> None:
     if wrong:
         raise StoreError(
             f"{len(wrong)} exported copies of the store {store.folder} are not what its history says: they were "
-            "changed without the store's key, or ledger.db is damaged. Nothing is served. Restore ledger.db from a "
+            "changed without the store's key, or the ledger is damaged. Nothing is served. Restore the ledger from a "
             "backup (what it lacks is carried out again from the journal)."
         )
 

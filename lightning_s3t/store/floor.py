@@ -292,8 +292,8 @@ def _decode(store: Backend, state: FloorState, source: str, found: Sequence[tupl
         if not hmac.compare_digest(mac, store.authenticator.row_mac(source, owner, body)):
             raise StoreError(
                 f"A row of the floor of the store {store.folder} is not what was written with the store's key: it was "
-                "changed, or ledger.db is damaged. Nothing was changed. Restore ledger.db from a backup (what it lacks "
-                "is carried out again from the journal)."
+                "changed, or the ledger is damaged. Nothing was changed. Restore the ledger from a backup (what it "
+                "lacks is carried out again from the journal)."
             )
     return FeatureRows.decode([body for _, body, _ in found], state.part, state.task)
 

@@ -11,8 +11,9 @@ from lightning_s3t.store.files import half_written_name, unlink_all
 from lightning_s3t.store.identities import KEY_FILE
 from lightning_s3t.store.journal_file import FILE as JOURNAL
 from lightning_s3t.store.ledger_address import FILE as ADDRESS
+from lightning_s3t.store.ledger_address import MOVED
+from lightning_s3t.store.lock import ERASURE_LOCK, LEDGER_LOCK
 from lightning_s3t.store.lock import FILE as LOCK_FILE
-from lightning_s3t.store.lock import LEDGER_LOCK
 from lightning_s3t.store.scratch import FOLDER as SCRATCH
 from lightning_s3t.store.snapshots import FOLDER
 from lightning_s3t.store.sqlite_ledger import FILE
@@ -25,7 +26,7 @@ _MAGIC = bytes.fromhex(
 _LEDGER_FILES = {FILE, _ROLLBACK, f"{FILE}-wal", f"{FILE}-shm", ADDRESS}
 _FOLDERS = frozenset({FOLDER, SCRATCH})
 _ONE_NAME = frozenset({FILE, ADDRESS, JOURNAL})  # which are written to where they are
-OWN_FILES = frozenset({*_LEDGER_FILES, JOURNAL, KEY_FILE, LOCK_FILE, LEDGER_LOCK}) | _FOLDERS
+OWN_FILES = frozenset({*_LEDGER_FILES, MOVED, JOURNAL, KEY_FILE, LOCK_FILE, LEDGER_LOCK, ERASURE_LOCK}) | _FOLDERS
 
 
 def check_free(folder: Path) -> None:

@@ -437,8 +437,8 @@ class Forgetting:
             if missed:
                 raise StoreError(
                     f"The ledger of the store {self._store.folder} is damaged: its index does not know that the "
-                    f"request reaches {missed[0]}. Nothing was changed. Restore ledger.db from a backup (what it lacks "
-                    "is carried out again from the journal), or train again into a new folder."
+                    f"request reaches {missed[0]}. Nothing was changed. Restore the ledger from a backup (what it "
+                    "lacks is carried out again from the journal), or train again into a new folder."
                 )
             best = survivors(left, {unit: score for unit, score in left.items() if score is not None})
             serving[str(shard)] = str(best[shard]) if best else None

@@ -192,7 +192,7 @@ def _carry_out(store: Backend, keyring: Keyring, event: Event) -> int | None:
         if layers != keyring.layers + 1:
             raise ValueError(f"a rotation to {layers} keys after {keyring.layers}")
         keyring.apply_rotation(layers)
-    elif event.kind != "erasure":
+    elif event.kind not in ("erasure", "handover", "acknowledgement"):
         raise ValueError(f"a {event.kind} without the number of a request")
     return None
 
@@ -200,7 +200,7 @@ def _carry_out(store: Backend, keyring: Keyring, event: Event) -> int | None:
 def _unreadable(folder: Path, event: Event, error: Exception) -> StoreError:
     return StoreError(
         f"Event {event.position} of the journal {folder / FILE} cannot be carried out ({error}): it was written by "
-        "another version of lightning_s3t, or changed. Nothing is served. Use that version, or restore ledger.db and "
+        "another version of lightning_s3t, or changed. Nothing is served. Use that version, or restore the ledger and "
         f"{FILE} from one backup."
     )
 
@@ -208,8 +208,8 @@ def _unreadable(folder: Path, event: Event, error: Exception) -> StoreError:
 def _forged(folder: Path, event: Event) -> StoreError:
     return StoreError(
         f"Event {event.position} of the journal {folder / FILE} was not written with the store's key: somebody has "
-        f"made it up, or changed it. Nothing is served. Restore ledger.db and {FILE} from one backup, and look who can "
-        "write the folder."
+        f"made it up, or changed it. Nothing is served. Restore the ledger and {FILE} from one backup, and look who "
+        "can write the folder."
     )
 
 
@@ -227,5 +227,5 @@ def _write_all(descriptor: int, data: bytes) -> None:
 def _fork_message(folder: Path, position: int) -> str:
     return (
         f"The ledger and the journal of the store {folder} disagree about event {position}: one of them was changed, "
-        f"or they are not of one store. Nothing is served. Restore ledger.db and {FILE} from one backup."
+        f"or they are not of one store. Nothing is served. Restore the ledger and {FILE} from one backup."
     )

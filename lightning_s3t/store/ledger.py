@@ -372,6 +372,9 @@ class Ledger(Protocol):
     def own(self, path: str, attempt: str | None = None, evidence: str = "") -> None:
         """Give a file to an attempt, from whoever owned it; or to the store, for good."""
 
+    def hold(self, path: str, attempt: str) -> None:
+        """Give a file to an attempt too, beside those who own it."""
+
     def disown(self, path: str) -> list[str]:
         """Take a file from whoever owns it; return its path if anything did."""
 
@@ -429,6 +432,33 @@ class Ledger(Protocol):
     def replace_queue(self, files: Iterable[QueuedFile]) -> None:
         """Note these files as the only ones that are still to be erased."""
 
+    # copying a ledger, and giving one up
+
+    def all_notes(self) -> dict[str, str]:
+        """Return all notes."""
+
+    def registered(self) -> Iterator[tuple[bytes, int, int]]:
+        """Return hash, band and generation of everyone who is registered."""
+
+    def owned(self) -> Iterator[tuple[str, OwnedFile]]:
+        """Return the files that anything owns, each with its owner.
+
+        That is an artifact's name, "attempt:" or "export:" before a name, "aside:" before the number of an artifact
+        that is set aside, or nothing for the store.
+        """
+
+    def artifacts_aside(self) -> list[tuple[int, Artifact]]:
+        """Return all of the artifacts that are set aside, with their numbers, the first first."""
+
+    def empty(self) -> None:
+        """Take out everything that there is."""
+
+    def give_up(self, target: str, token: str) -> None:
+        """Note that another store takes this one's place: from now on every transaction and look raises `MovedError`.
+
+        Opening the ledger raises it too.
+        """
+
     # upkeep
 
     def clear_traces(self, patience: float = 2.0) -> None:
@@ -475,6 +505,6 @@ def undecodable(what: str, error: Exception) -> StoreError:
     """
     return StoreError(
         f"{what} cannot be read ({type(error).__name__}: {error}): the ledger is damaged, or was changed. Restore "
-        "ledger.db from a backup (what it lacks is carried out again from the journal), or train again into a new "
+        "the ledger from a backup (what it lacks is carried out again from the journal), or train again into a new "
         "folder."
     )

@@ -11,11 +11,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from lightning_s3t.core.documents import STRICT, read_json
-from lightning_s3t.errors import ConfigurationError, StoreError, StoreMismatchError
+from lightning_s3t.errors import ConfigurationError, MovedError, StoreError, StoreMismatchError
 from lightning_s3t.store.files import read_unlinked, write_atomically
 from lightning_s3t.store.sqlite_ledger import FILE as SQLITE_FILE
 
 FILE = "ledger.json"
+MOVED = "moved.json"
 VARIABLE = "LIGHTNING_S3T_LEDGER"
 DEFAULT_SCHEMA = "lightning_s3t"
 _SCHEMES = ("postgresql", "postgres")
@@ -113,6 +114,38 @@ def has_ledger(folder: Path) -> bool:
     return (folder / SQLITE_FILE).exists() or (folder / FILE).exists()
 
 
+def write_moved(folder: Path, target: str, token: str) -> None:
+    """Write down that a store was given up, so that no restored ledger answers in it.
+
+    Args:
+        folder: The store.
+        target: The folder of the store that has taken its place.
+        token: What tells that from others.
+    """
+    write_atomically(folder / MOVED, json.dumps({"target": target, "token": token}, indent=2).encode())
+
+
+def check_not_moved(folder: Path) -> None:
+    """Refuse a store that was given up.
+
+    Args:
+        folder: The store.
+
+    Raises:
+        MovedError: It was.
+        StoreError: The file that says so cannot be read.
+    """
+    path = folder / MOVED
+    try:
+        with read_unlinked(path) as file:
+            found = json.loads(file.read(1 << 20))
+        raise MovedError(folder, str(found["target"]), str(found["token"]))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise StoreError(f"{path} cannot be read ({error}): the store was given up. Restore the file.") from error
+
+
 def read_address(folder: Path) -> LedgerAddress | None:
     """Return where the ledger of a store lies; None if it is in the folder.
 
@@ -176,6 +209,18 @@ def make_address(folder: Path, text: str | None) -> LedgerAddress | None:
             "the folder says where its ledger is; or give a new folder as `store`."
         )
     return kept
+
+
+def write_address(folder: Path, url: str, schema: str, owner: str) -> None:
+    """Write down where the ledger of a store lies that is made from a backup.
+
+    Args:
+        folder: The store.
+        url: The database.
+        schema: The schema.
+        owner: What tells the store's folder from others, in the database.
+    """
+    _write(folder / FILE, LedgerAddress(url, schema, owner))
 
 
 def _write(path: Path, address: LedgerAddress) -> None:

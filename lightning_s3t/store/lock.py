@@ -15,7 +15,9 @@ from lightning_s3t.store.files import open_own
 
 FILE = "fit.lock"
 LEDGER_LOCK = "ledger.lock"
+ERASURE_LOCK = "erasure.lock"
 _PATIENCE = 30.0  # seconds
+_ERASURE_PATIENCE = 600.0
 
 
 class FitLock:
@@ -81,15 +83,36 @@ def ledger_lock(folder: Path) -> Iterator[None]:
     Raises:
         StoreError: Another process does not let go of it.
     """
-    with _open(folder / LEDGER_LOCK) as file:
-        deadline = time.monotonic() + _PATIENCE
+    with _held(folder / LEDGER_LOCK, _PATIENCE, 0.002):
+        yield
+
+
+@contextmanager
+def erasure_lock(folder: Path) -> Iterator[None]:
+    """Keeps other processes and threads from erasing snapshots that lie behind a network.
+
+    Take it outside of a transaction, never within.
+
+    Args:
+        folder: The store.
+
+    Raises:
+        StoreError: Another process does not let go of it.
+    """
+    with _held(folder / ERASURE_LOCK, _ERASURE_PATIENCE, 0.02):
+        yield
+
+
+@contextmanager
+def _held(path: Path, patience: float, pause: float) -> Iterator[None]:
+    with _open(path) as file:
+        deadline = time.monotonic() + patience
         while not _lock(file, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
                 raise StoreError(
-                    f"Another process has held {folder / LEDGER_LOCK} for {_PATIENCE:.0f} seconds. Let it end, and try "
-                    "again."
+                    f"Another process has held {path} for {patience:.0f} seconds. Let it end, and try again."
                 )
-            time.sleep(0.002)
+            time.sleep(pause)
         holder = os.getpid()
         try:
             yield

@@ -23,16 +23,15 @@ from psycopg import conninfo
 from typing_extensions import override
 
 from lightning_s3t.core.documents import canonical
-from lightning_s3t.core.events import GENESIS, Event, Kind, MarkKind
+from lightning_s3t.core.events import Event, Kind, MarkKind
 from lightning_s3t.core.units import Cell
-from lightning_s3t.errors import RolledBackError, StoreError
+from lightning_s3t.errors import MovedError, RolledBackError, StoreError
 from lightning_s3t.store.identities import read_keys
 from lightning_s3t.store.journal_file import newest_event
 from lightning_s3t.store.ledger import (
     Artifact,
     ArtifactEntry,
     Export,
-    Ledger,
     Mark,
     OwnedFile,
     QueuedFile,
@@ -41,8 +40,9 @@ from lightning_s3t.store.ledger import (
     ledger_errors,
 )
 from lightning_s3t.store.ledger_address import LedgerAddress
+from lightning_s3t.store.sql_ledger import SqlLedger, owner_aside, owner_of_attempt, owner_of_export, parse_body
 
-FORMAT = 1
+FORMAT = 2
 CHANNEL = "lightning_s3t"
 """Where each request is told to whoever listens (NOTIFY), by the schema's name. A hint: the look is what counts."""
 _PATIENCE = 30.0  # seconds, for a lock, and for a server that is away when a commit's outcome is in doubt
@@ -50,8 +50,8 @@ _CHUNK = 5000  # rows a statement
 _LAST_LETTER = chr(0x10FFFF)
 
 _SCHEMA = """
--- one row. Whoever writes locks it first. It says which folder the ledger belongs to
-CREATE TABLE store (format integer NOT NULL, folder text NOT NULL);
+-- one row. Whoever writes locks it first. It says which folder the ledger belongs to, and what has taken its place
+CREATE TABLE store (format integer NOT NULL, folder text NOT NULL, moved_to text);
 -- what tells a process whose connection broke in a COMMIT whether that was carried out. PostgreSQL's own numbers
 -- cannot: a standby that takes over may give them out again
 CREATE TABLE transactions (id text PRIMARY KEY, time timestamptz NOT NULL DEFAULT now());
@@ -146,7 +146,7 @@ _Row = tuple[Any, ...]
 _Value = TypeVar("_Value")
 
 
-class PostgresLedger(Ledger):
+class PostgresLedger(SqlLedger):
     """A store's tables in a schema of a PostgreSQL database, with a connection for each thread of each process.
 
     Every transaction first locks the one row of the table `store`, in READ COMMITTED: what it reads after that is what
@@ -226,7 +226,7 @@ class PostgresLedger(Ledger):
             session.close()
         self._own = threading.local()
 
-    def _begin(self, statement: str, lock: bool) -> _Session:
+    def _begin(self, statement: str, lock: bool, check: bool = True) -> _Session:
         for is_last in (False, True):
             session = self._session()
             if session.in_block:
@@ -234,11 +234,15 @@ class PostgresLedger(Ledger):
             try:
                 with self._errors():
                     session.connection.execute(statement.encode())
-                    if lock and session.connection.execute("SELECT 1 FROM store FOR UPDATE").fetchone() is None:
-                        raise StoreError(
-                            f"The ledger at {self._address} is damaged: its table `store` is empty. Nothing was "
-                            "changed. Restore it from a backup."
-                        )
+                    if lock:
+                        row = session.connection.execute("SELECT moved_to FROM store FOR UPDATE").fetchone()
+                        if row is None:
+                            raise StoreError(
+                                f"The ledger at {self._address} is damaged: its table `store` is empty. Nothing was "
+                                "changed. Restore it from a backup."
+                            )
+                        if check:
+                            self._check_here(row[0])
             except BaseException:
                 # a connection that broke since it was last used: nothing was done with it
                 if session.is_broken and not is_last:
@@ -268,7 +272,8 @@ class PostgresLedger(Ledger):
         deadline = time.monotonic() + _PATIENCE
         while True:
             try:
-                self._begin("BEGIN ISOLATION LEVEL READ COMMITTED", lock=True)  # waits for its end, if it still runs
+                # waits for its end, if it still runs; which may have given the store up
+                self._begin("BEGIN ISOLATION LEVEL READ COMMITTED", lock=True, check=False)
                 try:
                     return bool(self._rows("SELECT 1 FROM transactions WHERE id = %s", mark))
                 finally:
@@ -376,6 +381,7 @@ class PostgresLedger(Ledger):
                 f"The ledger at {self._address} belongs to another folder than {self._folder}. Each store has a schema "
                 "of its own: name another one (?schema=name)."
             )
+        self._check_here(self._rows("SELECT moved_to FROM store")[0][0])
         strange = sorted(tables ^ _TABLES) or [name for (name,) in self._rows(_HOOKS, {"schema": schema})]
         if strange:
             raise StoreError(
@@ -439,10 +445,6 @@ class PostgresLedger(Ledger):
             found: list[Any] = cursor.fetchall()
             return found
 
-    def _number(self, query: str) -> int:
-        found: int | None = self._rows(query)[0][0]
-        return found or 0
-
     def _many(self, query: str, rows: Iterable[Sequence[Any]]) -> None:
         """Run a statement with rows as arrays of their columns, thousands at a time."""
         for chunk in _chunks(rows):
@@ -494,28 +496,8 @@ class PostgresLedger(Ledger):
         )
 
     @override
-    def bands(self, hashes: Iterable[bytes]) -> dict[bytes, int]:
-        return dict(self._look_up("hash, band FROM subjects WHERE hash", hashes))
-
-    @override
-    def generations(self, hashes: Iterable[bytes]) -> dict[bytes, int]:
-        return dict(self._look_up("hash, generation FROM subjects WHERE hash", hashes))
-
-    @override
-    def count_generations(self) -> dict[int, int]:
-        return dict(self._rows("SELECT generation, COUNT(*) FROM subjects GROUP BY generation ORDER BY generation"))
-
-    @override
     def merge_generations(self, into: int) -> None:
         self._do("UPDATE subjects SET generation = %s WHERE generation > %s", into, into)
-
-    @override
-    def forgotten(self, hashes: Iterable[bytes]) -> set[bytes]:
-        return {hash_ for (hash_,) in self._look_up("hash FROM tombstones WHERE hash", hashes)}
-
-    @override
-    def waiting(self, hashes: Iterable[bytes]) -> set[bytes]:
-        return {hash_ for (hash_,) in self._look_up("hash FROM pending WHERE hash", hashes)}
 
     @override
     def schedule(self, rows: Iterable[tuple[bytes, str, Cell]]) -> None:
@@ -540,10 +522,6 @@ class PostgresLedger(Ledger):
         return self._rows("SELECT hash, cell FROM pending WHERE due <= %s", time)
 
     @override
-    def schedules(self) -> list[tuple[str, int]]:
-        return self._rows("SELECT due, COUNT(*) FROM pending GROUP BY due ORDER BY due")
-
-    @override
     def bury(self, rows: Iterable[Tombstone], request: int) -> None:
         for chunk in _chunks(sorted(rows)):
             hashes, cells = [hash_ for hash_, _ in chunk], [cell for _, cell in chunk]
@@ -560,14 +538,6 @@ class PostgresLedger(Ledger):
     @override
     def tombstones(self) -> Iterator[tuple[bytes, int, Cell]]:
         yield from self._stream("SELECT hash, request, cell FROM tombstones")
-
-    @override
-    def count_forgotten(self) -> int:
-        return self._number("SELECT COUNT(*) FROM tombstones")
-
-    @override
-    def count_registered_and_forgotten(self) -> int:
-        return self._number("SELECT COUNT(*) FROM subjects JOIN tombstones USING (hash)")
 
     @override
     def newest_requests(self, restrictions: bool = True) -> dict[Cell, int]:
@@ -602,11 +572,6 @@ class PostgresLedger(Ledger):
         return [Mark(*row) for row in rows]
 
     @override
-    def marks_of(self, hashes: Iterable[bytes], kind: MarkKind) -> list[Mark]:
-        rows = self._look_up("kind, hash, number, cell FROM marks WHERE hash", hashes)
-        return [Mark(*row) for row in rows if row[0] == kind]
-
-    @override
     def lacks(self, cells: Collection[Cell]) -> bool:
         forgotten = "SELECT 1 FROM tombstones WHERE cell = ANY (%s::text[]) LIMIT 1"
         restricted = "SELECT 1 FROM marks WHERE cell = ANY (%s::text[]) AND kind = 'restricted' LIMIT 1"
@@ -624,11 +589,6 @@ class PostgresLedger(Ledger):
             )
 
     # events
-
-    @override
-    def head(self) -> tuple[int, str]:
-        rows = self._rows("SELECT position, digest FROM events ORDER BY position DESC LIMIT 1")
-        return rows[0] if rows else (0, GENESIS)
 
     @override
     def append(self, event: Event, forgotten: int | None = None) -> None:
@@ -654,11 +614,7 @@ class PostgresLedger(Ledger):
                 chosen, values = f"{chosen} AND kind = ANY (%s::text[])", [*values, list(kinds)]
             rows = iter(self._rows(f"{query} WHERE position > %s {chosen} ORDER BY position", *values))
         for position, kind, number, moment, body, digest, mac in rows:
-            yield Event(position, kind, number, moment, _parse(body), digest, mac)
-
-    @override
-    def count_events(self) -> int:
-        return self._number("SELECT COUNT(*) FROM events")
+            yield Event(position, kind, number, moment, parse_body(body), digest, mac)
 
     @override
     def digest_at(self, position: int) -> str | None:
@@ -672,7 +628,9 @@ class PostgresLedger(Ledger):
 
     @override
     def watermark(self) -> int:
-        found = self._number("SELECT MAX(request) FROM events")
+        ((newest, mark),) = self._rows("SELECT MAX(request), (SELECT moved_to FROM store) FROM events")
+        self._check_here(mark)
+        found: int = newest or 0
         if not self._session().in_block:  # in a block it may be undone yet
             if found < self._newest_request:  # behind a pooler, the server can be another on the same connection
                 raise self._rolled_back(f"request {self._newest_request}")
@@ -720,7 +678,7 @@ class PostgresLedger(Ledger):
             _encode(artifact.provenance),
         )
         self._do("INSERT INTO cells SELECT cell, %s FROM unnest(%s::text[]) AS new (cell)", name, cells)
-        self._do("UPDATE files SET owner = %s WHERE owner = %s", name, _attempt(name))
+        self._do("UPDATE files SET owner = %s WHERE owner = %s", name, owner_of_attempt(name))
         self._insert_file(name, snapshot, "")
         self._do("DELETE FROM attempts WHERE name = %s", name)
 
@@ -772,15 +730,11 @@ class PostgresLedger(Ledger):
         yield from self._stream("SELECT cell, artifact FROM cells")
 
     @override
-    def count_index(self) -> int:
-        return self._number("SELECT COUNT(*) FROM cells")
-
-    @override
     def set_aside(self, names: Collection[str]) -> None:
         copied = f"INSERT INTO set_aside ({_ARTIFACT}) SELECT {_ARTIFACT} FROM artifacts WHERE name = %s RETURNING id"
         for name in names:
             for (place,) in self._rows(copied, name):
-                self._do("UPDATE files SET owner = %s WHERE owner = %s", _aside(place), name)
+                self._do("UPDATE files SET owner = %s WHERE owner = %s", owner_aside(place), name)
         self._take_out(names)
 
     @override
@@ -794,12 +748,12 @@ class PostgresLedger(Ledger):
             copied = f"INSERT INTO artifacts ({_ARTIFACT}) SELECT {_ARTIFACT} FROM set_aside WHERE id = %s"
             ((name, cells),) = self._rows(f"{copied} RETURNING name, cells", place)
             self._do("INSERT INTO cells SELECT cell, %s FROM unnest(%s::text[]) AS new (cell)", name, cells)
-            self._do("UPDATE files SET owner = %s WHERE owner = %s", name, _aside(place))
+            self._do("UPDATE files SET owner = %s WHERE owner = %s", name, owner_aside(place))
             self._do("DELETE FROM set_aside WHERE id = %s", place)
 
     @override
     def remove_aside(self, ids: Collection[int]) -> list[OwnedFile]:
-        files = self._disown([_aside(place) for place in ids])
+        files = self._disown([owner_aside(place) for place in ids])
         self._do("DELETE FROM set_aside WHERE id = ANY (%s::bigint[])", list(ids))
         return files
 
@@ -826,11 +780,15 @@ class PostgresLedger(Ledger):
     @override
     def drop_attempts(self, names: Collection[str]) -> list[OwnedFile]:
         self._do("DELETE FROM attempts WHERE name = ANY (%s::text[])", list(names))
-        return self._disown([_attempt(name) for name in names])
+        return self._disown([owner_of_attempt(name) for name in names])
 
     @override
     def own(self, path: str, attempt: str | None = None, evidence: str = "") -> None:
-        self._give(path, _attempt(attempt) if attempt is not None else "", evidence)
+        self._give(path, owner_of_attempt(attempt) if attempt is not None else "", evidence)
+
+    @override
+    def hold(self, path: str, attempt: str) -> None:
+        self._insert_file(owner_of_attempt(attempt), path, "")
 
     @override
     def disown(self, path: str) -> list[str]:
@@ -840,7 +798,7 @@ class PostgresLedger(Ledger):
 
     @override
     def files_of(self, attempt: str) -> list[OwnedFile]:
-        rows = self._rows("SELECT path, evidence FROM files WHERE owner = %s", _attempt(attempt))
+        rows = self._rows("SELECT path, evidence FROM files WHERE owner = %s", owner_of_attempt(attempt))
         return [_owned(*row) for row in rows]
 
     @override
@@ -865,7 +823,7 @@ class PostgresLedger(Ledger):
             list(export.cells),
         )
         for path, evidence in files.items():
-            self._give(path, _export(export.name), evidence)
+            self._give(path, owner_of_export(export.name), evidence)
 
     @override
     def exports(self) -> list[Export]:
@@ -875,7 +833,7 @@ class PostgresLedger(Ledger):
     @override
     def remove_exports(self, names: Collection[str]) -> list[OwnedFile]:
         self._do("DELETE FROM exports WHERE name = ANY (%s::text[])", list(names))
-        return self._disown([_export(name) for name in names])
+        return self._disown([owner_of_export(name) for name in names])
 
     # integer features of rows: of people's data, which is not to be in a database's log and backups
 
@@ -945,6 +903,39 @@ class PostgresLedger(Ledger):
             self._to_clear = False
 
     @override
+    def registered(self) -> Iterator[tuple[bytes, int, int]]:
+        yield from self._stream("SELECT hash, band, generation FROM subjects")
+
+    @override
+    def owned(self) -> Iterator[tuple[str, OwnedFile]]:
+        for owner, path, evidence in self._stream("SELECT owner, path, evidence FROM files"):
+            yield owner, _owned(path, evidence)
+
+    @override
+    def artifacts_aside(self) -> list[tuple[int, Artifact]]:
+        rows = self._rows(f"SELECT id, {_ARTIFACT} FROM set_aside ORDER BY id")
+        return [
+            (place, Artifact(name, tuple(cells), _decode(key), digest, score, _decode(provenance), as_of, mac))
+            for place, name, as_of, cells, mac, digest, score, _, key, provenance in rows
+        ]
+
+    @override
+    def empty(self) -> None:
+        for table in sorted(_TABLES - {"store", "transactions"}):
+            self._do(f"DELETE FROM {table}")
+        self._to_clear = True
+
+    @override
+    def give_up(self, target: str, token: str) -> None:
+        self._do("UPDATE store SET moved_to = %s", json.dumps([target, token]))
+
+    def _check_here(self, mark: str | None) -> None:
+        if mark is not None:
+            with ledger_errors("Where the store was copied to"):
+                target, token = json.loads(mark)
+            raise MovedError(self._folder, str(target), str(token))
+
+    @override
     def compact(self) -> None:
         pass  # the server does
 
@@ -989,7 +980,7 @@ class PostgresLedger(Ledger):
 
     def _insert_file(self, owner: str, path: str, evidence: str) -> None:
         values = (owner, self._tag(path), _encode(path), _encode(evidence))
-        self._do("INSERT INTO files VALUES (%s, %s, %s, %s)", *values)
+        self._do("INSERT INTO files VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING", *values)
 
     def _disown(self, owners: Collection[str]) -> list[OwnedFile]:
         query = "DELETE FROM files WHERE owner = ANY (%s::text[]) RETURNING path, evidence"
@@ -1051,18 +1042,6 @@ def _text(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _attempt(name: str) -> str:
-    return f"attempt:{name}"
-
-
-def _aside(place: int) -> str:
-    return f"aside:{place}"
-
-
-def _export(name: str) -> str:
-    return f"export:{name}"
-
-
 def _encode(text: str) -> bytes:
     return text.encode(errors="surrogateescape")
 
@@ -1074,12 +1053,3 @@ def _decode(data: bytes) -> str:
 
 def _owned(path: bytes, evidence: bytes) -> OwnedFile:
     return OwnedFile(_decode(path), _decode(evidence))
-
-
-def _parse(body: str) -> dict[str, Any]:
-    try:
-        found: Any = json.loads(body)
-    except (ValueError, RecursionError):
-        found = None
-    # it was changed: what is bound to it no longer follows
-    return found if isinstance(found, dict) else {"unreadable": body}

@@ -10,7 +10,7 @@ import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -129,6 +129,22 @@ class RegisteredFiles:
         if _looks_like(file.path, evidence):
             return Located("elsewhere")
         return Located("unproven" if moved is not None and size_of(moved) == evidence.size else "missing")
+
+    def adopt(self, file: OwnedFile, source: RegisteredFiles) -> OwnedFile:
+        """Return a file of a store that this one takes the place of, as this one registers it.
+
+        What cannot be proven to be the other store's is not this one's either.
+
+        Args:
+            file: The file, as the other store's ledger has it. Both have one key.
+            source: The files of the other store.
+        """
+        found = source.locate(file)
+        if found.state in ("elsewhere", "unproven"):
+            return file
+        store, inode = self._place()
+        path = found.path or file.path
+        return OwnedFile(path, self._seal(path, replace(self._read(file), store=store, inode=inode)))
 
     def _place(self) -> tuple[str, int]:
         return os.path.realpath(self._folder), self._folder.stat().st_ino

@@ -31,8 +31,8 @@ def check_scheduled(store: Backend, keyring: Keyring) -> None:
     if wrong:
         raise StoreError(
             f"{len({hash_ for hash_, _ in wrong})} scheduled requests of the store {store.folder} are not what its "
-            "history says: they were changed without the store's key, or ledger.db is damaged. Nothing is served. "
-            "Restore ledger.db from a backup (what it lacks is carried out again from the journal)."
+            "history says: they were changed without the store's key, or the ledger is damaged. Nothing is served. "
+            "Restore the ledger from a backup (what it lacks is carried out again from the journal)."
         )
 
 
@@ -52,5 +52,5 @@ def _carry_on(expected: dict[bytes, tuple[str, Cell]], store: Backend, keyring: 
     except (ValueError, TypeError) as error:
         raise StoreError(
             f"Event {event.position} of the store {store.folder}, which schedules requests, cannot be read ({error}). "
-            "Nothing is served. Restore ledger.db from a backup."
+            "Nothing is served. Restore the ledger from a backup."
         ) from error

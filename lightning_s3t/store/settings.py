@@ -58,7 +58,7 @@ def read_settings(ledger: Ledger, store: Path) -> dict[str, Any]:
         raise StoreError(f"The store {store} has no settings: it was never finished. Give a new folder as `store`.")
     if notes.get("settings_sha256") != _digest(text):
         raise StoreError(
-            f"The settings of the store {store} are not what was written: ledger.db is damaged. Restore it from a "
+            f"The settings of the store {store} are not what was written: the ledger is damaged. Restore it from a "
             "backup."
         )
     settings: dict[str, Any] = json.loads(text)

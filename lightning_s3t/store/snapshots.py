@@ -36,6 +36,9 @@ class Snapshots(Protocol):
     snapshot by its name.
     """
 
+    is_remote: bool
+    """Whether a network lies between: then nothing is put or deleted while other writers of the ledger wait."""
+
     def name(self, digest: str) -> str:
         """Return the name that a ledger knows a snapshot by."""
 
@@ -71,16 +74,8 @@ class Snapshots(Protocol):
         """Remove snapshots, durably; return those that are still there, with the reason."""
 
 
-class SnapshotFolder(Snapshots):
-    """Snapshots in a folder of the store, as safetensors files.
-
-    Args:
-        store: The store.
-    """
-
-    def __init__(self, store: Path) -> None:
-        self._store = store
-        self._folder = store / FOLDER
+class SnapshotNames(Snapshots):
+    """The names of snapshots: their digests, as safetensors files in one folder."""
 
     @override
     def name(self, digest: str) -> str:
@@ -89,6 +84,42 @@ class SnapshotFolder(Snapshots):
     @override
     def owned(self, names: Iterable[str]) -> set[str]:
         return {name for name in names if _OWNED.fullmatch(name)}
+
+    @staticmethod
+    def is_digest(digest: str) -> bool:
+        """Return whether a text can be a digest, and not a path, for example.
+
+        Args:
+            digest: The text.
+        """
+        return bool(_DIGEST.fullmatch(digest))
+
+    def check_digest(self, digest: str, what: str) -> None:
+        """Refuse what is not a digest: the ledger was changed.
+
+        Args:
+            digest: The text.
+            what: Whose snapshot it is, for the message.
+
+        Raises:
+            DamagedError: It is not.
+        """
+        if not self.is_digest(digest):
+            raise DamagedError(f"The snapshot of {what} has no digest, but {digest[:80]!r}. {NOT_SERVED}")
+
+
+class SnapshotFolder(SnapshotNames):
+    """Snapshots as safetensors files in a folder.
+
+    Args:
+        place: Where the folder lies: the store, or a folder that machines share.
+    """
+
+    is_remote = False
+
+    def __init__(self, place: Path) -> None:
+        self._store = place
+        self._folder = place / FOLDER
 
     @override
     def put(self, digest: str, data: bytes) -> None:
@@ -101,9 +132,8 @@ class SnapshotFolder(Snapshots):
 
     @override
     def get(self, digest: str, what: str) -> bytes:
+        self.check_digest(digest, what)
         path = self._path(digest)
-        if not _DIGEST.fullmatch(digest):  # a path, perhaps: the ledger was changed
-            raise DamagedError(f"The snapshot of {what} has no digest, but {digest[:80]!r}. {NOT_SERVED}")
         try:
             with read_unlinked(path) as file:
                 data = file.read()
@@ -123,7 +153,7 @@ class SnapshotFolder(Snapshots):
     @override
     def is_whole(self, digest: str) -> bool:
         path = self._path(digest)
-        if not _DIGEST.fullmatch(digest):
+        if not self.is_digest(digest):
             return False
         try:
             return sha256_of(path) == digest

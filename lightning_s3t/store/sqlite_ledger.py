@@ -18,26 +18,29 @@ from typing import Any, ParamSpec, TypeVar
 from typing_extensions import override
 
 from lightning_s3t.core.documents import canonical
-from lightning_s3t.core.events import GENESIS, Event, Kind, MarkKind
+from lightning_s3t.core.events import Event, Kind, MarkKind
 from lightning_s3t.core.units import Cell
-from lightning_s3t.errors import StoreError
+from lightning_s3t.errors import MovedError, StoreError
 from lightning_s3t.store.identities import read_keys
 from lightning_s3t.store.ledger import (
     UNDECODABLE,
     Artifact,
     ArtifactEntry,
     Export,
-    Ledger,
     Mark,
     OwnedFile,
     QueuedFile,
     SetAside,
     Tombstone,
+    ledger_errors,
     undecodable,
 )
+from lightning_s3t.store.sql_ledger import SqlLedger, owner_aside, owner_of_attempt, owner_of_export, parse_body
 
 FILE = "ledger.db"
 FORMAT = 5
+_MOVED = "moved_to"  # the note of a store that was given up
+_NO_REQUEST = 1 << 62  # the number of the newest request of such a store
 _PATIENCE = 30  # seconds
 _CACHE = 65_536  # KiB: rows of a registry come in the order of their hashes, which is no order
 _CHUNK = 500  # well under SQLite's limit on variables
@@ -146,7 +149,7 @@ def _decoding(what: str) -> Callable[[Callable[_Given, _Result]], Callable[_Give
     return decorate
 
 
-class SqliteLedger(Ledger):
+class SqliteLedger(SqlLedger):
     """A store's database, with a connection for each thread of each process.
 
     SQLite clears what is deleted (`secure_delete`), but not the copies that it leaves in a page when it moves rows to
@@ -194,6 +197,12 @@ class SqliteLedger(Ledger):
     @contextmanager
     @override
     def transaction(self) -> Iterator[None]:
+        with self._block():
+            self._check_here()
+            yield
+
+    @contextmanager
+    def _block(self) -> Iterator[None]:
         connection = self.connection
         try:
             connection.execute("BEGIN IMMEDIATE")
@@ -244,28 +253,8 @@ class SqliteLedger(Ledger):
         )
 
     @override
-    def bands(self, hashes: Iterable[bytes]) -> dict[bytes, int]:
-        return dict(self._look_up("hash, band FROM subjects WHERE hash", hashes))
-
-    @override
-    def generations(self, hashes: Iterable[bytes]) -> dict[bytes, int]:
-        return dict(self._look_up("hash, generation FROM subjects WHERE hash", hashes))
-
-    @override
-    def count_generations(self) -> dict[int, int]:
-        return dict(self._rows("SELECT generation, COUNT(*) FROM subjects GROUP BY generation ORDER BY generation"))
-
-    @override
     def merge_generations(self, into: int) -> None:
         self.connection.execute("UPDATE subjects SET generation = ?1 WHERE generation > ?1", (into,))
-
-    @override
-    def forgotten(self, hashes: Iterable[bytes]) -> set[bytes]:
-        return {row[0] for row in self._look_up("hash FROM tombstones WHERE hash", hashes)}
-
-    @override
-    def waiting(self, hashes: Iterable[bytes]) -> set[bytes]:
-        return {row[0] for row in self._look_up("hash FROM pending WHERE hash", hashes)}
 
     @override
     def schedule(self, rows: Iterable[tuple[bytes, str, Cell]]) -> None:
@@ -288,10 +277,6 @@ class SqliteLedger(Ledger):
         return self._rows("SELECT hash, cell FROM pending WHERE due <= ?", time)
 
     @override
-    def schedules(self) -> list[tuple[str, int]]:
-        return self._rows("SELECT due, COUNT(*) FROM pending GROUP BY due ORDER BY due")
-
-    @override
     def bury(self, rows: Iterable[Tombstone], request: int) -> None:
         found = sorted(rows)  # in the order of the tree: neighbours are on one page
         self._many(
@@ -304,14 +289,6 @@ class SqliteLedger(Ledger):
     @override
     def tombstones(self) -> Iterator[tuple[bytes, int, Cell]]:
         yield from self.connection.execute("SELECT hash, request, cell FROM tombstones")
-
-    @override
-    def count_forgotten(self) -> int:
-        return self._number("SELECT COUNT(*) FROM tombstones")
-
-    @override
-    def count_registered_and_forgotten(self) -> int:
-        return self._number("SELECT COUNT(*) FROM subjects JOIN tombstones USING (hash)")
 
     @override
     def newest_requests(self, restrictions: bool = True) -> dict[Cell, int]:
@@ -336,10 +313,6 @@ class SqliteLedger(Ledger):
         return [Mark(*row) for row in self._rows("SELECT * FROM marks WHERE ?1 IS NULL OR kind = ?1", kind)]
 
     @override
-    def marks_of(self, hashes: Iterable[bytes], kind: MarkKind) -> list[Mark]:
-        return [Mark(*row) for row in self._look_up("* FROM marks WHERE hash", hashes) if row[0] == kind]
-
-    @override
     def lacks(self, cells: Collection[Cell]) -> bool:
         forgotten = f"SELECT 1 FROM tombstones WHERE cell IN {_AMONG} LIMIT 1"
         restricted = f"SELECT 1 FROM marks WHERE cell IN {_AMONG} AND kind = 'restricted' LIMIT 1"
@@ -350,11 +323,6 @@ class SqliteLedger(Ledger):
         self.connection.create_function("renewed", 1, renew)
         for table in ("subjects", "tombstones", "marks", "pending", "feature_rows"):
             self.connection.execute(f"UPDATE {table} SET hash = renewed(hash)")
-
-    @override
-    def head(self) -> tuple[int, str]:
-        rows = self._rows("SELECT position, digest FROM events ORDER BY position DESC LIMIT 1")
-        return rows[0] if rows else (0, GENESIS)
 
     @override
     def append(self, event: Event, forgotten: int | None = None) -> None:
@@ -375,11 +343,7 @@ class SqliteLedger(Ledger):
         for position, kind, number, time, body, digest, mac in self.connection.execute(
             f"{query} {chosen} ORDER BY position", values
         ):
-            yield Event(position, kind, number, time, _parse(body), digest, mac)
-
-    @override
-    def count_events(self) -> int:
-        return self._number("SELECT COUNT(*) FROM events")
+            yield Event(position, kind, number, time, parse_body(body), digest, mac)
 
     @override
     def digest_at(self, position: int) -> str | None:
@@ -393,7 +357,10 @@ class SqliteLedger(Ledger):
 
     @override
     def watermark(self) -> int:
-        return self._number("SELECT MAX(request) FROM events")
+        found = self._number("SELECT MAX(request) FROM events")
+        if found == _NO_REQUEST:
+            self._check_here()
+        return found
 
     @override
     def request_named(self, request_id: str) -> int | None:
@@ -420,7 +387,7 @@ class SqliteLedger(Ledger):
 
     @override
     def add(self, artifact: Artifact, snapshot: str) -> None:
-        name, attempt = artifact.name, _attempt(artifact.name)
+        name, attempt = artifact.name, owner_of_attempt(artifact.name)
         score = "" if artifact.score is None else repr(float(artifact.score))
         head = f"{artifact.digest}\n{score}\n{artifact.record}"
         record = self._keep(head, json.dumps([artifact.key, artifact.provenance]))
@@ -430,7 +397,9 @@ class SqliteLedger(Ledger):
         )
         self._many("INSERT INTO cells VALUES (?, ?)", ((cell, name) for cell in artifact.cells))
         self.connection.execute("UPDATE files SET owner = ? WHERE owner = ?", (name, attempt))
-        self.connection.execute("INSERT INTO files VALUES (?, ?, ?)", (name, self._tag(snapshot), self._keep(snapshot)))
+        tag = self._tag(snapshot)
+        if not self._rows("SELECT 1 FROM files WHERE owner = ? AND tag = ?", name, tag):  # the attempt may have held it
+            self.connection.execute("INSERT INTO files VALUES (?, ?, ?)", (name, tag, self._keep(snapshot)))
         self.connection.execute("DELETE FROM attempts WHERE name = ?", (name,))
 
     @override
@@ -493,16 +462,12 @@ class SqliteLedger(Ledger):
         yield from self.connection.execute("SELECT cell, artifact FROM cells")
 
     @override
-    def count_index(self) -> int:
-        return self._number("SELECT COUNT(*) FROM cells")
-
-    @override
     def set_aside(self, names: Collection[str]) -> None:
         found = _list(names)
         copied = "INSERT INTO set_aside SELECT NULL, name, as_of, record, cells, mac FROM artifacts"
         for name in names:
             place = self.connection.execute(f"{copied} WHERE name = ?", (name,)).lastrowid
-            self.connection.execute("UPDATE files SET owner = ? WHERE owner = ?", (_aside(place), name))
+            self.connection.execute("UPDATE files SET owner = ? WHERE owner = ?", (owner_aside(place), name))
         self._take_out(found)
 
     @override
@@ -525,12 +490,12 @@ class SqliteLedger(Ledger):
             ((name, cells),) = self._rows(f"SELECT name, cells {chosen}", place)
             self.connection.execute(f"INSERT INTO artifacts SELECT name, as_of, record, cells, mac {chosen}", (place,))
             self._many("INSERT INTO cells VALUES (?, ?)", ((cell, name) for cell in json.loads(cells)))
-            self.connection.execute("UPDATE files SET owner = ? WHERE owner = ?", (name, _aside(place)))
+            self.connection.execute("UPDATE files SET owner = ? WHERE owner = ?", (name, owner_aside(place)))
             self.connection.execute(f"DELETE {chosen}", (place,))
 
     @override
     def remove_aside(self, ids: Collection[int]) -> list[OwnedFile]:
-        owners = _list([_aside(place) for place in ids])
+        owners = _list([owner_aside(place) for place in ids])
         files = self._disown(owners, f"SELECT record FROM set_aside WHERE 'aside:' || id IN {_AMONG}")
         self.connection.execute(f"DELETE FROM set_aside WHERE 'aside:' || id IN {_AMONG}", (owners,))
         return files
@@ -550,11 +515,17 @@ class SqliteLedger(Ledger):
     @override
     def drop_attempts(self, names: Collection[str]) -> list[OwnedFile]:
         self.connection.execute(f"DELETE FROM attempts WHERE name IN {_AMONG}", (_list(names),))
-        return self._disown(_list([_attempt(name) for name in names]))
+        return self._disown(_list([owner_of_attempt(name) for name in names]))
 
     @override
     def own(self, path: str, attempt: str | None = None, evidence: str = "") -> None:
-        self._give(path, _attempt(attempt) if attempt is not None else "", evidence)
+        self._give(path, owner_of_attempt(attempt) if attempt is not None else "", evidence)
+
+    @override
+    def hold(self, path: str, attempt: str) -> None:
+        owner, tag = owner_of_attempt(attempt), self._tag(path)
+        if not self._rows("SELECT 1 FROM files WHERE owner = ? AND tag = ?", owner, tag):
+            self.connection.execute("INSERT INTO files VALUES (?, ?, ?)", (owner, tag, self._keep(path)))
 
     @override
     def disown(self, path: str) -> list[str]:
@@ -567,7 +538,7 @@ class SqliteLedger(Ledger):
     @override
     def files_of(self, attempt: str) -> list[OwnedFile]:
         query = "SELECT head, body FROM vault WHERE id IN (SELECT path FROM files WHERE owner = ?)"
-        return [_owned(*row) for row in self._rows(query, _attempt(attempt))]
+        return [_owned(*row) for row in self._rows(query, owner_of_attempt(attempt))]
 
     @override
     def files(self) -> Iterator[OwnedFile]:
@@ -584,7 +555,7 @@ class SqliteLedger(Ledger):
         row = (export.name, export.as_of, _list(export.cells))
         self.connection.execute("INSERT OR REPLACE INTO exports VALUES (?, ?, ?)", row)
         for path, evidence in files.items():
-            self._give(path, _export(export.name), evidence)
+            self._give(path, owner_of_export(export.name), evidence)
 
     @override
     @_decoding("An exported copy")
@@ -595,7 +566,7 @@ class SqliteLedger(Ledger):
     @override
     def remove_exports(self, names: Collection[str]) -> list[OwnedFile]:
         self.connection.execute(f"DELETE FROM exports WHERE name IN {_AMONG}", (_list(names),))
-        return self._disown(_list([_export(name) for name in names]))
+        return self._disown(_list([owner_of_export(name) for name in names]))
 
     @override
     def add_features(self, source: str, rows: Iterable[tuple[bytes, bytes, bytes, bytes]]) -> None:
@@ -672,6 +643,44 @@ class SqliteLedger(Ledger):
         self.connection.execute(f"PRAGMA busy_timeout = {_PATIENCE * 1000}")
 
     @override
+    def registered(self) -> Iterator[tuple[bytes, int, int]]:
+        yield from self.connection.execute("SELECT hash, band, generation FROM subjects")
+
+    @override
+    def owned(self) -> Iterator[tuple[str, OwnedFile]]:
+        query = "SELECT owner, head, body FROM files JOIN vault ON id = path"
+        yield from ((owner, _owned(head, body)) for owner, head, body in self.connection.execute(query))
+
+    @override
+    @_decoding("A unit that is set aside")
+    def artifacts_aside(self) -> list[tuple[int, Artifact]]:
+        query = (
+            "SELECT set_aside.id, name, cells, head, body, as_of, mac FROM set_aside JOIN vault ON vault.id = record "
+        )
+        return [
+            (place, Artifact(name, tuple(json.loads(cells)), key, _digest(head), _score(head), provenance, as_of, mac))
+            for place, name, cells, head, body, as_of, mac in self._rows(query)
+            for key, provenance in [json.loads(body)]
+        ]
+
+    @override
+    def empty(self) -> None:
+        for table in [name for kind, name, _ in self._rows(_FORM) if kind == "table"]:
+            self.connection.execute(f"DELETE FROM {table}")
+
+    @override
+    def give_up(self, target: str, token: str) -> None:
+        self.note({_MOVED: json.dumps([target, token])})
+        # so that the look before each batch costs no more for it
+        self.connection.execute("INSERT INTO events VALUES (-1, '', ?, '', '', '', '', NULL, NULL)", (_NO_REQUEST,))
+
+    def _check_here(self) -> None:
+        for (mark,) in self._rows(f"SELECT value FROM notes WHERE name = '{_MOVED}'"):
+            with ledger_errors("Where the store was copied to"):
+                target, token = json.loads(mark)
+            raise MovedError(self._path.parent, str(target), str(token))
+
+    @override
     def compact(self) -> None:
         counts = " + ".join(f"(SELECT COUNT(*) FROM {table})" for table in ("artifacts", "set_aside", "files"))
         used = self._number(f"SELECT {counts}")
@@ -706,7 +715,7 @@ class SqliteLedger(Ledger):
         # another program's database must not be changed
         if create and not self._rows("SELECT 1 FROM sqlite_master"):
             connection.execute("PRAGMA journal_mode = WAL")
-            with self.transaction():
+            with self._block():
                 if not self._rows("SELECT 1 FROM sqlite_master"):
                     _make_tables(connection)
                     connection.execute(f"PRAGMA user_version = {FORMAT}")
@@ -722,15 +731,12 @@ class SqliteLedger(Ledger):
                 f"The ledger {self._path} has another {kind} {name!a} than a store. Expected the tables and indices of "
                 "a store alone: it was changed, or is damaged. Nothing is served. Restore it from a backup."
             )
+        self._check_here()
         if self._rows("PRAGMA journal_mode") != [("wal",)]:  # a copy that SQLite has made by VACUUM INTO, for example
             connection.execute("PRAGMA journal_mode = WAL").fetchall()
 
     def _rows(self, query: str, *values: Any) -> list[Any]:
         return self.connection.execute(query, values).fetchall()
-
-    def _number(self, query: str) -> int:
-        found: int | None = self.connection.execute(query).fetchone()[0]
-        return found or 0
 
     def _many(self, query: str, rows: Iterable[Sequence[Any]]) -> None:
         self.connection.executemany(query, rows)
@@ -794,21 +800,6 @@ def _expected_form() -> frozenset[tuple[str, str, str]]:
         connection.close()
 
 
-def _attempt(name: str) -> str:
-    # what an artifact's files are under until it is added
-    return f"attempt:{name}"
-
-
-def _aside(place: int | None) -> str:
-    # what the files of an artifact that is set aside are under
-    return f"aside:{place}"
-
-
-def _export(name: str) -> str:
-    # what an exported copy's files are under
-    return f"export:{name}"
-
-
 def _list(values: Collection[str]) -> str:
     return json.dumps(list(values))
 
@@ -828,15 +819,6 @@ def _score(head: bytes) -> float | None:
 
 def _record(head: bytes) -> str:
     return head.split(b"\n")[2].decode()
-
-
-def _parse(body: str) -> dict[str, Any]:
-    try:
-        found: Any = json.loads(body)
-    except (ValueError, TypeError, RecursionError):
-        found = None
-    # it was changed: what is bound to it no longer follows
-    return found if isinstance(found, dict) else {"unreadable": body}
 
 
 class _Cursor(sqlite3.Cursor):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,7 +26,9 @@ from lightning_s3t.plan import Partition, merge_from
 from lightning_s3t.store.authentication import new_identity
 from lightning_s3t.store.backend import Backend, open_ledger
 from lightning_s3t.store.building import BuildSession
+from lightning_s3t.store.copying import Progress, clear_begun, copy_store, settle
 from lightning_s3t.store.correcting import Correcting
+from lightning_s3t.store.drill import Drill, Today, compare, prepare
 from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
 from lightning_s3t.store.exporting import check_exports, write_export
 from lightning_s3t.store.feature_sums import FeatureSums
@@ -46,15 +49,33 @@ from lightning_s3t.store.journal import make_journal, reconcile, write_journal
 from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.keyring import notes_of as notes_of_keys
 from lightning_s3t.store.ledger import Mark, Tombstone, ledger_errors
-from lightning_s3t.store.ledger_address import check_folder_name, has_ledger, parse_address
+from lightning_s3t.store.ledger_address import check_folder_name, has_ledger
 from lightning_s3t.store.lock import FitLock, ledger_lock
 from lightning_s3t.store.overview import Overview
+from lightning_s3t.store.recipients import (
+    Completion,
+    HandedCopy,
+    acknowledge,
+    hand_over,
+    read_completion,
+    read_copies,
+)
 from lightning_s3t.store.registry import is_registering
 from lightning_s3t.store.scheduled import check_scheduled
+from lightning_s3t.store.scratch import Scratch
 from lightning_s3t.store.settings import HINT, check_settings, normalise, notes_of, read_settings
+from lightning_s3t.store.snapshots_place import NOTE as PLACE
+from lightning_s3t.store.snapshots_place import check_addresses
 from lightning_s3t.store.tensors import decode_snapshot
 from lightning_s3t.store.units import ServableUnit, UnitRecord, find_snapshot, parse_unit, read_servable, read_units
-from lightning_s3t.store.verification import Verification, check_one_piece, damaged_units, verify
+from lightning_s3t.store.verification import (
+    Verification,
+    check_one_piece,
+    damage_problem,
+    damaged_units,
+    left_problems,
+    verify,
+)
 
 
 class Store:
@@ -80,6 +101,7 @@ class Store:
         self.path = path = backend.folder
         self._backend = backend
         self._ledger = ledger = backend.ledger
+        settle(backend)
         with ledger_errors(f"What the store {path} was made with"):
             self.settings = read_settings(ledger, path)
             self.manifest = Manifest.of(self.settings)
@@ -100,6 +122,7 @@ class Store:
             if free:  # so what looks half-done is what a crash has left
                 with ledger_lock(path):
                     clear_half_written(path)
+                clear_begun(backend)
                 clean_up(backend)
         ledger.clear_traces(patience=0.1)  # a crash may have come between an erasure and this
         write_journal(ledger, path)
@@ -112,6 +135,7 @@ class Store:
         register: bool = True,
         key: bytes | None = None,
         ledger: str | None = None,
+        snapshots: str | Path | None = None,
     ) -> Store:
         """Makes a store, or opens the one that is there if it was made with the same settings.
 
@@ -125,18 +149,21 @@ class Store:
             ledger: Where to keep the ledger: "postgresql://user@host/database?schema=name", a schema of a PostgreSQL
                 database that this store alone uses; None for a file in the folder, or for where it is. The folder notes
                 the address, so that it is given once.
+            snapshots: Where to keep the snapshots of a store whose ledger is in a database: "s3://bucket/prefix", or a
+                folder that all machines see; this store alone uses it. None for the store's folder, or for where they
+                are. The ledger notes it, so that it is given once.
 
         Raises:
             ConfigurationError: There are bands of risk, which only a registry can keep, and `register` is off; or the
-                key or the ledger's address is none.
+                key, the ledger's address or the place of the snapshots is none.
             StoreMismatchError: There is one with other settings.
-            StoreError: The folder holds something else, or a store with another key.
+            StoreError: The folder holds something else, or a store with another key; or a request could not erase what
+                the place of the snapshots keeps.
         """
         folder = _folder_of(path)
         if key is not None:
             check_key(key)
-        if ledger is not None:
-            parse_address(ledger)
+        place = check_addresses(folder, ledger, snapshots)
         manifest = Manifest.of(normalise(settings))
         if _partition_of(manifest, b"").bands and not register:
             raise ConfigurationError("Bands of risk need the registry: they are kept in it. Leave `register` on.")
@@ -146,7 +173,7 @@ class Store:
         make_folder(folder)
         with ledger_lock(folder):  # several processes may make it at once
             clear_half_written(folder)
-            backend = Backend.of(folder, create=True, ledger=ledger)
+            backend = Backend.of(folder, create=True, ledger=ledger, snapshots=place)
             kept = backend.ledger
             with _closed_on_error(backend):
                 if "settings" not in kept.notes("settings"):  # new, or a crash came before
@@ -155,6 +182,8 @@ class Store:
                     with kept.transaction():
                         kept.note({**notes_of_keys(keys[:1]), **notes_of(settings), "register": _yes_or_no(register)})
                         kept.note(new_identity())
+                        if place is not None:
+                            kept.note({PLACE: place})
                         backend.authenticator.renew()
         with _closed_on_error(backend):
             store = cls(backend)
@@ -538,6 +567,93 @@ class Store:
             write_journal(self._ledger, self.path)
             self._ledger.rewrite()
 
+    def copy(
+        self,
+        target: str | Path,
+        ledger: str | None = None,
+        snapshots: str | Path | None = None,
+        progress: Progress = lambda done, total: None,
+    ) -> None:
+        """Copies the store to where its ledger and snapshots lie otherwise; the copy then answers in its place.
+
+        Requests are carried out meanwhile, and are in the copy. At the end this store is given up: from then on it, and
+        whoever has it open, raises `MovedError`, and its snapshots are erased. Whatever is cut where, exactly one of
+        the two answers; if it is this one, it can be called again.
+
+        Args:
+            target: A new or empty folder.
+            ledger: The address of the copy's ledger, as for `create`; None for a file in its folder.
+            snapshots: Where its snapshots are to lie, as for `create`; None for its folder.
+            progress: Called with how many snapshots are copied, of how many.
+
+        Raises:
+            ConfigurationError: An address is none; or the store has a floor, which lies in its own folder only.
+            StoreError: A fit is running; or something could not be read or written, or there is something else; this
+                store goes on then.
+        """
+        with self._lock.hold():
+            clean_up(self._backend)
+            copy_store(self._backend, _folder_of(target), ledger, snapshots, progress)
+
+    def drill(self, backup: str | Path) -> Drill:
+        """Rehearses a restore of the ledger, on copies: the store goes on meanwhile, and nothing of it is changed.
+
+        A backup of the ledger is opened with copies of the journal and the keys, in the store's `scratch` folder, as if
+        it had been restored in its place: what it lacks is carried out again from the journal. Snapshots are read where
+        they are. The report says whether all that was carried out would be restored, and how long it takes.
+
+        Args:
+            backup: A ledger.db or a folder with one. For a ledger in PostgreSQL: the address of a schema in another
+                database that was restored from a backup; it is changed.
+
+        Raises:
+            ConfigurationError: There is no such backup, or it is the store's own ledger.
+        """
+        started, seconds = time.monotonic(), dict[str, float]()
+
+        def took(step: str) -> None:
+            nonlocal started
+            seconds[step], started = time.monotonic() - started, time.monotonic()
+
+        with closing(Scratch(self.path)) as scratch:
+            found = Drill(str(backup), seconds=seconds)
+            try:
+                backend, today = prepare(self._backend, str(backup), scratch)
+                with closing(backend.ledger):
+                    found = self._count_backup(found, backend, today)
+                    took("copy")
+                    restored = Store(backend)
+                    took("open")
+                    verified = restored.verify()
+                    took("verify")
+                    expected = {*map(damage_problem, verified.damaged), *left_problems(backend)}
+                    problems = [problem for problem in verified.problems if problem not in expected]
+                    serving = {str(unit) for unit in restored.alive()}
+                    return replace(
+                        found,
+                        restored_units=len(serving & today.digests.keys()),
+                        problems=(*compare(backend, today), *problems),
+                    )
+            except ConfigurationError:
+                raise
+            except StoreError as error:
+                return replace(found, problems=(str(error),))
+
+    def _count_backup(self, found: Drill, backend: Backend, today: Today) -> Drill:
+        position = backend.ledger.head()[0]
+        newest = next(backend.ledger.events(after=position - 1), None) if position else None
+        missing = [event for event in self._ledger.events(after=position) if event.position <= today.position]
+        return replace(
+            found,
+            backup_events=position,
+            backup_time=newest.time if newest is not None else "",
+            events=today.position,
+            replayed=len(missing),
+            replayed_requests=sum(event.kind == "request" for event in missing),
+            forgotten=max(len(today.tombstones) - backend.ledger.count_forgotten(), 0),
+            units=len(today.digests),
+        )
+
     def count_forgotten(self) -> int:
         """Return how many subjects are forgotten."""
         return self._ledger.count_forgotten()
@@ -680,6 +796,47 @@ class Store:
     def exports(self) -> list[str]:
         """Returns the names of the exported copies that no request has reached."""
         return [export.name for export in self._ledger.exports()]
+
+    def hand_over(self, export: str, recipient: str) -> None:
+        """Note that a recipient was handed an exported copy, so that a request which reaches it is not complete yet.
+
+        Args:
+            export: The copy's name, which `export` of a served model returned.
+            recipient: Who or what holds it: a team, a company, a model that was distilled from it. Not a person's name:
+                it stays in the history.
+
+        Raises:
+            ConfigurationError: There is no such copy, a request has reached it, or the recipient has no name.
+        """
+        hand_over(self._backend, export, recipient)
+
+    def acknowledge(self, export: str, recipient: str) -> None:
+        """Note that a recipient has erased a copy that a request reached.
+
+        Args:
+            export: The copy's name.
+            recipient: As it was handed over.
+
+        Raises:
+            ConfigurationError: The recipient was not handed the copy, or no request has reached it.
+        """
+        acknowledge(self._backend, export, recipient)
+
+    def handed_copies(self) -> list[HandedCopy]:
+        """Return the copies that were handed to recipients: which request reached each, and what was acknowledged."""
+        with self._ledger.at_one_time():
+            return read_copies(self._backend)
+
+    def completion(self, request: int) -> Completion:
+        """Return whether everything that a request reached is gone, copies that were handed to recipients among it.
+
+        Args:
+            request: The request's number.
+
+        Raises:
+            ConfigurationError: There is no such request.
+        """
+        return read_completion(self._backend, request)
 
     def verify(self) -> Verification:
         """Looks at everything: the chain of events, the journal, tombstones, every snapshot, files that are not known.

@@ -15,6 +15,7 @@ from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.authentication import change_of, layers_after
 from lightning_s3t.store.backend import Backend
+from lightning_s3t.store.copying import clear_begun, unerased
 from lightning_s3t.store.exporting import check_exports
 from lightning_s3t.store.files import size_of
 from lightning_s3t.store.floor import problems as floor_problems
@@ -90,14 +91,15 @@ def verify(store: Backend, keyring: Keyring, quiet: bool) -> Verification:
         *_chain(ledger, store.folder, history),
         *_authenticity(store, keyring, history),
         *contents,
-        *(f"The snapshot of unit {unit} is missing or damaged." for unit in damaged),
+        *map(damage_problem, damaged),
         *_damaged_aside(store),
         *_base(store),
         *floor_problems(store),
         *_key(store.folder),
         *_changed(registered),
         *_taken_off(store, {file.path for file in registered}),
-        *_left(store),
+        *left_problems(store),
+        *filter(None, [unerased(store), clear_begun(store) if quiet else ""]),
         *(_strangers(store, registered.values()) if quiet else ()),
     ]
     skipped = () if quiet else ("unregistered files were not looked for: a fit is running, whose own look the same",)
@@ -134,10 +136,14 @@ def check_one_piece(ledger: Ledger, folder: Path) -> None:
     if cells != entries:
         problems.append(f"The units have {cells} cells, and the index of what reaches them has {entries}.")
     if problems:
+        advice = "Restore it from a backup, with the journal left there."
+        if (folder / LEDGER).exists():
+            advice = (
+                f"If {LEDGER} was restored beside the {LEDGER}-wal of another, remove {LEDGER}-wal and {LEDGER}-shm "
+                "and restore it once more, with the journal left there; else restore it from a backup."
+            )
         raise StoreError(
-            f"The ledger of the store {folder} is not of one piece: {problems[0]} Nothing is served. If {LEDGER} was "
-            f"restored beside the {LEDGER}-wal of another, remove {LEDGER}-wal and {LEDGER}-shm and restore it once "
-            "more, with the journal left there; else restore it from a backup."
+            f"The ledger of the store {folder} is not of one piece: {problems[0]} Nothing is served. {advice}"
         )
 
 
@@ -322,7 +328,21 @@ def _taken_off(store: Backend, registered: Collection[str]) -> Iterator[str]:
                 )
 
 
-def _left(store: Backend) -> Iterator[str]:
+def damage_problem(unit: UnitId) -> str:
+    """Return what is said of a unit whose snapshot is not what was written.
+
+    Args:
+        unit: The unit.
+    """
+    return f"The snapshot of unit {unit} is missing or damaged."
+
+
+def left_problems(store: Backend) -> Iterator[str]:
+    """Name the files that were to be erased, and may be somebody else's.
+
+    Args:
+        store: Where the store lies.
+    """
     for file in store.ledger.queued():
         if file.left:
             why = f"request {file.request}" if file.request is not None else "a unit that is gone"
@@ -357,6 +377,7 @@ def _name(path: str) -> str:
 def _strangers(store: Backend, registered: Iterable[Located]) -> Iterator[str]:
     names = {path.relative_to(store.folder).as_posix() for path in store.folder.rglob("*") if not path.is_dir()}
     names = {name for name in names if not name.startswith(f"{SCRATCH}/")}  # of an audit that is running
+    names |= store.snapshots.names()  # which may lie elsewhere
     snapshots = store.snapshots.owned(names)
     known = OWN_FILES | store.ledger.needed(snapshots)
     known |= {os.path.relpath(located.path, os.path.realpath(store.folder)) for located in registered if located.path}

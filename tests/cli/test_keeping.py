@@ -388,3 +388,27 @@ def test_an_edited_receipt_is_told_by_the_store_alone(store: Path, tmp_path: Pat
     assert main(["receipt", "verify", str(receipt), "--store", str(store)]) == 1
     receipt.write_text(text.replace('"request": 1', '"request": 7'))
     assert main(["receipt", "verify", str(receipt), "--store", str(store)]) == 1
+
+
+def test_a_copy_answers_in_the_place_of_the_store(store: Path, tmp_path: Path, capsys: Output) -> None:
+    target = tmp_path / "copy"
+    assert main(["copy", str(store), str(target)]) == 0
+    assert f"{target} answers from now on" in capsys.readouterr().out
+    assert main(["forget", str(store), ANN]) == 2
+    assert f"it was copied to {target}" in capsys.readouterr().err
+    assert main(["forget", str(target), ANN]) == 0
+    assert main(["store", "verify", str(target)]) == 0
+    assert main(["copy", str(target), str(target)]) == 2
+
+
+def test_a_restore_is_rehearsed(store: Path, tmp_path: Path, capsys: Output) -> None:
+    backup = shutil.copytree(store, tmp_path / "backup")
+    main(["forget", str(store), ANN])
+    capsys.readouterr()
+    assert main(["drill", str(store), str(backup)]) == 0
+    assert "1 request for 1 subject would be carried out again" in capsys.readouterr().out
+    assert main(["drill", str(store), str(backup), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["replayed_requests"] == 1
+    (backup / "ledger.db").write_bytes(b"damaged")
+    assert main(["drill", str(store), str(backup)]) == 1
+    assert "Do not count on this backup" in capsys.readouterr().out

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from lightning_s3t import S3T, EnsembleModule
-from lightning_s3t.errors import ConfigurationError
+from lightning_s3t.errors import ConfigurationError, MovedError
 from lightning_s3t.store import Store
 from tests.end_to_end.everything import PERSON, fit_with_everything, forget
+from tests.object_storage import shared_storage
 from tests.people import ARGUMENTS, Classifier, People, assert_bitwise_equal, fit, tensors_of
 from tests.postgres_server import shared_server
 from tests.processes import run
@@ -50,6 +51,28 @@ def test_a_request_by_a_command_reaches_a_model_that_serves(tmp_path: Path) -> N
     assert not torch.equal(before, after)
     assert torch.equal(after, answer(EnsembleModule.from_store(store, Classifier())))
     run(tmp_path, "-m", "lightning_s3t", "store", "verify", str(store))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", ["bucket", "folder"])
+def test_snapshots_elsewhere_are_bitwise_those_in_the_folder(kind: str, tmp_path: Path) -> None:
+    people = People.make()
+    place = f"s3://{shared_storage().new_bucket()}/people" if kind == "bucket" else str(tmp_path / "shared")
+    here = fit_with_everything(tmp_path / "here", people)
+    there = fit_with_everything(tmp_path / "there", people, ledger=shared_server().new_address(), snapshots=place)
+    assert_bitwise_equal(tensors_of(here), tensors_of(there))
+    for store in (here, there):
+        forget(store, PERSON)
+    assert_bitwise_equal(tensors_of(here), tensors_of(there))
+    served = EnsembleModule.from_store(there, Classifier())
+    assert torch.equal(answer(EnsembleModule.from_store(here, Classifier())), answer(served))
+    fit_with_everything(tmp_path / "there", people)  # the ledger says where the snapshots are
+    run(tmp_path, "-m", "lightning_s3t", "copy", str(there), str(tmp_path / "back"))
+    with pytest.raises(MovedError):
+        answer(served)
+    scratch = fit_with_everything(tmp_path / "scratch", people.without(PERSON))
+    assert_bitwise_equal(tensors_of(tmp_path / "back"), tensors_of(scratch))
+    assert not any((there / "snapshots").iterdir())
 
 
 @pytest.mark.nightly

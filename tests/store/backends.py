@@ -9,7 +9,9 @@ from lightning_s3t.store.backend import open_ledger
 from lightning_s3t.store.identities import write_keys
 from lightning_s3t.store.ledger import Ledger
 from lightning_s3t.store.snapshots import FOLDER, SnapshotFolder, Snapshots
+from lightning_s3t.store.snapshots_place import open_place
 from lightning_s3t.store.sqlite_ledger import SqliteLedger
+from tests.object_storage import shared_storage
 from tests.postgres_server import shared_server
 
 
@@ -40,5 +42,26 @@ LEDGERS: dict[str, Callable[[Path], Ledger]] = {"sqlite": sqlite, "postgres": po
 ERASING = ["sqlite"]
 """Those that leave nothing readable of what they remove. A database server's log and backups are out of our reach."""
 
-SNAPSHOTS: dict[str, Callable[[Path], Snapshots]] = {"folder": snapshot_folder}
+
+def shared_folder(folder: Path) -> Snapshots:
+    """Snapshots in a folder that machines share."""
+    return open_place(folder, str(folder / "shared"), "store-1", create=True)
+
+
+def bucket(folder: Path) -> Snapshots:
+    """Snapshots in a bucket."""
+    return open_place(folder, f"s3://{shared_storage().new_bucket()}/churn", "store-1", create=True)
+
+
+def versioned_bucket(folder: Path) -> Snapshots:
+    """Snapshots in a bucket that keeps versions."""
+    return open_place(folder, f"s3://{shared_storage().new_bucket('Enabled')}/churn", "store-1", create=True)
+
+
+SNAPSHOTS: dict[str, Callable[[Path], Snapshots]] = {
+    "folder": snapshot_folder,
+    "shared folder": shared_folder,
+    "bucket": bucket,
+    "versioned bucket": versioned_bucket,
+}
 """By name, what opens a place for snapshots that belongs to a folder."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 import psycopg
+import s3fs
 
 _CHANGES = (
     *("BEGIN", "COMMIT", "INSERT", "UPDATE", "DELETE", "CREATE", "VACUUM"),
@@ -88,6 +89,14 @@ def _count_changes(fatal: int | None) -> None:
             return function(cursor, query, *args, **kwargs)
 
         return wrapper
+
+    sent = s3fs.core._error_wrapper
+
+    async def counted_call(method: Any, **kwargs: Any) -> Any:
+        change()
+        return await sent(method, **kwargs)
+
+    s3fs.core._error_wrapper = counted_call
 
     for name in ("execute", "executemany"):
         setattr(psycopg.Cursor, name, told(getattr(psycopg.Cursor, name)))

@@ -276,6 +276,23 @@ def test_a_file_belongs_to_the_last_who_wrote_it_and_a_snapshot_to_all(ledger: L
         assert ledger.needed(everything) == {"snapshots/base"}
 
 
+def test_an_attempt_can_hold_a_snapshot_beside_its_owners_and_hands_it_to_its_artifact(ledger: Ledger) -> None:
+    with ledger.transaction():
+        ledger.begin("0/0")
+        ledger.add(artifact(UnitId(0, (0,)), digest="same"), "snapshots/same")
+        for name in ("1/0", "1/1"):
+            ledger.begin(name)
+            ledger.hold("snapshots/same", name)
+            ledger.hold("snapshots/same", name)
+        assert ledger.remove(["0/0"]) == [OwnedFile("snapshots/same")]
+        assert ledger.needed(["snapshots/same"]) == {"snapshots/same"}
+        ledger.add(artifact(UnitId(1, (0,)), digest="same"), "snapshots/same")
+        assert ledger.drop_attempts(["1/1"]) == [OwnedFile("snapshots/same")]
+        assert ledger.needed(["snapshots/same"]) == {"snapshots/same"}
+        assert ledger.remove(["1/0"]) == [OwnedFile("snapshots/same")]
+        assert ledger.needed(["snapshots/same"]) == set()
+
+
 def test_the_queue_of_erasures_is_kept_until_it_is_replaced(ledger: Ledger) -> None:
     files = [QueuedFile("/a", 1, 10), QueuedFile("/b", 2, None, "known by", left=True), QueuedFile("/c", None, 5)]
     with ledger.transaction():

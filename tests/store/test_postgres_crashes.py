@@ -150,6 +150,27 @@ def test_a_commit_that_never_came_has_changed_nothing(tmp_path_factory: pytest.T
         assert store.verify().passed
 
 
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_connection_that_is_cut_at_any_message_leaves_a_request_whole_or_not_made(
+    answered: bool, tmp_path_factory: pytest.TempPathFactory, proxy: Proxy
+) -> None:
+    kept = Kept.make(tmp_path_factory.mktemp(f"cut-{str(answered).lower()}"), proxy.folder)
+    for number in itertools.count(0, in_tier(25, 1)):
+        kept.go_back()
+        with Store.open(kept.path) as store:
+            proxy.cut_at(lambda message, before, number=number: before >= number, answered)  # type: ignore[misc]
+            try:
+                assert forget(store).request == 1
+            except StoreError:
+                assert proxy.has_cut
+            was_cut, proxy.has_cut = proxy.has_cut, True
+            assert forget(store).request == store.request_number == 1  # the connection is made again
+        assert_whole_and_once(kept.path)
+        if not was_cut:
+            break
+    assert number > 20, "the cuts went past what they should hit"
+
+
 @pytest.mark.parametrize("comes_back", [True, False])
 def test_a_server_that_stops_at_once_between_commit_and_journal(
     kept: Kept, monkeypatch: pytest.MonkeyPatch, comes_back: bool

@@ -50,6 +50,31 @@ def test_what_is_something_else_is_told(snapshots: Snapshots) -> None:
         snapshots.get(OTHER, "unit 0/1")
 
 
+def test_what_was_damaged_is_put_again(snapshots: Snapshots) -> None:
+    snapshots.put(OTHER, DATA)
+    snapshots.put(OTHER, b"other")
+    assert snapshots.get(OTHER, "unit 0/1") == b"other"
+
+
+def test_no_other_names_are_looked_for_or_deleted(snapshots: Snapshots) -> None:
+    strange = [f"../{DIGEST}.safetensors", "store.json", f"snapshots/../{DIGEST}.safetensors", "snapshots/"]
+    assert snapshots.owned(strange) == set()
+    assert snapshots.delete(strange) == {}
+    assert not snapshots.is_whole("../store")
+    with pytest.raises(DamagedError, match="has no digest"):
+        snapshots.get("../store", "unit 0/1")
+
+
+def test_many_are_sized_and_deleted_at_once(snapshots: Snapshots) -> None:
+    digests = [hashlib.sha256(bytes([number])).hexdigest() for number in range(60)]
+    for number, digest in enumerate(digests[:3]):
+        snapshots.put(digest, bytes([number]))
+    names = [snapshots.name(digest) for digest in digests]
+    assert snapshots.sizes(names) == {name: 1 if name in names[:3] else None for name in names}
+    assert snapshots.delete(names) == {}
+    assert snapshots.names() == set()
+
+
 def test_what_is_deleted_is_gone_and_what_was_gone_is_passed_over(snapshots: Snapshots) -> None:
     snapshots.put(DIGEST, DATA)
     snapshots.put(OTHER, b"other")

@@ -1,0 +1,460 @@
+"""Copying a store to where its ledger and snapshots lie otherwise: the copy then answers in its place, and it no more.
+
+The copy is made beside the store, which goes on answering requests. One transaction decides: in the store's ledger,
+which says from then on that the copy answers. A copy that finds no such word about itself does not open; so there is
+always exactly one of them that answers, whatever is cut where.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+from lightning_s3t.core.documents import STRICT, read_json
+from lightning_s3t.errors import ConfigurationError, DamagedError, MovedError, StoreError
+from lightning_s3t.store.backend import Backend, open_ledger
+from lightning_s3t.store.erasure import erase_queued
+from lightning_s3t.store.folder import check_free, check_own_files, clear_half_written, make_folder
+from lightning_s3t.store.identities import KEY_FILE, KEY_VARIABLE, read_keys, write_keys
+from lightning_s3t.store.journal import make_journal, write_journal
+from lightning_s3t.store.ledger import Ledger, OwnedFile, ledger_errors
+from lightning_s3t.store.ledger_address import MOVED, has_ledger, read_address, write_moved
+from lightning_s3t.store.lock import ledger_lock
+from lightning_s3t.store.registered_files import RegisteredFiles
+from lightning_s3t.store.snapshots_place import NOTE as PLACE
+from lightning_s3t.store.snapshots_place import check_addresses, open_place
+from lightning_s3t.store.units import parse_unit
+
+NOTE = "moved_from"
+BEGUN = "copied_to"
+Progress = Callable[[int, int], None]
+"""Called with how many snapshots are copied, of how many."""
+_ROUNDS = 5  # of copying the ledger, if requests come meanwhile
+_NOT_COPIED = frozenset({NOTE, BEGUN, "moved_to"})
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What a copy notes of the store that it is of.
+
+    Attributes:
+        folder: That store.
+        token: What tells this copy from others.
+        place: Where that store's snapshots lie, if not in its folder.
+        owner: What is written there to tell whose they are.
+        decided: Whether the copy answers, and what is left to do is to erase the snapshots there.
+        inode: That of the copy's folder: whoever hands over a store does not know it, and could name any folder.
+    """
+
+    __pydantic_config__ = STRICT
+
+    folder: str
+    token: str
+    place: str | None
+    owner: str
+    decided: bool
+    inode: int
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What a store notes of a copy of it that is being made.
+
+    Attributes:
+        folder: The copy's.
+        place: Where the copy's snapshots lie, if not there.
+        owner: What is written there to tell whose they are.
+        inode: That of the store's folder.
+    """
+
+    __pydantic_config__ = STRICT
+
+    folder: str
+    place: str | None
+    owner: str
+    inode: int
+
+
+def copy_store(
+    store: Backend, target: Path, ledger: str | None, snapshots: str | Path | None, progress: Progress
+) -> None:
+    """Copy a store; whoever calls holds its fit lock.
+
+    Args:
+        store: Where the store lies.
+        target: The folder of the copy.
+        ledger: The address of the copy's ledger; None for a file in its folder.
+        snapshots: Where the copy's snapshots are to lie; None for its folder.
+        progress: Called after each snapshot.
+
+    Raises:
+        ConfigurationError: An address is none, or the copy could not keep all that the store has.
+        StoreError: Something could not be read or written, or other things lie there; the store goes on.
+    """
+    place = check_addresses(target, ledger, snapshots)
+    origin = _origin_of(store)
+    if store.folder == target or target in store.folder.parents or store.folder in target.parents:
+        raise ConfigurationError(f"{target} is the store {store.folder}, in it or around it. Expected another folder.")
+    if store.ledger.all_notes().get("floor"):
+        raise ConfigurationError(
+            f"The store {store.folder} has a floor, which only a ledger in its own folder can keep. Move the folder "
+            "instead (mv), which needs nothing else; nothing was changed."
+        )
+    copy = _make(store, target, ledger, place, origin)
+    origin = replace(origin, inode=copy.folder.stat().st_ino)
+    begun = _Begun(str(copy.folder), place, _owner_of(copy.folder), store.folder.stat().st_ino)
+    try:
+        with store.ledger.transaction():
+            store.ledger.note({BEGUN: json.dumps(asdict(begun))})
+        for _ in range(_ROUNDS):
+            _copy_snapshots(store, copy, progress)
+            head = _copy_ledger(store, copy, origin, place)
+            present = copy.snapshots.names()  # a request may have reached what was copied
+            for error in copy.snapshots.delete(present - copy.ledger.needed(present)).values():
+                raise StoreError(f"What a request has revoked could not be erased in {copy.folder} ({error}).")
+            write_journal(copy.ledger, copy.folder)
+            _check_equal(store, copy)
+            if _give_up(store, copy, origin, head):
+                break
+            erase_queued(store)
+        else:
+            raise StoreError(
+                f"Requests to the store {store.folder} come faster than its ledger can be copied. It goes on; nothing "
+                "was given up. Stop what sends them for as long as the copy takes, and try again."
+            )
+        write_moved(store.folder, str(copy.folder), origin.token)
+        settle(copy)
+    except BaseException:
+        clear_begun(store)
+        raise
+    finally:
+        copy.ledger.close()
+
+
+def clear_begun(store: Backend) -> str:
+    """Erase the snapshots of a copy that was cut, since no request to the store would; return what is left to do.
+
+    Only for the holder of the fit lock: a copy in progress looks the same.
+
+    Args:
+        store: Where the store lies.
+    """
+    text = store.ledger.notes(BEGUN).get(BEGUN)
+    if not text:
+        return ""
+    with ledger_errors("Where the store was being copied to"):
+        begun = read_json(_Begun, text.encode())
+    folder, where = Path(begun.folder), begun.place or begun.folder
+    if not _is_own(store.folder, begun.inode):
+        return f"A copy of the store may have been cut and have left snapshots in {where}: the store was moved since."
+    try:
+        if begun.place is not None and not has_ledger(folder):
+            if open_place(folder, begun.place, begun.owner).names():
+                return (
+                    f"A copy of the store that was cut has left snapshots in {where}, and its folder {folder} is gone. "
+                    "If no store answers from there, erase them by hand, all but store.json."
+                )
+        elif _is_unfinished(folder, store.folder):
+            there = open_place(folder, begun.place, begun.owner)
+            failed = there.delete(there.names())
+            if failed:
+                raise next(iter(failed.values()))
+        with store.ledger.transaction():
+            store.ledger.note({BEGUN: ""})
+    except MovedError:
+        return ""
+    except (OSError, StoreError) as error:
+        return f"A copy of the store that was cut has left snapshots in {where}: {error}"
+    return ""
+
+
+def _is_unfinished(copy: Path, store: Path) -> bool:
+    """Return whether a folder is that of a copy of a store which does not answer."""
+    if not has_ledger(copy):
+        return False
+    ledger = open_ledger(copy)
+    try:
+        origin, is_made = _read_origin(ledger), "settings" in ledger.notes("settings")
+    finally:
+        ledger.close()
+    return not is_made or (origin is not None and not origin.decided and origin.folder == str(store))
+
+
+def settle(store: Backend) -> None:
+    """Refuse a copy that was not finished; finish one that answers since the store that it is of was given up.
+
+    Args:
+        store: Where the store lies that is being opened.
+
+    Raises:
+        StoreError: The store that this is a copy of was not given up for it, and answers.
+    """
+    origin = _read_origin(store.ledger)
+    if origin is None:
+        return
+    if not origin.decided:
+        _check_own(store, origin)
+        _check_decided(store, origin)
+        with store.ledger.transaction():
+            store.ledger.note({NOTE: _text(replace(origin, decided=True))})
+    if not unerased(store):
+        with store.ledger.transaction():
+            store.ledger.note({NOTE: ""})
+
+
+def unerased(store: Backend) -> str:
+    """Erase the snapshots of the store that this is a copy of; return what is left to do, nothing if nothing is.
+
+    Args:
+        store: Where the copy lies.
+    """
+    origin = _read_origin(store.ledger)
+    if origin is None:
+        return ""
+    folder = Path(origin.folder)
+    where = origin.place or f"{folder}"
+    if not _is_own(store.folder, origin.inode):
+        return f"The snapshots in {where}, from which the store was copied, were not looked for: it was moved since."
+    try:
+        if not folder.is_dir():
+            if origin.place is None:
+                return ""  # it was removed
+        else:
+            _check_decided(store, origin)
+            if not (folder / MOVED).exists():
+                write_moved(folder, str(store.folder), origin.token)
+        left = open_place(folder, origin.place, origin.owner)
+        failed = left.delete(left.names())
+    except (OSError, StoreError) as error:
+        return f"The snapshots in {where}, from which the store was copied, could not be erased: {error}"
+    if failed:
+        return f"{len(failed)} snapshots in {where}, from which the store was copied, could not be erased."
+    return ""
+
+
+def _origin_of(store: Backend) -> _Origin:
+    place = store.ledger.notes(PLACE).get(PLACE) or None
+    return _Origin(str(store.folder), uuid.uuid4().hex, place, _owner_of(store.folder), False, -1)
+
+
+def _owner_of(folder: Path) -> str:
+    address = read_address(folder)
+    return address.id if address is not None else ""
+
+
+def _make(store: Backend, target: Path, ledger: str | None, place: str | None, origin: _Origin) -> Backend:
+    """Make an empty store for the copy, or take the one that a copy was begun in and that does not answer."""
+    check_own_files(target)
+    if not has_ledger(target):
+        check_free(target)
+    make_folder(target)
+    with ledger_lock(target):
+        clear_half_written(target)
+        copy = Backend.of(target, create=True, ledger=ledger, snapshots=place)
+        try:
+            begun = _read_origin(copy.ledger)
+            is_made = "settings" in copy.ledger.notes("settings")
+            if is_made and (begun is None or begun.decided or begun.folder != origin.folder):
+                raise StoreError(f"{target} is a store already. Expected a new or an empty folder for the copy.")
+            if KEY_VARIABLE not in os.environ:
+                keys = read_keys(store.folder)
+                if not (target / KEY_FILE).exists() or read_keys(target) != keys:
+                    write_keys(target, keys)
+            make_journal(target)
+        except BaseException:
+            copy.ledger.close()
+            raise
+    return copy
+
+
+def _copy_snapshots(store: Backend, copy: Backend, progress: Progress) -> None:
+    owners: dict[str, str] = {}
+    for owner, file in store.ledger.owned():
+        if file.path in store.snapshots.owned([file.path]):
+            owners.setdefault(Path(file.path).stem, owner or "the head's start")
+    for number, (digest, owner) in enumerate(sorted(owners.items())):
+        progress(number, len(owners))
+        if copy.snapshots.is_whole(digest):
+            continue
+        try:
+            data = store.snapshots.get(digest, f"unit {owner}")
+        except DamagedError:
+            if store.ledger.needed([store.snapshots.name(digest)]):
+                raise
+            continue  # revoked since
+        copy.snapshots.put(digest, data)
+        if not copy.snapshots.is_whole(digest):
+            raise StoreError(f"The snapshot {digest} is not what was written when it is read again in {copy.folder}.")
+    progress(len(owners), len(owners))
+
+
+def _copy_ledger(store: Backend, copy: Backend, origin: _Origin, place: str | None) -> tuple[int, str]:
+    """Put all that a ledger has into another, in the place of what it has; return where the history ends."""
+    source, target = store.ledger, copy.ledger
+    with source.at_one_time(), target.transaction():
+        target.empty()
+        notes = source.all_notes()
+        target.note({name: value for name, value in notes.items() if name not in _NOT_COPIED})
+        _copy_people(source, target)
+        for event in source.events():
+            is_request = event.kind == "request" and event.request is not None
+            target.append(event, source.forgotten_after(event.request or 0) if is_request else None)
+        _copy_artifacts(store, copy)
+        _copy_queue(store, copy)
+        copy.authenticator.check()
+        if (notes.get(PLACE) or None) != place:
+            copy.authenticator.note({PLACE: place or ""})
+            copy.authenticator.check()
+        target.note({NOTE: _text(origin)})
+        return source.head()
+
+
+def _copy_people(source: Ledger, target: Ledger) -> None:
+    by_request = defaultdict[int, list[tuple[bytes, str]]](list)
+    for hash_, request, cell in source.tombstones():
+        by_request[request].append((hash_, cell))
+    for request, rows in sorted(by_request.items()):
+        target.bury(rows, request)
+    for generation in source.count_generations():
+        rows_of = ((hash_, band) for hash_, band, number in source.registered() if number == generation)
+        target.register(rows_of, generation)
+    target.mark(source.marks())
+    target.schedule(source.scheduled())
+
+
+def _copy_artifacts(store: Backend, copy: Backend) -> None:
+    source, target = store.ledger, copy.ledger
+    theirs, ours = RegisteredFiles(store.folder), RegisteredFiles(copy.folder)
+    files = defaultdict[str, list[OwnedFile]](list)
+    for owner, file in source.owned():
+        is_snapshot = bool(store.snapshots.owned([file.path]))
+        if not (is_snapshot and owner):  # a unit owns its snapshot because it is added
+            files[owner].append(file if is_snapshot else ours.adopt(file, theirs))
+    aside = [(f"aside:{place}", one) for place, one in source.artifacts_aside()]
+    for owner, artifact in [*aside, *((one.name, one) for one in source.artifacts())]:
+        target.begin(artifact.name)
+        for file in files[owner]:
+            target.own(file.path, artifact.name, file.evidence)
+        cells = parse_unit(artifact.name).cells
+        target.add(replace(artifact, cells=cells), copy.snapshots.name(artifact.digest))
+        if owner != artifact.name:
+            target.set_aside([artifact.name])
+    for export in source.exports():
+        target.add_export(export, {file.path: file.evidence for file in files[f"export:{export.name}"]})
+    for file in files[""]:
+        target.own(file.path, None, file.evidence)
+
+
+def _copy_queue(store: Backend, copy: Backend) -> None:
+    """Copy what is to be erased and is no snapshot, which the store itself erases before it is given up."""
+    theirs, ours = RegisteredFiles(store.folder), RegisteredFiles(copy.folder)
+    queued = [file for file in store.ledger.queued() if not store.snapshots.owned([file.path])]
+    adopted = [ours.adopt(OwnedFile(file.path, file.evidence), theirs) for file in queued]
+    copy.ledger.queue(
+        replace(file, path=own.path, evidence=own.evidence) for file, own in zip(queued, adopted, strict=True)
+    )
+
+
+def _give_up(store: Backend, copy: Backend, origin: _Origin, head: tuple[int, str]) -> bool:
+    """Decide that the copy answers from now on; return False if something has happened since it was made."""
+    with store.ledger.transaction():
+        unfinished = store.snapshots.owned(file.path for file in store.ledger.queued())
+        if store.ledger.head() != head or unfinished:
+            return False
+        store.ledger.give_up(str(copy.folder), origin.token)
+    return True
+
+
+def _check_equal(store: Backend, copy: Backend) -> None:
+    with store.ledger.at_one_time():
+        expected, head = _contents(store), store.ledger.head()
+    with copy.ledger.at_one_time():
+        found, copied = _contents(copy), copy.ledger.head()
+    wrong = [kind for kind in expected if expected[kind] != found[kind]]
+    if head == copied and wrong:  # else a request came meanwhile, and it is copied again
+        raise StoreError(
+            f"The copy in {copy.folder} has other {wrong[0]} than the store {store.folder}, which goes on; nothing was "
+            "given up. Remove the copy, and report this."
+        )
+
+
+def _contents(store: Backend) -> dict[str, tuple[int, int]]:
+    """Return by kind how many rows a ledger has, and a sum of their digests: the same in any order."""
+    ledger = store.ledger
+    order = {place: number for number, (place, _) in enumerate(ledger.artifacts_aside())}
+    snapshots = ((owner, file.path) for owner, file in ledger.owned() if store.snapshots.owned([file.path]))
+    return {
+        "people": _digest(ledger.registered()),
+        "tombstones": _digest(ledger.tombstones()),
+        "marks": _digest(ledger.marks()),
+        "scheduled requests": _digest(ledger.scheduled()),
+        "events": _digest(ledger.events()),
+        "units": _digest(ledger.artifacts()),
+        "cells of units": _digest(ledger.index()),
+        "units that are set aside": _digest((order[place], one) for place, one in ledger.artifacts_aside()),
+        "exported copies": _digest(ledger.exports()),
+        "snapshots": _digest(
+            (f"aside:{order[int(owner[6:])]}" if owner.startswith("aside:") else owner, path)
+            for owner, path in snapshots
+        ),
+    }
+
+
+def _digest(rows: Iterable[object]) -> tuple[int, int]:
+    count = total = 0
+    for row in rows:
+        count += 1
+        total += int.from_bytes(sha256(repr(row).encode(errors="surrogatepass")).digest(), "big")
+    return count, total % (1 << 256)
+
+
+def _check_own(store: Backend, origin: _Origin) -> None:
+    if not _is_own(store.folder, origin.inode):
+        raise StoreError(
+            f"The store {store.folder} is a copy of {origin.folder} that was not finished, and was itself moved since. "
+            "Nothing was changed. Remove it, and copy the store again (s3t copy)."
+        )
+
+
+def _is_own(folder: Path, inode: int) -> bool:
+    found = folder.stat()
+    return (found.st_ino, found.st_uid) == (inode, os.geteuid())
+
+
+def _check_decided(store: Backend, origin: _Origin) -> None:
+    try:
+        open_ledger(Path(origin.folder)).close()
+    except MovedError as error:
+        if error.token == origin.token:
+            return
+        raise StoreError(
+            f"The store {store.folder} is a copy of {origin.folder} that was not finished, and that was given up for "
+            f"another: {error.target} answers. Remove this folder."
+        ) from error
+    except StoreError as error:
+        raise StoreError(
+            f"The store {store.folder} is a copy of {origin.folder}, and it cannot be said which of them answers, "
+            f"since that cannot be opened: {error} Make it available for one opening of this one."
+        ) from error
+    raise StoreError(
+        f"The store {store.folder} is a copy of {origin.folder} that was not finished: that one answers. Copy it again "
+        "(s3t copy), which goes on here, or remove this folder."
+    )
+
+
+def _read_origin(ledger: Ledger) -> _Origin | None:
+    text = ledger.notes(NOTE).get(NOTE)
+    if not text:
+        return None
+    with ledger_errors("What the store is a copy of"):
+        return read_json(_Origin, text.encode())
+
+
+def _text(origin: _Origin) -> str:
+    return json.dumps(asdict(origin))

@@ -1,0 +1,247 @@
+"""A restore that is rehearsed: a backup of the ledger is opened beside the store, with its journal and keys."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from typing_extensions import override
+
+from lightning_s3t.errors import ConfigurationError, StoreError
+from lightning_s3t.store.backend import Backend, open_ledger
+from lightning_s3t.store.copying import BEGUN, NOTE
+from lightning_s3t.store.identities import KEY_VARIABLE, read_keys, write_keys
+from lightning_s3t.store.journal_file import FILE as JOURNAL
+from lightning_s3t.store.journal_file import newest_event
+from lightning_s3t.store.ledger import Ledger
+from lightning_s3t.store.ledger_address import parse_address, read_address, write_address
+from lightning_s3t.store.lock import ledger_lock
+from lightning_s3t.store.scratch import Scratch
+from lightning_s3t.store.snapshots import Snapshots
+from lightning_s3t.store.sqlite_ledger import FILE as LEDGER
+
+_TRIES = 5  # to find ledger and journal at the same event
+_SAME = "drill"  # the note that shows whether two addresses are one database
+
+
+@dataclass(frozen=True)
+class Drill:
+    """What a rehearsed restore has shown.
+
+    Attributes:
+        backup: What was restored.
+        backup_events: How many events of the history it has.
+        backup_time: When the newest of them was; empty if there is none.
+        events: How many the store has.
+        replayed: How many of them the journal alone had, and were carried out again.
+        replayed_requests: How many of these were requests.
+        forgotten: How many people the backup did not know to be forgotten.
+        units: How many units serve today.
+        restored_units: How many of these would serve after the restore; the next fit trains the others.
+        problems: What would be wrong after the restore; with any of it, nobody should count on this backup.
+        seconds: How long each step took: "copy", "open", "verify".
+    """
+
+    backup: str
+    backup_events: int = 0
+    backup_time: str = ""
+    events: int = 0
+    replayed: int = 0
+    replayed_requests: int = 0
+    forgotten: int = 0
+    units: int = 0
+    restored_units: int = 0
+    problems: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the backup, with the journal, would restore all that was carried out."""
+        return not self.problems
+
+
+class ReadOnlySnapshots(Snapshots):
+    """The snapshots of another store, of which nothing is changed: what is deleted only looks as if it was.
+
+    Args:
+        snapshots: Those of the store.
+    """
+
+    def __init__(self, snapshots: Snapshots) -> None:
+        self.is_remote = snapshots.is_remote
+        self._snapshots = snapshots
+        self._deleted: set[str] = set()
+
+    @override
+    def name(self, digest: str) -> str:
+        return self._snapshots.name(digest)
+
+    @override
+    def owned(self, names: Iterable[str]) -> set[str]:
+        return self._snapshots.owned(names)
+
+    @override
+    def put(self, digest: str, data: bytes) -> None:
+        raise StoreError("Nothing is put where a restore is only rehearsed.")
+
+    @override
+    def get(self, digest: str, what: str) -> bytes:
+        return self._snapshots.get(digest, what)
+
+    @override
+    def is_whole(self, digest: str) -> bool:
+        return self.name(digest) not in self._deleted and self._snapshots.is_whole(digest)
+
+    @override
+    def check_place(self) -> None:
+        self._snapshots.check_place()
+
+    @override
+    def names(self) -> set[str]:
+        return self._snapshots.names() - self._deleted
+
+    @override
+    def size(self, name: str) -> int | None:
+        return None if name in self._deleted else self._snapshots.size(name)
+
+    @override
+    def sizes(self, names: Iterable[str]) -> dict[str, int | None]:
+        return {name: None if name in self._deleted else size for name, size in self._snapshots.sizes(names).items()}
+
+    @override
+    def delete(self, names: Iterable[str]) -> dict[str, OSError]:
+        self._deleted |= self.owned(names)
+        return {}
+
+
+@dataclass(frozen=True)
+class Today:
+    """What a store is at one moment, to compare a restored one with.
+
+    Attributes:
+        position: That of its newest event.
+        digest: That event's.
+        tombstones: Everybody who is forgotten.
+        digests: The units that serve, and the digests of their snapshots.
+    """
+
+    position: int
+    digest: str
+    tombstones: frozenset[tuple[bytes, int, str]]
+    digests: dict[str, str]
+
+
+def prepare(store: Backend, backup: str, scratch: Scratch) -> tuple[Backend, Today]:
+    """Make a store beside another from a backup of its ledger, its journal and its keys.
+
+    Args:
+        store: Where the store lies.
+        backup: A ledger.db, a folder with one, or the address of a schema that was restored from a backup.
+        scratch: Where to make it.
+
+    Raises:
+        ConfigurationError: There is no such backup; or it is the store's own ledger.
+        StoreError: The backup cannot be opened.
+    """
+    folder = scratch.path / "store"
+    folder.mkdir(mode=0o700)
+    (folder / "snapshots").mkdir(mode=0o700)
+    today = _copy_journal(store, folder)
+    if KEY_VARIABLE not in os.environ:
+        write_keys(folder, read_keys(store.folder))
+    if backup.startswith(("postgresql:", "postgres:")):
+        _name_ledger(store, folder, backup)
+    else:
+        _copy_ledger(store, folder, Path(backup))
+    ledger = open_ledger(folder)
+    try:
+        if read_address(folder) is not None and _is_one(store.ledger, ledger):
+            raise ConfigurationError(
+                f"{backup} is the store's own ledger. Expected a schema in another database, restored from a backup."
+            )
+        with ledger.transaction():
+            ledger.note({NOTE: "", BEGUN: ""})
+    except BaseException:
+        ledger.close()
+        raise
+    return Backend(folder, ledger, ReadOnlySnapshots(store.snapshots)), today
+
+
+def compare(restored: Backend, today: Today) -> list[str]:
+    """Return what a restored store lacks of another, and what it has that it must not have.
+
+    Args:
+        restored: Where the restored store lies, after it was opened.
+        today: What the other was.
+    """
+    ledger = restored.ledger
+    problems = []
+    if today.position and ledger.digest_at(today.position) != today.digest:
+        problems.append(f"The history would not be the store's at event {today.position}.")
+    lost = today.tombstones - set(ledger.tombstones())
+    if lost:
+        problems.append(f"{len(lost)} people who are forgotten would be forgotten no more.")
+    return problems
+
+
+def _copy_journal(store: Backend, folder: Path) -> Today:
+    """Copy the journal when it is as far as the ledger; return what the store is then."""
+    for _ in range(_TRIES):
+        with ledger_lock(store.folder), store.ledger.at_one_time():
+            head = store.ledger.head()
+            newest = newest_event(store.folder)
+            if (newest.position if newest is not None else 0) == head[0]:
+                shutil.copyfile(store.folder / JOURNAL, folder / JOURNAL)
+                (folder / JOURNAL).chmod(0o600)
+                return Today(*head, frozenset(store.ledger.tombstones()), store.ledger.digests())
+        time.sleep(0.1)
+    raise StoreError(f"Requests to the store {store.folder} come faster than its journal can be copied. Try again.")
+
+
+def _copy_ledger(store: Backend, folder: Path, backup: Path) -> None:
+    if read_address(store.folder) is not None:
+        raise ConfigurationError(
+            f"The ledger of the store {store.folder} is in PostgreSQL. Expected the address of a schema that was "
+            f"restored from a backup, in another database, and not {backup}."
+        )
+    file = backup / LEDGER if backup.is_dir() else backup
+    if not file.is_file():
+        raise ConfigurationError(f"There is no backup at {file}. Expected a {LEDGER}, or a folder with one.")
+    if file.resolve() == (store.folder / LEDGER).resolve():
+        raise ConfigurationError(f"{file} is the store's own ledger, and no backup of it.")
+    shutil.copyfile(file, folder / LEDGER)
+    (folder / LEDGER).chmod(0o600)
+    log = file.with_name(f"{file.name}-wal")
+    if log.is_file():
+        shutil.copyfile(log, folder / f"{LEDGER}-wal")
+
+
+def _name_ledger(store: Backend, folder: Path, backup: str) -> None:
+    address = read_address(store.folder)
+    if address is None:
+        raise ConfigurationError(
+            f"The ledger of the store {store.folder} is in its folder. Expected a backup of {LEDGER}, and not {backup}."
+        )
+    parsed = parse_address(backup)
+    if parsed == (address.url, address.schema):
+        raise ConfigurationError(
+            f"{backup} is the store's own ledger. Expected a schema in another database, restored from a backup."
+        )
+    write_address(folder, *parsed, address.id)
+
+
+def _is_one(live: Ledger, restored: Ledger) -> bool:
+    """Return whether two ledgers are one, whatever their addresses are called."""
+    token = uuid.uuid4().hex
+    try:
+        with live.transaction():
+            live.note({_SAME: token})
+        return restored.notes(_SAME).get(_SAME) == token
+    finally:
+        with live.transaction():
+            live.note({_SAME: ""})

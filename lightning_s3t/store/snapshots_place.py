@@ -1,0 +1,144 @@
+"""Where the snapshots of a store lie: in its folder, in a folder that machines share, or in a bucket."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_s3t.errors import ConfigurationError, StoreError
+from lightning_s3t.store.files import read_unlinked, write_atomically
+from lightning_s3t.store.ledger_address import FILE as ADDRESS
+from lightning_s3t.store.ledger_address import parse_address
+from lightning_s3t.store.snapshots import FOLDER, SnapshotFolder, Snapshots
+
+if TYPE_CHECKING:
+    from lightning_s3t.store.bucket import SnapshotBucket
+
+NOTE = "snapshots"
+"""What the ledger notes of it, if it is not the store's folder."""
+MARKER = "store.json"
+_BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w!.*'()-]+)*", re.ASCII)
+
+
+def parse_place(text: str | Path) -> str:
+    """Return the one spelling of a place for snapshots.
+
+    Args:
+        text: "s3://bucket/prefix", or the absolute path of a folder.
+
+    Raises:
+        ConfigurationError: It is neither.
+
+    Example:
+        >>> parse_place("s3://models/churn/"), parse_place("/mnt/shared/churn")
+        ('s3://models/churn', '/mnt/shared/churn')
+        >>> parse_place("ftp://models")
+        Traceback (most recent call last):
+        ...
+        lightning_s3t.errors.ConfigurationError: The place of the snapshots is 'ftp://models'. Expected ...
+    """
+    place = os.fspath(text)
+    if os.path.isabs(place) and "\0" not in place:
+        return os.path.normpath(place)
+    place = place.rstrip("/")
+    if not _BUCKET.fullmatch(place) or {".", ".."} & set(place.split("/")):
+        raise ConfigurationError(
+            f"The place of the snapshots is {os.fspath(text)!r}. Expected s3://bucket/prefix, or the absolute path of "
+            "a folder that all machines see, such as /mnt/shared/churn."
+        )
+    return place
+
+
+def check_addresses(store: Path, ledger: str | None, snapshots: str | Path | None) -> str | None:
+    """Check where a store is to keep its ledger and its snapshots; return the place of these.
+
+    Args:
+        store: The store.
+        ledger: The ledger's address; None for the folder, or for what it says.
+        snapshots: The place of the snapshots; None for the folder, or for what the ledger says.
+
+    Raises:
+        ConfigurationError: One is none, or the snapshots would lie elsewhere than a ledger in the folder.
+    """
+    if ledger is not None:
+        parse_address(ledger)
+    if snapshots is None:
+        return None
+    if ledger is None and not (store / ADDRESS).exists():
+        raise ConfigurationError(
+            "The snapshots can lie elsewhere than in the store's folder only if the ledger is in a database: a copy of "
+            "a folder with its ledger would erase what the original serves. Give `ledger` too, or no `snapshots`."
+        )
+    return parse_place(snapshots)
+
+
+def open_place(store: Path, place: str | None, owner: str, create: bool = False) -> Snapshots:
+    """Open the place where the snapshots of a store lie.
+
+    Args:
+        store: The store.
+        place: The place; None for the store's folder.
+        owner: What tells the store from others.
+        create: Make it, if it is empty.
+
+    Raises:
+        ConfigurationError: s3fs is not installed.
+        StoreError: It cannot be reached, is another store's, or keeps what is deleted.
+    """
+    if place is None:
+        return SnapshotFolder(store)
+    if not place.startswith("s3://"):
+        return _open_folder(Path(place), owner, create)
+    bucket = _bucket(place)
+    bucket.check_erasable(probe=create)
+    if create:
+        bucket.claim(owner)
+    bucket.check_owner(owner)
+    return bucket
+
+
+def _open_folder(place: Path, owner: str, create: bool) -> Snapshots:
+    marker = place / MARKER
+    try:
+        for path in (place, marker, place / FOLDER):
+            if path.is_symlink():
+                raise StoreError(f"{path} is a link, and links are not followed. Put the folder itself there.")
+        if create:
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            entries = {entry.name for entry in place.iterdir()}
+            if not entries:
+                write_atomically(marker, json.dumps({"store": owner}).encode())
+                entries = {MARKER}
+            if MARKER not in entries:
+                raise StoreError(
+                    f"{place} is not empty. Expected a folder that the store has to itself for its snapshots."
+                )
+            (place / FOLDER).mkdir(mode=0o700, exist_ok=True)
+        with read_unlinked(marker) as file:
+            found = json.loads(file.read())
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"The place of the snapshots, {place}, has no {MARKER}. If it lies on a disk of its own, mount it; else "
+            "restore it from a backup. Nothing is given up for that."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise StoreError(f"The place of the snapshots, {place}, cannot be used ({error}).") from error
+    if found != {"store": owner}:
+        raise StoreError(
+            f"The snapshots in {place} belong to another store. Each has a folder of its own for them: give another."
+        )
+    return SnapshotFolder(place)
+
+
+def _bucket(place: str) -> SnapshotBucket:
+    try:
+        from lightning_s3t.store.bucket import SnapshotBucket
+    except ImportError as error:
+        raise ConfigurationError(
+            f"The snapshots are at {place}, and s3fs cannot be imported ({error}). Install it: "
+            'pip install "lightning-s3t[s3]".'
+        ) from error
+    return SnapshotBucket(place)

@@ -43,6 +43,9 @@ def main(args: Sequence[str] | None = None) -> int:
         return _run(given)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
+        if package in ("litserve", "fastapi", "starlette", "uvicorn", "prometheus_client"):
+            print(f's3t: the service needs {package}: pip install "lightning-s3t[serve]"', file=sys.stderr)
+            return EXIT_ERROR
         if package not in ("cyclopts", "rich", "jsonargparse"):
             raise
         print(f's3t: the command needs {package}: pip install "lightning-s3t[cli]"', file=sys.stderr)
@@ -72,6 +75,7 @@ def make_app() -> App:
     from lightning_s3t.cli.receipts import list_receipts, verify_receipt
     from lightning_s3t.cli.recipients import acknowledge, add_recipient, complete, list_recipients
     from lightning_s3t.cli.reports import make_evidence, report, verify_evidence
+    from lightning_s3t.cli.serve import serve
     from lightning_s3t.cli.simulate import simulate
     from lightning_s3t.cli.status import status
     from lightning_s3t.cli.store import consolidate, pending, provenance, rotate_key, verify
@@ -99,6 +103,7 @@ def make_app() -> App:
     app.command(layers, group=design)
     for name, summary in LIGHTNING_COMMANDS.items():
         app.command(App(name, help=summary, group=train))
+    app.command(serve, group=train)
     app.command(export, group=train)
     app.command(forget, group=erase)
     app.command(rectify, group=erase)

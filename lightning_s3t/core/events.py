@@ -109,12 +109,16 @@ class Schedule:
     Attributes:
         layers: How many keys had been used to hash ids.
         pending: The keyed hash, the time and the cell of each of them.
+        request_id: What the caller has named it; None without a name.
+        asked: A keyed digest of all subjects that were named, where it has a name.
     """
 
     __pydantic_config__ = STRICT
 
     layers: Number
     pending: tuple[tuple[str, str, str], ...]
+    request_id: str | None = None
+    asked: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,12 +128,14 @@ class Cancellation:
     Attributes:
         layers: How many keys had been used to hash ids.
         pending: The keyed hash of each of them.
+        request_id: The name of the scheduled request that is cancelled; None where subjects were named.
     """
 
     __pydantic_config__ = STRICT
 
     layers: Number
     pending: tuple[str, ...]
+    request_id: str | None = None
 
 
 @dataclass(frozen=True)

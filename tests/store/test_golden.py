@@ -1,4 +1,4 @@
-"""Stores and receipts of every format that was released: today's are read, older ones are refused and left as they are."""
+"""Stores and receipts of each format: today's are read, older ones are refused and left as they are."""
 
 from __future__ import annotations
 

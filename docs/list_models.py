@@ -41,27 +41,28 @@ TOKENS = torch.arange(3, 9).unsqueeze(0)
 
 INTRODUCTION = f"""# Models
 
-What is found in models of the ecosystem without any help, with {SLICES} slices. Small models, without pretrained
-weights, stand for their families: larger ones have more blocks of the same names. For a model of your own:
+What is detected in common models without any arguments, with {SLICES} slices. Small models without pretrained
+weights stand for their families: larger ones have more blocks with the same names. For a model of your own:
 `s3t layers my_app.models:LitClassifier {SLICES}`, or `describe_layers(model, slices={SLICES})`.
 
-Segmentation networks, recurrent ones and those of other libraries: [The ecosystem](ecosystem.md), where whole
-scripts are tried.
+For segmentation networks, recurrent networks and other libraries see [Other libraries](ecosystem.md), which tries whole
+scripts.
 
-This page is written by `python docs/list_models.py`, which tries all of it.
+This page is written by `python docs/list_models.py`, which tries everything on it.
 
 ## Layer groups and heads
 
-Group 1 is the top one. What is in no group and not in the head (stem, embeddings, a last normalisation) stays frozen.
+Group 1 is the top one. Everything outside the groups and the head (stem, embeddings, a final normalisation) stays
+frozen.
 """
 ABOUT_ADAPTERS = """
 ## Adapters
 
-On how many modules of the groups an adapter goes: it was injected, and every module of it received a gradient at its
-stage. Without `target_modules`, an adapter goes on all linear layers of a group, or on its convolutions where it has no
-linear ones; LayerNorm tuning on every `nn.LayerNorm`. "without" names what has to be left out with `exclude_modules`,
-since the network reads the weights of those layers without calling them. A `-`: some group has nothing that the adapter
-fits, or PEFT cannot put it there. `adapter=None` trains whole layers.
+The number of modules in the groups that each adapter goes on. It was injected, and every module of it received a
+gradient at its stage. Without `target_modules`, an adapter goes on all linear layers of a group, or on its convolutions
+if it has no linear ones; LayerNorm tuning goes on every `nn.LayerNorm`. "without" names what has to be left out with
+`exclude_modules`, because the network reads the weights of those layers without calling them. A `-` means that some
+group has nothing that the adapter fits, or that PEFT cannot put it there. `adapter=None` trains whole layers.
 """
 
 

@@ -33,6 +33,10 @@ class StoreError(S3TError):
     """The store cannot be used: missing, damaged, locked, or not a store."""
 
 
+class LedgerUnreachableError(StoreError):
+    """The ledger cannot be read or written at the moment: the server, the network, the disk, a lock."""
+
+
 class DamagedError(StoreError):
     """A unit's snapshot is missing, or is not what was written."""
 

@@ -22,6 +22,7 @@ def export(
     model: str | None = None,
     form: Literal["weights", "adapter"] = "weights",
     each_shard: bool = False,
+    recipient: list[str] | None = None,
     trust_config: bool = False,
     json: bool = False,
 ) -> None:
@@ -35,6 +36,7 @@ def export(
         model: The import path of something that gives the module, with its pretrained weights (my_app:LitClassifier).
         form: The whole state dict in the module's own names, with adapters merged; or a PEFT adapter of its network.
         each_shard: Export each shard's survivor.
+        recipient: Who is handed the copy, one or several: s3t recipients list names them when a request has reached it.
         trust_config: Run the config that the store remembers, although you have not trained with it: it is code.
         json: Print what was exported as a JSON document.
     """
@@ -47,6 +49,9 @@ def export(
     kind = EnsembleModule if isinstance(module, pl.LightningModule) else EnsemblePredictor
     with kind.from_store(store, module) as served:
         found = served.export(path, form=form, each_shard=each_shard)
+        for copy in found:
+            for name in recipient or ():
+                served.store.hand_over(copy.name, name)
     if json:
         rows = [
             {

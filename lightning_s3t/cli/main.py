@@ -18,6 +18,7 @@ LIGHTNING_COMMANDS = {
     "test": "Test the ensemble of a store's survivors.",
     "predict": "Predict with the ensemble of a store's survivors.",
 }
+_GROUPS = ("evidence", "receipt", "recipients", "store")
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -42,6 +43,9 @@ def main(args: Sequence[str] | None = None) -> int:
         return _run(given)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
+        if package in ("litserve", "fastapi", "starlette", "uvicorn", "prometheus_client"):
+            print(f's3t: the service needs {package}: pip install "lightning-s3t[serve]"', file=sys.stderr)
+            return EXIT_ERROR
         if package not in ("cyclopts", "rich", "jsonargparse"):
             raise
         print(f's3t: the command needs {package}: pip install "lightning-s3t[cli]"', file=sys.stderr)
@@ -69,7 +73,9 @@ def make_app() -> App:
     from lightning_s3t.cli.layers import layers
     from lightning_s3t.cli.plan import plan
     from lightning_s3t.cli.receipts import list_receipts, verify_receipt
+    from lightning_s3t.cli.recipients import acknowledge, add_recipient, complete, list_recipients
     from lightning_s3t.cli.reports import make_evidence, report, verify_evidence
+    from lightning_s3t.cli.serve import serve
     from lightning_s3t.cli.simulate import simulate
     from lightning_s3t.cli.status import status
     from lightning_s3t.cli.store import consolidate, pending, provenance, rotate_key, verify
@@ -97,6 +103,7 @@ def make_app() -> App:
     app.command(layers, group=design)
     for name, summary in LIGHTNING_COMMANDS.items():
         app.command(App(name, help=summary, group=train))
+    app.command(serve, group=train)
     app.command(export, group=train)
     app.command(forget, group=erase)
     app.command(rectify, group=erase)
@@ -105,7 +112,13 @@ def make_app() -> App:
     receipt = App("receipt", help="The receipts of requests: list them, and check one.", group=erase)
     receipt.command(list_receipts, name="list")
     receipt.command(verify_receipt, name="verify")
+    receipt.command(complete)
     app.command(receipt)
+    recipients = App("recipients", help="Who holds exported copies, and whose are erased.", group=erase)
+    recipients.command(list_recipients, name="list")
+    recipients.command(add_recipient, name="add")
+    recipients.command(acknowledge)
+    app.command(recipients)
     store = App("store", help="What a store holds, whether it is whole, and its key.", group=keep)
     store.command(status)
     store.command(verify)
@@ -138,12 +151,7 @@ def _run(given: list[str]) -> int:
     from cyclopts import CycloptsError
 
     app = make_app()
-    if given in (
-        [],
-        ["evidence"],
-        ["receipt"],
-        ["store"],
-    ):  # help was not asked for: a script that forgets the command must fail
+    if given in ([], *([group] for group in _GROUPS)):  # help was not asked for: a script that forgets it must fail
         app.help_print(given)
         return EXIT_ERROR
     if "-" in given and "--" not in given:  # standard input, which is an argument and not an option

@@ -14,7 +14,18 @@ from lightning_s3t.core.documents import STRICT, canonical, read_json
 from lightning_s3t.core.guarantees import Guarantee, Isolation
 from lightning_s3t.errors import StoreError
 
-Kind = Literal["request", "schedule", "cancellation", "correction", "export", "erasure", "damage", "rotation"]
+Kind = Literal[
+    "request",
+    "schedule",
+    "cancellation",
+    "correction",
+    "export",
+    "handover",
+    "acknowledgement",
+    "erasure",
+    "damage",
+    "rotation",
+]
 RequestKind = Literal["forget", "rectify", "restrict", "release"]
 """What a request asks for: erasure, correction, restriction, or the end of a restriction."""
 
@@ -98,12 +109,16 @@ class Schedule:
     Attributes:
         layers: How many keys had been used to hash ids.
         pending: The keyed hash, the time and the cell of each of them.
+        request_id: What the caller has named it; None without a name.
+        asked: A keyed digest of all subjects that were named, where it has a name.
     """
 
     __pydantic_config__ = STRICT
 
     layers: Number
     pending: tuple[tuple[str, str, str], ...]
+    request_id: str | None = None
+    asked: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,12 +128,14 @@ class Cancellation:
     Attributes:
         layers: How many keys had been used to hash ids.
         pending: The keyed hash of each of them.
+        request_id: The name of the scheduled request that is cancelled; None where subjects were named.
     """
 
     __pydantic_config__ = STRICT
 
     layers: Number
     pending: tuple[str, ...]
+    request_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +153,36 @@ class Exported:
     name: str
     cells: tuple[str, ...]
     as_of: Count
+
+
+@dataclass(frozen=True)
+class Handover:
+    """The body of a "handover": somebody was handed an exported copy.
+
+    Attributes:
+        name: The name of the exported copy.
+        recipient: Who or what holds it.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    recipient: str
+
+
+@dataclass(frozen=True)
+class Acknowledgement:
+    """The body of an "acknowledgement": a recipient has erased a copy that a request reached.
+
+    Attributes:
+        name: The name of the exported copy.
+        recipient: Who or what held it.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    recipient: str
 
 
 @dataclass(frozen=True)

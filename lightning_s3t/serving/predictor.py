@@ -6,7 +6,7 @@ import functools
 import math
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -96,6 +96,7 @@ class EnsemblePredictor(nn.Module):
         self._best = FLOOR  # the shard that answers alone
         self._heads = ClosedFormHeads(self._shards, store.load_head)
         self._as_of = -1
+        self._look: Callable[[], int] = lambda: store.request_number  # a replica may have another
         self._closed = False
         self._lock = _AnswerLock()
         self._reading = CheckedReading()
@@ -160,6 +161,29 @@ class EnsemblePredictor(nn.Module):
     def survivors(self) -> dict[int, UnitId]:
         """The unit that each shard serves; shards without one are absent."""
         return self._shards.survivors
+
+    @property
+    def as_of(self) -> int:
+        """The number of the newest request when what serves was loaded."""
+        return self._as_of
+
+    def look_with(self, look: Callable[[], int]) -> None:
+        """Ask something else than the store for the newest request: a replica, which may have looked before.
+
+        Args:
+            look: Returns its number. What it raises leaves the predictor, and no answer does.
+        """
+        self._look = look
+
+    def keys_in_use(self) -> Mapping[int, tuple[str, ...]]:
+        """Look for requests, take up what they change, and return the digests of what answers now, by shard.
+
+        Raises:
+            NoSurvivorError: Nothing is left that may answer.
+            StoreError: The store cannot be looked at.
+        """
+        with self._lock.held:
+            return dict(self._keys_in_use())
 
     @property
     def network_path(self) -> str:
@@ -490,7 +514,7 @@ class EnsemblePredictor(nn.Module):
     def _keys_in_use(self) -> dict[int, tuple[str, ...]]:
         """Look for requests, and return what the shards that are asked now serve with."""
         self._check_open()
-        if self.store.request_number != self._as_of:
+        if self._look() != self._as_of:
             self.refresh()
         if not self._keys:
             raise NoSurvivorError(

@@ -5,6 +5,7 @@ from lightning_s3t.store.attempt import Attempt
 from lightning_s3t.store.building import BuildSession
 from lightning_s3t.store.drill import Drill
 from lightning_s3t.store.overview import Overview
+from lightning_s3t.store.recipients import Completion, HandedCopy
 from lightning_s3t.store.store import Store
 from lightning_s3t.store.units import UnitRecord
 from lightning_s3t.store.verification import Verification
@@ -12,7 +13,9 @@ from lightning_s3t.store.verification import Verification
 __all__ = [
     "Attempt",
     "BuildSession",
+    "Completion",
     "Drill",
+    "HandedCopy",
     "Overview",
     "Receipt",
     "RequestRecord",

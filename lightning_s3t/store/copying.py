@@ -23,6 +23,7 @@ from lightning_s3t.store.erasure import erase_queued
 from lightning_s3t.store.folder import check_free, check_own_files, clear_half_written, make_folder
 from lightning_s3t.store.identities import KEY_FILE, KEY_VARIABLE, read_keys, write_keys
 from lightning_s3t.store.journal import make_journal, write_journal
+from lightning_s3t.store.leases import ANY_REQUEST, wait_out
 from lightning_s3t.store.ledger import Ledger, OwnedFile, ledger_errors
 from lightning_s3t.store.ledger_address import MOVED, has_ledger, read_address, write_moved
 from lightning_s3t.store.lock import ledger_lock
@@ -367,7 +368,9 @@ def _give_up(store: Backend, copy: Backend, origin: _Origin, head: tuple[int, st
         unfinished = store.snapshots.owned(file.path for file in store.ledger.queued())
         if store.ledger.head() != head or unfinished:
             return False
+        replicas = store.ledger.replicas_behind(ANY_REQUEST)
         store.ledger.give_up(str(copy.folder), origin.token)
+    wait_out(replicas)  # they do not look at the copy, where the next request is made
     return True
 
 

@@ -29,8 +29,10 @@ from lightning_s3t.store.erasure import erase_queued
 from lightning_s3t.store.history import read_record, record
 from lightning_s3t.store.journal import write_journal
 from lightning_s3t.store.keyring import Keyring
+from lightning_s3t.store.leases import ReplicaWait
 from lightning_s3t.store.ledger import Mark, Tombstone, ledger_errors
 from lightning_s3t.store.registry import is_registering
+from lightning_s3t.store.scheduled import ScheduledRequest, find_scheduled
 from lightning_s3t.store.units import parse_unit
 
 
@@ -86,6 +88,7 @@ class Forgetting:
         self._manifest = manifest
         self.waits = manifest.method.response == "replace"
         self._registers = is_registering(store.ledger)  # fixed when a store is made
+        self._behind: dict[int, dict[str, float]] = {}  # by request, the replicas that were noted at its COMMIT
 
     @_collector_paused()
     def forget(self, subjects: Sequence[str], strict: bool, request_id: str | None = None) -> RequestRecord | Ticket:
@@ -113,13 +116,14 @@ class Forgetting:
                 request = self._forget(asked, name)
         return self.finish(request)
 
-    def schedule(self, subjects: Iterable[str], due: datetime, strict: bool) -> int:
+    def schedule(self, subjects: Sequence[str], due: datetime, strict: bool, request_id: str | None = None) -> int:
         """Notes a request that is to be carried out later.
 
         Args:
             subjects: Canonical ids. Of two times for a subject, the earlier counts.
             due: When.
             strict: Refuse unknown subjects.
+            request_id: The caller's name for the request; None without one.
 
         Returns:
             How many subjects were noted; those who are forgotten already are not.
@@ -130,18 +134,27 @@ class Forgetting:
         """
         if due.tzinfo is None:
             raise ConfigurationError(f"The time {due.isoformat()} has no time zone. Expected one: 2027-01-31T12:00Z.")
-        asked, already, _ = self._schedule(subjects, due, strict)
+        asked, already, _ = self._schedule(subjects, due, strict, self.name("forget", subjects, request_id))
         return asked - already
 
-    def _schedule(self, subjects: Iterable[str], due: datetime, strict: bool) -> tuple[int, int, int | None]:
+    def _schedule(
+        self, subjects: Iterable[str], due: datetime, strict: bool, name: Name | None = None
+    ) -> tuple[int, int, int | None]:
         time = time_text(due)
         with self._ledger.transaction():
+            if name is not None:
+                found = find_scheduled(self._store, self._keyring, name.request_id)
+                if found is not None:
+                    _check_same(found, name)
+                    return found.subjects, 0, None
+                self._check_no_request(name)
             asked = self.look_up(subjects, strict)
             rows = [(hash_, time, cell) for hash_, cell in sorted(asked.cells.items()) if hash_ not in asked.forgotten]
             self._ledger.schedule(rows)
-            if rows:
+            if rows or name is not None:
                 pending = tuple((hash_.hex(), time, cell) for hash_, time, cell in rows)
-                record(self._store, "schedule", None, asdict(Schedule(self._keyring.layers, pending)))
+                names = (name.request_id, name.asked) if name is not None else (None, None)
+                record(self._store, "schedule", None, asdict(Schedule(self._keyring.layers, pending, *names)))
         write_journal(self._ledger, self._store.folder)
         return len(asked.cells), len(asked.forgotten), asked.count_unknown
 
@@ -170,6 +183,41 @@ class Forgetting:
             record(self._store, "cancellation", None, asdict(Cancellation(self._keyring.layers, pending)))
         write_journal(self._ledger, self._store.folder)
         return len(asked)
+
+    def scheduled_request(self, request_id: str) -> ScheduledRequest | None:
+        """Return what is known of a scheduled request that its caller has named; None if there is none.
+
+        Args:
+            request_id: The name.
+        """
+        with self._ledger.at_one_time():
+            return find_scheduled(self._store, self._keyring, request_id)
+
+    def cancel_request(self, request_id: str) -> int:
+        """Take a scheduled request back; who is named by another one too waits for that.
+
+        Args:
+            request_id: What the caller has named it. To cancel it twice changes nothing.
+
+        Returns:
+            How many subjects wait no more.
+
+        Raises:
+            UnknownSubjectError: There is none, or it was carried out; nothing has changed then.
+        """
+        with self._ledger.transaction():
+            found = find_scheduled(self._store, self._keyring, request_id)
+            if found is not None and found.state == "cancelled":
+                return 0
+            if found is None or found.state == "carried out":
+                what = "is not a scheduled one" if found is None else "was carried out, which cannot be undone"
+                raise UnknownSubjectError(f"The request {request_id!r:.60} {what}. Nothing was cancelled.")
+            self._ledger.unschedule(found.alone)
+            pending = tuple(hash_.hex() for hash_ in sorted(found.alone))
+            body = asdict(Cancellation(self._keyring.layers, pending, request_id))
+            record(self._store, "cancellation", None, body)
+        write_journal(self._ledger, self._store.folder)
+        return len(found.alone)
 
     @_collector_paused()
     def forget_due(self, now: datetime) -> RequestRecord | None:
@@ -350,9 +398,29 @@ class Forgetting:
         Raises:
             ConfigurationError: It was given to another request.
         """
-        found = self._ledger.request_named(name.request_id) if name is not None else None
-        if name is None or found is None:
+        if name is None:
             return None
+        scheduled = find_scheduled(self._store, self._keyring, name.request_id)
+        if scheduled is not None:
+            raise ConfigurationError(
+                f"The name {name.request_id!r} was given to a scheduled request, which is {scheduled.state}. Expected "
+                "a name of its own for each request; nothing was changed."
+            )
+        return self._find(name)
+
+    def _check_no_request(self, name: Name) -> None:
+        number = self._find(name)
+        if number is not None:
+            raise ConfigurationError(
+                f"The name {name.request_id!r} was given to request {number}, which was carried out at once. Expected "
+                "a name of its own for each request; nothing was changed."
+            )
+
+    def _find(self, name: Name) -> int | None:
+        found = self._ledger.request_named(name.request_id)
+        if found is None:
+            return None
+        self._behind.pop(found, None)  # a transaction of ours with this number may have been undone
         with ledger_errors(f"Request {found}"):
             earlier = next(self._ledger.events(request=found)).read(Request)
         if (earlier.request_id, earlier.asked, earlier.kind) != (name.request_id, name.asked, name.kind):
@@ -419,6 +487,7 @@ class Forgetting:
             unmarked=_rows(change.unmarked),
         )
         record(self._store, "request", request, vars(body), carried_out.forgotten, change)
+        self._behind[request] = self._ledger.replicas_behind(request)
         return request
 
     def _serving(self, effect: Effect, added: UnitId | None) -> dict[str, str | None]:
@@ -445,7 +514,7 @@ class Forgetting:
         return serving
 
     def finish(self, request: int) -> RequestRecord:
-        """Note a request in the journal, and erase what it has revoked; when its transaction has ended.
+        """Note a request in the journal, erase what it has revoked, and wait for replicas; after its transaction.
 
         Args:
             request: The number of the request.
@@ -453,6 +522,18 @@ class Forgetting:
         Raises:
             StoreError: A file could not be erased. The request is carried out all the same.
         """
+        wait = ReplicaWait(self._ledger, request, self._behind.pop(request, None))
+        try:
+            self._erase(request)
+        except RolledBackError:  # nothing was carried out
+            raise
+        except StoreError:
+            wait.wait()
+            raise
+        wait.wait()
+        return read_record(self._store, request)
+
+    def _erase(self, request: int) -> None:
         try:
             end = None
             try:
@@ -467,7 +548,6 @@ class Forgetting:
                 f"Request {request} is carried out, and nothing that it reached serves, but what follows is not "
                 f"done: {error} The next opening of the store goes on with it."
             ) from error
-        return read_record(self._store, request)
 
 
 @dataclass(frozen=True)
@@ -508,6 +588,19 @@ class CarriedOut:
         left_out = asked.forgotten | (asked.unknown or set())
         cells = {cell for hash_, cell in asked.cells.items() if hash_ not in left_out}
         return tuple(sorted(cells)) if self.kind == "rectify" else ()
+
+
+def _check_same(found: ScheduledRequest, name: Name) -> None:
+    if found.asked != name.asked:
+        raise ConfigurationError(
+            f"The name {name.request_id!r} was given to a scheduled request for other subjects. Expected a name of its "
+            "own for each request; nothing was changed."
+        )
+    if found.state == "cancelled":
+        raise ConfigurationError(
+            f"The scheduled request {name.request_id!r} was cancelled. Expected a new name to ask again; nothing was "
+            "changed."
+        )
 
 
 def _settling(settled: Collection[Mark], number: int) -> Change:

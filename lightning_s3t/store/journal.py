@@ -192,7 +192,7 @@ def _carry_out(store: Backend, keyring: Keyring, event: Event) -> int | None:
         if layers != keyring.layers + 1:
             raise ValueError(f"a rotation to {layers} keys after {keyring.layers}")
         keyring.apply_rotation(layers)
-    elif event.kind != "erasure":
+    elif event.kind not in ("erasure", "handover", "acknowledgement"):
         raise ValueError(f"a {event.kind} without the number of a request")
     return None
 

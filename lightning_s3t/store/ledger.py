@@ -300,6 +300,23 @@ class Ledger(Protocol):
     def forgotten_after(self, request: int) -> int | None:
         """Return what was noted with a request: how many are forgotten after it."""
 
+    # replicas that may answer for a while without a look
+
+    def add_replica(self, replica: str, max_staleness: float, request: int) -> None:
+        """Note a replica, for how many seconds it may answer without a look, and the request that it knows of."""
+
+    def look(self, replica: str) -> tuple[int, int | None]:
+        """Return the newest request, and the one that a replica knows of (None if it is not noted), at one time."""
+
+    def confirm(self, replica: str, request: int) -> bool:
+        """Note that a replica knows of a request; return whether the replica is noted at all."""
+
+    def replicas_behind(self, request: int) -> dict[str, float]:
+        """Return the replicas that do not know of a request, and how many seconds each may answer without a look."""
+
+    def remove_replicas(self, replicas: Collection[str], behind: int | None = None) -> None:
+        """Take replicas out; only those that do not know of a request, if one is given."""
+
     # artifacts
 
     def reached(self, cells: Collection[Cell]) -> list[str]:

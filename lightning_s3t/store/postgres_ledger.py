@@ -25,7 +25,7 @@ from typing_extensions import override
 from lightning_s3t.core.documents import canonical
 from lightning_s3t.core.events import Event, Kind, MarkKind
 from lightning_s3t.core.units import Cell
-from lightning_s3t.errors import MovedError, RolledBackError, StoreError
+from lightning_s3t.errors import LedgerUnreachableError, MovedError, RolledBackError, StoreError
 from lightning_s3t.store.identities import read_keys
 from lightning_s3t.store.journal_file import newest_event
 from lightning_s3t.store.ledger import (
@@ -42,7 +42,7 @@ from lightning_s3t.store.ledger import (
 from lightning_s3t.store.ledger_address import LedgerAddress
 from lightning_s3t.store.sql_ledger import SqlLedger, owner_aside, owner_of_attempt, owner_of_export, parse_body
 
-FORMAT = 2
+FORMAT = 3
 CHANNEL = "lightning_s3t"
 """Where each request is told to whoever listens (NOTIFY), by the schema's name. A hint: the look is what counts."""
 _PATIENCE = 30.0  # seconds, for a lock, and for a server that is away when a commit's outcome is in doubt
@@ -82,6 +82,11 @@ CREATE TABLE marks (
 );
 CREATE INDEX marks_by_cell ON marks (cell, kind, number);
 CREATE TABLE pending (hash bytea PRIMARY KEY, due text COLLATE "C" NOT NULL, cell text COLLATE "C" NOT NULL);
+CREATE TABLE replicas (
+    id text COLLATE "C" PRIMARY KEY,
+    max_staleness double precision NOT NULL,
+    request bigint NOT NULL
+);
 CREATE TABLE artifacts (
     name text COLLATE "C" PRIMARY KEY,
     as_of bigint NOT NULL,
@@ -200,9 +205,9 @@ class PostgresLedger(SqlLedger):
             self._commit(session, mark)
         except BaseException as error:
             session.roll_back()
-            cause = error.__cause__ if type(error) is StoreError else None
+            cause = error.__cause__ if type(error) in (StoreError, LedgerUnreachableError) else None
             if isinstance(cause, (psycopg.OperationalError, OSError)):
-                raise StoreError(
+                raise LedgerUnreachableError(
                     f"The ledger of the store {self._folder} could not be written ({_text(cause)}); nothing was "
                     "changed. See to the cause, and try again."
                 ) from cause
@@ -258,10 +263,10 @@ class PostgresLedger(SqlLedger):
             session.connection.execute("COMMIT")
         except psycopg.OperationalError as error:
             if not session.is_broken:
-                raise StoreError(f"The ledger could not be written ({_text(error)}).") from error
+                raise LedgerUnreachableError(f"The ledger could not be written ({_text(error)}).") from error
             session.in_block = False
             if not self._was_committed(mark, error):
-                raise StoreError(f"The connection broke in a COMMIT ({_text(error)}).") from error
+                raise LedgerUnreachableError(f"The connection broke in a COMMIT ({_text(error)}).") from error
         except psycopg.Error as error:
             raise self._converted(error) from error
         if session.added is not None:
@@ -317,7 +322,7 @@ class PostgresLedger(SqlLedger):
             try:
                 connection = psycopg.connect(**settings, autocommit=True)
             except psycopg.OperationalError as error:
-                raise StoreError(
+                raise LedgerUnreachableError(
                     f"The ledger at {self._address} cannot be used ({_text(error)}). Expected a PostgreSQL server that "
                     "can be reached and is no standby. A password belongs in ~/.pgpass or PGPASSWORD."
                 ) from error
@@ -412,7 +417,9 @@ class PostgresLedger(SqlLedger):
     def _converted(self, error: psycopg.Error) -> StoreError:
         if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
             what = f"The ledger at {self._address} could not be read or written ({_text(error)}). See to the cause"
-            found = StoreError(f"{what}: another process that does not end, the server, the network. Then try again.")
+            found: StoreError = LedgerUnreachableError(
+                f"{what}: another process that does not end, the server, the network. Then try again."
+            )
         elif isinstance(error, psycopg.errors.InFailedSqlTransaction):
             found = StoreError(f"A transaction on the ledger at {self._address} had failed; nothing was changed.")
         else:
@@ -630,7 +637,9 @@ class PostgresLedger(SqlLedger):
     def watermark(self) -> int:
         ((newest, mark),) = self._rows("SELECT MAX(request), (SELECT moved_to FROM store) FROM events")
         self._check_here(mark)
-        found: int = newest or 0
+        return self._checked(newest or 0)
+
+    def _checked(self, found: int) -> int:
         if not self._session().in_block:  # in a block it may be undone yet
             if found < self._newest_request:  # behind a pooler, the server can be another on the same connection
                 raise self._rolled_back(f"request {self._newest_request}")
@@ -646,6 +655,42 @@ class PostgresLedger(SqlLedger):
     def forgotten_after(self, request: int) -> int | None:
         rows = self._rows("SELECT forgotten FROM events WHERE request = %s AND kind = 'request'", request)
         return rows[0][0] if rows else None
+
+    # replicas
+
+    @override
+    def add_replica(self, replica: str, max_staleness: float, request: int) -> None:
+        self._do(
+            "INSERT INTO replicas VALUES (%s, %s, %s) ON CONFLICT (id) DO UPDATE SET "
+            "max_staleness = excluded.max_staleness, request = excluded.request",
+            replica,
+            max_staleness,
+            request,
+        )
+
+    @override
+    def look(self, replica: str) -> tuple[int, int | None]:
+        query = (
+            "SELECT (SELECT MAX(request) FROM events), (SELECT request FROM replicas WHERE id = %s), "
+            "(SELECT moved_to FROM store)"
+        )
+        ((newest, known, mark),) = self._rows(query, replica)
+        self._check_here(mark)
+        return self._checked(newest or 0), known
+
+    @override
+    def confirm(self, replica: str, request: int) -> bool:
+        query = "UPDATE replicas SET request = GREATEST(request, %s) WHERE id = %s RETURNING id"
+        return bool(self._rows(query, request, replica))
+
+    @override
+    def replicas_behind(self, request: int) -> dict[str, float]:
+        return dict(self._rows("SELECT id, max_staleness FROM replicas WHERE request < %s", request))
+
+    @override
+    def remove_replicas(self, replicas: Collection[str], behind: int | None = None) -> None:
+        query = "DELETE FROM replicas WHERE id = ANY (%s::text[]) AND (%s::bigint IS NULL OR request < %s)"
+        self._do(query, list(replicas), behind, behind)
 
     # artifacts
 

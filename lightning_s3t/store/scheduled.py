@@ -2,11 +2,87 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 from lightning_s3t.core.events import Cancellation, Event, Schedule
 from lightning_s3t.core.units import Cell
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.keyring import Keyring
+
+ScheduleState = Literal["scheduled", "cancelled", "carried out"]
+
+
+@dataclass(frozen=True)
+class ScheduledRequest:
+    """A scheduled request that its caller has named.
+
+    Attributes:
+        request_id: The name.
+        state: Whether it waits, was cancelled, or was carried out.
+        due: When it is to be carried out (UTC, ISO 8601); "" if all of its subjects had been forgotten before.
+        subjects: How many subjects were noted.
+        asked: A keyed digest of whom it is for.
+        alone: The keyed hashes of those who wait for it and for no other scheduled request.
+    """
+
+    request_id: str
+    state: ScheduleState
+    due: str
+    subjects: int
+    asked: str | None
+    alone: frozenset[bytes]
+
+
+def find_scheduled(store: Backend, keyring: Keyring, request_id: str) -> ScheduledRequest | None:
+    """Return what is known of a scheduled request; within a transaction, or at one time.
+
+    Args:
+        store: Where the store lies.
+        keyring: The store's keys.
+        request_id: What the caller has named it.
+
+    Raises:
+        StoreError: The history of scheduled requests was changed.
+    """
+    listing = store.authenticator.listing()
+    if not any(event.body.get("request_id") == request_id for event in listing):
+        return None
+    keyring.refresh()
+    found: tuple[int, Schedule] | None = None
+    cancelled = False
+    named: dict[str, int] = {}  # the position of each by its name
+    waits_for: dict[bytes, set[int]] = {}
+    for event in listing:
+        if event.kind == "schedule":
+            body = event.read(Schedule)
+            if body.request_id == request_id:
+                found = event.position, body
+            if body.request_id is not None:
+                named[body.request_id] = event.position
+            for hash_, _, _ in body.pending:
+                waits_for.setdefault(keyring.renew(bytes.fromhex(hash_), body.layers), set()).add(event.position)
+        elif event.kind == "cancellation":
+            ended = event.read(Cancellation)
+            cancelled = cancelled or ended.request_id == request_id
+            position = named.get(ended.request_id or "")
+            for hash_ in ended.pending if position is None else ():
+                waits_for.pop(keyring.renew(bytes.fromhex(hash_), ended.layers), None)
+            for others in waits_for.values() if position is not None else ():
+                others.discard(position)
+    if found is None:
+        return None
+    position, body = found
+    mine = {keyring.renew(bytes.fromhex(hash_), body.layers) for hash_, _, _ in body.pending}
+    mine = {hash_ for hash_ in mine if position in waits_for.get(hash_, ())}
+    waiting = store.ledger.waiting(mine)
+    state: ScheduleState = "cancelled" if cancelled else "scheduled" if waiting else "carried out"
+    if state == "carried out" and not store.ledger.forgotten(mine) and body.pending:
+        state = "cancelled"  # all of its subjects were, by others
+    due = min((time for _, time, _ in body.pending), default="")
+    alone = frozenset(hash_ for hash_ in waiting if waits_for[hash_] == {position})
+    return ScheduledRequest(request_id, state, due, len(body.pending), body.asked, alone)
 
 
 def check_scheduled(store: Backend, keyring: Keyring) -> None:

@@ -20,7 +20,7 @@ from typing_extensions import override
 from lightning_s3t.core.documents import canonical
 from lightning_s3t.core.events import Event, Kind, MarkKind
 from lightning_s3t.core.units import Cell
-from lightning_s3t.errors import MovedError, StoreError
+from lightning_s3t.errors import LedgerUnreachableError, MovedError, StoreError
 from lightning_s3t.store.identities import read_keys
 from lightning_s3t.store.ledger import (
     UNDECODABLE,
@@ -38,7 +38,7 @@ from lightning_s3t.store.ledger import (
 from lightning_s3t.store.sql_ledger import SqlLedger, owner_aside, owner_of_attempt, owner_of_export, parse_body
 
 FILE = "ledger.db"
-FORMAT = 5
+FORMAT = 6
 _MOVED = "moved_to"  # the note of a store that was given up
 _NO_REQUEST = 1 << 62  # the number of the newest request of such a store
 _PATIENCE = 30  # seconds
@@ -83,6 +83,8 @@ CREATE TABLE marks (
 CREATE INDEX marks_by_cell ON marks (cell, kind, number);
 -- who has asked to be forgotten later on
 CREATE TABLE pending (hash BLOB PRIMARY KEY, due TEXT NOT NULL, cell TEXT NOT NULL) WITHOUT ROWID;
+-- replicas that may answer for some seconds without a look, and the newest request that each knows of
+CREATE TABLE replicas (id TEXT PRIMARY KEY, max_staleness REAL NOT NULL, request INTEGER NOT NULL) WITHOUT ROWID;
 -- what must be unreadable once it is removed: of an artifact its digest, its score and the SHA-256 of its record
 -- (head), the record, which is key and provenance (body), of a file its path (head) and what it is known by (body)
 CREATE TABLE vault (id INTEGER PRIMARY KEY, head BLOB NOT NULL, body BLOB NOT NULL);
@@ -213,7 +215,7 @@ class SqliteLedger(SqlLedger):
                 connection.execute("ROLLBACK")
             cause = error.__cause__ if isinstance(error, StoreError) else None
             if isinstance(cause, (sqlite3.OperationalError, OSError)):
-                raise StoreError(
+                raise LedgerUnreachableError(
                     f"The store {self._path.parent} could not be written ({cause}); nothing was changed. Let the other "
                     "process end, or make room on the disk, and try again."
                 ) from cause
@@ -371,6 +373,32 @@ class SqliteLedger(SqlLedger):
     def forgotten_after(self, request: int) -> int | None:
         rows = self._rows("SELECT forgotten FROM events WHERE request = ? AND kind = 'request'", request)
         return rows[0][0] if rows else None
+
+    @override
+    def add_replica(self, replica: str, max_staleness: float, request: int) -> None:
+        self.connection.execute("INSERT OR REPLACE INTO replicas VALUES (?, ?, ?)", (replica, max_staleness, request))
+
+    @override
+    def look(self, replica: str) -> tuple[int, int | None]:
+        query = "SELECT (SELECT MAX(request) FROM events), (SELECT request FROM replicas WHERE id = ?)"
+        ((newest, known),) = self._rows(query, replica)
+        if newest == _NO_REQUEST:
+            self._check_here()
+        return newest or 0, known
+
+    @override
+    def confirm(self, replica: str, request: int) -> bool:
+        query = "UPDATE replicas SET request = max(request, ?) WHERE id = ?"
+        return self.connection.execute(query, (request, replica)).rowcount > 0
+
+    @override
+    def replicas_behind(self, request: int) -> dict[str, float]:
+        return dict(self._rows("SELECT id, max_staleness FROM replicas WHERE request < ?", request))
+
+    @override
+    def remove_replicas(self, replicas: Collection[str], behind: int | None = None) -> None:
+        query = f"DELETE FROM replicas WHERE id IN {_AMONG} AND (? IS NULL OR request < ?)"
+        self.connection.execute(query, (_list(replicas), behind, behind))
 
     @override
     def reached(self, cells: Collection[Cell]) -> list[str]:
@@ -841,7 +869,7 @@ class _Cursor(sqlite3.Cursor):
         try:
             return call(*args)
         except sqlite3.OperationalError as error:
-            raise StoreError(
+            raise LedgerUnreachableError(
                 f"The ledger could not be read or written ({error}). Let the other process end, make room on the "
                 "disk, or see to the files' permissions, and try again."
             ) from error
@@ -880,7 +908,7 @@ def _connect(path: Path) -> sqlite3.Connection:
             path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False, factory=_Connection
         )
     except sqlite3.OperationalError as error:
-        raise StoreError(f"The ledger {path} cannot be opened ({error}).") from error
+        raise LedgerUnreachableError(f"The ledger {path} cannot be opened ({error}).") from error
     connection.execute("PRAGMA trusted_schema = OFF")  # the file may be a stranger's
     connection.execute("PRAGMA secure_delete = ON")
     connection.execute(f"PRAGMA cache_size = -{_CACHE}")

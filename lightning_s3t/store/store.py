@@ -48,12 +48,21 @@ from lightning_s3t.store.identities import check_key, read_keys, read_or_make_ke
 from lightning_s3t.store.journal import make_journal, reconcile, write_journal
 from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.keyring import notes_of as notes_of_keys
+from lightning_s3t.store.leases import Lease
 from lightning_s3t.store.ledger import Mark, Tombstone, ledger_errors
 from lightning_s3t.store.ledger_address import check_folder_name, has_ledger
 from lightning_s3t.store.lock import FitLock, ledger_lock
 from lightning_s3t.store.overview import Overview
+from lightning_s3t.store.recipients import (
+    Completion,
+    HandedCopy,
+    acknowledge,
+    hand_over,
+    read_completion,
+    read_copies,
+)
 from lightning_s3t.store.registry import is_registering
-from lightning_s3t.store.scheduled import check_scheduled
+from lightning_s3t.store.scheduled import ScheduledRequest, check_scheduled
 from lightning_s3t.store.scratch import Scratch
 from lightning_s3t.store.settings import HINT, check_settings, normalise, notes_of, read_settings
 from lightning_s3t.store.snapshots_place import NOTE as PLACE
@@ -291,7 +300,8 @@ class Store:
         Where the method answers a request with another model, the request is noted, and the next fit carries it out.
 
         Revoking is one transaction, on disk when it returns: from then on no process can load a revoked unit,
-        whatever happens. Erasing follows; a crash only delays it until the store is next opened.
+        whatever happens. Erasing follows; a crash only delays it until the store is next opened. Where replicas may
+        answer for a while without a look (`Replica(max_staleness=...)`), it returns when none of them can be behind.
 
         Args:
             subjects: Their ids. Those forgotten before are counted, and change nothing.
@@ -403,13 +413,16 @@ class Store:
         """
         return self._correcting.release(_canonical(subjects), request_id)
 
-    def schedule(self, subjects: Iterable[Any], due: datetime, strict: bool = True) -> int:
+    def schedule(
+        self, subjects: Iterable[Any], due: datetime, strict: bool = True, request_id: str | None = None
+    ) -> int:
         """Notes a deletion request that is to be carried out later: by `forget_due`, or when the store is next opened.
 
         Args:
             subjects: Their ids. Of two times for a subject, the earlier counts.
             due: When, with a time zone.
             strict: Refuse a request that names a subject which the store has never seen.
+            request_id: A name of the caller's for the request, as for `forget`; `cancel_request` takes it.
 
         Returns:
             How many subjects were noted; those who are forgotten already are not.
@@ -419,7 +432,38 @@ class Store:
             UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
             DataError: An id is neither text nor an integer, or `subjects` is no collection of ids, or is empty.
         """
-        return self._forgetting.schedule(_canonical(subjects), due, strict)
+        return self._forgetting.schedule(_canonical(subjects), due, strict, request_id)
+
+    def scheduled_request(self, request_id: str) -> ScheduledRequest | None:
+        """Returns what is known of a scheduled request that its caller has named; None if there is none.
+
+        Args:
+            request_id: The name.
+        """
+        return self._forgetting.scheduled_request(request_id)
+
+    def cancel_request(self, request_id: str) -> int:
+        """Cancels a scheduled request by its name, before it is carried out; to do so twice changes nothing.
+
+        Args:
+            request_id: The name. Who is named by another scheduled request too waits for that.
+
+        Returns:
+            How many subjects wait no more.
+
+        Raises:
+            UnknownSubjectError: There is no such request, or it was carried out; nothing has changed then.
+        """
+        return self._forgetting.cancel_request(request_id)
+
+    def receipt_of(self, request_id: str) -> RequestRecord | None:
+        """Returns the receipt of a request that its caller has named; None if there is none that was carried out.
+
+        Args:
+            request_id: The name.
+        """
+        number = self._ledger.request_named(request_id)
+        return read_records(self._backend, number - 1, number)[0] if number is not None else None
 
     def cancel(self, subjects: Iterable[Any]) -> int:
         """Cancels scheduled requests before they are carried out. What is forgotten cannot come back.
@@ -513,6 +557,17 @@ class Store:
             position: Counted from 1.
         """
         return chain_digest(self._ledger, position)
+
+    def lease(self, max_staleness: float) -> Lease:
+        """Return what lets a replica answer for a while without a look; requests wait until no replica can be behind.
+
+        Args:
+            max_staleness: For how many seconds after a look it may answer.
+
+        Raises:
+            ConfigurationError: It is not a time that a replica may have.
+        """
+        return Lease(self._ledger, max_staleness)
 
     def check(self, settings: Mapping[str, Any], hint: str = HINT, whole: bool = False) -> None:
         """Compares settings with those that the store was made with.
@@ -788,6 +843,47 @@ class Store:
     def exports(self) -> list[str]:
         """Returns the names of the exported copies that no request has reached."""
         return [export.name for export in self._ledger.exports()]
+
+    def hand_over(self, export: str, recipient: str) -> None:
+        """Note that a recipient was handed an exported copy, so that a request which reaches it is not complete yet.
+
+        Args:
+            export: The copy's name, which `export` of a served model returned.
+            recipient: Who or what holds it: a team, a company, a model that was distilled from it. Not a person's name:
+                it stays in the history.
+
+        Raises:
+            ConfigurationError: There is no such copy, a request has reached it, or the recipient has no name.
+        """
+        hand_over(self._backend, export, recipient)
+
+    def acknowledge(self, export: str, recipient: str) -> None:
+        """Note that a recipient has erased a copy that a request reached.
+
+        Args:
+            export: The copy's name.
+            recipient: As it was handed over.
+
+        Raises:
+            ConfigurationError: The recipient was not handed the copy, or no request has reached it.
+        """
+        acknowledge(self._backend, export, recipient)
+
+    def handed_copies(self) -> list[HandedCopy]:
+        """Return the copies that were handed to recipients: which request reached each, and what was acknowledged."""
+        with self._ledger.at_one_time():
+            return read_copies(self._backend)
+
+    def completion(self, request: int) -> Completion:
+        """Return whether everything that a request reached is gone, copies that were handed to recipients among it.
+
+        Args:
+            request: The request's number.
+
+        Raises:
+            ConfigurationError: There is no such request.
+        """
+        return read_completion(self._backend, request)
 
     def verify(self) -> Verification:
         """Looks at everything: the chain of events, the journal, tombstones, every snapshot, files that are not known.

@@ -10,20 +10,20 @@ from typing import Any
 
 from tests.ecosystem.first_list import FIRST
 
-HEAD = """# The ecosystem
+HEAD = """# Other libraries
 
-Other people's software, tried with S3T. This page is written by `python -m tests.ecosystem`, which installs the libraries,
-runs every case and checks the result; there is a row for each case that was run. The cases are in
-[tests/ecosystem/groups](../tests/ecosystem/groups). Networks are small and untrained, and all of it ran on a CPU.
+Other people's software, tried with S3T. `python -m tests.ecosystem` writes this page: it installs the libraries,
+runs every case and checks the result. Each case that was run has a row. The cases are in
+[tests/ecosystem/groups](../tests/ecosystem/groups). The networks are small and untrained, and everything ran on a CPU.
 
-- **exact**: the script was fitted, and its module was as before; the ensemble was served and measured; then a subject
-  asked. What could still serve was bit for bit what a fit that never saw the subject gives, and so was everything after a
-  second fit; `s3t store verify` found nothing wrong.
-- **works**: what is not about a training, or not about all of it; the case checks what its name says.
-- **refused**: the fit, or what was asked, ends with an error that names the cause and what to do. **warned of**: it goes on,
-  with a warning that does. Why is in the last column but one.
-- **needed**: the arguments or lines that had to be added to the script. Sizes (`shards`, `slices`, `budget`) are not counted
-  unless there was no choice, nor is who owns a row.
+- **exact**: the script was fitted, and its module was unchanged. The ensemble was served and measured. Then a subject was
+  forgotten. What could still serve was bit for bit what a fit that never saw the subject gives, and so was everything after a
+  second fit. `s3t store verify` found nothing wrong.
+- **works**: the case is not about training, or not about all of it. It checks what its name says.
+- **refused**: the fit, or the call, ends with an error that names the cause and what to do. **warned of**: it continues,
+  with such a warning. The third column says why.
+- **needed**: the arguments or lines that had to be added to the script. Sizes (`shards`, `slices`, `budget`) do not count
+  unless there was no choice, and neither does `subjects`.
 """
 TITLES = {
     "unchanged": "worked unchanged",

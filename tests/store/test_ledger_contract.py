@@ -528,3 +528,27 @@ def test_rows_of_features_are_kept_by_source_or_refused(ledger: Ledger) -> None:
         ledger.remove_features("pretrained", [ANN])
         ledger.drop_features("0/0")
     assert list(ledger.features_of([ANN])) == []
+
+
+def test_replicas_are_noted_with_the_request_that_they_know_of(
+    ledger: Ledger, open_ledger: Callable[[], Ledger]
+) -> None:
+    with ledger.transaction():
+        ledger.add_replica("a", 1.5, 0)
+        ledger.add_replica("b", 2.0, 0)
+        append(ledger, request=1)
+    other = open_ledger()
+    assert (other.look("a"), other.look("nobody")) == ((1, 0), (1, None))
+    assert other.replicas_behind(1) == {"a": 1.5, "b": 2.0}
+    with other.transaction():
+        assert other.confirm("a", 1)
+        assert not other.confirm("nobody", 1)
+    assert (ledger.look("a"), ledger.replicas_behind(1)) == ((1, 1), {"b": 2.0})
+    with ledger.transaction():
+        ledger.confirm("a", 0)  # never back
+        ledger.remove_replicas(["a", "b"], behind=1)
+    assert ledger.replicas_behind(2) == {"a": 1.5}
+    with ledger.transaction():
+        ledger.remove_replicas(["a"])
+    assert ledger.replicas_behind(2) == {}
+    other.close()

@@ -1,0 +1,65 @@
+"""What stands before every call of the predict door: it counts, and ends calls that a dead worker has left open.
+
+Import it when PROMETHEUS_MULTIPROC_DIR is set: prometheus-client looks there once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from prometheus_client import Counter, Histogram
+
+from lightning_s3t.core.clock import own_clock
+
+ANSWERS = Counter("s3t_answers", "Calls of the predict door, by path and status.", ["path", "status"])
+SECONDS = Histogram("s3t_answer_seconds", "How long calls of the predict door took.", ["path"])
+_LATE = b'{"error":{"code":"timed_out","message":"No answer in time. Ask again."}}'
+RETRY_AFTER = 1  # seconds
+
+
+class Counting:
+    """ASGI middleware: counts calls, and answers 503 where nothing has answered in time.
+
+    Args:
+        app: The application.
+        paths: The paths that are counted by name; all others are "other", so that nobody can make new ones.
+        timeout: In seconds.
+    """
+
+    def __init__(self, app: Any, paths: tuple[str, ...], timeout: float) -> None:
+        self._app = app
+        self._paths = paths
+        self._timeout = timeout
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Handle a connection.
+
+        Args:
+            scope: What it is.
+            receive: Gives what the client sends.
+            send: Sends to the client.
+        """
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"] if scope["path"] in self._paths else "other"
+        began, status = own_clock(), 0
+
+        async def noting(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await asyncio.wait_for(self._app(scope, receive, noting), self._timeout)
+        except asyncio.TimeoutError:
+            if not status:
+                status = 503
+                headers = [(b"content-type", b"application/json"), (b"retry-after", b"%d" % RETRY_AFTER)]
+                await send({"type": "http.response.start", "status": status, "headers": headers})
+                await send({"type": "http.response.body", "body": _LATE})
+        finally:
+            ANSWERS.labels(path, str(status or 500)).inc()
+            SECONDS.labels(path).observe(own_clock() - began)

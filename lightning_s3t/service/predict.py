@@ -1,0 +1,286 @@
+"""The predict door: a replica in each worker of a LitServe server."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import litserve
+import torch
+from fastapi.responses import JSONResponse
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from lightning_s3t.core.clock import own_clock
+from lightning_s3t.errors import ConfigurationError, NoSurvivorError, S3TError, StoreError
+from lightning_s3t.service.counting import RETRY_AFTER, Counting
+from lightning_s3t.service.limits import SizeLimit
+from lightning_s3t.service.settings import ServiceSettings
+from lightning_s3t.serving import EnsemblePredictor, Replica
+from lightning_s3t.store import Store
+
+PATH = "/predict"
+_log = logging.getLogger("lightning_s3t.service")
+_WATCH = 0.5  # seconds between two looks at whether the workers live
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An error, in the place of an answer.
+
+    Attributes:
+        status: The HTTP status.
+        code: For programs.
+        message: For people.
+    """
+
+    status: int
+    code: str
+    message: str
+
+    def response(self) -> JSONResponse:
+        """Return it as an answer: LitServe loses the headers of what a worker raises."""
+        headers = {"Retry-After": str(RETRY_AFTER)} if self.status == 503 else None
+        return JSONResponse({"error": {"code": self.code, "message": self.message}}, self.status, headers)
+
+
+class Answering:
+    """Answers batches with a replica; a request that cannot be answered does not take the others of its batch along.
+
+    Args:
+        replica: The replica.
+        decode: From the JSON of one request to the input for one row.
+        encode: From the output for one row to JSON.
+    """
+
+    def __init__(
+        self, replica: Replica, decode: Callable[[Any], Any] | None = None, encode: Callable[[Any], Any] | None = None
+    ) -> None:
+        self._replica = replica
+        self._decode = decode if decode is not None else _inputs
+        self._encode = encode if encode is not None else _plain
+
+    def decode(self, body: Any) -> Any:
+        """Return the input for one row; or what to refuse the request with.
+
+        Args:
+            body: The JSON of a request.
+        """
+        try:
+            return self._decode(body)
+        except Exception as error:  # whatever the application's function makes of a stranger's text
+            _log.info("A request could not be decoded: %s", type(error).__name__)
+            return Refused(422, "invalid", "The body is none that the model takes.")
+
+    def answer(self, rows: Sequence[Any]) -> list[JSONResponse]:
+        """Return the answers to several requests.
+
+        Args:
+            rows: What `decode` gave for each.
+        """
+        found: list[Any] = list(rows)
+        good = [number for number, row in enumerate(rows) if not isinstance(row, Refused)]
+        for number, answer in zip(good, self._answer([rows[number] for number in good]), strict=True):
+            found[number] = answer
+        return [one.response() if isinstance(one, Refused) else one for one in found]
+
+    def _answer(self, rows: list[Any]) -> list[Any]:
+        if not rows:
+            return []
+        try:
+            answers = self._replica.answer(lambda served: self._compute(served, rows))
+        except NoSurvivorError:
+            refused = Refused(503, "no_survivor", "Nothing is left that may answer until the next fit.")
+            return [refused] * len(rows)
+        except StoreError as error:
+            _log.error("%s: %s", type(error).__name__, error)
+            return [Refused(503, "unreachable", "The ledger is out of reach, so nothing is answered.")] * len(rows)
+        except Exception as error:  # of the application's own code
+            if len(rows) > 1:
+                return [answer for row in rows for answer in self._answer([row])]
+            _log.error("A request could not be answered: %s", type(error).__name__)
+            return [Refused(422, "invalid", "The model cannot answer this.")]
+        headers = {"X-S3T-Request": str(self._replica.request_number)}
+        return [JSONResponse(answer, headers=headers) for answer in answers]
+
+    def _compute(self, served: EnsemblePredictor, rows: list[Any]) -> list[Any]:
+        """Compute and encode: all that is in an answer was there when the replica checks it."""
+        device = next(iter(served.module.parameters())).device
+        with torch.inference_mode():
+            batch = _moved(default_collate(rows), device)
+            output = served(batch)
+            return [self._encode(row) for row in _rows(output, len(rows))]
+
+
+class PredictAPI(litserve.LitAPI):
+    """What each worker of the predict door runs. The module and the store are named: it is made in another process.
+
+    Args:
+        store: The store's folder.
+        settings: Of the service.
+    """
+
+    def __init__(self, store: Path, settings: ServiceSettings) -> None:
+        super().__init__(settings.max_batch_size, settings.batch_timeout, api_path=PATH)
+        self._store = store
+        self._settings = settings
+
+    def setup(self, device: str) -> None:
+        """Called once in each worker: load what the store holds.
+
+        Args:
+            device: Where to compute.
+        """
+        given = self._settings
+        assert given.model is not None
+        replica = Replica.from_store(
+            self._store,
+            import_object(given.model)(),
+            given.max_staleness,
+            renew_every=given.renew_every,
+            aggregate=given.aggregate,
+            passes=given.passes,
+            preload=given.preload,
+        )
+        replica.served.to(device)
+        decode = import_object(given.decode) if given.decode is not None else None
+        encode = import_object(given.encode) if given.encode is not None else None
+        self._answering = Answering(replica, decode, encode)
+
+    def decode_request(self, request: Any, **kwargs: Any) -> Any:
+        """Called for each request.
+
+        Args:
+            request: Its JSON.
+            kwargs: Without effect.
+        """
+        return self._answering.decode(request)
+
+    def batch(self, inputs: Any) -> Any:
+        """Called for each batch: nothing is put together yet.
+
+        Args:
+            inputs: The rows.
+        """
+        return list(inputs)
+
+    def predict(self, x: Any, **kwargs: Any) -> Any:
+        """Called for each batch.
+
+        Args:
+            x: The rows; or one, where batches are off.
+            kwargs: Without effect.
+        """
+        return self._answering.answer(x) if self.max_batch_size > 1 else self._answering.answer([x])[0]
+
+    def unbatch(self, output: Any) -> Any:
+        """Called for each batch.
+
+        Args:
+            output: The answers.
+        """
+        return output
+
+
+# LitServe takes what is annotated here for the type of the body
+PredictAPI.decode_request.__annotations__.clear()
+
+
+def make_predict_server(store: Path, settings: ServiceSettings) -> litserve.LitServer:
+    """Make the predict door.
+
+    Args:
+        store: The store's folder.
+        settings: Of the service.
+    """
+    server = litserve.LitServer(
+        PredictAPI(store, settings),
+        accelerator=settings.accelerator,
+        workers_per_device=settings.workers,
+        timeout=settings.timeout,
+        restart_workers=True,
+        middlewares=[
+            (SizeLimit, {"max_bytes": settings.max_bytes, "json_path": PATH}),
+            (Counting, {"paths": (PATH, "/healthz", "/readyz"), "timeout": settings.timeout}),
+        ],
+    )
+    server.monitor_internal = _WATCH
+    last_look = own_clock() - settings.max_staleness
+
+    @server.app.get("/healthz", summary="Whether the process lives")
+    def healthz() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @server.app.get("/readyz", summary="Whether requests can be answered")
+    def readyz() -> JSONResponse:
+        nonlocal last_look
+        began = own_clock()
+        try:
+            Store.newest_event(store)
+        except S3TError:
+            if own_clock() >= last_look + settings.max_staleness:
+                return Refused(503, "unreachable", "The ledger is out of reach.").response()
+        else:
+            last_look = began
+        return JSONResponse({"status": "ready"})
+
+    return server
+
+
+def import_object(path: str) -> Any:
+    """Import what an import path names.
+
+    Args:
+        path: A module and a name in it, with a colon between them.
+
+    Raises:
+        ConfigurationError: There is no such thing.
+
+    Example:
+        >>> import_object("math:pi")
+        3.141592653589793
+    """
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{path} cannot be imported: {error}. Expected the import path of a function: my_app:make_model."
+        ) from error
+
+
+def _inputs(body: Any) -> Tensor:
+    return torch.as_tensor(body["inputs"])
+
+
+def _plain(row: Any) -> Any:
+    if isinstance(row, Tensor):
+        return row.tolist()
+    if isinstance(row, Mapping):
+        return {name: _plain(value) for name, value in row.items()}
+    return [_plain(part) for part in row] if isinstance(row, (list, tuple)) else row
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {name: _moved(part, device) for name, part in value.items()}
+    return [_moved(part, device) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def _rows(output: Any, count: int) -> list[Any]:
+    """Take an answer for a batch apart."""
+    if isinstance(output, Mapping):
+        parts = {name: _rows(value, count) for name, value in output.items() if value is not None}
+        return [{name: values[number] for name, values in parts.items()} for number in range(count)]
+    if isinstance(output, tuple):
+        columns = [_rows(value, count) for value in output]
+        return [list(row) for row in zip(*columns, strict=True)]
+    if len(output) != count:
+        raise ValueError(f"The model has answered {len(output)} rows of {count}.")
+    return list(output)

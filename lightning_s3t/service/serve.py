@@ -1,0 +1,135 @@
+"""Both doors, each in processes of its own, until somebody ends them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from lightning_s3t.errors import ConfigurationError
+from lightning_s3t.service.control import make_control_app
+from lightning_s3t.service.settings import ServiceSettings
+from lightning_s3t.service.tokens import Tokens
+from lightning_s3t.store import Store
+
+MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
+
+
+def serve(store: Path, settings: ServiceSettings, tokens: Path | None) -> None:
+    """Serve both doors, or the control door alone where the settings name no model; return when it is ended.
+
+    Args:
+        store: The store's folder.
+        settings: Of the service.
+        tokens: A file with tokens; None for the environment.
+
+    Raises:
+        ConfigurationError: There is no token that may ask; or what the settings name cannot be imported.
+        StoreError: There is no store, or it is damaged.
+    """
+    stopping = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopping.set()
+        raise KeyboardInterrupt
+
+    Tokens.read(tokens)
+    Store.open(store).close()
+    if settings.model is None:
+        run_control(store, settings, tokens)
+        return
+    from lightning_s3t.service.predict import import_object, make_predict_server
+
+    for path in (settings.model, settings.decode, settings.encode):
+        if path is not None and not callable(import_object(path)):
+            raise ConfigurationError(f"{path} is none that can be called. Expected a function: my_app:make_model.")
+    server = make_predict_server(store, settings)
+    launch = server.launch_single_inference_worker
+
+    def launch_again(*arguments: Any) -> Any:
+        if stopping.is_set():  # or LitServe would start workers again that Ctrl-C has ended
+            threading.Event().wait()  # its watching thread ends with the process
+        return launch(*arguments)
+
+    server.launch_single_inference_worker = launch_again
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    try:
+        with ControlProcess(store, settings, tokens, stopping):
+            server.run(
+                host=settings.host,
+                port=settings.port,
+                num_api_servers=1,
+                log_level="warning",
+                generate_client_file=False,
+                access_log=False,  # nothing of what somebody asks for
+            )
+    finally:
+        stopping.set()
+        for child in multiprocessing.active_children():
+            child.kill()
+
+
+def run_control(store: Path, settings: ServiceSettings, tokens: Path | None) -> None:
+    """Serve the control door.
+
+    Args:
+        store: The store's folder.
+        settings: Of the service.
+        tokens: A file with tokens; None for the environment.
+    """
+    folder = os.environ.get(MULTIPROCESS) if settings.model is not None else None
+    app = make_control_app(store, Tokens.read(tokens), settings.control, folder)
+    uvicorn.run(
+        app,
+        host=settings.control.host,
+        port=settings.control.port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+    )
+
+
+class ControlProcess:
+    """The control door in a process of its own, which is started again if it dies.
+
+    Args:
+        store: The store's folder.
+        settings: Of the service.
+        tokens: A file with tokens; None for the environment.
+        stopping: Set when it is to be started no more.
+    """
+
+    def __init__(self, store: Path, settings: ServiceSettings, tokens: Path | None, stopping: threading.Event) -> None:
+        self._arguments = (store, settings, tokens)
+        self._stopping = stopping
+        self._process = self._start()
+        self._watcher = threading.Thread(target=self._watch, name="s3t-control", daemon=True)
+
+    def __enter__(self) -> ControlProcess:
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stopping.set()
+        self._watcher.join()
+        self._process.terminate()
+        self._process.join(10)
+
+    def _start(self) -> BaseProcess:
+        # not forked: the process has threads, and may have a device
+        process = multiprocessing.get_context("spawn").Process(target=run_control, args=self._arguments, daemon=True)
+        process.start()
+        return process
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(1.0):
+            if not self._process.is_alive():
+                self._process = self._start()

@@ -1,0 +1,110 @@
+"""The settings of a service: one YAML file. Tokens are not in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lightning_s3t.errors import ConfigurationError
+from lightning_s3t.store.leases import MAX_STALENESS
+
+_Port = Annotated[int, Field(ge=1024, le=65535)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ControlSettings(_Section):
+    """The control door.
+
+    Attributes:
+        host: The address that it listens on.
+        port: Its port.
+        requests_per_minute: How many calls each token may make in a minute.
+        max_bytes: The size of a request's body, at most.
+        max_subjects: How many subjects a request may name.
+        due_every: After how many seconds to look for scheduled requests that are due.
+    """
+
+    host: str = "127.0.0.1"
+    port: _Port = 8001
+    requests_per_minute: Annotated[int, Field(ge=1)] = 120
+    max_bytes: Annotated[int, Field(ge=1024)] = 1_048_576
+    max_subjects: Annotated[int, Field(ge=1)] = 10_000
+    due_every: Annotated[float, Field(gt=0)] = 10.0
+
+
+class ServiceSettings(_Section):
+    """What a service is started with.
+
+    Attributes:
+        model: The import path of something that gives the module, with its pretrained weights, when it is called:
+            my_app:make_model. None for the control door alone.
+        decode: The import path of a function from the JSON of one request to the network's input for one row, without
+            a batch dimension; None for `torch.as_tensor(body["inputs"])`.
+        encode: The import path of a function from the module's output for one row to JSON; None for lists of numbers.
+        aggregate: How the shards' answers are put together.
+        passes: Whether the shards are asked one after the other.
+        preload: Keep all units that may become survivors in memory.
+        max_staleness: For how many seconds after a look at the ledger a worker may answer.
+        renew_every: After how many seconds to take up what a fit has added.
+        host: The address that the predict door listens on: 127.0.0.1, 0.0.0.0 or ::.
+        port: Its port.
+        workers: How many processes answer, on each device.
+        accelerator: Where they compute.
+        max_batch_size: How many requests are answered at once, at most.
+        batch_timeout: For how many seconds a batch waits to be full.
+        timeout: After how many seconds a request is given up.
+        max_bytes: The size of a request's body, at most.
+        control: The control door.
+
+    Example:
+        >>> ServiceSettings(model="my_app:make_model").control.port
+        8001
+    """
+
+    model: str | None = None
+    decode: str | None = None
+    encode: str | None = None
+    aggregate: Literal["mean_logits", "mean_probabilities", "vote", "single"] = "mean_logits"
+    passes: Literal["auto", "sequential", "batched"] = "auto"
+    preload: bool = False
+    max_staleness: Annotated[float, Field(ge=0, le=MAX_STALENESS)] = 0.0
+    renew_every: Annotated[float, Field(gt=0)] | None = 10.0
+    host: Literal["127.0.0.1", "0.0.0.0", "::"] = "127.0.0.1"
+    port: _Port = 8000
+    workers: Annotated[int, Field(ge=1)] = 1
+    accelerator: Literal["cpu", "cuda", "mps", "auto"] = "auto"
+    max_batch_size: Annotated[int, Field(ge=1)] = 16
+    batch_timeout: Annotated[float, Field(ge=0)] = 0.002
+    timeout: Annotated[float, Field(gt=0)] = 30.0
+    max_bytes: Annotated[int, Field(ge=1024)] = 10_485_760
+    control: ControlSettings = ControlSettings()
+
+
+def read_settings(path: Path) -> ServiceSettings:
+    """Read the settings of a service.
+
+    Args:
+        path: A YAML file.
+
+    Raises:
+        ConfigurationError: It cannot be read, or has other settings than there are.
+    """
+    import yaml
+
+    try:
+        found: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"The settings {path} cannot be read: {error}. Expected a YAML file.") from error
+    try:
+        return ServiceSettings.model_validate({} if found is None else found)
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, one['loc'])) or 'the whole'}: {one['msg']}, but got {one['input']!r:.60}"
+            for one in error.errors()
+        )
+        raise ConfigurationError(f"The settings {path} cannot be used. {wrong}.") from error

@@ -1,0 +1,215 @@
+"""Recipients: who was handed an exported copy, and who has said that theirs is erased."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lightning_s3t.core.events import Acknowledgement, Event, Exported, Handover, Kind, Request
+from lightning_s3t.errors import ConfigurationError
+from lightning_s3t.store.backend import Backend
+from lightning_s3t.store.history import read_record, record
+from lightning_s3t.store.journal import write_journal
+from lightning_s3t.store.ledger import ledger_errors
+
+FORMAT = 1
+_KINDS: tuple[Kind, ...] = ("export", "handover", "acknowledgement", "request")
+_LONGEST = 200
+
+
+@dataclass(frozen=True)
+class HandedCopy:
+    """An exported copy that a recipient holds, or held.
+
+    Attributes:
+        export: The name of the exported copy.
+        recipient: Who or what was handed it: a team, a company, a model that was distilled from it.
+        request: The request that reached it; None if none has.
+        acknowledged: When the recipient's copy was said to be erased (UTC, ISO 8601); None if it was not.
+    """
+
+    export: str
+    recipient: str
+    request: int | None = None
+    acknowledged: str | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Whether everything that a request reached is gone, copies elsewhere among it; for whoever asked.
+
+    Attributes:
+        request: The request's number.
+        request_id: What the caller has named it; None without a name.
+        kind: What was asked for.
+        complete: Whether nothing is left: no file was left alone, and every copy is acknowledged.
+        time: When the newest of its events came (UTC, ISO 8601).
+        exports: How many exported copies the request reached. Their files were erased where they were written.
+        copies: How many copies of these had been handed to recipients.
+        acknowledged: Of how many the recipient has said that they are erased. That is their word.
+        left_files: How many files were left alone, since they may be somebody else's.
+        position: The position of the newest of its events in the store's history.
+        chain: That event's digest, which binds all events before it.
+    """
+
+    request: int
+    request_id: str | None
+    kind: str
+    complete: bool
+    time: str
+    exports: int
+    copies: int
+    acknowledged: int
+    left_files: int
+    position: int
+    chain: str
+
+    def document(self) -> dict[str, Any]:
+        """Return it as a JSON-ready document, to print or to sign."""
+        return {"format": FORMAT, **asdict(self)}
+
+    def to_json(self) -> str:
+        """Return it as a JSON document."""
+        return json.dumps(self.document(), indent=2, sort_keys=True)
+
+
+def hand_over(store: Backend, export: str, recipient: str) -> None:
+    """Note that a recipient was handed an exported copy; a second time changes nothing.
+
+    Args:
+        store: Where the store lies.
+        export: The copy's name.
+        recipient: Who or what holds it.
+
+    Raises:
+        ConfigurationError: There is no such copy, a request has reached it, or the recipient has no name.
+    """
+    _check_recipient(recipient)
+    with store.ledger.transaction():
+        copies, exports = read_copies(store), _exports(store)
+        if export not in exports:
+            raise ConfigurationError(
+                f"The store {store.folder} has no exported copy {export!r}. Expected a name that `s3t export` printed."
+            )
+        if exports[export] is not None:
+            raise ConfigurationError(
+                f"Request {exports[export]} reached the exported copy {export}: it must not be handed to anyone. "
+                "Export again."
+            )
+        if not any((copy.export, copy.recipient) == (export, recipient) for copy in copies):
+            record(store, "handover", None, asdict(Handover(export, recipient)))
+    write_journal(store.ledger, store.folder)
+
+
+def acknowledge(store: Backend, export: str, recipient: str) -> None:
+    """Note that a recipient has erased their copy; a second time changes nothing.
+
+    Args:
+        store: Where the store lies.
+        export: The copy's name.
+        recipient: Who or what held it.
+
+    Raises:
+        ConfigurationError: The recipient was not handed the copy, or no request has reached it.
+    """
+    with store.ledger.transaction():
+        copies = [copy for copy in read_copies(store) if (copy.export, copy.recipient) == (export, recipient)]
+        if not copies:
+            raise ConfigurationError(
+                f"{recipient!r} was not handed the exported copy {export!r}. Expected what `s3t recipients list` shows."
+            )
+        if copies[0].request is None:
+            raise ConfigurationError(
+                f"No request has reached the exported copy {export}, so there is nothing to acknowledge."
+            )
+        if copies[0].acknowledged is None:
+            record(store, "acknowledgement", None, asdict(Acknowledgement(export, recipient)))
+    write_journal(store.ledger, store.folder)
+
+
+def read_copies(store: Backend) -> list[HandedCopy]:
+    """Return the copies that were handed to recipients, in that order; at one time.
+
+    Args:
+        store: Where the store lies.
+
+    Raises:
+        StoreError: The history was changed.
+    """
+    handed, acknowledged, reached = dict[tuple[str, str], None](), dict[tuple[str, str], str](), dict[str, int]()
+    for event in _events(store):
+        if event.kind == "handover":
+            given = event.read(Handover)
+            handed[given.name, given.recipient] = None
+        elif event.kind == "acknowledgement":
+            said = event.read(Acknowledgement)
+            acknowledged.setdefault((said.name, said.recipient), event.time)
+        elif event.kind == "request":
+            for name in event.read(Request).exports:
+                reached.setdefault(name, event.request or 0)
+    return [HandedCopy(*copy, reached.get(copy[0]), acknowledged.get(copy)) for copy in handed]
+
+
+def read_completion(store: Backend, request: int) -> Completion:
+    """Return whether everything that a request reached is gone.
+
+    Args:
+        store: Where the store lies.
+        request: The request's number.
+
+    Raises:
+        ConfigurationError: There is no such request.
+        StoreError: The history was changed.
+    """
+    newest = store.ledger.watermark()
+    if not 1 <= request <= newest:
+        raise ConfigurationError(f"There is no request {request}. Expected one of 1 to {newest}.")
+    found = read_record(store, request)
+    position, chain, time = found.position, found.chain, found.time
+    with store.ledger.at_one_time():
+        copies = [one for one in read_copies(store) if one.request == request]
+        for event in _events(store):
+            if event.kind == "acknowledgement" and event.read(Acknowledgement).name in found.exports:
+                position, chain, time = max((position, chain, time), (event.position, event.digest, event.time))
+    done = sum(copy.acknowledged is not None for copy in copies)
+    return Completion(
+        request,
+        found.request_id,
+        found.kind,
+        done == len(copies) and not found.left_files,
+        time,
+        len(found.exports),
+        len(copies),
+        done,
+        found.left_files,
+        position,
+        chain,
+    )
+
+
+def _exports(store: Backend) -> dict[str, int | None]:
+    """Return by the name of every copy that was ever exported the request that reached it."""
+    found: dict[str, int | None] = {}
+    for event in _events(store):
+        if event.kind == "export":
+            found.setdefault(event.read(Exported).name, None)
+        elif event.kind == "request":
+            found |= {name: found.get(name) or event.request for name in event.read(Request).exports}
+    return found
+
+
+def _events(store: Backend) -> Iterator[Event]:
+    with ledger_errors("An exported copy"):
+        for event in store.authenticator.events_since(1):
+            if event.kind in _KINDS:
+                yield event
+
+
+def _check_recipient(recipient: str) -> None:
+    if not recipient.strip() or len(recipient) > _LONGEST or not recipient.isprintable():
+        raise ConfigurationError(
+            f"The recipient is {recipient[:40]!r}. Expected the name of who or what holds the copy, up to {_LONGEST} "
+            "characters on one line."
+        )

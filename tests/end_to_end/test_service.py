@@ -1,0 +1,280 @@
+"""The service: answers in batches, and both doors as processes under load while people are forgotten."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+
+from lightning_s3t.errors import LedgerUnreachableError
+from lightning_s3t.service.predict import Answering, Refused
+from lightning_s3t.serving import Replica
+from lightning_s3t.store import Store
+from tests.people import Classifier, People, fit
+
+X = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
+ASK = "ask-token-of-the-tests"
+PEOPLE = [f"user-{number}" for number in range(40)]
+
+
+@pytest.fixture
+def store(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "store"))
+
+
+def rows_of(answering: Answering, *bodies: Any) -> list[tuple[int, Any]]:
+    answers = answering.answer([answering.decode(body) for body in bodies])
+    return [(answer.status_code, json.loads(bytes(answer.body))) for answer in answers]
+
+
+def test_requests_are_answered_in_one_batch_and_a_bad_one_takes_no_other_along(store: Path) -> None:
+    with Replica.from_store(store, Classifier()) as replica:
+        with torch.no_grad():
+            expected = replica(X[:2])
+        answering = Answering(replica)
+        good = [{"inputs": row.tolist()} for row in X[:2]]
+        found = rows_of(answering, good[0], {"nothing": 1}, good[1], None, {"inputs": [1.0, 2.0]}, {"inputs": "x"})
+        assert [status for status, _ in found] == [200, 422, 200, 422, 422, 422]
+        assert torch.allclose(torch.tensor([found[0][1], found[2][1]]), expected, atol=1e-5)
+        assert {body["error"]["code"] for status, body in found if status == 422} == {"invalid"}
+        answer = answering.answer([answering.decode(good[0])])[0]
+        assert answer.headers["x-s3t-request"] == "0"
+        replica.forget(["user-1"])
+        answer = answering.answer([answering.decode(good[0])])[0]
+        assert answer.headers["x-s3t-request"] == "1"
+
+
+def test_what_cannot_be_answered_now_may_be_asked_again(store: Path) -> None:
+    with Replica.from_store(store, Classifier(), renew_every=None) as replica:
+        answering = Answering(replica, encode=lambda row: int(row.argmax()))
+        body = {"inputs": X[0].tolist()}
+        assert rows_of(answering, body)[0][0] == 200
+
+        def cut_off() -> int:
+            raise LedgerUnreachableError("postgresql://somewhere")
+
+        look = replica.served._look
+        replica.served.look_with(cut_off)
+        answer = answering.answer([answering.decode(body)])[0]
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert b"somewhere" not in bytes(answer.body)
+        replica.served.look_with(look)
+        replica.forget(PEOPLE)
+        assert rows_of(answering, body)[0] == (
+            503,
+            {"error": {"code": "no_survivor", "message": "Nothing is left that may answer until the next fit."}},
+        )
+
+
+def test_nothing_of_a_row_that_was_revoked_while_it_was_encoded_leaves(store: Path) -> None:
+    with Replica.from_store(store, Classifier()) as replica, Store.open(store) as elsewhere:
+        encoded: list[Any] = []
+
+        def encode(row: Any) -> Any:
+            encoded.append(row.tolist())
+            if len(encoded) == 1:
+                elsewhere.forget(["user-1"])
+            return row.tolist()
+
+        answering = Answering(replica, encode=encode)
+        ((status, body),) = rows_of(answering, {"inputs": X[0].tolist()})
+        assert (status, body, len(encoded)) == (200, encoded[1], 2)
+        assert encoded[0] != encoded[1]
+        assert isinstance(answering.decode(None), Refused)
+
+
+APP = """
+from tests.people import Classifier
+
+def make():
+    return Classifier()
+"""
+
+
+class Server:
+    """`s3t serve` in a process group of its own."""
+
+    def __init__(self, folder: Path, store: Path, number: int, **settings: Any) -> None:
+        self.port, self.control = 18400 + 2 * number, 18401 + 2 * number
+        config = folder / f"app-{number}.yaml"
+        control = {"port": self.control, "requests_per_minute": 100_000}
+        config.write_text(json.dumps({"model": "served_app:make", "port": self.port, "control": control, **settings}))
+        (folder / "served_app.py").write_text(APP)
+        self.log = (folder / f"server-{number}.log").open("w")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "lightning_s3t", "serve", store, "--config", config],
+            cwd=folder,
+            env={**os.environ, "S3T_ASK_TOKEN": ASK, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])},
+            start_new_session=True,
+            stdout=self.log,
+            stderr=self.log,
+        )
+
+    def wait_until_ready(self, seconds: float = 300) -> None:
+        deadline = time.monotonic() + seconds
+        for url in (f"http://127.0.0.1:{self.port}/health", f"http://127.0.0.1:{self.control}/readyz"):
+            while True:
+                assert self.process.poll() is None, Path(self.log.name).read_text()
+                with contextlib.suppress(httpx.HTTPError):
+                    if httpx.get(url).status_code == 200:
+                        break
+                assert time.monotonic() < deadline, Path(self.log.name).read_text()
+                time.sleep(0.1)
+
+    def worker(self) -> int:
+        """A process that answers: of those that were spawned, the last; the control door is the first."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError, ValueError):
+                is_own = entry.name.isdigit() and os.getpgid(int(entry.name)) == self.process.pid
+                if is_own and b"spawn_main" in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+        return max(found)
+
+    def ask(self, person: str) -> Any:
+        return httpx.post(
+            f"http://127.0.0.1:{self.control}/forget",
+            json={"request_id": f"forget-{person}", "subjects": [person]},
+            headers={"Authorization": f"Bearer {ASK}"},
+            timeout=120,
+        )
+
+    def metrics(self) -> dict[tuple[str, ...], float]:
+        text = httpx.get(
+            f"http://127.0.0.1:{self.control}/metrics", headers={"Authorization": f"Bearer {ASK}"}, timeout=60
+        ).text
+        return {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def interrupt(self) -> int:
+        os.killpg(self.process.pid, signal.SIGINT)
+        return self.process.wait(60)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def servers(folder: Path, store: Path, count: int, **settings: Any) -> Iterator[list[Server]]:
+    started = [Server(folder, store, number, **settings) for number in range(count)]
+    try:
+        for server in started:
+            server.wait_until_ready()
+        yield started
+    finally:
+        for server in started:
+            server.kill()
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("max_staleness", [0.0, 0.5])
+def test_two_servers_answer_while_people_are_forgotten_and_one_is_killed(
+    store: Path, tmp_path: Path, max_staleness: float
+) -> None:
+    """No request fails after one retry with the other server, and nothing that was forgotten before it is answered."""
+    seconds, clients = float(os.environ.get("S3T_LOAD_SECONDS", "10")), 64
+    returned: list[tuple[float, int]] = [(0.0, 0)]
+    failures: list[str] = []
+    took: list[float] = []
+    retried = 0
+    end = threading.Event()
+    settings = {"workers": 2, "max_staleness": max_staleness, "timeout": 20.0}
+    with servers(tmp_path, store, 2, **settings) as (first, second), Store.open(store) as opened:
+
+        def client(seed: int) -> None:
+            nonlocal retried
+            choose = random.Random(seed)
+            with httpx.Client(timeout=30) as http:
+                while not end.is_set():
+                    row, order = choose.randrange(5), [first, second]
+                    choose.shuffle(order)
+                    began, problem = time.monotonic(), ""
+                    floor = max(number for at, number in list(returned) if at <= began)
+                    for server in order:
+                        try:
+                            url = f"http://127.0.0.1:{server.port}/predict"
+                            answer = http.post(url, json={"inputs": X[row].tolist()})
+                        except httpx.HTTPError as error:
+                            problem = type(error).__name__
+                            retried += 1
+                            continue
+                        if answer.status_code == 200:
+                            problem = ""
+                            took.append(time.monotonic() - began)
+                            if int(answer.headers["x-s3t-request"]) < floor:
+                                failures.append(f"answered as of {answer.headers['x-s3t-request']}, before {floor}")
+                            break
+                        problem = f"{answer.status_code} {answer.text}"
+                        retried += 1
+                    if problem:
+                        failures.append(problem)
+
+        threads = [threading.Thread(target=client, args=(seed,)) for seed in range(clients)]
+        for thread in threads:
+            thread.start()
+        begun, asked = time.monotonic(), 0
+        while time.monotonic() - begun < seconds:
+            time.sleep(seconds / 12)
+            if asked == 4:
+                os.kill(first.worker(), signal.SIGKILL)
+            if asked < 8:
+                done = (first, second)[asked % 2].ask(PEOPLE[asked])
+                assert done.status_code == 200, done.text
+                returned.append((time.monotonic(), done.json()["receipt"]["request"]))
+                asked += 1
+        end.set()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        assert len(took) > clients
+        assert opened.request_number == asked
+        counted = sum(
+            value
+            for server in (first, second)
+            for name, value in server.metrics().items()
+            if name[:2] == ("s3t_answers_total", "/predict") and name[2] == "200"
+        )
+        assert counted >= len(took)
+        took.sort()
+        print(
+            f"{len(took)} answers in {seconds:.0f} s, {retried} retried, {asked} forgotten, "
+            f"p50 {took[len(took) // 2] * 1000:.0f} ms, p99 {took[int(len(took) * 0.99)] * 1000:.0f} ms"
+        )
+        assert first.interrupt() == 0
+        assert not re.search(r"user-\d|Traceback", Path(second.log.name).read_text())
+
+
+@pytest.mark.nightly
+def test_a_new_fit_is_taken_up(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    fit(store, People.make())
+    with servers(tmp_path, store, 1, renew_every=0.5) as (server,):
+        url, body = f"http://127.0.0.1:{server.port}/predict", {"inputs": X[0].tolist()}
+        assert server.ask("user-1").status_code == 200
+        before = httpx.post(url, json=body, timeout=60).json()
+        fit(store, People.make())
+        deadline = time.monotonic() + 60
+        while httpx.post(url, json=body, timeout=60).json() == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)

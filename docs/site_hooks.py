@@ -24,7 +24,9 @@ PACKAGES = {
     "comparison": ["lightning_s3t.comparison"],
     "plan": ["lightning_s3t.plan"],
     "store": ["lightning_s3t.store"],
+    "service": ["lightning_s3t.service"],
     "reporting": ["lightning_s3t.reporting"],
+    "serving": ["lightning_s3t.serving"],
     "tuning": ["lightning_s3t.tuning"],
     "zoo": ["lightning_s3t.zoo.models", "lightning_s3t.zoo.datamodules", "lightning_s3t.zoo.demo"],
 }

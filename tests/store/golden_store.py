@@ -11,6 +11,7 @@ import io
 import json
 import tarfile
 import tempfile
+from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -21,9 +22,9 @@ from lightning_s3t.store import Store, sqlite_ledger
 from tests.store.people_store import session
 
 GOLDEN = Path(__file__).parent / "golden"
-SETTINGS = {"partition": {"shards": 1, "slices": 2, "seed": 0}}
-PEOPLE = [f"user-{number}" for number in range(6)]
-UNITS = units_of(1, [(0, 1), (1, 0)])
+SETTINGS = {"partition": {"shards": 2, "slices": 2, "seed": 0}}
+PEOPLE = [f"user-{number}" for number in range(12)]
+UNITS = units_of(2, [(0, 1), (1, 0)])
 
 
 def ledger_archive(number: int) -> Path:
@@ -42,15 +43,19 @@ def tensor_of(unit: UnitId) -> torch.Tensor:
 
 
 def make(path: Path) -> None:
-    """A store with every kind of event that needs no files outside of it."""
+    """A store with a request of each kind, a scheduled and a cancelled one, and a rotation of the key."""
     with Store.create(path, SETTINGS) as store:
         session(store).register(PEOPLE)
         for unit in UNITS:
             session(store).start_unit(unit, f"key-{unit}").commit({"w": tensor_of(unit)}, {"unit": str(unit)}, 0.5)
-        store.restrict(["user-0"])
-        store.release(["user-0"])
-        store.forget(["user-1"], request_id="ticket-1")
-        store.rectify(["user-2"])
+        in_first, in_second = ([one for one in PEOPLE if store.partition.place(one).shard == shard] for shard in (0, 1))
+        store.restrict([in_second[0]])
+        store.release([in_second[0]])
+        store.forget([in_first[0]], request_id="ticket-1")
+        store.rectify([in_first[1]])
+        store.schedule(in_second[1:3], datetime(2200, 1, 1, tzinfo=timezone.utc))
+        store.cancel([in_second[2]])
+        store.rotate_key()
 
 
 def expected(store: Store) -> dict[str, object]:
@@ -59,6 +64,7 @@ def expected(store: Store) -> dict[str, object]:
         "alive": sorted(map(str, store.alive())),
         "forgotten": sorted(store.forgotten(PEOPLE)),
         "requests": store.request_number,
+        "pending": len(store.pending()),
         "receipts": [json.loads(record.to_json()) for record in store.receipts()],
     }
 

@@ -16,11 +16,9 @@ from lightning_s3t.store.bucket import SnapshotBucket
 from lightning_s3t.store.snapshots import Snapshots
 from lightning_s3t.store.snapshots_place import open_place, parse_place
 from tests.object_storage import shared_storage
-from tests.tiers import in_tier
 
 DATA = b"tensors, as it were"
 DIGEST = hashlib.sha256(DATA).hexdigest()
-EVERY = in_tier(3, 1)
 ROLE = "arn:aws:iam::123456789012:role/replication"
 Call = Callable[..., Any]
 
@@ -162,6 +160,7 @@ def test_an_upload_that_was_cut_is_seen_and_deleted(bucket: str) -> None:
     assert shared_storage().left(bucket) == {"churn/store.json"}
 
 
+@pytest.mark.nightly
 def test_a_fault_at_any_call_is_an_error_and_nothing_is_lost_or_left(
     bucket: str, watched: Callable[[Call], None]
 ) -> None:
@@ -186,7 +185,7 @@ def test_a_fault_at_any_call_is_an_error_and_nothing_is_lost_or_left(
         assert snapshots.names() == set()
 
     watched(decide)
-    for fatal in itertools.count(1, EVERY):
+    for fatal in itertools.count(1):
         left = fatal
         try:
             life()

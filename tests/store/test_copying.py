@@ -93,7 +93,7 @@ def seen(store: Store) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("kinds", nightly_except(PAIRS, ("folder", "postgres"), ("shared folder", "folder")))
+@pytest.mark.parametrize("kinds", nightly_except(PAIRS, ("folder", "postgres")))
 def test_a_copy_is_what_the_store_was_and_the_store_is_given_up(kinds: tuple[str, str], tmp_path: Path) -> None:
     source, target = kinds
     here, there = Place.of(source, tmp_path / "here"), Place.of(target, tmp_path / "there")
@@ -289,10 +289,6 @@ def test_a_kill_before_any_step_leaves_exactly_one_that_answers(
     first: int, kinds: tuple[str, str], tmp_path: Path
 ) -> None:
     killed(kinds, first, 8, tmp_path)
-
-
-def test_a_kill_before_some_steps_leaves_exactly_one_that_answers(tmp_path: Path) -> None:
-    killed(("folder", "folder"), 7, 71, tmp_path)
 
 
 def killed(kinds: tuple[str, str], first: int, every: int, tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def test_what_is_no_backup_is_refused(backup: str, path: Path, tmp_path: Path) -
         assert store.verify().passed
 
 
+@pytest.mark.nightly
 def test_a_database_is_rehearsed_beside_the_bucket_whose_snapshots_stay(tmp_path: Path) -> None:
     bucket, database = shared_storage().new_bucket(), f"drill_{tmp_path.name}".replace("-", "_")[:50]
     with shared_server().connect() as connection:

@@ -10,13 +10,14 @@ import pytest
 from lightning_s3t.errors import DamagedError
 from lightning_s3t.store.snapshots import Snapshots
 from tests.store.backends import SNAPSHOTS
+from tests.tiers import nightly_except
 
 DATA = b"tensors, as it were"
 DIGEST = hashlib.sha256(DATA).hexdigest()
 OTHER = hashlib.sha256(b"other").hexdigest()
 
 
-@pytest.fixture(params=SNAPSHOTS)
+@pytest.fixture(params=nightly_except(SNAPSHOTS, "folder", "shared folder", "bucket"))
 def snapshots(request: pytest.FixtureRequest, tmp_path: Path) -> Snapshots:
     return SNAPSHOTS[request.param](tmp_path)
 

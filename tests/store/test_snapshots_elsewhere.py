@@ -22,7 +22,6 @@ from tests.postgres_server import shared_server
 from tests.store.kill_points import acknowledged_until_killed
 from tests.store.people_store import PEOPLE, SETTINGS, UNITS, build, in_place
 from tests.store.test_postgres_store import filled, life
-from tests.tiers import nightly_except
 
 ANN, BOB = in_place(0, 0), in_place(1, 0)
 REACHED = [unit for unit in UNITS if "0/0" in unit.cells]
@@ -51,7 +50,8 @@ def digests(store: Store) -> set[str]:
     return {record.snapshot for record in store.alive().values()}
 
 
-@pytest.mark.parametrize("kind", nightly_except(["folder", "bucket", "versioned bucket"], "folder"))
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", ["folder", "bucket", "versioned bucket"])
 def test_a_store_with_its_snapshots_elsewhere_lives_as_one_in_a_folder_does(
     kind: str, tmp_path: Path, address: str
 ) -> None:
@@ -79,6 +79,7 @@ def test_a_request_erases_in_the_bucket_and_says_how_much(
         assert torch.equal(again.load(UNITS[-1])["w"], torch.full((4,), float(len(UNITS) - 1)))
 
 
+@pytest.mark.nightly
 def test_the_ledger_says_where_the_snapshots_are(tmp_path: Path, address: str, place: str) -> None:
     filled(tmp_path / "store", address, place).close()
     for given in (None, place, f"{place}/"):
@@ -94,6 +95,7 @@ def test_a_store_with_its_ledger_in_the_folder_has_its_snapshots_there(tmp_path:
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.nightly
 def test_a_place_that_is_noted_without_the_stores_key_is_noticed(
     tmp_path: Path, address: str, bucket: str, place: str
 ) -> None:
@@ -106,6 +108,7 @@ def test_a_place_that_is_noted_without_the_stores_key_is_noticed(
     assert len(keys(bucket)) == len(UNITS)
 
 
+@pytest.mark.nightly
 def test_a_damaged_snapshot_is_taken_out_and_an_unregistered_one_is_named(
     tmp_path: Path, address: str, bucket: str, place: str
 ) -> None:
@@ -141,6 +144,7 @@ def away(*args: Any, **kwargs: Any) -> None:
     raise OSError(5, "the network is away")
 
 
+@pytest.mark.nightly
 def test_no_writer_waits_while_a_bucket_deletes(
     tmp_path: Path, address: str, bucket: str, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +213,7 @@ def test_a_snapshot_that_is_being_erased_is_put_again_for_a_unit_that_needs_an_e
         assert keys(bucket) == digests(store)
 
 
+@pytest.mark.nightly
 def test_a_unit_that_is_revoked_while_its_snapshot_is_put_leaves_nothing(
     tmp_path: Path, address: str, bucket: str, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +232,7 @@ def test_a_unit_that_is_revoked_while_its_snapshot_is_put_leaves_nothing(
         assert store.verify().passed
 
 
+@pytest.mark.nightly
 def test_the_heads_start_lies_there_too(tmp_path: Path, address: str, bucket: str, place: str) -> None:
     with Store.create(tmp_path / "store", SETTINGS, ledger=address, snapshots=place) as store:
         with store.building() as building:
@@ -270,10 +276,6 @@ def test_a_kill_before_any_step_leaves_nothing_of_what_is_revoked(
     first: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     killed(Life(tmp_path_factory.mktemp("killed")), first, 8)
-
-
-def test_a_kill_before_some_steps_leaves_nothing_of_what_is_revoked(tmp_path_factory: pytest.TempPathFactory) -> None:
-    killed(Life(tmp_path_factory.mktemp("killed")), 23, 61)
 
 
 def killed(life: Life, first: int, every: int) -> None:

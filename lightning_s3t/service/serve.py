@@ -34,9 +34,11 @@ def serve(store: Path, settings: ServiceSettings, tokens: Path | None) -> None:
         ConfigurationError: There is no token that may ask; or what the settings name cannot be imported.
         StoreError: There is no store, or it is damaged.
     """
-    stopping = threading.Event()
+    stopping, own = threading.Event(), os.getpid()
 
     def stop(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != own:  # LitServe forks its servers, which have shut down by then
+            raise SystemExit(0)
         stopping.set()
         raise KeyboardInterrupt
 

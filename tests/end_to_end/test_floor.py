@@ -362,7 +362,6 @@ def test_a_floor_needs_a_process_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.nightly
 def test_rows_that_change_under_the_same_ids_are_read_again(tmp_path: Path) -> None:
     changed = People.make().replaced(PERSON)
     store = fit_with_floor(tmp_path / "store", People.make(), digest_rows=True)
@@ -371,6 +370,7 @@ def test_rows_that_change_under_the_same_ids_are_read_again(tmp_path: Path) -> N
     assert sums(store) == sums(scratch)
 
 
+@pytest.mark.nightly
 def test_a_random_augmentation_of_a_row_is_the_same_whoever_else_is_there(tmp_path: Path) -> None:
     class Augmented(People):
         def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:

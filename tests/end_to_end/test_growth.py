@@ -100,7 +100,6 @@ def test_what_serves_on_is_what_it_would_be_had_the_newcomers_rows_been_anything
     assert_bitwise_equal(tensors_of(store), tensors_of(tmp_path / "other"))
 
 
-@pytest.mark.nightly
 @pytest.mark.parametrize("person", nightly_except(["new-3", "user-3"], "new-3"))
 def test_a_rebuild_is_what_the_same_registrations_give_without_the_person(
     store: Path, tmp_path: Path, person: str
@@ -112,6 +111,7 @@ def test_a_rebuild_is_what_the_same_registrations_give_without_the_person(
     assert_bitwise_equal(tensors_of(store), tensors_of(tmp_path / "scratch"))
 
 
+@pytest.mark.nightly
 def test_those_who_come_later_do_not_depend_on_a_generation_that_is_forgotten(
     store: Path, trained: Path, tmp_path: Path
 ) -> None:
@@ -137,7 +137,6 @@ def test_rows_of_somebody_who_is_there_go_where_that_one_is(store: Path, log: Un
 
 
 @pytest.mark.nightly
-@pytest.mark.nightly
 def test_a_fit_that_is_cut_and_goes_on_makes_no_generation(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         append(tmp_path / "store", FIRST, Interrupt("1/0", RuntimeError))
@@ -147,6 +146,7 @@ def test_a_fit_that_is_cut_and_goes_on_makes_no_generation(tmp_path: Path) -> No
     assert_bitwise_equal(tensors_of(tmp_path / "store"), tensors_of(tmp_path / "scratch"))
 
 
+@pytest.mark.nightly
 def test_who_comes_before_anything_is_trained_came_with_the_first(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         append(tmp_path / "store", FIRST, Interrupt("0/0", RuntimeError))

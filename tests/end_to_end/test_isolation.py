@@ -311,6 +311,7 @@ def test_state_of_any_kind_stays_in_its_unit(
     assert_exact(tmp_path, lambda: script(place, Numbers(kind)), workers, same_script)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("place", nightly_except(PLACES, "closure"))
 def test_a_plain_fork_keeps_state_in_its_unit_too(tmp_path: Path, place: str) -> None:
     assert_exact(tmp_path, lambda: script(place, Numbers("counter")), workers=0, same_script=True, isolation="fork")
@@ -354,6 +355,7 @@ def test_what_has_moved_since_the_last_fit_is_warned_of(tmp_path: Path) -> None:
         fit(tmp_path, (module, data, callbacks), People.make(), workers=0)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("averaging", nightly_except((WeightAveraging, EMAWeightAveraging), EMAWeightAveraging))
 def test_averages_of_weights_begin_anew_in_every_unit(tmp_path: Path, averaging: Any) -> None:
     assert_exact(tmp_path, lambda: (Classifier(), Data, [averaging()]), workers=0, same_script=True)
@@ -408,6 +410,7 @@ class DroppedLock:
         self.lock = threading.Lock()
 
 
+@pytest.mark.nightly
 def test_gradient_checkpointing_and_locks_that_are_not_sent(tmp_path: Path) -> None:
     inputs = torch.randint(3, 60, (60, 6), generator=torch.Generator().manual_seed(0))
     trainer = make_trainer(tmp_path / "store", adapter=LORA, epochs=1)
@@ -415,6 +418,7 @@ def test_gradient_checkpointing_and_locks_that_are_not_sent(tmp_path: Path) -> N
     assert len(tensors_of(tmp_path / "store")) == 8
 
 
+@pytest.mark.nightly
 def test_what_lightning_notes_of_each_run_is_not_warned_of(tmp_path: Path) -> None:
     trainer = {"logger": True, "enable_checkpointing": True}
     make_trainer(tmp_path / "store", epochs=1, trainer=trainer).fit(Classifier(), datamodule=PeopleData(People.make()))

@@ -213,6 +213,7 @@ class ImportsInAStep(Classifier):
         return super().training_step(batch, batch_idx) * (1 + 0.1 * torch.rand(()))
 
 
+@pytest.mark.nightly
 def test_what_a_step_imports_draws_for_each_unit(tmp_path: Path, drawing_package: str) -> None:
     for number in (1, 2):
         module = ImportsInAStep(drawing_package)
@@ -226,6 +227,7 @@ class WarnsInAStep(Classifier):
         return super().training_step(batch, batch_idx)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("action", "shown"), [("ignore", 0), ("always", 1)])
 def test_the_scripts_filters_decide_which_warnings_of_units_are_shown(tmp_path: Path, action: Any, shown: int) -> None:
     with warnings.catch_warnings(record=True) as seen:
@@ -253,6 +255,7 @@ class Remembers(Callback):
         self.losses.append(float(outputs["loss"]))
 
 
+@pytest.mark.nightly
 def test_the_end_of_a_fit_names_what_callbacks_kept_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         fit(tmp_path / "store", People.make(), Remembers())
@@ -260,6 +263,7 @@ def test_the_end_of_a_fit_names_what_callbacks_kept_in_memory(tmp_path: Path, ca
     assert "Remembers.losses" in line
 
 
+@pytest.mark.nightly
 def test_the_model_summary_is_shown_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
     fit(tmp_path / "store", People.make(), ModelSummary(), trainer={"enable_model_summary": True})

@@ -79,6 +79,7 @@ def test_a_callback_that_cannot_be_sent_is_named(tmp_path: Path) -> None:
     refused(tmp_path, r"Callback\.rows.*cannot be sent", callback)
 
 
+@pytest.mark.nightly
 def test_what_cannot_be_sent_can_be_forked(tmp_path: Path) -> None:
     module = Classifier()
     module.lock = threading.Lock()
@@ -87,6 +88,7 @@ def test_what_cannot_be_sent_can_be_forked(tmp_path: Path) -> None:
     assert_bitwise_equal(tensors_of(tmp_path / "forked"), tensors_of(tmp_path / "sent"))
 
 
+@pytest.mark.nightly
 def test_a_method_that_was_put_on_the_module_goes_along(tmp_path: Path) -> None:
     module = Classifier()
     step = module.training_step

@@ -42,6 +42,7 @@ from tests.people import (
     make_trainer,
     tensors_of,
 )
+from tests.tiers import nightly_except
 
 PERSON = "user-3"
 
@@ -154,6 +155,7 @@ class TwoValidations(Classifier):
         super().validation_step(batch, batch_idx)
 
 
+@pytest.mark.nightly
 def test_several_validation_dataloaders_are_all_used(tmp_path: Path) -> None:
     people = People.make()
     validation = [DataLoader(People.make(10, seed=seed), 16) for seed in (5, 6)]
@@ -183,6 +185,7 @@ class LearnsFromItsMetrics(Classifier):
         return loss * self.mean.compute() * (1 + self.scores.compute()["MulticlassAccuracy"])
 
 
+@pytest.mark.nightly
 def test_metrics_of_the_module_carry_nothing_from_unit_to_unit(tmp_path: Path) -> None:
     module = LearnsFromItsMetrics()
     fit(tmp_path / "store", People.make(), module=module)
@@ -199,6 +202,7 @@ class WithSettings(Classifier):
         self.save_hyperparameters()
 
 
+@pytest.mark.nightly
 def test_hyperparameters_are_logged_and_a_store_with_others_is_refused(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path / "logs")
     fit(tmp_path / "store", People.make(), module=WithSettings({"warmup": 0.1}), trainer={"logger": logger})
@@ -220,6 +224,7 @@ class MadeLate(Classifier):
             self.network = Network()
 
 
+@pytest.mark.nightly
 def test_a_network_made_in_configure_model_is_trained_and_served(tmp_path: Path) -> None:
     fit(tmp_path / "late", People.make(), module=MadeLate())
     fit(tmp_path / "early", People.make())
@@ -240,6 +245,7 @@ class BringsCallbacks(Classifier):
         return list(self.callbacks)
 
 
+@pytest.mark.nightly
 def test_callbacks_of_the_module_start_anew_in_every_unit_and_their_files_are_erased(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     module = BringsCallbacks(
@@ -256,6 +262,7 @@ def test_callbacks_of_the_module_start_anew_in_every_unit_and_their_files_are_er
     assert set(folder.rglob("*.ckpt")) == left < files
 
 
+@pytest.mark.nightly
 def test_checkpoints_of_earlier_units_are_no_surprise(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     checkpoints = ModelCheckpoint(tmp_path / "checkpoints")
     trainer = {"enable_checkpointing": True, "max_epochs": 1}
@@ -270,6 +277,7 @@ def test_checkpoints_of_earlier_units_are_no_surprise(tmp_path: Path, recwarn: p
     assert [warning for warning in recwarn if "is not empty" in str(warning.message)]
 
 
+@pytest.mark.nightly
 def test_the_module_may_bring_s3t_itself(tmp_path: Path) -> None:
     plain = pl.Trainer(max_epochs=2, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     module = BringsCallbacks(S3T(store=tmp_path / "brought", **ARGUMENTS))
@@ -328,7 +336,7 @@ SCHEDULES: dict[str, tuple[Callable[[Any, int], Any], Callable[[Any, int], Any],
 }
 
 
-@pytest.mark.parametrize("kind", SCHEDULES)
+@pytest.mark.parametrize("kind", nightly_except(SCHEDULES, "value"))
 def test_a_store_that_was_made_with_another_schedule_is_refused(tmp_path: Path, kind: str) -> None:
     first, second, message = SCHEDULES[kind]
     fit(tmp_path / "store", People.make(), module=Scheduled(first), epochs=1)
@@ -336,6 +344,7 @@ def test_a_store_that_was_made_with_another_schedule_is_refused(tmp_path: Path, 
         fit(tmp_path / "store", People.make(), module=Scheduled(second), epochs=1)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("isolation", ["forkserver", "none"])
 def test_a_schedule_over_the_fit_is_the_same_one_when_rows_come_or_go(tmp_path: Path, isolation: str) -> None:
     def make(optimizer: Any, steps: int) -> Any:
@@ -357,6 +366,7 @@ STOPS: dict[str, tuple[Callable[[], list[Callback]], str]] = {
 }
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", STOPS)
 def test_a_store_that_was_made_with_other_callbacks_that_bear_on_training_is_refused(
     stopping: Path, tmp_path: Path, kind: str
@@ -367,6 +377,7 @@ def test_a_store_that_was_made_with_other_callbacks_that_bear_on_training_is_ref
         fit(tmp_path / "store", People.make(), *make(), epochs=1)
 
 
+@pytest.mark.nightly
 def test_a_store_that_was_made_with_another_average_of_weights_is_refused(tmp_path: Path) -> None:
     fit(tmp_path / "store", People.make(), EMAWeightAveraging(decay=0.9), epochs=1)
     with pytest.raises(StoreMismatchError, match=r"training\.callbacks\[0\]\.avg_fn\.decay: store 0\.9, now 0\.99"):
@@ -413,12 +424,14 @@ class SeesAccumulation(Callback):
                 file.write(f"{trainer.accumulate_grad_batches}\n")
 
 
+@pytest.mark.nightly
 def test_a_schedule_of_accumulation_starts_anew_in_every_unit(tmp_path: Path) -> None:
     seen = tmp_path / "seen.txt"
     fit(tmp_path / "store", People.make(), GradientAccumulationScheduler({0: 1, 1: 3}), SeesAccumulation(seen))
     assert seen.read_text().split() == ["1", "3"] * 8
 
 
+@pytest.mark.nightly
 def test_gradients_are_clipped_and_accumulated_in_every_unit(tmp_path: Path) -> None:
     fit(tmp_path / "plain", People.make())
     fit(tmp_path / "store", People.make(), trainer={"accumulate_grad_batches": 2, "gradient_clip_val": 1e-12})

@@ -84,6 +84,7 @@ def test_the_summary_says_what_was_trained_and_what_serves(logged: tuple[S3T, Pa
     assert f"{UNITS} units trained in" in str(s3t.summary)
 
 
+@pytest.mark.nightly
 def test_the_summary_counts_this_fits_units_alone(tmp_path: Path) -> None:
     fit(tmp_path / "store", False)
     served = EnsembleModule.from_store(tmp_path / "store", Classifier())
@@ -94,6 +95,7 @@ def test_the_summary_counts_this_fits_units_alone(tmp_path: Path) -> None:
     served(torch.randn(2, 8))
 
 
+@pytest.mark.nightly
 def test_a_test_after_the_fit_and_the_next_fit_go_on_along_the_step_axis(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path, "csv", flush_logs_every_n_steps=1)
     _, trainer = fit(tmp_path / "store", logger)

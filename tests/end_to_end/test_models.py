@@ -111,7 +111,7 @@ MODULES: dict[str, tuple[Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", nightly_except(MODULES, "timm resnet with batchnorm", "bert"))
+@pytest.mark.parametrize("name", nightly_except(MODULES, "timm resnet with batchnorm"))
 def test_non_interference_serving_and_rebuild(tmp_path: Path, name: str) -> None:
     make, adapter = MODULES[name]
     person = "user-3"

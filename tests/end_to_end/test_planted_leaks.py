@@ -124,6 +124,7 @@ def test_without_a_planted_leak_non_interference_holds(tmp_path: Path) -> None:
     assert non_interference_holds(tmp_path, WeightAveraging)
 
 
+@pytest.mark.nightly
 def test_a_head_that_is_not_set_back_breaks_non_interference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build, heads = stages.StageBuilder.build, {}
 

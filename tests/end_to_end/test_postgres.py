@@ -24,6 +24,7 @@ def answer(served: EnsembleModule) -> Tensor:
         return served(torch.randn(5, 8, generator=torch.Generator().manual_seed(1)))
 
 
+@pytest.mark.nightly
 def test_what_is_trained_served_forgotten_and_rebuilt_is_bitwise_that_of_a_store_in_a_folder(tmp_path: Path) -> None:
     people = People.make()
     here = fit_with_everything(tmp_path / "folder", people)
@@ -40,6 +41,7 @@ def test_what_is_trained_served_forgotten_and_rebuilt_is_bitwise_that_of_a_store
         assert opened.verify().passed
 
 
+@pytest.mark.nightly
 def test_a_request_by_a_command_reaches_a_model_that_serves(tmp_path: Path) -> None:
     store = tmp_path / "store"
     fit(store, People.make(), ledger=shared_server().new_address(), isolation="none")
@@ -53,7 +55,6 @@ def test_a_request_by_a_command_reaches_a_model_that_serves(tmp_path: Path) -> N
     run(tmp_path, "-m", "lightning_s3t", "store", "verify", str(store))
 
 
-@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["bucket", "folder"])
 def test_snapshots_elsewhere_are_bitwise_those_in_the_folder(kind: str, tmp_path: Path) -> None:
     people = People.make()

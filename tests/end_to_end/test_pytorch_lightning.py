@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 # a library whose classes units' processes import by their names
@@ -88,6 +90,7 @@ def run(folder: Path, script: str) -> str:
     return done.stdout
 
 
+@pytest.mark.nightly
 def test_a_library_that_imports_pytorch_lightning_is_trained_and_forgets(tmp_path: Path) -> None:
     assert run(tmp_path, APP).endswith("done\n")
 

@@ -45,6 +45,7 @@ def test_bands_are_a_setting_of_the_store(store: Path) -> None:
         fit(store, PEOPLE, **ARGUMENTS)
 
 
+@pytest.mark.nightly
 def test_a_refit_without_a_risky_subject_is_what_forgetting_leaves(store: Path, tmp_path: Path) -> None:
     with Store.open(store) as opened:
         opened.forget(RISKY[:2])

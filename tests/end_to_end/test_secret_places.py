@@ -15,6 +15,7 @@ from tests.people import Classifier, People, PeopleData, assert_bitwise_equal, f
 PERSON = "user-3"
 
 
+@pytest.mark.nightly
 def test_a_rebuild_is_a_first_training_without_the_person_with_the_same_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def test_each_fit_trains_one_unit_at_least_and_the_next_goes_on(tmp_path: Path, 
     assert served == [0, 1, 2, 3, 4], "each unit is one slice more that serves"
 
 
+@pytest.mark.nightly
 def test_what_several_fits_have_trained_is_what_one_would_have(tmp_path: Path, capsys: Any, caplog: Any) -> None:
     for arguments in ({"time_budget": MOMENT}, {"time_budget": "01:00:00:00"}):
         fit(tmp_path / "store", People.make(), **arguments)

@@ -103,12 +103,12 @@ assert_bitwise_equal(tensors_of(Path("fork")), tensors_of(Path("none")))
 
 
 @pytest.mark.nightly
-@pytest.mark.nightly
 def test_a_forked_unit_compiles_too(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(IN_A_FORK)
     run(tmp_path, "script.py")
 
 
+@pytest.mark.nightly
 def test_a_store_belongs_to_what_was_compiled(tmp_path: Path) -> None:
     fit(tmp_path / "store", People.make(), **SMALL)
     with pytest.raises(StoreMismatchError, match=r"training\.compiled"):

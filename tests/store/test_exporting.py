@@ -185,6 +185,7 @@ def test_what_somebody_puts_at_the_place_of_an_export_meanwhile_stays(
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == {"b.bin": b"mine"}
 
 
+@pytest.mark.nightly
 def test_an_export_that_is_killed_anywhere_is_erased_by_a_request(path: Path, folder: Path, tmp_path: Path) -> None:
     kept = Path(shutil.copytree(path, tmp_path / "kept"))
 

@@ -33,6 +33,7 @@ def made_at(path: Path) -> Iterator[str]:
         yield store.subject_hashes(["ann"])["ann"]
 
 
+@pytest.mark.nightly
 def test_a_making_that_is_killed_anywhere_can_be_done_again(tmp_path: Path) -> None:
     for fatal in itertools.count(1):
         path = tmp_path / str(fatal)
@@ -49,6 +50,7 @@ def test_a_making_that_is_killed_anywhere_can_be_done_again(tmp_path: Path) -> N
     assert fatal > 15, "the kills went past what they should hit"
 
 
+@pytest.mark.nightly
 def test_what_a_making_that_was_killed_had_half_written_is_cleared_away(tmp_path: Path) -> None:
     path = tmp_path / "store"
     for fatal in itertools.count(1):

@@ -38,6 +38,7 @@ def replace(path: Path) -> Iterator[str]:
         yield f"request {receipt.request}"
 
 
+@pytest.mark.nightly
 def test_wherever_it_is_killed_the_old_unit_serves_and_the_request_waits_or_the_new_one_and_it_is_done(
     tmp_path: Path,
 ) -> None:

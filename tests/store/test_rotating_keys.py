@@ -72,6 +72,7 @@ def test_the_key_is_not_rotated_beside_a_fit(tmp_path: Path) -> None:
         other.rotate_key()
 
 
+@pytest.mark.nightly
 def test_a_rotation_that_is_killed_anywhere_loses_nobody(tmp_path: Path) -> None:
     with make(tmp_path / "template") as store:
         store.forget([GONE])

@@ -157,7 +157,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Handover:
-    """The body of a "handover": somebody was handed an exported copy.
+    """The body of a "handover": a recipient was handed an exported copy.
 
     Attributes:
         name: The name of the exported copy.
@@ -208,7 +208,7 @@ class Erasure:
         files: How many.
         bytes: Their size.
         missing: How many more were registered, and are not there any more.
-        left: How many are still there, since they may be somebody else's: changed, or of the store that this one is a
+        left: How many are still there, since they may be another program's: changed, or of the store that this one is a
             copy of.
     """
 

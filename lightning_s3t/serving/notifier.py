@@ -59,7 +59,7 @@ class Notifier:
     def forget(
         self, subjects: Iterable[Any], strict: bool, listeners: Sequence[object], request_id: str | None = None
     ) -> RequestRecord | Ticket:
-        """Carry out a request, and tell the listeners; one that waits for a fit is no news yet.
+        """Carry out a request, and tell the listeners; one that waits for a fit is not told yet.
 
         Args:
             subjects: Their ids.
@@ -77,7 +77,7 @@ class Notifier:
     def rectify(
         self, subjects: Iterable[Any], strict: bool, listeners: Sequence[object], request_id: str | None = None
     ) -> RequestRecord | Ticket:
-        """Carry out a request to correct, and tell the listeners; one that waits for a fit is no news yet.
+        """Carry out a request to correct, and tell the listeners; one that waits for a fit is not told yet.
 
         Args:
             subjects: Their ids.

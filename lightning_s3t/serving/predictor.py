@@ -237,7 +237,7 @@ class EnsemblePredictor(nn.Module):
         Args:
             subjects: Their ids.
             strict: Refuse a request that names a subject which the store has never seen.
-            request_id: A name of the caller's for the request, so that a retry is no second request (`Store.forget`).
+            request_id: A name of the caller's for the request, so that a retry does not count twice (`Store.forget`).
 
         Returns:
             What was revoked and erased, and what serves now; or a ticket, if the request waits for a fit.

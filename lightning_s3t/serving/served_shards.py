@@ -218,7 +218,7 @@ class SnapshotPreloader:
 
 
 def _overwrite(tensors: Snapshot) -> None:
-    """Overwrite tensors that a request may have revoked: freed memory keeps its contents until somebody needs it."""
+    """Overwrite tensors that a request may have revoked: freed memory keeps its contents until it is used again."""
     # what was made in inference mode can be changed there alone
     for tensor in tensors.values():
         with torch.inference_mode(tensor.is_inference()), torch.no_grad():

@@ -1,4 +1,4 @@
-"""Authentication: what only the holder of a store's key can write, so that nobody else can change its history.
+"""Authentication: what only the holder of a store's key can write, so that its history cannot be changed without it.
 
 Whatever decides who is forgotten and what may serve has a message authentication code (MAC), keyed BLAKE2b:
 
@@ -426,7 +426,7 @@ class Change:
 def change_of(event: Event) -> Change | None:
     """Return what an event changes in the lists of people; None if it is none that can.
 
-    The tombstone of somebody who was restricted has the number of the request that has: what was trained since holds
+    The tombstone of a subject who was restricted has the number of the request that has: what was trained since holds
     nothing of the data.
 
     Args:

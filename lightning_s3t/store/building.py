@@ -112,7 +112,7 @@ class BuildSession:
         return attempt
 
     def has_shrunk(self, unit: UnitId) -> bool:
-        """Return whether somebody is forgotten or restricted whose data a unit would be trained on.
+        """Return whether a subject is forgotten or restricted whose data a unit would be trained on.
 
         Args:
             unit: The unit.

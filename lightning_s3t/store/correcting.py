@@ -1,4 +1,4 @@
-"""Correction and restriction: what else somebody may ask for who stays in the training data."""
+"""Correction and restriction: what subjects may ask for who stay in the training data."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Correcting:
             if request is None:
                 asked = self._forgetting.look_up(subjects, strict)
                 number, there = self._ledger.watermark() + 1, set(self._ledger.marks_of(asked.cells, "rectified"))
-                # nothing that was made since somebody was restricted has the old data in it
+                # nothing that was made since a restriction has the old data in it
                 since = {hash_: mark.number for hash_, mark in asked.restricted.items()}
                 marks = {
                     Mark("rectified", hash_, since.get(hash_, number), cell) for hash_, cell in _those_to_correct(asked)

@@ -171,7 +171,7 @@ def put_ahead(store: Backend, attempt: str, digest: str, data: bytes, check: Cal
 
 
 def _noted(store: Backend) -> tuple[list[QueuedFile], set[str]]:
-    """Return what is noted for erasure, and the paths of it that are no snapshots but registered files."""
+    """Return what is noted for erasure, and which of its paths are registered files rather than snapshots."""
     queued = store.ledger.queued()
     paths = {file.path for file in queued}
     outside = paths - store.snapshots.owned(paths)

@@ -86,13 +86,13 @@ def write_export(store: Backend, name: str, unit: UnitId, digests: Sequence[str]
 
 
 def check_exports(store: Backend) -> None:
-    """Check that nobody has taken an exported copy out of the ledger, or out of the reach of requests.
+    """Check that no exported copy was taken out of the ledger, or out of the reach of requests.
 
     Args:
         store: Where the store lies.
 
     Raises:
-        StoreError: Somebody has.
+        StoreError: One was.
     """
     ledger = store.ledger
     with ledger.at_one_time(), ledger_errors("An exported copy"):
@@ -125,7 +125,7 @@ def _register(
 
 
 def _name(part: str, path: str) -> None:
-    """Give a file its name, unless somebody else has given it to another meanwhile."""
+    """Give a file its name, unless another file has got it meanwhile."""
     try:
         os.link(part, path, follow_symlinks=False)
     except FileExistsError:

@@ -148,7 +148,7 @@ def read_unlinked(path: Path) -> IO[bytes]:
 
 
 def open_own(path: str | Path, flags: int, mode: int = 0o600) -> int:
-    """Open a file of a store to write to it, unless somebody has put something else in its place; an `opener`.
+    """Open a file of a store to write to it, unless something else was put in its place; an `opener`.
 
     Args:
         path: The file.

@@ -39,7 +39,7 @@ def generations_of(ledger: Ledger) -> tuple[Generation, ...]:
 def generation_of_newcomers(store: Backend, append: bool) -> int:
     """Return the generation that people who are new belong to, and open it if there is none; within a transaction.
 
-    Whether one is open depends on what was trained, and not on how many people there are: nobody's place may depend on
+    Whether one is open depends on what was trained, and not on how many people there are: no one's place may depend on
     anybody else's presence.
 
     Args:
@@ -70,7 +70,7 @@ def merge_generations(store: Backend, keyring: Keyring, partition: Partition, in
     """Put all generations after one into it; within a transaction.
 
     The units of those that go are removed. The units of the one that stays serve until the next fit, which trains them
-    again on everybody. In which slice somebody is does not change, so what waits for a time, and exported copies, move
+    again on everyone in it. The slice of a subject does not change, so what waits for a time, and exported copies, move
     with the shard.
 
     Args:
@@ -108,7 +108,7 @@ def merge_generations(store: Backend, keyring: Keyring, partition: Partition, in
 
 
 def _check_unrestricted(store: Backend, target: int) -> None:
-    """Raise if somebody in the generations that are merged is restricted: what is set aside has its place there."""
+    """Raise if a subject of the generations that are merged is restricted: what is set aside has its place there."""
     restricted = [mark for mark in store.ledger.marks("restricted") if Place.parse(mark.cell).shard >= target]
     aside = [one for one in store.ledger.aside() if any(Place.parse(cell).shard >= target for cell in one.cells)]
     if restricted or aside:

@@ -14,7 +14,7 @@ from lightning_s3t.store.files import read_unlinked, write_atomically
 KEY_FILE = "subject.key"
 KEY_VARIABLE = "LIGHTNING_S3T_KEY"
 _KEY_BYTES = 32
-_MOST = 1 << 20  # more than this is no key: a stranger's may fill the memory
+_MOST = 1 << 20  # more than this is not a key: a stranger's file may fill the memory
 _HASH_BYTES = 16  # two of 10 million subjects share a hash with a probability below 10**-24
 
 Keys = tuple[bytes, ...]
@@ -71,7 +71,7 @@ def new_key() -> bytes:
 def partition_secret(key: bytes) -> bytes:
     """Return the secret of a store's partition.
 
-    It is made from the first key, which is kept for as long as the store is: nobody's place can change.
+    It is made from the first key, which is kept for as long as the store is: no place can change.
 
     Args:
         key: The store's first key.
@@ -140,7 +140,7 @@ def next_key(folder: Path, keys: Keys, layers: int) -> Keys:
             f"{KEY_VARIABLE} has {len(keys)} keys, and all are in use. Expected a new one after them, with a colon "
             'between: 64 hexadecimal digits, as `python -c "import secrets; print(secrets.token_hex(32))"` gives them.'
         )
-    # what lies behind those in use was left by a rotation that was cut, or laid there by somebody who wants to know it
+    # what lies behind those in use was left by a rotation that was cut, or put there by someone who wants to know it
     keys = (*keys[:layers], new_key())
     write_keys(folder, keys)
     return keys
@@ -149,7 +149,7 @@ def next_key(folder: Path, keys: Keys, layers: int) -> Keys:
 def hash_subject(keys: Sequence[bytes], subject: str) -> bytes:
     """Returns the keyed hash that stands for a subject: HMAC-SHA256, to 128 bits, with each key in turn.
 
-    So that a key can be replaced although nobody knows the ids any more, a new one hashes the hashes.
+    So that a key can be replaced although the ids are not known any more, a new one hashes the hashes.
 
     Args:
         keys: The store's keys.

@@ -37,7 +37,7 @@ def last_event(folder: Path, descriptor: int) -> tuple[Event | None, int]:
         descriptor: The journal, open.
 
     Raises:
-        StoreError: The line is no event.
+        StoreError: The line is not an event.
     """
     size = os.fstat(descriptor).st_size
     tail, start = b"", size
@@ -60,7 +60,7 @@ def parse_line(journal: Path, line: bytes, where: str) -> Event:
         where: Where it is, for the message.
 
     Raises:
-        StoreError: It is no event.
+        StoreError: It is not an event.
     """
     try:
         return Event.from_json(line)

@@ -153,7 +153,7 @@ class QueuedFile:
         request: The number of the request that it goes for; None if it goes for none.
         size: Its bytes when it was queued; None if there was no such file.
         evidence: As its owner had it.
-        left: Whether it was looked for, and left alone: what lies there may be somebody else's.
+        left: Whether it was looked for, and left alone: what lies there may belong to another program.
     """
 
     path: str
@@ -240,7 +240,7 @@ class Ledger(Protocol):
         """Return how many tombstones there are."""
 
     def count_registered_and_forgotten(self) -> int:
-        """Return how many have a tombstone and are registered too, which nobody should."""
+        """Return how many have a tombstone and are registered too, which must not be."""
 
     def newest_requests(self, restrictions: bool = True) -> dict[Cell, int]:
         """Return by cell the newest request that keeps what was made before it from serving.
@@ -261,7 +261,7 @@ class Ledger(Protocol):
         """Return the marks of a kind that some subjects have."""
 
     def lacks(self, cells: Collection[Cell]) -> bool:
-        """Return whether somebody whose data was in one of the cells is forgotten or restricted."""
+        """Return whether a subject whose data was in one of the cells is forgotten or restricted."""
 
     def rehash(self, renew: Callable[[bytes], bytes]) -> None:
         """Replace the hash of every subject."""
@@ -485,7 +485,7 @@ class Ledger(Protocol):
         """Give back the room of what was removed, if it is much; within a transaction of the only writer."""
 
     def rewrite(self) -> None:
-        """Write the database anew, outside of a transaction, so that no copy of a replaced hash is left."""
+        """Rewrite the database, outside of a transaction, so that no copy of a replaced hash is left."""
 
     def problems(self, tombstones_only: bool = False) -> list[str]:
         """Return what the database finds wrong with itself, in all of it or where it matters most."""

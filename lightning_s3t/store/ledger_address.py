@@ -63,7 +63,7 @@ def parse_address(text: str) -> tuple[str, str]:
         text: A URL as libpq takes it, and `?schema=name` with it; else the schema is `lightning_s3t`.
 
     Raises:
-        ConfigurationError: It is no such URL, or it has a password, which would be written to a file.
+        ConfigurationError: It is not such a URL, or it has a password, which would be written to a file.
 
     Example:
         >>> parse_address("postgresql://s3t@db.example/ml?schema=churn&sslmode=verify-full")
@@ -192,7 +192,7 @@ def make_address(folder: Path, text: str | None) -> LedgerAddress | None:
         text: The address; None for what the folder says.
 
     Raises:
-        ConfigurationError: It is no address.
+        ConfigurationError: It is not an address.
         StoreMismatchError: The store's ledger lies elsewhere.
     """
     kept = read_address(folder)

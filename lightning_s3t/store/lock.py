@@ -75,7 +75,7 @@ class FitLock:
 def ledger_lock(folder: Path) -> Iterator[None]:
     """Keeps other processes and threads from making a store, or from writing what lies beside its ledger.
 
-    Take it outside of a transaction, never within: then nobody waits in a circle.
+    Take it outside of a transaction, never within: so that no two processes wait for each other.
 
     Args:
         folder: The store.

@@ -32,8 +32,8 @@ class Evidence:
         inode: The number of its folder there, which a copy does not have.
         sha256: The digest of the file when its unit was committed; None before, and empty if it was not there then.
         size: Its bytes then.
-        modified: When it was written, in nanoseconds, which nobody knows who has only read its contents.
-        before: What lay under its name when it was registered, of somebody else; None if nothing did.
+        modified: When it was written, in nanoseconds: reading its contents does not tell that.
+        before: What another program had put under its name before it was registered; None if there was nothing.
     """
 
     store: str
@@ -64,7 +64,7 @@ class Located:
 
     @property
     def is_left(self) -> bool:
-        """Whether something lies there that may be the file, and may be somebody else's."""
+        """Whether something lies there that may be the file, or another program's."""
         return self.state in ("changed", "elsewhere", "unproven")
 
     @property
@@ -110,7 +110,7 @@ class RegisteredFiles:
 
         Args:
             file: The file, as the ledger has it.
-            read: Read it even where this very store has registered it, and nobody has written to it since: a request
+            read: Read it even where this very store has registered it, and it has not been written to since: a request
                 must not take as long as it takes to read all checkpoints that it erases.
         """
         evidence, (place, inode) = self._read(file), self._place()
@@ -171,7 +171,7 @@ class RegisteredFiles:
 def ambiguous(paths: Iterable[str]) -> set[str]:
     """Return the paths that should not decide over a file, since other spellings of it are among them.
 
-    A store registers a file under one spelling. Somebody who guesses where and in which folder a store will be
+    A store registers a file under one spelling. An attacker who guesses where and in which folder a store will be
     unpacked could make a guess for each of many.
 
     Args:
@@ -208,7 +208,7 @@ def digest_of(path: str) -> str | None:
         if stat.S_ISLNK(mode):
             return hashlib.sha256(b"link to " + os.fsencode(os.readlink(path))).hexdigest()
         return sha256_of(Path(path)) if stat.S_ISREG(mode) else None
-    except (OSError, ValueError):  # it cannot be read, so nobody can say that it is the one
+    except (OSError, ValueError):  # it cannot be read, so nothing shows that it is the one
         return None
 
 

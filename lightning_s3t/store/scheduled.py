@@ -86,14 +86,14 @@ def find_scheduled(store: Backend, keyring: Keyring, request_id: str) -> Schedul
 
 
 def check_scheduled(store: Backend, keyring: Keyring) -> None:
-    """Check that nobody has taken a scheduled request out, moved it, or made one up.
+    """Check that no scheduled request was taken out, moved, or made up.
 
     Args:
         store: Where the store lies.
         keyring: The store's keys.
 
     Raises:
-        StoreError: Somebody has.
+        StoreError: One was.
     """
     ledger = store.ledger
     with ledger.at_one_time():

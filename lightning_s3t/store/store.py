@@ -307,7 +307,7 @@ class Store:
             subjects: Their ids. Those forgotten before are counted, and change nothing.
             strict: Refuse a request that names a subject which the store has never seen. Otherwise such a subject
                 gets a tombstone too, so that it never enters a later fit.
-            request_id: A name of the caller's for the request, so that a retry is no second request: with a name
+            request_id: A name of the caller's for the request, so that a retry does not count twice: with a name
                 that was given before, and the same subjects, it returns what that request did. It is kept for good,
                 and stands in the receipt: take no personal data.
 
@@ -320,7 +320,7 @@ class Store:
             ConfigurationError: The name was given to a request for other subjects, or cannot be one.
             StoreError: The ledger could not be written, and nothing has changed; or the request is carried out and a
                 file could not be erased. The message says which.
-            DataError: An id is neither text nor an integer, or `subjects` is no collection of ids, or is empty.
+            DataError: An id is neither text nor an integer, or `subjects` is not a collection of ids, or is empty.
         """
         return self._forgetting.forget(_canonical(subjects), strict, request_id)
 
@@ -340,7 +340,7 @@ class Store:
             subjects: Their ids. Of those who are forgotten there is nothing to correct; who is restricted stays so.
             strict: Refuse a request that names a subject which the store has never seen. Otherwise there is nothing to
                 do for them: no unit holds their data.
-            request_id: A name of the caller's for the request, so that a retry is no second request, as for `forget`.
+            request_id: A name of the caller's for the request, so that a retry does not count twice, as for `forget`.
 
         Returns:
             The receipt, with what only the store's keeper may know; or a ticket, if the request waits for a fit.
@@ -351,7 +351,7 @@ class Store:
             ConfigurationError: The name was given to another request, or cannot be one.
             StoreError: The ledger could not be written, and nothing has changed; or the request is carried out and a
                 file could not be erased. The message says which.
-            DataError: An id is neither text nor an integer, or `subjects` is no collection of ids, or is empty.
+            DataError: An id is neither text nor an integer, or `subjects` is not a collection of ids, or is empty.
         """
         return self._correcting.rectify(_canonical(subjects), strict, request_id)
 
@@ -365,7 +365,7 @@ class Store:
             subjects: Their ids. Those who are restricted already, or forgotten, are counted, and change nothing.
             strict: Refuse a request that names a subject which the store has never seen. Otherwise such a subject never
                 enters a fit until it is released.
-            request_id: A name of the caller's for the request, so that a retry is no second request, as for `forget`.
+            request_id: A name of the caller's for the request, so that a retry does not count twice, as for `forget`.
 
         Returns:
             The receipt, with what only the store's keeper may know.
@@ -377,7 +377,7 @@ class Store:
             ConfigurationError: The name was given to another request, or cannot be one.
             StoreError: The ledger could not be written, and nothing has changed; or the request is carried out and a
                 file could not be erased. The message says which.
-            DataError: An id is neither text nor an integer, or `subjects` is no collection of ids, or is empty.
+            DataError: An id is neither text nor an integer, or `subjects` is not a collection of ids, or is empty.
 
         Example:
             >>> import tempfile
@@ -398,7 +398,7 @@ class Store:
 
         Args:
             subjects: Their ids.
-            request_id: A name of the caller's for the request, so that a retry is no second request, as for `forget`.
+            request_id: A name of the caller's for the request, so that a retry does not count twice, as for `forget`.
 
         Returns:
             The receipt, with what only the store's keeper may know.
@@ -409,7 +409,7 @@ class Store:
             ConfigurationError: The name was given to another request, or cannot be one.
             StoreError: The ledger could not be written, and nothing has changed; or the request is carried out and a
                 file could not be erased. The message says which.
-            DataError: An id is neither text nor an integer, or `subjects` is no collection of ids, or is empty.
+            DataError: An id is neither text nor an integer, or `subjects` is not a collection of ids, or is empty.
         """
         return self._correcting.release(_canonical(subjects), request_id)
 
@@ -430,7 +430,7 @@ class Store:
         Raises:
             ConfigurationError: The time has no time zone, or is at an end of the calendar.
             UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
-            DataError: An id is neither text nor an integer, or `subjects` is no collection of ids, or is empty.
+            DataError: An id is neither text nor an integer, or `subjects` is not a collection of ids, or is empty.
         """
         return self._forgetting.schedule(_canonical(subjects), due, strict, request_id)
 
@@ -476,7 +476,7 @@ class Store:
 
         Raises:
             UnknownSubjectError: Nothing is scheduled for one of them; nothing has changed then.
-            DataError: An id is neither text nor an integer, or `subjects` is no collection of ids, or is empty.
+            DataError: An id is neither text nor an integer, or `subjects` is not a collection of ids, or is empty.
         """
         return self._forgetting.cancel(_canonical(subjects))
 
@@ -545,7 +545,7 @@ class Store:
         return has_given(self._ledger.events(), receipt)
 
     def revoked(self) -> set[UnitId]:
-        """Returns every unit that a request or damage has ever taken away; it may have been trained anew since."""
+        """Returns every unit that a request or damage has ever taken away; it may have been trained again since."""
         return ever_revoked(self._ledger)
 
     def chain_digest(self, position: int) -> str | None:
@@ -888,7 +888,7 @@ class Store:
     def verify(self) -> Verification:
         """Looks at everything: the chain of events, the journal, tombstones, every snapshot, files that are not known.
 
-        Damaged units are taken out of service; the next fit trains them anew.
+        Damaged units are taken out of service; the next fit trains them again.
         """
         with self._lock.no_fit() as free:
             found = verify(self._backend, self._keyring, quiet=free)
@@ -978,7 +978,7 @@ def _yes_or_no(flag: bool) -> str:
 
 
 def _canonical(subjects: Iterable[Any]) -> list[str]:
-    # the letters of "user-17" are ids too, and so are the bytes of b"17": nobody means them
+    # the letters of "user-17" are ids too, and so are the bytes of b"17": they are not meant
     if isinstance(subjects, (str, bytes, bytearray)) or not isinstance(subjects, Iterable):
         raise DataError(
             f"The subjects are {type(subjects).__name__}. Expected several ids, even for one person: "

@@ -44,7 +44,7 @@ class Verification:
         events: How many events were walked.
         units: How many snapshots were read.
         skipped: What could not be looked at, and why.
-        notes: What is no fault of the store: checkpoints that somebody has removed, or that are those of the store that
+        notes: What is not the store's fault: checkpoints that were removed by hand, or that are those of the store that
             this one is a copy of.
     """
 

@@ -185,7 +185,7 @@ def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
         ({"methods": {"retrain": "ssd"}}, "is that of the reference"),
         ({"requests": 40}, "from 1 to 39 but got 40: the data has 40 subjects"),
         ({"requests": 0}, "from 1 to 39 but got 0"),
-        ({"requests": ["user-1", "user-1"]}, "somebody is in it twice"),
+        ({"requests": ["user-1", "user-1"]}, "a subject is in it twice"),
         ({"requests": ["nobody"]}, "1 of them are not in the data"),
         ({"measure_after": [3]}, "numbers from 0 to 2"),
         ({"seeds": 0}, "`seeds` to be a positive integer"),

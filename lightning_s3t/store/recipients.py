@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lightning_s3t.core.events import Acknowledgement, Event, Exported, Handover, Kind, Request
+from lightning_s3t.core.events import Acknowledgement, Event, Exported, Handover, Request
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.history import read_record, record
@@ -15,7 +14,6 @@ from lightning_s3t.store.journal import write_journal
 from lightning_s3t.store.ledger import ledger_errors
 
 FORMAT = 1
-_KINDS: tuple[Kind, ...] = ("export", "handover", "acknowledgement", "request")
 _LONGEST = 200
 
 
@@ -88,17 +86,17 @@ def hand_over(store: Backend, export: str, recipient: str) -> None:
     """
     _check_recipient(recipient)
     with store.ledger.transaction():
-        copies, exports = read_copies(store), _exports(store)
-        if export not in exports:
+        known = _read(store)
+        if export not in known.exports:
             raise ConfigurationError(
                 f"The store {store.folder} has no exported copy {export!r}. Expected a name that `s3t export` printed."
             )
-        if exports[export] is not None:
+        if known.exports[export] is not None:
             raise ConfigurationError(
-                f"Request {exports[export]} reached the exported copy {export}: it must not be handed to anyone. "
+                f"Request {known.exports[export]} reached the exported copy {export}: it must not be handed to anyone. "
                 "Export again."
             )
-        if not any((copy.export, copy.recipient) == (export, recipient) for copy in copies):
+        if not any((copy.export, copy.recipient) == (export, recipient) for copy in known.copies):
             record(store, "handover", None, asdict(Handover(export, recipient)))
     write_journal(store.ledger, store.folder)
 
@@ -138,18 +136,7 @@ def read_copies(store: Backend) -> list[HandedCopy]:
     Raises:
         StoreError: The history was changed.
     """
-    handed, acknowledged, reached = dict[tuple[str, str], None](), dict[tuple[str, str], str](), dict[str, int]()
-    for event in _events(store):
-        if event.kind == "handover":
-            given = event.read(Handover)
-            handed[given.name, given.recipient] = None
-        elif event.kind == "acknowledgement":
-            said = event.read(Acknowledgement)
-            acknowledged.setdefault((said.name, said.recipient), event.time)
-        elif event.kind == "request":
-            for name in event.read(Request).exports:
-                reached.setdefault(name, event.request or 0)
-    return [HandedCopy(*copy, reached.get(copy[0]), acknowledged.get(copy)) for copy in handed]
+    return _read(store).copies
 
 
 def read_completion(store: Backend, request: int) -> Completion:
@@ -169,10 +156,10 @@ def read_completion(store: Backend, request: int) -> Completion:
     found = read_record(store, request)
     position, chain, time = found.position, found.chain, found.time
     with store.ledger.at_one_time():
-        copies = [one for one in read_copies(store) if one.request == request]
-        for event in _events(store):
-            if event.kind == "acknowledgement" and event.read(Acknowledgement).name in found.exports:
-                position, chain, time = max((position, chain, time), (event.position, event.digest, event.time))
+        known = _read(store)
+    copies = [one for one in known.copies if one.request == request]
+    for event in (known.newest[name] for name in found.exports if name in known.newest):
+        position, chain, time = max((position, chain, time), (event.position, event.digest, event.time))
     done = sum(copy.acknowledged is not None for copy in copies)
     return Completion(
         request,
@@ -189,22 +176,40 @@ def read_completion(store: Backend, request: int) -> Completion:
     )
 
 
-def _exports(store: Backend) -> dict[str, int | None]:
-    """Return by the name of every copy that was ever exported the request that reached it."""
-    found: dict[str, int | None] = {}
-    for event in _events(store):
-        if event.kind == "export":
-            found.setdefault(event.read(Exported).name, None)
-        elif event.kind == "request":
-            found |= {name: found.get(name) or event.request for name in event.read(Request).exports}
-    return found
+@dataclass(frozen=True)
+class _Known:
+    """What the history says of exported copies.
+
+    Attributes:
+        exports: By the name of every copy that was ever exported, the request that reached it; None if none has.
+        copies: Those that were handed to recipients, in that order.
+        newest: The newest acknowledgement of each export that has one.
+    """
+
+    exports: dict[str, int | None]
+    copies: list[HandedCopy]
+    newest: dict[str, Event]
 
 
-def _events(store: Backend) -> Iterator[Event]:
+def _read(store: Backend) -> _Known:
+    # one walk: each proves the whole history
+    exports, newest = dict[str, int | None](), dict[str, Event]()
+    handed, acknowledged = dict[tuple[str, str], None](), dict[tuple[str, str], str]()
     with ledger_errors("An exported copy"):
         for event in store.authenticator.events_since(1):
-            if event.kind in _KINDS:
-                yield event
+            if event.kind == "export":
+                exports.setdefault(event.read(Exported).name, None)
+            elif event.kind == "handover":
+                given = event.read(Handover)
+                handed[given.name, given.recipient] = None
+            elif event.kind == "acknowledgement":
+                said = event.read(Acknowledgement)
+                acknowledged.setdefault((said.name, said.recipient), event.time)
+                newest[said.name] = event
+            elif event.kind == "request":
+                exports |= {name: exports.get(name) or event.request for name in event.read(Request).exports}
+    copies = [HandedCopy(*copy, exports.get(copy[0]), acknowledged.get(copy)) for copy in handed]
+    return _Known(exports, copies, newest)
 
 
 def _check_recipient(recipient: str) -> None:

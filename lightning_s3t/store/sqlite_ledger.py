@@ -770,7 +770,7 @@ class SqliteLedger(SqlLedger):
         self.connection.executemany(query, rows)
 
     def _look_up(self, query: str, values: Iterable[bytes]) -> Iterator[tuple[Any, ...]]:
-        asked = iter(values)
+        asked = iter(sorted(values))  # in the order of the tree: neighbours are on one page
         while chunk := list(islice(asked, _CHUNK)):
             yield from self._rows(f"SELECT {query} IN ({','.join('?' * len(chunk))})", *chunk)
 
@@ -794,10 +794,12 @@ class SqliteLedger(SqlLedger):
     def _disown(self, owners: str, records: str = "") -> list[OwnedFile]:
         owned = f"files WHERE owner IN {_AMONG}"
         paths = self._rows(f"SELECT head, body FROM vault WHERE id IN (SELECT path FROM {owned})", owners)
-        if records:
-            self._wipe(records, owners)
+        places = [records] if records else []
         if paths:
-            self._wipe(f"SELECT path FROM {owned}", owners)
+            places.append(f"SELECT path FROM {owned}")
+        if places:  # in one statement, in the order of the places: a record lies beside its path
+            self._wipe(" UNION ALL ".join(places), *[owners] * len(places))
+        if paths:
             self.connection.execute(f"DELETE FROM {owned}", (owners,))
         return [_owned(*row) for row in paths]
 
@@ -912,5 +914,6 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA trusted_schema = OFF")  # the file may be a stranger's
     connection.execute("PRAGMA secure_delete = ON")
     connection.execute(f"PRAGMA cache_size = -{_CACHE}")
+    connection.execute("PRAGMA temp_store = MEMORY")
     connection.execute("PRAGMA synchronous = FULL")
     return connection

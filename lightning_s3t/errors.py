@@ -59,8 +59,8 @@ class MovedError(StoreError):
 
     def __str__(self) -> str:
         return (
-            f"The store {self.store} was given up: it was copied to {self.target}, which answers in its place. Nothing "
-            "was changed. Give that as the store."
+            f"The store {self.store} was retired: it was copied to {self.target}, which has replaced it. Nothing was "
+            f"changed. Use {self.target} as the store."
         )
 
 

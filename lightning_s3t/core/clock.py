@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 DRIFT = 0.01
-"""By how much the rates of two machines' clocks may differ: ten times what NTP corrects by, and more."""
+"""By how much the rates of two machines' clocks may differ: more than ten times what NTP corrects by."""
 
 
 def own_clock() -> float:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 STRICT = ConfigDict(strict=True, extra="forbid")
-"""No member that is not known, and no text where a number is expected."""
+"""Rejects unknown members, and text where a number is expected."""
 
 _Kind = TypeVar("_Kind")
 

@@ -10,7 +10,7 @@ Task = Literal["multiclass", "multilabel", "binary", "regression"]
 TASKS: tuple[str, ...] = get_args(Task)
 
 PRETRAINED = "pretrained"
-"""What the floor's features are of, where a closed-form head of a survivor has the unit's name."""
+"""The source name of the floor's features; a survivor's closed-form head has the name of its unit instead."""
 
 
 class FloorPart(BaseModel):

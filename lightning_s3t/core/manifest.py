@@ -122,5 +122,5 @@ class Manifest(BaseModel):
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
             raise ConfigurationError(
-                f"The settings are not those of a store: {wrong}. Expected what `Manifest` describes."
+                f"The settings are not those of a store: {wrong}. Expected the fields of `Manifest`."
             ) from error

@@ -32,11 +32,11 @@ class Receipt:
         already_restricted: How many of them had been restricted before.
         unknown: How many of them the store had never seen; None where it keeps no registry.
         revoked_units: How many units may never serve again.
-        set_aside_units: How many units serve no more until the restriction ends, and are kept.
-        returned_units: How many units had been set aside, and serve again.
+        set_aside_units: How many units are kept but do not serve until the restriction ends.
+        returned_units: How many units that had been set aside serve again.
         erased_files: How many files were removed.
         erased_bytes: Their size.
-        missing_files: How many registered files were not there any more: moved or removed by others.
+        missing_files: How many registered files were missing: something else had moved or removed them.
         left_files: How many were left alone, since what lies there may be somebody else's: it was changed, or belongs
             to the store that this one is a copy of. `s3t store verify` names them.
         method: The unlearning method.
@@ -46,7 +46,7 @@ class Receipt:
             "fork" are a process for each; with "none" they shared one, and state outside of what is compared between
             units (globals, class attributes) is not covered.
         versions: Of the packages that took part.
-        position: Of the newest event in the store's chain that belongs to the request.
+        position: The position of the newest event in the store's chain that belongs to the request.
         chain: That event's digest: whoever has it can tell whether the store's history was changed since.
 
     Example:
@@ -61,60 +61,63 @@ class Receipt:
     kind: Annotated[
         RequestKind,
         Field(
-            description="What was asked for. forget: erasure. rectify: what the old data reached goes, and the next "
-            "fit trains on the corrected data. restrict: what the data reached is set aside. release: the end of a "
-            "restriction."
+            description="What was asked for. forget: erasure. rectify: everything that the old data reached is "
+            "removed, and the next fit trains on the corrected data. restrict: everything that the data reached is "
+            "set aside. release: the end of a restriction."
         ),
     ]
     request: Annotated[int, Field(ge=1, description="The request's number.")]
-    request_id: Annotated[str | None, Field(description="What the caller has named the request; null without a name.")]
+    request_id: Annotated[
+        str | None, Field(description=("The name that the caller gave the request; null without a name."))
+    ]
     time: Annotated[str, Field(description="When it was carried out (UTC).", json_schema_extra={"format": "date-time"})]
     subjects: Annotated[_Count, Field(description="How many subjects were asked for.")]
     already_forgotten: Annotated[_Count, Field(description="How many of them had been forgotten before.")]
     already_restricted: Annotated[_Count, Field(description="How many of them had been restricted before.")]
     unknown: Annotated[
         _Count | None,
-        Field(description="How many of them the store had never seen; null where it keeps no registry."),
+        Field(description="How many of them the store had never seen; null if it keeps no registry."),
     ]
     revoked_units: Annotated[_Count, Field(description="How many units may never serve again.")]
     set_aside_units: Annotated[
-        _Count, Field(description="How many units serve no more until the restriction ends, and are kept.")
+        _Count, Field(description="How many units are kept but do not serve until the restriction ends.")
     ]
-    returned_units: Annotated[_Count, Field(description="How many units had been set aside, and serve again.")]
+    returned_units: Annotated[_Count, Field(description="How many units that had been set aside serve again.")]
     subtracted_rows: Annotated[
         _Count,
-        Field(description="How many rows were subtracted from the sums of the closed-form head that is the floor."),
+        Field(description="How many rows were subtracted from the sums of the floor, a closed-form head."),
     ]
     erased_files: Annotated[_Count, Field(description="How many files were removed.")]
     erased_bytes: Annotated[_Count, Field(description="Their size.")]
     missing_files: Annotated[
-        _Count, Field(description="How many registered files were not there any more: moved or removed by others.")
+        _Count, Field(description="How many registered files were missing: something else had moved or removed them.")
     ]
     left_files: Annotated[
         _Count,
         Field(
-            description="How many registered files were left alone, since what lies there may be somebody else's: it "
-            "was changed, or belongs to a store that this is a copy of."
+            description="How many registered files were left alone because they may not be the store's any more: the "
+            "file was changed, or it belongs to the store that this one is a copy of."
         ),
     ]
     method: Annotated[str, Field(description="The unlearning method.")]
     guarantee: Annotated[
         Guarantee,
         Field(
-            description="What is promised of every unit that is left. exact: bitwise what a training without the "
-            "subjects gives. empirical: nothing is proven; measurements have to tell."
+            description="What is promised of every remaining unit. exact: bitwise what a training without the "
+            "subjects gives. empirical: nothing is proven; only measurements can tell."
         ),
     ]
     isolation: Annotated[
         Isolation,
         Field(
-            description="How units were kept apart while they were trained, which the guarantee rests on. none: they "
+            description="How units were kept apart while they were trained; the guarantee depends on it. none: they "
             "shared a process, and globals and class attributes of the script are not covered."
         ),
     ]
     versions: Annotated[dict[str, str], Field(description="Of the packages that took part.")]
     position: Annotated[
-        int, Field(ge=1, description="Of the newest event in the store's chain that belongs to the request.")
+        int,
+        Field(ge=1, description=("The position of the newest event in the store's chain that belongs to the request.")),
     ]
     chain: Annotated[
         str,
@@ -155,7 +158,7 @@ class Receipt:
         except ValueError as error:
             names = ", ".join(field.name for field in fields(cls) if field.name not in data)
             lacks = f" It lacks {names}." if names else ""
-            raise StoreError(f"The receipt is not what was given: {error}.{lacks}") from error
+            raise StoreError(f"The document is not a valid receipt: {error}.{lacks}") from error
 
 
 @dataclass(frozen=True)
@@ -203,8 +206,8 @@ def receipt_schema() -> dict[str, Any]:
     schema = json_schema(Receipt)
     signature = json_schema(_Signature)
     signature["description"] = (
-        "Ed25519 over the document without this member, as JSON with sorted keys and no blanks, in UTF-8 with ASCII "
-        "escapes."
+        "Ed25519 signature of the document without this member, as JSON with sorted keys and no spaces, in UTF-8 "
+        "with ASCII escapes."
     )
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -40,8 +40,8 @@ def canonical_subject(subject: object) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"A subject's id is {_shown(subject)}, which has no UTF-8 form ({error.reason}). Expected text that can be "
-            "encoded: os.fsencode(id).hex() gives a file name that could not be decoded one spelling."
+            f"A subject's id is {_shown(subject)}, which has no UTF-8 form ({error.reason}). Expected text that can "
+            "be encoded: for a file name that could not be decoded, use os.fsencode(id).hex()."
         ) from error
     return text
 

@@ -89,8 +89,8 @@ class UnitId:
     def __post_init__(self) -> None:
         if self.shard < 0 or not self.prefix or len(set(self.prefix)) < len(self.prefix) or min(self.prefix) < 0:
             raise ConfigurationError(
-                f"A unit of shard {self.shard} has the prefix {self.prefix}. Expected a shard from 0 on and at least "
-                "one slice, each once, counted from 0."
+                f"A unit of shard {self.shard} has the prefix {self.prefix}. Expected a shard of 0 or more and at "
+                "least one slice, each once, counted from 0."
             )
 
     @property

@@ -73,7 +73,7 @@ class Attempt:
             if not self._is_running():
                 raise RevokedError(
                     f"The training of unit {self.unit} has ended, so {path} would not be erased with it. Register a "
-                    "file before it is written, while its unit is trained."
+                    "file before writing it, while its unit is trained."
                 )
             spelled = spell(path)
             is_ours = bool(self._ledger.needed([spelled]))
@@ -160,19 +160,20 @@ class Attempt:
     def _check_alive(self) -> None:
         if self._ledger.reached_since(self.unit.cells, self._as_of):
             raise RevokedError(
-                f"Unit {self.unit} was revoked while it was trained, and is not kept. The next fit trains it again."
+                f"Unit {self.unit} was revoked while it was trained, and is discarded. The next fit trains it again."
             )
         parent = self.unit.parent
         if parent and not self._ledger.digests([str(parent)]):
             raise RevokedError(
-                f"Unit {parent}, which unit {self.unit} was trained on top of, is gone. The next fit trains both again."
+                f"Unit {parent}, which unit {self.unit} was trained on top of, no longer exists. The next fit trains "
+                "both again."
             )
 
     def _check_running(self) -> None:
         if not self._is_running():
             raise RevokedError(
-                f"The training of unit {self.unit} has been cleared away, as what a fit has left that was cut. The "
-                "next fit trains it again."
+                f"The training of unit {self.unit} was cleaned up as the remains of an interrupted fit. The next fit "
+                "trains it again."
             )
 
     def _is_running(self) -> bool:

@@ -35,7 +35,7 @@ from lightning_s3t.store.ledger import ArtifactEntry, Ledger, Mark
 _ID, _LAYERS, _HEAD, _TOMBSTONES, _SETTINGS = "store_id", "key_layers", "head_mac", "tombstones_mac", "settings_mac"
 _LISTING, _FLOOR, _FLOOR_MAC = "listing_mac", "floor", "floor_mac"
 LISTING: tuple[Kind, ...] = ("schedule", "cancellation", "export")
-"""The kinds of events that say what is in tables of the ledger."""
+"""The kinds of events that authenticate the contents of ledger tables."""
 _PLACE = "snapshots"  # where they lie, if not in the folder
 _FIXED = ("settings", "register", "base", "options", "generations", _FLOOR)  # what a fit notes
 _SIZE = 32  # bytes
@@ -43,10 +43,10 @@ _PERSON = b"s3t-tombstone"
 _ROW_SIZE, _ROW_PERSON = 16, b"s3t-floor-row"
 _MARKED = b"s3t-mark"
 _READ = (_ID, _LAYERS, _HEAD, _TOMBSTONES, _SETTINGS, _LISTING, _FLOOR_MAC, _PLACE, *_FIXED)
-_SETTINGS_CHANGED = "what its settings are, or what its fits have noted"
+_SETTINGS_CHANGED = "the record of its settings or of its fits"
 _END_CHANGED = "the end of its history"
-_LISTING_CHANGED = "what its history says of scheduled requests and exported copies"
-_PEOPLE_CHANGED = "the list of those who are forgotten, restricted or corrected"
+_LISTING_CHANGED = "the history of its scheduled requests and exported copies"
+_PEOPLE_CHANGED = "the list of its forgotten, restricted or corrected subjects"
 _MODULUS = 1 << (8 * _SIZE)
 
 _Buried = tuple[bytes, int, str]
@@ -308,8 +308,8 @@ class Authenticator:
             keys = read_keys(self._folder)
             if not 0 < found[0] <= len(keys):
                 raise StoreError(
-                    f"The history of the store {self._folder} was written with {found[0]} keys, and {len(keys)} are "
-                    f"there: {KEY_FILE} is an old copy. Restore the newest from a backup."
+                    f"The history of the store {self._folder} was written with {found[0]} keys, but {KEY_FILE} has "
+                    f"{len(keys)}: it is an old copy. Restore the newest from a backup."
                 )
             # not the keys themselves, which hash what others choose
             key = keys[found[0] - 1]
@@ -319,9 +319,10 @@ class Authenticator:
 
     def _changed(self, what: str) -> StoreError:
         return StoreError(
-            f"In the store {self._folder} {what} is not what was written with the store's key: it was changed, or "
-            "the ledger is damaged. Nothing is served. Restore the ledger from a backup (what it lacks is carried out "
-            "again from the journal); if somebody may have changed it, look who can write the folder."
+            f"In the store {self._folder}, {what} does not match what was written with the store's key: it was "
+            "changed, or the ledger is damaged. Nothing is served. Restore the ledger from a backup (missing "
+            "requests are carried out again from the journal). If it may have been changed on purpose, check who can "
+            "write to the folder."
         )
 
 

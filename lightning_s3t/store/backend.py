@@ -82,15 +82,15 @@ def _open_snapshots(folder: Path, ledger: Ledger, given: str | None) -> Snapshot
     is_made, place = "settings" in notes, notes.get(PLACE) or None
     if is_made and given not in (None, place):
         raise StoreMismatchError(
-            f"The snapshots of the store {folder} lie in {place or 'its folder'}, and not in {given}. Leave the "
-            "argument out: the ledger says where they are."
+            f"The snapshots of the store {folder} are in {place or 'its folder'}, not in {given}. Leave the argument "
+            "out: the ledger records where they are."
         )
     address = read_address(folder)
     place = place if is_made else given
     if place is not None and address is None:
         raise StoreError(
-            f"The store {folder} has its ledger in its folder, and names {place} for its snapshots: it was changed. "
-            "Nothing is served. Restore the ledger from a backup."
+            f"The store {folder} has its ledger in its folder, but the ledger names {place} for the snapshots: it was "
+            "changed. Nothing is served. Restore the ledger from a backup."
         )
     return open_place(folder, place, address.id if address is not None else "", create=not is_made)
 
@@ -100,7 +100,7 @@ def _open_postgres(folder: Path, address: LedgerAddress, create: bool) -> Ledger
         import psycopg
     except ImportError as error:  # or libpq, which it needs, is missing
         raise ConfigurationError(
-            f"The ledger of the store {folder} is in PostgreSQL, and psycopg cannot be imported ({error}). Install it: "
+            f"The ledger of the store {folder} is in PostgreSQL, but psycopg cannot be imported ({error}). Install it: "
             'pip install "lightning-s3t[postgres]".'
         ) from error
     del psycopg

@@ -101,8 +101,8 @@ class SnapshotBucket(SnapshotNames):
     def check_place(self) -> None:
         if self._marker() is None:
             raise StoreError(
-                f"The place of the snapshots, {self._place}, is empty: its {MARKER} is missing. Expected what the "
-                "store has put there. Nothing is given up for that."
+                f"The location of the snapshots, {self._place}, is empty: its {MARKER} is missing. Expected the "
+                "objects that the store has put there. No unit is discarded because of this."
             )
 
     @override
@@ -150,7 +150,7 @@ class SnapshotBucket(SnapshotNames):
             raise self._refused("has Object Lock", "keeps objects from being deleted", "Give a bucket without it.")
         rules = self._setting("get_bucket_replication", "s3:GetReplicationConfiguration")
         if any(rule.get("Status") == "Enabled" for rule in rules.get("ReplicationConfiguration", {}).get("Rules", [])):
-            advice = "Turn the rules off, erase what they have copied, or give another bucket."
+            advice = "Turn the rules off and erase what they have copied, or use another bucket."
             raise self._refused("is replicated", "leaves copies in other buckets", advice)
         is_versioned = bool(self._setting("get_bucket_versioning", "s3:GetBucketVersioning").get("Status"))
         if not probe and not is_versioned:
@@ -163,14 +163,14 @@ class SnapshotBucket(SnapshotNames):
         except OSError as error:
             failed = {key: error}
         for reason in failed.values():
-            what = "keeps versions" if is_versioned else "may not be written and cleared by this process"
+            what = "keeps versions" if is_versioned else "cannot be written and cleared by this process"
             raise self._refused(
                 f"{what} ({reason.strerror or reason})",
                 "would leave what is deleted",
-                "Expected to be able to put objects, to list their versions and uploads, and to delete all of them: "
+                "Expected permission to put objects, to list their versions and uploads, and to delete all of them: "
                 "s3:PutObject, s3:GetObject, s3:ListBucket, s3:ListBucketVersions, s3:DeleteObject, "
                 "s3:DeleteObjectVersion, s3:ListBucketMultipartUploads, s3:AbortMultipartUpload, and no MFA Delete. "
-                f"If {key} is there, it is a test and empty.",
+                f"If {key} exists, it is an empty test object.",
             )
 
     def claim(self, owner: str) -> None:
@@ -206,7 +206,7 @@ class SnapshotBucket(SnapshotNames):
         self.check_place()
         if self._marker() != {"store": owner}:
             raise StoreError(
-                f"The snapshots at {self._place} belong to another store. Each has a prefix of its own: give another."
+                f"The snapshots at {self._place} belong to another store. Each store needs its own prefix: use another."
             )
 
     @property
@@ -322,14 +322,14 @@ class SnapshotBucket(SnapshotNames):
 
     def _unreachable(self, error: OSError) -> StoreError:
         return StoreError(
-            f"The snapshots at {self._place} cannot be reached ({error.strerror or error}). Nothing is given up for "
-            "that: see to the network, the bucket and the credentials, and try again."
+            f"The snapshots at {self._place} cannot be reached ({error.strerror or error}). No unit is discarded "
+            "because of this. Check the network, the bucket and the credentials, and try again."
         )
 
     def _refused(self, what: str, why: str, advice: str) -> StoreError:
         return StoreError(
-            f"The bucket {self._bucket} {what}, which {why}: a request could not erase what it revokes. {advice} "
-            "Nothing was changed."
+            f"The bucket {self._bucket} {what}, which {why}: a request could not erase the units that it revokes. "
+            f"{advice} Nothing was changed."
         )
 
 

@@ -201,7 +201,7 @@ class BuildSession:
         """
         if "base" in self._ledger.notes("base"):
             raise StoreError(
-                f"The store {self._backend.folder} has its base already. It is written once, before any training."
+                f"The store {self._backend.folder} already has its base. It is written once, before any training."
             )
         digest, data = encode_snapshot(tensors)
         snapshots = self._backend.snapshots
@@ -228,9 +228,9 @@ class BuildSession:
         """
         if not self._ledger.keeps_features:
             raise ConfigurationError(
-                f"The store {self._backend.folder} can have no floor: its ledger is in a database, whose log and "
-                "backups would keep features of people's rows that a request has removed. Leave `floor` out, or keep "
-                "the ledger in the folder (no `ledger`)."
+                f"The store {self._backend.folder} cannot have a floor: its ledger is in a database, whose log and "
+                "backups would keep features of rows that a request has removed. Leave `floor` out, or keep the "
+                "ledger in the folder (no `ledger`)."
             )
         for state in read_states(self._backend).values():
             kept, given = ({"floor": found.model_dump()} for found in (state.part, part))
@@ -281,7 +281,7 @@ class BuildSession:
         """
         with self._ledger.transaction():
             if source != PRETRAINED and not self._ledger.digests([source]):
-                raise RevokedError(f"Unit {source} was revoked before there was a closed-form head on it.")
+                raise RevokedError(f"Unit {source} was revoked before its closed-form head was made.")
             number = self._ledger.watermark() if as_of is None else as_of
             by_subject = {subject: hash_ for hash_, subject in self._keyring.hashes(set(subjects)).items()}
             owners = [by_subject[subject] for subject in subjects]

@@ -35,7 +35,7 @@ from lightning_s3t.store.units import parse_unit
 NOTE = "moved_from"
 BEGUN = "copied_to"
 Progress = Callable[[int, int], None]
-"""Called with how many snapshots are copied, of how many."""
+"""Called with the number of copied snapshots and their total."""
 _ROUNDS = 5  # of copying the ledger, if requests come meanwhile
 _NOT_COPIED = frozenset({NOTE, BEGUN, "moved_to"})
 
@@ -101,11 +101,13 @@ def copy_store(
     place = check_addresses(target, ledger, snapshots)
     origin = _origin_of(store)
     if store.folder == target or target in store.folder.parents or store.folder in target.parents:
-        raise ConfigurationError(f"{target} is the store {store.folder}, in it or around it. Expected another folder.")
+        raise ConfigurationError(
+            f"{target} is the store {store.folder}, inside it, or around it. Expected another folder."
+        )
     if store.ledger.all_notes().get("floor"):
         raise ConfigurationError(
-            f"The store {store.folder} has a floor, which only a ledger in its own folder can keep. Move the folder "
-            "instead (mv), which needs nothing else; nothing was changed."
+            f"The store {store.folder} has a floor, which only a ledger in the store's folder can keep. Move the "
+            "folder instead (mv); nothing else is needed. Nothing was changed."
         )
     copy = _make(store, target, ledger, place, origin)
     origin = replace(origin, inode=copy.folder.stat().st_ino)
@@ -118,7 +120,7 @@ def copy_store(
             head = _copy_ledger(store, copy, origin, place)
             present = copy.snapshots.names()  # a request may have reached what was copied
             for error in copy.snapshots.delete(present - copy.ledger.needed(present)).values():
-                raise StoreError(f"What a request has revoked could not be erased in {copy.folder} ({error}).")
+                raise StoreError(f"Revoked snapshots could not be erased in {copy.folder} ({error}).")
             write_journal(copy.ledger, copy.folder)
             _check_equal(store, copy)
             if _give_up(store, copy, origin, head):
@@ -126,8 +128,8 @@ def copy_store(
             erase_queued(store)
         else:
             raise StoreError(
-                f"Requests to the store {store.folder} come faster than its ledger can be copied. It goes on; nothing "
-                "was given up. Stop what sends them for as long as the copy takes, and try again."
+                f"Requests to the store {store.folder} come faster than its ledger can be copied. The store keeps "
+                "answering, and nothing was changed in it. Pause the requests while the copy runs, and try again."
             )
         write_moved(store.folder, str(copy.folder), origin.token)
         settle(copy)
@@ -153,13 +155,13 @@ def clear_begun(store: Backend) -> str:
         begun = read_json(_Begun, text.encode())
     folder, where = Path(begun.folder), begun.place or begun.folder
     if not _is_own(store.folder, begun.inode):
-        return f"A copy of the store may have been cut and have left snapshots in {where}: the store was moved since."
+        return f"An interrupted copy of the store may have left snapshots in {where}: the store was moved since."
     try:
         if begun.place is not None and not has_ledger(folder):
             if open_place(folder, begun.place, begun.owner).names():
                 return (
-                    f"A copy of the store that was cut has left snapshots in {where}, and its folder {folder} is gone. "
-                    "If no store answers from there, erase them by hand, all but store.json."
+                    f"An interrupted copy of the store left snapshots in {where}, and its folder {folder} no longer "
+                    "exists. If no store answers from there, erase all of them by hand except store.json."
                 )
         elif _is_unfinished(folder, store.folder):
             there = open_place(folder, begun.place, begun.owner)
@@ -171,7 +173,7 @@ def clear_begun(store: Backend) -> str:
     except MovedError:
         return ""
     except (OSError, StoreError) as error:
-        return f"A copy of the store that was cut has left snapshots in {where}: {error}"
+        return f"An interrupted copy of the store left snapshots in {where}: {error}"
     return ""
 
 
@@ -221,7 +223,9 @@ def unerased(store: Backend) -> str:
     folder = Path(origin.folder)
     where = origin.place or f"{folder}"
     if not _is_own(store.folder, origin.inode):
-        return f"The snapshots in {where}, from which the store was copied, were not looked for: it was moved since."
+        return (
+            f"The snapshots in {where}, from which the store was copied, were not checked: the store was moved since."
+        )
     try:
         if not folder.is_dir():
             if origin.place is None:
@@ -262,7 +266,7 @@ def _make(store: Backend, target: Path, ledger: str | None, place: str | None, o
             begun = _read_origin(copy.ledger)
             is_made = "settings" in copy.ledger.notes("settings")
             if is_made and (begun is None or begun.decided or begun.folder != origin.folder):
-                raise StoreError(f"{target} is a store already. Expected a new or an empty folder for the copy.")
+                raise StoreError(f"{target} is already a store. Expected a new or an empty folder for the copy.")
             if KEY_VARIABLE not in os.environ:
                 keys = read_keys(store.folder)
                 if not (target / KEY_FILE).exists() or read_keys(target) != keys:
@@ -291,7 +295,7 @@ def _copy_snapshots(store: Backend, copy: Backend, progress: Progress) -> None:
             continue  # revoked since
         copy.snapshots.put(digest, data)
         if not copy.snapshots.is_whole(digest):
-            raise StoreError(f"The snapshot {digest} is not what was written when it is read again in {copy.folder}.")
+            raise StoreError(f"Read back from {copy.folder}, the snapshot {digest} differs from what was written.")
     progress(len(owners), len(owners))
 
 
@@ -382,8 +386,8 @@ def _check_equal(store: Backend, copy: Backend) -> None:
     wrong = [kind for kind in expected if expected[kind] != found[kind]]
     if head == copied and wrong:  # else a request came meanwhile, and it is copied again
         raise StoreError(
-            f"The copy in {copy.folder} has other {wrong[0]} than the store {store.folder}, which goes on; nothing was "
-            "given up. Remove the copy, and report this."
+            f"The copy in {copy.folder} has different {wrong[0]} than the store {store.folder}, which keeps "
+            "answering; nothing was changed in it. Remove the copy, and report this."
         )
 
 
@@ -420,8 +424,8 @@ def _digest(rows: Iterable[object]) -> tuple[int, int]:
 def _check_own(store: Backend, origin: _Origin) -> None:
     if not _is_own(store.folder, origin.inode):
         raise StoreError(
-            f"The store {store.folder} is a copy of {origin.folder} that was not finished, and was itself moved since. "
-            "Nothing was changed. Remove it, and copy the store again (s3t copy)."
+            f"The store {store.folder} is an unfinished copy of {origin.folder}, and was itself moved since. Nothing "
+            "was changed. Remove it, and copy the store again (s3t copy)."
         )
 
 
@@ -437,17 +441,17 @@ def _check_decided(store: Backend, origin: _Origin) -> None:
         if error.token == origin.token:
             return
         raise StoreError(
-            f"The store {store.folder} is a copy of {origin.folder} that was not finished, and that was given up for "
-            f"another: {error.target} answers. Remove this folder."
+            f"The store {store.folder} is an unfinished copy of {origin.folder}, which was replaced by "
+            f"{error.target}. Remove this folder."
         ) from error
     except StoreError as error:
         raise StoreError(
-            f"The store {store.folder} is a copy of {origin.folder}, and it cannot be said which of them answers, "
-            f"since that cannot be opened: {error} Make it available for one opening of this one."
+            f"The store {store.folder} is a copy of {origin.folder}. Which of them answers is unknown, because "
+            f"{origin.folder} cannot be opened: {error} Make it available once while this store is opened."
         ) from error
     raise StoreError(
-        f"The store {store.folder} is a copy of {origin.folder} that was not finished: that one answers. Copy it again "
-        "(s3t copy), which goes on here, or remove this folder."
+        f"The store {store.folder} is an unfinished copy of {origin.folder}, which still answers. Copy it again (s3t "
+        "copy) to finish the copy, or remove this folder."
     )
 
 

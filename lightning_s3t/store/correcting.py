@@ -138,9 +138,9 @@ class Correcting:
     def _check_restricts(self) -> None:
         if self._forgetting.waits:
             raise UnsupportedError(
-                f"The method {self._manifest.method.name!r} has one model, which the data of everybody has reached: "
-                "set aside, it would leave nothing to serve, so it cannot restrict. Expected a method that trains "
-                "shards (S3T, SISA). To take the data out, forget the subjects, and call fit."
+                f"The method {self._manifest.method.name!r} trains one model on everyone's data. Without it nothing "
+                "would serve, so this method cannot restrict subjects. Expected a method that trains shards (S3T, "
+                "SISA). To remove the data, forget the subjects and call fit."
             )
 
     def _check_restricted(self, subjects: Iterable[str], asked: Asked) -> None:
@@ -151,8 +151,8 @@ class Correcting:
         gone = sorted(hashes[hash_] for hash_ in asked.forgotten)
         why = f" {list_shown(gone)} are forgotten, which cannot be undone." if gone else ""
         raise UnknownSubjectError(
-            f"{list_shown(missing)} are not restricted in the store {self._store.folder}.{why} Expected ids of those "
-            "who are; nothing was changed."
+            f"{list_shown(missing)} are not restricted in the store {self._store.folder}.{why} Expected ids of "
+            "restricted subjects. Nothing was changed."
         )
 
 

@@ -87,7 +87,7 @@ class ReadOnlySnapshots(Snapshots):
 
     @override
     def put(self, digest: str, data: bytes) -> None:
-        raise StoreError("Nothing is put where a restore is only rehearsed.")
+        raise StoreError("A rehearsed restore does not write snapshots.")
 
     @override
     def get(self, digest: str, what: str) -> bytes:
@@ -182,10 +182,10 @@ def compare(restored: Backend, today: Today) -> list[str]:
     ledger = restored.ledger
     problems = []
     if today.position and ledger.digest_at(today.position) != today.digest:
-        problems.append(f"The history would not be the store's at event {today.position}.")
+        problems.append(f"The restored history would differ from the store's at event {today.position}.")
     lost = today.tombstones - set(ledger.tombstones())
     if lost:
-        problems.append(f"{len(lost)} people who are forgotten would be forgotten no more.")
+        problems.append(f"{len(lost)} forgotten people would no longer be forgotten.")
     return problems
 
 
@@ -206,14 +206,14 @@ def _copy_journal(store: Backend, folder: Path) -> Today:
 def _copy_ledger(store: Backend, folder: Path, backup: Path) -> None:
     if read_address(store.folder) is not None:
         raise ConfigurationError(
-            f"The ledger of the store {store.folder} is in PostgreSQL. Expected the address of a schema that was "
-            f"restored from a backup, in another database, and not {backup}."
+            f"The ledger of the store {store.folder} is in PostgreSQL. Expected the address of a schema in another "
+            f"database, restored from a backup, but got {backup}."
         )
     file = backup / LEDGER if backup.is_dir() else backup
     if not file.is_file():
         raise ConfigurationError(f"There is no backup at {file}. Expected a {LEDGER}, or a folder with one.")
     if file.resolve() == (store.folder / LEDGER).resolve():
-        raise ConfigurationError(f"{file} is the store's own ledger, and no backup of it.")
+        raise ConfigurationError(f"{file} is the store's own ledger, not a backup of it.")
     shutil.copyfile(file, folder / LEDGER)
     (folder / LEDGER).chmod(0o600)
     log = file.with_name(f"{file.name}-wal")
@@ -225,7 +225,7 @@ def _name_ledger(store: Backend, folder: Path, backup: str) -> None:
     address = read_address(store.folder)
     if address is None:
         raise ConfigurationError(
-            f"The ledger of the store {store.folder} is in its folder. Expected a backup of {LEDGER}, and not {backup}."
+            f"The ledger of the store {store.folder} is in its folder. Expected a backup of {LEDGER}, but got {backup}."
         )
     parsed = parse_address(backup)
     if parsed == (address.url, address.schema):

@@ -285,6 +285,6 @@ def _failed_message(folder: Path, failed: dict[str, OSError]) -> str:
     shown = "; ".join(f"{folder / path} ({error.strerror})" for path, error in list(failed.items())[:5])
     more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
     return (
-        f"What was to go is out of the ledger for good and never serves again, but {len(failed)} of its files could "
-        f"not be erased: {shown}{more}. Remove the cause and open the store again: the erasure then goes on."
+        f"The data is out of the ledger and never serves again, but {len(failed)} of its files could not be erased: "
+        f"{shown}{more}. Remove the cause and open the store again: the erasure then continues."
     )

@@ -80,7 +80,7 @@ def write_export(store: Backend, name: str, unit: UnitId, digests: Sequence[str]
     except BaseException as error:
         _take_back(store, Export(name, unit.cells, 0), begun, ours)
         if isinstance(error, OSError):
-            raise StoreError(f"The export could not be written ({error}). Nothing is left of it.") from error
+            raise StoreError(f"The export could not be written ({error}). No part of it remains.") from error
         raise
     write_journal(store.ledger, store.folder)
 
@@ -105,9 +105,9 @@ def check_exports(store: Backend) -> None:
     wrong = [one.name for one in expected if found.get(one.name) != Export(one.name, one.cells, one.as_of)]
     if wrong:
         raise StoreError(
-            f"{len(wrong)} exported copies of the store {store.folder} are not what its history says: they were "
-            "changed without the store's key, or the ledger is damaged. Nothing is served. Restore the ledger from a "
-            "backup (what it lacks is carried out again from the journal)."
+            f"{len(wrong)} exported copies of the store {store.folder} do not match its history: they were changed "
+            "without the store's key, or the ledger is damaged. Nothing is served. Restore the ledger from a backup "
+            "(missing requests are carried out again from the journal)."
         )
 
 
@@ -166,12 +166,12 @@ def _check_paths(folder: Path, paths: Mapping[str, bytes]) -> None:
     own = os.path.realpath(folder)
     for path in paths:
         if os.path.lexists(path):
-            raise ConfigurationError(f"{path} is there already. Expected a path for a new file; nothing was written.")
+            raise ConfigurationError(f"{path} already exists. Expected a path for a new file. Nothing was written.")
         if os.path.commonpath([own, path]) == own:
-            raise ConfigurationError(f"{path} lies in the store {folder}, which keeps its own files only.")
+            raise ConfigurationError(f"{path} is inside the store {folder}, which keeps only its own files.")
 
 
 def _revoked(unit: UnitId) -> RevokedError:
     return RevokedError(
-        f"Unit {unit} was revoked or trained again while it was exported. Export again: nothing is left."
+        f"Unit {unit} was revoked or trained again while it was exported, and nothing was written. Export again."
     )

@@ -173,10 +173,10 @@ class FeatureSums:
     def _check(self, rows: FeatureRows) -> None:
         part, targets = self.part, rows.targets
         if len(rows) and int(rows.features.abs().max()) > part.limit:
-            raise DataError(f"A feature is beyond {part.limit}, what {part.bits} bits hold.")
+            raise DataError(f"A feature is larger than {part.limit}, the limit of {part.bits} bits.")
         if self.task == "multiclass" and len(rows) and not 0 <= int(targets.min()) <= int(targets.max()) < part.outputs:
             raise DataError(
-                f"The targets are classes from {int(targets.min())} to {int(targets.max())}, and the head "
+                f"The targets are classes from {int(targets.min())} to {int(targets.max())}, but the head "
                 f"{part.layer} has {part.outputs} outputs. Expected classes from 0 to {part.outputs - 1}."
             )
         largest = int(targets.abs().max()) if len(rows) else 0

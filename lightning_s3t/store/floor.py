@@ -168,8 +168,8 @@ def add_rows(
     state = read_state(store, source) or FloorState(part, task)
     if state.task != task:
         raise StoreError(
-            f"The floor of the store {store.folder} was made with targets of a {state.task} task, and now they are of "
-            f"a {task} task. Expected the same data: give it its targets as before, or train into a new store."
+            f"The floor of the store {store.folder} was made with targets of a {state.task} task, but now they are "
+            f"those of a {task} task. Expected the same data: use the targets as before, or train into a new store."
         )
     people = set(owners)
     gone = store.ledger.forgotten(people)
@@ -254,11 +254,11 @@ def problems(store: Backend) -> Iterator[str]:
             kept = load_sums(store, state)
         except (DamagedError, StoreError) as error:
             if read_state(store, source) == state:  # else a request has replaced them
-                yield f"The sums of {what} are damaged, and the next fit makes them again: {error}"
+                yield f"The sums of {what} are damaged, and the next fit rebuilds them: {error}"
             continue
         mine, theirs = kept.to_tensors(), right.to_tensors()
         if any(not mine[name].equal(theirs[name]) for name in mine):
-            yield f"The sums of {what} are not those of its rows: what it answers may hold data that it should not."
+            yield f"The sums of {what} do not match its rows: its answers may include data that they should not."
 
 
 def repair(store: Backend) -> None:
@@ -291,9 +291,9 @@ def _decode(store: Backend, state: FloorState, source: str, found: Sequence[tupl
     for owner, body, mac in found:
         if not hmac.compare_digest(mac, store.authenticator.row_mac(source, owner, body)):
             raise StoreError(
-                f"A row of the floor of the store {store.folder} is not what was written with the store's key: it was "
-                "changed, or the ledger is damaged. Nothing was changed. Restore the ledger from a backup (what it "
-                "lacks is carried out again from the journal)."
+                f"A row of the floor of the store {store.folder} does not match what was written with the store's "
+                "key: it was changed, or the ledger is damaged. This call changed nothing. Restore the ledger from a "
+                "backup (missing requests are carried out again from the journal)."
             )
     return FeatureRows.decode([body for _, body, _ in found], state.part, state.task)
 

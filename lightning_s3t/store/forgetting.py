@@ -133,7 +133,9 @@ class Forgetting:
             UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
         """
         if due.tzinfo is None:
-            raise ConfigurationError(f"The time {due.isoformat()} has no time zone. Expected one: 2027-01-31T12:00Z.")
+            raise ConfigurationError(
+                f"The time {due.isoformat()} has no time zone. Expected a time like 2027-01-31T12:00Z."
+            )
         asked, already, _ = self._schedule(subjects, due, strict, self.name("forget", subjects, request_id))
         return asked - already
 
@@ -176,7 +178,7 @@ class Forgetting:
             if missing:
                 raise UnknownSubjectError(
                     f"Nothing is scheduled for {list_shown(sorted(missing))} in the store {self._store.folder}. "
-                    "Expected ids of scheduled requests that are not carried out yet; nothing was cancelled."
+                    "Expected ids of scheduled requests that are not carried out yet. Nothing was cancelled."
                 )
             self._ledger.unschedule(asked)
             pending = tuple(hash_.hex() for hash_ in sorted(asked))
@@ -276,7 +278,9 @@ class Forgetting:
             leaving = [one for one in due if one[0] in waiting]
             settled = self._still_waiting(corrections, leaving)
             if not leaving and not settled:
-                raise RevokedError("The requests that have waited for this fit were cancelled: what served serves on.")
+                raise RevokedError(
+                    "The requests that waited for this fit were cancelled. The serving model keeps serving."
+                )
             number, carried_out = self._ledger.watermark() + 1, list[CarriedOut]()
             if settled:
                 asked = Asked({mark.hash: mark.cell for mark in settled}, set(), None, {})
@@ -356,8 +360,8 @@ class Forgetting:
             form = hashes[hash_]
             raise UnknownSubjectError(
                 f"The store {self._store.folder} has never seen {shorten(ascii(forms[form]))}, but it knows "
-                f"{shorten(ascii(form))}, which is the same text in another Unicode form. Expected the "
-                "spelling of the training data; nothing was changed."
+                f"{shorten(ascii(form))}, which is the same text in another Unicode form. Expected the spelling of "
+                "the training data. Nothing was changed."
             )
 
     def name(self, kind: RequestKind, subjects: Sequence[str], request_id: str | None) -> Name | None:
@@ -384,9 +388,8 @@ class Forgetting:
         """
         if name is not None:
             raise ConfigurationError(
-                f"With the method {self._manifest.method.name!r} requests wait for the next fit, which carries all "
-                "of them out as one: they have no names. Leave request_id out: a request that is repeated is still "
-                "one."
+                f"With the method {self._manifest.method.name!r} requests wait for the next fit, which carries all of "
+                "them out as one, so they have no names. Leave request_id out: a repeated request counts once."
             )
 
     def find(self, name: Name | None) -> int | None:
@@ -404,7 +407,7 @@ class Forgetting:
         if scheduled is not None:
             raise ConfigurationError(
                 f"The name {name.request_id!r} was given to a scheduled request, which is {scheduled.state}. Expected "
-                "a name of its own for each request; nothing was changed."
+                "a new name for each request. Nothing was changed."
             )
         return self._find(name)
 
@@ -413,7 +416,7 @@ class Forgetting:
         if number is not None:
             raise ConfigurationError(
                 f"The name {name.request_id!r} was given to request {number}, which was carried out at once. Expected "
-                "a name of its own for each request; nothing was changed."
+                "a new name for each request. Nothing was changed."
             )
 
     def _find(self, name: Name) -> int | None:
@@ -426,8 +429,8 @@ class Forgetting:
         if (earlier.request_id, earlier.asked, earlier.kind) != (name.request_id, name.asked, name.kind):
             what = "for other subjects" if earlier.kind == name.kind else f"one to {earlier.kind}"
             raise ConfigurationError(
-                f"The name {name.request_id!r} was given to request {found}, which was {what}. Expected a name of its "
-                "own for each request; nothing was changed."
+                f"The name {name.request_id!r} was given to request {found}, which was {what}. Expected a new name "
+                "for each request. Nothing was changed."
             )
         return found
 
@@ -505,9 +508,9 @@ class Forgetting:
             missed = [str(unit) for unit in left if unit != added and reaches(unit.cells, effect.reached)]
             if missed:
                 raise StoreError(
-                    f"The ledger of the store {self._store.folder} is damaged: its index does not know that the "
-                    f"request reaches {missed[0]}. Nothing was changed. Restore the ledger from a backup (what it "
-                    "lacks is carried out again from the journal), or train again into a new folder."
+                    f"The ledger of the store {self._store.folder} is damaged: its index does not record that the "
+                    f"request reaches {missed[0]}. Nothing was changed. Restore the ledger from a backup (missing "
+                    "requests are carried out again from the journal), or train again into a new folder."
                 )
             best = survivors(left, {unit: score for unit, score in left.items() if score is not None})
             serving[str(shard)] = str(best[shard]) if best else None
@@ -545,8 +548,8 @@ class Forgetting:
             raise
         except StoreError as error:
             raise StoreError(
-                f"Request {request} is carried out, and nothing that it reached serves, but what follows is not "
-                f"done: {error} The next opening of the store goes on with it."
+                f"Request {request} is carried out, and nothing that it reached serves, but a later step failed: "
+                f"{error} The step is repeated when the store is next opened."
             ) from error
 
 
@@ -564,9 +567,7 @@ class Name:
                 f"The name of the request is {self.request_id!r:.60}. Expected a text of 1 to 200 characters."
             )
         if not self.request_id.isprintable():
-            raise ConfigurationError(
-                f"The name of the request is {self.request_id!r}. Expected characters that can be printed."
-            )
+            raise ConfigurationError(f"The name of the request is {self.request_id!r}. Expected printable characters.")
 
 
 @dataclass(frozen=True)
@@ -593,8 +594,8 @@ class CarriedOut:
 def _check_same(found: ScheduledRequest, name: Name) -> None:
     if found.asked != name.asked:
         raise ConfigurationError(
-            f"The name {name.request_id!r} was given to a scheduled request for other subjects. Expected a name of its "
-            "own for each request; nothing was changed."
+            f"The name {name.request_id!r} was given to a scheduled request for other subjects. Expected a new name "
+            "for each request. Nothing was changed."
         )
     if found.state == "cancelled":
         raise ConfigurationError(
@@ -633,8 +634,7 @@ def time_text(time: datetime) -> str:
         return time.astimezone(timezone.utc).isoformat(timespec="milliseconds")
     except OverflowError:
         raise ConfigurationError(
-            f"The time {time.isoformat()} is at an end of the calendar: in UTC it has no date. Expected one between "
-            "the years 1 and 9999."
+            f"The time {time.isoformat()} is outside the calendar in UTC. Expected a time between the years 1 and 9999."
         ) from None
 
 
@@ -651,8 +651,8 @@ def list_shown(subjects: list[str]) -> str:
 
 def _unknown_message(unknown: list[str], store: str) -> str:
     return (
-        f"The store {store} has never seen {list_shown(unknown)}. Expected ids of its training data; nothing was "
-        "changed. Check the spelling, or pass strict=False: unknown subjects then never enter a later fit."
+        f"The store {store} has never seen {list_shown(unknown)}. Expected ids of its training data. Nothing was "
+        "changed. Check the spelling, or pass strict=False: unknown subjects are then kept out of every later fit."
     )
 
 

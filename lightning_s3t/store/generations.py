@@ -86,7 +86,7 @@ def merge_generations(store: Backend, keyring: Keyring, partition: Partition, in
     if not 1 <= into < len(found) - 1:
         raise ConfigurationError(
             f"Generations cannot be merged into {into}: the store {store.folder} has {max(len(found) - 1, 0)} after "
-            "the first. Expected the number of one, from 1 on, that has others after it."
+            "the first. Expected the number of a generation, 1 or more, that has later ones."
         )
     target, gone = partition.shard_of_generation(into), range(into + 1, len(found))
     _check_unrestricted(store, target)
@@ -114,7 +114,8 @@ def _check_unrestricted(store: Backend, target: int) -> None:
     if restricted or aside:
         raise ConfigurationError(
             f"Generations cannot be merged in the store {store.folder} while people in them are restricted: "
-            f"{len(restricted)} are, and {len(aside)} units are set aside for them. Release them or forget them first."
+            f"{len(restricted)} people are, and {len(aside)} units are set aside for them. Release or forget them "
+            "first."
         )
 
 

@@ -102,7 +102,7 @@ def read_keys(folder: Path) -> Keys:
     except FileNotFoundError:
         raise StoreError(
             f"The store {folder} has lost its key {KEY_FILE}: no subject can be found without it. Restore it from a "
-            f"backup, or give it by the environment ({KEY_VARIABLE})."
+            f"backup, or set it in the environment ({KEY_VARIABLE})."
         ) from None
     if not data or len(data) % _KEY_BYTES or len(data) == _MOST:
         raise StoreError(
@@ -193,7 +193,7 @@ def _parse(text: str) -> Keys:
         keys = ()
     if not keys or any(len(key) != _KEY_BYTES for key in keys):
         raise StoreError(
-            f"{KEY_VARIABLE} is no key. Expected {2 * _KEY_BYTES} hexadecimal digits, and as many after a colon for "
-            "each rotation."
+            f"{KEY_VARIABLE} is not a key. Expected {2 * _KEY_BYTES} hexadecimal digits, and for each rotation a "
+            "colon and as many again."
         )
     return keys

@@ -82,8 +82,8 @@ def write_journal(ledger: Ledger, folder: Path, known: JournalEnd | None = None)
             return JournalEnd(events[-1].position, events[-1].digest, found.size + len(lines)) if events else found
     except OSError as error:
         raise StoreError(
-            f"The journal {folder / FILE} cannot be written ({error.strerror}). What is in the ledger holds all the "
-            "same; the journal is brought up when the store is next opened."
+            f"The journal {folder / FILE} cannot be written ({error.strerror}). The ledger is still valid. The "
+            "journal is brought up to date when the store is next opened."
         ) from error
 
 
@@ -105,8 +105,8 @@ def reconcile(store: Backend, keyring: Keyring) -> int:
     if not path.is_file():
         raise StoreError(
             f"The store {folder} has lost its {FILE}, which shows whether the ledger is the newest. Restore it from a "
-            f"backup. If it is lost, and you are certain that no request was carried out since the ledger was "
-            "written, make an empty file of that name: it is then written anew."
+            "backup. If it is lost, and you are certain that no request was carried out since the ledger was "
+            "written, create an empty file of that name: it is then rewritten."
         )
     position, digest = ledger.head()
     with read_unlinked(path) as file:
@@ -200,16 +200,16 @@ def _carry_out(store: Backend, keyring: Keyring, event: Event) -> int | None:
 def _unreadable(folder: Path, event: Event, error: Exception) -> StoreError:
     return StoreError(
         f"Event {event.position} of the journal {folder / FILE} cannot be carried out ({error}): it was written by "
-        "another version of lightning_s3t, or changed. Nothing is served. Use that version, or restore the ledger and "
-        f"{FILE} from one backup."
+        "another version of lightning_s3t, or was changed. Nothing is served. Use that version, or restore the "
+        f"ledger and {FILE} from the same backup."
     )
 
 
 def _forged(folder: Path, event: Event) -> StoreError:
     return StoreError(
-        f"Event {event.position} of the journal {folder / FILE} was not written with the store's key: somebody has "
-        f"made it up, or changed it. Nothing is served. Restore the ledger and {FILE} from one backup, and look who "
-        "can write the folder."
+        f"Event {event.position} of the journal {folder / FILE} was not written with the store's key: it was forged "
+        f"or changed. Nothing is served. Restore the ledger and {FILE} from the same backup, and check who can write "
+        "to the folder."
     )
 
 
@@ -227,5 +227,5 @@ def _write_all(descriptor: int, data: bytes) -> None:
 def _fork_message(folder: Path, position: int) -> str:
     return (
         f"The ledger and the journal of the store {folder} disagree about event {position}: one of them was changed, "
-        f"or they are not of one store. Nothing is served. Restore the ledger and {FILE} from one backup."
+        f"or they belong to different stores. Nothing is served. Restore the ledger and {FILE} from the same backup."
     )

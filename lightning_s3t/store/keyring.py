@@ -164,8 +164,8 @@ class Keyring:
         keys = read_keys(self._folder)
         if len(keys) < layers:
             raise StoreError(
-                f"The store {self._folder} was rotated to {layers} keys, and {len(keys)} are there: {KEY_FILE} is an "
-                "old copy. Restore the newest from a backup."
+                f"The store {self._folder} was rotated to {layers} keys, but {KEY_FILE} has {len(keys)}: it is an old "
+                "copy. Restore the newest from a backup."
             )
         self._store.authenticator.check()  # or what was changed meanwhile would get a MAC of the new key
         self._ledger.rehash(lambda value: add_layers(keys[layers - 1 : layers], value))

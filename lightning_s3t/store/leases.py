@@ -24,9 +24,9 @@ from lightning_s3t.errors import ConfigurationError, LedgerUnreachableError, Rol
 from lightning_s3t.store.ledger import Ledger
 
 MAX_STALENESS = 60.0
-"""Seconds that a replica may answer without a look, at most."""
+"""The most seconds that a replica may answer without looking at the ledger."""
 ANY_REQUEST = 1 << 62
-"""A number that no request reaches: all replicas are behind it."""
+"""A number larger than that of any request: all replicas are behind it."""
 _SHORTEST = 0.05  # seconds: below, looking at every answer costs less
 _POLL = 0.02  # seconds between two looks at who is behind
 
@@ -112,8 +112,8 @@ class Lease:
             newest, known = self._ledger.look(self._id)
             if newest < self._newest:
                 raise RolledBackError(
-                    f"The ledger has lost request {self._newest}: an old copy was put in its place. Nothing is "
-                    "answered. Open the store again: what its journal has is carried out again."
+                    f"The ledger has lost request {self._newest}: it was replaced with an old copy. Nothing is "
+                    "answered. Open the store again: the requests in its journal are carried out again."
                 )
             self._newest = newest  # from now on no answer leaves that it revokes; only then may it be confirmed
             if known is None:

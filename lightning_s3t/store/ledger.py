@@ -13,7 +13,7 @@ from lightning_s3t.core.units import Cell
 from lightning_s3t.errors import StoreError
 
 Tombstone = tuple[bytes, Cell]
-"""The keyed hash of a subject who is forgotten, and the cell that the subject's data was in."""
+"""The keyed hash of a forgotten subject, and the cell that the subject's data was in."""
 
 
 class Mark(NamedTuple):
@@ -492,7 +492,7 @@ class Ledger(Protocol):
 
 
 UNDECODABLE = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
-"""What decoding a value raises that is not what was written: databases do not notice a flipped bit in a text."""
+"""Errors raised while decoding a corrupted value: databases do not detect a flipped bit in a text."""
 
 
 @contextmanager
@@ -521,7 +521,7 @@ def undecodable(what: str, error: Exception) -> StoreError:
         error: What that has raised.
     """
     return StoreError(
-        f"{what} cannot be read ({type(error).__name__}: {error}): the ledger is damaged, or was changed. Restore "
-        "the ledger from a backup (what it lacks is carried out again from the journal), or train again into a new "
+        f"{what} cannot be read ({type(error).__name__}: {error}): the ledger is damaged, or was changed. Restore the "
+        "ledger from a backup (missing requests are carried out again from the journal), or train again into a new "
         "folder."
     )

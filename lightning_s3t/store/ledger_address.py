@@ -83,7 +83,8 @@ def parse_address(text: str) -> tuple[str, str]:
         )
     if parts.scheme not in _SCHEMES or parts.fragment or not _NAME.fullmatch(schema):
         raise ConfigurationError(
-            f"The ledger's address is {text!r}. Expected {_FORM}, the schema's name in small letters, digits and '_'."
+            f"The ledger's address is {text!r}. Expected {_FORM}, with the schema's name in lower-case letters, "
+            "digits and '_'."
         )
     left = "&".join(option for name, option in options if name != "schema")
     return f"postgresql://{parts.netloc}{parts.path}{'?' if left else ''}{left}", schema
@@ -143,7 +144,7 @@ def check_not_moved(folder: Path) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise StoreError(f"{path} cannot be read ({error}): the store was given up. Restore the file.") from error
+        raise StoreError(f"{path} cannot be read ({error}): the store was retired. Restore the file.") from error
 
 
 def read_address(folder: Path) -> LedgerAddress | None:
@@ -164,21 +165,23 @@ def read_address(folder: Path) -> LedgerAddress | None:
             found, now = read_json(_Note, file.read()), os.fstat(file.fileno())
         parsed = parse_address(f"{found.url}{'&' if '?' in found.url else '?'}schema={found.schema}")
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read ({error}). Expected what was written there: restore it.") from error
+        raise StoreError(
+            f"{path} cannot be read ({error}). Expected its original contents: restore the file."
+        ) from error
     address = LedgerAddress(found.url, found.schema, found.id)
     if (folder / SQLITE_FILE).exists():
         raise StoreError(
-            f"{folder} has a {SQLITE_FILE}, and its {FILE} names another ledger: {address}. One store has one ledger. "
-            "Restore the folder from a backup."
+            f"{folder} has a {SQLITE_FILE}, but its {FILE} names another ledger: {address}. A store has only one "
+            "ledger. Restore the folder from a backup."
         )
     if (found.inode, now.st_uid) != (now.st_ino, os.geteuid()):
         given = os.environ.get(VARIABLE)
         if given is None or parse_address(given) != parsed:
             raise StoreError(
                 f"{folder} is a copy of the folder that the ledger at {address} belongs to, or was restored from a "
-                "backup, or is another user's. Nothing was changed, and the database was not asked. A request would "
-                "erase files in one of two folders only. If there is no other folder any more, and you trust this one, "
-                f"set {VARIABLE} to that address once."
+                "backup, or is another user's. Nothing was changed, and the database was not contacted. A request "
+                "would erase files in only one of the two folders. If the other folder no longer exists, and you "
+                f"trust this one, set {VARIABLE} to that address once."
             )
         _write(path, address)
     return address
@@ -205,8 +208,8 @@ def make_address(folder: Path, text: str | None) -> LedgerAddress | None:
     elif kept is None or (kept.url, kept.schema) != (url, schema):
         where = str(kept) if kept is not None else SQLITE_FILE
         raise StoreMismatchError(
-            f"The ledger of the store {folder} is {where}, and not {url} (schema {schema}). Leave the argument out: "
-            "the folder says where its ledger is; or give a new folder as `store`."
+            f"The ledger of the store {folder} is {where}, not {url} (schema {schema}). Leave the argument out (the "
+            "folder records where its ledger is), or give a new folder as `store`."
         )
     return kept
 

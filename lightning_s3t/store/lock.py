@@ -110,7 +110,7 @@ def _held(path: Path, patience: float, pause: float) -> Iterator[None]:
         while not _lock(file, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
                 raise StoreError(
-                    f"Another process has held {path} for {patience:.0f} seconds. Let it end, and try again."
+                    f"Another process has held {path} for {patience:.0f} seconds. Wait for it to end, and try again."
                 )
             time.sleep(pause)
         holder = os.getpid()

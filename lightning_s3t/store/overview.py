@@ -93,10 +93,13 @@ class Overview:
         if self.waiting:
             return f"Call fit with the same store: {self.waiting} subjects wait to be forgotten."
         if self.corrections:
-            return f"Call fit with the same store: the corrected data of {self.corrections} subjects waits to be used."
+            return (
+                f"Call fit with the same store: the corrected data of {self.corrections} subjects has not been used "
+                "yet."
+            )
         empty = [one for one in self.generations if not one.subjects and one.shard not in self.serving]
         dark = self.shards - len(empty) - len(self.serving)
-        again = "Call fit with the same store: it trains again what was revoked, without the forgotten."
+        again = "Call fit with the same store: it trains the revoked units again, without the forgotten data."
         if dark:
             floor = " The floor answers." if not self.serving and self.floor_rows is not None else ""
             return f"{dark} of {self.shards} shards serve nothing.{floor} {again}"
@@ -107,7 +110,7 @@ class Overview:
             return f"What serves was trained on {served:.0%} of the slices. {again}"
         if self.merge_from is not None:
             return (
-                f"The people who came later have many small shards: merge generations {self.merge_from} to "
+                f"People who came later are spread over many small shards: merge generations {self.merge_from} to "
                 f"{len(self.generations)} into one (s3t store consolidate), and call fit with the same store."
             )
         return None

@@ -44,7 +44,7 @@ from lightning_s3t.store.sql_ledger import SqlLedger, owner_aside, owner_of_atte
 
 FORMAT = 3
 CHANNEL = "lightning_s3t"
-"""Where each request is told to whoever listens (NOTIFY), by the schema's name. A hint: the look is what counts."""
+"""The NOTIFY channel of a schema, where each request is announced. Only a hint: replicas rely on their own looks."""
 _PATIENCE = 30.0  # seconds, for a lock, and for a server that is away when a commit's outcome is in doubt
 _CHUNK = 5000  # rows a statement
 _LAST_LETTER = chr(0x10FFFF)
@@ -208,8 +208,8 @@ class PostgresLedger(SqlLedger):
             cause = error.__cause__ if type(error) in (StoreError, LedgerUnreachableError) else None
             if isinstance(cause, (psycopg.OperationalError, OSError)):
                 raise LedgerUnreachableError(
-                    f"The ledger of the store {self._folder} could not be written ({_text(cause)}); nothing was "
-                    "changed. See to the cause, and try again."
+                    f"The ledger of the store {self._folder} could not be written ({_text(cause)}). Nothing was "
+                    "changed. Remove the cause, and try again."
                 ) from cause
             raise
         finally:
@@ -235,7 +235,7 @@ class PostgresLedger(SqlLedger):
         for is_last in (False, True):
             session = self._session()
             if session.in_block:
-                raise StoreError(f"A transaction on the ledger of the store {self._folder} is within another.")
+                raise StoreError(f"Transactions on the ledger of the store {self._folder} cannot be nested.")
             try:
                 with self._errors():
                     session.connection.execute(statement.encode())
@@ -291,9 +291,9 @@ class PostgresLedger(SqlLedger):
                 if time.monotonic() > deadline:
                     raise _UnknownOutcomeError(
                         f"The connection to the ledger at {self._address} broke while a change was committed "
-                        f"({_text(cause)}), and the server has not been reached since: whether it was carried out is "
-                        "not known. When the server is back, look (s3t receipt list), or ask again: a request with "
-                        "the same request_id is no second one."
+                        f"({_text(cause)}), and the server has been unreachable since: it is unknown whether the "
+                        "change was carried out. When the server is back, check with `s3t receipt list`, or repeat "
+                        "the request: with the same request_id it is not carried out twice."
                     ) from error
             time.sleep(0.2)
 
@@ -323,8 +323,8 @@ class PostgresLedger(SqlLedger):
                 connection = psycopg.connect(**settings, autocommit=True)
             except psycopg.OperationalError as error:
                 raise LedgerUnreachableError(
-                    f"The ledger at {self._address} cannot be used ({_text(error)}). Expected a PostgreSQL server that "
-                    "can be reached and is no standby. A password belongs in ~/.pgpass or PGPASSWORD."
+                    f"The ledger at {self._address} cannot be used ({_text(error)}). Expected a reachable PostgreSQL "
+                    "server that is not a standby. A password belongs in ~/.pgpass or PGPASSWORD."
                 ) from error
             try:
                 row = connection.execute(_SETTINGS, (self._address.schema,)).fetchone()
@@ -357,9 +357,9 @@ class PostgresLedger(SqlLedger):
 
     def _rolled_back(self, what: str) -> RolledBackError:
         return RolledBackError(
-            f"The ledger at {self._address} has lost {what}: a standby that was behind took over, or an old backup was "
-            f"restored. Nothing is served. Open the store {self._folder} again (any s3t command does): what its "
-            "journal has is carried out again. A request that has had no answer has to be made again."
+            f"The ledger at {self._address} has lost {what}: a standby that was behind took over, or an old backup "
+            f"was restored. Nothing is served. Open the store {self._folder} again (any s3t command does this): the "
+            "requests in its journal are carried out again. Repeat requests that got no answer."
         )
 
     def _check_tables(self, create: bool) -> None:
@@ -371,20 +371,20 @@ class PostgresLedger(SqlLedger):
             tables = set(_TABLES)
         if "store" not in tables:
             raise StoreError(
-                f"There is no ledger at {self._address}: the schema is missing, or has other tables than a store. Name "
-                "a schema that has none (?schema=name), or restore the database from a backup."
+                f"There is no ledger at {self._address}: the schema is missing, or its tables are not those of a "
+                "store. Name a schema without tables (?schema=name), or restore the database from a backup."
             )
         form, folder = (self._rows("SELECT format, folder FROM store") or [(0, "")])[0]
         if form != FORMAT:
             raise StoreError(
                 f"The ledger at {self._address} has format {form}, this version of lightning_s3t reads {FORMAT}. Use "
-                "the version that made it, or train again into a new folder and schema, without those who were "
-                "forgotten."
+                "the version that made it, or train again into a new folder and schema, without the forgotten "
+                "subjects."
             )
         if folder != self._address.id:
             raise StoreError(
-                f"The ledger at {self._address} belongs to another folder than {self._folder}. Each store has a schema "
-                "of its own: name another one (?schema=name)."
+                f"The ledger at {self._address} belongs to a folder other than {self._folder}. Each store needs its "
+                "own schema: name another one (?schema=name)."
             )
         self._check_here(self._rows("SELECT moved_to FROM store")[0][0])
         strange = sorted(tables ^ _TABLES) or [name for (name,) in self._rows(_HOOKS, {"schema": schema})]
@@ -416,16 +416,16 @@ class PostgresLedger(SqlLedger):
 
     def _converted(self, error: psycopg.Error) -> StoreError:
         if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
-            what = f"The ledger at {self._address} could not be read or written ({_text(error)}). See to the cause"
+            what = f"The ledger at {self._address} could not be read or written ({_text(error)}). Remove the cause"
             found: StoreError = LedgerUnreachableError(
                 f"{what}: another process that does not end, the server, the network. Then try again."
             )
         elif isinstance(error, psycopg.errors.InFailedSqlTransaction):
-            found = StoreError(f"A transaction on the ledger at {self._address} had failed; nothing was changed.")
+            found = StoreError(f"A transaction on the ledger at {self._address} had failed. Nothing was changed.")
         else:
             found = StoreError(
                 f"The ledger at {self._address} is damaged, or was changed ({_text(error)}). Nothing is served from a "
-                "damaged ledger: restore the database from a backup (what it lacks is carried out again from the "
+                "damaged ledger. Restore the database from a backup (missing requests are carried out again from the "
                 "journal)."
             )
         found.__cause__ = error
@@ -884,7 +884,7 @@ class PostgresLedger(SqlLedger):
 
     @override
     def add_features(self, source: str, rows: Iterable[tuple[bytes, bytes, bytes, bytes]]) -> None:
-        raise StoreError(f"The ledger at {self._address} keeps no features of rows; nothing was added.")
+        raise StoreError(f"The ledger at {self._address} does not keep features of rows. Nothing was added.")
 
     @override
     def features(self, source: str) -> Iterator[tuple[bytes, bytes, bytes]]:

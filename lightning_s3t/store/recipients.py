@@ -93,8 +93,7 @@ def hand_over(store: Backend, export: str, recipient: str) -> None:
             )
         if known.exports[export] is not None:
             raise ConfigurationError(
-                f"Request {known.exports[export]} reached the exported copy {export}: it must not be handed to anyone. "
-                "Export again."
+                f"Request {known.exports[export]} reached the exported copy {export}: do not hand it out. Export again."
             )
         if not any((copy.export, copy.recipient) == (export, recipient) for copy in known.copies):
             record(store, "handover", None, asdict(Handover(export, recipient)))
@@ -116,7 +115,8 @@ def acknowledge(store: Backend, export: str, recipient: str) -> None:
         copies = [copy for copy in read_copies(store) if (copy.export, copy.recipient) == (export, recipient)]
         if not copies:
             raise ConfigurationError(
-                f"{recipient!r} was not handed the exported copy {export!r}. Expected what `s3t recipients list` shows."
+                f"{recipient!r} was not handed the exported copy {export!r}. Expected a recipient and a copy that "
+                "`s3t recipients list` shows."
             )
         if copies[0].request is None:
             raise ConfigurationError(
@@ -215,6 +215,6 @@ def _read(store: Backend) -> _Known:
 def _check_recipient(recipient: str) -> None:
     if not recipient.strip() or len(recipient) > _LONGEST or not recipient.isprintable():
         raise ConfigurationError(
-            f"The recipient is {recipient[:40]!r}. Expected the name of who or what holds the copy, up to {_LONGEST} "
-            "characters on one line."
+            f"The recipient is {recipient[:40]!r}. Expected the name of the person or system that holds the copy, up "
+            f"to {_LONGEST} characters on one line."
         )

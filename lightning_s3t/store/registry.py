@@ -17,7 +17,7 @@ from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.ledger import Ledger
 
 Newcomers = Literal["retrain", "append"]
-"""Where people belong who come after others: into the shards of all, or into a generation of their own."""
+"""Where people who come later belong: in the existing shards, or in a generation of their own."""
 
 _CHUNK = 100_000
 
@@ -92,9 +92,9 @@ def _check_bands(known: Mapping[bytes, int], given: Mapping[bytes, int]) -> None
     moved = sum(given[hash_] != band for hash_, band in known.items())
     if moved:
         raise DataError(
-            f"{moved} of the subjects are in another band of risk than when they were registered, so their data would "
-            "move to other slices. Expected risks and thresholds that stay as they were: keep them, or train into a "
-            "new store."
+            f"{moved} of the subjects are in another risk band than when they were registered, so their data would "
+            "move to other slices. Expected the same risks and thresholds as before: keep them, or train into a new "
+            "store."
         )
 
 

@@ -106,9 +106,9 @@ def check_scheduled(store: Backend, keyring: Keyring) -> None:
     wrong = {hash_: what for hash_, what in expected.items() if hash_ not in gone}.items() ^ found.items()
     if wrong:
         raise StoreError(
-            f"{len({hash_ for hash_, _ in wrong})} scheduled requests of the store {store.folder} are not what its "
-            "history says: they were changed without the store's key, or the ledger is damaged. Nothing is served. "
-            "Restore the ledger from a backup (what it lacks is carried out again from the journal)."
+            f"{len({hash_ for hash_, _ in wrong})} scheduled requests of the store {store.folder} do not match its "
+            "history: they were changed without the store's key, or the ledger is damaged. Nothing is served. "
+            "Restore the ledger from a backup (missing requests are carried out again from the journal)."
         )
 
 

@@ -71,8 +71,8 @@ def clear_scratch(store: Path) -> None:
             _remove_unless_in_use(left)
     except OSError as error:
         raise StoreError(
-            f"What a process that has died has left in {folder} could not be removed ({error}). Remove the cause and "
-            "open the store again."
+            f"Files that a dead process left in {folder} could not be removed ({error}). Remove the cause and open "
+            "the store again."
         ) from error
     with contextlib.suppress(OSError):
         folder.rmdir()
@@ -88,7 +88,7 @@ def _make(store: Path) -> tuple[Path, int]:
         except FileNotFoundError:  # another process has just cleared up
             continue
         except OSError as error:
-            raise StoreError(f"No folder could be made in {store / FOLDER} ({error}).") from error
+            raise StoreError(f"No folder could be created in {store / FOLDER} ({error}).") from error
         if _is_locked_by(lock) and path.exists():
             return path, lock
         os.close(lock)

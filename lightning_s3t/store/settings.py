@@ -55,11 +55,12 @@ def read_settings(ledger: Ledger, store: Path) -> dict[str, Any]:
     notes = ledger.notes("settings", "settings_sha256")
     text = notes.get("settings")
     if text is None:
-        raise StoreError(f"The store {store} has no settings: it was never finished. Give a new folder as `store`.")
+        raise StoreError(
+            f"The store {store} has no settings: its creation was never finished. Give a new folder as `store`."
+        )
     if notes.get("settings_sha256") != _digest(text):
         raise StoreError(
-            f"The settings of the store {store} are not what was written: the ledger is damaged. Restore it from a "
-            "backup."
+            f"The settings of the store {store} are corrupted: the ledger is damaged. Restore it from a backup."
         )
     settings: dict[str, Any] = json.loads(text)
     return settings
@@ -102,13 +103,13 @@ def check_settings(
 
 def _describe_tensors(names: list[str], pretrained: Mapping[str, str]) -> str:
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    found = f"  - {len(names)} of {len(pretrained)} pretrained tensors are others than at the first fit: {shown}."
+    found = f"  - {len(names)} of {len(pretrained)} pretrained tensors differ from those at the first fit: {shown}."
     alike = pretrained.keys() - set(names)
     if not all(pretrained[name].endswith("constant") for name in alike):
         return found
     return (
         f"{found} Are the weights drawn at random at every start? Load pretrained ones, or seed before the model is "
-        "made (L.seed_everything)."
+        "created (L.seed_everything)."
     )
 
 

@@ -86,7 +86,7 @@ def _verify(document: Mapping[str, Any], public: Ed25519PublicKey, key: Path, wh
     bare = {name: value for name, value in document.items() if name != "signature"}
     signature = document.get("signature")
     if not isinstance(signature, dict) or signature.get("algorithm") != ALGORITHM or "value" not in signature:
-        raise StoreError(f"{what} has no Ed25519 signature. Expected what `{command}` has made.")
+        raise StoreError(f"{what} has no Ed25519 signature. Expected the output of `{command}`.")
     from cryptography.exceptions import InvalidSignature
 
     try:
@@ -95,8 +95,8 @@ def _verify(document: Mapping[str, Any], public: Ed25519PublicKey, key: Path, wh
         raise StoreError(f"{what} was not signed with the key of {key}, or was changed afterwards.") from None
     if signature.keys() != _MEMBERS or signature["public_key"] != public.public_bytes_raw().hex():
         raise StoreError(
-            f"{what} has something beside its signature that is not signed. Expected {', '.join(sorted(_MEMBERS))} "
-            f"alone, with the public key in {key}."
+            f"{what} has members besides its signature that are not signed. Expected only "
+            f"{', '.join(sorted(_MEMBERS))}, with the public key in {key}."
         )
 
 

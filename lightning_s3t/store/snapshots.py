@@ -22,7 +22,7 @@ from lightning_s3t.store.files import (
 )
 
 FOLDER = "snapshots"
-NOT_SERVED = "It is not served. `s3t store verify` takes the unit out, and the next fit trains it again."
+NOT_SERVED = "It is not served. `s3t store verify` removes the unit, and the next fit trains it again."
 _DIGEST = re.compile("[0-9a-f]{64}")
 # a snapshot, or one that `write_atomically` has begun
 _NAME = r"(?:[0-9a-f]{64}\.safetensors|\.[0-9a-f]{64}\.safetensors\.\d+\.tmp)"
@@ -37,7 +37,7 @@ class Snapshots(Protocol):
     """
 
     is_remote: bool
-    """Whether a network lies between: then nothing is put or deleted while other writers of the ledger wait."""
+    """Whether access goes over a network: then nothing is put or deleted while other writers of the ledger wait."""
 
     def name(self, digest: str) -> str:
         """Return the name that a ledger knows a snapshot by."""
@@ -199,12 +199,12 @@ class SnapshotFolder(SnapshotNames):
     def _check_folder(self) -> None:
         if self._folder.is_symlink():  # put there while the store is open; what it leads to is not the store's
             raise StoreError(
-                f"{self._folder} is a link, and links are not followed. Put the folder itself there, or mount its disk "
-                "there."
+                f"{self._folder} is a symbolic link, and links are not followed. Put the folder itself there, or "
+                "mount its disk there."
             )
 
     def _elsewhere(self, what: str) -> StoreError:
         return StoreError(
-            f"The folder {self._folder} is {what}. If it lies on a disk of its own, mount it; else restore it from a "
-            "backup. Nothing is given up for that."
+            f"The folder {self._folder} is {what}. If it is on its own disk, mount the disk; otherwise restore the "
+            "folder from a backup. No unit is discarded because of this."
         )

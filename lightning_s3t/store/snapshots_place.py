@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lightning_s3t.store.bucket import SnapshotBucket
 
 NOTE = "snapshots"
-"""What the ledger notes of it, if it is not the store's folder."""
+"""The location as the ledger records it, if it is not the store's folder."""
 MARKER = "store.json"
 _BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w!.*'()-]+)*", re.ASCII)
 
@@ -69,8 +69,8 @@ def check_addresses(store: Path, ledger: str | None, snapshots: str | Path | Non
         return None
     if ledger is None and not (store / ADDRESS).exists():
         raise ConfigurationError(
-            "The snapshots can lie elsewhere than in the store's folder only if the ledger is in a database: a copy of "
-            "a folder with its ledger would erase what the original serves. Give `ledger` too, or no `snapshots`."
+            "Snapshots can be outside the store's folder only if the ledger is in a database: a copy of a folder "
+            "with its ledger would erase what the original serves. Give `ledger` too, or leave `snapshots` out."
         )
     return parse_place(snapshots)
 
@@ -105,7 +105,7 @@ def _open_folder(place: Path, owner: str, create: bool) -> Snapshots:
     try:
         for path in (place, marker, place / FOLDER):
             if path.is_symlink():
-                raise StoreError(f"{path} is a link, and links are not followed. Put the folder itself there.")
+                raise StoreError(f"{path} is a symbolic link, and links are not followed. Put the folder itself there.")
         if create:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
             entries = {entry.name for entry in place.iterdir()}
@@ -114,21 +114,21 @@ def _open_folder(place: Path, owner: str, create: bool) -> Snapshots:
                 entries = {MARKER}
             if MARKER not in entries:
                 raise StoreError(
-                    f"{place} is not empty. Expected a folder that the store has to itself for its snapshots."
+                    f"{place} is not empty. Expected a folder that only this store uses, for its snapshots."
                 )
             (place / FOLDER).mkdir(mode=0o700, exist_ok=True)
         with read_unlinked(marker) as file:
             found = json.loads(file.read())
     except FileNotFoundError as error:
         raise StoreError(
-            f"The place of the snapshots, {place}, has no {MARKER}. If it lies on a disk of its own, mount it; else "
-            "restore it from a backup. Nothing is given up for that."
+            f"The location of the snapshots, {place}, has no {MARKER}. If it is on its own disk, mount the disk; "
+            "otherwise restore it from a backup. No unit is discarded because of this."
         ) from error
     except (OSError, ValueError) as error:
-        raise StoreError(f"The place of the snapshots, {place}, cannot be used ({error}).") from error
+        raise StoreError(f"The location of the snapshots, {place}, cannot be used ({error}).") from error
     if found != {"store": owner}:
         raise StoreError(
-            f"The snapshots in {place} belong to another store. Each has a folder of its own for them: give another."
+            f"The snapshots in {place} belong to another store. Each store needs its own folder for them: use another."
         )
     return SnapshotFolder(place)
 
@@ -138,7 +138,7 @@ def _bucket(place: str) -> SnapshotBucket:
         from lightning_s3t.store.bucket import SnapshotBucket
     except ImportError as error:
         raise ConfigurationError(
-            f"The snapshots are at {place}, and s3fs cannot be imported ({error}). Install it: "
+            f"The snapshots are at {place}, but s3fs cannot be imported ({error}). Install it: "
             'pip install "lightning-s3t[s3]".'
         ) from error
     return SnapshotBucket(place)

@@ -216,8 +216,8 @@ class SqliteLedger(SqlLedger):
             cause = error.__cause__ if isinstance(error, StoreError) else None
             if isinstance(cause, (sqlite3.OperationalError, OSError)):
                 raise LedgerUnreachableError(
-                    f"The store {self._path.parent} could not be written ({cause}); nothing was changed. Let the other "
-                    "process end, or make room on the disk, and try again."
+                    f"The store {self._path.parent} could not be written ({cause}). Nothing was changed. Wait for the "
+                    "other process to end, or free disk space, and try again."
                 ) from cause
             raise
 
@@ -751,7 +751,7 @@ class SqliteLedger(SqlLedger):
         if found != FORMAT:
             raise StoreError(
                 f"The ledger {self._path} has format {found}, this version of lightning_s3t reads {FORMAT}. Use the "
-                "version that made it, or train again into a new folder, without those who were forgotten."
+                "version that made it, or train again into a new folder, without the forgotten subjects."
             )
         # a trigger could undo what is written, an index refuse it without a word, a table be something else
         for kind, name, _ in sorted({*self._rows(_FORM)} ^ _expected_form(), key=lambda row: (row[0], row[1])):
@@ -872,13 +872,13 @@ class _Cursor(sqlite3.Cursor):
             return call(*args)
         except sqlite3.OperationalError as error:
             raise LedgerUnreachableError(
-                f"The ledger could not be read or written ({error}). Let the other process end, make room on the "
-                "disk, or see to the files' permissions, and try again."
+                f"The ledger could not be read or written ({error}). Wait for the other process to end, free disk "
+                "space, or fix the files' permissions, and try again."
             ) from error
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise StoreError(
-                f"The ledger is damaged ({error}). Nothing is served from a damaged ledger: restore ledger.db from a "
-                "backup (what it lacks is carried out again from the journal), or train again into a new folder."
+                f"The ledger is damaged ({error}). Nothing is served from a damaged ledger. Restore ledger.db from a "
+                "backup (missing requests are carried out again from the journal), or train again into a new folder."
             ) from error
 
 
@@ -895,8 +895,8 @@ def _check_writable(folder: Path) -> None:
     file = folder / FILE
     if not may or (file.exists() and not os.access(file, os.W_OK)):
         raise StoreError(
-            f"The store {folder} cannot be written by this process: permission denied, or a readonly disk. Expected to "
-            "be able to: even to serve it, SQLite needs its files beside the ledger, and what is due has to be "
+            f"The store {folder} cannot be written by this process: permission denied, or a read-only disk. Write "
+            "access is needed even for serving: SQLite keeps files beside the ledger, and due requests have to be "
             "carried out and erased. Mount the folder for writing, or run as its owner."
         )
 
@@ -904,7 +904,9 @@ def _check_writable(folder: Path) -> None:
 def _connect(path: Path) -> sqlite3.Connection:
     """Open a database, so that nothing deleted can be read in it, and nothing committed is lost."""
     if path.is_symlink():  # put there since the store was opened
-        raise StoreError(f"The ledger {path} is a link, and links are not followed. Put the file itself there.")
+        raise StoreError(
+            f"The ledger {path} is a symbolic link, and links are not followed. Put the file itself there."
+        )
     try:
         connection = sqlite3.connect(
             path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False, factory=_Connection

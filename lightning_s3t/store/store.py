@@ -167,7 +167,7 @@ class Store:
         place = check_addresses(folder, ledger, snapshots)
         manifest = Manifest.of(normalise(settings))
         if _partition_of(manifest, b"").bands and not register:
-            raise ConfigurationError("Bands of risk need the registry: they are kept in it. Leave `register` on.")
+            raise ConfigurationError("Risk bands need the registry, which stores them. Leave `register` on.")
         check_own_files(folder)
         if not has_ledger(folder):
             check_free(folder)
@@ -190,8 +190,9 @@ class Store:
             store = cls(backend)
             if key is not None and read_keys(folder)[0] != key:
                 raise StoreError(
-                    f"The store {folder} has another key than it was to be made with: another process was faster, or "
-                    "LIGHTNING_S3T_KEY gives one. Call fit again, which takes the store's, or leave out `key`."
+                    f"The store {folder} does not have the key given by `key`: another process created the store "
+                    "first, or LIGHTNING_S3T_KEY is set. Call fit again, which uses the store's key, or leave out "
+                    "`key`."
                 )
             store.forget_due()
             store.check(settings, whole=True)
@@ -987,6 +988,6 @@ def _canonical(subjects: Iterable[Any]) -> list[str]:
     found = [canonical_subject(subject) for subject in subjects]
     if not found:
         raise DataError(
-            "The request names nobody. Expected at least one id; if they come from another program, it may have failed."
+            "The request has no ids. Expected at least one. If the ids come from another program, it may have failed."
         )
     return found

@@ -70,8 +70,8 @@ def _plain(name: str, tensor: Tensor) -> Tensor:
         safetensors.torch.save({"x": plain[:0] if plain.dim() else plain})
     except (NotImplementedError, KeyError, RuntimeError, ValueError) as error:
         raise StoreError(
-            f"The tensor {name} ({tensor.dtype}, {tensor.device}) cannot be kept: {error}. Expected a dense tensor "
-            "with values, of a type that safetensors has: convert it, or keep it out of what is trained."
+            f"The tensor {name} ({tensor.dtype}, {tensor.device}) cannot be saved: {error}. Expected a dense tensor "
+            "with values, of a type that safetensors supports: convert it, or exclude it from training."
         ) from error
     return plain
 

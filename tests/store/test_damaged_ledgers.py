@@ -114,7 +114,7 @@ def test_a_ledger_restored_beside_the_log_of_another_does_not_open_until_it_is_r
     forget_and_be_killed(path, in_place(1, 1))
     shutil.copy(tmp_path / "backup.db", path / "ledger.db")
     for _ in range(2):
-        with pytest.raises(StoreError, match="not of one piece"):
+        with pytest.raises(StoreError, match="is inconsistent"):
             Store.open(path)
     restore(path, tmp_path / "backup.db")
     with Store.open(path) as store:
@@ -137,7 +137,7 @@ def test_a_ledger_that_lacks_something_does_not_open(path: Path, statement: str)
             build(store, UnitId.parse(text), 7.0)
         store.forget(["stranger"], strict=False)
         store._ledger.connection.execute(statement)
-    with pytest.raises(StoreError, match="not of one piece"):
+    with pytest.raises(StoreError, match="is inconsistent"):
         Store.open(path)
 
 

@@ -46,7 +46,7 @@ def audit(
     from lightning_s3t.auditing import audit as run_audit
 
     if (store is None) == (not config):
-        raise ConfigurationError("Expected either a store or --config: where the script's settings are.")
+        raise ConfigurationError("Expected either a store or --config, which say where the script's settings are.")
     with redirect_stdout(sys.stderr):  # what Lightning prints of a fit is not part of the report
         app = load_app(store, config or [], model, data, cli, trust_config)
         report = run_audit(app.trainer, app.model, datamodule=app.datamodule, units=_units(units), seed=seed)

@@ -91,7 +91,7 @@ def compare(
                 measure_after=measure_after,
             )
         except KeyboardInterrupt:
-            print(f"s3t: what is done is kept in {output}; the same command goes on there.", file=sys.stderr)
+            print(f"s3t: finished runs are kept in {output}; run the same command again to continue.", file=sys.stderr)
             raise
     written = _write(found, output)
     print(found.to_json() if json else printable(f"{found}\n\nWritten: {', '.join(map(str, written))}"))

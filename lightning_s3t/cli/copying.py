@@ -28,5 +28,8 @@ def copy(source: Path, target: Path, /, *, ledger: str | None = None, snapshots:
     with Store.open(source) as store, Progress(*columns, console=Console(file=sys.stderr)) as bar:
         task = bar.add_task("snapshots", total=None)
         store.copy(target, ledger, snapshots, lambda done, total: bar.update(task, completed=done, total=total))
-    print(f"{target} answers from now on, and {source} no more. Give {target} as the store, and restart what serves.")
-    print(f"When all is well, remove {source}, and the schema of its ledger if it is in a database.")
+    print(
+        f"{target} has replaced {source}, which no longer answers. Use {target} as the store from now on, and restart "
+        "everything that serves."
+    )
+    print(f"Once everything works, remove {source}, and the schema of its ledger if it is in a database.")

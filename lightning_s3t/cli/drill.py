@@ -33,7 +33,7 @@ def drill(store: Path, backup: str, /, *, json: bool = False) -> int:
     if found.passed:
         print(
             f"The journal has the other {found.replayed}: {counted(found.replayed_requests, 'request')} for "
-            f"{counted(found.forgotten, 'subject')} would be carried out again before anything is served."
+            f"{counted(found.forgotten, 'subject')} would be carried out again before the store serves."
         )
         print(f"Of {counted(found.units, 'unit')}, {found.restored_units} would serve; the next fit trains the others.")
     for problem in found.problems:

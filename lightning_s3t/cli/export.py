@@ -66,7 +66,7 @@ def export(
         return
     for copy in found:
         print(f"{copy.path}: unit {copy.unit}, named {copy.name} in receipts. Made from: {copy.provenance}")
-    print("A request that reaches it erases it; remove copies of it yourself.")
+    print("A request that affects it erases this file. Remove any copies of it yourself.")
 
 
 def _module(store: Path, model: str | None, trust_config: bool) -> nn.Module:

@@ -60,9 +60,8 @@ def check_not_on_path(store: Path) -> None:
     for entry in sys.path:
         if store.resolve() in _around(entry):
             raise ConfigurationError(
-                f"Python looks for modules in {entry or os.getcwd()}, which lies in the store {store}: any code "
-                "that lies there would be run. Run the command from another folder, and take the store off "
-                "PYTHONPATH."
+                f"Python looks for modules in {entry or os.getcwd()}, which is inside the store {store}: any code in "
+                "there would be run. Run the command from another folder, and remove the store from PYTHONPATH."
             )
 
 

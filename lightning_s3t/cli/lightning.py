@@ -17,7 +17,7 @@ from lightning_s3t.cli.imports import see_current_folder
 from lightning_s3t.cli.stored_config import TRUST, stored_config
 from lightning_s3t.serving.module import EnsembleModule
 
-DESCRIPTION = "Trains any LightningModule by slices, so that data can be removed from it exactly."
+DESCRIPTION = "Train any LightningModule slice by slice, so that data can be removed from it exactly."
 
 
 class S3TCLI(LightningCLI):
@@ -50,8 +50,8 @@ class S3TCLI(LightningCLI):
         self._serve()
         if not any(isinstance(callback, BasePredictionWriter) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
             warnings.warn(
-                "Predictions are computed and not written: the config has no BasePredictionWriter among the trainer's "
-                "callbacks. Add one of yours: --trainer.callbacks+=my_app.WritesPredictions.",
+                "The predictions are not written to a file: the config has no BasePredictionWriter among the "
+                "trainer's callbacks. Add one: --trainer.callbacks+=my_app.WritesPredictions.",
                 stacklevel=2,
             )
 

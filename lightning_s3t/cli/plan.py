@@ -100,12 +100,14 @@ def plan(
         left_out = {"units": units, "fine-tunes": fine_tunes, "prior": prior, "model": model, "layers": layers}
         given = [f"--{name}" for name, value in left_out.items() if value is not None]
         if given:
-            raise ConfigurationError(f"Found --rows with {', '.join(given)}. Expected none of these with --rows.")
+            raise ConfigurationError(
+                f"Found --rows together with {', '.join(given)}. Leave these out, or leave --rows out."
+            )
         fixed = Fixed(shards, slices, budget, epochs, groups, data)
         show_years(rows, scenario, refit, years, fixed, quality, curve, sharding, seed, json)
         return
     if shards is None or slices is None:
-        raise ConfigurationError("Expected --shards and --slices, or --rows to look at years and try several.")
+        raise ConfigurationError("Expected --shards and --slices, or --rows to compare several settings over years.")
     rule: EpochRule = epochs or "full"
     limit = _budget(budget, units, fine_tunes)
     partition = Partition(shards, slices, seed)
@@ -141,8 +143,8 @@ def _budget(budget: int | None, units: int | None, fine_tunes: float | None) -> 
     given += [budget] if budget is not None else []
     if len(given) != 1:
         raise ConfigurationError(
-            f"Found {len(given)} of --budget, --units and --fine-tunes. Expected exactly one: how many sequences, or "
-            "what they may cost."
+            f"Found {len(given)} of --budget, --units and --fine-tunes. Expected exactly one of them: the number of "
+            "sequences, or what they may cost."
         )
     return given[0]
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from lightning_s3t.plan.problem import Prior
 
 EXPECTED = (
-    "Expected JSON (a list of one number a slice, a list of such lists, one a shard, or an object of one number a "
-    "subject), or CSV: a line `subject,prior` and one line a subject, or lines of numbers alone."
+    "Expected JSON (a list with one number per slice, a list of such lists with one per shard, or an object with one "
+    "number per subject), or CSV: a header `subject,prior` and one line per subject, or lines of numbers alone."
 )
 
 

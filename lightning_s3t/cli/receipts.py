@@ -39,7 +39,9 @@ def list_receipts(
     from lightning_s3t.store import Store
 
     if internal and sign is not None:
-        raise ConfigurationError("Expected --sign without --internal: what is signed is for those who asked.")
+        raise ConfigurationError(
+            "Expected --sign without --internal: signed receipts are for the people who made the request."
+        )
     if format == "csv" and sign is not None:
         raise ConfigurationError("Expected --sign with the format json: a table holds no signatures.")
     if sign is not None:
@@ -81,7 +83,7 @@ def verify_receipt(
     if store is not None and journal is not None:
         raise ConfigurationError("Expected --store or --journal, not both.")
     if key is None and store is None and journal is None:
-        raise ConfigurationError("Expected --key, --store or --journal: what the receipt is to be checked against.")
+        raise ConfigurationError("Expected --key, --store or --journal, to check the receipt against.")
     try:
         text = receipt.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -94,20 +96,22 @@ def verify_receipt(
         print(error, file=sys.stderr)
         return 1
     if key is not None:
-        print(f"The signature of request {found.request} is right.")
+        print(f"The signature of request {found.request} is valid.")
     history = store if store is not None else journal
     if history is not None:
         given = _store_has_given(history, found) if store is not None else _journal_has_given(history, found)
         if not given:
             print(
-                f"The history of {history} has no request {found.request} of which this is the receipt: the history "
-                "was changed or rolled back since, or the receipt was, or it is another store's.",
+                f"The history of {history} has no request {found.request} that matches this receipt: the history or "
+                "the receipt was changed, the history was rolled back, or the receipt is from another store.",
                 file=sys.stderr,
             )
             return 1
         print(f"Request {found.request} is in the store's history, at event {found.position}.")
         if journal is not None and key is None:
-            print("No signature was checked: receipt and journal agree, and whoever made both can have made them up.")
+            print(
+                "No signature was checked: receipt and journal agree, but whoever wrote both could have invented them."
+            )
     return 0
 
 

@@ -33,7 +33,11 @@ def list_recipients(store: Path, /, *, outstanding: bool = False, json: bool = F
         ]
         print(printable(align([("export", "recipient", "request", "state"), *rows], numbers_from=9)))
     else:
-        print("Every copy that a request reached is acknowledged." if outstanding else "No copy was handed over.")
+        print(
+            "Every exported copy that a request affected is acknowledged as erased."
+            if outstanding
+            else "No copy was handed over."
+        )
     return 1 if outstanding and found else 0
 
 
@@ -81,7 +85,7 @@ def complete(store: Path, request: int, /, *, sign: Path | None = None) -> int:
     if sign is not None:
         read_private_key(sign)
     if request < 1:
-        raise ConfigurationError(f"Expected the number of a request, from 1 on, but got {request}.")
+        raise ConfigurationError(f"Expected the number of a request, 1 or more, but got {request}.")
     with Store.open(store) as opened:
         found = opened.completion(request)
     document = found.document() if sign is None else sign_document(found.document(), sign)

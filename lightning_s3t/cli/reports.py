@@ -26,7 +26,7 @@ def report(store: Path, /, *, output: Path = Path("report.html"), skip_verify: b
     from lightning_s3t.store import Store
 
     if output.suffix not in (".html", ".htm"):
-        raise ConfigurationError(f"Expected the report to be named in .html but got {output.name!r}.")
+        raise ConfigurationError(f"Expected the name of the report to end in .html but got {output.name!r}.")
     with Store.open(store) as opened:
         found = StoreReport.of(opened, verify=not skip_verify)
     output.write_text(found.to_html(), encoding="utf-8")

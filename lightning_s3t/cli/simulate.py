@@ -63,7 +63,9 @@ def simulate(
     if until is not None and until < 1:
         raise ConfigurationError(f"Expected --until to be at least 1 but got {until}.")
     if plot is not None and plot.suffix not in (".png", ".pdf", ".svg"):
-        raise ConfigurationError(f"The picture {plot} is of no known kind. Expected a name in .png, .pdf or .svg.")
+        raise ConfigurationError(
+            f"The format of the picture {plot} is unknown. Expected a name that ends in .png, .pdf or .svg."
+        )
     families: dict[str, tuple[SliceSequence, ...]] = {
         name: plan.plan_sequences(
             name, slices, 1 if name == "sisa" else budget, seed, known if name in plan.PRIOR_PLANNERS else None
@@ -125,7 +127,7 @@ def _table(shards: int, slices: int, requester: str, found: Mapping[str, Simulat
 
     trials = next(iter(found.values())).trials
     table = Table(
-        title=f"What is left, {shards} shards of {slices} slices, requester: {requester}",
+        title=f"What remains of {shards} shards with {slices} slices each, requester: {requester}",
         caption=f"slices: mean length of a shard's best surviving prefix; until 0: requests until nothing is left; "
         f"95 % intervals of {trials:,} trials",
     )

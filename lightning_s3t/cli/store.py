@@ -56,7 +56,10 @@ def verify(store: Path, /, *, json: bool = False) -> int:
     for note in found.notes:
         print(printable(f"note: {note}"))
     if found.damaged:
-        print(f"{len(found.damaged)} damaged units, and what was built on them, are out of service. Call fit again.")
+        print(
+            f"{len(found.damaged)} damaged units, and the units built on them, were taken out of service. Call fit "
+            "again."
+        )
     verdict = "Nothing is wrong" if found.passed else f"{len(found.problems)} problems"
     print(f"{verdict}: {found.events} events and {found.units} snapshots were checked.")
     return 0 if found.passed else 1
@@ -78,7 +81,9 @@ def consolidate(store: Path, /, *, into: int | None = None) -> None:
         before = opened.partition.generations
         merged = opened.consolidate(into)
     if merged is None:
-        print(f"It does not pay to merge any of {counted(before, 'generation')} that came after the first.")
+        print(
+            f"There is nothing to gain from merging any of {counted(before, 'generation')} that came after the first."
+        )
         return
     print(f"Generations {merged} to {before} are one now. Call fit with the same store: it trains that one alone.")
 

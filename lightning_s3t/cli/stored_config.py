@@ -44,7 +44,7 @@ def stored_config(store: Path, name_classes: Collection[str] = ("model", "data")
     text = options.get("config")
     if text is None:
         raise StoreError(
-            f"The store {store} remembers no config: it was not trained from a LightningCLI. Give the config yourself: "
+            f"The store {store} has no config: it was not trained from a LightningCLI. Pass the config yourself: "
             "--config config.yaml."
         )
     check_not_on_path(store)
@@ -80,8 +80,8 @@ def _parse(store: Path, text: str) -> dict[str, Any]:
 
 def _no_config(store: Path, why: object) -> StoreError:
     return StoreError(
-        f"The config that the store {store} remembers is not one of a LightningCLI ({why}). Nothing was imported. Give "
-        "the config yourself: --config config.yaml."
+        f"The config in the store {store} is not a LightningCLI config ({why}). Nothing was imported. Pass the config "
+        "yourself: --config config.yaml."
     )
 
 
@@ -92,13 +92,13 @@ def _check_trusted(store: Path, options: Mapping[str, Any], config: Mapping[str,
         return
     names = _names([config, options.get("classes")])
     what = (
-        f"The config that the store {store} remembers was not used by you here before. Running it imports and calls "
-        f"what it names: {', '.join(names[:_SHOWN]) or 'lightning_s3t alone'}{', ...' if len(names) > _SHOWN else ''}."
+        f"You have not used the config in the store {store} on this machine before. Running it imports and calls what "
+        f"it names: {', '.join(names[:_SHOWN]) or 'lightning_s3t alone'}{', ...' if len(names) > _SHOWN else ''}."
     )
     if not trust_config and not _says_yes(f"{what}\nDo you trust whoever made this store? [y/N] "):
         raise ConfigurationError(
-            f"{what} Nothing was imported. If you trust whoever made the store, give {TRUST}, once; or give a config "
-            "of your own with --config."
+            f"{what} Nothing was imported. If you trust whoever made the store, pass {TRUST} once; or pass your own "
+            "config with --config."
         )
     trust(options)
 

@@ -28,7 +28,7 @@ def read_worth(name: str) -> Worth:
         return PAPER_CURVES[name]
     if not Path(name).is_dir():
         raise ConfigurationError(
-            f"There is no worth {name!r}. Expected data, a store's folder, or one of {', '.join(PAPER_CURVES)}."
+            f"There is no worth {name!r}. Expected 'data', the folder of a store, or one of {', '.join(PAPER_CURVES)}."
         )
     return _of_store(Path(name))
 

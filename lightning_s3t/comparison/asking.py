@@ -84,12 +84,12 @@ class Asker:
         runs = [run for run, step in _STEPS.items() if getattr(own, step) is not getattr(base, step)]
         if not runs:
             raise UnsupportedError(
-                f"{type(module).__name__} has neither a test_step nor a validation_step, so it is not known how its "
-                "network is asked. Give it a test_step."
+                f"{type(module).__name__} has neither a test_step nor a validation_step, so the comparison does not "
+                "know how to query its network. Give it a test_step."
             )
         if trainer.world_size > 1:
             raise UnsupportedError(
-                f"A comparison is made on one device, and the trainer has {trainer.world_size}. Use Trainer(devices=1)."
+                f"A comparison runs on one device, but the trainer has {trainer.world_size}. Use Trainer(devices=1)."
             )
         self._run = runs[0]
         self._trainer = trainer
@@ -113,7 +113,7 @@ class Asker:
         for call, logits in heard.answers:
             if logits.ndim != 2 or len(logits) != len(call.labels):
                 raise UnsupportedError(
-                    f"The network answers with shape {tuple(logits.shape)} to {len(call.labels)} rows. Expected logits "
+                    f"The network returned shape {tuple(logits.shape)} for {len(call.labels)} rows. Expected logits "
                     "of shape [rows, classes]: a comparison needs a classifier."
                 )
             scores.append(logit_score(logits, call.labels).cpu())

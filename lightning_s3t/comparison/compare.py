@@ -187,7 +187,7 @@ def _make_runs(
                     )
                 if label == REFERENCE and found[0].refused is not None:
                     raise ConfigurationError(
-                        f"The reference, a training from scratch, did not get to the end: {found[0].refused}"
+                        f"The reference, a training from scratch, did not finish: {found[0].refused}"
                     )
                 folder.save(*found)
                 kept[label, seed] = found
@@ -205,8 +205,8 @@ def _callback(trainer: pl.Trainer) -> Unlearning:
     found = [callback for callback in trainer.callbacks if isinstance(callback, Unlearning)]  # type: ignore[attr-defined]
     if len(found) != 1:
         raise ConfigurationError(
-            f"The trainer has {len(found)} Unlearning callbacks. Expected one, S3T or another, that says who owns each "
-            "row and where the layers are: all methods are given its arguments."
+            f"The trainer has {len(found)} Unlearning callbacks. Expected one, S3T or another, that says who owns "
+            "each row and which layers are trained: all methods use its arguments."
         )
     return found[0]
 
@@ -231,10 +231,12 @@ def _named(
             found[method.name] = method
     for label in found:
         if not label or not label.isprintable() or set(label) & set("/\\:") or label.startswith("."):
-            raise ConfigurationError(f"The label {label!r} is to name a folder. Expected one without / \\ : or a dot.")
+            raise ConfigurationError(
+                f"The label {label!r} cannot name a folder. Expected a label without / \\ : or a dot."
+            )
     taken = found.pop(REFERENCE, Retrain())
     if not isinstance(taken, Retrain):
-        raise ConfigurationError(f"The label {REFERENCE!r} is that of the reference. Give {taken.name!r} another.")
+        raise ConfigurationError(f"The label {REFERENCE!r} is reserved for the reference. Give {taken.name!r} another.")
     return {REFERENCE: taken, **found}
 
 

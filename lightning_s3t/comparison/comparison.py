@@ -82,7 +82,7 @@ class Comparison:
             return read_json(cls, json.dumps(data))
         except ValueError as error:
             raise ConfigurationError(
-                f"The document is not a comparison: {error}. Expected what Comparison.to_json has written."
+                f"The document is not a comparison: {error}. Expected the output of Comparison.to_json."
             ) from error
 
     def to_markdown(self) -> str:

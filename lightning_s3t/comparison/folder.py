@@ -43,8 +43,8 @@ class ComparisonFolder:
             _check_same(path, json.loads(file.read_text()), json.loads(canonical(settings)))
         elif path.exists() and any(path.iterdir()):
             raise ConfigurationError(
-                f"The folder {path} has something else than a comparison in it. Expected a new one, or one that a "
-                "comparison was begun in: give another `output`."
+                f"The folder {path} holds files that are not part of a comparison. Expected a new folder, or one in "
+                "which a comparison was started: give another `output`."
             )
         else:
             path.mkdir(parents=True, exist_ok=True)
@@ -67,11 +67,11 @@ class ComparisonFolder:
         try:
             run = read_json(Run, file.read_text())
         except ValueError as error:
-            raise ConfigurationError(f"{file} cannot be read ({error}). Remove it: the run is made again.") from error
+            raise ConfigurationError(f"{file} cannot be read ({error}). Remove it, and the run is repeated.") from error
         if run.arguments != arguments:
             raise ConfigurationError(
-                f"The comparison in {self.path} has {label!r} as {run.arguments}, and it is {arguments} now. Give it "
-                f"another label or another `output`, or remove {file.parent}."
+                f"The comparison in {self.path} has {label!r} with the arguments {run.arguments}, but now it has "
+                f"{arguments}. Use another label or another `output`, or remove {file.parent}."
             )
         return run, load_file(file.with_suffix(".safetensors"))
 
@@ -126,9 +126,9 @@ def _check_same(path: Path, kept: Any, now: Any) -> None:
     if names:
         differ = "; ".join(f"{name}: {kept.get(name)!r} there, {now.get(name)!r} now" for name in names)
         raise ConfigurationError(
-            f"The comparison in {path} was begun with other settings ({differ}). What is done there cannot be compared "
-            "with what would be done now. Go on with the same settings, give another `output`, or remove the folder. "
-            "(Where the model's weights differ: seed the script before it makes the model.)"
+            f"The comparison in {path} was started with other settings ({differ}), so its runs cannot be compared "
+            "with new ones. Continue with the same settings, give another `output`, or remove the folder. (If the "
+            "model's weights differ, seed the script before it creates the model.)"
         )
 
 

@@ -83,7 +83,10 @@ class ComparedRows:
         draw.shuffle(forgotten)  # so that a batch of them is not one person's
         retained = data.rows_of(data.bands.keys() - number.keys())
         if not retained or not forgotten:
-            raise DataError("No row is left to compare on. Expected rows of those who ask, and of those who stay.")
+            raise DataError(
+                "No row is left to compare on. Expected rows of subjects who ask to be forgotten, and of subjects "
+                "who stay."
+            )
         retained = draw.sample(retained, min(most_retained, len(retained)))
         text = repr((data.subjects, asking, most_retained)).encode()
         return cls(
@@ -102,7 +105,7 @@ def _check_count(requests: int, subjects: int) -> None:
     if isinstance(requests, bool) or not 1 <= requests < subjects:
         raise ConfigurationError(
             f"Expected argument `requests` to be from 1 to {subjects - 1} but got {requests}: the data has {subjects} "
-            "subjects, each asks once, and one has to stay."
+            "subjects; each asks once, and at least one has to stay."
         )
 
 
@@ -118,8 +121,8 @@ def _test_loader(datamodule: pl.LightningDataModule) -> DataLoader[Any]:
     loaders = list(found) if isinstance(found, (list, tuple)) else [found]
     if len(loaders) != 1 or not isinstance(loaders[0], DataLoader):
         raise DataError(
-            f"{kind.__name__} gives {len(loaders)} test dataloaders. Expected one DataLoader: rows that no model has "
-            "been trained on, and that are like those of the subjects."
+            f"{kind.__name__} gives {len(loaders)} test dataloaders. Expected one DataLoader, with rows that no model "
+            "was trained on and that resemble those of the subjects."
         )
     (loader,) = loaders
     return rows_loader(loader, loader.dataset, range(len(loader.dataset)))

@@ -40,7 +40,7 @@ Evidence of a lightning_s3t store
 
 Check it:  s3t evidence verify {name} --key public.pem
 
-statement.json  what the archive is about, the SHA-256 of each file, and the signature of whoever made it
+statement.json  what the archive is about, the SHA-256 of each file, and the signature of its author
 settings.json   what the units were trained with: model, layers, adapter, training, how people are spread
 plan.json       the sequences of slices that each shard is trained on
 units.json      the units that are alive: what each was trained on and with, and as of which request
@@ -142,7 +142,7 @@ def write_evidence(store: Store, path: str | Path, key: str | Path | None = None
     """
     path = Path(path)
     if path.suffix != ".zip":
-        raise ConfigurationError(f"Expected the archive to be named in .zip but got {path.name!r}.")
+        raise ConfigurationError(f"Expected the name of the archive to end in .zip but got {path.name!r}.")
     if audit is not None:
         _read_audit(audit)
     report, history = StoreReport.of(store), store.history()
@@ -220,7 +220,7 @@ class Evidence:
                 files = dict(_unpack(archive))
         except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
             raise StoreError(
-                f"The archive {path} cannot be read: {error}. Expected what `s3t evidence make` writes."
+                f"The archive {path} cannot be read: {error}. Expected a file written by `s3t evidence make`."
             ) from error
         try:
             document: Any = json.loads(files.pop(_STATEMENT, b""))
@@ -254,7 +254,7 @@ class Evidence:
         what = "signature"
         if key is None:
             signed = "It is signed, and" if "signature" in self.document else "It is not signed, so"
-            return Finding(what, note=f"{signed} the signature was not checked: give the public key.")
+            return Finding(what, note=f"{signed} the signature was not checked: pass the public key.")
         try:
             verify_document(self.document, Path(key), "The archive")
         except StoreError as error:
@@ -268,7 +268,7 @@ class Evidence:
         for name in sorted(named.keys() & self.files.keys()):
             if hashlib.sha256(self.files[name]).hexdigest() != named[name]:
                 problems.append(f"{name} is not what the statement says.")
-        return Finding("files", tuple(problems), f"{len(named)} files are those of the statement.")
+        return Finding("files", tuple(problems), f"{len(named)} files match the statement.")
 
     def _check_contents(self, history: list[Event]) -> Iterator[Finding]:
         units = {UnitId.parse(one["unit"]): one for one in json.loads(self.files[_UNITS])}
@@ -277,7 +277,7 @@ class Evidence:
         yield Finding(
             "receipts",
             tuple(_receipt_problems(history, receipts)),
-            f"{len(receipts)} requests, each with a receipt that the history gives.",
+            f"{len(receipts)} requests, each with a receipt that matches the history.",
         )
         plan = json.loads(self.files[_PLAN])
         yield Finding("plan", tuple(_plan_problems(plan, units)), _plan_note(plan, units))
@@ -285,7 +285,7 @@ class Evidence:
         yield Finding(
             "reach",
             tuple(_reach_problems(history, ages)),
-            f"No request reaches data that one of the {len(units)} units was trained on.",
+            f"None of the {len(units)} units was trained on data that a request reaches.",
         )
         checks = json.loads(self.files[_CHECKS])
         yield Finding("store", tuple(checks["problems"]), f"A check of the store read {checks['units']} snapshots.")
@@ -297,7 +297,7 @@ class Evidence:
             yield f"The chain of events is broken at position {broken}."
         newest = (history[-1].position, history[-1].digest) if history else (0, None)
         if newest != (self.statement.position, self.statement.chain):
-            yield f"The history ends at event {newest[0]}, and the statement is about event {self.statement.position}."
+            yield f"The history ends at event {newest[0]}, but the statement is about event {self.statement.position}."
 
     def _check_audit(self) -> Finding:
         if _AUDIT not in self.files:
@@ -305,16 +305,16 @@ class Evidence:
         report = _read_audit(self.files[_AUDIT].decode())
         equal = sum(unit["outcome"] == "equal" for unit in report["units"])
         problems = () if report["passed"] else ("The audit in the archive did not pass.",)
-        return Finding("audit", problems, f"{equal} of {len(report['units'])} units were equal to the last bit.")
+        return Finding("audit", problems, f"{equal} of {len(report['units'])} units were bitwise equal.")
 
 
 def _receipt_problems(history: list[Event], receipts: list[Receipt]) -> Iterator[str]:
     asked = [event.request for event in history if event.kind == "request"]
     if [receipt.request for receipt in receipts] != asked:
-        yield f"The history has {len(asked)} requests, and there are receipts of {len(receipts)}."
+        yield f"The history has {len(asked)} requests, but there are receipts for {len(receipts)}."
     for receipt in receipts:
         if not has_given(history, receipt):
-            yield f"The receipt of request {receipt.request} is not what the history gives."
+            yield f"The receipt of request {receipt.request} does not match the history."
 
 
 def _plan_problems(plan: Mapping[str, Any], units: Collection[UnitId]) -> Iterator[str]:
@@ -328,7 +328,7 @@ def _plan_problems(plan: Mapping[str, Any], units: Collection[UnitId]) -> Iterat
 def _plan_note(plan: Mapping[str, Any], units: Collection[UnitId]) -> str:
     prefixes = {tuple(sequence[:length]) for sequence in plan["sequences"] for length in range(1, len(sequence) + 1)}
     others = sum(unit.prefix not in prefixes for unit in units)
-    return f"{len(units)} units, {others} of them of sequences that the newest fit has not chosen."
+    return f"{len(units)} units; {others} of them belong to sequences that the newest fit has not chosen."
 
 
 def _reach_problems(history: Iterable[Event], ages: Mapping[UnitId, int]) -> Iterator[str]:
@@ -349,7 +349,7 @@ def _reach_problems(history: Iterable[Event], ages: Mapping[UnitId, int]) -> Ite
     for unit, as_of in ages.items():
         for cell in unit.cells:
             if newest.get(cell, 0) > as_of:
-                yield f"Unit {unit} was trained as of request {as_of}, and request {newest[cell]} reaches its data."
+                yield f"Unit {unit} was trained as of request {as_of}, but request {newest[cell]} reaches its data."
 
 
 def _read_audit(text: str) -> dict[str, Any]:
@@ -359,7 +359,7 @@ def _read_audit(text: str) -> dict[str, Any]:
             return dict(found)
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
-    raise ConfigurationError("The audit is not a report. Expected what `s3t store audit --json` prints.")
+    raise ConfigurationError("The audit file is not a report. Expected the output of `s3t store audit --json`.")
 
 
 def _pack(files: Mapping[str, bytes]) -> bytes:

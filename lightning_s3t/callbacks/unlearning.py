@@ -150,15 +150,15 @@ class Unlearning(pl.Callback):
         self.method = method = method_of(method)
         if newcomers == "append" and method.response != "revoke":
             raise ConfigurationError(
-                f"The method {method.name!r} has one model of all data, so people who come later cannot have one of "
-                "their own. Use newcomers='retrain', or a method with shards: S3T or SISA."
+                f"The method {method.name!r} trains one model on all data, so people who come later cannot have one "
+                "of their own. Use newcomers='retrain', or a method with shards: S3T or SISA."
             )
         check_folder_name(store)
         place = check_addresses(Path(store), ledger, snapshots)
         if ledger is not None and floor:
             raise ConfigurationError(
-                "There is no floor with a ledger in a database, whose log and backups would keep features of people's "
-                "rows that a request has removed. Leave `floor` out, or `ledger`."
+                "A store with its ledger in a database cannot have a floor: the database's log and backups would "
+                "keep features of rows that a request has removed. Leave `floor` out, or `ledger`."
             )
         self.store = Path(store)
         self.config = FitConfig(
@@ -311,7 +311,7 @@ class Unlearning(pl.Callback):
         elif self.summary is not None and not isinstance(pl_module, EnsemblePredictor):
             rank_zero_warn(
                 f"trainer.{TrainerFn(stage).value} was given {type(pl_module).__name__} as it was before the fit: S3T "
-                f"leaves the module as it is. {self._where_it_is()}"
+                f"does not change the module. {self._where_it_is()}"
             )
         self.deletion.attach(trainer)
 
@@ -350,7 +350,7 @@ class Unlearning(pl.Callback):
         if rehearsed is not None and self._trial is not None:
             problem = self._trial.find_problem(rehearsed[1])
             if problem is not None:
-                rank_zero_warn(f"S3T: the shards can be trained, and their answers not be put together. {problem}")
+                rank_zero_warn(f"S3T: the shards can be trained, but their outputs cannot be combined. {problem}")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called when a unit's training begins: starts to watch it.
@@ -461,12 +461,12 @@ class Unlearning(pl.Callback):
         return {**vars(self), "config": None, "_fit": None, "_audited": None, "_sent": self._unit_training}
 
     def _where_it_is(self) -> str:
-        return f"What was trained is in {self.store}: use EnsembleModule.from_store({str(self.store)!r}, model)."
+        return f"The trained units are in {self.store}: use EnsembleModule.from_store({str(self.store)!r}, model)."
 
     def _refuse_own_checkpoints(self, run: str) -> NoReturn:
         raise UnsupportedError(
-            f"trainer.{run} was asked for the best or last checkpoint of a fit with S3T. Its checkpoints are single "
-            f"units', with adapters in place, and none is the trained model. {self._where_it_is()}"
+            f"trainer.{run} was asked for the best or last checkpoint of a fit with S3T. Its checkpoints are of "
+            f"single units, with adapters in place; none of them is the trained model. {self._where_it_is()}"
         )
 
     def _close(self, trainer: pl.Trainer) -> None:

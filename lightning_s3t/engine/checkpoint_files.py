@@ -63,10 +63,10 @@ class RecordingCheckpointIO(CheckpointIO):
             _wait(self.inner)
         if not os.path.lexists(target):
             raise UnsupportedError(
-                f"{type(self.inner).__name__} has not written {target} when it returns: it writes somewhere else, or "
-                "later, in a thread or a process of its own. What comes after its unit has ended could not be erased "
-                "with it. Use a plugin that writes at once, to the path that it is given; AsyncCheckpointIO of "
-                "Lightning is waited for."
+                f"{type(self.inner).__name__} returned before it had written {target}: it writes to another path, or "
+                "later, in a thread or process of its own. A file written after its unit has ended could not be "
+                "erased with it. Use a plugin that writes immediately, to the path that it is given. S3T waits for "
+                "Lightning's AsyncCheckpointIO."
             )
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -60,6 +60,7 @@ def _parts(leaf: Any) -> list[bytes | memoryview]:
         return [pickle.dumps(leaf, protocol=4)]
     except Exception as error:  # whatever the object's class raises
         raise DataError(
-            f"A row of the train data set holds a {type(leaf).__name__} that cannot be read ({error}), so its contents "
-            "have no digest. Let the data set give tensors, arrays, numbers and text, or leave digest_rows out."
+            f"A row of the train data set holds a {type(leaf).__name__} that cannot be read ({error}), so its "
+            "contents have no digest. Return tensors, arrays, numbers and text from the data set, or leave "
+            "digest_rows out."
         ) from error

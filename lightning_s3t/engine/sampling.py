@@ -134,7 +134,7 @@ def sampling_of(loader: DataLoader[Any]) -> Sampling:
         return Sampling(True, None, None, Fraction(sampler.num_samples, total), sampler.replacement)
     raise UnsupportedError(
         f"The train dataloader draws rows by {type(sampler).__name__}, which may depend on the whole data set: every "
-        "unit would carry something of everybody. Use shuffle=True or False, or torch's WeightedRandomSampler, "
+        "unit would carry information about all rows. Use shuffle=True or False, or torch's WeightedRandomSampler, "
         "SubsetRandomSampler or RandomSampler."
     )
 
@@ -143,8 +143,8 @@ def _chosen(sampler: SubsetRandomSampler, total: int) -> Sampling:
     rows = [int(row) for row in sampler.indices]
     if len(set(rows)) < len(rows) or any(not 0 <= row < total for row in rows):
         raise DataError(
-            f"The SubsetRandomSampler has {len(rows)} indices, which are not different rows of the {total} of the data "
-            "set. Expected each row once: use WeightedRandomSampler to draw some more often."
+            f"The SubsetRandomSampler has {len(rows)} indices, but some repeat or are not among the {total} rows of "
+            "the data set. Expected each row once: use WeightedRandomSampler to draw some rows more often."
         )
     return Sampling(True, frozenset(rows))
 
@@ -153,8 +153,8 @@ def _weighted(sampler: WeightedRandomSampler, total: int) -> Sampling:
     weights = torch.as_tensor(sampler.weights, dtype=torch.float64)
     if weights.shape != (total,) or not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()):
         raise DataError(
-            f"The WeightedRandomSampler has weights of shape {tuple(weights.shape)} for {total} rows. Expected one for "
-            "each row, a finite number that is not negative."
+            f"The WeightedRandomSampler has weights of shape {tuple(weights.shape)} for {total} rows. Expected one "
+            "weight for each row, finite and not negative."
         )
     drawn = frozenset(weights.nonzero().flatten().tolist())
     chosen = drawn if len(drawn) < total else None

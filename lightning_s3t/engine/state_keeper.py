@@ -78,9 +78,9 @@ class StateKeeper:
                 copied[key] = copy.deepcopy(value, memo)
             except Exception as error:
                 raise UnsupportedError(
-                    f"{name}.{key} ({type(value).__name__}) cannot be copied ({error}), so it cannot be set back "
-                    "between units, and might carry data from one to the next. Give the object a __deepcopy__, or "
-                    "keep it outside of the module and the callbacks."
+                    f"{name}.{key} ({type(value).__name__}) cannot be copied ({error}), so it cannot be reset between "
+                    "units, and might carry data from one unit to the next. Give the object a __deepcopy__, or keep "
+                    "it outside the module and the callbacks."
                 ) from error
         return copied
 

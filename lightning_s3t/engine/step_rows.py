@@ -13,7 +13,7 @@ from lightning_s3t.errors import UnsupportedError
 from lightning_s3t.methods import TrainingRecorder
 
 PREFIX = "training_records:"
-"""What the names of records begin with in a unit's snapshot: no module's tensor has a colon in its name."""
+"""Prefix of the records' names in a unit's snapshot; module tensors never have a colon in their names."""
 
 
 class StepRows:
@@ -53,8 +53,8 @@ class StepRows:
         rows = self._sampler.drawn[batch * self._size : (batch + 1) * self._size]
         if not rows:
             raise UnsupportedError(
-                "The method keeps which rows each step sees, and something has put another sampler into the train "
-                "dataloader, whose rows are not known. Leave that out, or use another method."
+                "The method records which rows each step sees, but the sampler of the train dataloader was replaced, "
+                "and the rows that the new one draws are unknown. Keep the sampler, or use another method."
             )
         self._waiting += rows
         if trainer.global_step != self._steps:

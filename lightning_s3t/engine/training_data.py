@@ -152,9 +152,9 @@ class TrainingData:
             subjects, slices = len(self._places), self.partition.shards * self.partition.slices
             names = ", ".join(f"shard {place.shard} slice {place.slice}" for place in empty)
             raise DataError(
-                f"{len(empty)} of {slices} slices are empty: {names}. The data has {subjects} subjects, and a hash "
-                "of the id puts each in a slice, whoever else is there. Expected every slice "
-                "to have rows: use fewer shards or slices (ten subjects a slice or more), or another seed."
+                f"{len(empty)} of {slices} slices are empty: {names}. The data has {subjects} subjects, and a hash of "
+                "its id assigns each to a slice. Expected every slice to have rows: use fewer shards or slices (ten "
+                "subjects a slice or more), or another seed."
             )
 
     def rows(self, unit: UnitId, data: DataMode) -> list[int]:
@@ -267,8 +267,8 @@ class TrainingData:
         except TypeError as error:
             raise UnsupportedError(
                 f"The train dataloader's class {type(loader).__name__} does not take DataLoader's arguments "
-                f"({error}), so it cannot be made again over a unit's rows. Use torch.utils.data.DataLoader, with "
-                "what is special in its collate_fn."
+                f"({error}), so it cannot be rebuilt for a unit's rows. Use torch.utils.data.DataLoader, and put "
+                "custom behaviour into its collate_fn."
             ) from error
 
     def batches(self, batches: Sequence[Sequence[int]]) -> DataLoader[Any]:
@@ -402,16 +402,17 @@ def check_loader(loader: object) -> DataLoader[Any]:
     """
     if isinstance(loader, (list, tuple, dict)) or type(loader).__name__ == "CombinedLoader":
         raise UnsupportedError(
-            "The script gives several train dataloaders. S3T cuts one data set into slices: give one DataLoader, for "
-            "example over a torch.utils.data.ConcatDataset or StackDataset of them."
+            "Got several train dataloaders. S3T divides one data set into slices: pass one DataLoader, for example "
+            "over a torch.utils.data.ConcatDataset or StackDataset of them."
         )
     if not isinstance(loader, DataLoader):
         raise DataError(f"Expected the train dataloader to be a torch DataLoader but got {type(loader).__name__}.")
     dataset = loader.dataset
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
         raise DataError(
-            f"The train data set {type(dataset).__name__} is an IterableDataset: its rows cannot be picked, so they "
-            "cannot be cut into slices. Expected a map-style data set with __len__ and __getitem__."
+            f"The train data set {type(dataset).__name__} is an IterableDataset: its rows cannot be selected by "
+            "index, so they cannot be divided into slices. Expected a map-style data set with __len__ and "
+            "__getitem__."
         )
     try:
         len(dataset)  # type: ignore[arg-type]
@@ -421,8 +422,8 @@ def check_loader(loader: object) -> DataLoader[Any]:
         ) from error
     if loader.batch_size is None or type(loader.batch_sampler).__name__ != "BatchSampler":
         raise UnsupportedError(
-            "The train dataloader has a batch_sampler of its own (or no batch size), which depends on the whole data "
-            "set. Use batch_size=..., with shuffle=True or False."
+            "The train dataloader has its own batch_sampler (or no batch size), which depends on the whole data set. "
+            "Use batch_size=..., with shuffle=True or False."
         )
     sampling_of(loader)
     return loader
@@ -443,7 +444,7 @@ def _subclass_arguments(loader: DataLoader[Any]) -> dict[str, Any]:
             raise UnsupportedError(
                 f"The train dataloader's class {type(loader).__name__} takes an argument {name!r} and does not keep "
                 f"it, so it cannot be made again over a unit's rows. Set self.{name} = {name} in its __init__, or put "
-                "what is special into the collate_fn of a torch.utils.data.DataLoader."
+                "the custom behaviour into the collate_fn of a torch.utils.data.DataLoader."
             )
         found[name] = getattr(loader, name)
     return found
@@ -455,9 +456,9 @@ def _check_same_attributes(loader: DataLoader[Any], made: DataLoader[Any]) -> No
     for name in sorted(name for name in own if is_plain([vars(loader)[name]], (tuple, list, dict))):
         if name not in vars(made) or bytes_of(vars(made)[name]) != bytes_of(vars(loader)[name]):
             raise UnsupportedError(
-                f"Made again over a unit's rows, the train dataloader {type(loader).__name__} has another {name}: "
-                f"{vars(made).get(name)!r} instead of {vars(loader)[name]!r}. Name what sets it in the __init__ of "
-                "the class, or put what is special into the collate_fn of a torch.utils.data.DataLoader."
+                f"Rebuilt for a unit's rows, the train dataloader {type(loader).__name__} has another {name}: "
+                f"{vars(made).get(name)!r} instead of {vars(loader)[name]!r}. Make it an argument of the class's "
+                "__init__, or put the custom behaviour into the collate_fn of a torch.utils.data.DataLoader."
             )
 
 

@@ -66,7 +66,7 @@ def edit_unit(
     module = trainer.lightning_module
     if not module.automatic_optimization:
         raise UnsupportedError(
-            f"{method.name} needs the loss of a batch, and {type(module).__name__} optimizes by hand "
+            f"{method.name} needs the loss of a batch, but {type(module).__name__} uses manual optimization "
             "(automatic_optimization=False). Return the loss from training_step, or use another method."
         )
 
@@ -82,7 +82,7 @@ def edit_unit(
         found = returned.get("loss") if isinstance(returned, Mapping) else returned
         if not isinstance(found, Tensor):
             raise UnsupportedError(
-                f"{method.name} needs the loss of a batch, and {type(module).__name__}.training_step returned "
+                f"{method.name} needs the loss of a batch, but {type(module).__name__}.training_step returned "
                 f"{type(found).__name__}. Return the loss for every batch, or use another method."
             )
         return found
@@ -128,8 +128,8 @@ def _check_finite(method: EditingMethod, parameters: Mapping[str, Tensor]) -> No
     broken = [name for name, parameter in parameters.items() if not parameter.isfinite().all()]
     if broken:
         raise ConfigurationError(
-            f"{method!r} left numbers that are not finite in {', '.join(broken[:5])}, so its model is not kept and the "
-            "request waits on. Use smaller steps or fewer of them, or other arguments."
+            f"{method!r} produced values that are not finite in {', '.join(broken[:5])}, so its model is discarded "
+            "and the request keeps waiting. Use smaller or fewer steps, or other arguments."
         )
 
 

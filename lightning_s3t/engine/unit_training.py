@@ -329,9 +329,9 @@ class UnitTraining:
         used: Any = trainer.train_dataloader
         if getattr(used, "dataset", None) is not loader.dataset:
             raise LeakageError(
-                f"Unit {unit} was trained with another dataloader ({type(used).__name__}) than that of its rows, so it "
-                "may have seen anybody's. Something in the script gives the trainer a dataloader of its own while it "
-                "trains. Leave that out."
+                f"Unit {unit} was trained with another dataloader ({type(used).__name__}) than the one for its rows, "
+                "so it may have seen any row. Something in the script replaces the trainer's dataloader during "
+                "training. Remove it."
             )
 
     def _describe(self, unit: UnitId, stage: Stage, record: dict[str, Any]) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class AuditReport:
     def __str__(self) -> str:
         equal = sum(unit.outcome == "equal" for unit in self.units)
         without = (
-            f"on the rows of the others gives, in data that still has {self.rows_of_forgotten} rows of the forgotten"
+            f"on the other rows gives, with data that still has {self.rows_of_forgotten} rows of the forgotten subjects"
             if self.rows_of_forgotten
             else f"without the {counted(self.forgotten, 'forgotten subject')} gives"
         )
@@ -125,8 +125,8 @@ class AuditTarget:
         if store.manifest.method.guarantee != "exact":
             raise ConfigurationError(
                 f"The method of the store {store.path} is {store.manifest.method.name!r}, which promises "
-                f"{store.manifest.method.guarantee!r}: what serves need not be what training without the forgotten "
-                "gives. An audit compares bit for bit, so it takes stores of exact methods."
+                f"{store.manifest.method.guarantee!r}: the serving model need not equal one trained without the "
+                "forgotten subjects. An audit compares bit for bit, so it works only for stores of exact methods."
             )
         self._alive = store.alive()
         self.chosen = _choose(tuple(self._alive), chosen, seed)
@@ -137,7 +137,7 @@ class AuditTarget:
     def report(self) -> AuditReport:
         """What was found; once the fit is over."""
         if self._report is None:
-            raise RuntimeError("There is no report until the fit that builds the units again is over.")
+            raise RuntimeError("The report is available only after the fit that rebuilds the units.")
         return self._report
 
     def compare(self, built: Store, plan: FitPlan, drawn: Base, rows_of_forgotten: int, deterministic: bool) -> None:
@@ -155,19 +155,19 @@ class AuditTarget:
         notes = [*_about_rows(rows_of_forgotten), *_about_head(self.store.load_base() or {}, drawn)]
         if not deterministic:
             notes.append(
-                "The hardware is not deterministic here, so a difference does not prove a leak, and a small one "
-                "is to be expected. Audit with Trainer(deterministic=True)."
+                "The hardware is not deterministic here, so a difference does not prove a leak, and small "
+                "differences are expected. Audit with Trainer(deterministic=True)."
             )
         if self.store.manifest.isolation == "none":
             notes.append(
-                "Units are trained in one process, in the store as in the audit: what one leaves for another in global "
-                "variables or attributes of classes may be in both."
+                "Units are trained in one process, both in the store and in the audit: data that one unit leaves in "
+                "global variables or class attributes may be in both."
             )
         then = [self._alive[unit].provenance.get("versions", {}) for unit in self.chosen]
         now = versions()
         changed = sorted({name for record in then for name in record if record[name] != now.get(name)})
         if changed:
-            notes.append(f"Other versions than when the units were trained: {', '.join(changed)}.")
+            notes.append(f"Versions have changed since the units were trained: {', '.join(changed)}.")
         self._report = AuditReport(
             str(self.store.path),
             found,
@@ -243,7 +243,7 @@ class AuditStore(FitStore):
         self._check_effect(audited)
         base = audited.load_base()
         if base is None:
-            raise ConfigurationError(f"The store {audited.path} has no head to begin with. Fit it first.")
+            raise ConfigurationError(f"The store {audited.path} does not have the head's initial state. Fit it first.")
         self._drawn = make_base()
         self._enter(self._target.scratch).building.save_base(base)
         return base, self._choice.plan()
@@ -283,7 +283,7 @@ def _choose(alive: tuple[UnitId, ...], chosen: int | Iterable[str] | Literal["al
     gone = [str(unit) for unit in named if unit not in alive]
     if gone or not named:
         raise ConfigurationError(
-            f"{', '.join(gone) or 'Nothing'} is not a surviving unit of the store. Expected one of "
+            f"{', '.join(gone) or 'Nothing'} is not a surviving unit of the store. Expected units among "
             f"{', '.join(map(str, alive[:10]))}{', ...' if len(alive) > 10 else ''}."
         )
     return named
@@ -292,9 +292,9 @@ def _choose(alive: tuple[UnitId, ...], chosen: int | Iterable[str] | Literal["al
 def _about_rows(rows_of_forgotten: int) -> Iterator[str]:
     if rows_of_forgotten:
         yield (
-            "Not examined: what the script computes over all rows before the fit (normalisation, the number of steps, "
-            "label frequencies, the head's start) was computed with those of the forgotten, here as in the store. "
-            "Audit with these rows dropped."
+            "Not examined: values that the script computes over all rows before the fit (normalisation, the number "
+            "of steps, label frequencies, the head's initial state) include the rows of the forgotten subjects, here "
+            "as in the store. To cover them, drop these rows before the audit."
         )
 
 
@@ -302,10 +302,10 @@ def _about_head(kept: Base, drawn: Base) -> Iterator[str]:
     worst = _worst(kept, drawn)
     if worst is not None:
         yield (
-            "Not examined: the head's start. The store keeps that of its first fit, and the script draws another "
-            f"today (by up to {worst[1]:.3g} in {worst[0]}). If it is drawn at random, that is to be expected. If it "
-            "is computed from the data (label frequencies, class prototypes), the kept one has the forgotten in it, "
-            "and only training into a new folder removes that."
+            "Not examined: the head's initial state. The store keeps the one of its first fit, and the script now "
+            f"gives another (different by up to {worst[1]:.3g} in {worst[0]}). If it is drawn at random, this is "
+            "expected. If it is computed from the data (label frequencies, class prototypes), the stored one "
+            "includes the data of the forgotten subjects, and only training into a new folder removes it."
         )
 
 

@@ -219,8 +219,8 @@ class Fit:
     def _check_edits(self, alone: bool) -> None:
         if isinstance(self._config.method, EditingMethod) and not alone:
             raise UnsupportedError(
-                f"The method {self._config.method.name!r} edits the model in a process of its own, on one device. DDP "
-                "and isolation='none' rule that out. Leave them out."
+                f"The method {self._config.method.name!r} edits the model in a separate process, on one device. DDP "
+                "and isolation='none' rule this out. Leave them out."
             )
 
     def _check_floor(self, alone: bool) -> None:
@@ -228,13 +228,13 @@ class Fit:
             return
         if not alone:
             raise UnsupportedError(
-                "The floor is read in a process of its own, on one device. DDP and isolation='none' rule that out. "
+                "The floor is read in a separate process, on one device. DDP and isolation='none' rule this out. "
                 "Leave `floor` out, or fit on one device."
             )
         if self._config.method.response != "revoke":
             raise UnsupportedError(
-                f"With the method {self._config.method.name!r} the model serves on until another one is there, so a "
-                "floor would never answer. Leave `floor` out."
+                f"With the method {self._config.method.name!r} the model keeps serving until another one replaces it, "
+                "so a floor would never answer. Leave `floor` out."
             )
 
     def _training_data(self, trainer: pl.Trainer) -> TrainingData:
@@ -267,9 +267,9 @@ class Fit:
         self._adapter = switch.builder.adapter
         if config.adapter is not None and self._adapter is None:
             rank_zero_info(
-                "S3T: the module has PEFT adapters of its own: these are trained, group by group."
+                "S3T: the module has its own PEFT adapters; these are trained, group by group."
                 if own_adapters(module)
-                else "S3T: a layer group has no layer that LoRA goes on: whole layers are trained."
+                else "S3T: a layer group has no layer that LoRA fits, so whole layers are trained."
             )
         return switch
 
@@ -329,51 +329,54 @@ class Fit:
         emptied = [unit for unit in plan.impossible if unit not in few]
         if emptied:
             rank_zero_warn(
-                f"S3T: deletions and restrictions have emptied slices, so {len(emptied)} units cannot be trained: "
-                f"{', '.join(map(str, emptied[:5]))}. The shards serve what is before them."
+                f"S3T: deletions and restrictions have left slices empty, so {len(emptied)} units cannot be trained: "
+                f"{', '.join(map(str, emptied[:5]))}. The shards serve the units before them."
             )
         if few:
             rank_zero_warn(
-                f"S3T: people who came later are too few for {data.partition.slices} slices, so {len(few)} units with "
-                f"an empty slice cannot be trained: {', '.join(map(str, few[:5]))}. Their shards serve what is before "
-                "them. Expected some ten people a slice who come together."
+                f"S3T: too few people came later for {data.partition.slices} slices, so {len(few)} units with an "
+                f"empty slice cannot be trained: {', '.join(map(str, few[:5]))}. Their shards serve the units before "
+                "them. Expected about ten people per slice who come together."
             )
         rows = [str(planned.unit) for planned in plan.build if planned.stale and planned.same_subjects]
         if rows:
             rank_zero_warn(
-                f"S3T: rows have changed under the same ids, so {len(rows)} units are trained again: "
+                f"S3T: rows with the same ids have changed, so {len(rows)} units are trained again: "
                 f"{', '.join(rows[:5])}."
             )
         stale = [str(planned.unit) for planned in plan.build if planned.stale and not planned.same_subjects]
         if stale and not plan.carries_out:
             rank_zero_warn(
-                f"S3T: {len(stale)} units were trained when their slices had other subjects, and are trained again: "
-                f"{', '.join(stale[:5])}. Since the last fit people have come, were released from a restriction, or "
-                "have gone without a deletion request. If the data is the same, its rows are split at random at every "
-                f"start: give random_split a generator with a seed of its own.{self._about_newcomers(plan.newcomers)}"
+                f"S3T: {len(stale)} units are trained again, because the subjects of their slices have changed: "
+                f"{', '.join(stale[:5])}. Since the last fit, people were added, were released from a restriction, or "
+                "were removed without a deletion request. If the data is the same, its rows are split at random at "
+                f"every start: give random_split a generator with a fixed seed.{self._about_newcomers(plan.newcomers)}"
             )
         goes_on = plan.present or any(planned.stale for planned in plan.build)
         if config.newcomers == "append" and not config.keep_registry and goes_on:
             rank_zero_warn(
-                "S3T: newcomers='append' needs the registry, which says who is new. Without it, people who come later "
-                "are in the slices of all, and the units that they reach are trained again."
+                "S3T: newcomers='append' needs the registry, which records who is new. Without it, people who come "
+                "later join the existing slices, and the units that they affect are trained again."
             )
         if self._audited is None:
             if config.newcomers == "append" and plan.newcomers:
                 own = sum(data.partition.generation_of(planned.unit.shard) > 0 for planned in plan.build)
                 rank_zero_info(
-                    f"S3T: {counted(plan.newcomers, 'subject')} came after the others, and are in a shard of "
-                    f"their own: {counted(own, 'unit')} of {data.partition.all_shards - data.partition.shards} such "
-                    "shards to train. What is there stays."
+                    f"S3T: {counted(plan.newcomers, 'subject')} came later and have a shard of their own: "
+                    f"{counted(own, 'unit')} of {data.partition.all_shards - data.partition.shards} such shards to "
+                    "train. Existing units stay."
                 )
             if not plan.present:
                 rank_zero_info(str(LayerTable.of(builder)))
                 self._warn_of_left_out(module, builder)
             rank_zero_info(
-                f"S3T: {counted(len(plan.build), 'unit')} to train, {plan.present} are there. Store: {config.store}"
+                f"S3T: {counted(len(plan.build), 'unit')} to train, {plan.present} already trained. Store: "
+                f"{config.store}"
             )
         else:
-            rank_zero_info(f"S3T: {len(plan.build)} units of {self._audited.store.path} are trained again, to compare.")
+            rank_zero_info(
+                f"S3T: {len(plan.build)} units of {self._audited.store.path} are trained again for comparison."
+            )
         for logger in trainer.loggers:
             logger.log_hyperparams(self._hyperparameters())
         found = {
@@ -391,8 +394,8 @@ class Fit:
         if not count or self._config.newcomers == "append":
             return ""
         return (
-            f" {counted(count, 'subject')} came after the others; with S3T(newcomers='append') they would have "
-            "a shard of their own, and nothing else would be trained again."
+            f" {counted(count, 'subject')} came later; with S3T(newcomers='append') they would have a shard of their "
+            "own, and no other unit would be trained again."
         )
 
     def _warn_of_left_out(self, module: pl.LightningModule, builder: StageBuilder) -> None:
@@ -400,10 +403,10 @@ class Fit:
         if names:
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             rank_zero_warn(
-                f"S3T: what a loss or the module itself holds beside the network stays as it is: {', '.join(names[:5])}"
-                f"{more}. To train it at every stage, name its module as a part of the head, "
-                f"head={[*builder.layers.head, '...']}; put a parameter of the module itself into a module of its own. "
-                "Else set requires_grad_(False)."
+                "S3T: parameters that a loss or the module itself holds outside the network stay unchanged: "
+                f"{', '.join(names[:5])}{more}. To train them at every stage, name their module as part of the head, "
+                f"head={[*builder.layers.head, '...']}; move a parameter of the module itself into a submodule. "
+                "Otherwise set requires_grad_(False)."
             )
 
     def _build(
@@ -413,7 +416,7 @@ class Fit:
         if fit_store.plan.build:
             run()
         else:
-            rank_zero_info(f"S3T: all {fit_store.plan.present} units are there, nothing to train.")
+            rank_zero_info(f"S3T: all {fit_store.plan.present} units are already trained, nothing to train.")
         seconds = time.monotonic() - start
         metrics = on_rank_zero(trainer, lambda: self._sum_up(fit_store, trained, seconds))
         on_rank_zero(trainer, lambda: self._say_what_is_left(fit_store, trained))
@@ -440,8 +443,8 @@ class Fit:
             if trained:
                 rank_zero_info(str(self.summary))
             rank_zero_info(
-                f"S3T: what was trained is in {path}; the module is as it was. "
-                f"EnsembleModule.from_store({path!r}, model) serves it."
+                f"S3T: the trained units are in {path}; the module is unchanged. EnsembleModule.from_store({path!r}, "
+                "model) serves it."
             )
         serving = [row.serves for row in self.summary.rows if row.serves is not None]
         return mean_metrics([store.provenance(unit)[0].get("metrics", {}) for unit in serving])
@@ -454,7 +457,7 @@ class Fit:
         seconds = sum(map(self._budget.estimate, left))
         rank_zero_info(
             f"S3T: the time budget of {self._budget.seconds:g} s is used up. Left to train: "
-            f"{counted(len(left), 'unit')}, some {seconds:.0f} s one after another. The next fit goes on."
+            f"{counted(len(left), 'unit')}, some {seconds:.0f} s if trained one after another. The next fit continues."
         )
 
     def _hyperparameters(self) -> dict[str, Any]:

@@ -138,7 +138,7 @@ class FitStore:
     def opened(self) -> Opened:
         """The store; on rank 0, once `open` has been called."""
         if self._opened is None:
-            raise RuntimeError("The store is open on rank 0 alone, and during a fit.")
+            raise RuntimeError("The store is open only on rank 0, and only during a fit.")
         return self._opened
 
     def open(self, path: Path, make_base: Callable[[], Base]) -> None:
@@ -256,8 +256,8 @@ class FitStore:
         damaged = store.take_out_damaged()
         if damaged:
             rank_zero_warn(
-                f"The snapshots of {', '.join(map(str, damaged[:5]))} were missing or damaged, or built on one "
-                f"that was: {len(damaged)} units are trained again."
+                f"The snapshots of {', '.join(map(str, damaged[:5]))} were missing or damaged, or built on a missing "
+                f"or damaged one: {len(damaged)} units are trained again."
             )
         self._check_effect(store)
         self._compare_found(store)
@@ -294,11 +294,11 @@ class FitStore:
         self._moved = changes = describe_changes(before, self._options["found"]) if before is not None else ""
         if changes:
             rank_zero_warn(
-                f"The script's objects are not as the last fit into {store.path} found them: {changes}. Units that are "
-                "trained now begin from this state, so they may not be those that a first fit gives. If a test or "
-                "another fit has moved it in between, fit in a fresh script. (Random generators of the data set and "
-                "its collate function do not matter: they are seeded for each unit. Global variables and attributes "
-                "of classes are not compared.)"
+                f"The script's objects differ from what the last fit into {store.path} found: {changes}. Units "
+                "trained now start from this state, so they may differ from those of a first fit. If a test or "
+                "another fit has changed it in between, fit in a fresh script. (Random generators of the data set "
+                "and its collate function do not matter: they are seeded for each unit. Global variables and class "
+                "attributes are not compared.)"
             )
 
     def _same_planner(self, store: Store) -> bool:
@@ -357,10 +357,10 @@ class FitStore:
     def _pass_over(self, outdated: Collection[UnitId]) -> None:
         new = [unit for unit in outdated if unit not in self.passed_over]
         if new:
-            self.passed_over |= dict.fromkeys(new, "rows of it were corrected after this fit had loaded them")
+            self.passed_over |= dict.fromkeys(new, "some of its rows were corrected after this fit had loaded them")
             rank_zero_warn(
-                f"S3T: rows were corrected after this fit had loaded its data, so {len(new)} units that have them are "
-                f"not trained: {', '.join(map(str, new[:5]))}. Fit again, on the corrected data, to train them."
+                f"S3T: rows were corrected after this fit had loaded its data, so {len(new)} units with these rows "
+                f"are not trained: {', '.join(map(str, new[:5]))}. Fit again, on the corrected data, to train them."
             )
 
     def _in_order(self, plan: FitPlan) -> tuple[PlannedUnit, ...]:

@@ -184,8 +184,8 @@ class InProcessExecutor:
         changes = describe_changes(self._found, digest_found(trainer, self._data, self._own))
         if changes:
             raise LeakageError(
-                f"Unit {unit} has left something behind that would reach the units after it: {changes}. Units are "
-                "trained in one process here (isolation='none', or a strategy that spawns or forks ranks), and this is "
-                "not set back between them. Keep it out of the module, the data module and the callbacks, or train on "
+                f"Unit {unit} left state behind that would reach the units after it: {changes}. Units are trained in "
+                "one process here (isolation='none', or a strategy that spawns or forks ranks), and this state is "
+                "not reset between them. Keep it out of the module, the data module and the callbacks, or train on "
                 "one device with isolation='forkserver'."
             )

@@ -70,5 +70,5 @@ def check_same_tensors(trainer: pl.Trainer, unit: UnitId, tensors: Mapping[str, 
     if trainer.world_size > 1 and len(set(gather(trainer, digest_tensors(tensors)))) > 1:
         raise LeakageError(
             f"The processes hold different tensors after unit {unit}: their gradients were not synchronised. Expected "
-            "the same bits on every rank. Let the strategy synchronise (no torch.no_sync in the step)."
+            "the same bits on every rank. Let the strategy synchronise them (no torch.no_sync in the step)."
         )

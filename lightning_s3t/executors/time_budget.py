@@ -17,7 +17,7 @@ from lightning_s3t.executors.unit_plan import PlannedUnit
 from lightning_s3t.plan.cost import compute_per_sample
 
 Duration: TypeAlias = "float | str | timedelta | Mapping[str, int]"
-"""Seconds, or what `Trainer(max_time=...)` takes: "DD:HH:MM:SS", a timedelta, or a mapping of its arguments."""
+"""Seconds, or a value that `Trainer(max_time=...)` takes: "DD:HH:MM:SS", a timedelta, or a mapping of its arguments."""
 
 
 def seconds_of(duration: Duration) -> float:

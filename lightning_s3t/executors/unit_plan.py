@@ -142,7 +142,7 @@ def _check_order(unit: UnitId, now: Mapping[str, list[str]], then: Mapping[str, 
     if now["sorted"] == then.get("sorted") and now["ordered"] != then.get("ordered"):
         raise DataError(
             f"The train data set gives the same ids as when unit {unit} was trained, in another order. Expected the "
-            "same rows in the same order at every load, or no unit could be trained again to the same bits. Sort the "
+            "same rows in the same order at every load; otherwise no unit can be reproduced bit for bit. Sort the "
             "rows (sorted(paths), ORDER BY)."
         )
 

@@ -159,8 +159,9 @@ class UnitStore:
         self._fit_store.passed_over[unit] = reason
         whose = "deletions have left it" if has_shrunk else f"the people of generation {generation} have"
         return (
-            f"S3T: Unit {unit} cannot be trained on the {len(begun.task.rows)} rows that {whose}, and is passed over "
-            f"with what would be built on it ({reason}). Its shard serves what is before it; the next fit tries again."
+            f"S3T: Unit {unit} cannot be trained on the {len(begun.task.rows)} rows that {whose}, and is skipped, as "
+            f"are the units that build on it ({reason}). Its shard serves the units before it; the next fit tries "
+            "again."
         )
 
     def _commit(self, unit: UnitId, result: UnitResult) -> None:

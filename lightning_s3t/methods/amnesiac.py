@@ -91,10 +91,9 @@ class Amnesiac(EditingMethod):
         count, steps = int(affected.sum()), len(sizes)
         if count > self.max_share * steps:
             raise ConfigurationError(
-                f"{count} of the {steps} steps held a row that is to be forgotten, and `max_share` is "
-                f"{self.max_share}. "
-                "To take so many back resets the model. Leave these rows out of the data: the fit then trains from "
-                "scratch."
+                f"{count} of the {steps} steps contained a row to be forgotten, and `max_share` is {self.max_share}. "
+                "Subtracting so many steps resets the model. Leave these rows out of the data: the fit then trains "
+                "from scratch."
             )
         with torch.no_grad():
             for name, parameter in session.parameters.items():
@@ -160,9 +159,9 @@ class StepRecorder:
             self._bytes += change.nbytes + places.nbytes
         if self._bytes > self._max_bytes:
             raise UnsupportedError(
-                f"The records of the first {len(self._rows)} steps take up {self._bytes} bytes, more than `max_bytes`, "
-                f"{self._max_bytes}. Keep a smaller share (`keep`), train fewer parameters (an adapter), or use "
-                "another method."
+                f"The records of the first {len(self._rows)} steps take up {self._bytes} bytes, more than "
+                f"`max_bytes`, {self._max_bytes}. Keep a smaller share (`keep`), train fewer parameters (with an "
+                "adapter), or use another method."
             )
 
     def records(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -177,9 +176,8 @@ class StepRecorder:
         moved = [name for name, last in self._before.items() if not torch.equal(last.cpu(), weights[name].cpu())]
         if moved:
             raise UnsupportedError(
-                f"After the last step something has changed {', '.join(moved[:5])} (an average of weights, for "
-                "example), so the model is not the sum of its steps, and none could be taken back. Leave that out, or "
-                "use another method."
+                f"{', '.join(moved[:5])} changed after the last step (weight averaging, for example), so the model is "
+                "not the sum of its steps, and no step can be subtracted. Remove the cause, or use another method."
             )
         found = {
             _SIZES: torch.tensor([len(rows) for rows in self._rows], dtype=torch.long),

@@ -78,6 +78,4 @@ def check_share(name: str, value: Any, zero: bool = False) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 <= value <= 1 or (value == 0 and not zero):
         least = "of at least 0" if zero else "above 0"
-        raise ConfigurationError(
-            f"Expected argument `{name}` to be a share {least} and of at most 1 but got {value!r}."
-        )
+        raise ConfigurationError(f"Expected argument `{name}` to be a share {least} and at most 1 but got {value!r}.")

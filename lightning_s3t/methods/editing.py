@@ -133,9 +133,9 @@ class EditSession:
             hook.remove()
         if len(answers) != 1:
             raise UnsupportedError(
-                "The method needs the network's answer to a batch, and training_step called "
-                f"{type(self.network).__name__} {len(answers)} times. Call it once a batch, as self(...) or "
-                "self.network(...) and not by .forward(), or use a method that needs the loss alone."
+                "The method needs the network's output for a batch, but training_step called "
+                f"{type(self.network).__name__} {len(answers)} times. Call it once per batch, as self(...) or "
+                "self.network(...) rather than .forward(), or use a method that needs only the loss."
             )
         return Answer(loss, logits_of(answers[0]))
 
@@ -261,7 +261,7 @@ def logits_of(answer: Any) -> Tensor:
         found = answer
     if not isinstance(found, Tensor) or not found.is_floating_point() or found.ndim < 2:
         raise UnsupportedError(
-            f"The method needs logits of shape [..., classes], and the network answers with {type(answer).__name__}. "
-            "Return the logits, or something with `.logits`, or use a method that needs the loss alone."
+            f"The method needs logits of shape [..., classes], but the network returned {type(answer).__name__}. "
+            "Return the logits or an object with `.logits`, or use a method that needs only the loss."
         )
     return found

@@ -112,8 +112,8 @@ class Influence(EditingMethod):
                 )
                 if solution.negative and solution.iterations == 0:
                     raise ConfigurationError(
-                        "The curvature of the loss along the forgotten rows' gradient is negative, so there is no "
-                        "step of the second order. Give `damping`, fewer `last_tensors`, or order='first'."
+                        "The curvature of the loss along the forgotten rows' gradient is negative, so a second-order "
+                        "step does not exist. Set `damping`, use fewer `last_tensors`, or set order='first'."
                     )
                 update = solution.value
                 report = solution.describe()

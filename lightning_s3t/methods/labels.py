@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_s3t.errors import ConfigurationError, UnsupportedError
 
 LabelPlace = str | int | None
-"""The key or the number of the labels in a batch; None to find them."""
+"""The key or the position of the labels in a batch; None to find them."""
 
 _KEYS = ("labels", "label", "targets", "target", "y")
 
@@ -28,7 +28,7 @@ def check_label_place(place: Any) -> None:
     """
     if place is not None and (isinstance(place, bool) or not isinstance(place, (str, int))):
         raise ConfigurationError(
-            f"Expected argument `labels` to be a key or a number, or None to find them, but got {place!r}."
+            f"Expected argument `labels` to be a key, a position, or None to find them, but got {place!r}."
         )
 
 
@@ -53,7 +53,7 @@ def labels_of(batch: Any, place: LabelPlace = None) -> Tensor:
     if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
         found = f"{tuple(labels.shape)} of {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
         raise UnsupportedError(
-            f"The method needs one class for each row, and the labels in a batch are {found}. Use a method that does "
+            f"The method needs one class for each row, but the labels in a batch are {found}. Use a method that does "
             "not read labels."
         )
     return labels
@@ -99,8 +99,8 @@ def wrong_labels(labels: Tensor, shifts: Tensor, classes: int) -> Tensor:
     """
     if classes < 2 or bool(((labels < 0) | (labels >= classes)).any()):
         raise UnsupportedError(
-            f"The method draws a wrong class for each row, and the network answers with {classes} columns to labels "
-            f"from {int(labels.min())} to {int(labels.max())}. Expected one column a class, and at least two."
+            f"The method draws a wrong class for each row, but the network returned {classes} columns for labels from "
+            f"{int(labels.min())} to {int(labels.max())}. Expected one column per class, and at least two."
         )
     return (labels + shifts.to(labels)) % classes
 
@@ -128,6 +128,6 @@ def _find(batch: Any, place: LabelPlace) -> Any:
             return 1
     found = f"keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
     raise UnsupportedError(
-        f"The method needs the labels of a batch, and they were not found in it ({found}; labels={place!r}). Name "
-        "their place with `labels`: a key, or a number."
+        f"The method needs the labels of a batch, but found none ({found}; labels={place!r}). Name their place with "
+        "`labels`: a key or a position."
     )

@@ -9,7 +9,7 @@ from lightning_s3t.core.guarantees import Guarantee, Response
 from lightning_s3t.plan import DataMode, EpochRule, Partition, RiskBands, SequenceChoice
 
 Need = Literal["forgotten rows", "retained rows", "training steps"]
-"""What a request needs to be carried out: rows of the training data, or what was kept of the training's steps."""
+"""What a method needs to carry out a request: rows of the training data, or records of the training steps."""
 
 
 class UnlearningMethod(ABC):

@@ -92,8 +92,8 @@ class PGU(EditingMethod):
         layers = find_layers_with_inputs(session)
         if not layers:
             raise UnsupportedError(
-                f"{self.name} changes the weights of linear and two-dimensional convolutional layers, and none of "
-                "those that may be changed belongs to one. Use another method."
+                f"{self.name} changes the weights of linear and two-dimensional convolutional layers, but no "
+                "parameter that may change belongs to one. Use another method."
             )
         preserved = {
             name: leading_directions(moment, self.share) for name, moment in self._moments(session, layers).items()
@@ -153,7 +153,7 @@ class PGU(EditingMethod):
         missing = [name for name in layers if name not in moments]
         if missing:
             raise UnsupportedError(
-                f"{self.name} needs the inputs of {', '.join(missing)}, and the network reads these weights without "
+                f"{self.name} needs the inputs of {', '.join(missing)}, but the network reads these weights without "
                 "calling the layer. Use another method."
             )
         return moments

@@ -56,7 +56,7 @@ class SCRUB(DescentMethod):
         steps = self.ascent_epochs
         if isinstance(steps, bool) or not isinstance(steps, int) or not 0 <= steps <= self.epochs:
             raise ConfigurationError(
-                f"Expected argument `ascent_epochs` to be a number from 0 to that of epochs, {self.epochs}, but got "
+                f"Expected argument `ascent_epochs` to be a number from 0 to `epochs`, {self.epochs}, but got "
                 f"{steps!r}."
             )
         check_nonnegative("alpha", self.alpha)

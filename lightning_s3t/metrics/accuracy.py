@@ -109,7 +109,7 @@ class ComparedAccuracy(UnlearningMetric):
         correct, retrained = compared_rows(preds, retrained_preds, target)
         if len(retrained) != self.num_retrained:
             raise ConfigurationError(
-                f"Expected argument `retrained_preds` to be of {self.num_retrained} retrained model(s) "
+                f"Expected argument `retrained_preds` to hold predictions of {self.num_retrained} retrained model(s) "
                 f"(`num_retrained`) but got {len(retrained)}"
             )
         self.correct[index] += correct.sum()

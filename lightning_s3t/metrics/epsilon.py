@@ -45,7 +45,7 @@ class RowEpsilons(UnlearningMetric):
         models = torch.tensor(min(unlearned.shape[1], retrained.shape[1]), device=self.num_models.device)
         if self.num_models and self.num_models != models:
             raise ConfigurationError(
-                f"Expected scores of as many models in each update, {int(self.num_models)}, but got {int(models)}"
+                f"Expected scores of {int(self.num_models)} models in each update, as before, but got {int(models)}"
             )
         self.epsilons.append(unlearning_epsilon(unlearned, retrained, self.delta))
         self.null_epsilons.append(unlearning_epsilon(retrained[:, :half], retrained[:, half:], self.delta))

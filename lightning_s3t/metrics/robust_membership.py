@@ -94,7 +94,7 @@ class RobustMembershipInference(AttackMetric):
     def _attack_scores(self) -> Tensor:
         if isinstance(self.population, list) and not self.population:
             raise ConfigurationError(
-                "Robust membership inference needs rows of a population but got none: "
-                "call `update` with `is_member=None` for them"
+                "Robust membership inference needs population rows but got none: call `update` with `is_member=None` "
+                "for them"
             )
         return dominated(super()._attack_scores(), dim_zero_cat(self.population), self.gamma)

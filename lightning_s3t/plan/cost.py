@@ -208,6 +208,6 @@ def compute_per_sample(slices: int, groups: int | None = None) -> NDArray[np.flo
     if isinstance(groups, bool) or not isinstance(groups, int) or not 1 <= groups <= slices:
         raise ConfigurationError(
             f"Expected argument `groups` to be an integer from 1 to the number of slices, {slices}, but got "
-            f"{groups!r}: a layer group that no stage trains would never be adapted."
+            f"{groups!r}: a layer group that no stage trains is never adapted."
         )
     return np.array([1 + group_of_stage(stage, slices, groups) / groups for stage in range(1, slices + 1)]) / 2

@@ -35,8 +35,8 @@ def check_sequences(sequences: Iterable[Iterable[int]], slices: int, budget: int
             )
     if len(set(family)) < len(family) or len(family) != budget:
         raise ConfigurationError(
-            f"Found {len(family)} sequences, {len(set(family))} of them different. Expected as many different ones as "
-            f"the budget, {budget}."
+            f"Found {len(family)} sequences, {len(set(family))} of them different. Expected {budget} different ones, "
+            "the budget."
         )
     return family
 
@@ -56,7 +56,7 @@ def check_family(sequences: Iterable[Iterable[int]]) -> Family:
     """
     family = [tuple(sequence) for sequence in sequences]
     if not family or not family[0]:
-        raise ConfigurationError("There are no sequences. Expected at least one sequence of at least one slice.")
+        raise ConfigurationError("No sequences were given. Expected at least one sequence of at least one slice.")
     return check_sequences(family, slices=len(family[0]), budget=len(family))
 
 

@@ -30,8 +30,8 @@ def merge_from(people: Sequence[int], shards: int) -> int | None:
     """
     if shards < 1 or any(count < 0 for count in people):
         raise ConfigurationError(
-            f"The generations have {list(people)} people, and the first is cut into {shards} shards. Expected at least "
-            "one shard, and no negative number."
+            f"The generations have {list(people)} people, and the first has {shards} shards. Expected at least one "
+            "shard and no negative numbers."
         )
     later, found = 0, None
     for number in range(len(people) - 1, 0, -1):

@@ -58,7 +58,7 @@ def outlook(
     """
     weights = np.asarray(shares, dtype=float)
     if not len(weights) or weights.sum() <= 0:
-        raise ConfigurationError("Expected argument `shares` to have people in at least one shard.")
+        raise ConfigurationError("Expected argument `shares` to have a positive share in at least one shard.")
     if min(requests, default=0) < 0:
         raise ConfigurationError(f"Expected argument `requests` to be 0 or more but got {min(requests)}.")
     weights = weights / weights.sum()

@@ -67,7 +67,8 @@ class Partition:
 
         if self.bands and (sum(self.bands) != self.slices or min(self.bands) < 1):
             raise ConfigurationError(
-                f"The bands of risk have {self.bands} slices. Expected at least one slice each, {self.slices} in all."
+                f"The bands of risk have {self.bands} slices. Expected at least one slice in each band, {self.slices} "
+                "in all."
             )
 
     @property

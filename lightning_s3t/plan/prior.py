@@ -46,7 +46,7 @@ def slice_prior(
         found[place.shard, place.slice] += weight
     if not found.sum() > 0:
         raise ConfigurationError(
-            "The priors of all subjects are 0. Expected at least one subject who may ask; without a prior, pass None."
+            "The priors of all subjects are 0. Expected at least one positive prior; to use none, pass None."
         )
     probabilities: Probabilities = found / found.sum()
     return probabilities

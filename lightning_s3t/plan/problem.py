@@ -96,8 +96,8 @@ def check_prior(prior: Prior | None, slices: int) -> Probabilities:
         [0.5, 0.25, 0.25]
         >>> check_prior([0.5, 0.2], slices=2)
         Traceback (most recent call last):
-        lightning_s3t.errors.ConfigurationError: The prior sums to 0.7. Expected probabilities that sum to 1: divide
-        them by their sum.
+        lightning_s3t.errors.ConfigurationError: The prior sums to 0.7. Expected probabilities that sum to 1. Divide
+            them by their sum.
     """
     if prior is None:
         return np.full(slices, 1 / slices)
@@ -146,7 +146,7 @@ def _numbers(prior: Prior) -> Probabilities:
         found = np.asarray(prior, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ConfigurationError(
-            f"The prior cannot be read as numbers: {error}. Expected one probability a slice."
+            f"The prior cannot be read as numbers: {error}. Expected one probability per slice."
         ) from error
     if not np.isfinite(found).all() or (found < 0).any():
         wrong = found[~(np.isfinite(found) & (found >= 0))][0]
@@ -158,6 +158,6 @@ def _normalised(found: Probabilities) -> Probabilities:
     total = float(found.sum())
     if abs(total - 1) > SUM_TOLERANCE:
         raise ConfigurationError(
-            f"The prior sums to {total:g}. Expected probabilities that sum to 1: divide them by their sum."
+            f"The prior sums to {total:g}. Expected probabilities that sum to 1. Divide them by their sum."
         )
     return found / total

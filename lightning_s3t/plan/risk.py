@@ -15,7 +15,9 @@ from typing import Any
 from lightning_s3t.core.subjects import canonical_subject
 from lightning_s3t.errors import ConfigurationError
 
-_EXPECTED = "Expected CSV (a line `subject,risk`, then one line a subject) or a JSON object of one number a subject."
+_EXPECTED = (
+    "Expected CSV (a header `subject,risk`, then one line per subject) or a JSON object with one number per subject."
+)
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,14 @@ class RiskBands:
         if len(self.slices) != len(self.thresholds) + 1:
             raise ConfigurationError(
                 f"There are {len(self.slices)} bands, of {self.slices} slices, and {len(self.thresholds)} thresholds. "
-                "Expected one more band than there are thresholds."
+                "Expected one band more than thresholds."
             )
         if not all(math.isfinite(threshold) for threshold in self.thresholds) or any(
             low >= high for low, high in zip(self.thresholds, self.thresholds[1:], strict=False)
         ):
-            raise ConfigurationError(f"The thresholds are {self.thresholds}. Expected finite numbers that ascend.")
+            raise ConfigurationError(
+                f"The thresholds are {self.thresholds}. Expected finite numbers in ascending order."
+            )
         canonical = {}
         for subject, risk in self.risks.items():
             if not math.isfinite(risk):

@@ -107,8 +107,8 @@ def plan_family(
     limit = _check_limit(budget)
     if planner in ("all", "sisa"):
         raise ConfigurationError(
-            f"The planner {planner!r} has one number of sequences and no choice, so its budget cannot be a cost. "
-            f"Give the number: budget={1 if planner == 'sisa' else math.factorial(problem.slices)}."
+            f"The planner {planner!r} has a fixed number of sequences, so its budget cannot be a cost. Give the "
+            f"number: budget={1 if planner == 'sisa' else math.factorial(problem.slices)}."
         )
     from lightning_s3t.plan.cost import Limit
     from lightning_s3t.plan.planners.within_cost import as_many_as, search_within

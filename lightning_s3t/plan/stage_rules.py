@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 DataMode: TypeAlias = Literal["cumulative", "disjoint"]
-"""A stage trains on all slices of its prefix ("cumulative", the paper's) or on the last one alone ("disjoint")."""
+"""A stage trains on all slices of its prefix ("cumulative", as in the paper) or only on the last one ("disjoint")."""
 
 EpochRule: TypeAlias = Literal["full", "sisa"]
-"""A stage has as many epochs as a fine-tune ("full"), or 2/(L+1) of them ("sisa")."""
+"""A stage has as many epochs as a fine-tune ("full"), or 2/(L+1) of that number ("sisa")."""
 
 
 def group_of_stage(stage: int, slices: int, groups: int) -> int:

@@ -37,7 +37,8 @@ class Worth:
         rising = all(one < other for one, other in zip((0.0, *self.shares), self.shares, strict=False))
         if not self.shares or not rising or self.shares[-1] != 1:
             raise ConfigurationError(
-                f"The worth is given at the shares {self.shares}. Expected ascending shares above 0 that end with 1."
+                f"The worth is given at the shares {self.shares}. Expected shares above 0 in ascending order, the "
+                "last one 1."
             )
         if len(self.values) != len(self.shares) or not all(map(math.isfinite, (*self.values, self.floor))):
             raise ConfigurationError(
@@ -79,8 +80,8 @@ class Worth:
         full = scores.get(slices, 0.0)
         if not 0 < full < math.inf:
             raise ConfigurationError(
-                f"The scores are {dict(scores)}, by stage. Expected a positive one for the last stage, {slices}: train "
-                "whole sequences with a monitored metric of which more is better."
+                f"The scores are {dict(scores)}, by stage. Expected a positive score for the last stage, {slices}: "
+                "train whole sequences, and monitor a metric where higher is better."
             )
         stages = sorted(scores)
         return cls(tuple(stage / slices for stage in stages), tuple(scores[stage] / full for stage in stages))
@@ -114,7 +115,7 @@ class Worth:
 
 
 DATA = Worth()
-"""The share of the training data: a shard is worth as much as it has slices."""
+"""The share of the training data: the worth of a shard is its share of slices."""
 
 PAPER_CURVES: dict[str, Worth] = {
     name: Worth.of_drops(percent)
@@ -132,4 +133,5 @@ PAPER_CURVES: dict[str, Worth] = {
         "sst-2": (1.2, 0.2, -0.1, -0.1, 1.3, 3.1),
     }.items()
 }
-"""One shard's relative accuracy by the slices that are left, read off Figure 12 of the S3T paper (2406.16257v3)."""
+"""One shard's relative accuracy by the number of remaining slices, read off Figure 12 of the S3T paper
+(2406.16257v3)."""

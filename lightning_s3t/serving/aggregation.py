@@ -20,7 +20,7 @@ Aggregate = Literal["mean_logits", "mean_probabilities", "vote", "single"]
 AGGREGATES: tuple[str, ...] = get_args(Aggregate)
 # beyond it, a probability is within one in ten million of 0 or 1, which is where answers are cut off
 _LARGEST_LOGIT = 16.0
-_ALONE = "or let the best survivor answer alone: aggregate='single'."
+_ALONE = "or use only the output of the best survivor: aggregate='single'."
 
 
 def aggregate_logits(logits: Sequence[Tensor], how: Rule, votes: Sequence[int] | None = None) -> Tensor:
@@ -143,8 +143,8 @@ def _checked(answer: Any, fields: Mapping[str, Any]) -> Any:
     lost = [name for name, value in fields.items() if getattr(answer, name, None) is not value]
     if lost:
         raise EnsembleError(
-            f"{type(answer).__name__} does not hold the {', '.join(lost)} that it was made with. Expected a class "
-            "whose fields are what it is given: let the network's forward() return a tensor, or a dict of tensors."
+            f"{type(answer).__name__} does not keep the {', '.join(lost)} that it was created with. Expected a class "
+            "whose fields are its arguments: return a tensor or a dict of tensors from the network's forward()."
         )
     return answer
 
@@ -153,13 +153,13 @@ def _check_tensors(tensors: Sequence[Tensor]) -> None:
     shapes = sorted({tuple(tensor.shape) for tensor in tensors})
     if len(shapes) > 1:
         raise EnsembleError(
-            f"The models answer with tensors of different shape: {shapes}. Expected one shape: let the network's "
-            f"forward() give logits, {_ALONE}"
+            f"The models returned tensors of different shapes: {shapes}. Expected one shape: return logits from the "
+            f"network's forward(), {_ALONE}"
         )
     if _have_no_mean(tensors[0]):
         raise EnsembleError(
-            f"The models answer with different tensors of {tensors[0].dtype}, which have no mean. Expected logits: let "
-            f"the network's forward() give them, {_ALONE}"
+            f"The models returned different tensors of {tensors[0].dtype}, which have no mean. Expected logits: "
+            f"return them from the network's forward(), {_ALONE}"
         )
 
 

@@ -242,7 +242,7 @@ def _count_rows(arguments: Any) -> int:
     found: list[int] = []
     apply_to_collection(arguments, Tensor, lambda tensor: found.append(len(tensor)) if tensor.dim() else None)
     if not found:
-        raise EnsembleError("The network is called without a tensor that has rows.")
+        raise EnsembleError("No argument of the network's call is a tensor with rows.")
     return found[0]
 
 
@@ -258,7 +258,7 @@ def _rows_of(shard: int, shards: int, arguments: Any) -> Any:
 
 def _rows_of_one(shards: int, rows: int) -> int:
     if rows % shards:
-        raise EnsembleError(f"A part of the network is called with {rows} rows of {shards} shards.")
+        raise EnsembleError(f"A part of the network is called with {rows} rows for {shards} shards.")
     return rows // shards
 
 
@@ -267,7 +267,7 @@ def _answer_of(place: int, shards: int, rows: int, whole: Any) -> Any:
         if tensor.dim() == 0:  # a loss: the mean over all shards, as the ensemble's is
             return tensor
         if len(tensor) != rows * shards:
-            raise EnsembleError(f"The network answers {rows * shards} rows with {len(tensor)}.")
+            raise EnsembleError(f"The network returned {len(tensor)} rows for {rows * shards}.")
         return tensor[place * rows : (place + 1) * rows]
 
     return apply_to_collection(whole, Tensor, cut)

@@ -30,9 +30,7 @@ _ASSISTANCE = (
     "max_matching_ngram_size",
     "prompt_lookup_num_tokens",
 )
-_WITHOUT = (
-    "Call it with use_cache=False and the whole text, or use generate(), which then does without caches by itself."
-)
+_WITHOUT = "Call it with use_cache=False and the whole text, or use generate(), which then turns caches off by itself."
 
 
 class CheckedGeneration:
@@ -140,18 +138,18 @@ class CheckedGeneration:
         both = min(len(found), len(expected))  # guesses that are right may reach further
         if both > 1 and allclose_nested(found[:both], expected[:both], self._half()):
             return True
-        problem = "the answers with them differ from those of reading the whole text each time"
+        problem = "the outputs with them differ from those of reading the whole text each time"
         if failure is not None:
             problem = f"with them, it fails ({type(failure).__name__}: {failure})"
         if assisted:
             raise EnsembleError(
-                f"Assisted generation needs key-value caches, and {type(self._network).__name__}'s cannot be used: "
-                f"{problem}. Generate without assistance; when texts are sampled they cannot be compared, so "
-                "assistance needs do_sample=False."
+                f"Assisted generation needs key-value caches, but {type(self._network).__name__}'s cannot be used: "
+                f"{problem}. Generate without assistance. Sampled texts cannot be compared, so assistance needs "
+                "do_sample=False."
             )
         warnings.warn(
-            f"{type(self._network).__name__} generates without key-value caches, which is slower: {problem}. This "
-            "comes from a network, or a release of transformers, whose caches an ensemble cannot give each shard.",
+            f"{type(self._network).__name__} generates without key-value caches, which is slower: {problem}. An "
+            "ensemble cannot give each shard the caches of this network, or of this release of transformers.",
             stacklevel=2,
         )
         return False
@@ -251,9 +249,9 @@ class CheckedReading:
             expected = _logits_of(ask(*whole_args, **whole_kwargs))[:, -found.shape[1] :]
             if not allclose_nested(found, expected, half):
                 raise EnsembleError(
-                    "With its key-value caches, the network does not answer as it does when it reads the whole text. "
-                    f"This comes from a network, or a release of transformers, whose caches ({type(cache).__name__}) "
-                    f"an ensemble cannot give each shard. {_WITHOUT}"
+                    "With its key-value caches, the network's output differs from that for the whole text. An "
+                    f"ensemble cannot give each shard the caches ({type(cache).__name__}) of this network, or of this "
+                    f"release of transformers. {_WITHOUT}"
                 )
             self._checked.add(form)
         if read:
@@ -267,7 +265,9 @@ def _whole_text(
     now = dict(tensors_in((args, kwargs)))
     main = next((path for path, tensor in now.items() if tensor.dim() > 1), None)
     if main is None or not read or any(main not in earlier for earlier in read):
-        raise EnsembleError(f"The text that was read with this cache is not known, so it cannot be checked. {_WITHOUT}")
+        raise EnsembleError(
+            f"The text that was read with this cache is unknown, so the cache cannot be checked. {_WITHOUT}"
+        )
     new = now[main].shape[1]
     total = sum(earlier[main].shape[1] for earlier in read) + new
 
@@ -294,7 +294,7 @@ def _logits_of(answer: Any) -> Tensor:
     found = getattr(answer, "logits", answer)
     if not isinstance(found, Tensor) or found.dim() < 2:
         raise EnsembleError(
-            f"The network answers with {type(answer).__name__}, which has no logits for each token, so its caches "
+            f"The network returned {type(answer).__name__}, which does not have logits for each token, so its caches "
             f"cannot be checked. {_WITHOUT}"
         )
     return found

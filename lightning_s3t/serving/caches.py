@@ -108,8 +108,8 @@ class ShardCaches:
         for shard, other in self.others.items():
             if [entry[:3] for entry in _stamp(other)] != form:
                 raise EnsembleError(
-                    f"The cache of shard {shard} has come to differ in form from the one that the caller holds "
-                    f"({type(cache).__name__}), so it may stand at another place of the text. Call the network with "
+                    f"The cache of shard {shard} no longer has the form of the one that the caller holds "
+                    f"({type(cache).__name__}), so it may be at another position in the text. Call the network with "
                     "use_cache=False."
                 )
         self._owner, self._stamp = id(cache), _stamp(cache)
@@ -127,8 +127,9 @@ class ShardCaches:
             self.settle(cache)
         elif _stamp(cache) != self._stamp:
             raise EnsembleError(
-                f"The tensors of the cache ({type(cache).__name__}) were changed from outside, where the other shards' "
-                "caches could not follow. Change a cache by its own methods, or call the network with use_cache=False."
+                f"The tensors of the cache ({type(cache).__name__}) were changed directly, and the other shards' "
+                "caches could not follow. Change a cache only through its methods, or call the network with "
+                "use_cache=False."
             )
 
 
@@ -147,15 +148,15 @@ def caches_of_shards(cache: Any, keys: Keys) -> dict[int, Any]:
     if behind is None or (behind.keys != dict(keys) and cache.get_seq_length() == 0):
         if cache.get_seq_length() > 0:
             raise EnsembleError(
-                "The network was called with a cache that it has not filled itself: each shard needs its own. Begin "
-                "with an empty one (transformers.DynamicCache()), or leave it to generate()."
+                "The network was called with a cache that it did not fill itself: each shard needs its own. Start "
+                "with an empty one (transformers.DynamicCache()), or use generate()."
             )
         vars(cache).pop(_LINK, None)
         behind = ShardCaches.begin(cache, keys, {shard: copy.deepcopy(cache) for shard in list(keys)[1:]})
     if behind.keys != dict(keys):
         raise RevokedError(
-            "The survivors have changed since this cache was begun, and it may hold what was to be forgotten. Begin "
-            "the text again with an empty cache; generate does so by itself."
+            "The survivors have changed since this cache was started, and it may hold forgotten data. Start the text "
+            "again with an empty cache; generate() does so by itself."
         )
     behind.check_untouched(cache)
     return {next(iter(behind.keys)): cache, **behind.others}
@@ -207,7 +208,7 @@ def hand_over(outputs: Sequence[Any], keys: Keys, given: Mapping[int, Any]) -> t
         return list(outputs), []
     if any(found.keys() != places[0].keys() for found in places):
         raise EnsembleError(
-            "Some shards' outputs hold a cache and others don't. Call the network with use_cache=False."
+            "Some shards' outputs contain a cache and others don't. Call the network with use_cache=False."
         )
     callers: dict[Any, Any] = {}
     for path, first in places[0].items():

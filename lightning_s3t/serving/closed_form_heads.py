@@ -18,7 +18,7 @@ from lightning_s3t.store.floor import FloorState
 from lightning_s3t.tuning.ridge import RidgeHead, answer_linearly, solve_head
 
 Load = Callable[[str], FeatureSums | None]
-"""Reads the sums of a source; None if a request has taken them along."""
+"""Reads the sums of a source; None if a request has removed them."""
 
 
 class ClosedFormHeads(nn.Module):

@@ -118,7 +118,7 @@ def export_survivor(
 def _document(store: Store, name: str, unit: UnitId, form: ExportForm, files: Mapping[Path, bytes]) -> dict[str, Any]:
     alive = store.alive()
     if unit not in alive:
-        raise RevokedError(f"Unit {unit} was revoked while it was exported. Export again: nothing is left.")
+        raise RevokedError(f"Unit {unit} was revoked while it was exported, and nothing was written. Export again.")
     return {
         "name": name,
         "form": form,

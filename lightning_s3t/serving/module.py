@@ -67,8 +67,8 @@ class EnsembleModule(EnsemblePredictor, pl.LightningModule):
         """
         if stage == "fit":
             raise UnsupportedError(
-                "An EnsembleModule serves what is trained; it is not trained itself. Give trainer.fit your own module, "
-                "and the trainer the S3T callback with the same store: it trains what is missing."
+                "An EnsembleModule serves trained units; it cannot be trained. Pass your own module to trainer.fit, "
+                "and the S3T callback with the same store to the trainer: it trains the missing units."
             )
         self.module.setup(stage)  # type: ignore[operator]
 

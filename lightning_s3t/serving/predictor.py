@@ -137,7 +137,7 @@ class EnsemblePredictor(nn.Module):
         """
         if isinstance(module, EnsemblePredictor):
             raise ConfigurationError(
-                f"The module is an {type(module).__name__} already. Expected the one that was trained."
+                f"The module is already an {type(module).__name__}. Expected the module that was trained."
             )
         opened = Store.open(store)
         try:
@@ -216,8 +216,8 @@ class EnsemblePredictor(nn.Module):
         generate = generate or getattr(network, "generate", None)
         if not callable(generate):
             raise EnsembleError(
-                f"Neither {type(self.module).__name__} nor its network {type(network).__name__} can generate. Expected "
-                "a language model of transformers, or a module with a generate() of its own."
+                f"Neither {type(self.module).__name__} nor its network {type(network).__name__} can generate. "
+                "Expected a transformers language model, or a module with its own generate()."
             )
         while True:
             try:
@@ -365,7 +365,8 @@ class EnsemblePredictor(nn.Module):
             if not self.survivors:
                 raise NoSurvivorError(
                     f"No shard of {self.store.path} has a unit left to export: only the floor answers. Call "
-                    "trainer.fit with the S3T callback and the same store: it trains them again without the forgotten."
+                    "trainer.fit with the S3T callback and the same store: it trains them again without the "
+                    "forgotten data."
                 )
             shards = sorted(self.survivors) if each_shard else [self._best]
             return [
@@ -403,7 +404,7 @@ class EnsemblePredictor(nn.Module):
         """
         if mode:
             raise UnsupportedError(
-                f"An {type(self).__name__} stays in eval mode: it serves what is trained. Train your own module, with "
+                f"An {type(self).__name__} stays in eval mode: it serves trained units. Train your own module, with "
                 "the S3T callback and the same store."
             )
         return super().train(False)
@@ -420,8 +421,8 @@ class EnsemblePredictor(nn.Module):
         """
         name = type(self).__name__
         raise UnsupportedError(
-            f"An {name} is loaded from its store, which knows what has been revoked: {name}.from_store(store, module). "
-            "For the pretrained weights, load the checkpoint into your own module before."
+            f"An {name} is loaded from its store, which records what was revoked: {name}.from_store(store, module). "
+            "To use pretrained weights, load the checkpoint into your own module first."
         )
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -461,16 +462,16 @@ class EnsemblePredictor(nn.Module):
     def _is_not_saved(self, what: str) -> str:
         name = type(self).__name__
         return (
-            f"An {name} {what}: it answers with what its store holds, and looks for deletion requests there. Load it "
-            f"once more with {name}.from_store({str(self.store.path)!r}, module); for a file to take away, use "
+            f"An {name} {what}: it answers from its store, and looks for deletion requests there. Load it again with "
+            f"{name}.from_store({str(self.store.path)!r}, module); to save a standalone file, use "
             "served.export(path), or s3t export."
         )
 
     def _check_open(self) -> None:
         if self._closed:
             raise EnsembleError(
-                f"This {type(self).__name__} is closed: it cannot notice what is forgotten any more, so it does not "
-                f"answer. Load {self.store.path} again with {type(self).__name__}.from_store(store, module)."
+                f"This {type(self).__name__} is closed: it no longer sees deletion requests, so it does not answer. "
+                f"Load {self.store.path} again with {type(self).__name__}.from_store(store, module)."
             )
 
     def _listeners(self) -> list[object]:
@@ -518,10 +519,9 @@ class EnsemblePredictor(nn.Module):
             self.refresh()
         if not self._keys:
             raise NoSurvivorError(
-                f"No shard of {self.store.path} has a unit left that may serve: deletions have reached them all, and "
-                "there is no floor (S3T(floor=True)). "
-                "Call trainer.fit with the S3T callback and the same store: it trains them again without the "
-                "forgotten."
+                f"No shard of {self.store.path} has a unit left that may serve: requests have reached all of them, "
+                "and there is no floor (S3T(floor=True)). Call trainer.fit with the S3T callback and the same store: "
+                "it trains them again without the forgotten data."
             )
         return {self._best: self._keys[self._best]} if self._aggregate == "single" else self._keys
 
@@ -604,10 +604,10 @@ class EnsemblePredictor(nn.Module):
         def refuse(module: nn.Module, args: Any) -> None:
             if not lock.answering:
                 raise EnsembleError(
-                    f"A step calls a part of the network ({type(module).__name__}) by itself, past {name}.forward(): "
-                    "only one model would answer, and not a survivor. Let the step call the network as a whole "
-                    f"({'self(x)' if not layers.network else f'self.{name}(x)'}), and put what it does in between "
-                    "into the network's forward()."
+                    f"A step calls a part of the network ({type(module).__name__}) directly, bypassing "
+                    f"{name}.forward(): only one model would answer, and it is not a survivor. Let the step call the "
+                    f"network as a whole ({'self(x)' if not layers.network else f'self.{name}(x)'}), and put what it "
+                    "does in between into the network's forward()."
                 )
 
         # the blocks, and what stands in for their layers and the head: copies keep the hook
@@ -673,6 +673,6 @@ def _builder_of(module: nn.Module, store: Store) -> StageBuilder:
     if missing:
         raise StoreMismatchError(
             f"The store at {store.path} was trained with layers that {type(module).__name__} does not have: "
-            f"{', '.join(missing[:5])}. Load it with the module that it was trained with."
+            f"{', '.join(missing[:5])}. Load the store with the module that it was trained with."
         )
     return StageBuilder(module, layers, resolve_adapter(store.settings["adapter"]), store.partition.slices)

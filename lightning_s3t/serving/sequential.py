@@ -101,7 +101,7 @@ class SequentialPasses:
             inside = [name for name in stand_ins if name == block or name.startswith(f"{block}.")]
             if block in called and inside and not called.intersection(inside):
                 raise EnsembleError(
-                    f"{block} ({type(modules[block]).__name__}) computes its answer without calling its adapters "
+                    f"{block} ({type(modules[block]).__name__}) computes its output without calling its adapters "
                     f"({', '.join(inside[:3])}), so it would answer as if nothing had been trained. Expected a block "
                     "that calls its layers: turn off its fused or specialised inference path."
                 )
@@ -229,8 +229,8 @@ class _Copies:
         for own in self._objects:
             if id(own) in returned:
                 raise EnsembleError(
-                    f"The network carries an object of {type(own).__name__} from one call to the next, which is not a "
-                    "cache of a kind that an ensemble can give to each shard. Call the network without it "
+                    f"The network carries an object of {type(own).__name__} from one call to the next. It is not a "
+                    "kind of cache that an ensemble can give to each shard. Call the network without it "
                     "(transformers: use_cache=False)."
                 )
 
@@ -240,7 +240,7 @@ class _Copies:
         except Exception as error:
             raise EnsembleError(
                 f"The network is called with an object of {type(leaf).__name__} that cannot be copied ({error}), so "
-                "every shard would see what the others do to it. Leave it out, or give it a __deepcopy__."
+                "the shards would share its changes. Leave it out, or give it a __deepcopy__."
             ) from error
 
 

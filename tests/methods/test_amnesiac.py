@@ -101,7 +101,7 @@ def test_with_a_share_the_largest_changes_of_each_tensor_are_taken_back() -> Non
 
 def test_a_request_that_reaches_too_many_steps_is_refused_and_changes_nothing() -> None:
     net, records, states = recorded(Amnesiac())
-    with pytest.raises(ConfigurationError, match="2 of the 6 steps held a row"):
+    with pytest.raises(ConfigurationError, match="2 of the 6 steps contained a row"):
         Amnesiac(max_share=0.3).edit(session(net, records, [3]))
     assert_taken_back(net, states, [])
     assert len(records["sizes"]) == 6

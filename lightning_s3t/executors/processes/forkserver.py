@@ -158,8 +158,8 @@ class ForkServer:
             message, _ = receive(self._channel)
         except (EOFError, ConnectionError):
             raise WorkerError(
-                "The process that units are forked from has ended; what it printed stands above. If the system has "
-                "killed it, there was not enough memory. What was done is in the store; the next fit goes on there."
+                "The fork server has ended; see its output above. If the system killed it, there was not enough "
+                "memory. Finished units are in the store; the next fit continues from there."
             ) from None
         assert isinstance(message, Ended)
         return message
@@ -185,10 +185,7 @@ class ForkServer:
             except (EOFError, ConnectionError):
                 _forget_base()
                 if attempt == 2:
-                    raise WorkerError(
-                        "The process that units are forked from ended before it was ready; what it printed stands "
-                        "above."
-                    ) from None
+                    raise WorkerError("The fork server ended before it was ready; see its output above.") from None
         raise AssertionError
 
 

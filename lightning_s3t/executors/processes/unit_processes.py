@@ -196,8 +196,8 @@ class UnitProcesses:
             paths = list(self._memory)
             shown = ", ".join(paths[:_SHOWN]) + (", ..." if len(paths) > _SHOWN else "")
             rank_zero_info(
-                f"S3T: callbacks have kept something in memory while units were trained: {shown}. It ended with the "
-                "units' processes. Log it or write it to a file (S3T.register_file has it erased with its unit)."
+                f"S3T: callbacks kept data in memory while units were trained: {shown}. It was lost when the units' "
+                "processes ended. Log it, or write it to a file (S3T.register_file has it erased with its unit)."
             )
 
     def close(self) -> None:
@@ -253,9 +253,9 @@ def _launch(trainer: pl.Trainer, data: TrainingData, training: UnitTraining, set
 def _death(process: UnitProcess, code: int) -> WorkerError:
     how = f"exit code {code}" if code >= 0 else f"killed by signal {-code}, {signal.Signals(-code).name}"
     return WorkerError(
-        f"While {process.what}, its process died ({how}). If the system has killed it, there was not enough memory for "
-        "all units at the same time: use a smaller S3T(parallel_units=...). What was done is in the store; the next "
-        "fit goes on from there."
+        f"While {process.what}, its process died ({how}). If the system killed it, there was not enough memory for "
+        "all units at the same time: use a smaller S3T(parallel_units=...). Finished units are in the store; the "
+        "next fit continues from there."
     )
 
 
@@ -277,7 +277,7 @@ def _unsendable(
     path, culprit, error = found if found is not None else ("the trainer", trainer, error)
     return UnsupportedError(
         f"{path} ({type(culprit).__name__}) cannot be sent to another process: {error}. Each unit is trained in a "
-        "process of its own, which starts from what the fit has found. Open files, locks and connections where they "
-        "are used, or leave them out in a __getstate__; or have the units forked from this process, on one thread of "
-        "a CPU: S3T(isolation='fork')."
+        "separate process that starts from the state which the fit found. Open files, locks and connections where "
+        "they are used, or leave them out in a __getstate__; or fork the units from this process, on one CPU thread: "
+        "S3T(isolation='fork')."
     )

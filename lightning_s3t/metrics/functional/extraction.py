@@ -60,7 +60,7 @@ def exact_matches(generated: Tensor, target: Tensor, ignore_index: int | None) -
     counts = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
     if not counts.any(dim=1).all():
         # an empty continuation would be repeated by any model
-        raise ConfigurationError("Expected argument `target` to have a token in each row but a row has none")
+        raise ConfigurationError("Expected argument `target` to have at least one token in each row but a row has none")
     return ((generated == target) | ~counts).all(dim=1)
 
 
@@ -94,7 +94,7 @@ def rouge_of_texts(generated: Sequence[str], target: Sequence[str]) -> dict[str,
     """Returns ROUGE-L and exact matches of each text, of shape `(N,)`."""
     if isinstance(generated, str) or isinstance(target, str) or len(generated) != len(target):
         raise ConfigurationError(
-            "Expected arguments `generated` and `target` to be sequences of as many strings but got "
+            "Expected arguments `generated` and `target` to be sequences of the same number of strings but got "
             f"{_number(generated)} and {_number(target)}"
         )
     scores = [rouge_score(written, true, rouge_keys="rougeL") for written, true in zip(generated, target, strict=True)]

@@ -73,8 +73,8 @@ def _membership_inference(
     members, non_members = scores[is_member], scores[~is_member]
     if not len(members) or not len(non_members):
         rank_zero_warn(
-            "Membership inference needs scores of members and of non-members, but one of them has none: "
-            "the result is NaN",
+            "Membership inference needs scores of members and of non-members, but one of the two is empty: the "
+            "result is NaN",
             UserWarning,
         )
     found = named_interval("auc", *delong(members, non_members, confidence_level))

@@ -37,7 +37,7 @@ def relearn_time(accuracies: Tensor, original_accuracy: float, margin: float = 0
     check_floats("accuracies", accuracies, ndim=1)
     if not len(accuracies):
         raise ConfigurationError(
-            "Expected argument `accuracies` to have the accuracy before the first step but got none"
+            "Expected argument `accuracies` to hold at least the accuracy before the first step but got none"
         )
     if not (float(accuracies.min()) >= 0 and float(accuracies.max()) <= 1):
         raise ConfigurationError(f"Expected argument `accuracies` to hold values from 0 to 1 but got {accuracies}")

@@ -110,8 +110,8 @@ def log_ratios(
     trained_on = reference_is_member.bool()
     if not (~trained_on).any(dim=1).all():
         raise ConfigurationError(
-            "Expected argument `reference_probabilities` to have a model for each row that was not trained on it "
-            f"but {int((~(~trained_on).any(dim=1)).sum())} row(s) have none"
+            "Expected argument `reference_probabilities` to have, for each row, at least one model that was not "
+            f"trained on it but {int((~(~trained_on).any(dim=1)).sum())} row(s) have none"
         )
     outside = _mean(references, ~trained_on)
     if mode == "offline":
@@ -131,7 +131,7 @@ def _mean(values: Tensor, chosen: Tensor) -> Tensor:
 def dominated(ratios: Tensor, population: Tensor, gamma: float) -> Tensor:
     """The share of the population that each row's ratio exceeds by the factor gamma."""
     if not len(population):
-        raise ConfigurationError("Robust membership inference needs rows of a population but got none")
+        raise ConfigurationError("Robust membership inference needs population rows but got none")
     ordered = population.to(ratios.dtype).sort().values
     gamma_log = torch.tensor(gamma, dtype=ratios.dtype, device=ratios.device).log()
     return torch.searchsorted(ordered, ratios - gamma_log, right=True).to(ratios.dtype) / len(population)

@@ -104,8 +104,8 @@ def hurting_most(shards: int, family: Family, trials: int, generator: np.random.
     slices = len(family[0])
     if slices > LISTED_SLICES:
         raise ConfigurationError(
-            f"There are {slices} slices. Expected at most {LISTED_SLICES} for the adaptive requester, who looks at "
-            "every set of them."
+            f"There are {slices} slices. Expected at most {LISTED_SLICES} for the adaptive requester, which examines "
+            "every subset of them."
         )
     harm = _harm(family, slices)
     asked = np.zeros((trials, shards), np.int64)

@@ -87,8 +87,8 @@ def collector(probabilities: Iterable[float]) -> float:
     needed = [float(probability) for probability in probabilities]
     if not needed or min(needed) < 0 or sum(needed) > 1 + 1e-6:
         raise ConfigurationError(
-            f"The outcomes have the probabilities {needed}. Expected at least one, none negative, that sum "
-            "to 1 at most."
+            f"The outcomes have the probabilities {needed}. Expected at least one, none negative, with a sum of at "
+            "most 1."
         )
     if min(needed) == 0:
         return math.inf

@@ -41,8 +41,8 @@ def rotation_share(slices: int, requests: int, shards: int = 1) -> float:
     """
     if slices < 1 or shards < 1 or requests < 0:
         raise ConfigurationError(
-            f"Found slices={slices}, shards={shards} and requests={requests}. Expected at least one slice and "
-            "shard, and no negative number of requests."
+            f"Found slices={slices}, shards={shards} and requests={requests}. Expected at least one slice, at least "
+            "one shard, and no negative number of requests."
         )
     return float(rotation_survival(slices, requests, shards).mean())
 

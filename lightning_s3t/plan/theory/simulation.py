@@ -101,7 +101,7 @@ def simulate(
     if counted != (sizes is not None):
         raise ConfigurationError(
             f"The requester is {requester!r} and sizes are {'missing' if sizes is None else 'given'}. Expected sizes "
-            "for 'subject' and 'sample', and for no other."
+            "for 'subject' and 'sample', and only for these."
         )
     items = _check_sizes(sizes, shards, slices) if sizes is not None else None
     if prior is None and items is not None:
@@ -110,7 +110,7 @@ def simulate(
         probabilities = check_place_prior(prior, shards, slices)
     if requester == "adaptive" and prior is not None:
         raise ConfigurationError(
-            "A prior was given, and the adaptive requester looks at the plan instead. Leave it out."
+            "A prior was given, but the adaptive requester uses the plan instead. Leave the prior out."
         )
     generator = np.random.default_rng(seed)
     totals = _Totals(looks)
@@ -199,5 +199,5 @@ def _check_sizes(sizes: ArrayLike, shards: int, slices: int) -> NDArray[np.int64
             "shard and slice."
         )
     if not (found >= 0).all() or (found != np.floor(found)).any() or found.sum() == 0:
-        raise ConfigurationError("The sizes are off. Expected non-negative whole numbers that are not all 0.")
+        raise ConfigurationError("The sizes are invalid. Expected non-negative integers that are not all 0.")
     return np.broadcast_to(found, (shards, slices)).astype(np.int64)

@@ -288,4 +288,4 @@ def _check(shards: int, rows: int, refit_days: int | None, days: int, sharding: 
     if days < 1:
         raise ConfigurationError("Expected argument `years` to be finite and at least a day.")
     if not 0 <= sharding < 1:
-        raise ConfigurationError(f"Expected argument `sharding` to be from 0 to below 1 but got {sharding!r}.")
+        raise ConfigurationError(f"Expected argument `sharding` to be at least 0 and below 1 but got {sharding!r}.")

@@ -47,7 +47,7 @@ def test_a_hash_that_takes_a_digit_of_its_request_is_found(store: Path, number: 
         changed = (hash_ + str(request).encode(), number, hash_)
         connection.execute("UPDATE tombstones SET hash = ?, request = ? WHERE hash = ?", changed)
     with pytest.raises(
-        StoreError, match=r"those who are forgotten, restricted or corrected does not match what was written|cannot be read"
+        StoreError, match=r"forgotten, restricted or corrected subjects does not match what was written|cannot be read"
     ):
         Store.open(store)
 

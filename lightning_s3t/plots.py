@@ -97,8 +97,8 @@ def plot_store(found: Overview) -> Figure:
     axes.set_ylabel("shard")
     axes.set_xlabel("order of slices, from the first stage to the last")
     axes.set_title(
-        f"{found.requests} requests carried out; {found.capacity:.0f} more on average "
-        f"(a full store: {found.full_capacity:.0f})"
+        f"{found.requests} requests carried out; {found.capacity:.0f} more expected (a full store: "
+        f"{found.full_capacity:.0f})"
     )
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)

@@ -139,8 +139,8 @@ class Limit:
         if not float(prices.sum()) <= most < math.inf:
             name, given = ("units", units) if units is not None else ("fine_tunes", fine_tunes)
             raise ConfigurationError(
-                f"The limit is {name}={given!r}, and one sequence of {slices} slices costs {prices.sum():g}. "
-                "Expected a finite limit that pays for one sequence."
+                f"The limit is {name}={given!r}, but one sequence of {slices} slices costs {prices.sum():g}. Expected "
+                "a finite limit that is enough for one sequence."
             )
         return cls(prices, most)
 

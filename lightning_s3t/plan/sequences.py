@@ -70,7 +70,7 @@ def plan_sequences(
         )
     if sequences not in PRIOR_PLANNERS and prior is not None:
         raise ConfigurationError(
-            f"A prior was given, and the planner {sequences!r} takes none. Choose one of "
+            f"A prior was given, but the planner {sequences!r} does not use one. Choose one of "
             f"{', '.join(PRIOR_PLANNERS)}, or leave the prior out."
         )
     from lightning_s3t.plan.problem import PlanProblem
@@ -146,7 +146,7 @@ def _check_limit(budget: Mapping[str, float]) -> dict[str, Any]:
     if len(budget) != 1 or not {"units", "fine_tunes"}.issuperset(budget):
         raise ConfigurationError(
             f"The budget is {dict(budget)}. Expected a number of sequences, {{'units': n}}, or {{'fine_tunes': x}}: "
-            "what training them may cost each shard."
+            "the most that training them may cost each shard."
         )
     return dict(budget)
 

@@ -375,7 +375,7 @@ def _unpack(archive: zipfile.ZipFile) -> Iterator[tuple[str, bytes]]:
     for entry in archive.infolist():
         name = entry.filename
         if name not in known or name in seen:
-            raise ValueError(f"it has {name[:80]!r} in it, which is not part of such an archive")
+            raise ValueError(f"it contains {name[:80]!r}, which is not part of such an archive")
         seen.add(name)
         with archive.open(entry) as file:
             data = file.read(_LARGEST + 1)

@@ -56,8 +56,9 @@ def aggregate_logits(logits: Sequence[Tensor], how: Rule, votes: Sequence[int] |
     if work.shape[-1] == 1:
         if not torch.compiler.is_compiling() and bool((work.abs() > _LARGEST_LOGIT).any()):
             warnings.warn(
-                f"The models answer with a single column, which {how!r} reads as the logit of a binary answer, and its "
-                "values are as large as those of a regression. For numbers use aggregate='mean_logits', their mean.",
+                f"The models return a single column, which {how!r} reads as the logit of a binary classifier, but its "
+                "values are as large as those of a regression. For a regression use aggregate='mean_logits', the "
+                "mean of the outputs.",
                 stacklevel=2,
             )
         shares = work.sigmoid() if how == "mean_probabilities" else (work > 0).float()
@@ -128,9 +129,8 @@ def aggregate_outputs(outputs: Sequence[Any], how: Rule, votes: Sequence[int] | 
         if first is None or (isinstance(first, (int, float, str, bool)) and all(o == first for o in outputs)):
             return first
     raise EnsembleError(
-        f"The network answers with {type(first).__name__}, which {how!r} cannot put together. Expected a tensor, an "
-        "object with `.logits`, or (for 'mean_logits') tuples and dicts of tensors: let its forward() give one, "
-        f"{_ALONE}"
+        f"The network returned {type(first).__name__}, which {how!r} cannot combine. Expected a tensor, an object "
+        f"with `.logits`, or (for 'mean_logits') tuples and dicts of tensors: return one from its forward(), {_ALONE}"
     )
 
 

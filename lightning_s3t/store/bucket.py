@@ -190,7 +190,7 @@ class SnapshotBucket(SnapshotNames):
                     self._call("put_object", Key=self._marker_key, Body=json.dumps({"store": owner}).encode())
             if strange is not None:
                 raise StoreError(
-                    f"{self._place} is not empty: it has {strange!a}. Expected a prefix that the store has to itself."
+                    f"{self._place} is not empty: it has {strange!a}. Expected a prefix that only this store uses."
                 )
         self.check_owner(owner)
 

@@ -101,8 +101,8 @@ def check_folder_name(store: str | Path) -> None:
     """
     if re.match(rf"({'|'.join(_SCHEMES)}):/", str(store)):
         raise ConfigurationError(
-            f"The store is {str(store)!r}, the address of a database. Expected a folder, which keeps snapshots, "
-            "journal and keys: give the folder as `store`, and the address as `ledger`."
+            f"The store is {str(store)!r}, the address of a database. Expected a folder, for the snapshots, the "
+            "journal and the keys: give the folder as `store`, and the address as `ledger`."
         )
 
 

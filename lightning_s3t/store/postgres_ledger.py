@@ -390,8 +390,9 @@ class PostgresLedger(SqlLedger):
         strange = sorted(tables ^ _TABLES) or [name for (name,) in self._rows(_HOOKS, {"schema": schema})]
         if strange:
             raise StoreError(
-                f"The ledger at {self._address} has another table, or a trigger, rule or policy, than a store: "
-                f"{strange[0]!a}. Expected a store's tables alone: it was changed, or is damaged. Nothing is served."
+                f"The ledger at {self._address} has a table, trigger, rule or policy that a store does not have: "
+                f"{strange[0]!a}. Expected only the tables of a store: the ledger was changed, or is damaged. Nothing "
+                "is served."
             )
 
     def _make_tables(self) -> None:

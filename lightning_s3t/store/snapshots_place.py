@@ -38,7 +38,7 @@ def parse_place(text: str | Path) -> str:
         >>> parse_place("ftp://models")
         Traceback (most recent call last):
         ...
-        lightning_s3t.errors.ConfigurationError: The place of the snapshots is 'ftp://models'. Expected ...
+        lightning_s3t.errors.ConfigurationError: The location of the snapshots is 'ftp://models'. Expected ...
     """
     place = os.fspath(text)
     if os.path.isabs(place) and "\0" not in place:
@@ -46,8 +46,8 @@ def parse_place(text: str | Path) -> str:
     place = place.rstrip("/")
     if not _BUCKET.fullmatch(place) or {".", ".."} & set(place.split("/")):
         raise ConfigurationError(
-            f"The place of the snapshots is {os.fspath(text)!r}. Expected s3://bucket/prefix, or the absolute path of "
-            "a folder that all machines see, such as /mnt/shared/churn."
+            f"The location of the snapshots is {os.fspath(text)!r}. Expected s3://bucket/prefix, or the absolute path "
+            "of a folder that all machines share, such as /mnt/shared/churn."
         )
     return place
 

@@ -756,8 +756,9 @@ class SqliteLedger(SqlLedger):
         # a trigger could undo what is written, an index refuse it without a word, a table be something else
         for kind, name, _ in sorted({*self._rows(_FORM)} ^ _expected_form(), key=lambda row: (row[0], row[1])):
             raise StoreError(
-                f"The ledger {self._path} has another {kind} {name!a} than a store. Expected the tables and indices of "
-                "a store alone: it was changed, or is damaged. Nothing is served. Restore it from a backup."
+                f"The ledger {self._path} has the {kind} {name!a}, which a store does not have. Expected only the "
+                "tables and indices of a store: the ledger was changed, or is damaged. Nothing is served. Restore it "
+                "from a backup."
             )
         self._check_here()
         if self._rows("PRAGMA journal_mode") != [("wal",)]:  # a copy that SQLite has made by VACUUM INTO, for example

@@ -982,7 +982,7 @@ def _canonical(subjects: Iterable[Any]) -> list[str]:
     # the letters of "user-17" are ids too, and so are the bytes of b"17": they are not meant
     if isinstance(subjects, (str, bytes, bytearray)) or not isinstance(subjects, Iterable):
         raise DataError(
-            f"The subjects are {type(subjects).__name__}. Expected several ids, even for one person: "
+            f"The subjects are {type(subjects).__name__}. Expected a list of ids, even for one person: "
             'forget(["user-17"]).'
         )
     found = [canonical_subject(subject) for subject in subjects]

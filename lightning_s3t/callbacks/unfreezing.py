@@ -30,7 +30,7 @@ class SliceUnfreezing(pl.Callback):
     Args:
         slices: Number of stages, and of layer groups.
         epochs_per_slice: Epochs of a stage.
-        layers: Where the blocks are, if they cannot be found: a path, a list of paths, or a list of groups.
+        layers: The blocks, if they are not found automatically: a path, a list of paths, or a list of groups.
         head: Where the head is, if it cannot be found.
         adapter: A PeftConfig, a dict of one, or None to train the layers themselves.
         seed: What fresh adapters are drawn from.

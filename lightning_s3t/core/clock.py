@@ -1,4 +1,4 @@
-"""The clock that staleness is measured with: each process's own."""
+"""The clock for staleness: each process's own."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ DRIFT = 0.01
 
 
 def own_clock() -> float:
-    """Return seconds since some moment, which no correction of the time of day moves.
+    """Return seconds since an arbitrary moment, unaffected by corrections of the time of day.
 
-    Linux's CLOCK_BOOTTIME goes on while a machine sleeps; CLOCK_MONOTONIC, which `time.monotonic` is, stands still.
+    Linux's CLOCK_BOOTTIME keeps running while a machine sleeps; CLOCK_MONOTONIC, which `time.monotonic` uses, stops.
 
     Example:
         >>> before = own_clock()

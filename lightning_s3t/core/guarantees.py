@@ -1,4 +1,4 @@
-"""Guarantees: what a method promises of an artifact after a request, and how its training was kept apart."""
+"""Guarantees: what a method promises about an artifact after a request, and how its training was isolated."""
 
 from __future__ import annotations
 

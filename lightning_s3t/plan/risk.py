@@ -25,16 +25,16 @@ class RiskBands:
     """Keeps slices of their own for subjects who are likely to ask.
 
     A request then mostly hits the same few slices of a shard, which the sequences can keep late. Within its band's
-    slices a subject's place is its hash's, as ever: it depends on the subject's own id and risk, on the seed and on
-    fixed thresholds, never on who else is there. That holds only as long as the risks and the thresholds were not
+    slices a subject's place follows from its hash as usual: it depends on the subject's id and risk, on the seed and on
+    fixed thresholds, never on other subjects. That holds only as long as the risks and the thresholds were not
     computed from the training data: a threshold at the data's own 90 % quantile moves when a subject leaves. Take them
     from elsewhere, and keep them; a store refuses a subject who has changed bands.
 
     Args:
         thresholds: Risks at which a higher band begins, ascending.
-        slices: How many of a shard's slices each band has, from the lowest band on; one more than thresholds. The
-            highest band has the last slices.
-        risks: The risk of each subject; whoever is not there is in the lowest band.
+        slices: Number of a shard's slices for each band, from the lowest band up; one more than thresholds. The highest
+            band has the last slices.
+        risks: The risk of each subject; subjects without one are in the lowest band.
 
     Raises:
         ConfigurationError: The bands do not fit the thresholds, these do not ascend, or a risk is not a number.
@@ -74,7 +74,7 @@ class RiskBands:
 
     @classmethod
     def of(cls, risk: RiskBands | Mapping[str, Any] | None) -> RiskBands | None:
-        """Returns the bands that an argument stands for.
+        """Return the bands that an argument specifies.
 
         Args:
             risk: Bands; a mapping of their arguments, in which `risks` may also be a CSV or a JSON file; or None.

@@ -1,4 +1,4 @@
-"""What a stage trains on, and for how long."""
+"""The data and the number of epochs of a stage."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def group_of_stage(stage: int, slices: int, groups: int) -> int:
 
 
 def newest_stages(stage: int, slices: int, groups: int) -> tuple[int, ...]:
-    """Return the stages whose snapshots make up a model after a stage: of each layer group, the last that trained it.
+    """Return the stages whose snapshots make up a model after a stage: the last that trained each layer group.
 
     Args:
         stage: 0 to `slices`; 0 is the pretrained model, which needs none.

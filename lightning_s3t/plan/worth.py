@@ -1,4 +1,4 @@
-"""What a shard is worth that serves a part of its slices."""
+"""The worth of a shard that serves a part of its slices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_s3t.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Worth:
-    """What a shard is worth by the share of its slices that its best survivor has seen, linear in between.
+    """The worth of a shard by the share of its slices that its best survivor has seen, linear in between.
 
     The quality of an ensemble is taken to be the mean over its shards. An ensemble answers better than the mean of its
     members, so as an accuracy this is a low estimate.
@@ -22,7 +22,7 @@ class Worth:
     Attributes:
         shares: Shares of the slices at which the worth is known, ascending, from above 0 to 1.
         values: The worth at these shares.
-        floor: The worth of a shard of which no unit is left: 0, unless something else answers for it.
+        floor: The worth of a shard without units: 0, unless something else answers for it.
 
     Example:
         >>> Worth((0.5, 1.0), (0.9, 1.0)).by_depth(4).tolist()
@@ -51,8 +51,8 @@ class Worth:
         """Returns the worth from relative drops of accuracy.
 
         Args:
-            percent: By how much accuracy drops, in % of that of all slices, when 1, 2, ... slices are gone; the last is
-                that of a single slice.
+            percent: Drop in accuracy, in % of the accuracy with all slices, when 1, 2, ... slices are lost; the last is
+                for a single remaining slice.
 
         Example:
             >>> Worth.of_drops((10.0,)).by_depth(2).tolist()
@@ -71,7 +71,7 @@ class Worth:
             slices: Number of slices, L.
 
         Raises:
-            ConfigurationError: The last stage has no score, or one that is not positive.
+            ConfigurationError: The last stage does not have a positive score.
 
         Example:
             >>> Worth.of_scores({1: 0.25, 2: 0.5}, slices=2).by_depth(2).tolist()
@@ -103,7 +103,7 @@ class Worth:
         return np.minimum.accumulate(found[::-1])[::-1]
 
     def losses(self, slices: int) -> NDArray[np.float64]:
-        """Returns what is lost when a prefix of each length is the first that is gone.
+        """Return the loss of worth when a prefix of each length is the first to be lost.
 
         Args:
             slices: Number of slices, L.

@@ -15,10 +15,10 @@ from lightning_s3t.serving.caches import is_cache
 
 Rule = Literal["mean_logits", "mean_probabilities", "vote"]
 RULES: tuple[str, ...] = get_args(Rule)
-# with "single" one survivor answers, and nothing is put together
+# with "single" only one survivor answers, and nothing is combined
 Aggregate = Literal["mean_logits", "mean_probabilities", "vote", "single"]
 AGGREGATES: tuple[str, ...] = get_args(Aggregate)
-# beyond it, a probability is within one in ten million of 0 or 1, which is where answers are cut off
+# beyond it, a probability is within one in ten million of 0 or 1, where outputs are clipped
 _LARGEST_LOGIT = 16.0
 _ALONE = "or use only the output of the best survivor: aggregate='single'."
 
@@ -26,15 +26,15 @@ _ALONE = "or use only the output of the best survivor: aggregate='single'."
 def aggregate_logits(logits: Sequence[Tensor], how: Rule, votes: Sequence[int] | None = None) -> Tensor:
     """Put the logits of several models together.
 
-    Whatever the rule, the answer is in the scale of logits, so that argmax, softmax and cross entropy go on working:
-    for "mean_probabilities" its softmax is the mean of the softmaxes, for "vote" the shares of the votes (a class
-    without a vote has a share of one in ten million, for the logarithm's sake). A single column is read as the logit of
-    a binary answer; a warning says so where it is too large for one.
+    With every rule the output is in the scale of logits, so that argmax, softmax and cross entropy keep working: for
+    "mean_probabilities" its softmax is the mean of the softmaxes, for "vote" the shares of the votes (a class without a
+    vote has a share of one in ten million, for the logarithm's sake). A single column is read as the logit of a binary
+    answer; a warning says so where it is too large for one.
 
     Args:
         logits: One tensor a model, of equal shape `[..., classes]`.
         how: The rule.
-        votes: How many each model has; None for one each.
+        votes: Number of votes of each model; None for one each.
 
     Returns:
         A tensor of the same shape.
@@ -86,18 +86,18 @@ def _weights(votes: Sequence[int] | None, stacked: Tensor) -> Tensor | None:
 def aggregate_outputs(outputs: Sequence[Any], how: Rule, votes: Sequence[int] | None = None) -> Any:
     """Put the answers of several models together, whatever form a network gives them.
 
-    A tensor is taken as logits. An answer with `.logits` (a Hugging Face ModelOutput) keeps its type: its logits are
-    put together, its loss is the mean of the losses, and what belongs to one model alone (hidden states) is left out.
-    Tuples, lists and dicts of tensors are put together element by element, by the mean alone. Whole numbers that are
-    equal in all answers are passed on, as is a cache that is the same object in all.
+    A tensor is taken as logits. An output with `.logits` (a Hugging Face ModelOutput) keeps its type: its logits are
+    combined, its loss is the mean of the losses, and fields of a single model (hidden states) are left out. Tuples,
+    lists and dicts of tensors are combined element by element, only by the mean. Whole numbers that are equal in all
+    answers are passed on, as is a cache that is the same object in all.
 
     Args:
         outputs: One answer a model.
         how: The rule for logits.
-        votes: How many each model has; None for one each.
+        votes: Number of votes of each model; None for one each.
 
     Raises:
-        EnsembleError: The answers are of a kind that has no rule.
+        EnsembleError: There is no rule for this kind of output.
 
     Example:
         >>> aggregate_outputs([torch.tensor([1.0]), torch.tensor([3.0])], "mean_logits")
@@ -139,7 +139,7 @@ def _is_shared(part: Any, name: str, outputs: Sequence[Any]) -> bool:
 
 
 def _checked(answer: Any, fields: Mapping[str, Any]) -> Any:
-    """Return an answer if its class has taken every field as it was given."""
+    """Return an output if its class kept every field unchanged."""
     lost = [name for name, value in fields.items() if getattr(answer, name, None) is not value]
     if lost:
         raise EnsembleError(

@@ -106,7 +106,7 @@ class Unlearning(pl.Callback):
 
     Attributes:
         receipt: Receipt of the requests that waited for the last fit (of the deletions, if there were corrections too);
-        None if there were none.
+            None if there were none.
         summary: Summary of the last fit.
 
     Raises:
@@ -260,8 +260,7 @@ class Unlearning(pl.Callback):
         return self.deletion.release(subjects, request_id=request_id)
 
     def register_file(self, path: str | Path) -> None:
-        """Register a file that one of the script's callbacks writes during the running unit, to be erased with the
-        unit.
+        """Register a file that one of the script's callbacks writes, to be erased with the running unit.
 
         Checkpoints are registered automatically.
 

@@ -61,7 +61,7 @@ class Request:
         tombstones: The keyed hash and the cell of each newly forgotten subject.
         request_id: The caller's name for it; None without a name.
         asked: With a name, a keyed digest of all requested ids, which distinguishes a retry from another request under
-        the same name.
+            the same name.
         exports: The exported copies that it reached.
         subtracted_rows: Number of rows that were subtracted from the floor.
         kind: The kind of request.
@@ -70,8 +70,8 @@ class Request:
         returned: The units that had been set aside and serve again.
         cells: For a correction, the cells of all subjects whose data was corrected.
         marks: The marks of subjects who are not forgotten. The number is that of the request from which on no newly
-        trained unit holds the data: this one, or an earlier one that restricted the subject. For subjects who wait for
-        a fit it is the position of the event.
+            trained unit holds the data: this one, or an earlier one that restricted the subject. For subjects who wait
+            for a fit it is the position of the event.
         unmarked: Earlier marks of theirs that no longer apply.
     """
 
@@ -209,7 +209,7 @@ class Erasure:
         bytes: Their size.
         missing: Number of other registered files that were missing.
         left: Number of files that were left alone because they may not be the store's: changed files, or files of the
-        store that this one is a copy of.
+            store that this one is a copy of.
     """
 
     __pydantic_config__ = STRICT

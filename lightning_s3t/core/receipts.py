@@ -38,13 +38,13 @@ class Receipt:
         erased_bytes: Their size.
         missing_files: Number of registered files that were missing: something else had moved or removed them.
         left_files: Number of files that were left alone because they may not be the store's any more: a file was
-        changed, or belongs to the store that this one is a copy of. `s3t store verify` names them.
+            changed, or belongs to the store that this one is a copy of. `s3t store verify` names them.
         method: The unlearning method.
         guarantee: The guarantee of every remaining unit: "exact" is bitwise equal to a training without the subjects;
-        for "empirical" nothing is proven, and only measurements can tell.
+            for "empirical" nothing is proven, and only measurements can tell.
         isolation: How units were isolated from each other during training; the guarantee depends on it. "forkserver"
-        and "fork" use a process for each unit; with "none" they shared one, and state that is not compared between
-        units (globals, class attributes) is not covered.
+            and "fork" use a process for each unit; with "none" they shared one, and state that is not compared between
+            units (globals, class attributes) is not covered.
         versions: Versions of the packages involved.
         position: The position of the newest event in the store's chain that belongs to the request.
         chain: That event's digest. With it, later changes to the store's history can be detected.

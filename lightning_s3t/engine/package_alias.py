@@ -28,7 +28,7 @@ def alias_pytorch_lightning() -> None:
     those of `lightning.pytorch`, and S3T trains them as any others. (`lightning_fabric` becomes `lightning.fabric`.)
 
     Raises:
-        ConfigurationError: `pytorch_lightning` has been imported already; nothing has changed then.
+        ConfigurationError: `pytorch_lightning` has been imported already. Nothing was changed.
     """
     if is_aliased():
         return

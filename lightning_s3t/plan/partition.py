@@ -80,8 +80,7 @@ class Partition:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that must not change in a store, JSON-ready: all but the secret and the number of
-        generations."""
+        """The fixed settings of a store, JSON-ready: all but the secret and the number of generations."""
         kind = "secret" if self.secret else "public"
         return {
             "shards": self.shards,

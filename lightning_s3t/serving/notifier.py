@@ -17,11 +17,11 @@ _Answer = TypeVar("_Answer", RequestRecord, RequestRecord | Ticket)
 class Notifier:
     """Carry out the requests of a process, and call `on_forget(receipt)` on those who listen.
 
-    Of a request to correct, to restrict or to release they hear by `on_rectify`, `on_restrict` or `on_release`.
+    Corrections, restrictions and their ends call `on_rectify`, `on_restrict` and `on_release`.
 
-    A request comes in by a served model, by a trainer's hook, or from another process. All of a process's notifiers of
-    a store share how far each listener has heard, so none hears of a request twice, and none misses one. A listener
-    hears the requests in their order, one at a time, from the moment that it joined.
+    A request arrives through a served model, through a trainer's hook, or from another process. All notifiers of a
+    store in a process share each listener's position, so a listener is never notified of a request twice, and never
+    misses one. A listener is notified of the requests in order, one at a time, from the moment that it joined.
 
     Args:
         store: The opened store.
@@ -63,12 +63,12 @@ class Notifier:
 
         Args:
             subjects: Their ids.
-            strict: Refuse a request that names a subject which the store has never seen.
+            strict: Raise an error if the store has never seen one of the subjects.
             listeners: The listeners to notify; new ones join.
             request_id: See `Store.forget`.
 
         Raises:
-            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
             StoreError: See `Store.forget`.
         """
         self.join(listeners)
@@ -81,12 +81,12 @@ class Notifier:
 
         Args:
             subjects: Their ids.
-            strict: Refuse a request that names a subject which the store has never seen.
+            strict: Raise an error if the store has never seen one of the subjects.
             listeners: The listeners to notify; new ones join.
             request_id: See `Store.rectify`.
 
         Raises:
-            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
             StoreError: See `Store.rectify`.
         """
         self.join(listeners)
@@ -99,13 +99,13 @@ class Notifier:
 
         Args:
             subjects: Their ids.
-            strict: Refuse a request that names a subject which the store has never seen.
+            strict: Raise an error if the store has never seen one of the subjects.
             listeners: The listeners to notify; new ones join.
             request_id: See `Store.restrict`.
 
         Raises:
             UnsupportedError: The method trains one model on everyone's data.
-            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
             StoreError: See `Store.restrict`.
         """
         self.join(listeners)
@@ -122,7 +122,7 @@ class Notifier:
             request_id: See `Store.release`.
 
         Raises:
-            UnknownSubjectError: A subject is not restricted; nothing has changed then.
+            UnknownSubjectError: A subject is not restricted. Nothing was changed.
             StoreError: See `Store.release`.
         """
         self.join(listeners)

@@ -125,7 +125,7 @@ class EnsemblePredictor(nn.Module):
             module: The module, with the pretrained weights that `fit` was given it with. It is copied. A head that was
                 drawn at random may differ: each unit has its own.
             aggregate: How the shards' outputs are combined: "mean_logits", "mean_probabilities" or "vote"; or "single",
-            with which only the best survivor of all shards answers, for the cost of one model.
+                with which only the best survivor of all shards answers, for the cost of one model.
             passes: Whether the shards are asked in "sequential" passes, or "batched", in one pass of all their rows;
                 "auto" is batched on a GPU.
             preload: Keep all units that may become survivors in the host's memory, so that a request does not cause
@@ -168,8 +168,7 @@ class EnsemblePredictor(nn.Module):
         return self._as_of
 
     def look_with(self, look: Callable[[], int]) -> None:
-        """Replace the store's look for the newest request with another one: that of a replica, which may have looked
-        before.
+        """Replace the store's look for the newest request, for example with that of a replica.
 
         Args:
             look: Returns its number. If it raises an error, the predictor raises it and does not answer.
@@ -237,14 +236,14 @@ class EnsemblePredictor(nn.Module):
 
         Args:
             subjects: Their ids.
-            strict: Refuse a request that names a subject which the store has never seen.
-            request_id: A name of the caller's for the request, so that a retry does not count twice (`Store.forget`).
+            strict: Raise an error if the store has never seen one of the subjects.
+            request_id: The caller's name for the request, so that a retry does not count twice (`Store.forget`).
 
         Returns:
             The revoked and erased units, and the serving ones; or a ticket, if the request waits for a fit.
 
         Raises:
-            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
         """
         self._check_open()
         return self._notifier.forget(subjects, strict, self._listeners(), request_id)
@@ -258,14 +257,14 @@ class EnsemblePredictor(nn.Module):
 
         Args:
             subjects: Their ids.
-            strict: Refuse a request that names a subject which the store has never seen.
-            request_id: A name of the caller's for the request (`Store.rectify`).
+            strict: Raise an error if the store has never seen one of the subjects.
+            request_id: The caller's name for the request (`Store.rectify`).
 
         Returns:
             The revoked and erased units, and the serving ones; or a ticket, if the request waits for a fit.
 
         Raises:
-            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
         """
         self._check_open()
         return self._notifier.rectify(subjects, strict, self._listeners(), request_id)
@@ -277,12 +276,12 @@ class EnsemblePredictor(nn.Module):
 
         Args:
             subjects: Their ids.
-            strict: Refuse a request that names a subject which the store has never seen.
-            request_id: A name of the caller's for the request (`Store.restrict`).
+            strict: Raise an error if the store has never seen one of the subjects.
+            request_id: The caller's name for the request (`Store.restrict`).
 
         Raises:
             UnsupportedError: The method has one model, which the data of everybody has reached.
-            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
         """
         self._check_open()
         return self._notifier.restrict(subjects, strict, self._listeners(), request_id)
@@ -294,10 +293,10 @@ class EnsemblePredictor(nn.Module):
 
         Args:
             subjects: Their ids.
-            request_id: A name of the caller's for the request (`Store.release`).
+            request_id: The caller's name for the request (`Store.release`).
 
         Raises:
-            UnknownSubjectError: A subject is not restricted; nothing has changed then.
+            UnknownSubjectError: A subject is not restricted. Nothing was changed.
         """
         self._check_open()
         return self._notifier.release(subjects, self._listeners(), request_id)

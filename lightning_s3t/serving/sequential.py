@@ -207,7 +207,7 @@ class _Copies:
         self._objects: list[Any] = []
 
     def of(self, leaf: Any) -> Any:
-        """Return this pass's replacement for a leaf of the call; equal leaves get the same one."""
+        """Return this pass's replacement for a leaf of the call; the same leaf always gets the same one."""
         if id(leaf) in self._own:
             return self._own[id(leaf)]
         if leaf is None or isinstance(leaf, (bool, int, float, str, nn.Module, torch.Generator)):

@@ -1,4 +1,4 @@
-"""Where a store lies: its folder, its ledger and its snapshots."""
+"""The backend of a store: its folder, its ledger and its snapshots."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from lightning_s3t.store.sqlite_ledger import SqliteLedger
 
 @dataclass(frozen=True)
 class Backend:
-    """Where a store lies.
+    """The backend of a store.
 
     Attributes:
-        folder: What lies beside ledger and snapshots: keys, journal and locks.
+        folder: The folder with keys, journal and locks.
         ledger: The ledger.
         snapshots: The snapshots.
     """
@@ -32,23 +32,23 @@ class Backend:
 
     @cached_property
     def authenticator(self) -> Authenticator:
-        """Makes and checks what only the holder of the store's key can write."""
+        """Creates and checks the codes that only the holder of the store's key can write."""
         return Authenticator(self.folder, self.ledger)
 
     @classmethod
     def of(cls, folder: Path, create: bool = False, ledger: str | None = None, snapshots: str | None = None) -> Backend:
-        """Open what lies in one folder, the ledger that it names, and the snapshots that the ledger names.
+        """Open a folder, the ledger that it names, and the snapshots that the ledger names.
 
         Args:
             folder: The store.
             create: Make the ledger if there is none.
-            ledger: Where to make it, if not in the folder.
+            ledger: Where to create it, if not in the folder.
             snapshots: Where to keep the snapshots, if not in the folder.
 
         Raises:
-            ConfigurationError: An address is none, or what it needs is not installed.
-            StoreMismatchError: The store's snapshots lie elsewhere.
-            StoreError: There is no ledger, or none of this format; or the snapshots cannot be reached, or a request
+            ConfigurationError: An address is invalid, or a package for it is not installed.
+            StoreMismatchError: The store's snapshots are elsewhere.
+            StoreError: The ledger is missing or has another format; or the snapshots cannot be reached, or a request
                 could not erase them.
         """
         opened = open_ledger(folder, create, ledger)
@@ -60,12 +60,12 @@ class Backend:
 
 
 def open_ledger(folder: Path, create: bool = False, ledger: str | None = None) -> Ledger:
-    """Open the ledger of a store, wherever it lies.
+    """Open the ledger of a store, wherever it is.
 
     Args:
         folder: The store.
         create: Make it if there is none.
-        ledger: Where to make it; None for the folder.
+        ledger: Where to create it; None for the folder.
 
     Raises:
         ConfigurationError: The address is none, or psycopg is not installed.

@@ -23,12 +23,12 @@ _PROBE = "probe-"
 _TIMEOUTS = {"connect_timeout": 10, "read_timeout": 60}  # seconds
 _FEW = 50  # objects: to look for more, the whole listing is read
 _MOST = 1000  # that S3 deletes in one call
-_ROUNDS = 3  # of deleting what a listing shows, until it shows nothing
+_ROUNDS = 3  # rounds of deleting listed objects, until the listing is empty
 _ABSENT = frozenset(
     {
         "ObjectLockConfigurationNotFoundError",
         "ReplicationConfigurationNotFoundError",
-        "NotImplemented",  # an object storage that speaks S3's protocol and has no such thing
+        "NotImplemented",  # an S3-compatible object storage without this feature
         "MethodNotAllowed",
     }
 )
@@ -39,14 +39,14 @@ class _Version(NamedTuple):
 
     key: str
     id: str
-    size: int | None  # of the version that reads give; None of others, and of markers
+    size: int | None  # of the version that reads return; None for others, and for markers
 
 
 class SnapshotBucket(SnapshotNames):
     """Snapshots as objects under a prefix of a bucket, which one store has to itself.
 
-    An upload is there whole or not at all. Deleting removes every version of an object and every upload of it that was
-    cut, and looks afterwards.
+    An upload exists completely or not at all. Deleting removes every version and every interrupted upload of an object,
+    and verifies the result.
 
     Args:
         place: "s3://bucket/prefix".
@@ -72,7 +72,7 @@ class SnapshotBucket(SnapshotNames):
                             return
                     elif _code(error) != "NotImplemented":
                         raise
-                    self._files.pipe_file(path, data)  # it has the name of its contents: any earlier ones are no loss
+                    self._files.pipe_file(path, data)  # named by its digest: overwriting loses nothing
         except OSError as error:
             raise StoreError(
                 f"The snapshot {self._place}/{self.name(digest)} could not be written ({error})."
@@ -138,13 +138,13 @@ class SnapshotBucket(SnapshotNames):
         return {keys[key]: error for key, error in failed.items()}
 
     def check_erasable(self, probe: bool) -> None:
-        """Refuse a bucket of which it is known that what is deleted stays somewhere.
+        """Raise an error for a bucket that is known to keep deleted objects.
 
         Args:
             probe: Put an object and delete it, whatever the bucket's settings are.
 
         Raises:
-            StoreError: It is such a bucket, or its settings may not be read.
+            StoreError: It keeps deleted objects, or its settings cannot be read.
         """
         if self._setting("get_object_lock_configuration", "s3:GetBucketObjectLockConfiguration"):
             raise self._refused("has Object Lock", "keeps objects from being deleted", "Give a bucket without it.")
@@ -177,10 +177,10 @@ class SnapshotBucket(SnapshotNames):
         """Make the place a store's own.
 
         Args:
-            owner: What tells the store from others.
+            owner: The token that identifies the store.
 
         Raises:
-            StoreError: It holds something else.
+            StoreError: It holds something else already.
         """
         if self._marker() is None:
             with self._store_errors():
@@ -198,7 +198,7 @@ class SnapshotBucket(SnapshotNames):
         """Check that the place is a store's own.
 
         Args:
-            owner: What tells the store from others.
+            owner: The token that identifies the store.
 
         Raises:
             StoreError: It is missing, or another store's.
@@ -243,11 +243,11 @@ class SnapshotBucket(SnapshotNames):
         return None
 
     def _delete(self, keys: Collection[str]) -> dict[str, OSError]:
-        """Delete all versions of objects, and cut uploads; return those that are still there."""
+        """Delete all versions and interrupted uploads of objects; return those that still exist."""
         for key, upload in self._uploads_of(keys):
             try:
                 self._call("abort_multipart_upload", Key=key, UploadId=upload)
-            except FileNotFoundError:  # it has ended meanwhile
+            except FileNotFoundError:  # it has ended in the meantime
                 continue
         errors: dict[str, OSError] = {}
         for _ in range(_ROUNDS):

@@ -1,8 +1,8 @@
-"""Copying a store to where its ledger and snapshots lie otherwise: the copy then answers in its place, and it no more.
+"""Copying a store to another kind of ledger or snapshots: the copy then replaces the store.
 
-The copy is made beside the store, which goes on answering requests. One transaction decides: in the store's ledger,
-which says from then on that the copy answers. A copy that finds no such word about itself does not open; so there is
-always exactly one of them that answers, whatever is cut where.
+The copy is made while the store keeps answering requests. One transaction decides: in the store's ledger, which says
+from then on that the copy answers. A copy that does not find such a decision about itself does not open. So exactly one
+of the two answers at any time, even after an interruption.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ NOTE = "moved_from"
 BEGUN = "copied_to"
 Progress = Callable[[int, int], None]
 """Called with the number of copied snapshots and their total."""
-_ROUNDS = 5  # of copying the ledger, if requests come meanwhile
+_ROUNDS = 5  # rounds of copying the ledger, if requests arrive in the meantime
 _NOT_COPIED = frozenset({NOTE, BEGUN, "moved_to"})
 
 
 @dataclass(frozen=True)
 class _Origin:
-    """What a copy notes of the store that it is of.
+    """A copy's record of the store that it was copied from.
 
     Attributes:
         folder: That store.
-        token: What tells this copy from others.
-        place: Where that store's snapshots lie, if not in its folder.
-        owner: What is written there to tell whose they are.
-        decided: Whether the copy answers, and what is left to do is to erase the snapshots there.
-        inode: That of the copy's folder: whoever hands over a store does not know it, and could name any folder.
+        token: A token that identifies this copy.
+        place: The location of that store's snapshots, if not in its folder.
+        owner: The token in that location that identifies the store.
+        decided: Whether the copy answers, so that only the old snapshots remain to be erased.
+        inode: The inode of the copy's folder. Someone who hands over a store cannot know it, but could name any folder.
     """
 
     __pydantic_config__ = STRICT
@@ -65,12 +65,12 @@ class _Origin:
 
 @dataclass(frozen=True)
 class _Begun:
-    """What a store notes of a copy of it that is being made.
+    """A store's record of an unfinished copy of it.
 
     Attributes:
         folder: The copy's.
-        place: Where the copy's snapshots lie, if not there.
-        owner: What is written there to tell whose they are.
+        place: The location of the copy's snapshots, if not in its folder.
+        owner: The token in that location that identifies the store.
         inode: That of the store's folder.
     """
 
@@ -85,18 +85,18 @@ class _Begun:
 def copy_store(
     store: Backend, target: Path, ledger: str | None, snapshots: str | Path | None, progress: Progress
 ) -> None:
-    """Copy a store; whoever calls holds its fit lock.
+    """Copy a store; the caller holds its fit lock.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         target: The folder of the copy.
         ledger: The address of the copy's ledger; None for a file in its folder.
-        snapshots: Where the copy's snapshots are to lie; None for its folder.
+        snapshots: Where to put the copy's snapshots; None for its folder.
         progress: Called after each snapshot.
 
     Raises:
         ConfigurationError: An address is none, or the copy could not keep all that the store has.
-        StoreError: Something could not be read or written, or other things lie there; the store goes on.
+        StoreError: Something could not be read or written, or the target is not empty. The store keeps answering.
     """
     place = check_addresses(target, ledger, snapshots)
     origin = _origin_of(store)
@@ -118,7 +118,7 @@ def copy_store(
         for _ in range(_ROUNDS):
             _copy_snapshots(store, copy, progress)
             head = _copy_ledger(store, copy, origin, place)
-            present = copy.snapshots.names()  # a request may have reached what was copied
+            present = copy.snapshots.names()  # a request may have reached a copied snapshot
             for error in copy.snapshots.delete(present - copy.ledger.needed(present)).values():
                 raise StoreError(f"Revoked snapshots could not be erased in {copy.folder} ({error}).")
             write_journal(copy.ledger, copy.folder)
@@ -141,12 +141,12 @@ def copy_store(
 
 
 def clear_begun(store: Backend) -> str:
-    """Erase the snapshots of a copy that was cut, since no request to the store would; return what is left to do.
+    """Erase the snapshots of an interrupted copy, which requests to the store do not reach; return what is left to do.
 
     Only for the holder of the fit lock: a copy in progress looks the same.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
     """
     text = store.ledger.notes(BEGUN).get(BEGUN)
     if not text:
@@ -193,7 +193,7 @@ def settle(store: Backend) -> None:
     """Refuse a copy that was not finished; finish one that answers since the store that it is of was given up.
 
     Args:
-        store: Where the store lies that is being opened.
+        store: The backend of the store that is being opened.
 
     Raises:
         StoreError: The store that this is a copy of was not given up for it, and answers.
@@ -212,10 +212,10 @@ def settle(store: Backend) -> None:
 
 
 def unerased(store: Backend) -> str:
-    """Erase the snapshots of the store that this is a copy of; return what is left to do, nothing if nothing is.
+    """Erase the snapshots of the store that this one was copied from; return what is left to do.
 
     Args:
-        store: Where the copy lies.
+        store: The backend of the copy.
     """
     origin = _read_origin(store.ledger)
     if origin is None:
@@ -254,7 +254,7 @@ def _owner_of(folder: Path) -> str:
 
 
 def _make(store: Backend, target: Path, ledger: str | None, place: str | None, origin: _Origin) -> Backend:
-    """Make an empty store for the copy, or take the one that a copy was begun in and that does not answer."""
+    """Create an empty store for the copy, or reuse that of an unfinished copy, which does not answer."""
     check_own_files(target)
     if not has_ledger(target):
         check_free(target)
@@ -300,7 +300,7 @@ def _copy_snapshots(store: Backend, copy: Backend, progress: Progress) -> None:
 
 
 def _copy_ledger(store: Backend, copy: Backend, origin: _Origin, place: str | None) -> tuple[int, str]:
-    """Put all that a ledger has into another, in the place of what it has; return where the history ends."""
+    """Replace the contents of a ledger with those of another; return where the history ends."""
     source, target = store.ledger, copy.ledger
     with source.at_one_time(), target.transaction():
         target.empty()
@@ -357,7 +357,7 @@ def _copy_artifacts(store: Backend, copy: Backend) -> None:
 
 
 def _copy_queue(store: Backend, copy: Backend) -> None:
-    """Copy what is to be erased and is no snapshot, which the store itself erases before it is given up."""
+    """Copy queued erasures other than snapshots, which the store itself erases before it is retired."""
     theirs, ours = RegisteredFiles(store.folder), RegisteredFiles(copy.folder)
     queued = [file for file in store.ledger.queued() if not store.snapshots.owned([file.path])]
     adopted = [ours.adopt(OwnedFile(file.path, file.evidence), theirs) for file in queued]
@@ -367,7 +367,7 @@ def _copy_queue(store: Backend, copy: Backend) -> None:
 
 
 def _give_up(store: Backend, copy: Backend, origin: _Origin, head: tuple[int, str]) -> bool:
-    """Decide that the copy answers from now on; return False if something has happened since it was made."""
+    """Decide that the copy answers from now on; return False if the store has changed since it was copied."""
     with store.ledger.transaction():
         unfinished = store.snapshots.owned(file.path for file in store.ledger.queued())
         if store.ledger.head() != head or unfinished:
@@ -384,7 +384,7 @@ def _check_equal(store: Backend, copy: Backend) -> None:
     with copy.ledger.at_one_time():
         found, copied = _contents(copy), copy.ledger.head()
     wrong = [kind for kind in expected if expected[kind] != found[kind]]
-    if head == copied and wrong:  # else a request came meanwhile, and it is copied again
+    if head == copied and wrong:  # otherwise a request arrived in the meantime, and the ledger is copied again
         raise StoreError(
             f"The copy in {copy.folder} has different {wrong[0]} than the store {store.folder}, which keeps "
             "answering; nothing was changed in it. Remove the copy, and report this."

@@ -1,4 +1,4 @@
-"""A restore that is rehearsed: a backup of the ledger is opened beside the store, with its journal and keys."""
+"""A rehearsed restore: a backup of the ledger is opened next to the store, with its journal and keys."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ _SAME = "drill"  # the note that shows whether two addresses are one database
 
 @dataclass(frozen=True)
 class Drill:
-    """What a rehearsed restore has shown.
+    """The result of a rehearsed restore.
 
     Attributes:
-        backup: What was restored.
-        backup_events: How many events of the history it has.
-        backup_time: When the newest of them was; empty if there is none.
-        events: How many the store has.
-        replayed: How many of them the journal alone had, and were carried out again.
-        replayed_requests: How many of these were requests.
-        forgotten: How many people the backup did not know to be forgotten.
-        units: How many units serve today.
-        restored_units: How many of these would serve after the restore; the next fit trains the others.
-        problems: What would be wrong after the restore; with any of it, nobody should count on this backup.
-        seconds: How long each step took: "copy", "open", "verify".
+        backup: The restored backup.
+        backup_events: Number of events in its history.
+        backup_time: The time of the newest of them; empty without events.
+        events: Number of events in the store.
+        replayed: Number of events that only the journal had, and that were carried out again.
+        replayed_requests: Number of requests among these.
+        forgotten: Number of forgotten people who were not forgotten in the backup.
+        units: Number of units that serve today.
+        restored_units: Number of these that would serve after the restore; the next fit trains the others.
+        problems: What would be wrong after the restore; do not rely on a backup with problems.
+        seconds: The duration of each step: "copy", "open", "verify".
     """
 
     backup: str
@@ -66,7 +66,7 @@ class Drill:
 
 
 class ReadOnlySnapshots(Snapshots):
-    """The snapshots of another store, of which nothing is changed: what is deleted only looks as if it was.
+    """A read-only view of another store's snapshots, in which deletions are only simulated.
 
     Args:
         snapshots: Those of the store.
@@ -121,7 +121,7 @@ class ReadOnlySnapshots(Snapshots):
 
 @dataclass(frozen=True)
 class Today:
-    """What a store is at one moment, to compare a restored one with.
+    """The state of a store at one moment, to compare a restored one with.
 
     Attributes:
         position: That of its newest event.
@@ -137,15 +137,15 @@ class Today:
 
 
 def prepare(store: Backend, backup: str, scratch: Scratch) -> tuple[Backend, Today]:
-    """Make a store beside another from a backup of its ledger, its journal and its keys.
+    """Create a store next to another from a backup of its ledger, its journal and its keys.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         backup: A ledger.db, a folder with one, or the address of a schema that was restored from a backup.
-        scratch: Where to make it.
+        scratch: Where to create it.
 
     Raises:
-        ConfigurationError: There is no such backup; or it is the store's own ledger.
+        ConfigurationError: The backup does not exist, or is the store's own ledger.
         StoreError: The backup cannot be opened.
     """
     folder = scratch.path / "store"
@@ -173,11 +173,11 @@ def prepare(store: Backend, backup: str, scratch: Scratch) -> tuple[Backend, Tod
 
 
 def compare(restored: Backend, today: Today) -> list[str]:
-    """Return what a restored store lacks of another, and what it has that it must not have.
+    """Return what a restored store is missing compared with the original, and what it must not have.
 
     Args:
-        restored: Where the restored store lies, after it was opened.
-        today: What the other was.
+        restored: The backend of the restored store, after it was opened.
+        today: The state of the original.
     """
     ledger = restored.ledger
     problems = []
@@ -190,7 +190,7 @@ def compare(restored: Backend, today: Today) -> list[str]:
 
 
 def _copy_journal(store: Backend, folder: Path) -> Today:
-    """Copy the journal when it is as far as the ledger; return what the store is then."""
+    """Copy the journal when it is up to date with the ledger; return the store's state at that moment."""
     for _ in range(_TRIES):
         with ledger_lock(store.folder), store.ledger.at_one_time():
             head = store.ledger.head()

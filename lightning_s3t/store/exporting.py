@@ -1,4 +1,4 @@
-"""Exported copies: files outside of a store with what a unit has learnt, erased by every request that reaches it."""
+"""Exported copies: files outside a store with a unit's weights, erased by every request that reaches the unit."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ def write_export(store: Backend, name: str, unit: UnitId, digests: Sequence[str]
     or a request at any point leaves no file that is not registered.
 
     Args:
-        store: Where the store lies.
-        name: What `make_export_name` gave.
+        store: The store's backend.
+        name: The result of `make_export_name`.
         unit: The unit.
         digests: Those of the snapshots of its lineage that the copy was made from.
-        files: What to write, by path. Their folders must be there.
+        files: The contents to write, by path. Their folders must be there.
 
     Raises:
-        ConfigurationError: A file is there already, or would lie in the store.
+        ConfigurationError: A file already exists, or would be inside the store.
         RevokedError: A request has reached the unit; nothing is left of the copy.
         StoreError: A file could not be written; nothing is left of the copy.
     """
     final = {spell(path): data for path, data in files.items()}
     _check_paths(store.folder, final)
-    # not the name that is_half_written knows: others clear those away
+    # not a name that is_half_written recognises: such files are cleaned up
     begun = {path: f"{path}.{name.rpartition(':')[2]}.part" for path in final}
     ours: dict[str, tuple[int, int]] = {}
     try:
@@ -89,7 +89,7 @@ def check_exports(store: Backend) -> None:
     """Check that no exported copy was taken out of the ledger, or out of the reach of requests.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
 
     Raises:
         StoreError: One was.
@@ -125,7 +125,7 @@ def _register(
 
 
 def _name(part: str, path: str) -> None:
-    """Give a file its name, unless another file has got it meanwhile."""
+    """Give a file its name, unless another file has taken it in the meantime."""
     try:
         os.link(part, path, follow_symlinks=False)
     except FileExistsError:
@@ -140,10 +140,10 @@ def _name(part: str, path: str) -> None:
 
 def _take_back(store: Backend, export: Export, begun: Mapping[str, str], ours: Mapping[str, tuple[int, int]]) -> None:
     with store.ledger.transaction():
-        if _is_whole(store, export):  # what was raised came after that
+        if _is_whole(store, export):  # the error was raised after that
             return
         if any(known.name == export.name for known in store.ledger.exports()):
-            # what lies at its place is not erased with it: that it was there before is all that is known of it
+            # a file at its path is not erased with it, since it existed before
             others = [path for path in begun if os.path.lexists(path) and _identity(os.lstat(path)) != ours.get(path)]
             store.ledger.add_export(
                 export, {path: RegisteredFiles(store.folder).before(path, False) for path in others}

@@ -1,4 +1,4 @@
-"""The folder of a store: what may lie in it before the store is made."""
+"""The folder of a store: what it may contain before the store is created."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_s3t.store.scratch import FOLDER as SCRATCH
 from lightning_s3t.store.snapshots import FOLDER
 from lightning_s3t.store.sqlite_ledger import FILE
 
-# the rollback journal is there for as long as another process takes to make the ledger
+# the rollback journal exists while another process creates the ledger
 _ROLLBACK = f"{FILE}-journal"
 _MAGIC = bytes.fromhex(
     "d9d505f920a163d7"
@@ -36,13 +36,13 @@ def check_free(folder: Path) -> None:
         folder: The folder.
 
     Raises:
-        StoreError: Other things lie in it, or the rest of a store that has lost its ledger.
+        StoreError: It contains other files, or the rest of a store that has lost its ledger.
     """
     if not folder.exists():
         return
     if not folder.is_dir() or {half_written_name(entry) or entry.name for entry in folder.iterdir()} - OWN_FILES:
         raise StoreError(f"{folder} is not a store, and not empty. Give a new or an empty folder as `store`.")
-    # a store's ledger is made before anything else: with it, who was forgotten is lost
+    # a store's ledger is created first; without it, the record of forgotten subjects is lost
     if any((folder / FOLDER).glob("*")):
         raise StoreError(
             f"The store {folder} has snapshots but no {FILE}. Only this file says which of them a request has "
@@ -51,13 +51,13 @@ def check_free(folder: Path) -> None:
 
 
 def check_own_files(folder: Path) -> None:
-    """Check that what a store reads and writes is its own, before SQLite or anything else touches it.
+    """Check that the files which a store reads and writes are its own, before SQLite or anything else uses them.
 
     Args:
         folder: The store.
 
     Raises:
-        StoreError: Something in the folder is a link, or no plain file, or would have SQLite remove files of others.
+        StoreError: A file in the folder is a link, is not a plain file, or would make SQLite remove other files.
     """
     for name in sorted(OWN_FILES):
         try:
@@ -122,7 +122,7 @@ def make_folder(folder: Path) -> None:
 
 
 def clear_half_written(folder: Path) -> None:
-    """Removes what a process that was killed has half-written beside the ledger; for the holder of the ledger's lock.
+    """Remove half-written files of a killed process next to the ledger; for the holder of the ledger's lock.
 
     Args:
         folder: The folder.

@@ -38,7 +38,7 @@ from lightning_s3t.store.units import parse_unit
 
 @dataclass(frozen=True)
 class Asked:
-    """Whom a request is for.
+    """The subjects of a request.
 
     Attributes:
         cells: By keyed hash, the cell of each subject's data.
@@ -54,7 +54,7 @@ class Asked:
 
     @property
     def count_unknown(self) -> int | None:
-        """How many the store has never seen; None where it keeps no registry."""
+        """Number of subjects that the store has never seen; None without a registry."""
         return len(self.unknown) if self.unknown is not None else None
 
 
@@ -74,10 +74,10 @@ class Forgetting:
     """Carries the requests of a store out, now or when they are due.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         keyring: Its keys.
-        partition: Where subjects belong.
-        manifest: What its units are trained with, and by which method.
+        partition: The partition of the subjects.
+        manifest: The settings and the method of its units.
     """
 
     def __init__(self, store: Backend, keyring: Keyring, partition: Partition, manifest: Manifest) -> None:
@@ -100,9 +100,9 @@ class Forgetting:
             request_id: The caller's name for the request; None without one.
 
         Raises:
-            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
             ConfigurationError: The name was given to another request, or cannot be one.
-            StoreError: A file could not be erased. The request is carried out all the same.
+            StoreError: A file could not be erased. The request is still carried out.
         """
         name = self.name("forget", subjects, request_id)
         if self.waits:
@@ -117,7 +117,7 @@ class Forgetting:
         return self.finish(request)
 
     def schedule(self, subjects: Sequence[str], due: datetime, strict: bool, request_id: str | None = None) -> int:
-        """Notes a request that is to be carried out later.
+        """Record a request to be carried out later.
 
         Args:
             subjects: Canonical ids. Of two times for a subject, the earlier counts.
@@ -126,11 +126,11 @@ class Forgetting:
             request_id: The caller's name for the request; None without one.
 
         Returns:
-            How many subjects were noted; those who are forgotten already are not.
+            Number of recorded subjects; subjects who are already forgotten are not recorded.
 
         Raises:
-            ConfigurationError: The time has no time zone, or is at an end of the calendar.
-            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            ConfigurationError: The time has no time zone, or is outside the calendar in UTC.
+            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
         """
         if due.tzinfo is None:
             raise ConfigurationError(
@@ -161,16 +161,15 @@ class Forgetting:
         return len(asked.cells), len(asked.forgotten), asked.count_unknown
 
     def cancel(self, subjects: Iterable[str]) -> int:
-        """Takes subjects from those who are to be forgotten later.
+        """Cancel the scheduled requests of subjects.
 
         Args:
             subjects: Canonical ids.
 
-        Returns:
-            How many there were.
+        Returns: Number of cancelled subjects.
 
         Raises:
-            UnknownSubjectError: One of them is not among those; nothing has changed then.
+            UnknownSubjectError: Nothing is scheduled for one of them. Nothing was changed.
         """
         with self._ledger.transaction():
             asked = self._keyring.hashes(subjects)
@@ -187,7 +186,7 @@ class Forgetting:
         return len(asked)
 
     def scheduled_request(self, request_id: str) -> ScheduledRequest | None:
-        """Return what is known of a scheduled request that its caller has named; None if there is none.
+        """Return a scheduled request by its caller's name; None if it does not exist.
 
         Args:
             request_id: The name.
@@ -196,16 +195,15 @@ class Forgetting:
             return find_scheduled(self._store, self._keyring, request_id)
 
     def cancel_request(self, request_id: str) -> int:
-        """Take a scheduled request back; who is named by another one too waits for that.
+        """Cancel a scheduled request; subjects in another scheduled request still wait for that one.
 
         Args:
-            request_id: What the caller has named it. To cancel it twice changes nothing.
+            request_id: The caller's name for it. To cancel it twice changes nothing.
 
-        Returns:
-            How many subjects wait no more.
+        Returns: Number of subjects who no longer wait.
 
         Raises:
-            UnknownSubjectError: There is none, or it was carried out; nothing has changed then.
+            UnknownSubjectError: The request does not exist, or was carried out. Nothing was changed.
         """
         with self._ledger.transaction():
             found = find_scheduled(self._store, self._keyring, request_id)
@@ -223,7 +221,7 @@ class Forgetting:
 
     @_collector_paused()
     def forget_due(self, now: datetime) -> RequestRecord | None:
-        """Carries out what is due, as one request.
+        """Carry out all due requests as one.
 
         Args:
             now: The time.
@@ -232,7 +230,7 @@ class Forgetting:
             The receipt; None if nothing is due.
 
         Raises:
-            StoreError: A file could not be erased. The request is carried out all the same.
+            StoreError: A file could not be erased. The request is still carried out.
         """
         if self.waits or not self.due(now):
             return None
@@ -244,7 +242,7 @@ class Forgetting:
         return self.finish(request)
 
     def due(self, now: datetime) -> list[Tombstone]:
-        """Returns who is to be forgotten by now.
+        """Return the subjects whose requests are due.
 
         Args:
             now: The time.
@@ -254,14 +252,14 @@ class Forgetting:
     def replace(
         self, due: Collection[Tombstone], unit: FinishedUnit | None, corrections: Collection[Mark] = ()
     ) -> RequestRecord:
-        """Carries requests out that have waited, and puts a unit in the place of what they revoke: all or nothing.
+        """Carry out requests that waited, and replace the revoked units with a new one: all or nothing.
 
         Corrections are one request, and deletions are another after it.
 
         Args:
-            due: Who is forgotten; those who are forgotten already are left out.
+            due: The subjects to forget; subjects who are already forgotten are left out.
             unit: The unit; None if none can be made.
-            corrections: The marks of those whose data was corrected before the unit was made; none but those of kind
+            corrections: The marks of subjects whose data was corrected before the unit was made; only those of kind
                 "awaiting".
 
         Returns:
@@ -269,7 +267,7 @@ class Forgetting:
 
         Raises:
             RevokedError: The unit must not be kept, or all that it was made for is cancelled; nothing has changed.
-            StoreError: A file could not be erased. The requests are carried out all the same.
+            StoreError: A file could not be erased. The requests are still carried out.
         """
         with self._ledger.transaction():
             if unit is not None:
@@ -301,7 +299,7 @@ class Forgetting:
         return self.note(self.carry_out("forget", asked, self._burying(asked, number), name, number))
 
     def _burying(self, asked: Asked, number: int) -> Change:
-        """Return what is changed by forgetting: those who were restricted, or whose correction waits, are no longer."""
+        """Return the changes of forgetting: the subjects' restrictions and waiting corrections end."""
         new = [(hash_, cell) for hash_, cell in sorted(asked.cells.items()) if hash_ not in asked.forgotten]
         restricted = asked.restricted
         buried = [(hash_, restricted[hash_].number if hash_ in restricted else number, cell) for hash_, cell in new]
@@ -323,7 +321,7 @@ class Forgetting:
         return {mark.hash: mark for mark in self._ledger.marks_of(hashes, "restricted")}
 
     def look_up(self, subjects: Iterable[str], strict: bool) -> Asked:
-        """Look up whom a request is for; within a transaction.
+        """Look up the subjects of a request; within a transaction.
 
         Args:
             subjects: Canonical ids.
@@ -353,7 +351,7 @@ class Forgetting:
         return Asked(cells, already, unknown, restricted)
 
     def _check_spelling(self, strangers: Iterable[str]) -> None:
-        """Refuse a stranger whom the store knows in another Unicode form: both look the same, and only one is there."""
+        """Raise an error for an unknown id that the store knows in another Unicode form: both look the same."""
         forms = {form: subject for subject in strangers for form in _other_forms(subject)}
         hashes = self._keyring.hashes(forms)
         for hash_ in (*self._ledger.bands(hashes), *self._ledger.forgotten(hashes), *self._restricted(hashes)):
@@ -365,10 +363,10 @@ class Forgetting:
             )
 
     def name(self, kind: RequestKind, subjects: Sequence[str], request_id: str | None) -> Name | None:
-        """Return what a caller has named a request; None without a name.
+        """Return the caller's name for a request; None without a name.
 
         Args:
-            kind: What is asked for.
+            kind: The kind of request.
             subjects: Canonical ids.
             request_id: The name.
 
@@ -437,13 +435,13 @@ class Forgetting:
     def carry_out(
         self, kind: RequestKind, asked: Asked, change: Change, name: Name | None = None, number: int | None = None
     ) -> CarriedOut:
-        """Do what a request does, but for the event; within a transaction.
+        """Carry out a request, except for the event; within a transaction.
 
         Args:
-            kind: What is asked for.
-            asked: Whom it is for.
-            change: What it changes in the lists of people.
-            name: What the caller has named it.
+            kind: The kind of request.
+            asked: The subjects of the request.
+            change: The change to the lists of people.
+            name: The caller's name for it.
             number: The number of the request; None for the next.
         """
         number = number if number is not None else self._ledger.watermark() + 1
@@ -456,8 +454,8 @@ class Forgetting:
         """Add a request that was carried out to the history; within the transaction.
 
         Args:
-            carried_out: What was done.
-            added: A unit that was made without the data of the request, and put in the place of one with it.
+            carried_out: The request as carried out.
+            added: A unit that was trained without the data of the request and replaced one with it.
 
         Returns:
             The number of the request.
@@ -494,11 +492,11 @@ class Forgetting:
         return request
 
     def _serving(self, effect: Effect, added: UnitId | None) -> dict[str, str | None]:
-        """Return what serves now in the shards that a request reaches, having proven that it does not reach that.
+        """Return the units that now serve in a request's shards, after checking that the request does not reach them.
 
         Args:
-            effect: What the request has done.
-            added: A unit that was made without the data of the request, and put in the place of one with it.
+            effect: The effect of the request.
+            added: A unit that was trained without the data of the request and replaced one with it.
         """
         serving: dict[str, str | None] = {}
         scores = [(shard, self._ledger.scores(f"{shard}/")) for shard in effect.shards]
@@ -517,13 +515,13 @@ class Forgetting:
         return serving
 
     def finish(self, request: int) -> RequestRecord:
-        """Note a request in the journal, erase what it has revoked, and wait for replicas; after its transaction.
+        """Write a request to the journal, erase what it revoked, and wait for replicas; after its transaction.
 
         Args:
             request: The number of the request.
 
         Raises:
-            StoreError: A file could not be erased. The request is carried out all the same.
+            StoreError: A file could not be erased. The request is still carried out.
         """
         wait = ReplicaWait(self._ledger, request, self._behind.pop(request, None))
         try:
@@ -541,10 +539,10 @@ class Forgetting:
             end = None
             try:
                 end = write_journal(self._ledger, self._store.folder)
-            finally:  # the disk may be full: all the more is to be erased
+            finally:  # the disk may be full, which makes the erasure even more important
                 erase_queued(self._store)
             write_journal(self._ledger, self._store.folder, end)
-        except RolledBackError:  # it may be what was lost
+        except RolledBackError:  # it may be the lost connection
             raise
         except StoreError as error:
             raise StoreError(
@@ -555,7 +553,7 @@ class Forgetting:
 
 @dataclass(frozen=True)
 class Name:
-    """What a caller has named a request, what it is, and a digest of whom it is for."""
+    """The caller's name for a request, with its kind and a digest of its subjects."""
 
     kind: RequestKind
     request_id: str
@@ -584,7 +582,7 @@ class CarriedOut:
 
     @property
     def corrected(self) -> tuple[Cell, ...]:
-        """The cells of those whose data was corrected."""
+        """The cells of subjects whose data was corrected."""
         asked = self.asked
         left_out = asked.forgotten | (asked.unknown or set())
         cells = {cell for hash_, cell in asked.cells.items() if hash_ not in left_out}
@@ -605,7 +603,7 @@ def _check_same(found: ScheduledRequest, name: Name) -> None:
 
 
 def _settling(settled: Collection[Mark], number: int) -> Change:
-    """Return what is changed by a correction that has waited for a fit."""
+    """Return the changes of a correction that waited for a fit."""
     corrected = {mark.hash: Mark("rectified", mark.hash, number, mark.cell) for mark in settled}
     return Change((), tuple(sorted(corrected.values())), tuple(sorted(settled)))
 
@@ -628,7 +626,7 @@ def time_text(time: datetime) -> str:
         time: With a time zone.
 
     Raises:
-        ConfigurationError: It has no date in UTC.
+        ConfigurationError: The time has no date in UTC.
     """
     try:
         return time.astimezone(timezone.utc).isoformat(timespec="milliseconds")
@@ -639,7 +637,7 @@ def time_text(time: datetime) -> str:
 
 
 def list_shown(subjects: list[str]) -> str:
-    """Return the first of several ids for a message, and how many more there are.
+    """Return the first of several ids, and the number of further ones, for a message.
 
     Args:
         subjects: Ids.
@@ -656,7 +654,7 @@ def _unknown_message(unknown: list[str], store: str) -> str:
     )
 
 
-@functools.cache  # reading the packages' metadata takes longer than all else of a request that revokes nothing
+@functools.cache  # reading the packages' metadata takes longer than the rest of a request that revokes nothing
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in ("lightning-s3t", "torch", "peft"):

@@ -1,4 +1,4 @@
-"""Where the ledger of a store lies if it is not in its folder: a file in the folder that names a database."""
+"""The address of a ledger that is not in its store's folder: a file in the folder that names a database."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _FORM = "postgresql://user@host:5432/database?schema=name"
 
 @dataclass(frozen=True)
 class LedgerAddress:
-    """Where a ledger lies.
+    """The address of a ledger.
 
     Attributes:
         url: The database, as libpq takes it: without a password.
         schema: The schema that the ledger has to itself.
-        id: What tells the store's folder from others, in the folder and in the database.
+        id: The token that identifies the store's folder, in the folder and in the database.
     """
 
     __pydantic_config__ = STRICT
@@ -46,7 +46,7 @@ class LedgerAddress:
 
 @dataclass(frozen=True)
 class _Note:
-    """What the file holds: the address, and the file's own inode, which a copy of it does not have."""
+    """The contents of the file: the address, and the file's own inode, which differs in a copy."""
 
     __pydantic_config__ = STRICT
 
@@ -57,10 +57,10 @@ class _Note:
 
 
 def parse_address(text: str) -> tuple[str, str]:
-    """Return what names a database, and the schema of the ledger.
+    """Return the URL of a database, and the schema of the ledger.
 
     Args:
-        text: A URL as libpq takes it, and `?schema=name` with it; else the schema is `lightning_s3t`.
+        text: A libpq URL, with `?schema=name`; the default schema is `lightning_s3t`.
 
     Raises:
         ConfigurationError: It is not such a URL, or it has a password, which would be written to a file.
@@ -91,10 +91,10 @@ def parse_address(text: str) -> tuple[str, str]:
 
 
 def check_folder_name(store: str | Path) -> None:
-    """Refuse an address of a database where the store's folder is expected.
+    """Raise an error for the address of a database where the store's folder is expected.
 
     Args:
-        store: What was given.
+        store: The given path.
 
     Raises:
         ConfigurationError: It is one.
@@ -121,7 +121,7 @@ def write_moved(folder: Path, target: str, token: str) -> None:
     Args:
         folder: The store.
         target: The folder of the store that has taken its place.
-        token: What tells that from others.
+        token: The token that identifies the copy.
     """
     write_atomically(folder / MOVED, json.dumps({"target": target, "token": token}, indent=2).encode())
 
@@ -148,7 +148,7 @@ def check_not_moved(folder: Path) -> None:
 
 
 def read_address(folder: Path) -> LedgerAddress | None:
-    """Return where the ledger of a store lies; None if it is in the folder.
+    """Return the address of a store's ledger; None if it is in the folder.
 
     Args:
         folder: The store.
@@ -188,15 +188,15 @@ def read_address(folder: Path) -> LedgerAddress | None:
 
 
 def make_address(folder: Path, text: str | None) -> LedgerAddress | None:
-    """Return where the ledger of a store lies that is made or opened; write it down in a new one.
+    """Return the address of a store's ledger when the store is created or opened; write it to a new store.
 
     Args:
         folder: The store, whose lock is held.
-        text: The address; None for what the folder says.
+        text: The address; None for the one in the folder.
 
     Raises:
         ConfigurationError: It is not an address.
-        StoreMismatchError: The store's ledger lies elsewhere.
+        StoreMismatchError: The store's ledger is elsewhere.
     """
     kept = read_address(folder)
     if text is None:
@@ -215,13 +215,13 @@ def make_address(folder: Path, text: str | None) -> LedgerAddress | None:
 
 
 def write_address(folder: Path, url: str, schema: str, owner: str) -> None:
-    """Write down where the ledger of a store lies that is made from a backup.
+    """Write the address of the ledger of a store that is created from a backup.
 
     Args:
         folder: The store.
         url: The database.
         schema: The schema.
-        owner: What tells the store's folder from others, in the database.
+        owner: The token in the database that identifies the store's folder.
     """
     _write(folder / FILE, LedgerAddress(url, schema, owner))
 

@@ -122,7 +122,7 @@ CREATE TABLE erasures (
 _TABLES = frozenset(re.findall(r"CREATE TABLE (\w+)", _SCHEMA))
 _ENTRY = "name, as_of, digest, score, record, mac"
 _ARTIFACT = "name, as_of, cells, mac, digest, score, record, key, provenance"
-# what holds rows that a request or an erasure takes out, and is small
+# small tables with rows that a request or an erasure removes
 _CLEARED = "artifacts, cells, set_aside, attempts, exports, files, erasures, pending, marks"
 _HASHED = ("subjects", "tombstones", "marks", "pending")
 
@@ -138,7 +138,7 @@ SELECT set_config('search_path', %s, false),
     set_config('synchronous_commit', CASE WHEN current_setting('synchronous_commit') IN ('off', 'local') THEN 'on'
         ELSE current_setting('synchronous_commit') END, false)
 """
-# what a table must not have: it could undo, change or hide what is written
+# objects that a table must not have: they could undo, change or hide writes
 _HOOKS = """
 SELECT tgname FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid WHERE relnamespace = %(schema)s::regnamespace
 UNION ALL
@@ -154,21 +154,22 @@ _Value = TypeVar("_Value")
 class PostgresLedger(SqlLedger):
     """A store's tables in a schema of a PostgreSQL database, with a connection for each thread of each process.
 
-    Every transaction first locks the one row of the table `store`, in READ COMMITTED: what it reads after that is what
-    the one before it has left. (In SERIALIZABLE the statement that waits for the lock would fix what is seen before it
-    has the lock.)
+    Every transaction first locks the one row of the table `store`, in READ COMMITTED: it then reads the state that the
+    previous one left. (In SERIALIZABLE the statement that waits for the lock would fix the snapshot before it has the
+    lock.)
 
-    PostgreSQL does not make unreadable what is deleted: copies stay in its write-ahead log, on standbys, in backups,
-    and in a table's pages until they are written over. So nothing of a model and no row of data is kept in it, nor its
-    features: only keyed hashes of ids, places, digests, and what units were made from.
+    PostgreSQL does not make deleted values unreadable: copies stay in its write-ahead log, on standbys, in backups, and
+    in a table's pages until they are overwritten. So nothing of a model and no row of data is kept in it, nor its
+    features: only keyed hashes of ids, places, digests, and the origins of units.
 
     Args:
         folder: The store.
-        address: Where the database is, and which folder the schema belongs to.
+        address: The address of the database, and the folder that the schema belongs to.
         create: Make the tables if there are none.
 
     Raises:
-        StoreError: The server cannot be reached or is a standby; or there are no tables, or not those of this store.
+        StoreError: The server cannot be reached or is a standby; or the tables are missing, or are not those of this
+            store.
     """
 
     keeps_features = False
@@ -273,7 +274,7 @@ class PostgresLedger(SqlLedger):
             self._newest = session.added
 
     def _was_committed(self, mark: str, cause: Exception) -> bool:
-        """Return whether a transaction was carried out whose COMMIT has had no answer."""
+        """Return whether a transaction was carried out although its COMMIT got no answer."""
         deadline = time.monotonic() + _PATIENCE
         while True:
             try:
@@ -315,7 +316,7 @@ class PostgresLedger(SqlLedger):
     def _connect(self) -> psycopg.Connection[_Row]:
         given = conninfo.conninfo_to_dict(self._address.url)
         defaults = {"connect_timeout": 10, "tcp_user_timeout": 30_000, "application_name": "lightning_s3t"}
-        # the primary, of several hosts: what a standby shows may be from before a request
+        # the primary, of several hosts: a standby may show the state before a request
         fixed = {"target_session_attrs": "read-write", "client_encoding": "UTF8"}
         settings: dict[str, Any] = {**defaults, **given, **fixed}
         with self._errors():
@@ -442,7 +443,7 @@ class PostgresLedger(SqlLedger):
                 with self._errors():
                     return session.connection.execute(query.encode(), parameters)
             except StoreError:
-                # outside of a block only what can be repeated is done
+                # outside a block only repeatable statements run
                 if is_last or session.in_block or not session.is_broken:
                     raise
         raise AssertionError
@@ -588,7 +589,7 @@ class PostgresLedger(SqlLedger):
     @override
     def rehash(self, renew: Callable[[bytes], bytes]) -> None:
         for table in _HASHED:
-            # a cursor sees the table as it was when it was opened
+            # a cursor sees the table as of its opening
             hashes = (hash_ for (hash_,) in self._stream(f"SELECT DISTINCT hash FROM {table}"))
             self._many(
                 f"UPDATE {table} SET hash = renewed.new FROM unnest(%s::bytea[], %s::bytea[]) AS renewed (old, new) "
@@ -881,7 +882,7 @@ class PostgresLedger(SqlLedger):
         self._do("DELETE FROM exports WHERE name = ANY (%s::text[])", list(names))
         return self._disown([owner_of_export(name) for name in names])
 
-    # integer features of rows: of people's data, which is not to be in a database's log and backups
+    # integer features of rows: people's data must not be in a database's log and backups
 
     @override
     def add_features(self, source: str, rows: Iterable[tuple[bytes, bytes, bytes, bytes]]) -> None:
@@ -1041,7 +1042,7 @@ class PostgresLedger(SqlLedger):
 
 
 class _Session:
-    """A connection of one thread of one process, and what is going on in it."""
+    """A connection of one thread of one process, and its state."""
 
     def __init__(self, connection: psycopg.Connection[_Row]) -> None:
         self.connection = connection
@@ -1069,7 +1070,7 @@ class _Session:
 
 
 class _UnknownOutcomeError(StoreError):
-    """Whether a transaction was carried out is not known."""
+    """It is unknown whether a transaction was carried out."""
 
 
 _IDLE = psycopg.pq.TransactionStatus.IDLE

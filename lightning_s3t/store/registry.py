@@ -31,20 +31,19 @@ def register(
 ) -> int:
     """Notes subjects in one transaction, except for those who are forgotten.
 
-    Who is to be forgotten later, and was unknown when that was asked, is found where band and generation now put them.
+    Scheduled subjects who were unknown when the request was made get the place of their band and generation.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         keyring: The store's keys.
         subjects: Canonical ids and bands; streamed.
-        partition: Where subjects belong.
-        newcomers: Where those belong who are new.
+        partition: The partition of the subjects.
+        newcomers: Where new subjects belong.
 
-    Returns:
-        How many came after others.
+    Returns: Number of subjects who came later.
 
     Raises:
-        DataError: A subject is there with another band; nothing has changed then.
+        DataError: A subject is registered with another band. Nothing was changed.
     """
     ledger, count = store.ledger, 0
     with ledger.transaction():
@@ -99,7 +98,7 @@ def _check_bands(known: Mapping[bytes, int], given: Mapping[bytes, int]) -> None
 
 
 def is_registering(ledger: Ledger) -> bool:
-    """Return whether the store notes who is in the training data; without, it cannot tell who is unknown.
+    """Return whether the store records who is in the training data, which it needs to recognise unknown subjects.
 
     Args:
         ledger: The ledger.

@@ -1,4 +1,4 @@
-"""Settings of a store: what its units were trained with, compared when it is opened."""
+"""Settings of a store, which are compared when it is opened."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TENSORS = "model.pretrained."
 
 
 def normalise(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns settings as JSON gives them back: tuples as lists, keys as strings.
+    """Return settings as they are after a JSON round trip: tuples as lists, keys as strings.
 
     Args:
         settings: JSON-ready data.
@@ -31,7 +31,7 @@ def normalise(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def notes_of(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a ledger notes of settings, with a digest beside them.
+    """Return a ledger's notes of settings, with their digest.
 
     Args:
         settings: JSON-ready data.
@@ -41,16 +41,16 @@ def notes_of(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_settings(ledger: Ledger, store: Path) -> dict[str, Any]:
-    """Reads what `notes_of` has given.
+    """Read the output of `notes_of`.
 
-    A flipped bit in a seed would move everybody to another place, and nothing else would show it.
+    A flipped bit in a seed would move all subjects to other places, and nothing else would detect it.
 
     Args:
         ledger: The ledger.
         store: The store, for messages.
 
     Raises:
-        StoreError: There are none, or they are not what was written.
+        StoreError: The settings are missing or corrupted.
     """
     notes = ledger.notes("settings", "settings_sha256")
     text = notes.get("settings")
@@ -75,8 +75,8 @@ def check_settings(
         kept: The store's.
         given: Today's.
         where: The store, for the message.
-        hint: What to do.
-        whole: Whether `given` is all of the settings, so that what it lacks differs too.
+        hint: The advice at the end of the message.
+        whole: Whether `given` is complete, so that missing settings are differences too.
 
     Raises:
         StoreMismatchError: Naming every setting that differs, with both values.
@@ -118,7 +118,7 @@ def _digest(text: str) -> str:
 
 
 class _Absent:
-    """What a setting is that is not there: equal to no value that one can have."""
+    """The value of a missing setting: not equal to any valid value."""
 
 
 _ABSENT = _Absent()

@@ -1,4 +1,4 @@
-"""Where the snapshots of a store lie: in its folder, in a folder that machines share, or in a bucket."""
+"""The location of a store's snapshots: its folder, a folder that machines share, or a bucket."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def parse_place(text: str | Path) -> str:
         text: "s3://bucket/prefix", or the absolute path of a folder.
 
     Raises:
-        ConfigurationError: It is neither.
+        ConfigurationError: It is neither a bucket nor an absolute path.
 
     Example:
         >>> parse_place("s3://models/churn/"), parse_place("/mnt/shared/churn")
@@ -53,15 +53,16 @@ def parse_place(text: str | Path) -> str:
 
 
 def check_addresses(store: Path, ledger: str | None, snapshots: str | Path | None) -> str | None:
-    """Check where a store is to keep its ledger and its snapshots; return the place of these.
+    """Check the addresses of a store's ledger and snapshots; return the location of the snapshots.
 
     Args:
         store: The store.
-        ledger: The ledger's address; None for the folder, or for what it says.
-        snapshots: The place of the snapshots; None for the folder, or for what the ledger says.
+        ledger: The ledger's address; None for the folder, or for the address in it.
+        snapshots: The location of the snapshots; None for the folder, or for the location in the ledger.
 
     Raises:
-        ConfigurationError: One is none, or the snapshots would lie elsewhere than a ledger in the folder.
+        ConfigurationError: An address is invalid, or the snapshots would be outside the folder while the ledger is
+            inside.
     """
     if ledger is not None:
         parse_address(ledger)
@@ -76,17 +77,17 @@ def check_addresses(store: Path, ledger: str | None, snapshots: str | Path | Non
 
 
 def open_place(store: Path, place: str | None, owner: str, create: bool = False) -> Snapshots:
-    """Open the place where the snapshots of a store lie.
+    """Open the location of a store's snapshots.
 
     Args:
         store: The store.
         place: The place; None for the store's folder.
-        owner: What tells the store from others.
+        owner: The token that identifies the store.
         create: Make it, if it is empty.
 
     Raises:
         ConfigurationError: s3fs is not installed.
-        StoreError: It cannot be reached, is another store's, or keeps what is deleted.
+        StoreError: It cannot be reached, belongs to another store, or keeps deleted objects.
     """
     if place is None:
         return SnapshotFolder(store)

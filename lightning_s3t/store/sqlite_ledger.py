@@ -1,4 +1,4 @@
-"""A ledger in SQLite: one file beside the snapshots, for any number of processes of one machine."""
+"""A ledger in SQLite: one file next to the snapshots, for any number of processes on one machine."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FORMAT = 6
 _MOVED = "moved_to"  # the note of a store that was given up
 _NO_REQUEST = 1 << 62  # the number of the newest request of such a store
 _PATIENCE = 30  # seconds
-_CACHE = 65_536  # KiB: rows of a registry come in the order of their hashes, which is no order
+_CACHE = 65_536  # KiB: the rows of a registry are in the order of their hashes, which is random
 _CHUNK = 500  # well under SQLite's limit on variables
 _MUCH = 1000  # rows of the vault: below, compacting gains nothing
 
@@ -134,7 +134,7 @@ _AMONG = "(SELECT value FROM json_each(?))"  # one parameter, however many value
 
 
 def _decoding(what: str) -> Callable[[Callable[_Given, _Result]], Callable[_Given, _Result]]:
-    """Convert what a method raises that decodes rows: `ledger_errors` around all of it."""
+    """Convert the errors of a method that decodes rows: wraps it in `ledger_errors`."""
 
     def decorate(method: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
         @functools.wraps(method)
@@ -154,10 +154,10 @@ def _decoding(what: str) -> Callable[[Callable[_Given, _Result]], Callable[_Give
 class SqliteLedger(SqlLedger):
     """A store's database, with a connection for each thread of each process.
 
-    SQLite clears what is deleted (`secure_delete`), but not the copies that it leaves in a page when it moves rows to
-    another to keep a tree in balance. So what must be unreadable lies in a table of its own, the vault, in which rows
-    are never moved: they are added at its end, and overwritten in place by zeros instead of being deleted. What a
-    request costs then depends on what it reaches, not on how much there is.
+    SQLite clears deleted values (`secure_delete`), but not the copies that it leaves in a page when it moves rows to
+    another page to balance a tree. So values that must become unreadable are in a separate table, the vault, in which
+    rows never move: they are appended, and overwritten with zeros in place instead of being deleted. The cost of a
+    request then depends on what it reaches, not on the size of the store.
 
     Args:
         folder: The store.
@@ -699,7 +699,7 @@ class SqliteLedger(SqlLedger):
     @override
     def give_up(self, target: str, token: str) -> None:
         self.note({_MOVED: json.dumps([target, token])})
-        # so that the look before each batch costs no more for it
+        # so that it does not slow down the look before each batch
         self.connection.execute("INSERT INTO events VALUES (-1, '', ?, '', '', '', '', NULL, NULL)", (_NO_REQUEST,))
 
     def _check_here(self) -> None:
@@ -753,7 +753,7 @@ class SqliteLedger(SqlLedger):
                 f"The ledger {self._path} has format {found}, this version of lightning_s3t reads {FORMAT}. Use the "
                 "version that made it, or train again into a new folder, without the forgotten subjects."
             )
-        # a trigger could undo what is written, an index refuse it without a word, a table be something else
+        # a trigger could undo writes, an index could silently reject them, a table could be something else
         for kind, name, _ in sorted({*self._rows(_FORM)} ^ _expected_form(), key=lambda row: (row[0], row[1])):
             raise StoreError(
                 f"The ledger {self._path} has the {kind} {name!a}, which a store does not have. Expected only the "
@@ -798,7 +798,7 @@ class SqliteLedger(SqlLedger):
         places = [records] if records else []
         if paths:
             places.append(f"SELECT path FROM {owned}")
-        if places:  # in one statement, in the order of the places: a record lies beside its path
+        if places:  # in one statement, in the order of the places: a record is next to its path
             self._wipe(" UNION ALL ".join(places), *[owners] * len(places))
         if paths:
             self.connection.execute(f"DELETE FROM {owned}", (owners,))
@@ -903,7 +903,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    """Open a database, so that nothing deleted can be read in it, and nothing committed is lost."""
+    """Open a database such that deleted values are unreadable, and committed changes are durable."""
     if path.is_symlink():  # put there since the store was opened
         raise StoreError(
             f"The ledger {path} is a symbolic link, and links are not followed. Put the file itself there."

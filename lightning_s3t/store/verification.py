@@ -1,4 +1,4 @@
-"""Verification: whether a store is what its history says."""
+"""Verification: whether a store matches its history."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _PATIENCE = 2.0  # seconds
 
 @dataclass(frozen=True)
 class Verification:
-    """What a look at a store has found.
+    """The result of checking a store.
 
     Attributes:
         problems: One sentence each; none is good.
-        damaged: Units whose snapshot is missing or changed.
-        events: How many events were walked.
-        units: How many snapshots were read.
-        skipped: What could not be looked at, and why.
-        notes: What is not the store's fault: checkpoints that were removed by hand, or that are those of the store that
+        damaged: Units with a missing or changed snapshot.
+        events: Number of checked events.
+        units: Number of snapshots that were read.
+        skipped: What could not be checked, and why.
+        notes: Observations that are not errors: checkpoints that were removed by hand, or that belong to the store that
             this one is a copy of.
     """
 
@@ -65,14 +65,14 @@ def verify(store: Backend, keyring: Keyring, quiet: bool) -> Verification:
     """Look at everything that a store has.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         keyring: The store's keys.
         quiet: Whether no other process works on the store, so that every file in it has to be accounted for.
     """
     ledger = store.ledger
     damaged = tuple(damaged_units(store))
     units = len(ledger.ages()) + len(ledger.aside())
-    with ledger.at_one_time():  # requests of other processes go on meanwhile
+    with ledger.at_one_time():  # other processes may make requests at the same time
         keyring.refresh()
         history = list(ledger.events())
         contents = [
@@ -113,8 +113,8 @@ def verify(store: Backend, keyring: Keyring, quiet: bool) -> Verification:
 def check_one_piece(ledger: Ledger, folder: Path) -> None:
     """Check that the ledger is of one piece; fast enough for every opening.
 
-    A ledger.db that is restored beside the write-ahead log of another is partly the one, partly the other, and SQLite
-    does not notice: its newest event may be there, and a tombstone from before be gone.
+    A ledger.db that is restored next to the write-ahead log of another is a mixture of both, which SQLite does not
+    detect: its newest event may exist while an earlier tombstone is missing.
 
     Args:
         ledger: The ledger.
@@ -150,17 +150,17 @@ def check_one_piece(ledger: Ledger, folder: Path) -> None:
 
 
 def damaged_units(store: Backend) -> Iterator[UnitId]:
-    """Return the units whose snapshot is not what was written.
+    """Return the units with a missing or corrupted snapshot.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
 
     Raises:
         StoreError: The place of the snapshots cannot be read.
     """
     digests = store.ledger.digests()
     if digests and "base" in store.ledger.notes("base"):
-        store.snapshots.check_place()  # the start of all, which is never erased, lies there too
+        store.snapshots.check_place()  # the initial state, which is never erased, is there too
     for name, digest in digests.items():
         if not store.snapshots.is_whole(digest) and store.ledger.digests([name]).get(name) == digest:
             yield parse_unit(name)
@@ -216,7 +216,7 @@ def _copy_of(folder: Path, events: int) -> list[Event]:
 
 
 def _tombstones(ledger: Ledger, keyring: Keyring, history: Iterable[Event]) -> Iterator[str]:
-    # one request after the other: what is in the ledger must be what they say, no more and no less
+    # request by request: the ledger must contain exactly what they say
     expected: dict[bytes, tuple[int, str]] = {}
     marks: set[Mark] = set()
     layers = 1
@@ -313,7 +313,7 @@ def _changed(registered: Mapping[OwnedFile, Located]) -> Iterator[str]:
 
 
 def _taken_off(store: Backend, registered: Collection[str]) -> Iterator[str]:
-    """Name checkpoints of units that serve and that nothing would erase: what they wrote is in their records."""
+    """Name checkpoints of serving units that no request would erase; units record the files that they wrote."""
     queued = {file.path for file in store.ledger.queued()}
     try:
         units = read_units(store.ledger)
@@ -332,7 +332,7 @@ def _taken_off(store: Backend, registered: Collection[str]) -> Iterator[str]:
 
 
 def damage_problem(unit: UnitId) -> str:
-    """Return what is said of a unit whose snapshot is not what was written.
+    """Return the message for a unit with a missing or corrupted snapshot.
 
     Args:
         unit: The unit.
@@ -341,10 +341,10 @@ def damage_problem(unit: UnitId) -> str:
 
 
 def left_problems(store: Backend) -> Iterator[str]:
-    """Name the files that were to be erased, and may be somebody else's.
+    """Name queued files that may not be the store's.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
     """
     for file in store.ledger.queued():
         if file.left:
@@ -373,14 +373,14 @@ def _shown(paths: list[str]) -> str:
 
 
 def _name(path: str) -> str:
-    # what a stranger has written must not steer the terminal
+    # text from a stranger must not control the terminal
     return path if path.isprintable() else repr(path)
 
 
 def _strangers(store: Backend, registered: Iterable[Located]) -> Iterator[str]:
     names = {path.relative_to(store.folder).as_posix() for path in store.folder.rglob("*") if not path.is_dir()}
     names = {name for name in names if not name.startswith(f"{SCRATCH}/")}  # of an audit that is running
-    names |= store.snapshots.names()  # which may lie elsewhere
+    names |= store.snapshots.names()  # which may be elsewhere
     snapshots = store.snapshots.owned(names)
     known = OWN_FILES | store.ledger.needed(snapshots)
     known |= {os.path.relpath(located.path, os.path.realpath(store.folder)) for located in registered if located.path}

@@ -64,7 +64,7 @@ def optimal(
         prior: Probability of a request for each slice; None for equal probabilities.
         horizon: Number of requests to look ahead; None for L - 1, after which a last slice may still be left.
         keep: Sequences that are already trained: they come first, unchanged, and the rest is the best found in addition
-        to them. The statements above about optima and other planners hold without them.
+            to them. The statements above about optima and other planners hold without them.
 
     Raises:
         ConfigurationError: The budget exceeds the number of sequences, the horizon is below 1, the prior is invalid, or

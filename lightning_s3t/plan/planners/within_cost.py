@@ -49,7 +49,7 @@ def optimal_within(
         prior: Probability of a request for each slice; None for equal probabilities.
         horizon: Number of requests to look ahead; None for L - 1.
         keep: Sequences that are already trained: as many as the limit allows come first, unchanged, and the rest is
-        added to them (up to 14 slices).
+            added to them (up to 14 slices).
 
     Raises:
         ConfigurationError: Not exactly one limit is given, or it does not pay for one sequence.

@@ -1,4 +1,4 @@
-"""The labels in a batch: where they are, and a batch with others."""
+"""The labels in a batch: their place, and replacing them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_label_place(place: Any) -> None:
     """Raise unless an argument names a place of labels.
 
     Args:
-        place: What was given as `labels`.
+        place: The argument `labels`.
 
     Raises:
         ConfigurationError: It is not.
@@ -37,7 +37,7 @@ def labels_of(batch: Any, place: LabelPlace = None) -> Tensor:
 
     Args:
         batch: A batch: a tuple or list, or a mapping.
-        place: Where they are. Left out, the second of two, or the entry "labels", "label", "targets", "target" or "y".
+        place: Their place. Left out, the second of two, or the entry "labels", "label", "targets", "target" or "y".
 
     Returns:
         Shape `[rows]`, whole numbers.
@@ -86,8 +86,8 @@ def wrong_labels(labels: Tensor, shifts: Tensor, classes: int) -> Tensor:
 
     Args:
         labels: The true classes, shape `[rows]`.
-        shifts: How many classes further, 1 to `classes` - 1, shape `[rows]`; drawn evenly, every wrong class is as
-            likely.
+        shifts: Offsets of the classes, 1 to `classes` - 1, shape `[rows]`; with uniform draws every wrong class is
+            equally likely.
         classes: Number of classes.
 
     Raises:
@@ -111,7 +111,7 @@ def draw_shifts(rows: int, classes: int, generator: torch.Generator) -> Tensor:
     Args:
         rows: Number of rows.
         classes: Number of classes.
-        generator: What draws.
+        generator: The random generator.
     """
     return torch.randint(1, max(classes, 2), (rows,), generator=generator)
 

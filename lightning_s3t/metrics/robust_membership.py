@@ -42,7 +42,7 @@ class RobustMembershipInference(AttackMetric):
     Args:
         mode: ``"offline"`` takes only reference models that were not trained on the row, ``"online"`` the mean of both
             kinds.
-        gamma: How much larger a row's ratio has to be.
+        gamma: The factor by which a row's ratio has to be larger.
         offline_scale: The constant :math:`a` from 0 to 1, to be tuned on a pair of reference models.
         max_fpr: Highest FPR at which the TPR is given, one or several.
         confidence_level: Share of intervals that hold the true value.

@@ -32,11 +32,11 @@ class ShardPasses:
 
     In sequential passes, every shard's replacement modules are put in place for its own pass, and the layers below all
     adapted ones are computed once: the outputs are bitwise those of separate passes. Batched, the rows are repeated for
-    every shard and go through the network at once, which is faster where a pass is bound by the number of
-    its operations and not by their size: on a GPU with few rows. Whether a network supports this (rows are the first
+    every shard and go through the network at once, which is faster where a pass is bound by the number of its
+    operations and not by their size: on a GPU with few rows. Whether a network supports this (rows are the first
     dimension everywhere, and blocks only return a value) is tested against separate passes at the first call of each
-    form; if not, every shard has a whole pass. The first call of each form also makes
-    sure that the adapters act: that no block computes past them.
+    form; if not, every shard has a whole pass. The first call of each form also makes sure that the adapters act: that
+    no block computes past them.
 
     Args:
         builder: The builder of the replacement modules.

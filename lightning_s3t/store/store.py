@@ -306,8 +306,8 @@ class Store:
 
         Args:
             subjects: Their ids. Those forgotten before are counted, and change nothing.
-            strict: Raise an error if the store has never seen one of the subjects. Otherwise such a subject
-                gets a tombstone too, so that it never enters a later fit.
+            strict: Raise an error if the store has never seen one of the subjects. Otherwise such a subject gets a
+                tombstone too, so that it never enters a later fit.
             request_id: The caller's name for the request, so that a retry does not count twice: with a name that was
                 used before, and the same subjects, it returns the result of that request. The name is kept permanently,
                 and is in the receipt: do not use personal data.
@@ -339,8 +339,8 @@ class Store:
 
         Args:
             subjects: Their ids. Of those who are forgotten there is nothing to correct; who is restricted stays so.
-            strict: Raise an error if the store has never seen one of the subjects. Otherwise there is nothing to
-                do for them: no unit holds their data.
+            strict: Raise an error if the store has never seen one of the subjects. Otherwise there is nothing to do for
+                them: no unit holds their data.
             request_id: The caller's name for the request, so that a retry does not count twice, as for `forget`.
 
         Returns:

@@ -46,7 +46,7 @@ def unlearning_accuracy(
         confidence_level: Share of intervals that hold the true accuracy.
 
     Returns:
-        `forgotten`, `retained` and `test`, each with `_lower` and `_upper`. NaN where there are no rows.
+        `forgotten`, `retained` and `test`, each with `_lower` and `_upper`. NaN without rows.
 
     Example:
         >>> from torch import tensor

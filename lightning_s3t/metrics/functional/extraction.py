@@ -1,4 +1,4 @@
-"""What a language model can be made to repeat."""
+"""Extraction: the training texts that a language model repeats."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def extraction_rouge(generated: Sequence[str], target: Sequence[str]) -> dict[st
     Source: Lin, *ROUGE* (W04-1013); its recall as a measure of unlearning: Maini et al., *TOFU* (2401.06121).
 
     Args:
-        generated: What the model wrote.
-        target: What it was trained on, in the same order.
+        generated: The model's texts.
+        target: The training texts, in the same order.
 
     Returns:
         `recall` and `fmeasure` of the longest common subsequence of words, and `exact_match`; means over texts.

@@ -1,4 +1,4 @@
-"""How quickly a model learns again what it forgot."""
+"""Relearning: how quickly a model relearns forgotten rows."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def anamnesis_index(unlearned_time: Tensor, retrained_time: Tensor) -> Tensor:
 
     .. math:: AIN = \frac{RT_u + 0.01}{RT_r + 0.01}
 
-    Source: Chundawat et al., *Zero-Shot Machine Unlearning* (2201.05629). The constant, which keeps a model that has
-    not forgotten at all from dividing 0, is that of common code.
+    Source: Chundawat et al., *Zero-Shot Machine Unlearning* (2201.05629). The constant, which keeps the index above 0
+    for a model that has not forgotten anything, is the usual one in code.
 
     Args:
         unlearned_time: Relearn times of the unlearned model, of any shape; the mean is taken.

@@ -47,9 +47,10 @@ def robust_membership_inference(
         is_member: Booleans (or 0 and 1) of shape `(N,)`, or one for all rows.
         population_probabilities: The same for `Z` rows that are neither members nor attacked, shape `(Z,)`.
         population_reference_probabilities: Shape `(Z, K)`.
-        reference_is_member: Which reference models were trained on which row, shape `(N, K)`; none if not given.
+        reference_is_member: Whether each reference model was trained on each row, shape `(N, K)`; the default is that
+            none was.
         mode: `"online"` takes the mean of in and out models; `"offline"` the out models alone.
-        gamma: How much larger a row's ratio has to be.
+        gamma: The factor by which a row's ratio has to be larger.
         offline_scale: The constant :math:`a` from 0 to 1, to be tuned on a pair of reference models.
         max_fpr: Highest FPR allowed, one or several.
         confidence_level: Share of intervals that hold the true value.
@@ -93,7 +94,7 @@ def log_ratios(
     mode: Mode,
     offline_scale: float,
 ) -> Tensor:
-    """Returns the logarithm of how much more probable a row is to the attacked model than to the reference models."""
+    """Return the log-ratio of a row's probability under the attacked model and under the reference models."""
     check_floats("probabilities", probabilities, ndim=1)
     check_floats("reference_probabilities", references, ndim=2)
     check_same_rows(probabilities=probabilities, reference_probabilities=references)

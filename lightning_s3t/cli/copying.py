@@ -1,4 +1,4 @@
-"""`s3t copy`: a store where its ledger and its snapshots lie otherwise."""
+"""`s3t copy`: copies a store to another kind of ledger or snapshots."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ def copy(source: Path, target: Path, /, *, ledger: str | None = None, snapshots:
     Args:
         source: The store's folder.
         target: The folder of the copy: new, or empty.
-        ledger: Where the copy's ledger is kept: postgresql://user@host/database?schema=name; left out, in its folder.
-        snapshots: Where its snapshots are kept: s3://bucket/prefix, or a folder; left out, in its folder.
+        ledger: Address of the copy's ledger: postgresql://user@host/database?schema=name; by default a file in its
+            folder.
+        snapshots: Location of its snapshots: s3://bucket/prefix, or a folder; by default its own folder.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

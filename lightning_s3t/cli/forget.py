@@ -31,19 +31,19 @@ def forget(
     sign: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Remove subjects from the model: revoke every unit that they reached, for good, and erase it.
+    """Remove subjects from the model: permanently revoke and erase every unit that their data reached.
 
     Args:
         store: The store's folder.
         subjects: The subjects' ids; a dash to read them from standard input, one a line, in UTF-8.
         at: Not now but at this time (2027-01-31T12:00Z): with --due, or when the store is next opened.
         due: In place of subjects: carry out the scheduled requests that are due, as one request; for cron.
-        cancel: Take the subjects' scheduled requests back; what is due already is carried out.
+        cancel: Cancel the subjects' scheduled requests; requests that are already due are carried out.
         allow_unknown: Take ids that the store has never seen too: they never enter a later fit.
         request_id: A name of your own for the request: given again with the same subjects, it prints the receipt again
             and changes nothing, so that a script may retry.
         sign: Sign the receipt with this key (Ed25519, PEM); implies --json.
-        json: Print the receipt for whoever asked as a JSON document; or the ticket, where the request waits for the
+        json: Print the receipt for the person who asked as a JSON document; or the ticket, if the request waits for the
             next fit.
     """
     if due == bool(subjects):
@@ -126,7 +126,8 @@ def show_record(receipt: RequestRecord, sign: Path | None, json: bool) -> None:
     if json or sign is not None:
         print(as_json(receipt, sign))
         if receipt.exports:
-            # for whoever keeps the store: the document is for whoever asked, and an export's name tells a place
+            # for the store's keeper only: the document is for the person who asked, and an export's name reveals a
+            # place
             print(printable(_exports(receipt)), file=sys.stderr)
         return
     print(printable("\n".join(_lines(receipt))))
@@ -169,7 +170,7 @@ def read_ids() -> list[str]:
     """Return the ids on standard input, one a line, in UTF-8.
 
     Raises:
-        ConfigurationError: They are in something else.
+        ConfigurationError: The input has another encoding.
     """
     # whatever the locale says: an id that is read as other characters is another person's, or no one's
     try:

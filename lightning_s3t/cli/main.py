@@ -86,7 +86,7 @@ def make_app() -> App:
             ("Get started", "Choose before training", "Train and serve", "Forget and correct", "Keep a store")
         )
     )
-    # flags have no --no-..., and lists take several values: s3t plan --requests 1 5 20
+    # flags do not have a --no-... form, and lists take several values: s3t plan --requests 1 5 20
     app = App(
         "s3t",
         help="Exact machine unlearning for Lightning: plan, train by slices, forget, and prove it.",
@@ -142,7 +142,7 @@ def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
     """Print a completion script for a shell.
 
     Args:
-        shell: Which one: eval "$(s3t completion bash)".
+        shell: The shell, as in eval "$(s3t completion bash)".
     """
     print(make_app().generate_completion(shell=shell))
 

@@ -16,7 +16,7 @@ def make_model(model: str, classes: int = 10) -> nn.Module:
     """Makes a model, without pretrained weights.
 
     Args:
-        model: A timm model's name, or the import path of something that gives a module when it is called.
+        model: A timm model's name, or the import path of a class or function that returns a module.
         classes: Number of classes of a timm model.
 
     Raises:

@@ -32,7 +32,7 @@ def list_receipts(
     Args:
         store: The store's folder.
         format: As a JSON list, or as a table in CSV.
-        internal: Add what is not for those who asked: which units were revoked, and which served then.
+        internal: Add details that are not for the person who asked: the revoked units, and the units that served then.
         sign: Sign each receipt with this key (Ed25519, PEM); for JSON.
     """
     from lightning_s3t.core.receipts import Receipt
@@ -54,7 +54,7 @@ def list_receipts(
             documents = [{**one, **asdict(record)} for one, record in zip(documents, found, strict=True)]
         print(json_format.dumps(documents, indent=2))
         return
-    # what is for those who asked is named, and not what is not: a new column must not give a place away
+    # an allow list of columns for the person who asked: a new column must not reveal a place
     names = [field.name for field in fields(Receipt) if field.name != "versions"]
     table = csv.DictWriter(sys.stdout, [*names, *(_INTERNAL if internal else ())], lineterminator="\n")
     table.writeheader()
@@ -74,8 +74,8 @@ def verify_receipt(
         receipt: The receipt, a JSON document.
         key: The public key (Ed25519, PEM) that it has to be signed with.
         store: The store that has given it.
-        journal: In place of the store, its journal.jsonl: for whoever does not have the store's key. A signed receipt
-            shows that the journal up to its event is what it was when the receipt was signed.
+        journal: The store's journal.jsonl, instead of the store: for people without the store's key. A signed receipt
+            shows that the journal up to its event is unchanged since the receipt was signed.
     """
     from lightning_s3t.store import Receipt
     from lightning_s3t.store.signing import verify_receipt as verify
@@ -132,7 +132,7 @@ def _journal_has_given(journal: Path, receipt: Receipt) -> bool:
 
 
 def _cell(value: Any) -> Any:
-    """Return what a spreadsheet shows as it is: a text that begins like a formula would be computed."""
+    """Return a text that a spreadsheet shows unchanged: it would evaluate a text that starts like a formula."""
     if not isinstance(value, str):
         return value
     text = printable(value)

@@ -1,4 +1,4 @@
-"""Commands of `s3t recipients`: who holds exported copies, and whose are erased."""
+"""Commands of `s3t recipients`: the holders of exported copies, and which copies are erased."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def list_recipients(store: Path, /, *, outstanding: bool = False, json: bool = F
 
 
 def add_recipient(store: Path, export: str, recipient: str, /) -> None:
-    """Note that somebody was handed an exported copy: a request that reaches it waits for their acknowledgement.
+    """Record the recipient of an exported copy: a request that reaches it waits for the recipient's acknowledgement.
 
     Args:
         store: The store's folder.
         export: The copy's name, as s3t export printed it.
-        recipient: Who or what holds it: a team, a company, a model that was distilled from it. Not a person's name.
+        recipient: The holder: a team, a company, a model that was distilled from it. Not a person's name.
     """
     from lightning_s3t.store import Store
 
@@ -72,7 +72,7 @@ def acknowledge(store: Path, export: str, recipient: str, /) -> None:
 
 
 def complete(store: Path, request: int, /, *, sign: Path | None = None) -> int:
-    """Print whether everything that a request reached is gone, copies elsewhere too. Exits with 1 if it is not.
+    """Print whether everything that a request reached is erased, including copies elsewhere. Exits with 1 if it is not.
 
     Args:
         store: The store's folder.

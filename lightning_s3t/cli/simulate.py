@@ -1,4 +1,4 @@
-"""The command `simulate`: what is left of a plan, request by request."""
+"""The command `simulate`: what remains of a plan, request by request."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ def simulate(
     plot: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Play deletion requests against a plan, many times, and show what is left.
+    """Simulate deletion requests against a plan, many times, and show what remains.
 
     Args:
         shards: Number of shards, m.
         slices: Number of slices of a shard, L.
         budget: Number of sequences that each shard is trained on, B (SISA has one).
-        sequences: How the sequences are chosen; several are shown side by side.
-        requester: Each request is for a slice, whatever came before (slice), or everybody asks once (subject, sample),
-            or an adversary who knows the plan asks for what hurts most (adaptive).
-        sizes: How many subjects or samples a slice has, for these requesters.
+        sequences: The planners that choose the sequences; several are shown side by side.
+        requester: Each request is for a slice, independent of earlier ones (slice), or each subject or sample asks once
+            (subject, sample), or an adversary who knows the plan requests the most harmful slice (adaptive).
+        sizes: Number of subjects or samples per slice, for these requesters.
         prior: A JSON or CSV file that says how likely a request is, as for s3t plan.
         until: The last number of requests to look at. Without it, until hardly anything is left.
-        trials: How many histories of requests to draw.
-        seed: What is drawn from.
+        trials: Number of histories of requests to draw.
+        seed: Seed of the random draws.
         plot: Write the curves with their 95 % intervals to this picture (PNG, PDF or SVG).
         json: Print a JSON document.
     """

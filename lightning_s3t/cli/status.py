@@ -1,4 +1,4 @@
-"""The command `s3t store status`: what a store holds, as a grid, as a picture, or as JSON."""
+"""The command `s3t store status`: the state of a store, as a grid, as a picture, or as JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LABELS = {"missing": "not trained yet", "aside": "set aside"}
 
 
 def _describe_fit(fit: Mapping[str, Any]) -> str:
-    """Return what the last fit has found, in a few sentences."""
+    """Return the findings of the last fit, in a few sentences."""
     found = [f"The last fit, at {fit['at']}, found {fit['rows']} rows of {fit['subjects']} subjects"]
     left_out = [f"{fit[why]} of them {why}" for why in ("forgotten", "restricted") if fit.get(why)]
     found.append(f", {' and '.join(left_out)} and left out." if left_out else ".")
@@ -38,7 +38,7 @@ def _describe_fit(fit: Mapping[str, Any]) -> str:
 
 
 def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> None:
-    """Show what a store holds: the stages of each shard, who serves, how long it lasts, when to train again.
+    """Show the state of a store: the stages of each shard, the serving units, how long they last, when to train again.
 
     Args:
         store: The store's folder.

@@ -25,13 +25,13 @@ def pending(store: Path, /) -> None:
 
 
 def verify(store: Path, /, *, json: bool = False) -> int:
-    """Check a store: its history, every snapshot, that nothing revoked serves, and that no unknown file lies in it.
+    """Check a store: its history, every snapshot, that no revoked unit serves, and that it has no unknown files.
 
     Damaged units are taken out of service; the next fit trains them again. Exits with 1 if anything is wrong.
 
     Args:
         store: The store's folder.
-        json: Print what was found as a JSON document.
+        json: Print the result as a JSON document.
     """
     from lightning_s3t.store import Store
 
@@ -68,8 +68,8 @@ def verify(store: Path, /, *, json: bool = False) -> int:
 def consolidate(store: Path, /, *, into: int | None = None) -> None:
     """Merge generations of people who came later into one, if that pays: fewer and larger shards answer.
 
-    The units of the generations that go are erased at once. The next fit trains the merged one on everybody in it, and
-    nothing else.
+    The units of the generations that go are erased at once. The next fit trains only the merged generation, on all its
+    people.
 
     Args:
         store: The store's folder.
@@ -102,7 +102,7 @@ def rotate_key(store: Path, /) -> None:
 
 
 def provenance(store: Path, /, *, unit: str | None = None) -> None:
-    """Print what the units that are alive were made from, as JSON.
+    """Print the provenance of the units that are alive, as JSON.
 
     Args:
         store: The store's folder.

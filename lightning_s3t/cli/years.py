@@ -1,4 +1,4 @@
-"""The part of the command `plan` that looks at years: what serves, and what the fits cost, where requests go on."""
+"""The part of the command `plan` for years of operation: the quality and the cost of fits under ongoing requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DAYS = {"d": 1, "w": 7}
 
 @dataclass(frozen=True)
 class Fixed:
-    """What the caller has chosen; of what is None, several are tried.
+    """The caller's choices; for each None, several values are tried.
 
     Attributes:
         shards: Number of shards, m.
@@ -30,7 +30,7 @@ class Fixed:
         budget: Number of sequences, B.
         epochs: The epoch rule.
         groups: Most layer groups that the network has.
-        data: What a stage trains on.
+        data: The data of a stage.
     """
 
     shards: int | None
@@ -57,14 +57,14 @@ def show_years(
 
     Args:
         rows: Number of people who may ask.
-        scenario: How they ask.
-        refits: How often a fit comes.
-        years: How many years.
-        fixed: What is not tried but given.
-        quality: What is to be served.
-        worth: What a shard is worth.
-        sharding: What a doubling of the shards costs.
-        seed: What is drawn from.
+        scenario: How requests arrive.
+        refits: The times between fits.
+        years: Number of years.
+        fixed: The caller's choices.
+        quality: The quality that should be served.
+        worth: The worth of a shard.
+        sharding: The loss of quality for each doubling of the shards.
+        seed: Seed of the random draws.
         json: Print a JSON document.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Reading the features of rows for the floor: each row goes through the pretrained network by itself."""
+"""Reading the features of rows for the floor: each row goes through the pretrained network separately."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _CHUNK = 1024  # rows
 
 
 class FeatureReader:
-    """Reads rows as the module's own training step reads them, and takes what its head is given.
+    """Reads rows through the module's own training step, and records the input of its head.
 
     Args:
-        floor: What the floor learns from.
-        part: The layer whose input is taken.
-        seed: What random augmentations draw from, the same for each row.
+        floor: The settings of the floor's data.
+        part: The layer whose input is read.
+        seed: Seed of random augmentations, the same for each row.
     """
 
     def __init__(self, floor: Floor, part: FloorPart, seed: int) -> None:
@@ -128,7 +128,7 @@ def find_targets(batch: Any, rule: Targets | None) -> Tensor:
 
 
 def task_of(targets: Tensor, outputs: int) -> Task:
-    """Return the task that the type and the shape of one row's targets tell; never their values.
+    """Return the task from the type and the shape of one row's targets, never from their values.
 
     Args:
         targets: Of a batch of one row.
@@ -158,8 +158,8 @@ def integer_targets(targets: Tensor, task: Task, part: FloorPart) -> Tensor:
 
     Args:
         targets: Of a batch of one row.
-        task: What they are.
-        part: What the floor is made with.
+        task: The task of the targets.
+        part: The floor's settings.
 
     Returns:
         The class, or one number for each output; int32.

@@ -1,4 +1,4 @@
-"""What a trainer must not do when S3T trains: checked before anything is changed, all in one message."""
+"""Checks of the trainer before anything is changed; all problems are in one message."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def check_trainer(
     Args:
         trainer: The trainer.
         callback_type: S3T's class: only one may be there.
-        isolation: How units are to be kept apart.
-        parallel_units: How many units are to be trained at the same time.
-        digest_rows: Whether rows are to be compared with those of the last fit.
+        isolation: How units are isolated.
+        parallel_units: Number of units to train at the same time.
+        digest_rows: Whether to compare rows with those of the last fit.
 
     Raises:
         UnsupportedError: Listing all that S3T cannot train with.
         ConfigurationError: There are two S3T callbacks.
-        DataError: There is no train dataloader.
+        DataError: The train dataloader is missing.
     """
     if not isinstance(trainer, pl.Trainer):
         raise UnsupportedError(
@@ -148,13 +148,13 @@ def refuse_to_resume() -> NoReturn:
 
 
 def check_trained_by_gradients(module: pl.LightningModule) -> None:
-    """Checks, where no layers are found in a module, that there is something to look for.
+    """Check that a module without detected layers is trained with gradients.
 
     Args:
         module: The module.
 
     Raises:
-        UnsupportedError: It has no optimizers: it is fitted without gradients.
+        UnsupportedError: The module has no optimizers: it is fitted without gradients.
     """
     try:
         with torch.random.fork_rng(devices=()):
@@ -204,7 +204,7 @@ def check_optimizers(trainer: pl.Trainer, module: pl.LightningModule) -> None:
         module: The module.
 
     Raises:
-        UnsupportedError: It gives the same optimizer again, whose moments would leak from unit to unit.
+        UnsupportedError: It returns the same optimizer again, whose moments would leak from unit to unit.
     """
     strategy = trainer.strategy
     earlier, schedulers = strategy.optimizers, strategy.lr_scheduler_configs
@@ -221,18 +221,18 @@ def check_optimizers(trainer: pl.Trainer, module: pl.LightningModule) -> None:
 
 
 def check_every_optimizer(trainer: pl.Trainer, module: pl.LightningModule, layers: Layers) -> None:
-    """Checks, where there are several optimizers, that each has something to train at some stage.
+    """Check that each of several optimizers has parameters to train at some stage.
 
-    The second network of a GAN, say, belongs to no layer group: it would stay as it is, and torch would only say that
-    its loss has no gradient.
+    The second network of a GAN, for example, belongs to no layer group: it would stay unchanged, and torch would only
+    report that its loss has no gradient.
 
     Args:
-        trainer: The trainer, with its optimizers configured for the module as it is.
+        trainer: The trainer, with its optimizers configured for the current module.
         module: The module.
-        layers: What was found in it.
+        layers: Its detected layers.
 
     Raises:
-        UnsupportedError: An optimizer holds nothing but what stays frozen.
+        UnsupportedError: An optimizer holds only frozen parameters.
     """
     if len(trainer.optimizers) < 2:
         return

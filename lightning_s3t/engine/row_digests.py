@@ -17,7 +17,7 @@ from lightning_s3t.tuning.nested import leaves_in
 
 
 def digest_row(row: Any) -> str:
-    """Returns a digest of what a data set gives for one of its rows.
+    """Return a digest of a data set's item for one row.
 
     Args:
         row: Tensors, arrays, images, numbers, text, or tuples, lists, mappings and dataclasses of them.
@@ -26,7 +26,7 @@ def digest_row(row: Any) -> str:
         32 hexadecimal digits.
 
     Raises:
-        DataError: It holds something that cannot be read.
+        DataError: The item contains an object that cannot be read.
 
     Example:
         >>> import torch

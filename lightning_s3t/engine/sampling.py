@@ -1,4 +1,4 @@
-"""How the script's sampler draws rows, and the same for a unit's rows alone."""
+"""The script's sampling of rows, applied to a unit's rows alone."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Sampling:
         shuffled: Whether every epoch has another order.
         chosen: The rows that it may draw; None for all.
         weights: One a row, where it draws by weight.
-        draws_per_row: How many it draws in an epoch, for each row that there is: a unit draws so many for each of its
-            own, since how many rows all others have is not its business. None where it goes through all rows once.
+        draws_per_row: Number of draws in an epoch, per row. A unit uses the same number for each of its own rows, since
+            it must not depend on the number of other rows. None where it goes through all rows once.
         replacement: Whether it may draw a row twice in an epoch.
     """
 
@@ -43,7 +43,7 @@ class Sampling:
     replacement: bool = False
 
     def __str__(self) -> str:
-        """What a store keeps of it: weights are a matter of each unit's rows."""
+        """The description in a store: weights belong to each unit's rows."""
         if self.draws_per_row is None:
             return "shuffled" if self.shuffled else "in order"
         how = "by weight" if self.weights is not None else "uniformly"
@@ -67,14 +67,14 @@ class Sampling:
 
 
 class UnitDraws(DistributedSampler[int]):
-    """Draws rows of a unit by weight, in every epoch others.
+    """Draws rows of a unit by weight, different ones in every epoch.
 
     With several processes each takes its part of the same draws. (It is a DistributedSampler in name, so that Lightning
     does not put another one around it.)
 
     Args:
         weights: One for each row of the unit.
-        count: How many rows an epoch has.
+        count: Number of rows per epoch.
         replacement: Whether a row may be drawn twice in an epoch.
         seed: The unit's seed.
         replicas: Number of processes that train together.

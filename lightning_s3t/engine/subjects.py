@@ -14,7 +14,7 @@ from torch.utils.data import ConcatDataset, StackDataset, Subset
 from lightning_s3t.errors import DataError
 from lightning_s3t.plan import canonical_subject
 
-# text first: jsonargparse writes a config by the first member that fits, and has no spelling for text as a callable
+# text first: jsonargparse writes a config with the first matching member, and cannot write text as a callable
 Subjects = str | Callable[[Any], Sequence[Any]]
 
 
@@ -72,7 +72,8 @@ def check_order(first: Sequence[str], second: Sequence[str]) -> None:
 def _innermost_rows(dataset: Any) -> list[str]:
     """Returns each row's number in the data set that it comes from.
 
-    A number in a split would be another row's after the next split at random, and the forgotten would come back.
+    After the next random split, an index within a split would belong to another row, and forgotten rows would come
+    back.
     """
     parts = {id(part): number for number, part in enumerate(_innermost(dataset))}
     rows = _rows_of(dataset)

@@ -61,7 +61,8 @@ class BadTeacher(DescentMethod):
         Args:
             session: The model and the rows.
 
-        Returns: Number of steps.
+        Returns:
+            Number of steps.
         """
         competent, incompetent = session.weights(), session.untrained()
 

@@ -68,7 +68,8 @@ class DescentMethod(EditingMethod):
             masks: Returns, before each step, the entries that it may change. The others are restored after the step,
                 since weight decay and momentum move weights even without a gradient.
 
-        Returns: Number of steps.
+        Returns:
+            Number of steps.
         """
         parameters = list(session.parameters.values())
         optimizer = self._make_optimizer(parameters)

@@ -221,7 +221,8 @@ class EditingMethod(WholeModelMethod):
         Args:
             session: The model and the rows.
 
-        Returns: A description of the edit, JSON-ready, for the model's provenance.
+        Returns:
+            A description of the edit, JSON-ready, for the model's provenance.
         """
 
 

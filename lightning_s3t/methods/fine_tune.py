@@ -50,7 +50,8 @@ class FineTune(DescentMethod):
         Args:
             session: The model and the rows.
 
-        Returns: Number of steps.
+        Returns:
+            Number of steps.
         """
 
         def losses(_: int) -> Iterator[Tensor]:

@@ -59,7 +59,8 @@ class GradientAscent(DescentMethod):
         Args:
             session: The model and the rows.
 
-        Returns: Number of steps.
+        Returns:
+            Number of steps.
         """
 
         def losses(_: int) -> Iterator[Tensor]:
@@ -109,7 +110,8 @@ class NegGradPlus(DescentMethod):
         Args:
             session: The model and the rows.
 
-        Returns: Number of steps.
+        Returns:
+            Number of steps.
         """
         weight = self.forget_weight
         forgotten = endless(session.forget, self.batch_size)

@@ -84,7 +84,8 @@ class PGU(EditingMethod):
         Args:
             session: The model and the rows.
 
-        Returns: Number of epochs, and the number of preserved directions of each layer.
+        Returns:
+            Number of epochs, and the number of preserved directions of each layer.
 
         Raises:
             UnsupportedError: None of the layers is linear or convolutional.

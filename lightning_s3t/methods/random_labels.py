@@ -85,7 +85,8 @@ class RandomLabels(DescentMethod):
         Args:
             session: The model and the rows.
 
-        Returns: Number of steps.
+        Returns:
+            Number of steps.
         """
         return self.descend(session, self._losses(session))
 
@@ -218,7 +219,8 @@ class LabelFlipping(DescentMethod):
         Args:
             session: The model and the rows.
 
-        Returns: Number of steps.
+        Returns:
+            Number of steps.
         """
         wrong = _WrongLabels(session, self.labels)
         generator = session.generator("parts of layers")

@@ -70,7 +70,8 @@ class SCRUB(DescentMethod):
         Args:
             session: The model and the rows.
 
-        Returns: Number of steps.
+        Returns:
+            Number of steps.
         """
         teacher = session.weights()
 

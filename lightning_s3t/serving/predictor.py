@@ -351,7 +351,8 @@ class EnsemblePredictor(nn.Module):
                 module's network: `PeftModel.from_pretrained(network, path)`, bitwise equal to the serving model.
             each_shard: Export each shard's survivor, in files or folders `shard-0`, `shard-1`, ... below `path`.
 
-        Returns: The exported survivors. A JSON file next to each records its origin.
+        Returns:
+            The exported survivors. A JSON file next to each records its origin.
 
         Raises:
             ConfigurationError: The path is not one of a new file, or the form is not one that the store's adapter has.

@@ -160,7 +160,8 @@ class BuildSession:
             keep: A unit that was made without the data of those who asked, and stays; None for no unit.
             corrections: Marks of subjects whose data was corrected; only if no unit stays.
 
-        Returns: The receipt; None if all of them were cancelled in the meantime.
+        Returns:
+            The receipt; None if all of them were cancelled in the meantime.
         """
         try:
             return self._forgetting.replace(due, self._kept(keep) if keep is not None else None, corrections)

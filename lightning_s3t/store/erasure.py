@@ -193,7 +193,8 @@ def _delete_remote(store: Backend) -> Iterator[dict[str, OSError | None] | None]
     added to a unit at the same time: a writer holds the snapshot first (`put_ahead`), and waits for the block to end if
     it is queued for erasure.
 
-    Yields: The snapshots to delete, and for each that still exists, why.
+    Yields:
+        The snapshots to delete, and for each that still exists, why.
     """
     if not store.snapshots.is_remote:
         yield None

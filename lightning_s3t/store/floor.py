@@ -117,7 +117,8 @@ def subtract(store: Backend, hashes: Collection[bytes], request: int | None, sou
         request: The number of the request; None if the rows are only stale.
         sources: The sources whose features are removed; empty for all.
 
-    Returns: Number of their rows in the floor.
+    Returns:
+        Number of their rows in the floor.
 
     Raises:
         StoreError: A row differs from the one that was added. Nothing was changed.

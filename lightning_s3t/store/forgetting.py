@@ -166,7 +166,8 @@ class Forgetting:
         Args:
             subjects: Canonical ids.
 
-        Returns: Number of cancelled subjects.
+        Returns:
+            Number of cancelled subjects.
 
         Raises:
             UnknownSubjectError: Nothing is scheduled for one of them. Nothing was changed.
@@ -200,7 +201,8 @@ class Forgetting:
         Args:
             request_id: The caller's name for it. To cancel it twice changes nothing.
 
-        Returns: Number of subjects who no longer wait.
+        Returns:
+            Number of subjects who no longer wait.
 
         Raises:
             UnknownSubjectError: The request does not exist, or was carried out. Nothing was changed.

@@ -60,7 +60,8 @@ def write_journal(ledger: Ledger, folder: Path, known: JournalEnd | None = None)
         folder: The store.
         known: The journal's end when this process last wrote it, since an event with many people is slow to read.
 
-    Returns: Its new end.
+    Returns:
+        Its new end.
 
     Raises:
         StoreError: The journal cannot be written, or contradicts the ledger.
@@ -93,7 +94,8 @@ def reconcile(store: Backend, keyring: Keyring) -> int:
         store: The store's backend.
         keyring: The store's keys.
 
-    Returns: Number of events that were carried out again.
+    Returns:
+        Number of events that were carried out again.
 
     Raises:
         StoreError: The journal is missing or damaged, or contradicts the ledger.

@@ -40,7 +40,8 @@ def register(
         partition: The partition of the subjects.
         newcomers: Where new subjects belong.
 
-    Returns: Number of subjects who came later.
+    Returns:
+        Number of subjects who came later.
 
     Raises:
         DataError: A subject is registered with another band. Nothing was changed.

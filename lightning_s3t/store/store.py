@@ -472,7 +472,8 @@ class Store:
         Args:
             subjects: The ids of the subjects who stay.
 
-        Returns: Number of cancelled subjects.
+        Returns:
+            Number of cancelled subjects.
 
         Raises:
             UnknownSubjectError: Nothing is scheduled for one of them. Nothing was changed.

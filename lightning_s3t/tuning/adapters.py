@@ -197,7 +197,8 @@ def inject_adapter(original: nn.Module, name: str, config: PeftConfig, seed: int
         config: The adapter.
         seed: The seed of the draw.
 
-    Returns: PEFT's layer, which replaces `original`.
+    Returns:
+        PEFT's layer, which replaces `original`.
 
     Raises:
         AdapterError: PEFT cannot adapt the module, or would change or train its pretrained weights.

@@ -32,7 +32,8 @@ def run_by_row(
         kwargs: The arguments by name, in the same form.
         forward: The function to call for a row, such as `network.forward_features`; None for the network itself.
 
-    Returns: The output of a call for the whole batch, without gradients.
+    Returns:
+        The output of a call for the whole batch, without gradients.
 
     Raises:
         ConfigurationError: There are no rows, or an argument or an output cannot be split into rows.

@@ -97,7 +97,8 @@ class StageBuilder:
                 `newest_stages(stage)` to serve it or to change it further.
             seed: The unit's seed, which its fresh adapters are drawn from; None to serve.
 
-        Returns: The modules, by the path of the module that each replaces.
+        Returns:
+            The modules, by the path of the module that each replaces.
         """
         groups = {self.group_of(earlier): snapshot for earlier, snapshot in sorted(trained.items())}
         stand_ins: dict[str, nn.Module] = {}

@@ -42,7 +42,8 @@ def find_in_plain_module(
         slices: The wanted number of blocks.
         headed: Whether the head is known already.
 
-    Returns: The detected layers; None if there are none.
+    Returns:
+        The detected layers; None if there are none.
 
     Raises:
         LayersError: More than one list could be meant, or it is unclear which module is the head.
@@ -109,7 +110,8 @@ def _find_chain(root: nn.Module, ignored: Sequence[str]) -> DetectedLayers | Non
         root: The module.
         ignored: Paths that are not part of the network.
 
-    Returns: The detected layers; None if the module does not have this form.
+    Returns:
+        The detected layers; None if the module does not have this form.
 
     Example:
         >>> net = nn.ModuleDict({"conv1": nn.Conv2d(1, 4, 3), "fc1": nn.Linear(64, 8), "fc2": nn.Linear(8, 2)})
@@ -161,7 +163,8 @@ def _find_encoder(root: nn.Module, stacks: Sequence[Stack]) -> DetectedLayers | 
         root: The module that paths start at.
         stacks: The lists of blocks in it, more than one.
 
-    Returns: The detected layers; None if there is no such network.
+    Returns:
+        The detected layers; None if there is no such network.
     """
     path = common_parent([holder for stack in stacks for holder in stack.paths])
     module = root.get_submodule(path)

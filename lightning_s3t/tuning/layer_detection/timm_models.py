@@ -38,7 +38,8 @@ def find_in_timm_model(model: nn.Module, path: str, slices: int) -> DetectedLaye
         path: Its path.
         slices: The wanted number of blocks.
 
-    Returns: The detected layers; None if the description gives no blocks.
+    Returns:
+        The detected layers; None if the description gives no blocks.
     """
     heads = timm_heads(model)
     blocks: Blocks = ()

@@ -33,7 +33,8 @@ def find_in_torchvision_model(model: nn.Module, path: str, slices: int) -> Detec
         path: Its path.
         slices: The wanted number of blocks.
 
-    Returns: The detected layers; None if the structure is different.
+    Returns:
+        The detected layers; None if the structure is different.
     """
     heads = torchvision_heads(model)
     blocks, source = _blocks(model, heads, slices)

@@ -34,7 +34,8 @@ def find_in_transformers_model(model: nn.Module, path: str, slices: int) -> Dete
         path: Its path.
         slices: The wanted number of blocks.
 
-    Returns: The detected layers; None if there is no list of layers.
+    Returns:
+        The detected layers; None if there is no list of layers.
 
     Raises:
         LayersError: It has two such lists (an encoder and a decoder, a text and an image tower).

@@ -7,11 +7,12 @@ from pathlib import Path
 
 
 def copy(source: Path, target: Path, /, *, ledger: str | None = None, snapshots: str | None = None) -> None:
-    """Copy a store, which is then given up: the copy answers in its place.
+    """Copy a store, and retire it: the copy then answers in its place.
 
-    Between a folder, PostgreSQL with a folder, and PostgreSQL with a bucket. Requests are carried out meanwhile; no fit
-    may run. The copy is compared with the store before that is given up. Then whatever has the store open refuses to
-    answer, and its snapshots are erased. If this is cut, one of the two answers: if that is the store, copy again.
+    Copies between a folder, PostgreSQL with a folder, and PostgreSQL with a bucket. Requests are carried out during the
+    copy; no fit may run. The copy is compared with the store before the store is retired. Then every process that has
+    the store open refuses to answer, and its snapshots are erased. After an interruption exactly one of the two
+    answers: if it is the store, copy again.
 
     Args:
         source: The store's folder.

@@ -31,12 +31,12 @@ Outcome = Literal["equal", "differs", "data changed", "revoked meanwhile"]
 
 @dataclass(frozen=True)
 class UnitAudit:
-    """What the audit of a unit found.
+    """The audit result of a unit.
 
     Attributes:
         unit: Its coordinates.
-        outcome: "equal" to the last bit; "differs"; "data changed" since the unit was trained, so that there is nothing
-            to compare it with; "revoked meanwhile".
+        outcome: "equal" bit for bit; "differs"; "data changed" since the unit was trained, so that a comparison is not
+            possible; "revoked meanwhile".
         tensor: The tensor that differs most.
         difference: The largest absolute difference in it.
     """
@@ -49,17 +49,17 @@ class UnitAudit:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """What an audit found.
+    """The result of an audit.
 
     Attributes:
         store: The store's folder.
         units: Those that were chosen, in order.
-        survivors: How many there were to choose from.
-        forgotten: How many subjects the store has forgotten.
-        rows_of_forgotten: How many rows of theirs the audit was given. It has trained without them, but what a script
-            computes over all rows before the fit is then not examined.
+        survivors: Number of surviving units to choose from.
+        forgotten: Number of subjects that the store has forgotten.
+        rows_of_forgotten: Number of their rows in the audit's data. The audit trained without them, but values that a
+            script computes over all rows before the fit are then not examined.
         deterministic: Whether the same training gives the same bits here: on a CPU, or with `deterministic=True`.
-        notes: What may explain a difference.
+        notes: Possible explanations of differences.
     """
 
     store: str
@@ -72,7 +72,7 @@ class AuditReport:
 
     @property
     def passed(self) -> bool:
-        """Whether every chosen unit that is still there is, bit for bit, what was trained again.
+        """Whether every chosen unit that still exists is bitwise equal to the retrained one.
 
         That is a training without the forgotten, if the audit was not given rows of theirs.
         """
@@ -103,20 +103,20 @@ class AuditReport:
 
 
 class AuditTarget:
-    """What an audit builds again, in a scratch store.
+    """The units that an audit rebuilds, in a scratch store.
 
     Args:
         store: The store that is audited.
-        chosen: How many surviving units to draw, or their names, or "all".
-        seed: What they are drawn from.
+        chosen: Number of surviving units to draw, or their names, or "all".
+        seed: Seed of the draw.
         scratch: The folder to build them in.
 
     Attributes:
         chosen: The units to compare.
-        units: The units to build: those and what they stand on, parents before children.
+        units: The units to build: the chosen ones and their ancestors, parents first.
 
     Raises:
-        ConfigurationError: There is no survivor, or none of that name; or the method is not an exact one.
+        ConfigurationError: There are no survivors, or none with a given name; or the method is not exact.
     """
 
     def __init__(self, store: Store, chosen: int | Iterable[str] | Literal["all"], seed: int, scratch: Path) -> None:
@@ -135,19 +135,19 @@ class AuditTarget:
 
     @property
     def report(self) -> AuditReport:
-        """What was found; once the fit is over."""
+        """The report, after the fit."""
         if self._report is None:
             raise RuntimeError("The report is available only after the fit that rebuilds the units.")
         return self._report
 
     def compare(self, built: Store, plan: FitPlan, drawn: Base, rows_of_forgotten: int, deterministic: bool) -> None:
-        """Compares what was built with what the store holds, for the report.
+        """Compare the rebuilt units with those in the store, for the report.
 
         Args:
             built: The scratch store.
-            plan: What was planned for it.
+            plan: The plan of the audit's fit.
             drawn: The head as the script draws it today.
-            rows_of_forgotten: How many rows were left out.
+            rows_of_forgotten: Number of rows that were left out.
             deterministic: Whether the same training gives the same bits here.
         """
         keys = {planned.unit: planned.key for planned in plan.build}
@@ -195,16 +195,16 @@ class AuditStore(FitStore):
     Requests to the audited store count, so that who is forgotten there is left out here.
 
     Args:
-        target: What is audited.
+        target: The audited units.
         trainer: The trainer.
         data: The training data.
         settings: All that may influence a unit besides its rows.
-        choice: Which sequences to train.
+        choice: The choice of sequences to train.
         method: The unlearning method.
-        options: What a fit would note.
-        key: The audited store's first key, so that everybody is in the same place.
+        options: The notes of a fit.
+        key: The audited store's first key, so that all subjects have the same places.
         began_at: The position of the audited store's newest event when the audit began.
-        newcomers: Where people belong who come after others.
+        newcomers: Where people who come later belong.
     """
 
     def __init__(
@@ -232,7 +232,7 @@ class AuditStore(FitStore):
         return 0
 
     def finish(self) -> None:
-        """Compares what was built with what is audited."""
+        """Compare the rebuilt units with the audited ones."""
         forgotten = self._data.forgotten - self.restricted
         rows = sum(subject in forgotten for subject in self._data.subjects)
         self._target.compare(self.opened.store, self.plan, self._drawn, rows, is_deterministic(self._trainer))
@@ -249,7 +249,7 @@ class AuditStore(FitStore):
         return base, self._choice.plan()
 
     def _register_all(self, bands: Mapping[str, int]) -> tuple[int, Generations]:
-        """Finds everybody in the audited store; who is new would be in its next generation, which is not audited."""
+        """Look all subjects up in the audited store; new ones would be in its next generation, which is not audited."""
         audited = self._target.store
         count, found = audited.partition.generations, audited.generations_of(bands)
         if self._newcomers == "append" and found:

@@ -1,4 +1,4 @@
-"""One fit: what is checked, planned and noted before and after an executor trains what is missing."""
+"""One fit: the checks, plans and records before and after an executor trains missing units."""
 
 from __future__ import annotations
 
@@ -60,25 +60,25 @@ from lightning_s3t.tuning.stages import StageBuilder
 
 @dataclasses.dataclass(frozen=True)
 class FitConfig:
-    """What S3T was asked for.
+    """The arguments of S3T.
 
     Attributes:
         store: The store's folder.
         method: The unlearning method.
-        choice: Which sequences to train.
-        partition: Where subjects belong, but for the store's secret.
+        choice: The choice of sequences to train.
+        partition: The partition of the subjects, without the store's secret.
         secret_places: Whether the store's secret says where subjects belong.
-        units: How units are trained.
-        subjects: Who owns each row.
-        layers: Where the blocks are; None to find them.
-        head: Where the head is; None to find it.
+        units: The settings of units.
+        subjects: The owner of each row.
+        layers: The blocks; None to find them.
+        head: The head; None to find it.
         adapter: The adapter; None for whole layers.
         keep_registry: Whether the store notes who is in the training data.
         floor: The closed-form head that answers when no unit is left; None without one.
-        newcomers: Where people belong who come after others.
-        time_budget: How many seconds a fit may take; None for as long as it needs.
-        ledger: The address of the store's ledger; None for the folder, or for what the folder says.
-        snapshots: The place of the store's snapshots; None for the folder, or for what the ledger says.
+        newcomers: Where people who come later belong.
+        time_budget: The time limit of a fit in seconds; None for no limit.
+        ledger: The address of the store's ledger; None for the folder, or for the address in it.
+        snapshots: The location of the store's snapshots; None for the folder, or for the location in the ledger.
     """
 
     store: Path
@@ -100,20 +100,20 @@ class FitConfig:
 
 
 class Fit:
-    """Trains what is missing in a store.
+    """Trains the missing units of a store.
 
     Args:
-        config: What was asked for.
-        isolation: How units are kept apart.
+        config: The arguments of S3T.
+        isolation: How units are isolated.
         own: S3T's own callbacks, which are left as they are between units.
-        audited: What to build elsewhere and compare; None to train into the store.
-        max_time: How many seconds the trainer gives the fit; None if it gives no limit.
+        audited: The units to rebuild elsewhere and compare; None to train into the store.
+        max_time: The trainer's time limit in seconds; None for no limit.
 
     Attributes:
         training: Trains a unit; None until the data and the layers are found.
         sequences: The sequences that are trained.
-        summary: What the fit has done; None until it has ended, and on all ranks but 0.
-        finished: Whether it has come to its end: all units are there, or its time was used up.
+        summary: The summary of the fit; None until it has ended, and on all ranks but 0.
+        finished: Whether the fit has finished: all units exist, or its time was used up.
         receipt: Of the requests that have waited for this fit; None if there were none.
     """
 
@@ -129,7 +129,7 @@ class Fit:
         self._own = tuple(own)
         self._audited = audited
         self._settings = dataclasses.replace(config.units, isolation=isolation)
-        if audited is not None:  # one after another, so that it also shows that the order does not matter
+        if audited is not None:  # one after another, which also checks that the order does not matter
             self._settings = dataclasses.replace(self._settings, parallel_units=1)
         limits = [limit for limit in (config.time_budget, max_time) if limit is not None and audited is None]
         self._budget = TimeBudget(min(limits, default=None), config.units.slices, config.units.groups)
@@ -179,14 +179,14 @@ class Fit:
 
     def _build_on_survivors(self, heads: HeadBuilder) -> None:
         if self.summary is None or self._budget.is_used_up:
-            return  # the units' own heads answer, and the next fit goes on
+            return  # the units' own heads answer, and the next fit continues
         units = self._settings
         heads.build_on(
             [row.serves for row in self.summary.rows if row.serves is not None], units.groups or units.slices
         )
 
     def run_in_process(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Has the trainer train all units in this process, in the place of its fit loop.
+        """Let the trainer train all units in this process, instead of its fit loop.
 
         Args:
             trainer: The trainer, in `on_fit_start`.
@@ -206,7 +206,7 @@ class Fit:
         take_over(trainer, lambda: self._build(trainer, fit_store, executor.trained, lambda: executor.run(trainer)))
 
     def close(self, trainer: pl.Trainer) -> None:
-        """Gives the trainer back and closes the store; what was committed stays.
+        """Release the trainer and close the store; committed units stay.
 
         Args:
             trainer: The trainer.
@@ -253,7 +253,7 @@ class Fit:
 
     @property
     def _store_path(self) -> Path:
-        """The store whose requests count."""
+        """The store whose requests apply."""
         return self._audited.store.path if self._audited is not None else self._config.store
 
     def _switch(self, module: pl.LightningModule) -> StageSwitch:
@@ -484,7 +484,7 @@ def isolation_of(trainer: pl.Trainer, asked: Literal["auto", "forkserver", "fork
 
     Args:
         trainer: The trainer, in `setup`.
-        asked: What S3T was asked for.
+        asked: The arguments of S3T.
     """
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return "none"  # nothing is kept, and the user wants to look

@@ -17,8 +17,8 @@ from lightning_s3t.executors.processes.messages import Failed, receive, send
 from lightning_s3t.executors.processes.package import Package
 from lightning_s3t.executors.processes.server import BeginFit, Ended, Fork, Import, Kill, Loaded, Threaded
 
-# small trainings on a CPU give memory back to the system after every step, and ask for it again, which doubles their
-# time; glibc reads this when a process starts
+# small trainings on a CPU return memory to the system after every step and request it again, which doubles their time;
+# glibc reads these variables when a process starts
 _ENVIRONMENT = {"MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_MMAP_THRESHOLD_": "4294967296"}
 _COMMAND = "from lightning_s3t.executors.processes.server import main; main()"
 _ALIAS = "from lightning_s3t.engine.package_alias import alias_pytorch_lightning; alias_pytorch_lightning(); "
@@ -70,14 +70,14 @@ class ForkServer:
     """The process that forks a fit's units, with the fit's objects in it.
 
     Args:
-        package: What it is sent.
+        package: The objects to send.
 
     Attributes:
-        shares_memory: Whether units' processes share what was loaded, rather than load it each.
-        sources: What is readable when a process has ended.
+        shares_memory: Whether units' processes share the loaded objects instead of loading them each.
+        sources: File descriptors that are readable when a process has ended.
 
     Raises:
-        Exception: What loading the package has raised there.
+        Exception: The error that loading the package raised there.
         WorkerError: The process has ended.
     """
 
@@ -85,7 +85,7 @@ class ForkServer:
         self._package = package
         self._others: list[Ended] = []
         self._imported: set[str] = set()
-        # a device's context does not survive a fork, so what belongs on one is loaded in each unit's process
+        # a device's context does not survive a fork, so objects for a device are loaded in each unit's process
         self.shares_memory = not package.on_device
         answer = self._begin(load_in_unit=package.on_device)
         if isinstance(answer, Threaded):
@@ -102,7 +102,7 @@ class ForkServer:
         """Forks a process for a unit.
 
         Args:
-            number: What it is called.
+            number: Its number.
             descriptor: Its end of the channel between it and the script.
         """
         send(self._channel, Fork(number), [descriptor])

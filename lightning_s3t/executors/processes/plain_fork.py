@@ -1,4 +1,4 @@
-"""Units' processes forked from the script's own, where what a fit has found cannot be sent to another."""
+"""Units' processes forked from the script's own, for objects that cannot be sent to another process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class PlainFork:
 
     Attributes:
         shares_memory: Always.
-        sources: What is readable when a process has ended.
+        sources: File descriptors that are readable when a process has ended.
     """
 
     shares_memory = True
@@ -52,7 +52,7 @@ class PlainFork:
         """Forks a process for a unit.
 
         Args:
-            number: What it is called.
+            number: Its number.
             descriptor: Its end of the channel between it and this one.
         """
         sys.stdout.flush()
@@ -63,10 +63,10 @@ class PlainFork:
         self._running[os.pidfd_open(pid)] = (pid, number)
 
     def learn(self, modules: tuple[str, ...]) -> None:
-        """Does nothing: the script's process is left as it is.
+        """Do nothing: the script's process is not changed.
 
         Args:
-            modules: What units import.
+            modules: The modules that units import.
         """
 
     def kill(self, number: int) -> None:

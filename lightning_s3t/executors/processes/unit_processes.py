@@ -29,15 +29,15 @@ from lightning_s3t.executors.processes.server import Ended
 from lightning_s3t.executors.processes.substitutes import substitutes
 
 _SHOWN = 5  # paths in a message
-_PATIENCE = 5.0  # seconds in which a unit's process ends by itself once what has forked it has died
+_PATIENCE = 5.0  # seconds within which a unit's process ends by itself after its parent has died
 
 
 class Launcher(Protocol):
-    """What starts a process for each unit.
+    """Starts a process for each unit.
 
     Attributes:
         shares_memory: Whether a process that only waits takes next to no memory.
-        sources: What to wait for: something of it is readable when a process has ended.
+        sources: File descriptors to wait for: one is readable when a process has ended.
     """
 
     shares_memory: bool
@@ -47,7 +47,7 @@ class Launcher(Protocol):
         """Starts one, which has this end of a channel."""
 
     def learn(self, modules: tuple[str, ...]) -> None:
-        """Takes note of what units import."""
+        """Record the modules that units import."""
 
     def kill(self, number: int) -> None:
         """Ends one, and waits until it has ended."""
@@ -63,11 +63,11 @@ class UnitProcess:
     """A unit's process.
 
     Args:
-        number: What it is called.
+        number: Its number.
         channel: To it.
 
     Attributes:
-        what: What it does, for messages: "unit 0/0-1 was trained".
+        what: Its activity, for messages: "unit 0/0-1 was trained".
         over: Whether it has sent its last.
     """
 
@@ -78,7 +78,7 @@ class UnitProcess:
         self.over = False
 
     def tell(self, message: Any) -> None:
-        """Tells the process something.
+        """Send the process a message.
 
         Args:
             message: What.
@@ -88,7 +88,7 @@ class UnitProcess:
             self.channel.send_bytes(pickle.dumps(message))
 
     def messages(self) -> Iterator[FromUnit]:
-        """Returns what the process has said since the last time."""
+        """Return the messages of the process since the last time."""
         try:
             while not self.closed and self.channel.poll():
                 yield pickle.loads(self.channel.recv_bytes())
@@ -101,18 +101,18 @@ class UnitProcess:
         return self.channel.closed
 
     def close(self) -> None:
-        """Hears no more of it."""
+        """Stop listening to it."""
         self.channel.close()
 
 
 class UnitProcesses:
-    """Starts processes that have what a fit has found, and listens to them.
+    """Starts processes with the state that a fit found, and listens to them.
 
     Args:
         trainer: The trainer, when all setup hooks have run.
         data: The training data.
         training: Trains a unit.
-        settings: How units are trained.
+        settings: The settings of units.
 
     Raises:
         UnsupportedError: Something cannot be sent to another process; named.
@@ -127,13 +127,13 @@ class UnitProcesses:
         self._launcher = _launch(trainer, data, training, settings)
 
     def start(self, begin: Begin, what: str, another: bool = False) -> UnitProcess:
-        """Has a process do something.
+        """Start a job in a process.
 
         Args:
-            begin: What it is to do.
+            begin: The job.
             what: The same, for messages: "unit 0/0-1 was trained".
-            another: Whether one more process will be needed later. It is forked now, where that takes no memory: it is
-                ready when this one is done, and knows nothing of what it will be asked for.
+            another: Whether one more process will be needed later. It is forked in advance, if that costs no memory: it
+                is ready when this one is done, and does not know its job yet.
         """
         process, self._spare = self._spare or self._fork(), None
         process.what = what
@@ -143,10 +143,10 @@ class UnitProcesses:
         return process
 
     def listen(self, processes: Sequence[UnitProcess], seconds: float) -> Iterator[tuple[UnitProcess, FromUnit]]:
-        """Yields what processes say, warnings aside, which are shown; returns soon after there was something.
+        """Yield the messages of processes, except warnings, which are shown; return soon after a message.
 
         Args:
-            processes: Those to listen to. One of which the last word was heard is to be closed by then.
+            processes: Those to listen to. A process must be closed after its last message.
             seconds: For how long at most.
 
         Raises:
@@ -165,15 +165,15 @@ class UnitProcesses:
                 self._spare = None
             for process in processes:
                 if process.number == end.number and not process.closed:
-                    yield from self._heard(process)  # what it has said last
+                    yield from self._heard(process)  # its last message
                     if not process.closed:
                         raise _death(process, end.code)
 
     def learn(self, modules: tuple[str, ...]) -> None:
-        """Has what the rehearsal imported be imported once for all units.
+        """Import the modules that the rehearsal imported once for all units.
 
-        Not what a unit imports while it trains: a module may draw numbers as it is imported, and the next unit would
-        not.
+        Modules that a unit imports during training are excluded: their import may draw random numbers, which the next
+        unit would not do.
 
         Args:
             modules: The modules.
@@ -191,7 +191,7 @@ class UnitProcesses:
         process.close()
 
     def say_what_was_kept(self) -> None:
-        """Names what callbacks have kept in memory, since it has ended with the units' processes."""
+        """Name data that callbacks kept in memory, since it was lost with the units' processes."""
         if self._memory:
             paths = list(self._memory)
             shown = ", ".join(paths[:_SHOWN]) + (", ..." if len(paths) > _SHOWN else "")
@@ -201,9 +201,9 @@ class UnitProcesses:
             )
 
     def close(self) -> None:
-        """Ends all processes; when this returns, none can write any more."""
+        """End all processes; when this returns, none can write any more."""
         self._launcher.close()
-        # if what forks them has died, they end by themselves
+        # if their parent has died, they end by themselves
         open_channels = {process.channel for process in self._started if not process.closed}
         deadline = time.monotonic() + _PATIENCE
         while open_channels and time.monotonic() < deadline:
@@ -262,7 +262,7 @@ def _death(process: UnitProcess, code: int) -> WorkerError:
 def _unsendable(
     trainer: pl.Trainer, data: TrainingData, replace: Mapping[int, object], error: Exception
 ) -> UnsupportedError:
-    """Returns the error that names what cannot be sent to another process."""
+    """Return the error that names the object which cannot be sent to another process."""
     module = trainer.lightning_module
     parts = {
         type(module).__name__: module,

@@ -1,4 +1,4 @@
-"""The folder of a comparison: what is done is kept there, so that a second call goes on."""
+"""The folder of a comparison: finished runs are kept there, so that a second call continues."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _SETTINGS, _LOCK, _RUNS, _WORK = "settings.json", "lock", "runs", "work"
 
 
 class ComparisonFolder:
-    """What is kept of a comparison: its settings, and a JSON file and the answers of each run.
+    """The files of a comparison: its settings, and a JSON file and the outputs of each run.
 
-    The answers tell how well models know each row: the folder is about people, as the data is.
+    The outputs show how well models know each row: the folder is personal data, like the rows themselves.
 
     Args:
         path: The folder; it is made.
-        settings: What all runs have in common, JSON-ready.
+        settings: The common settings of all runs, JSON-ready.
 
     Raises:
-        ConfigurationError: It has a comparison with other settings, or something else.
+        ConfigurationError: It contains a comparison with other settings, or other files.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -54,7 +54,7 @@ class ComparisonFolder:
         """Return a run that is done, and its answers; None if it is not.
 
         Args:
-            label: What the method is called.
+            label: The method's label.
             seed: The run's seed.
             arguments: The method, with its arguments.
 
@@ -76,7 +76,7 @@ class ComparisonFolder:
         return run, load_file(file.with_suffix(".safetensors"))
 
     def save(self, run: Run, answers: Mapping[str, Tensor]) -> None:
-        """Keep a run; once its JSON file is there, it is done.
+        """Save a run; it is finished once its JSON file exists.
 
         Args:
             run: The run.

@@ -1,4 +1,4 @@
-"""The rows of a comparison: whose requests come in which order, and what is measured on."""
+"""The rows of a comparison: the order of requests, and the measured rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lightning_s3t.plan import Partition, canonical_subject
 
 @dataclass(frozen=True)
 class ComparedRows:
-    """Who asks, and the rows that models are asked about.
+    """The subjects who ask, and the rows that models are measured on.
 
     Attributes:
         requests: The subjects that ask, in this order.
@@ -30,8 +30,8 @@ class ComparedRows:
         forgotten: The rows of those who ask.
         retained: Rows that stay to the end, some of them where there are many.
         test: Test rows.
-        subjects: How many subjects there are.
-        rows: How many rows they own.
+        subjects: Number of subjects.
+        rows: Number of their rows.
         digest: Of who owns each row and who asks.
     """
 
@@ -57,13 +57,13 @@ class ComparedRows:
 
         Args:
             datamodule: The data module.
-            subjects: Who owns each row.
-            requests: How many subjects ask, or their ids in the order in which they do.
-            seed: What is drawn from.
-            most_retained: How many of the rows that stay are measured.
+            subjects: The owner of each row.
+            requests: Number of subjects who ask, or their ids in the order in which they ask.
+            seed: Seed of the random draws.
+            most_retained: The largest number of retained rows to measure.
 
         Raises:
-            ConfigurationError: There are too few subjects, or an unknown one is to ask.
+            ConfigurationError: There are too few subjects, or `requests` has an unknown one.
         """
         data = TrainingData(datamodule.train_dataloader(), subjects, Partition(1, 1))
         everybody = sorted(data.bands)

@@ -1,4 +1,4 @@
-"""A comparison as tables: what methods are worth, what they cost, and where each is overtaken."""
+"""A comparison as tables: the accuracy and cost of methods, and where each is overtaken."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def plain(setting: Setting, methods: Sequence[MethodResult]) -> str:
     """Return a comparison as text in columns.
 
     Args:
-        setting: What the methods had in common.
-        methods: What was found.
+        setting: The common setting of the methods.
+        methods: The results.
     """
     parts = [f"{title}\n\n{align(rows, numbers_from=len(rows[0]))}" for title, rows in _tables(setting, methods)]
     return "\n\n".join([*parts, *_notes(setting, methods)])
@@ -26,8 +26,8 @@ def markdown(setting: Setting, methods: Sequence[MethodResult]) -> str:
     """Return a comparison in Markdown.
 
     Args:
-        setting: What the methods had in common.
-        methods: What was found.
+        setting: The common setting of the methods.
+        methods: The results.
     """
     parts = []
     for title, rows in _tables(setting, methods):

@@ -1,4 +1,4 @@
-"""Evidence: an archive of what a store says of itself, which a third party can check without the store."""
+"""Evidence: an archive of a store's records, which a third party can check without the store."""
 
 from __future__ import annotations
 
@@ -64,15 +64,15 @@ was in: do not publish the archive.
 
 @dataclass(frozen=True)
 class Statement:
-    """What an archive is about.
+    """The subject of an archive.
 
     Attributes:
         format: The version of the archive's form.
         model: The class of the module; None before the first fit.
         method: The unlearning method.
-        guarantee: What it promises of the units that are left.
-        isolation: How units were kept apart while they were trained.
-        time: When the newest event came (UTC, ISO 8601); None without one.
+        guarantee: The guarantee of the remaining units.
+        isolation: How units were isolated from each other during training.
+        time: The time of the newest event (UTC, ISO 8601); None without one.
         position: The position of the newest event.
         chain: The digest of that event, which binds all events before it; None without one.
         files: By name, the SHA-256 of each file in the archive.
@@ -96,9 +96,9 @@ class Finding:
     """One thing that was checked.
 
     Attributes:
-        what: What was checked.
-        problems: What is wrong, a sentence each.
-        note: What to know of it if nothing is.
+        what: The checked item.
+        problems: The problems, one sentence each.
+        note: A remark if there are no problems.
     """
 
     what: str
@@ -114,13 +114,13 @@ class Finding:
 def write_evidence(store: Store, path: str | Path, key: str | Path | None = None, audit: str | None = None) -> Path:
     """Write an archive that an auditor can check without access to the store.
 
-    It holds the plan, the seeds, the provenance of every unit, the history, the receipts, what a check of the store
-    found and, if it is given, an audit. It has no ids of people, but keyed hashes of them beside the slices of their
-    data: it is for an auditor, and not for the public.
+    It holds the plan, the seeds, the provenance of every unit, the history, the receipts, the result of checking the
+    store and, if given, an audit. It does not contain ids of people, but keyed hashes of them with the slices of their
+    data: it is for an auditor, not for the public.
 
     Args:
         store: The opened store. It is checked, as by `Store.verify`.
-        path: Where to write the archive, a file in .zip.
+        path: The path of the archive, which ends in .zip.
         key: A private key (Ed25519, PEM) to sign it with; None for an archive without a signature.
         audit: The report of an audit, as JSON (`s3t store audit --json`).
 
@@ -196,9 +196,9 @@ class Evidence:
     """An archive that was written by `write_evidence`.
 
     Attributes:
-        statement: What it is about.
+        statement: The statement of its subject.
         files: Its files, by name.
-        document: The statement with its signature, as it was written.
+        document: The statement with its signature, as written.
     """
 
     statement: Statement

@@ -17,12 +17,11 @@ from lightning_s3t.tuning.stages import Snapshot, Stage
 
 
 class SliceUnfreezing(pl.Callback):
-    """Trains a network's layer groups one after the other, from the top one down.
+    """Train a network's layer groups one after another, from the top one down.
 
-    At stage k, the adapters (or, with `adapter=None`, the layers) of group k and the head are trained; what the
-    stages before have trained is frozen but goes on acting, and everything below is as it was pretrained. Optimizers
-    and schedulers are configured afresh for each stage, since parameter groups added to a running optimizer keep
-    the old ones' state.
+    At stage k, the adapters (or, with `adapter=None`, the layers) of group k and the head are trained; the layers of
+    earlier stages are frozen but stay active, and everything below is pretrained. Optimizers and schedulers are
+    configured afresh for each stage, since parameter groups added to a running optimizer keep the old ones' state.
 
     It is gradual unfreezing within one fit, a stage every `epochs_per_slice` epochs, and leaves the trained modules in
     place. `S3T` trains the same stages, one a unit.

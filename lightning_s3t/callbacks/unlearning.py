@@ -58,9 +58,9 @@ class Unlearning(pl.Callback):
     the trained units are in the store. Serve it with `EnsembleModule.from_store(store, module)`.
 
     `forget` carries a request out at once where the method only takes units out of service (`S3TMethod`, `SISA`), and
-    returns a receipt. Other methods (`Retrain`, `SSD`) answer with another model: `forget` then returns a ticket, the
-    next `trainer.fit` makes the model, puts it in the old one's place and keeps its receipt in `receipt`; until then
-    the old model serves on, with the data in it.
+    returns a receipt. Other methods (`Retrain`, `SSD`) answer requests with a new model: `forget` then returns a
+    ticket, and the next `trainer.fit` trains the model, replaces the old one and sets `receipt`; until then the old
+    model keeps serving, with the data in it.
 
     Args:
         method: The unlearning method; its name; or a mapping with its name as "name" and its arguments.
@@ -398,7 +398,7 @@ class Unlearning(pl.Callback):
             self._unit_training.check_alive(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called when an epoch ends: logs the unit's coordinates beside its metrics.
+        """Called when an epoch ends: logs the unit's coordinates with its metrics.
 
         Args:
             trainer: The trainer.

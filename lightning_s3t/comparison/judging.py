@@ -54,7 +54,7 @@ class Runs:
 
 
 def judge(runs: Runs, reference: Runs, asked_at: Tensor, measured_after: Sequence[int], thorough: bool) -> MethodResult:
-    """Return what was found of a method.
+    """Return the result of a method.
 
     Args:
         runs: Its runs.

@@ -189,7 +189,7 @@ class TrainingRecorder(Protocol):
         """
 
     def records(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return what was kept, by name.
+        """Return the records, by name.
 
         Args:
             weights: The parameters as they will serve.

@@ -280,7 +280,7 @@ class EnsemblePredictor(nn.Module):
             request_id: The caller's name for the request (`Store.restrict`).
 
         Raises:
-            UnsupportedError: The method has one model, which the data of everybody has reached.
+            UnsupportedError: The method trains one model on everyone's data.
             UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
         """
         self._check_open()
@@ -340,8 +340,8 @@ class EnsemblePredictor(nn.Module):
         """Write the best survivor of all shards, or each shard's, to files that can be taken away.
 
         The files are registered in the store: a request that reaches a survivor erases its exported files, and the
-        receipt names the exported copy. Other copies of these files have to be removed by whoever made them. One
-        survivor is not the ensemble: on its own it is less accurate.
+        receipt names the exported copy. Remove any other copies of these files yourself. One survivor is not the
+        ensemble: on its own it is less accurate.
 
         Args:
             path: The .safetensors file, for the weights of one survivor; otherwise a folder.

@@ -191,7 +191,7 @@ class BuildSession:
         erase_queued(self._backend)
 
     def save_base(self, tensors: Mapping[str, Tensor]) -> None:
-        """Keep the head as it stood before any training, once.
+        """Store the head's state before any training, once.
 
         Args:
             tensors: Its tensors, by name.

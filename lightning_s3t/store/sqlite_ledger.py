@@ -175,7 +175,7 @@ class SqliteLedger(SqlLedger):
         self._connections: dict[tuple[int, int], sqlite3.Connection] = {}
         self._tag_key: bytes | None = None
         _check_writable(folder)
-        if create:  # SQLite gives the files beside it the same permissions
+        if create:  # SQLite gives the files next to it the same permissions
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
         elif not self._path.is_file():
             raise StoreError(

@@ -794,7 +794,7 @@ class Store:
         return decode_snapshot(data, what)
 
     def load_base(self) -> dict[str, Tensor] | None:
-        """Reads the head as it stood before any training; None before the first fit."""
+        """Read the head's state before any training; None before the first fit."""
         digest = self._ledger.notes("base").get("base")
         if digest is None:
             return None

@@ -179,5 +179,5 @@ def test_what_is_recorded_does_not_change_the_training(tmp_path: Path) -> None:
 
 @pytest.mark.nightly
 def test_an_average_of_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="an average of weights"):
+    with pytest.raises(UnsupportedError, match="weight averaging"):
         fit(tmp_path / "store", People.make(), WeightAveraging(), method=Amnesiac(), adapter=None)

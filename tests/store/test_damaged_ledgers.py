@@ -147,5 +147,5 @@ def test_a_bit_that_flips_in_the_settings_closes_the_store(path: Path) -> None:
         connection.execute(
             "UPDATE notes SET value = replace(value, '\"seed\": 0', '\"seed\": 1') WHERE name = 'settings'"
         )
-    with pytest.raises(StoreError, match=r"settings .* are not what was written"):
+    with pytest.raises(StoreError, match=r"settings .* are corrupted"):
         Store.open(path)

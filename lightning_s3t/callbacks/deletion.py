@@ -117,13 +117,7 @@ class DeletionHook(pl.Callback):
         self._trainer = trainer
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Called when a run begins: earlier requests are not reported.
-
-        Args:
-            trainer: The trainer.
-            pl_module: Its module.
-            stage: "fit", "validate", "test" or "predict".
-        """
+        """Called when a run begins: earlier requests are not reported."""
         self.attach(trainer)
         if stage != "fit":
             self._notifier.join(self._listeners())

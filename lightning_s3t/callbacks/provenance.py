@@ -34,21 +34,11 @@ class ProvenanceRecorder(pl.Callback):
         self._running: RunRecord | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called when training begins: starts the record.
-
-        Args:
-            trainer: The trainer.
-            pl_module: Its module.
-        """
+        """Called when training begins: starts the record."""
         self._running = RunRecord(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called when training ends: completes the record and writes it.
-
-        Args:
-            trainer: The trainer.
-            pl_module: Its module.
-        """
+        """Called when training ends: completes the record and writes it."""
         if self._running is None:
             return
         self.record, self._running = self._running.complete(), None

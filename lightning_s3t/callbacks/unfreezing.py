@@ -65,33 +65,18 @@ class SliceUnfreezing(pl.Callback):
         self._trained: dict[int, Snapshot] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called when fit begins: finds the layers.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-        """
+        """Called when fit begins: finds the layers."""
         self._switch = StageSwitch(pl_module, self.slices, self.layers, self.head, self.adapter)
         self._running = None
         self._trained = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called when training begins: notes what no stage may change.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-        """
+        """Called when training begins: notes what no stage may change."""
         if self._switch is not None:
             self._switch.take_baseline()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called when an epoch begins: goes to the next stage when it is time.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-        """
+        """Called when an epoch begins: goes to the next stage when it is time."""
         switch = self._switch
         if switch is None:
             return
@@ -105,12 +90,7 @@ class SliceUnfreezing(pl.Callback):
         self._running = stage, switch.watch(stage)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called when training ends: checks the last stage and leaves the trained modules in place.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-        """
+        """Called when training ends: checks the last stage and leaves the trained modules in place."""
         self._end_stage()
         if self._switch is not None:
             self._switch.restore_flags()

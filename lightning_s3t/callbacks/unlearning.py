@@ -289,13 +289,7 @@ class Unlearning(pl.Callback):
         return self._unit_training.unit if self._unit_training is not None else None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Called when a run begins: checks the trainer.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-            stage: "fit", "validate", "test" or "predict".
-        """
+        """Called when a run begins: checks the trainer."""
         if self._in_unit_process:
             return
         if stage == "fit":
@@ -318,12 +312,7 @@ class Unlearning(pl.Callback):
         self.deletion.attach(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called when the strategy is set up: without isolation, plans which units have to be trained.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-        """
+        """Called when the strategy is set up: without isolation, plans which units have to be trained."""
         if self._in_unit_process:
             if self._unit_training is not None:
                 self._unit_training.on_fit_start(trainer)
@@ -331,23 +320,13 @@ class Unlearning(pl.Callback):
             self._fit.run_in_process(trainer, pl_module)
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called before the sanity check: in a rehearsal, records the arguments of the network's calls.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-        """
+        """Called before the sanity check: in a rehearsal, records the arguments of the network's calls."""
         rehearsed = self._unit_training.rehearsed if self._unit_training is not None else None
         if rehearsed is not None:
             self._trial = AnswerTrial(rehearsed[0])
 
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called after the sanity check: in a rehearsal, warns if the outputs of several models cannot be averaged.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-        """
+        """Called after the sanity check: in a rehearsal, warns if the outputs of several models cannot be averaged."""
         rehearsed = self._unit_training.rehearsed if self._unit_training is not None else None
         if rehearsed is not None and self._trial is not None:
             problem = self._trial.find_problem(rehearsed[1])
@@ -355,12 +334,7 @@ class Unlearning(pl.Callback):
                 rank_zero_warn(f"S3T: the shards can be trained, but their outputs cannot be combined. {problem}")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called when a unit's training begins: starts monitoring it.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-        """
+        """Called when a unit's training begins: starts monitoring it."""
         if self._unit_training is None:
             return
         self._unit_training.on_train_start(trainer)
@@ -370,12 +344,7 @@ class Unlearning(pl.Callback):
                 logger.log_metrics(coordinates, step=self._unit_training.first_step)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called when an epoch begins: if several processes train together, looks for deletion requests.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-        """
+        """Called when an epoch begins: if several processes train together, looks for deletion requests."""
         if self._unit_training is None:
             return
         if trainer.current_epoch == 0:
@@ -386,24 +355,12 @@ class Unlearning(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Called before each batch: looks for deletion requests, which cost a few microseconds.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-            batch: The batch.
-            batch_idx: Its number in the epoch.
-        """
+        """Called before each batch: looks for deletion requests, which cost a few microseconds."""
         if self._unit_training is not None and not is_distributed(trainer):
             self._unit_training.check_alive(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called when an epoch ends: logs the unit's coordinates with its metrics.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-        """
+        """Called when an epoch ends: logs the unit's coordinates with its metrics."""
         unit = self.current_unit
         if unit is not None:
             several = is_distributed(trainer)
@@ -417,36 +374,16 @@ class Unlearning(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Called after each batch: records it, and updates the progress display.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-            outputs: What the step returned.
-            batch: The batch.
-            batch_idx: Its number in the epoch.
-        """
+        """Called after each batch: records it, and updates the progress display."""
         if self._unit_training is not None:
             self._unit_training.on_train_batch_end(trainer, batch_idx)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Called when a run is interrupted: committed units are safe, the running unit is trained again.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-            exception: Why.
-        """
+        """Called when a run is interrupted: committed units are safe, the running unit is trained again."""
         self._close(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Called when a run ends: closes the store.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-            stage: "fit", "validate", "test" or "predict".
-        """
+        """Called when a run ends: closes the store."""
         self._close(trainer)
 
     @property

@@ -65,13 +65,7 @@ class SaveConfig(SaveConfigCallback):
     """Saves the config next to the logs. The store remembers it too, so that without a logger no file is written."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Called when a run begins: saves the config, if there are logs.
-
-        Args:
-            trainer: The trainer.
-            pl_module: Its module.
-            stage: "fit", "validate", "test" or "predict".
-        """
+        """Called when a run begins: saves the config, if there are logs."""
         if trainer.logger is not None:
             super().setup(trainer, pl_module, stage)
 

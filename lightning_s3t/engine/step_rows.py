@@ -44,12 +44,7 @@ class StepRows:
         self._recorder.start(self._parameters)
 
     def on_train_batch_end(self, trainer: pl.Trainer, batch: int) -> None:
-        """Looks, after a batch, whether a step has been taken.
-
-        Args:
-            trainer: The trainer.
-            batch: The number of the batch in the epoch.
-        """
+        """Looks, after a batch, whether a step has been taken."""
         rows = self._sampler.drawn[batch * self._size : (batch + 1) * self._size]
         if not rows:
             raise UnsupportedError(

@@ -223,11 +223,7 @@ class UnitTraining:
             self._reading = None
 
     def on_fit_start(self, trainer: pl.Trainer) -> None:
-        """In a rehearsal, record the state once the optimizers are configured.
-
-        Args:
-            trainer: The trainer.
-        """
+        """In a rehearsal, record the state once the optimizers are configured."""
         if self._rehearsed is not None and self._stage is not None:
             module = trainer.lightning_module
             check_optimized(trainer, self._stage.trainable)
@@ -236,11 +232,7 @@ class UnitTraining:
             self._rehearsed = trainer_settings(trainer)
 
     def on_train_start(self, trainer: pl.Trainer) -> None:
-        """Begins to watch a unit just before its first batch, when all that prepares a fit has run.
-
-        Args:
-            trainer: The trainer.
-        """
+        """Begins to watch a unit just before its first batch, when all that prepares a fit has run."""
         if self._rehearsed is not None:
             end_fit()
         if self._reading is not None:
@@ -258,12 +250,7 @@ class UnitTraining:
                 self._steps.on_train_start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, batch: int) -> None:
-        """Record a batch, if the method records its training, and update the progress display.
-
-        Args:
-            trainer: The trainer.
-            batch: Its number in the epoch.
-        """
+        """Record a batch, if the method records its training, and update the progress display."""
         if self._steps is not None:
             self._steps.on_train_batch_end(trainer, batch)
         self.advance(trainer)

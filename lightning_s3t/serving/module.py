@@ -59,9 +59,6 @@ class EnsembleModule(EnsemblePredictor, pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Called when a run begins: a served model is not trained.
 
-        Args:
-            stage: "fit", "validate", "test" or "predict".
-
         Raises:
             UnsupportedError: The run is a fit.
         """

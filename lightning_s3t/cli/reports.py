@@ -71,7 +71,7 @@ def verify_evidence(archive: Path, /, *, key: Path | None = None, json: bool = F
 
     Args:
         archive: The archive.
-        key: The public key (Ed25519, PEM) that it has to be signed with.
+        key: The public key of the expected signature (Ed25519, PEM).
         json: Print the result as a JSON document.
     """
     from lightning_s3t.errors import StoreError

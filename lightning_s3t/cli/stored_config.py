@@ -1,4 +1,4 @@
-"""The config that a store was trained with, as the command takes it."""
+"""The config that a store was trained with, for the command."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Comparison:
-    """Methods that were given the same model, data, requests and seeds.
+    """Methods that were compared with the same model, data, requests and seeds.
 
     Attributes:
         setting: Their common setting.

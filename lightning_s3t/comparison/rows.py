@@ -27,12 +27,12 @@ class ComparedRows:
     Attributes:
         requests: The subjects that ask, in this order.
         asked_at: For each forgotten row, the number of the request that it belongs to, from 1.
-        forgotten: The rows of those who ask.
-        retained: Rows that stay to the end, some of them where there are many.
+        forgotten: The rows of subjects who ask.
+        retained: Rows that stay to the end, or a sample of them.
         test: Test rows.
         subjects: Number of subjects.
         rows: Number of their rows.
-        digest: Of who owns each row and who asks.
+        digest: Digest of the rows' owners and the requests.
     """
 
     requests: tuple[str, ...]
@@ -110,7 +110,7 @@ def _check_count(requests: int, subjects: int) -> None:
 
 
 def _test_loader(datamodule: pl.LightningDataModule) -> DataLoader[Any]:
-    """Return the test rows in order, or those for validation where there are none."""
+    """Return the test rows in order, or the validation rows if there are none."""
     kind = type(datamodule)
     if kind.test_dataloader is not pl.LightningDataModule.test_dataloader or "test_dataloader" in vars(datamodule):
         datamodule.setup("test")

@@ -1,4 +1,4 @@
-"""The settings of a fit: all that may influence a unit besides its rows."""
+"""The settings of a fit: everything that may influence a unit besides its rows."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def fit_settings(
     units: UnitSettings,
     method: UnlearningMethod,
 ) -> dict[str, Any]:
-    """Returns all that may influence a unit besides its rows; a store refuses to be opened with other.
+    """Return everything that may influence a unit besides its rows; a store cannot be opened with different settings.
 
     Args:
-        trainer: Its settings, as `trainer_settings` gives them.
+        trainer: Its settings, from `trainer_settings`.
         module: The user's module.
         builder: The builder of its stages.
         loader: The script's train dataloader.
@@ -120,7 +120,7 @@ def import_path_of(kind: type) -> str:
 
 
 def _script() -> str:
-    """Returns the name that the running script would be imported by; "__main__" where there is none (a notebook)."""
+    """Return the import name of the running script; "__main__" without one (a notebook)."""
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     if spec is not None:  # python -m package.app

@@ -89,7 +89,7 @@ def training_step(trainer: pl.Trainer, batch: Any) -> Any:
 
 
 def refuse_checkpoint(trainer: pl.Trainer, refuse: Callable[[], NoReturn]) -> None:
-    """Makes a fit raise before it loads a checkpoint that it was given, and not once that is in the module.
+    """Let a fit raise an error before it loads a given checkpoint into the module.
 
     Args:
         trainer: The trainer, in a callback's `setup`.
@@ -107,7 +107,7 @@ def refuse_checkpoint(trainer: pl.Trainer, refuse: Callable[[], NoReturn]) -> No
 
 
 def refuse_own_checkpoints(trainer: pl.Trainer, refuse: Callable[[str], NoReturn]) -> None:
-    """Makes a trainer raise where it is asked for the best or last checkpoint of its fit, until its next fit.
+    """Let a trainer raise an error for the best or last checkpoint of its fit, until its next fit.
 
     Args:
         trainer: The trainer.
@@ -276,7 +276,7 @@ def request_train_dataloader(trainer: pl.Trainer) -> Any:
 
 
 def has_communication_state(trainer: pl.Trainer) -> bool:
-    """Returns whether a DDP strategy was given a communication state, which outlives a unit.
+    """Return whether a DDP strategy has a communication state, which outlives a unit.
 
     Args:
         trainer: The trainer.
@@ -336,7 +336,7 @@ class TrainerReset:
 
     Args:
         trainer: The trainer, when its fit loop would start.
-        keep: Callbacks that are left as they are (S3T itself).
+        keep: Callbacks that are not reset (S3T itself).
     """
 
     def __init__(self, trainer: pl.Trainer, keep: tuple[pl.Callback, ...] = ()) -> None:
@@ -472,7 +472,7 @@ def replace_parts(trainer: pl.Trainer, replace: Mapping[int, object]) -> None:
 def profiler_to_send(profiler: PyTorchProfiler) -> PyTorchProfiler:
     """Returns a copy of torch's profiler that can be sent to another process and starts from the beginning there.
 
-    The profiler itself stops, and takes its hooks off the module's parts; it starts again with the next action.
+    The profiler itself stops, and takes its hooks off the module's parts; it restarts with the next action.
 
     Args:
         profiler: The trainer's.

@@ -70,7 +70,7 @@ def check_order(first: Sequence[str], second: Sequence[str]) -> None:
 
 
 def _innermost_rows(dataset: Any) -> list[str]:
-    """Returns each row's number in the data set that it comes from.
+    """Return each row's index in the data set that it comes from.
 
     After the next random split, an index within a split would belong to another row, and forgotten rows would come
     back.

@@ -133,7 +133,7 @@ def _function(function: Any) -> dict[str, Any]:
 
 
 def _sampled(function: Any) -> list[float | None]:
-    """Returns a learning rate's factor at some steps; None where it cannot be asked for."""
+    """Return a learning rate's factor at some steps; None if it cannot be computed."""
     return [_asked(function, step) for step in _SAMPLED_STEPS]
 
 

@@ -280,7 +280,7 @@ class TrainingData:
         return DataLoader(self.dataset, batch_sampler=batches, collate_fn=self.loader.collate_fn)  # type: ignore[arg-type]
 
     def rows_of(self, subjects: Collection[str]) -> list[int]:
-        """Returns the rows of those that may be drawn which subjects own, those who are left out too.
+        """Return the rows that may be drawn and have a subject, including subjects who are left out.
 
         Args:
             subjects: Canonical ids.
@@ -310,8 +310,8 @@ class TrainingData:
     def seed_generators(self, seed: int) -> None:
         """Seeds the random generators that the data set and the collate function hold.
 
-        A data set that augments with a generator of its own would otherwise draw different numbers in a unit,
-        depending on how many rows the units before it had.
+        A data set that augments with its own generator would otherwise draw different numbers in a unit, depending on
+        the number of rows in earlier units.
 
         Args:
             seed: The unit's seed.

@@ -74,7 +74,7 @@ class AuditReport:
     def passed(self) -> bool:
         """Whether every chosen unit that still exists is bitwise equal to the retrained one.
 
-        That is a training without the forgotten, if the audit was not given rows of theirs.
+        This is a training without the forgotten subjects, if the audit's data does not have their rows.
         """
         compared = [unit for unit in self.units if unit.outcome != "revoked meanwhile"]
         return bool(compared) and all(unit.outcome == "equal" for unit in compared)
@@ -192,7 +192,7 @@ class AuditTarget:
 class AuditStore(FitStore):
     """A scratch store that the audited units are built in, as a fit would.
 
-    Requests to the audited store count, so that who is forgotten there is left out here.
+    Requests to the audited store apply, so that its forgotten subjects are left out here.
 
     Args:
         target: The audited units.
@@ -323,7 +323,7 @@ def _worst(kept: Mapping[str, Tensor], again: Mapping[str, Tensor]) -> tuple[str
 
 
 def _difference(one: Tensor, other: Tensor) -> float | None:
-    """Returns the largest absolute difference; None if there is not one bit of it."""
+    """Return the largest absolute difference; None if all bits are equal."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return float("inf")
     if torch.equal(one.contiguous().view(torch.uint8).flatten(), other.contiguous().view(torch.uint8).flatten()):

@@ -176,7 +176,7 @@ class InProcessExecutor:
             self._units.note_file(self._training.unit, path)
 
     def _check_alive(self, trainer: pl.Trainer) -> None:
-        """Looks whether the running unit has been revoked; every rank must ask at the same time."""
+        """Check whether the running unit was revoked; every rank must call it at the same time."""
         if self._training.unit is not None:
             self._units.check(self._training.unit)
 

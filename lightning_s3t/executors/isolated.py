@@ -112,7 +112,7 @@ class IsolatedExecutor:
         self._first_step = logged_step(trainer)
         set_logged_step(trainer, 0)  # units count their own
         self.trained: list[UnitId] = []
-        self._jobs: dict[str, _Job] = {}  # those that run, in the same order on every rank
+        self._jobs: dict[str, _Job] = {}  # the running jobs, in the same order on every rank
         self._several = is_distributed(trainer)
         self._name = on_rank_zero(trainer, lambda: f"s3t-{secrets.token_hex(8)}")
         self._groups = 0
@@ -341,7 +341,7 @@ class UnitQueue:
 
     @property
     def waiting(self) -> bool:
-        """Whether there is more to give out."""
+        """Whether there are units left to start."""
         return bool(self._waiting)
 
     @property
@@ -350,7 +350,7 @@ class UnitQueue:
         return not self._waiting and not self._running
 
     def take(self) -> PlannedUnit | None:
-        """Returns the next unit to train; None while all that are left wait for their parents."""
+        """Return the next unit to train; None while all remaining units wait for their parents."""
         for unit, planned in self._waiting.items():
             if unit.parent not in self._waiting and unit.parent not in self._running:
                 del self._waiting[unit]

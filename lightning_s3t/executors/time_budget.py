@@ -74,7 +74,7 @@ class TimeBudget:
         self._times: list[float] = []
 
     def note(self, planned: PlannedUnit, seconds: float) -> None:
-        """Takes note of how long a unit took.
+        """Record the duration of a unit.
 
         Args:
             planned: The unit.

@@ -49,10 +49,10 @@ def harmonic(n: int) -> float:
 def deletion_rate(shards: int, slices: int, distinct_first: int) -> float:
     """Returns the expected number of requests until no unit survives, for uniform requests.
 
-    A shard is lost when each slice that stands first in one of its sequences has been asked for; over all shards that
-    is a coupon collector who needs `shards * distinct_first` given ones of `shards * slices` coupons: after k of
-    them are found, the next takes mL / (mB' - k) requests on average. The sum is m*L*H(m*B') (the paper's section
-    3.4). SISA is `distinct_first=1`.
+    A shard is lost when each slice that comes first in one of its sequences was requested; over all shards this is a
+    coupon collector who needs `shards * distinct_first` given ones of `shards * slices` coupons: after k of them are
+    found, the next takes mL / (mB' - k) requests on average. The sum is m*L*H(m*B') (the paper's section 3.4). SISA is
+    `distinct_first=1`.
 
     Args:
         shards: m.

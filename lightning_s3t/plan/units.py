@@ -1,4 +1,4 @@
-"""Units of a plan: those that training its sequences takes."""
+"""The units of a plan, which training its sequences requires."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ _SETTINGS, _PLAN, _UNITS, _HISTORY = "settings.json", "plan.json", "units.json",
 _RECEIPTS, _CHECKS, _AUDIT, _REPORT, _README = "receipts.json", "checks.json", "audit.json", "report.html", "README.txt"
 _NEEDED = (_SETTINGS, _PLAN, _UNITS, _HISTORY, _RECEIPTS, _CHECKS, _REPORT, _README)
 _LARGEST = 1 << 30  # of one file, unpacked: an archive from a stranger must not fill the memory
-_EARLIEST = (1980, 1, 1, 0, 0, 0)  # the same store gives the same bytes
+_EARLIEST = (1980, 1, 1, 0, 0, 0)  # the same store produces the same bytes
 
 _EXPLANATION = """\
 Evidence of a lightning_s3t store

@@ -31,7 +31,7 @@ class Attempt:
     Args:
         store: The store's backend.
         unit: The unit.
-        key: The digest of all that may influence it.
+        key: The digest of everything that may influence it.
         as_of: The request number when its data was chosen.
         generation: The newest generation in its training data.
     """

@@ -43,7 +43,7 @@ class _Version(NamedTuple):
 
 
 class SnapshotBucket(SnapshotNames):
-    """Snapshots as objects under a prefix of a bucket, which one store has to itself.
+    """Snapshots as objects under a prefix of a bucket, which only one store uses.
 
     An upload exists completely or not at all. Deleting removes every version and every interrupted upload of an object,
     and verifies the result.

@@ -86,7 +86,7 @@ def unlink_all(paths: Iterable[str | Path]) -> dict[str, OSError]:
         paths: The files.
 
     Returns:
-        Those that are still there, with the reason.
+        The files that still exist, with the reason.
     """
     folders, failed = set(), dict[str, OSError]()
     for path in [os.fspath(path) for path in paths]:
@@ -105,7 +105,7 @@ def unlink_all(paths: Iterable[str | Path]) -> dict[str, OSError]:
 
 
 def size_of(path: str | Path) -> int | None:
-    """Return a file's size; None if there is none, or if it is a folder.
+    """Return a file's size; None if it does not exist or is a folder.
 
     Args:
         path: The file.

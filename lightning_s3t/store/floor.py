@@ -218,7 +218,7 @@ def complete(store: Backend, source: str, is_complete: bool) -> None:
 
 
 def find_stale(store: Backend, source: str, expected: Iterable[tuple[bytes, bytes]]) -> tuple[set[bytes], set[bytes]]:
-    """Compare the rows of a closed-form head with those that it should have.
+    """Compare the rows of a closed-form head with the expected ones.
 
     Args:
         store: The store's backend.

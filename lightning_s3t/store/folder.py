@@ -100,7 +100,7 @@ def _names_other_files(journal: Path) -> bool:
         with journal.open("rb") as file:
             file.seek(-len(_MAGIC), os.SEEK_END)
             return file.read() == _MAGIC
-    except OSError:  # there is none, or it is shorter
+    except OSError:  # it does not exist, or is shorter
         return False
 
 

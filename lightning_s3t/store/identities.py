@@ -21,7 +21,7 @@ Keys = tuple[bytes, ...]
 
 
 def read_or_make_keys(folder: Path, key: bytes | None = None) -> Keys:
-    """Returns a store's keys; makes one if there is none.
+    """Return a store's keys; create one if there is none.
 
     Args:
         folder: The store. The key is in the folder, readable only by its owner, unless the environment provides it.

@@ -41,7 +41,7 @@ class JournalEnd:
 
 
 def make_journal(folder: Path) -> None:
-    """Makes an empty journal, if there is none; for the holder of the ledger's lock.
+    """Create an empty journal if it does not exist; for the holder of the ledger's lock.
 
     Args:
         folder: The store.

@@ -278,7 +278,7 @@ class PostgresLedger(SqlLedger):
         deadline = time.monotonic() + _PATIENCE
         while True:
             try:
-                # waits for its end, if it still runs; which may have given the store up
+                # waits for its end, if it still runs; it may have retired the store
                 self._begin("BEGIN ISOLATION LEVEL READ COMMITTED", lock=True, check=False)
                 try:
                     return bool(self._rows("SELECT 1 FROM transactions WHERE id = %s", mark))
@@ -343,7 +343,7 @@ class PostgresLedger(SqlLedger):
         return connection
 
     def _check_history(self, connection: psycopg.Connection[_Row]) -> None:
-        """Check that the server, which may be another than before, has all that was carried out.
+        """Check that the server, which may be a different one, has everything that was carried out.
 
         The journal is written when a transaction has ended, so it is never ahead of a server that has lost nothing.
         """

@@ -24,7 +24,7 @@ class ScheduledRequest:
         due: When to carry it out (UTC, ISO 8601); "" if all of its subjects had been forgotten before.
         subjects: Number of recorded subjects.
         asked: A keyed digest of its subjects.
-        alone: The keyed hashes of those who wait for it and for no other scheduled request.
+        alone: The keyed hashes of subjects who wait only for this scheduled request.
     """
 
     request_id: str

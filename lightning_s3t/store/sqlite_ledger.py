@@ -39,7 +39,7 @@ from lightning_s3t.store.sql_ledger import SqlLedger, owner_aside, owner_of_atte
 
 FILE = "ledger.db"
 FORMAT = 6
-_MOVED = "moved_to"  # the note of a store that was given up
+_MOVED = "moved_to"  # the note of a retired store
 _NO_REQUEST = 1 << 62  # the number of the newest request of such a store
 _PATIENCE = 30  # seconds
 _CACHE = 65_536  # KiB: the rows of a registry are in the order of their hashes, which is random
@@ -161,7 +161,7 @@ class SqliteLedger(SqlLedger):
 
     Args:
         folder: The store.
-        create: Make the database if there is none.
+        create: Create the database if it does not exist.
 
     Raises:
         StoreError: There is none, or it is not a ledger of this format.

@@ -149,10 +149,10 @@ class Store:
             key: Its first key, 32 bytes; None to draw one. The environment's comes before it.
             ledger: Where to keep the ledger: "postgresql://user@host/database?schema=name", a schema of a PostgreSQL
                 database that only this store uses; None for a file in the folder, or for its current location. The
-                folder notes the address, so that it is given once.
+                folder stores the address, so it is given only once.
             snapshots: Where to keep the snapshots of a store whose ledger is in a database: "s3://bucket/prefix", or a
                 folder that all machines share; only this store uses it. None for the store's folder, or for where they
-                are. The ledger notes it, so that it is given once.
+                are. The ledger stores it, so it is given only once.
 
         Raises:
             ConfigurationError: There are risk bands, which need a registry, but `register` is False; or the key, the
@@ -221,7 +221,7 @@ class Store:
 
     @staticmethod
     def newest_event(path: str | Path) -> int:
-        """Returns the position of the newest event of a store, without opening it; 0 if there is none, or no store.
+        """Return the position of the newest event of a store, without opening it; 0 without events or without a store.
 
         Args:
             path: The folder.
@@ -250,7 +250,7 @@ class Store:
         return generations_of(self._ledger)
 
     def generations_of(self, subjects: Iterable[str]) -> dict[str, int]:
-        """Returns the number of each subject's generation, of those who are registered.
+        """Return the generation number of each registered subject.
 
         Args:
             subjects: Canonical ids.
@@ -338,9 +338,9 @@ class Store:
         that model from scratch.
 
         Args:
-            subjects: Their ids. Of those who are forgotten there is nothing to correct; who is restricted stays so.
-            strict: Raise an error if the store has never seen one of the subjects. Otherwise there is nothing to do for
-                them: no unit holds their data.
+            subjects: Their ids. Forgotten subjects have nothing to correct; restricted subjects stay restricted.
+            strict: Raise an error if the store has never seen one of the subjects. Otherwise nothing is done for them:
+                no unit holds their data.
             request_id: The caller's name for the request, so that a retry does not count twice, as for `forget`.
 
         Returns:
@@ -349,7 +349,7 @@ class Store:
         Raises:
             UnknownSubjectError: A subject is unknown and `strict` is set, or is known in another Unicode form; nothing
                 has changed then.
-            ConfigurationError: The name was given to another request, or cannot be one.
+            ConfigurationError: The name was given to another request, or is invalid.
             StoreError: The ledger could not be written, and nothing has changed; or the request is carried out and a
                 file could not be erased. The message says which.
             DataError: An id is not text or an integer, or `subjects` is not a collection of ids, or is empty.
@@ -375,7 +375,7 @@ class Store:
             UnsupportedError: The method trains one model on everyone's data.
             UnknownSubjectError: A subject is unknown and `strict` is set, or is known in another Unicode form; nothing
                 has changed then.
-            ConfigurationError: The name was given to another request, or cannot be one.
+            ConfigurationError: The name was given to another request, or is invalid.
             StoreError: The ledger could not be written, and nothing has changed; or the request is carried out and a
                 file could not be erased. The message says which.
             DataError: An id is not text or an integer, or `subjects` is not a collection of ids, or is empty.
@@ -407,7 +407,7 @@ class Store:
         Raises:
             UnsupportedError: The method cannot restrict.
             UnknownSubjectError: A subject is not restricted. Nothing was changed.
-            ConfigurationError: The name was given to another request, or cannot be one.
+            ConfigurationError: The name was given to another request, or is invalid.
             StoreError: The ledger could not be written, and nothing has changed; or the request is carried out and a
                 file could not be erased. The message says which.
             DataError: An id is not text or an integer, or `subjects` is not a collection of ids, or is empty.
@@ -423,10 +423,10 @@ class Store:
             subjects: Their ids. Of two times for a subject, the earlier counts.
             due: When, with a time zone.
             strict: Raise an error if the store has never seen one of the subjects.
-            request_id: The caller's name for the request, as for `forget`; `cancel_request` takes it.
+            request_id: The caller's name for the request, as for `forget`; use it with `cancel_request`.
 
         Returns:
-            How many subjects were noted; those who are forgotten already are not.
+            Number of recorded subjects; subjects who are already forgotten are not recorded.
 
         Raises:
             ConfigurationError: The time has no time zone, or is at an end of the calendar.
@@ -450,7 +450,7 @@ class Store:
             request_id: The name. Subjects in another scheduled request still wait for that one.
 
         Returns:
-            How many subjects wait no more.
+            Number of subjects who no longer wait.
 
         Raises:
             UnknownSubjectError: The request does not exist, or was carried out. Nothing was changed.
@@ -458,7 +458,7 @@ class Store:
         return self._forgetting.cancel_request(request_id)
 
     def receipt_of(self, request_id: str) -> RequestRecord | None:
-        """Returns the receipt of a request that its caller has named; None if there is none that was carried out.
+        """Return the receipt of a request by its caller's name; None if no such request was carried out.
 
         Args:
             request_id: The name.
@@ -485,7 +485,7 @@ class Store:
         """Carries the scheduled requests out that are due, as one request.
 
         Args:
-            now: The time; None for that of the clock.
+            now: The time; None for the current time.
 
         Returns:
             The receipt; None if nothing is due, or if it waits for a fit.
@@ -500,7 +500,7 @@ class Store:
         """Returns those of the subjects whom tombstones are of.
 
         Args:
-            tombstones: As `due` gives them.
+            tombstones: The result of `due`.
             subjects: Canonical ids.
         """
         hashes = {hash_ for hash_, _ in tombstones}
@@ -532,7 +532,7 @@ class Store:
     def ages(self) -> dict[UnitId, int]:
         """Return the number of the newest request when the data of each unit was chosen.
 
-        A unit holds nothing of those who were forgotten by then.
+        A unit does not hold data of subjects who were forgotten by then.
         """
         with ledger_errors("The name of a unit"):
             return {parse_unit(name): as_of for name, as_of in self._ledger.ages().items()}
@@ -541,7 +541,7 @@ class Store:
         """Return whether the store's history, unchanged, contains the request of a receipt.
 
         Args:
-            receipt: The receipt; files that were erased after it was given may be missing in it.
+            receipt: The receipt; it may not include files that were erased later.
         """
         return has_given(self._ledger.events(), receipt)
 
@@ -552,7 +552,7 @@ class Store:
     def chain_digest(self, position: int) -> str | None:
         """Returns the digest at a position of the chain of events, to compare with a receipt's.
 
-        None beyond the chain's end, and if an event up to there is not what it was when it was written.
+        None beyond the chain's end, or if an event up to there was changed after it was written.
 
         Args:
             position: Counted from 1.
@@ -571,7 +571,7 @@ class Store:
         return Lease(self._ledger, max_staleness)
 
     def check(self, settings: Mapping[str, Any], hint: str = HINT, whole: bool = False) -> None:
-        """Compares settings with those that the store was made with.
+        """Compare settings with those that the store was made with.
 
         Args:
             settings: All of them, or a part.
@@ -648,7 +648,8 @@ class Store:
 
         A backup of the ledger is opened with copies of the journal and the keys, in the store's `scratch` folder, as if
         it had been restored in its place: missing requests are carried out again from the journal. Snapshots are read
-        where they are. The report says whether all that was carried out would be restored, and how long it takes.
+        where they are. The report says whether everything that was carried out would be restored, and how long it
+        takes.
 
         Args:
             backup: A ledger.db or a folder with one. For a ledger in PostgreSQL: the address of a schema in another
@@ -761,7 +762,7 @@ class Store:
                 session.close()
 
     def alive(self) -> dict[UnitId, UnitRecord]:
-        """Returns the units that may serve: built, not revoked, and all that they are built of too."""
+        """Return the units that may serve: built and not revoked, like all their ancestors."""
         return read_units(self._ledger)
 
     def candidates(self) -> dict[UnitId, ServableUnit]:
@@ -898,7 +899,7 @@ class Store:
         return found
 
     def _take_out(self, damaged: Iterable[UnitId]) -> list[UnitId]:
-        """Takes damaged units out of service, with all that was built on them, and notes it in the chain of events.
+        """Take damaged units out of service, with all units built on them, and record it in the chain of events.
 
         Args:
             damaged: The units.

@@ -67,7 +67,7 @@ def verify(store: Backend, keyring: Keyring, quiet: bool) -> Verification:
     Args:
         store: The store's backend.
         keyring: The store's keys.
-        quiet: Whether no other process works on the store, so that every file in it has to be accounted for.
+        quiet: Whether no other process works on the store, so that every file in it must be accounted for.
     """
     ledger = store.ledger
     damaged = tuple(damaged_units(store))

@@ -134,7 +134,7 @@ def is_ordinary(value: Tensor) -> bool:
     Args:
         value: The tensor.
     """
-    # a class with a dispatcher of its own would run it at every operation
+    # a class with its own dispatcher would run it at every operation
     return type(value).__torch_dispatch__ is Tensor.__torch_dispatch__
 
 

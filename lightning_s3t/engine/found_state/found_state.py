@@ -20,8 +20,8 @@ def digest_found(
 ) -> dict[str, str]:
     """Returns digests of the state that a fit finds in module, data module, collate function and callbacks.
 
-    Parameters, buffers and data sets are left out: the store compares them in ways of its own. Global variables and
-    class attributes are not covered.
+    Parameters, buffers and data sets are left out: the store compares them separately. Global variables and class
+    attributes are not covered.
 
     Args:
         trainer: The trainer.

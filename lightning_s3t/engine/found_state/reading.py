@@ -217,7 +217,7 @@ def _layout(cls: type) -> Layout:
     attributes = dicts[0] if dicts else None
     name = class_name(cls)
     container = next((base for base in _CONTAINERS if base in bases), None)
-    # the compiler's own notes, which are thrown away between units; a compiled module is the script's
+    # the compiler's own caches, which are discarded between units; a compiled module belongs to the script
     notes = any(package.startswith("torch._dynamo") for package in packages) and nn.Module not in bases
     skipped = notes or issubclass(cls, _SKIPPED)
     return Layout(cls, name, bases, container, attributes, slots, unread, read, is_value, skipped)

@@ -187,7 +187,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 class _Memory:
-    """The memory that a package is loaded from, and the storages that have been made of it."""
+    """The memory that a package is loaded from, and the storages over it."""
 
     def __init__(self, contents: memoryview) -> None:
         self._contents = contents

@@ -99,7 +99,7 @@ class ProcessSettings:
 def _start_method() -> str:
     """Returns how data loaders start their workers in a unit's process."""
     chosen, known = multiprocessing.get_start_method(allow_none=True), multiprocessing.get_all_start_methods()
-    if chosen in known:  # joblib has a method of its own, which there is only in its processes
+    if chosen in known:  # joblib has its own start method, which exists only in its processes
         return chosen
     # Python 3.14 would start a process that imports everything again; the first method is the default
     return "fork" if sys.platform == "linux" else known[0]

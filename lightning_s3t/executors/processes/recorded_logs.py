@@ -142,7 +142,7 @@ class RecordedExperiment:
 
     Args:
         record: Takes each call.
-        methods: The names of those that there are.
+        methods: The names of the existing methods.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ class BeginFit:
     """To the base: fork a process for a fit. Beside it come its channel, the package, standard output and error.
 
     Attributes:
-        header: What `Package` needs besides its file.
+        header: The layout that `Package` needs besides its file.
         on_device: Likewise.
         load_in_unit: Whether each unit's process loads the package for itself.
         environment: The script's environment variables.
@@ -104,7 +104,7 @@ class Ended:
 
 
 def serve(channel: socket.socket) -> None:
-    """Fork a process for each fit, until none was asked for in a while or the script has ended.
+    """Fork a process for each fit, until none was requested for a while or the script has ended.
 
     Args:
         channel: To the script.

@@ -106,7 +106,7 @@ class Script:
             self._send(message)
 
     def note_file(self, path: Path) -> None:
-        """Has a file put on the list for erasure; when this returns, it may be written.
+        """Register a file for erasure; after this returns, the file may be written.
 
         Args:
             path: The file.

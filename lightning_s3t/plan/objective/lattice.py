@@ -206,8 +206,8 @@ def lengths_left(sequence: SliceSequence) -> NDArray[np.int8]:
 def distinct_request_sets(probabilities: Probabilities, requests: int) -> NDArray[np.float64]:
     """Returns the chance of each set after 1, 2, ... requests, counting only those that hit a new slice.
 
-    Requests are drawn from the prior; one for a slice that was asked for before changes nothing and is not counted.
-    So the k-th request that counts is slice x with its prior, divided by the prior of all slices that are left.
+    Requests are drawn from the prior; a repeated request for a slice changes nothing and is not counted. So the k-th
+    request that counts is slice x with its prior, divided by the prior of all slices that are left.
 
     Args:
         probabilities: By slice, shape (L,).

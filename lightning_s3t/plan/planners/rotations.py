@@ -59,7 +59,7 @@ def random_sequences(slices: int, budget: int, seed: int = 0) -> Family:
 
 
 def all_sequences(slices: int, budget: int, seed: int = 0) -> Family:
-    """Every sequence there is; the budget must be L!.
+    """All sequences; the budget must be L!.
 
     Args:
         slices: Number of slices, L.

@@ -52,7 +52,7 @@ def optimal_within(
             added to them (up to 14 slices).
 
     Raises:
-        ConfigurationError: Not exactly one limit is given, or it does not pay for one sequence.
+        ConfigurationError: Not exactly one limit is given, or it is too small for one sequence.
 
     Example:
         >>> from lightning_s3t.plan import cost_of

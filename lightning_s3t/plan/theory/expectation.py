@@ -101,7 +101,7 @@ def retention_bound(shards: int, sequences: Iterable[Iterable[int]], requests: i
     k/(mL))^r)^d. The sum over k is the bound.
 
     For L rotations d is L/k, rounded down: the number min(B, L/k) in the paper's statement on retained performance,
-    which takes it for any B. For B < L rotations that start one slice apart there are fewer such prefixes, and the
+    which uses it for any B. For B < L rotations that start one slice apart there are fewer such prefixes, and the
     paper's expression is above the true value; here d is counted in the given sequences.
 
     Args:

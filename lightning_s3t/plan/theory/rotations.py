@@ -7,8 +7,8 @@ and exclusion over the gaps that are larger than k,
 
     P(no gap is larger than k) = sum over j of (-1)^j C(d, j) C(L-1-jk, d-1) / C(L-1, d-1)
 
-(FedSGT, arXiv 2511.23393, has it for one shard). The number of different slices among r requests is that of a coupon
-collector.
+(FedSGT, arXiv 2511.23393, gives it for one shard). The number of different slices among r requests is a coupon
+collector's.
 """
 
 from __future__ import annotations

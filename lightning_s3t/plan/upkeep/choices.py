@@ -92,7 +92,7 @@ def steady_states(
 
 
 def cheapest(found: Iterable[SteadyState], quality: float) -> SteadyState | None:
-    """Returns the cheapest store that serves a wanted quality on 95 of 100 days; None if there is none.
+    """Return the cheapest store that serves a given quality on 95 of 100 days; None if no choice does.
 
     The cost is the compute of all fits. More shards need less of it and cost in another coin: all of them answer each
     request, and each has learnt from fewer rows (`sharding`). So compare choices for each number of shards separately

@@ -1,9 +1,9 @@
 """What serves day by day, and the cost of keeping it up, with a rate of requests and periodic fits.
 
-A fit builds all that requests have revoked, so the days between two fits repeat: after each fit the store is full.
-Given the expected requests of each day, the places (shard, slice) are first asked for at independent exponential times,
-so a trial takes as many draws as there are places, however many people there are. The units that a fit has to build are
-a closed-form expectation: a unit of stage k survives only if none of its k slices was requested.
+A fit builds all revoked units, so the days between two fits repeat: after each fit the store is full. Given the
+expected requests of each day, the places (shard, slice) are first requested at independent exponential times, so a
+trial needs one draw per place, for any number of people. The units that a fit has to build are a closed-form
+expectation: a unit of stage k survives only if none of its k slices was requested.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class SteadyState:
 
     @property
     def compute(self) -> float:
-        """The compute of the first fit and of all that come after it, in multiples of one full fine-tune."""
+        """The compute of the first and all later fits, in multiples of one full fine-tune."""
         return self.first_fit.compute + self.years * self.upkeep.compute
 
 

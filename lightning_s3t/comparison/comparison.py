@@ -102,7 +102,7 @@ class Comparison:
 
 
 def comparison_schema() -> dict[str, Any]:
-    """Return the JSON schema of a comparison's document, which docs/comparison.schema.json holds a copy of."""
+    """Return the JSON schema of a comparison's document; docs/comparison.schema.json is a copy."""
     schema = json_schema(Comparison)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

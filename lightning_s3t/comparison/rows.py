@@ -75,7 +75,7 @@ class ComparedRows:
             asking = tuple(canonical_subject(subject) for subject in requests)
             unknown = [subject for subject in asking if subject not in data.bands]
             if unknown or len(set(asking)) != len(asking):
-                what = f"{len(unknown)} of them are not in the data" if unknown else "a subject is in it twice"
+                what = f"{len(unknown)} of them are not in the data" if unknown else "a subject appears twice"
                 raise ConfigurationError(f"Expected argument `requests` to name subjects of the data, but {what}.")
             _check_count(len(asking), len(everybody))
         number = {subject: at for at, subject in enumerate(asking, start=1)}

@@ -425,7 +425,7 @@ class Fit:
         self.finished = True
         self.receipt = fit_store.receipt
         if self.receipt is not None:
-            done = {"forget": "subjects are forgotten", "rectify": "subjects are trained on as corrected"}
+            done = {"forget": "subjects are forgotten", "rectify": "subjects are trained on with corrected data"}
             rank_zero_info(
                 f"S3T: request {self.receipt.request} is carried out: {self.receipt.subjects} "
                 f"{done[self.receipt.kind]}, by {self.receipt.method!r}. Guarantee: {self.receipt.guarantee}."

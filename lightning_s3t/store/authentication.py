@@ -239,7 +239,7 @@ class Authenticator:
         found = {
             _SETTINGS_CHANGED: standing.settings_are_right,
             _END_CHANGED: standing.head_is_right,
-            "what is noted of its floor": _same(standing.notes.get(_FLOOR_MAC, ""), standing.floor_mac),
+            "the record of its floor": _same(standing.notes.get(_FLOOR_MAC, ""), standing.floor_mac),
             _PEOPLE_CHANGED: standing.people == self._sum_of_people(standing.key) % _MODULUS,
         }
         entries = [*self._ledger.entries(), *(one.entry for one in self._ledger.aside())]

@@ -28,7 +28,7 @@ from lightning_s3t.store.settings import check_settings, normalise
 from lightning_s3t.store.tensors import encode_snapshot
 from lightning_s3t.store.units import read_units
 
-_BASE = "base"  # the name of the attempt that puts the head's start
+_BASE = "base"  # the name of the attempt that puts the head's initial state
 
 
 class BuildSession:

@@ -151,7 +151,7 @@ def clear_begun(store: Backend) -> str:
     text = store.ledger.notes(BEGUN).get(BEGUN)
     if not text:
         return ""
-    with ledger_errors("Where the store was being copied to"):
+    with ledger_errors("The target of the store's copy"):
         begun = read_json(_Begun, text.encode())
     folder, where = Path(begun.folder), begun.place or begun.folder
     if not _is_own(store.folder, begun.inode):
@@ -282,7 +282,7 @@ def _copy_snapshots(store: Backend, copy: Backend, progress: Progress) -> None:
     owners: dict[str, str] = {}
     for owner, file in store.ledger.owned():
         if file.path in store.snapshots.owned([file.path]):
-            owners.setdefault(Path(file.path).stem, owner or "the head's start")
+            owners.setdefault(Path(file.path).stem, owner or "the head's initial state")
     for number, (digest, owner) in enumerate(sorted(owners.items())):
         progress(number, len(owners))
         if copy.snapshots.is_whole(digest):
@@ -459,7 +459,7 @@ def _read_origin(ledger: Ledger) -> _Origin | None:
     text = ledger.notes(NOTE).get(NOTE)
     if not text:
         return None
-    with ledger_errors("What the store is a copy of"):
+    with ledger_errors("The origin of the store's copy"):
         return read_json(_Origin, text.encode())
 
 

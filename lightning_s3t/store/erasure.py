@@ -176,7 +176,7 @@ def _noted(store: Backend) -> tuple[list[QueuedFile], set[str]]:
     for path in outside:
         if not os.path.isabs(path):
             raise StoreError(
-                f"The ledger of the store {store.folder} notes {path!r} for erasure, which is neither a snapshot nor "
+                f"The ledger of the store {store.folder} lists {path!r} for erasure, which is neither a snapshot nor "
                 "a registered file: the ledger was changed. Nothing was removed, and nothing is served. Restore the "
                 "ledger from a backup."
             )

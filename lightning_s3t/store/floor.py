@@ -55,7 +55,7 @@ def read_states(store: Backend) -> dict[str, FloorState]:
     kept = store.ledger.notes(NOTE).get(NOTE)
     if kept is None:
         return {}
-    with ledger_errors("What the ledger notes of the floor"):
+    with ledger_errors("The record of the floor"):
         found: dict[str, Any] = json.loads(kept)
         return {
             source: FloorState(**{**state, "part": FloorPart.model_validate(state["part"])})

@@ -72,7 +72,7 @@ def check_own_files(folder: Path) -> None:
         mode = found.st_mode
         plain = stat.S_ISDIR if name in _FOLDERS else stat.S_ISREG
         if not plain(mode):
-            what = "a link, and links are not followed" if stat.S_ISLNK(mode) else "something else"
+            what = "a symbolic link, and links are not followed" if stat.S_ISLNK(mode) else "something else"
             kind = "folder" if name in _FOLDERS else "file"
             raise StoreError(
                 f"{folder / name} is {what}. Expected a {kind} that belongs to the store: put it there, or mount its "

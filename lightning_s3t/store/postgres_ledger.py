@@ -752,7 +752,7 @@ class PostgresLedger(SqlLedger):
             for name, as_of, digest, score, record, mac, key, provenance in rows:
                 one = Artifact(name, (), _decode(key), digest, score, _decode(provenance), as_of, mac)
                 if one.record != record:
-                    raise ValueError(f"unit {name} is not what was written")
+                    raise ValueError(f"unit {name} does not match what was written")
                 found.append(one)
         return found
 
@@ -978,7 +978,7 @@ class PostgresLedger(SqlLedger):
 
     def _check_here(self, mark: str | None) -> None:
         if mark is not None:
-            with ledger_errors("Where the store was copied to"):
+            with ledger_errors("The target of the store's copy"):
                 target, token = json.loads(mark)
             raise MovedError(self._folder, str(target), str(token))
 

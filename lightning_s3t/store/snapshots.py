@@ -141,7 +141,7 @@ class SnapshotFolder(SnapshotNames):
             raise DamagedError(f"The snapshot of {what} is missing: {path}. {NOT_SERVED}") from error
         except OSError as error:
             if error.errno == errno.ELOOP:
-                raise DamagedError(f"The snapshot of {what} is a link: {path}. {NOT_SERVED}") from error
+                raise DamagedError(f"The snapshot of {what} is a symbolic link: {path}. {NOT_SERVED}") from error
             raise StoreError(
                 f"The snapshot of {what} cannot be read: {path} ({error.strerror}). Remove the cause, and try again."
             ) from error

@@ -464,7 +464,7 @@ class SqliteLedger(SqlLedger):
         ]
         for artifact, record in found:
             if artifact.record != record:
-                raise ValueError(f"unit {artifact.name} is not what was written")
+                raise ValueError(f"unit {artifact.name} does not match what was written")
         return [artifact for artifact, _ in found]
 
     @override
@@ -647,7 +647,7 @@ class SqliteLedger(SqlLedger):
         self._many("INSERT OR REPLACE INTO erasures VALUES (?, ?, ?, ?, ?)", rows)
 
     @override
-    @_decoding("The list of what is to be erased")
+    @_decoding("The list of files to erase")
     def queued(self) -> list[QueuedFile]:
         rows = self._rows("SELECT path, request, bytes, evidence, left_alone FROM erasures ORDER BY request, path")
         return [
@@ -704,7 +704,7 @@ class SqliteLedger(SqlLedger):
 
     def _check_here(self) -> None:
         for (mark,) in self._rows(f"SELECT value FROM notes WHERE name = '{_MOVED}'"):
-            with ledger_errors("Where the store was copied to"):
+            with ledger_errors("The target of the store's copy"):
                 target, token = json.loads(mark)
             raise MovedError(self._path.parent, str(target), str(token))
 

@@ -103,7 +103,7 @@ class Store:
         self._backend = backend
         self._ledger = ledger = backend.ledger
         settle(backend)
-        with ledger_errors(f"What the store {path} was made with"):
+        with ledger_errors(f"The record of the settings of the store {path}"):
             self.settings = read_settings(ledger, path)
             self.manifest = Manifest.of(self.settings)
             self._keyring = Keyring(backend)
@@ -586,7 +586,7 @@ class Store:
     @property
     def options(self) -> dict[str, Any]:
         """Settings that may change from fit to fit, JSON-ready: which sequences, the app's config."""
-        with ledger_errors(f"What the store {self.path} notes of its fits"):
+        with ledger_errors(f"The record of the fits of the store {self.path}"):
             found: dict[str, Any] = json.loads(self._ledger.notes("options").get("options", "{}"))
         return found
 
@@ -799,7 +799,9 @@ class Store:
         digest = self._ledger.notes("base").get("base")
         if digest is None:
             return None
-        return decode_snapshot(self._backend.snapshots.get(digest, "the head's start"), "the head's start")
+        return decode_snapshot(
+            self._backend.snapshots.get(digest, ("the head's initial state")), "the head's initial state"
+        )
 
     def heads(self) -> dict[str, FloorState]:
         """Return the records of closed-form heads, by the source of their features: "pretrained", or a unit's name."""

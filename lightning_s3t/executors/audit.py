@@ -105,7 +105,8 @@ class AuditReport:
 
         That is a training without the forgotten, if the audit was not given rows of theirs.
         """
-        compared = [found for found in (*self.units, *self.heads) if found.outcome != "revoked meanwhile"]
+        found_all: tuple[UnitAudit | HeadAudit, ...] = (*self.units, *self.heads)
+        compared = [found for found in found_all if found.outcome != "revoked meanwhile"]
         return bool(compared) and all(found.outcome == "equal" for found in compared)
 
     def to_json(self) -> str:

@@ -15,8 +15,8 @@ class Tick:
     """A mark on an axis.
 
     Attributes:
-        at: Where it is, in pixels.
-        label: What it says.
+        at: Its position, in pixels.
+        label: Its text.
     """
 
     at: float
@@ -91,7 +91,7 @@ class Axes:
 
     @property
     def y_ticks(self) -> list[Tick]:
-        """The marks beside the chart."""
+        """The marks next to the chart."""
         if self.percent:
             return [Tick(self.y(part / 4 * self.most_y), f"{25 * part * self.most_y:.0f} %") for part in range(5)]
         return [Tick(self.y(value), f"{value:,.0f}") for value in _round_values(self.most_y)]

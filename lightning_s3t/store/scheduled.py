@@ -1,4 +1,4 @@
-"""Scheduled requests: who waits to be forgotten, and where, is what the history says."""
+"""Scheduled requests, and the check that the table of waiting subjects matches the history."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class ScheduledRequest:
     Attributes:
         request_id: The name.
         state: Whether it waits, was cancelled, or was carried out.
-        due: When it is to be carried out (UTC, ISO 8601); "" if all of its subjects had been forgotten before.
-        subjects: How many subjects were noted.
-        asked: A keyed digest of whom it is for.
+        due: When to carry it out (UTC, ISO 8601); "" if all of its subjects had been forgotten before.
+        subjects: Number of recorded subjects.
+        asked: A keyed digest of its subjects.
         alone: The keyed hashes of those who wait for it and for no other scheduled request.
     """
 
@@ -36,12 +36,12 @@ class ScheduledRequest:
 
 
 def find_scheduled(store: Backend, keyring: Keyring, request_id: str) -> ScheduledRequest | None:
-    """Return what is known of a scheduled request; within a transaction, or at one time.
+    """Return a scheduled request; within a transaction or a consistent read.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         keyring: The store's keys.
-        request_id: What the caller has named it.
+        request_id: The caller's name for it.
 
     Raises:
         StoreError: The history of scheduled requests was changed.
@@ -79,7 +79,7 @@ def find_scheduled(store: Backend, keyring: Keyring, request_id: str) -> Schedul
     waiting = store.ledger.waiting(mine)
     state: ScheduleState = "cancelled" if cancelled else "scheduled" if waiting else "carried out"
     if state == "carried out" and not store.ledger.forgotten(mine) and body.pending:
-        state = "cancelled"  # all of its subjects were, by others
+        state = "cancelled"  # all of its subjects were forgotten by other requests
     due = min((time for _, time, _ in body.pending), default="")
     alone = frozenset(hash_ for hash_ in waiting if waits_for[hash_] == {position})
     return ScheduledRequest(request_id, state, due, len(body.pending), body.asked, alone)
@@ -89,7 +89,7 @@ def check_scheduled(store: Backend, keyring: Keyring) -> None:
     """Check that no scheduled request was taken out, moved, or made up.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         keyring: The store's keys.
 
     Raises:
@@ -106,9 +106,9 @@ def check_scheduled(store: Backend, keyring: Keyring) -> None:
     wrong = {hash_: what for hash_, what in expected.items() if hash_ not in gone}.items() ^ found.items()
     if wrong:
         raise StoreError(
-            f"{len({hash_ for hash_, _ in wrong})} scheduled requests of the store {store.folder} are not what its "
-            "history says: they were changed without the store's key, or the ledger is damaged. Nothing is served. "
-            "Restore the ledger from a backup (what it lacks is carried out again from the journal)."
+            f"{len({hash_ for hash_, _ in wrong})} scheduled requests of the store {store.folder} do not match its "
+            "history: they were changed without the store's key, or the ledger is damaged. Nothing is served. "
+            "Restore the ledger from a backup (missing requests are carried out again from the journal)."
         )
 
 

@@ -69,16 +69,20 @@ class PlainFork:
             modules: The modules that units import.
         """
 
-    def kill(self, number: int) -> None:
-        """Ends a unit's process, and waits until it has ended.
+    def kill(self, number: int) -> Collection[Ended]:
+        """End a unit's process, and wait for its end.
 
         Args:
-            number: Which.
+            number: The process.
+
+        Returns:
+            Nothing: each of the other processes has its own source.
         """
         for source, (pid, other) in list(self._running.items()):
             if other == number:
                 kill_all([pid])
                 self.ended(source)
+        return ()
 
     def ended(self, source: Any) -> Iterable[Ended]:
         """Returns which process has ended.

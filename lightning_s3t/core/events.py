@@ -128,7 +128,8 @@ class Cancellation:
     Attributes:
         layers: How many keys had been used to hash ids.
         pending: The keyed hash of each of them.
-        request_id: The name of the scheduled request that is cancelled; None where subjects were named.
+        request_id: The name of the request that is cancelled or refused; None where subjects were named.
+        reason: Why it is refused; "" where it is cancelled. A request may be refused that was never scheduled.
     """
 
     __pydantic_config__ = STRICT
@@ -136,6 +137,7 @@ class Cancellation:
     layers: Number
     pending: tuple[str, ...]
     request_id: str | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)

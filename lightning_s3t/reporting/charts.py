@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from lightning_s3t.core.receipts import Receipt
+from lightning_s3t.plan.outlook import Outlook
 
 WIDTH, HEIGHT = 640, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 36
@@ -95,6 +99,38 @@ class Axes:
         if self.percent:
             return [Tick(self.y(part / 4 * self.most_y), f"{25 * part * self.most_y:.0f} %") for part in range(5)]
         return [Tick(self.y(value), f"{value:,.0f}") for value in _round_values(self.most_y)]
+
+
+def survival_chart(found: Outlook | None) -> dict[str, Any] | None:
+    """Return how much of the data serves after further requests, for the template to draw.
+
+    Args:
+        found: The outlook; None if there is none, and so no chart.
+    """
+    if found is None:
+        return None
+    axes = Axes(most_x=found.requests[-1], most_y=1.0, percent=True)
+    return {
+        "axes": axes,
+        "mean": axes.line(found.requests, found.mean),
+        "low": axes.line(found.requests, found.low),
+        "half": next((r for r, share in zip(found.requests, found.mean, strict=True) if share < 0.5), None),
+    }
+
+
+def revoked_chart(receipts: Sequence[Receipt]) -> dict[str, Any] | None:
+    """Return how many units requests have revoked so far, for the template to draw.
+
+    Args:
+        receipts: Those of all requests, in order. If none has revoked a unit, there is no chart.
+    """
+    if not any(receipt.revoked_units for receipt in receipts):
+        return None
+    totals = [0]
+    for receipt in receipts:
+        totals.append(totals[-1] + receipt.revoked_units)
+    axes = Axes(most_x=len(receipts), most_y=totals[-1])
+    return {"axes": axes, "revoked": axes.steps(range(len(totals)), totals)}
 
 
 def _round_values(most: float) -> list[int]:

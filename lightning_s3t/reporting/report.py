@@ -9,7 +9,8 @@ from typing import Any
 from lightning_s3t.core.receipts import Receipt
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.plan.outlook import Outlook, outlook
-from lightning_s3t.reporting.charts import Axes
+from lightning_s3t.reporting.charts import revoked_chart, survival_chart
+from lightning_s3t.reporting.pages import page_templates
 from lightning_s3t.store import Overview, Store, UnitRecord, Verification
 
 _POINTS = 60
@@ -131,17 +132,10 @@ class StoreReport:
 
     def to_html(self) -> str:
         """Return the report as one HTML page: no scripts, nothing loaded from elsewhere."""
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-
-        environment = Environment(
-            loader=PackageLoader("lightning_s3t.reporting", "templates"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        return environment.get_template("report.html").render(
-            report=self, survival=_survival_chart(self.outlook), revoked=_revoked_chart(self.receipts)
+        return (
+            page_templates()
+            .get_template("report.html")
+            .render(report=self, survival=survival_chart(self.outlook), revoked=revoked_chart(self.receipts))
         )
 
 
@@ -200,25 +194,3 @@ def _versions_of(alive: Mapping[UnitId, UnitRecord]) -> dict[str, tuple[str, ...
         for package, version in known.items():
             found.setdefault(package, set()).add(str(version))
     return {package: tuple(sorted(versions)) for package, versions in sorted(found.items())}
-
-
-def _survival_chart(found: Outlook | None) -> dict[str, Any] | None:
-    if found is None:
-        return None
-    axes = Axes(most_x=found.requests[-1], most_y=1.0, percent=True)
-    return {
-        "axes": axes,
-        "mean": axes.line(found.requests, found.mean),
-        "low": axes.line(found.requests, found.low),
-        "half": next((r for r, share in zip(found.requests, found.mean, strict=True) if share < 0.5), None),
-    }
-
-
-def _revoked_chart(receipts: Sequence[Receipt]) -> dict[str, Any] | None:
-    if not any(receipt.revoked_units for receipt in receipts):
-        return None
-    totals = [0]
-    for receipt in receipts:
-        totals.append(totals[-1] + receipt.revoked_units)
-    axes = Axes(most_x=len(receipts), most_y=totals[-1])
-    return {"axes": axes, "revoked": axes.steps(range(len(totals)), totals)}

@@ -27,6 +27,7 @@ class ControlSettings(_Section):
         max_bytes: The size of a request's body, at most.
         max_subjects: How many subjects a request may name.
         due_every: After how many seconds to look for scheduled requests that are due.
+        answer_within: Within how many days a request has to be answered: what the desk reckons with.
     """
 
     host: str = "127.0.0.1"
@@ -35,6 +36,7 @@ class ControlSettings(_Section):
     max_bytes: Annotated[int, Field(ge=1024)] = 1_048_576
     max_subjects: Annotated[int, Field(ge=1)] = 10_000
     due_every: Annotated[float, Field(gt=0)] = 10.0
+    answer_within: Annotated[int, Field(ge=1, le=3650)] = 30
 
 
 class ServiceSettings(_Section):

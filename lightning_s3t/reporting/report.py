@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lightning_s3t.core.receipts import Receipt
 from lightning_s3t.core.units import UnitId
-from lightning_s3t.plan.outlook import Outlook, outlook
-from lightning_s3t.reporting.charts import revoked_chart, survival_chart
+from lightning_s3t.plan.outlook import Outlook
+from lightning_s3t.reporting.charts import outlook_of, revoked_chart, survival_chart
 from lightning_s3t.reporting.pages import page_templates
 from lightning_s3t.store import Overview, Store, UnitRecord, Verification
-
-_POINTS = 60
 
 
 @dataclass(frozen=True)
@@ -118,17 +116,11 @@ class StoreReport:
             store.count_forgotten(),
             tuple(ServingUnit.of(unit, alive[unit]) for unit in overview.serving.values()),
             tuple(_mean_scores(alive, overview.slices)),
-            _outlook_of(store, overview, list(alive)),
+            outlook_of(store, overview),
             _versions_of(alive),
             verification,
             len(store.history()),
         )
-
-    @property
-    def served_share(self) -> float:
-        """The share of the slices that the survivors were trained on, from 0 to 1."""
-        found = self.overview
-        return sum(unit.stage for unit in found.serving.values()) / max(1, found.shards * found.slices)
 
     def to_html(self) -> str:
         """Return the report as one HTML page: no scripts, nothing loaded from elsewhere."""
@@ -170,21 +162,6 @@ def _mean_scores(alive: Mapping[UnitId, UnitRecord], slices: int) -> list[float 
             by_stage.setdefault(unit.stage, []).append(record.score)
     stages = (by_stage.get(stage) for stage in range(1, slices + 1))
     return [sum(scores) / len(scores) if scores else None for scores in stages]
-
-
-def _outlook_of(store: Store, overview: Overview, alive: Sequence[UnitId]) -> Outlook | None:
-    if overview.response != "revoke" or not alive:
-        return None
-    shares: list[float] = [1.0] * overview.shards
-    if overview.generations:  # who came later has a shard of their own, with fewer people
-        first, *later = store.count_generations()
-        shards = overview.shards - len(overview.generations)
-        shares = [first / shards] * shards + [float(count) for count in later]
-    if not any(shares):
-        return None
-    most = max(10, round(1.5 * overview.capacity))
-    step = max(1, most // _POINTS)
-    return outlook(alive, shares, overview.slices, range(0, most + 1, step))
 
 
 def _versions_of(alive: Mapping[UnitId, UnitRecord]) -> dict[str, tuple[str, ...]]:

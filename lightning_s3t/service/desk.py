@@ -14,13 +14,12 @@ from importlib.resources import files
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, HTTPException, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from lightning_s3t.errors import UnknownSubjectError
-from lightning_s3t.reporting import StoreReport
-from lightning_s3t.reporting.charts import survival_chart
+from lightning_s3t.reporting.charts import outlook_of, survival_chart
 from lightning_s3t.reporting.pages import page_templates
-from lightning_s3t.service.bodies import RequestId, RequestState
+from lightning_s3t.service.bodies import RequestId
 from lightning_s3t.service.guard import Guard
 from lightning_s3t.service.requests import ask, end, waits_for_fit
 from lightning_s3t.service.tokens import Role
@@ -72,9 +71,16 @@ class _Ask(_Body):
         return datetime.combine(self.on, time(), timezone.utc)
 
 
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    if not line.isprintable():
+        raise ValueError("characters that cannot be printed")
+    return line
+
+
 class _End(_Body):
     request_id: RequestId
-    reason: Annotated[str, Field(max_length=500)] = ""
+    reason: Annotated[str, Field(max_length=500), AfterValidator(_one_line)] = ""
 
 
 DESK_FIELDS = {*_Ask.model_fields, *_End.model_fields}
@@ -128,16 +134,16 @@ def add_desk(app: FastAPI, store: Store, guard: Guard, days: int) -> None:
         return Response(text, headers=_HEADERS, media_type="text/html")
 
     def sections(template: str, role: Role, **values: Any) -> Response:
-        today, requests = _today(), store.scheduled_requests()
-        report = StoreReport.of(store, verify=False)
+        requests, overview = store.scheduled_requests(), store.status()
         return page(
             template,
             role=role,
-            report=report,
-            survival=survival_chart(report.outlook),
-            open_requests=list(OpenRequest.of(requests, days, today)),
+            found=overview,
+            forgotten=store.count_forgotten(),
+            survival=survival_chart(outlook_of(store, overview)),
+            open_requests=list(OpenRequest.of(requests, days, _today())),
             ended=[one for one in reversed(requests) if one.is_ended and one.request_id is not None],
-            receipts=report.receipts[: -_RECEIPTS - 1 : -1],
+            receipts=store.receipts(after=max(0, overview.requests - _RECEIPTS))[::-1],
             **values,
         )
 
@@ -174,14 +180,14 @@ def add_desk(app: FastAPI, store: Store, guard: Guard, days: int) -> None:
 
     @desk.post("/end")
     def end_request(body: _End, role: Role = may_ask) -> Response:
-        done: RequestState = end(store, body.request_id, body.reason.strip())
+        done = end(store, body.request_id, body.reason)
         return sections("done.html", role, done=done)
 
     app.include_router(desk)
 
 
 def _file(package: str, name: str) -> bytes:
-    return files(f"lightning_s3t.{package}").joinpath("templates", name).read_bytes()
+    return (files(f"lightning_s3t.{package}") / "templates" / name).read_bytes()
 
 
 def _today() -> date:

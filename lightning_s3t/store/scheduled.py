@@ -109,8 +109,8 @@ class _Scheduled:
 
     def _add_cancellation(self, keyring: Keyring, event: Event, body: Cancellation) -> None:
         if body.request_id is None:
-            for hash_ in body.pending:
-                self._waits_for.pop(keyring.renew(bytes.fromhex(hash_), body.layers), None)
+            for text in body.pending:
+                self._waits_for.pop(keyring.renew(bytes.fromhex(text), body.layers), None)
             return
         position = self._named.setdefault(body.request_id, event.position)
         self._events.setdefault(position, event)

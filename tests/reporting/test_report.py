@@ -82,7 +82,7 @@ def test_a_store_that_serves_nothing_says_so(tmp_path: Path) -> None:
         store.forget([in_place(shard, slice_) for shard in range(2) for slice_ in range(3)])
         report = StoreReport.of(store)
         assert report.outlook is None
-        assert report.served_share == 0
+        assert report.overview.served_share == 0
         assert "2 of 2 shards serve nothing" in Page(report.to_html()).text
 
 

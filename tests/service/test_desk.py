@@ -216,10 +216,12 @@ def test_what_others_have_written_is_text(door: TestClient, text: str) -> None:
         assert shown in page.text
 
 
-def test_what_is_too_large_is_refused(door: TestClient) -> None:
+def test_what_is_too_large_or_no_text_is_refused(door: TestClient) -> None:
     assert post(door, "person", subject="x" * 1001).status_code == 422
     assert post(door, "person", subject="x" * 2_000_000).status_code == 413
-    assert post(door, "end", reason="x" * 501).status_code == 422
+    for reason in ("x" * 501, "a\u200bb"):
+        assert post(door, "end", reason=reason).status_code == 422
+    assert "why not" in page_of(door, "end", reason="why\xa0\nnot").text
     assert post(door, "forget", request_id="x" * 201).status_code == 422
 
 

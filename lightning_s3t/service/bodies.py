@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+from fastapi.responses import JSONResponse
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 RequestId = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[!-.0-~]+$")]
@@ -72,6 +74,19 @@ class ErrorBody(BaseModel):
     """
 
     error: ErrorDetail
+
+
+def error_response(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Return the answer to a call that failed, which is an ASGI application too.
+
+    Args:
+        status: The HTTP status.
+        code: For programs.
+        message: For people.
+        headers: Further headers.
+    """
+    body = ErrorBody(error=ErrorDetail(code=code, message=message)).model_dump(mode="json")
+    return JSONResponse(body, status, dict(headers) if headers is not None else None)
 
 
 class Scheduled(BaseModel):

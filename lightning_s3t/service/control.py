@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,13 +26,13 @@ from lightning_s3t.errors import (
 )
 from lightning_s3t.service.bodies import (
     ErrorBody,
-    ErrorDetail,
     ForgetBody,
     RequestId,
     RequestState,
     Scheduled,
     StatusBody,
     VerifyBody,
+    error_response,
 )
 from lightning_s3t.service.desk import DESK_FIELDS, add_desk
 from lightning_s3t.service.guard import Guard
@@ -256,32 +256,27 @@ def _add_error_handlers(app: FastAPI) -> None:
         message = _MESSAGES.get(code) or {404: "There is nothing here.", 405: "Not that method."}.get(
             error.status_code, "The request cannot be read."
         )
-        return _error(error.status_code, code, message, error.headers)
+        return error_response(error.status_code, code, message, error.headers)
 
     async def of_validation(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         known = {*ForgetBody.model_fields, *DESK_FIELDS, "body", "path", "query", "after", "request"}
         where = sorted({".".join(str(part) for part in one["loc"] if part in known) for one in error.errors()})
-        return _error(422, "invalid", f"Not what is expected: {', '.join(where)}. See /openapi.json.")
+        return error_response(422, "invalid", f"Not what is expected: {', '.join(where)}. See /openapi.json.")
 
     async def of_store(request: Request, error: Exception) -> JSONResponse:
         if isinstance(error, UnknownSubjectError):
-            return _error(404, "unknown_subject", _MESSAGES["unknown_subject"])
+            return error_response(404, "unknown_subject", _MESSAGES["unknown_subject"])
         if isinstance(error, DataError):
-            return _error(422, "invalid", _MESSAGES["invalid"])
+            return error_response(422, "invalid", _MESSAGES["invalid"])
         if isinstance(error, ConfigurationError):
-            return _error(409, "conflict", _MESSAGES["conflict"])
+            return error_response(409, "conflict", _MESSAGES["conflict"])
         if isinstance(error, StoreError):
             _log.error("%s: %s", type(error).__name__, error)
         if isinstance(error, LedgerUnreachableError):
-            return _error(503, "unreachable", _MESSAGES["unreachable"], {"Retry-After": str(_RETRY_AFTER)})
-        return _error(500, "store", _MESSAGES["store"])
+            return error_response(503, "unreachable", _MESSAGES["unreachable"], {"Retry-After": str(_RETRY_AFTER)})
+        return error_response(500, "store", _MESSAGES["store"])
 
     app.add_exception_handler(StarletteHTTPException, of_http)
     app.add_exception_handler(RequestValidationError, of_validation)
     app.add_exception_handler(S3TError, of_store)
-
-
-def _error(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    body = ErrorBody(error=ErrorDetail(code=code, message=message)).model_dump(mode="json")
-    return JSONResponse(body, status, dict(headers) if headers is not None else None)

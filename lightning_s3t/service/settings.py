@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lightning_s3t.core.imports import import_object
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.store.leases import MAX_STALENESS
 
@@ -110,3 +112,23 @@ def read_settings(path: Path) -> ServiceSettings:
             for one in error.errors()
         )
         raise ConfigurationError(f"The settings {path} cannot be used. {wrong}.") from error
+
+
+def import_named(path: str) -> Callable[..., Any]:
+    """Import a function that the settings name.
+
+    Args:
+        path: Its import path.
+
+    Raises:
+        ConfigurationError: There is no such function.
+
+    Example:
+        >>> import_named("math:sqrt")(9)
+        3.0
+    """
+    found = import_object(path, "a function, as my_app:make_model")
+    if not callable(found):
+        raise ConfigurationError(f"{path} cannot be called. Expected a function, as my_app:make_model.")
+    function: Callable[..., Any] = found
+    return function

@@ -183,7 +183,13 @@ def _add_looks(app: FastAPI, store: Store, guard: Guard, multiprocess: str | Non
             units=found.units,
         )
 
-    @app.get("/metrics", dependencies=[may_look], responses=_ERRORS, summary="Metrics for Prometheus")
+    @app.get(
+        "/metrics",
+        dependencies=[may_look],
+        responses={**_ERRORS, 200: {"content": {"text/plain": {}}, "description": "The metrics."}},
+        response_class=Response,  # of no media type of its own: errors are JSON
+        summary="Metrics for Prometheus",
+    )
     def metrics() -> Response:
         """Return metrics of the store, and of all processes of the predict door, in Prometheus' text format."""
         body, kind = render(store, multiprocess)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -59,7 +60,12 @@ def serve(store: Path, settings: ServiceSettings, tokens: Path | None) -> None:
             threading.Event().wait()  # its watching thread ends with the process
         return launch(*arguments)
 
+    def is_news(entry: logging.LogRecord) -> bool:
+        return not (stopping.is_set() and entry.msg == "Monitoring worker crashed")
+
     server.launch_single_inference_worker = launch_again
+    # its watching thread may ask the process that keeps what its processes share once more, when that has ended
+    logging.getLogger("litserve.server").addFilter(is_news)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     try:

@@ -245,6 +245,7 @@ _MESSAGES = {
     "unknown_subject": "The store has never seen one of the subjects. Nothing was changed.",
     "conflict": "The name was given to another request, or was cancelled or refused. Nothing was changed.",
     "nameless": "Expected a name for the request. Nothing was changed.",
+    "now_or_later": "Expected either now or a day, not both. Nothing was changed.",
     "not_later": "Expected a later day than today (UTC). Nothing was changed.",
     "other_form": "The store knows this id in another Unicode form: copy it from the training data.",
     "invalid": "One of the ids cannot be one. Nothing was changed.",

@@ -65,6 +65,8 @@ class _Ask(_Body):
     def at(self, today: date) -> datetime | None:
         """Return when to carry it out; None for now."""
         if self.when == "now":
+            if self.on:  # a day that was chosen, and "later" forgotten
+                raise HTTPException(422, "now_or_later")
             return None
         if not self.on or self.on <= today:  # a slip in the year must not be "at once"
             raise HTTPException(422, "not_later")

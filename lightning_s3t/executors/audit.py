@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,17 +14,20 @@ import torch
 from torch import Tensor
 
 from lightning_s3t.columns import counted
+from lightning_s3t.core.floor import PRETRAINED, FloorPart
 from lightning_s3t.engine.lightning_internals import is_deterministic
 from lightning_s3t.engine.run_record import versions
 from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.errors import ConfigurationError, RevokedError
 from lightning_s3t.executors.fit_store import Base, FitStore, Generations
+from lightning_s3t.executors.head_building import HeadBuilder
 from lightning_s3t.executors.unit_plan import FitPlan
 from lightning_s3t.methods import UnlearningMethod
 from lightning_s3t.plan import SequenceChoice, SliceSequence, UnitId
 from lightning_s3t.store import Store
 from lightning_s3t.store.ledger import Mark, Tombstone
 from lightning_s3t.store.registry import Newcomers
+from lightning_s3t.store.settings import check_settings
 
 Outcome = Literal["equal", "differs", "data changed", "revoked meanwhile"]
 
@@ -48,12 +51,37 @@ class UnitAudit:
 
 
 @dataclass(frozen=True)
+class HeadAudit:
+    """What the audit of a closed-form head found: its sums, against those over the same rows read again.
+
+    Attributes:
+        source: What its features are of: "pretrained" for the floor, or the name of the unit that the head is on.
+        outcome: "equal" to the last bit; "differs"; "data changed" since the head was built, so that there is nothing
+            to compare it with; "revoked meanwhile" if a request has come in.
+        tensor: The sums that differ most.
+        difference: The largest absolute difference in them.
+    """
+
+    source: str
+    outcome: Outcome
+    tensor: str | None = None
+    difference: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """What to call the head."""
+        return "the floor" if self.source == PRETRAINED else f"the head on unit {self.source}"
+
+
+@dataclass(frozen=True)
 class AuditReport:
     """What an audit found.
 
     Attributes:
         store: The store's folder.
         units: Those that were chosen, in order.
+        heads: The floor, and the closed-form heads on the chosen units; empty where the store has none, or the audit
+            was not given the floor's arguments.
         survivors: How many there were to choose from.
         forgotten: How many subjects the store has forgotten.
         rows_of_forgotten: How many rows of theirs the audit was given. It has trained without them, but what a script
@@ -69,15 +97,17 @@ class AuditReport:
     rows_of_forgotten: int
     deterministic: bool
     notes: tuple[str, ...] = ()
+    heads: tuple[HeadAudit, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether every chosen unit that is still there is, bit for bit, what was trained again.
+        """Whether all that was chosen and is still there is, bit for bit, what was trained again.
 
         That is a training without the forgotten, if the audit was not given rows of theirs.
         """
-        compared = [unit for unit in self.units if unit.outcome != "revoked meanwhile"]
-        return bool(compared) and all(unit.outcome == "equal" for unit in compared)
+        found_all: tuple[UnitAudit | HeadAudit, ...] = (*self.units, *self.heads)
+        compared = [found for found in found_all if found.outcome != "revoked meanwhile"]
+        return bool(compared) and all(found.outcome == "equal" for found in compared)
 
     def to_json(self) -> str:
         """Returns the report as a JSON document."""
@@ -99,6 +129,17 @@ class AuditReport:
                 lines.append(f"Unit {unit.unit} differs, by up to {unit.difference:.3g} in {unit.tensor}.")
             elif unit.outcome != "equal":
                 lines.append(f"Unit {unit.unit}: {unit.outcome}.")
+        if self.heads:
+            equal = sum(head.outcome == "equal" for head in self.heads)
+            lines.append(
+                f"The sums of {equal} of {counted(len(self.heads), 'closed-form head')} are, bit for bit, those of the "
+                "same rows read again."
+            )
+        for head in self.heads:
+            if head.outcome == "differs":
+                lines.append(f"The sums of {head.name} differ, by up to {head.difference:.3g} in {head.tensor!r}.")
+            elif head.outcome != "equal":
+                lines.append(f"{head.name[0].upper()}{head.name[1:]}: {head.outcome}.")
         return "\n".join([*lines, *self.notes])
 
 
@@ -116,7 +157,8 @@ class AuditTarget:
         units: The units to build: those and what they stand on, parents before children.
 
     Raises:
-        ConfigurationError: There is no survivor, or none of that name; or the method is not an exact one.
+        ConfigurationError: There is no survivor and no floor, or no survivor of that name; or the method is not an
+            exact one.
     """
 
     def __init__(self, store: Store, chosen: int | Iterable[str] | Literal["all"], seed: int, scratch: Path) -> None:
@@ -129,7 +171,9 @@ class AuditTarget:
                 "gives. An audit compares bit for bit, so it takes stores of exact methods."
             )
         self._alive = store.alive()
-        self.chosen = _choose(tuple(self._alive), chosen, seed)
+        self._heads = {source: state for source, state in store.heads().items() if state.complete}
+        floor_alone = not self._alive and PRETRAINED in self._heads and chosen == "all"
+        self.chosen = () if floor_alone else _choose(tuple(self._alive), chosen, seed)
         self.units = tuple(dict.fromkeys(ancestor for unit in self.chosen for ancestor in unit.lineage))
         self._report: AuditReport | None = None
 
@@ -177,6 +221,56 @@ class AuditTarget:
             deterministic,
             tuple(notes),
         )
+
+    def compare_heads(self, heads: HeadBuilder | None, built: Store, groups: int, as_of: int) -> None:
+        """Builds the floor and the heads on chosen units again, and compares them, for the report.
+
+        Args:
+            heads: Builds them in the scratch store; None if the audit was not given the floor's arguments.
+            built: The scratch store, with the units.
+            groups: Number of layer groups.
+            as_of: The newest request of the audited store that the data is without.
+        """
+        report = self.report
+        if not self._heads:
+            return
+        if heads is None:
+            note = (
+                "Not examined: the floor and the closed-form heads on units. The store has them, and the callback was "
+                "given no `floor`. Audit with the same arguments as the fit."
+            )
+            self._report = replace(report, notes=(*report.notes, note))
+            return
+        there = built.alive()
+        units = [unit for unit in self.chosen if str(unit) in self._heads and unit in there]
+        heads.build_floor()
+        heads.build_on(units, groups)
+        found = tuple(self._compare_head(unit, heads, built, as_of) for unit in (None, *units))
+        self._report = replace(report, heads=found)
+
+    def check_floor(self, part: FloorPart) -> None:
+        """Refuses a floor that is made with other settings than the audited one.
+
+        Args:
+            part: What the floor is to be made with.
+
+        Raises:
+            StoreMismatchError: Naming every setting that differs.
+        """
+        for state in self._heads.values():
+            kept, given = ({"floor": found.model_dump()} for found in (state.part, part))
+            check_settings(kept, given, str(self.store.path))
+
+    def _compare_head(self, unit: UnitId | None, heads: HeadBuilder, built: Store, as_of: int) -> HeadAudit:
+        source = PRETRAINED if unit is None else str(unit)
+        kept = self.store.load_head(source)
+        if kept is None or self.store.request_number != as_of:
+            return HeadAudit(source, "revoked meanwhile")
+        if not heads.fits_the_data(self.store, unit):
+            return HeadAudit(source, "data changed")
+        again = built.load_head(source)
+        worst = _worst(kept.to_tensors(), again.to_tensors() if again is not None else {})
+        return HeadAudit(source, "equal") if worst is None else HeadAudit(source, "differs", *worst)
 
     def _compare_unit(self, unit: UnitId, built: Store, key: str | None) -> UnitAudit:
         try:
@@ -269,6 +363,10 @@ class AuditStore(FitStore):
     def _units(self) -> tuple[UnitId, ...]:
         return self._target.units
 
+    def check_floor(self, part: FloorPart) -> None:
+        """Refuses a floor that is made with other settings than the audited one."""
+        self._target.check_floor(part)
+
 
 def _choose(alive: tuple[UnitId, ...], chosen: int | Iterable[str] | Literal["all"], seed: int) -> tuple[UnitId, ...]:
     if not alive:
@@ -326,7 +424,7 @@ def _difference(one: Tensor, other: Tensor) -> float | None:
     """Returns the largest absolute difference; None if there is not one bit of it."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return float("inf")
-    if torch.equal(one.contiguous().view(torch.uint8).flatten(), other.contiguous().view(torch.uint8).flatten()):
+    if torch.equal(one.flatten().view(torch.uint8), other.flatten().view(torch.uint8)):
         return None
     apart = (one.to(torch.float64) - other.to(torch.float64)).abs()
     return float(apart.nan_to_num(nan=float("inf")).max())

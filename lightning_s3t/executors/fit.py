@@ -170,20 +170,24 @@ class Fit:
             fit_store = self._open_store(trainer, module, data, switch.builder, executor.rehearse())
             log_hyperparameters(trainer)
             heads = None
-            if self._floor is not None and self._audited is None:
+            if self._floor is not None:
                 heads = HeadBuilder(trainer, fit_store, data, *self._floor, executor.read_features)
-                heads.build_floor()
+                if self._audited is None:
+                    heads.build_floor()
             self._build(trainer, fit_store, executor.trained, lambda: executor.run(fit_store))
-            if heads is not None and self._config.floor is not None and self._config.floor.survivors:
+            if self._audited is not None:
+                self._audited.compare_heads(heads, fit_store.opened.store, self._groups, fit_store.plan.as_of)
+            elif heads is not None and self._config.floor is not None and self._config.floor.survivors:
                 self._build_on_survivors(heads)
 
     def _build_on_survivors(self, heads: HeadBuilder) -> None:
         if self.summary is None or self._budget.is_used_up:
             return  # the units' own heads answer, and the next fit goes on
-        units = self._settings
-        heads.build_on(
-            [row.serves for row in self.summary.rows if row.serves is not None], units.groups or units.slices
-        )
+        heads.build_on([row.serves for row in self.summary.rows if row.serves is not None], self._groups)
+
+    @property
+    def _groups(self) -> int:
+        return self._settings.groups or self._settings.slices
 
     def run_in_process(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Has the trainer train all units in this process, in the place of its fit loop.

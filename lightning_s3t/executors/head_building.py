@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 
 import lightning.pytorch as pl
@@ -52,8 +52,7 @@ class HeadBuilder:
 
     def build_floor(self) -> None:
         """Add what the floor lacks, and take out what is not in the data any more."""
-        rows = [row for found in self._data.rows_by_place.values() for row in found]
-        self._build(PRETRAINED, "the floor", rows, 0, {})
+        self._build(PRETRAINED, "the floor", self._rows(), 0, {})
 
     def build_on(self, serving: Iterable[UnitId], groups: int) -> None:
         """Add what the heads on survivors lack: each learns from the rows that its unit has not been trained on.
@@ -66,21 +65,34 @@ class HeadBuilder:
         units = list(serving)
         building.keep_heads(units)
         for unit in units:
-            rows = [
-                row for place, found in self._data.rows_by_place.items() if not unit.reached_by(place) for row in found
-            ]
             try:
                 needed = newest_stages(unit.stage, self._data.partition.slices, groups)
                 trained = {stage: store.load(unit.lineage[stage - 1]) for stage in needed}
-                self._build(str(unit), f"the head on unit {unit}", rows, unit.stage, trained)
+                self._build(str(unit), f"the head on unit {unit}", self._rows(unit), unit.stage, trained)
             except RevokedError:  # its shard serves another unit now, with the head that it was trained with
                 continue
 
+    def fits_the_data(self, store: Store, unit: UnitId | None = None) -> bool:
+        """Return whether another store's head has learned from the rows that one that is built here learns from.
+
+        Args:
+            store: The other store.
+            unit: The unit that the head is on; None for the floor.
+        """
+        data, rows = self._data, self._rows(unit)
+        tags = _tags(data, rows, store)
+        source = PRETRAINED if unit is None else str(unit)
+        return store.has_learned_from(source, [data.subjects[row] for row in rows], [tags[row] for row in rows])
+
+    def _rows(self, unit: UnitId | None = None) -> list[int]:
+        """Return what the floor learns from, or the head on a unit: the rows that the unit was not trained on."""
+        places = self._data.rows_by_place
+        return sorted(row for place in places if unit is None or not unit.reached_by(place) for row in places[place])
+
     def _build(
-        self, source: str, what: str, chosen: Sequence[int], stage: int, trained: Mapping[int, dict[str, Tensor]]
+        self, source: str, what: str, rows: list[int], stage: int, trained: Mapping[int, dict[str, Tensor]]
     ) -> None:
         data, building, store = self._data, self._fit_store.opened.building, self._fit_store.opened.store
-        rows = sorted(chosen)
         subjects = [data.subjects[row] for row in rows]
         tags = _tags(data, rows, store)
         missing = building.find_stale_features(source, subjects, [tags[row] for row in rows])

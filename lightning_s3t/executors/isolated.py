@@ -36,7 +36,7 @@ from lightning_s3t.executors.processes.messages import (
     Writes,
 )
 from lightning_s3t.executors.processes.recorded_logs import write_calls
-from lightning_s3t.executors.processes.unit_processes import UnitProcess, UnitProcesses
+from lightning_s3t.executors.processes.unit_processes import UnitProcess, UnitProcesses, launch
 from lightning_s3t.executors.progress import UnitProgress
 from lightning_s3t.executors.ranks import check_same_tensors, gather, on_rank_zero
 from lightning_s3t.executors.unit_plan import PlannedUnit
@@ -116,7 +116,7 @@ class IsolatedExecutor:
         self._several = is_distributed(trainer)
         self._name = on_rank_zero(trainer, lambda: f"s3t-{secrets.token_hex(8)}")
         self._groups = 0
-        self._processes = UnitProcesses(trainer, data, training, settings)
+        self._processes = UnitProcesses(launch(trainer, data, training, settings))
 
     def rehearse(self) -> dict[str, Any]:
         """Has a process run the fit up to its first batch, so that what is wrong shows before anything is changed.

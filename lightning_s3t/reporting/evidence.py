@@ -303,9 +303,10 @@ class Evidence:
         if _AUDIT not in self.files:
             return Finding("audit", note="There is none in the archive.")
         report = _read_audit(self.files[_AUDIT].decode())
-        equal = sum(unit["outcome"] == "equal" for unit in report["units"])
+        found = [*report["units"], *report.get("heads", ())]
+        equal = sum(one["outcome"] == "equal" for one in found)
         problems = () if report["passed"] else ("The audit in the archive did not pass.",)
-        return Finding("audit", problems, f"{equal} of {len(report['units'])} units were equal to the last bit.")
+        return Finding("audit", problems, f"{equal} of {len(found)} units and heads were equal to the last bit.")
 
 
 def _receipt_problems(history: list[Event], receipts: list[Receipt]) -> Iterator[str]:
@@ -355,7 +356,9 @@ def _reach_problems(history: Iterable[Event], ages: Mapping[UnitId, int]) -> Ite
 def _read_audit(text: str) -> dict[str, Any]:
     try:
         found: Any = json.loads(text)
-        if isinstance(found["passed"], bool) and all("outcome" in unit for unit in found["units"]):
+        if isinstance(found["passed"], bool) and all(
+            "outcome" in one for one in (*found["units"], *found.get("heads", ()))
+        ):
             return dict(found)
     except (ValueError, KeyError, TypeError, RecursionError):
         pass

@@ -10,7 +10,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -174,6 +174,7 @@ class SqliteLedger(SqlLedger):
         # by process and thread: a connection must not be carried over a fork, and has one transaction at a time
         self._connections: dict[tuple[int, int], sqlite3.Connection] = {}
         self._tag_key: bytes | None = None
+        self._is_closed = False
         _check_writable(folder)
         if create:  # SQLite gives the files beside it the same permissions
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -192,6 +193,8 @@ class SqliteLedger(SqlLedger):
         """This thread's connection."""
         owner = (os.getpid(), threading.get_ident())
         found = self._connections.get(owner)
+        if self._is_closed:
+            raise StoreError(f"The store {self._path.parent} is closed. Open it again.")
         if found is None:
             found = self._connections[owner] = _connect(self._path)
         return found
@@ -211,8 +214,10 @@ class SqliteLedger(SqlLedger):
             yield
             connection.execute("COMMIT")
         except BaseException as error:
-            if connection.in_transaction:  # SQLite has ended it itself when the disk was full
-                connection.execute("ROLLBACK")
+            # SQLite has ended it itself when the disk was full, or when another thread has closed the ledger
+            with suppress(sqlite3.ProgrammingError):
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
             cause = error.__cause__ if isinstance(error, StoreError) else None
             if isinstance(cause, (sqlite3.OperationalError, OSError)):
                 raise LedgerUnreachableError(
@@ -234,6 +239,7 @@ class SqliteLedger(SqlLedger):
     @override
     def close(self) -> None:
         process = os.getpid()
+        self._is_closed = True
         for owner in [owner for owner in self._connections if owner[0] == process]:
             self._connections.pop(owner).close()
 
@@ -868,8 +874,12 @@ class _Cursor(sqlite3.Cursor):
         return self._ours(super().__next__)
 
     def _ours(self, call: Callable[..., _Result], *args: Any) -> _Result:
+        connection: Any = self.connection
         try:
-            return call(*args)
+            with connection.in_use:
+                return call(*args)
+        except sqlite3.ProgrammingError as error:
+            raise _closed(error) from error
         except sqlite3.OperationalError as error:
             raise LedgerUnreachableError(
                 f"The ledger could not be read or written ({error}). Let the other process end, make room on the "
@@ -883,11 +893,32 @@ class _Cursor(sqlite3.Cursor):
 
 
 class _Connection(sqlite3.Connection):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.in_use = threading.RLock()
+
+    def close(self) -> None:
+        with self.in_use:  # closed in the middle of a statement of another thread, SQLite ends the whole process
+            super().close()
+
     def execute(self, *args: Any) -> _Cursor:
-        return self.cursor(_Cursor).execute(*args)
+        return self._cursor().execute(*args)
 
     def executemany(self, *args: Any) -> _Cursor:
-        return self.cursor(_Cursor).executemany(*args)
+        return self._cursor().executemany(*args)
+
+    def _cursor(self) -> _Cursor:
+        try:
+            return self.cursor(_Cursor)
+        except sqlite3.ProgrammingError as error:
+            raise _closed(error) from error
+
+
+def _closed(error: sqlite3.ProgrammingError) -> StoreError:
+    return StoreError(
+        f"The store was closed while a thread was using it ({error}). Let the thread end first, or open the store "
+        "again."
+    )
 
 
 def _check_writable(folder: Path) -> None:

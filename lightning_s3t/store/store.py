@@ -32,7 +32,7 @@ from lightning_s3t.store.drill import Drill, Today, compare, prepare
 from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
 from lightning_s3t.store.exporting import check_exports, write_export
 from lightning_s3t.store.feature_sums import FeatureSums
-from lightning_s3t.store.floor import FloorState, load_sums, read_states
+from lightning_s3t.store.floor import FloorState, find_stale, load_sums, read_states
 from lightning_s3t.store.folder import check_free, check_own_files, clear_half_written, make_folder
 from lightning_s3t.store.forgetting import Forgetting
 from lightning_s3t.store.generations import generations_of
@@ -868,6 +868,20 @@ class Store:
             except DamagedError:
                 if self.heads().get(source) == state:  # else a request has put others in their place
                     raise
+
+    def has_learned_from(self, source: str, subjects: Sequence[str], tags: Sequence[bytes]) -> bool:
+        """Return whether a closed-form head has the rows of these subjects, and no others.
+
+        Args:
+            source: What its features are of.
+            subjects: Whose each row is.
+            tags: What tells each row's contents, as a fit has noted it; empty where that is not compared.
+        """
+        with self._ledger.at_one_time():
+            by_subject = {subject: hash_ for hash_, subject in self._keyring.hashes(set(subjects)).items()}
+            rows = ((by_subject[subject], tag) for subject, tag in zip(subjects, tags, strict=True))
+            stale, missing = find_stale(self._backend, source, rows)
+        return not stale and not missing
 
     def export(self, name: str, unit: UnitId, digests: Sequence[str], files: Mapping[Path, bytes]) -> None:
         """Writes files made from a unit outside of the store, so that a request which reaches it names and erases them.

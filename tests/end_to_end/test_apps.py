@@ -144,7 +144,7 @@ def go_through(name: str, folder: Path) -> Course:
     return Course(name, folder, first, outputs)
 
 
-@pytest.fixture(scope="module", params=nightly_except(APP, "autoencoder"))
+@pytest.fixture(scope="module", params=nightly_except(APP))
 def course(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Course:
     return go_through(request.param, tmp_path_factory.mktemp("apps"))
 

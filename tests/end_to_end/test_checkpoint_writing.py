@@ -52,7 +52,7 @@ fit(folder / "store", People.make(), Killed(), checkpoints, trainer=trainer, iso
 """
 
 
-@pytest.mark.parametrize("isolation", nightly_except(["forkserver", "fork", "none"], "forkserver"))
+@pytest.mark.parametrize("isolation", nightly_except(["forkserver", "fork", "none"]))
 def test_a_kill_while_a_checkpoint_is_written_leaves_nothing(tmp_path: Path, isolation: str) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()

@@ -127,7 +127,10 @@ class Interrupt(Callback):
             raise self.error
 
 
-@pytest.mark.parametrize(("error", "raised"), [(KeyboardInterrupt, SystemExit), (RuntimeError, RuntimeError)])
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [(KeyboardInterrupt, SystemExit), pytest.param(RuntimeError, RuntimeError, marks=pytest.mark.nightly)],
+)
 def test_an_interrupted_fit_goes_on_at_the_unit_that_was_cut(
     tmp_path: Path, log: UnitLog, error: type[BaseException], raised: type[BaseException]
 ) -> None:
@@ -549,7 +552,7 @@ def test_testing_the_module_that_was_given_to_a_fit_is_warned_of(tmp_path: Path)
         trainer.test(module, datamodule=data, verbose=False)
 
 
-@pytest.mark.parametrize("checkpoint", ["best", "last", None])
+@pytest.mark.parametrize("checkpoint", nightly_except(["best", "last", None], "best"))
 def test_a_test_of_the_best_checkpoint_says_where_the_trained_model_is(tmp_path: Path, checkpoint: Any) -> None:
     trainer = make_trainer(tmp_path / "store", epochs=1, budget=1, trainer={"enable_checkpointing": True})
     module, data = Classifier(), PeopleData(People.make())

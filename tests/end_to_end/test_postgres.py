@@ -55,8 +55,27 @@ def test_a_request_by_a_command_reaches_a_model_that_serves(tmp_path: Path) -> N
     run(tmp_path, "-m", "lightning_s3t", "store", "verify", str(store))
 
 
+def test_snapshots_in_a_bucket_are_bitwise_those_in_the_folder(tmp_path: Path) -> None:
+    people = People.make()
+    elsewhere = {
+        "ledger": shared_server().new_address(),
+        "snapshots": f"s3://{shared_storage().new_bucket()}/people",
+    }
+    here, there = tmp_path / "here", tmp_path / "there"
+    fit(here, people, isolation="none")
+    fit(there, people, isolation="none", **elsewhere)
+    assert_bitwise_equal(tensors_of(here), tensors_of(there))
+    for store in (here, there):
+        forget(store, PERSON)
+    assert_bitwise_equal(tensors_of(here), tensors_of(there))
+    served = [answer(EnsembleModule.from_store(store, Classifier())) for store in (here, there)]
+    assert torch.equal(*served)
+    assert not any((there / "snapshots").iterdir())
+
+
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["bucket", "folder"])
-def test_snapshots_elsewhere_are_bitwise_those_in_the_folder(kind: str, tmp_path: Path) -> None:
+def test_what_is_trained_and_copied_back_is_bitwise_that_of_a_store_in_a_folder(kind: str, tmp_path: Path) -> None:
     people = People.make()
     place = f"s3://{shared_storage().new_bucket()}/people" if kind == "bucket" else str(tmp_path / "shared")
     here = fit_with_everything(tmp_path / "here", people)

@@ -128,7 +128,7 @@ def test_what_is_forgotten_stays_forgotten_over_requests_and_fits(store: Path) -
         assert max(counts) <= 38
 
 
-@pytest.mark.parametrize("store", EXAMPLES, indirect=True)
+@pytest.mark.parametrize("store", EVERY, indirect=True)
 def test_every_receipt_has_the_methods_name_and_guarantee(store: Path) -> None:
     forget(store, "user-3")
     refit(store, People.make())

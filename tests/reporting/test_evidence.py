@@ -68,7 +68,7 @@ def test_an_auditor_finds_nothing_wrong(store: Store, tmp_path: Path, keys: tupl
     assert wrong(path, keys[1]) == {}
     notes = {finding.what: finding.note for finding in Evidence.read(path).check(keys[1])}
     assert notes["receipts"].startswith("4 requests")
-    assert notes["audit"] == "1 of 1 units were equal to the last bit."
+    assert notes["audit"] == "1 of 1 units and heads were equal to the last bit."
 
 
 def test_it_has_no_id_of_a_person_and_no_key(store: Store, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def count_calls(shards: Shards, paths: list[str]) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("stages", [[1, 1], [4, 1, 2], [2, 2, 2], [4, 4], [3]], ids=str)
+@pytest.mark.parametrize("stages", nightly_except([[1, 1], [4, 1, 2], [2, 2, 2], [4, 4], [3]], [4, 1, 2]), ids=str)
 @pytest.mark.parametrize("model", nightly_except(MODELS, *(MODELS.keys() - {"densenet"})))
 def test_every_shard_answers_as_it_does_alone(model: str, stages: list[int]) -> None:
     torch.manual_seed(0)

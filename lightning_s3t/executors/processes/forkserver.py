@@ -83,7 +83,6 @@ class ForkServer:
 
     def __init__(self, package: Package) -> None:
         self._package = package
-        self._others: list[Ended] = []
         self._imported: set[str] = set()
         # a device's context does not survive a fork, so what belongs on one is loaded in each unit's process
         self.shares_memory = not package.on_device
@@ -118,18 +117,20 @@ class ForkServer:
             self._imported.update(new)
             send(self._channel, Import(new))
 
-    def kill(self, number: int) -> None:
+    def kill(self, number: int) -> Collection[Ended]:
         """Ends a unit's process, and waits until it has ended.
 
         Args:
-            number: Which.
+            number: Which. It must not have been returned as ended before.
+
+        Returns:
+            Which others have ended meanwhile: nothing else will tell of them.
         """
         send(self._channel, Kill(number))
-        while True:
-            ended = self._receive()
-            if ended.number == number:
-                return
-            self._others.append(ended)
+        others = list[Ended]()
+        while (ended := self._receive()).number != number:
+            others.append(ended)
+        return others
 
     def ended(self, source: Any) -> Iterable[Ended]:
         """Returns which processes have ended.
@@ -140,8 +141,7 @@ class ForkServer:
         Raises:
             WorkerError: The one that forks them has.
         """
-        others, self._others = self._others, []
-        return [*others, self._receive()]
+        return [self._receive()]
 
     def close(self) -> None:
         """Ends it, and the units' processes that still run; when this returns, they have ended."""

@@ -69,16 +69,20 @@ class PlainFork:
             modules: What units import.
         """
 
-    def kill(self, number: int) -> None:
+    def kill(self, number: int) -> Collection[Ended]:
         """Ends a unit's process, and waits until it has ended.
 
         Args:
             number: Which.
+
+        Returns:
+            None of the others: each has a source of its own.
         """
         for source, (pid, other) in list(self._running.items()):
             if other == number:
                 kill_all([pid])
                 self.ended(source)
+        return ()
 
     def ended(self, source: Any) -> Iterable[Ended]:
         """Returns which process has ended.

@@ -49,8 +49,8 @@ class Launcher(Protocol):
     def learn(self, modules: tuple[str, ...]) -> None:
         """Takes note of what units import."""
 
-    def kill(self, number: int) -> None:
-        """Ends one, and waits until it has ended."""
+    def kill(self, number: int) -> Collection[Ended]:
+        """Ends one, and waits until it has ended; returns which others have ended meanwhile, which it was told of."""
 
     def ended(self, source: Any) -> Iterable[Ended]:
         """Returns which processes have ended, when a source is readable."""
@@ -109,22 +109,17 @@ class UnitProcesses:
     """Starts processes that have what a fit has found, and listens to them.
 
     Args:
-        trainer: The trainer, when all setup hooks have run.
-        data: The training data.
-        training: Trains a unit.
-        settings: How units are trained.
-
-    Raises:
-        UnsupportedError: Something cannot be sent to another process; named.
+        launcher: Starts them.
     """
 
-    def __init__(self, trainer: pl.Trainer, data: TrainingData, training: UnitTraining, settings: UnitSettings) -> None:
+    def __init__(self, launcher: Launcher) -> None:
         self._number = 0
         self._ended: set[int] = set()
+        self._ends: list[Ended] = []  # told while something else was waited for, and not yet passed on
         self._spare: UnitProcess | None = None
         self._started: list[UnitProcess] = []
         self._memory: dict[str, None] = {}  # paths, in the order of their coming
-        self._launcher = _launch(trainer, data, training, settings)
+        self._launcher = launcher
 
     def start(self, begin: Begin, what: str, another: bool = False) -> UnitProcess:
         """Has a process do something.
@@ -154,11 +149,12 @@ class UnitProcesses:
         """
         channels = {process.channel: process for process in processes if not process.over}
         sources = list(self._launcher.sources)
-        ready = wait([*channels, *sources], seconds)
+        ready = wait([*channels, *sources], 0 if self._ends else seconds)
         for source in ready:
             if source in channels:
                 yield from self._heard(channels[source])
-        ended = [end for source in sources if source in ready for end in self._launcher.ended(source)]
+        ended, self._ends = self._ends, []
+        ended += [end for source in sources if source in ready for end in self._launcher.ended(source)]
         self._ended.update(end.number for end in ended)
         for end in ended:
             if self._spare is not None and self._spare.number == end.number:
@@ -187,7 +183,9 @@ class UnitProcesses:
             process: Which.
         """
         if process.number not in self._ended:
-            self._launcher.kill(process.number)
+            others = self._launcher.kill(process.number)
+            self._ended.update(end.number for end in others)
+            self._ends += others
         process.close()
 
     def say_what_was_kept(self) -> None:
@@ -237,7 +235,18 @@ class UnitProcesses:
                 return
 
 
-def _launch(trainer: pl.Trainer, data: TrainingData, training: UnitTraining, settings: UnitSettings) -> Launcher:
+def launch(trainer: pl.Trainer, data: TrainingData, training: UnitTraining, settings: UnitSettings) -> Launcher:
+    """Returns what starts processes that have what a fit has found.
+
+    Args:
+        trainer: The trainer, when all setup hooks have run.
+        data: The training data.
+        training: Trains a unit.
+        settings: How units are trained.
+
+    Raises:
+        UnsupportedError: Something cannot be sent to another process; named.
+    """
     of_process = ProcessSettings.capture()
     if settings.isolation == "fork":
         return PlainFork(trainer, training, of_process)

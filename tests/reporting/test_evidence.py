@@ -145,7 +145,7 @@ def test_a_unit_from_before_a_request_that_reaches_it_is_noticed(store: Store, t
     path = write_evidence(store, tmp_path / "evidence.zip")
     revoked = {"unit": "0/0-1-2", "as_of": 0, "serves": True, "provenance": {}}
     rewrite(path, changed("units.json", lambda units: units.append(revoked)))
-    assert wrong(path)["reach"] == ("Unit 0/0-1-2 was trained as of request 0, and request 1 reaches its data.",)
+    assert wrong(path)["reach"] == ("Unit 0/0-1-2 was trained as of request 0, but request 1 reaches its data.",)
 
 
 @pytest.mark.parametrize(

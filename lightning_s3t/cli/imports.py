@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from lightning_s3t.core.imports import import_object
 from lightning_s3t.errors import ConfigurationError
 
 
 def import_path(path: str, example: str) -> Any:
-    """Import an object by its import path.
+    """Import an object by its import path, as a script in the current folder would.
 
     Args:
         path: A module and a name in it, with a colon between them.
@@ -26,13 +26,7 @@ def import_path(path: str, example: str) -> Any:
         3.141592653589793
     """
     see_current_folder()
-    module, _, name = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigurationError(
-            f"{path} cannot be imported: {error}. Expected the import path of {example}."
-        ) from error
+    return import_object(path, example)
 
 
 def see_current_folder() -> None:

@@ -128,7 +128,8 @@ class Cancellation:
     Attributes:
         layers: Number of keys that ids had been hashed with.
         pending: The keyed hash of each of them.
-        request_id: The name of the cancelled request; None if subjects were named instead.
+        request_id: The name of the cancelled or refused request; None if subjects were named instead.
+        reason: Why the request is refused; "" if it is cancelled. A request that was never scheduled can be refused.
     """
 
     __pydantic_config__ = STRICT
@@ -136,6 +137,7 @@ class Cancellation:
     layers: Number
     pending: tuple[str, ...]
     request_id: str | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,20 @@
-"""Charts of a report: where their lines, bars and ticks are, for the page's template to draw as SVG."""
+"""Charts of a store: where their lines, bars and ticks are, for the page's template to draw as SVG."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from lightning_s3t.core.receipts import Receipt
+from lightning_s3t.core.units import UnitId
+from lightning_s3t.plan.outlook import Outlook, outlook
+from lightning_s3t.store import Overview, Store
 
 WIDTH, HEIGHT = 640, 220
+_POINTS = 60
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 36
 
 
@@ -95,6 +103,64 @@ class Axes:
         if self.percent:
             return [Tick(self.y(part / 4 * self.most_y), f"{25 * part * self.most_y:.0f} %") for part in range(5)]
         return [Tick(self.y(value), f"{value:,.0f}") for value in _round_values(self.most_y)]
+
+
+def outlook_of(store: Store, overview: Overview) -> Outlook | None:
+    """Return how much of a store's data serves after further requests; None where there is nothing to lose by them.
+
+    Args:
+        store: The opened store.
+        overview: What it holds.
+    """
+    alive = tuple(store.candidates())
+    if overview.response != "revoke" or not alive:
+        return None
+    shares: list[float] = [1.0] * overview.shards
+    if overview.generations:  # who came later has a shard of their own, with fewer people
+        first, *later = store.count_generations()
+        shards = overview.shards - len(overview.generations)
+        shares = [first / shards] * shards + [float(count) for count in later]
+    if not any(shares):
+        return None
+    most = max(10, round(1.5 * overview.capacity))
+    return _simulate(alive, tuple(shares), overview.slices, range(0, most + 1, max(1, most // _POINTS)))
+
+
+@functools.lru_cache(maxsize=4)  # the desk asks after every request, and simulating takes longer than all else there
+def _simulate(alive: tuple[UnitId, ...], shares: tuple[float, ...], slices: int, requests: range) -> Outlook:
+    return outlook(alive, shares, slices, requests)
+
+
+def survival_chart(found: Outlook | None) -> dict[str, Any] | None:
+    """Return how much of the data serves after further requests, for the template to draw.
+
+    Args:
+        found: The outlook; None if there is none, and so no chart.
+    """
+    if found is None:
+        return None
+    axes = Axes(most_x=found.requests[-1], most_y=1.0, percent=True)
+    return {
+        "axes": axes,
+        "mean": axes.line(found.requests, found.mean),
+        "low": axes.line(found.requests, found.low),
+        "half": next((r for r, share in zip(found.requests, found.mean, strict=True) if share < 0.5), None),
+    }
+
+
+def revoked_chart(receipts: Sequence[Receipt]) -> dict[str, Any] | None:
+    """Return how many units requests have revoked so far, for the template to draw.
+
+    Args:
+        receipts: Those of all requests, in order. If none has revoked a unit, there is no chart.
+    """
+    if not any(receipt.revoked_units for receipt in receipts):
+        return None
+    totals = [0]
+    for receipt in receipts:
+        totals.append(totals[-1] + receipt.revoked_units)
+    axes = Axes(most_x=len(receipts), most_y=totals[-1])
+    return {"axes": axes, "revoked": axes.steps(range(len(totals)), totals)}
 
 
 def _round_values(most: float) -> list[int]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lightning_s3t.core.receipts import Receipt
 from lightning_s3t.core.units import UnitId
-from lightning_s3t.plan.outlook import Outlook, outlook
-from lightning_s3t.reporting.charts import Axes
+from lightning_s3t.plan.outlook import Outlook
+from lightning_s3t.reporting.charts import outlook_of, revoked_chart, survival_chart
+from lightning_s3t.reporting.pages import page_templates
 from lightning_s3t.store import Overview, Store, UnitRecord, Verification
-
-_POINTS = 60
 
 
 @dataclass(frozen=True)
@@ -117,31 +116,18 @@ class StoreReport:
             store.count_forgotten(),
             tuple(ServingUnit.of(unit, alive[unit]) for unit in overview.serving.values()),
             tuple(_mean_scores(alive, overview.slices)),
-            _outlook_of(store, overview, list(alive)),
+            outlook_of(store, overview),
             _versions_of(alive),
             verification,
             len(store.history()),
         )
 
-    @property
-    def served_share(self) -> float:
-        """The share of the slices that the survivors were trained on, from 0 to 1."""
-        found = self.overview
-        return sum(unit.stage for unit in found.serving.values()) / max(1, found.shards * found.slices)
-
     def to_html(self) -> str:
         """Return the report as one HTML page: no scripts, nothing loaded from elsewhere."""
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-
-        environment = Environment(
-            loader=PackageLoader("lightning_s3t.reporting", "templates"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        return environment.get_template("report.html").render(
-            report=self, survival=_survival_chart(self.outlook), revoked=_revoked_chart(self.receipts)
+        return (
+            page_templates()
+            .get_template("report.html")
+            .render(report=self, survival=survival_chart(self.outlook), revoked=revoked_chart(self.receipts))
         )
 
 
@@ -178,21 +164,6 @@ def _mean_scores(alive: Mapping[UnitId, UnitRecord], slices: int) -> list[float 
     return [sum(scores) / len(scores) if scores else None for scores in stages]
 
 
-def _outlook_of(store: Store, overview: Overview, alive: Sequence[UnitId]) -> Outlook | None:
-    if overview.response != "revoke" or not alive:
-        return None
-    shares: list[float] = [1.0] * overview.shards
-    if overview.generations:  # who came later has a shard of their own, with fewer people
-        first, *later = store.count_generations()
-        shards = overview.shards - len(overview.generations)
-        shares = [first / shards] * shards + [float(count) for count in later]
-    if not any(shares):
-        return None
-    most = max(10, round(1.5 * overview.capacity))
-    step = max(1, most // _POINTS)
-    return outlook(alive, shares, overview.slices, range(0, most + 1, step))
-
-
 def _versions_of(alive: Mapping[UnitId, UnitRecord]) -> dict[str, tuple[str, ...]]:
     found: dict[str, set[str]] = {}
     for record in alive.values():
@@ -200,25 +171,3 @@ def _versions_of(alive: Mapping[UnitId, UnitRecord]) -> dict[str, tuple[str, ...
         for package, version in known.items():
             found.setdefault(package, set()).add(str(version))
     return {package: tuple(sorted(versions)) for package, versions in sorted(found.items())}
-
-
-def _survival_chart(found: Outlook | None) -> dict[str, Any] | None:
-    if found is None:
-        return None
-    axes = Axes(most_x=found.requests[-1], most_y=1.0, percent=True)
-    return {
-        "axes": axes,
-        "mean": axes.line(found.requests, found.mean),
-        "low": axes.line(found.requests, found.low),
-        "half": next((r for r, share in zip(found.requests, found.mean, strict=True) if share < 0.5), None),
-    }
-
-
-def _revoked_chart(receipts: Sequence[Receipt]) -> dict[str, Any] | None:
-    if not any(receipt.revoked_units for receipt in receipts):
-        return None
-    totals = [0]
-    for receipt in receipts:
-        totals.append(totals[-1] + receipt.revoked_units)
-    axes = Axes(most_x=len(receipts), most_y=totals[-1])
-    return {"axes": axes, "revoked": axes.steps(range(len(totals)), totals)}

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from lightning_s3t.core.tickets import Ticket
 from lightning_s3t.errors import (
     ConfigurationError,
     DataError,
@@ -28,144 +24,28 @@ from lightning_s3t.errors import (
     StoreError,
     UnknownSubjectError,
 )
-from lightning_s3t.service.limits import RateLimit, SizeLimit
+from lightning_s3t.service.bodies import (
+    ErrorBody,
+    ForgetBody,
+    RequestId,
+    RequestState,
+    Scheduled,
+    StatusBody,
+    VerifyBody,
+    error_response,
+)
+from lightning_s3t.service.desk import DESK_FIELDS, add_desk
+from lightning_s3t.service.guard import Guard
+from lightning_s3t.service.limits import SizeLimit
 from lightning_s3t.service.metrics import render
+from lightning_s3t.service.requests import ask, document_of, end, state_of
 from lightning_s3t.service.settings import ControlSettings
-from lightning_s3t.service.tokens import Role, Tokens
-from lightning_s3t.store import RequestRecord, Store
+from lightning_s3t.service.tokens import Tokens
+from lightning_s3t.store import Store
 
 _log = logging.getLogger("lightning_s3t.service")
 _RETRY_AFTER = 2  # seconds
 _PAGE = 1000  # receipts
-_SCHEME = HTTPBearer(auto_error=False, description="A token of this door.")
-
-RequestId = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[!-.0-~]+$")]
-_Subject = Annotated[str, Field(min_length=1, max_length=1000)] | int
-
-
-class ForgetBody(BaseModel):
-    """A request to be forgotten.
-
-    Attributes:
-        request_id: The caller's name for it. A retry with the same name and subjects is no second request.
-        subjects: Whom it is for.
-        at: When to carry it out; at once if it is None or past.
-        strict: Refuse ids that the store has never seen; else they never enter a later fit.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    request_id: Annotated[
-        RequestId, Field(description="Your name for the request: visible ASCII without slashes, no personal data.")
-    ]
-    subjects: Annotated[list[_Subject], Field(min_length=1, description="The ids of those to forget.")]
-    at: Annotated[
-        AwareDatetime | None, Field(description="When to carry it out (RFC 3339); at once if null or past.")
-    ] = None
-    strict: Annotated[bool, Field(description="Refuse ids that the store has never seen.")] = True
-
-
-class RequestState(BaseModel):
-    """What has become of a request.
-
-    Attributes:
-        request_id: The caller's name for it.
-        state: "waiting" is for the next fit, which some methods need.
-        due: When it is to be carried out.
-        subjects: How many subjects it is for.
-        receipt: Its receipt, where it was carried out at once.
-    """
-
-    request_id: str
-    state: Literal["carried_out", "scheduled", "cancelled", "waiting"]
-    due: str | None = None
-    subjects: int
-    receipt: dict[str, Any] | None = None
-
-
-class ErrorDetail(BaseModel):
-    """What went wrong.
-
-    Attributes:
-        code: For programs.
-        message: For people. No ids are in it.
-    """
-
-    code: str
-    message: str
-
-
-class ErrorBody(BaseModel):
-    """The answer to a call that failed.
-
-    Attributes:
-        error: Why.
-    """
-
-    error: ErrorDetail
-
-
-class Scheduled(BaseModel):
-    """Requests that are scheduled for one time.
-
-    Attributes:
-        due: When.
-        subjects: For how many subjects.
-    """
-
-    due: str
-    subjects: int
-
-
-class StatusBody(BaseModel):
-    """What the store holds; which units it is made of is not said.
-
-    Attributes:
-        requests: How many requests were carried out.
-        shards: How many shards there are.
-        serving: How many of them serve.
-        capacity: How many more requests are expected until nothing is left.
-        full_capacity: The same for a store in which every unit is alive.
-        forgotten: How many subjects are forgotten.
-        restricted: How many subjects are restricted.
-        scheduled: When scheduled requests are due, and for how many subjects.
-        waiting: How many subjects the next fit is to forget.
-        method: The unlearning method.
-        guarantee: What it promises.
-        advice: Why to fit again; null if there is no need.
-    """
-
-    requests: int
-    shards: int
-    serving: int
-    capacity: float | None
-    full_capacity: float | None
-    forgotten: int
-    restricted: int
-    scheduled: list[Scheduled]
-    waiting: int
-    method: str
-    guarantee: str
-    advice: str | None
-
-
-class VerifyBody(BaseModel):
-    """What a check of the store has found.
-
-    Attributes:
-        passed: Whether nothing is wrong.
-        problems: How many problems there are: `s3t store verify` names them.
-        damaged_units: How many units were taken out of service.
-        events: How many events of the history were walked.
-        units: How many snapshots were read.
-    """
-
-    passed: bool
-    problems: int
-    damaged_units: int
-    events: int
-    units: int
-
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorBody, "description": what}
@@ -215,47 +95,15 @@ def make_control_app(
         redoc_url=None,
     )
     _add_error_handlers(app)
-    guard = _Guard(tokens, limits.requests_per_minute)
+    guard = Guard(tokens, limits.requests_per_minute)
     _add_requests(app, opened, guard, limits.max_subjects)
     _add_looks(app, opened, guard, multiprocess)
+    add_desk(app, opened, guard, limits.answer_within)
     app.add_middleware(SizeLimit, max_bytes=limits.max_bytes)
     return app
 
 
-class _Guard:
-    """Lets calls in by their token."""
-
-    def __init__(self, tokens: Tokens, per_minute: int) -> None:
-        self._tokens = tokens
-        self._limit = RateLimit(per_minute)
-        self._wrong = RateLimit(max(per_minute // 4, 10))
-
-    def allows(self, role: Role) -> Any:
-        """Return a dependency that only lets those in who have a role."""
-
-        def check(
-            request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_SCHEME)]
-        ) -> None:
-            found = self._tokens.role_of(credentials.credentials) if credentials is not None else None
-            caller = request.client.host if request.client is not None else ""
-            if found is None:
-                _check_rate(self._wrong, caller)
-                raise HTTPException(401, "unauthorized", {"WWW-Authenticate": "Bearer"})
-            _check_rate(self._limit, f"{found} {caller}")
-            if role == "ask" and found != "ask":
-                raise HTTPException(403, "forbidden")
-
-        return Depends(check)
-
-
-def _check_rate(limit: RateLimit, caller: str) -> None:
-    seconds = limit.wait_for(caller)
-    if seconds:
-        raise HTTPException(429, "too_many", {"Retry-After": str(math.ceil(seconds))})
-
-
-def _add_requests(app: FastAPI, store: Store, guard: _Guard, max_subjects: int) -> None:
-    waits = store.manifest.method.response == "replace"
+def _add_requests(app: FastAPI, store: Store, guard: Guard, max_subjects: int) -> None:
     may_ask, may_look = guard.allows("ask"), guard.allows("look")
 
     @app.post(
@@ -268,33 +116,22 @@ def _add_requests(app: FastAPI, store: Store, guard: _Guard, max_subjects: int) 
         """Ask to forget subjects. When it is carried out at once, no replica answers from their data any more."""
         if len(body.subjects) > max_subjects:
             raise HTTPException(413, "too_large")
-        is_scheduled = store.scheduled_request(body.request_id) is not None
-        if body.at is not None and not waits and (is_scheduled or body.at > datetime.now(timezone.utc)):
-            store.schedule(body.subjects, body.at, body.strict, body.request_id)
-            state = _state_of(store, body.request_id)
-            response.status_code = 202 if state.state == "scheduled" else 200
-            return state
-        done = store.forget(body.subjects, body.strict, None if waits else body.request_id)
-        if isinstance(done, Ticket):
-            response.status_code = 202
-            return RequestState(request_id=body.request_id, state="waiting", subjects=done.subjects)
-        return _carried_out(body.request_id, done)
+        state = ask(store, body.request_id, body.subjects, body.at, body.strict)
+        response.status_code = 202 if state.state in ("scheduled", "waiting") else 200
+        return state
 
     @app.get("/forget/{request_id}", dependencies=[may_look], responses=_ERRORS, summary="What became of a request")
     def look_up(request_id: RequestId) -> RequestState:
         """Return what has become of a request, with its receipt where it was carried out at once."""
-        return _state_of(store, request_id)
+        return state_of(store, request_id)
 
     @app.delete("/forget/{request_id}", dependencies=[may_ask], responses=_ERRORS, summary="Cancel a request")
     def cancel(request_id: RequestId) -> RequestState:
         """Cancel a scheduled request. What is carried out cannot be undone."""
-        if _state_of(store, request_id).state == "carried_out":
-            raise HTTPException(409, "carried_out")
-        store.cancel_request(request_id)
-        return _state_of(store, request_id)
+        return end(store, request_id)
 
 
-def _add_looks(app: FastAPI, store: Store, guard: _Guard, multiprocess: str | None) -> None:
+def _add_looks(app: FastAPI, store: Store, guard: Guard, multiprocess: str | None) -> None:
     may_ask, may_look = guard.allows("ask"), guard.allows("look")
 
     @app.get("/status", dependencies=[may_look], responses=_ERRORS, summary="What the store holds")
@@ -319,7 +156,20 @@ def _add_looks(app: FastAPI, store: Store, guard: _Guard, multiprocess: str | No
     @app.get("/receipts", dependencies=[may_look], responses=_ERRORS, summary="The receipts of requests")
     def receipts(after: Annotated[int, Field(ge=0, le=2**53)] = 0) -> list[dict[str, Any]]:
         """Return the receipts of up to 1000 requests, in order; ask again with the number of the last one."""
-        return [_document(record) for record in store.receipts(after)[:_PAGE]]
+        return [document_of(record) for record in store.receipts(after)[:_PAGE]]
+
+    @app.get(
+        "/receipts/{request}",
+        dependencies=[may_look],
+        responses=_ERRORS,
+        response_model=dict[str, Any],
+        summary="The receipt of a request",
+    )
+    def receipt(request: Annotated[int, Field(ge=1, le=2**53)]) -> Response:
+        """Return the receipt of a request by its number, to hand to whoever asked."""
+        if request > store.request_number:
+            raise HTTPException(404, "unknown_request")
+        return Response(store.receipts(request - 1)[0].receipt.to_json(), media_type="application/json")
 
     @app.post("/verify", dependencies=[may_ask], responses=_ERRORS, summary="Check the store")
     def verify() -> VerifyBody:
@@ -333,7 +183,13 @@ def _add_looks(app: FastAPI, store: Store, guard: _Guard, multiprocess: str | No
             units=found.units,
         )
 
-    @app.get("/metrics", dependencies=[may_look], responses=_ERRORS, summary="Metrics for Prometheus")
+    @app.get(
+        "/metrics",
+        dependencies=[may_look],
+        responses={**_ERRORS, 200: {"content": {"text/plain": {}}, "description": "The metrics."}},
+        response_class=Response,  # of no media type of its own: errors are JSON
+        summary="Metrics for Prometheus",
+    )
     def metrics() -> Response:
         """Return metrics of the store, and of all processes of the predict door, in Prometheus' text format."""
         body, kind = render(store, multiprocess)
@@ -348,29 +204,6 @@ def _add_looks(app: FastAPI, store: Store, guard: _Guard, multiprocess: str | No
     def readyz() -> dict[str, str]:
         """Return whether requests can be carried out."""
         return {"status": "ready", "request": str(store.request_number)}
-
-
-def _state_of(store: Store, request_id: str) -> RequestState:
-    record = store.receipt_of(request_id)
-    if record is not None:
-        return _carried_out(request_id, record)
-    found = store.scheduled_request(request_id)
-    if found is None:
-        raise HTTPException(404, "unknown_request")
-    states: Mapping[str, Any] = {"carried out": "carried_out"}
-    state = states.get(found.state, found.state)
-    return RequestState(request_id=request_id, state=state, due=found.due or None, subjects=found.subjects)
-
-
-def _carried_out(request_id: str, record: RequestRecord) -> RequestState:
-    return RequestState(
-        request_id=request_id, state="carried_out", subjects=record.subjects, receipt=_document(record.receipt)
-    )
-
-
-def _document(record: Any) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(record.receipt.to_json())
-    return found
 
 
 def _lifespan(store: Store, due_every: float) -> Callable[[FastAPI], Any]:
@@ -410,7 +243,11 @@ _MESSAGES = {
     "unknown_request": "There is no request of that name.",
     "carried_out": "The request was carried out, which cannot be undone.",
     "unknown_subject": "The store has never seen one of the subjects. Nothing was changed.",
-    "conflict": "The name was given to another request, or was cancelled. Nothing was changed.",
+    "conflict": "The name was given to another request, or was cancelled or refused. Nothing was changed.",
+    "nameless": "Expected a name for the request. Nothing was changed.",
+    "now_or_later": "Expected either now or a day, not both. Nothing was changed.",
+    "not_later": "Expected a later day than today (UTC). Nothing was changed.",
+    "other_form": "The store knows this id in another Unicode form: copy it from the training data.",
     "invalid": "One of the ids cannot be one. Nothing was changed.",
     "unreachable": "The ledger is out of reach. Ask again with the same request_id.",
     "store": "The store could not do it: see the server's log. A retry with the same request_id is no second request.",
@@ -426,32 +263,27 @@ def _add_error_handlers(app: FastAPI) -> None:
         message = _MESSAGES.get(code) or {404: "There is nothing here.", 405: "Not that method."}.get(
             error.status_code, "The request cannot be read."
         )
-        return _error(error.status_code, code, message, error.headers)
+        return error_response(error.status_code, code, message, error.headers)
 
     async def of_validation(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        known = {*ForgetBody.model_fields, "body", "path", "query", "after"}
+        known = {*ForgetBody.model_fields, *DESK_FIELDS, "body", "path", "query", "after", "request"}
         where = sorted({".".join(str(part) for part in one["loc"] if part in known) for one in error.errors()})
-        return _error(422, "invalid", f"Not what is expected: {', '.join(where)}. See /openapi.json.")
+        return error_response(422, "invalid", f"Not what is expected: {', '.join(where)}. See /openapi.json.")
 
     async def of_store(request: Request, error: Exception) -> JSONResponse:
         if isinstance(error, UnknownSubjectError):
-            return _error(404, "unknown_subject", _MESSAGES["unknown_subject"])
+            return error_response(404, "unknown_subject", _MESSAGES["unknown_subject"])
         if isinstance(error, DataError):
-            return _error(422, "invalid", _MESSAGES["invalid"])
+            return error_response(422, "invalid", _MESSAGES["invalid"])
         if isinstance(error, ConfigurationError):
-            return _error(409, "conflict", _MESSAGES["conflict"])
+            return error_response(409, "conflict", _MESSAGES["conflict"])
         if isinstance(error, StoreError):
             _log.error("%s: %s", type(error).__name__, error)
         if isinstance(error, LedgerUnreachableError):
-            return _error(503, "unreachable", _MESSAGES["unreachable"], {"Retry-After": str(_RETRY_AFTER)})
-        return _error(500, "store", _MESSAGES["store"])
+            return error_response(503, "unreachable", _MESSAGES["unreachable"], {"Retry-After": str(_RETRY_AFTER)})
+        return error_response(500, "store", _MESSAGES["store"])
 
     app.add_exception_handler(StarletteHTTPException, of_http)
     app.add_exception_handler(RequestValidationError, of_validation)
     app.add_exception_handler(S3TError, of_store)
-
-
-def _error(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    body = ErrorBody(error=ErrorDetail(code=code, message=message)).model_dump(mode="json")
-    return JSONResponse(body, status, dict(headers) if headers is not None else None)

@@ -11,10 +11,10 @@ from typing import Any
 from prometheus_client import Counter, Histogram
 
 from lightning_s3t.core.clock import own_clock
+from lightning_s3t.service.bodies import error_response
 
 ANSWERS = Counter("s3t_answers", "Calls of the predict door, by path and status.", ["path", "status"])
 SECONDS = Histogram("s3t_answer_seconds", "How long calls of the predict door took.", ["path"])
-_LATE = b'{"error":{"code":"timed_out","message":"No answer in time. Ask again."}}'
 RETRY_AFTER = 1  # seconds
 
 
@@ -57,9 +57,10 @@ class Counting:
         except asyncio.TimeoutError:
             if not status:
                 status = 503
-                headers = [(b"content-type", b"application/json"), (b"retry-after", b"%d" % RETRY_AFTER)]
-                await send({"type": "http.response.start", "status": status, "headers": headers})
-                await send({"type": "http.response.body", "body": _LATE})
+                late = error_response(
+                    503, "timed_out", "No answer in time. Ask again.", {"Retry-After": str(RETRY_AFTER)}
+                )
+                await late(scope, receive, send)
         finally:
             ANSWERS.labels(path, str(status or 500)).inc()
             SECONDS.labels(path).observe(own_clock() - began)

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning_s3t.core.clock import own_clock
+from lightning_s3t.service.bodies import error_response
 
 _CALLERS = 10_000  # kept in memory, at most
+_CLOSE = {"Connection": "close"}  # the rest of the body is not read
 
 
 class RateLimit:
@@ -81,13 +83,14 @@ class SizeLimit:
             messages.append(message)
             size += len(message.get("body", b""))
             if size > self._max:
-                await _refuse(send, 413, "too_large", f"The body has more than {self._max} bytes.")
+                refusal = error_response(413, "too_large", f"The body has more than {self._max} bytes.", _CLOSE)
+                await refusal(scope, receive, send)
                 return
             if message["type"] != "http.request" or not message.get("more_body"):
                 break
 
         if scope["path"] == self._json_path and scope["method"] == "POST" and not _is_json(messages):
-            await _refuse(send, 422, "invalid", "The body is not JSON.")
+            await error_response(422, "invalid", "The body is not JSON.", _CLOSE)(scope, receive, send)
             return
 
         async def again() -> Any:
@@ -102,11 +105,3 @@ def _is_json(messages: list[Any]) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
-
-
-async def _refuse(send: Any, status: int, code: str, message: str) -> None:
-    body = json.dumps({"error": {"code": code, "message": message}}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

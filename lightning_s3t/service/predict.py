@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +17,14 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from lightning_s3t.core.clock import own_clock
-from lightning_s3t.errors import ConfigurationError, NoSurvivorError, S3TError, StoreError
+from lightning_s3t.errors import NoSurvivorError, S3TError, StoreError
+from lightning_s3t.service.bodies import error_response
 from lightning_s3t.service.counting import RETRY_AFTER, Counting
 from lightning_s3t.service.limits import SizeLimit
-from lightning_s3t.service.settings import ServiceSettings
+from lightning_s3t.service.settings import ServiceSettings, import_named
 from lightning_s3t.serving import EnsemblePredictor, Replica
 from lightning_s3t.store import Store
+from lightning_s3t.tuning.nested import replace_tensors
 
 PATH = "/predict"
 _log = logging.getLogger("lightning_s3t.service")
@@ -47,7 +48,7 @@ class Refused:
     def response(self) -> JSONResponse:
         """Return it as an answer: LitServe loses the headers of what a worker raises."""
         headers = {"Retry-After": str(RETRY_AFTER)} if self.status == 503 else None
-        return JSONResponse({"error": {"code": self.code, "message": self.message}}, self.status, headers)
+        return error_response(self.status, self.code, self.message, headers)
 
 
 class Answering:
@@ -113,7 +114,7 @@ class Answering:
         """Compute and encode: all that is in an answer was there when the replica checks it."""
         device = next(iter(served.module.parameters())).device
         with torch.inference_mode():
-            batch = _moved(default_collate(rows), device)
+            batch = replace_tensors(default_collate(rows), lambda path, tensor: tensor.to(device))
             output = served(batch)
             return [self._encode(row) for row in _rows(output, len(rows))]
 
@@ -143,7 +144,7 @@ class PredictAPI(litserve.LitAPI):
         assert given.model is not None
         replica = Replica.from_store(
             self._store,
-            import_object(given.model)(),
+            import_named(given.model)(),
             given.max_staleness,
             renew_every=given.renew_every,
             aggregate=given.aggregate,
@@ -151,8 +152,8 @@ class PredictAPI(litserve.LitAPI):
             preload=given.preload,
         )
         replica.served.to(device)
-        decode = import_object(given.decode) if given.decode is not None else None
-        encode = import_object(given.encode) if given.encode is not None else None
+        decode = import_named(given.decode) if given.decode is not None else None
+        encode = import_named(given.encode) if given.encode is not None else None
         self._answering = Answering(replica, decode, encode)
 
     def decode_request(self, request: Any, **kwargs: Any) -> Any:
@@ -235,28 +236,6 @@ def make_predict_server(store: Path, settings: ServiceSettings) -> litserve.LitS
     return server
 
 
-def import_object(path: str) -> Any:
-    """Import what an import path names.
-
-    Args:
-        path: A module and a name in it, with a colon between them.
-
-    Raises:
-        ConfigurationError: There is no such thing.
-
-    Example:
-        >>> import_object("math:pi")
-        3.141592653589793
-    """
-    module, _, name = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigurationError(
-            f"{path} cannot be imported: {error}. Expected the import path of a function: my_app:make_model."
-        ) from error
-
-
 def _inputs(body: Any) -> Tensor:
     return torch.as_tensor(body["inputs"])
 
@@ -267,14 +246,6 @@ def _plain(row: Any) -> Any:
     if isinstance(row, Mapping):
         return {name: _plain(value) for name, value in row.items()}
     return [_plain(part) for part in row] if isinstance(row, (list, tuple)) else row
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {name: _moved(part, device) for name, part in value.items()}
-    return [_moved(part, device) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def _rows(output: Any, count: int) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -13,9 +14,8 @@ from typing import Any
 
 import uvicorn
 
-from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.service.control import make_control_app
-from lightning_s3t.service.settings import ServiceSettings
+from lightning_s3t.service.settings import ServiceSettings, import_named
 from lightning_s3t.service.tokens import Tokens
 from lightning_s3t.store import Store
 
@@ -47,11 +47,11 @@ def serve(store: Path, settings: ServiceSettings, tokens: Path | None) -> None:
     if settings.model is None:
         run_control(store, settings, tokens)
         return
-    from lightning_s3t.service.predict import import_object, make_predict_server
+    from lightning_s3t.service.predict import make_predict_server
 
     for path in (settings.model, settings.decode, settings.encode):
-        if path is not None and not callable(import_object(path)):
-            raise ConfigurationError(f"{path} is none that can be called. Expected a function: my_app:make_model.")
+        if path is not None:
+            import_named(path)
     server = make_predict_server(store, settings)
     launch = server.launch_single_inference_worker
 
@@ -60,7 +60,12 @@ def serve(store: Path, settings: ServiceSettings, tokens: Path | None) -> None:
             threading.Event().wait()  # its watching thread ends with the process
         return launch(*arguments)
 
+    def is_news(entry: logging.LogRecord) -> bool:
+        return not (stopping.is_set() and entry.msg == "Monitoring worker crashed")
+
     server.launch_single_inference_worker = launch_again
+    # its watching thread may ask the process that keeps what its processes share once more, when that has ended
+    logging.getLogger("litserve.server").addFilter(is_news)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lightning_s3t.core.imports import import_object
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.store.leases import MAX_STALENESS
 
@@ -27,6 +29,7 @@ class ControlSettings(_Section):
         max_bytes: The size of a request's body, at most.
         max_subjects: How many subjects a request may name.
         due_every: After how many seconds to look for scheduled requests that are due.
+        answer_within: Within how many days a request has to be answered: what the desk reckons with.
     """
 
     host: str = "127.0.0.1"
@@ -35,6 +38,7 @@ class ControlSettings(_Section):
     max_bytes: Annotated[int, Field(ge=1024)] = 1_048_576
     max_subjects: Annotated[int, Field(ge=1)] = 10_000
     due_every: Annotated[float, Field(gt=0)] = 10.0
+    answer_within: Annotated[int, Field(ge=1, le=3650)] = 30
 
 
 class ServiceSettings(_Section):
@@ -108,3 +112,23 @@ def read_settings(path: Path) -> ServiceSettings:
             for one in error.errors()
         )
         raise ConfigurationError(f"The settings {path} cannot be used. {wrong}.") from error
+
+
+def import_named(path: str) -> Callable[..., Any]:
+    """Import a function that the settings name.
+
+    Args:
+        path: Its import path.
+
+    Raises:
+        ConfigurationError: There is no such function.
+
+    Example:
+        >>> import_named("math:sqrt")(9)
+        3.0
+    """
+    found = import_object(path, "a function, as my_app:make_model")
+    if not callable(found):
+        raise ConfigurationError(f"{path} cannot be called. Expected a function, as my_app:make_model.")
+    function: Callable[..., Any] = found
+    return function

@@ -37,6 +37,52 @@ class Effect:
     subtracted_rows: int = 0
 
 
+@dataclass(frozen=True)
+class Reach:
+    """The reach of a request.
+
+    Attributes:
+        cells: The cells of serving units that it reaches.
+        units: The names of these units.
+        aside: The units that are set aside and that a request to forget or to correct reaches.
+        exports: The exported copies that it reaches.
+    """
+
+    cells: frozenset[Cell]
+    units: tuple[str, ...]
+    aside: tuple[SetAside, ...]
+    exports: tuple[str, ...]
+
+    @property
+    def revoked(self) -> tuple[str, ...]:
+        """The names of the units that a request to forget or to correct revokes."""
+        return tuple(sorted([*self.units, *(one.name for one in self.aside)]))
+
+
+def find_reach(store: Backend, number: int, change: Change) -> Reach:
+    """Return the reach of a request; nothing is changed.
+
+    Args:
+        store: The store's backend.
+        number: The number of the request.
+        change: The change to the lists of people.
+    """
+    ledger, since = store.ledger, _since(change)
+    # units in service are newer than all restrictions of their cells: only the current request reaches them
+    cells = frozenset(cell for cell, as_of in since.items() if as_of == number)
+    aside = [one for one in ledger.aside() if any(since.get(cell, 0) > one.as_of for cell in one.cells)]
+    exports = [export.name for export in ledger.exports() if reaches(cells, export.cells)]
+    return Reach(cells, tuple(sorted(ledger.reached(cells))), tuple(aside), tuple(exports))
+
+
+def _since(change: Change) -> dict[Cell, int]:
+    """Return for each cell the number of the request since which newly trained units do not hold the subjects' data."""
+    found: dict[Cell, int] = {}
+    for _, as_of, cell in (*change.buried, *((mark.hash, mark.number, mark.cell) for mark in change.marked)):
+        found[cell] = max(as_of, found.get(cell, 0))
+    return found
+
+
 def carry_out(store: Backend, kind: RequestKind, number: int, change: Change) -> Effect:
     """Apply a request to the ledger, except for the event; within a transaction.
 
@@ -51,9 +97,7 @@ def carry_out(store: Backend, kind: RequestKind, number: int, change: Change) ->
     """
     ledger = store.ledger
     people = {hash_ for hash_, _, _ in change.buried} | {mark.hash for mark in change.marked}
-    since: dict[Cell, int] = {}
-    for _, as_of, cell in (*change.buried, *((mark.hash, mark.number, mark.cell) for mark in change.marked)):
-        since[cell] = max(as_of, since.get(cell, 0))
+    since = _since(change)
     for as_of in sorted({as_of for _, as_of, _ in change.buried}):
         ledger.bury([(hash_, cell) for hash_, number_, cell in change.buried if number_ == as_of], as_of)
     ledger.unmark(change.unmarked)
@@ -62,10 +106,8 @@ def carry_out(store: Backend, kind: RequestKind, number: int, change: Change) ->
     if kind == "release":
         returned, displaced = _put_back(store, number)
         return Effect(frozenset(), shards, revoked=displaced, returned=returned)
-    # units in service are newer than all restrictions of their cells: only the current request reaches them
-    reached = frozenset(cell for cell, as_of in since.items() if as_of == number)
-    names = tuple(sorted(ledger.reached(reached)))
-    exports = tuple([export.name for export in ledger.exports() if reaches(reached, export.cells)])
+    reach = find_reach(store, number, change)
+    reached, names, exports, aside = reach.cells, reach.units, reach.exports, reach.aside
     if exports:
         remove_exports(store, exports, number)
     # with a release the next fit adds the rows again, as it adds the corrected rows after a correction
@@ -75,10 +117,8 @@ def carry_out(store: Backend, kind: RequestKind, number: int, change: Change) ->
         ledger.set_aside(names)
         return Effect(reached, shards, set_aside=names, exports=exports, subtracted_rows=rows)
     remove(store, names, number)
-    aside = [one for one in ledger.aside() if any(since.get(cell, 0) > one.as_of for cell in one.cells)]
     _remove_aside(store, aside, number)
-    revoked = tuple(sorted([*names, *(one.name for one in aside)]))
-    return Effect(reached, shards, revoked, exports=exports, subtracted_rows=rows)
+    return Effect(reached, shards, reach.revoked, exports=exports, subtracted_rows=rows)
 
 
 def _put_back(store: Backend, number: int) -> tuple[tuple[str, ...], tuple[str, ...]]:

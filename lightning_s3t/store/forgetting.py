@@ -32,8 +32,10 @@ from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.leases import ReplicaWait
 from lightning_s3t.store.ledger import Mark, Tombstone, ledger_errors
 from lightning_s3t.store.registry import is_registering
-from lightning_s3t.store.scheduled import ScheduledRequest, find_scheduled
+from lightning_s3t.store.scheduled import ScheduledRequest, find_scheduled, list_scheduled
 from lightning_s3t.store.units import parse_unit
+
+_LONGEST_REASON = 500
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,11 @@ class Forgetting:
         with self._ledger.at_one_time():
             return find_scheduled(self._store, self._keyring, request_id)
 
+    def scheduled_requests(self) -> list[ScheduledRequest]:
+        """Return all scheduled and refused requests, in order."""
+        with self._ledger.at_one_time():
+            return list_scheduled(self._store, self._keyring)
+
     def cancel_request(self, request_id: str) -> int:
         """Cancel a scheduled request; subjects in another scheduled request still wait for that one.
 
@@ -209,17 +216,54 @@ class Forgetting:
         """
         with self._ledger.transaction():
             found = find_scheduled(self._store, self._keyring, request_id)
-            if found is not None and found.state == "cancelled":
+            if found is not None and found.is_ended:
                 return 0
             if found is None or found.state == "carried out":
                 what = "is not a scheduled one" if found is None else "was carried out, which cannot be undone"
                 raise UnknownSubjectError(f"The request {request_id!r:.60} {what}. Nothing was cancelled.")
-            self._ledger.unschedule(found.alone)
-            pending = tuple(hash_.hex() for hash_ in sorted(found.alone))
-            body = asdict(Cancellation(self._keyring.layers, pending, request_id))
-            record(self._store, "cancellation", None, body)
+            self._end(request_id, found.alone)
         write_journal(self._ledger, self._store.folder)
         return len(found.alone)
+
+    def refuse_request(self, request_id: str, reason: str) -> int:
+        """Record that a request is refused; a scheduled one is then not carried out.
+
+        Args:
+            request_id: The caller's name for it. To refuse it twice for the same reason changes nothing.
+            reason: The reason.
+
+        Returns:
+            Number of subjects who no longer wait.
+
+        Raises:
+            ConfigurationError: It was carried out or cancelled, or was refused for another reason; or the name or the
+                reason is invalid. Nothing was changed.
+        """
+        check_name(request_id)
+        if not reason.strip() or len(reason) > _LONGEST_REASON or not reason.isprintable():
+            raise ConfigurationError(
+                f"The reason is {reason!r:.60}. Expected a text of 1 to {_LONGEST_REASON} characters on one line."
+            )
+        with self._ledger.transaction():
+            found = find_scheduled(self._store, self._keyring, request_id)
+            if found is not None and (found.state, found.reason) == ("refused", reason):
+                return 0
+            carried_out = self._ledger.request_named(request_id) is not None
+            state = "carried out" if carried_out else found.state if found is not None else "scheduled"
+            if state != "scheduled":
+                raise ConfigurationError(
+                    f"The request {request_id!r} is {state}. Expected one that is still open; nothing was changed."
+                )
+            alone = found.alone if found is not None else frozenset()
+            self._end(request_id, alone, reason)
+        write_journal(self._ledger, self._store.folder)
+        return len(alone)
+
+    def _end(self, request_id: str, alone: Collection[bytes], reason: str = "") -> None:
+        self._ledger.unschedule(alone)
+        pending = tuple(hash_.hex() for hash_ in sorted(alone))
+        body = asdict(Cancellation(self._keyring.layers, pending, request_id, reason))
+        record(self._store, "cancellation", None, body)
 
     @_collector_paused()
     def forget_due(self, now: datetime) -> RequestRecord | None:
@@ -288,7 +332,7 @@ class Forgetting:
                 number += 1
             if leaving:
                 asked = self._scheduled(leaving)
-                carried_out.append(self.carry_out("forget", asked, self._burying(asked, number), number=number))
+                carried_out.append(self.carry_out("forget", asked, self.burying(asked, number), number=number))
             added = unit.put(carried_out[-1].number) if unit is not None else None
             for one in carried_out:
                 self.note(one, added)
@@ -298,10 +342,15 @@ class Forgetting:
 
     def _forget(self, asked: Asked, name: Name | None = None) -> int:
         number = self._ledger.watermark() + 1
-        return self.note(self.carry_out("forget", asked, self._burying(asked, number), name, number))
+        return self.note(self.carry_out("forget", asked, self.burying(asked, number), name, number))
 
-    def _burying(self, asked: Asked, number: int) -> Change:
-        """Return the changes of forgetting: the subjects' restrictions and waiting corrections end."""
+    def burying(self, asked: Asked, number: int) -> Change:
+        """Return the changes of forgetting: the subjects' restrictions and waiting corrections end.
+
+        Args:
+            asked: The subjects.
+            number: The number of the request.
+        """
         new = [(hash_, cell) for hash_, cell in sorted(asked.cells.items()) if hash_ not in asked.forgotten]
         restricted = asked.restricted
         buried = [(hash_, restricted[hash_].number if hash_ in restricted else number, cell) for hash_, cell in new]
@@ -406,8 +455,8 @@ class Forgetting:
         scheduled = find_scheduled(self._store, self._keyring, name.request_id)
         if scheduled is not None:
             raise ConfigurationError(
-                f"The name {name.request_id!r} was given to a scheduled request, which is {scheduled.state}. Expected "
-                "a new name for each request. Nothing was changed."
+                f"The name {name.request_id!r} was given to a request that is {scheduled.state}. Expected a new name "
+                "for each request. Nothing was changed."
             )
         return self._find(name)
 
@@ -562,12 +611,7 @@ class Name:
     asked: str
 
     def __post_init__(self) -> None:
-        if not isinstance(self.request_id, str) or not 0 < len(self.request_id) <= 200:
-            raise ConfigurationError(
-                f"The name of the request is {self.request_id!r:.60}. Expected a text of 1 to 200 characters."
-            )
-        if not self.request_id.isprintable():
-            raise ConfigurationError(f"The name of the request is {self.request_id!r}. Expected printable characters.")
+        check_name(self.request_id)
 
 
 @dataclass(frozen=True)
@@ -591,16 +635,32 @@ class CarriedOut:
         return tuple(sorted(cells)) if self.kind == "rectify" else ()
 
 
+def check_name(request_id: str) -> None:
+    """Check the name of a request.
+
+    Args:
+        request_id: The name.
+
+    Raises:
+        ConfigurationError: It is invalid.
+    """
+    if not isinstance(request_id, str) or not 0 < len(request_id) <= 200:
+        raise ConfigurationError(
+            f"The name of the request is {request_id!r:.60}. Expected a text of 1 to 200 characters."
+        )
+    if not request_id.isprintable():
+        raise ConfigurationError(f"The name of the request is {request_id!r}. Expected printable characters.")
+
+
 def _check_same(found: ScheduledRequest, name: Name) -> None:
+    if found.is_ended:
+        raise ConfigurationError(
+            f"The request {name.request_id!r} was {found.state}. Expected a new name to ask again; nothing was changed."
+        )
     if found.asked != name.asked:
         raise ConfigurationError(
             f"The name {name.request_id!r} was given to a scheduled request for other subjects. Expected a new name "
             "for each request. Nothing was changed."
-        )
-    if found.state == "cancelled":
-        raise ConfigurationError(
-            f"The scheduled request {name.request_id!r} was cancelled. Expected a new name to ask again; nothing was "
-            "changed."
         )
 
 

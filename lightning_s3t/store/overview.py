@@ -88,6 +88,11 @@ class Overview:
     merge_from: int | None = None
 
     @property
+    def served_share(self) -> float:
+        """The share of the slices that the survivors were trained on, from 0 to 1."""
+        return sum(unit.stage for unit in self.serving.values()) / max(1, self.shards * self.slices)
+
+    @property
     def advice(self) -> str | None:
         """Why fit should be called again; None if it is not needed."""
         if self.waiting:
@@ -105,9 +110,8 @@ class Overview:
             return f"{dark} of {self.shards} shards serve nothing.{floor} {again}"
         if self.capacity < _LOW * self.full_capacity:
             return f"Only {self.capacity / self.full_capacity:.0%} of the deletion capacity is left. {again}"
-        served = sum(unit.stage for unit in self.serving.values()) / (self.shards * self.slices)
-        if served < 0.5:
-            return f"What serves was trained on {served:.0%} of the slices. {again}"
+        if self.served_share < 0.5:
+            return f"What serves was trained on {self.served_share:.0%} of the slices. {again}"
         if self.merge_from is not None:
             return (
                 f"People who came later are spread over many small shards: merge generations {self.merge_from} to "

@@ -53,6 +53,7 @@ from lightning_s3t.store.ledger import Mark, Tombstone, ledger_errors
 from lightning_s3t.store.ledger_address import check_folder_name, has_ledger
 from lightning_s3t.store.lock import FitLock, ledger_lock
 from lightning_s3t.store.overview import Overview
+from lightning_s3t.store.preview import Preview, preview
 from lightning_s3t.store.recipients import (
     Completion,
     HandedCopy,
@@ -456,6 +457,50 @@ class Store:
             UnknownSubjectError: The request does not exist, or was carried out. Nothing was changed.
         """
         return self._forgetting.cancel_request(request_id)
+
+    def refuse_request(self, request_id: str, reason: str) -> int:
+        """Notes that a request is refused, and why; one that is scheduled is not carried out.
+
+        It stays in the history for good: take no personal data. A request of that name is refused from then on.
+
+        Args:
+            request_id: The request's name, scheduled or not. To refuse it twice for the same reason changes nothing.
+            reason: Why, on one line of up to 500 characters.
+
+        Returns:
+            How many subjects wait no more.
+
+        Raises:
+            ConfigurationError: It was carried out or cancelled, or was refused for another reason; or the name or the
+                reason cannot be one. Nothing has changed then.
+        """
+        return self._forgetting.refuse_request(request_id, reason)
+
+    def scheduled_requests(self) -> list[ScheduledRequest]:
+        """Returns all requests that were ever scheduled or refused, in that order, and what has become of each."""
+        return self._forgetting.scheduled_requests()
+
+    def preview(self, subjects: Iterable[Any]) -> Preview:
+        """Returns what is known of subjects, and what a request to forget them would do now. Nothing is changed.
+
+        Args:
+            subjects: Their ids.
+
+        Raises:
+            UnknownSubjectError: A subject is known in another Unicode form.
+            DataError: An id is neither text nor an integer, or `subjects` is not a collection of ids, or is empty.
+
+        Example:
+            >>> import tempfile
+            >>> settings = {"partition": {"shards": 1, "slices": 2, "seed": 0}}
+            >>> with tempfile.TemporaryDirectory() as folder, Store.create(folder, settings) as store:
+            ...     found = store.preview(["user-1"])
+            ...     found.subjects, found.revoked
+            ({'user-1': 'unknown'}, ())
+        """
+        canonical = _canonical(subjects)
+        with self._ledger.at_one_time():
+            return preview(self._backend, self._keyring, self._forgetting, canonical)
 
     def receipt_of(self, request_id: str) -> RequestRecord | None:
         """Return the receipt of a request by its caller's name; None if no such request was carried out.

@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lightning_s3t.errors import LedgerUnreachableError
 from lightning_s3t.service.predict import Answering, Refused
-from lightning_s3t.serving import Replica
+from lightning_s3t.serving import EnsemblePredictor, Replica
 from lightning_s3t.store import Store
 from tests.people import Classifier, People, fit
 
@@ -265,7 +265,8 @@ def test_two_servers_answer_while_people_are_forgotten_and_one_is_killed(
             f"p50 {took[len(took) // 2] * 1000:.0f} ms, p99 {took[int(len(took) * 0.99)] * 1000:.0f} ms"
         )
         assert first.interrupt() == 0
-        assert not re.search(r"user-\d|Traceback", Path(second.log.name).read_text())
+        for server in (first, second):
+            assert not re.search(r"user-\d|Traceback", Path(server.log.name).read_text())
 
 
 @pytest.mark.nightly
@@ -273,11 +274,19 @@ def test_a_new_fit_is_taken_up(tmp_path: Path) -> None:
     store = tmp_path / "store"
     fit(store, People.make())
     with servers(tmp_path, store, 1, renew_every=0.5) as (server,):
-        url, body = f"http://127.0.0.1:{server.port}/predict", {"inputs": X[0].tolist()}
+
+        def answer() -> torch.Tensor:
+            found = httpx.post(f"http://127.0.0.1:{server.port}/predict", json={"inputs": X[0].tolist()}, timeout=60)
+            assert found.status_code == 200, found.text
+            return torch.tensor(found.json())
+
         assert server.ask("user-1").status_code == 200
-        before = httpx.post(url, json=body, timeout=60).json()
+        before = answer()
         fit(store, People.make())
+        with EnsemblePredictor.from_store(store, Classifier()) as served, torch.no_grad():
+            expected = served(X[:1])[0]
+        assert not torch.allclose(before, expected)
         deadline = time.monotonic() + 60
-        while httpx.post(url, json=body, timeout=60).json() == before:
+        while not torch.allclose(answer(), expected):
             assert time.monotonic() < deadline
             time.sleep(0.1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -12,38 +11,8 @@ import pytest
 from lightning_s3t.cli.main import main
 from lightning_s3t.reporting import StoreReport
 from lightning_s3t.store import Store
+from tests.reporting.html_page import Page
 from tests.store.people_store import PEOPLE, UNITS, in_place, make
-
-VOID = {"meta"}
-
-
-class Page(HTMLParser):
-    """Reads a page, and what does not fit on it."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.texts: list[str] = []
-        self.attributes: list[tuple[str, str, str | None]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(tag, *attribute) for attribute in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(tag, *attribute) for attribute in attrs]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, f"</{tag}> closes another element"
-
-    def handle_data(self, data: str) -> None:
-        self.texts += data.split() if self.open[-1:] != ["style"] else []
-
-    @property
-    def text(self) -> str:
-        return " ".join(self.texts)
 
 
 @pytest.fixture
@@ -113,7 +82,7 @@ def test_a_store_that_serves_nothing_says_so(tmp_path: Path) -> None:
         store.forget([in_place(shard, slice_) for shard in range(2) for slice_ in range(3)])
         report = StoreReport.of(store)
         assert report.outlook is None
-        assert report.served_share == 0
+        assert report.overview.served_share == 0
         assert "2 of 2 shards serve nothing" in Page(report.to_html()).text
 
 

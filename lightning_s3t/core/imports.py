@@ -1,0 +1,31 @@
+"""Imports of what an application names: its own classes and functions."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from lightning_s3t.errors import ConfigurationError
+
+
+def import_object(path: str, example: str) -> Any:
+    """Import what an import path names.
+
+    Args:
+        path: A module and a name in it, with a colon between them.
+        example: What is expected, for the message.
+
+    Raises:
+        ConfigurationError: There is no such thing.
+
+    Example:
+        >>> import_object("math:pi", "a number, as math:pi")
+        3.141592653589793
+    """
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{path} cannot be imported: {error}. Expected the import path of {example}."
+        ) from error

@@ -1,0 +1,86 @@
+"""A look before a request: what is known of subjects, and what forgetting them would take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lightning_s3t.core.units import Cell, UnitId
+from lightning_s3t.plan import survivors
+from lightning_s3t.store.backend import Backend
+from lightning_s3t.store.effects import find_reach
+from lightning_s3t.store.forgetting import Forgetting
+from lightning_s3t.store.keyring import Keyring
+from lightning_s3t.store.ledger import ledger_errors
+from lightning_s3t.store.units import parse_unit
+
+SubjectState = Literal["known", "restricted", "forgotten", "unknown", "unregistered"]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What is known of subjects, and what a request to forget them would do now.
+
+    Attributes:
+        subjects: The state of each, by canonical id: "known" is in the training data; "unknown" was never seen;
+            "unregistered" is not forgotten, in a store that keeps no registry to tell more.
+        due: When those are to be forgotten who are scheduled (UTC, ISO 8601), by canonical id.
+        cells: The cells of those who are not forgotten: where their data is, or would be.
+        revoked: The units that the request would revoke.
+        serving: By shard that it would reach, the unit that would serve then; None where none would be left.
+        exports: The exported copies that it would reach.
+    """
+
+    subjects: dict[str, SubjectState]
+    due: dict[str, str]
+    cells: tuple[Cell, ...]
+    revoked: tuple[UnitId, ...]
+    serving: dict[int, UnitId | None]
+    exports: tuple[str, ...]
+
+
+def preview(store: Backend, keyring: Keyring, forgetting: Forgetting, subjects: Sequence[str]) -> Preview:
+    """Return what is known of subjects, and what a request to forget them would do; at one time.
+
+    Args:
+        store: Where the store lies.
+        keyring: The store's keys.
+        forgetting: What carries the store's requests out.
+        subjects: Canonical ids.
+
+    Raises:
+        UnknownSubjectError: A subject is known in another Unicode form.
+    """
+    ledger, number = store.ledger, store.ledger.watermark() + 1
+    asked = forgetting.look_up(subjects, strict=False)
+    reach = find_reach(store, number, forgetting.burying(asked, number))
+    names = keyring.hashes(subjects)
+    states: dict[str, SubjectState] = {}
+    for hash_, subject in names.items():
+        if hash_ in asked.forgotten:
+            states[subject] = "forgotten"
+        elif hash_ in asked.restricted:
+            states[subject] = "restricted"
+        elif asked.unknown is None:
+            states[subject] = "unregistered"
+        else:
+            states[subject] = "unknown" if hash_ in asked.unknown else "known"
+    waiting = ledger.waiting(names)
+    gone = set(reach.units)
+    serving: dict[int, UnitId | None] = {}
+    with ledger_errors("The name of a unit"):
+        revoked = tuple(sorted(parse_unit(name) for name in reach.revoked))
+        for shard in sorted({unit.shard for unit in revoked}):
+            scores = ledger.scores(f"{shard}/")
+            left = {parse_unit(name): score for name, score in scores.items() if name not in gone}
+            best = survivors(left, {unit: score for unit, score in left.items() if score is not None})
+            serving[shard] = best.get(shard)
+    return Preview(
+        subjects=states,
+        due={names[hash_]: due for hash_, due, _ in ledger.scheduled() if hash_ in waiting} if waiting else {},
+        cells=tuple(sorted({cell for hash_, cell in asked.cells.items() if hash_ not in asked.forgotten})),
+        revoked=revoked,
+        serving=serving,
+        exports=reach.exports,
+    )

@@ -153,7 +153,7 @@ def _budget(budget: int | None, units: int | None, fine_tunes: float | None) -> 
 def _stage_bytes(
     slices: int, groups: int, model: str | None, layers: int | None, width: int, classes: int, rank: int
 ) -> list[int] | None:
-    """Returns the bytes of a unit's snapshot by stage: its group's adapters and the head."""
+    """Return the bytes of a unit's snapshot by stage: its group's adapters and the head."""
     group_bytes = _group_bytes(groups, model, layers, width, classes, rank)
     if group_bytes is None:
         return None

@@ -77,7 +77,7 @@ def fit_settings(
 
 
 def config_of(trainer: pl.Trainer) -> str | None:
-    """Returns the config that a LightningCLI has made the trainer from, in YAML; None without one.
+    """Return the config that a LightningCLI has made the trainer from, in YAML; None without one.
 
     The CLI hands it to the callback that saves it. Classes of the script that runs are named by its module, so that
     another process finds them.
@@ -93,7 +93,7 @@ def config_of(trainer: pl.Trainer) -> str | None:
 
 
 def classes_of(trainer: pl.Trainer) -> dict[str, str]:
-    """Returns the import paths of a trainer's module and data module, which a config need not name.
+    """Return the import paths of a trainer's module and data module, which a config need not name.
 
     Args:
         trainer: The trainer.
@@ -103,7 +103,7 @@ def classes_of(trainer: pl.Trainer) -> dict[str, str]:
 
 
 def import_path_of(kind: type) -> str:
-    """Returns the path that a class can be imported by, in another process too.
+    """Return the path that a class can be imported by, in another process too.
 
     A script's own classes are in `__main__` while it runs, and in a module with the script's name otherwise: `s3t store
     audit` repeats a training of `python app.py fit`.

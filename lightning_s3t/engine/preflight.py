@@ -136,7 +136,7 @@ def _problems_of_isolation(trainer: pl.Trainer, isolation: Isolation, parallel_u
 
 
 def refuse_to_resume() -> NoReturn:
-    """Refuses a checkpoint that was passed to the fit.
+    """Refuse a checkpoint that was passed to the fit.
 
     Raises:
         UnsupportedError: Always.
@@ -171,7 +171,7 @@ def check_trained_by_gradients(module: pl.LightningModule) -> None:
 
 
 def check_optimized(trainer: pl.Trainer, trainable: Mapping[str, nn.Parameter]) -> None:
-    """Checks that the optimizers hold every parameter that a unit trains.
+    """Check that the optimizers hold every parameter that a unit trains.
 
     Args:
         trainer: The trainer, with the unit's optimizers.

@@ -174,7 +174,7 @@ class UnitTraining:
         return self._data.digest_rows(self._settings.seed) if self._settings.digest_rows else ()
 
     def train(self, trainer: pl.Trainer, task: UnitTask, fit: Fit) -> UnitResult:
-        """Trains a unit.
+        """Train a unit.
 
         Args:
             trainer: The trainer, in its state before the fit.

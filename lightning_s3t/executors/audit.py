@@ -110,7 +110,7 @@ class AuditReport:
         return bool(compared) and all(found.outcome == "equal" for found in compared)
 
     def to_json(self) -> str:
-        """Returns the report as a JSON document."""
+        """Return the report as a JSON document."""
         return json.dumps({**asdict(self), "passed": self.passed}, indent=2)
 
     def __str__(self) -> str:
@@ -408,7 +408,7 @@ def _about_head(kept: Base, drawn: Base) -> Iterator[str]:
 
 
 def _worst(kept: Mapping[str, Tensor], again: Mapping[str, Tensor]) -> tuple[str, float] | None:
-    """Returns the tensor that differs most, and its largest absolute difference; None if all bits are the same."""
+    """Return the tensor that differs most, and its largest absolute difference; None if all bits are the same."""
     differences = {
         name: _difference(kept[name], again[name]) if name in kept and name in again else float("inf")
         for name in kept.keys() | again.keys()

@@ -147,7 +147,7 @@ class Fit:
         self.receipt: RequestRecord | None = None
 
     def begin(self, trainer: pl.Trainer) -> None:
-        """Notes where the store's history is, as early as can be: rows that are corrected from now on are not news.
+        """Record the position of the store's history as early as possible: later corrections are too new for this fit.
 
         Args:
             trainer: The trainer, in `setup`.
@@ -156,7 +156,7 @@ class Fit:
             self._began_at = Store.newest_event(self._store_path)
 
     def run_isolated(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Trains every unit in a separate process. All that can be refused is refused before anything changes.
+        """Train every unit in a separate process. Everything that can be refused is refused before anything changes.
 
         Args:
             trainer: The trainer, when its setup hooks have run.
@@ -436,7 +436,7 @@ class Fit:
             )
 
     def _sum_up(self, fit_store: FitStore, trained: Sequence[UnitId], seconds: float) -> dict[str, float]:
-        """Sums a fit up; returns the metrics of the units that serve, each the mean over the shards."""
+        """Summarise a fit; return the metrics of the serving units, each the mean over the shards."""
         store, path = fit_store.opened.store, str(self._config.store)
         shards = store.partition.all_shards
         passed_over = fit_store.passed_over
@@ -484,7 +484,7 @@ class Fit:
 
 
 def isolation_of(trainer: pl.Trainer, asked: Literal["auto", "forkserver", "fork", "none"]) -> Isolation:
-    """Returns how a fit keeps units apart.
+    """Return how a fit keeps units apart.
 
     Args:
         trainer: The trainer, in `setup`.

@@ -142,7 +142,7 @@ class FitStore:
         return self._opened
 
     def open(self, path: Path, make_base: Callable[[], Base]) -> None:
-        """Opens the store, and plans the fit.
+        """Open the store, and plan the fit.
 
         Args:
             path: The store's folder.
@@ -334,7 +334,7 @@ class FitStore:
         return plan, forgotten, generations
 
     def _register_all(self, bands: Mapping[str, int]) -> tuple[int, Generations]:
-        """Notes who is in the data; returns how many are new, and the generations of all."""
+        """Register the subjects of the data; return the number of new ones, and the generations of all."""
         store, building = self.opened.store, self.opened.building
         newcomers = building.register(bands, self._newcomers)
         count = store.partition.generations

@@ -60,7 +60,7 @@ class FitSummary:
         passed_over: Mapping[UnitId, str],
         out_of_time: bool = False,
     ) -> FitSummary:
-        """Sums a fit up.
+        """Summarise a fit.
 
         Args:
             alive: The units in the store.

@@ -57,7 +57,7 @@ def gather(trainer: pl.Trainer, mine: T) -> list[T]:
 
 
 def check_same_tensors(trainer: pl.Trainer, unit: UnitId, tensors: Mapping[str, Tensor]) -> None:
-    """Checks that a unit has come out the same on every rank.
+    """Check that a unit is the same on every rank.
 
     Args:
         trainer: The trainer.

@@ -21,7 +21,7 @@ Duration: TypeAlias = "float | str | timedelta | Mapping[str, int]"
 
 
 def seconds_of(duration: Duration) -> float:
-    """Returns a duration in seconds.
+    """Return a duration in seconds.
 
     Args:
         duration: The duration.

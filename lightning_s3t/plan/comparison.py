@@ -55,7 +55,7 @@ def compare(
     floors: Iterable[float] = FLOORS,
     worth: Worth = DATA,
 ) -> tuple[PlannerResult, ...]:
-    """Plans the same shards and slices with several planners.
+    """Plan the same shards and slices with several planners.
 
     Args:
         shards: Number of shards, m.

@@ -92,7 +92,7 @@ class RiskBands:
         return cls(risk["thresholds"], risk["slices"], _read(Path(risks)) if isinstance(risks, (str, Path)) else risks)
 
     def band(self, subject: str) -> int:
-        """Returns a subject's band, counted from 0, the lowest.
+        """Return a subject's band, counted from 0, the lowest.
 
         Args:
             subject: The canonical id.

@@ -43,7 +43,7 @@ class EnsembleModule(EnsemblePredictor, pl.LightningModule):
     """
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        """Logs as the user's module does, so that one trainer can test both.
+        """Log as the user's module does, so that one trainer can test both.
 
         Args:
             name: See `LightningModule.log`.

@@ -50,7 +50,7 @@ def half_written_name(path: Path) -> str | None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a folder's entries durable.
+    """Make a folder's entries durable.
 
     Args:
         folder: The folder; nothing happens if it does not exist.
@@ -171,7 +171,7 @@ def open_own(path: str | Path, flags: int, mode: int = 0o600) -> int:
 
 
 def sha256_of(path: Path) -> str:
-    """Returns a file's SHA-256; a link is not followed.
+    """Return a file's SHA-256; a link is not followed.
 
     Args:
         path: The file.

@@ -30,7 +30,7 @@ OWN_FILES = frozenset({*_LEDGER_FILES, MOVED, JOURNAL, KEY_FILE, LOCK_FILE, LEDG
 
 
 def check_free(folder: Path) -> None:
-    """Checks that a store can be made in a folder without a ledger.
+    """Check that a store can be made in a folder without a ledger.
 
     Args:
         folder: The folder.
@@ -105,7 +105,7 @@ def _names_other_files(journal: Path) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a store's folder, for its owner alone.
+    """Create a store's folder, accessible only to its owner.
 
     Args:
         folder: The folder.

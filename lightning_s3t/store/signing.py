@@ -123,7 +123,7 @@ def read_private_key(path: Path) -> Ed25519PrivateKey:
 
 
 def read_public_key(path: Path) -> Ed25519PublicKey:
-    """Reads a public key.
+    """Read a public key.
 
     Args:
         path: A PEM file.

@@ -261,12 +261,12 @@ class Store:
             return {hashes[hash_]: number for hash_, number in self._ledger.generations(hashes).items()}
 
     def count_generations(self) -> tuple[int, ...]:
-        """Returns how many subjects of each generation are registered, and so not forgotten."""
+        """Return how many subjects of each generation are registered, and so not forgotten."""
         found = self._ledger.count_generations()
         return tuple(found.get(number, 0) for number in range(len(self.generations)))
 
     def consolidate(self, into: int | None = None) -> int | None:
-        """Merges the newest generations of people into one, so that fewer and larger shards answer.
+        """Merge the newest generations of people into one, so that fewer and larger shards answer.
 
         The units of the merged generations are erased at once; those of the remaining one keep serving until the next
         fit, which trains them again on all its people. Nothing of the other shards is touched.
@@ -445,7 +445,7 @@ class Store:
         return self._forgetting.scheduled_request(request_id)
 
     def cancel_request(self, request_id: str) -> int:
-        """Cancels a scheduled request by its name, before it is carried out; to do so twice changes nothing.
+        """Cancel a scheduled request by its name, before it is carried out; repeating this changes nothing.
 
         Args:
             request_id: The name. Subjects in another scheduled request still wait for that one.
@@ -459,7 +459,7 @@ class Store:
         return self._forgetting.cancel_request(request_id)
 
     def refuse_request(self, request_id: str, reason: str) -> int:
-        """Notes that a request is refused, and why; one that is scheduled is not carried out.
+        """Record that a request is refused, with the reason; a scheduled one is then not carried out.
 
         It stays in the history for good: take no personal data. A request of that name is refused from then on.
 
@@ -477,11 +477,11 @@ class Store:
         return self._forgetting.refuse_request(request_id, reason)
 
     def scheduled_requests(self) -> list[ScheduledRequest]:
-        """Returns all requests that were ever scheduled or refused, in that order, and what has become of each."""
+        """Return all requests that were ever scheduled or refused, in that order, and what has become of each."""
         return self._forgetting.scheduled_requests()
 
     def preview(self, subjects: Iterable[Any]) -> Preview:
-        """Returns what is known of subjects, and what a request to forget them would do now. Nothing is changed.
+        """Return what is known of subjects, and what a request to forget them would do now. Nothing is changed.
 
         Args:
             subjects: Their ids.
@@ -512,7 +512,7 @@ class Store:
         return read_records(self._backend, number - 1, number)[0] if number is not None else None
 
     def cancel(self, subjects: Iterable[Any]) -> int:
-        """Cancels scheduled requests before they are carried out. Forgotten data cannot be restored.
+        """Cancel scheduled requests before they are carried out. Forgotten data cannot be restored.
 
         Args:
             subjects: The ids of the subjects who stay.
@@ -527,7 +527,7 @@ class Store:
         return self._forgetting.cancel(_canonical(subjects))
 
     def forget_due(self, now: datetime | None = None) -> RequestRecord | None:
-        """Carries the scheduled requests out that are due, as one request.
+        """Carry out the due scheduled requests as one request.
 
         Args:
             now: The time; None for the current time.
@@ -542,7 +542,7 @@ class Store:
         return self._forgetting.due(datetime.now(timezone.utc))
 
     def among(self, tombstones: Iterable[Tombstone], subjects: Iterable[str]) -> set[str]:
-        """Returns those of the subjects whom tombstones are of.
+        """Return those of the subjects whom tombstones are of.
 
         Args:
             tombstones: The result of `due`.
@@ -552,11 +552,11 @@ class Store:
         return {subject for hash_, subject in self._keyring.hashes(subjects).items() if hash_ in hashes}
 
     def pending(self) -> list[tuple[str, int]]:
-        """Returns the times (UTC, ISO 8601) of scheduled requests, and of how many subjects."""
+        """Return the times (UTC, ISO 8601) of scheduled requests, and of how many subjects."""
         return self._ledger.schedules()
 
     def receipts(self, after: int = 0) -> list[RequestRecord]:
-        """Returns the receipts of all requests, in order.
+        """Return the receipts of all requests, in order.
 
         Args:
             after: Only those of requests after this one.
@@ -591,11 +591,11 @@ class Store:
         return has_given(self._ledger.events(), receipt)
 
     def revoked(self) -> set[UnitId]:
-        """Returns every unit that a request or damage has ever taken away; it may have been trained again since."""
+        """Return every unit that a request or damage has ever taken away; it may have been trained again since."""
         return ever_revoked(self._ledger)
 
     def chain_digest(self, position: int) -> str | None:
-        """Returns the digest at a position of the chain of events, to compare with a receipt's.
+        """Return the digest at a position of the chain of events, to compare with a receipt's.
 
         None beyond the chain's end, or if an event up to there was changed after it was written.
 
@@ -636,7 +636,7 @@ class Store:
         return found
 
     def subject_hashes(self, subjects: Iterable[str]) -> dict[str, str]:
-        """Returns a keyed hash of each subject that stays the same when the key is rotated: for digests.
+        """Return a keyed hash of each subject that stays the same when the key is rotated: for digests.
 
         Args:
             subjects: Canonical ids.
@@ -649,7 +649,7 @@ class Store:
         return Overview.of(self._backend, self.partition, self.manifest, self.options, len(self.due()), heads)
 
     def rotate_key(self) -> None:
-        """Takes a new key for subjects' ids into use. Nothing has to be trained again.
+        """Start using a new key for subjects' ids. No unit has to be trained again.
 
         Raises:
             StoreError: A fit is running; or the environment provides the keys, and has no new one.
@@ -753,7 +753,7 @@ class Store:
         return self._ledger.count_forgotten()
 
     def forgotten(self, subjects: Iterable[str]) -> set[str]:
-        """Returns those of the subjects that must never be trained on again.
+        """Return those of the subjects that must never be trained on again.
 
         Args:
             subjects: Canonical ids.
@@ -761,7 +761,7 @@ class Store:
         return self._keyring.forgotten(subjects)
 
     def restricted(self, subjects: Iterable[str]) -> set[str]:
-        """Returns those of the subjects that are restricted: no fit trains on them until they are released.
+        """Return those of the subjects that are restricted: no fit trains on them until they are released.
 
         Args:
             subjects: Canonical ids.
@@ -769,20 +769,20 @@ class Store:
         return self._keyring.restricted(subjects)
 
     def count_restricted(self) -> int:
-        """Returns how many subjects are restricted."""
+        """Return how many subjects are restricted."""
         return len(self._ledger.marks("restricted"))
 
     def set_aside(self) -> list[UnitId]:
-        """Returns the units that are set aside; of one name there may be several, for restrictions that overlap."""
+        """Return the units that are set aside; of one name there may be several, for restrictions that overlap."""
         with ledger_errors("The name of a unit"):
             return sorted(UnitId.parse(one.name) for one in self._ledger.aside())
 
     def corrections(self) -> list[Mark]:
-        """Returns the corrections that wait for a fit, where the method replaces its model."""
+        """Return the corrections that wait for a fit, where the method replaces its model."""
         return self._ledger.marks("awaiting")
 
     def corrected_since(self, position: int) -> set[str]:
-        """Returns the cells with data that was corrected after an event of the history.
+        """Return the cells with data that was corrected after an event of the history.
 
         Args:
             position: The event's position in the chain.
@@ -815,7 +815,7 @@ class Store:
         return read_servable(self._ledger)
 
     def load(self, unit: UnitId) -> dict[str, Tensor]:
-        """Reads the tensors that a unit owns.
+        """Read the tensors that a unit owns.
 
         Args:
             unit: The unit.
@@ -888,7 +888,7 @@ class Store:
         return not stale and not missing
 
     def export(self, name: str, unit: UnitId, digests: Sequence[str], files: Mapping[Path, bytes]) -> None:
-        """Writes files made from a unit outside of the store, so that a request which reaches it names and erases them.
+        """Write files made from a unit outside the store, so that a request which reaches it names and erases them.
 
         Args:
             name: The result of `make_export_name` for the unit.
@@ -904,7 +904,7 @@ class Store:
         write_export(self._backend, name, unit, digests, files)
 
     def exports(self) -> list[str]:
-        """Returns the names of the exported copies that no request has reached."""
+        """Return the names of the exported copies that no request has reached."""
         return [export.name for export in self._ledger.exports()]
 
     def hand_over(self, export: str, recipient: str) -> None:
@@ -998,7 +998,7 @@ class Store:
         return [alive[unit].provenance]
 
     def close(self) -> None:
-        """Closes the ledger."""
+        """Close the ledger."""
         self._ledger.close()
 
     def _revoked(self, unit: UnitId) -> RevokedError:

@@ -38,7 +38,7 @@ def optimal(
     horizon: int | None = None,
     keep: Iterable[SliceSequence] = (),
 ) -> Family:
-    """Returns the sequences with the largest expected length of the best surviving prefix, over the coming requests.
+    """Return the sequences with the largest expected length of the best surviving prefix, over the coming requests.
 
     The objective is the sum, over the next `horizon` requests that hit a new slice, of the expected length of the best
     remaining prefix in a shard, with requests drawn from the prior. (A repeated request for a slice changes nothing, so
@@ -81,7 +81,7 @@ def optimal(
 
 
 def search(problem: PlanProblem, budget: int, seed: int = 0, keep: Iterable[SliceSequence] = ()) -> Family:
-    """Searches for the sequences of `optimal`.
+    """Search for the sequences of `optimal`.
 
     Args:
         problem: The slices, how likely requests are, and how far to look ahead.
@@ -184,7 +184,7 @@ class _Candidate:
             together = np.maximum(together, reply.profile)
 
     def improve(self, sweeps: int) -> None:
-        """Replaces each sequence that may move by the best reply to the rest, until that helps none of them."""
+        """Replace each movable sequence with the best reply to the others, until no replacement helps."""
         for _ in range(sweeps):
             before = self.value
             self._sweep()
@@ -192,7 +192,7 @@ class _Candidate:
                 return
 
     def by_what_each_adds(self) -> Family:
-        """Returns the sequences, each next one adding most to those before; equal ones stay as they were."""
+        """Return the sequences, each next one adding most to those before; equal ones stay as they were."""
         left = list(zip(self.sequences, self.profiles, strict=True))[self.fixed :]
         together, ordered = self._together(self.profiles[: self.fixed]), self.sequences[: self.fixed]
         while left:
@@ -239,7 +239,7 @@ class _Annealing:
         self._untouched: dict[int, NDArray[np.intp]] = {}
 
     def improve(self, sequences: Sequence[SliceSequence], moves: int, heat: float, draw: Ties) -> tuple[Family, float]:
-        """Returns the best family on the way, and its value; it is never below the one that it starts from.
+        """Return the best family on the way, and its value; it is never below the one that it starts from.
 
         Args:
             sequences: The sequences to start from.

@@ -101,7 +101,7 @@ def sisa(slices: int, budget: int, seed: int = 0) -> Family:
 
 
 def distinct_sequences(sequences: Iterable[SliceSequence], slices: int, budget: int) -> Family:
-    """Returns the sequences without repeats, filled up to the budget with cyclic ones that are not among them.
+    """Return the sequences without repeats, filled up to the budget with cyclic ones that are not among them.
 
     Args:
         sequences: Sequences of the slices.

@@ -93,7 +93,7 @@ def survivors_of(
 
 
 def retention_bound(shards: int, sequences: Iterable[Iterable[int]], requests: int) -> float:
-    """Returns a lower bound on the expected length of a shard's best surviving prefix, for equal probabilities.
+    """Return a lower bound on the expected length of a shard's best surviving prefix, for equal probabilities.
 
     A prefix of k slices is untouched by r requests with probability (1 - k/(mL))^r. Take d disjoint prefixes of k
     slices. That they are all touched is at most as likely as if they were independent (counts of balls in boxes are

@@ -33,7 +33,7 @@ DIGITS = 14
 
 
 def expected_lifetime(shards: int, sequences: Iterable[Iterable[int]], prior: Prior | None = None) -> float:
-    """Returns the expected number of requests until no unit of any shard survives.
+    """Return the expected number of requests until no unit of any shard survives.
 
     For equal probabilities it is `deletion_rate(shards, slices, distinct first slices)`.
 
@@ -59,7 +59,7 @@ def expected_lifetime(shards: int, sequences: Iterable[Iterable[int]], prior: Pr
 
 
 def lifetime_of(family: Family, problem: PlanProblem) -> float:
-    """Returns the `expected_lifetime` of checked sequences.
+    """Return the `expected_lifetime` of checked sequences.
 
     Args:
         family: The sequences.
@@ -70,7 +70,7 @@ def lifetime_of(family: Family, problem: PlanProblem) -> float:
 
 
 def collector(probabilities: Iterable[float]) -> float:
-    """Returns the expected number of draws until each of some outcomes has come (the coupon collector).
+    """Return the expected number of draws until each of some outcomes has come (the coupon collector).
 
     It also judges other partitions: SISA, where the first slice of every shard is needed, and `arcane_lifetime`.
 
@@ -99,7 +99,7 @@ def collector(probabilities: Iterable[float]) -> float:
 
 
 def arcane_lifetime(classes: Iterable[float], blocks: int) -> float:
-    """Returns the deletion rate of an ARCANE-style partition, for comparison.
+    """Return the deletion rate of an ARCANE-style partition, for comparison.
 
     ARCANE (Yan et al., IJCAI 2022) trains a model for each class, block by block of the class's data, and keeps the
     intermediate states. After a request the model falls back to the state before the block, so a class is lost with its

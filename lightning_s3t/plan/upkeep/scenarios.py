@@ -54,7 +54,7 @@ class Scenario:
             )
 
     def requests_a_year(self, people: int) -> float:
-        """Returns how many requests are expected in a quiet year.
+        """Return how many requests are expected in a quiet year.
 
         Args:
             people: Number of people who may ask.

@@ -188,7 +188,7 @@ def quality_by_day(
     trials: int = TRIALS,
     seed: int = 0,
 ) -> Course:
-    """Plays years of requests and fits, as `steady_state`, for checked sequences.
+    """Simulate years of requests and fits for checked sequences, as `steady_state`.
 
     Args:
         shards: Number of shards, m.
@@ -233,7 +233,7 @@ def quality_by_day(
 
 
 def _days_of(clocks: NDArray[np.float64], reached: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Returns the day on which expected requests reach each clock; the number of days where they never do."""
+    """Return the day on which expected requests reach each clock; the number of days where they never do."""
     rows, length = reached.shape
     # one search for all rows: each is lifted above the one before
     most = float(reached.max()) + 1

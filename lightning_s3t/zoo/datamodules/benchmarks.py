@@ -77,7 +77,7 @@ TASKS: dict[str, tuple[Questions, int]] = {
 
 
 def load_task(task: str, part: Part, source: str | Path | None = None) -> list[TextRow]:
-    """Loads a part of a task. Its test labels are secret, so its validation rows are the test rows too.
+    """Load a part of a task. Its test labels are secret, so its validation rows are the test rows too.
 
     The owner is the index of the row in the task's train rows: if a row has two questions (COPA), both have the same
     owner.

@@ -61,7 +61,7 @@ class DemoResult:
 
 
 def run_demo(output: Path, settings: DemoSettings, console: Console | None = None) -> DemoResult:
-    """Tells the story: trains, forgets nine people of ten, checks the guarantees, draws.
+    """Run the demo: train, forget nine of ten people, check the guarantees, draw.
 
     Args:
         output: The folder for the picture.

@@ -11,7 +11,7 @@ from lightning_s3t.zoo.extras import import_extra
 
 
 def load_model(auto_class: str, name: str | None, config: dict[str, Any] | None, **arguments: Any) -> nn.Module:
-    """Loads a pretrained model, or draws one.
+    """Load a pretrained model, or create a random one.
 
     Args:
         auto_class: The class of transformers, for example "AutoModelForCausalLM".

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi.responses import JSONResponse
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictInt
 
 RequestId = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[!-.0-~]+$")]
-Subject = Annotated[str, Field(min_length=1, max_length=1000)] | int
+Subject = Annotated[str, Field(min_length=1, max_length=1000)] | StrictInt
 
 
 class ForgetBody(BaseModel):

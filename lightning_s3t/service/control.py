@@ -35,6 +35,7 @@ from lightning_s3t.service.bodies import (
     error_response,
 )
 from lightning_s3t.service.desk import DESK_FIELDS, add_desk
+from lightning_s3t.service.fides import FidesBody, add_fides
 from lightning_s3t.service.guard import Guard
 from lightning_s3t.service.limits import SizeLimit
 from lightning_s3t.service.metrics import render
@@ -99,6 +100,8 @@ def make_control_app(
     _add_requests(app, opened, guard, limits.max_subjects)
     _add_looks(app, opened, guard, multiprocess)
     add_desk(app, opened, guard, limits.answer_within)
+    if limits.fides is not None:
+        add_fides(app, opened, guard, limits.fides.identity, _ERRORS)
     app.add_middleware(SizeLimit, max_bytes=limits.max_bytes)
     return app
 
@@ -249,6 +252,8 @@ _MESSAGES = {
     "not_later": "Expected a later day than today (UTC). Nothing was changed.",
     "other_form": "The store knows this id in another Unicode form: copy it from the training data.",
     "invalid": "One of the ids cannot be one. Nothing was changed.",
+    "not_approved": "The privacy request is not approved yet: call before or after execution. Nothing was changed.",
+    "no_identity": "The identity has no id of the kind that the door expects (control.fides). Nothing was changed.",
     "unreachable": "The ledger is out of reach. Ask again with the same request_id.",
     "store": "The store could not do it: see the server's log. A retry with the same request_id is no second request.",
 }
@@ -267,7 +272,16 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     async def of_validation(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        known = {*ForgetBody.model_fields, *DESK_FIELDS, "body", "path", "query", "after", "request"}
+        known = {
+            *ForgetBody.model_fields,
+            *FidesBody.model_fields,
+            *DESK_FIELDS,
+            "body",
+            "path",
+            "query",
+            "after",
+            "request",
+        }
         where = sorted({".".join(str(part) for part in one["loc"] if part in known) for one in error.errors()})
         return error_response(422, "invalid", f"Not what is expected: {', '.join(where)}. See /openapi.json.")
 

@@ -19,6 +19,17 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class FidesSettings(_Section):
+    """The webhook for Fides.
+
+    Attributes:
+        identity: The kind of identity that has a person's id in the training data: external_id, email, phone_number,
+            or a kind of your own.
+    """
+
+    identity: Annotated[str, Field(min_length=1, max_length=200)]
+
+
 class ControlSettings(_Section):
     """The control door.
 
@@ -30,6 +41,7 @@ class ControlSettings(_Section):
         max_subjects: How many subjects a request may name.
         due_every: After how many seconds to look for scheduled requests that are due.
         answer_within: Within how many days a request has to be answered: what the desk reckons with.
+        fides: The webhook for Fides; None without one.
     """
 
     host: str = "127.0.0.1"
@@ -39,6 +51,7 @@ class ControlSettings(_Section):
     max_subjects: Annotated[int, Field(ge=1)] = 10_000
     due_every: Annotated[float, Field(gt=0)] = 10.0
     answer_within: Annotated[int, Field(ge=1, le=3650)] = 30
+    fides: FidesSettings | None = None
 
 
 class ServiceSettings(_Section):

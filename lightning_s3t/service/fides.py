@@ -1,0 +1,78 @@
+"""A webhook for Fides: its privacy requests reach the store (https://github.com/ethyca/fides, policy webhooks)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, HTTPException
+from pydantic import BaseModel, Field
+
+from lightning_s3t.service.bodies import RequestId, Subject
+from lightning_s3t.service.guard import Guard
+from lightning_s3t.service.requests import ask
+from lightning_s3t.store import Store
+
+
+class _Labelled(BaseModel):
+    value: Subject | list[Subject]
+
+
+class FidesBody(BaseModel):
+    """The body of a call by Fides; it has more fields, which do not matter here.
+
+    Attributes:
+        privacy_request_id: Fides' id of the privacy request.
+        callback_type: When Fides calls: before the request is approved, before it is executed, or after.
+        policy_action: What the request asks for: "erasure", "access", ...
+        identity: What is known of the person, by kind: email, phone_number, external_id, or a kind of your own.
+    """
+
+    privacy_request_id: RequestId
+    callback_type: Literal["pre_approval", "pre", "post"]
+    policy_action: str | None = None
+    identity: Annotated[dict[str, Any], Field(max_length=100)]
+
+
+class FidesAnswer(BaseModel):
+    """The answer to Fides, which reads it if the webhook is a `two_way` one.
+
+    Attributes:
+        halt: Whether the privacy request is to stop here, since the model still serves the person's data.
+    """
+
+    halt: bool
+
+
+def add_fides(app: FastAPI, store: Store, guard: Guard, identity: str, responses: dict[int | str, Any]) -> None:
+    """Add the webhook to the control door.
+
+    Args:
+        app: The control door.
+        store: The opened store.
+        guard: The guard of the door.
+        identity: The kind of identity that has a person's id in the training data.
+        responses: The errors of the door, for its OpenAPI document.
+    """
+
+    @app.post("/fides", dependencies=[guard.allows("ask")], responses=responses, summary="A webhook for Fides")
+    def fides(body: FidesBody) -> FidesAnswer:
+        """Forget the person of an approved request for erasure. Other requests change nothing."""
+        if body.policy_action != "erasure":
+            return FidesAnswer(halt=False)
+        if body.callback_type == "pre_approval":
+            raise HTTPException(422, "not_approved")
+        # a person who is not in the training data may have asked too, and must not enter a later fit
+        state = ask(store, body.privacy_request_id, _subjects(body, identity), None, strict=False)
+        return FidesAnswer(halt=state.state != "carried_out")
+
+
+def _subjects(body: FidesBody, identity: str) -> list[str | int]:
+    """Return the ids of the person; no request may pass without one, since nothing would be forgotten."""
+    given = body.identity.get(identity)
+    try:
+        found = _Labelled.model_validate(given if isinstance(given, dict) else {"value": given}).value
+    except ValueError:
+        raise HTTPException(422, "no_identity") from None
+    if not found:
+        raise HTTPException(422, "no_identity")
+    return found if isinstance(found, list) else [found]

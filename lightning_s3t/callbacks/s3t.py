@@ -38,11 +38,11 @@ class S3T(Unlearning):
         budget: Number of sequences of the slices that each shard is trained on, B; or a limit on their cost per shard:
             {"units": 40}, or {"fine_tunes": 3.5} in multiples of one full fine-tune. A later fit may raise it: trained
             units stay, and sequences are added.
-        subjects: Who owns each row: the name of an attribute of the data set that has one id per row, a callable that
-            takes the data set and returns them, or its import path. "index" uses each row's index in the innermost data
-            set, even under `Subset` ("part:row" if several are concatenated). If a row is later removed from that data
-            set, the ids of all rows after it change.
-        sequences: How the sequences are chosen: "optimal" (most slices remaining after future requests), "cyclic",
+        subjects: The owner of each row: the name of an attribute of the data set that has one id per row, a callable
+            that takes the data set and returns them, or its import path. "index" uses each row's index in the innermost
+            data set, even under `Subset` ("part:row" if several are concatenated). If a row is later removed from that
+            data set, the ids of all rows after it change.
+        sequences: The planner of the sequences: "optimal" (most slices remaining after future requests), "cyclic",
             "bms", "conditional", "random", "all", "sisa", or the sequences themselves.
         groups: Number of layer groups; None for one per slice. With fewer, consecutive stages continue with the same
             group, so that a network with few blocks can have more slices.
@@ -62,11 +62,11 @@ class S3T(Unlearning):
             arguments, in which `risks` may also be a CSV or JSON file; None to place all subjects equally.
         keep_registry: Whether the store records who is in the training data (as keyed hashes). Without the registry it
             holds nothing per subject, and cannot refuse a request that names an unknown subject.
-        isolation: How units are kept apart. "forkserver": each unit is trained in a separate process that starts from
-            the state which the fit found. "fork": the same, but forked from the script's process, for objects that
-            cannot be sent to another process (a lock, an open file); on a CPU, with one thread. "none": one after
-            another in the script's process, with known state reset in between; for debugging. "auto" is "forkserver",
-            but "none" with strategies that spawn or fork their ranks. A store cannot change it.
+        isolation: How units are isolated. "forkserver": each unit is trained in a separate process that starts from the
+            state which the fit found. "fork": the same, but forked from the script's process, for objects that cannot
+            be sent to another process (a lock, an open file); on a CPU, with one thread. "none": one after another in
+            the script's process, with known state reset in between; for debugging. "auto" is "forkserver", but "none"
+            with strategies that spawn or fork their ranks. A store cannot change it.
         parallel_units: Number of units that are trained at the same time on the same devices, bitwise equal to training
             them one after another; more is faster if one unit does not keep the device busy.
         digest_rows: Read every row at the start of each fit, and retrain units whose rows have changed under the same
@@ -79,9 +79,9 @@ class S3T(Unlearning):
             retrains the units that they reach there, so that the order of arrival does not matter. "append" gives those
             who come together an additional shard, and trains nothing else. Without a registry "retrain" is always used.
             Each fit may choose.
-        time_budget: How long a fit may take: seconds, "DD:HH:MM:SS" or a timedelta; None for as long as it needs. A
-            unit is not started if it would not finish in time, no unit is interrupted, and at least one is trained; the
-            next fit continues. Units that improve serving most come first. `Trainer(max_time=...)` means the same.
+        time_budget: The time limit of a fit: seconds, "DD:HH:MM:SS" or a timedelta; None for no limit. A unit is not
+            started if it would not finish in time, no unit is interrupted, and at least one is trained; the next fit
+            continues. Units that improve serving most come first. `Trainer(max_time=...)` means the same.
         ledger: Where the store's ledger is kept: "postgresql://user@host/database?schema=name" for several machines
             that share the store's folder (docs/machines.md); None for a file in the folder, or for the ledger that the
             folder names.

@@ -30,9 +30,9 @@ class SliceUnfreezing(pl.Callback):
         slices: Number of stages, and of layer groups.
         epochs_per_slice: Epochs of a stage.
         layers: The blocks, if they are not found automatically: a path, a list of paths, or a list of groups.
-        head: Where the head is, if it cannot be found.
+        head: The head, if it is not found automatically.
         adapter: A PeftConfig, a dict of one, or None to train the layers themselves.
-        seed: What fresh adapters are drawn from.
+        seed: Seed of new adapters.
 
     Raises:
         ConfigurationError: `slices` or `epochs_per_slice` is not a positive integer.
@@ -71,7 +71,7 @@ class SliceUnfreezing(pl.Callback):
         self._trained = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called when training begins: notes what no stage may change."""
+        """Called when training begins: records the tensors that no stage may change."""
         if self._switch is not None:
             self._switch.take_baseline()
 

@@ -50,7 +50,7 @@ PartitionKind = Literal["secret", "public"]
 
 
 class Unlearning(pl.Callback):
-    """Trains any LightningModule so that data can be removed from it, by the method that is given.
+    """Train any LightningModule so that data can be removed from it, with a given method.
 
     One `trainer.fit` trains every missing unit and skips existing ones, so an interrupted fit, a fit after deletions
     and a fit with more data are all the same call. The script does not change: its module, data, optimizers,
@@ -65,10 +65,10 @@ class Unlearning(pl.Callback):
     Args:
         method: The unlearning method; its name; or a mapping with its name as "name" and its arguments.
         store: The folder for the trained units.
-        subjects: Who owns each row: the name of an attribute of the data set that has one id per row, a callable that
-            takes the data set and returns them, or its import path. "index" uses each row's index in the innermost data
-            set, even under `Subset` ("part:row" if several are concatenated). If a row is later removed from that data
-            set, the ids of all rows after it change.
+        subjects: The owner of each row: the name of an attribute of the data set that has one id per row, a callable
+            that takes the data set and returns them, or its import path. "index" uses each row's index in the innermost
+            data set, even under `Subset` ("part:row" if several are concatenated). If a row is later removed from that
+            data set, the ids of all rows after it change.
         layers: The blocks, if they are not found automatically: a path, a list of paths, or a list of groups.
         head: The head, if it is not found automatically: a path or a list of paths.
         adapter: A PeftConfig, a dict of one, or None to fine-tune whole layers. The default is the paper's LoRA, or the
@@ -79,11 +79,11 @@ class Unlearning(pl.Callback):
             bit.
         keep_registry: Whether the store records who is in the training data (as keyed hashes). Without the registry it
             holds nothing per subject, and cannot refuse a request that names an unknown subject.
-        isolation: How units are kept apart. "forkserver": each unit is trained in a separate process that starts from
-            the state which the fit found. "fork": the same, but forked from the script's process, for objects that
-            cannot be sent to another process (a lock, an open file); on a CPU, with one thread. "none": one after
-            another in the script's process, with known state reset in between; for debugging. "auto" is "forkserver",
-            but "none" with strategies that spawn or fork their ranks. A store cannot change it.
+        isolation: How units are isolated. "forkserver": each unit is trained in a separate process that starts from the
+            state which the fit found. "fork": the same, but forked from the script's process, for objects that cannot
+            be sent to another process (a lock, an open file); on a CPU, with one thread. "none": one after another in
+            the script's process, with known state reset in between; for debugging. "auto" is "forkserver", but "none"
+            with strategies that spawn or fork their ranks. A store cannot change it.
         parallel_units: Number of units that are trained at the same time on the same devices, bitwise equal to training
             them one after another; more is faster if one unit does not keep the device busy.
         digest_rows: Read every row at the start of each fit, and retrain units whose rows have changed under the same
@@ -95,9 +95,9 @@ class Unlearning(pl.Callback):
         newcomers: How subjects are added who come after the first fit. "retrain" puts them into the existing slices and
             retrains the units that they reach there. "append" gives those who come together an additional shard, and
             trains nothing else; only for methods whose units are revoked, and with a registry.
-        time_budget: How long a fit may take: seconds, "DD:HH:MM:SS" or a timedelta; None for as long as it needs. A
-            unit is not started if it would not finish in time, no unit is interrupted, and at least one is trained; the
-            next fit continues. `Trainer(max_time=...)` means the same.
+        time_budget: The time limit of a fit: seconds, "DD:HH:MM:SS" or a timedelta; None for no limit. A unit is not
+            started if it would not finish in time, no unit is interrupted, and at least one is trained; the next fit
+            continues. `Trainer(max_time=...)` means the same.
         ledger: Where the store's ledger is kept: "postgresql://user@host/database?schema=name" for several machines
             that share the store's folder (docs/machines.md); None for a file in the folder, or for the ledger that the
             folder names.

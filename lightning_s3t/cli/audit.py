@@ -38,7 +38,7 @@ def audit(
         model: The import path of the app's module class (my_app:LitClassifier), if the config does not name a class.
         data: The import path of the app's data module class, if the config does not name a class.
         cli: The import path of the app's own LightningCLI class, if it has one (my_app:MyCLI).
-        units: The names of the units to audit (0/2-0), or how many to draw (3). Without it, all that survive.
+        units: The names of the units to audit (0/2-0), or how many to draw (3). By default all survivors.
         seed: Seed for drawing units.
         trust_config: Run the config that the store remembers, although you have not trained with it: it is code.
         json: Print the report as a JSON document.

@@ -1,4 +1,4 @@
-"""The commands `rectify`, `restrict` and `release`: for those who stay in the training data."""
+"""The commands `rectify`, `restrict` and `release`, for subjects who stay in the training data."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def rectify(
         store: The store's folder.
         subjects: The subjects' ids; a dash to read them from standard input, one a line, in UTF-8.
         allow_unknown: Pass over ids that the store has never seen: nothing holds their data.
-        request_id: A name of your own for the request: given again with the same subjects, it prints the receipt again
-            and changes nothing, so that a script may retry.
+        request_id: Your name for the request: repeated with the same subjects, the command prints the receipt again and
+            changes nothing, so that a script can retry.
         sign: Sign the receipt with this key (Ed25519, PEM); implies --json.
         json: Print the receipt for the person who asked as a JSON document; or the ticket, if the request waits for the
             next fit.
@@ -61,8 +61,8 @@ def restrict(
         store: The store's folder.
         subjects: The subjects' ids; a dash to read them from standard input, one a line, in UTF-8.
         allow_unknown: Take ids that the store has never seen too: they never enter a fit until they are released.
-        request_id: A name of your own for the request: given again with the same subjects, it prints the receipt again
-            and changes nothing, so that a script may retry.
+        request_id: Your name for the request: repeated with the same subjects, the command prints the receipt again and
+            changes nothing, so that a script can retry.
         sign: Sign the receipt with this key (Ed25519, PEM); implies --json.
         json: Print the receipt for the person who asked as a JSON document.
     """
@@ -89,8 +89,8 @@ def release(
     Args:
         store: The store's folder.
         subjects: The subjects' ids; a dash to read them from standard input, one a line, in UTF-8.
-        request_id: A name of your own for the request: given again with the same subjects, it prints the receipt again
-            and changes nothing, so that a script may retry.
+        request_id: Your name for the request: repeated with the same subjects, the command prints the receipt again and
+            changes nothing, so that a script can retry.
         sign: Sign the receipt with this key (Ed25519, PEM); implies --json.
         json: Print the receipt for the person who asked as a JSON document.
     """

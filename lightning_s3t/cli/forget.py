@@ -40,8 +40,8 @@ def forget(
         due: In place of subjects: carry out the scheduled requests that are due, as one request; for cron.
         cancel: Cancel the subjects' scheduled requests; requests that are already due are carried out.
         allow_unknown: Take ids that the store has never seen too: they never enter a later fit.
-        request_id: A name of your own for the request: given again with the same subjects, it prints the receipt again
-            and changes nothing, so that a script may retry.
+        request_id: Your name for the request: repeated with the same subjects, the command prints the receipt again and
+            changes nothing, so that a script can retry.
         sign: Sign the receipt with this key (Ed25519, PEM); implies --json.
         json: Print the receipt for the person who asked as a JSON document; or the ticket, if the request waits for the
             next fit.

@@ -30,7 +30,7 @@ def import_path(path: str, example: str) -> Any:
 
 
 def see_current_folder() -> None:
-    """Puts the current folder on the path: a console script has its own folder there, not the one that it is run in.
+    """Add the current folder to the path: a console script has its own folder there, not the one in which it runs.
 
     But for the folder of a store, which a stranger may have filled.
     """
@@ -43,7 +43,7 @@ def see_current_folder() -> None:
 
 
 def check_not_on_path(store: Path) -> None:
-    """Checks that Python does not look for modules in a store.
+    """Check that Python does not look for modules in a store.
 
     Args:
         store: The store's folder.

@@ -28,7 +28,7 @@ class S3TCLI(LightningCLI):
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the callback's arguments, and those of serving.
+        """Add the callback's arguments, and those of serving.
 
         Args:
             parser: The parser of a subcommand.

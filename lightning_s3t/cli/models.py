@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def make_model(model: str, classes: int = 10) -> nn.Module:
-    """Makes a model, without pretrained weights.
+    """Make a model, without pretrained weights.
 
     Args:
         model: A timm model's name, or the import path of a class or function that returns a module.

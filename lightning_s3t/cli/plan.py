@@ -62,8 +62,8 @@ def plan(
 ) -> None:
     """Show the sequences for a budget, the cost of training them, and how many deletions they withstand.
 
-    With --rows it shows instead how a store does over the years, where requests come at a rate and fits now and then:
-    of the shards, slices, budget and epochs that are not given, several are tried.
+    With --rows it shows instead how a store does over years of requests and periodic fits: several values are tried for
+    shards, slices, budget and epochs that are not given.
 
     Args:
         shards: Number of shards, m.
@@ -81,13 +81,14 @@ def plan(
         groups: Number of layer groups, if there are fewer than slices; compared with as many slices as groups.
         data: Train a stage on all slices of its prefix (cumulative) or on the last one (disjoint).
         epochs: A stage has as many epochs as a fine-tune (full), or 2/(L+1) of them (sisa).
-        rows: Number of people who may ask, which is that of the rows where each is its own subject: look at years.
+        rows: Number of people who may ask (the number of rows, if each is its own subject); compares settings over
+            years.
         scenario: How often people ask, and how their requests arrive.
         refit: The time between fits: 7d, 4w, or never; several are compared.
         years: Number of years to simulate.
         quality: The least quality on 95 of 100 days; the cheapest choice that reaches it is marked.
         sharding: Loss of quality for each doubling of the number of shards, as a share.
-        model: A timm model's name, or an import path (my_app.models:LitClassifier): gives the bytes of its snapshots.
+        model: A timm model's name, or an import path (my_app.models:LitClassifier): adds the size of its snapshots.
         layers: In place of a model: the number of blocks of a transformer, for an estimate of the bytes.
         width: Width of these blocks.
         classes: Number of classes of the model, or of these blocks.
@@ -152,7 +153,7 @@ def _budget(budget: int | None, units: int | None, fine_tunes: float | None) -> 
 def _stage_bytes(
     slices: int, groups: int, model: str | None, layers: int | None, width: int, classes: int, rank: int
 ) -> list[int] | None:
-    """Returns the bytes of a unit's snapshot by stage: its group's adapters and the head."""
+    """Return the bytes of a unit's snapshot by stage: its group's adapters and the head."""
     group_bytes = _group_bytes(groups, model, layers, width, classes, rank)
     if group_bytes is None:
         return None

@@ -22,7 +22,7 @@ EXPECTED = (
 
 
 def read_prior(path: Path, partition: Partition) -> Prior:
-    """Reads a prior.
+    """Read a prior.
 
     Numbers need not sum to 1: only their ratios count.
 

@@ -72,8 +72,8 @@ def verify_receipt(
 
     Args:
         receipt: The receipt, a JSON document.
-        key: The public key (Ed25519, PEM) that it has to be signed with.
-        store: The store that has given it.
+        key: The public key of the expected signature (Ed25519, PEM).
+        store: The store that issued it.
         journal: The store's journal.jsonl, instead of the store: for people without the store's key. A signed receipt
             shows that the journal up to its event is unchanged since the receipt was signed.
     """
@@ -140,7 +140,7 @@ def _cell(value: Any) -> Any:
 
 
 def as_json(receipt: Receipt, sign: Path | None) -> str:
-    """Return a receipt as a JSON document, signed if there is a key.
+    """Return a receipt as a JSON document, signed if a key is given.
 
     Args:
         receipt: The receipt.

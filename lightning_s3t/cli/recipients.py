@@ -15,7 +15,7 @@ def list_recipients(store: Path, /, *, outstanding: bool = False, json: bool = F
 
     Args:
         store: The store's folder.
-        outstanding: Only those that a request has reached, and that no recipient has said to be erased.
+        outstanding: Only copies that a request has reached and that the recipient has not acknowledged as erased.
         json: Print them as a JSON document.
     """
     from lightning_s3t.store import Store

@@ -71,7 +71,7 @@ def verify_evidence(archive: Path, /, *, key: Path | None = None, json: bool = F
 
     Args:
         archive: The archive.
-        key: The public key (Ed25519, PEM) that it has to be signed with.
+        key: The public key of the expected signature (Ed25519, PEM).
         json: Print the result as a JSON document.
     """
     from lightning_s3t.errors import StoreError
@@ -95,7 +95,7 @@ def verify_evidence(archive: Path, /, *, key: Path | None = None, json: bool = F
                 f"{'ok   ' if finding.passed else 'WRONG'}  {finding.what}: {_said(finding.problems, finding.note)}"
             )
         )
-    print("Nothing is wrong." if passed else "The archive does not hold together.")
+    print("Nothing is wrong." if passed else "The archive is inconsistent.")
     return 0 if passed else 1
 
 

@@ -19,8 +19,8 @@ def serve(store: Path, /, *, config: Path, tokens: Path | None = None) -> None:
         store: The store's folder.
         config: The settings, in YAML: model (my_app:make_model), workers, host, port, control and so on; without a
             model, only the control API is served.
-        tokens: A file with a role and a token in each line: "ask 5f2c..." for those who may ask, "look 9b1e..." for
-            those who may look. Else the environment has them: S3T_ASK_TOKEN and S3T_LOOK_TOKEN.
+        tokens: A file with a role and a token in each line: "ask 5f2c..." for clients that may make requests, "look
+            9b1e..." for read-only clients. Else the environment has them: S3T_ASK_TOKEN and S3T_LOOK_TOKEN.
     """
     see_current_folder()
     check_not_on_path(store)

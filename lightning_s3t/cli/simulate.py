@@ -97,7 +97,7 @@ def _end(
     sizes: int | None,
     seed: int,
 ) -> int:
-    """Returns a number of requests after which hardly anything is left, from a few trials."""
+    """Return a number of requests after which hardly anything is left, from a few trials."""
     from lightning_s3t import plan
 
     lifetimes = [

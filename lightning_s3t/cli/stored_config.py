@@ -1,4 +1,4 @@
-"""The config that a store was trained with, as the command takes it."""
+"""The config that a store was trained with, for the command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHARED = ("seed_everything", "trainer", "model", "data", "optimizer", "lr_schedu
 
 
 def stored_config(store: Path, name_classes: Collection[str] = ("model", "data"), trust_config: bool = False) -> str:
-    """Returns the LightningCLI config that a store was trained with, in YAML, once it is known that it may be run.
+    """Return the LightningCLI config that a store was trained with, in YAML, once it is known that it may be run.
 
     A config is code: it names classes and functions, and their arguments. So it may be run if this user has trained
     with it, or says so, here or before.

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def read_worth(name: str) -> Worth:
-    """Returns a worth by its name, or that of the scores of a store's units.
+    """Return a worth by its name, or from the scores of a store's units.
 
     Args:
         name: "data", one of the paper's curves, or a store's folder.

@@ -53,7 +53,7 @@ def show_years(
     seed: int,
     json: bool,
 ) -> None:
-    """Tries several stores for some years, and shows those worth choosing from.
+    """Try several stores for some years, and show the ones worth choosing from.
 
     Args:
         rows: Number of people who may ask.

@@ -65,7 +65,7 @@ class Answers:
 
 
 class Asker:
-    """Asks served models, by the module's `test_step` (or `validation_step`) and a trainer of its own.
+    """Queries served models through the module's `test_step` (or `validation_step`) and its own trainer.
 
     Args:
         trainer: The script's trainer, whose accelerator and precision are used.
@@ -125,7 +125,7 @@ class Asker:
         return found
 
     def record(self, served: EnsembleModule, loader: DataLoader[Any]) -> list[Call]:
-        """Return the calls of the network that the rows of a dataloader give.
+        """Return the network's calls for the rows of a dataloader.
 
         Args:
             served: A model that serves.

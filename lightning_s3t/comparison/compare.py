@@ -72,7 +72,7 @@ def compare(
 
     Args:
         trainer: A trainer as for a fit, with an S3T or Unlearning callback: its `subjects`, `layers`, `head`,
-            `adapter`, `isolation`, `parallel_units` and `floor` are those of all methods, and its store is not touched.
+            `adapter`, `isolation`, `parallel_units` and `floor` are used for all methods, and its store is not changed.
         model: The module as for a fit: a classifier, before any training of ours. It is not changed.
         datamodule: The data. Its test rows (or validation rows, if it has none) are used to measure accuracy, and in
             attacks as rows that no model was trained on: they must be similar to the others.
@@ -83,8 +83,8 @@ def compare(
         output: A folder for finished runs.
         thorough: Train everything with several seeds, for attacks by shadow models: the likelihood ratio attack on
             unlearning (U-LiRA), and robust membership inference (RMIA).
-        seeds: With how many seeds each method is trained: that of the callback, and those after it. Left out, 1, or 8
-            of a thorough comparison.
+        seeds: Number of seeds for each method, starting with that of the callback. Left out, 1, or 8 of a thorough
+            comparison.
         measure_after: After how many requests to measure. Left out, 1, 10, 100, ... and after the last.
         labels: The key or the number of the labels in a batch, if they are not found.
         retained_rows: The largest number of retained rows to measure.
@@ -242,7 +242,7 @@ def _named(
 
 
 def _made(method: MethodLike, own: UnlearningMethod) -> UnlearningMethod:
-    """Return a method; one that has shards, by its name alone, has those of the script's callback."""
+    """Return a method; a method with shards that is given only by name has those of the script's callback."""
     if isinstance(method, str) and method == own.name:
         return own
     kind = METHODS.get(method) if isinstance(method, str) else None

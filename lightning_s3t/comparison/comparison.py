@@ -20,7 +20,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Comparison:
-    """Methods that were given the same model, data, requests and seeds.
+    """Methods that were compared with the same model, data, requests and seeds.
 
     Attributes:
         setting: Their common setting.
@@ -102,7 +102,7 @@ class Comparison:
 
 
 def comparison_schema() -> dict[str, Any]:
-    """Return the JSON schema of a comparison's document, which docs/comparison.schema.json holds a copy of."""
+    """Return the JSON schema of a comparison's document; docs/comparison.schema.json is a copy."""
     schema = json_schema(Comparison)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -18,7 +18,7 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval: over rows where there is one seed, over seeds where there are several.
+    """A value with its 95 % interval: over rows with one seed, over seeds with several.
 
     Attributes:
         value: The value; the mean over seeds.
@@ -41,12 +41,12 @@ class Moment:
         requests: Number of requests carried out.
         test: Accuracy on test rows; None where nothing serves.
         retained: Accuracy on rows that stay to the end.
-        forgotten: Accuracy on the rows of those who have asked so far; None before the first.
+        forgotten: Accuracy on the rows of subjects who have asked so far; None before the first.
         test_gap: Accuracy on test rows minus that of a model that was retrained after the same requests.
         retained_gap: The same on rows that stay.
         forgotten_gap: The same on forgotten rows.
         attack_auc: How well a loss threshold distinguishes forgotten rows from test rows (AUC). Before the first
-            request, of the rows of all who will ask.
+            request, for the rows of all subjects who will ask.
         job_seconds: Duration of the fit that carried out the requests since the previous moment; None without one.
     """
 

@@ -27,12 +27,12 @@ class ComparedRows:
     Attributes:
         requests: The subjects that ask, in this order.
         asked_at: For each forgotten row, the number of the request that it belongs to, from 1.
-        forgotten: The rows of those who ask.
-        retained: Rows that stay to the end, some of them where there are many.
+        forgotten: The rows of subjects who ask.
+        retained: Rows that stay to the end, or a sample of them.
         test: Test rows.
         subjects: Number of subjects.
         rows: Number of their rows.
-        digest: Of who owns each row and who asks.
+        digest: Digest of the rows' owners and the requests.
     """
 
     requests: tuple[str, ...]
@@ -75,7 +75,7 @@ class ComparedRows:
             asking = tuple(canonical_subject(subject) for subject in requests)
             unknown = [subject for subject in asking if subject not in data.bands]
             if unknown or len(set(asking)) != len(asking):
-                what = f"{len(unknown)} of them are not in the data" if unknown else "a subject is in it twice"
+                what = f"{len(unknown)} of them are not in the data" if unknown else "a subject appears twice"
                 raise ConfigurationError(f"Expected argument `requests` to name subjects of the data, but {what}.")
             _check_count(len(asking), len(everybody))
         number = {subject: at for at, subject in enumerate(asking, start=1)}
@@ -110,7 +110,7 @@ def _check_count(requests: int, subjects: int) -> None:
 
 
 def _test_loader(datamodule: pl.LightningDataModule) -> DataLoader[Any]:
-    """Return the test rows in order, or those for validation where there are none."""
+    """Return the test rows in order, or the validation rows if there are none."""
     kind = type(datamodule)
     if kind.test_dataloader is not pl.LightningDataModule.test_dataloader or "test_dataloader" in vars(datamodule):
         datamodule.setup("test")

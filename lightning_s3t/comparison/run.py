@@ -56,7 +56,7 @@ class Run:
         label: The method's label.
         arguments: The method, with its arguments.
         seed: The seed.
-        fit_seconds: How long the first fit took.
+        fit_seconds: Duration of the first fit.
         fit_cpu_seconds: CPU time of the processes that trained in it.
         storage_bytes: Size of the store after it.
         request_seconds: Duration of each request.
@@ -239,7 +239,7 @@ class _Trial:
         return self._script.fit(self._script.unlearning(self._method, self.store, self._run.seed), self._scratch)
 
     def forget(self, subjects: Sequence[str]) -> None:
-        """Ask for one subject after the other, and note how long each takes, until other units serve."""
+        """Request one subject after another, and record how long each takes, until other units serve."""
         with self._served() as served:
             for subject in subjects:
                 start = time.perf_counter()
@@ -249,7 +249,7 @@ class _Trial:
                     self._run.lasted = len(self._run.request_seconds)
 
     def measure(self, requests: int) -> None:
-        """Ask about all rows; where nothing serves, there is nothing to note."""
+        """Query all rows; if nothing serves, there is nothing to record."""
         with self._served() as served:
             if not _serves(served):
                 return
@@ -285,7 +285,7 @@ class _Trial:
         )
 
     def _networks(self, served: EnsembleModule) -> list[nn.Module]:
-        """Return each shard's survivor as a network of its own."""
+        """Return each shard's survivor as a separate network."""
         folder = self._scratch / "exported"
         networks = []
         try:
@@ -340,7 +340,7 @@ class _Usage(pl.Callback):
 
     @staticmethod
     def read(path: Path) -> tuple[int | None, int | None, float | None]:
-        """Return the highest peaks on the host and on the GPU, and the sum of CPU times; None where there are none."""
+        """Return the highest peaks on the host and on the GPU, and the sum of CPU times; None if missing."""
         lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
         host = max((int(line[0]) for line in lines), default=0)
         device = max((int(line[1]) for line in lines), default=0)

@@ -38,8 +38,8 @@ def markdown(setting: Setting, methods: Sequence[MethodResult]) -> str:
 
 def _tables(setting: Setting, methods: Sequence[MethodResult]) -> list[_Table]:
     return [
-        ("What it is worth", _worth(setting, methods)),
-        ("What it costs", _costs(methods)),
+        ("Accuracy and forgetting", _worth(setting, methods)),
+        ("Cost", _costs(methods)),
         (
             "Which method stays ahead until the end, and from which request on (accuracy on test rows)",
             _overtaken(methods),

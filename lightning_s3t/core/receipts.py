@@ -71,7 +71,7 @@ class Receipt:
         str | None, Field(description=("The name that the caller gave the request; null without a name."))
     ]
     time: Annotated[str, Field(description="When it was carried out (UTC).", json_schema_extra={"format": "date-time"})]
-    subjects: Annotated[_Count, Field(description="How many subjects were asked for.")]
+    subjects: Annotated[_Count, Field(description="How many subjects were in the request.")]
     already_forgotten: Annotated[_Count, Field(description="How many of them had been forgotten before.")]
     already_restricted: Annotated[_Count, Field(description="How many of them had been restricted before.")]
     unknown: Annotated[
@@ -114,7 +114,7 @@ class Receipt:
             "shared a process, and globals and class attributes of the script are not covered."
         ),
     ]
-    versions: Annotated[dict[str, str], Field(description="Of the packages that took part.")]
+    versions: Annotated[dict[str, str], Field(description="Versions of the packages involved.")]
     position: Annotated[
         int,
         Field(ge=1, description=("The position of the newest event in the store's chain that belongs to the request.")),
@@ -228,5 +228,5 @@ def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     # them
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name is in it twice")
+        raise ValueError("a name appears twice")
     return found

@@ -77,4 +77,4 @@ def _shown(subject: object) -> str:
     try:
         return shorten(repr(subject))
     except ValueError:
-        return "a number of too many digits"
+        return "a number with too many digits"

@@ -19,7 +19,7 @@ class Ticket:
         already_forgotten: Number of them that had been forgotten before.
         unknown: Number of them that the store had never seen; None without a registry.
         method: The unlearning method that will carry it out.
-        kind: What was asked for: "forget" or "rectify".
+        kind: The kind of request: "forget" or "rectify".
 
     Example:
         >>> Ticket("2026-01-01T00:00:00.000+00:00", 2, 0, 0, "ssd").waiting

@@ -70,7 +70,7 @@ class RecordingCheckpointIO(CheckpointIO):
             )
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Passes on to the trainer's own plugin.
+        """Pass on to the trainer's own plugin.
 
         Args:
             path: The checkpoint.
@@ -80,7 +80,7 @@ class RecordingCheckpointIO(CheckpointIO):
         return self.inner.load_checkpoint(path, *args, **kwargs)
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Passes on to the trainer's own plugin.
+        """Pass on to the trainer's own plugin.
 
         Args:
             path: The checkpoint.
@@ -88,7 +88,7 @@ class RecordingCheckpointIO(CheckpointIO):
         self.inner.remove_checkpoint(path)
 
     def teardown(self) -> None:
-        """Passes on to the trainer's own plugin."""
+        """Pass on to the trainer's own plugin."""
         self.inner.teardown()
 
 
@@ -96,7 +96,7 @@ class RecordingCheckpointIO(CheckpointIO):
 def recorded_checkpoints(
     trainer: pl.Trainer, record: Callable[[Path], None], scratch: Path, first_step: int
 ) -> Iterator[None]:
-    """Reports the checkpoints that are written while the block runs.
+    """Report the checkpoints that are written while the block runs.
 
     Each is reported before it is written, links to them (`save_last="link"`) when the block ends. Other files in the
     same folders may be another run's, so they are left alone.
@@ -136,7 +136,7 @@ def _temporary_files_in(folder: Path) -> Iterator[None]:
 
 
 def _wait(plugin: CheckpointIO | None) -> None:
-    """Waits for the thread that a plugin, or one that it wraps, writes in."""
+    """Wait for the thread in which a plugin, or one that it wraps, writes."""
     while plugin is not None:
         if isinstance(plugin, AsyncCheckpointIO):
             plugin.teardown()

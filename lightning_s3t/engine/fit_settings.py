@@ -1,4 +1,4 @@
-"""The settings of a fit: all that may influence a unit besides its rows."""
+"""The settings of a fit: everything that may influence a unit besides its rows."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def fit_settings(
     units: UnitSettings,
     method: UnlearningMethod,
 ) -> dict[str, Any]:
-    """Returns all that may influence a unit besides its rows; a store refuses to be opened with other.
+    """Return everything that may influence a unit besides its rows; a store cannot be opened with different settings.
 
     Args:
-        trainer: Its settings, as `trainer_settings` gives them.
+        trainer: Its settings, from `trainer_settings`.
         module: The user's module.
         builder: The builder of its stages.
         loader: The script's train dataloader.
@@ -77,7 +77,7 @@ def fit_settings(
 
 
 def config_of(trainer: pl.Trainer) -> str | None:
-    """Returns the config that a LightningCLI has made the trainer from, in YAML; None without one.
+    """Return the config that a LightningCLI has made the trainer from, in YAML; None without one.
 
     The CLI hands it to the callback that saves it. Classes of the script that runs are named by its module, so that
     another process finds them.
@@ -93,7 +93,7 @@ def config_of(trainer: pl.Trainer) -> str | None:
 
 
 def classes_of(trainer: pl.Trainer) -> dict[str, str]:
-    """Returns the import paths of a trainer's module and data module, which a config need not name.
+    """Return the import paths of a trainer's module and data module, which a config need not name.
 
     Args:
         trainer: The trainer.
@@ -103,7 +103,7 @@ def classes_of(trainer: pl.Trainer) -> dict[str, str]:
 
 
 def import_path_of(kind: type) -> str:
-    """Returns the path that a class can be imported by, in another process too.
+    """Return the path that a class can be imported by, in another process too.
 
     A script's own classes are in `__main__` while it runs, and in a module with the script's name otherwise: `s3t store
     audit` repeats a training of `python app.py fit`.
@@ -120,7 +120,7 @@ def import_path_of(kind: type) -> str:
 
 
 def _script() -> str:
-    """Returns the name that the running script would be imported by; "__main__" where there is none (a notebook)."""
+    """Return the import name of the running script; "__main__" without one (a notebook)."""
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     if spec is not None:  # python -m package.app

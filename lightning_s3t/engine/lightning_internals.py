@@ -57,7 +57,7 @@ _ONCE_OF_MODULE = ("configure_model", "configure_sharded_model", "configure_call
 
 
 def run_instead_of_fit(trainer: pl.Trainer, run: Callable[[], None]) -> None:
-    """Makes a fit call `run` once its setup hooks have run, and end there as Lightning's own clean exits do.
+    """Let a fit call `run` after its setup hooks, and end there like Lightning's own clean exits.
 
     At that point the strategy would set up: data and model are ready, nothing has moved to a device, and there are no
     optimizers. Teardown hooks run and loggers are finalized; loops, `on_fit_start` and later hooks do not run.
@@ -78,7 +78,7 @@ def run_instead_of_fit(trainer: pl.Trainer, run: Callable[[], None]) -> None:
 
 
 def training_step(trainer: pl.Trainer, batch: Any) -> Any:
-    """Runs the module's training step on a batch, outside of the loop that would.
+    """Run the module's training step on a batch, outside the training loop.
 
     Args:
         trainer: The trainer, in a fit.
@@ -89,7 +89,7 @@ def training_step(trainer: pl.Trainer, batch: Any) -> Any:
 
 
 def refuse_checkpoint(trainer: pl.Trainer, refuse: Callable[[], NoReturn]) -> None:
-    """Makes a fit raise before it loads a checkpoint that it was given, and not once that is in the module.
+    """Let a fit raise an error before it loads a given checkpoint into the module.
 
     Args:
         trainer: The trainer, in a callback's `setup`.
@@ -107,7 +107,7 @@ def refuse_checkpoint(trainer: pl.Trainer, refuse: Callable[[], NoReturn]) -> No
 
 
 def refuse_own_checkpoints(trainer: pl.Trainer, refuse: Callable[[str], NoReturn]) -> None:
-    """Makes a trainer raise where it is asked for the best or last checkpoint of its fit, until its next fit.
+    """Let a trainer raise an error for the best or last checkpoint of its fit, until its next fit.
 
     Args:
         trainer: The trainer.
@@ -127,13 +127,13 @@ def refuse_own_checkpoints(trainer: pl.Trainer, refuse: Callable[[str], NoReturn
 
 
 def end_fit() -> NoReturn:
-    """Ends a fit from within a hook, as finished."""
+    """End a fit from within a hook, as finished."""
     raise _TunerExitException
 
 
 @contextmanager
 def _signals_handled(trainer: pl.Trainer) -> Iterator[None]:
-    """Has Lightning notice SIGTERM and SLURM's signal to requeue, as it does before it runs its loops.
+    """Let Lightning handle SIGTERM and SLURM's requeue signal, as it does before it runs its loops.
 
     Lightning saves a checkpoint before it requeues a job, and would resume from it. A fit continues from the store, so
     nothing needs to be saved.
@@ -148,7 +148,7 @@ def _signals_handled(trainer: pl.Trainer) -> Iterator[None]:
 
 
 def log_hyperparameters(trainer: pl.Trainer) -> None:
-    """Gives the loggers the hyperparameters of module and data module, as a fit does before it runs its loops.
+    """Log the hyperparameters of module and data module, as a fit does before it runs its loops.
 
     Args:
         trainer: The trainer.
@@ -158,7 +158,7 @@ def log_hyperparameters(trainer: pl.Trainer) -> None:
 
 
 def fit_again(trainer: pl.Trainer, loader: DataLoader[Any]) -> None:
-    """Runs a whole `trainer.fit` in a process that has got the trainer from one in which setup hooks have run.
+    """Run a whole `trainer.fit` in a process that received the trainer after its setup hooks ran elsewhere.
 
     Hooks that have run once for all such processes do not run again: `prepare_data`, `setup`, `configure_model`,
     `configure_callbacks` and `teardown` of module and data module. Hooks of callbacks all run.
@@ -184,7 +184,7 @@ def fit_again(trainer: pl.Trainer, loader: DataLoader[Any]) -> None:
 
 
 def leave_signals_to_script(trainer: pl.Trainer) -> None:
-    """Keeps a process that trains a unit from requeueing the job: SLURM signals every process of it.
+    """Keep a process that trains a unit from requeueing the job: SLURM signals every process of it.
 
     Args:
         trainer: The trainer, in that process.
@@ -207,7 +207,7 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 
 def take_over(trainer: pl.Trainer, run: Callable[[], None]) -> None:
-    """Makes the trainer call `run` where it would run its fit loop: after all hooks.
+    """Let the trainer call `run` instead of its fit loop, after all hooks.
 
     Args:
         trainer: The trainer, in `on_fit_start`.
@@ -217,7 +217,7 @@ def take_over(trainer: pl.Trainer, run: Callable[[], None]) -> None:
 
 
 def take_max_time(trainer: pl.Trainer) -> float | None:
-    """Takes the trainer's timers out until `hand_back`, and returns the least time that they give, in seconds.
+    """Remove the trainer's timers until `hand_back`, and return their shortest limit, in seconds.
 
     A timer ends a training by the clock, which no rebuild can repeat: units must not have it.
 
@@ -237,7 +237,7 @@ def take_max_time(trainer: pl.Trainer) -> float | None:
 
 
 def hand_back(trainer: pl.Trainer) -> None:
-    """Undoes `take_over`, `run_instead_of_fit` and `take_max_time`.
+    """Undo `take_over`, `run_instead_of_fit` and `take_max_time`.
 
     Args:
         trainer: The trainer.
@@ -249,7 +249,7 @@ def hand_back(trainer: pl.Trainer) -> None:
 
 
 def run_fit_loop(trainer: pl.Trainer) -> None:
-    """Runs Lightning's own fit loop once.
+    """Run Lightning's own fit loop once.
 
     Args:
         trainer: The trainer.
@@ -267,7 +267,7 @@ def has_train_dataloader(trainer: pl.Trainer) -> bool:
 
 
 def request_train_dataloader(trainer: pl.Trainer) -> Any:
-    """Asks the script for its train dataloader, as the fit loop does.
+    """Request the train dataloader from the script, as the fit loop does.
 
     Args:
         trainer: The trainer.
@@ -276,7 +276,7 @@ def request_train_dataloader(trainer: pl.Trainer) -> Any:
 
 
 def has_communication_state(trainer: pl.Trainer) -> bool:
-    """Returns whether a DDP strategy was given a communication state, which outlives a unit.
+    """Return whether a DDP strategy has a communication state, which outlives a unit.
 
     Args:
         trainer: The trainer.
@@ -294,7 +294,7 @@ def syncs_batchnorm(trainer: pl.Trainer) -> bool:
 
 
 def logged_step(trainer: pl.Trainer) -> int:
-    """Returns where the loggers' step axis stands.
+    """Return where the loggers' step axis stands.
 
     Args:
         trainer: The trainer.
@@ -327,7 +327,7 @@ def set_logged_step(trainer: pl.Trainer, step: int) -> None:
 
 
 def silent_logger() -> Logger:
-    """Returns a logger that takes everything and keeps nothing; `fast_dev_run` uses it too."""
+    """Return a logger that takes everything and keeps nothing; `fast_dev_run` uses it too."""
     return DummyLogger()
 
 
@@ -336,7 +336,7 @@ class TrainerReset:
 
     Args:
         trainer: The trainer, when its fit loop would start.
-        keep: Callbacks that are left as they are (S3T itself).
+        keep: Callbacks that are not reset (S3T itself).
     """
 
     def __init__(self, trainer: pl.Trainer, keep: tuple[pl.Callback, ...] = ()) -> None:
@@ -391,7 +391,7 @@ class TrainerReset:
 
 
 def forget_dataloaders(trainer: pl.Trainer) -> None:
-    """Takes the dataloaders off a trainer's loops, and ends their workers.
+    """Remove the dataloaders from a trainer's loops, and end their workers.
 
     Without this the next unit trains zero batches, silently, or on the data that was there before.
 
@@ -409,7 +409,7 @@ def forget_dataloaders(trainer: pl.Trainer) -> None:
 
 
 def prepare_fit_loop(trainer: pl.Trainer, dataloader: Any, step: int) -> None:
-    """Makes a trainer ready to run one unit: its data, its optimizers, a fresh wrapping for DDP.
+    """Make a trainer ready to run one unit: its data, its optimizers, a fresh wrapping for DDP.
 
     Args:
         trainer: The trainer, in its state before the fit loop.
@@ -427,7 +427,7 @@ def prepare_fit_loop(trainer: pl.Trainer, dataloader: Any, step: int) -> None:
 
 @contextmanager
 def fit_data(trainer: pl.Trainer, loader: DataLoader[Any]) -> Iterator[None]:
-    """Configures optimizers and schedulers as for a fit with another dataloader, while the block runs.
+    """Configure optimizers and schedulers as for a fit with another dataloader while the block runs.
 
     Args:
         trainer: The trainer, in `on_fit_start`.
@@ -446,7 +446,7 @@ def fit_data(trainer: pl.Trainer, loader: DataLoader[Any]) -> Iterator[None]:
 
 
 def saves_config(callback: pl.Callback) -> bool:
-    """Returns whether a callback is the one that a LightningCLI saves its config with.
+    """Return whether a callback is the one that a LightningCLI saves its config with.
 
     By name: the class is in a module that needs jsonargparse.
 
@@ -470,9 +470,9 @@ def replace_parts(trainer: pl.Trainer, replace: Mapping[int, object]) -> None:
 
 
 def profiler_to_send(profiler: PyTorchProfiler) -> PyTorchProfiler:
-    """Returns a copy of torch's profiler that can be sent to another process and starts from the beginning there.
+    """Return a copy of torch's profiler that can be sent to another process, where it starts from the beginning.
 
-    The profiler itself stops, and takes its hooks off the module's parts; it starts again with the next action.
+    The profiler itself stops, and takes its hooks off the module's parts; it restarts with the next action.
 
     Args:
         profiler: The trainer's.
@@ -506,7 +506,7 @@ class _DefaultSchedule:
 
 
 def reconfigure(trainer: pl.Trainer) -> None:
-    """Configures optimizers and schedulers afresh and wraps the module again.
+    """Configure optimizers and schedulers again, and wrap the module again.
 
     DDP registers the parameters that require a gradient when it wraps the module: parameters unfrozen later are never
     synchronised, without an error (Lightning-AI/pytorch-lightning#20340).

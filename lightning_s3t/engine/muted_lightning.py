@@ -32,7 +32,7 @@ class _Once:
 
 @contextmanager
 def warned_once() -> Iterator[None]:
-    """Shows each warning once, whatever the numbers in it."""
+    """Show each warning once, whatever the numbers in it."""
     with warnings.catch_warnings():
         warnings.showwarning = _Once(warnings.showwarning)  # type: ignore[assignment]
         yield

@@ -1,9 +1,9 @@
 """One Lightning under both of its names: `pytorch_lightning` as another name of `lightning.pytorch`.
 
 The two packages contain the same code, but different classes: a trainer of one does not accept callbacks of the other.
-To serve both, S3T would need a second form of each class that it asks for (trainer, strategies, loops, callbacks,
-loggers), and of all that is sent to a unit's process. So libraries that import `pytorch_lightning` are given
-`lightning.pytorch` instead.
+To support both, S3T would need a second version of each class that it checks for (trainer, strategies, loops,
+callbacks, loggers), and of everything that is sent to a unit's process. So libraries that import `pytorch_lightning`
+get `lightning.pytorch` instead.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ACTUAL = {"pytorch_lightning": "lightning.pytorch", "lightning_fabric": "lightn
 
 
 def alias_pytorch_lightning() -> None:
-    """Make `import pytorch_lightning` give `lightning.pytorch`, for libraries that are written for the former.
+    """Make `import pytorch_lightning` return `lightning.pytorch`, for libraries written for the former.
 
     Call it before anything imports `pytorch_lightning`. Modules, trainers and callbacks of such libraries are then
     those of `lightning.pytorch`, and S3T trains them like any others. (`lightning_fabric` becomes `lightning.fabric`.)

@@ -46,13 +46,13 @@ def check_trainer(
 
     Args:
         trainer: The trainer.
-        callback_type: S3T's class: only one may be there.
+        callback_type: S3T's class, of which only one is allowed.
         isolation: How units are isolated.
         parallel_units: Number of units to train at the same time.
         digest_rows: Whether to compare rows with those of the last fit.
 
     Raises:
-        UnsupportedError: Listing all that S3T cannot train with.
+        UnsupportedError: S3T cannot train with this trainer; the message lists all problems.
         ConfigurationError: There are two S3T callbacks.
         DataError: The train dataloader is missing.
     """
@@ -136,7 +136,7 @@ def _problems_of_isolation(trainer: pl.Trainer, isolation: Isolation, parallel_u
 
 
 def refuse_to_resume() -> NoReturn:
-    """Refuses a checkpoint that was passed to the fit.
+    """Refuse a checkpoint that was passed to the fit.
 
     Raises:
         UnsupportedError: Always.
@@ -171,7 +171,7 @@ def check_trained_by_gradients(module: pl.LightningModule) -> None:
 
 
 def check_optimized(trainer: pl.Trainer, trainable: Mapping[str, nn.Parameter]) -> None:
-    """Checks that the optimizers hold every parameter that a unit trains.
+    """Check that the optimizers hold every parameter that a unit trains.
 
     Args:
         trainer: The trainer, with the unit's optimizers.
@@ -197,7 +197,7 @@ def check_optimized(trainer: pl.Trainer, trainable: Mapping[str, nn.Parameter]) 
 
 
 def check_optimizers(trainer: pl.Trainer, module: pl.LightningModule) -> None:
-    """Checks that `configure_optimizers` gives new optimizers at each call.
+    """Check that `configure_optimizers` returns new optimizers at each call.
 
     Args:
         trainer: The trainer, with its optimizers configured once.

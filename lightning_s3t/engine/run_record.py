@@ -49,7 +49,7 @@ class RunRecord:
         }
 
     def complete(self) -> dict[str, Any]:
-        """Returns the record, JSON-ready, when training has ended."""
+        """Return the record, JSON-ready, when training has ended."""
         return {
             **self._record,
             "epochs": self._trainer.current_epoch,
@@ -60,7 +60,7 @@ class RunRecord:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that take part.
+    """Return the versions of Python and of the packages that take part.
 
     Example:
         >>> "torch" in versions()
@@ -82,7 +82,7 @@ def _versions() -> dict[str, str]:
 
 
 def metrics_of(trainer: pl.Trainer) -> dict[str, float]:
-    """Returns the newest logged metrics as plain numbers.
+    """Return the newest logged metrics as plain numbers.
 
     Args:
         trainer: The trainer.

@@ -86,7 +86,7 @@ class StateKeeper:
 
 
 def keep_module(module: pl.LightningModule, shared: Iterable[object]) -> StateKeeper:
-    """Keeps the plain attributes of a module and of all modules below it (running averages, metric states, lists).
+    """Keep the plain attributes of a module and of all modules below it (running averages, metric states, lists).
 
     Parameters and buffers are not part of it: a guard checks those that a unit does not own, the others are its own.
 
@@ -102,7 +102,7 @@ def keep_module(module: pl.LightningModule, shared: Iterable[object]) -> StateKe
 
 
 def _hooks(instance: object) -> dict[str, dict[Any, Any]]:
-    """Returns a module's hooks: one that a step registers would otherwise be there twice in the next unit."""
+    """Return a module's hooks: one that a step registers would otherwise be there twice in the next unit."""
     if not isinstance(instance, nn.Module):
         return {}
     return {key: dict(value) for key, value in vars(instance).items() if key.endswith("_hooks") and value is not None}

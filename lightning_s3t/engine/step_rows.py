@@ -66,7 +66,7 @@ class StepRows:
 
 
 def named_records(records: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns records by the names that they have in a unit's snapshot.
+    """Return records by the names that they have in a unit's snapshot.
 
     Args:
         records: The records by their own names.
@@ -75,7 +75,7 @@ def named_records(records: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def records_in(snapshot: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the records in a unit's snapshot, by their own names.
+    """Return the records in a unit's snapshot, by their own names.
 
     Args:
         snapshot: All that is in it.

@@ -19,7 +19,7 @@ Subjects = str | Callable[[Any], Sequence[Any]]
 
 
 def subjects_of(dataset: Any, subjects: Subjects) -> list[str]:
-    """Returns the canonical subject id of every row.
+    """Return the canonical subject id of every row.
 
     Args:
         dataset: The data set.
@@ -50,7 +50,7 @@ def subjects_of(dataset: Any, subjects: Subjects) -> list[str]:
 
 
 def check_order(first: Sequence[str], second: Sequence[str]) -> None:
-    """Raises if two loads of the same data set gave the ids in different orders.
+    """Raise an error if two loads of the same data set gave the ids in different orders.
 
     Args:
         first: The ids of one load.
@@ -70,7 +70,7 @@ def check_order(first: Sequence[str], second: Sequence[str]) -> None:
 
 
 def _innermost_rows(dataset: Any) -> list[str]:
-    """Returns each row's number in the data set that it comes from.
+    """Return each row's index in the data set that it comes from.
 
     After the next random split, an index within a split would belong to another row, and forgotten rows would come
     back.
@@ -81,7 +81,7 @@ def _innermost_rows(dataset: Any) -> list[str]:
 
 
 def _innermost(dataset: Any) -> list[Any]:
-    """Returns the data sets that rows are picked from, each once, in the order of their concatenation."""
+    """Return the data sets that rows are picked from, each once, in the order of their concatenation."""
     if isinstance(dataset, Subset):
         return _innermost(dataset.dataset)
     if isinstance(dataset, ConcatDataset):
@@ -91,7 +91,7 @@ def _innermost(dataset: Any) -> list[Any]:
 
 
 def _rows_of(dataset: Any) -> list[tuple[Any, str]]:
-    """Returns the innermost data set of each row, and the row's number in it."""
+    """Return the innermost data set of each row, and the row's number in it."""
     if isinstance(dataset, Subset):
         rows = _rows_of(dataset.dataset)
         return [rows[int(index)] for index in dataset.indices]

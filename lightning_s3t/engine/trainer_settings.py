@@ -53,7 +53,7 @@ def trainer_settings(trainer: pl.Trainer) -> dict[str, Any]:
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns those of a mapping's values that JSON holds, in mappings within it too.
+    """Return those of a mapping's values that JSON holds, in mappings within it too.
 
     Args:
         values: Any mapping with string keys.
@@ -95,7 +95,7 @@ def _scheduler_settings(config: LRSchedulerConfig) -> dict[str, Any]:
 
 
 def _scheduler(scheduler: Any) -> dict[str, Any]:
-    """Returns a scheduler's values before its first step, and those of the schedulers and functions in it."""
+    """Return a scheduler's values before its first step, and those of the schedulers and functions in it."""
     values = {name: value for name, value in vars(scheduler).items() if not name.startswith("_")}
     found = {"class": type(scheduler).__name__, **plain(values)}
     within = vars(scheduler).get("_schedulers", ())  # of a SequentialLR or ChainedScheduler
@@ -120,7 +120,7 @@ def _callback_settings(callback: pl.Callback) -> dict[str, Any]:
 
 
 def _function(function: Any) -> dict[str, Any]:
-    """Returns a function's name and the plain values that it holds."""
+    """Return a function's name and the plain values that it holds."""
     if isinstance(function, functools.partial):
         return {**_function(function.func), **plain({"args": function.args, "keywords": function.keywords})}
     function = inspect.unwrap(function)  # torch.no_grad() wraps the averaging function
@@ -133,7 +133,7 @@ def _function(function: Any) -> dict[str, Any]:
 
 
 def _sampled(function: Any) -> list[float | None]:
-    """Returns a learning rate's factor at some steps; None where it cannot be asked for."""
+    """Return a learning rate's factor at some steps; None if it cannot be computed."""
     return [_asked(function, step) for step in _SAMPLED_STEPS]
 
 

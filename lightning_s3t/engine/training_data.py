@@ -138,7 +138,7 @@ class TrainingData:
                 self.rows_by_place[self._places[subject]].append(row)
 
     def empty_places(self) -> list[Place]:
-        """Returns the slices that no row belongs to."""
+        """Return the slices that no row belongs to."""
         return [place for place, rows in self.rows_by_place.items() if not rows]
 
     def check_slices(self) -> None:
@@ -158,7 +158,7 @@ class TrainingData:
             )
 
     def rows(self, unit: UnitId, data: DataMode) -> list[int]:
-        """Returns the rows that a unit trains on, in the data set's order.
+        """Return the rows that a unit trains on, in the data set's order.
 
         Args:
             unit: The unit.
@@ -216,7 +216,7 @@ class TrainingData:
         return found
 
     def count_subjects(self, rows: Sequence[int]) -> int:
-        """Returns how many subjects own these rows.
+        """Return how many subjects own these rows.
 
         Args:
             rows: Row indices.
@@ -224,7 +224,7 @@ class TrainingData:
         return len({self.subjects[row] for row in rows})
 
     def unit_loader(self, rows: Sequence[int], seed: int, replicas: int = 1, rank: int = 0) -> DataLoader[Any]:
-        """Returns a dataloader like the script's own, over a unit's rows.
+        """Return a dataloader like the script's own, over a unit's rows.
 
         Args:
             rows: The unit's rows.
@@ -280,7 +280,7 @@ class TrainingData:
         return DataLoader(self.dataset, batch_sampler=batches, collate_fn=self.loader.collate_fn)  # type: ignore[arg-type]
 
     def rows_of(self, subjects: Collection[str]) -> list[int]:
-        """Returns the rows of those that may be drawn which subjects own, those who are left out too.
+        """Return the rows that may be drawn and have a subject, including subjects who are left out.
 
         Args:
             subjects: Canonical ids.
@@ -293,7 +293,7 @@ class TrainingData:
         ]
 
     def rehearsal_loader(self, trainer: pl.Trainer) -> DataLoader[Any]:
-        """Returns a dataloader like the script's own, over as many rows whatever the data set has.
+        """Return a dataloader like the script's own, over as many rows whatever the data set has.
 
         A store compares the arguments of a schedule. Those that depend on the number of batches are specific to each
         unit, and must not depend on the current number of rows.
@@ -308,10 +308,10 @@ class TrainingData:
         return self.unit_loader(rows, 0, trainer.world_size, trainer.global_rank)
 
     def seed_generators(self, seed: int) -> None:
-        """Seeds the random generators that the data set and the collate function hold.
+        """Seed the random generators that the data set and the collate function hold.
 
-        A data set that augments with a generator of its own would otherwise draw different numbers in a unit,
-        depending on how many rows the units before it had.
+        A data set that augments with its own generator would otherwise draw different numbers in a unit, depending on
+        the number of rows in earlier units.
 
         Args:
             seed: The unit's seed.
@@ -320,7 +320,7 @@ class TrainingData:
             seed_generator(generator, derive_seed(seed, "generator", path))
 
     def find_generators(self) -> dict[str, AnyGenerator]:
-        """Returns the random generators that the data set and the collate function hold, by path; looks once."""
+        """Return the random generators that the data set and the collate function hold, by path; looks once."""
         if self._generators is None:
             self._generators = find_generators({"dataset": self.dataset, "collate_fn": self.loader.collate_fn})
         return self._generators

@@ -47,7 +47,7 @@ def edit_unit(
     retain: Sequence[int],
     forget: Sequence[int],
 ) -> dict[str, Any]:
-    """Has a method edit the model that is in place.
+    """Let a method edit the current model.
 
     Args:
         trainer: The trainer, in a fit, with the model on its device.

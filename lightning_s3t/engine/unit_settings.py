@@ -50,7 +50,7 @@ class UnitSettings:
         return unit_seed(self.seed, UnitId(min(unit.shard, self.shards), unit.prefix))
 
     def max_epochs(self, trainer_epochs: int | None) -> int | None:
-        """Returns a stage's number of epochs; None for the trainer's own.
+        """Return a stage's number of epochs; None for the trainer's own.
 
         Cumulative slices cost (L+1)/2 times the epochs; SISA's rule (Bourtoule et al., arXiv 1912.03817, section V)
         evens that out.

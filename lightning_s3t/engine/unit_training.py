@@ -1,4 +1,4 @@
-"""One unit's training: an ordinary fit, as if the unit were all there is."""
+"""One unit's training: an ordinary fit of only this unit."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ class UnitTraining:
         return self._data.digest_rows(self._settings.seed) if self._settings.digest_rows else ()
 
     def train(self, trainer: pl.Trainer, task: UnitTask, fit: Fit) -> UnitResult:
-        """Trains a unit.
+        """Train a unit.
 
         Args:
             trainer: The trainer, in its state before the fit.
@@ -194,13 +194,13 @@ class UnitTraining:
             self._records = {}
 
     def read_features(self, trainer: pl.Trainer, task: FeatureTask, fit: Fit, send: Send) -> None:
-        """Reads the features of rows that the pretrained network gives, or a unit.
+        """Read the features of rows from the pretrained network or from a unit.
 
         Args:
             trainer: The trainer, in its state before the fit.
             task: The rows.
             fit: Runs a fit with a train dataloader.
-            send: Is given the rows' features, some at a time.
+            send: Called with the rows' features, in chunks.
 
         Raises:
             UnsupportedError: The module does not give its head one vector a row.
@@ -232,7 +232,7 @@ class UnitTraining:
             self._rehearsed = trainer_settings(trainer)
 
     def on_train_start(self, trainer: pl.Trainer) -> None:
-        """Begins to watch a unit just before its first batch, when all that prepares a fit has run."""
+        """Start monitoring a unit just before its first batch, after the preparation of the fit."""
         if self._rehearsed is not None:
             end_fit()
         if self._reading is not None:
@@ -298,7 +298,7 @@ class UnitTraining:
     def _edited(
         self, trainer: pl.Trainer, unit: UnitId, stage: Stage, retain: Sequence[int], forget: Sequence[int]
     ) -> dict[str, Any]:
-        assert isinstance(self._method, EditingMethod)  # only such a one is given an edit to do
+        assert isinstance(self._method, EditingMethod)  # only editing methods have edit tasks
         self.seed()
         builder, seed = self._switch.builder, self._settings.unit_seed(unit)
         network = builder.root.get_submodule(builder.layers.network)

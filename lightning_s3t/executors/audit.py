@@ -103,14 +103,14 @@ class AuditReport:
     def passed(self) -> bool:
         """Whether every chosen unit and head that still exists is bitwise equal to the one that was built again.
 
-        That is a training without the forgotten, if the audit was not given rows of theirs.
+        This is a training without the forgotten subjects, if the audit's data does not have their rows.
         """
         found_all: tuple[UnitAudit | HeadAudit, ...] = (*self.units, *self.heads)
         compared = [found for found in found_all if found.outcome != "revoked meanwhile"]
         return bool(compared) and all(found.outcome == "equal" for found in compared)
 
     def to_json(self) -> str:
-        """Returns the report as a JSON document."""
+        """Return the report as a JSON document."""
         return json.dumps({**asdict(self), "passed": self.passed}, indent=2)
 
     def __str__(self) -> str:
@@ -286,7 +286,7 @@ class AuditTarget:
 class AuditStore(FitStore):
     """A scratch store that the audited units are built in, as a fit would.
 
-    Requests to the audited store count, so that who is forgotten there is left out here.
+    Requests to the audited store apply, so that its forgotten subjects are left out here.
 
     Args:
         target: The audited units.
@@ -408,7 +408,7 @@ def _about_head(kept: Base, drawn: Base) -> Iterator[str]:
 
 
 def _worst(kept: Mapping[str, Tensor], again: Mapping[str, Tensor]) -> tuple[str, float] | None:
-    """Returns the tensor that differs most, and its largest absolute difference; None if all bits are the same."""
+    """Return the tensor that differs most, and its largest absolute difference; None if all bits are the same."""
     differences = {
         name: _difference(kept[name], again[name]) if name in kept and name in again else float("inf")
         for name in kept.keys() | again.keys()
@@ -421,7 +421,7 @@ def _worst(kept: Mapping[str, Tensor], again: Mapping[str, Tensor]) -> tuple[str
 
 
 def _difference(one: Tensor, other: Tensor) -> float | None:
-    """Returns the largest absolute difference; None if there is not one bit of it."""
+    """Return the largest absolute difference; None if all bits are equal."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return float("inf")
     if torch.equal(one.flatten().view(torch.uint8), other.flatten().view(torch.uint8)):

@@ -73,7 +73,7 @@ class FitConfig:
         layers: The blocks; None to find them.
         head: The head; None to find it.
         adapter: The adapter; None for whole layers.
-        keep_registry: Whether the store notes who is in the training data.
+        keep_registry: Whether the store records who is in the training data.
         floor: The closed-form head that answers when no unit is left; None without one.
         newcomers: Where people who come later belong.
         time_budget: The time limit of a fit in seconds; None for no limit.
@@ -105,7 +105,7 @@ class Fit:
     Args:
         config: The arguments of S3T.
         isolation: How units are isolated.
-        own: S3T's own callbacks, which are left as they are between units.
+        own: S3T's own callbacks, which are not reset between units.
         audited: The units to rebuild elsewhere and compare; None to train into the store.
         max_time: The trainer's time limit in seconds; None for no limit.
 
@@ -147,7 +147,7 @@ class Fit:
         self.receipt: RequestRecord | None = None
 
     def begin(self, trainer: pl.Trainer) -> None:
-        """Notes where the store's history is, as early as can be: rows that are corrected from now on are not news.
+        """Record the position of the store's history as early as possible: later corrections are too new for this fit.
 
         Args:
             trainer: The trainer, in `setup`.
@@ -156,7 +156,7 @@ class Fit:
             self._began_at = Store.newest_event(self._store_path)
 
     def run_isolated(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Trains every unit in a process of its own. All that can be refused is refused before anything changes.
+        """Train every unit in a separate process. Everything that can be refused is refused before anything changes.
 
         Args:
             trainer: The trainer, when its setup hooks have run.
@@ -251,7 +251,7 @@ class Fit:
         return data
 
     def _take_key(self) -> bytes:
-        """Take the key of the store, or draw that of a new one; return the partition's secret."""
+        """Use the key of the store, or draw one for a new store; return the partition's secret."""
         self._key = first_key(self._store_path)
         return partition_secret(self._key)
 
@@ -429,21 +429,21 @@ class Fit:
         self.finished = True
         self.receipt = fit_store.receipt
         if self.receipt is not None:
-            done = {"forget": "subjects are forgotten", "rectify": "subjects are trained on as corrected"}
+            done = {"forget": "subjects are forgotten", "rectify": "subjects are trained on with corrected data"}
             rank_zero_info(
                 f"S3T: request {self.receipt.request} is carried out: {self.receipt.subjects} "
                 f"{done[self.receipt.kind]}, by {self.receipt.method!r}. Guarantee: {self.receipt.guarantee}."
             )
 
     def _sum_up(self, fit_store: FitStore, trained: Sequence[UnitId], seconds: float) -> dict[str, float]:
-        """Sums a fit up; returns the metrics of the units that serve, each the mean over the shards."""
+        """Summarise a fit; return the metrics of the serving units, each the mean over the shards."""
         store, path = fit_store.opened.store, str(self._config.store)
         shards = store.partition.all_shards
         passed_over = fit_store.passed_over
         self.summary = FitSummary.of(
             store.alive(), shards, self.sequences, trained, seconds, passed_over, self._budget.is_used_up
         )
-        if self._audited is None:  # an audit has a report of its own
+        if self._audited is None:  # an audit has its own report
             if trained:
                 rank_zero_info(str(self.summary))
             rank_zero_info(
@@ -484,7 +484,7 @@ class Fit:
 
 
 def isolation_of(trainer: pl.Trainer, asked: Literal["auto", "forkserver", "fork", "none"]) -> Isolation:
-    """Returns how a fit keeps units apart.
+    """Return how a fit keeps units apart.
 
     Args:
         trainer: The trainer, in `setup`.

@@ -1,4 +1,4 @@
-"""The store as a fit sees it: opened by rank 0, planned at the start, and again when a request comes in."""
+"""The store of a fit: opened by rank 0, planned at the start, and again when a request arrives."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class FitStore:
         choice: The choice of sequences to train.
         method: The unlearning method.
         options: Further notes of the fit in the store: the app's config.
-        register: Whether the store notes who is in the training data.
+        register: Whether the store records who is in the training data.
         key: The store's first key, by which the data was placed; on rank 0.
         began_at: The position of the store's newest event when the fit began, before it loaded its data; on rank 0.
         newcomers: Where people who come later belong.
@@ -142,7 +142,7 @@ class FitStore:
         return self._opened
 
     def open(self, path: Path, make_base: Callable[[], Base]) -> None:
-        """Opens the store, and plans the fit.
+        """Open the store, and plan the fit.
 
         Args:
             path: The store's folder.
@@ -161,7 +161,7 @@ class FitStore:
         self.replan()
 
     def check_floor(self, part: FloorPart) -> None:
-        """Refuses a floor that is made with other settings than the one that the store has.
+        """Raise an error for a floor whose settings differ from those of the store's floor.
 
         Args:
             part: The wanted settings of the floor.
@@ -334,7 +334,7 @@ class FitStore:
         return plan, forgotten, generations
 
     def _register_all(self, bands: Mapping[str, int]) -> tuple[int, Generations]:
-        """Notes who is in the data; returns how many are new, and the generations of all."""
+        """Register the subjects of the data; return the number of new ones, and the generations of all."""
         store, building = self.opened.store, self.opened.building
         newcomers = building.register(bands, self._newcomers)
         count = store.partition.generations

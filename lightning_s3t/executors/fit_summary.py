@@ -60,7 +60,7 @@ class FitSummary:
         passed_over: Mapping[UnitId, str],
         out_of_time: bool = False,
     ) -> FitSummary:
-        """Sums a fit up.
+        """Summarise a fit.
 
         Args:
             alive: The units in the store.
@@ -102,7 +102,7 @@ class FitSummary:
             for row in self.rows
         ]
         trained = sum(row.trained for row in self.rows)
-        passed_over = "".join(f"\nUnit {unit} was passed over: {why}" for unit, why in self.passed_over.items())
+        passed_over = "".join(f"\nUnit {unit} was skipped: {why}" for unit, why in self.passed_over.items())
         done = f"{counted(trained, 'unit')} trained in {self.seconds:.0f} s."
         return f"{align(cells, numbers_from=2)}\n{done}{passed_over}"
 

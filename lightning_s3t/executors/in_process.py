@@ -75,7 +75,7 @@ class InProcessExecutor:
         self.trained: list[UnitId] = []
 
     def run(self, trainer: pl.Trainer) -> None:
-        """Builds every unit of the plan; takes the place of the trainer's fit loop.
+        """Build every unit of the plan, instead of the trainer's fit loop.
 
         A deletion request that arrives during the fit ends the unit that it reaches; the remaining units are planned
         again, without the forgotten subjects.
@@ -108,7 +108,7 @@ class InProcessExecutor:
             yield reset
 
     def _build_all(self, trainer: pl.Trainer, reset: TrainerReset) -> bool:
-        """Builds the plan; False if a deletion request came in, so that there has to be another."""
+        """Build the plan; return False if a deletion request arrived, so that a new plan is needed."""
         plan = self._fit_store.plan.build
         with closing(UnitProgress.of(trainer, plan, self._settings)) as progress:
             self._training.advance = progress.update
@@ -128,7 +128,7 @@ class InProcessExecutor:
         return True
 
     def _build(self, trainer: pl.Trainer, reset: TrainerReset, planned: PlannedUnit) -> RevokedError | None:
-        """Builds a unit; returns why it was broken off, if a deletion request has reached it."""
+        """Build a unit; return why it was interrupted, if a deletion request has reached it."""
         reset.restore()
         unit, task = planned.unit, self._units.begin(planned)
         if task is None:
@@ -176,7 +176,7 @@ class InProcessExecutor:
             self._units.note_file(self._training.unit, path)
 
     def _check_alive(self, trainer: pl.Trainer) -> None:
-        """Looks whether the running unit has been revoked; every rank must ask at the same time."""
+        """Check whether the running unit was revoked; every rank must call it at the same time."""
         if self._training.unit is not None:
             self._units.check(self._training.unit)
 

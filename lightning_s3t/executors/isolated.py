@@ -112,7 +112,7 @@ class IsolatedExecutor:
         self._first_step = logged_step(trainer)
         set_logged_step(trainer, 0)  # units count their own
         self.trained: list[UnitId] = []
-        self._jobs: dict[str, _Job] = {}  # those that run, in the same order on every rank
+        self._jobs: dict[str, _Job] = {}  # the running jobs, in the same order on every rank
         self._several = is_distributed(trainer)
         self._name = on_rank_zero(trainer, lambda: f"s3t-{secrets.token_hex(8)}")
         self._groups = 0
@@ -139,7 +139,7 @@ class IsolatedExecutor:
                     return message.settings
 
     def run(self, fit_store: FitStore) -> None:
-        """Builds every unit of the plan.
+        """Build every unit of the plan.
 
         Args:
             fit_store: The store, and the plan of units to build.
@@ -160,12 +160,12 @@ class IsolatedExecutor:
                 raise
 
     def close(self) -> None:
-        """Ends all processes."""
+        """End all processes."""
         self._processes.close()
         set_logged_step(self._trainer, self._first_step)
 
     def read_features(self, task: FeatureTask) -> Generator[tuple[Task, FeatureRows], None, None]:
-        """Yields the features of rows for a closed-form head, which a process of their own reads, some at a time.
+        """Yield the features of rows for a closed-form head in chunks, which a separate process reads.
 
         The process ends with the iterator.
 
@@ -192,7 +192,7 @@ class IsolatedExecutor:
                 self._end(self._jobs[what])
 
     def _build_all(self, units: UnitStore, fit_store: FitStore) -> bool:
-        """Builds the plan; False if a deletion request came in, so that there has to be another."""
+        """Build the plan; return False if a deletion request arrived, so that a new plan is needed."""
         plan = fit_store.plan.build
         queue, planned_of = UnitQueue(plan), {planned.unit: planned for planned in plan}
         outdated = False
@@ -309,7 +309,7 @@ class IsolatedExecutor:
                 yield job, done[job.what]
 
     def _end(self, job: _Job) -> None:
-        """Ends a job, and its process if it still runs."""
+        """End a job, and its process if it still runs."""
         del self._jobs[job.what]
         if job.outcome is None:
             self._processes.kill(job.process)
@@ -341,7 +341,7 @@ class UnitQueue:
 
     @property
     def waiting(self) -> bool:
-        """Whether there is more to give out."""
+        """Whether there are units left to start."""
         return bool(self._waiting)
 
     @property
@@ -350,7 +350,7 @@ class UnitQueue:
         return not self._waiting and not self._running
 
     def take(self) -> PlannedUnit | None:
-        """Returns the next unit to train; None while all that are left wait for their parents."""
+        """Return the next unit to train; None while all remaining units wait for their parents."""
         for unit, planned in self._waiting.items():
             if unit.parent not in self._waiting and unit.parent not in self._running:
                 del self._waiting[unit]
@@ -359,7 +359,7 @@ class UnitQueue:
         return None
 
     def end(self, unit: UnitId, trained: bool = True) -> None:
-        """Notes that a unit has ended.
+        """Record that a unit has ended.
 
         Args:
             unit: The unit.
@@ -380,5 +380,5 @@ class UnitQueue:
         self._waiting = {other: planned for other, planned in self._waiting.items() if unit not in other.lineage}
 
     def halt(self) -> None:
-        """Gives nothing more out."""
+        """Start no further units."""
         self._waiting.clear()

@@ -50,7 +50,7 @@ class UnitProgress:
 
     @classmethod
     def of(cls, trainer: pl.Trainer, build: Sequence[PlannedUnit], settings: UnitSettings) -> UnitProgress:
-        """Makes a display for a plan.
+        """Make a display for a plan.
 
         Args:
             trainer: The trainer; without a progress bar of its own, nothing is shown.
@@ -66,7 +66,7 @@ class UnitProgress:
         )
 
     def describe(self, unit: UnitId) -> str:
-        """Returns a unit's coordinates among all units, counted from 1.
+        """Return a unit's coordinates among all units, counted from 1.
 
         Args:
             unit: The unit.
@@ -98,7 +98,7 @@ class UnitProgress:
         self._bar.set_description_str(self.describe_all())
 
     def update(self, trainer: pl.Trainer) -> None:
-        """Shows how far the running unit is.
+        """Show the progress of the running unit.
 
         Args:
             trainer: The trainer.
@@ -109,7 +109,7 @@ class UnitProgress:
             self.show(unit, share_done(trainer))
 
     def show(self, unit: UnitId, share: float) -> None:
-        """Shows how far a running unit is.
+        """Show the progress of a running unit.
 
         Args:
             unit: The unit.
@@ -120,7 +120,7 @@ class UnitProgress:
             self._move()
 
     def finish_unit(self, unit: UnitId) -> None:
-        """Counts a running unit as done.
+        """Count a running unit as done.
 
         Args:
             unit: The unit.
@@ -130,7 +130,7 @@ class UnitProgress:
             self._move()
 
     def close(self) -> None:
-        """Ends the display."""
+        """End the display."""
         self._bar.close()
 
     def _move(self) -> None:
@@ -139,7 +139,7 @@ class UnitProgress:
 
 
 def share_done(trainer: pl.Trainer) -> float:
-    """Returns how far a trainer is in its fit loop, from 0 to 1.
+    """Return how far a trainer is in its fit loop, from 0 to 1.
 
     Args:
         trainer: The trainer.

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def on_rank_zero(trainer: pl.Trainer, work: Callable[[], T]) -> T:
-    """Runs `work` on rank 0 and gives every rank its result, or its error.
+    """Run `work` on rank 0, and return its result or raise its error on every rank.
 
     An error raised on only one rank would leave the others waiting forever.
 
@@ -57,7 +57,7 @@ def gather(trainer: pl.Trainer, mine: T) -> list[T]:
 
 
 def check_same_tensors(trainer: pl.Trainer, unit: UnitId, tensors: Mapping[str, Tensor]) -> None:
-    """Checks that a unit has come out the same on every rank.
+    """Check that a unit is the same on every rank.
 
     Args:
         trainer: The trainer.

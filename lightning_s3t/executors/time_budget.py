@@ -21,7 +21,7 @@ Duration: TypeAlias = "float | str | timedelta | Mapping[str, int]"
 
 
 def seconds_of(duration: Duration) -> float:
-    """Returns a duration in seconds.
+    """Return a duration in seconds.
 
     Args:
         duration: The duration.
@@ -74,7 +74,7 @@ class TimeBudget:
         self._times: list[float] = []
 
     def note(self, planned: PlannedUnit, seconds: float) -> None:
-        """Takes note of how long a unit took.
+        """Record the duration of a unit.
 
         Args:
             planned: The unit.

@@ -58,7 +58,7 @@ class UnitStore:
         return on_rank_zero(self._trainer, lambda: self._begin(planned))
 
     def note_file(self, unit: UnitId, path: Path) -> None:
-        """Puts a file that is about to be written on the list for erasure; without effect on all ranks but 0.
+        """Register a file for erasure before it is written; without effect on all ranks but 0.
 
         Args:
             unit: The unit that it goes with.
@@ -68,7 +68,7 @@ class UnitStore:
             self._begun[unit].attempt.register_file(path)
 
     def check(self, unit: UnitId) -> None:
-        """Checks that no request has reached a unit that is being trained.
+        """Check that no request has reached a unit that is being trained.
 
         Args:
             unit: The unit.
@@ -79,7 +79,7 @@ class UnitStore:
         on_rank_zero(self._trainer, lambda: self._check(unit))
 
     def revoked(self) -> dict[UnitId, str]:
-        """Returns the units that are being trained and that a request has reached, and which one."""
+        """Return the units that are being trained and that a request has reached, and which one."""
         return on_rank_zero(self._trainer, self._revoked)
 
     def abandon(self, unit: UnitId) -> None:

@@ -140,7 +140,7 @@ class StepRecorder:
         """Record the change of a step.
 
         Args:
-            rows: The numbers, among those that are trained on, of the rows in its batches.
+            rows: The indices of its batches' rows among the training rows.
 
         Raises:
             UnsupportedError: The records have become too large.

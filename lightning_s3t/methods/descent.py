@@ -20,7 +20,7 @@ Masks = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class DescentMethod(EditingMethod):
-    """A method that edits by optimizer steps on losses of its own.
+    """A method that edits by optimizer steps on its own losses.
 
     The optimizer is new: neither the script's optimizer nor its state is used. The model stays in evaluation mode, so
     dropout is off and running statistics are those of the training; many published scripts use dropout and update the
@@ -63,8 +63,8 @@ class DescentMethod(EditingMethod):
 
         Args:
             session: The model and the rows.
-            losses: Takes the number of an epoch, from 0, and gives the losses of its steps. Each is asked for when the
-                step before has been taken.
+            losses: Takes the number of an epoch, from 0, and yields the losses of its steps. Each is computed after the
+                previous step.
             masks: Returns, before each step, the entries that it may change. The others are restored after the step,
                 since weight decay and momentum move weights even without a gradient.
 
@@ -127,7 +127,7 @@ def mixed(session: EditSession, size: int, retain_share: float = 1.0) -> Iterato
         retain_share: Share of the rows that stay which takes part.
 
     Yields:
-        The numbers of the rows of a step to be forgotten and of those that stay; one of both may be empty.
+        The indices of a step's rows to forget and of its retained rows; either may be empty.
     """
     forget, retain = session.forget.shuffle(), session.retain.shuffle()
     retain = retain[: max(1, round(retain_share * len(retain)))]

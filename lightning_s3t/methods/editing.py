@@ -25,8 +25,8 @@ class EditRows:
 
     Args:
         count: Number of rows.
-        read: Takes batches of row numbers, from 0 to `count` - 1, and gives each as the script's own dataloader puts it
-            together, on the model's device.
+        read: Takes batches of row indices, from 0 to `count` - 1, and yields each batch on the model's device, collated
+            as in the script's own dataloader.
         seed: Seed of shuffled orders.
 
     Example:
@@ -141,7 +141,7 @@ class EditSession:
         return Answer(loss, logits_of(answers[0]))
 
     def weights(self) -> dict[str, Tensor]:
-        """Return copies of the parameters that may be changed, as they are now."""
+        """Return copies of the current parameters that may change."""
         return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
     @contextmanager
@@ -185,7 +185,7 @@ class TrainingRecorder(Protocol):
         """Record an optimizer step after it was taken.
 
         Args:
-            rows: The numbers, among those that are trained on, of the rows in its batches.
+            rows: The indices of its batches' rows among the training rows.
         """
 
     def records(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -33,8 +33,8 @@ class GradientAscent(DescentMethod):
         optimizer: "sgd" or "adam".
         momentum: Of "sgd".
         weight_decay: As torch's optimizers have it.
-        ceiling: Loss of a batch from which on it is not raised further; None for no limit. log(classes) is that of a
-            guess.
+        ceiling: Loss of a batch above which it is not raised further; None for no limit. log(classes) is that of a
+            random guess.
     """
 
     name = "gradient_ascent"
@@ -76,10 +76,10 @@ class NegGradPlus(DescentMethod):
     """Raises the loss of the forgotten rows while it lowers that of the others.
 
     "NegGrad+" of "Towards Unbounded Machine Unlearning" (Kurmanji et al., arXiv 2302.09880, section 4): the loss of a
-    step is (1 - w) times that of a batch that stays, less w times that of a forgotten one.
+    step is (1 - w) times that of a retained batch, minus w times that of a forgotten one.
 
     Nothing is guaranteed about the result; it fails as gradient ascent does, later. Needs both sets of rows: an epoch
-    goes through those that stay, and the forgotten come up as often as it takes.
+    is a pass over the retained rows, and the forgotten rows repeat as needed.
 
     Args:
         epochs: Number of passes over the retained rows.

@@ -30,11 +30,11 @@ class Influence(EditingMethod):
     iteration with one pass over the rows that stay.
 
     For a quadratic loss at its minimum, the second order is a training without the rows, up to rounding. For others it
-    is a step of Newton's method towards an optimum. Nothing is promised of either: the paper's certificate needs a
-    strictly convex loss, its exact minimum and noise in the training, none of which a trainer gives. In a deep network
-    the curvature is negative in some directions: the solution stops there, and the report says so; `damping` helps.
-    Needs the forgotten rows, for the second order also those that stay, and layers that can be differentiated twice.
-    Rows are removed, features or labels not replaced.
+    is a step of Newton's method towards an optimum. Nothing is guaranteed about either: the paper's certificate needs a
+    strictly convex loss, its exact minimum and noise in the training, none of which a trainer provides. In a deep
+    network the curvature is negative in some directions: the solution stops there, and the report says so; `damping`
+    helps. Needs the forgotten rows, for the second order also the retained ones, and layers that can be differentiated
+    twice. Rows are removed, features or labels not replaced.
 
     Args:
         order: "first" or "second".

@@ -91,7 +91,7 @@ def wrong_labels(labels: Tensor, shifts: Tensor, classes: int) -> Tensor:
         classes: Number of classes.
 
     Raises:
-        UnsupportedError: There is a class outside of 0 to `classes` - 1, or there is only one.
+        UnsupportedError: A class is outside 0 to `classes` - 1, or there is only one.
 
     Example:
         >>> wrong_labels(torch.tensor([0, 2]), torch.tensor([1, 2]), classes=3)

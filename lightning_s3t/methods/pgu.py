@@ -179,7 +179,7 @@ def leading_directions(moment: Tensor, share: float) -> Tensor:
 
     Args:
         moment: The sum of a a^T over inputs a, shape `[inputs, inputs]`.
-        share: Share of the sum of the singular values that they have, at most; with 1 all that are not zero.
+        share: Their largest share of the sum of the singular values; with 1, all non-zero ones.
 
     Returns:
         Orthonormal columns, shape `[inputs, directions]`.

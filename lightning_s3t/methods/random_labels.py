@@ -37,7 +37,7 @@ class _WrongLabels:
         self._shifts = draw_shifts(len(session.forget), self._classes, session.generator("wrong labels"))
 
     def losses(self, batches: list[Sequence[int]]) -> Iterator[Tensor]:
-        """Gives the loss of each batch of row numbers."""
+        """Yield the loss of each batch of row indices."""
         for rows, batch in zip(batches, self._session.forget.read(batches), strict=True):
             labels = wrong_labels(labels_of(batch, self._place), self._shifts[rows], self._classes)
             yield self._session.loss(with_labels(batch, labels, self._place))

@@ -94,7 +94,7 @@ def _steps(
     missing: Sequence[SliceSequence], present: Iterable[SliceSequence], slices: int, prices: NDArray[np.float64]
 ) -> Iterator[tuple[_Step, SliceSequence]]:
     numbers = {prefix: number for number, prefix in enumerate(missing)}
-    # of each: the missing units that it is built of, and those that are built on it, itself among both
+    # of each: its missing ancestors, and the units built on it, both including itself
     chains = [[numbers[p[:k]] for k in range(1, len(p) + 1) if p[:k] in numbers] for p in missing]
     later: list[list[int]] = [[] for _ in missing]
     for number, chain in enumerate(chains):
@@ -123,7 +123,7 @@ def _steps(
 
 
 def _left_without(prefix: SliceSequence, slices: int) -> NDArray[np.int64]:
-    """Returns how long the surviving part of a prefix is once each of the slices is asked for: shape (L,)."""
+    """Return the length of a prefix's surviving part after a request for each slice: shape (L,)."""
     left = np.full(slices, len(prefix))
     left[list(prefix)] = range(len(prefix))
     return left

@@ -55,13 +55,12 @@ def compare(
     floors: Iterable[float] = FLOORS,
     worth: Worth = DATA,
 ) -> tuple[PlannerResult, ...]:
-    """Plans the same shards and slices with several planners.
+    """Plan the same shards and slices with several planners.
 
     Args:
         shards: Number of shards, m.
         slices: Number of slices, L.
-        budget: Number of sequences, or their cost, as `plan_sequences` takes it. SISA has one sequence whatever the
-            budget.
+        budget: Number of sequences, or their cost, as for `plan_sequences`. SISA has one sequence whatever the budget.
         planners: Their names.
         prior: Probability of a request for each slice, or for each shard and slice; None for equal probabilities.
             Planners that do not use it are evaluated under it too.

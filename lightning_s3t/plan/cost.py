@@ -79,7 +79,7 @@ def cost_of_family(family: Family, data: DataMode, epochs: EpochRule, groups: in
 
 
 def units_by_stage(family: Family) -> NDArray[np.int64]:
-    """Returns how many different units of each stage some sequences have.
+    """Return how many different units of each stage some sequences have.
 
     Args:
         family: The sequences.
@@ -116,7 +116,7 @@ class Limit:
         data: DataMode = "cumulative",
         epochs: EpochRule = "full",
     ) -> Limit:
-        """Checks a limit.
+        """Check a limit.
 
         Args:
             slices: Number of slices, L.

@@ -1,4 +1,4 @@
-"""Families: the sequences that a shard is trained on, checked where callers give them."""
+"""Families: the sequences that a shard is trained on, and checks of given ones."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ class Partition:
         Args:
             subject: The canonical id.
             band: The subject's band of risk, from 0.
-            generation: With whom the subject came, as the store's registry has it.
+            generation: The subject's generation, from the store's registry.
         """
         return next(self.places([subject], [band], [generation]))
 

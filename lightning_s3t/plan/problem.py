@@ -18,7 +18,7 @@ SUM_TOLERANCE = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class PlanProblem:
-    """Slices and requests for them, as planners and theory take them. `of` checks a caller's arguments.
+    """Slices and requests for them, for planners and theory. `of` checks a caller's arguments.
 
     Attributes:
         slices: Number of slices, L.

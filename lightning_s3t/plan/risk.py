@@ -1,4 +1,4 @@
-"""Bands of risk: those who are likelier to ask share slices."""
+"""Risk bands: subjects who are more likely to ask share slices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _EXPECTED = (
 
 @dataclass(frozen=True)
 class RiskBands:
-    """Keeps slices of their own for subjects who are likely to ask.
+    """Reserves slices for subjects who are likely to ask.
 
     A request then mostly hits the same few slices of a shard, which the sequences can keep late. Within its band's
     slices a subject's place follows from its hash as usual: it depends on the subject's id and risk, on the seed and on
@@ -92,7 +92,7 @@ class RiskBands:
         return cls(risk["thresholds"], risk["slices"], _read(Path(risks)) if isinstance(risks, (str, Path)) else risks)
 
     def band(self, subject: str) -> int:
-        """Returns a subject's band, counted from 0, the lowest.
+        """Return a subject's band, counted from 0, the lowest.
 
         Args:
             subject: The canonical id.

@@ -33,7 +33,7 @@ def plan_sequences(
     data: DataMode = "cumulative",
     epochs: EpochRule = "full",
 ) -> Family:
-    """Returns the sequences that a budget pays for.
+    """Return the sequences that a budget pays for.
 
     Args:
         sequences: The name of a planner ("optimal", "cyclic", "bms", "conditional", "random", "all", "sisa"), or the
@@ -87,7 +87,7 @@ def plan_family(
     data: DataMode = "cumulative",
     epochs: EpochRule = "full",
 ) -> Family:
-    """Returns the sequences of a planner, as `plan_sequences`.
+    """Return the sequences of a planner, as `plan_sequences`.
 
     Args:
         planner: Its name.
@@ -179,7 +179,7 @@ class SequenceChoice:
     epochs: EpochRule = "full"
 
     def plan(self, keep: Iterable[Iterable[int]] = ()) -> Family:
-        """Returns the sequences.
+        """Return the sequences.
 
         Args:
             keep: Sequences that are trained already.

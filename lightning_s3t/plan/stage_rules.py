@@ -15,7 +15,7 @@ def group_of_stage(stage: int, slices: int, groups: int) -> int:
     """Return the layer group that a stage trains, from 1 (the top one).
 
     With as many groups as slices, each stage has its own (the paper's). With fewer, consecutive stages train the same
-    group, each from where the one before left it; with one group, every stage trains all layers (SISA).
+    group, each continuing from the previous one; with one group, every stage trains all layers (SISA).
 
     Args:
         stage: 1 to `slices`.

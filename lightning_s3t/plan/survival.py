@@ -10,7 +10,7 @@ from lightning_s3t.errors import ConfigurationError
 
 
 def survivors(alive: Iterable[UnitId], score: Mapping[UnitId, float] | None = None) -> dict[int, UnitId]:
-    """Returns each shard's best survivor: the longest, then the one with the better score.
+    """Return each shard's best survivor: the longest, then the one with the better score.
 
     Args:
         alive: The units that are built and not revoked.
@@ -34,7 +34,7 @@ def survivors(alive: Iterable[UnitId], score: Mapping[UnitId, float] | None = No
 
 
 def harmonic(n: int) -> float:
-    """Returns the n-th harmonic number, 1 + 1/2 + ... + 1/n.
+    """Return the n-th harmonic number, 1 + 1/2 + ... + 1/n.
 
     Args:
         n: From 0 on.
@@ -47,12 +47,12 @@ def harmonic(n: int) -> float:
 
 
 def deletion_rate(shards: int, slices: int, distinct_first: int) -> float:
-    """Returns the expected number of requests until no unit survives, for uniform requests.
+    """Return the expected number of requests until no unit survives, for uniform requests.
 
-    A shard is lost when each slice that stands first in one of its sequences has been asked for; over all shards that
-    is a coupon collector who needs `shards * distinct_first` given ones of `shards * slices` coupons: after k of
-    them are found, the next takes mL / (mB' - k) requests on average. The sum is m*L*H(m*B') (the paper's section
-    3.4). SISA is `distinct_first=1`.
+    A shard is lost when each slice that comes first in one of its sequences was requested; over all shards this is a
+    coupon collector who needs `shards * distinct_first` given ones of `shards * slices` coupons: after k of them are
+    found, the next takes mL / (mB' - k) requests on average. The sum is m*L*H(m*B') (the paper's section 3.4). SISA is
+    `distinct_first=1`.
 
     Args:
         shards: m.

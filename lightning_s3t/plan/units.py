@@ -1,4 +1,4 @@
-"""Units of a plan: those that training its sequences takes."""
+"""The units of a plan, which training its sequences requires."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SliceSequence = tuple[int, ...]
 
 
 def units_of(shards: int, sequences: Iterable[SliceSequence]) -> tuple[UnitId, ...]:
-    """Returns every unit that training these sequences takes.
+    """Return every unit that training these sequences takes.
 
     Sequences with a common prefix share units. They stand sequence by sequence, a parent always before its children; a
     fit trains them in the order of `order_by_worth`.

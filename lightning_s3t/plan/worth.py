@@ -48,7 +48,7 @@ class Worth:
 
     @classmethod
     def of_drops(cls, percent: tuple[float, ...]) -> Worth:
-        """Returns the worth from relative drops of accuracy.
+        """Return the worth from relative drops of accuracy.
 
         Args:
             percent: Drop in accuracy, in % of the accuracy with all slices, when 1, 2, ... slices are lost; the last is
@@ -64,7 +64,7 @@ class Worth:
 
     @classmethod
     def of_scores(cls, scores: Mapping[int, float], slices: int) -> Worth:
-        """Returns the worth from scores of a store's units, in multiples of those at full depth.
+        """Return the worth from scores of a store's units, in multiples of those at full depth.
 
         Args:
             scores: The mean score by stage, higher being better; it must have the last stage's.
@@ -87,7 +87,7 @@ class Worth:
         return cls(tuple(stage / slices for stage in stages), tuple(scores[stage] / full for stage in stages))
 
     def by_depth(self, slices: int) -> NDArray[np.float64]:
-        """Returns the worth of a shard by the length of its best surviving prefix.
+        """Return the worth of a shard by the length of its best surviving prefix.
 
         A shorter prefix is never worth more than a longer one: where it was measured to be, that counts as noise. Below
         the least share that is known the worth falls to the floor in a straight line.

@@ -72,7 +72,7 @@ class Axes:
         return round(self.bottom - (self.bottom - self.top) * value / self.most_y, 1)
 
     def line(self, xs: Iterable[float], ys: Iterable[float]) -> str:
-        """Return the points of a line, as SVG's polyline takes them.
+        """Return the points of a line, for SVG's polyline.
 
         Args:
             xs: Each point's x.

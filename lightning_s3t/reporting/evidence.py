@@ -32,7 +32,7 @@ _SETTINGS, _PLAN, _UNITS, _HISTORY = "settings.json", "plan.json", "units.json",
 _RECEIPTS, _CHECKS, _AUDIT, _REPORT, _README = "receipts.json", "checks.json", "audit.json", "report.html", "README.txt"
 _NEEDED = (_SETTINGS, _PLAN, _UNITS, _HISTORY, _RECEIPTS, _CHECKS, _REPORT, _README)
 _LARGEST = 1 << 30  # of one file, unpacked: an archive from a stranger must not fill the memory
-_EARLIEST = (1980, 1, 1, 0, 0, 0)  # the same store gives the same bytes
+_EARLIEST = (1980, 1, 1, 0, 0, 0)  # the same store produces the same bytes
 
 _EXPLANATION = """\
 Evidence of a lightning_s3t store
@@ -248,7 +248,7 @@ class Evidence:
             history = [Event.from_json(line) for line in self.files[_HISTORY].splitlines()]
             return [*found, *self._check_contents(history)]
         except (StoreError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            return [*found, Finding("the files can be read", (f"A file is not what it should be: {error}.",))]
+            return [*found, Finding("the files can be read", (f"A file is not as expected: {error}.",))]
 
     def _check_signature(self, key: str | Path | None) -> Finding:
         what = "signature"
@@ -267,13 +267,15 @@ class Evidence:
         problems += [f"{name} is not named in the statement." for name in sorted(self.files.keys() - named.keys())]
         for name in sorted(named.keys() & self.files.keys()):
             if hashlib.sha256(self.files[name]).hexdigest() != named[name]:
-                problems.append(f"{name} is not what the statement says.")
+                problems.append(f"{name} does not match the statement.")
         return Finding("files", tuple(problems), f"{len(named)} files match the statement.")
 
     def _check_contents(self, history: list[Event]) -> Iterator[Finding]:
         units = {UnitId.parse(one["unit"]): one for one in json.loads(self.files[_UNITS])}
         receipts = [Receipt.from_json(json.dumps(one)) for one in json.loads(self.files[_RECEIPTS])]
-        yield Finding("history", tuple(self._history_problems(history)), f"{len(history)} events follow each other.")
+        yield Finding(
+            "history", tuple(self._history_problems(history)), (f"{len(history)} events form an unbroken chain.")
+        )
         yield Finding(
             "receipts",
             tuple(_receipt_problems(history, receipts)),

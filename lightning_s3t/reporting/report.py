@@ -24,7 +24,7 @@ class ServingUnit:
         epochs: For how many epochs.
         seconds: Training time of its newest stage.
         started: The start of that training (UTC, ISO 8601).
-        score: The validation metric that survivors are chosen by, higher being better; None without one.
+        score: The validation metric for choosing survivors, where higher is better; None without one.
         metrics: The metrics of its last epoch.
     """
 

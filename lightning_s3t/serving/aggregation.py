@@ -84,7 +84,7 @@ def _weights(votes: Sequence[int] | None, stacked: Tensor) -> Tensor | None:
 
 
 def aggregate_outputs(outputs: Sequence[Any], how: Rule, votes: Sequence[int] | None = None) -> Any:
-    """Put the answers of several models together, whatever form a network gives them.
+    """Combine the outputs of several models, whatever their form.
 
     A tensor is taken as logits. An output with `.logits` (a Hugging Face ModelOutput) keeps its type: its logits are
     combined, its loss is the mean of the losses, and fields of a single model (hidden states) are left out. Tuples,

@@ -25,7 +25,7 @@ class AnswerTrial:
         >>> network = Detector(4, 9)
         >>> trial, _ = AnswerTrial(network), network(torch.randn(20, 4))
         >>> print(trial.find_problem(network.parameters()))
-        The models answer with different tensors of torch.int64, which have no mean. ...
+        The models returned different tensors of torch.int64, which have no mean. ...
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -108,7 +108,7 @@ class BatchedPass:
         stand_ins: Sequence[Mapping[str, nn.Module]],
         depths: Sequence[int],
     ) -> None:
-        # those that adapt a layer come before those that don't
+        # the shards that adapt a layer come before those that don't
         self._order = sorted(range(len(depths)), key=lambda shard: -depths[shard])
         self._highest = max(depths)
         self._root, self._layers = root, layers

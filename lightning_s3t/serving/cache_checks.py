@@ -130,7 +130,7 @@ class CheckedGeneration:
         except Exception as error:
             failure = error
         # an error that also occurs without caches is the caller's mistake, and is raised unchanged
-        if assisted:  # tokens come several at a time, so that no second run could be given the same choices
+        if assisted:  # several tokens are chosen at a time, so a second run could not repeat the same choices
             expected = self._run(arguments, tokens, _SameChoices(), use_cache=False, left_out=_ASSISTANCE)
         else:
             choices.repeat()
@@ -227,7 +227,7 @@ class CheckedReading:
         ask: Callable[..., Any],
         half: bool,
     ) -> None:
-        """Compare the answer of a call that read on with that of reading the whole text.
+        """Compare the output of a call that continued a text with that of reading the whole text.
 
         Args:
             form: The form of the call.

@@ -230,7 +230,7 @@ def _repeating(kind: type) -> type:
     names = (name for name in dir(kind) if not name.startswith(("_", "get_", "is_", "has_")))
     methods = {name: inspect.getattr_static(kind, name) for name in names}
     body = {name: _repeated(name, own) for name, own in methods.items() if inspect.isfunction(own)}
-    # its name stays, for messages and for those who ask for it
+    # its name stays, for messages and for code that checks it
     described = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "_repeats_for_shards": True}
     return type(kind)(kind.__name__, (kind,), {**body, **described})
 

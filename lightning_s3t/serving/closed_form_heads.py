@@ -78,7 +78,7 @@ class ClosedFormHeads(nn.Module):
             if head is None or head.solved == head.wanted:
                 continue
             sums = self._load(head.source)
-            if sums is None:  # a request has reached the unit; the answer is asked for again without it
+            if sums is None:  # a request has reached the unit; the answer is computed again without it
                 self._drop(shard)
                 continue
             head.layer.load(solve_head(sums))

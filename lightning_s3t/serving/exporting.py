@@ -90,7 +90,7 @@ def export_survivor(
     stand_ins: Mapping[str, nn.Module],
     place: ExportPlace,
 ) -> ExportedSurvivor:
-    """Write a survivor's files, registered in the store before there is anything in them.
+    """Write a survivor's files, which are registered in the store before they have contents.
 
     Args:
         store: The store.

@@ -22,8 +22,8 @@ class EnsembleModule(EnsemblePredictor, pl.LightningModule):
     An `EnsemblePredictor` with the user's steps, metrics and hooks: `trainer.test(served, dm)` runs their `test_step`,
     and when that calls the network, each shard's best survivor answers and the outputs are combined.
 
-    It works on a copy, so the user's module can be trained at the same time. It stays in eval mode, cannot be given to
-    `trainer.fit`, and is loaded from its store alone, never from a checkpoint. Close it, or use it in a `with` block.
+    It works on a copy, so the user's module can be trained at the same time. It stays in eval mode, cannot be passed to
+    `trainer.fit`, and is loaded only from its store, never from a checkpoint. Close it, or use it in a `with` block.
 
     Args:
         module: The user's module, with its pretrained weights. It is changed: `from_store` works on a copy.
@@ -43,7 +43,7 @@ class EnsembleModule(EnsemblePredictor, pl.LightningModule):
     """
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        """Logs as the user's module does, so that one trainer can test both.
+        """Log as the user's module does, so that one trainer can test both.
 
         Args:
             name: See `LightningModule.log`.
@@ -52,7 +52,7 @@ class EnsembleModule(EnsemblePredictor, pl.LightningModule):
             kwargs: Likewise.
         """
         if isinstance(value, Metric) and kwargs.get("metric_attribute") is None:
-            # Lightning compares a metric's attribute with that of the last run, where it was not called module.name
+            # Lightning compares a metric's attribute with that of the last run, in which it was not called module.name
             kwargs["metric_attribute"] = next((n for n, m in self.module.named_modules() if m is value), None)
         super().log(name, value, *args, **kwargs)
 
@@ -81,7 +81,7 @@ class EnsembleModule(EnsemblePredictor, pl.LightningModule):
     def _tie_in(self) -> None:
         """Let Lightning find the user's steps, hooks and dataloaders on this module, and their logs reach its trainer.
 
-        Lightning looks for them as attributes, and asks of each whether it is that of the base class.
+        Lightning looks them up as attributes, and checks whether each is that of the base class.
         """
         module: Any = self.module
         own = {name for kind in (EnsembleModule, EnsemblePredictor) for name in vars(kind)}

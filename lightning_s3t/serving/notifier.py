@@ -15,7 +15,7 @@ _Answer = TypeVar("_Answer", RequestRecord, RequestRecord | Ticket)
 
 
 class Notifier:
-    """Carry out the requests of a process, and call `on_forget(receipt)` on those who listen.
+    """Carry out the requests of a process, and call `on_forget(receipt)` on the listeners.
 
     Corrections, restrictions and their ends call `on_rectify`, `on_restrict` and `on_release`.
 

@@ -64,7 +64,7 @@ class ShardPasses:
 
         Args:
             forward: The network's own forward.
-            args: What it is called with.
+            args: The arguments of its call.
             kwargs: Likewise.
             shards: The shards.
             caches: Each shard's own cache, by the `id` of the caller's that it stands behind.
@@ -140,7 +140,7 @@ class ShardPasses:
         The contents of the arguments are left out: texts, for example, are not kept.
 
         Args:
-            args: What the network is called with.
+            args: The arguments of the network's call.
             kwargs: Likewise.
             shards: The shards that are asked.
         """

@@ -122,8 +122,8 @@ class EnsemblePredictor(nn.Module):
 
         Args:
             store: The store's folder.
-            module: The module, with the pretrained weights that `fit` was given it with. It is copied. A head that was
-                drawn at random may differ: each unit has its own.
+            module: The module, with the same pretrained weights as in `fit`. It is copied. A head that was drawn at
+                random may differ: each unit has its own.
             aggregate: How the shards' outputs are combined: "mean_logits", "mean_probabilities" or "vote"; or "single",
                 with which only the best survivor of all shards answers, for the cost of one model.
             passes: Whether the shards are asked in "sequential" passes, or "batched", in one pass of all their rows;
@@ -200,7 +200,7 @@ class EnsemblePredictor(nn.Module):
         return self.module(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate with the ensemble, token by token: each shard reads the text so far with a cache of its own.
+        """Generate with the ensemble, token by token: each shard reads the text so far with its own cache.
 
         If a deletion request arrives during generation, the text is started again with the survivors.
 
@@ -433,7 +433,7 @@ class EnsemblePredictor(nn.Module):
             kwargs: Likewise.
 
         Raises:
-            UnsupportedError: Unless tensors are asked for themselves (`keep_vars`), as torch.export does.
+            UnsupportedError: Unless the tensors themselves are requested (`keep_vars`), as in torch.export.
         """
         if kwargs.get("keep_vars"):
             return super().state_dict(*args, **kwargs)
@@ -526,7 +526,7 @@ class EnsemblePredictor(nn.Module):
         return {self._best: self._keys[self._best]} if self._aggregate == "single" else self._keys
 
     def _ask(self, forward: Any, keys: Keys, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Ask the shards, each with a cache of its own where the caller has one."""
+        """Call the shards, each with its own cache if the caller has one."""
         caches = caches_in((args, kwargs))
         own = {id(cache): caches_of_shards(cache, keys) for cache in caches}
         reads_on = any(cache.get_seq_length() > 0 for cache in caches)
@@ -628,7 +628,7 @@ class EnsemblePredictor(nn.Module):
 
 
 class _AnswerLock:
-    """One thread at a time answers with the one backbone; an object of its own, so that copies of a hook share it."""
+    """Only one thread at a time uses the backbone; a separate object, so that copies of a hook share it."""
 
     def __init__(self) -> None:
         self.held = threading.RLock()  # held by the thread that answers, or that changes the served units

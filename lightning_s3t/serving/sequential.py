@@ -20,12 +20,12 @@ from lightning_s3t.tuning.swap import ModuleSwap
 
 
 class SequentialPasses:
-    """Asks each shard in a pass of its own, with its stand-ins in place.
+    """Calls each shard in a separate pass, with its replacement modules in place.
 
     Every pass has its own copy of the arguments, so its in-place changes are not visible to the others.
 
     Args:
-        builder: What built the stand-ins.
+        builder: The builder of the replacement modules.
         swap: Puts them in place; the caller restores the originals.
         shards: The shards.
     """
@@ -49,7 +49,7 @@ class SequentialPasses:
 
         Args:
             forward: The network's own forward.
-            args: What it is called with.
+            args: The arguments of its call.
             kwargs: Likewise.
             shards: The shards.
             caches: Each shard's own cache, by the `id` of the caller's that it stands behind.
@@ -149,7 +149,7 @@ class SharedTrunk:
     def next_pass(self) -> Iterator[None]:
         """Let the next shard's pass through the network share the trunk; its stand-ins are in place."""
         if len(self._depths) < 2 or self._depths[1] == self._groups:
-            yield  # there is nothing that two of them leave alone
+            yield  # no two of them leave a layer unchanged
             return
         number, self._passes = self._passes, self._passes + 1
         depth = self._depths[number]

@@ -178,7 +178,7 @@ class ServedShards(nn.Module):
 
 
 class SnapshotPreloader:
-    """Reads snapshots, and keeps all that may have to serve one day in the host's memory if it is to.
+    """Reads snapshots, and optionally keeps all that may serve later in the host's memory.
 
     Args:
         load: Reads a unit's snapshot.
@@ -212,7 +212,7 @@ class SnapshotPreloader:
         """Return a unit's snapshot, from memory if possible.
 
         Args:
-            unit: The unit, one of those that may serve.
+            unit: The unit, which may serve.
         """
         return self._kept[unit][1] if unit in self._kept else self._load(unit)
 

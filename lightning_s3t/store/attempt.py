@@ -31,7 +31,7 @@ class Attempt:
     Args:
         store: The store's backend.
         unit: The unit.
-        key: The digest of all that may influence it.
+        key: The digest of everything that may influence it.
         as_of: The request number when its data was chosen.
         generation: The newest generation in its training data.
     """
@@ -120,7 +120,7 @@ class Attempt:
         return finished.record
 
     def finish(self, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any], score: float | None) -> FinishedUnit:
-        """Makes everything ready that a transaction needs to put the unit into the store.
+        """Prepare everything that a transaction needs to add the unit to the store.
 
         Args:
             tensors: The unit's tensors.
@@ -147,7 +147,7 @@ class Attempt:
         return FinishedUnit(self._store, record, data, self._check, owned)
 
     def abandon(self) -> None:
-        """Erases everything that the attempt wrote."""
+        """Erase everything that the attempt wrote."""
         self.close()
         with self._ledger.transaction():
             drop_attempts(self._store, [str(self.unit)])
@@ -222,7 +222,7 @@ class FinishedUnit:
         self._files = tuple(files)
 
     def put(self, as_of: int) -> UnitId:
-        """Makes the unit part of the store, within a transaction, when an earlier one of its name is out.
+        """Add the unit to the store, within a transaction, after an earlier one with its name was removed.
 
         Args:
             as_of: The newest request when its data was chosen.

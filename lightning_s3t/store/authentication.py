@@ -11,8 +11,8 @@ All data that decides who is forgotten and what may serve has a message authenti
   the chain, so that none of them can pass for another kind;
 - each artifact, set aside or not, bound to the request that was the newest when its data was chosen;
 - each row of the closed-form heads, and the records of their sums, bound to the newest request;
-- the settings, which determine the place of every subject, and the notes of fits: the head's start, the sequences, the
-  generations, the app's config.
+- the settings, which determine the place of every subject, and the notes of fits: the head's initial state, the
+  sequences, the generations, the app's config.
 
 A rotation of the keys makes all of them again but the first kind: events keep the code of the key that was in use. An
 old key alone does not allow changes to such a history, not even to its old part, which later codes bind.
@@ -37,7 +37,7 @@ _LISTING, _FLOOR, _FLOOR_MAC = "listing_mac", "floor", "floor_mac"
 LISTING: tuple[Kind, ...] = ("schedule", "cancellation", "export")
 """The kinds of events that authenticate the contents of ledger tables."""
 _PLACE = "snapshots"  # the location of the snapshots, if not in the folder
-_FIXED = ("settings", "register", "base", "options", "generations", _FLOOR)  # what a fit notes
+_FIXED = ("settings", "register", "base", "options", "generations", _FLOOR)  # notes of a fit
 _SIZE = 32  # bytes
 _PERSON = b"s3t-tombstone"
 _ROW_SIZE, _ROW_PERSON = 16, b"s3t-floor-row"
@@ -74,7 +74,7 @@ class Authenticator:
     # the history
 
     def append(self, event: Event, forgotten: int | None = None, change: Change | None = None) -> None:
-        """Add an event to the chain, with its MAC and those that follow from it.
+        """Add an event to the chain, with its MAC and the MACs that depend on it.
 
         Args:
             event: The next one.
@@ -195,7 +195,7 @@ class Authenticator:
     # all of a store
 
     def note(self, notes: Mapping[str, str]) -> None:
-        """Set notes of a fit, and the MAC of all of it.
+        """Set notes of a fit, and the MAC of all notes.
 
         Args:
             notes: By name.
@@ -209,7 +209,7 @@ class Authenticator:
         self._ledger.note({**notes, _SETTINGS: replace(standing, notes={**standing.notes, **notes}).settings_mac})
 
     def renew(self) -> None:
-        """Make every MAC that has to be of the newest key again, after a `check`; and for a new store."""
+        """Rewrite all MACs with the newest key, after a `check` or for a new store."""
         standing = self._look()
         listed = _sum_of_listing(standing.key, self._ledger.events(kinds=LISTING))
         self._ledger.note(
@@ -239,7 +239,7 @@ class Authenticator:
         found = {
             _SETTINGS_CHANGED: standing.settings_are_right,
             _END_CHANGED: standing.head_is_right,
-            "what is noted of its floor": _same(standing.notes.get(_FLOOR_MAC, ""), standing.floor_mac),
+            "the record of its floor": _same(standing.notes.get(_FLOOR_MAC, ""), standing.floor_mac),
             _PEOPLE_CHANGED: standing.people == self._sum_of_people(standing.key) % _MODULUS,
         }
         entries = [*self._ledger.entries(), *(one.entry for one in self._ledger.aside())]

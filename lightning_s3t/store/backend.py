@@ -41,7 +41,7 @@ class Backend:
 
         Args:
             folder: The store.
-            create: Make the ledger if there is none.
+            create: Create the ledger if it does not exist.
             ledger: Where to create it, if not in the folder.
             snapshots: Where to keep the snapshots, if not in the folder.
 
@@ -64,12 +64,12 @@ def open_ledger(folder: Path, create: bool = False, ledger: str | None = None) -
 
     Args:
         folder: The store.
-        create: Make it if there is none.
+        create: Create it if it does not exist.
         ledger: Where to create it; None for the folder.
 
     Raises:
         ConfigurationError: The address is none, or psycopg is not installed.
-        MovedError: The store was given up.
+        MovedError: The store was retired.
         StoreError: There is none, or it is not a ledger of this format.
     """
     check_not_moved(folder)

@@ -43,7 +43,7 @@ class _Version(NamedTuple):
 
 
 class SnapshotBucket(SnapshotNames):
-    """Snapshots as objects under a prefix of a bucket, which one store has to itself.
+    """Snapshots as objects under a prefix of a bucket, which only one store uses.
 
     An upload exists completely or not at all. Deleting removes every version and every interrupted upload of an object,
     and verifies the result.
@@ -166,7 +166,7 @@ class SnapshotBucket(SnapshotNames):
             what = "keeps versions" if is_versioned else "cannot be written and cleared by this process"
             raise self._refused(
                 f"{what} ({reason.strerror or reason})",
-                "would leave what is deleted",
+                "would keep deleted objects",
                 "Expected permission to put objects, to list their versions and uploads, and to delete all of them: "
                 "s3:PutObject, s3:GetObject, s3:ListBucket, s3:ListBucketVersions, s3:DeleteObject, "
                 "s3:DeleteObjectVersion, s3:ListBucketMultipartUploads, s3:AbortMultipartUpload, and no MFA Delete. "
@@ -304,7 +304,7 @@ class SnapshotBucket(SnapshotNames):
                 return {}
             if isinstance(error, PermissionError):
                 advice = f"Allow {permission}, or give another bucket."
-                raise self._refused("does not show its settings", "may keep what is deleted", advice) from error
+                raise self._refused("does not show its settings", "may keep deleted objects", advice) from error
             raise self._unreachable(error) from error
 
     def _call(self, method: str, **arguments: Any) -> Mapping[str, Any]:

@@ -28,7 +28,7 @@ from lightning_s3t.store.settings import check_settings, normalise
 from lightning_s3t.store.tensors import encode_snapshot
 from lightning_s3t.store.units import read_units
 
-_BASE = "base"  # the name of the attempt that puts the head's start
+_BASE = "base"  # the name of the attempt that puts the head's initial state
 
 
 class BuildSession:
@@ -50,7 +50,7 @@ class BuildSession:
         self._attempts: list[Attempt] = []
 
     def note_options(self, options: Mapping[str, Any]) -> None:
-        """Note settings that may change from fit to fit, as `Store.options` gives them.
+        """Record settings that may change from fit to fit, in the form of `Store.options`.
 
         Args:
             options: JSON-ready.
@@ -96,7 +96,7 @@ class BuildSession:
 
         Args:
             unit: The unit.
-            key: The digest of all that may influence it.
+            key: The digest of everything that may influence it.
             as_of: The request number when its data was chosen; None for now.
 
         Raises:
@@ -134,7 +134,7 @@ class BuildSession:
         they are carried out.
 
         Args:
-            attempt: The unit, trained without the data of those who are forgotten, or edited.
+            attempt: The unit, trained without the forgotten data, or edited.
             tensors: Its tensors.
             provenance: Its origin.
             score: The metric that the script monitors.
@@ -153,11 +153,11 @@ class BuildSession:
     def carry_out(
         self, due: Collection[Tombstone], keep: UnitId | None, corrections: Collection[Mark] = ()
     ) -> RequestRecord | None:
-        """Carry requests out that have waited, where nothing has to be trained or edited for them.
+        """Carry out waiting requests that do not require training or editing.
 
         Args:
             due: The subjects to forget.
-            keep: A unit that was made without the data of those who asked, and stays; None for no unit.
+            keep: A unit that was made without the requested subjects' data, and stays; None for no unit.
             corrections: Marks of subjects whose data was corrected; only if no unit stays.
 
         Returns:
@@ -177,7 +177,7 @@ class BuildSession:
         return FinishedUnit(self._backend, kept, snapshot, lambda: None, files)
 
     def drop(self, units: Iterable[UnitId], as_of: int | None = None) -> None:
-        """Take units out that are stale, with all that was built on them, and erases them.
+        """Remove and erase stale units, with all units built on them.
 
         Args:
             units: The units.

@@ -95,7 +95,7 @@ def copy_store(
         progress: Called after each snapshot.
 
     Raises:
-        ConfigurationError: An address is none, or the copy could not keep all that the store has.
+        ConfigurationError: An address is invalid, or the copy could not hold everything in the store.
         StoreError: Something could not be read or written, or the target is not empty. The store keeps answering.
     """
     place = check_addresses(target, ledger, snapshots)
@@ -151,7 +151,7 @@ def clear_begun(store: Backend) -> str:
     text = store.ledger.notes(BEGUN).get(BEGUN)
     if not text:
         return ""
-    with ledger_errors("Where the store was being copied to"):
+    with ledger_errors("The target of the store's copy"):
         begun = read_json(_Begun, text.encode())
     folder, where = Path(begun.folder), begun.place or begun.folder
     if not _is_own(store.folder, begun.inode):
@@ -178,7 +178,7 @@ def clear_begun(store: Backend) -> str:
 
 
 def _is_unfinished(copy: Path, store: Path) -> bool:
-    """Return whether a folder is that of a copy of a store which does not answer."""
+    """Return whether a folder is a copy of a store that does not answer."""
     if not has_ledger(copy):
         return False
     ledger = open_ledger(copy)
@@ -190,13 +190,13 @@ def _is_unfinished(copy: Path, store: Path) -> bool:
 
 
 def settle(store: Backend) -> None:
-    """Refuse a copy that was not finished; finish one that answers since the store that it is of was given up.
+    """Raise an error for an unfinished copy; finish a copy that answers because its original was retired.
 
     Args:
         store: The backend of the store that is being opened.
 
     Raises:
-        StoreError: The store that this is a copy of was not given up for it, and answers.
+        StoreError: The original was not retired in favour of this copy, and still answers.
     """
     origin = _read_origin(store.ledger)
     if origin is None:
@@ -282,7 +282,7 @@ def _copy_snapshots(store: Backend, copy: Backend, progress: Progress) -> None:
     owners: dict[str, str] = {}
     for owner, file in store.ledger.owned():
         if file.path in store.snapshots.owned([file.path]):
-            owners.setdefault(Path(file.path).stem, owner or "the head's start")
+            owners.setdefault(Path(file.path).stem, owner or "the head's initial state")
     for number, (digest, owner) in enumerate(sorted(owners.items())):
         progress(number, len(owners))
         if copy.snapshots.is_whole(digest):
@@ -459,7 +459,7 @@ def _read_origin(ledger: Ledger) -> _Origin | None:
     text = ledger.notes(NOTE).get(NOTE)
     if not text:
         return None
-    with ledger_errors("What the store is a copy of"):
+    with ledger_errors("The origin of the store's copy"):
         return read_json(_Origin, text.encode())
 
 

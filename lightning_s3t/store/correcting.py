@@ -47,7 +47,7 @@ class Correcting:
 
         Raises:
             UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
-            ConfigurationError: The name was given to another request, or cannot be one.
+            ConfigurationError: The name was given to another request, or is invalid.
             StoreError: A file could not be erased. The request is still carried out.
         """
         name = self._forgetting.name("rectify", subjects, request_id)
@@ -79,7 +79,7 @@ class Correcting:
         Raises:
             UnsupportedError: The method trains one model on everyone's data.
             UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
-            ConfigurationError: The name was given to another request, or cannot be one.
+            ConfigurationError: The name was given to another request, or is invalid.
             StoreError: A file could not be erased. The request is still carried out.
         """
         self._check_restricts()
@@ -105,7 +105,7 @@ class Correcting:
         Raises:
             UnsupportedError: The method cannot restrict.
             UnknownSubjectError: A subject is not restricted. Nothing was changed.
-            ConfigurationError: The name was given to another request, or cannot be one.
+            ConfigurationError: The name was given to another request, or is invalid.
             StoreError: A file could not be erased. The request is still carried out.
         """
         self._check_restricts()

@@ -61,7 +61,7 @@ class Drill:
 
     @property
     def passed(self) -> bool:
-        """Whether the backup, with the journal, would restore all that was carried out."""
+        """Whether the backup, with the journal, would restore everything that was carried out."""
         return not self.problems
 
 

@@ -1,4 +1,4 @@
-"""Erasure: noted in the transaction that revokes, then done, then recorded; a crash only delays it."""
+"""Erasure: queued in the revoking transaction, then carried out, then recorded; a crash only delays it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lightning_s3t.store.units import parse_unit
 
 
 def remove(store: Backend, names: Collection[str], request: int | None) -> None:
-    """Take units and the heads on them out of the ledger, and note their files for erasure; within a transaction.
+    """Remove units and the heads on them from the ledger, and queue their files for erasure; within a transaction.
 
     Args:
         store: The store's backend.
@@ -36,7 +36,7 @@ def remove(store: Backend, names: Collection[str], request: int | None) -> None:
 
 
 def remove_exports(store: Backend, names: Collection[str], request: int | None) -> None:
-    """Take exported copies out of the ledger and note their files for erasure; within a transaction.
+    """Remove exported copies from the ledger, and queue their files for erasure; within a transaction.
 
     Args:
         store: The store's backend.
@@ -48,7 +48,7 @@ def remove_exports(store: Backend, names: Collection[str], request: int | None) 
 
 
 def remove_lineages(store: Backend, units: Iterable[UnitId]) -> list[UnitId]:
-    """Take units out of the ledger with all that was built on them; within a transaction.
+    """Remove units from the ledger with all units built on them; within a transaction.
 
     Args:
         store: The store's backend.
@@ -64,7 +64,7 @@ def remove_lineages(store: Backend, units: Iterable[UnitId]) -> list[UnitId]:
 
 
 def drop_attempts(store: Backend, names: Collection[str]) -> None:
-    """Take attempts out of the ledger and note their files for erasure; within a transaction.
+    """Remove attempts from the ledger, and queue their files for erasure; within a transaction.
 
     Args:
         store: The store's backend.
@@ -74,10 +74,10 @@ def drop_attempts(store: Backend, names: Collection[str]) -> None:
 
 
 def erase_queued(store: Backend) -> None:
-    """Remove every file that is noted for erasure, then record that, in the chain of events too.
+    """Remove every queued file, then record this, also in the chain of events.
 
-    A registered file that is not proven to be the store's own is left alone and stays noted: `verify` names it. Remains
-    of dead processes are removed too.
+    A registered file that is not proven to be the store's own is left alone and stays queued: `verify` names it.
+    Remains of dead processes are removed too.
 
     Args:
         store: The store's backend.
@@ -122,16 +122,14 @@ def clean_up(store: Backend) -> None:
     """
     present = store.snapshots.names()
     with store.ledger.transaction():
-        drop_attempts(
-            store, store.ledger.attempts()
-        )  # a record of such a unit, if there is one, is of a training before
+        drop_attempts(store, store.ledger.attempts())  # an existing record of such a unit is from an earlier training
         queue(store, map(OwnedFile, present - store.ledger.needed(present)), None)
         store.ledger.compact()
     erase_queued(store)
 
 
 def queue(store: Backend, owned: Iterable[OwnedFile], request: int | None) -> None:
-    """Note files for erasure; within a transaction.
+    """Queue files for erasure; within a transaction.
 
     Args:
         store: The store's backend.
@@ -178,7 +176,7 @@ def _noted(store: Backend) -> tuple[list[QueuedFile], set[str]]:
     for path in outside:
         if not os.path.isabs(path):
             raise StoreError(
-                f"The ledger of the store {store.folder} notes {path!r} for erasure, which is neither a snapshot nor "
+                f"The ledger of the store {store.folder} lists {path!r} for erasure, which is neither a snapshot nor "
                 "a registered file: the ledger was changed. Nothing was removed, and nothing is served. Restore the "
                 "ledger from a backup."
             )

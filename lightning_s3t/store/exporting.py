@@ -36,9 +36,9 @@ def make_export_name(unit: UnitId) -> str:
 def write_export(store: Backend, name: str, unit: UnitId, digests: Sequence[str], files: Mapping[Path, bytes]) -> None:
     """Write an exported copy of a unit.
 
-    Its files are registered before there is anything in them. They are written under other names, through open files
-    that a request takes the names of; and they get their own in a transaction, which no request comes into. So a crash
-    or a request at any point leaves no file that is not registered.
+    Its files are registered before they have contents. They are written under other names, through open files that a
+    request takes the names of; and they get their own in a transaction, which no request comes into. So a crash or a
+    request at any point leaves no file that is not registered.
 
     Args:
         store: The store's backend.

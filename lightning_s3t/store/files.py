@@ -50,7 +50,7 @@ def half_written_name(path: Path) -> str | None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a folder's entries durable.
+    """Make a folder's entries durable.
 
     Args:
         folder: The folder; nothing happens if it does not exist.
@@ -86,7 +86,7 @@ def unlink_all(paths: Iterable[str | Path]) -> dict[str, OSError]:
         paths: The files.
 
     Returns:
-        Those that are still there, with the reason.
+        The files that still exist, with the reason.
     """
     folders, failed = set(), dict[str, OSError]()
     for path in [os.fspath(path) for path in paths]:
@@ -105,7 +105,7 @@ def unlink_all(paths: Iterable[str | Path]) -> dict[str, OSError]:
 
 
 def size_of(path: str | Path) -> int | None:
-    """Return a file's size; None if there is none, or if it is a folder.
+    """Return a file's size; None if it does not exist or is a folder.
 
     Args:
         path: The file.
@@ -171,7 +171,7 @@ def open_own(path: str | Path, flags: int, mode: int = 0o600) -> int:
 
 
 def sha256_of(path: Path) -> str:
-    """Returns a file's SHA-256; a link is not followed.
+    """Return a file's SHA-256; a link is not followed.
 
     Args:
         path: The file.

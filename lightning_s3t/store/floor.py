@@ -55,7 +55,7 @@ def read_states(store: Backend) -> dict[str, FloorState]:
     kept = store.ledger.notes(NOTE).get(NOTE)
     if kept is None:
         return {}
-    with ledger_errors("What the ledger notes of the floor"):
+    with ledger_errors("The record of the floor"):
         found: dict[str, Any] = json.loads(kept)
         return {
             source: FloorState(**{**state, "part": FloorPart.model_validate(state["part"])})
@@ -218,7 +218,7 @@ def complete(store: Backend, source: str, is_complete: bool) -> None:
 
 
 def find_stale(store: Backend, source: str, expected: Iterable[tuple[bytes, bytes]]) -> tuple[set[bytes], set[bytes]]:
-    """Compare the rows of a closed-form head with those that it should have.
+    """Compare the rows of a closed-form head with the expected ones.
 
     Args:
         store: The store's backend.

@@ -30,7 +30,7 @@ OWN_FILES = frozenset({*_LEDGER_FILES, MOVED, JOURNAL, KEY_FILE, LOCK_FILE, LEDG
 
 
 def check_free(folder: Path) -> None:
-    """Checks that a store can be made in a folder without a ledger.
+    """Check that a store can be made in a folder without a ledger.
 
     Args:
         folder: The folder.
@@ -72,7 +72,7 @@ def check_own_files(folder: Path) -> None:
         mode = found.st_mode
         plain = stat.S_ISDIR if name in _FOLDERS else stat.S_ISREG
         if not plain(mode):
-            what = "a link, and links are not followed" if stat.S_ISLNK(mode) else "something else"
+            what = "a symbolic link, and links are not followed" if stat.S_ISLNK(mode) else "something else"
             kind = "folder" if name in _FOLDERS else "file"
             raise StoreError(
                 f"{folder / name} is {what}. Expected a {kind} that belongs to the store: put it there, or mount its "
@@ -100,12 +100,12 @@ def _names_other_files(journal: Path) -> bool:
         with journal.open("rb") as file:
             file.seek(-len(_MAGIC), os.SEEK_END)
             return file.read() == _MAGIC
-    except OSError:  # there is none, or it is shorter
+    except OSError:  # it does not exist, or is shorter
         return False
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a store's folder, for its owner alone.
+    """Create a store's folder, accessible only to its owner.
 
     Args:
         folder: The folder.

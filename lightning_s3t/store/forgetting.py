@@ -94,7 +94,7 @@ class Forgetting:
 
     @_collector_paused()
     def forget(self, subjects: Sequence[str], strict: bool, request_id: str | None = None) -> RequestRecord | Ticket:
-        """Carries a request out; where the method answers with another model, notes it for the next fit.
+        """Carry out a request; if the method answers with a new model, record it for the next fit.
 
         Args:
             subjects: Canonical ids.
@@ -103,7 +103,7 @@ class Forgetting:
 
         Raises:
             UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
-            ConfigurationError: The name was given to another request, or cannot be one.
+            ConfigurationError: The name was given to another request, or is invalid.
             StoreError: A file could not be erased. The request is still carried out.
         """
         name = self.name("forget", subjects, request_id)
@@ -312,7 +312,7 @@ class Forgetting:
             The receipt of the newest.
 
         Raises:
-            RevokedError: The unit must not be kept, or all that it was made for is cancelled; nothing has changed.
+            RevokedError: The unit must not be kept, or all of its requests were cancelled. Nothing was changed.
             StoreError: A file could not be erased. The requests are still carried out.
         """
         with self._ledger.transaction():
@@ -442,7 +442,7 @@ class Forgetting:
             )
 
     def find(self, name: Name | None) -> int | None:
-        """Return the request that a caller has given a name before; within a transaction.
+        """Return the earlier request with a caller's name; within a transaction.
 
         Args:
             name: The name, or None.
@@ -682,7 +682,7 @@ def _other_forms(subject: str) -> set[str]:
 
 
 def time_text(time: datetime) -> str:
-    """Return a time as a ledger has it (UTC, ISO 8601).
+    """Return a time in the ledger's format (UTC, ISO 8601).
 
     Args:
         time: With a time zone.

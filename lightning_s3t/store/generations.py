@@ -37,7 +37,7 @@ def generations_of(ledger: Ledger) -> tuple[Generation, ...]:
 
 
 def generation_of_newcomers(store: Backend, append: bool) -> int:
-    """Return the generation that people who are new belong to, and open it if there is none; within a transaction.
+    """Return the generation for new people, and open one if necessary; within a transaction.
 
     Whether one is open depends on what was trained, not on the number of people: a subject's place must not depend on
     other subjects.
@@ -69,9 +69,9 @@ def close_generation(store: Backend, generation: int) -> None:
 def merge_generations(store: Backend, keyring: Keyring, partition: Partition, into: int) -> None:
     """Put all generations after one into it; within a transaction.
 
-    The units of those that go are removed. The units of the one that stays serve until the next fit, which trains them
-    again on everyone in it. The slice of a subject does not change, so scheduled requests and exported copies move with
-    the shard.
+    The units of the merged generations are removed. The units of the one that stays serve until the next fit, which
+    trains them again on everyone in it. The slice of a subject does not change, so scheduled requests and exported
+    copies move with the shard.
 
     Args:
         store: The store's backend.

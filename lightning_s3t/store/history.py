@@ -76,7 +76,7 @@ def has_given(history: Iterable[Event], receipt: Receipt) -> bool:
 
     Args:
         history: All events, in order.
-        receipt: The receipt; files that were erased after it was given may be missing in it.
+        receipt: The receipt; it may not include files that were erased later.
     """
     events = list(takewhile(lambda event: event.position <= receipt.position, history))
     if len(events) != receipt.position or first_break(events) is not None or events[-1].digest != receipt.chain:

@@ -21,7 +21,7 @@ Keys = tuple[bytes, ...]
 
 
 def read_or_make_keys(folder: Path, key: bytes | None = None) -> Keys:
-    """Returns a store's keys; makes one if there is none.
+    """Return a store's keys; create one if there is none.
 
     Args:
         folder: The store. The key is in the folder, readable only by its owner, unless the environment provides it.
@@ -84,7 +84,7 @@ def _has_keys(folder: Path) -> bool:
 
 
 def read_keys(folder: Path) -> Keys:
-    """Returns the keys of a store that exists: the first one, and one more for each rotation.
+    """Return the keys of a store that exists: the first one, and one more for each rotation.
 
     Args:
         folder: The store.
@@ -113,7 +113,7 @@ def read_keys(folder: Path) -> Keys:
 
 
 def write_keys(folder: Path, keys: Keys) -> None:
-    """Writes a store's keys, readable by their owner alone.
+    """Write a store's keys, readable only by their owner.
 
     Args:
         folder: The store.
@@ -123,7 +123,7 @@ def write_keys(folder: Path, keys: Keys) -> None:
 
 
 def next_key(folder: Path, keys: Keys, layers: int) -> Keys:
-    """Returns the keys with one more than are in use, for a rotation: durable before anything is hashed with it.
+    """Return the keys with one more than are in use, for a rotation: durable before anything is hashed with it.
 
     Args:
         folder: The store.
@@ -167,7 +167,7 @@ def hash_subject(keys: Sequence[bytes], subject: str) -> bytes:
 
 
 def add_layers(keys: Sequence[bytes], value: bytes) -> bytes:
-    """Returns a hash under further keys.
+    """Return a hash under further keys.
 
     Args:
         keys: The further keys.

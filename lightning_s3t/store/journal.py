@@ -41,7 +41,7 @@ class JournalEnd:
 
 
 def make_journal(folder: Path) -> None:
-    """Makes an empty journal, if there is none; for the holder of the ledger's lock.
+    """Create an empty journal if it does not exist; for the holder of the ledger's lock.
 
     Args:
         folder: The store.
@@ -124,7 +124,7 @@ def reconcile(store: Backend, keyring: Keyring) -> int:
 
 
 def read_journal(path: Path) -> Iterator[Event]:
-    """Returns a journal's events in order; a last line without an end is a crash's, and left out.
+    """Return a journal's events in order; a last line without an end is a crash's, and left out.
 
     Args:
         path: The journal's file, or the store.

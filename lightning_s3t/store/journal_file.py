@@ -30,7 +30,7 @@ def newest_event(folder: Path) -> Event | None:
 
 
 def last_event(folder: Path, descriptor: int) -> tuple[Event | None, int]:
-    """Return the event of the last whole line, None if there is none, and where the line ends.
+    """Return the event of the last complete line, or None, and where the line ends.
 
     Args:
         folder: The store.

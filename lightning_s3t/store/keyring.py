@@ -56,7 +56,7 @@ class Keyring:
         return len(self._keys)
 
     def refresh(self) -> None:
-        """Takes up a rotation by another process. Within a transaction, hashes are the ledger's from then on."""
+        """Apply a rotation by another process. Within a transaction, hashes match the ledger from then on."""
         # both at once: a rotation may come between two looks
         kept = self._ledger.notes("key_layers", "key_check")
         layers, check = int(kept.get("key_layers", 0)), kept.get("key_check")
@@ -131,7 +131,7 @@ class Keyring:
         return sha256(b"".join(hashes)).hexdigest()
 
     def renew(self, hash_: bytes, layers: int) -> bytes:
-        """Returns today's form of a hash that was made before rotations.
+        """Return today's form of a hash that was made before rotations.
 
         Args:
             hash_: The hash.
@@ -140,7 +140,7 @@ class Keyring:
         return add_layers(self._keys[layers:], hash_)
 
     def rotate(self) -> None:
-        """Takes a new key into use, which is on disk, or in the environment, before anything is hashed with it.
+        """Start using a new key, which is on disk or in the environment before anything is hashed with it.
 
         Raises:
             StoreError: The environment provides the keys, and has no new one.

@@ -42,7 +42,7 @@ class Artifact:
     Attributes:
         name: Its name, which a request that revokes it makes public: "0/2-0".
         cells: All cells whose data influenced it.
-        key: The digest of all that may have influenced it.
+        key: The digest of everything that may have influenced it.
         digest: The SHA-256 of its snapshot.
         score: The metric that the script monitors, higher being better; None without one.
         provenance: Its origin, as JSON.
@@ -96,8 +96,8 @@ class SetAside:
     """An artifact that was set aside: kept whole, and no longer among the artifacts.
 
     Attributes:
-        id: Its number among those that are set aside: several may have one name, of which all but the newest were made
-            before a restriction that the next was made in.
+        id: Its number among the units that are set aside. Several may have the same name; all but the newest were made
+            before a restriction during which the next was made.
         cells: All cells whose data influenced it.
         entry: The rest of it.
     """
@@ -200,10 +200,10 @@ class Ledger(Protocol):
         """Note subjects of a generation, each with a band of risk, unless they are registered or forgotten."""
 
     def bands(self, hashes: Iterable[bytes]) -> dict[bytes, int]:
-        """Return the bands of those who are registered."""
+        """Return the bands of registered subjects."""
 
     def generations(self, hashes: Iterable[bytes]) -> dict[bytes, int]:
-        """Return the generations of those who are registered."""
+        """Return the generations of registered subjects."""
 
     def count_generations(self) -> dict[int, int]:
         """Return how many are registered by generation."""
@@ -212,7 +212,7 @@ class Ledger(Protocol):
         """Move all subjects of later generations into one."""
 
     def forgotten(self, hashes: Iterable[bytes]) -> set[bytes]:
-        """Return those who have a tombstone."""
+        """Return the subjects with a tombstone."""
 
     def waiting(self, hashes: Iterable[bytes]) -> set[bytes]:
         """Return the subjects with scheduled requests."""
@@ -233,7 +233,7 @@ class Ledger(Protocol):
         """Return the times of scheduled requests, and of how many subjects."""
 
     def bury(self, rows: Iterable[Tombstone], request: int) -> None:
-        """Give subjects a tombstone, and take them from the registry and from those who wait."""
+        """Add tombstones for subjects, and remove them from the registry and from the waiting subjects."""
 
     def tombstones(self) -> Iterator[tuple[bytes, int, Cell]]:
         """Return hash, request and cell of everyone who is forgotten."""
@@ -291,13 +291,13 @@ class Ledger(Protocol):
         """Return the digest of an event."""
 
     def request_digests(self, requests: Collection[int]) -> dict[int, str]:
-        """Return the digests of the events of requests, by their numbers; those that are not there are left out."""
+        """Return the digests of the events of requests, by their numbers; missing ones are left out."""
 
     def watermark(self) -> int:
         """Return the number of the newest request, 0 before the first; cheap enough to ask before every batch."""
 
     def request_named(self, request_id: str) -> int | None:
-        """Return the number of the request that a caller has given a name."""
+        """Return the number of the request with a caller's name."""
 
     def forgotten_after(self, request: int) -> int | None:
         """Return the number of forgotten subjects that was recorded with a request."""
@@ -334,7 +334,7 @@ class Ledger(Protocol):
         """Add an attempted artifact, which owns its snapshot (whose path is given) and the attempt's files."""
 
     def remove(self, names: Collection[str]) -> list[OwnedFile]:
-        """Take artifacts out, with all that is known of them; return the files that they owned."""
+        """Remove artifacts, with all their data; return the files that they owned."""
 
     def scores(self, prefix: str = "") -> dict[str, float | None]:
         """Return the scores of the artifacts with this name prefix."""
@@ -363,16 +363,16 @@ class Ledger(Protocol):
     # artifacts that are set aside: no other method knows of them, but those of the files that they own
 
     def set_aside(self, names: Collection[str]) -> None:
-        """Move artifacts to those that are set aside; they keep their files."""
+        """Set artifacts aside; they keep their files."""
 
     def aside(self) -> list[SetAside]:
-        """Return the artifacts that are set aside, those that were set aside first first."""
+        """Return the artifacts that are set aside, in the order in which they were set aside."""
 
     def put_back(self, ids: Collection[int]) -> None:
         """Move artifacts back unchanged; their names must be free."""
 
     def remove_aside(self, ids: Collection[int]) -> list[OwnedFile]:
-        """Take artifacts that are set aside out, with all that is known of them; return the files that they owned."""
+        """Remove artifacts that are set aside, with all their data; return the files that they owned."""
 
     def seal_aside(self, macs: Mapping[int, str]) -> None:
         """Replace the MACs of artifacts that are set aside."""
@@ -438,7 +438,7 @@ class Ledger(Protocol):
         """Take all rows of a source out."""
 
     def seal_features(self, mac: Callable[[str, bytes, bytes], bytes]) -> None:
-        """Replace the MAC of every row by that of its source, hash and features."""
+        """Replace the MAC of every row with one of its source, hash and features."""
 
     # erasure
 
@@ -470,7 +470,7 @@ class Ledger(Protocol):
         """Return all of the artifacts that are set aside, with their numbers, the first first."""
 
     def empty(self) -> None:
-        """Take out everything that there is."""
+        """Remove everything."""
 
     def give_up(self, target: str, token: str) -> None:
         """Note that another store takes this one's place: from now on every transaction and look raises `MovedError`.

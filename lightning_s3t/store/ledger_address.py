@@ -29,8 +29,8 @@ class LedgerAddress:
     """The address of a ledger.
 
     Attributes:
-        url: The database, as libpq takes it: without a password.
-        schema: The schema that the ledger has to itself.
+        url: The libpq URL of the database, without a password.
+        schema: The schema, which only this ledger uses.
         id: The token that identifies the store's folder, in the folder and in the database.
     """
 
@@ -116,7 +116,7 @@ def has_ledger(folder: Path) -> bool:
 
 
 def write_moved(folder: Path, target: str, token: str) -> None:
-    """Write down that a store was given up, so that no restored ledger answers in it.
+    """Record that a store was retired, so that a restored ledger does not answer in it.
 
     Args:
         folder: The store.
@@ -127,7 +127,7 @@ def write_moved(folder: Path, target: str, token: str) -> None:
 
 
 def check_not_moved(folder: Path) -> None:
-    """Refuse a store that was given up.
+    """Raise an error for a store that was retired.
 
     Args:
         folder: The store.

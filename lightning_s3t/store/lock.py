@@ -35,7 +35,7 @@ class FitLock:
 
     @contextmanager
     def no_fit(self) -> Iterator[bool]:
-        """Keeps fits out while the block runs; yields False, and does not, if one runs."""
+        """Keep fits out while the block runs; yield False without doing so if one runs."""
         with _open(self._path) as file:
             held = _lock(file, fcntl.LOCK_SH)
             try:
@@ -45,7 +45,7 @@ class FitLock:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Holds the lock while the block runs.
+        """Hold the lock while the block runs.
 
         Raises:
             StoreError: Another fit holds it.

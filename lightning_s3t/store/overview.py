@@ -196,8 +196,8 @@ class Overview:
 def _lifetime(partition: Partition, people: Sequence[int], first: Collection[UnitId]) -> float:
     """Return the expected number of requests until none of some units of the first stage is left.
 
-    They are the coupons that `deletion_rate` collects. Each subject is as likely to ask as any other, so a slice of a
-    small generation is asked for less often.
+    They are the coupons that `deletion_rate` collects. All subjects are equally likely to ask, so a slice of a small
+    generation is requested less often.
     """
     places = partition.shards * partition.slices
     if not people:

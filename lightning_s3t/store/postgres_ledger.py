@@ -278,7 +278,7 @@ class PostgresLedger(SqlLedger):
         deadline = time.monotonic() + _PATIENCE
         while True:
             try:
-                # waits for its end, if it still runs; which may have given the store up
+                # waits for its end, if it still runs; it may have retired the store
                 self._begin("BEGIN ISOLATION LEVEL READ COMMITTED", lock=True, check=False)
                 try:
                     return bool(self._rows("SELECT 1 FROM transactions WHERE id = %s", mark))
@@ -343,7 +343,7 @@ class PostgresLedger(SqlLedger):
         return connection
 
     def _check_history(self, connection: psycopg.Connection[_Row]) -> None:
-        """Check that the server, which may be another than before, has all that was carried out.
+        """Check that the server, which may be a different one, has everything that was carried out.
 
         The journal is written when a transaction has ended, so it is never ahead of a server that has lost nothing.
         """
@@ -752,7 +752,7 @@ class PostgresLedger(SqlLedger):
             for name, as_of, digest, score, record, mac, key, provenance in rows:
                 one = Artifact(name, (), _decode(key), digest, score, _decode(provenance), as_of, mac)
                 if one.record != record:
-                    raise ValueError(f"unit {name} is not what was written")
+                    raise ValueError(f"unit {name} does not match what was written")
                 found.append(one)
         return found
 
@@ -978,7 +978,7 @@ class PostgresLedger(SqlLedger):
 
     def _check_here(self, mark: str | None) -> None:
         if mark is not None:
-            with ledger_errors("Where the store was copied to"):
+            with ledger_errors("The target of the store's copy"):
                 target, token = json.loads(mark)
             raise MovedError(self._folder, str(target), str(token))
 

@@ -109,7 +109,7 @@ class RegisteredFiles:
         """Find a file, wherever it and the store were moved to together.
 
         Args:
-            file: The file, as the ledger has it.
+            file: The file in the ledger.
             read: Read it even where this very store has registered it, and it has not been written to since: a request
                 must not take as long as it takes to read all checkpoints that it erases.
         """
@@ -136,7 +136,7 @@ class RegisteredFiles:
         A file that cannot be proven to be the other store's is not this one's either.
 
         Args:
-            file: The file, as the other store's ledger has it. Both have one key.
+            file: The file in the other store's ledger. Both have one key.
             source: The files of the other store.
         """
         found = source.locate(file)

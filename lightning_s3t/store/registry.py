@@ -29,7 +29,7 @@ def register(
     partition: Partition,
     newcomers: Newcomers = "retrain",
 ) -> int:
-    """Notes subjects in one transaction, except for those who are forgotten.
+    """Register subjects in one transaction, except forgotten ones.
 
     Scheduled subjects who were unknown when the request was made get the place of their band and generation.
 

@@ -25,9 +25,9 @@ class ScheduledRequest:
         due: When to carry it out (UTC, ISO 8601); "" if all of its subjects had been forgotten before.
         subjects: Number of recorded subjects.
         asked: A keyed digest of its subjects.
-        alone: The keyed hashes of those who wait for it and for no other scheduled request.
-        noted: When it was noted (UTC, ISO 8601).
-        ended: When it was cancelled or refused; "" if it was not, or subjects were named for that.
+        alone: The keyed hashes of subjects who wait only for this scheduled request.
+        noted: When it was recorded (UTC, ISO 8601).
+        ended: When it was cancelled or refused; "" if it was not, or if subjects were named instead.
         reason: Why it was refused; "" if it was not.
     """
 

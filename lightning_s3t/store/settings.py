@@ -69,11 +69,11 @@ def read_settings(ledger: Ledger, store: Path) -> dict[str, Any]:
 def check_settings(
     kept: Mapping[str, Any], given: Mapping[str, Any], where: str, hint: str = HINT, whole: bool = False
 ) -> None:
-    """Compares the given settings with those that a store keeps.
+    """Compare the given settings with those of a store.
 
     Args:
         kept: The store's.
-        given: Today's.
+        given: The current settings.
         where: The store, for the message.
         hint: The advice at the end of the message.
         whole: Whether `given` is complete, so that missing settings are differences too.

@@ -36,7 +36,7 @@ def verify_receipt(text: str, key: Path) -> Receipt:
 
     Args:
         text: The JSON document.
-        key: The public key that it has to be signed with, in PEM: `openssl pkey -in key.pem -pubout -out public.pem`.
+        key: The public key of the expected signature, in PEM: `openssl pkey -in key.pem -pubout -out public.pem`.
 
     Raises:
         ConfigurationError: The file holds no such key, or `cryptography` is not installed.
@@ -72,7 +72,7 @@ def verify_document(document: Mapping[str, Any], key: Path, what: str) -> None:
 
     Args:
         document: The output of `sign_document`.
-        key: The public key that it has to be signed with, in PEM.
+        key: The public key of the expected signature, in PEM.
         what: The kind of document, for the message.
 
     Raises:
@@ -123,7 +123,7 @@ def read_private_key(path: Path) -> Ed25519PrivateKey:
 
 
 def read_public_key(path: Path) -> Ed25519PublicKey:
-    """Reads a public key.
+    """Read a public key.
 
     Args:
         path: A PEM file.

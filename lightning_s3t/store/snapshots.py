@@ -71,7 +71,7 @@ class Snapshots(Protocol):
         """Return the same for several names; None too of one that cannot be looked at now."""
 
     def delete(self, names: Iterable[str]) -> dict[str, OSError]:
-        """Remove snapshots, durably; return those that are still there, with the reason."""
+        """Remove snapshots durably; return those that still exist, with the reason."""
 
 
 class SnapshotNames(Snapshots):
@@ -141,7 +141,7 @@ class SnapshotFolder(SnapshotNames):
             raise DamagedError(f"The snapshot of {what} is missing: {path}. {NOT_SERVED}") from error
         except OSError as error:
             if error.errno == errno.ELOOP:
-                raise DamagedError(f"The snapshot of {what} is a link: {path}. {NOT_SERVED}") from error
+                raise DamagedError(f"The snapshot of {what} is a symbolic link: {path}. {NOT_SERVED}") from error
             raise StoreError(
                 f"The snapshot of {what} cannot be read: {path} ({error.strerror}). Remove the cause, and try again."
             ) from error
@@ -161,7 +161,7 @@ class SnapshotFolder(SnapshotNames):
             if self._folder.is_dir():
                 return False
             raise self._elsewhere("missing") from None
-        except OSError as error:  # a disk that cannot be read now may be read later: nothing is given up for that
+        except OSError as error:  # the disk may be readable later: no unit is discarded
             if error.errno == errno.ELOOP:
                 return False
             raise StoreError(

@@ -96,7 +96,7 @@ def owner_aside(place: int | None) -> str:
     """Return the owner name of the files of an artifact that is set aside.
 
     Args:
-        place: Its number among those that are set aside.
+        place: Its number among the units that are set aside.
     """
     return f"aside:{place}"
 

@@ -39,7 +39,7 @@ from lightning_s3t.store.sql_ledger import SqlLedger, owner_aside, owner_of_atte
 
 FILE = "ledger.db"
 FORMAT = 6
-_MOVED = "moved_to"  # the note of a store that was given up
+_MOVED = "moved_to"  # the note of a retired store
 _NO_REQUEST = 1 << 62  # the number of the newest request of such a store
 _PATIENCE = 30  # seconds
 _CACHE = 65_536  # KiB: the rows of a registry are in the order of their hashes, which is random
@@ -161,7 +161,7 @@ class SqliteLedger(SqlLedger):
 
     Args:
         folder: The store.
-        create: Make the database if there is none.
+        create: Create the database if it does not exist.
 
     Raises:
         StoreError: There is none, or it is not a ledger of this format.
@@ -470,7 +470,7 @@ class SqliteLedger(SqlLedger):
         ]
         for artifact, record in found:
             if artifact.record != record:
-                raise ValueError(f"unit {artifact.name} is not what was written")
+                raise ValueError(f"unit {artifact.name} does not match what was written")
         return [artifact for artifact, _ in found]
 
     @override
@@ -653,7 +653,7 @@ class SqliteLedger(SqlLedger):
         self._many("INSERT OR REPLACE INTO erasures VALUES (?, ?, ?, ?, ?)", rows)
 
     @override
-    @_decoding("The list of what is to be erased")
+    @_decoding("The list of files to erase")
     def queued(self) -> list[QueuedFile]:
         rows = self._rows("SELECT path, request, bytes, evidence, left_alone FROM erasures ORDER BY request, path")
         return [
@@ -710,7 +710,7 @@ class SqliteLedger(SqlLedger):
 
     def _check_here(self) -> None:
         for (mark,) in self._rows(f"SELECT value FROM notes WHERE name = '{_MOVED}'"):
-            with ledger_errors("Where the store was copied to"):
+            with ledger_errors("The target of the store's copy"):
                 target, token = json.loads(mark)
             raise MovedError(self._path.parent, str(target), str(token))
 

@@ -104,7 +104,7 @@ class Store:
         self._backend = backend
         self._ledger = ledger = backend.ledger
         settle(backend)
-        with ledger_errors(f"What the store {path} was made with"):
+        with ledger_errors(f"The record of the settings of the store {path}"):
             self.settings = read_settings(ledger, path)
             self.manifest = Manifest.of(self.settings)
             self._keyring = Keyring(backend)
@@ -150,10 +150,10 @@ class Store:
             key: Its first key, 32 bytes; None to draw one. The environment's comes before it.
             ledger: Where to keep the ledger: "postgresql://user@host/database?schema=name", a schema of a PostgreSQL
                 database that only this store uses; None for a file in the folder, or for its current location. The
-                folder notes the address, so that it is given once.
+                folder stores the address, so it is given only once.
             snapshots: Where to keep the snapshots of a store whose ledger is in a database: "s3://bucket/prefix", or a
                 folder that all machines share; only this store uses it. None for the store's folder, or for where they
-                are. The ledger notes it, so that it is given once.
+                are. The ledger stores it, so it is given only once.
 
         Raises:
             ConfigurationError: There are risk bands, which need a registry, but `register` is False; or the key, the
@@ -222,7 +222,7 @@ class Store:
 
     @staticmethod
     def newest_event(path: str | Path) -> int:
-        """Returns the position of the newest event of a store, without opening it; 0 if there is none, or no store.
+        """Return the position of the newest event of a store, without opening it; 0 without events or without a store.
 
         Args:
             path: The folder.
@@ -251,7 +251,7 @@ class Store:
         return generations_of(self._ledger)
 
     def generations_of(self, subjects: Iterable[str]) -> dict[str, int]:
-        """Returns the number of each subject's generation, of those who are registered.
+        """Return the generation number of each registered subject.
 
         Args:
             subjects: Canonical ids.
@@ -261,12 +261,12 @@ class Store:
             return {hashes[hash_]: number for hash_, number in self._ledger.generations(hashes).items()}
 
     def count_generations(self) -> tuple[int, ...]:
-        """Returns how many subjects of each generation are registered, and so not forgotten."""
+        """Return how many subjects of each generation are registered, and so not forgotten."""
         found = self._ledger.count_generations()
         return tuple(found.get(number, 0) for number in range(len(self.generations)))
 
     def consolidate(self, into: int | None = None) -> int | None:
-        """Merges the newest generations of people into one, so that fewer and larger shards answer.
+        """Merge the newest generations of people into one, so that fewer and larger shards answer.
 
         The units of the merged generations are erased at once; those of the remaining one keep serving until the next
         fit, which trains them again on all its people. Nothing of the other shards is touched.
@@ -339,9 +339,9 @@ class Store:
         that model from scratch.
 
         Args:
-            subjects: Their ids. Of those who are forgotten there is nothing to correct; who is restricted stays so.
-            strict: Raise an error if the store has never seen one of the subjects. Otherwise there is nothing to do for
-                them: no unit holds their data.
+            subjects: Their ids. Forgotten subjects have nothing to correct; restricted subjects stay restricted.
+            strict: Raise an error if the store has never seen one of the subjects. Otherwise nothing is done for them:
+                no unit holds their data.
             request_id: The caller's name for the request, so that a retry does not count twice, as for `forget`.
 
         Returns:
@@ -350,7 +350,7 @@ class Store:
         Raises:
             UnknownSubjectError: A subject is unknown and `strict` is set, or is known in another Unicode form; nothing
                 has changed then.
-            ConfigurationError: The name was given to another request, or cannot be one.
+            ConfigurationError: The name was given to another request, or is invalid.
             StoreError: The ledger could not be written, and nothing has changed; or the request is carried out and a
                 file could not be erased. The message says which.
             DataError: An id is not text or an integer, or `subjects` is not a collection of ids, or is empty.
@@ -376,7 +376,7 @@ class Store:
             UnsupportedError: The method trains one model on everyone's data.
             UnknownSubjectError: A subject is unknown and `strict` is set, or is known in another Unicode form; nothing
                 has changed then.
-            ConfigurationError: The name was given to another request, or cannot be one.
+            ConfigurationError: The name was given to another request, or is invalid.
             StoreError: The ledger could not be written, and nothing has changed; or the request is carried out and a
                 file could not be erased. The message says which.
             DataError: An id is not text or an integer, or `subjects` is not a collection of ids, or is empty.
@@ -408,7 +408,7 @@ class Store:
         Raises:
             UnsupportedError: The method cannot restrict.
             UnknownSubjectError: A subject is not restricted. Nothing was changed.
-            ConfigurationError: The name was given to another request, or cannot be one.
+            ConfigurationError: The name was given to another request, or is invalid.
             StoreError: The ledger could not be written, and nothing has changed; or the request is carried out and a
                 file could not be erased. The message says which.
             DataError: An id is not text or an integer, or `subjects` is not a collection of ids, or is empty.
@@ -424,10 +424,10 @@ class Store:
             subjects: Their ids. Of two times for a subject, the earlier counts.
             due: When, with a time zone.
             strict: Raise an error if the store has never seen one of the subjects.
-            request_id: The caller's name for the request, as for `forget`; `cancel_request` takes it.
+            request_id: The caller's name for the request, as for `forget`; use it with `cancel_request`.
 
         Returns:
-            How many subjects were noted; those who are forgotten already are not.
+            Number of recorded subjects; subjects who are already forgotten are not recorded.
 
         Raises:
             ConfigurationError: The time has no time zone, or is at an end of the calendar.
@@ -445,13 +445,13 @@ class Store:
         return self._forgetting.scheduled_request(request_id)
 
     def cancel_request(self, request_id: str) -> int:
-        """Cancels a scheduled request by its name, before it is carried out; to do so twice changes nothing.
+        """Cancel a scheduled request by its name, before it is carried out; repeating this changes nothing.
 
         Args:
             request_id: The name. Subjects in another scheduled request still wait for that one.
 
         Returns:
-            How many subjects wait no more.
+            Number of subjects who no longer wait.
 
         Raises:
             UnknownSubjectError: The request does not exist, or was carried out. Nothing was changed.
@@ -459,7 +459,7 @@ class Store:
         return self._forgetting.cancel_request(request_id)
 
     def refuse_request(self, request_id: str, reason: str) -> int:
-        """Notes that a request is refused, and why; one that is scheduled is not carried out.
+        """Record that a request is refused, with the reason; a scheduled one is then not carried out.
 
         It stays in the history for good: take no personal data. A request of that name is refused from then on.
 
@@ -477,11 +477,11 @@ class Store:
         return self._forgetting.refuse_request(request_id, reason)
 
     def scheduled_requests(self) -> list[ScheduledRequest]:
-        """Returns all requests that were ever scheduled or refused, in that order, and what has become of each."""
+        """Return all requests that were ever scheduled or refused, in that order, and what has become of each."""
         return self._forgetting.scheduled_requests()
 
     def preview(self, subjects: Iterable[Any]) -> Preview:
-        """Returns what is known of subjects, and what a request to forget them would do now. Nothing is changed.
+        """Return what is known of subjects, and what a request to forget them would do now. Nothing is changed.
 
         Args:
             subjects: Their ids.
@@ -503,7 +503,7 @@ class Store:
             return preview(self._backend, self._keyring, self._forgetting, canonical)
 
     def receipt_of(self, request_id: str) -> RequestRecord | None:
-        """Returns the receipt of a request that its caller has named; None if there is none that was carried out.
+        """Return the receipt of a request by its caller's name; None if no such request was carried out.
 
         Args:
             request_id: The name.
@@ -512,7 +512,7 @@ class Store:
         return read_records(self._backend, number - 1, number)[0] if number is not None else None
 
     def cancel(self, subjects: Iterable[Any]) -> int:
-        """Cancels scheduled requests before they are carried out. Forgotten data cannot be restored.
+        """Cancel scheduled requests before they are carried out. Forgotten data cannot be restored.
 
         Args:
             subjects: The ids of the subjects who stay.
@@ -527,10 +527,10 @@ class Store:
         return self._forgetting.cancel(_canonical(subjects))
 
     def forget_due(self, now: datetime | None = None) -> RequestRecord | None:
-        """Carries the scheduled requests out that are due, as one request.
+        """Carry out the due scheduled requests as one request.
 
         Args:
-            now: The time; None for that of the clock.
+            now: The time; None for the current time.
 
         Returns:
             The receipt; None if nothing is due, or if it waits for a fit.
@@ -542,21 +542,21 @@ class Store:
         return self._forgetting.due(datetime.now(timezone.utc))
 
     def among(self, tombstones: Iterable[Tombstone], subjects: Iterable[str]) -> set[str]:
-        """Returns those of the subjects whom tombstones are of.
+        """Return those of the subjects whom tombstones are of.
 
         Args:
-            tombstones: As `due` gives them.
+            tombstones: The result of `due`.
             subjects: Canonical ids.
         """
         hashes = {hash_ for hash_, _ in tombstones}
         return {subject for hash_, subject in self._keyring.hashes(subjects).items() if hash_ in hashes}
 
     def pending(self) -> list[tuple[str, int]]:
-        """Returns the times (UTC, ISO 8601) of scheduled requests, and of how many subjects."""
+        """Return the times (UTC, ISO 8601) of scheduled requests, and of how many subjects."""
         return self._ledger.schedules()
 
     def receipts(self, after: int = 0) -> list[RequestRecord]:
-        """Returns the receipts of all requests, in order.
+        """Return the receipts of all requests, in order.
 
         Args:
             after: Only those of requests after this one.
@@ -577,7 +577,7 @@ class Store:
     def ages(self) -> dict[UnitId, int]:
         """Return the number of the newest request when the data of each unit was chosen.
 
-        A unit holds nothing of those who were forgotten by then.
+        A unit does not hold data of subjects who were forgotten by then.
         """
         with ledger_errors("The name of a unit"):
             return {parse_unit(name): as_of for name, as_of in self._ledger.ages().items()}
@@ -586,18 +586,18 @@ class Store:
         """Return whether the store's history, unchanged, contains the request of a receipt.
 
         Args:
-            receipt: The receipt; files that were erased after it was given may be missing in it.
+            receipt: The receipt; it may not include files that were erased later.
         """
         return has_given(self._ledger.events(), receipt)
 
     def revoked(self) -> set[UnitId]:
-        """Returns every unit that a request or damage has ever taken away; it may have been trained again since."""
+        """Return every unit that a request or damage has ever taken away; it may have been trained again since."""
         return ever_revoked(self._ledger)
 
     def chain_digest(self, position: int) -> str | None:
-        """Returns the digest at a position of the chain of events, to compare with a receipt's.
+        """Return the digest at a position of the chain of events, to compare with a receipt's.
 
-        None beyond the chain's end, and if an event up to there is not what it was when it was written.
+        None beyond the chain's end, or if an event up to there was changed after it was written.
 
         Args:
             position: Counted from 1.
@@ -616,7 +616,7 @@ class Store:
         return Lease(self._ledger, max_staleness)
 
     def check(self, settings: Mapping[str, Any], hint: str = HINT, whole: bool = False) -> None:
-        """Compares settings with those that the store was made with.
+        """Compare settings with those that the store was made with.
 
         Args:
             settings: All of them, or a part.
@@ -631,12 +631,12 @@ class Store:
     @property
     def options(self) -> dict[str, Any]:
         """Settings that may change from fit to fit, JSON-ready: which sequences, the app's config."""
-        with ledger_errors(f"What the store {self.path} notes of its fits"):
+        with ledger_errors(f"The record of the fits of the store {self.path}"):
             found: dict[str, Any] = json.loads(self._ledger.notes("options").get("options", "{}"))
         return found
 
     def subject_hashes(self, subjects: Iterable[str]) -> dict[str, str]:
-        """Returns a keyed hash of each subject that stays the same when the key is rotated: for digests.
+        """Return a keyed hash of each subject that stays the same when the key is rotated: for digests.
 
         Args:
             subjects: Canonical ids.
@@ -649,7 +649,7 @@ class Store:
         return Overview.of(self._backend, self.partition, self.manifest, self.options, len(self.due()), heads)
 
     def rotate_key(self) -> None:
-        """Takes a new key for subjects' ids into use. Nothing has to be trained again.
+        """Start using a new key for subjects' ids. No unit has to be trained again.
 
         Raises:
             StoreError: A fit is running; or the environment provides the keys, and has no new one.
@@ -693,7 +693,8 @@ class Store:
 
         A backup of the ledger is opened with copies of the journal and the keys, in the store's `scratch` folder, as if
         it had been restored in its place: missing requests are carried out again from the journal. Snapshots are read
-        where they are. The report says whether all that was carried out would be restored, and how long it takes.
+        where they are. The report says whether everything that was carried out would be restored, and how long it
+        takes.
 
         Args:
             backup: A ledger.db or a folder with one. For a ledger in PostgreSQL: the address of a schema in another
@@ -752,7 +753,7 @@ class Store:
         return self._ledger.count_forgotten()
 
     def forgotten(self, subjects: Iterable[str]) -> set[str]:
-        """Returns those of the subjects that must never be trained on again.
+        """Return those of the subjects that must never be trained on again.
 
         Args:
             subjects: Canonical ids.
@@ -760,7 +761,7 @@ class Store:
         return self._keyring.forgotten(subjects)
 
     def restricted(self, subjects: Iterable[str]) -> set[str]:
-        """Returns those of the subjects that are restricted: no fit trains on them until they are released.
+        """Return those of the subjects that are restricted: no fit trains on them until they are released.
 
         Args:
             subjects: Canonical ids.
@@ -768,20 +769,20 @@ class Store:
         return self._keyring.restricted(subjects)
 
     def count_restricted(self) -> int:
-        """Returns how many subjects are restricted."""
+        """Return how many subjects are restricted."""
         return len(self._ledger.marks("restricted"))
 
     def set_aside(self) -> list[UnitId]:
-        """Returns the units that are set aside; of one name there may be several, for restrictions that overlap."""
+        """Return the units that are set aside; of one name there may be several, for restrictions that overlap."""
         with ledger_errors("The name of a unit"):
             return sorted(UnitId.parse(one.name) for one in self._ledger.aside())
 
     def corrections(self) -> list[Mark]:
-        """Returns the corrections that wait for a fit, where the method replaces its model."""
+        """Return the corrections that wait for a fit, where the method replaces its model."""
         return self._ledger.marks("awaiting")
 
     def corrected_since(self, position: int) -> set[str]:
-        """Returns the cells with data that was corrected after an event of the history.
+        """Return the cells with data that was corrected after an event of the history.
 
         Args:
             position: The event's position in the chain.
@@ -806,7 +807,7 @@ class Store:
                 session.close()
 
     def alive(self) -> dict[UnitId, UnitRecord]:
-        """Returns the units that may serve: built, not revoked, and all that they are built of too."""
+        """Return the units that may serve: built and not revoked, like all their ancestors."""
         return read_units(self._ledger)
 
     def candidates(self) -> dict[UnitId, ServableUnit]:
@@ -814,7 +815,7 @@ class Store:
         return read_servable(self._ledger)
 
     def load(self, unit: UnitId) -> dict[str, Tensor]:
-        """Reads the tensors that a unit owns.
+        """Read the tensors that a unit owns.
 
         Args:
             unit: The unit.
@@ -843,7 +844,9 @@ class Store:
         digest = self._ledger.notes("base").get("base")
         if digest is None:
             return None
-        return decode_snapshot(self._backend.snapshots.get(digest, "the head's start"), "the head's start")
+        return decode_snapshot(
+            self._backend.snapshots.get(digest, ("the head's initial state")), "the head's initial state"
+        )
 
     def heads(self) -> dict[str, FloorState]:
         """Return the records of closed-form heads, by the source of their features: "pretrained", or a unit's name."""
@@ -885,7 +888,7 @@ class Store:
         return not stale and not missing
 
     def export(self, name: str, unit: UnitId, digests: Sequence[str], files: Mapping[Path, bytes]) -> None:
-        """Writes files made from a unit outside of the store, so that a request which reaches it names and erases them.
+        """Write files made from a unit outside the store, so that a request which reaches it names and erases them.
 
         Args:
             name: The result of `make_export_name` for the unit.
@@ -901,7 +904,7 @@ class Store:
         write_export(self._backend, name, unit, digests, files)
 
     def exports(self) -> list[str]:
-        """Returns the names of the exported copies that no request has reached."""
+        """Return the names of the exported copies that no request has reached."""
         return [export.name for export in self._ledger.exports()]
 
     def hand_over(self, export: str, recipient: str) -> None:
@@ -957,7 +960,7 @@ class Store:
         return found
 
     def _take_out(self, damaged: Iterable[UnitId]) -> list[UnitId]:
-        """Takes damaged units out of service, with all that was built on them, and notes it in the chain of events.
+        """Take damaged units out of service, with all units built on them, and record it in the chain of events.
 
         Args:
             damaged: The units.
@@ -995,7 +998,7 @@ class Store:
         return [alive[unit].provenance]
 
     def close(self) -> None:
-        """Closes the ledger."""
+        """Close the ledger."""
         self._ledger.close()
 
     def _revoked(self, unit: UnitId) -> RevokedError:

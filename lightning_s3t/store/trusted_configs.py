@@ -26,7 +26,7 @@ def is_trusted(options: Mapping[str, Any]) -> bool:
 
 
 def trust(options: Mapping[str, Any]) -> None:
-    """Note that a config may be run; where nothing can be written, it is asked for again.
+    """Record that a config may be run; if the record cannot be written, the user is asked again.
 
     Args:
         options: `Store.options`.

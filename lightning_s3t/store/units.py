@@ -20,7 +20,7 @@ class UnitRecord:
 
     Attributes:
         unit: Its coordinates.
-        key: The digest of all that may have influenced it.
+        key: The digest of everything that may have influenced it.
         snapshot: The SHA-256 of its snapshot, which is also the file's name.
         score: The metric that the script monitors, higher being better; None without one.
         provenance: Its origin, JSON-ready.
@@ -53,7 +53,7 @@ def read_units(ledger: Ledger, names: Collection[str] | None = None) -> dict[Uni
 
     Args:
         ledger: The ledger.
-        names: Those of a unit and all that it is built of, to read no other.
+        names: The names of a unit and its ancestors, to read only these.
     """
     with ledger_errors("The record of a unit"):
         return _whole(

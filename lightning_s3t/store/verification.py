@@ -67,7 +67,7 @@ def verify(store: Backend, keyring: Keyring, quiet: bool) -> Verification:
     Args:
         store: The store's backend.
         keyring: The store's keys.
-        quiet: Whether no other process works on the store, so that every file in it has to be accounted for.
+        quiet: Whether no other process works on the store, so that every file in it must be accounted for.
     """
     ledger = store.ledger
     damaged = tuple(damaged_units(store))
@@ -348,7 +348,7 @@ def left_problems(store: Backend) -> Iterator[str]:
     """
     for file in store.ledger.queued():
         if file.left:
-            why = f"request {file.request}" if file.request is not None else "a unit that is gone"
+            why = f"request {file.request}" if file.request is not None else "a unit that no longer exists"
             yield (
                 f"{_name(file.path)} should have been erased with {why} but still exists: it was changed since, or "
                 "the store was moved or copied and the file may belong to another store. Inspect it, and remove it "

@@ -1,4 +1,4 @@
-"""PEFT adapters, one module at a time: which modules get one, and a fresh one from a seed of its own."""
+"""PEFT adapters, one module at a time: the choice of modules, and new adapters from their own seeds."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def resolve_adapter(adapter: PeftConfig | Mapping[str, Any] | None) -> PeftConfi
         A copy of the configuration, or None.
 
     Raises:
-        AdapterError: PEFT does not take it, or it would train more than the modules that carry the adapter.
+        AdapterError: PEFT does not accept it, or it would train tensors outside the modules with the adapter.
 
     Example:
         >>> resolve_adapter({"peft_type": "LORA", "r": 4}).lora_dropout

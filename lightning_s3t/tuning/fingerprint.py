@@ -20,7 +20,7 @@ _MIX_AGAIN = -7723592293110705685
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    r"""Returns a tensor's contents as bytes, whatever its dtype, device and strides.
+    r"""Return a tensor's contents as bytes, whatever its dtype, device and strides.
 
     Args:
         tensor: Any dense tensor.

@@ -20,9 +20,9 @@ _BITS = (4, 8)
 class Floor:
     """A closed-form head that learns from all rows, forgets by subtraction, and never runs out of deletions.
 
-    A ridge regression on the features that the pretrained network gives its head, over all rows of all shards. It is
-    made of sums of integers, from which a request subtracts the rows of the subject; so it is, bit for bit, the head
-    that a fit without the subject gives. It answers together with the shards, and alone when deletions have left no
+    A ridge regression on the inputs of the pretrained network's head, over all rows of all shards. It is computed from
+    sums of integers, from which a request subtracts the rows of the subject; so it is bitwise equal to the head of a
+    fit without the subject. It answers together with the shards, and alone when deletions have left no
     unit: a shard has one vote for each slice that it serves, the floor as many votes as all complete shards together.
     It costs one forward pass of the data, row by row, at the first fit, and a byte for each feature of a row.
 

@@ -31,7 +31,7 @@ def set_trainable(root: nn.Module, trainable: Iterable[nn.Parameter]) -> None:
 
 
 def freeze_statistics(root: nn.Module, owned: Iterable[nn.Module] = ()) -> list[nn.Module]:
-    """Put every layer with running statistics into eval mode, except those that the unit owns.
+    """Put every layer with running statistics into eval mode, except the unit's own.
 
     In training mode such a layer (BatchNorm, InstanceNorm) writes the statistics of the data into the frozen part of
     the network, where they outlive a deletion. In training mode a module with spectral_norm continues its power

@@ -68,7 +68,7 @@ def seed_all(seed: int) -> None:
 def seed_running(seed: int) -> None:
     """Seed the same generators as `seed_all`, but for those of devices that have not been used yet.
 
-    Many times faster where there is none: torch notes each call for the day that one is used, with a stack trace.
+    Skipped without a device, which is much faster: torch records each call with a stack trace until a device is used.
 
     Args:
         seed: Any non-negative integer.
@@ -82,10 +82,10 @@ def seed_running(seed: int) -> None:
 
 @contextlib.contextmanager
 def seeded(seed: int | None = None) -> Iterator[None]:
-    """Run a block with generators of its own; the global ones continue afterwards as if nothing had happened.
+    """Run a block with its own generators; the global ones continue unchanged afterwards.
 
     Args:
-        seed: The seed inside the block; None leaves the generators as they are.
+        seed: The seed inside the block; None to leave the generators unchanged.
 
     Example:
         >>> _ = torch.manual_seed(1)

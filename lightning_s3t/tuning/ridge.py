@@ -1,4 +1,4 @@
-"""A linear head in closed form: ridge regression, with all that it chooses chosen from sums that can forget."""
+"""A linear head in closed form: ridge regression, whose choices all follow from sums that can forget."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def solve_head(sums: FeatureSums) -> RidgeHead:
 def _fit(gram: Tensor, cross: Tensor, squares: Tensor, penalty: float, rows: int) -> tuple[Tensor, Tensor]:
     """Return the solution for a penalty, and its generalised cross-validation error by output."""
     penalties = torch.full((len(gram),), penalty, dtype=gram.dtype)
-    penalties[-1] = 1e-9  # the constant's own: only so that there is a solution without any row
+    penalties[-1] = 1e-9  # the constant's own: only so that a solution exists without any rows
     factor = torch.linalg.cholesky(gram + torch.diag(penalties))
     solution = torch.cholesky_solve(cross, factor)
     residual = squares - 2 * (solution * cross).sum(0) + (solution * (gram @ solution)).sum(0)

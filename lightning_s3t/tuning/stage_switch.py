@@ -24,8 +24,8 @@ class StageSwitch:
         slices: Number of stages.
         layers: The blocks, if they are not found automatically: a path, a list of paths, or a list of groups.
         head: The head, if it is not found automatically: a path or a list of paths.
-        adapter: The adapter, or None to train the layers themselves. The default one gives way to a module's own
-            adapters, and to whole layers where it does not fit.
+        adapter: The adapter, or None to train the layers themselves. A module's own adapters replace the default, and
+            so do whole layers if it does not fit.
         groups: Number of layer groups; None for as many as stages.
 
     Attributes:
@@ -62,7 +62,7 @@ class StageSwitch:
     def take_baseline(self) -> None:
         """Record the module's contents, if several stages follow each other on it: none may change it for the next.
 
-        Call it when all that prepares the module has run, before the first stage.
+        Call it after the module is prepared, before the first stage.
         """
         self._baseline = Baseline(self.builder.root)
 
@@ -90,7 +90,7 @@ class StageSwitch:
         self._swap.install(self.builder.build(stage, trained) if stage else self.builder.build_start())
 
     def freeze(self, stage: Stage) -> None:
-        """Freeze all that a stage does not own: parameters and running statistics.
+        """Freeze everything that a stage does not own: parameters and running statistics.
 
         Args:
             stage: The stage that is in place.
@@ -124,7 +124,7 @@ class StageWatch:
 
     Args:
         stage: The stage.
-        guard: Watches all that the stage does not own.
+        guard: Watches everything that the stage does not own.
     """
 
     def __init__(self, stage: Stage, guard: LeakageGuard) -> None:

@@ -242,7 +242,8 @@ class StageBuilder:
 def trainable_parameters(builder: StageBuilder, stand_ins: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
     """Return the parameters of stand-ins that training may change, by name.
 
-    An adapter's parameters are trained as PEFT says; of a copy, those that were trainable in the user's module.
+    For an adapter, PEFT decides which parameters are trained; for a copy, those that were trainable in the user's
+    module are.
 
     Args:
         builder: The builder of the replacement modules.
@@ -352,7 +353,7 @@ class Stage:
             self._watch(name, parameter)
 
     def idle_modules(self) -> list[str]:
-        """Return the stand-ins of which no parameter has received a gradient: the network never called them."""
+        """Return the replacement modules without any gradient: the network never called them."""
         idle = []
         for name in self.owned:
             parameters = [full for full in self.trainable if full.startswith(f"{name}.")]

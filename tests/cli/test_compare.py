@@ -43,7 +43,7 @@ def test_methods_of_a_config_are_compared_and_written_down(config: Path, capsys:
     command = ["compare", "--config", str(config), "--methods", "sisa,s3t", "--requests", "1", "--output", "found"]
     assert main(command) == 0
     shown = capsys.readouterr().out
-    assert "What it is worth" in shown
+    assert "Accuracy and forgetting" in shown
     assert "found/comparison.json" in shown
     found = Comparison.from_json(Path("found/comparison.json").read_text())
     assert [one.label for one in found.methods] == ["retrain", "sisa", "s3t"]

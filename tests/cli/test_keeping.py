@@ -393,7 +393,7 @@ def test_an_edited_receipt_is_told_by_the_store_alone(store: Path, tmp_path: Pat
 def test_a_copy_answers_in_the_place_of_the_store(store: Path, tmp_path: Path, capsys: Output) -> None:
     target = tmp_path / "copy"
     assert main(["copy", str(store), str(target)]) == 0
-    assert f"{target} answers from now on" in capsys.readouterr().out
+    assert f"{target} has replaced" in capsys.readouterr().out
     assert main(["forget", str(store), ANN]) == 2
     assert f"it was copied to {target}" in capsys.readouterr().err
     assert main(["forget", str(target), ANN]) == 0

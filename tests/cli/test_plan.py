@@ -244,7 +244,7 @@ def test_every_requester_plays(capsys: Output, requester: list[str]) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["--plot", "left.txt"], "no known kind"),
+        (["--plot", "left.txt"], "is unknown"),
         (["--until", "0"], "at least 1"),
         (["--requester", "subject"], "sizes are missing"),
         (["--trials", "1"], "trials"),

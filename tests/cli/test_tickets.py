@@ -34,7 +34,7 @@ def test_a_ticket_is_json_too(store: Path, capsys: Output) -> None:
 
 def test_what_waits_is_not_carried_out_as_due(store: Path, capsys: Output) -> None:
     assert main(["forget", str(store), "--due"]) == 0
-    assert "waits for the next fit" in capsys.readouterr().out
+    assert "wait for the next fit" in capsys.readouterr().out
 
 
 def test_status_says_who_waits_and_what_is_promised(store: Path, capsys: Output) -> None:

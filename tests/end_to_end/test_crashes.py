@@ -45,7 +45,7 @@ def test_a_killed_fit_goes_on_at_the_unit_that_was_cut(trained: Path, tmp_path: 
     try:
         snapshots = tmp_path / "store" / "snapshots"
         deadline = time.monotonic() + 120
-        # three files: the head's start and two units; the third unit is being trained
+        # three files: the head's initial state and two units; the third unit is being trained
         while not snapshots.exists() or len(list(snapshots.glob("*.safetensors"))) < 3:
             assert process.poll() is None, "the fit ended before it could be killed"
             assert time.monotonic() < deadline

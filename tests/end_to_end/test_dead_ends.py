@@ -65,7 +65,7 @@ def test_a_slice_that_is_smaller_than_a_batch_is_passed_over(tmp_path: Path, iso
         with pytest.warns(UserWarning, match=r"Unit 1/1 cannot be trained on the 5 rows that deletions have left it"):
             s3t = fit_again(store, PeopleData(PEOPLE), isolation=isolation)
         assert_all_but_passed_over(store, s3t)
-        assert "Unit 1/1 was passed over: DataError: Unit 1/1 trained on no batch" in str(s3t.summary)
+        assert "Unit 1/1 was skipped: DataError: Unit 1/1 trained on no batch" in str(s3t.summary)
 
 
 def test_what_is_trained_beside_it_is_what_a_training_from_scratch_gives(tmp_path: Path) -> None:

@@ -306,7 +306,7 @@ def test_parameters_of_a_loss_that_stay_as_they_are_are_warned_of(tmp_path: Path
     module = Classifier()
     module.criterion = torch.nn.Bilinear(2, 2, 1)
     module.temperature = torch.nn.Parameter(torch.ones(()))
-    with pytest.warns(UserWarning, match=r"stays as it is: temperature, criterion\.weight, criterion\.bias.*head="):
+    with pytest.warns(UserWarning, match=r"stay unchanged: temperature, criterion\.weight, criterion\.bias.*head="):
         fit(tmp_path / "store", People.make(), module=module, epochs=1, budget=1)
 
 

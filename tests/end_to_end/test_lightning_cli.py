@@ -73,6 +73,6 @@ def test_the_help_explains_every_argument(capsys: pytest.CaptureFixture[str]) ->
         "The folder for the trained units.",
         "Number of shards, m.",
         "{cumulative,disjoint}",
-        "Who owns each row",
+        "The owner of each row",
     ):
         assert text in told

@@ -304,7 +304,7 @@ def test_a_correction_that_comes_in_during_a_fit_waits_for_the_next(store: Path)
 def test_a_method_with_one_model_refuses_to_set_it_aside(store: Path) -> None:
     with Store.open(store) as opened:
         for ask in (opened.restrict, opened.release):
-            with pytest.raises(UnsupportedError, match=r"has one model.*cannot restrict"):
+            with pytest.raises(UnsupportedError, match=r"trains one model.*cannot restrict"):
                 ask(["user-3"])
         assert (opened.request_number, opened.count_restricted()) == (0, 0)
 

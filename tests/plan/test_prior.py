@@ -51,7 +51,7 @@ BAD = [
     ([0.5, -0.1, 0.6], r"The prior has the entry -0.1. Expected probabilities from 0 to 1"),
     ([0.5, float("nan"), 0.5], r"The prior has the entry nan"),
     ([float("inf"), 0, 0], r"The prior has the entry inf"),
-    ([0.5, 0.2, 0.2], r"The prior sums to 0.9. Expected probabilities that sum to 1: divide them by their sum"),
+    ([0.5, 0.2, 0.2], r"The prior sums to 0.9. Expected probabilities that sum to 1. Divide them by their sum"),
     ([1, 1, 1], r"The prior sums to 3"),
     ([0.5, 0.5], r"The prior has the shape \(2,\). Expected one probability for each of the 3 slices"),
     ([[[1 / 3] * 3]], r"The prior has the shape \(1, 1, 3\)"),

@@ -99,7 +99,7 @@ def test_a_change_after_the_signature_is_noticed(store: Store, tmp_path: Path, k
         files["plan.json"] += b" "
 
     rewrite(path, change, renew=False)
-    assert wrong(path, keys[1]) == {"files": ("plan.json is not what the statement says.",)}
+    assert wrong(path, keys[1]) == {"files": ("plan.json does not match the statement.",)}
     rewrite(path, change)
     assert list(wrong(path, keys[1])) == ["signature"]
 

@@ -229,7 +229,7 @@ def test_a_folder_that_is_not_mounted_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"has no store.json. If it is on its own disk, mount the disk"):
         open_place(tmp_path, str(tmp_path / "shared"), "store-1")
     (tmp_path / "shared").symlink_to(tmp_path / "away")
-    with pytest.raises(StoreError, match="is a link"):
+    with pytest.raises(StoreError, match="is a symbolic link"):
         open_place(tmp_path, str(tmp_path / "shared"), "store-1")
 
 

@@ -107,7 +107,7 @@ def test_a_copy_is_what_the_store_was_and_the_store_is_given_up(kinds: tuple[str
                 call()
     assert steps[-1][0] == steps[-1][1] == len(there.snapshots())
     for call in (Store.open, Store.newest_event, lambda path: Store.create(path, SETTINGS)):
-        with pytest.raises(MovedError, match="was given up"):
+        with pytest.raises(MovedError, match="was retired"):
             call(here.path)
     assert here.snapshots() == set()
     with Store.open(there.path) as copy:
@@ -216,7 +216,7 @@ def test_a_damaged_snapshot_keeps_a_store_from_being_given_up(tmp_path: Path) ->
         with pytest.raises(StoreError, match="is damaged"):
             store.copy(tmp_path / "there")
         assert store.request_number == 3
-    with pytest.raises(StoreError, match=r"There is no store|was never finished|not finished"):
+    with pytest.raises(StoreError, match=r"There is no store|was never finished|unfinished"):
         Store.open(tmp_path / "there")
 
 
@@ -275,7 +275,7 @@ def test_a_strangers_store_that_claims_to_be_a_copy_touches_no_other_store(decid
             with Store.open(tmp_path / "theirs") as theirs:
                 assert any("from which the store was copied" in problem for problem in theirs.verify().problems)
         else:
-            with pytest.raises(StoreError, match="not finished"):
+            with pytest.raises(StoreError, match="unfinished copy"):
                 Store.open(tmp_path / "theirs")
         assert sorted(path.name for path in (tmp_path / "mine").rglob("*") if path.is_file()) == before
     with Store.open(tmp_path / "mine") as mine:

@@ -268,7 +268,7 @@ def test_sums_from_before_a_request_cannot_be_put_back(store: Store, tmp_path: P
     shutil.copytree(tmp_path / "snapshots", store.path / "snapshots", dirs_exist_ok=True)
     for name, value in before:
         change(store.path, "UPDATE notes SET value = ? WHERE name = ?", value, name)
-    with pytest.raises(StoreError, match="what is noted of its floor"):
+    with pytest.raises(StoreError, match="the record of its floor"):
         Store.open(store.path)
 
 

@@ -80,7 +80,7 @@ def test_a_copy_that_has_lost_the_times_of_its_files_names_its_checkpoints(proje
     shutil.copytree(project, tmp_path / "copy", copy_function=shutil.copyfile)
     receipt = forget_everybody(tmp_path / "copy" / "store")
     assert receipt.left_files == len(checkpoints(tmp_path / "copy")) == len(UNITS)
-    assert "0.ckpt was to be erased with request 1" in problems(tmp_path / "copy" / "store")[0]
+    assert "0.ckpt should have been erased with request 1" in problems(tmp_path / "copy" / "store")[0]
 
 
 def test_a_store_that_was_renamed_finds_its_checkpoints_where_they_are(project: Path) -> None:
@@ -105,7 +105,9 @@ def test_an_attempt_that_was_cut_before_a_move_is_named(project: Path, tmp_path:
         (project / "checkpoints" / "cut.ckpt").write_text("half a checkpoint")
     shutil.rmtree(tmp_path / "copy" / "store")
     shutil.copytree(project / "store", tmp_path / "copy" / "store")
-    assert "cut.ckpt was to be erased with a unit that is gone" in problems(tmp_path / "copy" / "store")[0]
+    assert (
+        "cut.ckpt should have been erased with a unit that no longer exists" in problems(tmp_path / "copy" / "store")[0]
+    )
     assert "cut.ckpt" in checkpoints(project)
     Store.open(project / "store").close()
     assert "cut.ckpt" not in checkpoints(project)
@@ -126,7 +128,7 @@ def test_a_checkpoint_that_was_changed_is_left_counted_and_named(project: Path) 
     receipt = forget_everybody(project / "store")
     assert (receipt.erased_files, receipt.left_files) == (2 * len(UNITS) - 1, 1)
     assert checkpoints(project) == ["0.ckpt"]
-    assert f"{changed} was to be erased with request 1" in problems(project / "store")[0]
+    assert f"{changed} should have been erased with request 1" in problems(project / "store")[0]
     changed.unlink()  # by hand, as the message says
     with Store.open(project / "store") as store:
         assert store.verify().passed

@@ -123,7 +123,7 @@ def test_a_second_name_of_another_file_is_refused_before_anything_is_written(
 ) -> None:
     (path / name).unlink()
     os.link(victim, path / name)
-    with pytest.raises(StoreError, match=rf"{name} has another name elsewhere"):
+    with pytest.raises(StoreError, match=rf"{name} is a hard link"):
         Store.open(path)
     assert victim.read_text() == "ten years of work"
 
@@ -199,7 +199,7 @@ def test_a_link_that_is_put_there_while_the_store_is_open_is_not_followed(path: 
         shutil.move(path / "snapshots", tmp_path / "disk")
         (path / "snapshots").symlink_to(tmp_path / "disk")
         before = contents(tmp_path / "disk")
-        with pytest.raises(StoreError, match="snapshots is a link"):
+        with pytest.raises(StoreError, match="snapshots is a symbolic link"):
             store.forget([in_place(0, 0)])
         assert contents(tmp_path / "disk") == before
 
@@ -225,7 +225,7 @@ def test_a_link_in_the_place_of_the_ledger_is_not_followed_by_a_new_thread(path:
     with Store.open(path) as store, ThreadPoolExecutor(1) as pool:
         (path / "ledger.db").rename(tmp_path / "another.db")
         (path / "ledger.db").symlink_to(tmp_path / "another.db")
-        with pytest.raises(StoreError, match="is a link"):
+        with pytest.raises(StoreError, match="is a symbolic link"):
             pool.submit(store.alive).result()
 
 
@@ -263,7 +263,7 @@ def test_files_of_others_in_the_folder_are_left_alone_and_named(path: Path, fold
 
 def test_a_trigger_that_brings_back_what_a_request_removes_is_refused(path: Path) -> None:
     change(path, "CREATE TRIGGER undo AFTER INSERT ON tombstones BEGIN DELETE FROM tombstones; END")
-    with pytest.raises(StoreError, match="has another trigger 'undo' than a store"):
+    with pytest.raises(StoreError, match="has the trigger 'undo', which a store does not have"):
         Store.open(path)
 
 
@@ -293,7 +293,7 @@ def test_a_path_does_not_steer_the_terminal(path: Path, tmp_path: Path) -> None:
     note_for_erasure(path, str(tmp_path / "\x1b[2Jgone.ckpt"))
     with Store.open(path) as store:
         problems = "".join(store.verify().problems)
-    assert "gone.ckpt was to be erased" in problems.replace("'", "")
+    assert "gone.ckpt should have been erased" in problems.replace("'", "")
     assert "\x1b" not in problems
 
 

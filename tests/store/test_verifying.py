@@ -102,7 +102,7 @@ def test_a_snapshot_that_two_units_share_takes_both_out(tmp_path: Path) -> None:
 
 def test_a_missing_folder_of_snapshots_is_no_damage(store: Store) -> None:
     shutil.move(store.path / "snapshots", store.path.parent / "elsewhere")
-    with pytest.raises(StoreError, match="mount it"):
+    with pytest.raises(StoreError, match="mount the disk"):
         store.verify()
     shutil.move(store.path.parent / "elsewhere", store.path / "snapshots")
     assert store.verify().passed

@@ -39,7 +39,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def is_plain(values: Iterable[object], nested: tuple[type, ...] = (tuple,), depth: int = 4) -> bool:
-    """Returns whether there are only numbers, text, bytes and None, or containers of these.
+    """Return whether there are only numbers, text, bytes and None, or containers of these.
 
     Args:
         values: The values to check; fast for millions.
@@ -60,7 +60,7 @@ def is_plain(values: Iterable[object], nested: tuple[type, ...] = (tuple,), dept
 
 
 def are_plain(values: Iterable[object]) -> list[bool]:
-    """Returns of each value whether it is a number, text, bytes, None, or a tuple of these.
+    """Return of each value whether it is a number, text, bytes, None, or a tuple of these.
 
     Args:
         values: The values.
@@ -73,7 +73,7 @@ def are_plain(values: Iterable[object]) -> list[bool]:
 
 
 def bytes_of(values: object) -> bytes:
-    """Returns plain values as bytes: exact, with their types, and the same in every process.
+    """Return plain values as bytes: exact, with their types, and the same in every process.
 
     Args:
         values: The values.
@@ -110,7 +110,7 @@ def content_of(cls: type) -> Callable[[Any], bytes]:
 
 
 def class_name(cls: type) -> str:
-    """Returns a class's qualified name.
+    """Return a class's qualified name.
 
     Args:
         cls: The class.
@@ -119,7 +119,7 @@ def class_name(cls: type) -> str:
 
 
 def module_of(cls: type) -> str:
-    """Returns the name of a class's module.
+    """Return the name of a class's module.
 
     Args:
         cls: The class.
@@ -129,17 +129,17 @@ def module_of(cls: type) -> str:
 
 
 def is_ordinary(value: Tensor) -> bool:
-    """Returns whether a tensor can be read without running code of its class.
+    """Return whether a tensor can be read without running code of its class.
 
     Args:
         value: The tensor.
     """
-    # a class with a dispatcher of its own would run it at every operation
+    # a class with its own dispatcher would run it at every operation
     return type(value).__torch_dispatch__ is Tensor.__torch_dispatch__
 
 
 def frame_of(value: Any) -> Any:
-    """Returns where a generator or coroutine stands, or None at its end.
+    """Return where a generator or coroutine stands, or None at its end.
 
     Args:
         value: The generator or coroutine.
@@ -184,7 +184,7 @@ def _places(count: int) -> np.ndarray[Any, Any]:
 
 
 def _frozen(state: Any) -> Any:
-    """Makes a generator's state plain."""
+    """Convert a generator's state to plain values."""
     if isinstance(state, dict):
         return tuple((key, _frozen(state[key])) for key in sorted(state))
     if isinstance(state, (list, tuple)):

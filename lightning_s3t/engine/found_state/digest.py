@@ -21,7 +21,7 @@ _LONGEST = 300
 
 
 def digest_state(roots: Mapping[str, object], ignore: Collection[int] = ()) -> dict[str, str]:
-    """Returns a digest of everything that can be reached from objects, by path.
+    """Return a digest of everything that can be reached from objects, by path.
 
     Goes through containers, attributes, slots, closures, defaults, partials, bound methods and iterators. No code of
     the objects' classes runs (no property, no `__getattr__`, no `__iter__`, no `__repr__`), and no generator or
@@ -66,7 +66,7 @@ def digest_state(roots: Mapping[str, object], ignore: Collection[int] = ()) -> d
 
 
 def changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """Returns the paths at which two digests differ.
+    """Return the paths at which two digests differ.
 
     Args:
         before: The result of `digest_state`.
@@ -93,7 +93,7 @@ def changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
 
 
 def find_generators(roots: Mapping[str, object], ignore: Collection[int] = ()) -> dict[str, AnyGenerator]:
-    """Finds the random generators of torch, NumPy and Python that can be reached from objects.
+    """Find the random generators of torch, NumPy and Python that can be reached from objects.
 
     Args:
         roots: The objects to start from, by name.
@@ -113,7 +113,7 @@ def find_generators(roots: Mapping[str, object], ignore: Collection[int] = ()) -
 
 
 def _walk(roots: Mapping[str, object], ignore: Collection[int]) -> Iterator[tuple[str, object, bytes]]:
-    """Yields each path with its object and with the plain values that the object holds, the shortest paths first."""
+    """Yield each path with its object and with the plain values that the object holds, the shortest paths first."""
     reader = Reader()
     ignored = {*ignore, *map(id, _global_generators())}
     seen: dict[int, str] = {}

@@ -18,10 +18,10 @@ _SHOWN = 5
 def digest_found(
     trainer: pl.Trainer, data: TrainingData, own: Collection[object], lightnings: bool = True
 ) -> dict[str, str]:
-    """Returns digests of the state that a fit finds in module, data module, collate function and callbacks.
+    """Return digests of the state that a fit finds in module, data module, collate function and callbacks.
 
-    Parameters, buffers and data sets are left out: the store compares them in ways of its own. Global variables and
-    class attributes are not covered.
+    Parameters, buffers and data sets are left out: the store compares them separately. Global variables and class
+    attributes are not covered.
 
     Args:
         trainer: The trainer.

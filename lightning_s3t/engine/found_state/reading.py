@@ -128,7 +128,7 @@ class Reader:
         return self._layouts[id(cls)]
 
     def read(self, value: Any, grouped: bool = False) -> tuple[bytes, Parts]:
-        """Reads one object.
+        """Read one object.
 
         Args:
             value: The object.
@@ -178,7 +178,7 @@ class Reader:
         return [*own, [element if which[place] else ... for place, element in enumerate(elements)]], held
 
     def _sketch(self, value: Any, depth: int = 3) -> str:
-        """Puts the members of a set in an order that is the same in every process, if it can."""
+        """Sort the members of a set into the same order in every process, if possible."""
         layout = self.layout(type(value))
         if is_plain([value]):
             return bytes_of(value).hex()
@@ -217,7 +217,7 @@ def _layout(cls: type) -> Layout:
     attributes = dicts[0] if dicts else None
     name = class_name(cls)
     container = next((base for base in _CONTAINERS if base in bases), None)
-    # the compiler's own notes, which are thrown away between units; a compiled module is the script's
+    # the compiler's own caches, which are discarded between units; a compiled module belongs to the script
     notes = any(package.startswith("torch._dynamo") for package in packages) and nn.Module not in bases
     skipped = notes or issubclass(cls, _SKIPPED)
     return Layout(cls, name, bases, container, attributes, slots, unread, read, is_value, skipped)
@@ -272,7 +272,7 @@ def _items(value: dict[Any, Any], layout: Layout) -> tuple[list[Any], Parts]:
 
 
 def _ordered(mapping: dict[Any, Any]) -> list[tuple[Any, Any]]:
-    """Returns a dictionary's items in its order, whatever its class makes of `items`."""
+    """Return a dictionary's items in its order, whatever its class makes of `items`."""
     if not issubclass(type(mapping), collections.OrderedDict):
         return list(dict.items(mapping))
     # once a key was moved to an end, its order is another than that of the dictionary below it

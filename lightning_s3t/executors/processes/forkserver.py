@@ -55,7 +55,7 @@ _base: _Base | None = None
 
 
 def warm_up() -> None:
-    """Starts the process that imports the packages, so that it is ready when a fit needs it."""
+    """Start the process that imports the packages, so that it is ready when a fit needs it."""
     _warm_base()
 
 
@@ -98,7 +98,7 @@ class ForkServer:
         self.sources: Collection[Any] = (self._channel,)
 
     def fork(self, number: int, descriptor: int) -> None:
-        """Forks a process for a unit.
+        """Fork a process for a unit.
 
         Args:
             number: Its number.
@@ -107,7 +107,7 @@ class ForkServer:
         send(self._channel, Fork(number), [descriptor])
 
     def learn(self, modules: tuple[str, ...]) -> None:
-        """Has modules imported that units import, so that the next ones find them there.
+        """Import modules that units import, so that later units find them loaded.
 
         Args:
             modules: Their names.
@@ -133,7 +133,7 @@ class ForkServer:
         return others
 
     def ended(self, source: Any) -> Iterable[Ended]:
-        """Returns which processes have ended.
+        """Return which processes have ended.
 
         Args:
             source: One of `sources`, which is readable.
@@ -144,7 +144,7 @@ class ForkServer:
         return [self._receive()]
 
     def close(self) -> None:
-        """Ends it, and the units' processes that still run; when this returns, they have ended."""
+        """End the server and all running unit processes; when this returns, they have ended."""
         if self._channel.fileno() < 0:
             return
         with contextlib.suppress(OSError, EOFError):
@@ -196,7 +196,7 @@ def _forget_base() -> None:
 
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Lets a process that is started in the block never see Ctrl-C; here it comes when the block is done."""
+    """Shield processes started in the block from Ctrl-C; in this process it takes effect after the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

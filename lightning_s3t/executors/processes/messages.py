@@ -157,7 +157,7 @@ class Failed:
 
     @classmethod
     def of(cls, error: BaseException) -> Failed:
-        """Describes an error.
+        """Describe an error.
 
         Args:
             error: The raised error.
@@ -206,7 +206,7 @@ def send(channel: socket.socket, message: Any, descriptors: list[int] | None = N
 
 
 def receive(channel: socket.socket) -> tuple[Any, list[int]]:
-    """Returns the next message, and the open files that came with it.
+    """Return the next message, and the open files that came with it.
 
     Args:
         channel: A Unix socket.

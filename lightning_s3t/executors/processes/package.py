@@ -47,7 +47,7 @@ class Package:
         self.on_device = on_device
 
     def load(self) -> Any:
-        """Makes the objects, in the process that they were sent to."""
+        """Unpickle the objects in the receiving process."""
         size, start, places = self.header
         memory = memoryview(mmap.mmap(self.file.fileno(), size, access=mmap.ACCESS_COPY))
         buffers = [_view(memory, *place) for place in places]
@@ -60,7 +60,7 @@ class Package:
 
 
 def pack(objects: Any, replace: Mapping[int, object]) -> Package:
-    """Pickles objects for another process.
+    """Pickle objects for another process.
 
     Functions and classes that cannot be imported there (those of a script, a notebook, a function) are sent by value.
 
@@ -81,7 +81,7 @@ def pack(objects: Any, replace: Mapping[int, object]) -> Package:
 
 
 def try_to_pack(objects: Any, replace: Mapping[int, object]) -> None:
-    """Pickles objects without keeping the result, to see whether they can be sent.
+    """Pickle objects without keeping the result, to see whether they can be sent.
 
     Args:
         objects: The objects to send.
@@ -96,7 +96,7 @@ def try_to_pack(objects: Any, replace: Mapping[int, object]) -> None:
 def find_unpicklable(
     parts: Mapping[str, object], replace: Mapping[int, object]
 ) -> tuple[str, object, Exception] | None:
-    """Finds an object that cannot be pickled, as far inside as it can be named.
+    """Find the innermost object that cannot be pickled and can be named.
 
     Args:
         parts: Objects by name; they may refer to each other.
@@ -187,7 +187,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 class _Memory:
-    """The memory that a package is loaded from, and the storages that have been made of it."""
+    """The memory that a package is loaded from, and the storages over it."""
 
     def __init__(self, contents: memoryview) -> None:
         self._contents = contents
@@ -228,7 +228,7 @@ def _typed_storage(*place_and_dtype: Any) -> torch.storage.TypedStorage:
 
 @contextmanager
 def _main_by_value() -> Iterator[None]:
-    """Has classes and functions of the main script sent by value in a process that multiprocessing has spawned too.
+    """Send classes and functions of the main script by value, also in a process spawned by multiprocessing.
 
     There the script is imported under another name, which the process that is sent to does not know.
     """

@@ -49,7 +49,7 @@ class PlainFork:
         self.sources: Collection[Any] = self._running.keys()
 
     def fork(self, number: int, descriptor: int) -> None:
-        """Forks a process for a unit.
+        """Fork a process for a unit.
 
         Args:
             number: Its number.
@@ -85,7 +85,7 @@ class PlainFork:
         return ()
 
     def ended(self, source: Any) -> Iterable[Ended]:
-        """Returns which process has ended.
+        """Return which process has ended.
 
         Args:
             source: One of `sources`.
@@ -96,7 +96,7 @@ class PlainFork:
         return [Ended(number, os.waitstatus_to_exitcode(status))]
 
     def close(self) -> None:
-        """Ends all processes; when this returns, they have ended."""
+        """End all processes; when this returns, they have ended."""
         for _, number in list(self._running.values()):
             self.kill(number)
 

@@ -71,7 +71,7 @@ class ProcessSettings:
 
     @classmethod
     def capture(cls) -> ProcessSettings:
-        """Reads the settings of this process."""
+        """Read the settings of this process."""
         calls = {name: _read(get) for name, (get, _) in _CALLS.items()}
         flags = {index: _read(partial(getattr, *flag)) for index, flag in enumerate(_FLAGS)}
         compilers = {name: _compiler_settings(sys.modules[name]) for name in _COMPILERS if name in sys.modules}
@@ -97,9 +97,9 @@ class ProcessSettings:
 
 
 def _start_method() -> str:
-    """Returns how data loaders start their workers in a unit's process."""
+    """Return how data loaders start their workers in a unit's process."""
     chosen, known = multiprocessing.get_start_method(allow_none=True), multiprocessing.get_all_start_methods()
-    if chosen in known:  # joblib has a method of its own, which there is only in its processes
+    if chosen in known:  # joblib has its own start method, which exists only in its processes
         return chosen
     # Python 3.14 would start a process that imports everything again; the first method is the default
     return "fork" if sys.platform == "linux" else known[0]

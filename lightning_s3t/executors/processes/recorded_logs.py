@@ -89,7 +89,7 @@ class RecordingLogger(Logger):
         return RecordedExperiment(self.record, self._experiment_methods)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Records metrics.
+        """Record metrics.
 
         Args:
             metrics: The metrics.
@@ -99,7 +99,7 @@ class RecordingLogger(Logger):
         self.record(False, "log_metrics", (dict(metrics),), {"step": step}, step if on_axis else None)
 
     def log_hyperparams(self, *arguments: Any, **keywords: Any) -> None:
-        """Records hyperparameters.
+        """Record hyperparameters.
 
         Args:
             arguments: The logger's own.
@@ -115,7 +115,7 @@ class RecordingLogger(Logger):
         keywords: dict[str, Any],
         step: int | None = None,
     ) -> None:
-        """Records a call.
+        """Record a call.
 
         Args:
             on_experiment: Whether it is a method of `logger.experiment`.
@@ -142,7 +142,7 @@ class RecordedExperiment:
 
     Args:
         record: Takes each call.
-        methods: The names of those that there are.
+        methods: The names of the existing methods.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ def _methods_of(found: object) -> frozenset[str]:
 
 
 def write_calls(calls: Iterable[LoggerCall], loggers: Sequence[Logger], first_step: int) -> None:
-    """Makes recorded calls on the script's own loggers.
+    """Replay recorded calls on the script's own loggers.
 
     Args:
         calls: The recorded calls of one unit.

@@ -37,7 +37,7 @@ class BeginFit:
     """To the base: fork a process for a fit. Beside it come its channel, the package, standard output and error.
 
     Attributes:
-        header: What `Package` needs besides its file.
+        header: The layout that `Package` needs besides its file.
         on_device: Likewise.
         load_in_unit: Whether each unit's process loads the package for itself.
         environment: The script's environment variables.
@@ -104,7 +104,7 @@ class Ended:
 
 
 def serve(channel: socket.socket) -> None:
-    """Fork a process for each fit, until none was asked for in a while or the script has ended.
+    """Fork a process for each fit, until none was requested for a while or the script has ended.
 
     Args:
         channel: To the script.
@@ -127,7 +127,7 @@ def serve(channel: socket.socket) -> None:
 
 
 def can_compute_after_fork() -> bool:
-    """Tries whether a process that is forked from this one can use torch on several threads.
+    """Test whether a process forked from this one can use torch with several threads.
 
     If OpenMP had threads in this process, it waits for them forever in a forked one. Other threads (OpenBLAS starts
     some when it is loaded) do no harm, so it is tried, and threads are not counted.
@@ -236,7 +236,7 @@ def _import(modules: tuple[str, ...]) -> None:
 
 
 def kill_all(pids: Iterable[int]) -> None:
-    """Kills units' processes, with the data loaders that they have started.
+    """Kill units' processes, with the data loaders that they have started.
 
     Args:
         pids: The processes.
@@ -285,7 +285,7 @@ def _has_children() -> bool:
 
 
 def _reap() -> list[tuple[int, int]]:
-    """Returns the processes that have ended since the last time, with their exit codes."""
+    """Return the processes that have ended since the last time, with their exit codes."""
     found: list[tuple[int, int]] = []
     while True:
         try:
@@ -302,7 +302,7 @@ _PRELOADED = ("lightning_s3t.executors.processes.unit_process", "lightning_s3t.c
 
 
 def main() -> None:
-    """Serves the script that has started this process."""
+    """Serve the script that has started this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the script's to answer
     channel = socket.socket(fileno=int(sys.argv[1]))
     for module in _PRELOADED:  # there once, and before anything is forked

@@ -50,7 +50,7 @@ _BETWEEN_LOOKS = 0.5
 
 
 def train_unit(objects: tuple[pl.Trainer, UnitTraining, ProcessSettings], connection: Connection) -> None:
-    """Trains the unit that the script names, or rehearses a fit; the work of the process.
+    """Do the work of the process: train the unit that the script names, or rehearse a fit.
 
     Args:
         objects: The objects of the fit: the trainer, the unit training, torch's settings in the script's process.
@@ -106,7 +106,7 @@ class Script:
             self._send(message)
 
     def note_file(self, path: Path) -> None:
-        """Has a file put on the list for erasure; when this returns, it may be written.
+        """Register a file for erasure; after this returns, the file may be written.
 
         Args:
             path: The file.
@@ -117,7 +117,7 @@ class Script:
             assert isinstance(answer, Noted)
 
     def advance(self, trainer: pl.Trainer) -> None:
-        """Tells how far the unit is, now and then.
+        """Report the unit's progress at intervals.
 
         Args:
             trainer: The trainer.
@@ -127,7 +127,7 @@ class Script:
             self.send(Advanced(share_done(trainer)))
 
     def warn(self, message: Any, category: type[Warning], filename: str, lineno: int, *more: Any) -> None:
-        """Passes a warning on; takes the place of `warnings.showwarning`.
+        """Pass a warning on; replaces `warnings.showwarning`.
 
         Args:
             message: The warning.
@@ -198,7 +198,7 @@ def _leave_out_what_is_said_once(trainer: pl.Trainer) -> None:
 
 
 def _give_files_a_place(trainer: pl.Trainer, unit: UnitId) -> None:
-    """Keeps two units from choosing the same file name: each begins as if no other had written any."""
+    """Prevent two units from choosing the same file name: each starts as if no other had written files."""
     place = f"unit-{str(unit).replace('/', '-')}"
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
@@ -209,7 +209,7 @@ def _give_files_a_place(trainer: pl.Trainer, unit: UnitId) -> None:
 
 
 def _installed(modules: set[str]) -> list[str]:
-    """Returns which modules are of installed packages, in the order of their import."""
+    """Return which modules are of installed packages, in the order of their import."""
     places = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
     files = {name: getattr(sys.modules[name], "__file__", None) or "" for name in list(sys.modules) if name in modules}
     return [name for name, file in files.items() if file.startswith(places)]

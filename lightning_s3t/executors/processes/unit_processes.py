@@ -44,7 +44,7 @@ class Launcher(Protocol):
     sources: Collection[Any]
 
     def fork(self, number: int, descriptor: int) -> None:
-        """Starts one, which has this end of a channel."""
+        """Start a process with this end of a channel."""
 
     def learn(self, modules: tuple[str, ...]) -> None:
         """Record the modules that units import."""
@@ -53,10 +53,10 @@ class Launcher(Protocol):
         """End one, and wait for its end. Return which others have ended meanwhile, if nothing else reports them."""
 
     def ended(self, source: Any) -> Iterable[Ended]:
-        """Returns which processes have ended, when a source is readable."""
+        """Return which processes have ended, when a source is readable."""
 
     def close(self) -> None:
-        """Ends all of them."""
+        """End all processes."""
 
 
 class UnitProcess:
@@ -177,7 +177,7 @@ class UnitProcesses:
         self._launcher.learn(modules)
 
     def kill(self, process: UnitProcess) -> None:
-        """Ends a process, and waits until it has ended.
+        """End a process, and wait until it has ended.
 
         Args:
             process: Which.

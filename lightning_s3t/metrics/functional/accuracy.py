@@ -16,7 +16,7 @@ ROWS = ("forgotten", "retained", "test")
 
 
 def correct_rows(name: str, preds: Tensor, target: Tensor) -> Tensor:
-    """Returns which rows are right, of shape `(..., N)`, for classes `(..., N)` or scores of classes `(..., N, C)`."""
+    """Return which rows are right, of shape `(..., N)`, for classes `(..., N)` or scores of classes `(..., N, C)`."""
     if target.ndim != 1:
         raise ConfigurationError(f"Expected argument `target` to have shape `(N,)` but got {tuple(target.shape)}")
     if preds.is_floating_point():
@@ -77,7 +77,7 @@ def accuracies(correct: Tensor, total: Tensor, confidence_level: float) -> dict[
 
 
 def compared_rows(preds: Tensor, retrained_preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns which rows the model has right, `(N,)`, and which the retrained models have, `(R, N)`."""
+    """Return which rows the model has right, `(N,)`, and which the retrained models have, `(R, N)`."""
     if retrained_preds.shape == preds.shape:
         retrained_preds = retrained_preds[None]
     if retrained_preds.shape[1:] != preds.shape:
@@ -89,7 +89,7 @@ def compared_rows(preds: Tensor, retrained_preds: Tensor, target: Tensor) -> tup
 
 
 def row_index(rows: str) -> int:
-    """Returns which of the three kinds of rows it is, or raises `ConfigurationError`."""
+    """Return which of the three kinds of rows it is, or raises `ConfigurationError`."""
     check_choice("rows", rows, ROWS)
     return ROWS.index(rows)
 

@@ -12,7 +12,7 @@ from lightning_s3t.metrics.functional.validation import check_logits
 
 
 def jensen_shannon_of_logits(logits: Tensor, other_logits: Tensor) -> Tensor:
-    """Returns each row's Jensen-Shannon divergence in nats, of shape `(N,)`."""
+    """Return each row's Jensen-Shannon divergence in nats, of shape `(N,)`."""
     check_logits("logits", logits)
     check_logits("other_logits", other_logits)
     if logits.shape != other_logits.shape:

@@ -63,7 +63,7 @@ def unlearning_epsilon(unlearned: Tensor, retrained: Tensor, delta: float = 1e-5
 
 
 def check_delta(delta: float) -> None:
-    """Raises `ConfigurationError` unless delta is a probability below 1."""
+    """Raise `ConfigurationError` unless delta is a probability below 1."""
     if not (isinstance(delta, float | int) and 0 <= delta < 1):
         raise ConfigurationError(f"Expected argument `delta` to be a float in range [0, 1) but got {delta}")
 

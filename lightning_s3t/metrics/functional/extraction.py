@@ -46,7 +46,7 @@ def extraction_rate(
 
 
 def exact_matches(generated: Tensor, target: Tensor, ignore_index: int | None) -> Tensor:
-    """Returns which texts are repeated token for token, of shape `(N,)`."""
+    """Return which texts are repeated token for token, of shape `(N,)`."""
     if generated.shape != target.shape or generated.ndim != 2:
         raise ConfigurationError(
             f"Expected arguments `generated` and `target` to have the same shape `(N, T)` but got "
@@ -91,7 +91,7 @@ def extraction_rouge(generated: Sequence[str], target: Sequence[str]) -> dict[st
 
 
 def rouge_of_texts(generated: Sequence[str], target: Sequence[str]) -> dict[str, Tensor]:
-    """Returns ROUGE-L and exact matches of each text, of shape `(N,)`."""
+    """Return ROUGE-L and exact matches of each text, of shape `(N,)`."""
     if isinstance(generated, str) or isinstance(target, str) or len(generated) != len(target):
         raise ConfigurationError(
             "Expected arguments `generated` and `target` to be sequences of the same number of strings but got "

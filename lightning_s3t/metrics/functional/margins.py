@@ -47,7 +47,7 @@ def kl_divergence_of_margins(
 
 
 def check_binning(num_bins: int, smoothing: float, max_margin: float) -> None:
-    """Raises `ConfigurationError` unless these are settings of a histogram."""
+    """Raise `ConfigurationError` unless these are settings of a histogram."""
     check_positive_integer("num_bins", num_bins)
     for name, value in (("smoothing", smoothing), ("max_margin", max_margin)):
         if not (isinstance(value, float | int) and 0 < value < float("inf")):
@@ -57,7 +57,7 @@ def check_binning(num_bins: int, smoothing: float, max_margin: float) -> None:
 def margin_divergences(
     unlearned: Tensor, retrained: Tensor, num_bins: int, smoothing: float, max_margin: float
 ) -> tuple[Tensor, Tensor]:
-    """Returns each row's divergence, and that of one half of the retrained models to the other."""
+    """Return each row's divergence, and that of one half of the retrained models to the other."""
     check_models(2, unlearned=unlearned, retrained=retrained)
     half = retrained.shape[1] // 2
     unlearned, retrained = (margins.clamp(-max_margin, max_margin) for margins in (unlearned, retrained))

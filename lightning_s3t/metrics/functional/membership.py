@@ -58,7 +58,7 @@ def membership_inference(
 
 
 def check_rates(max_fpr: float | Sequence[float]) -> tuple[float, ...]:
-    """Returns the false positive rates as a tuple, or raises `ConfigurationError`."""
+    """Return the false positive rates as a tuple, or raises `ConfigurationError`."""
     rates = (max_fpr,) if isinstance(max_fpr, float | int) else tuple(max_fpr)
     if not rates or not all(isinstance(rate, float | int) and 0 <= rate <= 1 for rate in rates):
         raise ConfigurationError(

@@ -50,7 +50,7 @@ def relearn_time(accuracies: Tensor, original_accuracy: float, margin: float = 0
 
 
 def check_goal(original_accuracy: float, margin: float) -> None:
-    """Raises `ConfigurationError` unless both are shares."""
+    """Raise `ConfigurationError` unless both are shares."""
     for name, value in (("original_accuracy", original_accuracy), ("margin", margin)):
         if not (isinstance(value, float | int) and 0 <= value <= 1):
             raise ConfigurationError(f"Expected argument `{name}` to be a number in range [0, 1] but got {value}")

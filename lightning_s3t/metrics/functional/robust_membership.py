@@ -77,7 +77,7 @@ def robust_membership_inference(
 
 
 def check_constants(mode: str, gamma: float, offline_scale: float) -> None:
-    """Raises `ConfigurationError` unless these are constants of the attack."""
+    """Raise `ConfigurationError` unless these are constants of the attack."""
     check_choice("mode", mode, ("online", "offline"))
     if not (isinstance(gamma, float | int) and gamma > 0):
         raise ConfigurationError(f"Expected argument `gamma` to be a positive number but got {gamma}")

@@ -17,13 +17,13 @@ def check_confidence_level(confidence_level: float) -> None:
 
 
 def check_positive_integer(name: str, value: int) -> None:
-    """Raises `ConfigurationError` unless the argument is a positive integer."""
+    """Raise `ConfigurationError` unless the argument is a positive integer."""
     if not (isinstance(value, int) and not isinstance(value, bool) and value > 0):
         raise ConfigurationError(f"Expected argument `{name}` to be a positive integer but got {value}")
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raises `ConfigurationError` unless the argument is one of the allowed values."""
+    """Raise `ConfigurationError` unless the argument is one of the allowed values."""
     if value not in allowed:
         raise ConfigurationError(f"Expected argument `{name}` to be one of {allowed} but got {value}")
 
@@ -43,7 +43,7 @@ def check_floats(name: str, values: Tensor, ndim: int) -> None:
 
 
 def check_logits(name: str, logits: Tensor, target: Tensor | None = None) -> None:
-    """Raises `ConfigurationError` unless these are logits of shape `(N, C)`, and targets that go with them."""
+    """Raise `ConfigurationError` unless these are logits of shape `(N, C)` and matching targets."""
     check_floats(name, logits, ndim=2)
     if logits.shape[1] < 2:
         raise ConfigurationError(
@@ -67,14 +67,14 @@ def check_logits(name: str, logits: Tensor, target: Tensor | None = None) -> Non
 
 
 def check_same_rows(**tensors: Tensor) -> None:
-    """Raises `ConfigurationError` unless all tensors have as many rows."""
+    """Raise `ConfigurationError` unless all tensors have the same number of rows."""
     if len({len(tensor) for tensor in tensors.values()}) > 1:
         found = ", ".join(f"`{name}` has {len(tensor)}" for name, tensor in tensors.items())
         raise ConfigurationError(f"Expected arguments to have the same number of rows but {found}")
 
 
 def check_models(least: int, **scores: Tensor) -> None:
-    """Raises `ConfigurationError` unless these are scores of the same rows by enough models, of shape `(N, models)`."""
+    """Raise `ConfigurationError` unless these are scores of the same rows by enough models, of shape `(N, models)`."""
     for name, values in scores.items():
         check_floats(name, values, ndim=2)
         if values.shape[1] < least:
@@ -86,7 +86,7 @@ def check_models(least: int, **scores: Tensor) -> None:
 
 
 def membership(is_member: Tensor | bool, rows: Tensor) -> Tensor:
-    """Returns which rows are members, as booleans; a single one holds for all rows."""
+    """Return which rows are members, as booleans; a single one holds for all rows."""
     if isinstance(is_member, bool):
         return torch.full((len(rows),), is_member, dtype=torch.bool, device=rows.device)
     if not isinstance(is_member, Tensor) or is_member.shape != rows.shape[:1]:

@@ -49,7 +49,7 @@ class Assessment:
 def assess(
     sequences: Iterable[Iterable[int]], prior: Prior | None = None, horizon: int | None = None, seed: int = 0
 ) -> Assessment:
-    """Returns the objective of `optimal` for given sequences, and an upper bound for the same number of any sequences.
+    """Return the objective of `optimal` for given sequences, and an upper bound for the same number of any sequences.
 
     - The value is exact up to 20 slices, an estimate from drawn histories beyond.
     - The bound is the optimum itself up to 5 slices. Beyond, it is a closed form for equal probabilities
@@ -76,7 +76,7 @@ def assess(
 
 
 def assess_family(family: Family, problem: PlanProblem, seed: int = 0) -> Assessment:
-    """Assesses sequences that were checked, as `assess`.
+    """Assess sequences that were checked, as `assess`.
 
     Args:
         family: The sequences.
@@ -90,7 +90,7 @@ def assess_family(family: Family, problem: PlanProblem, seed: int = 0) -> Assess
 def objective(
     sequences: Iterable[Iterable[int]], prior: Prior | None = None, horizon: int | None = None, seed: int = 0
 ) -> Estimate:
-    """Returns the expected length of a shard's best surviving prefix, summed over the coming requests.
+    """Return the expected length of a shard's best surviving prefix, summed over the coming requests.
 
     Requests are drawn from the prior. Only those that hit a new slice count; others change nothing. Up to 20 slices the
     value is exact, beyond it is estimated from drawn histories.
@@ -114,7 +114,7 @@ def objective(
 
 
 def objective_of(family: Family, problem: PlanProblem, seed: int = 0) -> Estimate:
-    """Returns the `objective` of sequences that were checked.
+    """Return the `objective` of sequences that were checked.
 
     Args:
         family: The sequences.

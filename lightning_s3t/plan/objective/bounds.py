@@ -16,7 +16,7 @@ SHORTER = 0.7
 
 
 def uniform_bound(slices: int, budget: int, horizon: int) -> float:
-    """Returns a bound on the objective of `optimal` for equal probabilities, in closed form.
+    """Return a bound on the objective of `optimal` for equal probabilities, in closed form.
 
     Consider stage k after t requests that hit a new slice. It survives the requested sets T of t slices that are
     subsets of the complement of one of the B prefixes; complements have c = L - k slices. Let N be the number of sets
@@ -71,7 +71,7 @@ def everything_bound(probabilities: Probabilities, horizon: int) -> float:
 
 
 def lagrangian_bound(probabilities: Probabilities, budget: int, horizon: int, target: float) -> float:
-    """Returns a bound on the objective of `optimal` for any prior, by Lagrangian relaxation.
+    """Return a bound on the objective of `optimal` for any prior, by Lagrangian relaxation.
 
     The objective is the sum, over stages k and requested sets T, of the weight w(T) where stage k survives T. Give each
     (k, T) a price from 0 to w(T). Then it is at most the sum of w(T) - price, plus the price once for every sequence

@@ -27,7 +27,7 @@ class Optimum:
 
 
 def exact_optimum(probabilities: Probabilities, budget: int, horizon: int) -> Optimum:
-    """Finds the best sequences for a budget, with a proof.
+    """Find the best sequences for a budget, with a proof.
 
     The objective depends on the prefixes as sets alone. So a family is B units of flow from the empty set to the full
     one, each step adding a slice; a set is chosen if flow goes through it; and stage k survives the requested set T if

@@ -35,24 +35,24 @@ class Landscape(Protocol):
     """
 
     def nothing(self) -> Profile:
-        """Returns the profile of no sequences."""
+        """Return the profile of no sequences."""
 
     def profile(self, sequence: SliceSequence) -> Profile:
-        """Returns a sequence's profile.
+        """Return a sequence's profile.
 
         Args:
             sequence: A permutation of the slices.
         """
 
     def value(self, profile: Profile) -> float:
-        """Returns the objective: the expected length of the best surviving prefix, summed over the coming requests.
+        """Return the objective: the expected length of the best surviving prefix, summed over the coming requests.
 
         Args:
             profile: Of some sequences.
         """
 
     def best_reply(self, profile: Profile, ties: Ties) -> Reply:
-        """Returns a sequence that adds most to others.
+        """Return a sequence that adds most to others.
 
         Args:
             profile: Profile of the other sequences.

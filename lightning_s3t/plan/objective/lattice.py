@@ -40,11 +40,11 @@ class Lattice:
         ]
 
     def nothing(self) -> Profile:
-        """Returns the profile of no sequences: length 0 whatever comes."""
+        """Return the profile of no sequences: length 0 whatever comes."""
         return np.zeros(2**self.slices, np.int8)
 
     def profile(self, sequence: SliceSequence) -> Profile:
-        """Returns the length that is left of a sequence, by set of requested slices.
+        """Return the length that is left of a sequence, by set of requested slices.
 
         Args:
             sequence: A permutation of the slices.
@@ -52,7 +52,7 @@ class Lattice:
         return lengths_left(sequence)
 
     def value(self, profile: Profile) -> float:
-        """Returns the objective.
+        """Return the objective.
 
         Args:
             profile: Of some sequences.
@@ -76,7 +76,7 @@ class Lattice:
         return Reply(sequence, own, self.value(np.maximum(profile, own)))
 
     def longest_path(self, prizes: NDArray[np.float64], ties: Ties | None = None) -> tuple[SliceSequence, float]:
-        """Returns the sequence that collects most, and how much.
+        """Return the sequence that collects most, and how much.
 
         Args:
             prizes: By stage and requested set, shape (L, 2**L): the value of that stage's prefix not being hit by that
@@ -145,7 +145,7 @@ class Lattice:
 
 @lru_cache(maxsize=4)
 def set_sizes(slices: int) -> NDArray[np.int8]:
-    """Returns the number of slices in each set.
+    """Return the number of slices in each set.
 
     Args:
         slices: Number of slices, L.
@@ -165,7 +165,7 @@ def set_sizes(slices: int) -> NDArray[np.int8]:
 
 
 def set_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the sum of a value by slice over each set.
+    """Return the sum of a value by slice over each set.
 
     Args:
         values: By slice, shape (L,).
@@ -184,7 +184,7 @@ def set_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def lengths_left(sequence: SliceSequence) -> NDArray[np.int8]:
-    """Returns how long a prefix of the sequence survives each set of requested slices: up to the first that is in it.
+    """Return how long a prefix of the sequence survives each set of requested slices: up to the first that is in it.
 
     Args:
         sequence: A permutation of the slices.
@@ -204,10 +204,10 @@ def lengths_left(sequence: SliceSequence) -> NDArray[np.int8]:
 
 
 def distinct_request_sets(probabilities: Probabilities, requests: int) -> NDArray[np.float64]:
-    """Returns the chance of each set after 1, 2, ... requests, counting only those that hit a new slice.
+    """Return the chance of each set after 1, 2, ... requests, counting only those that hit a new slice.
 
-    Requests are drawn from the prior; one for a slice that was asked for before changes nothing and is not counted.
-    So the k-th request that counts is slice x with its prior, divided by the prior of all slices that are left.
+    Requests are drawn from the prior; a repeated request for a slice changes nothing and is not counted. So the k-th
+    request that counts is slice x with its prior, divided by the prior of all slices that are left.
 
     Args:
         probabilities: By slice, shape (L,).

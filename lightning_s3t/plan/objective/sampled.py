@@ -36,11 +36,11 @@ class SampledLandscape:
         self._survives = np.ascontiguousarray(survives.T, np.int16)  # by slice and history
 
     def nothing(self) -> Profile:
-        """Returns the profile of no sequences: no stage survives any request."""
+        """Return the profile of no sequences: no stage survives any request."""
         return np.zeros((self.slices, self.samples), np.int16)
 
     def profile(self, sequence: SliceSequence) -> Profile:
-        """Returns how many requests each prefix of the sequence survives, by stage and history.
+        """Return how many requests each prefix of the sequence survives, by stage and history.
 
         Args:
             sequence: A permutation of the slices.
@@ -48,7 +48,7 @@ class SampledLandscape:
         return np.minimum.accumulate(self._survives[list(sequence)], axis=0)
 
     def value(self, profile: Profile) -> float:
-        """Returns an estimate of the objective.
+        """Return an estimate of the objective.
 
         Args:
             profile: Of some sequences.
@@ -56,7 +56,7 @@ class SampledLandscape:
         return float(profile.sum(dtype=np.int64)) / self.samples
 
     def standard_error(self, profile: Profile) -> float:
-        """Returns the standard error of the estimate.
+        """Return the standard error of the estimate.
 
         Args:
             profile: Of some sequences.
@@ -64,7 +64,7 @@ class SampledLandscape:
         return float(profile.sum(axis=0, dtype=np.int64).std(ddof=1)) / float(np.sqrt(self.samples))
 
     def best_reply(self, profile: Profile, ties: Ties) -> Reply:
-        """Returns a sequence that adds much to others, found by a beam search from its first slice on.
+        """Return a sequence that adds much to others, found by a beam search from its first slice on.
 
         Args:
             profile: Profile of the other sequences.

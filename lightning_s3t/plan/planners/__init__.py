@@ -1,1 +1,1 @@
-"""The planners: each gives the sequences of a budget."""
+"""The planners: each returns the sequences for a budget."""

@@ -14,7 +14,7 @@ DRAWS_PER_ORDER = 50
 
 
 def conditional(slices: int, budget: int, seed: int = 0, prior: Prior | None = None) -> Family:
-    """Draws different sequences, slice by slice, each of the slices left with a weight of 1 minus its prior.
+    """Draw different sequences, slice by slice, where each remaining slice has a weight of 1 minus its prior.
 
     Unlikely slices tend to come first (the paper's section 3.3, and its published code). When nearly all sequences are
     requested, the last ones would hardly ever be drawn; cyclic sequences fill the rest.
@@ -37,7 +37,7 @@ def conditional(slices: int, budget: int, seed: int = 0, prior: Prior | None = N
 
 
 def draw_conditionally(problem: PlanProblem, budget: int, seed: int) -> Family:
-    """Draws the sequences of `conditional`.
+    """Draw the sequences of `conditional`.
 
     Args:
         problem: The slices, and how likely requests are.

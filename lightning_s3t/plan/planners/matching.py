@@ -22,7 +22,7 @@ FORBIDDEN = -1e9
 
 
 def bms(slices: int, budget: int, prior: Prior | None = None) -> Family:
-    """Builds L sequences column by column, each column a matching of maximum weight between sequences and slices.
+    """Build L sequences column by column, each column a matching of maximum weight between sequences and slices.
 
     The k-th column may give each sequence any slice that it does not have yet, each slice once. The weight of a slice
     is its contribution to the sequence's score, sum over n of n * (1 - prior of the first n slices)^100, which is high
@@ -49,7 +49,7 @@ def bms(slices: int, budget: int, prior: Prior | None = None) -> Family:
 
 
 def match_columns(problem: PlanProblem, budget: int) -> Family:
-    """Builds the sequences of `bms`.
+    """Build the sequences of `bms`.
 
     Args:
         problem: The slices, and how likely requests are.

@@ -38,12 +38,12 @@ def optimal(
     horizon: int | None = None,
     keep: Iterable[SliceSequence] = (),
 ) -> Family:
-    """Returns the sequences with the largest expected length of the best surviving prefix, over the coming requests.
+    """Return the sequences with the largest expected length of the best surviving prefix, over the coming requests.
 
     The objective is the sum, over the next `horizon` requests that hit a new slice, of the expected length of the best
-    prefix that is left in a shard, where requests are drawn from the prior. (A request for a slice that was asked for
-    before changes nothing, so it does not count.) `assess` gives its value, an upper bound for any sequences of that
-    budget, and the gap between the two.
+    remaining prefix in a shard, with requests drawn from the prior. (A repeated request for a slice changes nothing, so
+    it does not count.) `assess` gives its value, an upper bound for any sequences of that budget, and the gap between
+    the two.
 
     - Up to 5 slices the result is a proven optimum.
     - Up to 14 it is the best of a search over all sets of requested slices. It begins at cyclic rotation, at BMS, at
@@ -54,8 +54,8 @@ def optimal(
 
     The search replaces one sequence after the other by the best reply to the rest, which is a longest path in the
     lattice of sets, and anneals in between. The objective is submodular in the set of sequences, so that even the
-    greedy start has 1 - 1/e of the optimum (Nemhauser et al. 1978). The sequences come out by what each adds, so that a
-    fit that was cut off early has the best ones.
+    greedy start has 1 - 1/e of the optimum (Nemhauser et al. 1978). The sequences are sorted by how much each adds, so
+    that an interrupted fit has trained the best ones.
 
     Args:
         slices: Number of slices, L.
@@ -81,7 +81,7 @@ def optimal(
 
 
 def search(problem: PlanProblem, budget: int, seed: int = 0, keep: Iterable[SliceSequence] = ()) -> Family:
-    """Searches for the sequences of `optimal`.
+    """Search for the sequences of `optimal`.
 
     Args:
         problem: The slices, how likely requests are, and how far to look ahead.
@@ -112,7 +112,7 @@ def search(problem: PlanProblem, budget: int, seed: int = 0, keep: Iterable[Slic
 
 def _search_lattice(problem: PlanProblem, starts: list[Family], draw: Ties) -> Family:
     lattice, slices, budget = Lattice(problem.probabilities, problem.horizon), problem.slices, len(starts[0])
-    # the most that any sequences leave: all that was not requested
+    # the most that any sequences leave: everything that was not requested
     bound = float(lattice.weights @ (slices - lattice.sizes.astype(np.float64)))
     if problem.uniform:
         bound = min(bound, uniform_bound(slices, budget, problem.horizon))
@@ -184,7 +184,7 @@ class _Candidate:
             together = np.maximum(together, reply.profile)
 
     def improve(self, sweeps: int) -> None:
-        """Replaces each sequence that may move by the best reply to the rest, until that helps none of them."""
+        """Replace each movable sequence with the best reply to the others, until no replacement helps."""
         for _ in range(sweeps):
             before = self.value
             self._sweep()
@@ -192,7 +192,7 @@ class _Candidate:
                 return
 
     def by_what_each_adds(self) -> Family:
-        """Returns the sequences, each next one adding most to those before; equal ones stay as they were."""
+        """Return the sequences, each next one adding most to those before; equal ones stay as they were."""
         left = list(zip(self.sequences, self.profiles, strict=True))[self.fixed :]
         together, ordered = self._together(self.profiles[: self.fixed]), self.sequences[: self.fixed]
         while left:
@@ -239,10 +239,10 @@ class _Annealing:
         self._untouched: dict[int, NDArray[np.intp]] = {}
 
     def improve(self, sequences: Sequence[SliceSequence], moves: int, heat: float, draw: Ties) -> tuple[Family, float]:
-        """Returns the best family on the way, and its value; it is never below the one that it starts from.
+        """Return the best family on the way, and its value; it is never below the one that it starts from.
 
         Args:
-            sequences: Where to start.
+            sequences: The sequences to start from.
             moves: Number of swaps to try.
             heat: The first temperature, in multiples of the mean value of a stage.
             draw: Draws from [0, 1).

@@ -59,7 +59,7 @@ def random_sequences(slices: int, budget: int, seed: int = 0) -> Family:
 
 
 def all_sequences(slices: int, budget: int, seed: int = 0) -> Family:
-    """Every sequence there is; the budget must be L!.
+    """All sequences; the budget must be L!.
 
     Args:
         slices: Number of slices, L.
@@ -101,7 +101,7 @@ def sisa(slices: int, budget: int, seed: int = 0) -> Family:
 
 
 def distinct_sequences(sequences: Iterable[SliceSequence], slices: int, budget: int) -> Family:
-    """Returns the sequences without repeats, filled up to the budget with cyclic ones that are not among them.
+    """Return the sequences without repeats, filled up to the budget with cyclic ones that are not among them.
 
     Args:
         sequences: Sequences of the slices.

@@ -32,7 +32,7 @@ def optimal_within(
     horizon: int | None = None,
     keep: Iterable[SliceSequence] = (),
 ) -> Family:
-    """Returns the best sequences found whose training costs no more than a limit for each shard.
+    """Return the best sequences found whose training costs no more than a limit for each shard.
 
     Sequences with a common prefix share units, so that for one cost there may be few sequences that differ from the
     start, or more of them that part late. Up to 14 slices, sequences are added by their gain per cost, each branching
@@ -52,7 +52,7 @@ def optimal_within(
             added to them (up to 14 slices).
 
     Raises:
-        ConfigurationError: Not exactly one limit is given, or it does not pay for one sequence.
+        ConfigurationError: Not exactly one limit is given, or it is too small for one sequence.
 
     Example:
         >>> from lightning_s3t.plan import cost_of
@@ -65,7 +65,7 @@ def optimal_within(
 
 
 def search_within(problem: PlanProblem, limit: Limit, seed: int = 0, keep: Iterable[SliceSequence] = ()) -> Family:
-    """Searches for the sequences of `optimal_within`.
+    """Search for the sequences of `optimal_within`.
 
     Args:
         problem: The slices, how likely requests are, and how far to look ahead.
@@ -93,7 +93,7 @@ def search_within(problem: PlanProblem, limit: Limit, seed: int = 0, keep: Itera
 
 
 def as_many_as(planner: Callable[[int], Family], limit: Limit) -> Family:
-    """Returns as many of a planner's sequences as a limit pays for.
+    """Return as many of a planner's sequences as a limit pays for.
 
     Args:
         planner: Gives the sequences for a budget.

@@ -85,7 +85,7 @@ def endurance_of(
     trials: int = TRIALS,
     seed: int = 0,
 ) -> tuple[Endurance, ...]:
-    """Returns how long checked sequences serve at least each floor, as `requests_until`.
+    """Return how long checked sequences serve at least each floor, as `requests_until`.
 
     Args:
         family: The sequences.

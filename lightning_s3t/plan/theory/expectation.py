@@ -93,7 +93,7 @@ def survivors_of(
 
 
 def retention_bound(shards: int, sequences: Iterable[Iterable[int]], requests: int) -> float:
-    """Returns a lower bound on the expected length of a shard's best surviving prefix, for equal probabilities.
+    """Return a lower bound on the expected length of a shard's best surviving prefix, for equal probabilities.
 
     A prefix of k slices is untouched by r requests with probability (1 - k/(mL))^r. Take d disjoint prefixes of k
     slices. That they are all touched is at most as likely as if they were independent (counts of balls in boxes are
@@ -101,7 +101,7 @@ def retention_bound(shards: int, sequences: Iterable[Iterable[int]], requests: i
     k/(mL))^r)^d. The sum over k is the bound.
 
     For L rotations d is L/k, rounded down: the number min(B, L/k) in the paper's statement on retained performance,
-    which takes it for any B. For B < L rotations that start one slice apart there are fewer such prefixes, and the
+    which uses it for any B. For B < L rotations that start one slice apart there are fewer such prefixes, and the
     paper's expression is above the true value; here d is counted in the given sequences.
 
     Args:

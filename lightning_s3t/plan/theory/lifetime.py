@@ -1,8 +1,8 @@
 """The deletion rate for any sequences and any prior: the expected number of requests until no unit survives.
 
-A unit is lost with the first slice of its sequence, if not before. So all is lost when, in every shard, each slice that
-stands first in one of its sequences has been asked for. This is a coupon collector's problem over the places (shard,
-first slice), with probability p_i of a request for place i. Three forms of the same value:
+A unit is lost with the first slice of its sequence, if not before. So everything is lost once, in every shard, each
+slice that comes first in one of its sequences was requested. This is a coupon collector's problem over the places
+(shard, first slice), with probability p_i of a request for place i. Three forms of the same value:
 
 - Equal p_i = 1/(mL), n = m*B' places: after k of them are found, the next takes 1/((n - k) p) requests on average. The
   sum over k is mL * H(n), `deletion_rate` in survival.py.
@@ -33,7 +33,7 @@ DIGITS = 14
 
 
 def expected_lifetime(shards: int, sequences: Iterable[Iterable[int]], prior: Prior | None = None) -> float:
-    """Returns the expected number of requests until no unit of any shard survives.
+    """Return the expected number of requests until no unit of any shard survives.
 
     For equal probabilities it is `deletion_rate(shards, slices, distinct first slices)`.
 
@@ -43,7 +43,7 @@ def expected_lifetime(shards: int, sequences: Iterable[Iterable[int]], prior: Pr
         prior: Probability of a request for each slice, or for each shard and slice; None for equal probabilities.
 
     Returns:
-        Infinity, if there is a first slice that is never asked for.
+        Infinity, if a first slice is never requested.
 
     Raises:
         ConfigurationError: A sequence is not a permutation or appears twice, or the prior is invalid.
@@ -59,7 +59,7 @@ def expected_lifetime(shards: int, sequences: Iterable[Iterable[int]], prior: Pr
 
 
 def lifetime_of(family: Family, problem: PlanProblem) -> float:
-    """Returns the `expected_lifetime` of checked sequences.
+    """Return the `expected_lifetime` of checked sequences.
 
     Args:
         family: The sequences.
@@ -70,7 +70,7 @@ def lifetime_of(family: Family, problem: PlanProblem) -> float:
 
 
 def collector(probabilities: Iterable[float]) -> float:
-    """Returns the expected number of draws until each of some outcomes has come (the coupon collector).
+    """Return the expected number of draws until each of some outcomes has come (the coupon collector).
 
     It also judges other partitions: SISA, where the first slice of every shard is needed, and `arcane_lifetime`.
 
@@ -99,7 +99,7 @@ def collector(probabilities: Iterable[float]) -> float:
 
 
 def arcane_lifetime(classes: Iterable[float], blocks: int) -> float:
-    """Returns the deletion rate of an ARCANE-style partition, for comparison.
+    """Return the deletion rate of an ARCANE-style partition, for comparison.
 
     ARCANE (Yan et al., IJCAI 2022) trains a model for each class, block by block of the class's data, and keeps the
     intermediate states. After a request the model falls back to the state before the block, so a class is lost with its
@@ -113,7 +113,7 @@ def arcane_lifetime(classes: Iterable[float], blocks: int) -> float:
         blocks: Number of blocks of a class.
 
     Raises:
-        ConfigurationError: A share is negative, or they sum to more than 1, or there is no block.
+        ConfigurationError: A share is negative, the shares sum to more than 1, or `blocks` is below 1.
 
     Example:
         >>> round(arcane_lifetime([0.2] * 5, blocks=6), 1)  # as SISA with five shards

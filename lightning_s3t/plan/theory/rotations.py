@@ -7,8 +7,8 @@ and exclusion over the gaps that are larger than k,
 
     P(no gap is larger than k) = sum over j of (-1)^j C(d, j) C(L-1-jk, d-1) / C(L-1, d-1)
 
-(FedSGT, arXiv 2511.23393, has it for one shard). The number of different slices among r requests is that of a coupon
-collector.
+(FedSGT, arXiv 2511.23393, gives it for one shard). The number of different slices among r requests is a coupon
+collector's.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def rotation_share(slices: int, requests: int, shards: int = 1) -> float:
 
 
 def rotation_survival(slices: int, requests: int, shards: int = 1) -> NDArray[np.float64]:
-    """Returns the chance that a shard of all L rotations still serves a prefix of each length, as `rotation_share`.
+    """Return the chance that a shard of all L rotations still serves a prefix of each length, as `rotation_share`.
 
     Args:
         slices: Number of slices, L.
@@ -66,7 +66,7 @@ def rotation_survival(slices: int, requests: int, shards: int = 1) -> NDArray[np
 
 
 def limit_share(requests: int, rotations: bool = True) -> float:
-    """Returns the share of a shard that is served after some requests to it, for ever finer slices.
+    """Return the share of a shard that is served after some requests to it, for ever finer slices.
 
     The requests cut a circle into r random gaps; the expected length of the longest is H(r)/r of the circle
     (Whitworth), where H is the harmonic number. A single sequence (SISA) is a line with r cuts, and the expected part
@@ -88,7 +88,7 @@ def limit_share(requests: int, rotations: bool = True) -> float:
 
 
 def are_rotations(family: Family) -> bool:
-    """Returns whether sequences are all the rotations of one of them.
+    """Return whether sequences are all the rotations of one of them.
 
     Args:
         family: The sequences, all different.

@@ -64,7 +64,7 @@ def simulate(
     sizes: ArrayLike | None = None,
     seed: int = 0,
 ) -> Simulation:
-    """Plays requests against a plan, many times.
+    """Simulate requests against a plan, many times.
 
     - "slice": each request is for a slice drawn from the prior, independent of earlier ones.
     - "subject", "sample": each asks only once, so that the places of earlier requesters run out. The prior of a place

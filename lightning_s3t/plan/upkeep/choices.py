@@ -35,7 +35,7 @@ def steady_states(
     trials: int = TRIALS,
     seed: int = 0,
 ) -> tuple[SteadyState, ...]:
-    """Returns how stores of every combination do over the years, the cheapest first.
+    """Return how stores of every combination do over the years, the cheapest first.
 
     Args:
         rows: As in `steady_state`.
@@ -92,7 +92,7 @@ def steady_states(
 
 
 def cheapest(found: Iterable[SteadyState], quality: float) -> SteadyState | None:
-    """Returns the cheapest store that serves a wanted quality on 95 of 100 days; None if there is none.
+    """Return the cheapest store that serves a given quality on 95 of 100 days; None if no choice does.
 
     The cost is the compute of all fits. More shards need less of it and cost in another coin: all of them answer each
     request, and each has learnt from fewer rows (`sharding`). So compare choices for each number of shards separately
@@ -112,7 +112,7 @@ def cheapest(found: Iterable[SteadyState], quality: float) -> SteadyState | None
 
 
 def frontier(found: Iterable[SteadyState]) -> tuple[SteadyState, ...]:
-    """Returns the stores that no cheaper one with as many shards equals: by shards, then the cheapest first.
+    """Return the stores that no cheaper one with as many shards equals: by shards, then the cheapest first.
 
     A store stays if more of it serves than of all cheaper ones, in the mean of the days and on 95 of 100 days.
 

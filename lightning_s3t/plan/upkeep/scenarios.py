@@ -22,7 +22,7 @@ class Scenario:
         rate: Requests a person and year, in quiet times.
         spike: The rate of the first month, in multiples of `rate`; the excess halves every month.
         gathered: Requests are collected for this many days and carried out together.
-        agent_share: The part of the requests that comes from one agent, who hands in a burst at a time.
+        agent_share: The share of requests from one agent, who submits them in bursts.
         bursts: Number of bursts per year that an agent submits, at random times.
 
     Raises:
@@ -54,7 +54,7 @@ class Scenario:
             )
 
     def requests_a_year(self, people: int) -> float:
-        """Returns how many requests are expected in a quiet year.
+        """Return how many requests are expected in a quiet year.
 
         Args:
             people: Number of people who may ask.
@@ -62,7 +62,7 @@ class Scenario:
         return self.rate * people
 
     def by_day(self, people: int, days: int, trials: int, generator: np.random.Generator) -> NDArray[np.float64]:
-        """Draws how many requests are expected on each day; given these numbers, requests are independent.
+        """Draw the expected number of requests on each day; given these numbers, requests are independent.
 
         Args:
             people: Number of people who may ask; it is assumed that people who leave are replaced.

@@ -1,9 +1,9 @@
 """What serves day by day, and the cost of keeping it up, with a rate of requests and periodic fits.
 
-A fit builds all that requests have revoked, so the days between two fits repeat: after each fit the store is full.
-Given the expected requests of each day, the places (shard, slice) are first asked for at independent exponential times,
-so a trial takes as many draws as there are places, however many people there are. The units that a fit has to build are
-a closed-form expectation: a unit of stage k survives only if none of its k slices was requested.
+A fit builds all revoked units, so the days between two fits repeat: after each fit the store is full. Given the
+expected requests of each day, the places (shard, slice) are first requested at independent exponential times, so a
+trial needs one draw per place, for any number of people. The units that a fit has to build are a closed-form
+expectation: a unit of stage k survives only if none of its k slices was requested.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class SteadyState:
 
     @property
     def compute(self) -> float:
-        """The compute of the first fit and of all that come after it, in multiples of one full fine-tune."""
+        """The compute of the first and all later fits, in multiples of one full fine-tune."""
         return self.first_fit.compute + self.years * self.upkeep.compute
 
 
@@ -188,7 +188,7 @@ def quality_by_day(
     trials: int = TRIALS,
     seed: int = 0,
 ) -> Course:
-    """Plays years of requests and fits, as `steady_state`, for checked sequences.
+    """Simulate years of requests and fits for checked sequences, as `steady_state`.
 
     Args:
         shards: Number of shards, m.
@@ -233,7 +233,7 @@ def quality_by_day(
 
 
 def _days_of(clocks: NDArray[np.float64], reached: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Returns the day on which expected requests reach each clock; the number of days where they never do."""
+    """Return the day on which expected requests reach each clock; the number of days where they never do."""
     rows, length = reached.shape
     # one search for all rows: each is lifted above the one before
     most = float(reached.max()) + 1

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def as_arguments(layers: str | Sequence[str], head: Sequence[str]) -> str:
-    """Return the arguments that name layers and a head, as they are written in a script.
+    """Return the arguments that name layers and a head, as in a script.
 
     Args:
         layers: The path of a list of blocks, or the blocks' paths.

@@ -42,7 +42,7 @@ def has_parts(module: nn.Module) -> bool:
 
 
 def is_callable(module: nn.Module) -> bool:
-    """Return whether a module has a forward() of its own: a ModuleList or ModuleDict has none.
+    """Return whether a module has its own forward(): a ModuleList or ModuleDict does not.
 
     Args:
         module: The module.

@@ -34,7 +34,7 @@ def parse_layers(
         The blocks in forward order; whether they are the groups; the last layer of a Sequential, if it may be the head.
 
     Raises:
-        LayersError: A path is not that of a module, or the form is none of the three.
+        LayersError: A path is not that of a module, or the argument has none of the three forms.
     """
     if isinstance(layers, str):
         check_paths(root, [layers])
@@ -68,7 +68,7 @@ def check_paths(root: nn.Module, paths: Sequence[str]) -> None:
         paths: Paths that the user gave.
 
     Raises:
-        LayersError: One is not, with those that are like it.
+        LayersError: A path is not that of a module; the message lists similar ones.
     """
     known = [name for name, _ in root.named_modules(remove_duplicate=False) if name]
     for path in paths:

@@ -60,7 +60,7 @@ def find_in_plain_module(
 
 
 def _candidates(root: nn.Module, stacks: Sequence[Stack]) -> list[Stack]:
-    """Return the longest stack, and with it all that could be meant as well."""
+    """Return the longest stack, and all others that are possible."""
     close = longest(stacks, lambda stack: len(stack.blocks), share=0.5) if stacks else []
     return close + [stack for stack in stacks if stack not in close and _is_another_network(root, stack, close[0])]
 
@@ -100,11 +100,11 @@ def _common(first: Sequence[str], second: Sequence[str]) -> list[str]:
 
 
 def _find_chain(root: nn.Module, ignored: Sequence[str]) -> DetectedLayers | None:
-    """Find attributes that follow each other: each takes the channels that the one before gives.
+    """Find attributes that follow each other: each takes the output channels of the previous one.
 
-    They are all that the module has, or all of the one network in it. The last of them is the head. Embeddings at the
-    start stay frozen. A module that configures optimizers may hold several networks, so its own attributes form a chain
-    only if they are layers.
+    They are all attributes of the module, or of the single network in it. The last of them is the head. Embeddings at
+    the start stay frozen. A module that configures optimizers may hold several networks, so its own attributes form a
+    chain only if they are layers.
 
     Args:
         root: The module.

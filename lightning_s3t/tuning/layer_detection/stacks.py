@@ -90,7 +90,7 @@ def last_as_head(module: nn.Module, children: Sequence[str]) -> Block:
 
 
 def longest(stacks: Sequence[Stack], size: Callable[[Stack], float], share: float) -> list[Stack]:
-    """Return the largest stack, and with it those that come close: more than one if it is unclear which is meant.
+    """Return the largest stack and those of similar size: more than one if the choice is ambiguous.
 
     Args:
         stacks: At least one.
@@ -178,7 +178,7 @@ def _position(root: nn.Module, block: Block) -> int:
 
 
 def holder(root: nn.Module, paths: Sequence[str]) -> str:
-    """Return the path of the smallest module with a forward() of its own that holds all of several.
+    """Return the path of the smallest module with its own forward() that contains all of several.
 
     Args:
         root: The module that paths start at.

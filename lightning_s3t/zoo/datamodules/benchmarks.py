@@ -39,7 +39,7 @@ def _columns(first: str, second: str | None = None) -> Questions:
 
 
 def _choices(row: Mapping[str, Any]) -> list[tuple[str, str | None, int | float]]:
-    """COPA: each of the two choices is a question of its own."""
+    """COPA: each of the two choices is a separate question."""
     return [(row["premise"], row[f"choice{choice + 1}"], int(row["label"] == choice)) for choice in (0, 1)]
 
 
@@ -77,9 +77,10 @@ TASKS: dict[str, tuple[Questions, int]] = {
 
 
 def load_task(task: str, part: Part, source: str | Path | None = None) -> list[TextRow]:
-    """Loads a part of a task. Its test labels are secret, so its validation rows are the test rows too.
+    """Load a part of a task. Its test labels are secret, so its validation rows are the test rows too.
 
-    The owner is the number of the row in the task's train rows: where a row asks two questions (COPA), both are its.
+    The owner is the index of the row in the task's train rows: if a row has two questions (COPA), both have the same
+    owner.
 
     Args:
         task: For example "glue/qnli".
@@ -88,7 +89,7 @@ def load_task(task: str, part: Part, source: str | Path | None = None) -> list[T
 
     Raises:
         ConfigurationError: The task does not exist, or `datasets` is not installed.
-        DataError: The rows cannot be loaded, or are those of another task.
+        DataError: The rows cannot be loaded, or belong to another task.
     """
     check_task(task)
     questions, _ = TASKS[task]
@@ -111,7 +112,7 @@ def check_task(task: str) -> None:
         task: For example "glue/qnli".
 
     Raises:
-        ConfigurationError: Naming those that there are.
+        ConfigurationError: The name is unknown; the message lists the known ones.
 
     Example:
         >>> check_task("glue/chess")

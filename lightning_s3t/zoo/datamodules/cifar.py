@@ -70,7 +70,7 @@ class CIFARData(OwnedData):
             kind(str(self.folder), download=True)
 
     def load(self, part: Part) -> OwnedRows | None:
-        """Loads a part.
+        """Load a part.
 
         Args:
             part: The part.

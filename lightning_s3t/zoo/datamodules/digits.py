@@ -37,7 +37,7 @@ class DigitsData(OwnedData):
         self.seed = seed
 
     def load(self, part: Part) -> OwnedRows:
-        """Loads a part.
+        """Load a part.
 
         Args:
             part: The part.

@@ -71,7 +71,7 @@ class ImageFolderData(OwnedData):
         return sorted(path.name for path in train.iterdir() if path.is_dir())
 
     def load(self, part: Part) -> OwnedRows | None:
-        """Loads a part: its paths, sorted; the images are read when they are needed.
+        """Load a part: its sorted paths; images are read when needed.
 
         Args:
             part: The part.
@@ -130,7 +130,7 @@ class OwnerRule:
             )
 
     def __call__(self, path: str) -> str:
-        """Returns the owner's id.
+        """Return the owner's id.
 
         Args:
             path: Within the part, with slashes.
@@ -166,7 +166,7 @@ def _sorted_images(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _annotated(folder: Path) -> list[tuple[Path, str]]:
-    """Reads Tiny ImageNet's list of a file and its class a line."""
+    """Read Tiny ImageNet's list, with one file and its class per line."""
     found = []
     for number, line in enumerate((folder / ANNOTATIONS).read_text().splitlines(), start=1):
         name, _, rest = line.partition("\t")

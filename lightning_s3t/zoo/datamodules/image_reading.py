@@ -51,7 +51,7 @@ class ImageReading:
         self.transform = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean, std)])
 
     def __call__(self, row: tuple[Path | np.ndarray[Any, Any], int]) -> tuple[Tensor, int]:
-        """Reads an image.
+        """Read an image.
 
         Args:
             row: A file or an array `[height, width, 3]` of bytes, and its label.

@@ -92,7 +92,7 @@ class InstructionData(OwnedData):
         return PadRows(padding_of(self.tokenizer))
 
     def encode(self, record: Record, file: Path, number: int) -> dict[str, list[int]]:
-        """Returns a record's tokens, and its labels: -100 over the prompt.
+        """Return a record's tokens, and its labels: -100 over the prompt.
 
         Args:
             record: The record.

@@ -76,7 +76,7 @@ class OwnedData(pl.LightningDataModule, ABC):
 
     @abstractmethod
     def load(self, part: Part) -> OwnedRows | None:
-        """Loads a part of the data.
+        """Load a part of the data.
 
         Args:
             part: The part.
@@ -90,7 +90,7 @@ class OwnedData(pl.LightningDataModule, ABC):
         return None
 
     def rows(self, part: Part) -> OwnedRows | None:
-        """Returns a part of the data, loaded at the first call.
+        """Return a part of the data, loaded at the first call.
 
         Args:
             part: The part.
@@ -100,26 +100,26 @@ class OwnedData(pl.LightningDataModule, ABC):
         return self._parts[part]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Returns the shuffled train rows."""
+        """Return the shuffled train rows."""
         rows = self.rows("train")
         if rows is None or not len(rows):
             raise DataError(f"{type(self).__name__} has no train rows. Expected one or more.")
         return self._loader(rows, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Returns the rows for validation; an empty list if there are none."""
+        """Return the rows for validation; an empty list if there are none."""
         rows = self.rows("val")
         return self._loader(rows) if rows is not None else []
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Returns the rows for the test."""
+        """Return the rows for the test."""
         rows = self.rows("test")
         if rows is None:
             raise DataError(f"{type(self).__name__} has no test rows. Name them in its argument `test`.")
         return self._loader(rows)
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Returns the rows for the test."""
+        """Return the rows for the test."""
         return self.test_dataloader()
 
     def _loader(self, rows: OwnedRows, shuffle: bool = False) -> DataLoader[Any]:
@@ -127,7 +127,7 @@ class OwnedData(pl.LightningDataModule, ABC):
 
 
 def hold_out(rows: Sequence[Any], count: int, part: Part) -> range:
-    """Returns the numbers of the rows of a part, where the first rows are held out for validation.
+    """Return the numbers of the rows of a part, where the first rows are held out for validation.
 
     The first and not the last, so that rows which come later move nothing.
 

@@ -27,8 +27,8 @@ class TextData(OwnedData):
         text: The column of the text.
         text_pair: The column of the second text of a pair.
         label: The column of the label.
-        labels: The names of the classes in order, where the column has names and not numbers from 0. They are given
-            and not collected, since a list that is collected from all rows depends on all of them.
+        labels: The names of the classes in order, where the column has names and not numbers from 0. They are an
+            argument, since a list collected from all rows would depend on all of them.
         regression: Whether labels are numbers to predict.
         subject: The column of who owns the row; None if each row is its own owner, by its number.
         max_length: The largest number of tokens of a row; the rest is cut off.

@@ -13,7 +13,7 @@ Record = dict[str, Any]
 
 
 def read_records(path: Path) -> list[Record]:
-    """Reads a file of records, in its order.
+    """Read a file of records, in order.
 
     CSV and TSV have a header line; JSONL has an object a line; JSON has a list of objects.
 
@@ -40,7 +40,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def value_of(record: Record, column: str, path: Path, number: int) -> Any:
-    """Returns a value of a record.
+    """Return a value of a record.
 
     Args:
         record: The record.

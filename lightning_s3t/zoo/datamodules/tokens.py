@@ -13,7 +13,7 @@ from lightning_s3t.zoo.models.language_model import IGNORED
 
 
 def load_tokenizer(name: str) -> Any:
-    """Loads a tokenizer.
+    """Load a tokenizer.
 
     Args:
         name: The model's name on the hub, or its folder.
@@ -66,7 +66,7 @@ class PadRows:
         self.fillers = {"input_ids": padding, "labels": IGNORED}
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Returns the batch.
+        """Return the batch.
 
         Args:
             rows: Of lists of equal length within a row, or of single numbers.

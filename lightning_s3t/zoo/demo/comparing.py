@@ -64,7 +64,7 @@ def make_digits_app(
     torch.manual_seed(settings.seed)
     model.network.reset_classifier(10)  # a new head, as for a downloaded backbone with a new task
     s3t = S3T(
-        "s3t-demo-store",  # the comparison has stores of its own
+        "s3t-demo-store",  # the comparison has its own stores
         settings.shards,
         settings.slices,
         settings.budget,

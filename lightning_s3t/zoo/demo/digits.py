@@ -50,7 +50,7 @@ def accuracy(model: nn.Module, test: tuple[Tensor, Tensor]) -> float:
     """Return the share of images that a model classifies correctly.
 
     Args:
-        model: A module that gives logits.
+        model: A module that returns logits.
         test: Images and labels.
     """
     images, labels = test

@@ -14,7 +14,7 @@ COLOURS = {"S3T": "#3b5bdb", "SISA": "#e8590c"}
 
 
 def draw(trajectories: Mapping[str, Trajectory], lines: Mapping[str, float], path: Path) -> None:
-    """Draws accuracy above and survivors below, over the same requests.
+    """Draw accuracy above and survivors below, over the same requests.
 
     Args:
         trajectories: By method.

@@ -61,7 +61,7 @@ class DemoResult:
 
 
 def run_demo(output: Path, settings: DemoSettings, console: Console | None = None) -> DemoResult:
-    """Tells the story: trains, forgets nine people of ten, checks the guarantees, draws.
+    """Run the demo: train, forget nine of ten people, check the guarantees, draw.
 
     Args:
         output: The folder for the picture.
@@ -167,7 +167,7 @@ def _forget(
             )
 
         trajectory = forget_on_and_on(store, model, people, digits.test, tell)
-    table = Table("request", "accuracy", "units alive", "slices in use", title=f"{name}, one request after the other")
+    table = Table("request", "accuracy", "units alive", "slices in use", title=f"{name}, one request after another")
     last = trajectory.requests
     for request in sorted({0, 1, 2, 5, *range(0, last, 10), last}):
         if request <= last:

@@ -61,7 +61,7 @@ QUICK = DemoSettings(
 
 
 def make_trainer(epochs: int, *callbacks: pl.Callback, progress: bool = False) -> pl.Trainer:
-    """Returns a trainer without files or chatter.
+    """Return a trainer without files or chatter.
 
     Args:
         epochs: Number of epochs.
@@ -120,7 +120,7 @@ def train_publicly(rows: OwnedRows, settings: DemoSettings) -> ImageClassifier:
 
 
 def fine_tune_fully(model: ImageClassifier, rows: OwnedRows, settings: DemoSettings) -> tuple[ImageClassifier, float]:
-    """Fine-tunes every parameter on all private rows: the best that can be had, and cannot forget.
+    """Fine-tune every parameter on all private rows: the best accuracy, but without forgetting.
 
     Args:
         model: The publicly trained model; it is copied.
@@ -148,7 +148,7 @@ def train_by_slices(
     progress: bool = False,
     floor: bool = False,
 ) -> float:
-    """Trains by S3T: the user's module and trainer, and one callback.
+    """Train with S3T: the user's module and trainer, and one callback.
 
     Args:
         model: The publicly trained model.

@@ -77,7 +77,7 @@ class ImageClassifier(pl.LightningModule):
         self.test_scores = make_scores(["accuracy"], num_classes, "test")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns the logits, `[rows, classes]`.
+        """Return the logits, `[rows, classes]`.
 
         Args:
             images: `[rows, channels, height, width]`.
@@ -86,7 +86,7 @@ class ImageClassifier(pl.LightningModule):
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Returns a batch's loss.
+        """Return a batch's loss.
 
         Args:
             batch: Images and labels.
@@ -98,7 +98,7 @@ class ImageClassifier(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Logs a batch's loss and accuracy.
+        """Log a batch's loss and accuracy.
 
         Args:
             batch: Images and labels.
@@ -111,7 +111,7 @@ class ImageClassifier(pl.LightningModule):
         self.log_dict(self.val_scores)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Logs a batch's accuracy.
+        """Log a batch's accuracy.
 
         Args:
             batch: Images and labels.
@@ -122,7 +122,7 @@ class ImageClassifier(pl.LightningModule):
         self.log_dict(self.test_scores)
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Returns a batch's logits.
+        """Return a batch's logits.
 
         Args:
             batch: Images and labels.
@@ -132,5 +132,5 @@ class ImageClassifier(pl.LightningModule):
         return logits
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Makes the optimizer and the schedule."""
+        """Make the optimizer and the schedule."""
         return self.optimization.configure(self)

@@ -64,7 +64,7 @@ class CausalLM(pl.LightningModule):
         self.test_perplexity = Perplexity(ignore_index=IGNORED)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Returns the logits of the next token, `[rows, tokens, vocabulary]`.
+        """Return the logits of the next token, `[rows, tokens, vocabulary]`.
 
         Args:
             batch: The output of the tokenizer; labels are ignored.
@@ -74,7 +74,7 @@ class CausalLM(pl.LightningModule):
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Returns a batch's loss.
+        """Return a batch's loss.
 
         Args:
             batch: Tokens and labels.
@@ -86,7 +86,7 @@ class CausalLM(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Logs a batch's loss and perplexity.
+        """Log a batch's loss and perplexity.
 
         Args:
             batch: Tokens and labels.
@@ -95,7 +95,7 @@ class CausalLM(pl.LightningModule):
         self._evaluate(batch, "val", self.val_perplexity)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Logs a batch's loss and perplexity.
+        """Log a batch's loss and perplexity.
 
         Args:
             batch: Tokens and labels.
@@ -104,7 +104,7 @@ class CausalLM(pl.LightningModule):
         self._evaluate(batch, "test", self.test_perplexity)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Returns a batch's logits.
+        """Return a batch's logits.
 
         Args:
             batch: Tokens.
@@ -114,7 +114,7 @@ class CausalLM(pl.LightningModule):
         return logits
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Makes the optimizer and the schedule."""
+        """Make the optimizer and the schedule."""
         return self.optimization.configure(self)
 
     def _evaluate(self, batch: Batch, part: str, perplexity: Perplexity) -> None:

@@ -11,7 +11,7 @@ from lightning_s3t.zoo.extras import import_extra
 
 
 def load_model(auto_class: str, name: str | None, config: dict[str, Any] | None, **arguments: Any) -> nn.Module:
-    """Loads a pretrained model, or draws one.
+    """Load a pretrained model, or create a random one.
 
     Args:
         auto_class: The class of transformers, for example "AutoModelForCausalLM".
@@ -57,4 +57,4 @@ def load_model(auto_class: str, name: str | None, config: dict[str, Any] | None,
             model = auto.from_config(transformers.AutoConfig.for_model(kind, **{**values, **arguments}))
         except ValueError as error:
             raise ConfigurationError(f"transformers cannot make a model of type {kind!r}: {error}") from error
-    return model.train()  # transformers gives them in eval mode, and Lightning trains modules in the mode it finds
+    return model.train()  # transformers returns them in eval mode, and Lightning trains modules in the mode it finds

@@ -23,7 +23,7 @@ REGRESSION = ("pearson", "spearman")
 
 
 def make_scores(names: Sequence[Score], num_classes: int, part: str) -> MetricCollection:
-    """Makes metrics that take `answers(logits)` and labels.
+    """Make metrics that take `answers(logits)` and labels.
 
     "f1" is that of class 1 where there are two classes, and the mean over the classes where there are more.
 
@@ -46,7 +46,7 @@ def make_scores(names: Sequence[Score], num_classes: int, part: str) -> MetricCo
 
 
 def answers(logits: Tensor) -> Tensor:
-    """Returns the class of each row, or its number for a regression.
+    """Return the class of each row, or its number for a regression.
 
     Args:
         logits: `[rows, classes]`, or `[rows, 1]`.

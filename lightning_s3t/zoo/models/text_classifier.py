@@ -65,7 +65,7 @@ class TextClassifier(pl.LightningModule):
         self.network = load_model("AutoModelForSequenceClassification", name, config, num_labels=num_classes)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Returns the logits, `[rows, classes]`.
+        """Return the logits, `[rows, classes]`.
 
         Args:
             batch: The output of the tokenizer; labels are ignored.
@@ -75,7 +75,7 @@ class TextClassifier(pl.LightningModule):
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Returns a batch's loss.
+        """Return a batch's loss.
 
         Args:
             batch: The output of the tokenizer, with labels.
@@ -86,7 +86,7 @@ class TextClassifier(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Logs a batch's loss and metrics.
+        """Log a batch's loss and metrics.
 
         Args:
             batch: The output of the tokenizer, with labels.
@@ -98,7 +98,7 @@ class TextClassifier(pl.LightningModule):
         self.log_dict(self.val_scores, batch_size=len(labels))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Logs a batch's metrics.
+        """Log a batch's metrics.
 
         Args:
             batch: The output of the tokenizer, with labels.
@@ -108,7 +108,7 @@ class TextClassifier(pl.LightningModule):
         self.log_dict(self.test_scores, batch_size=len(batch["labels"]))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Returns a batch's logits.
+        """Return a batch's logits.
 
         Args:
             batch: The output of the tokenizer.
@@ -118,7 +118,7 @@ class TextClassifier(pl.LightningModule):
         return logits
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Makes the optimizer and the schedule."""
+        """Make the optimizer and the schedule."""
         return self.optimization.configure(self)
 
 

@@ -14,7 +14,7 @@ from lightning_s3t.service import ControlSettings, make_control_app, read_settin
 from lightning_s3t.service.settings import FidesSettings
 from lightning_s3t.store import Store
 from tests.service.conftest import ASK, LOOK, TOKENS, as_role
-from tests.store.people_store import in_place
+from tests.store.people_store import SETTINGS, in_place, session
 
 ANN, BOB = in_place(0, 0), in_place(1, 1)
 
@@ -84,6 +84,16 @@ def test_a_person_who_is_not_in_the_data_never_enters_a_later_fit(fides: TestCli
     assert call(fides, "stranger").json() == {"halt": False}
     with Store.open(path) as store:
         assert store.forgotten(["stranger"]) == {"stranger"}
+
+
+def test_a_request_halts_while_the_model_still_serves_the_data(tmp_path: Path) -> None:
+    method = {"name": "ssd", "guarantee": "empirical", "response": "replace"}
+    with Store.create(tmp_path / "store", {**SETTINGS, "method": method}) as store:
+        session(store).register([ANN])
+    settings = ControlSettings(fides=FidesSettings(identity="external_id"))
+    with TestClient(make_control_app(tmp_path / "store", TOKENS, settings), headers=as_role(ASK)) as fides:
+        for _ in range(2):
+            assert call(fides).json() == {"halt": True}
 
 
 def test_it_needs_the_role_to_ask_and_to_be_set_up(fides: TestClient, door: TestClient) -> None:

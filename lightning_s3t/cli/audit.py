@@ -1,5 +1,4 @@
-"""The command `s3t store audit`: trains surviving units again, without the forgotten subjects, and compares them bit by
-bit."""
+"""The command `s3t store audit`: compares surviving units with a training without the forgotten subjects."""
 
 from __future__ import annotations
 

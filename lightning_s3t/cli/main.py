@@ -154,7 +154,7 @@ def _run(given: list[str]) -> int:
     if given in (
         [],
         *([group] for group in _GROUPS),
-    ):  # help was not requested: a script with a missing command must fail
+    ):  # help was not requested: a script must fail
         app.help_print(given)
         return EXIT_ERROR
     if "-" in given and "--" not in given:  # standard input, which is an argument and not an option

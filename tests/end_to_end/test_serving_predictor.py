@@ -132,7 +132,7 @@ def test_a_store_whose_module_is_refused_is_closed(store: Path, monkeypatch: pyt
 
 def test_a_predictor_is_not_served_again(store: Path) -> None:
     served = EnsemblePredictor.from_store(store, Plain())
-    with pytest.raises(ConfigurationError, match="is an EnsemblePredictor already"):
+    with pytest.raises(ConfigurationError, match="is already an EnsemblePredictor"):
         EnsemblePredictor.from_store(store, served)
 
 

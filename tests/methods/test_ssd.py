@@ -106,7 +106,7 @@ def test_a_module_that_optimizes_by_hand_is_refused_and_serves_on(tmp_path: Path
 
 
 def test_an_edit_in_the_scripts_own_process_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="process of its own"):
+    with pytest.raises(UnsupportedError, match="separate process"):
         fit(tmp_path / "store", People.make(), method=SSD(), adapter=None, isolation="none")
 
 

@@ -169,7 +169,7 @@ def test_what_is_left_never_grows() -> None:
         ({"requester": "subject", "sizes": [1, 2]}, "shape"),
         ({"requester": "subject", "sizes": -1}, "non-negative"),
         ({"requester": "subject", "sizes": 0}, "not all 0"),
-        ({"requester": "adaptive", "prior": [0.5, 0.5]}, "Leave it out"),
+        ({"requester": "adaptive", "prior": [0.5, 0.5]}, "Leave the prior out"),
         ({"prior": [0.5, 0.6]}, "sums to"),
     ],
 )

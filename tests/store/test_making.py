@@ -97,7 +97,7 @@ def test_an_empty_folder_becomes_a_store(tmp_path: Path) -> None:
 
 def test_a_file_in_the_place_of_the_folder_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("thesis")
-    with pytest.raises(StoreError, match="is no store"):
+    with pytest.raises(StoreError, match="is not a store"):
         Store.create(tmp_path / "store", SETTINGS)
     assert (tmp_path / "store").read_text() == "thesis"
 

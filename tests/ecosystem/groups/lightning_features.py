@@ -390,10 +390,10 @@ refused("IterableDataset", "DataError", "IterableDataset", "its rows cannot be s
 refused("dict of loaders", "UnsupportedError", "several train dataloaders", "one over a ConcatDataset")(
     lambda v: Script(Classifier(), {"a": TEST, "b": TEST})
 )
-refused("optimizer parameters collected in __init__", "UnsupportedError", "do not hold", "collect them later")(
+refused("optimizer parameters collected in __init__", "UnsupportedError", "do not have", "collect them later")(
     lambda v: script(v, module=Collected())
 )
-refused("optimizer of the head alone", "UnsupportedError", "do not hold", "the groups would not be trained")(
+refused("optimizer of the head alone", "UnsupportedError", "do not have", "the groups would not be trained")(
     lambda v: script(v, module=HeadOnly())
 )
 refused("LazyLinear", "LayersError", "[Uu]ninitiali|batch", "a batch has to go through it before")(
@@ -621,7 +621,7 @@ def split_at_random(folder: Path) -> None:
         rows = [row for row in indices if opened.partition.place(str(row)).shard == 0][:5]
         opened.forget([str(row) for row in rows])
     shutil.copytree(folder / "store", folder / "replaced")
-    with pytest.warns(UserWarning, match="other subjects"):
+    with pytest.warns(UserWarning, match="subjects of their slices have changed"):
         data = fit_into(folder / "store", People.make(), seed=1)
     assert set(rows) & set(data.part.indices), "the new split has none of the rows that were forgotten"
     replaced = People.make()
@@ -695,7 +695,7 @@ def changed_rows(folder: Path) -> None:
         return units(folder / "store")
 
     first = fit_rows(People.make())
-    with pytest.warns(UserWarning, match="changed under the same ids"):
+    with pytest.warns(UserWarning, match="rows with the same ids have changed"):
         second = fit_rows(People.make().replaced(SUBJECT))
     with Store.open(folder / "store") as opened:
         place = opened.partition.place(SUBJECT)

@@ -1,4 +1,4 @@
-"""The command `s3t store audit`: trains surviving units again, without the forgotten, and compares them bit by bit."""
+"""The command `s3t store audit`: compares surviving units with a training without the forgotten subjects."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def audit(
 
     Args:
         store: The store's folder. It remembers the config that it was trained with, if that was a LightningCLI's.
-        config: In place of that, the config, or several, as for fit; with the S3T callback.
+        config: Instead of that, the config, or several, as for fit; with the S3T callback.
         model: The import path of the app's module class (my_app:LitClassifier), if the config does not name a class.
         data: The import path of the app's data module class, if the config does not name a class.
         cli: The import path of the app's own LightningCLI class, if it has one (my_app:MyCLI).
@@ -75,7 +75,7 @@ def load_app(
 
     Args:
         store: The store's folder, which remembers the config; or None.
-        configs: In place of that, the config, or several.
+        configs: Instead of that, the config, or several.
         model: The import path of the app's module class, if the config does not name a class.
         data: The import path of the app's data module class, if the config does not name a class.
         cli: The import path of the app's own LightningCLI class, if it has one.

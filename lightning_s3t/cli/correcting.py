@@ -24,8 +24,8 @@ def rectify(
 
     Args:
         store: The store's folder.
-        subjects: The subjects' ids; a dash to read them from standard input, one a line, in UTF-8.
-        allow_unknown: Pass over ids that the store has never seen: nothing holds their data.
+        subjects: The subjects' ids; a dash to read them from standard input, one per line, in UTF-8.
+        allow_unknown: Skip ids that the store has never seen: nothing holds their data.
         request_id: Your name for the request: repeated with the same subjects, the command prints the receipt again and
             changes nothing, so that a script can retry.
         sign: Sign the receipt with this key (Ed25519, PEM); implies --json.
@@ -59,8 +59,8 @@ def restrict(
 
     Args:
         store: The store's folder.
-        subjects: The subjects' ids; a dash to read them from standard input, one a line, in UTF-8.
-        allow_unknown: Take ids that the store has never seen too: they never enter a fit until they are released.
+        subjects: The subjects' ids; a dash to read them from standard input, one per line, in UTF-8.
+        allow_unknown: Accept ids that the store has never seen: they never enter a fit until they are released.
         request_id: Your name for the request: repeated with the same subjects, the command prints the receipt again and
             changes nothing, so that a script can retry.
         sign: Sign the receipt with this key (Ed25519, PEM); implies --json.
@@ -88,7 +88,7 @@ def release(
 
     Args:
         store: The store's folder.
-        subjects: The subjects' ids; a dash to read them from standard input, one a line, in UTF-8.
+        subjects: The subjects' ids; a dash to read them from standard input, one per line, in UTF-8.
         request_id: Your name for the request: repeated with the same subjects, the command prints the receipt again and
             changes nothing, so that a script can retry.
         sign: Sign the receipt with this key (Ed25519, PEM); implies --json.

@@ -8,13 +8,13 @@ from lightning_s3t.errors import ConfigurationError, S3TError
 
 
 def demo(*, output: Path = Path("s3t-demo"), seed: int = 0, epochs: int | None = None, quick: bool = False) -> None:
-    """Show the whole story on real data, offline, in about two minutes: train by slices, forget, check the guarantees.
+    """Run a full example on real data, offline, in about two minutes: train by slices, forget, check the guarantees.
 
     Args:
         output: The folder for the picture.
         seed: Seed of everything random.
         epochs: Epochs of each stage of S3T; by default 8.
-        quick: Tiny sizes, to see the course of things in seconds; the accuracies mean nothing then.
+        quick: Tiny sizes, to see all steps in seconds; the accuracies are then meaningless.
     """
     from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""`s3t drill`: a restore that is rehearsed on copies."""
+"""`s3t drill`: rehearses a restore on copies."""
 
 from __future__ import annotations
 

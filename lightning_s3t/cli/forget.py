@@ -35,11 +35,11 @@ def forget(
 
     Args:
         store: The store's folder.
-        subjects: The subjects' ids; a dash to read them from standard input, one a line, in UTF-8.
-        at: Not now but at this time (2027-01-31T12:00Z): with --due, or when the store is next opened.
-        due: In place of subjects: carry out the scheduled requests that are due, as one request; for cron.
+        subjects: The subjects' ids; a dash to read them from standard input, one per line, in UTF-8.
+        at: Carry the request out at this time (2027-01-31T12:00Z): with --due, or when the store is next opened.
+        due: Instead of subjects: carry out the scheduled requests that are due, as one request; for cron.
         cancel: Cancel the subjects' scheduled requests; requests that are already due are carried out.
-        allow_unknown: Take ids that the store has never seen too: they never enter a later fit.
+        allow_unknown: Accept ids that the store has never seen: they never enter a later fit.
         request_id: Your name for the request: repeated with the same subjects, the command prints the receipt again and
             changes nothing, so that a script can retry.
         sign: Sign the receipt with this key (Ed25519, PEM); implies --json.
@@ -167,12 +167,12 @@ def _exports(receipt: RequestRecord) -> str:
 
 
 def read_ids() -> list[str]:
-    """Return the ids on standard input, one a line, in UTF-8.
+    """Return the ids on standard input, one per line, in UTF-8.
 
     Raises:
         ConfigurationError: The input has another encoding.
     """
-    # whatever the locale says: an id that is read as other characters is another person's, or no one's
+    # regardless of the locale: an id with misread characters belongs to another person, or to none
     try:
         text = sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Imports of an application's own classes, as a script in the current folder would make them."""
+"""Imports of an application's own classes, as from a script in the current folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def import_path(path: str, example: str) -> Any:
 def see_current_folder() -> None:
     """Add the current folder to the path: a console script has its own folder there, not the one in which it runs.
 
-    But for the folder of a store, which a stranger may have filled.
+    Except the folder of a store, which a stranger may have filled.
     """
     from lightning_s3t.store.ledger_address import has_ledger  # loads torch, which not every command needs
 

@@ -25,8 +25,9 @@ def layers(
         model: A timm model's name (vit_base_patch16_224), or the import path of a class or function that returns a
             module (my_app.models:LitClassifier).
         slices: Number of slices, and of layer groups.
-        layers: Paths of the blocks in forward order, or of the one list that holds them, if they cannot be found.
-        head: Paths of the head, if it cannot be found.
+        layers: Paths of the blocks in forward order, or of the one list that holds them, if they are not found
+            automatically.
+        head: Paths of the head, if it is not found automatically.
         rank: Rank of the LoRA adapters.
         whole_layers: Fine-tune whole layers, without adapters.
         json: Print a JSON document, with the path of every block.

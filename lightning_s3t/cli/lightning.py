@@ -23,7 +23,7 @@ DESCRIPTION = "Train any LightningModule slice by slice, so that data can be rem
 class S3TCLI(LightningCLI):
     """A LightningCLI whose trainer has the S3T callback, and whose model is the ensemble, except for training.
 
-    The callback's arguments have a section of their own, `--s3t.shards=5`, and so has how the ensemble answers:
+    The callback's arguments have their own section, `--s3t.shards=5`, and so do the settings of serving:
     `--serving.aggregate=vote`.
     """
 
@@ -38,15 +38,15 @@ class S3TCLI(LightningCLI):
         parser.add_method_arguments(EnsembleModule, "from_store", "serving", skip={"store", "module"})
 
     def before_validate(self) -> None:
-        """Called before validation: the ensemble takes the place of the model."""
+        """Called before validation: the ensemble replaces the model."""
         self._serve()
 
     def before_test(self) -> None:
-        """Called before the test: the ensemble takes the place of the model."""
+        """Called before the test: the ensemble replaces the model."""
         self._serve()
 
     def before_predict(self) -> None:
-        """Called before predictions: the ensemble takes the place of the model."""
+        """Called before predictions: the ensemble replaces the model."""
         self._serve()
         if not any(isinstance(callback, BasePredictionWriter) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
             warnings.warn(
@@ -80,8 +80,8 @@ def run_lightning(arguments: Sequence[str]) -> None:
         arguments: The command ("fit", "validate", "test" or "predict") and LightningCLI's arguments.
 
     Raises:
-        StoreError: `--store` names no store, or one that remembers no config.
-        ConfigurationError: It was not said that the config may be run.
+        StoreError: `--store` does not name a store, or the store does not have a config.
+        ConfigurationError: Running the config was not allowed.
     """
     see_current_folder()
     with ExitStack() as stack:
@@ -94,7 +94,7 @@ def run_lightning(arguments: Sequence[str]) -> None:
             given[at : at + 2] = ["--config", str(config)]
             given = [option for option in given if option != TRUST]
         stack.enter_context(warnings.catch_warnings())
-        # it warns of arguments that are given twice, here and on the command line: these are the same
+        # it warns about arguments that are given both here and on the command line, which are the same
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
         S3TCLI(
             args=given,

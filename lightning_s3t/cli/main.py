@@ -1,4 +1,4 @@
-"""The `s3t` command: its commands, and how errors leave it."""
+"""The `s3t` command: its commands and error handling."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIGHTNING_COMMANDS = {
 }
 _GROUPS = ("evidence", "receipt", "recipients", "store")
 EXIT_ERROR = 2
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -30,8 +30,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The arguments; None for those of the process.
 
     Returns:
-        0, or 1 if a check has failed; 2 after an error of ours or in the arguments (its message is on stderr), or 130
-        after Ctrl-C.
+        0, or 1 if a check has failed; 2 after an error of lightning_s3t or in the arguments (with a message on stderr),
+        or 130 after Ctrl-C.
     """
     given = list(sys.argv[1:] if args is None else args)
     try:
@@ -151,7 +151,10 @@ def _run(given: list[str]) -> int:
     from cyclopts import CycloptsError
 
     app = make_app()
-    if given in ([], *([group] for group in _GROUPS)):  # help was not asked for: a script that forgets it must fail
+    if given in (
+        [],
+        *([group] for group in _GROUPS),
+    ):  # help was not requested: a script must fail
         app.help_print(given)
         return EXIT_ERROR
     if "-" in given and "--" not in given:  # standard input, which is an argument and not an option

@@ -1,4 +1,4 @@
-"""Models that a command names: timm's, or those of an application."""
+"""Models named on the command line: timm's, or those of an application."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make_model(model: str, classes: int = 10) -> nn.Module:
         classes: Number of classes of a timm model.
 
     Raises:
-        ConfigurationError: There is none, or it cannot be made.
+        ConfigurationError: The model does not exist, or cannot be created.
     """
     if ":" in model:
         make = import_path(model, "a class or function that returns a module, such as my_app.models:LitClassifier")

@@ -1,4 +1,4 @@
-"""Files that say how likely a request is: for each slice, for each shard and slice, or for each subject."""
+"""Files with the probability of a request: for each slice, for each shard and slice, or for each subject."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ EXPECTED = (
 def read_prior(path: Path, partition: Partition) -> Prior:
     """Read a prior.
 
-    Numbers need not sum to 1: only their ratios count.
+    Numbers need not sum to 1: only their ratios matter.
 
     Args:
         path: A JSON file, or a CSV file.
         partition: The partition of the subjects.
 
     Raises:
-        ConfigurationError: The file cannot be read as one.
+        ConfigurationError: The file is not a valid prior.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -57,12 +57,12 @@ def add_recipient(store: Path, export: str, recipient: str, /) -> None:
 
 
 def acknowledge(store: Path, export: str, recipient: str, /) -> None:
-    """Note that a recipient has erased a copy that a request reached.
+    """Record that a recipient has erased a copy that a request reached.
 
     Args:
         store: The store's folder.
         export: The copy's name.
-        recipient: As it was handed over.
+        recipient: The recipient, as recorded when the copy was handed over.
     """
     from lightning_s3t.store import Store
 

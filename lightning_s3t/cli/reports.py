@@ -15,12 +15,12 @@ from lightning_s3t.errors import ConfigurationError
 def report(store: Path, /, *, output: Path = Path("report.html"), skip_verify: bool = False) -> int:
     """Write a report of a store: the serving units, how long they last, the requests, and the result of the checks.
 
-    It is one HTML page without scripts, with no ids of people in it. Exits with 1 if a check has found anything wrong.
+    It is one HTML page without scripts, with no ids of people in it. Exits with 1 if a check has found a problem.
 
     Args:
         store: The store's folder.
         output: The page to write.
-        skip_verify: Leave the check of the store out, which reads every snapshot.
+        skip_verify: Skip the check of the store, which reads every snapshot.
     """
     from lightning_s3t.reporting import StoreReport
     from lightning_s3t.store import Store

@@ -229,7 +229,7 @@ class Forgetting:
         """Record that a request is refused; a scheduled one is then not carried out.
 
         Args:
-            request_id: The caller's name for it. To refuse it twice for the same reason changes nothing.
+            request_id: The caller's name for it. Refusing it twice for the same reason changes nothing.
             reason: The reason.
 
         Returns:
@@ -252,7 +252,8 @@ class Forgetting:
             state = "carried out" if carried_out else found.state if found is not None else "scheduled"
             if state != "scheduled":
                 raise ConfigurationError(
-                    f"The request {request_id!r} is {state}. Expected one that is still open; nothing was changed."
+                    f"The request {request_id!r} is {state}. Expected a request that is still open. Nothing was "
+                    "changed."
                 )
             alone = found.alone if found is not None else frozenset()
             self._end(request_id, alone, reason)
@@ -655,7 +656,7 @@ def check_name(request_id: str) -> None:
 def _check_same(found: ScheduledRequest, name: Name) -> None:
     if found.is_ended:
         raise ConfigurationError(
-            f"The request {name.request_id!r} was {found.state}. Expected a new name to ask again; nothing was changed."
+            f"The request {name.request_id!r} was {found.state}. Expected a new name to ask again. Nothing was changed."
         )
     if found.asked != name.asked:
         raise ConfigurationError(

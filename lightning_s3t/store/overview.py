@@ -111,7 +111,7 @@ class Overview:
         if self.capacity < _LOW * self.full_capacity:
             return f"Only {self.capacity / self.full_capacity:.0%} of the deletion capacity is left. {again}"
         if self.served_share < 0.5:
-            return f"What serves was trained on {self.served_share:.0%} of the slices. {again}"
+            return f"The serving model was trained on {self.served_share:.0%} of the slices. {again}"
         if self.merge_from is not None:
             return (
                 f"People who came later are spread over many small shards: merge generations {self.merge_from} to "

@@ -1,4 +1,4 @@
-"""A look before a request: what is known of subjects, and what forgetting them would take."""
+"""A preview of a request: the state of subjects, and the effect of forgetting them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ SubjectState = Literal["known", "restricted", "forgotten", "unknown", "unregiste
 
 @dataclass(frozen=True)
 class Preview:
-    """What is known of subjects, and what a request to forget them would do now.
+    """The state of subjects, and the effect of a request to forget them now.
 
     Attributes:
         subjects: The state of each, by canonical id: "known" is in the training data; "unknown" was never seen;
-            "unregistered" is not forgotten, in a store that keeps no registry to tell more.
-        due: When those are to be forgotten who are scheduled (UTC, ISO 8601), by canonical id.
-        cells: The cells of those who are not forgotten: where their data is, or would be.
+            "unregistered" is not forgotten, in a store without a registry, which would tell more.
+        due: The time of each scheduled subject's request (UTC, ISO 8601), by canonical id.
+        cells: The cells of subjects who are not forgotten: where their data is, or would be.
         revoked: The units that the request would revoke.
-        serving: By shard that it would reach, the unit that would serve then; None where none would be left.
+        serving: For each shard that it would reach, the unit that would serve then; None if none would be left.
         exports: The exported copies that it would reach.
     """
 
@@ -41,12 +41,12 @@ class Preview:
 
 
 def preview(store: Backend, keyring: Keyring, forgetting: Forgetting, subjects: Sequence[str]) -> Preview:
-    """Return what is known of subjects, and what a request to forget them would do; at one time.
+    """Return the state of subjects, and the effect of a request to forget them, in a consistent read.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         keyring: The store's keys.
-        forgetting: What carries the store's requests out.
+        forgetting: The service that carries out the store's requests.
         subjects: Canonical ids.
 
     Raises:

@@ -464,7 +464,7 @@ class Store:
         It stays in the history for good: take no personal data. A request of that name is refused from then on.
 
         Args:
-            request_id: The request's name, scheduled or not. To refuse it twice for the same reason changes nothing.
+            request_id: The request's name, scheduled or not. Refusing it twice for the same reason changes nothing.
             reason: Why, on one line of up to 500 characters.
 
         Returns:
@@ -477,18 +477,18 @@ class Store:
         return self._forgetting.refuse_request(request_id, reason)
 
     def scheduled_requests(self) -> list[ScheduledRequest]:
-        """Return all requests that were ever scheduled or refused, in that order, and what has become of each."""
+        """Return all requests that were ever scheduled or refused, in that order, with their outcome."""
         return self._forgetting.scheduled_requests()
 
     def preview(self, subjects: Iterable[Any]) -> Preview:
-        """Return what is known of subjects, and what a request to forget them would do now. Nothing is changed.
+        """Return the state of subjects, and the effect of a request to forget them now. Nothing is changed.
 
         Args:
             subjects: Their ids.
 
         Raises:
             UnknownSubjectError: A subject is known in another Unicode form.
-            DataError: An id is neither text nor an integer, or `subjects` is not a collection of ids, or is empty.
+            DataError: An id is not text or an integer, or `subjects` is not a collection of ids, or is empty.
 
         Example:
             >>> import tempfile

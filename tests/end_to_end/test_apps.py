@@ -245,7 +245,7 @@ def test_a_gan_s_generator_is_served_and_its_discriminator_is_not(tmp_path: Path
     assert pictures.shape == (5, 4, 4)
     torch.manual_seed(0)
     assert not torch.equal(pictures, GAN().eval()(noise))
-    with pytest.raises(EnsembleError, match=r"calls a part of the network \(Discriminator\) by itself"):
+    with pytest.raises(EnsembleError, match=r"calls a part of the network \(Discriminator\) directly"):
         served.module.discriminator(pictures)
 
 

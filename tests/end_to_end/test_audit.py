@@ -73,7 +73,7 @@ def test_an_audit_of_units_that_share_a_process_says_what_it_cannot_show(store: 
 
 def test_an_audit_does_not_speak_of_its_scratch_store(store: Path, caplog: pytest.LogCaptureFixture) -> None:
     audit_people(store, People.make(), units=1)
-    assert "to compare" in caplog.text
+    assert "for comparison" in caplog.text
     assert "units trained in" not in caplog.text
 
 

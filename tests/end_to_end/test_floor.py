@@ -344,7 +344,7 @@ class TwoLooks(Classifier):
 
 
 def test_a_step_that_calls_the_network_twice_has_no_floor(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match=r"There is no floor for this model.*Leave `floor` out"):
+    with pytest.raises(UnsupportedError, match=r"This model cannot have a floor.*Leave `floor` out"):
         fit(tmp_path / "store", People.make(), module=TwoLooks(), epochs=1, floor=True)
 
 

@@ -83,7 +83,7 @@ class SkipsLayers(Classifier):
         (TrainsStatistics, LeakageError, r"network\.blocks\.0\.norm\.running_mean"),
         (WritesFrozenWeight, LeakageError, r"network\.stem\.weight"),
         (KeepsOptimizer, UnsupportedError, "returns the same optimizer at every call"),
-        (KeepsParameters, UnsupportedError, "The optimizers do not hold 6 of 6 parameters"),
+        (KeepsParameters, UnsupportedError, "The optimizers do not have 6 of 6 parameters"),
         (SkipsLayers, AdapterError, r"network\.blocks\.2\.linear, .* received no gradient"),
     ],
 )

@@ -163,7 +163,7 @@ def test_it_is_neither_trained_nor_loaded_from_a_checkpoint(store: Path) -> None
 
 def test_a_call_past_the_network_is_refused(store: Path) -> None:
     served = EnsemblePredictor.from_store(store, Plain())
-    with pytest.raises(EnsembleError, match=r"past network\.forward"):
+    with pytest.raises(EnsembleError, match=r"bypassing network\.forward"):
         served.module.network.head(torch.zeros(1, 16))
 
 

@@ -100,7 +100,7 @@ def test_a_module_that_optimizes_by_hand_is_refused_and_serves_on(tmp_path: Path
     before = tensors_of(store)
     with Store.open(store) as opened:
         opened.forget(["user-3"])
-    with pytest.raises(UnsupportedError, match="optimizes by hand"):
+    with pytest.raises(UnsupportedError, match="uses manual optimization"):
         fit(store, People.make(), module=ByHand(), method=SSD(), adapter=None)
     assert_bitwise_equal(before, tensors_of(store))
 

@@ -518,7 +518,7 @@ def test_rows_of_features_are_kept_by_source_or_refused(ledger: Ledger) -> None:
     if ledger.keeps_features:
         add()
     else:
-        with pytest.raises(StoreError, match="keeps no features"):
+        with pytest.raises(StoreError, match="does not keep features"):
             add()
     found = [(ANN, b"features", b"code")] if ledger.keeps_features else []
     assert list(ledger.features("pretrained")) == found

@@ -142,7 +142,7 @@ def test_tensors_may_have_any_name(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "tensor",
     [torch.zeros(1, dtype=torch.complex128), torch.eye(2).to_sparse(), torch.empty(2, device="meta")],
-    ids=["a type that safetensors has not", "sparse", "meta"],
+    ids=["a type that safetensors does not have", "sparse", "meta"],
 )
 def test_a_tensor_that_cannot_be_kept_is_refused_by_name_and_nothing_is_left(tmp_path: Path, tensor: Tensor) -> None:
     with Store.create(tmp_path / "store", SETTINGS) as store:

@@ -538,7 +538,7 @@ for name, alone in {
         made = fit(folder / "store", lambda v: script(v, module=kind()))
         with (
             EnsembleModule.from_store(folder / "store", made.module) as served,
-            pytest.raises(EnsembleError, match="by itself"),
+            pytest.raises(EnsembleError, match="directly"),
         ):
             pl.Trainer(**QUIET).predict(served, TEST)
 

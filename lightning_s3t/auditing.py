@@ -1,4 +1,4 @@
-"""The audit: what serves, compared on one's own store with a training without the forgotten."""
+"""The audit: compares the serving units of a store with a training without the forgotten subjects."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ def audit(
     seed: int = 0,
     **fit_arguments: Any,
 ) -> AuditReport:
-    """Train surviving units again, without the forgotten, and compare them bit by bit with those that serve.
+    """Train surviving units again, without the forgotten subjects, and compare them bit by bit with those that serve.
 
-    Everything is built in a folder within the store that is removed; else the store is only read. Loggers are
-    silenced, and checkpoints go to that folder. What the script's own callbacks write otherwise is written again.
+    Everything is built in a temporary folder inside the store; apart from that, the store is only read. Loggers are
+    silenced, and checkpoints go to that folder. Other files that the script's own callbacks write are written again.
 
     Args:
-        trainer: A trainer as it was for the fit, with the same Unlearning callback.
-        model: The module as it was for the fit: before any training.
-        datamodule: The data as for the fit, best without the rows of those who were forgotten: what the script computes
-            over all rows is examined only then.
-        units: How many surviving units to draw (each takes those that it stands on too), or their names, or "all".
-        seed: What they are drawn from.
-        fit_arguments: Further arguments of `trainer.fit`, as train_dataloaders.
+        trainer: A trainer configured as for the fit, with the same Unlearning callback.
+        model: The module as for the fit: before any training.
+        datamodule: The data as for the fit, preferably without the rows of forgotten subjects: only then are values
+            examined that the script computes over all rows.
+        units: Number of surviving units to draw (their ancestors are audited too), or their names, or "all".
+        seed: Seed of the draw.
+        fit_arguments: Further arguments of `trainer.fit`, such as train_dataloaders.
 
     Returns:
-        The report; `report.passed` says whether all are equal to the last bit.
+        The report; `report.passed` is True if all are bitwise equal.
 
     Raises:
-        ConfigurationError: The trainer has no Unlearning callback, or there is no such unit.
+        ConfigurationError: The trainer has no Unlearning callback, or a named unit does not survive.
         StoreError: The store cannot be read, or belongs to another script.
 
     Example:

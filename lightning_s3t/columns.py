@@ -1,4 +1,4 @@
-"""Plain text, for what is printed: columns, numbers of things, and what others have written."""
+"""Plain text for printing: columns, counted nouns, and text from untrusted sources."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 def align(rows: Sequence[Sequence[str]], numbers_from: int) -> str:
-    """Returns rows with their cells below each other, and a line under the first.
+    """Return rows as aligned columns, with a line under the first row.
 
     Args:
-        rows: The headings and the rows, all of one length.
+        rows: The headings and the rows, all of equal length.
         numbers_from: The first column that is aligned to the right.
 
     Example:
@@ -32,11 +32,11 @@ def align(rows: Sequence[Sequence[str]], numbers_from: int) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Returns a number of things, in words that fit it.
+    """Return a number with its noun, in the singular or plural.
 
     Args:
-        number: How many.
-        noun: What one of them is called.
+        number: The number.
+        noun: The noun in the singular.
 
     Example:
         >>> counted(1, "subject"), counted(2, "subject")
@@ -46,7 +46,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Returns a text without what would steer a terminal: whoever has made a store can have written anything into it.
+    r"""Return a text without terminal control characters: the maker of a store may have written anything into it.
 
     Args:
         text: The text. Line breaks and tabs stay.

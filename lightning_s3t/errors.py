@@ -1,7 +1,7 @@
 """The errors of lightning_s3t: one tree, so that `except S3TError` catches all of them.
 
 Every message names the thing, says what was found and what was expected, and ends with what to do. All are raised
-before anything is changed, except for `LeakageError`, which is raised instead of keeping what was trained.
+before anything is changed, except `LeakageError`, which is raised instead of keeping a trained unit.
 """
 
 
@@ -14,7 +14,7 @@ class ConfigurationError(S3TError, ValueError):
 
 
 class UnsupportedError(ConfigurationError):
-    """Something of the trainer, the model or the data that exactness cannot be promised for (yet)."""
+    """A feature of the trainer, the model or the data for which exactness cannot be promised (yet)."""
 
 
 class LayersError(ConfigurationError):
@@ -26,7 +26,7 @@ class AdapterError(ConfigurationError):
 
 
 class DataError(ConfigurationError):
-    """A training data set that cannot be cut into slices: no fixed length, unstable ids, an empty slice."""
+    """A training data set that cannot be divided into slices: no fixed length, unstable ids, an empty slice."""
 
 
 class StoreError(S3TError):
@@ -34,23 +34,23 @@ class StoreError(S3TError):
 
 
 class LedgerUnreachableError(StoreError):
-    """The ledger cannot be read or written at the moment: the server, the network, the disk, a lock."""
+    """The ledger cannot be read or written at the moment because of the server, the network, the disk or a lock."""
 
 
 class DamagedError(StoreError):
-    """A unit's snapshot is missing, or is not what was written."""
+    """A unit's snapshot is missing or corrupted."""
 
 
 class RolledBackError(StoreError):
-    """A ledger in a database has lost what was carried out: a standby that was behind took over."""
+    """A ledger in a database has lost changes: a standby that was behind took over."""
 
 
 class MovedError(StoreError):
-    """A store was given up: it was copied elsewhere, and the copy answers in its place.
+    """A store was retired: it was copied elsewhere, and the copy has replaced it.
 
     Attributes:
         target: The folder of the copy.
-        token: What tells the copy from others.
+        token: A token that identifies the copy.
     """
 
     def __init__(self, store: object, target: str, token: str) -> None:
@@ -59,8 +59,8 @@ class MovedError(StoreError):
 
     def __str__(self) -> str:
         return (
-            f"The store {self.store} was given up: it was copied to {self.target}, which answers in its place. Nothing "
-            "was changed. Give that as the store."
+            f"The store {self.store} was retired: it was copied to {self.target}, which has replaced it. Nothing was "
+            f"changed. Use {self.target} as the store."
         )
 
 
@@ -77,15 +77,15 @@ class UnknownSubjectError(StoreError, KeyError):
 
 
 class RevokedError(StoreError):
-    """A unit was asked for, or was about to be written, that a deletion request has revoked."""
+    """A requested unit, or one that was about to be written, was revoked by a deletion request."""
 
 
 class LeakageError(S3TError):
-    """Something that a unit does not own changed while it was trained, so its exactness is gone."""
+    """State that a unit does not own changed while it was trained, so the unit is not exact."""
 
 
 class WorkerError(S3TError, RuntimeError):
-    """A process that trained units died, or raised what cannot be raised here."""
+    """A process that trained units died, or raised an exception that cannot be raised here."""
 
 
 class NoSurvivorError(S3TError):
@@ -93,4 +93,4 @@ class NoSurvivorError(S3TError):
 
 
 class EnsembleError(S3TError):
-    """The answers of the shards cannot be put together."""
+    """The outputs of the shards cannot be combined."""

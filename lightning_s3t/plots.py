@@ -19,7 +19,7 @@ _LABELS = {"aside": "set aside"}
 
 
 def plot_survivors(simulations: Mapping[str, Simulation], shards: int, slices: int) -> Figure:
-    """Draws what is left against the number of requests, with 95 % intervals.
+    """Draw what remains against the number of requests, with 95 % intervals.
 
     Args:
         simulations: By planner, each with moments.
@@ -63,10 +63,10 @@ def plot_survivors(simulations: Mapping[str, Simulation], shards: int, slices: i
 
 
 def plot_store(found: Overview) -> Figure:
-    """Draws a store as a grid of shards and orders, a cell for each unit.
+    """Draw a store as a grid of shards and sequences, with a cell for each unit.
 
     Args:
-        found: What `Store.status` gave.
+        found: The result of `Store.status`.
 
     Returns:
         The figure; `figure.savefig(path)` writes it.
@@ -79,7 +79,7 @@ def plot_store(found: Overview) -> Figure:
     figure = Figure(figsize=(width, 1.8 + 0.4 * found.shards), layout="constrained")
     axes = figure.subplots()
     states = list(_COLOURS)
-    # a column without a unit between two orders
+    # an empty column between two sequences
     numbers = [
         [number for cell in row for number in (*(float(states.index(state)) for state in cell), math.nan)][:-1]
         for row in found.states
@@ -97,8 +97,8 @@ def plot_store(found: Overview) -> Figure:
     axes.set_ylabel("shard")
     axes.set_xlabel("order of slices, from the first stage to the last")
     axes.set_title(
-        f"{found.requests} requests carried out; {found.capacity:.0f} more on average "
-        f"(a full store: {found.full_capacity:.0f})"
+        f"{found.requests} requests carried out; {found.capacity:.0f} more expected (a full store: "
+        f"{found.full_capacity:.0f})"
     )
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)

@@ -1,4 +1,4 @@
-"""Lightning callbacks: Unlearning with any method, S3T with its own, and the three that they are put together from."""
+"""Lightning callbacks: `Unlearning` for any method, `S3T` for its own, and the three callbacks that they build on."""
 
 from lightning_s3t.callbacks.deletion import DeletionHook
 from lightning_s3t.callbacks.provenance import ProvenanceRecorder

@@ -1,4 +1,4 @@
-"""The deletion hook: gives a trainer `forget`, and keeps a served model in step with the store."""
+"""The deletion hook: adds `forget` to a trainer, and keeps a served model up to date with the store."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lightning_s3t.store import RequestRecord, Store
 
 
 class DeletionHook(pl.Callback):
-    """Gives any trainer a `forget`, and keeps a served model in step with the store.
+    """Add `forget` to any trainer, and keep a served model up to date with the store.
 
-    Before each batch of a test, a validation or a prediction it looks for requests that have come in, from this or
-    another process, and calls `on_forget(receipt)` on the module, the data module and the callbacks that have it; a
-    served model swaps to its survivors first. Each of them hears of each request once, whatever else tells of requests.
-    Of corrections, restrictions and their ends they hear by `on_rectify`, `on_restrict` and `on_release`.
+    Before each batch of a test, a validation or a prediction it looks for new requests, from this or another process,
+    and calls `on_forget(receipt)` on the module, the data module and the callbacks that define it; a served model swaps
+    to its survivors first. Each of them is notified of each request once, even if several sources report it.
+    Corrections, restrictions and their ends call `on_rectify`, `on_restrict` and `on_release`.
 
     Args:
         store: The store's folder.
@@ -37,71 +37,71 @@ class DeletionHook(pl.Callback):
     def forget(
         self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
     ) -> RequestRecord | Ticket:
-        """Remove subjects from the model: revoke every unit that they reached, and erase it.
+        """Remove subjects from the model: revoke and erase every unit that their data reached.
 
         Args:
             subjects: Their ids.
-            strict: Refuse a request that names a subject which the store has never seen.
-            request_id: A name of the caller's for the request, so that a retry does not count twice (`Store.forget`).
+            strict: Raise an error if the store has never seen one of the subjects.
+            request_id: The caller's name for the request, so that a retry does not count twice (`Store.forget`).
 
         Returns:
-            What was revoked and erased, and what serves now; or a ticket, if the request waits for a fit.
+            The revoked and erased units, and the serving ones; or a ticket, if the request waits for a fit.
 
         Raises:
-            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
-            StoreError: There is no store.
+            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
+            StoreError: The store does not exist.
         """
         return self._notifier.forget(subjects, strict, self._listeners(), request_id)
 
     def rectify(
         self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
     ) -> RequestRecord | Ticket:
-        """Take out what the old data of subjects has reached; the next fit trains on the corrected data.
+        """Remove everything that the subjects' old data reached; the next fit trains on the corrected data.
 
         Args:
             subjects: Their ids.
-            strict: Refuse a request that names a subject which the store has never seen.
-            request_id: A name of the caller's for the request (`Store.rectify`).
+            strict: Raise an error if the store has never seen one of the subjects.
+            request_id: The caller's name for the request (`Store.rectify`).
 
         Returns:
-            What was revoked and erased, and what serves now; or a ticket, if the request waits for a fit.
+            The revoked and erased units, and the serving ones; or a ticket, if the request waits for a fit.
 
         Raises:
-            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
-            StoreError: There is no store.
+            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
+            StoreError: The store does not exist.
         """
         return self._notifier.rectify(subjects, strict, self._listeners(), request_id)
 
     def restrict(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:
-        """Set aside what the data of subjects has reached, until they are released or forgotten.
+        """Set aside the units that the subjects' data reached, until the subjects are released or forgotten.
 
         Args:
             subjects: Their ids.
-            strict: Refuse a request that names a subject which the store has never seen.
-            request_id: A name of the caller's for the request (`Store.restrict`).
+            strict: Raise an error if the store has never seen one of the subjects.
+            request_id: The caller's name for the request (`Store.restrict`).
 
         Raises:
-            UnsupportedError: The method has one model, which the data of everybody has reached.
-            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
-            StoreError: There is no store.
+            UnsupportedError: The method trains one model on everyone's data.
+            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
+            StoreError: The store does not exist.
         """
         return self._notifier.restrict(subjects, strict, self._listeners(), request_id)
 
     def release(self, subjects: Iterable[Any], request_id: str | None = None) -> RequestRecord:
-        """End the restriction of subjects: what was set aside for them alone serves again.
+        """End the restriction of subjects: units that were set aside only for them serve again.
 
         Args:
             subjects: Their ids.
-            request_id: A name of the caller's for the request (`Store.release`).
+            request_id: The caller's name for the request (`Store.release`).
 
         Raises:
-            UnknownSubjectError: A subject is not restricted; nothing has changed then.
-            StoreError: There is no store.
+            UnknownSubjectError: A subject is not restricted. Nothing was changed.
+            StoreError: The store does not exist.
         """
         return self._notifier.release(subjects, self._listeners(), request_id)
 
     def poll(self) -> list[RequestRecord]:
-        """Look for requests that came in since the last look, and tell the listeners.
+        """Look for requests since the last look, and notify the listeners.
 
         Returns:
             Their receipts.
@@ -109,7 +109,7 @@ class DeletionHook(pl.Callback):
         return self._notifier.tell(self._listeners())
 
     def attach(self, trainer: pl.Trainer) -> None:
-        """Take a trainer whose module, data module and callbacks are told of requests.
+        """Set the trainer whose module, data module and callbacks are notified of requests.
 
         Args:
             trainer: The trainer.
@@ -117,13 +117,7 @@ class DeletionHook(pl.Callback):
         self._trainer = trainer
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Called when a run begins: what was asked before is not news.
-
-        Args:
-            trainer: The trainer.
-            pl_module: Its module.
-            stage: "fit", "validate", "test" or "predict".
-        """
+        """Called when a run begins: earlier requests are not reported."""
         self.attach(trainer)
         if stage != "fit":
             self._notifier.join(self._listeners())
@@ -146,11 +140,11 @@ class DeletionHook(pl.Callback):
 
     @property
     def _notifier(self) -> Notifier:
-        # a connection of its own: requests come before a fit, in it and after it, and a fit's store is open in the fit
-        # alone
+        # its own connection: requests come before, during and after a fit, but a fit's store is open only during the
+        # fit
         if self._opened is None:
             self._opened = Notifier(Store.open(self.store))
         return self._opened
 
     def _listeners(self) -> list[object]:
-        return [*listeners_of(self._trainer), self]  # itself, so that `poll` returns what has come in since the last
+        return [*listeners_of(self._trainer), self]  # itself, so that `poll` returns the requests since the last one

@@ -12,7 +12,7 @@ from lightning_s3t.engine.run_record import RunRecord
 
 
 class ProvenanceRecorder(pl.Callback):
-    """Records a training run: settings, seed, versions, what was trainable, metrics, duration.
+    """Record a training run: settings, seed, versions, trainable parameters, metrics, duration.
 
     It writes one JSON file per fit. `S3T` keeps the same record of every unit in its store, with the unit's
     coordinates, subjects, layers and parent.
@@ -34,25 +34,15 @@ class ProvenanceRecorder(pl.Callback):
         self._running: RunRecord | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called when training begins: starts the record.
-
-        Args:
-            trainer: The trainer.
-            pl_module: Its module.
-        """
+        """Called when training begins: starts the record."""
         self._running = RunRecord(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called when training ends: completes the record and writes it.
-
-        Args:
-            trainer: The trainer.
-            pl_module: Its module.
-        """
+        """Called when training ends: completes the record and writes it."""
         if self._running is None:
             return
         self.record, self._running = self._running.complete(), None
-        folder = trainer.log_dir or trainer.default_root_dir  # asked on all ranks: it is broadcast
+        folder = trainer.log_dir or trainer.default_root_dir  # read on all ranks: it is broadcast
         if trainer.is_global_zero:
             path = self.path or Path(folder) / "provenance.json"
             path.parent.mkdir(parents=True, exist_ok=True)

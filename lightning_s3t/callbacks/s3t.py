@@ -1,4 +1,4 @@
-"""The S3T callback: makes a trainer train by slices, into a store that can forget."""
+"""The S3T callback: a trainer with it trains by slices, into a store that can forget."""
 
 from __future__ import annotations
 
@@ -20,75 +20,76 @@ from lightning_s3t.tuning.floor import Floor
 
 
 class S3T(Unlearning):
-    """Trains any LightningModule so that data can be removed from it exactly, by deactivating layers.
+    """Train any LightningModule so that data can be removed from it exactly, by deactivating layers.
 
-    The training data is cut into `shards` of `slices` each; every shard fine-tunes the pretrained model with
-    adapters, one group of layers a slice, from the top layers down, on `budget` sequences of its slices (S3T, Basu Roy
-    Chowdhury et al., arXiv 2406.16257). One `trainer.fit` trains every missing unit; what is there is skipped, so an
+    The training data is divided into `shards` of `slices` each. Every shard fine-tunes the pretrained model with
+    adapters, one group of layers per slice, from the top layers down, on `budget` sequences of its slices (S3T, Basu
+    Roy Chowdhury et al., arXiv 2406.16257). One `trainer.fit` trains every missing unit and skips existing ones, so an
     interrupted fit, a fit after deletions and a fit with more data are all the same call.
 
-    The script stays as it is: its module, data, optimizers, schedulers, loggers and callbacks serve every unit. The
-    module given to `fit` is as it was before when `fit` returns; what was trained is in the store. Serve it with
+    The script does not change: its module, data, optimizers, schedulers, loggers and callbacks are used for every unit.
+    When `fit` returns, the module given to it is unchanged; the trained units are in the store. Serve it with
     `EnsembleModule.from_store(store, module)`.
 
     Args:
-        store: The folder that keeps what is trained.
+        store: The folder for the trained units.
         shards: Number of shards, m.
         slices: Number of slices of a shard, L.
-        budget: Number of sequences of the slices that each shard is trained on, B; or what they may cost each shard:
-            {"units": 40}, or {"fine_tunes": 3.5} in multiples of one full fine-tune. A later fit may raise it: what is
-            trained stays, and sequences are added.
+        budget: Number of sequences of the slices that each shard is trained on, B; or a limit on their cost per shard:
+            {"units": 40}, or {"fine_tunes": 3.5} in multiples of one full fine-tune. A later fit may raise it: trained
+            units stay, and sequences are added.
         subjects: Who owns each row: the name of an attribute of the data set that has one id per row, a callable that
-            takes the data set and returns them, or its import path. "index" takes each row's number in the innermost
-            data set, whatever `Subset` has picked it ("part:row" where several are concatenated): a row that is left
-            out of that later gives all that follow it another id.
-        sequences: How the sequences are chosen: "optimal" (most slices left after the coming requests), "cyclic",
+            takes the data set and returns them, or its import path. "index" uses each row's index in the innermost data
+            set, even under `Subset` ("part:row" if several are concatenated). If a row is later removed from that data
+            set, the ids of all rows after it change.
+        sequences: How the sequences are chosen: "optimal" (most slices remaining after future requests), "cyclic",
             "bms", "conditional", "random", "all", "sisa", or the sequences themselves.
-        groups: Number of layer groups; None for one a slice. With fewer, consecutive stages go on with the same group,
-            so that slices can be finer than a network with few blocks has groups.
-        layers: Where the blocks are, if they cannot be found: a path, a list of paths, or a list of groups.
-        head: Where the head is, if it cannot be found: a path or a list of paths.
-        adapter: A PeftConfig, a dict of one, or None to fine-tune whole layers. Left out, it is the paper's LoRA, or
-            the module's own adapters if it is a PEFT model, or whole layers where LoRA goes on nothing (an LSTM).
+        groups: Number of layer groups; None for one per slice. With fewer, consecutive stages continue with the same
+            group, so that a network with few blocks can have more slices.
+        layers: The blocks, if they are not found automatically: a path, a list of paths, or a list of groups.
+        head: The head, if it is not found automatically: a path or a list of paths.
+        adapter: A PeftConfig, a dict of one, or None to fine-tune whole layers. The default is the paper's LoRA, or the
+            module's own adapters if it is a PEFT model, or whole layers if LoRA fits no layer (an LSTM).
         stage_data: "cumulative" trains stage k on the first k slices of the sequence, "disjoint" on the k-th alone.
-        seed: What all randomness of the units follows from, and the partition with the store's secret.
-        partition: "secret" puts subjects in slices by a secret that a new store draws, so that an id does not
-            tell where its data is. "public" does without, so that others can repeat an experiment bit for bit.
+        seed: Seed of all randomness of the units, and, with the store's secret, of the partition.
+        partition: "secret" assigns subjects to slices with a secret that a new store draws, so that an id does not
+            reveal where its data is. "public" does not use a secret, so that others can repeat an experiment bit for
+            bit.
         epoch_rule: "full" trains every stage for the trainer's max_epochs, "sisa" for 2E/(L+1) of them.
-        request_prior: How likely a request is for each slice, for the planners that use it: one probability a slice,
-            or one a shard and slice (`lightning_s3t.plan.slice_prior` sums what is known of subjects); None for equal
-            ones.
+        request_prior: The probability of a request for each slice, for planners that use it: one per slice, or one per
+            shard and slice (`lightning_s3t.plan.slice_prior` computes it from subjects); None for equal probabilities.
         risk_bands: Which subjects are likely to ask, so that they share slices: `RiskBands`, or a mapping of its
-            arguments, in which `risks` may also be a CSV or JSON file; None to place all alike.
-        keep_registry: Whether the store notes who is in the training data (as keyed hashes). Without, it holds nothing
-            per subject, and cannot refuse a request because it names an unknown subject.
-        isolation: How units are kept apart. "forkserver": each is trained in a process of its own, which starts from
-            what the fit has found. "fork": likewise, forked from the script's process, for what cannot be sent to
-            another (a lock, an open file); on a CPU, on one thread. "none": one after the other in the script's
-            process, with what is known of set back in between: for debugging. "auto" is "forkserver", but "none" with
-            strategies that spawn or fork their ranks. A store belongs to one of them.
-        parallel_units: How many units are trained at the same time on the same devices, to the same bits as one after
-            another; more is faster where one unit does not keep the device busy.
-        digest_rows: Read every row at the start of each fit, and train again what was trained on rows that have
-            changed under the same ids since. A store belongs to one of both. It needs units that are isolated.
-        floor: A closed-form head that answers beside the shards, and alone when deletions have left no unit: a
+            arguments, in which `risks` may also be a CSV or JSON file; None to place all subjects equally.
+        keep_registry: Whether the store records who is in the training data (as keyed hashes). Without the registry it
+            holds nothing per subject, and cannot refuse a request that names an unknown subject.
+        isolation: How units are kept apart. "forkserver": each unit is trained in a separate process that starts from
+            the state which the fit found. "fork": the same, but forked from the script's process, for objects that
+            cannot be sent to another process (a lock, an open file); on a CPU, with one thread. "none": one after
+            another in the script's process, with known state reset in between; for debugging. "auto" is "forkserver",
+            but "none" with strategies that spawn or fork their ranks. A store cannot change it.
+        parallel_units: Number of units that are trained at the same time on the same devices, bitwise equal to training
+            them one after another; more is faster if one unit does not keep the device busy.
+        digest_rows: Read every row at the start of each fit, and retrain units whose rows have changed under the same
+            ids. A store cannot change this setting. It needs isolated units.
+        floor: A closed-form head that answers together with the shards, and alone when deletions have left no unit: a
             `Floor`, a mapping of its arguments, or True for one with its defaults. It learns from all rows of all
-            shards, forgets by subtraction and never runs out of deletions; its first fit sends every row through the
+            shards, forgets by subtraction and never runs out of deletions; the first fit sends every row through the
             pretrained network once.
-        newcomers: Where people belong who come after the first fit. "retrain" puts them into the slices of all shards,
-            and trains again what they reach there, so that it does not matter who came when. "append" gives those who
-            come together a shard of their own, one more that answers, and trains nothing else. Without a registry
-            they are always retrained. Each fit may choose.
+        newcomers: How subjects are added who come after the first fit. "retrain" puts them into the existing slices and
+            retrains the units that they reach there, so that the order of arrival does not matter. "append" gives those
+            who come together an additional shard, and trains nothing else. Without a registry "retrain" is always used.
+            Each fit may choose.
         time_budget: How long a fit may take: seconds, "DD:HH:MM:SS" or a timedelta; None for as long as it needs. A
-            unit is not begun if it would not end in time, none is cut, and at least one is trained; the next fit goes
-            on. Units that give most to what serves come first. `Trainer(max_time=...)` means the same.
+            unit is not started if it would not finish in time, no unit is interrupted, and at least one is trained; the
+            next fit continues. Units that improve serving most come first. `Trainer(max_time=...)` means the same.
         ledger: Where the store's ledger is kept: "postgresql://user@host/database?schema=name" for several machines
-            that share the store's folder (docs/machines.md); None for a file in the folder, or for what that says.
+            that share the store's folder (docs/machines.md); None for a file in the folder, or for the ledger that the
+            folder names.
         snapshots: Where snapshots are kept if the ledger is in a database: "s3://bucket/prefix" or a folder that the
-            machines share (docs/machines.md); None for the store's folder, or for where they are.
+            machines share (docs/machines.md); None for the store's folder, or for their current location.
 
     Raises:
-        ConfigurationError: An argument is out of range; named, with what was expected.
+        ConfigurationError: An argument is out of range.
 
     Example:
         >>> import lightning as L
@@ -150,26 +151,26 @@ class S3T(Unlearning):
         )
 
     def forget(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:
-        """Removes subjects from what the store holds, and tells the trainer's module and callbacks (`on_forget`).
+        """Remove subjects from the store, and notify the trainer's module and callbacks (`on_forget`).
 
         Args:
             subjects: Their ids.
-            strict: Refuse a request that names a subject which the store has never seen.
-            request_id: A name of the caller's for the request, so that a retry does not count twice (`Store.forget`).
+            strict: Raise an error if the store has never seen one of the subjects.
+            request_id: The caller's name for the request, so that a retry does not count twice (`Store.forget`).
         """
         receipt = super().forget(subjects, strict, request_id)
         assert isinstance(receipt, RequestRecord)  # S3T revokes: nothing waits
         return receipt
 
     def rectify(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:
-        """Takes out what the old data of subjects has reached, and tells module and callbacks (`on_rectify`).
+        """Remove everything that the subjects' old data reached, and notify module and callbacks (`on_rectify`).
 
-        Correct the rows first: the next fit that begins trains on what the data set then gives (`Store.rectify`).
+        Correct the rows first: the next fit trains on the rows that the data set then returns (`Store.rectify`).
 
         Args:
             subjects: Their ids.
-            strict: Refuse a request that names a subject which the store has never seen.
-            request_id: A name of the caller's for the request, so that a retry does not count twice (`Store.forget`).
+            strict: Raise an error if the store has never seen one of the subjects.
+            request_id: The caller's name for the request, so that a retry does not count twice (`Store.forget`).
         """
         receipt = super().rectify(subjects, strict, request_id)
         assert isinstance(receipt, RequestRecord)

@@ -17,12 +17,11 @@ from lightning_s3t.tuning.stages import Snapshot, Stage
 
 
 class SliceUnfreezing(pl.Callback):
-    """Trains a network's layer groups one after the other, from the top one down.
+    """Train a network's layer groups one after another, from the top one down.
 
-    At stage k, the adapters (or, with `adapter=None`, the layers) of group k and the head are trained; what the
-    stages before have trained is frozen but goes on acting, and everything below is as it was pretrained. Optimizers
-    and schedulers are configured afresh for each stage, since parameter groups added to a running optimizer keep
-    the old ones' state.
+    At stage k, the adapters (or, with `adapter=None`, the layers) of group k and the head are trained; the layers of
+    earlier stages are frozen but stay active, and everything below is pretrained. Optimizers and schedulers are
+    configured afresh for each stage, since parameter groups added to a running optimizer keep the old ones' state.
 
     It is gradual unfreezing within one fit, a stage every `epochs_per_slice` epochs, and leaves the trained modules in
     place. `S3T` trains the same stages, one a unit.
@@ -30,7 +29,7 @@ class SliceUnfreezing(pl.Callback):
     Args:
         slices: Number of stages, and of layer groups.
         epochs_per_slice: Epochs of a stage.
-        layers: Where the blocks are, if they cannot be found: a path, a list of paths, or a list of groups.
+        layers: The blocks, if they are not found automatically: a path, a list of paths, or a list of groups.
         head: Where the head is, if it cannot be found.
         adapter: A PeftConfig, a dict of one, or None to train the layers themselves.
         seed: What fresh adapters are drawn from.
@@ -66,33 +65,18 @@ class SliceUnfreezing(pl.Callback):
         self._trained: dict[int, Snapshot] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called when fit begins: finds the layers.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-        """
+        """Called when fit begins: finds the layers."""
         self._switch = StageSwitch(pl_module, self.slices, self.layers, self.head, self.adapter)
         self._running = None
         self._trained = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called when training begins: notes what no stage may change.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-        """
+        """Called when training begins: notes what no stage may change."""
         if self._switch is not None:
             self._switch.take_baseline()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called when an epoch begins: goes to the next stage when it is time.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-        """
+        """Called when an epoch begins: goes to the next stage when it is time."""
         switch = self._switch
         if switch is None:
             return
@@ -106,12 +90,7 @@ class SliceUnfreezing(pl.Callback):
         self._running = stage, switch.watch(stage)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called when training ends: checks the last stage and leaves the trained modules in place.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-        """
+        """Called when training ends: checks the last stage and leaves the trained modules in place."""
         self._end_stage()
         if self._switch is not None:
             self._switch.restore_flags()

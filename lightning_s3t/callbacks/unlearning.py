@@ -52,63 +52,65 @@ PartitionKind = Literal["secret", "public"]
 class Unlearning(pl.Callback):
     """Trains any LightningModule so that data can be removed from it, by the method that is given.
 
-    One `trainer.fit` trains every missing unit; what is there is skipped, so an interrupted fit, a fit after deletions
-    and a fit with more data are all the same call. The script stays as it is: its module, data, optimizers, schedulers,
-    loggers and callbacks serve every unit. The module given to `fit` is as it was before when `fit` returns; what was
-    trained is in the store. Serve it with `EnsembleModule.from_store(store, module)`.
+    One `trainer.fit` trains every missing unit and skips existing ones, so an interrupted fit, a fit after deletions
+    and a fit with more data are all the same call. The script does not change: its module, data, optimizers,
+    schedulers, loggers and callbacks are used for every unit. When `fit` returns, the module given to it is unchanged;
+    the trained units are in the store. Serve it with `EnsembleModule.from_store(store, module)`.
 
     `forget` carries a request out at once where the method only takes units out of service (`S3TMethod`, `SISA`), and
-    returns a receipt. Other methods (`Retrain`, `SSD`) answer with another model: `forget` then returns a ticket, the
-    next `trainer.fit` makes the model, puts it in the old one's place and keeps its receipt in `receipt`; until then
-    the old model serves on, with the data in it.
+    returns a receipt. Other methods (`Retrain`, `SSD`) answer requests with a new model: `forget` then returns a
+    ticket, and the next `trainer.fit` trains the model, replaces the old one and sets `receipt`; until then the old
+    model keeps serving, with the data in it.
 
     Args:
         method: The unlearning method; its name; or a mapping with its name as "name" and its arguments.
-        store: The folder that keeps what is trained.
+        store: The folder for the trained units.
         subjects: Who owns each row: the name of an attribute of the data set that has one id per row, a callable that
-            takes the data set and returns them, or its import path. "index" takes each row's number in the innermost
-            data set, whatever `Subset` has picked it ("part:row" where several are concatenated): a row that is left
-            out of that later gives all that follow it another id.
-        layers: Where the blocks are, if they cannot be found: a path, a list of paths, or a list of groups.
-        head: Where the head is, if it cannot be found: a path or a list of paths.
-        adapter: A PeftConfig, a dict of one, or None to fine-tune whole layers. Left out, it is the paper's LoRA, or
-            the module's own adapters if it is a PEFT model, or whole layers where LoRA goes on nothing (an LSTM).
-        seed: What all randomness of the units follows from, and the partition with the store's secret.
-        partition: "secret" puts subjects in slices by a secret that a new store draws, so that an id does not
-            tell where its data is. "public" does without, so that others can repeat an experiment bit for bit.
-        keep_registry: Whether the store notes who is in the training data (as keyed hashes). Without, it holds nothing
-            per subject, and cannot refuse a request because it names an unknown subject.
-        isolation: How units are kept apart. "forkserver": each is trained in a process of its own, which starts from
-            what the fit has found. "fork": likewise, forked from the script's process, for what cannot be sent to
-            another (a lock, an open file); on a CPU, on one thread. "none": one after the other in the script's
-            process, with what is known of set back in between: for debugging. "auto" is "forkserver", but "none" with
-            strategies that spawn or fork their ranks. A store belongs to one of them.
-        parallel_units: How many units are trained at the same time on the same devices, to the same bits as one after
-            another; more is faster where one unit does not keep the device busy.
-        digest_rows: Read every row at the start of each fit, and train again what was trained on rows that have
-            changed under the same ids since. A store belongs to one of both. It needs units that are isolated.
-        floor: A closed-form head that answers beside the shards, and alone when deletions have left no unit: a
+            takes the data set and returns them, or its import path. "index" uses each row's index in the innermost data
+            set, even under `Subset` ("part:row" if several are concatenated). If a row is later removed from that data
+            set, the ids of all rows after it change.
+        layers: The blocks, if they are not found automatically: a path, a list of paths, or a list of groups.
+        head: The head, if it is not found automatically: a path or a list of paths.
+        adapter: A PeftConfig, a dict of one, or None to fine-tune whole layers. The default is the paper's LoRA, or the
+            module's own adapters if it is a PEFT model, or whole layers if LoRA fits no layer (an LSTM).
+        seed: Seed of all randomness of the units, and, with the store's secret, of the partition.
+        partition: "secret" assigns subjects to slices with a secret that a new store draws, so that an id does not
+            reveal where its data is. "public" does not use a secret, so that others can repeat an experiment bit for
+            bit.
+        keep_registry: Whether the store records who is in the training data (as keyed hashes). Without the registry it
+            holds nothing per subject, and cannot refuse a request that names an unknown subject.
+        isolation: How units are kept apart. "forkserver": each unit is trained in a separate process that starts from
+            the state which the fit found. "fork": the same, but forked from the script's process, for objects that
+            cannot be sent to another process (a lock, an open file); on a CPU, with one thread. "none": one after
+            another in the script's process, with known state reset in between; for debugging. "auto" is "forkserver",
+            but "none" with strategies that spawn or fork their ranks. A store cannot change it.
+        parallel_units: Number of units that are trained at the same time on the same devices, bitwise equal to training
+            them one after another; more is faster if one unit does not keep the device busy.
+        digest_rows: Read every row at the start of each fit, and retrain units whose rows have changed under the same
+            ids. A store cannot change this setting. It needs isolated units.
+        floor: A closed-form head that answers together with the shards, and alone when deletions have left no unit: a
             `Floor`, a mapping of its arguments, or True for one with its defaults. It learns from all rows of all
-            shards, forgets by subtraction and never runs out of deletions; its first fit sends every row through the
+            shards, forgets by subtraction and never runs out of deletions; the first fit sends every row through the
             pretrained network once.
-        newcomers: Where people belong who come after the first fit. "retrain" puts them into the slices of all, and
-            trains again what they reach there. "append" gives those who come together a shard of their own, and
-            nothing else is trained; only for methods whose units are revoked, with a registry.
+        newcomers: How subjects are added who come after the first fit. "retrain" puts them into the existing slices and
+            retrains the units that they reach there. "append" gives those who come together an additional shard, and
+            trains nothing else; only for methods whose units are revoked, and with a registry.
         time_budget: How long a fit may take: seconds, "DD:HH:MM:SS" or a timedelta; None for as long as it needs. A
-            unit is not begun if it would not end in time, none is cut, and at least one is trained; the next fit goes
-            on. `Trainer(max_time=...)` means the same.
+            unit is not started if it would not finish in time, no unit is interrupted, and at least one is trained; the
+            next fit continues. `Trainer(max_time=...)` means the same.
         ledger: Where the store's ledger is kept: "postgresql://user@host/database?schema=name" for several machines
-            that share the store's folder (docs/machines.md); None for a file in the folder, or for what that says.
+            that share the store's folder (docs/machines.md); None for a file in the folder, or for the ledger that the
+            folder names.
         snapshots: Where snapshots are kept if the ledger is in a database: "s3://bucket/prefix" or a folder that the
-            machines share (docs/machines.md); None for the store's folder, or for where they are.
+            machines share (docs/machines.md); None for the store's folder, or for their current location.
 
     Attributes:
-        receipt: Of the requests that have waited for the last fit (of the deletions, if there were corrections too);
+        receipt: Receipt of the requests that waited for the last fit (of the deletions, if there were corrections too);
             None if there were none.
-        summary: What the last fit has done.
+        summary: Summary of the last fit.
 
     Raises:
-        ConfigurationError: An argument is out of range; named, with what was expected.
+        ConfigurationError: An argument is out of range.
 
     Example:
         >>> from lightning_s3t.methods import SSD
@@ -150,15 +152,15 @@ class Unlearning(pl.Callback):
         self.method = method = method_of(method)
         if newcomers == "append" and method.response != "revoke":
             raise ConfigurationError(
-                f"The method {method.name!r} has one model of all data, so people who come later cannot have one of "
-                "their own. Use newcomers='retrain', or a method with shards: S3T or SISA."
+                f"The method {method.name!r} trains one model on all data, so people who come later cannot have one "
+                "of their own. Use newcomers='retrain', or a method with shards: S3T or SISA."
             )
         check_folder_name(store)
         place = check_addresses(Path(store), ledger, snapshots)
         if ledger is not None and floor:
             raise ConfigurationError(
-                "There is no floor with a ledger in a database, whose log and backups would keep features of people's "
-                "rows that a request has removed. Leave `floor` out, or `ledger`."
+                "A store with its ledger in a database cannot have a floor: the database's log and backups would "
+                "keep features of rows that a request has removed. Leave `floor` out, or `ledger`."
             )
         self.store = Path(store)
         self.config = FitConfig(
@@ -201,76 +203,76 @@ class Unlearning(pl.Callback):
     def forget(
         self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
     ) -> RequestRecord | Ticket:
-        """Removes subjects from what the store holds, and tells the trainer's module and callbacks (`on_forget`).
+        """Remove subjects from the store, and notify the trainer's module and callbacks (`on_forget`).
 
         Args:
             subjects: Their ids.
-            strict: Refuse a request that names a subject which the store has never seen.
-            request_id: A name of the caller's for the request, so that a retry does not count twice (`Store.forget`).
+            strict: Raise an error if the store has never seen one of the subjects.
+            request_id: The caller's name for the request, so that a retry does not count twice (`Store.forget`).
 
         Returns:
-            The receipt; or a ticket, if the method answers with another model, which the next fit makes.
+            The receipt; or a ticket, if the next fit carries the request out by replacing the model.
         """
         return self.deletion.forget(subjects, strict=strict, request_id=request_id)
 
     def rectify(
         self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
     ) -> RequestRecord | Ticket:
-        """Takes out what the old data of subjects has reached, and tells module and callbacks (`on_rectify`).
+        """Remove what the subjects' old data reached, and notify the module and callbacks (`on_rectify`).
 
-        Correct the rows first: the next fit that begins trains on what the data set then gives (`Store.rectify`).
+        Correct the rows first: the next fit trains on the rows that the data set then returns (`Store.rectify`).
 
         Args:
             subjects: Their ids.
-            strict: Refuse a request that names a subject which the store has never seen.
-            request_id: A name of the caller's for the request, so that a retry does not count twice (`Store.forget`).
+            strict: Raise an error if the store has never seen one of the subjects.
+            request_id: The caller's name for the request, so that a retry does not count twice (`Store.forget`).
 
         Returns:
-            The receipt; or a ticket, if the method answers with another model, which the next fit makes.
+            The receipt; or a ticket, if the next fit carries the request out by replacing the model.
         """
         return self.deletion.rectify(subjects, strict=strict, request_id=request_id)
 
     def restrict(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:
-        """Sets aside what the data of subjects has reached, and tells module and callbacks (`on_restrict`).
+        """Set aside the units that the subjects' data reached, and notify module and callbacks (`on_restrict`).
 
-        It is kept, and serves no more; no fit trains on the data, until they are released or forgotten
+        The units are kept but do not serve, and no fit trains on the data, until the subjects are released or forgotten
         (`Store.restrict`).
 
         Args:
             subjects: Their ids.
-            strict: Refuse a request that names a subject which the store has never seen.
-            request_id: A name of the caller's for the request, so that a retry does not count twice (`Store.forget`).
+            strict: Raise an error if the store has never seen one of the subjects.
+            request_id: The caller's name for the request, so that a retry does not count twice (`Store.forget`).
 
         Raises:
-            UnsupportedError: The method has one model, which the data of everybody has reached.
+            UnsupportedError: The method trains one model on everyone's data.
         """
         return self.deletion.restrict(subjects, strict=strict, request_id=request_id)
 
     def release(self, subjects: Iterable[Any], request_id: str | None = None) -> RequestRecord:
-        """Ends the restriction of subjects, and tells module and callbacks (`on_release`).
+        """End the restriction of subjects, and notify module and callbacks (`on_release`).
 
-        What was set aside for them alone serves again, bit for bit (`Store.release`).
+        Units that were set aside only for them serve again, bit for bit (`Store.release`).
 
         Args:
             subjects: Their ids.
-            request_id: A name of the caller's for the request, so that a retry does not count twice (`Store.forget`).
+            request_id: The caller's name for the request, so that a retry does not count twice (`Store.forget`).
         """
         return self.deletion.release(subjects, request_id=request_id)
 
     def register_file(self, path: str | Path) -> None:
-        """Notes a file that a callback of the script writes during the running unit, to be erased with the unit.
+        """Register a file that one of the script's callbacks writes, to be erased with the running unit.
 
-        Checkpoints are noted without it.
+        Checkpoints are registered automatically.
 
         Args:
-            path: The file; call it before the file is written.
+            path: The file. Register it before writing it.
         """
         if self._unit_training is not None and self._unit_training.unit is not None:
             self._unit_training.note_file(Path(path).absolute())
 
     @contextmanager
     def auditing(self, audited: AuditTarget) -> Iterator[None]:
-        """Makes a fit within the block an audit: it builds what is audited, elsewhere, and compares.
+        """Turn a fit within the block into an audit, which rebuilds the audited units elsewhere and compares them.
 
         Args:
             audited: The store and the units.
@@ -283,17 +285,11 @@ class Unlearning(pl.Callback):
 
     @property
     def current_unit(self) -> UnitId | None:
-        """The unit that is being trained; None outside of a fit."""
+        """The unit that is being trained; None outside a fit."""
         return self._unit_training.unit if self._unit_training is not None else None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Called when a run begins: checks the trainer.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-            stage: "fit", "validate", "test" or "predict".
-        """
+        """Called when a run begins: checks the trainer."""
         if self._in_unit_process:
             return
         if stage == "fit":
@@ -311,17 +307,12 @@ class Unlearning(pl.Callback):
         elif self.summary is not None and not isinstance(pl_module, EnsemblePredictor):
             rank_zero_warn(
                 f"trainer.{TrainerFn(stage).value} was given {type(pl_module).__name__} as it was before the fit: S3T "
-                f"leaves the module as it is. {self._where_it_is()}"
+                f"does not change the module. {self._where_it_is()}"
             )
         self.deletion.attach(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called when the strategy is set up: where units are not isolated, plans what has to be trained.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-        """
+        """Called when the strategy is set up: without isolation, plans which units have to be trained."""
         if self._in_unit_process:
             if self._unit_training is not None:
                 self._unit_training.on_fit_start(trainer)
@@ -329,36 +320,21 @@ class Unlearning(pl.Callback):
             self._fit.run_in_process(trainer, pl_module)
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called before the sanity check: in a rehearsal, notes what the network is called with.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-        """
+        """Called before the sanity check: in a rehearsal, records the arguments of the network's calls."""
         rehearsed = self._unit_training.rehearsed if self._unit_training is not None else None
         if rehearsed is not None:
             self._trial = AnswerTrial(rehearsed[0])
 
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called after the sanity check: in a rehearsal, warns if answers of several models have no mean.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-        """
+        """Called after the sanity check: in a rehearsal, warns if the outputs of several models cannot be averaged."""
         rehearsed = self._unit_training.rehearsed if self._unit_training is not None else None
         if rehearsed is not None and self._trial is not None:
             problem = self._trial.find_problem(rehearsed[1])
             if problem is not None:
-                rank_zero_warn(f"S3T: the shards can be trained, and their answers not be put together. {problem}")
+                rank_zero_warn(f"S3T: the shards can be trained, but their outputs cannot be combined. {problem}")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called when a unit's training begins: starts to watch it.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-        """
+        """Called when a unit's training begins: starts monitoring it."""
         if self._unit_training is None:
             return
         self._unit_training.on_train_start(trainer)
@@ -368,12 +344,7 @@ class Unlearning(pl.Callback):
                 logger.log_metrics(coordinates, step=self._unit_training.first_step)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called when an epoch begins: where several processes train together, looks for deletion requests.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-        """
+        """Called when an epoch begins: if several processes train together, looks for deletion requests."""
         if self._unit_training is None:
             return
         if trainer.current_epoch == 0:
@@ -384,24 +355,12 @@ class Unlearning(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Called before each batch: looks for deletion requests, which cost a few microseconds.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-            batch: The batch.
-            batch_idx: Its number in the epoch.
-        """
+        """Called before each batch: looks for deletion requests, which cost a few microseconds."""
         if self._unit_training is not None and not is_distributed(trainer):
             self._unit_training.check_alive(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called when an epoch ends: logs the unit's coordinates beside its metrics.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-        """
+        """Called when an epoch ends: logs the unit's coordinates with its metrics."""
         unit = self.current_unit
         if unit is not None:
             several = is_distributed(trainer)
@@ -415,41 +374,21 @@ class Unlearning(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Called after each batch: notes it, and moves the progress display.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-            outputs: What the step returned.
-            batch: The batch.
-            batch_idx: Its number in the epoch.
-        """
+        """Called after each batch: records it, and updates the progress display."""
         if self._unit_training is not None:
             self._unit_training.on_train_batch_end(trainer, batch_idx)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Called when a run is broken off: what was committed is safe, the running unit is trained again.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-            exception: Why.
-        """
+        """Called when a run is interrupted: committed units are safe, the running unit is trained again."""
         self._close(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Called when a run ends: closes the store.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The user's module.
-            stage: "fit", "validate", "test" or "predict".
-        """
+        """Called when a run ends: closes the store."""
         self._close(trainer)
 
     @property
     def _unit_training(self) -> UnitTraining | None:
-        """What trains units: in the script's process that of the fit, in a unit's what was sent."""
+        """The trainer of units: in the script's process that of the fit, in a unit's process the one that was sent."""
         return self._fit.training if self._fit is not None else self._sent
 
     @property
@@ -457,20 +396,20 @@ class Unlearning(pl.Callback):
         return self._unit_training is not None and self._unit_training.in_own_process
 
     def __getstate__(self) -> dict[str, Any]:
-        # for a unit's process: who owns which row is not its business, and the store is not open there
+        # a unit's process must not know who owns which row, and the store is not open there
         return {**vars(self), "config": None, "_fit": None, "_audited": None, "_sent": self._unit_training}
 
     def _where_it_is(self) -> str:
-        return f"What was trained is in {self.store}: use EnsembleModule.from_store({str(self.store)!r}, model)."
+        return f"The trained units are in {self.store}: use EnsembleModule.from_store({str(self.store)!r}, model)."
 
     def _refuse_own_checkpoints(self, run: str) -> NoReturn:
         raise UnsupportedError(
-            f"trainer.{run} was asked for the best or last checkpoint of a fit with S3T. Its checkpoints are single "
-            f"units', with adapters in place, and none is the trained model. {self._where_it_is()}"
+            f"trainer.{run} was asked for the best or last checkpoint of a fit with S3T. Its checkpoints are of "
+            f"single units, with adapters in place; none of them is the trained model. {self._where_it_is()}"
         )
 
     def _close(self, trainer: pl.Trainer) -> None:
-        # in a unit's process the store is the script's, and a forked process must not give its lock back
+        # in a unit's process the store belongs to the script, and a forked process must not release its lock
         if self._fit is not None and not self._in_unit_process:
             self._fit.close(trainer)
             self.summary = self._fit.summary or self.summary

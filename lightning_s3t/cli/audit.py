@@ -28,9 +28,9 @@ def audit(
     trust_config: bool = False,
     json: bool = False,
 ) -> int:
-    """Train surviving units again, without the forgotten, and compare every bit with what serves.
+    """Train surviving units again, without the forgotten subjects, and compare every bit with the serving units.
 
-    Give it data without the rows of the forgotten: what a script computes over all rows is examined only then.
+    Use data without the rows of forgotten subjects: only then are values examined that a script computes over all rows.
 
     Args:
         store: The store's folder. It remembers the config that it was trained with, if that was a LightningCLI's.
@@ -39,15 +39,15 @@ def audit(
         data: The import path of the app's data module class, if the config does not name a class.
         cli: The import path of the app's own LightningCLI class, if it has one (my_app:MyCLI).
         units: The names of the units to audit (0/2-0), or how many to draw (3). Without it, all that survive.
-        seed: What units are drawn from.
+        seed: Seed for drawing units.
         trust_config: Run the config that the store remembers, although you have not trained with it: it is code.
         json: Print the report as a JSON document.
     """
     from lightning_s3t.auditing import audit as run_audit
 
     if (store is None) == (not config):
-        raise ConfigurationError("Expected either a store or --config: where the script's settings are.")
-    with redirect_stdout(sys.stderr):  # what Lightning prints of a fit is not part of the report
+        raise ConfigurationError("Expected either a store or --config, which say where the script's settings are.")
+    with redirect_stdout(sys.stderr):  # Lightning's output during a fit is not part of the report
         app = load_app(store, config or [], model, data, cli, trust_config)
         report = run_audit(app.trainer, app.model, datamodule=app.datamodule, units=_units(units), seed=seed)
     if json:

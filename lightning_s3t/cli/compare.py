@@ -31,11 +31,11 @@ def compare(
     quick: bool = False,
     json: bool = False,
 ) -> None:
-    """Compare unlearning methods: what each promises, what it is worth and what it costs.
+    """Compare unlearning methods: their guarantees, their accuracy and their cost.
 
-    Every method is trained, subjects ask one after the other, and what serves is measured, beside a training from
-    scratch on what stays. What is done is kept, so that the same command goes on after an interruption. The tables, the
-    picture and a JSON document go to the output folder.
+    Every method is trained, subjects ask to be forgotten one after another, and the serving model is measured next to a
+    training from scratch on the remaining data. Finished runs are kept, so that the same command continues after an
+    interruption. The tables, the picture and a JSON document go to the output folder.
 
     Args:
         config: The app's LightningCLI config, or several, as for fit; with the S3T callback. Without one, methods are
@@ -45,11 +45,11 @@ def compare(
         cli: The import path of the app's own LightningCLI class, if it has one (my_app:MyCLI).
         methods: Names, with commas or blanks between them: s3t,sisa,ssd. Or a YAML file: a list of names and of
             mappings with a name and arguments, or a mapping of these by a label each.
-        requests: How many subjects ask: 10, or 100 of the digits.
-        output: The folder for what is done and for what was found.
-        measure_after: After how many requests to measure; 1, 10, 100, ... and after the last unless told.
+        requests: Number of subjects who ask: by default 10, or 100 for the digits.
+        output: The folder for finished runs and for the results.
+        measure_after: Numbers of requests after which to measure; by default 1, 10, 100, ... and after the last.
         thorough: Train with several seeds, and attack with shadow models: hours.
-        seeds: With how many seeds each method is trained, 1 unless told, or 8 of a thorough comparison.
+        seeds: Number of seeds for each method; by default 1, or 8 for a thorough comparison.
         quick: Without a config: tiny sizes, to see the course of things; the numbers mean nothing then.
         json: Print the JSON document.
     """
@@ -59,7 +59,7 @@ def compare(
         raise ConfigurationError("Expected --quick without --config: it makes the demo's digits smaller.")
     chosen: Any = _methods(methods) if methods is not None else None
     with ExitStack() as stack:
-        stack.enter_context(redirect_stdout(sys.stderr))  # what the app prints is not part of the answer
+        stack.enter_context(redirect_stdout(sys.stderr))  # the app's own output is not part of the answer
         if config is None:
             import torch
 
@@ -91,7 +91,7 @@ def compare(
                 measure_after=measure_after,
             )
         except KeyboardInterrupt:
-            print(f"s3t: what is done is kept in {output}; the same command goes on there.", file=sys.stderr)
+            print(f"s3t: finished runs are kept in {output}; run the same command again to continue.", file=sys.stderr)
             raise
     written = _write(found, output)
     print(found.to_json() if json else printable(f"{found}\n\nWritten: {', '.join(map(str, written))}"))
@@ -110,7 +110,7 @@ def _write(found: Comparison, output: Path) -> list[Path]:
 
 
 def _methods(given: list[str]) -> Any:
-    """Return what --methods says: names, or what a YAML file holds."""
+    """Return the value of --methods: names, or the contents of a YAML file."""
     if len(given) != 1 or Path(given[0]).suffix not in _FILES:
         return [name for part in given for name in part.split(",") if name]
     import yaml

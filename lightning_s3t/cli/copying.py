@@ -1,4 +1,4 @@
-"""`s3t copy`: a store where its ledger and its snapshots lie otherwise."""
+"""`s3t copy`: copies a store to another kind of ledger or snapshots."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from pathlib import Path
 
 
 def copy(source: Path, target: Path, /, *, ledger: str | None = None, snapshots: str | None = None) -> None:
-    """Copy a store, which is then given up: the copy answers in its place.
+    """Copy a store, and retire it: the copy then answers in its place.
 
-    Between a folder, PostgreSQL with a folder, and PostgreSQL with a bucket. Requests are carried out meanwhile; no fit
-    may run. The copy is compared with the store before that is given up. Then whatever has the store open refuses to
-    answer, and its snapshots are erased. If this is cut, one of the two answers: if that is the store, copy again.
+    Copies between a folder, PostgreSQL with a folder, and PostgreSQL with a bucket. Requests are carried out during the
+    copy; no fit may run. The copy is compared with the store before the store is retired. Then every process that has
+    the store open refuses to answer, and its snapshots are erased. After an interruption exactly one of the two
+    answers: if it is the store, copy again.
 
     Args:
         source: The store's folder.
         target: The folder of the copy: new, or empty.
-        ledger: Where the copy's ledger is kept: postgresql://user@host/database?schema=name; left out, in its folder.
-        snapshots: Where its snapshots are kept: s3://bucket/prefix, or a folder; left out, in its folder.
+        ledger: Address of the copy's ledger: postgresql://user@host/database?schema=name; by default a file in its
+            folder.
+        snapshots: Location of its snapshots: s3://bucket/prefix, or a folder; by default its own folder.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -28,5 +30,8 @@ def copy(source: Path, target: Path, /, *, ledger: str | None = None, snapshots:
     with Store.open(source) as store, Progress(*columns, console=Console(file=sys.stderr)) as bar:
         task = bar.add_task("snapshots", total=None)
         store.copy(target, ledger, snapshots, lambda done, total: bar.update(task, completed=done, total=total))
-    print(f"{target} answers from now on, and {source} no more. Give {target} as the store, and restart what serves.")
-    print(f"When all is well, remove {source}, and the schema of its ledger if it is in a database.")
+    print(
+        f"{target} has replaced {source}, which no longer answers. Use {target} as the store from now on, and restart "
+        "everything that serves."
+    )
+    print(f"Once everything works, remove {source}, and the schema of its ledger if it is in a database.")

@@ -18,9 +18,9 @@ def rectify(
     sign: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Take out what the old data of subjects has reached; the next fit trains on the corrected data.
+    """Remove everything that the subjects' old data reached; the next fit trains on the corrected data.
 
-    Correct the rows first: a fit that is running has loaded the old ones, and trains none of what holds them.
+    Correct the rows first: a running fit has loaded the old rows, and does not train units with them.
 
     Args:
         store: The store's folder.
@@ -29,7 +29,7 @@ def rectify(
         request_id: A name of your own for the request: given again with the same subjects, it prints the receipt again
             and changes nothing, so that a script may retry.
         sign: Sign the receipt with this key (Ed25519, PEM); implies --json.
-        json: Print the receipt for whoever asked as a JSON document; or the ticket, where the request waits for the
+        json: Print the receipt for the person who asked as a JSON document; or the ticket, if the request waits for the
             next fit.
     """
     from lightning_s3t.core.tickets import Ticket
@@ -53,7 +53,7 @@ def restrict(
     sign: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Set aside what the data of subjects has reached: it is kept, and serves no more; no fit trains on the data.
+    """Set aside the units that the subjects' data reached: they do not serve, and no fit trains on the data.
 
     It lasts until `s3t release` puts the units back, or `s3t forget` erases them.
 
@@ -64,7 +64,7 @@ def restrict(
         request_id: A name of your own for the request: given again with the same subjects, it prints the receipt again
             and changes nothing, so that a script may retry.
         sign: Sign the receipt with this key (Ed25519, PEM); implies --json.
-        json: Print the receipt for whoever asked as a JSON document.
+        json: Print the receipt for the person who asked as a JSON document.
     """
     from lightning_s3t.store import Store
 
@@ -82,9 +82,9 @@ def release(
     sign: Path | None = None,
     json: bool = False,
 ) -> None:
-    """End a restriction: what was set aside serves again, bit for bit, and fits train on the data.
+    """End a restriction: units that were set aside serve again, bit for bit, and fits train on the data.
 
-    What holds the data of others who are restricted stays set aside.
+    Units with the data of other restricted subjects stay set aside.
 
     Args:
         store: The store's folder.
@@ -92,7 +92,7 @@ def release(
         request_id: A name of your own for the request: given again with the same subjects, it prints the receipt again
             and changes nothing, so that a script may retry.
         sign: Sign the receipt with this key (Ed25519, PEM); implies --json.
-        json: Print the receipt for whoever asked as a JSON document.
+        json: Print the receipt for the person who asked as a JSON document.
     """
     from lightning_s3t.store import Store
 

@@ -12,8 +12,8 @@ def demo(*, output: Path = Path("s3t-demo"), seed: int = 0, epochs: int | None =
 
     Args:
         output: The folder for the picture.
-        seed: What everything is drawn from.
-        epochs: Epochs of each stage of S3T, 8 unless told.
+        seed: Seed of everything random.
+        epochs: Epochs of each stage of S3T; by default 8.
         quick: Tiny sizes, to see the course of things in seconds; the accuracies mean nothing then.
     """
     from rich.console import Console

@@ -10,9 +10,9 @@ from lightning_s3t.columns import counted, printable
 
 
 def drill(store: Path, backup: str, /, *, json: bool = False) -> int:
-    """Rehearse a restore: open a backup of the ledger beside the store, with copies of its journal and keys.
+    """Rehearse a restore: open a backup of the ledger next to the store, with copies of its journal and keys.
 
-    The store goes on meanwhile, and nothing of it is changed. What the backup lacks is carried out again from the
+    The store keeps running, and is not changed. Requests missing from the backup are carried out again from the
     journal, every snapshot is read, and the result is compared with the store. Exits with 1 if anything would be wrong.
 
     Args:
@@ -33,7 +33,7 @@ def drill(store: Path, backup: str, /, *, json: bool = False) -> int:
     if found.passed:
         print(
             f"The journal has the other {found.replayed}: {counted(found.replayed_requests, 'request')} for "
-            f"{counted(found.forgotten, 'subject')} would be carried out again before anything is served."
+            f"{counted(found.forgotten, 'subject')} would be carried out again before the store serves."
         )
         print(f"Of {counted(found.units, 'unit')}, {found.restored_units} would serve; the next fit trains the others.")
     for problem in found.problems:

@@ -32,19 +32,20 @@ def export(
 
     Args:
         store: The store's folder. It remembers the model that it was trained with, if that was a LightningCLI's.
-        path: The file, in .safetensors, for the weights of one survivor; else a folder.
-        model: The import path of something that gives the module, with its pretrained weights (my_app:LitClassifier).
+        path: The .safetensors file, for the weights of one survivor; otherwise a folder.
+        model: The import path of a class or function that returns the module, with its pretrained weights
+            (my_app:LitClassifier).
         form: The whole state dict in the module's own names, with adapters merged; or a PEFT adapter of its network.
         each_shard: Export each shard's survivor.
-        recipient: Who is handed the copy, one or several: s3t recipients list names them when a request has reached it.
+        recipient: One or several recipients of the copy: s3t recipients list names them when a request has reached it.
         trust_config: Run the config that the store remembers, although you have not trained with it: it is code.
-        json: Print what was exported as a JSON document.
+        json: Print the exported files as a JSON document.
     """
     import lightning.pytorch as pl
 
     from lightning_s3t import EnsembleModule, EnsemblePredictor
 
-    with redirect_stdout(sys.stderr):  # what the app prints as it is made is not part of the answer
+    with redirect_stdout(sys.stderr):  # the app's own output is not part of the answer
         module = _module(store, model, trust_config)
     kind = EnsembleModule if isinstance(module, pl.LightningModule) else EnsemblePredictor
     with kind.from_store(store, module) as served:
@@ -66,7 +67,7 @@ def export(
         return
     for copy in found:
         print(f"{copy.path}: unit {copy.unit}, named {copy.name} in receipts. Made from: {copy.provenance}")
-    print("A request that reaches it erases it; remove copies of it yourself.")
+    print("A request that affects it erases this file. Remove any copies of it yourself.")
 
 
 def _module(store: Path, model: str | None, trust_config: bool) -> nn.Module:

@@ -31,24 +31,24 @@ def forget(
     sign: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Remove subjects from the model: revoke every unit that they reached, for good, and erase it.
+    """Remove subjects from the model: permanently revoke and erase every unit that their data reached.
 
     Args:
         store: The store's folder.
         subjects: The subjects' ids; a dash to read them from standard input, one a line, in UTF-8.
         at: Not now but at this time (2027-01-31T12:00Z): with --due, or when the store is next opened.
         due: In place of subjects: carry out the scheduled requests that are due, as one request; for cron.
-        cancel: Take the subjects' scheduled requests back; what is due already is carried out.
+        cancel: Cancel the subjects' scheduled requests; requests that are already due are carried out.
         allow_unknown: Take ids that the store has never seen too: they never enter a later fit.
         request_id: A name of your own for the request: given again with the same subjects, it prints the receipt again
             and changes nothing, so that a script may retry.
         sign: Sign the receipt with this key (Ed25519, PEM); implies --json.
-        json: Print the receipt for whoever asked as a JSON document; or the ticket, where the request waits for the
+        json: Print the receipt for the person who asked as a JSON document; or the ticket, if the request waits for the
             next fit.
     """
     if due == bool(subjects):
         raise ConfigurationError(
-            "Expected the ids of subjects, or --due for the requests that are due: one of the two."
+            "Expected either the ids of subjects or --due, which carries out the requests that are due."
         )
     if due and (at is not None or allow_unknown):
         raise ConfigurationError("Expected --due without --at and --allow-unknown: these are for new requests.")
@@ -67,8 +67,8 @@ def forget(
     time = _time(at) if at is not None else None
     if "-" in subjects and subjects != ("-",):
         raise ConfigurationError(
-            "Expected a dash, for standard input, or ids, not both. Nothing was forgotten. (The id of one dash can be "
-            "given on standard input.)"
+            "Expected either a dash, for standard input, or ids, but got both. Nothing was forgotten. (To forget a "
+            "subject whose id is a dash, give the id on standard input.)"
         )
     asked = read_ids() if subjects == ("-",) else list(subjects)
     with Store.open(store) as opened:
@@ -94,7 +94,7 @@ def _forget_due(store: Path, sign: Path | None, json: bool) -> None:
     if receipt is not None:
         show_record(receipt, sign, json)
     elif not (json or sign):
-        print("Nothing is due, or what is due waits for the next fit.")
+        print("No request is due, or those that are due wait for the next fit.")
 
 
 def show_ticket(ticket: Ticket, json: bool) -> None:
@@ -109,8 +109,9 @@ def show_ticket(ticket: Ticket, json: bool) -> None:
         return
     left = "their data" if ticket.kind == "forget" else "their old data"
     print(
-        f"{ticket.waiting} of {ticket.subjects} subjects wait for the next fit, which carries the request out by "
-        f"{ticket.method!r}; {ticket.already_forgotten} were forgotten before. What serves still has {left} in it."
+        f"{ticket.waiting} of {ticket.subjects} subjects wait for the next fit, which carries the request out with "
+        f"{ticket.method!r}; {ticket.already_forgotten} were forgotten before. The serving model still has {left} in "
+        "it."
     )
 
 
@@ -125,7 +126,8 @@ def show_record(receipt: RequestRecord, sign: Path | None, json: bool) -> None:
     if json or sign is not None:
         print(as_json(receipt, sign))
         if receipt.exports:
-            # for whoever keeps the store: the document is for whoever asked, and an export's name tells a place
+            # for the store's keeper only: the document is for the person who asked, and an export's name reveals a
+            # place
             print(printable(_exports(receipt)), file=sys.stderr)
         return
     print(printable("\n".join(_lines(receipt))))
@@ -150,37 +152,37 @@ def _lines(receipt: RequestRecord) -> Iterator[str]:
         yield f"Subtracted {counted(receipt.subtracted_rows, 'row')} from the floor."
     yield f"Erased {receipt.erased_files} files, {receipt.erased_bytes:,} bytes."
     if receipt.missing_files:
-        yield f"{receipt.missing_files} registered files were not there any more: moved or removed by others."
+        yield f"{receipt.missing_files} registered files were missing: something else had moved or removed them."
     if receipt.left_files:
         yield f"{receipt.left_files} registered files were left alone: see `s3t store verify`."
     serving = ", ".join(f"shard {shard}: {unit or 'nothing'}" for shard, unit in receipt.serving.items())
-    yield f"Serving now in the shards that it reached: {serving or 'as before, it reached none'}."
+    yield f"Now serving in the affected shards: {serving or 'as before, it reached none'}."
     yield (
-        f"Guarantee of every unit that is left: {receipt.guarantee} ({receipt.method}, isolation: {receipt.isolation})."
+        f"Guarantee of every remaining unit: {receipt.guarantee} ({receipt.method}, isolation: {receipt.isolation})."
     )
 
 
 def _exports(receipt: RequestRecord) -> str:
-    return f"Erased exported copies: {', '.join(receipt.exports)}. Remove what was copied from them elsewhere."
+    return f"Erased exported copies: {', '.join(receipt.exports)}. Remove any copies of them elsewhere."
 
 
 def read_ids() -> list[str]:
     """Return the ids on standard input, one a line, in UTF-8.
 
     Raises:
-        ConfigurationError: They are in something else.
+        ConfigurationError: The input has another encoding.
     """
     # whatever the locale says: an id that is read as other characters is another person's, or no one's
     try:
         text = sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigurationError(
-            f"The ids on standard input are not in UTF-8 (byte {error.start}: {error.reason}); nothing was changed. "
-            "Convert them: iconv -f WINDOWS-1252 -t UTF-8, or whatever they are in."
+            f"The ids on standard input are not in UTF-8 (byte {error.start}: {error.reason}). Nothing was changed. "
+            "Convert them: iconv -f WINDOWS-1252 -t UTF-8, or from the encoding that they have."
         ) from error
     if "\0" in text:
         raise ConfigurationError(
-            "The ids on standard input have null characters, as text in UTF-16 has; nothing was changed. Convert "
+            "The ids on standard input have null characters, as text in UTF-16 has. Nothing was changed. Convert "
             "them: iconv -f UTF-16 -t UTF-8."
         )
     return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
@@ -192,11 +194,15 @@ def _time(text: str) -> datetime:
     except ValueError as error:
         raise ConfigurationError(f"The time {text!r} cannot be read. Expected ISO 8601: 2027-01-31T12:00Z.") from error
     if found.tzinfo is None:
-        raise ConfigurationError(f"The time {text!r} has no time zone. Expected one: 2027-01-31T12:00Z.")
+        raise ConfigurationError(f"The time {text!r} has no time zone. Expected a time like 2027-01-31T12:00Z.")
     try:
         in_utc = found.astimezone(timezone.utc)
     except OverflowError:
-        raise ConfigurationError(f"The time {text!r} has no date in UTC. Expected one before the year 9999.") from None
+        raise ConfigurationError(
+            f"The time {text!r} has no date in UTC. Expected a time before the year 9999."
+        ) from None
     if in_utc < datetime.now(timezone.utc):
-        raise ConfigurationError(f"The time {text!r} is past. Leave --at out to forget at once; nothing was noted.")
+        raise ConfigurationError(
+            f"The time {text!r} is in the past. Leave --at out to forget at once. Nothing was scheduled."
+        )
     return found

@@ -12,14 +12,14 @@ from lightning_s3t.errors import ConfigurationError
 
 
 def import_path(path: str, example: str) -> Any:
-    """Imports what an import path names, as a script in the current folder would.
+    """Import an object by its import path, as a script in the current folder would.
 
     Args:
         path: A module and a name in it, with a colon between them.
-        example: What is expected, for the message.
+        example: An example, for the message.
 
     Raises:
-        ConfigurationError: There is no such thing.
+        ConfigurationError: It cannot be imported.
 
     Example:
         >>> import_path("math:pi", "a number")
@@ -54,13 +54,12 @@ def check_not_on_path(store: Path) -> None:
     for entry in sys.path:
         if store.resolve() in _around(entry):
             raise ConfigurationError(
-                f"Python looks for modules in {entry or os.getcwd()}, which lies in the store {store}: any code "
-                "that lies there would be run. Run the command from another folder, and take the store off "
-                "PYTHONPATH."
+                f"Python looks for modules in {entry or os.getcwd()}, which is inside the store {store}: any code in "
+                "there would be run. Run the command from another folder, and remove the store from PYTHONPATH."
             )
 
 
 def _around(folder: str) -> list[Path]:
-    """Returns a folder and all that it lies in."""
+    """Return a folder and all its parents."""
     resolved = Path(folder or ".").resolve()
     return [resolved, *resolved.parents]

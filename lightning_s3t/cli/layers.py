@@ -1,4 +1,4 @@
-"""The command `layers`: what S3T finds in a model, before any training."""
+"""The command `layers`: the layers that S3T finds in a model, before any training."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def layers(
     whole_layers: bool = False,
     json: bool = False,
 ) -> None:
-    """Show the layer groups and the head that are found in a model, and what each stage would train.
+    """Show the layer groups and the head that S3T finds in a model, and what each stage would train.
 
     Args:
-        model: A timm model's name (vit_base_patch16_224), or the import path of something that gives a module when it
-            is called (my_app.models:LitClassifier).
+        model: A timm model's name (vit_base_patch16_224), or the import path of a class or function that returns a
+            module (my_app.models:LitClassifier).
         slices: Number of slices, and of layer groups.
         layers: Paths of the blocks in forward order, or of the one list that holds them, if they cannot be found.
         head: Paths of the head, if it cannot be found.

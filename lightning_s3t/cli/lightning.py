@@ -17,11 +17,11 @@ from lightning_s3t.cli.imports import see_current_folder
 from lightning_s3t.cli.stored_config import TRUST, stored_config
 from lightning_s3t.serving.module import EnsembleModule
 
-DESCRIPTION = "Trains any LightningModule by slices, so that data can be removed from it exactly."
+DESCRIPTION = "Train any LightningModule slice by slice, so that data can be removed from it exactly."
 
 
 class S3TCLI(LightningCLI):
-    """A LightningCLI whose trainer has the S3T callback, and whose model, but for training, is the ensemble.
+    """A LightningCLI whose trainer has the S3T callback, and whose model is the ensemble, except for training.
 
     The callback's arguments have a section of their own, `--s3t.shards=5`, and so has how the ensemble answers:
     `--serving.aggregate=vote`.
@@ -34,7 +34,7 @@ class S3TCLI(LightningCLI):
             parser: The parser of a subcommand.
         """
         parser.add_lightning_class_args(S3T, "s3t")
-        # of every verb, since one config file is for all of them
+        # for every command, since one config file serves all of them
         parser.add_method_arguments(EnsembleModule, "from_store", "serving", skip={"store", "module"})
 
     def before_validate(self) -> None:
@@ -50,8 +50,8 @@ class S3TCLI(LightningCLI):
         self._serve()
         if not any(isinstance(callback, BasePredictionWriter) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
             warnings.warn(
-                "Predictions are computed and not written: the config has no BasePredictionWriter among the trainer's "
-                "callbacks. Add one of yours: --trainer.callbacks+=my_app.WritesPredictions.",
+                "The predictions are not written to a file: the config has no BasePredictionWriter among the "
+                "trainer's callbacks. Add one: --trainer.callbacks+=my_app.WritesPredictions.",
                 stacklevel=2,
             )
 
@@ -62,16 +62,10 @@ class S3TCLI(LightningCLI):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves the config beside the logs. The store remembers it too, so that without a logger no file is written."""
+    """Saves the config next to the logs. The store remembers it too, so that without a logger no file is written."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Called when a run begins: saves the config, if there are logs.
-
-        Args:
-            trainer: The trainer.
-            pl_module: Its module.
-            stage: "fit", "validate", "test" or "predict".
-        """
+        """Called when a run begins: saves the config, if there are logs."""
         if trainer.logger is not None:
             super().setup(trainer, pl_module, stage)
 
@@ -79,11 +73,11 @@ class SaveConfig(SaveConfigCallback):
 def run_lightning(arguments: Sequence[str]) -> None:
     """Run a command of Lightning.
 
-    `--store PATH` stands for the config that the store was trained with; `--trust-config` says that it may be run,
-    whoever has made it.
+    `--store PATH` uses the config that the store was trained with; `--trust-config` allows running it regardless of who
+    made it.
 
     Args:
-        arguments: The command ("fit", "validate", "test" or "predict") and what LightningCLI takes.
+        arguments: The command ("fit", "validate", "test" or "predict") and LightningCLI's arguments.
 
     Raises:
         StoreError: `--store` names no store, or one that remembers no config.

@@ -86,7 +86,7 @@ def make_app() -> App:
             ("Get started", "Choose before training", "Train and serve", "Forget and correct", "Keep a store")
         )
     )
-    # flags have no --no-..., and lists take several values: s3t plan --requests 1 5 20
+    # flags do not have a --no-... form, and lists take several values: s3t plan --requests 1 5 20
     app = App(
         "s3t",
         help="Exact machine unlearning for Lightning: plan, train by slices, forget, and prove it.",
@@ -109,17 +109,17 @@ def make_app() -> App:
     app.command(rectify, group=erase)
     app.command(restrict, group=erase)
     app.command(release, group=erase)
-    receipt = App("receipt", help="The receipts of requests: list them, and check one.", group=erase)
+    receipt = App("receipt", help="List the receipts of requests, or check one.", group=erase)
     receipt.command(list_receipts, name="list")
     receipt.command(verify_receipt, name="verify")
     receipt.command(complete)
     app.command(receipt)
-    recipients = App("recipients", help="Who holds exported copies, and whose are erased.", group=erase)
+    recipients = App("recipients", help="List who holds exported copies, and which of them are erased.", group=erase)
     recipients.command(list_recipients, name="list")
     recipients.command(add_recipient, name="add")
     recipients.command(acknowledge)
     app.command(recipients)
-    store = App("store", help="What a store holds, whether it is whole, and its key.", group=keep)
+    store = App("store", help="Inspect a store, verify it, and manage its key.", group=keep)
     store.command(status)
     store.command(verify)
     store.command(audit)
@@ -131,7 +131,7 @@ def make_app() -> App:
     app.command(copy, group=keep)
     app.command(drill, group=keep)
     app.command(report, group=keep)
-    evidence = App("evidence", help="An archive for an auditor: make it, and check one without the store.", group=keep)
+    evidence = App("evidence", help="Make an archive for an auditor, or check one without the store.", group=keep)
     evidence.command(make_evidence, name="make")
     evidence.command(verify_evidence, name="verify")
     app.command(evidence)
@@ -142,7 +142,7 @@ def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
     """Print a completion script for a shell.
 
     Args:
-        shell: Which one: eval "$(s3t completion bash)".
+        shell: The shell, as in eval "$(s3t completion bash)".
     """
     print(make_app().generate_completion(shell=shell))
 

@@ -16,20 +16,20 @@ def make_model(model: str, classes: int = 10) -> nn.Module:
     """Makes a model, without pretrained weights.
 
     Args:
-        model: A timm model's name, or the import path of something that gives a module when it is called.
+        model: A timm model's name, or the import path of a class or function that returns a module.
         classes: Number of classes of a timm model.
 
     Raises:
         ConfigurationError: There is none, or it cannot be made.
     """
     if ":" in model:
-        make = import_path(model, "something that gives a module when it is called, as my_app.models:LitClassifier")
+        make = import_path(model, "a class or function that returns a module, such as my_app.models:LitClassifier")
         try:
             made: object = make()
         except TypeError as error:
             raise ConfigurationError(
-                f"{model} cannot be made: {error}. Expected the import path of something that gives a module when it "
-                "is called without arguments, for example my_app.models:LitClassifier."
+                f"{model} cannot be made: {error}. Expected the import path of a class or function that returns a "
+                "module and takes no arguments, for example my_app.models:LitClassifier."
             ) from error
         return _checked(made, model)
     timm = import_extra("timm", "Models by their names", "images")
@@ -37,7 +37,7 @@ def make_model(model: str, classes: int = 10) -> nn.Module:
     if not timm.is_model(model):
         close = ", ".join(timm.list_models(f"*{model}*")[:3]) or "see timm.list_models()"
         raise ConfigurationError(
-            f"timm has no model {model!r}. Close ones: {close}. For a module of your own give its import path, "
+            f"timm has no model {model!r}. Similar names: {close}. For a module of your own give its import path, "
             "my_app.models:LitClassifier."
         )
     return timm.create_model(model, pretrained=False, num_classes=classes)
@@ -48,7 +48,7 @@ def _checked(made: object, model: str) -> nn.Module:
 
     if not isinstance(made, nn.Module):
         raise ConfigurationError(
-            f"{model} gives a {type(made).__name__}. Expected something that gives a torch.nn.Module when it is called "
-            "without arguments, for example my_app.models:LitClassifier."
+            f"{model} gives a {type(made).__name__}. Expected a class or function that returns a torch.nn.Module and "
+            "takes no arguments, for example my_app.models:LitClassifier."
         )
     return made

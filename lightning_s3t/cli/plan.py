@@ -1,4 +1,4 @@
-"""The command `plan`: what shards, slices and a budget buy, and what they cost."""
+"""The command `plan`: how long a plan lasts, and what it costs."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def plan(
     seed: int = 0,
     json: bool = False,
 ) -> None:
-    """Show which sequences a budget buys, what training them costs, and how many deletions they last.
+    """Show the sequences for a budget, the cost of training them, and how many deletions they withstand.
 
     With --rows it shows instead how a store does over the years, where requests come at a rate and fits now and then:
     of the shards, slices, budget and epochs that are not given, several are tried.
@@ -69,28 +69,28 @@ def plan(
         shards: Number of shards, m.
         slices: Number of slices of a shard, L.
         budget: Number of sequences that each shard is trained on, B.
-        units: In place of a budget: at most so many units to train for each shard.
-        fine_tunes: In place of a budget: at most so many samples, in multiples of one full fine-tune.
-        sequences: How the sequences are chosen.
-        prior: A JSON or CSV file that says how likely a request is, one number a slice, or one a subject (a CSV file
-            that begins with the line subject,prior). Without it, all slices are alike.
+        units: Instead of a budget: the largest number of units to train for each shard.
+        fine_tunes: Instead of a budget: the largest number of samples, in multiples of one full fine-tune.
+        sequences: The planner that chooses the sequences.
+        prior: A JSON or CSV file with the probability of a request: one number per slice, or one per subject (a CSV
+            file with the header subject,prior). Without it, all slices are equally likely.
         requests: Numbers of requests after which to look.
-        floors: What is to be served at least, as shares of what a full store is worth.
-        worth: What a shard is worth by the share of its slices that serves: that share (data), one of the paper's
-            curves of accuracy (cifar-100, mnli, ...), or a store's folder, for the scores of its units.
-        groups: Number of layer groups, if there are fewer than slices; shown beside as many slices as groups.
+        floors: The least that should be served, as shares of the worth of a full store.
+        worth: The worth of a shard by the share of its slices that serves: that share (data), one of the paper's
+            accuracy curves (cifar-100, mnli, ...), or the folder of a store, for the scores of its units.
+        groups: Number of layer groups, if there are fewer than slices; compared with as many slices as groups.
         data: Train a stage on all slices of its prefix (cumulative) or on the last one (disjoint).
         epochs: A stage has as many epochs as a fine-tune (full), or 2/(L+1) of them (sisa).
         rows: Number of people who may ask, which is that of the rows where each is its own subject: look at years.
-        scenario: How often they ask, and how their requests come in.
-        refit: How often a fit comes: 7d, 4w, or never; several are tried.
-        years: How many years to look at.
-        quality: What is to be served at least on 95 of 100 days: the cheapest choice for it is marked.
-        sharding: What each doubling of the number of shards costs, as a share of the quality.
+        scenario: How often people ask, and how their requests arrive.
+        refit: The time between fits: 7d, 4w, or never; several are compared.
+        years: Number of years to simulate.
+        quality: The least quality on 95 of 100 days; the cheapest choice that reaches it is marked.
+        sharding: Loss of quality for each doubling of the number of shards, as a share.
         model: A timm model's name, or an import path (my_app.models:LitClassifier): gives the bytes of its snapshots.
         layers: In place of a model: the number of blocks of a transformer, for an estimate of the bytes.
         width: Width of these blocks.
-        classes: Number of classes that the model, or these blocks, tell apart.
+        classes: Number of classes of the model, or of these blocks.
         rank: Rank of the LoRA adapters, on every linear layer.
         seed: For planners that draw, and for the places of subjects in the prior (of S3T(partition="public")).
         json: Print a JSON document.
@@ -100,12 +100,14 @@ def plan(
         left_out = {"units": units, "fine-tunes": fine_tunes, "prior": prior, "model": model, "layers": layers}
         given = [f"--{name}" for name, value in left_out.items() if value is not None]
         if given:
-            raise ConfigurationError(f"Found --rows with {', '.join(given)}. Expected none of these with --rows.")
+            raise ConfigurationError(
+                f"Found --rows together with {', '.join(given)}. Leave these out, or leave --rows out."
+            )
         fixed = Fixed(shards, slices, budget, epochs, groups, data)
         show_years(rows, scenario, refit, years, fixed, quality, curve, sharding, seed, json)
         return
     if shards is None or slices is None:
-        raise ConfigurationError("Expected --shards and --slices, or --rows to look at years and try several.")
+        raise ConfigurationError("Expected --shards and --slices, or --rows to compare several settings over years.")
     rule: EpochRule = epochs or "full"
     limit = _budget(budget, units, fine_tunes)
     partition = Partition(shards, slices, seed)
@@ -141,8 +143,8 @@ def _budget(budget: int | None, units: int | None, fine_tunes: float | None) -> 
     given += [budget] if budget is not None else []
     if len(given) != 1:
         raise ConfigurationError(
-            f"Found {len(given)} of --budget, --units and --fine-tunes. Expected exactly one: how many sequences, or "
-            "what they may cost."
+            f"Found {len(given)} of --budget, --units and --fine-tunes. Expected exactly one of them: the number of "
+            "sequences, or what they may cost."
         )
     return given[0]
 
@@ -177,7 +179,7 @@ def _group_bytes(
         )
     small, larger = divmod(layers, groups)
     # a rank-r adapter of a layer from a to b features has r(a + b) numbers: query, key and value 4rd, projection 2rd,
-    # and 5rd for each of the two layers that widen fourfold and back
+    # and 5rd for each of the two layers of the MLP (4d wide)
     block, head_size = 16 * rank * width, classes * (width + 1)
     sizes = [small + (group > groups - larger) for group in range(1, groups + 1)]
     return [FLOAT_BYTES * (size * block + head_size) for size in sizes]
@@ -292,11 +294,11 @@ def _quality(one: PlannerResult) -> str:
 
 @dataclass(frozen=True)
 class _Branch:
-    """Slices that sequences have in common, one after the other, and where they part.
+    """The common slices of sequences, in order, and the branches after them.
 
     Attributes:
         slices: The slices of this stretch, in order.
-        branches: What follows; none at a sequence's end.
+        branches: The branches that follow; empty at a sequence's end.
     """
 
     slices: tuple[int, ...]
@@ -309,7 +311,7 @@ class _Branch:
 
 
 def _trie_of(sequences: Iterable[tuple[int, ...]]) -> tuple[_Branch, ...]:
-    """Returns the branches that sequences begin with.
+    """Return the first branches of sequences.
 
     Args:
         sequences: Sequences of the slices.

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from lightning_s3t.plan.problem import Prior
 
 EXPECTED = (
-    "Expected JSON (a list of one number a slice, a list of such lists, one a shard, or an object of one number a "
-    "subject), or CSV: a line `subject,prior` and one line a subject, or lines of numbers alone."
+    "Expected JSON (a list with one number per slice, a list of such lists with one per shard, or an object with one "
+    "number per subject), or CSV: a header `subject,prior` and one line per subject, or lines of numbers alone."
 )
 
 
@@ -28,7 +28,7 @@ def read_prior(path: Path, partition: Partition) -> Prior:
 
     Args:
         path: A JSON file, or a CSV file.
-        partition: Where the subjects are, and how many shards and slices there are.
+        partition: The partition of the subjects.
 
     Raises:
         ConfigurationError: The file cannot be read as one.
@@ -64,5 +64,5 @@ def _normalised(found: Any) -> Prior:
 
     numbers = np.asarray(found, dtype=np.float64)
     total = float(numbers.sum())
-    # what is negative or not finite is named by the planner's own check
+    # the planner's own check reports values that are negative or not finite
     return numbers / total if total > 0 and np.isfinite(total) else numbers

@@ -32,14 +32,16 @@ def list_receipts(
     Args:
         store: The store's folder.
         format: As a JSON list, or as a table in CSV.
-        internal: Add what is not for those who asked: which units were revoked, and which served then.
+        internal: Add details that are not for the person who asked: the revoked units, and the units that served then.
         sign: Sign each receipt with this key (Ed25519, PEM); for JSON.
     """
     from lightning_s3t.core.receipts import Receipt
     from lightning_s3t.store import Store
 
     if internal and sign is not None:
-        raise ConfigurationError("Expected --sign without --internal: what is signed is for those who asked.")
+        raise ConfigurationError(
+            "Expected --sign without --internal: signed receipts are for the people who made the request."
+        )
     if format == "csv" and sign is not None:
         raise ConfigurationError("Expected --sign with the format json: a table holds no signatures.")
     if sign is not None:
@@ -52,7 +54,7 @@ def list_receipts(
             documents = [{**one, **asdict(record)} for one, record in zip(documents, found, strict=True)]
         print(json_format.dumps(documents, indent=2))
         return
-    # what is for those who asked is named, and not what is not: a new column must not give a place away
+    # an allow list of columns for the person who asked: a new column must not reveal a place
     names = [field.name for field in fields(Receipt) if field.name != "versions"]
     table = csv.DictWriter(sys.stdout, [*names, *(_INTERNAL if internal else ())], lineterminator="\n")
     table.writeheader()
@@ -72,8 +74,8 @@ def verify_receipt(
         receipt: The receipt, a JSON document.
         key: The public key (Ed25519, PEM) that it has to be signed with.
         store: The store that has given it.
-        journal: In place of the store, its journal.jsonl: for whoever does not have the store's key. A signed receipt
-            shows that the journal up to its event is what it was when the receipt was signed.
+        journal: The store's journal.jsonl, instead of the store: for people without the store's key. A signed receipt
+            shows that the journal up to its event is unchanged since the receipt was signed.
     """
     from lightning_s3t.store import Receipt
     from lightning_s3t.store.signing import verify_receipt as verify
@@ -81,7 +83,7 @@ def verify_receipt(
     if store is not None and journal is not None:
         raise ConfigurationError("Expected --store or --journal, not both.")
     if key is None and store is None and journal is None:
-        raise ConfigurationError("Expected --key, --store or --journal: what the receipt is to be checked against.")
+        raise ConfigurationError("Expected --key, --store or --journal, to check the receipt against.")
     try:
         text = receipt.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -94,20 +96,22 @@ def verify_receipt(
         print(error, file=sys.stderr)
         return 1
     if key is not None:
-        print(f"The signature of request {found.request} is right.")
+        print(f"The signature of request {found.request} is valid.")
     history = store if store is not None else journal
     if history is not None:
         given = _store_has_given(history, found) if store is not None else _journal_has_given(history, found)
         if not given:
             print(
-                f"The history of {history} has no request {found.request} of which this is the receipt: the history "
-                "was changed or rolled back since, or the receipt was, or it is another store's.",
+                f"The history of {history} has no request {found.request} that matches this receipt: the history or "
+                "the receipt was changed, the history was rolled back, or the receipt is from another store.",
                 file=sys.stderr,
             )
             return 1
         print(f"Request {found.request} is in the store's history, at event {found.position}.")
         if journal is not None and key is None:
-            print("No signature was checked: receipt and journal agree, and whoever made both can have made them up.")
+            print(
+                "No signature was checked: receipt and journal agree, but whoever wrote both could have invented them."
+            )
     return 0
 
 
@@ -128,7 +132,7 @@ def _journal_has_given(journal: Path, receipt: Receipt) -> bool:
 
 
 def _cell(value: Any) -> Any:
-    """Return what a spreadsheet shows as it is: a text that begins like a formula would be computed."""
+    """Return a text that a spreadsheet shows unchanged: it would evaluate a text that starts like a formula."""
     if not isinstance(value, str):
         return value
     text = printable(value)

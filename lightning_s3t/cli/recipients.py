@@ -1,4 +1,4 @@
-"""Commands of `s3t recipients`: who holds exported copies, and whose are erased."""
+"""Commands of `s3t recipients`: the holders of exported copies, and which copies are erased."""
 
 from __future__ import annotations
 
@@ -33,17 +33,21 @@ def list_recipients(store: Path, /, *, outstanding: bool = False, json: bool = F
         ]
         print(printable(align([("export", "recipient", "request", "state"), *rows], numbers_from=9)))
     else:
-        print("Every copy that a request reached is acknowledged." if outstanding else "No copy was handed over.")
+        print(
+            "Every exported copy that a request affected is acknowledged as erased."
+            if outstanding
+            else "No copy was handed over."
+        )
     return 1 if outstanding and found else 0
 
 
 def add_recipient(store: Path, export: str, recipient: str, /) -> None:
-    """Note that somebody was handed an exported copy: a request that reaches it waits for their acknowledgement.
+    """Record the recipient of an exported copy: a request that reaches it waits for the recipient's acknowledgement.
 
     Args:
         store: The store's folder.
         export: The copy's name, as s3t export printed it.
-        recipient: Who or what holds it: a team, a company, a model that was distilled from it. Not a person's name.
+        recipient: The holder: a team, a company, a model that was distilled from it. Not a person's name.
     """
     from lightning_s3t.store import Store
 
@@ -68,7 +72,7 @@ def acknowledge(store: Path, export: str, recipient: str, /) -> None:
 
 
 def complete(store: Path, request: int, /, *, sign: Path | None = None) -> int:
-    """Print whether everything that a request reached is gone, copies elsewhere too. Exits with 1 if it is not.
+    """Print whether everything that a request reached is erased, including copies elsewhere. Exits with 1 if it is not.
 
     Args:
         store: The store's folder.
@@ -81,7 +85,7 @@ def complete(store: Path, request: int, /, *, sign: Path | None = None) -> int:
     if sign is not None:
         read_private_key(sign)
     if request < 1:
-        raise ConfigurationError(f"Expected the number of a request, from 1 on, but got {request}.")
+        raise ConfigurationError(f"Expected the number of a request, 1 or more, but got {request}.")
     with Store.open(store) as opened:
         found = opened.completion(request)
     document = found.document() if sign is None else sign_document(found.document(), sign)

@@ -1,4 +1,4 @@
-"""The commands `s3t report` and `s3t evidence`: a store on one page, and an archive that others can check."""
+"""The commands `s3t report` and `s3t evidence`: a one-page report of a store, and an archive that others can check."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_s3t.errors import ConfigurationError
 
 
 def report(store: Path, /, *, output: Path = Path("report.html"), skip_verify: bool = False) -> int:
-    """Write a report of a store: what serves, for how long, what was asked, and whether all is well.
+    """Write a report of a store: the serving units, how long they last, the requests, and the result of the checks.
 
     It is one HTML page without scripts, with no ids of people in it. Exits with 1 if a check has found anything wrong.
 
@@ -26,7 +26,7 @@ def report(store: Path, /, *, output: Path = Path("report.html"), skip_verify: b
     from lightning_s3t.store import Store
 
     if output.suffix not in (".html", ".htm"):
-        raise ConfigurationError(f"Expected the report to be named in .html but got {output.name!r}.")
+        raise ConfigurationError(f"Expected the name of the report to end in .html but got {output.name!r}.")
     with Store.open(store) as opened:
         found = StoreReport.of(opened, verify=not skip_verify)
     output.write_text(found.to_html(), encoding="utf-8")
@@ -37,16 +37,16 @@ def report(store: Path, /, *, output: Path = Path("report.html"), skip_verify: b
 def make_evidence(
     store: Path, /, *, output: Path = Path("evidence.zip"), sign: Path | None = None, audit: Path | None = None
 ) -> None:
-    """Write an archive of what a store says of itself, for an auditor to check without the store.
+    """Write an archive of a store's records, which an auditor can check without the store.
 
-    It holds plan, seeds, provenance, history and receipts. It has no ids of people, but keyed hashes of them beside the
-    slices of their data: do not publish it.
+    It holds plan, seeds, provenance, history and receipts. It does not contain ids of people, but keyed hashes of them
+    with the slices of their data: do not publish it.
 
     Args:
         store: The store's folder.
         output: The archive to write.
         sign: A private key (Ed25519, PEM) to sign it with.
-        audit: A file with what s3t store audit --json has printed, to put in.
+        audit: A file with the output of s3t store audit --json, to include.
     """
     from lightning_s3t.reporting import write_evidence
     from lightning_s3t.store import Store
@@ -65,14 +65,14 @@ def make_evidence(
 
 
 def verify_evidence(archive: Path, /, *, key: Path | None = None, json: bool = False) -> int:
-    """Check an archive of evidence: signature, history, receipts, and that no request reaches what is alive.
+    """Check an archive of evidence: signature, history, receipts, and that no request reaches a living unit.
 
     Exits with 1 if anything is wrong.
 
     Args:
         archive: The archive.
         key: The public key (Ed25519, PEM) that it has to be signed with.
-        json: Print what was found as a JSON document.
+        json: Print the result as a JSON document.
     """
     from lightning_s3t.errors import StoreError
     from lightning_s3t.reporting import Evidence

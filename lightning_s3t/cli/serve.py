@@ -10,15 +10,15 @@ from lightning_s3t.cli.imports import check_not_on_path, see_current_folder
 
 
 def serve(store: Path, /, *, config: Path, tokens: Path | None = None) -> None:
-    """Serve a store: a door that answers (LitServe), and beside it the control door, where requests are made.
+    """Serve a store: a predict API (LitServe), and a control API for requests.
 
-    The predict door is at POST /predict. The control door has /forget, /status, /receipts, /verify, /metrics and
-    /openapi.json, and takes a bearer token. Both have /healthz and /readyz. Ctrl-C ends them.
+    The predict API is at POST /predict. The control API has /forget, /status, /receipts, /verify, /metrics and
+    /openapi.json, and requires a bearer token. Both have /healthz and /readyz. Ctrl-C ends them.
 
     Args:
         store: The store's folder.
         config: The settings, in YAML: model (my_app:make_model), workers, host, port, control and so on; without a
-            model, the control door alone is served.
+            model, only the control API is served.
         tokens: A file with a role and a token in each line: "ask 5f2c..." for those who may ask, "look 9b1e..." for
             those who may look. Else the environment has them: S3T_ASK_TOKEN and S3T_LOOK_TOKEN.
     """

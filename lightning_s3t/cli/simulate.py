@@ -1,4 +1,4 @@
-"""The command `simulate`: what is left of a plan, request by request."""
+"""The command `simulate`: what remains of a plan, request by request."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ def simulate(
     plot: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Play deletion requests against a plan, many times, and show what is left.
+    """Simulate deletion requests against a plan, many times, and show what remains.
 
     Args:
         shards: Number of shards, m.
         slices: Number of slices of a shard, L.
         budget: Number of sequences that each shard is trained on, B (SISA has one).
-        sequences: How the sequences are chosen; several are shown side by side.
-        requester: Each request is for a slice, whatever came before (slice), or everybody asks once (subject, sample),
-            or an adversary who knows the plan asks for what hurts most (adaptive).
-        sizes: How many subjects or samples a slice has, for these requesters.
+        sequences: The planners that choose the sequences; several are shown side by side.
+        requester: Each request is for a slice, independent of earlier ones (slice), or each subject or sample asks once
+            (subject, sample), or an adversary who knows the plan requests the most harmful slice (adaptive).
+        sizes: Number of subjects or samples per slice, for these requesters.
         prior: A JSON or CSV file that says how likely a request is, as for s3t plan.
         until: The last number of requests to look at. Without it, until hardly anything is left.
-        trials: How many histories of requests to draw.
-        seed: What is drawn from.
+        trials: Number of histories of requests to draw.
+        seed: Seed of the random draws.
         plot: Write the curves with their 95 % intervals to this picture (PNG, PDF or SVG).
         json: Print a JSON document.
     """
@@ -63,7 +63,9 @@ def simulate(
     if until is not None and until < 1:
         raise ConfigurationError(f"Expected --until to be at least 1 but got {until}.")
     if plot is not None and plot.suffix not in (".png", ".pdf", ".svg"):
-        raise ConfigurationError(f"The picture {plot} is of no known kind. Expected a name in .png, .pdf or .svg.")
+        raise ConfigurationError(
+            f"The format of the picture {plot} is unknown. Expected a name that ends in .png, .pdf or .svg."
+        )
     families: dict[str, tuple[SliceSequence, ...]] = {
         name: plan.plan_sequences(
             name, slices, 1 if name == "sisa" else budget, seed, known if name in plan.PRIOR_PLANNERS else None
@@ -125,7 +127,7 @@ def _table(shards: int, slices: int, requester: str, found: Mapping[str, Simulat
 
     trials = next(iter(found.values())).trials
     table = Table(
-        title=f"What is left, {shards} shards of {slices} slices, requester: {requester}",
+        title=f"What remains of {shards} shards with {slices} slices each, requester: {requester}",
         caption=f"slices: mean length of a shard's best surviving prefix; until 0: requests until nothing is left; "
         f"95 % intervals of {trials:,} trials",
     )

@@ -1,4 +1,4 @@
-"""The command `s3t store status`: what a store holds, as a grid, as a picture, or as JSON."""
+"""The command `s3t store status`: the state of a store, as a grid, as a picture, or as JSON."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _LABELS = {"missing": "not trained yet", "aside": "set aside"}
 
 
 def _describe_fit(fit: Mapping[str, Any]) -> str:
-    """Return what the last fit has found, in a few sentences."""
+    """Return the findings of the last fit, in a few sentences."""
     found = [f"The last fit, at {fit['at']}, found {fit['rows']} rows of {fit['subjects']} subjects"]
     left_out = [f"{fit[why]} of them {why}" for why in ("forgotten", "restricted") if fit.get(why)]
     found.append(f", {' and '.join(left_out)} and left out." if left_out else ".")
     if fit["other_subjects"]:
         found.append(f" The slices of {fit['other_subjects']} units had other subjects than before.")
     if fit["other_rows"]:
-        found.append(f" Rows of {fit['other_rows']} units had changed under the same ids.")
+        found.append(f" In {fit['other_rows']} units, rows had changed under the same ids.")
     if fit["other_state"]:
-        found.append(f" Not as the fit before had found them: {fit['other_state']}.")
+        found.append(f" Different from what the fit before had found: {fit['other_state']}.")
     if not fit["digest_rows"]:
-        found.append(" What rows hold is not compared: S3T(digest_rows=True).")
+        found.append(" The contents of rows are not compared; S3T(digest_rows=True) compares them.")
     return "".join(found)
 
 
 def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> None:
-    """Show what a store holds: the stages of each shard, who serves, how long it lasts, when to train again.
+    """Show the state of a store: the stages of each shard, the serving units, how long they last, when to train again.
 
     Args:
         store: The store's folder.
@@ -48,7 +48,9 @@ def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> N
     from lightning_s3t.store import Store
 
     if plot is not None and plot.suffix not in (".png", ".pdf", ".svg"):
-        raise ConfigurationError(f"The picture {plot} is of no known kind. Expected a name in .png, .pdf or .svg.")
+        raise ConfigurationError(
+            f"The format of the picture {plot} is unknown. Expected a name that ends in .png, .pdf or .svg."
+        )
     with Store.open(store) as opened:
         found = opened.status()
     if plot is not None:
@@ -82,12 +84,13 @@ def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> N
         )
     if found.waiting:
         console.print(
-            f"{found.waiting} subjects wait for the next fit to be forgotten. What serves has their data in it."
+            f"{found.waiting} subjects wait for the next fit to be forgotten. The serving model still has their data "
+            "in it."
         )
     if found.corrections:
         console.print(
-            f"{found.corrections} subjects wait for the next fit to train on their corrected data. What serves has "
-            "their old data in it."
+            f"{found.corrections} subjects wait for the next fit to train on their corrected data. The serving model "
+            "still has their old data in it."
         )
     if found.restricted:
         console.print(
@@ -96,11 +99,11 @@ def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> N
         )
     if found.guarantee != "exact":
         console.print(
-            f"Guarantee of {escape(ascii(found.method))}: {found.guarantee}. Nothing is proven of what serves."
+            f"Guarantee of {escape(ascii(found.method))}: {found.guarantee}. Nothing is proven about the serving model."
         )
     if found.sequences and found.response == "revoke":
         console.print(
-            f"Further requests that it lasts, on average: {found.capacity:.0f}; a full store: "
+            f"Further requests that the store withstands, on average: {found.capacity:.0f}; a full store: "
             f"{found.full_capacity:.0f} (uniform requests)."
         )
     if found.floor_rows is not None:
@@ -108,7 +111,7 @@ def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> N
     if found.heads:
         console.print(f"Units that serve with a closed-form head of their own: {', '.join(map(str, found.heads))}.")
     if found.isolation == "none":
-        console.print("Units were trained in one process: state in globals and class attributes is not covered.")
+        console.print("The units were trained in one process: state in globals and class attributes is not covered.")
     if found.last_fit is not None:
         console.print(escape(printable(_describe_fit(found.last_fit))))
     if found.advice is not None:

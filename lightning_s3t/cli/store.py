@@ -25,13 +25,13 @@ def pending(store: Path, /) -> None:
 
 
 def verify(store: Path, /, *, json: bool = False) -> int:
-    """Check a store: its history, every snapshot, that nothing revoked serves, and that no unknown file lies in it.
+    """Check a store: its history, every snapshot, that no revoked unit serves, and that it has no unknown files.
 
     Damaged units are taken out of service; the next fit trains them again. Exits with 1 if anything is wrong.
 
     Args:
         store: The store's folder.
-        json: Print what was found as a JSON document.
+        json: Print the result as a JSON document.
     """
     from lightning_s3t.store import Store
 
@@ -56,7 +56,10 @@ def verify(store: Path, /, *, json: bool = False) -> int:
     for note in found.notes:
         print(printable(f"note: {note}"))
     if found.damaged:
-        print(f"{len(found.damaged)} damaged units, and what was built on them, are out of service. Call fit again.")
+        print(
+            f"{len(found.damaged)} damaged units, and the units built on them, were taken out of service. Call fit "
+            "again."
+        )
     verdict = "Nothing is wrong" if found.passed else f"{len(found.problems)} problems"
     print(f"{verdict}: {found.events} events and {found.units} snapshots were checked.")
     return 0 if found.passed else 1
@@ -65,8 +68,8 @@ def verify(store: Path, /, *, json: bool = False) -> int:
 def consolidate(store: Path, /, *, into: int | None = None) -> None:
     """Merge generations of people who came later into one, if that pays: fewer and larger shards answer.
 
-    The units of the generations that go are erased at once. The next fit trains the merged one on everybody in it, and
-    nothing else.
+    The units of the generations that go are erased at once. The next fit trains only the merged generation, on all its
+    people.
 
     Args:
         store: The store's folder.
@@ -78,7 +81,9 @@ def consolidate(store: Path, /, *, into: int | None = None) -> None:
         before = opened.partition.generations
         merged = opened.consolidate(into)
     if merged is None:
-        print(f"It does not pay to merge any of {counted(before, 'generation')} that came after the first.")
+        print(
+            f"There is nothing to gain from merging any of {counted(before, 'generation')} that came after the first."
+        )
         return
     print(f"Generations {merged} to {before} are one now. Call fit with the same store: it trains that one alone.")
 
@@ -97,7 +102,7 @@ def rotate_key(store: Path, /) -> None:
 
 
 def provenance(store: Path, /, *, unit: str | None = None) -> None:
-    """Print what the units that are alive were made from, as JSON.
+    """Print the provenance of the units that are alive, as JSON.
 
     Args:
         store: The store's folder.

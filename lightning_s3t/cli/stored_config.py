@@ -20,19 +20,19 @@ SHARED = ("seed_everything", "trainer", "model", "data", "optimizer", "lr_schedu
 def stored_config(store: Path, name_classes: Collection[str] = ("model", "data"), trust_config: bool = False) -> str:
     """Returns the LightningCLI config that a store was trained with, in YAML, once it is known that it may be run.
 
-    A config is code: it names classes and functions, and what it gives them. So it may be run if this user has trained
+    A config is code: it names classes and functions, and their arguments. So it may be run if this user has trained
     with it, or says so, here or before.
 
-    Where an app has the callback among the trainer's, it is moved to the section `s3t`. Where it fixes its classes, so
-    that the config does not name them, they are named.
+    A callback among the trainer's callbacks is moved to the section `s3t`. Classes that the app fixes, and that the
+    config therefore does not name, are added.
 
     Args:
         store: The store's folder.
         name_classes: The sections to name the classes in: "model", "data".
-        trust_config: Whether it may be run, whoever has trained with it.
+        trust_config: Whether it may be run, regardless of who trained with it.
 
     Raises:
-        StoreError: There is no store, or it was not trained from a LightningCLI.
+        StoreError: The store does not exist, or was not trained from a LightningCLI.
         ConfigurationError: It was not said that it may be run; or Python looks for modules in the store.
     """
     import yaml
@@ -44,7 +44,7 @@ def stored_config(store: Path, name_classes: Collection[str] = ("model", "data")
     text = options.get("config")
     if text is None:
         raise StoreError(
-            f"The store {store} remembers no config: it was not trained from a LightningCLI. Give the config yourself: "
+            f"The store {store} has no config: it was not trained from a LightningCLI. Pass the config yourself: "
             "--config config.yaml."
         )
     check_not_on_path(store)
@@ -80,8 +80,8 @@ def _parse(store: Path, text: str) -> dict[str, Any]:
 
 def _no_config(store: Path, why: object) -> StoreError:
     return StoreError(
-        f"The config that the store {store} remembers is not one of a LightningCLI ({why}). Nothing was imported. Give "
-        "the config yourself: --config config.yaml."
+        f"The config in the store {store} is not a LightningCLI config ({why}). Nothing was imported. Pass the config "
+        "yourself: --config config.yaml."
     )
 
 
@@ -92,19 +92,19 @@ def _check_trusted(store: Path, options: Mapping[str, Any], config: Mapping[str,
         return
     names = _names([config, options.get("classes")])
     what = (
-        f"The config that the store {store} remembers was not used by you here before. Running it imports and calls "
-        f"what it names: {', '.join(names[:_SHOWN]) or 'lightning_s3t alone'}{', ...' if len(names) > _SHOWN else ''}."
+        f"You have not used the config in the store {store} on this machine before. Running it imports and calls what "
+        f"it names: {', '.join(names[:_SHOWN]) or 'lightning_s3t alone'}{', ...' if len(names) > _SHOWN else ''}."
     )
     if not trust_config and not _says_yes(f"{what}\nDo you trust whoever made this store? [y/N] "):
         raise ConfigurationError(
-            f"{what} Nothing was imported. If you trust whoever made the store, give {TRUST}, once; or give a config "
-            "of your own with --config."
+            f"{what} Nothing was imported. If you trust whoever made the store, pass {TRUST} once; or pass your own "
+            "config with --config."
         )
     trust(options)
 
 
 def _names(config: object) -> list[str]:
-    """Returns what looks like an import path, as Python reads it: in a file, a name may be spelled otherwise."""
+    """Return names that look like import paths, as Python reads them: a file may spell a name differently."""
     found = {name for text in _texts(config) for name in re.findall(_PATH, text)}
     return sorted(name for name in found if not name.startswith("lightning_s3t."))
 

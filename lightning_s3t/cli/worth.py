@@ -1,4 +1,4 @@
-"""What a shard is worth by the slices that serve, as the command line names it."""
+"""The argument `worth` of the command line: the worth of a shard by its serving slices."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def read_worth(name: str) -> Worth:
         name: "data", one of the paper's curves, or a store's folder.
 
     Raises:
-        ConfigurationError: It is none of these, or the store has no scores at full depth.
+        ConfigurationError: The value is not one of these, or the store does not have scores at full depth.
     """
     from lightning_s3t.plan import DATA, PAPER_CURVES
 
@@ -28,7 +28,7 @@ def read_worth(name: str) -> Worth:
         return PAPER_CURVES[name]
     if not Path(name).is_dir():
         raise ConfigurationError(
-            f"There is no worth {name!r}. Expected data, a store's folder, or one of {', '.join(PAPER_CURVES)}."
+            f"There is no worth {name!r}. Expected 'data', the folder of a store, or one of {', '.join(PAPER_CURVES)}."
         )
     return _of_store(Path(name))
 

@@ -1,4 +1,4 @@
-"""The part of the command `plan` that looks at years: what serves, and what the fits cost, where requests go on."""
+"""The part of the command `plan` for years of operation: the quality and the cost of fits under ongoing requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DAYS = {"d": 1, "w": 7}
 
 @dataclass(frozen=True)
 class Fixed:
-    """What the caller has chosen; of what is None, several are tried.
+    """The caller's choices; for each None, several values are tried.
 
     Attributes:
         shards: Number of shards, m.
@@ -30,7 +30,7 @@ class Fixed:
         budget: Number of sequences, B.
         epochs: The epoch rule.
         groups: Most layer groups that the network has.
-        data: What a stage trains on.
+        data: The data of a stage.
     """
 
     shards: int | None
@@ -57,14 +57,14 @@ def show_years(
 
     Args:
         rows: Number of people who may ask.
-        scenario: How they ask.
-        refits: How often a fit comes.
-        years: How many years.
-        fixed: What is not tried but given.
-        quality: What is to be served.
-        worth: What a shard is worth.
-        sharding: What a doubling of the shards costs.
-        seed: What is drawn from.
+        scenario: How requests arrive.
+        refits: The times between fits.
+        years: Number of years.
+        fixed: The caller's choices.
+        quality: The quality that should be served.
+        worth: The worth of a shard.
+        sharding: The loss of quality for each doubling of the shards.
+        seed: Seed of the random draws.
         json: Print a JSON document.
 
     Raises:
@@ -107,7 +107,7 @@ def _days(text: str) -> int | None:
         return None
     match = re.fullmatch(r"([1-9][0-9]*)([dw])", text)
     if match is None:
-        raise ConfigurationError(f"Expected --refit to be like 7d, 4w or never but got {text!r}.")
+        raise ConfigurationError(f"Expected --refit to be a period such as 7d or 4w, or never, but got {text!r}.")
     return int(match[1]) * DAYS[match[2]]
 
 
@@ -126,9 +126,9 @@ def _table(found: Sequence[SteadyState], best: SteadyState | None, quality: floa
     from rich.table import Table
 
     caption = (
-        f"serves: mean over {years:g} years, a full store being 100 %; 95 % of days: at least so much; days below: "
-        f"days a year on which less than {quality:.0%} serves. First fit and fits a year: compute, in multiples of one "
-        "full fine-tune. Dearer choices that serve no more are left out."
+        f"serves: mean over {years:g} years, where a full store is 100 %; 95 % of days: at least this much serves; "
+        f"days below: days per year on which less than {quality:.0%} serves. First fit and fits a year: compute, in "
+        "multiples of one full fine-tune. Settings that cost more and serve no better are left out."
     )
     table = Table(caption=caption, box=SIMPLE, padding=(0, 0, 0, 1), show_edge=False)
     served = ("serves", "95 %\nof days", "days\nbelow")
@@ -154,9 +154,9 @@ def _table(found: Sequence[SteadyState], best: SteadyState | None, quality: floa
 def _summary(one: SteadyState, best: SteadyState | None, quality: float) -> str:
     text = f"{one.requests:.0f} requests a year."
     if best is None:
-        return f"{text} None of these serves {quality:.0%} on 95 of 100 days: fit more often, or take more shards."
+        return f"{text} None of these serves {quality:.0%} on 95 of 100 days: fit more often, or use more shards."
     return (
-        f"{text} The cheapest that serves {quality:.0%} on 95 of 100 days: {best.shards} shards, {best.slices} slices, "
-        f"a budget of {len(best.sequences)}, epochs {best.epochs}. More shards always cost less training here. What "
-        "they cost in accuracy is for --sharding to say, and each of them has to answer whoever asks the model."
+        f"{text} The cheapest that serves {quality:.0%} on 95 of 100 days: {best.shards} shards, {best.slices} "
+        f"slices, a budget of {len(best.sequences)}, epochs {best.epochs}. More shards always cost less training "
+        "here. Set --sharding to what they cost in accuracy. Each shard also has to answer every query."
     )

@@ -1,4 +1,4 @@
-"""Asking a served model: what its network answers to rows, as the module's own test step calls it."""
+"""Querying a served model: its network's outputs for rows, as the module's own test step calls it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Call:
     """A call of the network, and the labels of its rows.
 
     Attributes:
-        args: What the network was called with.
+        args: The arguments of the network's call.
         kwargs: Likewise.
         labels: One class a row.
     """
@@ -40,7 +40,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model makes of rows, in their order.
+    """A model's outputs for rows, in their order.
 
     Attributes:
         scores: The logit of the true class's probability, shape `[rows]`.
@@ -68,13 +68,13 @@ class Asker:
     """Asks served models, by the module's `test_step` (or `validation_step`) and a trainer of its own.
 
     Args:
-        trainer: The script's trainer, whose accelerator and precision are taken.
+        trainer: The script's trainer, whose accelerator and precision are used.
         module: The script's module.
         datamodule: The script's data module, whose hooks move batches to the device.
-        labels: Where the labels in a batch are; None to find them.
+        labels: The place of the labels in a batch; None to find them.
 
     Raises:
-        UnsupportedError: The module has neither step, or there are several devices.
+        UnsupportedError: The module has neither of the steps, or there are several devices.
     """
 
     def __init__(
@@ -84,12 +84,12 @@ class Asker:
         runs = [run for run, step in _STEPS.items() if getattr(own, step) is not getattr(base, step)]
         if not runs:
             raise UnsupportedError(
-                f"{type(module).__name__} has neither a test_step nor a validation_step, so it is not known how its "
-                "network is asked. Give it a test_step."
+                f"{type(module).__name__} has neither a test_step nor a validation_step, so the comparison does not "
+                "know how to query its network. Give it a test_step."
             )
         if trainer.world_size > 1:
             raise UnsupportedError(
-                f"A comparison is made on one device, and the trainer has {trainer.world_size}. Use Trainer(devices=1)."
+                f"A comparison runs on one device, but the trainer has {trainer.world_size}. Use Trainer(devices=1)."
             )
         self._run = runs[0]
         self._trainer = trainer
@@ -113,7 +113,7 @@ class Asker:
         for call, logits in heard.answers:
             if logits.ndim != 2 or len(logits) != len(call.labels):
                 raise UnsupportedError(
-                    f"The network answers with shape {tuple(logits.shape)} to {len(call.labels)} rows. Expected logits "
+                    f"The network returned shape {tuple(logits.shape)} for {len(call.labels)} rows. Expected logits "
                     "of shape [rows, classes]: a comparison needs a classifier."
                 )
             scores.append(logit_score(logits, call.labels).cpu())
@@ -144,7 +144,7 @@ class Asker:
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            inference_mode=False,  # what is recorded is learnt from later
+            inference_mode=False,  # the recorded outputs are used for training later
             callbacks=[heard],
         )
         data = copy.copy(self._datamodule)
@@ -156,7 +156,7 @@ class Asker:
 
     @contextmanager
     def _listening(self, served: EnsembleModule) -> Iterator[_Heard]:
-        """Note what the network is asked and answers while the block runs."""
+        """Record the network's calls and outputs while the block runs."""
         heard = _Heard(self._labels)
         network = served.module.get_submodule(served.network_path)
         hook = network.register_forward_hook(heard.note, with_kwargs=True)
@@ -200,7 +200,7 @@ class _Heard(pl.Callback):
 
 
 def rows_loader(like: DataLoader[Any], dataset: Any, rows: Sequence[int]) -> DataLoader[Any]:
-    """Return rows of a data set in a given order, put together as a dataloader does.
+    """Return rows of a data set in a given order, collated as in a dataloader.
 
     Args:
         like: The dataloader.

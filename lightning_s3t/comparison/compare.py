@@ -59,46 +59,47 @@ def compare(
     train_dataloaders: DataLoader[Any] | None = None,
     test_dataloaders: DataLoader[Any] | None = None,
 ) -> Comparison:
-    """Give several unlearning methods the same model, data, requests and seeds, and measure what comes of it.
+    """Compare several unlearning methods with the same model, data, requests and seeds.
 
-    Each method trains into a store of its own, subjects ask one after the other, and what serves is measured on test
-    rows, on rows that stay and on those of who has asked. Beside them a model is trained from scratch on what stays,
-    the reference: what serves is compared with it. Methods that revoke carry every request out at once. Those that
-    answer with another model get one fit for all requests since the last measurement, not one for each.
+    Each method trains into its own store, subjects ask to be forgotten one after another, and the serving model is
+    measured on test rows, on retained rows and on the rows of subjects who have asked. The reference is a model trained
+    from scratch on the retained rows, with which the serving models are compared. Methods that revoke carry every
+    request out at once. Those that answer with another model get one fit for all requests since the last measurement,
+    not one for each.
 
-    What is done is kept in `output`, so that a second call goes on there. Stores are removed when they have been
-    measured; the answers to rows stay, and tell of the people who own them as the data does.
+    Finished runs are kept in `output`, so that a second call continues from there. Stores are removed after they were
+    measured. The outputs for rows are kept, and are personal data like the rows themselves.
 
     Args:
         trainer: A trainer as for a fit, with an S3T or Unlearning callback: its `subjects`, `layers`, `head`,
             `adapter`, `isolation`, `parallel_units` and `floor` are those of all methods, and its store is not touched.
-        model: The module as for a fit: a classifier, before any training of ours. It stays as it is.
-        datamodule: The data. Its test rows (those for validation, if it has none) are what accuracy is measured on, and
-            what attacks take as rows that no model was trained on: they have to be like the others.
+        model: The module as for a fit: a classifier, before any training of ours. It is not changed.
+        datamodule: The data. Its test rows (or validation rows, if it has none) are used to measure accuracy, and in
+            attacks as rows that no model was trained on: they must be similar to the others.
         methods: Methods, their names, or mappings with a name as "name" and arguments; or a mapping of these by a label
             each. "s3t" and "sisa" by name alone have the shards and slices of the trainer's callback. The reference,
             "retrain", is always among them.
-        requests: How many subjects ask, drawn from all; or their ids, in the order in which they ask.
-        output: A folder for what is done.
+        requests: Number of subjects who ask, drawn from all; or their ids, in the order in which they ask.
+        output: A folder for finished runs.
         thorough: Train everything with several seeds, for attacks by shadow models: the likelihood ratio attack on
             unlearning (U-LiRA), and robust membership inference (RMIA).
         seeds: With how many seeds each method is trained: that of the callback, and those after it. Left out, 1, or 8
             of a thorough comparison.
         measure_after: After how many requests to measure. Left out, 1, 10, 100, ... and after the last.
         labels: The key or the number of the labels in a batch, if they are not found.
-        retained_rows: How many rows that stay are measured, at most.
+        retained_rows: The largest number of retained rows to measure.
         relearn_rate: Learning rate (Adam) of the relearning of forgotten rows.
         relearn_steps: Steps of it, at most.
         train_dataloaders: In place of a data module: the train rows.
         test_dataloaders: In place of a data module: the test rows.
 
     Returns:
-        What was found. `print` shows it; `to_json`, `to_markdown` and `plot` give it to others.
+        The result. `print` shows it; `to_json`, `to_markdown` and `plot` export it.
 
     Raises:
         ConfigurationError: An argument is out of range, a method is unknown, or `output` has another comparison.
         UnsupportedError: The module is not a classifier, or there are several devices.
-        DataError: The data gives no test rows, or no rows are left to compare on.
+        DataError: The data has no test rows, or no rows are left to compare on.
 
     Example:
         >>> found = compare(trainer, model, dm, ["s3t", "ssd"], requests=10, output="c")  # doctest: +SKIP
@@ -156,7 +157,7 @@ def _make_runs(
     relearning: Relearning,
     folder: ComparisonFolder,
 ) -> dict[str, Runs]:
-    """Make the runs that are not done yet; the reference first, since others' relearning has its goal."""
+    """Make the unfinished runs; the reference first, since it defines the goal of the others' relearning."""
     kept = {
         (label, seed): folder.load(label, seed, repr(method)) for seed in seeds for label, method in methods.items()
     }
@@ -187,7 +188,7 @@ def _make_runs(
                     )
                 if label == REFERENCE and found[0].refused is not None:
                     raise ConfigurationError(
-                        f"The reference, a training from scratch, did not get to the end: {found[0].refused}"
+                        f"The reference, a training from scratch, did not finish: {found[0].refused}"
                     )
                 folder.save(*found)
                 kept[label, seed] = found
@@ -205,8 +206,8 @@ def _callback(trainer: pl.Trainer) -> Unlearning:
     found = [callback for callback in trainer.callbacks if isinstance(callback, Unlearning)]  # type: ignore[attr-defined]
     if len(found) != 1:
         raise ConfigurationError(
-            f"The trainer has {len(found)} Unlearning callbacks. Expected one, S3T or another, that says who owns each "
-            "row and where the layers are: all methods are given its arguments."
+            f"The trainer has {len(found)} Unlearning callbacks. Expected one, S3T or another, that says who owns "
+            "each row and which layers are trained: all methods use its arguments."
         )
     return found[0]
 
@@ -214,7 +215,7 @@ def _callback(trainer: pl.Trainer) -> Unlearning:
 def _named(
     methods: Sequence[MethodLike] | Mapping[str, MethodLike], own: UnlearningMethod
 ) -> dict[str, UnlearningMethod]:
-    """Return the methods by their labels, the reference before all others."""
+    """Return the methods by their labels, the reference first."""
     if isinstance(methods, str) or not methods:
         raise ConfigurationError(
             f"Expected argument `methods` to be a list of methods, or a mapping of them by label, but got {methods!r}."
@@ -231,10 +232,12 @@ def _named(
             found[method.name] = method
     for label in found:
         if not label or not label.isprintable() or set(label) & set("/\\:") or label.startswith("."):
-            raise ConfigurationError(f"The label {label!r} is to name a folder. Expected one without / \\ : or a dot.")
+            raise ConfigurationError(
+                f"The label {label!r} cannot name a folder. Expected a label without / \\ : or a dot."
+            )
     taken = found.pop(REFERENCE, Retrain())
     if not isinstance(taken, Retrain):
-        raise ConfigurationError(f"The label {REFERENCE!r} is that of the reference. Give {taken.name!r} another.")
+        raise ConfigurationError(f"The label {REFERENCE!r} is reserved for the reference. Give {taken.name!r} another.")
     return {REFERENCE: taken, **found}
 
 
@@ -304,7 +307,7 @@ def _settings(
     after: tuple[int, ...],
     relearning: Relearning,
 ) -> dict[str, Any]:
-    """Return what all runs have in common, JSON-ready."""
+    """Return the common settings of all runs, JSON-ready."""
     config = callback.config
     weights = hashlib.sha256()
     for name, tensor in model.state_dict().items():
@@ -337,7 +340,7 @@ def _settings(
 
 @contextmanager
 def _silent(trainer: pl.Trainer) -> Iterator[None]:
-    """Leave out what Lightning says of each of many fits and tests."""
+    """Silence Lightning's messages about each of many fits and tests."""
     with quiet(trainer):
         warnings.filterwarnings("ignore", category=PossibleUserWarning)
         warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no")
@@ -346,7 +349,7 @@ def _silent(trainer: pl.Trainer) -> Iterator[None]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C through as what it is: a fit that is interrupted ends with `exit(1)`."""
+    """Re-raise Ctrl-C as KeyboardInterrupt: an interrupted fit ends with `exit(1)`."""
     try:
         yield
     except SystemExit as error:

@@ -23,8 +23,8 @@ class Comparison:
     """Methods that were given the same model, data, requests and seeds.
 
     Attributes:
-        setting: What they had in common.
-        methods: What was found; the first is the reference, a training from scratch on what stays.
+        setting: Their common setting.
+        methods: The results; the first is the reference, a training from scratch on the retained rows.
     """
 
     __pydantic_config__ = STRICT
@@ -33,10 +33,10 @@ class Comparison:
     methods: tuple[MethodResult, ...]
 
     def __getitem__(self, label: str) -> MethodResult:
-        """Return what was found of a method.
+        """Return the result of a method.
 
         Args:
-            label: What it is called here.
+            label: Its label in the comparison.
 
         Raises:
             ConfigurationError: It is not among them.
@@ -49,15 +49,15 @@ class Comparison:
         return found[label]
 
     def overtaken(self, label: str) -> dict[str, int]:
-        """Return after how many requests others are ahead of a method to the end, in accuracy on test rows.
+        """Return the numbers of requests after which others stay ahead of a method, in accuracy on test rows.
 
-        Differences are not held against their intervals here, and only what was measured counts.
+        Intervals of the differences are not considered, and only measured points count.
 
         Args:
             label: The method.
 
         Returns:
-            The others that end ahead of it, with the first number of requests from which on they are.
+            The methods that end ahead of it, with the first number of requests from which on they are ahead.
         """
         return overtaken(self.methods, self[label].label)
 
@@ -67,7 +67,7 @@ class Comparison:
 
     @classmethod
     def from_json(cls, text: str) -> Comparison:
-        """Read what `to_json` has written.
+        """Read the output of `to_json`.
 
         Args:
             text: A JSON document.
@@ -82,7 +82,7 @@ class Comparison:
             return read_json(cls, json.dumps(data))
         except ValueError as error:
             raise ConfigurationError(
-                f"The document is not a comparison: {error}. Expected what Comparison.to_json has written."
+                f"The document is not a comparison: {error}. Expected the output of Comparison.to_json."
             ) from error
 
     def to_markdown(self) -> str:

@@ -1,4 +1,4 @@
-"""The folder of a comparison: what is done is kept there, so that a second call goes on."""
+"""The folder of a comparison: finished runs are kept there, so that a second call continues."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _SETTINGS, _LOCK, _RUNS, _WORK = "settings.json", "lock", "runs", "work"
 
 
 class ComparisonFolder:
-    """What is kept of a comparison: its settings, and a JSON file and the answers of each run.
+    """The files of a comparison: its settings, and a JSON file and the outputs of each run.
 
-    The answers tell how well models know each row: the folder is about people, as the data is.
+    The outputs show how well models know each row: the folder is personal data, like the rows themselves.
 
     Args:
         path: The folder; it is made.
-        settings: What all runs have in common, JSON-ready.
+        settings: The common settings of all runs, JSON-ready.
 
     Raises:
-        ConfigurationError: It has a comparison with other settings, or something else.
+        ConfigurationError: It contains a comparison with other settings, or other files.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -43,8 +43,8 @@ class ComparisonFolder:
             _check_same(path, json.loads(file.read_text()), json.loads(canonical(settings)))
         elif path.exists() and any(path.iterdir()):
             raise ConfigurationError(
-                f"The folder {path} has something else than a comparison in it. Expected a new one, or one that a "
-                "comparison was begun in: give another `output`."
+                f"The folder {path} holds files that are not part of a comparison. Expected a new folder, or one in "
+                "which a comparison was started: give another `output`."
             )
         else:
             path.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ class ComparisonFolder:
         """Return a run that is done, and its answers; None if it is not.
 
         Args:
-            label: What the method is called.
+            label: The method's label.
             seed: The run's seed.
             arguments: The method, with its arguments.
 
@@ -67,16 +67,16 @@ class ComparisonFolder:
         try:
             run = read_json(Run, file.read_text())
         except ValueError as error:
-            raise ConfigurationError(f"{file} cannot be read ({error}). Remove it: the run is made again.") from error
+            raise ConfigurationError(f"{file} cannot be read ({error}). Remove it, and the run is repeated.") from error
         if run.arguments != arguments:
             raise ConfigurationError(
-                f"The comparison in {self.path} has {label!r} as {run.arguments}, and it is {arguments} now. Give it "
-                f"another label or another `output`, or remove {file.parent}."
+                f"The comparison in {self.path} has {label!r} with the arguments {run.arguments}, but now it has "
+                f"{arguments}. Use another label or another `output`, or remove {file.parent}."
             )
         return run, load_file(file.with_suffix(".safetensors"))
 
     def save(self, run: Run, answers: Mapping[str, Tensor]) -> None:
-        """Keep a run; once its JSON file is there, it is done.
+        """Save a run; it is finished once its JSON file exists.
 
         Args:
             run: The run.
@@ -126,9 +126,9 @@ def _check_same(path: Path, kept: Any, now: Any) -> None:
     if names:
         differ = "; ".join(f"{name}: {kept.get(name)!r} there, {now.get(name)!r} now" for name in names)
         raise ConfigurationError(
-            f"The comparison in {path} was begun with other settings ({differ}). What is done there cannot be compared "
-            "with what would be done now. Go on with the same settings, give another `output`, or remove the folder. "
-            "(Where the model's weights differ: seed the script before it makes the model.)"
+            f"The comparison in {path} was started with other settings ({differ}), so its runs cannot be compared "
+            "with new ones. Continue with the same settings, give another `output`, or remove the folder. (If the "
+            "model's weights differ, seed the script before it creates the model.)"
         )
 
 

@@ -31,9 +31,9 @@ class Runs:
     """A method's runs, one for each seed.
 
     Attributes:
-        label: What the method is called.
+        label: The method's label.
         method: The method.
-        found: What was found, by seed.
+        found: The runs, by seed.
         answers: The answers to rows, by seed.
     """
 
@@ -47,14 +47,14 @@ class Runs:
 
         Args:
             part: "test", "retained" or "forgotten".
-            requests: How many.
+            requests: Number of requests.
         """
         found = (answers_of(answers, part, requests) for answers in self.answers)
         return [answers for answers in found if answers is not None]
 
 
 def judge(runs: Runs, reference: Runs, asked_at: Tensor, measured_after: Sequence[int], thorough: bool) -> MethodResult:
-    """Return what was found of a method.
+    """Return the result of a method.
 
     Args:
         runs: Its runs.
@@ -98,7 +98,7 @@ def judge(runs: Runs, reference: Runs, asked_at: Tensor, measured_after: Sequenc
 
 
 class _Judged:
-    """The runs of a method beside those of the reference."""
+    """The runs of a method and those of the reference."""
 
     def __init__(self, runs: Runs, reference: Runs, asked_at: Tensor, measured_after: Sequence[int]) -> None:
         self._runs = runs
@@ -194,7 +194,7 @@ def _estimate(found: Mapping[str, Tensor], name: str) -> Estimate:
 
 
 def _over_seeds(estimates: Sequence[Estimate]) -> Estimate | None:
-    """Return the mean over seeds, with Student's interval; of one seed, what it has."""
+    """Return the mean over seeds, with Student's interval; with a single seed, return its own estimate."""
     if len(estimates) < 2:
         return estimates[0] if estimates else None
     values = [estimate.value for estimate in estimates]

@@ -14,11 +14,11 @@ _STYLES = {"exact": "-", "certified": "-.", "empirical": ":"}
 
 
 def draw(setting: Setting, methods: Sequence[MethodResult]) -> Figure:
-    """Draw accuracy over requests, and how well forgotten rows are told from test rows before and after.
+    """Draw accuracy over requests, and how well forgotten rows are distinguished from test rows before and after.
 
     Args:
-        setting: What the methods had in common.
-        methods: What was found.
+        setting: The common setting of the methods.
+        methods: The results.
 
     Returns:
         The figure.

@@ -26,7 +26,7 @@ def relearn(
         goal: The accuracy on them that counts as known.
         learning_rate: Adam's.
         most: Steps at most.
-        seed: What the order of the calls is drawn from.
+        seed: Seed of the order of the calls.
 
     Returns:
         The number of steps, and whether it got there.

@@ -1,4 +1,4 @@
-"""What a comparison has found: for each method its guarantee, what it is worth, and what it costs."""
+"""The results of a comparison: for each method its guarantee, its accuracy, and its cost."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Moment:
-    """What serves after some of the requests.
+    """The serving model after some of the requests.
 
     Attributes:
-        requests: How many were carried out.
+        requests: Number of requests carried out.
         test: Accuracy on test rows; None where nothing serves.
         retained: Accuracy on rows that stay to the end.
         forgotten: Accuracy on the rows of those who have asked so far; None before the first.
         test_gap: Accuracy on test rows minus that of a model that was retrained after the same requests.
         retained_gap: The same on rows that stay.
         forgotten_gap: The same on forgotten rows.
-        attack_auc: How well a loss threshold tells forgotten rows from test rows (AUC). Before the first request, of
-            the rows of all who will ask.
-        job_seconds: How long the fit took that carried the requests out since the moment before; None without one.
+        attack_auc: How well a loss threshold distinguishes forgotten rows from test rows (AUC). Before the first
+            request, of the rows of all who will ask.
+        job_seconds: Duration of the fit that carried out the requests since the previous moment; None without one.
     """
 
     __pydantic_config__ = STRICT
@@ -65,24 +65,24 @@ class Moment:
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What was found of a method.
+    """The result of a method.
 
     Attributes:
-        label: What it is called in this comparison.
+        label: Its label in this comparison.
         method: The method's name.
         arguments: The method, with its arguments.
-        guarantee: What it promises of what serves after a request.
+        guarantee: The guarantee of the serving model after a request.
         response: "revoke" where a request is carried out at once, "replace" where a fit carries it out.
-        needs: What a request needs beside the store.
-        moments: What serves, by the number of requests.
-        fit_seconds: How long the first fit took.
+        needs: The data that a request needs in addition to the store.
+        moments: The serving model, by the number of requests.
+        fit_seconds: Duration of the first fit.
         fit_cpu_seconds: CPU time of the processes that trained in it; None where units share the script's process.
         fit_cost: The same as a multiple of the reference's, which trains one model.
-        request_seconds: How long a request took (median): until other units serve, or until it was noted.
-        lasted: After how many requests nothing was left that serves; None where something serves to the end.
+        request_seconds: Duration of a request (median): until other units serve, or until it was recorded.
+        lasted: Number of requests after which nothing serves; None if a unit serves to the end.
         relearn_steps: Steps of training on all forgotten rows, after all requests, until the model knows them as
             well as the reference did before the first; None where nothing serves.
-        relearned: Share of the seeds that got there; of the others, the steps that were tried count.
+        relearned: Share of the seeds that reached the goal; for the others, the steps that were tried count.
         refit_seconds: Of methods that revoke: how long a fit after all requests took.
         refit_test: And the accuracy on test rows after it.
         memory_bytes: Peak memory of a process that trains or edits; None where units share the script's process.
@@ -119,29 +119,29 @@ class MethodResult:
     refused: str | None = None
 
     def after(self, requests: int) -> Moment | None:
-        """Return what serves after some requests; None if that was not measured.
+        """Return the serving model after some requests; None if it was not measured.
 
         Args:
-            requests: How many.
+            requests: Number of requests.
         """
         return next((moment for moment in self.moments if moment.requests == requests), None)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all methods of a comparison had in common.
+    """The common setting of all methods of a comparison.
 
     Attributes:
         measured_after: After how many requests it was measured.
-        seeds: What the trainings were drawn from.
+        seeds: The seeds of the trainings.
         thorough: Whether there are attacks by shadow models.
-        subjects: How many subjects own the training rows.
+        subjects: Number of subjects who own the training rows.
         rows: Number of training rows.
-        forgotten_rows: How many of them belong to those who have asked.
-        retained_rows: How many rows that stay were measured.
+        forgotten_rows: Number of rows of subjects who have asked.
+        retained_rows: Number of retained rows that were measured.
         test_rows: Number of test rows.
-        device: What it was run on.
-        cores: How many CPU cores there were.
+        device: The device it was run on.
+        cores: Number of CPU cores.
         versions: Of the packages that took part.
     """
 
@@ -161,7 +161,7 @@ class Setting:
 
 
 def overtaken(methods: Sequence[MethodResult], label: str) -> dict[str, int]:
-    """Return after how many requests others are ahead of a method to the end; see `Comparison.overtaken`.
+    """Return the numbers of requests after which others stay ahead of a method; see `Comparison.overtaken`.
 
     Args:
         methods: All methods.

@@ -1,4 +1,4 @@
-"""The rows of a comparison: whose requests come in which order, and what is measured on."""
+"""The rows of a comparison: the order of requests, and the measured rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lightning_s3t.plan import Partition, canonical_subject
 
 @dataclass(frozen=True)
 class ComparedRows:
-    """Who asks, and the rows that models are asked about.
+    """The subjects who ask, and the rows that models are measured on.
 
     Attributes:
         requests: The subjects that ask, in this order.
@@ -30,8 +30,8 @@ class ComparedRows:
         forgotten: The rows of those who ask.
         retained: Rows that stay to the end, some of them where there are many.
         test: Test rows.
-        subjects: How many subjects there are.
-        rows: How many rows they own.
+        subjects: Number of subjects.
+        rows: Number of their rows.
         digest: Of who owns each row and who asks.
     """
 
@@ -57,13 +57,13 @@ class ComparedRows:
 
         Args:
             datamodule: The data module.
-            subjects: Who owns each row.
-            requests: How many subjects ask, or their ids in the order in which they do.
-            seed: What is drawn from.
-            most_retained: How many of the rows that stay are measured.
+            subjects: The owner of each row.
+            requests: Number of subjects who ask, or their ids in the order in which they ask.
+            seed: Seed of the random draws.
+            most_retained: The largest number of retained rows to measure.
 
         Raises:
-            ConfigurationError: There are too few subjects, or an unknown one is to ask.
+            ConfigurationError: There are too few subjects, or `requests` has an unknown one.
         """
         data = TrainingData(datamodule.train_dataloader(), subjects, Partition(1, 1))
         everybody = sorted(data.bands)
@@ -83,7 +83,10 @@ class ComparedRows:
         draw.shuffle(forgotten)  # so that a batch of them is not one person's
         retained = data.rows_of(data.bands.keys() - number.keys())
         if not retained or not forgotten:
-            raise DataError("No row is left to compare on. Expected rows of those who ask, and of those who stay.")
+            raise DataError(
+                "No row is left to compare on. Expected rows of subjects who ask to be forgotten, and of subjects "
+                "who stay."
+            )
         retained = draw.sample(retained, min(most_retained, len(retained)))
         text = repr((data.subjects, asking, most_retained)).encode()
         return cls(
@@ -102,7 +105,7 @@ def _check_count(requests: int, subjects: int) -> None:
     if isinstance(requests, bool) or not 1 <= requests < subjects:
         raise ConfigurationError(
             f"Expected argument `requests` to be from 1 to {subjects - 1} but got {requests}: the data has {subjects} "
-            "subjects, each asks once, and one has to stay."
+            "subjects; each asks once, and at least one has to stay."
         )
 
 
@@ -118,8 +121,8 @@ def _test_loader(datamodule: pl.LightningDataModule) -> DataLoader[Any]:
     loaders = list(found) if isinstance(found, (list, tuple)) else [found]
     if len(loaders) != 1 or not isinstance(loaders[0], DataLoader):
         raise DataError(
-            f"{kind.__name__} gives {len(loaders)} test dataloaders. Expected one DataLoader: rows that no model has "
-            "been trained on, and that are like those of the subjects."
+            f"{kind.__name__} gives {len(loaders)} test dataloaders. Expected one DataLoader, with rows that no model "
+            "was trained on and that resemble those of the subjects."
         )
     (loader,) = loaders
     return rows_loader(loader, loader.dataset, range(len(loader.dataset)))

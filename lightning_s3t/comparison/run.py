@@ -1,4 +1,4 @@
-"""One run: a method trained with one seed, and what the requests do to it."""
+"""One run: a method trained with one seed, and the effect of requests on it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PARTS = ("test", "retained", "forgotten")
 
 @dataclass(frozen=True)
 class Relearning:
-    """How relearning is measured.
+    """The settings of relearning.
 
     Attributes:
         goal: The accuracy on forgotten rows that counts as known; None until the reference has been run.
@@ -50,21 +50,21 @@ class Relearning:
 
 @dataclass
 class Run:
-    """What a run has found; answers to rows are kept beside it.
+    """The result of a run; outputs for rows are stored next to it.
 
     Attributes:
-        label: What the method is called.
+        label: The method's label.
         arguments: The method, with its arguments.
         seed: The seed.
         fit_seconds: How long the first fit took.
         fit_cpu_seconds: CPU time of the processes that trained in it.
         storage_bytes: Size of the store after it.
-        request_seconds: How long each request took.
+        request_seconds: Duration of each request.
         jobs: By the number of requests, how long the fit took that carried them out.
         lasted: After how many requests nothing was left that serves.
         relearn_steps: Steps until the forgotten rows were known again.
         relearned: Whether they were.
-        refit_seconds: How long a fit after all requests took.
+        refit_seconds: Duration of a fit after all requests.
         refit_test: Accuracy on test rows after it.
         memory_bytes: Peak memory of a process that trains.
         device_memory_bytes: The same on the GPU.
@@ -96,7 +96,7 @@ class Run:
 
 
 class Script:
-    """The script whose methods are compared: its trainer, module and data.
+    """The script of the comparison: its trainer, module and data.
 
     Args:
         trainer: The trainer, with an Unlearning callback that says who owns each row.
@@ -137,11 +137,11 @@ class Script:
         )
 
     def fit(self, unlearning: Unlearning, scratch: Path) -> float:
-        """Fit with a callback in the place of the script's own, and return how many seconds it took.
+        """Fit with a callback instead of the script's own, and return the duration in seconds.
 
         Args:
             unlearning: The callback.
-            scratch: Where logs, checkpoints and measurements go.
+            scratch: The folder for logs, checkpoints and measurements.
         """
         own = self.trainer.callbacks  # type: ignore[attr-defined]
         others = [callback for callback in own if not isinstance(callback, (Unlearning, ProgressBar))]
@@ -170,22 +170,22 @@ def make_run(
 ) -> tuple[Run, dict[str, Tensor]]:
     """Train a method, and carry the requests out.
 
-    An error that the method raises on purpose ends the run, and is its result; others are raised.
+    An error that the method raises on purpose ends the run and is its result; other errors are raised.
 
     Args:
         script: The script.
         asker: Asks models.
-        rows: Who asks, and what is measured on.
-        label: What the method is called.
+        rows: The subjects who ask, and the measured rows.
+        label: The method's label.
         method: The method.
         seed: The seed.
         measured_after: After how many requests to measure, from 0 on.
-        relearning: How relearning is measured.
+        relearning: The settings of relearning.
         scratch: A folder for the store.
-        step: Called with what is done next, once for each moment.
+        step: Called with a description of the next step, once for each moment.
 
     Returns:
-        What was found, and the answers to rows, by part, number of requests and kind.
+        The result, and the outputs for rows, by part, number of requests and kind.
     """
     run = Run(label, repr(method), seed)
     trial = _Trial(script, asker, rows, run, method, scratch)
@@ -215,7 +215,7 @@ def make_run(
 
 
 class _Trial:
-    """A method's store, and what is asked of it."""
+    """A method's store, and the requests to it."""
 
     def __init__(
         self,
@@ -265,7 +265,7 @@ class _Trial:
             return self._asker.ask(served, self._rows.test).accuracy if _serves(served) else None
 
     def relearn(self, settings: Relearning) -> None:
-        """Train what serves on the forgotten rows."""
+        """Train the serving model on the forgotten rows."""
         with self._served() as served:
             if not served.survivors:
                 return  # nothing, or a closed-form head
@@ -310,7 +310,7 @@ def answers_of(answers: Mapping[str, Tensor], part: str, requests: int) -> Answe
     Args:
         answers: All answers of a run.
         part: "test", "retained" or "forgotten".
-        requests: How many.
+        requests: Number of requests.
     """
     scores = answers.get(f"{part}/{requests}/scores")
     return None if scores is None else Answers(scores, answers[f"{part}/{requests}/correct"])
@@ -322,14 +322,14 @@ def _serves(served: EnsembleModule) -> bool:
 
 
 class _Usage(pl.Callback):
-    """Notes what the processes that train units have used, each in a line of a file: memory at most, and CPU time."""
+    """Records the peak memory and CPU time of the processes that train units, one line of a file for each."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._script = os.getpid()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Called when a run ends: in a unit's process, notes what it has used."""
+        """Called when a run ends: in a unit's process, records its usage."""
         if os.getpid() == self._script:
             return
         used = resource.getrusage(resource.RUSAGE_SELF)

@@ -1,4 +1,4 @@
-"""A comparison as tables: what methods are worth, what they cost, and where each is overtaken."""
+"""A comparison as tables: the accuracy and cost of methods, and where each is overtaken."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def plain(setting: Setting, methods: Sequence[MethodResult]) -> str:
     """Return a comparison as text in columns.
 
     Args:
-        setting: What the methods had in common.
-        methods: What was found.
+        setting: The common setting of the methods.
+        methods: The results.
     """
     parts = [f"{title}\n\n{align(rows, numbers_from=len(rows[0]))}" for title, rows in _tables(setting, methods)]
     return "\n\n".join([*parts, *_notes(setting, methods)])
@@ -26,8 +26,8 @@ def markdown(setting: Setting, methods: Sequence[MethodResult]) -> str:
     """Return a comparison in Markdown.
 
     Args:
-        setting: What the methods had in common.
-        methods: What was found.
+        setting: The common setting of the methods.
+        methods: The results.
     """
     parts = []
     for title, rows in _tables(setting, methods):
@@ -40,7 +40,10 @@ def _tables(setting: Setting, methods: Sequence[MethodResult]) -> list[_Table]:
     return [
         ("What it is worth", _worth(setting, methods)),
         ("What it costs", _costs(methods)),
-        ("Who is ahead to the end, and from which request on (accuracy on test rows)", _overtaken(methods)),
+        (
+            "Which method stays ahead until the end, and from which request on (accuracy on test rows)",
+            _overtaken(methods),
+        ),
     ]
 
 
@@ -129,16 +132,16 @@ def _notes(setting: Setting, methods: Sequence[MethodResult]) -> list[str]:
     seeds = f"{counted(len(setting.seeds), 'seed')}; intervals are over {over} (95 %)"
     steps = ", ".join(map(str, setting.measured_after))
     notes = [
-        f"{setting.subjects} subjects with {setting.rows} rows; {setting.measured_after[-1]} of them ask, one after "
-        f"the other, with {setting.forgotten_rows} rows. {setting.test_rows} test rows. {seeds}. "
+        f"{setting.subjects} subjects with {setting.rows} rows; {setting.measured_after[-1]} of them ask to be "
+        f"forgotten, one after the other, with {setting.forgotten_rows} rows. {setting.test_rows} test rows. {seeds}. "
         f"{setting.device}, {setting.cores} cores.",
-        f"Numbers behind a comma are requests. Gaps are to {methods[0].label!r} after the same requests, in "
-        "points. attack: AUC of a loss threshold that tells rows of those who asked from test rows; before the first "
-        f"request it says what there was to find, and the best is what {methods[0].label!r} has. Methods that "
-        f"are carried out by a fit have one for all requests since the last of {steps}, not one a request; a job is "
-        f"how long each took. cost: CPU time of the first fit as a multiple of {methods[0].label!r}.",
+        f"Numbers after a comma are requests. Gaps are to {methods[0].label!r} after the same requests, in points. "
+        "attack: AUC of a loss threshold that tells rows of those who asked from test rows; before the first request "
+        f"it says how much there was to find; the best value is that of {methods[0].label!r} has. Methods that a fit "
+        f"carries out have one job for all requests since the last of {steps}, not one per request; a job is the time "
+        f"that each took. cost: CPU time of the first fit as a multiple of {methods[0].label!r}.",
     ]
-    notes += [f"{one.label} did not get to the end: {one.refused}" for one in methods if one.refused]
+    notes += [f"{one.label} did not finish: {one.refused}" for one in methods if one.refused]
     return notes
 
 

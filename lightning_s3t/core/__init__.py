@@ -1,1 +1,1 @@
-"""What every floor speaks of: subjects, cells, units and the reach rule, guarantees, manifest, events and receipts."""
+"""Concepts that the whole package shares: subjects, cells, units, guarantees, manifest, events and receipts."""

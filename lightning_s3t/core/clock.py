@@ -1,17 +1,17 @@
-"""The clock that staleness is measured with: each process's own."""
+"""The clock for staleness: each process's own."""
 
 from __future__ import annotations
 
 import time
 
 DRIFT = 0.01
-"""By how much the rates of two machines' clocks may differ: ten times what NTP corrects by, and more."""
+"""By how much the rates of two machines' clocks may differ: more than ten times what NTP corrects by."""
 
 
 def own_clock() -> float:
-    """Return seconds since some moment, which no correction of the time of day moves.
+    """Return seconds since an arbitrary moment, unaffected by corrections of the time of day.
 
-    Linux's CLOCK_BOOTTIME goes on while a machine sleeps; CLOCK_MONOTONIC, which `time.monotonic` is, stands still.
+    Linux's CLOCK_BOOTTIME keeps running while a machine sleeps; CLOCK_MONOTONIC, which `time.monotonic` uses, stops.
 
     Example:
         >>> before = own_clock()

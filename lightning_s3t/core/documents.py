@@ -1,4 +1,4 @@
-"""Typed JSON documents: a dataclass says what is in one, and pydantic checks that it is."""
+"""Typed JSON documents: a dataclass describes the contents, and pydantic validates them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 STRICT = ConfigDict(strict=True, extra="forbid")
-"""No member that is not known, and no text where a number is expected."""
+"""Rejects unknown members, and text where a number is expected."""
 
 _Kind = TypeVar("_Kind")
 
@@ -22,7 +22,7 @@ def read_json(kind: type[_Kind], text: str | bytes) -> _Kind:
         text: The document.
 
     Raises:
-        ValueError: It is not one. The message is short, and names the members that are wrong.
+        ValueError: The text is not such a document. The message is short, and names the invalid members.
     """
     try:
         found: _Kind = _adapter(cast(Any, kind)).validate_json(text)
@@ -41,7 +41,7 @@ def json_schema(kind: type[Any]) -> dict[str, Any]:
 
 
 def canonical(data: Any) -> str:
-    """Return data as the one JSON text that digests and signatures are made of.
+    """Return data as canonical JSON text, for digests and signatures.
 
     Args:
         data: JSON-ready.

@@ -1,4 +1,4 @@
-"""Events: what happened to the units and the people of a store, each bound to all before it by a digest."""
+"""Events: the history of a store's units and subjects. A digest binds each event to all earlier ones."""
 
 from __future__ import annotations
 
@@ -44,35 +44,35 @@ _Body = TypeVar("_Body")
 
 @dataclass(frozen=True)
 class Request:
-    """The body of a "request": one that was carried out.
+    """The body of a "request": a request that was carried out.
 
     Attributes:
-        subjects: How many subjects were asked for.
-        already_forgotten: How many of them had been forgotten before.
-        unknown: How many the store had never seen; None where it keeps no registry.
-        revoked: The units that it revoked, those that were set aside too.
-        serving: By shard that it reached, the unit that serves now.
+        subjects: Number of subjects in the request.
+        already_forgotten: Number of them that had been forgotten before.
+        unknown: Number of them that the store had never seen; None without a registry.
+        revoked: The units that it revoked, including units that had been set aside.
+        serving: For each shard that it reached, the unit that serves now.
         method: The unlearning method.
-        guarantee: What is promised of the units that are left.
-        isolation: How units were kept apart while they were trained.
-        versions: Of the packages that took part.
-        layers: How many keys had been used to hash ids.
-        forgotten: How many subjects are forgotten in all, after it.
-        tombstones: The keyed hash and the cell of each subject that it made forgotten.
-        request_id: What the caller has named it; None without a name.
-        asked: With a name, a keyed digest of all ids that were asked for, so that a retry can be told from another
-            request under the same name.
+        guarantee: The guarantee of the remaining units.
+        isolation: How units were isolated from each other during training.
+        versions: Versions of the packages involved.
+        layers: Number of keys that ids had been hashed with.
+        forgotten: Total number of forgotten subjects after it.
+        tombstones: The keyed hash and the cell of each newly forgotten subject.
+        request_id: The caller's name for it; None without a name.
+        asked: With a name, a keyed digest of all requested ids, which distinguishes a retry from another request under
+            the same name.
         exports: The exported copies that it reached.
-        subtracted_rows: How many rows were subtracted from the floor.
-        kind: What was asked for.
-        already_restricted: How many of the subjects had been restricted before.
-        set_aside: The units that serve no more, and are kept.
-        returned: The units that had been set aside, and serve again.
-        cells: Of a correction, the cells of all whose data was corrected.
-        marks: What is noted of the subjects who are not forgotten. The number is that of the request from which on
-            no unit that is trained holds the data: this one, or an earlier one that has restricted the subject. Of
-            those who wait for a fit it is the position of the event.
-        unmarked: What was noted of them before, and is no longer.
+        subtracted_rows: Number of rows that were subtracted from the floor.
+        kind: The kind of request.
+        already_restricted: Number of the subjects that had been restricted before.
+        set_aside: The units that are kept but no longer serve.
+        returned: The units that had been set aside and serve again.
+        cells: For a correction, the cells of all subjects whose data was corrected.
+        marks: The marks of subjects who are not forgotten. The number is that of the request from which on no newly
+            trained unit holds the data: this one, or an earlier one that restricted the subject. For subjects who wait
+            for a fit it is the position of the event.
+        unmarked: Earlier marks of theirs that no longer apply.
     """
 
     __pydantic_config__ = STRICT
@@ -104,13 +104,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The body of a "schedule": subjects who are to be forgotten later.
+    """The body of a "schedule": subjects to forget later.
 
     Attributes:
-        layers: How many keys had been used to hash ids.
+        layers: Number of keys that ids had been hashed with.
         pending: The keyed hash, the time and the cell of each of them.
-        request_id: What the caller has named it; None without a name.
-        asked: A keyed digest of all subjects that were named, where it has a name.
+        request_id: The caller's name for it; None without a name.
+        asked: With a name, a keyed digest of all subjects in the request.
     """
 
     __pydantic_config__ = STRICT
@@ -123,13 +123,13 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Cancellation:
-    """The body of a "cancellation": subjects who are not to be forgotten later after all.
+    """The body of a "cancellation": subjects whose scheduled request is cancelled.
 
     Attributes:
-        layers: How many keys had been used to hash ids.
+        layers: Number of keys that ids had been hashed with.
         pending: The keyed hash of each of them.
-        request_id: The name of the request that is cancelled or refused; None where subjects were named.
-        reason: Why it is refused; "" where it is cancelled. A request may be refused that was never scheduled.
+        request_id: The name of the cancelled or refused request; None if subjects were named instead.
+        reason: Why the request was refused; "" if it was cancelled. A refused request need not have been scheduled.
     """
 
     __pydantic_config__ = STRICT
@@ -142,12 +142,12 @@ class Cancellation:
 
 @dataclass(frozen=True)
 class Exported:
-    """The body of an "export": a copy of a unit that was written outside of the store, to take away.
+    """The body of an "export": a copy of a unit that was written outside the store.
 
     Attributes:
         name: Its name.
         cells: Every cell whose data has influenced it.
-        as_of: The newest request when it was begun.
+        as_of: The newest request when the export started.
     """
 
     __pydantic_config__ = STRICT
@@ -163,7 +163,7 @@ class Handover:
 
     Attributes:
         name: The name of the exported copy.
-        recipient: Who or what holds it.
+        recipient: The person or system that holds it.
     """
 
     __pydantic_config__ = STRICT
@@ -178,7 +178,7 @@ class Acknowledgement:
 
     Attributes:
         name: The name of the exported copy.
-        recipient: Who or what held it.
+        recipient: The person or system that held it.
     """
 
     __pydantic_config__ = STRICT
@@ -189,10 +189,10 @@ class Acknowledgement:
 
 @dataclass(frozen=True)
 class Correction:
-    """The body of a "correction": subjects on whose corrected data the next fit is to train.
+    """The body of a "correction": subjects on whose corrected data the next fit trains.
 
     Attributes:
-        layers: How many keys had been used to hash ids.
+        layers: Number of keys that ids had been hashed with.
         waiting: The keyed hash and the cell of each of them.
     """
 
@@ -207,11 +207,11 @@ class Erasure:
     """The body of an "erasure": files of revoked units that were removed.
 
     Attributes:
-        files: How many.
+        files: Number of files.
         bytes: Their size.
-        missing: How many more were registered, and are not there any more.
-        left: How many are still there, since they may be another program's: changed, or of the store that this one is a
-            copy of.
+        missing: Number of other registered files that were missing.
+        left: Number of files that were left alone because they may not be the store's: changed files, or files of the
+            store that this one is a copy of.
     """
 
     __pydantic_config__ = STRICT
@@ -240,7 +240,7 @@ class Rotation:
     """The body of a "rotation": a new key for ids.
 
     Attributes:
-        layers: How many keys are in use since.
+        layers: Number of keys in use since then.
     """
 
     __pydantic_config__ = STRICT
@@ -254,12 +254,12 @@ class Event:
 
     Attributes:
         position: Counted from 1.
-        kind: What happened.
-        request: The number of the request that it belongs to; None if it belongs to none.
-        time: When (UTC, ISO 8601). Clocks go wrong: the order is that of the positions.
-        body: What happened in full, JSON-ready: no ids and no digests of snapshots.
-        digest: SHA-256 of all of the above and of the digest before.
-        mac: A code under the store's key over the digest, which shows that the key's holder has written it.
+        kind: The kind of event.
+        request: The number of the request that it belongs to, or None.
+        time: When it happened (UTC, ISO 8601). Clocks can be wrong: the positions give the order.
+        body: The details, JSON-ready: no ids and no digests of snapshots.
+        digest: SHA-256 of all of the above and of the previous digest.
+        mac: An authentication code of the digest under the store's key, which shows that a holder of the key wrote it.
 
     Example:
         >>> event = Event.after((0, GENESIS), "erasure", 1, {"files": 2, "bytes": 9, "missing": 0, "left": 0})
@@ -279,13 +279,13 @@ class Event:
 
     @classmethod
     def after(cls, head: tuple[int, str], kind: Kind, request: int | None, body: Mapping[str, Any]) -> Event:
-        """Make the event that comes next.
+        """Create the next event.
 
         Args:
-            head: Position and digest of the one before.
-            kind: What happened.
+            head: Position and digest of the previous event.
+            kind: The kind of event.
             request: The number of the request that it belongs to, or None.
-            body: What happened in full, JSON-ready.
+            body: The details, JSON-ready.
         """
         position, time = head[0] + 1, datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         return cls(
@@ -293,14 +293,17 @@ class Event:
         )
 
     def follows(self, previous: str) -> bool:
-        """Return whether the event is what it was when it was bound to the one before.
+        """Return whether the event is unchanged since it was bound to the previous one.
 
         Args:
-            previous: The digest of the one before.
+            previous: The digest of the previous event.
         """
         try:
             return self.digest == event_digest(previous, self.position, self.kind, self.request, self.time, self.body)
-        except (TypeError, RecursionError):  # a flipped bit has changed the type of a value, or an attacker its depth
+        except (
+            TypeError,
+            RecursionError,
+        ):  # a flipped bit or an attacker changed a value's type or depth
             return False
 
     def read(self, kind: type[_Body]) -> _Body:
@@ -311,9 +314,9 @@ class Event:
                 `Erasure`, `Damage` or `Rotation`.
 
         Raises:
-            ValueError: It is something else.
+            ValueError: It is something different.
         """
-        return read_json(kind, canonical(self.body))  # as JSON: lists are tuples there
+        return read_json(kind, canonical(self.body))  # as in JSON: there, tuples are lists
 
     def to_json(self) -> str:
         """Return the event as a line of JSON."""
@@ -321,13 +324,13 @@ class Event:
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Event:
-        """Read what `to_json` has written.
+        """Read the output of `to_json`.
 
         Args:
             line: A line of JSON.
 
         Raises:
-            StoreError: It is something else.
+            StoreError: It is something different.
         """
         try:
             return read_json(cls, line)
@@ -336,7 +339,7 @@ class Event:
 
 
 def first_break(events: Iterable[Event]) -> int | None:
-    """Return the position of the first event that does not follow from the one before; None if all do.
+    """Return the position of the first event that does not follow from the previous one; None if all do.
 
     Args:
         events: All of them, in order.
@@ -352,14 +355,14 @@ def first_break(events: Iterable[Event]) -> int | None:
 def event_digest(
     previous: str, position: int, kind: str, request: int | None, time: str, body: Mapping[str, Any]
 ) -> str:
-    """Return the digest that binds an event to the one before.
+    """Return the digest that binds an event to the previous one.
 
     Args:
-        previous: The digest of the one before.
+        previous: The digest of the previous event.
         position: Counted from 1.
-        kind: What happened.
+        kind: The kind of event.
         request: The number of the request that it belongs to, or None.
-        time: When.
-        body: What happened in full, JSON-ready.
+        time: When it happened.
+        body: The details, JSON-ready.
     """
     return hashlib.sha256(f"{previous}\n{canonical([position, kind, request, time, body])}".encode()).hexdigest()

@@ -10,18 +10,18 @@ Task = Literal["multiclass", "multilabel", "binary", "regression"]
 TASKS: tuple[str, ...] = get_args(Task)
 
 PRETRAINED = "pretrained"
-"""What the floor's features are of, where a closed-form head of a survivor has the unit's name."""
+"""The source name of the floor's features; a survivor's closed-form head has the name of its unit instead."""
 
 
 class FloorPart(BaseModel):
-    """What a store's floor is made with.
+    """The settings of a store's floor.
 
     Attributes:
-        layer: The path of the linear layer whose place the closed-form head takes.
+        layer: The path of the linear layer that the closed-form head replaces.
         width: The number of its input features.
         outputs: The number of its outputs.
-        bits: How many bits a feature is rounded to.
-        target_step: What a target of a regression is rounded to a multiple of.
+        bits: Number of bits that a feature is rounded to.
+        target_step: Targets of a regression are rounded to multiples of it.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")

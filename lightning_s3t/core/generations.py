@@ -1,4 +1,4 @@
-"""Generations: who came to a store together."""
+"""Generations: subjects who came to a store together."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from lightning_s3t.core.documents import STRICT, canonical, read_json
 
 @dataclass(frozen=True)
 class Generation:
-    """Subjects who came together. The first, number 0, is cut into all shards; each later one is a shard of its own.
+    """Subjects who came together. Number 0 is divided into the shards; each later one is a shard of its own.
 
     Attributes:
         opened: When its first subjects were registered (UTC, ISO 8601).
-        closed: Whether something was trained on it: who comes now is of another one.
+        closed: Whether a unit was trained on it: subjects who come now belong to a later generation.
     """
 
     __pydantic_config__ = STRICT
@@ -31,7 +31,7 @@ class _Note:
 
 
 def write_generations(generations: Iterable[Generation]) -> str:
-    """Return what a store notes of its generations.
+    """Return a store's record of its generations.
 
     Args:
         generations: All of them, from number 0 on.
@@ -44,12 +44,12 @@ def write_generations(generations: Iterable[Generation]) -> str:
 
 
 def read_generations(text: str) -> tuple[Generation, ...]:
-    """Read what `write_generations` has given.
+    """Read the output of `write_generations`.
 
     Args:
-        text: The note.
+        text: The record.
 
     Raises:
-        ValueError: It is something else.
+        ValueError: It is something different.
     """
     return read_json(_Note, text).generations

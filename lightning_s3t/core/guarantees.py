@@ -1,14 +1,14 @@
-"""Guarantees: what a method promises of an artifact after a request, and how its training was kept apart."""
+"""Guarantees: what a method promises about an artifact after a request, and how its training was isolated."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 Guarantee = Literal["exact", "certified", "empirical"]
-"""Bitwise what a training without the data gives; within (epsilon, delta) of it; or only as measured."""
+"""Bitwise equal to a training without the data; within (epsilon, delta) of it; or only measured."""
 
 Response = Literal["revoke", "replace"]
-"""What a request does to a unit that it reaches: takes it out at once, or has the next fit put another in its place."""
+"""What a request does to a unit that it reaches: remove it at once, or have the next fit replace it."""
 
 Isolation = Literal["forkserver", "fork", "none"]
 """How units were kept apart: a fresh process each, a fork of the script each, or one process for all."""

@@ -1,4 +1,4 @@
-"""The manifest of a store: what its units were trained with."""
+"""The manifest of a store: the settings that its units were trained with."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lightning_s3t.core.guarantees import Guarantee, Isolation, Response
 from lightning_s3t.errors import ConfigurationError
 
 _CLOSED = ConfigDict(frozen=True, strict=True, extra="forbid")
-# a trainer has many settings, and versions of it add more: all are compared, and those that are read have a type
+# a trainer has many settings, and new versions add more: all are compared, and those that are read have a type
 _OPEN = ConfigDict(frozen=True, strict=True, extra="allow")
 
 
 class PartitionPart(BaseModel):
-    """The arguments of `Partition`, which checks their values; its secret is kept with the store's key."""
+    """The arguments of `Partition`, which checks their values; its secret is stored with the store's key."""
 
     model_config = _CLOSED
 
@@ -50,7 +50,7 @@ class ModelPart(BaseModel):
 
 
 class MethodPart(BaseModel):
-    """The unlearning method: what a request does, and what is promised of what is left."""
+    """The unlearning method: the effect of a request, and the guarantee of the remaining units."""
 
     model_config = _CLOSED
 
@@ -60,7 +60,7 @@ class MethodPart(BaseModel):
 
 
 class TrainingPart(BaseModel):
-    """How units are trained: what is read by name has a type, the trainer's other settings are kept as they are."""
+    """How units are trained: settings that are read by name have a type, the trainer's others are kept as they are."""
 
     model_config = _OPEN
 
@@ -71,15 +71,15 @@ class TrainingPart(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What the units of a store were trained with. A store refuses to be opened with another.
+    """The settings that a store's units were trained with. A store cannot be opened with different ones.
 
-    Only the partition is needed for a store; the rest is there once a fit has made it.
+    Only the partition is required for a store; a fit adds the rest.
 
     Attributes:
-        partition: Where subjects belong.
+        partition: The assignment of subjects to slices.
         method: How data is removed.
         layers: The layer groups and the head.
-        adapter: What PEFT was given; None for whole layers.
+        adapter: The PEFT config; None for whole layers.
         model: The model before any training.
         training: How units are trained.
 
@@ -104,23 +104,23 @@ class Manifest(BaseModel):
 
     @property
     def isolation(self) -> Isolation:
-        """How units were kept apart; "none" if that is not known."""
+        """How units were isolated; "none" if unknown."""
         return self.training.isolation if self.training is not None else "none"
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Manifest:
-        """Check settings, and give them their types.
+        """Validate settings and convert them to their types.
 
         Args:
             settings: JSON-ready data.
 
         Raises:
-            ConfigurationError: Naming every setting that is missing, is not known, or is of another type.
+            ConfigurationError: A setting is missing, unknown, or of the wrong type; the message names all of them.
         """
         try:
             return cls.model_validate(settings)
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
             raise ConfigurationError(
-                f"The settings are not those of a store: {wrong}. Expected what `Manifest` describes."
+                f"The settings are not those of a store: {wrong}. Expected the fields of `Manifest`."
             ) from error

@@ -1,4 +1,4 @@
-"""Receipts: what was asked, revoked and erased, what serves on, and what that is worth."""
+"""Receipts: what was requested, revoked and erased, what still serves, and with which guarantee."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ _Count = Annotated[int, Field(ge=0)]
 
 @dataclass(frozen=True)
 class Receipt:
-    """The answer to a request, for whoever asked: no ids, no digests of snapshots, and nothing of the place.
+    """The answer to a request, for the person who made it: no ids, no digests of snapshots, no place in the partition.
 
     Attributes:
-        kind: What was asked for: "forget", "rectify", "restrict" or "release".
+        kind: The kind of request: "forget", "rectify", "restrict" or "release".
         request: The request's number, from 1.
-        request_id: What the caller has named the request; None without a name.
+        request_id: The caller's name for the request; None without a name.
         time: When it was carried out (UTC, ISO 8601).
-        subjects: How many subjects were asked for.
-        already_forgotten: How many of them had been forgotten before.
-        already_restricted: How many of them had been restricted before.
-        unknown: How many of them the store had never seen; None where it keeps no registry.
-        revoked_units: How many units may never serve again.
-        set_aside_units: How many units serve no more until the restriction ends, and are kept.
-        returned_units: How many units had been set aside, and serve again.
-        erased_files: How many files were removed.
+        subjects: Number of subjects in the request.
+        already_forgotten: Number of them that had been forgotten before.
+        already_restricted: Number of them that had been restricted before.
+        unknown: Number of them that the store had never seen; None without a registry.
+        revoked_units: Number of units that may never serve again.
+        set_aside_units: Number of units that are kept but do not serve until the restriction ends.
+        returned_units: Number of units that had been set aside and serve again.
+        erased_files: Number of removed files.
         erased_bytes: Their size.
-        missing_files: How many registered files were not there any more: moved or removed by others.
-        left_files: How many were left alone, since what lies there may be somebody else's: it was changed, or belongs
-            to the store that this one is a copy of. `s3t store verify` names them.
+        missing_files: Number of registered files that were missing: something else had moved or removed them.
+        left_files: Number of files that were left alone because they may not be the store's any more: a file was
+            changed, or belongs to the store that this one is a copy of. `s3t store verify` names them.
         method: The unlearning method.
-        guarantee: What is promised of every unit that is left: "exact" is bitwise what a training without the
-            subjects gives; of "empirical" nothing is proven, and measurements have to tell.
-        isolation: How units were kept apart while they were trained, which the guarantee rests on: "forkserver" and
-            "fork" are a process for each; with "none" they shared one, and state outside of what is compared between
+        guarantee: The guarantee of every remaining unit: "exact" is bitwise equal to a training without the subjects;
+            for "empirical" nothing is proven, and only measurements can tell.
+        isolation: How units were isolated from each other during training; the guarantee depends on it. "forkserver"
+            and "fork" use a process for each unit; with "none" they shared one, and state that is not compared between
             units (globals, class attributes) is not covered.
-        versions: Of the packages that took part.
-        position: Of the newest event in the store's chain that belongs to the request.
-        chain: That event's digest: whoever has it can tell whether the store's history was changed since.
+        versions: Versions of the packages involved.
+        position: The position of the newest event in the store's chain that belongs to the request.
+        chain: That event's digest. With it, later changes to the store's history can be detected.
 
     Example:
         >>> receipt = Receipt("forget", 1, None, "2026-01-01T00:00:00+00:00", 1, 0, 0, 0, 1, 0, 0, 2, 1, 100, 0, 0,
@@ -61,60 +61,63 @@ class Receipt:
     kind: Annotated[
         RequestKind,
         Field(
-            description="What was asked for. forget: erasure. rectify: what the old data reached goes, and the next "
-            "fit trains on the corrected data. restrict: what the data reached is set aside. release: the end of a "
-            "restriction."
+            description="What was asked for. forget: erasure. rectify: everything that the old data reached is "
+            "removed, and the next fit trains on the corrected data. restrict: everything that the data reached is "
+            "set aside. release: the end of a restriction."
         ),
     ]
     request: Annotated[int, Field(ge=1, description="The request's number.")]
-    request_id: Annotated[str | None, Field(description="What the caller has named the request; null without a name.")]
+    request_id: Annotated[
+        str | None, Field(description=("The name that the caller gave the request; null without a name."))
+    ]
     time: Annotated[str, Field(description="When it was carried out (UTC).", json_schema_extra={"format": "date-time"})]
     subjects: Annotated[_Count, Field(description="How many subjects were asked for.")]
     already_forgotten: Annotated[_Count, Field(description="How many of them had been forgotten before.")]
     already_restricted: Annotated[_Count, Field(description="How many of them had been restricted before.")]
     unknown: Annotated[
         _Count | None,
-        Field(description="How many of them the store had never seen; null where it keeps no registry."),
+        Field(description="How many of them the store had never seen; null if it keeps no registry."),
     ]
     revoked_units: Annotated[_Count, Field(description="How many units may never serve again.")]
     set_aside_units: Annotated[
-        _Count, Field(description="How many units serve no more until the restriction ends, and are kept.")
+        _Count, Field(description="How many units are kept but do not serve until the restriction ends.")
     ]
-    returned_units: Annotated[_Count, Field(description="How many units had been set aside, and serve again.")]
+    returned_units: Annotated[_Count, Field(description="How many units that had been set aside serve again.")]
     subtracted_rows: Annotated[
         _Count,
-        Field(description="How many rows were subtracted from the sums of the closed-form head that is the floor."),
+        Field(description="How many rows were subtracted from the sums of the floor, a closed-form head."),
     ]
     erased_files: Annotated[_Count, Field(description="How many files were removed.")]
     erased_bytes: Annotated[_Count, Field(description="Their size.")]
     missing_files: Annotated[
-        _Count, Field(description="How many registered files were not there any more: moved or removed by others.")
+        _Count, Field(description="How many registered files were missing: something else had moved or removed them.")
     ]
     left_files: Annotated[
         _Count,
         Field(
-            description="How many registered files were left alone, since what lies there may be somebody else's: it "
-            "was changed, or belongs to a store that this is a copy of."
+            description="How many registered files were left alone because they may not be the store's any more: the "
+            "file was changed, or it belongs to the store that this one is a copy of."
         ),
     ]
     method: Annotated[str, Field(description="The unlearning method.")]
     guarantee: Annotated[
         Guarantee,
         Field(
-            description="What is promised of every unit that is left. exact: bitwise what a training without the "
-            "subjects gives. empirical: nothing is proven; measurements have to tell."
+            description="What is promised of every remaining unit. exact: bitwise what a training without the "
+            "subjects gives. empirical: nothing is proven; only measurements can tell."
         ),
     ]
     isolation: Annotated[
         Isolation,
         Field(
-            description="How units were kept apart while they were trained, which the guarantee rests on. none: they "
+            description="How units were kept apart while they were trained; the guarantee depends on it. none: they "
             "shared a process, and globals and class attributes of the script are not covered."
         ),
     ]
     versions: Annotated[dict[str, str], Field(description="Of the packages that took part.")]
     position: Annotated[
-        int, Field(ge=1, description="Of the newest event in the store's chain that belongs to the request.")
+        int,
+        Field(ge=1, description=("The position of the newest event in the store's chain that belongs to the request.")),
     ]
     chain: Annotated[
         str,
@@ -127,18 +130,18 @@ class Receipt:
 
     @property
     def receipt(self) -> Receipt:
-        """What may be given to whoever asked."""
+        """The receipt for the person who made the request."""
         return self
 
     @classmethod
     def from_json(cls, text: str) -> Receipt:
-        """Read what `to_json` has written; a signature is passed over.
+        """Read the output of `to_json`; a signature is ignored.
 
         Args:
             text: A JSON document.
 
         Raises:
-            StoreError: It is not a receipt, or one of another format.
+            StoreError: It is not a receipt, or its format is different.
         """
         try:
             data: Any = json.loads(text, object_pairs_hook=_each_name_once)
@@ -155,24 +158,24 @@ class Receipt:
         except ValueError as error:
             names = ", ".join(field.name for field in fields(cls) if field.name not in data)
             lacks = f" It lacks {names}." if names else ""
-            raise StoreError(f"The receipt is not what was given: {error}.{lacks}") from error
+            raise StoreError(f"The document is not a valid receipt: {error}.{lacks}") from error
 
 
 @dataclass(frozen=True)
 class RequestRecord(Receipt):
-    """What whoever keeps the store knows of a request: the receipt, and which units it reached.
+    """The store keeper's record of a request: the receipt, and the units that it reached.
 
-    The units tell which slice the data was in: `receipt` and `to_json` leave them out.
+    The units reveal which slice the data was in, so `receipt` and `to_json` leave them out.
 
     Attributes:
-        revoked: The units that may never serve again; one that had been set aside may have the name of another that
-            was trained meanwhile, so a name may be there twice.
-        serving: For each shard that the request reached, the unit that served when it had been carried out; None
-            where none was left. Shards that it did not reach served on as before, and are not in it.
-        exports: The exported copies that it reached: their files are erased, and whoever took one elsewhere knows by
-            its name, which is in the file and in the JSON beside it, that it must go.
-        set_aside: The units that serve no more, and are kept.
-        returned: The units that had been set aside, and serve again.
+        revoked: The units that may never serve again; a unit that had been set aside may have the same name as one that
+            was trained since, so a name may appear twice.
+        serving: For each shard that the request reached, the unit that served after it was carried out; None if none
+            was left. Shards that it did not reach are not included.
+        exports: The exported copies that it reached: their files are erased. A holder of another copy can recognise it
+            by the name, which is in the file and in the JSON file next to it, and has to erase it.
+        set_aside: The units that are kept but no longer serve.
+        returned: The units that had been set aside and serve again.
     """
 
     __pydantic_config__ = STRICT
@@ -185,7 +188,7 @@ class RequestRecord(Receipt):
 
     @property
     def receipt(self) -> Receipt:
-        """What may be given to whoever asked."""
+        """The receipt for the person who made the request."""
         return Receipt(**{field.name: getattr(self, field.name) for field in fields(Receipt)})
 
 
@@ -199,12 +202,12 @@ class _Signature:
 
 
 def receipt_schema() -> dict[str, Any]:
-    """Return the JSON schema of a receipt's document, which docs/receipt.schema.json holds a copy of."""
+    """Return the JSON schema of a receipt's document; docs/receipt.schema.json is a copy."""
     schema = json_schema(Receipt)
     signature = json_schema(_Signature)
     signature["description"] = (
-        "Ed25519 over the document without this member, as JSON with sorted keys and no blanks, in UTF-8 with ASCII "
-        "escapes."
+        "Ed25519 signature of the document without this member, as JSON with sorted keys and no spaces, in UTF-8 "
+        "with ASCII escapes."
     )
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -221,7 +224,8 @@ def receipt_schema() -> dict[str, Any]:
 
 
 def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # readers differ in which of two they take: a signature would be right for one of them alone
+    # of duplicate members, some readers use the first and some the last: a signature would be valid for only one of
+    # them
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name is in it twice")

@@ -1,4 +1,4 @@
-"""Subjects: the one spelling of an id."""
+"""Subjects: the canonical form of an id."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MARK = "\ufeff"
 
 
 def canonical_subject(subject: object) -> str:
-    """Returns the one spelling of a subject's id, so that 17 and "17" ask for the same person.
+    """Return the canonical form of a subject's id, so that 17 and "17" are the same person.
 
     Args:
         subject: A non-empty string, or any integer (NumPy's and tensors without dimensions too).
@@ -19,7 +19,7 @@ def canonical_subject(subject: object) -> str:
         The id as text.
 
     Raises:
-        DataError: The id is of another kind; floats and bytes have no one spelling.
+        DataError: The id is of another type; floats and bytes do not have a canonical form.
 
     Example:
         >>> canonical_subject(17), canonical_subject("user-17")
@@ -40,14 +40,14 @@ def canonical_subject(subject: object) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"A subject's id is {_shown(subject)}, which has no UTF-8 form ({error.reason}). Expected text that can be "
-            "encoded: os.fsencode(id).hex() gives a file name that could not be decoded one spelling."
+            f"A subject's id is {_shown(subject)}, which has no UTF-8 form ({error.reason}). Expected text that can "
+            "be encoded: for a file name that could not be decoded, use os.fsencode(id).hex()."
         ) from error
     return text
 
 
 def shorten(text: str) -> str:
-    """Return the start of a text, for messages: an id may be of any length.
+    """Return the start of a text, for messages: an id may have any length.
 
     Args:
         text: The text.
@@ -63,13 +63,13 @@ def _spell(subject: object) -> str | None:
     if isinstance(subject, str):
         # a member of an enumeration is equal to its value, but prints its name
         return str.__str__(subject) or None
-    # truth values and arrays with dimensions can be indices too, and are not ids
+    # booleans and arrays with dimensions can be indices too, but are not ids
     dtype = getattr(subject, "dtype", None)
     if isinstance(subject, bool) or str(dtype).endswith("bool") or getattr(subject, "ndim", 0) != 0:
         return None
     try:
         return int.__repr__(operator.index(subject))  # type: ignore[arg-type]
-    except (TypeError, ValueError):  # Python spells no integer of more than 4300 digits
+    except (TypeError, ValueError):  # Python does not convert integers of more than 4300 digits to text
         return None
 
 

@@ -9,15 +9,15 @@ from lightning_s3t.core.events import RequestKind
 
 @dataclass(frozen=True)
 class Ticket:
-    """The answer to a request that the next fit carries out: until then, what serves has the (old) data in it.
+    """The answer to a request that the next fit carries out: until then, the serving model has the (old) data in it.
 
-    The request is on disk: no crash loses it, and every fit begins with it. Its receipt comes from that fit.
+    The request is on disk, so a crash does not lose it, and the next fit starts with it. That fit gives the receipt.
 
     Attributes:
-        time: When it was noted (UTC, ISO 8601).
-        subjects: How many subjects were asked for.
-        already_forgotten: How many of them had been forgotten before.
-        unknown: How many of them the store had never seen; None where it keeps no registry.
+        time: When it was recorded (UTC, ISO 8601).
+        subjects: Number of subjects in the request.
+        already_forgotten: Number of them that had been forgotten before.
+        unknown: Number of them that the store had never seen; None without a registry.
         method: The unlearning method that will carry it out.
         kind: What was asked for: "forget" or "rectify".
 
@@ -35,6 +35,6 @@ class Ticket:
 
     @property
     def waiting(self) -> int:
-        """How many of the subjects wait for the next fit; of somebody unknown there is nothing to correct."""
+        """Number of the subjects who wait for the next fit; unknown subjects have nothing to correct."""
         left_out = (self.unknown or 0) if self.kind == "rectify" else 0
         return self.subjects - self.already_forgotten - left_out

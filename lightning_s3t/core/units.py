@@ -1,4 +1,4 @@
-"""Cells, units, and the rule that says which units a deletion request reaches."""
+"""Cells, units, and the rule that decides which units a deletion request reaches."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Cell = str
 def reaches(requested: Iterable[Cell], influences: Collection[Cell]) -> bool:
     """Return whether a request reaches an artifact: the one rule that decides what is revoked.
 
-    It does if a cell of the request is among those that the artifact, or anything it was made from, was made of. A
-    ledger answers the same question with an index from cell to artifact (`Ledger.reached`).
+    It does if a cell of the request is among the cells of the artifact or of anything that it was made from. A ledger
+    answers the same question with an index from cell to artifact (`Ledger.reached`).
 
     Args:
-        requested: The cells that hold the data of those who asked.
+        requested: The cells that hold the data of the requested subjects.
         influences: The cells of the artifact and of all its ancestors.
 
     Example:
@@ -31,7 +31,7 @@ def reaches(requested: Iterable[Cell], influences: Collection[Cell]) -> bool:
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """Where a subject's rows are: the cell of a unit, as a shard and a slice.
+    """The place of a subject's rows: a cell, as a shard and a slice.
 
     Attributes:
         shard: Counted from 0.
@@ -48,7 +48,7 @@ class Place:
 
     @property
     def cell(self) -> Cell:
-        """Its name in a ledger."""
+        """The cell's name in a ledger."""
         return f"{self.shard}/{self.slice}"
 
     @classmethod
@@ -89,8 +89,8 @@ class UnitId:
     def __post_init__(self) -> None:
         if self.shard < 0 or not self.prefix or len(set(self.prefix)) < len(self.prefix) or min(self.prefix) < 0:
             raise ConfigurationError(
-                f"A unit of shard {self.shard} has the prefix {self.prefix}. Expected a shard from 0 on and at least "
-                "one slice, each once, counted from 0."
+                f"A unit of shard {self.shard} has the prefix {self.prefix}. Expected a shard of 0 or more and at "
+                "least one slice, each once, counted from 0."
             )
 
     @property
@@ -105,20 +105,20 @@ class UnitId:
 
     @property
     def lineage(self) -> tuple[UnitId, ...]:
-        """All units that it is built of, the first stage's first and itself last."""
+        """All units that it builds on, from the first stage to the unit itself."""
         return tuple(UnitId(self.shard, self.prefix[:stage]) for stage in range(1, self.stage + 1))
 
     def trained_slices(self, data: Literal["cumulative", "disjoint"]) -> tuple[int, ...]:
-        """Return the slices that its stage trains on.
+        """Return the slices that the unit's stage trains on.
 
         Args:
-            data: "cumulative" for the whole prefix (the paper's), "disjoint" for its last slice.
+            data: "cumulative" for the whole prefix (as in the paper), "disjoint" for its last slice.
         """
         return self.prefix if data == "cumulative" else self.prefix[-1:]
 
     @property
     def cells(self) -> tuple[Cell, ...]:
-        """The cells whose data has influenced it: those of its whole prefix, since it stands on its ancestors."""
+        """The cells whose data influenced it: those of its whole prefix, since it builds on its ancestors."""
         return tuple(f"{self.shard}/{slice_}" for slice_ in self.prefix)
 
     def reached_by(self, place: Place) -> bool:
@@ -134,7 +134,7 @@ class UnitId:
 
     @classmethod
     def parse(cls, text: str) -> UnitId:
-        """Read what `str` has written.
+        """Read the output of `str`.
 
         Args:
             text: For example "0/2-0-1".

@@ -19,17 +19,17 @@ from lightning_s3t.errors import UnsupportedError
 class RecordingCheckpointIO(CheckpointIO):
     """Reports every checkpoint before it is written, and leaves the writing to the trainer's own plugin.
 
-    What is written counts, not what ModelCheckpoint lists: its lists are set back between units, and may name files
-    that other runs have written.
+    It records written files, not ModelCheckpoint's lists: these are reset between units, and may name files of other
+    runs.
 
-    Lightning writes to a temporary file and moves that to its place. It lies in a folder of the store, so that a crash
-    in between leaves nothing that no request would find.
+    Lightning writes to a temporary file and moves that to its place. It is in a folder of the store, so that a crash
+    does not leave files that requests cannot find.
 
     Args:
         inner: The trainer's own plugin.
         record: Called with each path, before the file exists.
-        scratch: The folder for what is half-written.
-        first_step: Where the loggers' axis stood when the unit began.
+        scratch: The folder for temporary files.
+        first_step: The position of the loggers' step axis when the unit started.
     """
 
     def __init__(self, inner: CheckpointIO, record: Callable[[Path], None], scratch: Path, first_step: int) -> None:
@@ -39,11 +39,11 @@ class RecordingCheckpointIO(CheckpointIO):
         self.first_step = first_step
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Reports the path, then writes the checkpoint, and waits until it is there.
+        """Report the path, then write the checkpoint, and wait until it exists.
 
         Args:
-            checkpoint: What to write.
-            path: Where to.
+            checkpoint: The checkpoint.
+            path: The target.
             storage_options: Passed on.
 
         Raises:
@@ -63,10 +63,10 @@ class RecordingCheckpointIO(CheckpointIO):
             _wait(self.inner)
         if not os.path.lexists(target):
             raise UnsupportedError(
-                f"{type(self.inner).__name__} has not written {target} when it returns: it writes somewhere else, or "
-                "later, in a thread or a process of its own. What comes after its unit has ended could not be erased "
-                "with it. Use a plugin that writes at once, to the path that it is given; AsyncCheckpointIO of "
-                "Lightning is waited for."
+                f"{type(self.inner).__name__} returned before it had written {target}: it writes to another path, or "
+                "later, in a thread or process of its own. A file written after its unit has ended could not be "
+                "erased with it. Use a plugin that writes immediately, to the path that it is given. S3T waits for "
+                "Lightning's AsyncCheckpointIO."
             )
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -104,8 +104,8 @@ def recorded_checkpoints(
     Args:
         trainer: The trainer.
         record: Called with each path.
-        scratch: A folder for what is half-written.
-        first_step: Where the loggers' step axis stands.
+        scratch: A folder for temporary files.
+        first_step: The position of the loggers' step axis.
     """
     inner = trainer.strategy.checkpoint_io
     written: set[Path] = set()

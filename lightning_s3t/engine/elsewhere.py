@@ -1,4 +1,4 @@
-"""Fits beside the script's own: their logs and checkpoints go elsewhere."""
+"""Fits in addition to the script's own, with logs and checkpoints elsewhere."""
 
 from __future__ import annotations
 

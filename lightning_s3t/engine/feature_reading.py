@@ -1,4 +1,4 @@
-"""Reading the features of rows for the floor: each row goes through the pretrained network by itself."""
+"""Reading the features of rows for the floor: each row goes through the pretrained network separately."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _CHUNK = 1024  # rows
 
 
 class FeatureReader:
-    """Reads rows as the module's own training step reads them, and takes what its head is given.
+    """Reads rows through the module's own training step, and records the input of its head.
 
     Args:
-        floor: What the floor learns from.
-        part: The layer whose input is taken.
-        seed: What random augmentations draw from, the same for each row.
+        floor: The settings of the floor's data.
+        part: The layer whose input is read.
+        seed: Seed of random augmentations, the same for each row.
     """
 
     def __init__(self, floor: Floor, part: FloorPart, seed: int) -> None:
@@ -56,7 +56,7 @@ class FeatureReader:
         module = trainer.lightning_module
         if not module.automatic_optimization:
             raise UnsupportedError(
-                f"The floor reads rows by way of {type(module).__name__}.training_step, which optimizes by hand "
+                f"The floor reads rows through {type(module).__name__}.training_step, which uses manual optimization "
                 "(automatic_optimization=False). Leave `floor` out."
             )
         layer = module.get_submodule(self._part.layer)
@@ -66,7 +66,7 @@ class FeatureReader:
                 found = [self._row(trainer, data, row, taken) for row in rows[start : start + _CHUNK]]
                 tasks = {task for task, _, _ in found}
                 if len(tasks) > 1:
-                    raise DataError(f"The targets are of several kinds: {sorted(tasks)}. Name one: Floor(task=...).")
+                    raise DataError(f"The targets fit several tasks: {sorted(tasks)}. Name one: Floor(task=...).")
                 features, targets = torch.stack([f for _, f, _ in found]), torch.stack([t for _, _, t in found])
                 yield tasks.pop(), FeatureRows(round_features(features, self._part.limit), targets)
 
@@ -84,8 +84,9 @@ class FeatureReader:
         if len(taken) != 1 or taken[0].shape != (1, self._part.width):
             shapes = [tuple(tensor.shape) for tensor in taken]
             raise UnsupportedError(
-                f"There is no floor for this model: for one row, the training step gave {self._part.layer} inputs of "
-                f"shape {shapes}. Expected one of shape {(1, self._part.width)}: one vector a row. Leave `floor` out."
+                f"This model cannot have a floor: for one row, the training step gave {self._part.layer} inputs of "
+                f"shape {shapes}. Expected one of shape {(1, self._part.width)}: one vector per row. Leave `floor` "
+                "out."
             )
         # not float64: the bits of float32 are the same however the network computes the rest
         return task, taken[0][0].float().cpu(), numbers
@@ -121,13 +122,13 @@ def find_targets(batch: Any, rule: Targets | None) -> Tensor:
         return found
     where = f"at {rule!r}" if rule is not None and not callable(rule) else "that the floor could learn from"
     raise DataError(
-        f"A batch ({type(batch).__name__}) has no tensor of targets {where}. Expected one: say where it is with "
+        f"A batch ({type(batch).__name__}) has no tensor of targets {where}. Expected one: name it with "
         "Floor(targets='labels'), Floor(targets=1) or a callable that takes the batch."
     )
 
 
 def task_of(targets: Tensor, outputs: int) -> Task:
-    """Return the task that the type and the shape of one row's targets tell; never their values.
+    """Return the task from the type and the shape of one row's targets, never from their values.
 
     Args:
         targets: Of a batch of one row.
@@ -148,7 +149,7 @@ def task_of(targets: Tensor, outputs: int) -> Task:
     several = ("'binary' or 'regression'" if outputs == 1 else "'multilabel' or 'regression'") if not whole else "one"
     raise DataError(
         f"The targets of a row are {targets.dtype} of shape {tuple(targets.shape)}, and the head has {outputs} "
-        f"outputs, which does not tell the task. Expected {several} to be named: Floor(task=...)."
+        f"outputs, which does not determine the task. Expected {several} to be named: Floor(task=...)."
     )
 
 
@@ -157,8 +158,8 @@ def integer_targets(targets: Tensor, task: Task, part: FloorPart) -> Tensor:
 
     Args:
         targets: Of a batch of one row.
-        task: What they are.
-        part: What the floor is made with.
+        task: The task of the targets.
+        part: The floor's settings.
 
     Returns:
         The class, or one number for each output; int32.

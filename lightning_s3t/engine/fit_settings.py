@@ -21,7 +21,7 @@ from lightning_s3t.tuning.adapters import describe_adapter
 from lightning_s3t.tuning.compiled import describe_compiled
 from lightning_s3t.tuning.stages import StageBuilder
 
-# what a LightningCLI notes among the hyperparameters: how it was started, which `s3t store audit` does otherwise
+# LightningCLI's record of its own start among the hyperparameters, which differs with `s3t store audit`
 _OF_CLI = ("_class_path", "_instantiator")
 
 
@@ -39,10 +39,10 @@ def fit_settings(
     Args:
         trainer: Its settings, as `trainer_settings` gives them.
         module: The user's module.
-        builder: What was found in it.
+        builder: The builder of its stages.
         loader: The script's train dataloader.
-        partition: Where subjects belong.
-        units: How units are trained.
+        partition: The partition of the subjects.
+        units: The settings of units.
         method: The unlearning method.
     """
     layers, compiled = builder.layers, describe_compiled(module)
@@ -63,7 +63,7 @@ def fit_settings(
         "training": {
             "data": units.data,
             "epochs": units.epochs,
-            # globals, class attributes and locks are there in a forked process, and not in one that was sent to
+            # globals, class attributes and locks exist in a forked process, but not in a forkserver's process
             "isolation": units.isolation,
             # another rounding; absent where torch compiles nothing
             **({"compiled": compiled} if compiled else {}),
@@ -105,8 +105,8 @@ def classes_of(trainer: pl.Trainer) -> dict[str, str]:
 def import_path_of(kind: type) -> str:
     """Returns the path that a class can be imported by, in another process too.
 
-    A script's own classes are those of `__main__` while it runs, and of a module by the script's name for everybody
-    else: `s3t store audit` makes again what `python app.py fit` has made.
+    A script's own classes are in `__main__` while it runs, and in a module with the script's name otherwise: `s3t store
+    audit` repeats a training of `python app.py fit`.
 
     Args:
         kind: The class.

@@ -1,8 +1,8 @@
 """Everything that is not Lightning's public API, in one place.
 
-A fit that trains many units has to set the trainer back between them. Lightning offers no public way, and its own
-LearningRateFinder and BatchSizeFinder use these attributes too. They are those of Lightning 2.6; the tests of
-this file run against the lowest and the newest release that pyproject.toml admits.
+A fit that trains many units has to reset the trainer between them. Lightning offers no public way, and its own
+LearningRateFinder and BatchSizeFinder use these attributes too. They are those of Lightning 2.6; the tests of this file
+run against the lowest and the newest release that pyproject.toml admits.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ _ONCE_OF_MODULE = ("configure_model", "configure_sharded_model", "configure_call
 def run_instead_of_fit(trainer: pl.Trainer, run: Callable[[], None]) -> None:
     """Makes a fit call `run` once its setup hooks have run, and end there as Lightning's own clean exits do.
 
-    That is where the strategy would set up: data and model are ready, nothing has moved to a device, and there are no
-    optimizers. Teardown hooks run and loggers are finalized; loops, `on_fit_start` and what follows do not run.
+    At that point the strategy would set up: data and model are ready, nothing has moved to a device, and there are no
+    optimizers. Teardown hooks run and loggers are finalized; loops, `on_fit_start` and later hooks do not run.
 
     Args:
         trainer: The trainer, in a callback's `setup`.
-        run: What to call instead.
+        run: The function to call instead.
     """
     strategy = trainer.strategy
 
@@ -135,8 +135,8 @@ def end_fit() -> NoReturn:
 def _signals_handled(trainer: pl.Trainer) -> Iterator[None]:
     """Has Lightning notice SIGTERM and SLURM's signal to requeue, as it does before it runs its loops.
 
-    Lightning saves a checkpoint before it requeues a job, and would resume from it. The store is what a fit goes on
-    from, so there is nothing to save.
+    Lightning saves a checkpoint before it requeues a job, and would resume from it. A fit continues from the store, so
+    nothing needs to be saved.
     """
     vars(trainer)["save_checkpoint"] = lambda *_, **__: None
     trainer._signal_connector.register_signal_handlers()
@@ -160,12 +160,12 @@ def log_hyperparameters(trainer: pl.Trainer) -> None:
 def fit_again(trainer: pl.Trainer, loader: DataLoader[Any]) -> None:
     """Runs a whole `trainer.fit` in a process that has got the trainer from one in which setup hooks have run.
 
-    What runs once for all such processes does not run again: `prepare_data`, `setup`, `configure_model`,
+    Hooks that have run once for all such processes do not run again: `prepare_data`, `setup`, `configure_model`,
     `configure_callbacks` and `teardown` of module and data module. Hooks of callbacks all run.
 
     Args:
         trainer: The trainer.
-        loader: The train dataloader, in the place of the script's.
+        loader: The train dataloader, instead of the script's.
     """
     module, datamodule = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
     for part, hooks in ((module, (*_ONCE, *_ONCE_OF_MODULE)), (datamodule, _ONCE)):
@@ -197,7 +197,7 @@ def leave_signals_to_script(trainer: pl.Trainer) -> None:
 
 
 def _given(source: Any) -> Any:
-    """Returns what was passed to `trainer.fit`; None where a hook of module or data module gives the dataloader."""
+    """Return the argument of `trainer.fit`; None if a hook of the module or data module provides the dataloader."""
     given = source.instance
     return None if isinstance(given, (pl.LightningModule, pl.LightningDataModule)) else given
 
@@ -211,7 +211,7 @@ def take_over(trainer: pl.Trainer, run: Callable[[], None]) -> None:
 
     Args:
         trainer: The trainer, in `on_fit_start`.
-        run: What to call instead.
+        run: The function to call instead.
     """
     trainer.fit_loop.run = run  # type: ignore[method-assign]
 
@@ -225,13 +225,13 @@ def take_max_time(trainer: pl.Trainer) -> float | None:
         trainer: The trainer, in a callback's `setup`.
 
     Returns:
-        None without a timer, and with timers that have no limit.
+        None without a timer, or with timers without a limit.
     """
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     limits = [callback.time_remaining() for callback in callbacks if isinstance(callback, Timer)]
     if limits:
         vars(trainer)[_WITH_TIMERS] = callbacks
-        # another list: this one is being gone through
+        # a copy: the list itself is being iterated
         trainer.callbacks = [callback for callback in callbacks if not isinstance(callback, Timer)]  # type: ignore[attr-defined]
     return min((limit for limit in limits if limit is not None), default=None)
 
@@ -258,7 +258,7 @@ def run_fit_loop(trainer: pl.Trainer) -> None:
 
 
 def has_train_dataloader(trainer: pl.Trainer) -> bool:
-    """Says whether the script gave a train dataloader, in any of Lightning's ways.
+    """Return whether the script provided a train dataloader, in any of Lightning's ways.
 
     Args:
         trainer: The trainer, from `setup` on.
@@ -285,7 +285,7 @@ def has_communication_state(trainer: pl.Trainer) -> bool:
 
 
 def syncs_batchnorm(trainer: pl.Trainer) -> bool:
-    """Says whether the strategy replaces BatchNorm layers by synchronised ones.
+    """Return whether the strategy replaces BatchNorm layers with synchronised ones.
 
     Args:
         trainer: The trainer.
@@ -303,13 +303,13 @@ def logged_step(trainer: pl.Trainer) -> int:
 
 
 def leave_out_earlier_steps(checkpoint: dict[str, Any], steps: int) -> None:
-    """Takes the steps of earlier units, which the loggers' axis goes on from, out of a checkpoint.
+    """Remove the steps of earlier units, from which the loggers' axis continues, from a checkpoint.
 
-    They would tell how many rows those had, and a unit's checkpoint is not erased with another unit.
+    They would reveal how many rows those units had, and a unit's checkpoint is not erased with another unit.
 
     Args:
-        checkpoint: What is about to be written.
-        steps: Where the axis stood when the unit began.
+        checkpoint: The checkpoint to be written.
+        steps: The position of the axis when the unit started.
     """
     of_epochs = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.state_dict", {})
     if "_batches_that_stepped" in of_epochs:
@@ -317,7 +317,7 @@ def leave_out_earlier_steps(checkpoint: dict[str, Any], steps: int) -> None:
 
 
 def set_logged_step(trainer: pl.Trainer, step: int) -> None:
-    """Sets where the loggers' step axis stands: what is logged of a test comes there.
+    """Set the position of the loggers' step axis, at which test metrics are logged.
 
     Args:
         trainer: The trainer.
@@ -332,7 +332,7 @@ def silent_logger() -> Logger:
 
 
 class TrainerReset:
-    """Sets a trainer back to where it stood before its first unit.
+    """Resets a trainer to its state before the first unit.
 
     Args:
         trainer: The trainer, when its fit loop would start.
@@ -345,7 +345,7 @@ class TrainerReset:
         self._source = trainer.fit_loop._data_source
         forget_dataloaders(self._trainer)
         module = trainer.lightning_module
-        # a progress bar shows things and holds a terminal: nothing to set back, and not to be copied
+        # a progress bar has no state to reset, and holds a terminal that cannot be copied
         callbacks = {
             f"callback {i} ({type(c).__name__})": c
             for i, c in enumerate(trainer.callbacks)  # type: ignore[attr-defined]
@@ -363,7 +363,7 @@ class TrainerReset:
         self._datamodule = dict(vars(trainer.datamodule)) if trainer.datamodule is not None else {}  # type: ignore[attr-defined]
 
     def restore(self) -> None:
-        """Sets loops, callbacks, precision and the module's plain attributes back; optimizers go."""
+        """Reset loops, callbacks, precision and the module's plain attributes; remove optimizers."""
         trainer = self._trainer
         forget_dataloaders(trainer)  # shuts the last unit's workers down before the loops are replaced
         self._keeper.restore()
@@ -384,7 +384,7 @@ class TrainerReset:
             torch.compiler.reset()
 
     def finish(self) -> None:
-        """Leaves the trainer as it was before the first unit, with the script's own data source."""
+        """Restore the trainer to its state before the first unit, with the script's own data source."""
         self.restore()
         self._trainer.fit_loop._data_source = self._source
         self._trainer.strategy.model = self._trainer.lightning_module
@@ -412,15 +412,15 @@ def prepare_fit_loop(trainer: pl.Trainer, dataloader: Any, step: int) -> None:
     """Makes a trainer ready to run one unit: its data, its optimizers, a fresh wrapping for DDP.
 
     Args:
-        trainer: The trainer, as it stood when its fit loop would have begun.
+        trainer: The trainer, in its state before the fit loop.
         dataloader: The unit's train dataloader.
-        step: Where the loggers' step axis stands; the unit's own counters start at 0.
+        step: The position of the loggers' step axis; the unit's own counters start at 0.
     """
     forget_dataloaders(trainer)
     trainer.fit_loop._data_source = _DataLoaderSource(dataloader, "train_dataloader")
     trainer.fit_loop.epoch_loop._batches_that_stepped = step
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, WeightAveraging):  # holds a copy of the module as it was in `setup`
+        if isinstance(callback, WeightAveraging):  # holds a copy of the module as of `setup`
             callback.setup(trainer, trainer.lightning_module, "fit")
     reconfigure(trainer)
 
@@ -457,11 +457,11 @@ def saves_config(callback: pl.Callback) -> bool:
 
 
 def replace_parts(trainer: pl.Trainer, replace: Mapping[int, object]) -> None:
-    """Puts other loggers and callbacks in the place of a trainer's own.
+    """Replace loggers and callbacks of a trainer.
 
     Args:
         trainer: The trainer.
-        replace: What goes where, by the `id` of what is there.
+        replace: The replacements, by the `id` of the replaced objects.
     """
     loggers: Any = [replace.get(id(logger), logger) for logger in trainer.loggers]
     trainer.loggers = loggers
@@ -481,7 +481,7 @@ def profiler_to_send(profiler: PyTorchProfiler) -> PyTorchProfiler:
     cache_events = profiler._cache_functions_events
 
     def cache_events_if_any() -> None:
-        # in the script no step is profiled, and Lightning asks torch for its events all the same, which raises
+        # no step is profiled in the script, but Lightning still asks torch for its events, which raises an error
         if getattr(profiler.profiler, "profiler", None) is not None:
             cache_events()
 
@@ -499,7 +499,7 @@ def profiler_to_send(profiler: PyTorchProfiler) -> PyTorchProfiler:
 
 
 class _DefaultSchedule:
-    """Arrives as the other process's own default schedule, which Lightning tells by its identity."""
+    """Unpickles as the other process's own default schedule, which Lightning recognises by identity."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PyTorchProfiler._default_schedule, ()
@@ -508,8 +508,8 @@ class _DefaultSchedule:
 def reconfigure(trainer: pl.Trainer) -> None:
     """Configures optimizers and schedulers afresh and wraps the module again.
 
-    DDP registers what requires a gradient when it wraps: parameters unfrozen later are never synchronised, without an
-    error (Lightning-AI/pytorch-lightning#20340).
+    DDP registers the parameters that require a gradient when it wraps the module: parameters unfrozen later are never
+    synchronised, without an error (Lightning-AI/pytorch-lightning#20340).
 
     Args:
         trainer: The trainer.
@@ -519,7 +519,7 @@ def reconfigure(trainer: pl.Trainer) -> None:
 
 
 def copy_uncompiled(module: nn.Module) -> pl.LightningModule:
-    """Returns a copy of a module, without what `torch.compile(module)` and a fit of that have put before its steps.
+    """Return a copy of a module, without the wrappers of `torch.compile(module)` and of a fit with it around its steps.
 
     Lightning sets the compiled steps on the module as attributes. They call the module that they were made for, so a
     copy that kept them would answer with the weights of the original.
@@ -537,7 +537,7 @@ def copy_uncompiled(module: nn.Module) -> pl.LightningModule:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Says whether torch compiles the module, or a part of it.
+    """Return whether torch compiles the module, or a part of it.
 
     Args:
         module: The module.
@@ -546,7 +546,7 @@ def is_compiled(module: nn.Module) -> bool:
 
 
 def is_distributed(trainer: pl.Trainer) -> bool:
-    """Says whether several processes train together.
+    """Return whether several processes train together.
 
     Args:
         trainer: The trainer.
@@ -555,7 +555,7 @@ def is_distributed(trainer: pl.Trainer) -> bool:
 
 
 def starts_ranks_as_scripts(trainer: pl.Trainer) -> bool:
-    """Says whether every rank is a script of its own, and not a process that Lightning forks or spawns for a fit.
+    """Return whether every rank is a script of its own, not a process that Lightning forks or spawns for a fit.
 
     Args:
         trainer: The trainer.
@@ -566,12 +566,12 @@ def starts_ranks_as_scripts(trainer: pl.Trainer) -> bool:
 
 
 def meeting_point() -> tuple[str, int, str]:
-    """Returns where the ranks' key-value store is (address, port), and what their process group talks over."""
+    """Return the address and port of the ranks' key-value store, and the backend of their process group."""
     return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), torch.distributed.get_backend()
 
 
 def is_deterministic(trainer: pl.Trainer) -> bool:
-    """Says whether the same training gives the same bits: on a CPU, or where torch was told to see to it.
+    """Return whether trainings are reproducible bit for bit: on a CPU, or with torch's deterministic algorithms.
 
     Args:
         trainer: The trainer.

@@ -1,4 +1,4 @@
-"""Quiet between units: what Lightning says of a fit is said once, not once a unit."""
+"""Muting Lightning between units: its messages about a fit appear once, not once per unit."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ def warned_once() -> Iterator[None]:
 
 @contextmanager
 def expecting_checkpoints() -> Iterator[None]:
-    """Leaves out ModelCheckpoint's word on a folder that is not empty: what earlier units wrote belongs there."""
+    """Suppress ModelCheckpoint's warning about a non-empty folder: files of earlier units belong there."""
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     filters: list[Any] = warnings.filters  # type: ignore[assignment]
     added = filters[0]
     try:
         yield
-    finally:  # not `catch_warnings`, which would take with it what the script filters meanwhile
+    finally:  # not `catch_warnings`, which would also discard filters that the script sets inside the block
         if added in filters:
             filters.remove(added)
 
 
 @contextmanager
 def quiet(trainer: pl.Trainer) -> Iterator[None]:
-    """Silences what Lightning would say once a unit: its bars, its stop messages, its word on eval modes.
+    """Silence Lightning's per-unit messages: its bars, its stop messages, its notes on eval modes.
 
     Args:
         trainer: The trainer.
@@ -79,7 +79,7 @@ def quiet(trainer: pl.Trainer) -> Iterator[None]:
 
 
 def name_unit_in_logs(unit: UnitId) -> None:
-    """Puts the unit before what Lightning says by Python's logging, as a verbose EarlyStopping does, in this process.
+    """Prefix Lightning's log records in this process with the unit, for example those of a verbose EarlyStopping.
 
     Args:
         unit: The unit that is trained.

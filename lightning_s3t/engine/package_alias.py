@@ -1,8 +1,8 @@
 """One Lightning under both of its names: `pytorch_lightning` as another name of `lightning.pytorch`.
 
-The two packages hold the same code, and neither knows the other's classes: a trainer of the one takes no callback of
-the other. To serve both, S3T would need a second form of each class that it asks for (trainer, strategies, loops,
-callbacks, loggers), and of all that is sent to a unit's process. So libraries that import `pytorch_lightning` are given
+The two packages contain the same code, but different classes: a trainer of one does not accept callbacks of the other.
+To serve both, S3T would need a second form of each class that it asks for (trainer, strategies, loops, callbacks,
+loggers), and of all that is sent to a unit's process. So libraries that import `pytorch_lightning` are given
 `lightning.pytorch` instead.
 """
 
@@ -25,10 +25,10 @@ def alias_pytorch_lightning() -> None:
     """Make `import pytorch_lightning` give `lightning.pytorch`, for libraries that are written for the former.
 
     Call it before anything imports `pytorch_lightning`. Modules, trainers and callbacks of such libraries are then
-    those of `lightning.pytorch`, and S3T trains them as any others. (`lightning_fabric` becomes `lightning.fabric`.)
+    those of `lightning.pytorch`, and S3T trains them like any others. (`lightning_fabric` becomes `lightning.fabric`.)
 
     Raises:
-        ConfigurationError: `pytorch_lightning` has been imported already; nothing has changed then.
+        ConfigurationError: `pytorch_lightning` has been imported already. Nothing was changed.
     """
     if is_aliased():
         return
@@ -65,6 +65,6 @@ class _AliasFinder(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        # it has been run under its own name, which the import system has taken from it in between
+        # it was executed under its own name, which the import system has since removed
         assert module.__spec__ is not None
         module.__spec__ = self._specs.pop(module.__spec__.name)

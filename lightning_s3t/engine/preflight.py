@@ -1,4 +1,4 @@
-"""What a trainer must not do when S3T trains: checked before anything is changed, all in one message."""
+"""Checks of the trainer before anything is changed; all problems are in one message."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lightning_s3t.errors import ConfigurationError, DataError, UnsupportedError
 from lightning_s3t.tuning.layers import Layers
 
 _REFUSED_CALLBACKS: dict[type[pl.Callback], str] = {
-    LearningRateFinder: "the rate that it finds depends on all the data. Find the rate on public data, and set it",
+    LearningRateFinder: "the rate that it finds depends on all the data. Find the rate on public data and set it",
     BatchSizeFinder: "it trains on all the data. Find the batch size without S3T, and set it",
     StochasticWeightAveraging: "it averages a copy of the whole model over stages. Use WeightAveraging instead",
     BaseFinetuning: "it freezes and unfreezes layers too. Leave that to S3T",
@@ -47,14 +47,14 @@ def check_trainer(
     Args:
         trainer: The trainer.
         callback_type: S3T's class: only one may be there.
-        isolation: How units are to be kept apart.
-        parallel_units: How many units are to be trained at the same time.
-        digest_rows: Whether rows are to be compared with those of the last fit.
+        isolation: How units are isolated.
+        parallel_units: Number of units to train at the same time.
+        digest_rows: Whether to compare rows with those of the last fit.
 
     Raises:
         UnsupportedError: Listing all that S3T cannot train with.
         ConfigurationError: There are two S3T callbacks.
-        DataError: There is no train dataloader.
+        DataError: The train dataloader is missing.
     """
     if not isinstance(trainer, pl.Trainer):
         raise UnsupportedError(
@@ -91,8 +91,8 @@ def check_trainer(
         problems.append("reload_dataloaders_every_n_epochs: units have dataloaders of their own. Leave it out.")
     if digest_rows and isolation == "none" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         problems.append(
-            "digest_rows: rows are read in a process of its own, so that nothing of the data set moves, which "
-            "isolation='none' and strategies that fork or spawn their processes rule out. Leave those out, or "
+            "digest_rows: rows are read in a separate process, so that the data set's own state does not change. "
+            "isolation='none' and strategies that fork or spawn their processes rule this out. Leave those out, or "
             "digest_rows."
         )
     problems += _problems_of_isolation(trainer, isolation, parallel_units)
@@ -109,7 +109,7 @@ def _problems_of_isolation(trainer: pl.Trainer, isolation: Isolation, parallel_u
     if isolation == "none":
         if parallel_units > 1:
             return [
-                "parallel_units: units can be trained at the same time in processes of their own only, which "
+                "parallel_units: units can be trained at the same time only in separate processes, which "
                 "fast_dev_run, isolation='none' and strategies that fork or spawn their processes rule out. Leave "
                 "those out, or train one unit at a time: S3T(parallel_units=1)."
             ]
@@ -143,18 +143,18 @@ def refuse_to_resume() -> NoReturn:
     """
     raise UnsupportedError(
         "trainer.fit(ckpt_path=...) restores a training state that spans units. S3T resumes by itself: call fit "
-        "without ckpt_path, with the same store, and it goes on at the unit that was cut."
+        "without ckpt_path, with the same store, and it continues at the interrupted unit."
     )
 
 
 def check_trained_by_gradients(module: pl.LightningModule) -> None:
-    """Checks, where no layers are found in a module, that there is something to look for.
+    """Check that a module without detected layers is trained with gradients.
 
     Args:
         module: The module.
 
     Raises:
-        UnsupportedError: It has no optimizers: it is fitted without gradients.
+        UnsupportedError: The module has no optimizers: it is fitted without gradients.
     """
     try:
         with torch.random.fork_rng(devices=()):
@@ -164,9 +164,9 @@ def check_trained_by_gradients(module: pl.LightningModule) -> None:
         return
     if optimizers is None:
         raise UnsupportedError(
-            f"{type(module).__name__}.configure_optimizers gives no optimizer: the module is fitted without gradients "
-            "(a memory of features, statistics of the data). S3T trains layers by gradients, so there is nothing for "
-            "it to train here."
+            f"{type(module).__name__}.configure_optimizers returns no optimizer: the module is fitted without "
+            "gradients (a memory of features, statistics of the data). S3T trains layers with gradients, so it has "
+            "nothing to train here."
         )
 
 
@@ -182,17 +182,17 @@ def check_optimized(trainer: pl.Trainer, trainable: Mapping[str, nn.Parameter]) 
     """
     if not any(optimizer.param_groups for optimizer in trainer.optimizers):
         raise UnsupportedError(
-            f"{type(trainer.lightning_module).__name__}.configure_optimizers gives no optimizer, so nothing would be "
-            "trained. Return one, made from self.parameters()."
+            f"{type(trainer.lightning_module).__name__}.configure_optimizers returns no optimizer, so nothing would "
+            "be trained. Return one, made from self.parameters()."
         )
     held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
     missing = [name for name, parameter in trainable.items() if id(parameter) not in held]
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise UnsupportedError(
-            f"The optimizers do not hold {len(missing)} of {len(trainable)} parameters that the unit trains: {shown}. "
-            "configure_optimizers holds on to parameters from before the layers were adapted, or leaves these out. "
-            "Make the optimizer inside configure_optimizers, from self.parameters()."
+            f"The optimizers do not have {len(missing)} of {len(trainable)} parameters that the unit trains: {shown}. "
+            "configure_optimizers keeps parameters from before the layers were adapted, or leaves these out. Create "
+            "the optimizer inside configure_optimizers, from self.parameters()."
         )
 
 
@@ -204,7 +204,7 @@ def check_optimizers(trainer: pl.Trainer, module: pl.LightningModule) -> None:
         module: The module.
 
     Raises:
-        UnsupportedError: It gives the same optimizer again, whose moments would leak from unit to unit.
+        UnsupportedError: It returns the same optimizer again, whose moments would leak from unit to unit.
     """
     strategy = trainer.strategy
     earlier, schedulers = strategy.optimizers, strategy.lr_scheduler_configs
@@ -213,26 +213,26 @@ def check_optimizers(trainer: pl.Trainer, module: pl.LightningModule) -> None:
     strategy.optimizers, strategy.lr_scheduler_configs = earlier, schedulers
     if any(a is b for a in earlier for b in again):
         raise UnsupportedError(
-            f"{type(module).__name__}.configure_optimizers returns the same optimizer at every call. Its moments would "
-            "carry one unit's data into the next, and it holds parameters from before the layers were adapted. Make "
-            "the optimizer inside configure_optimizers; in a LightningCLI, take an `OptimizerCallable` argument "
-            "instead of --optimizer."
+            f"{type(module).__name__}.configure_optimizers returns the same optimizer at every call. Its moments "
+            "would carry one unit's data into the next, and it has parameters from before the layers were adapted. "
+            "Create the optimizer inside configure_optimizers; in a LightningCLI, take an `OptimizerCallable` "
+            "argument instead of --optimizer."
         )
 
 
 def check_every_optimizer(trainer: pl.Trainer, module: pl.LightningModule, layers: Layers) -> None:
-    """Checks, where there are several optimizers, that each has something to train at some stage.
+    """Check that each of several optimizers has parameters to train at some stage.
 
-    The second network of a GAN, say, belongs to no layer group: it would stay as it is, and torch would only say that
-    its loss has no gradient.
+    The second network of a GAN, for example, belongs to no layer group: it would stay unchanged, and torch would only
+    report that its loss has no gradient.
 
     Args:
-        trainer: The trainer, with its optimizers configured for the module as it is.
+        trainer: The trainer, with its optimizers configured for the current module.
         module: The module.
-        layers: What was found in it.
+        layers: Its detected layers.
 
     Raises:
-        UnsupportedError: An optimizer holds nothing but what stays frozen.
+        UnsupportedError: An optimizer holds only frozen parameters.
     """
     if len(trainer.optimizers) < 2:
         return
@@ -246,6 +246,6 @@ def check_every_optimizer(trainer: pl.Trainer, module: pl.LightningModule, layer
             shown = ", ".join(frozen[:3]) + (f" and {len(frozen) - 3} more" if len(frozen) > 3 else "")
             raise UnsupportedError(
                 f"Optimizer {number} ({type(optimizer).__name__}) holds {shown}: these are in no layer group and not "
-                "in the head, so they stay frozen. To train that network at every stage, with a copy of its own in "
-                "every unit, name it as a part of the head: head=['...', '...']. Else leave the optimizer out."
+                "in the head, so they stay frozen. To train that network at every stage, with its own copy in every "
+                "unit, name it as part of the head: head=['...', '...']. Otherwise leave the optimizer out."
             )

@@ -17,7 +17,7 @@ from lightning_s3t.tuning.nested import leaves_in
 
 
 def digest_row(row: Any) -> str:
-    """Returns a digest of what a data set gives for one of its rows.
+    """Return a digest of a data set's item for one row.
 
     Args:
         row: Tensors, arrays, images, numbers, text, or tuples, lists, mappings and dataclasses of them.
@@ -26,7 +26,7 @@ def digest_row(row: Any) -> str:
         32 hexadecimal digits.
 
     Raises:
-        DataError: It holds something that cannot be read.
+        DataError: The item contains an object that cannot be read.
 
     Example:
         >>> import torch
@@ -60,6 +60,7 @@ def _parts(leaf: Any) -> list[bytes | memoryview]:
         return [pickle.dumps(leaf, protocol=4)]
     except Exception as error:  # whatever the object's class raises
         raise DataError(
-            f"A row of the train data set holds a {type(leaf).__name__} that cannot be read ({error}), so its contents "
-            "have no digest. Let the data set give tensors, arrays, numbers and text, or leave digest_rows out."
+            f"A row of the train data set holds a {type(leaf).__name__} that cannot be read ({error}), so its "
+            "contents have no digest. Return tensors, arrays, numbers and text from the data set, or leave "
+            "digest_rows out."
         ) from error

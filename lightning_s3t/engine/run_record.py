@@ -1,4 +1,4 @@
-"""What a training run was made from, and what it made."""
+"""The record of a training run: its inputs and results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PACKAGES = (
 
 
 class RunRecord:
-    """The record of a training run: settings, seed, versions, what is trainable, metrics, duration.
+    """The record of a training run: settings, seed, versions, trainable parameters, metrics, duration.
 
     Args:
         trainer: The trainer, when training begins.
@@ -95,9 +95,9 @@ def metrics_of(trainer: pl.Trainer) -> dict[str, float]:
 
 
 def score_of(trainer: pl.Trainer) -> float | None:
-    """Returns the newest value of what the script monitors, higher being better.
+    """Return the newest value of the metric that the script monitors, where higher is better.
 
-    That is the metric of its ModelCheckpoint, or else of its EarlyStopping.
+    This is the metric of its ModelCheckpoint, otherwise of its EarlyStopping.
 
     Args:
         trainer: The trainer.

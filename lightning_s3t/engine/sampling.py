@@ -1,4 +1,4 @@
-"""How the script's sampler draws rows, and the same for a unit's rows alone."""
+"""The script's sampling of rows, applied to a unit's rows alone."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Sampling:
         shuffled: Whether every epoch has another order.
         chosen: The rows that it may draw; None for all.
         weights: One a row, where it draws by weight.
-        draws_per_row: How many it draws in an epoch, for each row that there is: a unit draws so many for each of its
-            own, since how many rows all others have is not its business. None where it goes through all rows once.
+        draws_per_row: Number of draws in an epoch, per row. A unit uses the same number for each of its own rows, since
+            it must not depend on the number of other rows. None where it goes through all rows once.
         replacement: Whether it may draw a row twice in an epoch.
     """
 
@@ -43,7 +43,7 @@ class Sampling:
     replacement: bool = False
 
     def __str__(self) -> str:
-        """What a store keeps of it: weights are a matter of each unit's rows."""
+        """The description in a store: weights belong to each unit's rows."""
         if self.draws_per_row is None:
             return "shuffled" if self.shuffled else "in order"
         how = "by weight" if self.weights is not None else "uniformly"
@@ -67,14 +67,14 @@ class Sampling:
 
 
 class UnitDraws(DistributedSampler[int]):
-    """Draws rows of a unit by weight, in every epoch others.
+    """Draws rows of a unit by weight, different ones in every epoch.
 
     With several processes each takes its part of the same draws. (It is a DistributedSampler in name, so that Lightning
     does not put another one around it.)
 
     Args:
         weights: One for each row of the unit.
-        count: How many rows an epoch has.
+        count: Number of rows per epoch.
         replacement: Whether a row may be drawn twice in an epoch.
         seed: The unit's seed.
         replicas: Number of processes that train together.
@@ -134,7 +134,7 @@ def sampling_of(loader: DataLoader[Any]) -> Sampling:
         return Sampling(True, None, None, Fraction(sampler.num_samples, total), sampler.replacement)
     raise UnsupportedError(
         f"The train dataloader draws rows by {type(sampler).__name__}, which may depend on the whole data set: every "
-        "unit would carry something of everybody. Use shuffle=True or False, or torch's WeightedRandomSampler, "
+        "unit would carry information about all rows. Use shuffle=True or False, or torch's WeightedRandomSampler, "
         "SubsetRandomSampler or RandomSampler."
     )
 
@@ -143,8 +143,8 @@ def _chosen(sampler: SubsetRandomSampler, total: int) -> Sampling:
     rows = [int(row) for row in sampler.indices]
     if len(set(rows)) < len(rows) or any(not 0 <= row < total for row in rows):
         raise DataError(
-            f"The SubsetRandomSampler has {len(rows)} indices, which are not different rows of the {total} of the data "
-            "set. Expected each row once: use WeightedRandomSampler to draw some more often."
+            f"The SubsetRandomSampler has {len(rows)} indices, but some repeat or are not among the {total} rows of "
+            "the data set. Expected each row once: use WeightedRandomSampler to draw some rows more often."
         )
     return Sampling(True, frozenset(rows))
 
@@ -153,8 +153,8 @@ def _weighted(sampler: WeightedRandomSampler, total: int) -> Sampling:
     weights = torch.as_tensor(sampler.weights, dtype=torch.float64)
     if weights.shape != (total,) or not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()):
         raise DataError(
-            f"The WeightedRandomSampler has weights of shape {tuple(weights.shape)} for {total} rows. Expected one for "
-            "each row, a finite number that is not negative."
+            f"The WeightedRandomSampler has weights of shape {tuple(weights.shape)} for {total} rows. Expected one "
+            "weight for each row, finite and not negative."
         )
     drawn = frozenset(weights.nonzero().flatten().tolist())
     chosen = drawn if len(drawn) < total else None

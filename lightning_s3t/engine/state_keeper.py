@@ -1,4 +1,4 @@
-"""Setting objects back to an earlier state, whole: what `state_dict` leaves out too."""
+"""Restoring the complete earlier state of objects, including parts that `state_dict` leaves out."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _SKIPPED = frozenset({"_hparams", "_hparams_initial", "_hparams_name"})
 
 
 class StateKeeper:
-    """Takes copies of objects' attributes and puts them back, as often as asked.
+    """Copies the attributes of objects and restores them, any number of times.
 
     A callback's `state_dict` is not all of its state: weight averages, counters and flags outside it would carry one
     unit's data into the next. Here the whole of `vars(object)` is copied. References to shared objects (the trainer,
     modules, loggers, data) stay references.
 
     Args:
-        objects: What to keep, by a name for messages.
+        objects: The objects, by a name for messages.
         shared: Objects that are referred to, not copied.
 
     Raises:
-        UnsupportedError: An attribute cannot be copied, so it could not be set back between units.
+        UnsupportedError: An attribute cannot be copied, so it could not be reset between units.
 
     Example:
         >>> from lightning.pytorch.callbacks import EarlyStopping
@@ -48,7 +48,7 @@ class StateKeeper:
         self._hooks = {name: _hooks(instance) for name, instance in self._objects.items()}
 
     def restore(self) -> None:
-        """Sets every object back to the state that was copied."""
+        """Restore the copied state of every object."""
         for name, instance in self._objects.items():
             attributes = vars(instance)
             for key in self._attributes(instance):
@@ -78,9 +78,9 @@ class StateKeeper:
                 copied[key] = copy.deepcopy(value, memo)
             except Exception as error:
                 raise UnsupportedError(
-                    f"{name}.{key} ({type(value).__name__}) cannot be copied ({error}), so it cannot be set back "
-                    "between units, and might carry data from one to the next. Give the object a __deepcopy__, or "
-                    "keep it outside of the module and the callbacks."
+                    f"{name}.{key} ({type(value).__name__}) cannot be copied ({error}), so it cannot be reset between "
+                    "units, and might carry data from one unit to the next. Give the object a __deepcopy__, or keep "
+                    "it outside the module and the callbacks."
                 ) from error
         return copied
 
@@ -88,7 +88,7 @@ class StateKeeper:
 def keep_module(module: pl.LightningModule, shared: Iterable[object]) -> StateKeeper:
     """Keeps the plain attributes of a module and of all modules below it (running averages, metric states, lists).
 
-    Parameters and buffers are not part of it: those that a unit does not own are guarded, the others are its own.
+    Parameters and buffers are not part of it: a guard checks those that a unit does not own, the others are its own.
 
     Args:
         module: The module.

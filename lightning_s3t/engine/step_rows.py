@@ -1,4 +1,4 @@
-"""Which rows each optimizer step sees, for what a method keeps of a training."""
+"""The rows that each optimizer step sees, for methods that record their training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_s3t.errors import UnsupportedError
 from lightning_s3t.methods import TrainingRecorder
 
 PREFIX = "training_records:"
-"""What the names of records begin with in a unit's snapshot: no module's tensor has a colon in its name."""
+"""Prefix of the records' names in a unit's snapshot; module tensors never have a colon in their names."""
 
 
 class StepRows:
@@ -21,11 +21,11 @@ class StepRows:
 
     Args:
         recorder: The recorder.
-        loader: The unit's dataloader; what its sampler draws is noted from here on.
+        loader: The unit's dataloader; the draws of its sampler are recorded from now on.
         parameters: The parameters that are trained, by name.
 
     Raises:
-        UnsupportedError: The dataloader has no sampler that could be noted.
+        UnsupportedError: The dataloader does not have a sampler that can be recorded.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class StepRows:
         self._parameters = parameters
         self._size: int = batches.batch_size
         self._sampler = batches.sampler = _Noting(batches.sampler)
-        self._waiting: list[int] = []  # rows of batches whose step has not been taken
+        self._waiting: list[int] = []  # rows of batches whose step is still pending
         self._steps = 0
 
     def on_train_start(self) -> None:
@@ -44,17 +44,12 @@ class StepRows:
         self._recorder.start(self._parameters)
 
     def on_train_batch_end(self, trainer: pl.Trainer, batch: int) -> None:
-        """Looks, after a batch, whether a step has been taken.
-
-        Args:
-            trainer: The trainer.
-            batch: The number of the batch in the epoch.
-        """
+        """Looks, after a batch, whether a step has been taken."""
         rows = self._sampler.drawn[batch * self._size : (batch + 1) * self._size]
         if not rows:
             raise UnsupportedError(
-                "The method keeps which rows each step sees, and something has put another sampler into the train "
-                "dataloader, whose rows are not known. Leave that out, or use another method."
+                "The method records which rows each step sees, but the sampler of the train dataloader was replaced, "
+                "and the rows that the new one draws are unknown. Keep the sampler, or use another method."
             )
         self._waiting += rows
         if trainer.global_step != self._steps:
@@ -62,10 +57,10 @@ class StepRows:
             self._steps, self._waiting = trainer.global_step, []
 
     def records(self, snapshot: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns what was kept, by the names that it has in the unit's snapshot.
+        """Return the records, by their names in the unit's snapshot.
 
         Args:
-            snapshot: What the unit owns.
+            snapshot: The unit's tensors.
         """
         return named_records(self._recorder.records({name: snapshot[name] for name in self._parameters}))
 
@@ -89,7 +84,7 @@ def records_in(snapshot: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class _Noting(Sampler[int]):
-    """A sampler that notes what another draws in an epoch."""
+    """A sampler that records another sampler's draws in an epoch."""
 
     def __init__(self, sampler: Iterable[int]) -> None:
         self._sampler = sampler

@@ -14,7 +14,7 @@ from torch.utils.data import ConcatDataset, StackDataset, Subset
 from lightning_s3t.errors import DataError
 from lightning_s3t.plan import canonical_subject
 
-# text first: jsonargparse writes a config by the first member that fits, and has no spelling for text as a callable
+# text first: jsonargparse writes a config with the first matching member, and cannot write text as a callable
 Subjects = str | Callable[[Any], Sequence[Any]]
 
 
@@ -64,15 +64,16 @@ def check_order(first: Sequence[str], second: Sequence[str]) -> None:
     kind = "the same ids in another order" if Counter(first) == Counter(second) else "other ids"
     raise DataError(
         f"Loaded a second time, the train data set gives {kind}. Expected the same rows in the same order at every "
-        "load, or no unit could be trained again to the same bits. Sort the rows (sorted(paths), ORDER BY), and give a "
-        "random_split a generator with a seed of its own."
+        "load; otherwise no unit can be reproduced bit for bit. Sort the rows (sorted(paths), ORDER BY), and give "
+        "random_split a generator with a fixed seed."
     )
 
 
 def _innermost_rows(dataset: Any) -> list[str]:
     """Returns each row's number in the data set that it comes from.
 
-    A number in a split would be another row's after the next split at random, and the forgotten would come back.
+    After the next random split, an index within a split would belong to another row, and forgotten rows would come
+    back.
     """
     parts = {id(part): number for number, part in enumerate(_innermost(dataset))}
     rows = _rows_of(dataset)
@@ -106,7 +107,7 @@ def _rows_of_stack(dataset: StackDataset) -> list[str]:
     first, *others = (_innermost_rows(part) for part in (parts.values() if isinstance(parts, dict) else parts))
     if any(other != first for other in others):
         raise DataError(
-            'The StackDataset puts rows of different numbers side by side, so that "index" names no row of them. '
+            'The StackDataset combines rows with different indices, so "index" does not name a row. '
             "Expected parts that are split in the same way, or `subjects` that says who owns each row."
         )
     return first
@@ -121,7 +122,7 @@ def _named(dataset: Any, name: str) -> Any:
     except (ImportError, AttributeError) as error:
         raise DataError(
             f"`subjects` is {name!r}, which cannot be imported ({error}). Expected the import path of a callable that "
-            "takes the data set, or the name of an attribute of it."
+            "takes the data set, or the name of one of its attributes."
         ) from error
     return give(dataset)
 

@@ -1,4 +1,4 @@
-"""The settings of a trainer that bear on what is learnt: its own, its optimizers', its schedulers', its callbacks'."""
+"""The settings of a trainer that affect training: its own, and those of its optimizers, schedulers and callbacks."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 
-# of Lightning's own: what a class of the script's does cannot be known, and a fit warns where what it holds has changed
+# Lightning's own: the effect of a script's class is unknown, and a fit warns if its contents have changed
 _LEARNING_CALLBACKS = (EarlyStopping, GradientAccumulationScheduler, ModelPruning, WeightAveraging)
-# arguments of these that change what is said, not what is learnt
+# arguments that change messages, not training
 _SAID = ("verbose", "log_rank_zero_only", "device")
 _SAMPLED_STEPS = (0, 1, 2, 3, 5, 10, 100, 1000)
 
 
 def trainer_settings(trainer: pl.Trainer) -> dict[str, Any]:
-    """Returns the trainer's settings that bear on what is learnt, JSON-ready.
+    """Return the trainer's settings that affect training, JSON-ready.
 
     Args:
         trainer: The trainer, with its optimizers configured.
@@ -109,7 +109,7 @@ def _scheduler(scheduler: Any) -> dict[str, Any]:
 
 
 def _callback_settings(callback: pl.Callback) -> dict[str, Any]:
-    """Returns what a callback was made with, as far as it keeps that under the arguments' names."""
+    """Return a callback's arguments, as far as it keeps them under their names."""
     given = {}
     for name in inspect.signature(type(callback).__init__).parameters:
         for kept in (name, f"_{name}"):
@@ -123,11 +123,11 @@ def _function(function: Any) -> dict[str, Any]:
     """Returns a function's name and the plain values that it holds."""
     if isinstance(function, functools.partial):
         return {**_function(function.func), **plain({"args": function.args, "keywords": function.keywords})}
-    function = inspect.unwrap(function)  # torch.no_grad() wraps what averages weights
+    function = inspect.unwrap(function)  # torch.no_grad() wraps the averaging function
     found = {"function": getattr(function, "__qualname__", type(function).__name__)}
     if isinstance(function, types.FunctionType) and function.__closure__:
         cells = dict(zip(function.__code__.co_freevars, function.__closure__, strict=True))
-        # a cell that is not filled yet has no contents
+        # a cell that is not filled yet does not have contents
         found |= plain({name: cell.cell_contents for name, cell in cells.items() if cell != types.CellType()})
     return found
 

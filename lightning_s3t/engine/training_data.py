@@ -1,4 +1,4 @@
-"""The training data by slices: whose row is where, and a dataloader for each unit."""
+"""The training data by slices: the place of each subject's rows, and a dataloader for each unit."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _REHEARSED_BATCHES = 100
 
 
 class SliceDigests(NamedTuple):
-    """What tells a slice from what it was at another fit.
+    """Digests that show whether a slice has changed between fits.
 
     Attributes:
-        ordered: Of its rows' ids in the data set's order: what a unit saw.
+        ordered: Digest of its rows' ids in the order of the data set, as a unit saw them.
         sorted: Of the same, sorted: who was in it, whatever the order.
-        contents: Of what its rows hold; None if that was not read.
+        contents: Digest of the contents of its rows; None if they were not read.
     """
 
     ordered: str
@@ -49,20 +49,20 @@ class SliceDigests(NamedTuple):
 
 
 class TrainingData:
-    """A map-style data set cut into the slices of all shards.
+    """A map-style data set, divided into the slices of all shards.
 
     Args:
         loader: The script's own train dataloader; units get one like it, over their rows.
         subjects: A callable that takes the data set and returns one id per row, the name of an attribute that holds
             them, or None for the row's index.
-        partition: Where each subject belongs.
+        partition: The partition of the subjects.
         risk: The bands of risk, where the partition has any.
 
     Attributes:
-        row_digests: What `digest_rows` has given, in a process of its own; empty if that is not asked for.
+        row_digests: The result of `digest_rows`, from a separate process; empty if not requested.
 
     Raises:
-        DataError: The data set has no length, or its ids are not one per row.
+        DataError: The data set has no length, or does not have one id per row.
         UnsupportedError: The dataloader draws rows in a way that depends on the whole data set.
 
     Example:
@@ -91,7 +91,7 @@ class TrainingData:
         self.leave_out(())
 
     def __getstate__(self) -> dict[str, Any]:
-        # for a unit's process: whose rows are whose is not its business
+        # a unit's process must not know who owns which row
         without_rows = {
             "subjects": (),
             "bands": {},
@@ -104,10 +104,10 @@ class TrainingData:
         return {**state, **without_rows, "row_digests": (), "partition": replace(self.partition, secret=b"")}
 
     def join_generations(self, count: int, generations: Mapping[str, int]) -> None:
-        """Puts people where their store has them who came after others; `leave_out` then has to be called.
+        """Move people who came later to their place in the store; `leave_out` has to be called afterwards.
 
         Args:
-            count: How many generations came after the first.
+            count: Number of generations after the first.
             generations: By subject, with which each came; those of the first may be missing.
         """
         later = {subject: number for subject, number in generations.items() if number}
@@ -124,7 +124,7 @@ class TrainingData:
         self.rows_by_place = {Place(shard, slice_): [] for shard in shards for slice_ in slices}
 
     def leave_out(self, forgotten: Iterable[str]) -> None:
-        """Takes the rows of forgotten subjects out, for good.
+        """Remove the rows of forgotten subjects permanently.
 
         Args:
             forgotten: Canonical subject ids.
@@ -142,7 +142,7 @@ class TrainingData:
         return [place for place, rows in self.rows_by_place.items() if not rows]
 
     def check_slices(self) -> None:
-        """Raise if a slice is empty although there was no request.
+        """Raise an error if a slice is empty without a request.
 
         Raises:
             DataError: Naming the slices.
@@ -152,9 +152,9 @@ class TrainingData:
             subjects, slices = len(self._places), self.partition.shards * self.partition.slices
             names = ", ".join(f"shard {place.shard} slice {place.slice}" for place in empty)
             raise DataError(
-                f"{len(empty)} of {slices} slices are empty: {names}. The data has {subjects} subjects, and a hash "
-                "of the id puts each in a slice, whoever else is there. Expected every slice "
-                "to have rows: use fewer shards or slices (ten subjects a slice or more), or another seed."
+                f"{len(empty)} of {slices} slices are empty: {names}. The data has {subjects} subjects, and a hash of "
+                "its id assigns each to a slice. Expected every slice to have rows: use fewer shards or slices (ten "
+                "subjects a slice or more), or another seed."
             )
 
     def rows(self, unit: UnitId, data: DataMode) -> list[int]:
@@ -168,10 +168,10 @@ class TrainingData:
         return sorted(row for place in places for row in self.rows_by_place[place])
 
     def digest_rows(self, seed: int) -> tuple[str, ...]:
-        """Reads every row once, and returns digests of what they hold.
+        """Read every row once, and return digests of the contents.
 
         Args:
-            seed: What random augmentations draw from, the same for each row.
+            seed: Seed of random augmentations, the same for each row.
         """
         found = []
         for row in range(len(self.dataset)):
@@ -181,10 +181,10 @@ class TrainingData:
         return tuple(found)
 
     def digests(self, keyed: Callable[[Iterable[str]], Mapping[str, str]]) -> dict[Place, SliceDigests]:
-        """Returns digests of each slice's ids, and of what its rows hold if that is known.
+        """Return digests of each slice's ids, and of the contents of its rows if known.
 
-        Beside its id a row has its weight, where rows are drawn by weight, and which of its subject's rows it is, where
-        only some are drawn: what else a unit depends on.
+        With its id, a row has its weight if rows are drawn by weight, and its number among its subject's rows if only
+        some are drawn, since a unit depends on these too.
 
         Args:
             keyed: Gives the keyed hashes of texts, so that digests of few ids cannot be guessed.
@@ -233,7 +233,7 @@ class TrainingData:
             rank: The number of this one.
 
         Raises:
-            UnsupportedError: A dataloader class of the script's own that cannot be made again.
+            UnsupportedError: The script's own dataloader class cannot be rebuilt.
         """
         loader = self.loader
         subset = UnitRows(self.dataset, list(rows))
@@ -267,12 +267,12 @@ class TrainingData:
         except TypeError as error:
             raise UnsupportedError(
                 f"The train dataloader's class {type(loader).__name__} does not take DataLoader's arguments "
-                f"({error}), so it cannot be made again over a unit's rows. Use torch.utils.data.DataLoader, with "
-                "what is special in its collate_fn."
+                f"({error}), so it cannot be rebuilt for a unit's rows. Use torch.utils.data.DataLoader, and put "
+                "custom behaviour into its collate_fn."
             ) from error
 
     def batches(self, batches: Sequence[Sequence[int]]) -> DataLoader[Any]:
-        """Returns batches of rows, put together as the script's own dataloader does.
+        """Return batches of rows, collated as in the script's own dataloader.
 
         Args:
             batches: The row indices of each.
@@ -295,8 +295,8 @@ class TrainingData:
     def rehearsal_loader(self, trainer: pl.Trainer) -> DataLoader[Any]:
         """Returns a dataloader like the script's own, over as many rows whatever the data set has.
 
-        A store compares what a schedule was made with: what that takes from the number of batches is each unit's own,
-        and must not depend on how many rows there are today.
+        A store compares the arguments of a schedule. Those that depend on the number of batches are specific to each
+        unit, and must not depend on the current number of rows.
 
         Args:
             trainer: The trainer.
@@ -329,7 +329,7 @@ class TrainingData:
 class UnitRows(Subset[Any]):
     """A unit's rows of the data set, which looks like that to the script's hooks: other attributes are its own.
 
-    Of an attribute that has a value for each row, there are those of the unit's rows: nothing of the others.
+    An attribute with one value per row has only the values of the unit's rows.
 
     Args:
         dataset: The data set.
@@ -359,12 +359,12 @@ class UnitRows(Subset[Any]):
 class UnitShuffle(Sampler[int]):
     """Shuffles a unit's rows, every epoch in another order.
 
-    torch's own `RandomSampler` goes on drawing from one generator, and how much of it an epoch uses up depends on how
-    the loader reads it: worker processes read ahead, so from the second epoch on the order would be another one than
-    without them.
+    torch's own `RandomSampler` keeps drawing from one generator, and the number of draws in an epoch depends on how the
+    loader reads it: worker processes read ahead, so from the second epoch on the order would differ from that without
+    workers.
 
     Args:
-        rows: How many rows the unit has.
+        rows: Number of the unit's rows.
         seed: The unit's seed.
 
     Example:
@@ -388,30 +388,31 @@ class UnitShuffle(Sampler[int]):
 
 
 def check_loader(loader: object) -> DataLoader[Any]:
-    """Checks that a train dataloader can be made again over a part of its rows.
+    """Check that a train dataloader can be rebuilt for a part of its rows.
 
     Args:
-        loader: What the script gave.
+        loader: The script's dataloader.
 
     Returns:
         The same.
 
     Raises:
-        DataError: It is not a DataLoader, or its data set has no rows that can be counted and picked.
+        DataError: It is not a DataLoader, or the rows of its data set cannot be counted or indexed.
         UnsupportedError: Its sampler depends on the whole data set.
     """
     if isinstance(loader, (list, tuple, dict)) or type(loader).__name__ == "CombinedLoader":
         raise UnsupportedError(
-            "The script gives several train dataloaders. S3T cuts one data set into slices: give one DataLoader, for "
-            "example over a torch.utils.data.ConcatDataset or StackDataset of them."
+            "Got several train dataloaders. S3T divides one data set into slices: pass one DataLoader, for example "
+            "over a torch.utils.data.ConcatDataset or StackDataset of them."
         )
     if not isinstance(loader, DataLoader):
         raise DataError(f"Expected the train dataloader to be a torch DataLoader but got {type(loader).__name__}.")
     dataset = loader.dataset
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
         raise DataError(
-            f"The train data set {type(dataset).__name__} is an IterableDataset: its rows cannot be picked, so they "
-            "cannot be cut into slices. Expected a map-style data set with __len__ and __getitem__."
+            f"The train data set {type(dataset).__name__} is an IterableDataset: its rows cannot be selected by "
+            "index, so they cannot be divided into slices. Expected a map-style data set with __len__ and "
+            "__getitem__."
         )
     try:
         len(dataset)  # type: ignore[arg-type]
@@ -421,17 +422,17 @@ def check_loader(loader: object) -> DataLoader[Any]:
         ) from error
     if loader.batch_size is None or type(loader.batch_sampler).__name__ != "BatchSampler":
         raise UnsupportedError(
-            "The train dataloader has a batch_sampler of its own (or no batch size), which depends on the whole data "
-            "set. Use batch_size=..., with shuffle=True or False."
+            "The train dataloader has its own batch_sampler (or no batch size), which depends on the whole data set. "
+            "Use batch_size=..., with shuffle=True or False."
         )
     sampling_of(loader)
     return loader
 
 
 def _subclass_arguments(loader: DataLoader[Any]) -> dict[str, Any]:
-    """Returns what a DataLoader of the script's own class was made with beside DataLoader's arguments.
+    """Return the arguments of a DataLoader subclass other than DataLoader's own.
 
-    Python does not keep what an object was made with: the class has to keep it, under the argument's name.
+    Python does not store constructor arguments: the class has to keep them, under their names.
     """
     known = inspect.signature(DataLoader.__init__).parameters
     found = {}
@@ -443,21 +444,21 @@ def _subclass_arguments(loader: DataLoader[Any]) -> dict[str, Any]:
             raise UnsupportedError(
                 f"The train dataloader's class {type(loader).__name__} takes an argument {name!r} and does not keep "
                 f"it, so it cannot be made again over a unit's rows. Set self.{name} = {name} in its __init__, or put "
-                "what is special into the collate_fn of a torch.utils.data.DataLoader."
+                "the custom behaviour into the collate_fn of a torch.utils.data.DataLoader."
             )
         found[name] = getattr(loader, name)
     return found
 
 
 def _check_same_attributes(loader: DataLoader[Any], made: DataLoader[Any]) -> None:
-    """Raises if a dataloader that was made again, over all rows, has lost what its class takes by **kwargs."""
+    """Raise an error if a dataloader that was rebuilt over all rows has lost **kwargs of its class."""
     own = vars(loader).keys() - vars(DataLoader(loader.dataset)).keys()
     for name in sorted(name for name in own if is_plain([vars(loader)[name]], (tuple, list, dict))):
         if name not in vars(made) or bytes_of(vars(made)[name]) != bytes_of(vars(loader)[name]):
             raise UnsupportedError(
-                f"Made again over a unit's rows, the train dataloader {type(loader).__name__} has another {name}: "
-                f"{vars(made).get(name)!r} instead of {vars(loader)[name]!r}. Name what sets it in the __init__ of "
-                "the class, or put what is special into the collate_fn of a torch.utils.data.DataLoader."
+                f"Rebuilt for a unit's rows, the train dataloader {type(loader).__name__} has another {name}: "
+                f"{vars(made).get(name)!r} instead of {vars(loader)[name]!r}. Make it an argument of the class's "
+                "__init__, or put the custom behaviour into the collate_fn of a torch.utils.data.DataLoader."
             )
 
 

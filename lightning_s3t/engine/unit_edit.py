@@ -1,4 +1,4 @@
-"""One unit's edit: a method changes a trained model, in the place of a training."""
+"""One unit's edit: a method changes a trained model instead of training."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ class EditTarget:
     """The model that is edited.
 
     Attributes:
-        network: The part of the module whose call gives the prediction.
+        network: The part of the module whose call returns the prediction.
         parameters: The parameters that may be changed, by name.
         untrained: Gives the tensors that training has changed as they were before it.
         seed: The unit's seed.
-        records: What was kept of its training, by name; what the edit leaves here is kept with the edited model.
+        records: The records of its training, by name; records that the edit leaves here are stored with the edited
+            model.
     """
 
     network: nn.Module
@@ -54,10 +55,10 @@ def edit_unit(
         target: The model.
         data: The training data.
         retain: The rows that stay.
-        forget: The rows that are to be forgotten.
+        forget: The rows to be forgotten.
 
     Returns:
-        What was done, for the unit's provenance.
+        A description of the edit, for the unit's provenance.
 
     Raises:
         UnsupportedError: The module optimizes by hand, or its step returns no loss.
@@ -66,7 +67,7 @@ def edit_unit(
     module = trainer.lightning_module
     if not module.automatic_optimization:
         raise UnsupportedError(
-            f"{method.name} needs the loss of a batch, and {type(module).__name__} optimizes by hand "
+            f"{method.name} needs the loss of a batch, but {type(module).__name__} uses manual optimization "
             "(automatic_optimization=False). Return the loss from training_step, or use another method."
         )
 
@@ -82,7 +83,7 @@ def edit_unit(
         found = returned.get("loss") if isinstance(returned, Mapping) else returned
         if not isinstance(found, Tensor):
             raise UnsupportedError(
-                f"{method.name} needs the loss of a batch, and {type(module).__name__}.training_step returned "
+                f"{method.name} needs the loss of a batch, but {type(module).__name__}.training_step returned "
                 f"{type(found).__name__}. Return the loss for every batch, or use another method."
             )
         return found
@@ -107,7 +108,7 @@ def edit_unit(
 
 
 def _arguments(method: EditingMethod) -> dict[str, Any]:
-    """Return what a method was made with, JSON-ready."""
+    """Return a method's arguments, JSON-ready."""
     given: dict[str, Any] = {}
     if is_dataclass(method):
         given = {field.name: getattr(method, field.name) for field in fields(method)}
@@ -128,14 +129,14 @@ def _check_finite(method: EditingMethod, parameters: Mapping[str, Tensor]) -> No
     broken = [name for name, parameter in parameters.items() if not parameter.isfinite().all()]
     if broken:
         raise ConfigurationError(
-            f"{method!r} left numbers that are not finite in {', '.join(broken[:5])}, so its model is not kept and the "
-            "request waits on. Use smaller steps or fewer of them, or other arguments."
+            f"{method!r} produced values that are not finite in {', '.join(broken[:5])}, so its model is discarded "
+            "and the request keeps waiting. Use smaller or fewer steps, or other arguments."
         )
 
 
 @contextmanager
 def no_logs(module: pl.LightningModule) -> Iterator[None]:
-    """Have a module log nothing while the block runs: outside of a training there are no steps and no epochs.
+    """Suppress a module's logging while the block runs: outside training there are no steps or epochs.
 
     Args:
         module: The module.

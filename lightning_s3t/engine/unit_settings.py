@@ -22,10 +22,10 @@ class UnitSettings:
         seed: The root seed.
         data: "cumulative" or "disjoint".
         epochs: "full" for the trainer's max_epochs a stage, "sisa" for 2E/(L+1) of them.
-        isolation: How units are kept apart: "forkserver", "fork" or "none".
-        parallel_units: How many are trained at the same time.
+        isolation: How units are isolated: "forkserver", "fork" or "none".
+        parallel_units: Number of units that are trained at the same time.
         groups: Number of layer groups; None for as many as slices.
-        digest_rows: Whether each fit compares what its rows hold with what they held at the last one.
+        digest_rows: Whether each fit compares the contents of its rows with those at the last fit.
     """
 
     shards: int
@@ -39,10 +39,10 @@ class UnitSettings:
     digest_rows: bool = False
 
     def unit_seed(self, unit: UnitId) -> int:
-        """Returns the seed that all randomness of a unit comes from.
+        """Return the seed of all randomness of a unit.
 
-        It is the same for all generations of people who came after the first: what is trained on some of them must not
-        depend on how many generations came before, since those may be of people who are forgotten.
+        It is the same for all generations of people who came after the first: units trained on some of them must not
+        depend on the number of earlier generations, since their people may be forgotten.
 
         Args:
             unit: The unit.

@@ -36,14 +36,14 @@ from lightning_s3t.tuning.stages import Stage
 
 @dataclass(frozen=True)
 class UnitTask:
-    """A unit that is to be trained.
+    """A unit to be trained.
 
     Attributes:
         unit: The unit.
         rows: The rows that it trains on.
-        trained: What the units own that it stands on, by stage; of an edit, what the unit itself owns.
+        trained: The tensors of its ancestors, by stage; for an edit, those of the unit itself.
         start: The head as it stands before any training.
-        scratch: A folder for what is half-written.
+        scratch: A folder for temporary files.
         forget_rows: The rows that an edit makes it forget; None to train it.
     """
 
@@ -57,15 +57,15 @@ class UnitTask:
 
 @dataclass(frozen=True)
 class FeatureTask:
-    """Rows whose features are to be read for a closed-form head.
+    """Rows whose features are read for a closed-form head.
 
     Attributes:
         rows: The rows.
-        floor: What the head learns from.
-        part: The layer whose input is taken.
+        floor: The settings of the head's data.
+        part: The layer whose input is read.
         start: The head as it stands before any training.
-        stage: That of the unit whose features they are; 0 for those of the pretrained network.
-        trained: What the units own that make it up, by stage.
+        stage: The stage of the unit that computes the features; 0 for the pretrained network.
+        trained: The tensors of the units that make it up, by stage.
     """
 
     rows: Sequence[int]
@@ -78,12 +78,12 @@ class FeatureTask:
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What comes of a unit.
+    """The result of training a unit.
 
     Attributes:
-        tensors: What it owns.
+        tensors: Its tensors.
         record: Its provenance, but for who was in its rows.
-        score: What the script monitors, higher being better; None without.
+        score: The metric that the script monitors, where higher is better; None without one.
     """
 
     tensors: dict[str, Tensor]
@@ -100,13 +100,13 @@ class UnitTraining:
     Args:
         data: The training data.
         switch: Puts the stages in place.
-        settings: How units are trained.
+        settings: The settings of units.
         method: The unlearning method.
 
     Attributes:
         unit: The unit that is being trained, or None.
         in_own_process: Whether this is a process of the unit's own.
-        first_step: Where the loggers' step axis stands when it begins.
+        first_step: The position of the loggers' step axis when it starts.
         note_file: Called with each checkpoint before it is written.
         advance: Called after each batch.
         check_alive: Called before each batch; raises if the unit has been revoked.
@@ -124,8 +124,8 @@ class UnitTraining:
         self._settings = settings
         self._method = method
         self._task: UnitTask | None = None
-        self._edit: dict[str, Any] | None = None  # what an edit has done
-        self._records: dict[str, Tensor] = {}  # what there is of the training that made it, and what that leaves
+        self._edit: dict[str, Any] | None = None  # the description of an edit
+        self._records: dict[str, Tensor] = {}  # the records of its training, before and after the edit
         self._steps: StepRows | None = None
         self._stage: Stage | None = None
         self._run: _Run | None = None
@@ -140,25 +140,25 @@ class UnitTraining:
 
     @property
     def rehearsed(self) -> tuple[nn.Module, list[nn.Parameter]] | None:
-        """The network and what the first stage trains of it, while a fit of several shards is rehearsed, else None."""
+        """The network and its trained part in the first stage while a fit of several shards is rehearsed, or None."""
         if self._rehearsed is None or self._stage is None or self._settings.shards < 2:
             return None
         builder = self._switch.builder
         return builder.root.get_submodule(builder.layers.network), list(self._stage.trainable.values())
 
     def prepare(self) -> None:
-        """Does, once for all units, what would take time in each."""
+        """Do time-consuming work once for all units."""
         self._data.find_generators()
 
     def rehearse(self, trainer: pl.Trainer, fit: Fit) -> dict[str, Any]:
-        """Runs a fit of the first stage, up to its first batch: what is wrong shows before anything is changed.
+        """Run a fit of the first stage up to its first batch, so that problems appear before anything is changed.
 
         Args:
             trainer: The trainer.
             fit: Runs a fit with a train dataloader.
 
         Returns:
-            The trainer's settings that bear on what is learnt.
+            The trainer's settings that affect training.
 
         Raises:
             UnsupportedError: The optimizers cannot be those of a unit.
@@ -170,19 +170,19 @@ class UnitTraining:
         return self._rehearsed
 
     def digest_rows(self) -> tuple[str, ...]:
-        """Reads every row once if the fit is to compare them; what that moves in the data set stays in this process."""
+        """Read every row once if the fit compares them; changes to the data set's state stay in this process."""
         return self._data.digest_rows(self._settings.seed) if self._settings.digest_rows else ()
 
     def train(self, trainer: pl.Trainer, task: UnitTask, fit: Fit) -> UnitResult:
         """Trains a unit.
 
         Args:
-            trainer: The trainer, as it stood when the fit would have begun.
-            task: The unit, and what it is trained from.
+            trainer: The trainer, in its state before the fit.
+            task: The unit, with its data and ancestors.
             fit: Runs a fit with the unit's dataloader.
 
         Raises:
-            LeakageError: It changed what it does not own.
+            LeakageError: It changed tensors that it does not own.
             DataError: It trained on no batch.
         """
         self.unit, self._task = task.unit, task
@@ -197,7 +197,7 @@ class UnitTraining:
         """Reads the features of rows that the pretrained network gives, or a unit.
 
         Args:
-            trainer: The trainer, as it stood when the fit would have begun.
+            trainer: The trainer, in its state before the fit.
             task: The rows.
             fit: Runs a fit with a train dataloader.
             send: Is given the rows' features, some at a time.
@@ -223,11 +223,7 @@ class UnitTraining:
             self._reading = None
 
     def on_fit_start(self, trainer: pl.Trainer) -> None:
-        """Takes note, in a rehearsal, of what there is once the optimizers are configured.
-
-        Args:
-            trainer: The trainer.
-        """
+        """In a rehearsal, record the state once the optimizers are configured."""
         if self._rehearsed is not None and self._stage is not None:
             module = trainer.lightning_module
             check_optimized(trainer, self._stage.trainable)
@@ -236,11 +232,7 @@ class UnitTraining:
             self._rehearsed = trainer_settings(trainer)
 
     def on_train_start(self, trainer: pl.Trainer) -> None:
-        """Begins to watch a unit just before its first batch, when all that prepares a fit has run.
-
-        Args:
-            trainer: The trainer.
-        """
+        """Begins to watch a unit just before its first batch, when all that prepares a fit has run."""
         if self._rehearsed is not None:
             end_fit()
         if self._reading is not None:
@@ -258,18 +250,13 @@ class UnitTraining:
                 self._steps.on_train_start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, batch: int) -> None:
-        """Notes a batch, where the method keeps something of the training, and moves the progress display.
-
-        Args:
-            trainer: The trainer.
-            batch: Its number in the epoch.
-        """
+        """Record a batch, if the method records its training, and update the progress display."""
         if self._steps is not None:
             self._steps.on_train_batch_end(trainer, batch)
         self.advance(trainer)
 
     def seed(self) -> None:
-        """Seeds the global generators for the running unit: what came before its first batch must not count."""
+        """Seed the global generators for the running unit: draws before its first batch must not matter."""
         if self.unit is not None:
             seed_all(self._settings.unit_seed(self.unit))
 
@@ -329,9 +316,9 @@ class UnitTraining:
         used: Any = trainer.train_dataloader
         if getattr(used, "dataset", None) is not loader.dataset:
             raise LeakageError(
-                f"Unit {unit} was trained with another dataloader ({type(used).__name__}) than that of its rows, so it "
-                "may have seen anybody's. Something in the script gives the trainer a dataloader of its own while it "
-                "trains. Leave that out."
+                f"Unit {unit} was trained with another dataloader ({type(used).__name__}) than the one for its rows, "
+                "so it may have seen any row. Something in the script replaces the trainer's dataloader during "
+                "training. Remove it."
             )
 
     def _describe(self, unit: UnitId, stage: Stage, record: dict[str, Any]) -> dict[str, Any]:
@@ -361,7 +348,7 @@ class _Run:
 
     Attributes:
         watch: Watches that it changes its own tensors alone.
-        averaged: Undoes what averages of weights do to others.
+        averaged: Undoes the effect of weight averages on other weights.
         record: Its provenance.
     """
 
@@ -371,10 +358,10 @@ class _Run:
 
 
 class _AveragedWeights:
-    """Sets frozen weights back that an average of weights, which is put into the module, differs from by rounding.
+    """Restores frozen weights that differ only by rounding after a weight average was copied into the module.
 
-    An exponential average of one number, taken as d*a + (1-d)*a, may differ from it in the last bit. What differs by
-    more is left for the guard to find.
+    An exponential average of one number, taken as d*a + (1-d)*a, may differ from it in the last bit. Larger differences
+    are left for the guard to report.
     """
 
     def __init__(self, trainer: pl.Trainer, owned: Collection[str]) -> None:

@@ -1,1 +1,1 @@
-"""Which units are built when and where: one after the other, in processes of their own, on several devices."""
+"""Executors build the units of a plan: one after another, in separate processes, on several devices."""

@@ -34,12 +34,12 @@ Outcome = Literal["equal", "differs", "data changed", "revoked meanwhile"]
 
 @dataclass(frozen=True)
 class UnitAudit:
-    """What the audit of a unit found.
+    """The audit result of a unit.
 
     Attributes:
         unit: Its coordinates.
-        outcome: "equal" to the last bit; "differs"; "data changed" since the unit was trained, so that there is nothing
-            to compare it with; "revoked meanwhile".
+        outcome: "equal" bit for bit; "differs"; "data changed" since the unit was trained, so that a comparison is not
+            possible; "revoked meanwhile".
         tensor: The tensor that differs most.
         difference: The largest absolute difference in it.
     """
@@ -52,14 +52,14 @@ class UnitAudit:
 
 @dataclass(frozen=True)
 class HeadAudit:
-    """What the audit of a closed-form head found: its sums, against those over the same rows read again.
+    """The audit of a closed-form head: its sums are compared with those over the same rows, read again.
 
     Attributes:
-        source: What its features are of: "pretrained" for the floor, or the name of the unit that the head is on.
-        outcome: "equal" to the last bit; "differs"; "data changed" since the head was built, so that there is nothing
-            to compare it with; "revoked meanwhile" if a request has come in.
+        source: The network that its features come from: "pretrained" for the floor, or the name of a unit.
+        outcome: "equal" (bitwise); "differs"; "data changed" since the head was built, so a comparison is impossible;
+            "revoked meanwhile" if a request came in.
         tensor: The sums that differ most.
-        difference: The largest absolute difference in them.
+        difference: Their largest absolute difference.
     """
 
     source: str
@@ -69,25 +69,25 @@ class HeadAudit:
 
     @property
     def name(self) -> str:
-        """What to call the head."""
+        """The head, in words."""
         return "the floor" if self.source == PRETRAINED else f"the head on unit {self.source}"
 
 
 @dataclass(frozen=True)
 class AuditReport:
-    """What an audit found.
+    """The result of an audit.
 
     Attributes:
         store: The store's folder.
-        units: Those that were chosen, in order.
-        heads: The floor, and the closed-form heads on the chosen units; empty where the store has none, or the audit
-            was not given the floor's arguments.
-        survivors: How many there were to choose from.
-        forgotten: How many subjects the store has forgotten.
-        rows_of_forgotten: How many rows of theirs the audit was given. It has trained without them, but what a script
-            computes over all rows before the fit is then not examined.
+        units: The chosen units, in order.
+        survivors: Number of surviving units to choose from.
+        forgotten: Number of subjects that the store has forgotten.
+        rows_of_forgotten: Number of their rows in the audit's data. The audit trained without them, but values that a
+            script computes over all rows before the fit are then not examined.
         deterministic: Whether the same training gives the same bits here: on a CPU, or with `deterministic=True`.
-        notes: What may explain a difference.
+        notes: Possible explanations of differences.
+        heads: The floor, and the closed-form heads on the chosen units. Empty if the store has none, or if the audit
+            was not given the floor's arguments.
     """
 
     store: str
@@ -101,7 +101,7 @@ class AuditReport:
 
     @property
     def passed(self) -> bool:
-        """Whether all that was chosen and is still there is, bit for bit, what was trained again.
+        """Whether every chosen unit and head that still exists is bitwise equal to the one that was built again.
 
         That is a training without the forgotten, if the audit was not given rows of theirs.
         """
@@ -116,7 +116,7 @@ class AuditReport:
     def __str__(self) -> str:
         equal = sum(unit.outcome == "equal" for unit in self.units)
         without = (
-            f"on the rows of the others gives, in data that still has {self.rows_of_forgotten} rows of the forgotten"
+            f"on the other rows gives, with data that still has {self.rows_of_forgotten} rows of the forgotten subjects"
             if self.rows_of_forgotten
             else f"without the {counted(self.forgotten, 'forgotten subject')} gives"
         )
@@ -144,21 +144,21 @@ class AuditReport:
 
 
 class AuditTarget:
-    """What an audit builds again, in a scratch store.
+    """The units that an audit rebuilds, in a scratch store.
 
     Args:
         store: The store that is audited.
-        chosen: How many surviving units to draw, or their names, or "all".
-        seed: What they are drawn from.
+        chosen: Number of surviving units to draw, or their names, or "all".
+        seed: Seed of the draw.
         scratch: The folder to build them in.
 
     Attributes:
         chosen: The units to compare.
-        units: The units to build: those and what they stand on, parents before children.
+        units: The units to build: the chosen ones and their ancestors, parents first.
 
     Raises:
-        ConfigurationError: There is no survivor and no floor, or no survivor of that name; or the method is not an
-            exact one.
+        ConfigurationError: There are no survivors and no floor, or no survivor with a given name; or the method is not
+            exact.
     """
 
     def __init__(self, store: Store, chosen: int | Iterable[str] | Literal["all"], seed: int, scratch: Path) -> None:
@@ -167,8 +167,8 @@ class AuditTarget:
         if store.manifest.method.guarantee != "exact":
             raise ConfigurationError(
                 f"The method of the store {store.path} is {store.manifest.method.name!r}, which promises "
-                f"{store.manifest.method.guarantee!r}: what serves need not be what training without the forgotten "
-                "gives. An audit compares bit for bit, so it takes stores of exact methods."
+                f"{store.manifest.method.guarantee!r}: the serving model need not equal one trained without the "
+                "forgotten subjects. An audit compares bit for bit, so it works only for stores of exact methods."
             )
         self._alive = store.alive()
         self._heads = {source: state for source, state in store.heads().items() if state.complete}
@@ -179,19 +179,19 @@ class AuditTarget:
 
     @property
     def report(self) -> AuditReport:
-        """What was found; once the fit is over."""
+        """The report, after the fit."""
         if self._report is None:
-            raise RuntimeError("There is no report until the fit that builds the units again is over.")
+            raise RuntimeError("The report is available only after the fit that rebuilds the units.")
         return self._report
 
     def compare(self, built: Store, plan: FitPlan, drawn: Base, rows_of_forgotten: int, deterministic: bool) -> None:
-        """Compares what was built with what the store holds, for the report.
+        """Compare the rebuilt units with those in the store, for the report.
 
         Args:
             built: The scratch store.
-            plan: What was planned for it.
+            plan: The plan of the audit's fit.
             drawn: The head as the script draws it today.
-            rows_of_forgotten: How many rows were left out.
+            rows_of_forgotten: Number of rows that were left out.
             deterministic: Whether the same training gives the same bits here.
         """
         keys = {planned.unit: planned.key for planned in plan.build}
@@ -199,19 +199,19 @@ class AuditTarget:
         notes = [*_about_rows(rows_of_forgotten), *_about_head(self.store.load_base() or {}, drawn)]
         if not deterministic:
             notes.append(
-                "The hardware is not deterministic here, so a difference does not prove a leak, and a small one "
-                "is to be expected. Audit with Trainer(deterministic=True)."
+                "The hardware is not deterministic here, so a difference does not prove a leak, and small "
+                "differences are expected. Audit with Trainer(deterministic=True)."
             )
         if self.store.manifest.isolation == "none":
             notes.append(
-                "Units are trained in one process, in the store as in the audit: what one leaves for another in global "
-                "variables or attributes of classes may be in both."
+                "Units are trained in one process, both in the store and in the audit: data that one unit leaves in "
+                "global variables or class attributes may be in both."
             )
         then = [self._alive[unit].provenance.get("versions", {}) for unit in self.chosen]
         now = versions()
         changed = sorted({name for record in then for name in record if record[name] != now.get(name)})
         if changed:
-            notes.append(f"Other versions than when the units were trained: {', '.join(changed)}.")
+            notes.append(f"Versions have changed since the units were trained: {', '.join(changed)}.")
         self._report = AuditReport(
             str(self.store.path),
             found,
@@ -223,13 +223,13 @@ class AuditTarget:
         )
 
     def compare_heads(self, heads: HeadBuilder | None, built: Store, groups: int, as_of: int) -> None:
-        """Builds the floor and the heads on chosen units again, and compares them, for the report.
+        """Build the floor and the heads on the chosen units again, and compare them for the report.
 
         Args:
             heads: Builds them in the scratch store; None if the audit was not given the floor's arguments.
             built: The scratch store, with the units.
             groups: Number of layer groups.
-            as_of: The newest request of the audited store that the data is without.
+            as_of: The newest request of the audited store that the data takes into account.
         """
         report = self.report
         if not self._heads:
@@ -249,10 +249,10 @@ class AuditTarget:
         self._report = replace(report, heads=found)
 
     def check_floor(self, part: FloorPart) -> None:
-        """Refuses a floor that is made with other settings than the audited one.
+        """Refuse a floor with other settings than the audited one.
 
         Args:
-            part: What the floor is to be made with.
+            part: The settings of the floor.
 
         Raises:
             StoreMismatchError: Naming every setting that differs.
@@ -289,16 +289,16 @@ class AuditStore(FitStore):
     Requests to the audited store count, so that who is forgotten there is left out here.
 
     Args:
-        target: What is audited.
+        target: The audited units.
         trainer: The trainer.
         data: The training data.
         settings: All that may influence a unit besides its rows.
-        choice: Which sequences to train.
+        choice: The choice of sequences to train.
         method: The unlearning method.
-        options: What a fit would note.
-        key: The audited store's first key, so that everybody is in the same place.
+        options: The notes of a fit.
+        key: The audited store's first key, so that all subjects have the same places.
         began_at: The position of the audited store's newest event when the audit began.
-        newcomers: Where people belong who come after others.
+        newcomers: Where people who come later belong.
     """
 
     def __init__(
@@ -326,7 +326,7 @@ class AuditStore(FitStore):
         return 0
 
     def finish(self) -> None:
-        """Compares what was built with what is audited."""
+        """Compare the rebuilt units with the audited ones."""
         forgotten = self._data.forgotten - self.restricted
         rows = sum(subject in forgotten for subject in self._data.subjects)
         self._target.compare(self.opened.store, self.plan, self._drawn, rows, is_deterministic(self._trainer))
@@ -337,13 +337,13 @@ class AuditStore(FitStore):
         self._check_effect(audited)
         base = audited.load_base()
         if base is None:
-            raise ConfigurationError(f"The store {audited.path} has no head to begin with. Fit it first.")
+            raise ConfigurationError(f"The store {audited.path} does not have the head's initial state. Fit it first.")
         self._drawn = make_base()
         self._enter(self._target.scratch).building.save_base(base)
         return base, self._choice.plan()
 
     def _register_all(self, bands: Mapping[str, int]) -> tuple[int, Generations]:
-        """Finds everybody in the audited store; who is new would be in its next generation, which is not audited."""
+        """Look all subjects up in the audited store; new ones would be in its next generation, which is not audited."""
         audited = self._target.store
         count, found = audited.partition.generations, audited.generations_of(bands)
         if self._newcomers == "append" and found:
@@ -364,7 +364,7 @@ class AuditStore(FitStore):
         return self._target.units
 
     def check_floor(self, part: FloorPart) -> None:
-        """Refuses a floor that is made with other settings than the audited one."""
+        """Refuse a floor with other settings than the audited one."""
         self._target.check_floor(part)
 
 
@@ -381,7 +381,7 @@ def _choose(alive: tuple[UnitId, ...], chosen: int | Iterable[str] | Literal["al
     gone = [str(unit) for unit in named if unit not in alive]
     if gone or not named:
         raise ConfigurationError(
-            f"{', '.join(gone) or 'Nothing'} is not a surviving unit of the store. Expected one of "
+            f"{', '.join(gone) or 'Nothing'} is not a surviving unit of the store. Expected units among "
             f"{', '.join(map(str, alive[:10]))}{', ...' if len(alive) > 10 else ''}."
         )
     return named
@@ -390,9 +390,9 @@ def _choose(alive: tuple[UnitId, ...], chosen: int | Iterable[str] | Literal["al
 def _about_rows(rows_of_forgotten: int) -> Iterator[str]:
     if rows_of_forgotten:
         yield (
-            "Not examined: what the script computes over all rows before the fit (normalisation, the number of steps, "
-            "label frequencies, the head's start) was computed with those of the forgotten, here as in the store. "
-            "Audit with these rows dropped."
+            "Not examined: values that the script computes over all rows before the fit (normalisation, the number "
+            "of steps, label frequencies, the head's initial state) include the rows of the forgotten subjects, here "
+            "as in the store. To cover them, drop these rows before the audit."
         )
 
 
@@ -400,10 +400,10 @@ def _about_head(kept: Base, drawn: Base) -> Iterator[str]:
     worst = _worst(kept, drawn)
     if worst is not None:
         yield (
-            "Not examined: the head's start. The store keeps that of its first fit, and the script draws another "
-            f"today (by up to {worst[1]:.3g} in {worst[0]}). If it is drawn at random, that is to be expected. If it "
-            "is computed from the data (label frequencies, class prototypes), the kept one has the forgotten in it, "
-            "and only training into a new folder removes that."
+            "Not examined: the head's initial state. The store keeps the one of its first fit, and the script now "
+            f"gives another (different by up to {worst[1]:.3g} in {worst[0]}). If it is drawn at random, this is "
+            "expected. If it is computed from the data (label frequencies, class prototypes), the stored one "
+            "includes the data of the forgotten subjects, and only training into a new folder removes it."
         )
 
 

@@ -1,4 +1,4 @@
-"""One fit: what is checked, planned and noted before and after an executor trains what is missing."""
+"""One fit: the checks, plans and records before and after an executor trains missing units."""
 
 from __future__ import annotations
 
@@ -60,25 +60,25 @@ from lightning_s3t.tuning.stages import StageBuilder
 
 @dataclasses.dataclass(frozen=True)
 class FitConfig:
-    """What S3T was asked for.
+    """The arguments of S3T.
 
     Attributes:
         store: The store's folder.
         method: The unlearning method.
-        choice: Which sequences to train.
-        partition: Where subjects belong, but for the store's secret.
+        choice: The choice of sequences to train.
+        partition: The partition of the subjects, without the store's secret.
         secret_places: Whether the store's secret says where subjects belong.
-        units: How units are trained.
-        subjects: Who owns each row.
-        layers: Where the blocks are; None to find them.
-        head: Where the head is; None to find it.
+        units: The settings of units.
+        subjects: The owner of each row.
+        layers: The blocks; None to find them.
+        head: The head; None to find it.
         adapter: The adapter; None for whole layers.
         keep_registry: Whether the store notes who is in the training data.
         floor: The closed-form head that answers when no unit is left; None without one.
-        newcomers: Where people belong who come after others.
-        time_budget: How many seconds a fit may take; None for as long as it needs.
-        ledger: The address of the store's ledger; None for the folder, or for what the folder says.
-        snapshots: The place of the store's snapshots; None for the folder, or for what the ledger says.
+        newcomers: Where people who come later belong.
+        time_budget: The time limit of a fit in seconds; None for no limit.
+        ledger: The address of the store's ledger; None for the folder, or for the address in it.
+        snapshots: The location of the store's snapshots; None for the folder, or for the location in the ledger.
     """
 
     store: Path
@@ -100,20 +100,20 @@ class FitConfig:
 
 
 class Fit:
-    """Trains what is missing in a store.
+    """Trains the missing units of a store.
 
     Args:
-        config: What was asked for.
-        isolation: How units are kept apart.
+        config: The arguments of S3T.
+        isolation: How units are isolated.
         own: S3T's own callbacks, which are left as they are between units.
-        audited: What to build elsewhere and compare; None to train into the store.
-        max_time: How many seconds the trainer gives the fit; None if it gives no limit.
+        audited: The units to rebuild elsewhere and compare; None to train into the store.
+        max_time: The trainer's time limit in seconds; None for no limit.
 
     Attributes:
         training: Trains a unit; None until the data and the layers are found.
         sequences: The sequences that are trained.
-        summary: What the fit has done; None until it has ended, and on all ranks but 0.
-        finished: Whether it has come to its end: all units are there, or its time was used up.
+        summary: The summary of the fit; None until it has ended, and on all ranks but 0.
+        finished: Whether the fit has finished: all units exist, or its time was used up.
         receipt: Of the requests that have waited for this fit; None if there were none.
     """
 
@@ -129,7 +129,7 @@ class Fit:
         self._own = tuple(own)
         self._audited = audited
         self._settings = dataclasses.replace(config.units, isolation=isolation)
-        if audited is not None:  # one after another, so that it also shows that the order does not matter
+        if audited is not None:  # one after another, which also checks that the order does not matter
             self._settings = dataclasses.replace(self._settings, parallel_units=1)
         limits = [limit for limit in (config.time_budget, max_time) if limit is not None and audited is None]
         self._budget = TimeBudget(min(limits, default=None), config.units.slices, config.units.groups)
@@ -182,7 +182,7 @@ class Fit:
 
     def _build_on_survivors(self, heads: HeadBuilder) -> None:
         if self.summary is None or self._budget.is_used_up:
-            return  # the units' own heads answer, and the next fit goes on
+            return  # the units' own heads answer, and the next fit continues
         heads.build_on([row.serves for row in self.summary.rows if row.serves is not None], self._groups)
 
     @property
@@ -190,7 +190,7 @@ class Fit:
         return self._settings.groups or self._settings.slices
 
     def run_in_process(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Has the trainer train all units in this process, in the place of its fit loop.
+        """Let the trainer train all units in this process, instead of its fit loop.
 
         Args:
             trainer: The trainer, in `on_fit_start`.
@@ -210,7 +210,7 @@ class Fit:
         take_over(trainer, lambda: self._build(trainer, fit_store, executor.trained, lambda: executor.run(trainer)))
 
     def close(self, trainer: pl.Trainer) -> None:
-        """Gives the trainer back and closes the store; what was committed stays.
+        """Release the trainer and close the store; committed units stay.
 
         Args:
             trainer: The trainer.
@@ -223,8 +223,8 @@ class Fit:
     def _check_edits(self, alone: bool) -> None:
         if isinstance(self._config.method, EditingMethod) and not alone:
             raise UnsupportedError(
-                f"The method {self._config.method.name!r} edits the model in a process of its own, on one device. DDP "
-                "and isolation='none' rule that out. Leave them out."
+                f"The method {self._config.method.name!r} edits the model in a separate process, on one device. DDP "
+                "and isolation='none' rule this out. Leave them out."
             )
 
     def _check_floor(self, alone: bool) -> None:
@@ -232,13 +232,13 @@ class Fit:
             return
         if not alone:
             raise UnsupportedError(
-                "The floor is read in a process of its own, on one device. DDP and isolation='none' rule that out. "
+                "The floor is read in a separate process, on one device. DDP and isolation='none' rule this out. "
                 "Leave `floor` out, or fit on one device."
             )
         if self._config.method.response != "revoke":
             raise UnsupportedError(
-                f"With the method {self._config.method.name!r} the model serves on until another one is there, so a "
-                "floor would never answer. Leave `floor` out."
+                f"With the method {self._config.method.name!r} the model keeps serving until another one replaces it, "
+                "so a floor would never answer. Leave `floor` out."
             )
 
     def _training_data(self, trainer: pl.Trainer) -> TrainingData:
@@ -257,7 +257,7 @@ class Fit:
 
     @property
     def _store_path(self) -> Path:
-        """The store whose requests count."""
+        """The store whose requests apply."""
         return self._audited.store.path if self._audited is not None else self._config.store
 
     def _switch(self, module: pl.LightningModule) -> StageSwitch:
@@ -271,9 +271,9 @@ class Fit:
         self._adapter = switch.builder.adapter
         if config.adapter is not None and self._adapter is None:
             rank_zero_info(
-                "S3T: the module has PEFT adapters of its own: these are trained, group by group."
+                "S3T: the module has its own PEFT adapters; these are trained, group by group."
                 if own_adapters(module)
-                else "S3T: a layer group has no layer that LoRA goes on: whole layers are trained."
+                else "S3T: a layer group has no layer that LoRA fits, so whole layers are trained."
             )
         return switch
 
@@ -333,51 +333,54 @@ class Fit:
         emptied = [unit for unit in plan.impossible if unit not in few]
         if emptied:
             rank_zero_warn(
-                f"S3T: deletions and restrictions have emptied slices, so {len(emptied)} units cannot be trained: "
-                f"{', '.join(map(str, emptied[:5]))}. The shards serve what is before them."
+                f"S3T: deletions and restrictions have left slices empty, so {len(emptied)} units cannot be trained: "
+                f"{', '.join(map(str, emptied[:5]))}. The shards serve the units before them."
             )
         if few:
             rank_zero_warn(
-                f"S3T: people who came later are too few for {data.partition.slices} slices, so {len(few)} units with "
-                f"an empty slice cannot be trained: {', '.join(map(str, few[:5]))}. Their shards serve what is before "
-                "them. Expected some ten people a slice who come together."
+                f"S3T: too few people came later for {data.partition.slices} slices, so {len(few)} units with an "
+                f"empty slice cannot be trained: {', '.join(map(str, few[:5]))}. Their shards serve the units before "
+                "them. Expected about ten people per slice who come together."
             )
         rows = [str(planned.unit) for planned in plan.build if planned.stale and planned.same_subjects]
         if rows:
             rank_zero_warn(
-                f"S3T: rows have changed under the same ids, so {len(rows)} units are trained again: "
+                f"S3T: rows with the same ids have changed, so {len(rows)} units are trained again: "
                 f"{', '.join(rows[:5])}."
             )
         stale = [str(planned.unit) for planned in plan.build if planned.stale and not planned.same_subjects]
         if stale and not plan.carries_out:
             rank_zero_warn(
-                f"S3T: {len(stale)} units were trained when their slices had other subjects, and are trained again: "
-                f"{', '.join(stale[:5])}. Since the last fit people have come, were released from a restriction, or "
-                "have gone without a deletion request. If the data is the same, its rows are split at random at every "
-                f"start: give random_split a generator with a seed of its own.{self._about_newcomers(plan.newcomers)}"
+                f"S3T: {len(stale)} units are trained again, because the subjects of their slices have changed: "
+                f"{', '.join(stale[:5])}. Since the last fit, people were added, were released from a restriction, or "
+                "were removed without a deletion request. If the data is the same, its rows are split at random at "
+                f"every start: give random_split a generator with a fixed seed.{self._about_newcomers(plan.newcomers)}"
             )
         goes_on = plan.present or any(planned.stale for planned in plan.build)
         if config.newcomers == "append" and not config.keep_registry and goes_on:
             rank_zero_warn(
-                "S3T: newcomers='append' needs the registry, which says who is new. Without it, people who come later "
-                "are in the slices of all, and the units that they reach are trained again."
+                "S3T: newcomers='append' needs the registry, which records who is new. Without it, people who come "
+                "later join the existing slices, and the units that they affect are trained again."
             )
         if self._audited is None:
             if config.newcomers == "append" and plan.newcomers:
                 own = sum(data.partition.generation_of(planned.unit.shard) > 0 for planned in plan.build)
                 rank_zero_info(
-                    f"S3T: {counted(plan.newcomers, 'subject')} came after the others, and are in a shard of "
-                    f"their own: {counted(own, 'unit')} of {data.partition.all_shards - data.partition.shards} such "
-                    "shards to train. What is there stays."
+                    f"S3T: {counted(plan.newcomers, 'subject')} came later and have a shard of their own: "
+                    f"{counted(own, 'unit')} of {data.partition.all_shards - data.partition.shards} such shards to "
+                    "train. Existing units stay."
                 )
             if not plan.present:
                 rank_zero_info(str(LayerTable.of(builder)))
                 self._warn_of_left_out(module, builder)
             rank_zero_info(
-                f"S3T: {counted(len(plan.build), 'unit')} to train, {plan.present} are there. Store: {config.store}"
+                f"S3T: {counted(len(plan.build), 'unit')} to train, {plan.present} already trained. Store: "
+                f"{config.store}"
             )
         else:
-            rank_zero_info(f"S3T: {len(plan.build)} units of {self._audited.store.path} are trained again, to compare.")
+            rank_zero_info(
+                f"S3T: {len(plan.build)} units of {self._audited.store.path} are trained again for comparison."
+            )
         for logger in trainer.loggers:
             logger.log_hyperparams(self._hyperparameters())
         found = {
@@ -395,8 +398,8 @@ class Fit:
         if not count or self._config.newcomers == "append":
             return ""
         return (
-            f" {counted(count, 'subject')} came after the others; with S3T(newcomers='append') they would have "
-            "a shard of their own, and nothing else would be trained again."
+            f" {counted(count, 'subject')} came later; with S3T(newcomers='append') they would have a shard of their "
+            "own, and no other unit would be trained again."
         )
 
     def _warn_of_left_out(self, module: pl.LightningModule, builder: StageBuilder) -> None:
@@ -404,10 +407,10 @@ class Fit:
         if names:
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             rank_zero_warn(
-                f"S3T: what a loss or the module itself holds beside the network stays as it is: {', '.join(names[:5])}"
-                f"{more}. To train it at every stage, name its module as a part of the head, "
-                f"head={[*builder.layers.head, '...']}; put a parameter of the module itself into a module of its own. "
-                "Else set requires_grad_(False)."
+                "S3T: parameters that a loss or the module itself holds outside the network stay unchanged: "
+                f"{', '.join(names[:5])}{more}. To train them at every stage, name their module as part of the head, "
+                f"head={[*builder.layers.head, '...']}; move a parameter of the module itself into a submodule. "
+                "Otherwise set requires_grad_(False)."
             )
 
     def _build(
@@ -417,7 +420,7 @@ class Fit:
         if fit_store.plan.build:
             run()
         else:
-            rank_zero_info(f"S3T: all {fit_store.plan.present} units are there, nothing to train.")
+            rank_zero_info(f"S3T: all {fit_store.plan.present} units are already trained, nothing to train.")
         seconds = time.monotonic() - start
         metrics = on_rank_zero(trainer, lambda: self._sum_up(fit_store, trained, seconds))
         on_rank_zero(trainer, lambda: self._say_what_is_left(fit_store, trained))
@@ -444,8 +447,8 @@ class Fit:
             if trained:
                 rank_zero_info(str(self.summary))
             rank_zero_info(
-                f"S3T: what was trained is in {path}; the module is as it was. "
-                f"EnsembleModule.from_store({path!r}, model) serves it."
+                f"S3T: the trained units are in {path}; the module is unchanged. EnsembleModule.from_store({path!r}, "
+                "model) serves it."
             )
         serving = [row.serves for row in self.summary.rows if row.serves is not None]
         return mean_metrics([store.provenance(unit)[0].get("metrics", {}) for unit in serving])
@@ -458,7 +461,7 @@ class Fit:
         seconds = sum(map(self._budget.estimate, left))
         rank_zero_info(
             f"S3T: the time budget of {self._budget.seconds:g} s is used up. Left to train: "
-            f"{counted(len(left), 'unit')}, some {seconds:.0f} s one after another. The next fit goes on."
+            f"{counted(len(left), 'unit')}, some {seconds:.0f} s if trained one after another. The next fit continues."
         )
 
     def _hyperparameters(self) -> dict[str, Any]:
@@ -485,7 +488,7 @@ def isolation_of(trainer: pl.Trainer, asked: Literal["auto", "forkserver", "fork
 
     Args:
         trainer: The trainer, in `setup`.
-        asked: What S3T was asked for.
+        asked: The arguments of S3T.
     """
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return "none"  # nothing is kept, and the user wants to look

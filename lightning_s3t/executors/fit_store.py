@@ -39,11 +39,11 @@ Generations = tuple[int, Mapping[str, int]]
 
 @dataclass(frozen=True)
 class Opened:
-    """What rank 0 has of a store.
+    """Rank 0's handle of a store.
 
     Attributes:
         store: The store.
-        building: What the fit does to it.
+        building: The fit's operations on it.
     """
 
     store: Store
@@ -51,7 +51,7 @@ class Opened:
 
 
 class FitStore:
-    """Opens a store for a fit, and plans what has to be built.
+    """Opens a store for a fit, and plans which units to build.
 
     Only rank 0 has the store; every rank learns the plan and who is forgotten.
 
@@ -59,28 +59,28 @@ class FitStore:
         trainer: The trainer, when its setup hooks have run.
         data: The training data.
         settings: All that may influence a unit besides its rows.
-        choice: Which sequences to train.
+        choice: The choice of sequences to train.
         method: The unlearning method.
-        options: What the store notes of the fit beside the sequences: the app's config.
+        options: Further notes of the fit in the store: the app's config.
         register: Whether the store notes who is in the training data.
         key: The store's first key, by which the data was placed; on rank 0.
         began_at: The position of the store's newest event when the fit began, before it loaded its data; on rank 0.
-        newcomers: Where people belong who come after others.
-        budget: How long the fit may take; None for as long as it needs.
-        ledger: The address of the store's ledger; None for the folder, or for what the folder says.
-        snapshots: The place of the store's snapshots; None for the folder, or for what the ledger says.
+        newcomers: Where people who come later belong.
+        budget: The time limit of the fit; None for no limit.
+        ledger: The address of the store's ledger; None for the folder, or for the address in it.
+        snapshots: The location of the store's snapshots; None for the folder, or for the location in the ledger.
 
     Attributes:
-        plan: What to build.
+        plan: The plan of units to build.
         receipt: Of the requests that have waited for this fit, once they are carried out (of the deletions, if there
             were corrections too); None if there were none.
         start: The head as it stands before any training.
         sequences: The sequences.
         digests: The digests of the slices' ids; empty on all ranks but 0.
-        passed_over: Units that could not be trained on what deletions have left, or with rows that were corrected after
-            they had been loaded, and why; empty on all ranks but 0.
-        restricted: Those whose rows are left out until they are released; empty on all ranks but 0.
-        budget: How long the fit may take; asked on rank 0.
+        passed_over: Units that could not be trained on the remaining rows, or that have rows that were corrected after
+            loading, with the reasons; empty on all ranks but 0.
+        restricted: The subjects whose rows are left out until they are released; empty on all ranks but 0.
+        budget: The time limit of the fit, which rank 0 checks.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class FitStore:
 
     @property
     def replaces(self) -> bool:
-        """Whether units serve until the fit puts others in their place."""
+        """Whether units serve until the fit replaces them."""
         return self._method.response == "replace"
 
     @property
@@ -138,7 +138,7 @@ class FitStore:
     def opened(self) -> Opened:
         """The store; on rank 0, once `open` has been called."""
         if self._opened is None:
-            raise RuntimeError("The store is open on rank 0 alone, and during a fit.")
+            raise RuntimeError("The store is open only on rank 0, and only during a fit.")
         return self._opened
 
     def open(self, path: Path, make_base: Callable[[], Base]) -> None:
@@ -164,7 +164,7 @@ class FitStore:
         """Refuses a floor that is made with other settings than the one that the store has.
 
         Args:
-            part: What the floor is to be made with.
+            part: The wanted settings of the floor.
 
         Raises:
             StoreMismatchError: Naming every setting that differs.
@@ -172,17 +172,17 @@ class FitStore:
         on_rank_zero(self._trainer, lambda: self.opened.building.check_floor(part))
 
     def replan(self) -> None:
-        """Looks again who is forgotten and what is there, and plans what is left to build."""
+        """Read the forgotten subjects and existing units again, and plan the remaining units."""
         self.plan, forgotten, generations = on_rank_zero(self._trainer, self._plan)
         self._data.join_generations(*generations)
         self._data.leave_out(forgotten)
 
     def outdated(self) -> bool:
-        """Says, on every rank alike, whether a deletion request has come in since the plan was made."""
+        """Return, identically on every rank, whether a deletion request has arrived since the plan was made."""
         return on_rank_zero(self._trainer, lambda: self._asked().request_number != self.plan.as_of)
 
     def has_time_for(self, planned: PlannedUnit) -> bool:
-        """Says, on every rank alike, whether a unit is to be begun in the time that the fit has left.
+        """Return, identically on every rank, whether to start a unit in the remaining time of the fit.
 
         Args:
             planned: The unit.
@@ -198,13 +198,13 @@ class FitStore:
         record: Mapping[str, Any],
         score: float | None,
     ) -> None:
-        """Puts a unit in the place of another, and carries out the requests that have waited for it.
+        """Replace a unit with another, and carry out the requests that waited for it.
 
         Args:
             attempt: The unit.
-            tensors: What it owns.
-            record: What it was made from.
-            score: What the script monitors.
+            tensors: Its tensors.
+            record: Its provenance.
+            score: The metric that the script monitors.
 
         Raises:
             RevokedError: The unit must not be kept.
@@ -213,12 +213,12 @@ class FitStore:
         self.receipt = self.opened.building.replace(attempt, tensors, record, score, plan.due, plan.corrections)
 
     def clear_attempts(self) -> None:
-        """Clears away what units have left that other processes trained and that were cut."""
+        """Clean up after interrupted units of other processes."""
         if self._opened is not None:
             self._opened.building.clear_attempts()
 
     def note_found(self, found: Mapping[str, Any]) -> None:
-        """Notes what this fit has found in the data, for `s3t store status`; on rank 0.
+        """Record this fit's findings in the data, for `s3t store status`; on rank 0.
 
         Args:
             found: JSON-ready.
@@ -229,7 +229,7 @@ class FitStore:
         opened.building.note_options({**opened.store.options, "last_fit": last})
 
     def finish(self) -> None:
-        """Called on rank 0 when all units are there: carries out what has waited and has changed nothing."""
+        """Called on rank 0 when all units exist: carries out waiting requests that changed nothing."""
         plan = self.plan
         if plan.carries_out and not plan.build:
             kept = next(iter(self._units()), None) if plan.present else None
@@ -239,7 +239,7 @@ class FitStore:
         return {"forgotten": len(self._data.forgotten - self.restricted), "restricted": len(self.restricted)}
 
     def close(self) -> None:
-        """Closes the store, and lets other fits in."""
+        """Close the store, and release it for other fits."""
         self._exit.close()
 
     def _open(self, path: Path, make_base: Callable[[], Base]) -> tuple[Base, tuple[SliceSequence, ...]]:
@@ -256,8 +256,8 @@ class FitStore:
         damaged = store.take_out_damaged()
         if damaged:
             rank_zero_warn(
-                f"The snapshots of {', '.join(map(str, damaged[:5]))} were missing or damaged, or built on one "
-                f"that was: {len(damaged)} units are trained again."
+                f"The snapshots of {', '.join(map(str, damaged[:5]))} were missing or damaged, or built on a missing "
+                f"or damaged one: {len(damaged)} units are trained again."
             )
         self._check_effect(store)
         self._compare_found(store)
@@ -294,27 +294,27 @@ class FitStore:
         self._moved = changes = describe_changes(before, self._options["found"]) if before is not None else ""
         if changes:
             rank_zero_warn(
-                f"The script's objects are not as the last fit into {store.path} found them: {changes}. Units that are "
-                "trained now begin from this state, so they may not be those that a first fit gives. If a test or "
-                "another fit has moved it in between, fit in a fresh script. (Random generators of the data set and "
-                "its collate function do not matter: they are seeded for each unit. Global variables and attributes "
-                "of classes are not compared.)"
+                f"The script's objects differ from what the last fit into {store.path} found: {changes}. Units "
+                "trained now start from this state, so they may differ from those of a first fit. If a test or "
+                "another fit has changed it in between, fit in a fresh script. (Random generators of the data set "
+                "and its collate function do not matter: they are seeded for each unit. Global variables and class "
+                "attributes are not compared.)"
             )
 
     def _same_planner(self, store: Store) -> bool:
-        # the orders for a larger budget need not begin with those for a smaller one
+        # the sequences for a larger budget need not include those for a smaller one
         planner = self._choice.planner
         return planner is not None and store.options.get("planner") == planner
 
     def _plan(self) -> tuple[FitPlan, frozenset[str], Generations]:
         asked = self._asked()
-        as_of = asked.request_number  # before the look: a request in between must count as newer
+        as_of = asked.request_number  # before reading: a request in between must count as newer
         subjects = dict.fromkeys(self._data.subjects)
         due = tuple(self._due())
         forgotten = frozenset(asked.forgotten(subjects))
         leaving = frozenset(asked.among(due, subjects)) - forgotten if due else frozenset()
         corrections = tuple(self._corrections())
-        # what was corrected is trained on from scratch: an edit would begin with the old rows
+        # corrected rows require training from scratch: an edit would start from the old rows
         editable = self._units_to_edit(forgotten, as_of) if leaving and not corrections else frozenset()
         self.restricted = frozenset(asked.restricted(subjects))
         forgotten |= leaving | self.restricted
@@ -341,9 +341,9 @@ class FitStore:
         return newcomers, (count, store.generations_of(bands) if count else {})
 
     def _compare(self, as_of: int, renewed: Collection[Cell] = ()) -> FitPlan:
-        """Compares what there should be, of the data that is not left out, with what there is.
+        """Compare the wanted units, for the data that is not left out, with the existing ones.
 
-        What has data of renewed cells counts as if it were not there.
+        Units with data of renewed cells count as missing.
         """
         self.digests = self._data.digests(self._asked().subject_hashes)
         alive = self.opened.store.alive()
@@ -357,14 +357,14 @@ class FitStore:
     def _pass_over(self, outdated: Collection[UnitId]) -> None:
         new = [unit for unit in outdated if unit not in self.passed_over]
         if new:
-            self.passed_over |= dict.fromkeys(new, "rows of it were corrected after this fit had loaded them")
+            self.passed_over |= dict.fromkeys(new, "some of its rows were corrected after this fit had loaded them")
             rank_zero_warn(
-                f"S3T: rows were corrected after this fit had loaded its data, so {len(new)} units that have them are "
-                f"not trained: {', '.join(map(str, new[:5]))}. Fit again, on the corrected data, to train them."
+                f"S3T: rows were corrected after this fit had loaded its data, so {len(new)} units with these rows "
+                f"are not trained: {', '.join(map(str, new[:5]))}. Fit again, on the corrected data, to train them."
             )
 
     def _in_order(self, plan: FitPlan) -> tuple[PlannedUnit, ...]:
-        """Returns what is to be built in the one order that all executors follow."""
+        """Return the units to build in the order that all executors follow."""
         planned = {one.unit: one for one in plan.build}
         there = [unit for unit in self._units() if unit not in planned and unit not in plan.impossible]
         choice = self._choice
@@ -372,7 +372,7 @@ class FitStore:
         return tuple(planned[unit] for unit in order)
 
     def _units_to_edit(self, forgotten: frozenset[str], as_of: int) -> frozenset[UnitId]:
-        """Returns the units that hold just the data of today: all that they lack is to forget who asks now."""
+        """Return the units with exactly the current data, apart from subjects who ask now to be forgotten."""
         if not isinstance(self._method, EditingMethod):
             return frozenset()
         self._data.leave_out(forgotten)
@@ -381,15 +381,15 @@ class FitStore:
         return frozenset(unit for unit in self._units() if unit not in missing)
 
     def _due(self) -> Collection[Tombstone]:
-        """Returns who is to be forgotten by this fit."""
+        """Return the subjects for this fit to forget."""
         return self.opened.store.due() if self.replaces else ()
 
     def _corrections(self) -> Collection[Mark]:
-        """Return whose data was corrected before this fit loaded it, and is to be trained on again."""
+        """Return the subjects whose data was corrected before this fit loaded it, and is trained on again."""
         return [mark for mark in self.opened.store.corrections() if mark.number <= self._began_at]
 
     def _asked(self) -> Store:
-        """Returns the store whose requests count."""
+        """Return the store whose requests apply."""
         return self.opened.store
 
     def _units(self) -> tuple[UnitId, ...]:

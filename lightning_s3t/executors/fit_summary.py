@@ -1,4 +1,4 @@
-"""What a fit has done: a table with a line for each shard, and S3T's arguments for the loggers."""
+"""The summary of a fit: a table with one line per shard, and S3T's arguments for the loggers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class ShardSummary:
 
     Attributes:
         shard: Counted from 0.
-        trained: How many units this fit has trained.
-        alive: How many units the store holds.
-        units: How many there should be.
+        trained: Number of units that this fit has trained.
+        alive: Number of units in the store.
+        units: The planned number of units.
         serves: The unit that serves, or None.
-        score: What the script monitors, higher being better, for that unit; None without.
+        score: The metric that the script monitors for that unit, where higher is better; None without one.
     """
 
     shard: int
@@ -34,13 +34,13 @@ class ShardSummary:
 
 @dataclass(frozen=True)
 class FitSummary:
-    """What a fit has done.
+    """The summary of a fit.
 
     Attributes:
         rows: One for each shard.
-        seconds: How long it took.
-        passed_over: Units that could not be trained on what deletions have left, or with rows that were corrected after
-            they had been loaded, and why.
+        seconds: Its duration.
+        passed_over: Units that could not be trained on the remaining rows, or that have rows that were corrected after
+            loading, with the reasons.
         out_of_time: Whether its time budget ended it before all units were trained.
     """
 
@@ -63,12 +63,12 @@ class FitSummary:
         """Sums a fit up.
 
         Args:
-            alive: What the store holds.
+            alive: The units in the store.
             shards: Number of shards.
             sequences: The sequences.
-            trained: What this fit has trained.
-            seconds: How long it took.
-            passed_over: What could not be trained, and why.
+            trained: The units that this fit has trained.
+            seconds: Its duration.
+            passed_over: Units that could not be trained, with the reasons.
             out_of_time: Whether the time budget ended the fit.
         """
         wanted, built = units_of(shards, sequences), set(trained)
@@ -108,7 +108,7 @@ class FitSummary:
 
 
 def mean_metrics(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Returns the means of the metrics that all units have.
+    """Return the means of the metrics that all units have.
 
     Args:
         metrics: Those of each unit, by name.
@@ -122,7 +122,7 @@ def mean_metrics(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def hyperparameters(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns S3T's arguments as loggers show them: flat, beside the module's own.
+    """Return S3T's arguments as loggers show them: flat, next to the module's own.
 
     Args:
         arguments: By name, nested ones included.

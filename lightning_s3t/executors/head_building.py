@@ -29,14 +29,14 @@ Read = Callable[[FeatureTask], Generator[tuple[Task, FeatureRows], None, None]]
 class HeadBuilder:
     """Builds the floor, and the closed-form heads on survivors.
 
-    What is added stays when the fit is interrupted: the next one goes on there.
+    Added rows stay when the fit is interrupted: the next fit continues from there.
 
     Args:
         trainer: The trainer; without a progress bar of its own, nothing is shown.
         fit_store: The store, in a fit.
         data: The training data.
-        floor: What the heads learn from.
-        part: The layer whose input is taken.
+        floor: The settings of the heads' data.
+        part: The layer whose input is read.
         read: Reads rows in a process of their own.
     """
 
@@ -51,11 +51,11 @@ class HeadBuilder:
         self._read = read
 
     def build_floor(self) -> None:
-        """Add what the floor lacks, and take out what is not in the data any more."""
+        """Add missing rows to the floor, and remove rows that are no longer in the data."""
         self._build(PRETRAINED, "the floor", self._rows(), 0, {})
 
     def build_on(self, serving: Iterable[UnitId], groups: int) -> None:
-        """Add what the heads on survivors lack: each learns from the rows that its unit has not been trained on.
+        """Add missing rows to the heads on survivors: each learns from the rows that its unit was not trained on.
 
         Args:
             serving: The units that serve. Heads on other units go.
@@ -73,7 +73,7 @@ class HeadBuilder:
                 continue
 
     def fits_the_data(self, store: Store, unit: UnitId | None = None) -> bool:
-        """Return whether another store's head has learned from the rows that one that is built here learns from.
+        """Return whether a head of another store was built from the same rows as the one that is built here.
 
         Args:
             store: The other store.
@@ -85,7 +85,7 @@ class HeadBuilder:
         return store.has_learned_from(source, [data.subjects[row] for row in rows], [tags[row] for row in rows])
 
     def _rows(self, unit: UnitId | None = None) -> list[int]:
-        """Return what the floor learns from, or the head on a unit: the rows that the unit was not trained on."""
+        """Return the rows for the floor, or for the head on a unit: all that the unit was not trained on."""
         places = self._data.rows_by_place
         return sorted(row for place in places if unit is None or not unit.reached_by(place) for row in places[place])
 
@@ -133,7 +133,7 @@ def _whole_subjects(
         pending.append(rows)
         read += len(rows)
         end = read
-        if read < len(wanted):  # the subject whose rows may go on
+        if read < len(wanted):  # the subject whose rows may continue
             while end > done and data.subjects[wanted[end - 1]] == data.subjects[wanted[read]]:
                 end -= 1
         if end > done:
@@ -145,7 +145,7 @@ def _whole_subjects(
 
 
 def _tags(data: TrainingData, rows: list[int], store: Store) -> dict[int, bytes]:
-    """Return what tells each row's contents: a keyed digest, or nothing where contents are not compared."""
+    """Return the tag of each row's contents: a keyed digest, or nothing if contents are not compared."""
     if not data.row_digests:
         return dict.fromkeys(rows, b"")
     texts = {row: f"row {data.row_digests[row]}" for row in rows}

@@ -1,4 +1,4 @@
-"""A fit whose units are trained one after the other in the script's own process, set back in between."""
+"""A fit whose units are trained one after another in the script's own process, with resets in between."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ from lightning_s3t.tuning.stage_switch import StageSwitch
 class InProcessExecutor:
     """Trains the units of a plan in this process: for several devices, and for debugging.
 
-    What units could leave behind for each other is set back: loops, callbacks, optimizers, the module's attributes,
-    generators that are found. Such a list is never complete, so `IsolatedExecutor` is the rule.
+    State that units could leave behind is reset: loops, callbacks, optimizers, the module's attributes, and generators
+    that are found. Such a list is never complete, so `IsolatedExecutor` is the rule.
 
     Args:
-        callback: The S3T callback, which is left as it is between units.
+        callback: The S3T callback, which is not reset between units.
         training: Trains a unit.
         units: Begins and commits units in the store.
-        fit_store: The store, and the plan of what to build.
+        fit_store: The store, and the plan of units to build.
         data: The training data.
         switch: Puts the stages in place.
-        settings: How units are trained.
+        settings: The settings of units.
 
     Attributes:
         trained: The units that have been trained.
@@ -77,14 +77,14 @@ class InProcessExecutor:
     def run(self, trainer: pl.Trainer) -> None:
         """Builds every unit of the plan; takes the place of the trainer's fit loop.
 
-        A deletion request that comes in meanwhile ends the unit that it reaches; what is left is planned again, without
-        who was forgotten.
+        A deletion request that arrives during the fit ends the unit that it reaches; the remaining units are planned
+        again, without the forgotten subjects.
 
         Args:
             trainer: The trainer.
 
         Raises:
-            LeakageError: A unit changed what it does not own; it is not kept.
+            LeakageError: A unit changed tensors that it does not own; it is discarded.
             DataError: A unit trained on no batch.
         """
         with self._prepared(trainer) as reset:
@@ -98,7 +98,7 @@ class InProcessExecutor:
 
     @contextmanager
     def _prepared(self, trainer: pl.Trainer) -> Iterator[TrainerReset]:
-        """Makes a trainer ready to build units for a block, and leaves it as it was."""
+        """Prepare a trainer for building units inside the block, and restore it afterwards."""
         with ExitStack() as stack:
             stack.enter_context(seeded())
             stack.enter_context(quiet(trainer))
@@ -162,7 +162,7 @@ class InProcessExecutor:
         run_fit_loop(trainer)
 
     def _pass_over(self, trainer: pl.Trainer, unit: UnitId, error: Exception) -> bool:
-        """Gives a unit up if deletions have left it too little; not where other ranks may have gone on."""
+        """Abandon a unit if deletions have left it too few rows; not if other ranks may have continued."""
         if is_distributed(trainer):
             return False
         passed_over = self._units.pass_over(unit, error)
@@ -184,8 +184,8 @@ class InProcessExecutor:
         changes = describe_changes(self._found, digest_found(trainer, self._data, self._own))
         if changes:
             raise LeakageError(
-                f"Unit {unit} has left something behind that would reach the units after it: {changes}. Units are "
-                "trained in one process here (isolation='none', or a strategy that spawns or forks ranks), and this is "
-                "not set back between them. Keep it out of the module, the data module and the callbacks, or train on "
+                f"Unit {unit} left state behind that would reach the units after it: {changes}. Units are trained in "
+                "one process here (isolation='none', or a strategy that spawns or forks ranks), and this state is "
+                "not reset between them. Keep it out of the module, the data module and the callbacks, or train on "
                 "one device with isolation='forkserver'."
             )

@@ -1,4 +1,4 @@
-"""A fit whose units are trained in processes of their own, one or several at a time, on one device or several."""
+"""A fit whose units are trained in separate processes, one or several at a time, on one or several devices."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ _LOOK_UP = 0.1  # seconds after which the ranks compare how far they are, and lo
 
 @dataclass
 class _Job:
-    """What a process of every rank does: it trains a unit, or rehearses the fit.
+    """The job of a process on every rank: training a unit, or rehearsing the fit.
 
     Attributes:
         what: The same, for messages, and as its name on every rank.
         process: This rank's process.
         unit: The unit; None for the rehearsal and for reading rows.
-        start: When it began, by the monotonic clock.
-        outcome: What the process has said last; None as long as it has not.
+        start: Its start, by the monotonic clock.
+        outcome: The last message of the process; None before it.
     """
 
     what: str
@@ -69,10 +69,10 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Standing:
-    """How far a rank is.
+    """The progress of a rank.
 
     Attributes:
-        ended: What this rank's processes have ended with, by job: an error or None.
+        ended: The outcome of this rank's ended processes, by job: an error or None.
         died: That a process has died here, if one has.
         stop: Whether the rank was told to end.
     """
@@ -83,11 +83,11 @@ class _Standing:
 
 
 class IsolatedExecutor:
-    """Trains the units of a plan, each in a process of its own that starts from what the fit has found.
+    """Trains the units of a plan, each in a separate process that starts from the state which the fit found.
 
-    Nothing that a unit leaves behind can reach another: only its tensors, its record, what it told the loggers and the
-    names of the files that it wrote come out of its process. A unit begins when its parent is in the store. Each is
-    trained as it would be alone, so the bits are the same however many are trained at a time.
+    State that a unit leaves behind cannot reach another: only its tensors, its record, its logger calls and the names
+    of the files that it wrote leave its process. A unit begins when its parent is in the store. Each is trained as it
+    would be alone, so the bits are the same however many are trained at a time.
 
     On several devices every rank has a process for each unit. These form a process group of the unit's own and run a
     whole fit with the script's strategy. Rank 0 alone has the store; all ranks go through the plan in step.
@@ -96,7 +96,7 @@ class IsolatedExecutor:
         trainer: The trainer, when all setup hooks have run.
         data: The training data.
         training: Trains a unit.
-        settings: How units are trained.
+        settings: The settings of units.
 
     Attributes:
         trained: The units that have been trained.
@@ -119,13 +119,13 @@ class IsolatedExecutor:
         self._processes = UnitProcesses(launch(trainer, data, training, settings))
 
     def rehearse(self) -> dict[str, Any]:
-        """Has a process run the fit up to its first batch, so that what is wrong shows before anything is changed.
+        """Let a process run the fit up to its first batch, so that problems appear before anything is changed.
 
         Returns:
-            The trainer's settings that bear on what is learnt.
+            The trainer's settings that affect training.
 
         Raises:
-            Exception: What the rehearsal has raised.
+            Exception: The error that the rehearsal raised.
             WorkerError: A process has died.
         """
         self._start(Rehearse(), "the fit was tried")
@@ -142,10 +142,10 @@ class IsolatedExecutor:
         """Builds every unit of the plan.
 
         Args:
-            fit_store: The store, and the plan of what to build.
+            fit_store: The store, and the plan of units to build.
 
         Raises:
-            Exception: What a unit's training has raised; the units that are done stay.
+            Exception: The error that a unit's training raised; finished units stay.
             WorkerError: A process has died.
         """
         units = UnitStore(self._trainer, fit_store, self._data, self._settings)
@@ -173,7 +173,7 @@ class IsolatedExecutor:
             task: The rows.
 
         Raises:
-            Exception: What reading has raised.
+            Exception: The error that reading raised.
             WorkerError: The process has died.
         """
         what = "rows were read for a closed-form head"
@@ -236,7 +236,7 @@ class IsolatedExecutor:
         return not outdated
 
     def _finish(self, what: str, unit: UnitId, outcome: Any, units: UnitStore) -> bool:
-        """Commits a unit; False if it was revoked, or cannot be trained on what deletions have left."""
+        """Commit a unit; return False if it was revoked, or cannot be trained on the remaining rows."""
         if isinstance(outcome, Failed):
             error = outcome.exception(what)
             passed_over = units.pass_over(unit, error)
@@ -250,9 +250,9 @@ class IsolatedExecutor:
         except RevokedError as error:
             units.abandon(unit)
             rank_zero_info(f"S3T: {error}")
-            return False  # metrics of what was revoked must not be shown
+            return False  # metrics of revoked units must not be shown
         self.trained.append(unit)
-        if self._trainer.is_global_zero:  # it alone has loggers that keep what they are told
+        if self._trainer.is_global_zero:  # only rank 0 has loggers that write
             write_calls(outcome.calls, self._trainer.loggers, self._first_step)
         self._first_step += outcome.steps
         return True
@@ -267,10 +267,10 @@ class IsolatedExecutor:
         self._jobs[what] = _Job(what, self._processes.start(Begin(task, group), what, another), unit)
 
     def _listen(self) -> Iterator[tuple[_Job, Advanced | Writes | Read | ReadAll | Trained | Rehearsed | Failed]]:
-        """Listens for a moment; yields what processes say, and then how jobs have ended.
+        """Listen for a moment; yield messages of processes, and then the ends of jobs.
 
         A job has ended when its process has on every rank, or has failed on one. Jobs end in the same order on every
-        rank. What a process of this rank says before that is not for the other ranks.
+        rank. Earlier messages of this rank's processes are not for the other ranks.
 
         Raises:
             WorkerError: A process has died.
@@ -301,7 +301,7 @@ class IsolatedExecutor:
         for job in list(self._jobs.values()):
             said = [standing.ended[job.what] for standing in standings if job.what in standing.ended]
             failures = [failed for failed in (*deaths, *said) if failed is not None]
-            if failures:  # the first: that its rank has gone is what the others fail with
+            if failures:  # the first error: the others fail because that rank has gone
                 self._end(job)
                 yield job, min(failures, key=lambda failed: failed.time)
             elif len(said) == len(standings):
@@ -363,7 +363,7 @@ class UnitQueue:
 
         Args:
             unit: The unit.
-            trained: Whether it is in the store; else it is given up.
+            trained: Whether it is in the store; otherwise it is abandoned.
         """
         if trained:
             self._running.discard(unit)
@@ -371,7 +371,7 @@ class UnitQueue:
             self.give_up(unit)
 
     def give_up(self, unit: UnitId) -> None:
-        """Notes that a unit was revoked or passed over: what is built on it is not trained either.
+        """Record that a unit was revoked or skipped: units built on it are not trained either.
 
         Args:
             unit: The unit.

@@ -19,7 +19,7 @@ class UnitProgress:
 
     Args:
         units: The units to train, in order.
-        weights: What each costs (rows).
+        weights: The cost of each (rows).
         shards: Number of shards in all.
         slices: Number of stages of a sequence.
         enabled: Whether to show anything.
@@ -55,7 +55,7 @@ class UnitProgress:
         Args:
             trainer: The trainer; without a progress bar of its own, nothing is shown.
             build: The units to build.
-            settings: How units are trained.
+            settings: The settings of units.
         """
         return cls(
             [planned.unit for planned in build],
@@ -81,7 +81,7 @@ class UnitProgress:
         return " · ".join(parts)
 
     def describe_all(self) -> str:
-        """Returns what is trained now: one unit's coordinates, or the names of several."""
+        """Return the units in training: one unit's coordinates, or the names of several."""
         running = sorted(self._shares, key=self._positions.__getitem__)
         if len(running) == 1:
             return self.describe(running[0])
@@ -89,7 +89,7 @@ class UnitProgress:
         return f"unit {done}/{len(self._positions)} · {len(running)} at once: {', '.join(map(str, running))}"
 
     def start(self, unit: UnitId) -> None:
-        """Goes to the next unit, beside those that are not finished.
+        """Start the next unit, in addition to unfinished ones.
 
         Args:
             unit: The unit that is trained now.

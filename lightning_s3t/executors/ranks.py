@@ -1,4 +1,4 @@
-"""What several processes that train together agree on: the store is written and read by rank 0 alone."""
+"""Agreement of several processes that train together: only rank 0 reads and writes the store."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ T = TypeVar("T")
 def on_rank_zero(trainer: pl.Trainer, work: Callable[[], T]) -> T:
     """Runs `work` on rank 0 and gives every rank its result, or its error.
 
-    An error that only one rank raised would leave the others waiting for ever.
+    An error raised on only one rank would leave the others waiting forever.
 
     Args:
         trainer: The trainer.
-        work: What to do; its result must be picklable where several processes train.
+        work: The function to run; its result must be picklable if several processes train.
 
     Raises:
-        Exception: What `work` raised, on every rank.
+        Exception: The error of `work`, on every rank.
     """
     if trainer.world_size == 1:
         return work()
@@ -43,11 +43,11 @@ def on_rank_zero(trainer: pl.Trainer, work: Callable[[], T]) -> T:
 
 
 def gather(trainer: pl.Trainer, mine: T) -> list[T]:
-    """Returns what each rank has, on every rank, in the order of ranks.
+    """Return each rank's value, on every rank, in the order of ranks.
 
     Args:
         trainer: The trainer.
-        mine: What this one has; picklable where several processes train.
+        mine: This rank's value; picklable if several processes train.
     """
     if trainer.world_size == 1:
         return [mine]
@@ -62,7 +62,7 @@ def check_same_tensors(trainer: pl.Trainer, unit: UnitId, tensors: Mapping[str, 
     Args:
         trainer: The trainer.
         unit: The unit.
-        tensors: What this rank holds.
+        tensors: The tensors of this rank.
 
     Raises:
         LeakageError: The ranks hold different tensors.
@@ -70,5 +70,5 @@ def check_same_tensors(trainer: pl.Trainer, unit: UnitId, tensors: Mapping[str, 
     if trainer.world_size > 1 and len(set(gather(trainer, digest_tensors(tensors)))) > 1:
         raise LeakageError(
             f"The processes hold different tensors after unit {unit}: their gradients were not synchronised. Expected "
-            "the same bits on every rank. Let the strategy synchronise (no torch.no_sync in the step)."
+            "the same bits on every rank. Let the strategy synchronise them (no torch.no_sync in the step)."
         )

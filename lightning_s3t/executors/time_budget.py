@@ -1,4 +1,4 @@
-"""The time that a fit may take: a unit is not begun if it would not end in time, and none is cut."""
+"""The time limit of a fit: a unit is not started if it would not finish in time, and no unit is interrupted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_s3t.executors.unit_plan import PlannedUnit
 from lightning_s3t.plan.cost import compute_per_sample
 
 Duration: TypeAlias = "float | str | timedelta | Mapping[str, int]"
-"""Seconds, or what `Trainer(max_time=...)` takes: "DD:HH:MM:SS", a timedelta, or a mapping of its arguments."""
+"""Seconds, or a value that `Trainer(max_time=...)` takes: "DD:HH:MM:SS", a timedelta, or a mapping of its arguments."""
 
 
 def seconds_of(duration: Duration) -> float:
@@ -49,20 +49,20 @@ def seconds_of(duration: Duration) -> float:
 
 
 class TimeBudget:
-    """Says whether a unit is to be begun in the time that is left.
+    """Decides whether to start a unit in the remaining time.
 
-    How long a unit will take is learned from those that this fit has trained: a fixed time each, and a time for each
-    row, for the share of the network that the stage's backward pass goes through. The first unit is always begun, so
-    that every fit makes progress.
+    The duration of a unit is estimated from those that this fit has trained: a fixed time per unit, and a time per row,
+    for the share of the network in the stage's backward pass. The first unit is always started, so that every fit makes
+    progress.
 
     Args:
-        seconds: How long the fit may take, from now on; None for as long as it needs.
+        seconds: The time limit, from now on; None for no limit.
         slices: Number of slices.
         groups: Number of layer groups.
 
     Attributes:
-        seconds: How long the fit may take.
-        is_used_up: Whether a unit was not begun for want of time.
+        seconds: The time limit.
+        is_used_up: Whether a unit was not started for lack of time.
     """
 
     def __init__(self, seconds: float | None, slices: int, groups: int | None) -> None:
@@ -84,7 +84,7 @@ class TimeBudget:
         self._times.append(seconds)
 
     def has_time_for(self, planned: PlannedUnit) -> bool:
-        """Says whether a unit is to be begun.
+        """Return whether to start a unit.
 
         Args:
             planned: The unit.
@@ -94,7 +94,7 @@ class TimeBudget:
         return fits
 
     def estimate(self, planned: PlannedUnit) -> float:
-        """Returns how many seconds a unit will take, as far as those tell that were trained; 0 before the first.
+        """Return the estimated seconds for a unit, from the units trained so far; 0 before the first.
 
         Args:
             planned: The unit.
@@ -104,7 +104,7 @@ class TimeBudget:
         costs, times = np.array(self._costs), np.array(self._times)
         apart = costs - costs.mean()
         spread = float((apart**2).sum())
-        # least squares; neither a fixed time nor one for each row is negative
+        # least squares, with a non-negative fixed time and time per row
         rate = float((apart * times).sum()) / spread if spread > 0 else float(times.mean() / max(costs.mean(), 1.0))
         rate = min(max(rate, 0.0), float(times.mean() / max(costs.mean(), 1.0)))
         fixed = float(times.mean()) - rate * float(costs.mean())

@@ -1,4 +1,4 @@
-"""Which units a fit has to build: those that are missing, and those whose data has changed."""
+"""The units that a fit has to build: missing ones, and those whose data has changed."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class PlannedUnit:
     Attributes:
         unit: Its coordinates.
         key: The digest of all that may influence it.
-        rows: How many rows it trains on.
+        rows: Number of training rows.
         stale: Whether the store holds it with other data.
         forget_rows: The rows that an edit makes it forget; None to train it.
-        same_subjects: Whether these are the same subjects, and what their rows hold has changed.
+        same_subjects: Whether the subjects are the same, and only the contents of their rows have changed.
     """
 
     unit: UnitId
@@ -41,17 +41,17 @@ class PlannedUnit:
 
 @dataclass(frozen=True)
 class FitPlan:
-    """What a fit has to do.
+    """The plan of a fit.
 
     Attributes:
         build: The units to build, in order.
-        present: How many are there already.
+        present: Number of existing units.
         impossible: Units with an empty slice in their prefix.
         as_of: The number of the newest request when the data was chosen.
-        due: Who is forgotten once the units are there: requests that have waited for this fit.
-        corrections: Likewise, those on whose corrected data the units are trained.
+        due: The subjects to forget once the units exist: requests that waited for this fit.
+        corrections: Similarly, the subjects on whose corrected data the units are trained.
         outdated: Units with rows that were corrected after this fit had loaded its data: the next fit builds them.
-        newcomers: How many people the store did not know before.
+        newcomers: Number of people who are new to the store.
     """
 
     build: tuple[PlannedUnit, ...]
@@ -79,11 +79,11 @@ def plan_fit(
     as_of: int,
     corrected: Collection[Cell] = (),
 ) -> FitPlan:
-    """Compares what there should be with what there is, as a build system does.
+    """Compare the wanted units with the existing ones, like a build system.
 
     Args:
         units: All units of the plan, parents before children.
-        alive: What the store holds.
+        alive: The units in the store.
         data: The training data.
         mode: "cumulative" or "disjoint".
         digests: `TrainingData.digests`.
@@ -126,7 +126,7 @@ def plan_fit(
 
 
 def slice_digests(places: Iterable[Place], digests: Digests) -> dict[str, list[str]]:
-    """Returns the digests of the ids that a unit trains on, and of what its rows hold, for its provenance.
+    """Return the digests of a unit's training ids, and of the contents of its rows, for its provenance.
 
     Args:
         places: The slices that it trains on.
@@ -142,7 +142,7 @@ def _check_order(unit: UnitId, now: Mapping[str, list[str]], then: Mapping[str, 
     if now["sorted"] == then.get("sorted") and now["ordered"] != then.get("ordered"):
         raise DataError(
             f"The train data set gives the same ids as when unit {unit} was trained, in another order. Expected the "
-            "same rows in the same order at every load, or no unit could be trained again to the same bits. Sort the "
+            "same rows in the same order at every load; otherwise no unit can be reproduced bit for bit. Sort the "
             "rows (sorted(paths), ORDER BY)."
         )
 

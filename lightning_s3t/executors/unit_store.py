@@ -1,4 +1,4 @@
-"""The units of a fit, from the store's side: begun, revoked, committed; by whichever process trains them."""
+"""The units of a fit from the store's side: started, revoked, committed, whichever process trains them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lightning_s3t.store import Attempt
 
 @dataclass(frozen=True)
 class _Begun:
-    """A unit that is being trained: what was planned, what it is trained from, and its place in the store."""
+    """A unit in training: its plan, its task, and its place in the store."""
 
     planned: PlannedUnit
     task: UnitTask
@@ -37,9 +37,9 @@ class UnitStore:
 
     Args:
         trainer: The trainer.
-        fit_store: The store, and the plan of what to build.
+        fit_store: The store, and the plan of units to build.
         data: The training data.
-        settings: How units are trained.
+        settings: The settings of units.
     """
 
     def __init__(self, trainer: pl.Trainer, fit_store: FitStore, data: TrainingData, settings: UnitSettings) -> None:
@@ -50,7 +50,7 @@ class UnitStore:
         self._begun: dict[UnitId, _Begun] = {}  # empty on all ranks but 0
 
     def begin(self, planned: PlannedUnit) -> UnitTask | None:
-        """Begins a unit; None if a request has reached what it stands on.
+        """Start a unit; return None if a request has reached its ancestors.
 
         Args:
             planned: The unit, whose parent is in the store.
@@ -83,7 +83,7 @@ class UnitStore:
         return on_rank_zero(self._trainer, self._revoked)
 
     def abandon(self, unit: UnitId) -> None:
-        """Gives a unit up, and erases what it has written; without effect on all ranks but 0.
+        """Abandon a unit, and erase its files; without effect on all ranks but 0.
 
         Args:
             unit: The unit.
@@ -92,14 +92,14 @@ class UnitStore:
             self._begun.pop(unit).attempt.abandon()
 
     def pass_over(self, unit: UnitId, error: BaseException) -> str | None:
-        """Gives a unit up that cannot be trained on what deletions have left, as one with an empty slice.
+        """Abandon a unit that cannot be trained on the remaining rows, like a unit with an empty slice.
 
-        Whoever can make requests could else end every fit. A unit that no request has reached fails with its error:
-        there it is the script's.
+        Otherwise anyone who can make requests could end every fit. A unit that no request has reached fails with its
+        error: there it is the script's.
 
         Args:
             unit: The unit.
-            error: What its training has raised.
+            error: The error of its training.
 
         Returns:
             Why, for people; None if it failed for another reason.
@@ -107,11 +107,11 @@ class UnitStore:
         return on_rank_zero(self._trainer, lambda: self._pass_over(unit, error))
 
     def commit(self, unit: UnitId, result: UnitResult) -> None:
-        """Makes a unit part of the store, whole or not at all.
+        """Add a unit to the store, completely or not at all.
 
         Args:
             unit: The unit.
-            result: What has come of it.
+            result: Its result.
 
         Raises:
             RevokedError: A request has reached it; `abandon` it.
@@ -159,8 +159,9 @@ class UnitStore:
         self._fit_store.passed_over[unit] = reason
         whose = "deletions have left it" if has_shrunk else f"the people of generation {generation} have"
         return (
-            f"S3T: Unit {unit} cannot be trained on the {len(begun.task.rows)} rows that {whose}, and is passed over "
-            f"with what would be built on it ({reason}). Its shard serves what is before it; the next fit tries again."
+            f"S3T: Unit {unit} cannot be trained on the {len(begun.task.rows)} rows that {whose}, and is skipped, as "
+            f"are the units that build on it ({reason}). Its shard serves the units before it; the next fit tries "
+            "again."
         )
 
     def _commit(self, unit: UnitId, result: UnitResult) -> None:
@@ -185,7 +186,7 @@ class UnitStore:
 
 
 def _is_too_little(error: BaseException) -> bool:
-    """Says whether an error is one that too few rows raise: in a schedule, a BatchNorm, a check of Lightning's."""
+    """Return whether an error is caused by too few rows: in a schedule, a BatchNorm, a check of Lightning's."""
     if isinstance(error, S3TError):
         return isinstance(error, DataError)
     return isinstance(error, (ValueError, ZeroDivisionError))

@@ -1,4 +1,4 @@
-"""Unlearning methods: what each trains, what a deletion request does to it, and what it promises."""
+"""Unlearning methods: what each one trains, how a deletion request affects it, and its guarantee."""
 
 from lightning_s3t.methods.adaptive_ssd import ASSD, LFSSD
 from lightning_s3t.methods.amnesiac import Amnesiac

@@ -25,11 +25,11 @@ class ASSD(EditingMethod):
     """Adaptive selective synaptic dampening (Schoepf et al., arXiv 2402.10098): SSD without parameters to tune.
 
     As `SSD` with `lam` 1 and the threshold `alpha` at a percentile of the quotients of importances, 100 - ln(1 + 100 f)
-    for a share f of the rows that is to be forgotten. Where no row matters to a parameter, it has no quotient.
+    for a share f of rows to be forgotten. A parameter without importance for any row has no quotient.
 
-    Nothing is promised of the result, and having no parameters promises nothing either: how many weights are changed
-    follows from the number of rows alone (0.69 % for 1 % of the rows), whatever is in them. It fails as `SSD` does.
-    Needs both sets of rows.
+    Nothing is guaranteed about the result, and having no parameters promises nothing either: how many weights are
+    changed follows from the number of rows alone (0.69 % for 1 % of the rows), whatever is in them. It fails as `SSD`
+    does. Needs both sets of rows.
 
     Args:
         batch_size: Rows over which gradients are averaged before they are squared; 1 is the definition.
@@ -64,8 +64,8 @@ class LFSSD(SSD):
     As `SSD`, with another importance: the mean over rows of the size of the gradient of the squared norm of the
     network's answer.
 
-    Nothing is promised of the result; it fails as `SSD` does, and what a label alone has taught is not looked for.
-    Needs both sets of rows, and a network that answers with logits.
+    Nothing is guaranteed about the result; it fails as `SSD` does, and knowledge from a label alone is not searched
+    for. Needs both sets of rows, and a network that answers with logits.
 
     Args:
         alpha: As in `SSD`.
@@ -87,9 +87,9 @@ def adaptive_alpha(of_forgotten: Importance, of_all: Importance, share: float) -
     """Return the threshold of ASSD.
 
     Args:
-        of_forgotten: The importance to the rows that are to be forgotten.
+        of_forgotten: The importance for the rows to be forgotten.
         of_all: The importance to all rows.
-        share: Share of the rows that is to be forgotten.
+        share: Share of the rows to be forgotten.
 
     Returns:
         Infinity where no parameter matters to any row.

@@ -1,4 +1,4 @@
-"""Amnesiac unlearning: the steps whose batches held a forgotten row are taken back."""
+"""Amnesiac unlearning: the training steps whose batches contained a forgotten row are subtracted."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ _SIZES, _ROWS, _VALUES, _PLACES = "sizes", "rows", "values", "places"
 class Amnesiac(EditingMethod):
     """Amnesiac unlearning (Graves et al., "Amnesiac Machine Learning", arXiv 2010.10981, its main method).
 
-    The training keeps, for every optimizer step, by how much it changed each parameter and which rows its batches held.
-    A request takes back the changes of the steps that held a forgotten row, each once over all requests. With `keep`
-    below 1 it is the layer-wise partial form (arXiv 2403.07611): of each parameter tensor's change the largest entries
-    alone are kept and taken back. That paper's code is not public; that the share is taken of each tensor and step is
-    this implementation's reading.
+    The training records, for every optimizer step, the change of each parameter and the rows of its batches. A request
+    subtracts the changes of the steps that contained a forgotten row, each once over all requests. With `keep` below 1
+    it is the layer-wise partial form (arXiv 2403.07611): only the largest entries of each parameter tensor's change are
+    kept and subtracted. That paper's code is not public; that the share is taken of each tensor and step is this
+    implementation's reading.
 
-    Nothing is promised of the result: later steps began from weights that earlier ones had changed, momentum carries a
-    batch into the steps after it, and running statistics are not taken back. Rows that are spread over many batches
-    take most of the training with them: of 10 % of the rows at random, in batches of 64, nearly every step. That is why
-    a request that reaches more than `max_share` of the steps is refused. The paper repairs the model afterwards by
-    training on what stays; that is left out, since those steps would have to be kept too.
+    Nothing is guaranteed about the result: later steps started from weights that earlier ones had changed, momentum
+    carries a batch into later steps, and running statistics are not restored. Rows that are spread over many batches
+    affect most of the training: 10 % of the rows at random, in batches of 64, affect nearly every step. So a request
+    that reaches more than `max_share` of the steps is refused. The paper repairs the model afterwards by training on
+    the retained rows; this is left out, since those steps would have to be recorded too.
 
-    **What is kept is about people**: a step's change is its batch's gradient, and tells more of its rows than the model
-    does. It lies in the model's own snapshot, is in no export, and is erased with it by the request: the erased file
-    that the receipt counts held both. What a request leaves goes into the new model's snapshot, without the steps that
-    were taken back.
+    **The records are personal data**: a step's change is its batch's gradient, and reveals more about its rows than the
+    model does. The records are in the model's own snapshot, are not exported, and are erased with it by the request:
+    the erased file that the receipt counts contained both. The remaining records go into the new model's snapshot,
+    without the subtracted steps.
 
-    Needs the records alone, of every step: 4 bytes for each parameter and step, or 12 for each that is kept.
+    Needs only the records, of every step: 4 bytes for each parameter and step, or 12 for each that is kept.
 
     Args:
         keep: Share of each parameter tensor's change that is kept; 1 for all of it.
         max_share: Share of the steps at which a request is refused.
-        max_bytes: How much the records of a training may take up.
+        max_bytes: The largest size of a training's records.
 
     Raises:
         ConfigurationError: An argument is out of range.
@@ -64,21 +64,21 @@ class Amnesiac(EditingMethod):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """What an edit reads beside the model."""
+        """The data that an edit reads in addition to the model."""
         return ("training steps",)
 
     def recorder(self) -> StepRecorder:
-        """Return what keeps the steps of a training."""
+        """Return a recorder of training steps."""
         return StepRecorder(self.keep, self.max_bytes)
 
     def edit(self, session: EditSession) -> Mapping[str, Any]:
-        """Take steps back, and drop their records.
+        """Subtract steps, and drop their records.
 
         Args:
             session: The model, with the records of its training.
 
         Returns:
-            How many of the steps were taken back, and how many there were.
+            Number of subtracted steps, and the total number.
 
         Raises:
             ConfigurationError: They are too many.
@@ -91,17 +91,16 @@ class Amnesiac(EditingMethod):
         count, steps = int(affected.sum()), len(sizes)
         if count > self.max_share * steps:
             raise ConfigurationError(
-                f"{count} of the {steps} steps held a row that is to be forgotten, and `max_share` is "
-                f"{self.max_share}. "
-                "To take so many back resets the model. Leave these rows out of the data: the fit then trains from "
-                "scratch."
+                f"{count} of the {steps} steps contained a row to be forgotten, and `max_share` is {self.max_share}. "
+                "Subtracting so many steps resets the model. Leave these rows out of the data: the fit then trains "
+                "from scratch."
             )
         with torch.no_grad():
             for name, parameter in session.parameters.items():
                 change = _sum_of(records, name, affected, parameter)
                 parameter.sub_(change.to(parameter))
         kept = ~affected
-        renumbered = torch.cumsum(~gone, 0) - 1  # what the rows that stay are called from now on
+        renumbered = torch.cumsum(~gone, 0) - 1  # the new numbers of the retained rows
         rows = [part for part, keep in zip(records[_ROWS].split(sizes), kept.tolist(), strict=True) if keep]
         records[_SIZES] = records[_SIZES][kept]
         records[_ROWS] = renumbered[torch.cat([*rows, torch.zeros(0, dtype=torch.long)])]
@@ -115,7 +114,7 @@ class StepRecorder:
 
     Args:
         keep: Share of each parameter tensor's change that is kept.
-        max_bytes: How much may be kept.
+        max_bytes: The largest size of the records.
     """
 
     def __init__(self, keep: float, max_bytes: float) -> None:
@@ -138,7 +137,7 @@ class StepRecorder:
         self._changes = {name: [] for name in parameters}
 
     def step(self, rows: Sequence[int]) -> None:
-        """Keep what a step has done.
+        """Record the change of a step.
 
         Args:
             rows: The numbers, among those that are trained on, of the rows in its batches.
@@ -160,26 +159,25 @@ class StepRecorder:
             self._bytes += change.nbytes + places.nbytes
         if self._bytes > self._max_bytes:
             raise UnsupportedError(
-                f"The records of the first {len(self._rows)} steps take up {self._bytes} bytes, more than `max_bytes`, "
-                f"{self._max_bytes}. Keep a smaller share (`keep`), train fewer parameters (an adapter), or use "
-                "another method."
+                f"The records of the first {len(self._rows)} steps take up {self._bytes} bytes, more than "
+                f"`max_bytes`, {self._max_bytes}. Keep a smaller share (`keep`), train fewer parameters (with an "
+                "adapter), or use another method."
             )
 
     def records(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return what was kept, by name.
+        """Return the records, by name.
 
         Args:
             weights: The parameters as they will serve.
 
         Raises:
-            UnsupportedError: They are not what the last step has left.
+            UnsupportedError: The parameters changed after the last step.
         """
         moved = [name for name, last in self._before.items() if not torch.equal(last.cpu(), weights[name].cpu())]
         if moved:
             raise UnsupportedError(
-                f"After the last step something has changed {', '.join(moved[:5])} (an average of weights, for "
-                "example), so the model is not the sum of its steps, and none could be taken back. Leave that out, or "
-                "use another method."
+                f"{', '.join(moved[:5])} changed after the last step (weight averaging, for example), so the model is "
+                "not the sum of its steps, and no step can be subtracted. Remove the cause, or use another method."
             )
         found = {
             _SIZES: torch.tensor([len(rows) for rows in self._rows], dtype=torch.long),

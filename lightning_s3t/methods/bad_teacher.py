@@ -1,4 +1,4 @@
-"""Bad teacher: on the forgotten rows the model is to answer like one that has not been trained."""
+"""Bad teacher: on the forgotten rows the model learns to answer like an untrained one."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from lightning_s3t.methods.registry import register_method
 class BadTeacher(DescentMethod):
     """Unlearning with two teachers (Chundawat et al., "Can Bad Teaching Induce Forgetting?", arXiv 2205.08096).
 
-    On the forgotten rows the model learns to answer like an incompetent teacher, on the others like itself before: the
-    loss of a row is the divergence from its teacher's answer. The paper's incompetent teacher has random weights. Here
-    it is the model as it was before its training: the pretrained layers and the head that the first fit found. If that
-    head is a good one already (a checkpoint that was trained on the same classes), it is competent, and nothing is
+    On the forgotten rows the model learns to answer like an incompetent teacher, on the others like its former self:
+    the loss of a row is the divergence from its teacher's output. The paper's incompetent teacher has random weights.
+    Here the incompetent teacher is the model before training: the pretrained layers and the initial head of the first
+    fit. If that head is a good one already (a checkpoint that was trained on the same classes), it is competent, and
+    nothing is
     forgotten: use another method.
 
-    Nothing is promised of the result: answers to the forgotten rows that are less sure than those to unseen rows show
-    that these were forgotten. Needs both sets of rows, and a network that answers with logits.
+    Nothing is guaranteed about the result: answers to the forgotten rows that are less sure than those to unseen rows
+    show that these were forgotten. Needs both sets of rows, and a network that answers with logits.
 
     Args:
-        epochs: How often the rows are gone through.
+        epochs: Number of passes over the rows.
         learning_rate: Step size.
         batch_size: Rows a step.
         optimizer: "sgd" or "adam".
@@ -61,7 +62,7 @@ class BadTeacher(DescentMethod):
             session: The model and the rows.
 
         Returns:
-            How many steps were taken.
+            Number of steps.
         """
         competent, incompetent = session.weights(), session.untrained()
 

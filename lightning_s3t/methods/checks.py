@@ -12,7 +12,7 @@ def check_count(name: str, value: Any) -> None:
 
     Args:
         name: The argument's name.
-        value: What was given.
+        value: The given value.
 
     Raises:
         ConfigurationError: It is not.
@@ -26,7 +26,7 @@ def check_positive(name: str, value: Any) -> None:
 
     Args:
         name: The argument's name.
-        value: What was given.
+        value: The given value.
 
     Raises:
         ConfigurationError: It is not.
@@ -40,8 +40,8 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
     Args:
         name: The argument's name.
-        value: What was given.
-        choices: What it may be.
+        value: The given value.
+        choices: The allowed values.
 
     Raises:
         ConfigurationError: It is not.
@@ -55,7 +55,7 @@ def check_nonnegative(name: str, value: Any) -> None:
 
     Args:
         name: The argument's name.
-        value: What was given.
+        value: The given value.
 
     Raises:
         ConfigurationError: It is not.
@@ -69,7 +69,7 @@ def check_share(name: str, value: Any, zero: bool = False) -> None:
 
     Args:
         name: The argument's name.
-        value: What was given.
+        value: The given value.
         zero: Whether it may be 0.
 
     Raises:
@@ -78,6 +78,4 @@ def check_share(name: str, value: Any, zero: bool = False) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 <= value <= 1 or (value == 0 and not zero):
         least = "of at least 0" if zero else "above 0"
-        raise ConfigurationError(
-            f"Expected argument `{name}` to be a share {least} and of at most 1 but got {value!r}."
-        )
+        raise ConfigurationError(f"Expected argument `{name}` to be a share {least} and at most 1 but got {value!r}.")

@@ -1,4 +1,4 @@
-"""What the methods share that shrink parameters by their importance to two sets of rows."""
+"""Shared code of methods that shrink parameters by their importance for two sets of rows."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def importance(
     objective: Callable[[Any], Tensor],
     measure: Callable[[Tensor], Tensor] = torch.square,
 ) -> dict[str, Tensor]:
-    """Return the mean of what gradients measure over rows, by parameter.
+    """Return the mean over rows of a measure of gradients, by parameter.
 
     Args:
         session: The model.
         rows: The rows.
         size: Rows over which a gradient is averaged before it is measured; a smaller last batch counts by its rows.
-        objective: Gives a batch's mean over rows of what is differentiated.
-        measure: What is taken of a gradient.
+        objective: Returns a batch's mean over rows of the differentiated quantity.
+        measure: The measure of a gradient.
     """
     means = {name: torch.zeros_like(p, dtype=_wide(p)) for name, p in session.parameters.items()}
     for batch, numbers in zip(rows.batches(size), cut(range(len(rows)), size), strict=True):
@@ -46,7 +46,7 @@ def importances(
     objective: Callable[[Any], Tensor],
     measure: Callable[[Tensor], Tensor] = torch.square,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the importance to the rows that are to be forgotten, and to all rows.
+    """Return the importance for the rows to be forgotten, and for all rows.
 
     Args:
         session: The model and the rows.
@@ -62,7 +62,7 @@ def importances(
 
 
 def forgotten_share(session: EditSession) -> float:
-    """Return the share of the rows that is to be forgotten.
+    """Return the share of the rows to be forgotten.
 
     Args:
         session: The rows.
@@ -78,10 +78,11 @@ def dampen(
 
     Args:
         session: The model.
-        of_forgotten: The importance to the rows that are to be forgotten.
+        of_forgotten: The importance for the rows to be forgotten.
         of_all: The importance to all rows.
-        alpha: How many times more important a parameter has to be.
-        lam: How much of it is left: it is multiplied by min(`lam` * importance to all / to the forgotten, 1).
+        alpha: The factor by which a parameter has to be more important.
+        lam: The factor of the remaining share: the parameter is multiplied by min(`lam` * importance to all / to the
+            forgotten, 1).
 
     Returns:
         The share of the parameters that were changed.

@@ -1,4 +1,4 @@
-"""The loop that methods share which take optimizer steps: their losses, one after the other."""
+"""The loop of methods that take optimizer steps."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ Masks = Mapping[str, Tensor]
 class DescentMethod(EditingMethod):
     """A method that edits by optimizer steps on losses of its own.
 
-    The optimizer is a fresh one: neither the script's nor its state. The model stays in evaluation mode, so dropout is
-    off and running statistics are those of the training; many published scripts train with both.
+    The optimizer is new: neither the script's optimizer nor its state is used. The model stays in evaluation mode, so
+    dropout is off and running statistics are those of the training; many published scripts use dropout and update the
+    statistics.
 
     Args:
-        epochs: How often the rows are gone through.
+        epochs: Number of passes over the rows.
         learning_rate: Step size.
         batch_size: Rows a step.
         optimizer: "sgd" or "adam".
@@ -64,11 +65,11 @@ class DescentMethod(EditingMethod):
             session: The model and the rows.
             losses: Takes the number of an epoch, from 0, and gives the losses of its steps. Each is asked for when the
                 step before has been taken.
-            masks: Gives, before each step, what it may change. What it may not is put back after the step: an optimizer
-                moves weights without a gradient too, by weight decay and momentum.
+            masks: Returns, before each step, the entries that it may change. The others are restored after the step,
+                since weight decay and momentum move weights even without a gradient.
 
         Returns:
-            How many steps were taken.
+            Number of steps.
         """
         parameters = list(session.parameters.values())
         optimizer = self._make_optimizer(parameters)
@@ -95,11 +96,11 @@ class DescentMethod(EditingMethod):
 
 @torch.no_grad()
 def put_back(session: EditSession, masks: Masks, weights: Mapping[str, Tensor]) -> None:
-    """Give entries that may not change earlier values.
+    """Restore the earlier values of entries that may not change.
 
     Args:
         session: The model.
-        masks: Which entries may change.
+        masks: The entries that may change.
         weights: The earlier values.
     """
     for name, parameter in session.parameters.items():

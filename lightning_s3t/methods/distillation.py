@@ -12,7 +12,7 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
     Args:
         student: Logits, shape `[..., classes]`.
         teacher: Logits of the same shape, without gradients.
-        temperature: What both are divided by.
+        temperature: The divisor of both.
 
     Example:
         >>> import torch

@@ -21,13 +21,13 @@ Weights = Mapping[str, Tensor]
 
 
 class EditRows:
-    """The rows of an edit: those that are to be forgotten, or those that stay.
+    """The rows of an edit: the rows to be forgotten, or the retained ones.
 
     Args:
-        count: How many there are.
+        count: Number of rows.
         read: Takes batches of row numbers, from 0 to `count` - 1, and gives each as the script's own dataloader puts it
             together, on the model's device.
-        seed: What shuffled orders follow from.
+        seed: Seed of shuffled orders.
 
     Example:
         >>> rows = EditRows(5, lambda batches: map(torch.tensor, batches))
@@ -67,7 +67,7 @@ class EditRows:
 
 
 class Answer(NamedTuple):
-    """What the model makes of a batch.
+    """The model's output for a batch.
 
     Attributes:
         loss: The training loss, as `training_step` returns it.
@@ -80,24 +80,24 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class EditSession:
-    """What a method has to edit a model with.
+    """The resources of a method for editing a model.
 
-    The model is on its device, with its trained weights, and in evaluation mode: an edit without dropout, which leaves
-    running statistics as they are, is what the methods here are made for.
+    The model is on its device, with its trained weights, and in evaluation mode: the methods here are made for edits
+    without dropout that leave running statistics unchanged.
 
     Attributes:
         module: The user's module.
-        network: The part of it whose call gives the prediction.
-        parameters: The parameters that may be changed, by name; everything else has to stay as it is.
-        forget: The rows that are to be forgotten; at least one.
+        network: The part of it whose call returns the prediction.
+        parameters: The parameters that may change, by name; everything else must stay unchanged.
+        forget: The rows to be forgotten; at least one.
         retain: The rows that stay; at least one.
         loss: Gives the training loss of a batch, as `training_step` returns it.
         untrained: Gives the tensors that training has changed as they were before it: new adapters or the pretrained
             layers, and the head as the first fit found it.
-        seed: What all that is drawn follows from.
-        records: What the method's recorder has kept of the training, by name; what the edit leaves here is kept with
-            the edited model.
-        places: The numbers of the rows that are to be forgotten among all that the model was trained on.
+        seed: Seed of all random draws.
+        records: The records of the method's recorder, by name; records that the edit leaves here are stored with the
+            edited model.
+        places: The indices of the rows to be forgotten among all training rows of the model.
     """
 
     module: nn.Module
@@ -113,7 +113,7 @@ class EditSession:
 
     @property
     def trained_rows(self) -> int:
-        """How many rows the model was trained on."""
+        """Number of rows that the model was trained on."""
         return len(self.forget) + len(self.retain)
 
     def answer(self, batch: Any) -> Answer:
@@ -123,7 +123,8 @@ class EditSession:
             batch: The batch.
 
         Raises:
-            UnsupportedError: `training_step` does not call the network just once, or there are no logits in its answer.
+            UnsupportedError: `training_step` does not call the network exactly once, or its output does not contain
+                logits.
         """
         answers: list[Any] = []
         hook = self.network.register_forward_hook(lambda _, __, output: answers.append(output))
@@ -133,9 +134,9 @@ class EditSession:
             hook.remove()
         if len(answers) != 1:
             raise UnsupportedError(
-                "The method needs the network's answer to a batch, and training_step called "
-                f"{type(self.network).__name__} {len(answers)} times. Call it once a batch, as self(...) or "
-                "self.network(...) and not by .forward(), or use a method that needs the loss alone."
+                "The method needs the network's output for a batch, but training_step called "
+                f"{type(self.network).__name__} {len(answers)} times. Call it once per batch, as self(...) or "
+                "self.network(...) rather than .forward(), or use a method that needs only the loss."
             )
         return Answer(loss, logits_of(answers[0]))
 
@@ -148,7 +149,7 @@ class EditSession:
         """Have the module hold other weights within the block, without gradients: to ask a teacher.
 
         Args:
-            weights: Tensors by name; of the others the module keeps its own.
+            weights: Tensors by name; for all others the module keeps its own.
         """
         tensors = named_tensors(self.module)
         own = {name: tensors[name].data for name in weights}
@@ -165,13 +166,13 @@ class EditSession:
         """Return a generator on the CPU that is the same for every edit with this seed.
 
         Args:
-            label: What is drawn with it.
+            label: The purpose of the draws.
         """
         return torch.Generator().manual_seed(derive_seed(self.seed, label))
 
 
 class TrainingRecorder(Protocol):
-    """Keeps something of a training, which lies in the model's snapshot and is erased with it."""
+    """Keeps records of a training, which are in the model's snapshot and erased with it."""
 
     def start(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Begin, just before the first step.
@@ -181,14 +182,14 @@ class TrainingRecorder(Protocol):
         """
 
     def step(self, rows: Sequence[int]) -> None:
-        """Keep what there is to keep of an optimizer step that has been taken.
+        """Record an optimizer step after it was taken.
 
         Args:
             rows: The numbers, among those that are trained on, of the rows in its batches.
         """
 
     def records(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return what was kept, by name.
+        """Return the records, by name.
 
         Args:
             weights: The parameters as they will serve.
@@ -196,21 +197,21 @@ class TrainingRecorder(Protocol):
 
 
 class EditingMethod(WholeModelMethod):
-    """A method that edits its one model on request, with the rows that are to be forgotten and those that stay.
+    """A method that edits its single model on request, with the rows to be forgotten and the retained rows.
 
-    The rows have to be in the data until the fit that carries the request out. Where they are gone, or where rows have
-    been added meanwhile, that fit trains the model from scratch instead.
+    The rows have to be in the data until the fit that carries the request out. If these rows no longer exist, or rows
+    have been added since, that fit trains the model from scratch instead.
     """
 
     guarantee = "empirical"
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """What an edit reads beside the model."""
+        """The data that an edit reads in addition to the model."""
         return ("forgotten rows", "retained rows")
 
     def recorder(self) -> TrainingRecorder | None:
-        """Return what keeps something of a training for the edits to come; None if nothing is to be kept."""
+        """Return a recorder for future edits; None if no records are needed."""
         return None
 
     @abstractmethod
@@ -221,7 +222,7 @@ class EditingMethod(WholeModelMethod):
             session: The model and the rows.
 
         Returns:
-            What was done, JSON-ready, for the model's provenance.
+            A description of the edit, JSON-ready, for the model's provenance.
         """
 
 
@@ -243,7 +244,7 @@ def logits_of(answer: Any) -> Tensor:
     """Return the logits in a network's answer: a tensor, `.logits`, the entry "logits", or the first of a tuple.
 
     Args:
-        answer: What the network returned.
+        answer: The network's output.
 
     Raises:
         UnsupportedError: It is none of these.
@@ -261,7 +262,7 @@ def logits_of(answer: Any) -> Tensor:
         found = answer
     if not isinstance(found, Tensor) or not found.is_floating_point() or found.ndim < 2:
         raise UnsupportedError(
-            f"The method needs logits of shape [..., classes], and the network answers with {type(answer).__name__}. "
-            "Return the logits, or something with `.logits`, or use a method that needs the loss alone."
+            f"The method needs logits of shape [..., classes], but the network returned {type(answer).__name__}. "
+            "Return the logits or an object with `.logits`, or use a method that needs only the loss."
         )
     return found

@@ -1,4 +1,4 @@
-"""Fine-tuning on what stays: the plainest reference."""
+"""Fine-tuning on the retained rows: the simplest reference."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from lightning_s3t.methods.registry import register_method
 @register_method
 @dataclass(frozen=True)
 class FineTune(DescentMethod):
-    """Goes on training on the rows that stay, in the hope that the model forgets the others.
+    """Continues training on the retained rows, in the hope that the model forgets the others.
 
     A reference, as in "Eternal Sunshine of the Spotless Net" (Golatkar et al., arXiv 1911.04933, section 5).
 
-    Nothing is promised of the result. The accuracies come close to those of a training from scratch, since that is good
-    on the forgotten rows too; attacks that look at single rows still find them. Needs the rows that stay.
+    Nothing is guaranteed about the result. The accuracies come close to those of a training from scratch, since that is
+    good on the forgotten rows too; attacks that look at single rows still find them. Needs the rows that stay.
 
     Args:
-        epochs: How often the rows that stay are gone through.
+        epochs: Number of passes over the retained rows.
         learning_rate: Step size.
         batch_size: Rows a step.
         optimizer: "sgd" or "adam".
@@ -41,7 +41,7 @@ class FineTune(DescentMethod):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """What an edit reads beside the model."""
+        """The data that an edit reads in addition to the model."""
         return ("retained rows",)
 
     def edit(self, session: EditSession) -> Mapping[str, Any]:
@@ -51,7 +51,7 @@ class FineTune(DescentMethod):
             session: The model and the rows.
 
         Returns:
-            How many steps were taken.
+            Number of steps.
         """
 
         def losses(_: int) -> Iterator[Tensor]:

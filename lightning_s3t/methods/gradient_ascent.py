@@ -1,4 +1,4 @@
-"""Gradient ascent on what is to be forgotten, alone or against what stays."""
+"""Gradient ascent on the rows to be forgotten, alone or combined with descent on the retained rows."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class GradientAscent(DescentMethod):
 
     A reference ("GA"), as in "Unrolling SGD" (Thudi et al., arXiv 2109.13398).
 
-    Nothing is promised of the result. The loss has no upper bound, so too many steps destroy the model for all rows; a
-    loss above that of a guess shows as much as a low one that a row was forgotten. Repeated requests diverge. A few
-    related rows bring back what was forgotten. Needs the forgotten rows alone.
+    Nothing is guaranteed about the result. The loss has no upper bound, so too many steps destroy the model for all
+    rows; a loss above that of a random guess reveals a forgotten row as much as a low one does. Repeated requests
+    diverge. A few related rows restore the forgotten knowledge. Needs only the forgotten rows.
 
     Args:
-        epochs: How often the forgotten rows are gone through.
+        epochs: Number of passes over the forgotten rows.
         learning_rate: Step size.
         batch_size: Rows a step.
         optimizer: "sgd" or "adam".
@@ -50,7 +50,7 @@ class GradientAscent(DescentMethod):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """What an edit reads beside the model."""
+        """The data that an edit reads in addition to the model."""
         return ("forgotten rows",)
 
     def edit(self, session: EditSession) -> Mapping[str, Any]:
@@ -60,7 +60,7 @@ class GradientAscent(DescentMethod):
             session: The model and the rows.
 
         Returns:
-            How many steps were taken.
+            Number of steps.
         """
 
         def losses(_: int) -> Iterator[Tensor]:
@@ -78,11 +78,11 @@ class NegGradPlus(DescentMethod):
     "NegGrad+" of "Towards Unbounded Machine Unlearning" (Kurmanji et al., arXiv 2302.09880, section 4): the loss of a
     step is (1 - w) times that of a batch that stays, less w times that of a forgotten one.
 
-    Nothing is promised of the result; it fails as gradient ascent does, later. Needs both sets of rows: an epoch goes
-    through those that stay, and the forgotten come up as often as it takes.
+    Nothing is guaranteed about the result; it fails as gradient ascent does, later. Needs both sets of rows: an epoch
+    goes through those that stay, and the forgotten come up as often as it takes.
 
     Args:
-        epochs: How often the rows that stay are gone through.
+        epochs: Number of passes over the retained rows.
         learning_rate: Step size.
         batch_size: Rows of each set a step.
         optimizer: "sgd" or "adam".
@@ -111,7 +111,7 @@ class NegGradPlus(DescentMethod):
             session: The model and the rows.
 
         Returns:
-            How many steps were taken.
+            Number of steps.
         """
         weight = self.forget_weight
         forgotten = endless(session.forget, self.batch_size)

@@ -1,4 +1,4 @@
-"""Influence: one step that undoes what rows have done to the optimum, by their gradients and the curvature."""
+"""Influence: one step that removes the effect of rows on the optimum, from their gradients and the curvature."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ class Influence(EditingMethod):
     iteration with one pass over the rows that stay.
 
     For a quadratic loss at its minimum, the second order is a training without the rows, up to rounding. For others it
-    is the step of Newton's method towards one. Nothing is promised of either: the paper's certificate needs a strictly
-    convex loss, its exact minimum and noise in the training, none of which a trainer gives. In a deep network the
-    curvature is negative in some directions: the solution stops there, and the report says so; `damping` helps. Needs
-    the forgotten rows, for the second order also those that stay, and layers that can be differentiated twice. Rows are
-    removed, features or labels not replaced.
+    is a step of Newton's method towards an optimum. Nothing is promised of either: the paper's certificate needs a
+    strictly convex loss, its exact minimum and noise in the training, none of which a trainer gives. In a deep network
+    the curvature is negative in some directions: the solution stops there, and the report says so; `damping` helps.
+    Needs the forgotten rows, for the second order also those that stay, and layers that can be differentiated twice.
+    Rows are removed, features or labels not replaced.
 
     Args:
         order: "first" or "second".
         rate: Of the first order, for the sum of the gradients.
-        l2: The factor of half the squared norm of the parameters in the objective of the training, beside the mean of
+        l2: The factor of half the squared norm of the parameters in the training objective, in addition to the mean of
             the loss (torch's `weight_decay` with SGD).
         damping: Is added to the curvature of the mean loss.
-        steps: How often the update is made; each for its share of G, at the parameters that the one before has left.
+        steps: Number of updates; each uses its share of G, at the parameters after the previous one.
         batch_size: Rows a pass takes at a time; the result is the same up to rounding.
         iterations: Of conjugate gradients, at most.
         tolerance: The residual, as a share of that at the start, at which they end.
-        last_tensors: How many parameter tensors are changed, the last ones; None for all.
+        last_tensors: Number of parameter tensors to change, counted from the last; None for all.
 
     Raises:
         ConfigurationError: An argument is out of range.
@@ -78,7 +78,7 @@ class Influence(EditingMethod):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """What an edit reads beside the model."""
+        """The data that an edit reads in addition to the model."""
         return ("forgotten rows",) if self.order == "first" else ("forgotten rows", "retained rows")
 
     def edit(self, session: EditSession) -> Mapping[str, Any]:
@@ -112,8 +112,8 @@ class Influence(EditingMethod):
                 )
                 if solution.negative and solution.iterations == 0:
                     raise ConfigurationError(
-                        "The curvature of the loss along the forgotten rows' gradient is negative, so there is no "
-                        "step of the second order. Give `damping`, fewer `last_tensors`, or order='first'."
+                        "The curvature of the loss along the forgotten rows' gradient is negative, so a second-order "
+                        "step does not exist. Set `damping`, use fewer `last_tensors`, or set order='first'."
                     )
                 update = solution.value
                 report = solution.describe()
@@ -144,12 +144,12 @@ class Influence(EditingMethod):
 
 @dataclass(frozen=True)
 class Solution:
-    """What came of solving a system.
+    """The result of solving a system.
 
     Attributes:
         value: The solution.
-        iterations: How many were made.
-        residual: The norm of what is left, as a share of that at the start.
+        iterations: Number of iterations.
+        residual: The norm of the residual, relative to the initial one.
         negative: Whether a direction of negative curvature ended it.
     """
 
@@ -165,12 +165,12 @@ class Solution:
 
 @torch.no_grad()
 def solve(product: Callable[[Tensor], Tensor], right: Tensor, iterations: int, tolerance: float) -> Solution:
-    """Solve a symmetric system by conjugate gradients, as long as it is positive definite.
+    """Solve a symmetric system by conjugate gradients; stop at a direction of negative curvature.
 
     Args:
         product: Multiplies a vector by the matrix.
         right: The right-hand side.
-        iterations: How many are made, at most.
+        iterations: The largest number of iterations.
         tolerance: The residual at which to end, as a share of that at the start.
 
     Example:

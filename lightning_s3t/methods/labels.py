@@ -1,4 +1,4 @@
-"""The labels in a batch: where they are, and a batch with others."""
+"""The labels in a batch: their place, and replacing them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_s3t.errors import ConfigurationError, UnsupportedError
 
 LabelPlace = str | int | None
-"""The key or the number of the labels in a batch; None to find them."""
+"""The key or the position of the labels in a batch; None to find them."""
 
 _KEYS = ("labels", "label", "targets", "target", "y")
 
@@ -21,14 +21,14 @@ def check_label_place(place: Any) -> None:
     """Raise unless an argument names a place of labels.
 
     Args:
-        place: What was given as `labels`.
+        place: The argument `labels`.
 
     Raises:
         ConfigurationError: It is not.
     """
     if place is not None and (isinstance(place, bool) or not isinstance(place, (str, int))):
         raise ConfigurationError(
-            f"Expected argument `labels` to be a key or a number, or None to find them, but got {place!r}."
+            f"Expected argument `labels` to be a key, a position, or None to find them, but got {place!r}."
         )
 
 
@@ -37,7 +37,7 @@ def labels_of(batch: Any, place: LabelPlace = None) -> Tensor:
 
     Args:
         batch: A batch: a tuple or list, or a mapping.
-        place: Where they are. Left out, the second of two, or the entry "labels", "label", "targets", "target" or "y".
+        place: Their place. Left out, the second of two, or the entry "labels", "label", "targets", "target" or "y".
 
     Returns:
         Shape `[rows]`, whole numbers.
@@ -53,7 +53,7 @@ def labels_of(batch: Any, place: LabelPlace = None) -> Tensor:
     if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
         found = f"{tuple(labels.shape)} of {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
         raise UnsupportedError(
-            f"The method needs one class for each row, and the labels in a batch are {found}. Use a method that does "
+            f"The method needs one class for each row, but the labels in a batch are {found}. Use a method that does "
             "not read labels."
         )
     return labels
@@ -86,8 +86,8 @@ def wrong_labels(labels: Tensor, shifts: Tensor, classes: int) -> Tensor:
 
     Args:
         labels: The true classes, shape `[rows]`.
-        shifts: How many classes further, 1 to `classes` - 1, shape `[rows]`; drawn evenly, every wrong class is as
-            likely.
+        shifts: Offsets of the classes, 1 to `classes` - 1, shape `[rows]`; with uniform draws every wrong class is
+            equally likely.
         classes: Number of classes.
 
     Raises:
@@ -99,8 +99,8 @@ def wrong_labels(labels: Tensor, shifts: Tensor, classes: int) -> Tensor:
     """
     if classes < 2 or bool(((labels < 0) | (labels >= classes)).any()):
         raise UnsupportedError(
-            f"The method draws a wrong class for each row, and the network answers with {classes} columns to labels "
-            f"from {int(labels.min())} to {int(labels.max())}. Expected one column a class, and at least two."
+            f"The method draws a wrong class for each row, but the network returned {classes} columns for labels from "
+            f"{int(labels.min())} to {int(labels.max())}. Expected one column per class, and at least two."
         )
     return (labels + shifts.to(labels)) % classes
 
@@ -111,7 +111,7 @@ def draw_shifts(rows: int, classes: int, generator: torch.Generator) -> Tensor:
     Args:
         rows: Number of rows.
         classes: Number of classes.
-        generator: What draws.
+        generator: The random generator.
     """
     return torch.randint(1, max(classes, 2), (rows,), generator=generator)
 
@@ -128,6 +128,6 @@ def _find(batch: Any, place: LabelPlace) -> Any:
             return 1
     found = f"keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
     raise UnsupportedError(
-        f"The method needs the labels of a batch, and they were not found in it ({found}; labels={place!r}). Name "
-        "their place with `labels`: a key, or a number."
+        f"The method needs the labels of a batch, but found none ({found}; labels={place!r}). Name their place with "
+        "`labels`: a key or a position."
     )

@@ -1,4 +1,4 @@
-"""PGU: steps on the forgotten rows that leave what the rows that stay answer alone, to first order."""
+"""PGU: steps on the forgotten rows that preserve the outputs for the retained rows to first order."""
 
 from __future__ import annotations
 
@@ -23,26 +23,27 @@ from lightning_s3t.methods.registry import register_method
 class PGU(EditingMethod):
     """Projected-gradient unlearning (Hoang et al., "Learn to Unlearn for Deep Neural Networks", arXiv 2312.04095).
 
-    The gradient of a layer's weight lies in the span of the layer's inputs. Steps on the forgotten rows are projected
-    off the span that the inputs of the rows that stay have: its leading directions, up to a share of the singular
-    values. Linear and convolutional layers are changed, by plain gradient descent; biases and everything else stay as
-    they are. The loss of a forgotten row is -log(1 - p + `offset`) - `entropy_weight` * H for its label's probability p
-    and the entropy H of the answer.
+    The gradient of a layer's weight is in the span of the layer's inputs. Steps on the forgotten rows are projected off
+    the span of the retained rows' inputs: its leading directions, up to a share of the singular values. Linear and
+    convolutional layers are changed, by plain gradient descent; biases and everything else stay unchanged. The loss of
+    a forgotten row is -log(1 - p + `offset`) - `entropy_weight` * H for its label's probability p and the entropy H of
+    the answer.
 
-    The paper keeps the inputs' second moments from training and subtracts those of the forgotten; here they are taken
-    from the rows that stay, and nothing is kept. The paper stops when the accuracy on held-out rows passes that on the
+    The paper keeps the inputs' second moments from training and subtracts those of the forgotten; here they are
+    computed from the retained rows, and nothing is stored. The paper stops when the accuracy on held-out rows passes
+    that on the
     forgotten: give the first as `stop_accuracy`.
 
-    Nothing is promised of the result. What the rows that stay answer is preserved to first order, and in the directions
-    that are kept. With a large share no direction is free and nothing is forgotten; with a small one all rows suffer.
-    What forgotten rows share with others is never removed. Needs both sets of rows, one class a row, and for each layer
-    a square matrix of its number of inputs.
+    Nothing is guaranteed about the result. The outputs for the retained rows are preserved only to first order, and
+    only in the preserved directions. With a large share no direction is free and nothing is forgotten; with a small one
+    all rows suffer. Knowledge that forgotten rows share with others is never removed. Needs both sets of rows, one
+    class a row, and for each layer a square matrix of its number of inputs.
 
     Args:
         share: Share of the sum of the singular values that the preserved directions have, at most.
-        epochs: How often the forgotten rows are gone through, at most.
+        epochs: The largest number of passes over the forgotten rows.
         learning_rate: Step size at first.
-        last_learning_rate: Step size in the end; in between it falls exponentially.
+        last_learning_rate: The final step size; it decays exponentially in between.
         batch_size: Rows a step.
         offset: Keeps the loss finite.
         entropy_weight: Weight of the entropy.
@@ -78,13 +79,13 @@ class PGU(EditingMethod):
         check_label_place(self.labels)
 
     def edit(self, session: EditSession) -> Mapping[str, Any]:
-        """Step off what the rows that stay use.
+        """Take steps orthogonal to the directions that the retained rows use.
 
         Args:
             session: The model and the rows.
 
         Returns:
-            How many epochs were gone through, and of each layer how many of its directions were preserved.
+            Number of epochs, and the number of preserved directions of each layer.
 
         Raises:
             UnsupportedError: None of the layers is linear or convolutional.
@@ -92,8 +93,8 @@ class PGU(EditingMethod):
         layers = find_layers_with_inputs(session)
         if not layers:
             raise UnsupportedError(
-                f"{self.name} changes the weights of linear and two-dimensional convolutional layers, and none of "
-                "those that may be changed belongs to one. Use another method."
+                f"{self.name} changes the weights of linear and two-dimensional convolutional layers, but no "
+                "parameter that may change belongs to one. Use another method."
             )
         preserved = {
             name: leading_directions(moment, self.share) for name, moment in self._moments(session, layers).items()
@@ -153,14 +154,14 @@ class PGU(EditingMethod):
         missing = [name for name in layers if name not in moments]
         if missing:
             raise UnsupportedError(
-                f"{self.name} needs the inputs of {', '.join(missing)}, and the network reads these weights without "
+                f"{self.name} needs the inputs of {', '.join(missing)}, but the network reads these weights without "
                 "calling the layer. Use another method."
             )
         return moments
 
 
 def find_layers_with_inputs(session: EditSession) -> dict[str, nn.Module]:
-    """Return the linear and two-dimensional convolutional layers whose weights may be changed, by the weight's name.
+    """Return the linear and two-dimensional convolutional layers whose weights may change, by the weight's name.
 
     Args:
         session: The model.
@@ -198,7 +199,7 @@ def leading_directions(moment: Tensor, share: float) -> Tensor:
 
 
 def project_off(gradient: Tensor, preserved: Tensor) -> Tensor:
-    """Return what of a weight's gradient is orthogonal to directions of its inputs.
+    """Return the part of a weight's gradient that is orthogonal to directions of its inputs.
 
     Args:
         gradient: Shape `[outputs, inputs]`, or a kernel's. The groups of a convolution share their directions.
@@ -237,7 +238,7 @@ def _rows(layer: nn.Module, given: Tensor) -> Tensor:
 
 
 def _padding(layer: nn.Conv2d) -> list[int]:
-    """Return what is added on each side, the last dimension first."""
+    """Return the padding on each side, the last dimension first."""
     if layer.padding == "same":
         sums = [dilation * (size - 1) for dilation, size in zip(layer.dilation, layer.kernel_size, strict=True)]
         return [side for total in reversed(sums) for side in (total // 2, total - total // 2)]

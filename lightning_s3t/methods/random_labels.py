@@ -51,11 +51,11 @@ class RandomLabels(DescentMethod):
     "Random labels", the unlearning of "Amnesiac Machine Learning" (Graves et al., arXiv 2010.10981, section 4.1). A
     row's wrong label is drawn once, evenly from all classes but the true one.
 
-    Nothing is promised of the result. The model learns something false of the forgotten rows, which shows; over
-    requests what is false adds up. Needs both sets of rows, and one class a row.
+    Nothing is guaranteed about the result. The model learns wrong labels for the forgotten rows, which is detectable;
+    the errors accumulate over requests. Needs both sets of rows, and one class a row.
 
     Args:
-        epochs: How often the rows are gone through.
+        epochs: Number of passes over the rows.
         learning_rate: Step size.
         batch_size: Rows a step.
         optimizer: "sgd" or "adam".
@@ -86,7 +86,7 @@ class RandomLabels(DescentMethod):
             session: The model and the rows.
 
         Returns:
-            How many steps were taken.
+            Number of steps.
         """
         return self.descend(session, self._losses(session))
 
@@ -116,12 +116,13 @@ class SalUn(RandomLabels):
     """Saliency-based unlearning: random labels on the weights that matter to the forgotten rows.
 
     SalUn (Fan et al., arXiv 2310.12508). The weights are the share of all weights for which the gradient of the
-    forgotten rows' loss is largest. The others stay as they are to the bit, also with weight decay and momentum.
+    forgotten rows' loss is largest. The others stay bitwise unchanged, even with weight decay and momentum.
 
-    Nothing is promised of the result; it fails as `RandomLabels` does. Needs both sets of rows, and one class a row.
+    Nothing is guaranteed about the result; it fails as `RandomLabels` does. Needs both sets of rows, and one class a
+    row.
 
     Args:
-        epochs: How often the rows are gone through.
+        epochs: Number of passes over the rows.
         learning_rate: Step size.
         batch_size: Rows a step.
         optimizer: "sgd" or "adam".
@@ -150,7 +151,7 @@ class SalUn(RandomLabels):
             session: The model and the rows.
 
         Returns:
-            How many steps were taken, and the share of the weights that could change.
+            Number of steps, and the share of the weights that could change.
         """
         masks = largest(self._saliency(session), self.share)
         changed = sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
@@ -181,11 +182,11 @@ class LabelFlipping(DescentMethod):
     Layer-wise Partial Machine Unlearning" (arXiv 2403.07611). The paper's code is not public: that the part is drawn
     for each parameter tensor and step, and a row's wrong label once, is this implementation's reading.
 
-    Nothing is promised of the result; it fails as random labels do, and without the rows that stay it costs more of the
-    accuracy on these. Needs the forgotten rows alone, and one class a row.
+    Nothing is guaranteed about the result; it fails as random labels do, and without the rows that stay it costs more
+    of the accuracy on these. Needs the forgotten rows alone, and one class a row.
 
     Args:
-        epochs: How often the forgotten rows are gone through.
+        epochs: Number of passes over the forgotten rows.
         learning_rate: Step size.
         batch_size: Rows a step.
         optimizer: "sgd" or "adam".
@@ -209,7 +210,7 @@ class LabelFlipping(DescentMethod):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """What an edit reads beside the model."""
+        """The data that an edit reads in addition to the model."""
         return ("forgotten rows",)
 
     def edit(self, session: EditSession) -> Mapping[str, Any]:
@@ -219,7 +220,7 @@ class LabelFlipping(DescentMethod):
             session: The model and the rows.
 
         Returns:
-            How many steps were taken.
+            Number of steps.
         """
         wrong = _WrongLabels(session, self.labels)
         generator = session.generator("parts of layers")

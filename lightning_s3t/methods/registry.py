@@ -36,13 +36,13 @@ def register_method(kind: type[_Method]) -> type[_Method]:
 
 
 def method_of(given: UnlearningMethod | str | Mapping[str, Any]) -> UnlearningMethod:
-    """Return the method that an argument stands for.
+    """Return the method that an argument specifies.
 
     Args:
         given: A method; its name; or a mapping with its name as "name" and its arguments.
 
     Raises:
-        ConfigurationError: There is no such method, or an argument does not fit it.
+        ConfigurationError: The method does not exist, or does not take an argument.
 
     Example:
         >>> method_of({"name": "ssd", "alpha": 5.0})

@@ -13,8 +13,8 @@ from lightning_s3t.methods.registry import register_method
 class Retrain(WholeModelMethod):
     """Trains one model on all data, and trains it again without the data on request.
 
-    What serves after the fit is what a first training without the data gives, bit for bit. Until then the model with
-    the data in it serves on.
+    After the fit the serving model is bitwise equal to a first training without the data. Until then the model with the
+    data in it keeps serving.
 
     Example:
         >>> Retrain().guarantee, Retrain().response

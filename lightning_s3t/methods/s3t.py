@@ -18,18 +18,18 @@ from lightning_s3t.plan import DataMode, EpochRule, RiskBands, SequenceChoice
 class S3TMethod(UnlearningMethod):
     """Sequence-aware sharded sliced training (Basu Roy Chowdhury et al., arXiv 2406.16257).
 
-    A request deactivates the layers that the data reached; the longest sequence that it did not reach serves on.
+    A request deactivates the layers that the data reached; the longest prefix that it did not reach keeps serving.
 
     Args:
         shards: Number of shards, m.
         slices: Number of slices of a shard, L.
-        budget: Number of sequences, B; or what they may cost each shard.
-        sequences: How they are chosen, or the sequences themselves.
-        groups: Number of layer groups; None for one a slice. With fewer, consecutive stages go on with one group, so
-            slices can be finer than a network with few blocks has groups.
+        budget: Number of sequences, B; or a limit on their cost per shard.
+        sequences: The planner, or the sequences themselves.
+        groups: Number of layer groups; None for one a slice. With fewer, consecutive stages continue with the same
+            group, so that a network with few blocks can have more slices.
         stage_data: "cumulative" or "disjoint".
         epoch_rule: "full" or "sisa".
-        request_prior: How likely a request is for each slice.
+        request_prior: The probability of a request for each slice.
         risk_bands: `RiskBands`, or a mapping of its arguments.
 
     Raises:

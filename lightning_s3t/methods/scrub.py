@@ -21,21 +21,22 @@ from lightning_s3t.methods.registry import register_method
 class SCRUB(DescentMethod):
     """SCRUB (Kurmanji et al., "Towards Unbounded Machine Unlearning", arXiv 2302.09880).
 
-    The model as it was is the teacher, and d(x) the divergence of the student's answer from its. In the first epochs a
-    pass over the forgotten rows raises d; then, in every epoch, a pass over the others lowers `alpha` d + `gamma` loss.
+    The original model is the teacher, and d(x) is the divergence of the student's output from the teacher's. In the
+    first epochs a pass over the forgotten rows raises d; then, in every epoch, a pass over the others lowers `alpha` d
+    + `gamma` loss.
 
-    Nothing is promised of the result. The divergence from the teacher has no upper bound: too many epochs of ascent
-    cost all rows, and an error that is too high shows that a row was forgotten. The paper's rewinding to an epoch
-    (SCRUB+R) is not built. Needs both sets of rows, and a network that answers with logits.
+    Nothing is guaranteed about the result. The divergence from the teacher has no upper bound: too many epochs of
+    ascent degrade all rows, and an error that is too high reveals that a row was forgotten. The paper's rewinding to an
+    epoch (SCRUB+R) is not built. Needs both sets of rows, and a network that answers with logits.
 
     Args:
-        epochs: How often the rows that stay are gone through.
+        epochs: Number of passes over the retained rows.
         learning_rate: Step size.
         batch_size: Rows a step.
         optimizer: "sgd" or "adam".
         momentum: Of "sgd".
         weight_decay: As torch's optimizers have it.
-        ascent_epochs: How many of the epochs begin with the forgotten rows.
+        ascent_epochs: Number of epochs that start with the forgotten rows.
         alpha: Weight of the divergence from the teacher on the rows that stay.
         gamma: Weight of the training loss on them.
         temperature: Softens the answers that are compared.
@@ -56,7 +57,7 @@ class SCRUB(DescentMethod):
         steps = self.ascent_epochs
         if isinstance(steps, bool) or not isinstance(steps, int) or not 0 <= steps <= self.epochs:
             raise ConfigurationError(
-                f"Expected argument `ascent_epochs` to be a number from 0 to that of epochs, {self.epochs}, but got "
+                f"Expected argument `ascent_epochs` to be a number from 0 to `epochs`, {self.epochs}, but got "
                 f"{steps!r}."
             )
         check_nonnegative("alpha", self.alpha)
@@ -70,7 +71,7 @@ class SCRUB(DescentMethod):
             session: The model and the rows.
 
         Returns:
-            How many steps were taken.
+            Number of steps.
         """
         teacher = session.weights()
 

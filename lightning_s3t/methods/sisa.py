@@ -16,8 +16,9 @@ class SISA(UnlearningMethod):
     """Sharded, isolated, sliced, aggregated training (Bourtoule et al., arXiv 1912.03817).
 
     Each shard's model is trained on one slice more at each stage, all its layers at once, from where the stage before
-    left it; the state after each stage is kept. A request takes away the states that the data reached: the newest one
-    before serves on, and the next fit trains the rest again. A request for the first slice leaves nothing of a shard.
+    left it; the state after each stage is kept. A request removes the states that the data reached: the newest earlier
+    state keeps serving, and the next fit trains the rest again. A request for the first slice leaves nothing of a
+    shard.
 
     Args:
         shards: Number of shards.

@@ -1,4 +1,4 @@
-"""Sparsity before and while the model is fine-tuned on what stays."""
+"""Sparsity before and during fine-tuning on the retained rows."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Sparse(DescentMethod):
     then unlearn", by fine-tuning: the smallest of all weights (tensors of two dimensions and more) become zero and stay
     so.
 
-    Nothing is promised of the result; it fails as `FineTune` does. Which weights are pruned was learnt with the
-    forgotten rows, and stays. The penalty makes weights small, not zero. With adapters it bears on these alone. Needs
-    the rows that stay.
+    Nothing is guaranteed about the result; it fails as `FineTune` does. The choice of pruned weights was learnt with
+    the forgotten rows, and stays. The penalty makes weights small, not zero. With adapters it bears on these alone.
+    Needs the rows that stay.
 
     Args:
-        epochs: How often the rows that stay are gone through.
+        epochs: Number of passes over the retained rows.
         learning_rate: Step size.
         batch_size: Rows a step.
         optimizer: "sgd" or "adam".
@@ -56,7 +56,7 @@ class Sparse(DescentMethod):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """What an edit reads beside the model."""
+        """The data that an edit reads in addition to the model."""
         return ("retained rows",)
 
     def edit(self, session: EditSession) -> Mapping[str, Any]:
@@ -66,7 +66,7 @@ class Sparse(DescentMethod):
             session: The model and the rows.
 
         Returns:
-            How many steps were taken, and the share of the parameters that are zero.
+            Number of steps, and the share of the parameters that are zero.
         """
         masks = self._prune(session) if self.prune > 0 else None
 

@@ -21,16 +21,17 @@ class SSD(EditingMethod):
     squared gradients. Where the importance to the forgotten rows is more than `alpha` times that to all rows, the
     parameter is multiplied by min(`lam` * importance to all / importance to the forgotten, 1) (equations 5 and 6).
 
-    Nothing is promised of the result: it is judged by measurements alone. Rows drawn at random are about as important
-    to themselves as all rows are, so that hardly a parameter is selected. Every request shrinks parameters further, and
-    none grows again: train from scratch now and then. With LoRA the selection depends on how the product of the
-    two factors is split between them; `adapter=None` edits the layers themselves.
+    Nothing is guaranteed about the result: it is judged by measurements alone. Rows drawn at random are about as
+    important to themselves as all rows are, so that hardly a parameter is selected. Every request shrinks parameters
+    further, and none grows again: train from scratch now and then. With LoRA the selection depends on how the product
+    of the two factors is split between them; `adapter=None` edits the layers themselves.
 
     Args:
-        alpha: How many times more important than to all rows a parameter has to be. Infinity changes nothing.
-        lam: How much of the parameter is left.
-        batch_size: Rows over which gradients are averaged before they are squared. 1 is the paper's definition; more
-            is faster and gives other numbers, so that `alpha` means something else (the authors' code has 64 or 128).
+        alpha: The factor by which a parameter has to be more important than for all rows. Infinity changes nothing.
+        lam: The factor of the parameter's remaining share.
+        batch_size: Rows over which gradients are averaged before they are squared. 1 is the paper's definition; larger
+            batches are faster but change the importances, so `alpha` has a different meaning (the authors' code has 64
+            or 128).
 
     Raises:
         ConfigurationError: An argument is out of range.

@@ -1,6 +1,6 @@
 """Metrics for unlearning, as torchmetrics has them: `update`, `compute`, `plot`, and functions in `functional`.
 
-They need nothing else of this project, and none of them needs Lightning.
+They do not depend on the rest of this project or on Lightning.
 """
 
 from lightning_s3t.metrics.accuracy import AccuracyGap, TugOfWar, UnlearningAccuracy

@@ -36,7 +36,7 @@ class UnlearningAccuracy(UnlearningMetric):
     As output of ``forward`` and ``compute`` the metric returns the following output:
 
     - ``accuracy`` (``dict``): ``forgotten``, ``retained`` and ``test``, each with ``_lower`` and ``_upper``, the ends
-      of Clopper and Pearson's interval over rows; NaN where there were no rows
+      of Clopper and Pearson's interval over rows; NaN without rows
 
     **Direction.** Higher is better on retained and test rows. On forgotten rows the best value is a retrained model's,
     which is near the test accuracy and not 0: so ``higher_is_better`` is ``None``. See :class:`AccuracyGap`.
@@ -84,7 +84,7 @@ class UnlearningAccuracy(UnlearningMetric):
 
 
 class ComparedAccuracy(UnlearningMetric):
-    """Counts, by kind of rows, what a model and retrained ones have right."""
+    """Counts the correct predictions of a model and of retrained ones, by kind of rows."""
 
     correct: Tensor
     retrained_correct: Tensor
@@ -109,7 +109,7 @@ class ComparedAccuracy(UnlearningMetric):
         correct, retrained = compared_rows(preds, retrained_preds, target)
         if len(retrained) != self.num_retrained:
             raise ConfigurationError(
-                f"Expected argument `retrained_preds` to be of {self.num_retrained} retrained model(s) "
+                f"Expected argument `retrained_preds` to hold predictions of {self.num_retrained} retrained model(s) "
                 f"(`num_retrained`) but got {len(retrained)}"
             )
         self.correct[index] += correct.sum()
@@ -206,7 +206,7 @@ class TugOfWar(ComparedAccuracy):
     **Direction.** Higher is better; 1 if all three accuracies are the retrained models'.
 
     **What it cannot show.** A model that has forgotten nothing scores high where forgotten rows are easy. Errors of
-    both signs count alike. It has no interval: see :class:`AccuracyGap` for those of its parts.
+    both signs count equally. It has no interval: see :class:`AccuracyGap` for those of its parts.
 
     Source: Zhao et al., *What makes unlearning hard and what to do about it* (2406.01257).
 

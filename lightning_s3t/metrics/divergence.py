@@ -49,11 +49,11 @@ class RetrainDivergence(MeanDivergence):
     **Direction.** Lower is better. But the value to reach is not 0: it is the divergence of two models retrained with
     different seeds, which this metric gives when their logits are passed.
 
-    **What it cannot show.** Answers can be near on these rows and far on others, and the weights may still hold what
-    the answers do not show.
+    **What it cannot show.** Outputs can be close on these rows and far apart on others, and the weights may hold
+    information that the outputs do not show.
 
     Source: Lin, IEEE Transactions on Information Theory 37(1), 1991; to a retrained model: Golatkar et al. (1911.04933)
-    and Chundawat et al. (2205.08096). Published code often averages :math:`KL(m \| p)`, which has no bound.
+    and Chundawat et al. (2205.08096). Published code often averages :math:`KL(m \| p)`, which is unbounded.
 
     Args:
         kwargs: Additional keyword arguments of `torchmetrics.Metric`.
@@ -80,7 +80,7 @@ class RetrainDivergence(MeanDivergence):
 
 
 class ZeroRetrainForgetting(MeanDivergence):
-    r"""Compute ZRF, the zero retrain forgetting metric: how near the answers on forgotten rows are to a random model's.
+    r"""Compute ZRF, the zero retrain forgetting metric: the closeness of outputs on forgotten rows to a random model's.
 
     .. math:: ZRF = 1 - \frac{1}{|F|} \sum_{x \in F} \frac{JS(u(x), t(x))}{\log 2}
 
@@ -93,12 +93,11 @@ class ZeroRetrainForgetting(MeanDivergence):
 
     - ``zero_retrain_forgetting`` (:class:`~torch.Tensor`): a scalar from 0 to 1
 
-    **Direction.** The best value is that of a retrained model, which has learnt from other rows and is not random: so
-    ``higher_is_better`` is ``None``, although the paper takes a value near 1 for good.
+    **Direction.** The best value is that of a retrained model, which has learnt from other rows and is not random. So
+    ``higher_is_better`` is ``None``, although the paper considers a value near 1 good.
 
-    **What it cannot show.** It needs no retraining, and so it cannot know what a retrained model would answer: a value
-    near 1 may be over-forgetting. It depends on which random model was drawn: seed it, and use one for all that is
-    compared.
+    **What it cannot show.** It does not use a retrained model, so it cannot know that model's outputs: a value near 1
+    may be over-forgetting. It depends on which random model was drawn: seed it, and use one for all that is compared.
 
     Source: Chundawat et al., *Can Bad Teaching Induce Forgetting?* (2205.08096). The division by log 2, which the bound
     0 to 1 needs, is ours; published code swaps the arguments of the divergence and is not comparable.

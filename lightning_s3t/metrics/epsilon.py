@@ -45,7 +45,7 @@ class RowEpsilons(UnlearningMetric):
         models = torch.tensor(min(unlearned.shape[1], retrained.shape[1]), device=self.num_models.device)
         if self.num_models and self.num_models != models:
             raise ConfigurationError(
-                f"Expected scores of as many models in each update, {int(self.num_models)}, but got {int(models)}"
+                f"Expected scores of {int(self.num_models)} models in each update, as before, but got {int(models)}"
             )
         self.epsilons.append(unlearning_epsilon(unlearned, retrained, self.delta))
         self.null_epsilons.append(unlearning_epsilon(retrained[:, :half], retrained[:, half:], self.delta))
@@ -55,7 +55,7 @@ class RowEpsilons(UnlearningMetric):
 
 
 class UnlearningEpsilon(RowEpsilons):
-    r"""Compute the unlearning challenge's epsilon: how well thresholds tell unlearned from retrained models.
+    r"""Compute the unlearning challenge's epsilon: how well thresholds distinguish unlearned from retrained models.
 
     .. math::
         \varepsilon = \max_{attacks} \max\left\{
@@ -83,7 +83,7 @@ class UnlearningEpsilon(RowEpsilons):
 
     **What it cannot show.** ``median`` is an estimate from the same models that chose the thresholds, and bounds
     nothing. Nothing here is a bound from above, as differential privacy has it: ``lower_bound`` says that epsilon is at
-    least this. With :math:`M` models no epsilon above about :math:`\log(M - 1)` can be told from another.
+    least this. With :math:`M` models, values of epsilon above about :math:`\log(M - 1)` cannot be distinguished.
 
     Source: Triantafillou et al., *Are we making progress in unlearning? Findings from the first NeurIPS unlearning
     competition* (2406.09073).

@@ -1,4 +1,4 @@
-"""What a language model can be made to repeat."""
+"""Extraction: the training texts that a language model repeats."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ExtractionRate(UnlearningMetric):
     guessed.
 
     **What it cannot show.** That a text cannot be extracted: another prompt, sampling, or a few steps of training may
-    bring it back, and a text that is repeated but for one token counts as forgotten.
+    recover it, and a text that is repeated except for one token counts as forgotten.
 
     Source: Carlini et al., *Quantifying Memorization Across Neural Language Models* (2202.07646), definition 3.1.
 
@@ -81,8 +81,8 @@ class ExtractionRouge(UnlearningMetric):
 
     As input to ``forward`` and ``update`` the metric accepts the following input:
 
-    - ``generated`` (a sequence of ``str``): what the model wrote
-    - ``target`` (a sequence of ``str``): what it was trained on, in the same order
+    - ``generated`` (a sequence of ``str``): the model's texts
+    - ``target`` (a sequence of ``str``): the training texts, in the same order
 
     As output of ``forward`` and ``compute`` the metric returns the following output:
 
@@ -90,8 +90,8 @@ class ExtractionRouge(UnlearningMetric):
 
     **Direction.** Lower is better, down to the value of a retrained model: texts of one kind share words.
 
-    **What it cannot show.** A model that has forgotten how to write, and one that has forgotten the text, score alike;
-    so do a fact told in other words and one that is forgotten. The mean hides single texts that are repeated whole.
+    **What it cannot show.** A model that has forgotten how to write and one that has forgotten the text get the same
+    score; so do a paraphrased fact and a forgotten one. The mean hides single texts that are repeated whole.
 
     Source: Lin, *ROUGE* (W04-1013); its recall as a measure of unlearning: Maini et al., *TOFU* (2401.06121).
 

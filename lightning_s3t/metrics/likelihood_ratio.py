@@ -57,8 +57,8 @@ class LikelihoodRatioAttack(AttackMetric):
 
     Args:
         mode: ``"online"`` needs shadow models of both kinds for every row, ``"offline"`` only those not trained on it.
-        variance: Of each row by itself (``"row"``), of all rows together (``"pooled"``), or ``"auto"``: pooled if a row
-            has fewer than 32 shadow models of a kind.
+        variance: Per row (``"row"``), for all rows together (``"pooled"``), or ``"auto"``: pooled if a row has fewer
+            than 32 shadow models of a kind.
         max_fpr: Highest FPR at which the TPR is given, one or several.
         confidence_level: Share of intervals that hold the true value.
         kwargs: Additional keyword arguments of `torchmetrics.Metric`.
@@ -112,13 +112,13 @@ class LikelihoodRatioAttack(AttackMetric):
 class UnlearningLikelihoodRatioAttack(UnlearningMetric):
     r"""Compute the likelihood ratio attack on unlearning (U-LiRA).
 
-    Can models that unlearned a row be told from models that never had it?
+    Measure whether models that unlearned a row can be distinguished from models that never had it.
 
     .. math::
         \Lambda = \log \mathcal{N}(\phi; \mu_{unlearned}, \sigma_{unlearned}^2) -
         \log \mathcal{N}(\phi; \mu_{retrained}, \sigma_{retrained}^2)
 
-    AUC and TPR are of each row by itself, and then averaged. One half of the models is for fitting.
+    AUC and TPR are computed per row and then averaged. One half of the models is used for fitting.
 
     As input to ``forward`` and ``update`` the metric accepts the following input:
 
@@ -131,10 +131,10 @@ class UnlearningLikelihoodRatioAttack(UnlearningMetric):
     - ``attack`` (``dict``): ``auc`` and, for each rate, ``tpr_at_fpr_{rate}``, each with ``_lower`` and ``_upper``, the
       ends of a percentile bootstrap over the models of the second half
 
-    **Direction.** Lower is better. The best AUC is 0.5, since two trainings without the row cannot be told apart; below
-    that is noise of few models.
+    **Direction.** Lower is better. The best AUC is 0.5, since two trainings without the row cannot be distinguished;
+    lower values are noise from few models.
 
-    **What it cannot show.** Only what a normal distribution of one score sees. With few models intervals are too
+    **What it cannot show.** Anything beyond a normal distribution of one score. With few models intervals are too
     narrow, and a TPR at an FPR below one by half the number of retrained models cannot be seen. It needs many trainings
     and unlearnings.
 
@@ -142,11 +142,11 @@ class UnlearningLikelihoodRatioAttack(UnlearningMetric):
     (2403.01218).
 
     Args:
-        variance: Of each row by itself (``"row"``), of all rows together (``"pooled"``), or ``"auto"``: pooled if a
-            half has fewer than 32 models.
+        variance: Per row (``"row"``), for all rows together (``"pooled"``), or ``"auto"``: pooled if a half has fewer
+            than 32 models.
         max_fpr: Highest FPR at which the TPR is given, one or several.
         confidence_level: Share of intervals that hold the true value.
-        num_bootstraps: How many times the models are drawn again.
+        num_bootstraps: Number of bootstrap resamples of the models.
         seed: Of these draws.
         kwargs: Additional keyword arguments of `torchmetrics.Metric`.
 

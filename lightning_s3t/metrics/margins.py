@@ -29,9 +29,9 @@ class KLDivergenceOfMargins(UnlearningMetric):
 
     **Direction.** Lower is better, down to about ``null``, which is not 0.
 
-    **What it cannot show.** Single answers' margins say nothing of what several rows say together. Values depend on the
-    number of models, bins and the smoothing: compare only those with the same. The null is of halves: as many models as
-    ``mean`` is made of would give another value, a smaller one if there are many.
+    **What it cannot show.** Margins of single outputs do not show what several rows reveal together. Values depend on
+    the number of models, bins and the smoothing: compare only those with the same. The null is of halves: as many
+    models as ``mean`` is made of would give another value, a smaller one if there are many.
 
     Source: Georgiev et al., *Attribute-to-Delete: Machine Unlearning via Datamodel Matching* (2410.23232). Unlike in
     the reference code, the last bin holds its upper edge (margins that are all the same were lost, and gave a broken
@@ -39,7 +39,7 @@ class KLDivergenceOfMargins(UnlearningMetric):
 
     Args:
         num_bins: Number of bins on the range of both.
-        smoothing: What is added to the count of each bin.
+        smoothing: Added to the count of each bin.
         max_margin: Margins are clipped to plus and minus this.
         kwargs: Additional keyword arguments of `torchmetrics.Metric`.
 

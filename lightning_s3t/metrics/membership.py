@@ -57,7 +57,7 @@ class AttackMetric(UnlearningMetric):
 
 
 class MembershipInference(AttackMetric):
-    r"""Compute how well an attack's scores tell rows that a model was trained on from rows that it was not.
+    r"""Compute how well an attack's scores distinguish rows that a model was trained on from other rows.
 
     .. math:: AUC = \Pr(s_{member} > s_{non}) + \tfrac{1}{2} \Pr(s_{member} = s_{non})
 
@@ -80,8 +80,8 @@ class MembershipInference(AttackMetric):
 
     **What it cannot show.** An AUC of 0.5 says that this attack fails on the average row, not that any other would, nor
     that no single row is exposed. Forgotten rows that differ from the non-members (another class, another time) are
-    told apart with no memory of them. The TPR at a rate below one by the number of non-members cannot be seen: there is
-    a warning.
+    distinguished even if the model does not remember them. The TPR at a rate below one by the number of non-members
+    cannot be seen: there is a warning.
 
     Source: Yeom et al. (1709.01604); the TPR at a low FPR: Carlini et al. (2112.03570); the interval: DeLong et al.,
     Biometrics 44(3), 1988.
@@ -160,7 +160,7 @@ class ConfidenceMembershipInference(AttackMetric):
 
     Output, direction, and arguments are those of :class:`MembershipInference`.
 
-    **What it cannot show.** It knows no labels: a row that is surely wrong looks like a member.
+    **What it cannot show.** It does not use labels: a confidently wrong row looks like a member.
 
     Source: Salem et al., *ML-Leaks* (1806.01246), the third adversary.
 
@@ -193,7 +193,7 @@ class EntropyMembershipInference(AttackMetric):
 
     Output, direction, and arguments are those of :class:`MembershipInference`.
 
-    **What it cannot show.** It knows no labels: a row that is surely wrong looks like a member. Use
+    **What it cannot show.** It does not use labels: a confidently wrong row looks like a member. Use
     :class:`ModifiedEntropyMembershipInference` where there are labels. Papers that train a classifier on entropies and
     report the share of forgotten rows that it calls members are not comparable: the best value there is that of a
     retrained model, neither 0 nor one half.

@@ -1,4 +1,4 @@
-"""What all metrics here share."""
+"""The base class of all metrics here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How quickly a model learns again what it forgot."""
+"""Relearning: how quickly a model relearns forgotten rows."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class RelearnTime(UnlearningMetric):
     **Direction.** The best value is a retrained model's, so ``higher_is_better`` is ``None``: less is memory that was
     left, much more is over-forgetting. Compare with :class:`AnamnesisIndex`.
 
-    **What it cannot show.** A model that has been moved far away needs long, whatever it remembers. A retrained model
-    that knows the forgotten rows from the others needs no step, and then nothing can be seen.
+    **What it cannot show.** A model that has been moved far away needs long, whatever it remembers. If a retrained
+    model already classifies the forgotten rows correctly, it needs no step, and the metric shows nothing.
 
     Source: Golatkar et al. (1911.04933); with the margin: Chundawat et al., *Zero-Shot Machine Unlearning*
     (2201.05629).

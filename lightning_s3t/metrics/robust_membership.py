@@ -42,7 +42,7 @@ class RobustMembershipInference(AttackMetric):
     Args:
         mode: ``"offline"`` takes only reference models that were not trained on the row, ``"online"`` the mean of both
             kinds.
-        gamma: How much larger a row's ratio has to be.
+        gamma: The factor by which a row's ratio has to be larger.
         offline_scale: The constant :math:`a` from 0 to 1, to be tuned on a pair of reference models.
         max_fpr: Highest FPR at which the TPR is given, one or several.
         confidence_level: Share of intervals that hold the true value.
@@ -94,7 +94,7 @@ class RobustMembershipInference(AttackMetric):
     def _attack_scores(self) -> Tensor:
         if isinstance(self.population, list) and not self.population:
             raise ConfigurationError(
-                "Robust membership inference needs rows of a population but got none: "
-                "call `update` with `is_member=None` for them"
+                "Robust membership inference needs population rows but got none: call `update` with `is_member=None` "
+                "for them"
             )
         return dominated(super()._attack_scores(), dim_zero_cat(self.population), self.gamma)

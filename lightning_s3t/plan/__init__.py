@@ -2,5 +2,5 @@
 
 import lazy_loader
 
-# NumPy and SciPy take most of a second to import: places, units and survivors need neither
+# NumPy and SciPy take most of a second to import; places, units and survivors do not need them
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""The order in which missing units are built: what gives most to what serves, for its cost, comes first."""
+"""The order in which missing units are built: those that improve serving most for their cost come first."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ DIGITS = 9
 
 @dataclass(frozen=True, order=True)
 class _Step:
-    """The next unit of a shard, and where it stands among those of other shards: the least first.
+    """The next unit of a shard, ordered against those of other shards; the smallest comes first.
 
     Attributes:
-        deeper: How much deeper its shard will serve for each unit of cost, negated.
-        served: How deep the shard serves already: of equal ones, that which serves less comes first.
-        lasting: How much deeper its shard will serve after the next request, for each unit of cost, negated.
+        deeper: How much deeper its shard will serve per unit of cost, negated.
+        served: How deep the shard already serves: among equals, the one that serves less comes first.
+        lasting: How much deeper its shard will serve after the next request, per unit of cost, negated.
     """
 
     deeper: float
@@ -39,19 +39,20 @@ def order_by_worth(
     epochs: EpochRule = "full",
     groups: int | None = None,
 ) -> tuple[UnitId, ...]:
-    """Returns missing units in the order of what they give to what serves, for what they cost.
+    """Return missing units ordered by how much they improve serving, relative to their cost.
 
-    A unit gives depth, if its shard then serves a longer prefix, or else endurance: how much longer the shard's best
-    survivor will be, on average, after one more request for any of its slices. It counts for this what a unit leads to:
-    of all that could be built next, with what it stands on, that which gives most for its cost is begun. Depth comes
-    before endurance. So the first units give each shard something, then each grows, and then they become durable.
+    A unit adds depth if its shard then serves a longer prefix. Otherwise it adds endurance: how much longer the shard's
+    best survivor will be, on average, after one more request for any of its slices. The units that it leads to count
+    too: of all units that could be built next, together with their ancestors, the one that adds most for its cost is
+    started. Depth comes before endurance. So each shard first gets a unit, then the shards grow deeper, and then they
+    become durable.
 
-    The cost of a unit is that of its stage (`cost_of`), whatever the number of rows: the order follows from what is
-    missing and what is there, and from nothing else.
+    The cost of a unit is that of its stage (`cost_of`), whatever the number of rows: the order depends only on which
+    units are missing and which are present.
 
     Args:
         missing: Units to build, in the plan's order, which decides between equal ones; parents before children.
-        present: Units that are there and stay.
+        present: Existing units, which stay.
         slices: Number of slices, L.
         data: As in `cost_of`.
         epochs: As in `cost_of`.
@@ -111,7 +112,7 @@ def _steps(
         each = np.where(waits, costs, np.inf)
         deeper = (np.maximum(lengths - served, 0) / each).round(DIGITS)
         lasting = (np.maximum(left - spared, 0).sum(axis=1) / slices / each).round(DIGITS)
-        # the first of the best in the plan's order; what is there already is not a candidate
+        # the first of the best in the plan's order; existing units are not candidates
         best = max(np.flatnonzero(waits), key=lambda number: (deeper[number], lasting[number]))
         unit = next(number for number in chains[best] if waits[number])
         yield _Step(-float(deeper[best]), served, -float(lasting[best])), missing[unit]

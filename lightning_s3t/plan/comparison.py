@@ -1,4 +1,4 @@
-"""Planners side by side: what each costs, how long it lasts, and what is left on the way."""
+"""Planners side by side: their cost, how long they last, and what remains on the way."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from lightning_s3t.plan.worth import DATA, Worth
 
 @dataclass(frozen=True)
 class PlannerResult:
-    """What a planner gives for a budget.
+    """The result of a planner for a budget.
 
     Attributes:
         planner: Its name.
         sequences: The sequences.
-        cost: What they cost a shard.
-        until: How many requests it stands until it serves less than each floor.
+        cost: The cost of the sequences per shard.
+        until: Number of requests until it serves less than each floor.
         lifetime: Expected number of requests until nothing is left, in all shards: the deletion rate.
-        assessment: How good the sequences are by the objective of `optimal`, and how good any could be.
-        moments: What is left after numbers of requests.
+        assessment: The value of the sequences by the objective of `optimal`, and a bound on the value of any sequences.
+        moments: What remains after numbers of requests.
     """
 
     planner: str
@@ -63,19 +63,19 @@ def compare(
         budget: Number of sequences, or their cost, as `plan_sequences` takes it. SISA has one sequence whatever the
             budget.
         planners: Their names.
-        prior: Probability that a request is for each slice, or for each shard and slice; None for equal ones. Planners
-            that take none are judged under it all the same.
+        prior: Probability of a request for each slice, or for each shard and slice; None for equal probabilities.
+            Planners that do not use it are evaluated under it too.
         requests: The numbers of requests after which to look.
         data: As in `cost_of`.
         epochs: As in `cost_of`.
         seed: For planners that draw.
         groups: As in `cost_of`.
-        floors: What is to be served at least, as in `requests_until`.
-        worth: What a shard is worth, as in `requests_until`.
+        floors: The least share that should be served, as in `requests_until`.
+        worth: The worth of a shard, as in `requests_until`.
 
     Raises:
-        ConfigurationError: A planner is unknown, or has not so many sequences, or the prior, a floor or the number of
-            groups is off.
+        ConfigurationError: A planner is unknown or has fewer sequences than the budget, or the prior, a floor or the
+            number of groups is invalid.
 
     Example:
         >>> for found in compare(shards=5, slices=6, budget=3):

@@ -1,4 +1,4 @@
-"""What training some sequences costs."""
+"""The cost of training sequences."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Cost:
-    """What it takes to train one shard on some sequences.
+    """The cost of training one shard on some sequences.
 
     Attributes:
         units: Number of units: of different prefixes of the sequences.
         fine_tunes: Samples seen, in multiples of one full fine-tune (all slices for as many epochs).
         compute: Forward and backward passes, in multiples of those of one full fine-tune with every adapter trainable.
-            Every sample goes forward through the whole network; the backward pass ends at the stage's layer group. The
-            two passes are taken to cost alike.
+            Every sample goes forward through the whole network; the backward pass ends at the stage's layer group. Both
+            passes are assumed to cost the same.
     """
 
     units: int
@@ -40,17 +40,17 @@ def cost_of(
     epochs: EpochRule = "full",
     groups: int | None = None,
 ) -> Cost:
-    """Returns what training some sequences costs; sequences with a common prefix share its units.
+    """Return the cost of training sequences; sequences with a common prefix share its units.
 
     Args:
         sequences: Sequences of the slices, all different.
         data: A stage trains on all slices of its prefix ("cumulative") or on the last one ("disjoint").
         epochs: "full" for as many epochs a stage as a fine-tune has, "sisa" for 2/(L+1) of them.
         groups: Number of layer groups, at most L; None for one a slice. Only the compute depends on it: with fewer
-            groups than slices a stage may go on with the group of the one before, on as many samples.
+            groups than slices a stage may continue with the group of the previous stage, on as many samples.
 
     Raises:
-        ConfigurationError: A sequence is not a permutation or is there twice, an argument is unknown, or there are more
+        ConfigurationError: A sequence is not a permutation or appears twice, an argument is unknown, or there are more
             groups than slices.
 
     Example:
@@ -63,7 +63,7 @@ def cost_of(
 
 
 def cost_of_family(family: Family, data: DataMode, epochs: EpochRule, groups: int | None = None) -> Cost:
-    """Returns what training checked sequences costs, as `cost_of`.
+    """Return the cost of training checked sequences, as `cost_of`.
 
     Args:
         family: The sequences.
@@ -97,11 +97,11 @@ def units_by_stage(family: Family) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, eq=False)
 class Limit:
-    """What training the sequences of a shard may cost.
+    """The limit on the cost of training the sequences of a shard.
 
     Attributes:
-        prices: Of a unit, by stage: shape (L,).
-        most: What all units may cost together.
+        prices: Cost of a unit, by stage: shape (L,).
+        most: The most that all units together may cost.
     """
 
     prices: NDArray[np.float64]
@@ -120,13 +120,13 @@ class Limit:
 
         Args:
             slices: Number of slices, L.
-            units: At most so many units.
-            fine_tunes: At most so many samples, in multiples of one full fine-tune.
+            units: The largest number of units.
+            fine_tunes: The largest number of samples, in multiples of one full fine-tune.
             data: As in `cost_of`.
             epochs: As in `cost_of`.
 
         Raises:
-            ConfigurationError: Not exactly one limit is given, or it does not pay for one sequence.
+            ConfigurationError: Not exactly one limit is given, or it is too small for one sequence.
 
         Example:
             >>> Limit.of(slices=3, units=6).price([(0, 1, 2), (0, 2, 1)])
@@ -139,8 +139,8 @@ class Limit:
         if not float(prices.sum()) <= most < math.inf:
             name, given = ("units", units) if units is not None else ("fine_tunes", fine_tunes)
             raise ConfigurationError(
-                f"The limit is {name}={given!r}, and one sequence of {slices} slices costs {prices.sum():g}. "
-                "Expected a finite limit that pays for one sequence."
+                f"The limit is {name}={given!r}, but one sequence of {slices} slices costs {prices.sum():g}. Expected "
+                "a finite limit that is enough for one sequence."
             )
         return cls(prices, most)
 
@@ -150,7 +150,7 @@ class Limit:
         return len(self.prices)
 
     def price(self, sequences: Iterable[SliceSequence]) -> float:
-        """Returns what training some sequences costs; shared prefixes are paid for once.
+        """Return the cost of training sequences; shared prefixes count once.
 
         Args:
             sequences: Sequences of the slices.
@@ -160,7 +160,7 @@ class Limit:
 
 
 def stage_prices(slices: int, data: DataMode, epochs: EpochRule) -> NDArray[np.float64]:
-    """Returns what a unit of each stage costs, in multiples of one full fine-tune.
+    """Return the cost of a unit of each stage, in multiples of one full fine-tune.
 
     Args:
         slices: Number of slices, L.
@@ -184,10 +184,10 @@ def stage_prices(slices: int, data: DataMode, epochs: EpochRule) -> NDArray[np.f
 
 
 def compute_per_sample(slices: int, groups: int | None = None) -> NDArray[np.float64]:
-    """Returns what a training step costs at each stage, in multiples of one with every adapter trainable.
+    """Return the cost of a training step at each stage, in multiples of a step with every adapter trainable.
 
     Half of a step is the forward pass. The other half is the backward pass, of which a stage needs the part down to its
-    layer group: groups are taken to be of one size.
+    layer group: groups are assumed to be of equal size.
 
     Args:
         slices: Number of slices, L.
@@ -208,6 +208,6 @@ def compute_per_sample(slices: int, groups: int | None = None) -> NDArray[np.flo
     if isinstance(groups, bool) or not isinstance(groups, int) or not 1 <= groups <= slices:
         raise ConfigurationError(
             f"Expected argument `groups` to be an integer from 1 to the number of slices, {slices}, but got "
-            f"{groups!r}: a layer group that no stage trains would never be adapted."
+            f"{groups!r}: a layer group that no stage trains is never adapted."
         )
     return np.array([1 + group_of_stage(stage, slices, groups) / groups for stage in range(1, slices + 1)]) / 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-NORMAL_95 = 1.959964  # standard errors to either side that hold 95 % of a normal distribution
+NORMAL_95 = 1.959964  # standard errors to either side that cover 95 % of a normal distribution
 
 
 @dataclass(frozen=True)

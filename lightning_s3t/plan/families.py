@@ -12,15 +12,15 @@ Family: TypeAlias = tuple[SliceSequence, ...]
 
 
 def check_sequences(sequences: Iterable[Iterable[int]], slices: int, budget: int) -> Family:
-    """Checks sequences that were given by hand.
+    """Check sequences that the caller gave.
 
     Args:
         sequences: The sequences.
         slices: Number of slices, L.
-        budget: How many there must be.
+        budget: The expected number of sequences.
 
     Raises:
-        ConfigurationError: A sequence is not a permutation of the slices, is there twice, or the number is off.
+        ConfigurationError: A sequence is not a permutation of the slices, appears twice, or the number is wrong.
 
     Example:
         >>> check_sequences([[0, 1], [1, 0]], slices=2, budget=2)
@@ -35,20 +35,21 @@ def check_sequences(sequences: Iterable[Iterable[int]], slices: int, budget: int
             )
     if len(set(family)) < len(family) or len(family) != budget:
         raise ConfigurationError(
-            f"Found {len(family)} sequences, {len(set(family))} of them different. Expected as many different ones as "
-            f"the budget, {budget}."
+            f"Found {len(family)} sequences, {len(set(family))} of them different. Expected {budget} different ones, "
+            "the budget."
         )
     return family
 
 
 def check_family(sequences: Iterable[Iterable[int]]) -> Family:
-    """Checks sequences of which neither the number of slices nor the budget was given.
+    """Check sequences without a given number of slices or budget.
 
     Args:
         sequences: Sequences of the slices.
 
     Raises:
-        ConfigurationError: There are none, one is not a permutation of the slices of the first, or one is there twice.
+        ConfigurationError: There are no sequences, one is not a permutation of the slices of the first, or one appears
+            twice.
 
     Example:
         >>> check_family([[0, 1], [1, 0]])
@@ -56,17 +57,17 @@ def check_family(sequences: Iterable[Iterable[int]]) -> Family:
     """
     family = [tuple(sequence) for sequence in sequences]
     if not family or not family[0]:
-        raise ConfigurationError("There are no sequences. Expected at least one sequence of at least one slice.")
+        raise ConfigurationError("No sequences were given. Expected at least one sequence of at least one slice.")
     return check_sequences(family, slices=len(family[0]), budget=len(family))
 
 
 def check_budget(slices: int, budget: int, most: int, planner: str) -> None:
-    """Refuses a budget that a planner cannot meet.
+    """Raise an error for a budget that a planner cannot meet.
 
     Args:
         slices: Number of slices, L.
         budget: Number of sequences, B.
-        most: How many the planner has.
+        most: The number of sequences that the planner has.
         planner: Its name.
 
     Raises:

@@ -36,7 +36,7 @@ def outlook(
 ) -> Outlook:
     """Estimate how much of the data serves after further requests, without any retraining.
 
-    Each request is from one person, and everybody is equally likely to ask. A shard serves its longest unit that no
+    Each request is from one person, and all people are equally likely to ask. A shard serves its longest unit that no
     request has reached.
 
     Args:
@@ -44,11 +44,11 @@ def outlook(
         shares: By shard, its share of all people. They need not sum to 1.
         slices: Number of slices of a shard, L.
         requests: The numbers of further requests, 0 or more.
-        trials: How many histories of requests to simulate.
-        seed: What they are drawn from.
+        trials: Number of histories of requests to simulate.
+        seed: Seed of the random draws.
 
     Raises:
-        ConfigurationError: There are no people, or a number of requests is negative.
+        ConfigurationError: No shard has people, or a number of requests is negative.
 
     Example:
         >>> units = [UnitId(0, (0,)), UnitId(0, (0, 1)), UnitId(1, (0,)), UnitId(1, (0, 1))]
@@ -58,7 +58,7 @@ def outlook(
     """
     weights = np.asarray(shares, dtype=float)
     if not len(weights) or weights.sum() <= 0:
-        raise ConfigurationError("Expected argument `shares` to have people in at least one shard.")
+        raise ConfigurationError("Expected argument `shares` to have a positive share in at least one shard.")
     if min(requests, default=0) < 0:
         raise ConfigurationError(f"Expected argument `requests` to be 0 or more but got {min(requests)}.")
     weights = weights / weights.sum()

@@ -16,23 +16,25 @@ from lightning_s3t.errors import ConfigurationError
 class Partition:
     """Puts every subject in a slice by a keyed hash of its id.
 
-    A place depends on the id and the seed alone, and not on who else is there. That is what lets a rebuild after a
-    deletion be, bit for bit, a first training without the subject; shuffled splits of equal size cannot have it.
+    A place depends only on the id and the seed, not on which other subjects exist. This makes a rebuild after a
+    deletion bitwise equal to a first training without the subject; shuffled splits of equal size do not have this
+    property.
 
-    Without the secret, an id does not tell the place: what serves shows which slices requests reached, and ids can
-    be guessed. `S3T(partition="public")` does without a secret, so that others can repeat an experiment.
+    Without the secret, an id does not reveal the place. This matters because the serving units show which slices
+    requests reached, and ids can be guessed. `S3T(partition="public")` does without a secret, so that others can repeat
+    an experiment.
 
-    People who came later may have shards of their own (`S3T(newcomers="append")`): generation 0 is cut into `shards`
-    shards, and each generation after it is one shard more. In which slice of its shard somebody is does not depend on
-    the generation.
+    People who came later may have shards of their own (`S3T(newcomers="append")`): generation 0 is divided into
+    `shards` shards, and each later generation adds one shard. A subject's slice within its shard does not depend on the
+    generation.
 
     Args:
         shards: Number of shards, m, of the people who came first.
         slices: Number of slices of a shard, L.
-        seed: What the key of the hash is made from.
-        bands: How many of a shard's slices each band of risk has, from the lowest on (`RiskBands`); empty for no bands.
-        secret: What else the key is made from: a store's own secret, at most 64 bytes; empty for a public partition.
-        generations: How many generations came after the first.
+        seed: Seed of the hash's key.
+        bands: Number of a shard's slices for each risk band, from the lowest up (`RiskBands`); empty for no bands.
+        secret: The store's own secret, which is part of the key, at most 64 bytes; empty for a public partition.
+        generations: Number of generations after the first.
 
     Raises:
         ConfigurationError: A number is out of range, or the bands do not fill the slices.
@@ -67,17 +69,18 @@ class Partition:
 
         if self.bands and (sum(self.bands) != self.slices or min(self.bands) < 1):
             raise ConfigurationError(
-                f"The bands of risk have {self.bands} slices. Expected at least one slice each, {self.slices} in all."
+                f"The bands of risk have {self.bands} slices. Expected at least one slice in each band, {self.slices} "
+                "in all."
             )
 
     @property
     def all_shards(self) -> int:
-        """Number of shards in all: one for each generation after the first, beside those of the first."""
+        """Number of shards in total: those of the first generation and one per later generation."""
         return self.shards + self.generations
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What must not change in a store, JSON-ready: all but the secret and the number of generations."""
+        """The fixed settings of a store, JSON-ready: all but the secret and the number of generations."""
         kind = "secret" if self.secret else "public"
         return {
             "shards": self.shards,

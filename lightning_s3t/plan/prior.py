@@ -1,4 +1,4 @@
-"""Priors of slices from what is known of each subject."""
+"""Priors of slices, computed from a prior for each subject."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from lightning_s3t.plan.risk import RiskBands
 def slice_prior(
     subjects: Mapping[object, float], partition: Partition, bands: RiskBands | None = None
 ) -> Probabilities:
-    """Sums what is known of each subject over the slice that the subject is in.
+    """Sum the priors of subjects over the slices that they are in.
 
     Args:
-        subjects: How likely each subject is to ask: any non-negative numbers, since only their ratios count.
-        partition: Where the subjects are.
+        subjects: How likely each subject is to ask: non-negative numbers, of which only the ratios matter.
+        partition: The partition of the subjects.
         bands: The bands of risk, where the partition has any.
 
     Returns:
-        Shape (shards, slices): the probability that the next request is for each, summing to 1. Planners take it as it
-        is, and the simulator too.
+        Shape (shards, slices): the probability that the next request is for each, summing to 1. Planners and the
+            simulator accept it directly.
 
     Raises:
         ConfigurationError: A number is negative or not finite, or all are 0.
@@ -46,7 +46,7 @@ def slice_prior(
         found[place.shard, place.slice] += weight
     if not found.sum() > 0:
         raise ConfigurationError(
-            "The priors of all subjects are 0. Expected at least one subject who may ask; without a prior, pass None."
+            "The priors of all subjects are 0. Expected at least one positive prior; to use none, pass None."
         )
     probabilities: Probabilities = found / found.sum()
     return probabilities

@@ -1,4 +1,4 @@
-"""The planning problem: how many slices, and how likely a request is for each, checked once and then passed on."""
+"""The planning problem: the number of slices and the probability of a request for each, checked once."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SUM_TOLERANCE = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class PlanProblem:
-    """Slices and requests for them, as planners and theory take them. `of` checks what a caller gives.
+    """Slices and requests for them, as planners and theory take them. `of` checks a caller's arguments.
 
     Attributes:
         slices: Number of slices, L.
-        probabilities: That a request is for each slice: shape (L,), summing to 1.
+        probabilities: Probability of a request for each slice: shape (L,), summing to 1.
         horizon: Number of requests to look ahead, counting those that hit a new slice.
-        places: The probability that a request is for each shard and slice: shape (m, L), summing to 1. Only what
-            judges all shards together needs it.
+        places: Probability of a request for each shard and slice: shape (m, L), summing to 1. Only functions that
+            evaluate all shards together need it.
 
     Example:
         >>> problem = PlanProblem.of(slices=3, prior=[0.5, 0.25, 0.25])
@@ -42,16 +42,16 @@ class PlanProblem:
     def of(
         cls, slices: int, prior: Prior | None = None, horizon: int | None = None, shards: int | None = None
     ) -> PlanProblem:
-        """Checks what planners and theory are given.
+        """Check the arguments of planners and theory.
 
         Args:
             slices: Number of slices, L.
-            prior: Probability that a request is for each slice, or for each shard and slice; None for equal ones.
+            prior: Probability of a request for each slice, or for each shard and slice; None for equal probabilities.
             horizon: Number of requests to look ahead; None for L - 1 (1 where there is one slice).
-            shards: Number of shards, m; None where a shard is looked at by itself.
+            shards: Number of shards, m; None to consider a single shard.
 
         Raises:
-            ConfigurationError: A number is out of range, or the prior is off.
+            ConfigurationError: A number is out of range, or the prior is invalid.
         """
         for name, value in (("slices", slices), ("shards", 1 if shards is None else shards)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -78,7 +78,7 @@ class PlanProblem:
 
 
 def check_prior(prior: Prior | None, slices: int) -> Probabilities:
-    """Returns the probability that a request is for each slice.
+    """Return the probability of a request for each slice.
 
     Args:
         prior: One number a slice, or one a shard and slice (`slice_prior` gives these), which are summed over the
@@ -89,15 +89,15 @@ def check_prior(prior: Prior | None, slices: int) -> Probabilities:
         Shape (L,), summing to 1.
 
     Raises:
-        ConfigurationError: A number is negative or not finite, the shape is off, or the sum is not 1.
+        ConfigurationError: A number is negative or not finite, the shape is wrong, or the sum is not 1.
 
     Example:
         >>> check_prior([0.5, 0.25, 0.25], slices=3).tolist()
         [0.5, 0.25, 0.25]
         >>> check_prior([0.5, 0.2], slices=2)
         Traceback (most recent call last):
-        lightning_s3t.errors.ConfigurationError: The prior sums to 0.7. Expected probabilities that sum to 1: divide
-        them by their sum.
+        lightning_s3t.errors.ConfigurationError: The prior sums to 0.7. Expected probabilities that sum to 1. Divide
+            them by their sum.
     """
     if prior is None:
         return np.full(slices, 1 / slices)
@@ -112,10 +112,11 @@ def check_prior(prior: Prior | None, slices: int) -> Probabilities:
 
 
 def check_place_prior(prior: Prior | None, shards: int, slices: int) -> Probabilities:
-    """Returns the probability that a request is for each shard and slice.
+    """Return the probability of a request for each shard and slice.
 
     Args:
-        prior: One number a slice (every shard is then asked alike), or one a shard and slice. None for equal ones.
+        prior: One number per slice (all shards are then equally likely), or one per shard and slice. None for equal
+            ones.
         shards: Number of shards, m.
         slices: Number of slices, L.
 
@@ -123,7 +124,7 @@ def check_place_prior(prior: Prior | None, shards: int, slices: int) -> Probabil
         Shape (m, L), summing to 1.
 
     Raises:
-        ConfigurationError: A number is negative or not finite, the shape is off, or the sum is not 1.
+        ConfigurationError: A number is negative or not finite, the shape is wrong, or the sum is not 1.
 
     Example:
         >>> check_place_prior([0.5, 0.5], shards=2, slices=2).tolist()
@@ -146,7 +147,7 @@ def _numbers(prior: Prior) -> Probabilities:
         found = np.asarray(prior, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ConfigurationError(
-            f"The prior cannot be read as numbers: {error}. Expected one probability a slice."
+            f"The prior cannot be read as numbers: {error}. Expected one probability per slice."
         ) from error
     if not np.isfinite(found).all() or (found < 0).any():
         wrong = found[~(np.isfinite(found) & (found >= 0))][0]
@@ -158,6 +159,6 @@ def _normalised(found: Probabilities) -> Probabilities:
     total = float(found.sum())
     if abs(total - 1) > SUM_TOLERANCE:
         raise ConfigurationError(
-            f"The prior sums to {total:g}. Expected probabilities that sum to 1: divide them by their sum."
+            f"The prior sums to {total:g}. Expected probabilities that sum to 1. Divide them by their sum."
         )
     return found / total

@@ -15,7 +15,9 @@ from typing import Any
 from lightning_s3t.core.subjects import canonical_subject
 from lightning_s3t.errors import ConfigurationError
 
-_EXPECTED = "Expected CSV (a line `subject,risk`, then one line a subject) or a JSON object of one number a subject."
+_EXPECTED = (
+    "Expected CSV (a header `subject,risk`, then one line per subject) or a JSON object with one number per subject."
+)
 
 
 @dataclass(frozen=True)
@@ -23,16 +25,16 @@ class RiskBands:
     """Keeps slices of their own for subjects who are likely to ask.
 
     A request then mostly hits the same few slices of a shard, which the sequences can keep late. Within its band's
-    slices a subject's place is its hash's, as ever: it depends on the subject's own id and risk, on the seed and on
-    fixed thresholds, never on who else is there. That holds only as long as the risks and the thresholds were not
+    slices a subject's place follows from its hash as usual: it depends on the subject's id and risk, on the seed and on
+    fixed thresholds, never on other subjects. That holds only as long as the risks and the thresholds were not
     computed from the training data: a threshold at the data's own 90 % quantile moves when a subject leaves. Take them
     from elsewhere, and keep them; a store refuses a subject who has changed bands.
 
     Args:
         thresholds: Risks at which a higher band begins, ascending.
-        slices: How many of a shard's slices each band has, from the lowest band on; one more than thresholds. The
-            highest band has the last slices.
-        risks: The risk of each subject; whoever is not there is in the lowest band.
+        slices: Number of a shard's slices for each band, from the lowest band up; one more than thresholds. The highest
+            band has the last slices.
+        risks: The risk of each subject; subjects without one are in the lowest band.
 
     Raises:
         ConfigurationError: The bands do not fit the thresholds, these do not ascend, or a risk is not a number.
@@ -55,12 +57,14 @@ class RiskBands:
         if len(self.slices) != len(self.thresholds) + 1:
             raise ConfigurationError(
                 f"There are {len(self.slices)} bands, of {self.slices} slices, and {len(self.thresholds)} thresholds. "
-                "Expected one more band than there are thresholds."
+                "Expected one band more than thresholds."
             )
         if not all(math.isfinite(threshold) for threshold in self.thresholds) or any(
             low >= high for low, high in zip(self.thresholds, self.thresholds[1:], strict=False)
         ):
-            raise ConfigurationError(f"The thresholds are {self.thresholds}. Expected finite numbers that ascend.")
+            raise ConfigurationError(
+                f"The thresholds are {self.thresholds}. Expected finite numbers in ascending order."
+            )
         canonical = {}
         for subject, risk in self.risks.items():
             if not math.isfinite(risk):
@@ -70,7 +74,7 @@ class RiskBands:
 
     @classmethod
     def of(cls, risk: RiskBands | Mapping[str, Any] | None) -> RiskBands | None:
-        """Returns the bands that an argument stands for.
+        """Return the bands that an argument specifies.
 
         Args:
             risk: Bands; a mapping of their arguments, in which `risks` may also be a CSV or a JSON file; or None.

@@ -1,4 +1,4 @@
-"""Which sequences of its slices a shard is trained on: a planner by name, or sequences given by hand."""
+"""The sequences of slices that a shard is trained on: from a planner, or given explicitly."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def plan_sequences(
         sequences: The name of a planner ("optimal", "cyclic", "bms", "conditional", "random", "all", "sisa"), or the
             sequences themselves.
         slices: Number of slices, L.
-        budget: Number of sequences, B; or what they may cost each shard: {"units": 40} or, in multiples of one full
+        budget: Number of sequences, B; or a limit on their cost per shard: {"units": 40} or, in multiples of one full
             fine-tune, {"fine_tunes": 3.5}.
         seed: For the planners that draw.
-        prior: Probability that a request is for each slice; None for equal ones. Only for "bms", "conditional" and
+        prior: Probability of a request for each slice; None for equal probabilities. Only for "bms", "conditional" and
             "optimal".
         keep: Sequences that the planner gave for a smaller budget, and that are trained: they come first.
-        data: How a cost is counted, as in `cost_of`.
-        epochs: How a cost is counted, as in `cost_of`.
+        data: How the cost is counted, as in `cost_of`.
+        epochs: How the cost is counted, as in `cost_of`.
 
     Raises:
-        ConfigurationError: The planner is unknown or takes no prior, the budget is above what exists, the prior is
-            off, or a sequence is not a permutation.
+        ConfigurationError: The planner is unknown or does not use a prior, the budget exceeds the number of sequences,
+            the prior is invalid, or a sequence is not a permutation.
 
     Example:
         >>> plan_sequences("cyclic", slices=3, budget=2)
@@ -70,7 +70,7 @@ def plan_sequences(
         )
     if sequences not in PRIOR_PLANNERS and prior is not None:
         raise ConfigurationError(
-            f"A prior was given, and the planner {sequences!r} takes none. Choose one of "
+            f"A prior was given, but the planner {sequences!r} does not use one. Choose one of "
             f"{', '.join(PRIOR_PLANNERS)}, or leave the prior out."
         )
     from lightning_s3t.plan.problem import PlanProblem
@@ -91,15 +91,15 @@ def plan_family(
 
     Args:
         planner: Its name.
-        problem: The slices, and how likely requests are; planners that take no prior look at the slices alone.
-        budget: Number of sequences, or what they may cost.
+        problem: The slices, and how likely requests are; planners without a prior use only the slices.
+        budget: Number of sequences, or a limit on their cost.
         seed: For the planners that draw.
         keep: Sequences that are trained already.
-        data: How a cost is counted.
-        epochs: How a cost is counted.
+        data: How the cost is counted.
+        epochs: How the cost is counted.
 
     Raises:
-        ConfigurationError: The budget is above what exists, or does not pay for one sequence.
+        ConfigurationError: The budget exceeds the number of sequences, or is too small for one sequence.
     """
     kept = tuple(tuple(sequence) for sequence in keep)
     if not isinstance(budget, Mapping):
@@ -107,8 +107,8 @@ def plan_family(
     limit = _check_limit(budget)
     if planner in ("all", "sisa"):
         raise ConfigurationError(
-            f"The planner {planner!r} has one number of sequences and no choice, so its budget cannot be a cost. "
-            f"Give the number: budget={1 if planner == 'sisa' else math.factorial(problem.slices)}."
+            f"The planner {planner!r} has a fixed number of sequences, so its budget cannot be a cost. Give the "
+            f"number: budget={1 if planner == 'sisa' else math.factorial(problem.slices)}."
         )
     from lightning_s3t.plan.cost import Limit
     from lightning_s3t.plan.planners.within_cost import as_many_as, search_within
@@ -146,23 +146,23 @@ def _check_limit(budget: Mapping[str, float]) -> dict[str, Any]:
     if len(budget) != 1 or not {"units", "fine_tunes"}.issuperset(budget):
         raise ConfigurationError(
             f"The budget is {dict(budget)}. Expected a number of sequences, {{'units': n}}, or {{'fine_tunes': x}}: "
-            "what training them may cost each shard."
+            "the most that training them may cost each shard."
         )
     return dict(budget)
 
 
 @dataclass(frozen=True)
 class SequenceChoice:
-    """What was asked for; `plan_sequences` says what each part means.
+    """The requested sequences; see `plan_sequences` for the fields.
 
     Attributes:
         sequences: A planner's name, or the sequences themselves.
         slices: Number of slices, L.
         budget: Number of sequences, or their cost.
         seed: For planners that draw.
-        prior: Probability that a request is for each slice.
-        data: How a cost is counted.
-        epochs: How a cost is counted.
+        prior: Probability of a request for each slice.
+        data: How the cost is counted.
+        epochs: How the cost is counted.
 
     Example:
         >>> fewer, more = SequenceChoice("optimal", 4, budget=1), SequenceChoice("optimal", 4, budget=2)
@@ -193,7 +193,7 @@ class SequenceChoice:
 
     @property
     def planner(self) -> dict[str, Any] | None:
-        """What has to be the same for sequences to be kept, JSON-ready; None if the sequences were given by hand."""
+        """The settings that must be equal for sequences to be kept, JSON-ready; None for explicit sequences."""
         if not isinstance(self.sequences, str):
             return None
         if self.prior is None:

@@ -1,14 +1,14 @@
-"""What a stage trains on, and for how long."""
+"""The data and the number of epochs of a stage."""
 
 from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
 DataMode: TypeAlias = Literal["cumulative", "disjoint"]
-"""A stage trains on all slices of its prefix ("cumulative", the paper's) or on the last one alone ("disjoint")."""
+"""A stage trains on all slices of its prefix ("cumulative", as in the paper) or only on the last one ("disjoint")."""
 
 EpochRule: TypeAlias = Literal["full", "sisa"]
-"""A stage has as many epochs as a fine-tune ("full"), or 2/(L+1) of them ("sisa")."""
+"""A stage has as many epochs as a fine-tune ("full"), or 2/(L+1) of that number ("sisa")."""
 
 
 def group_of_stage(stage: int, slices: int, groups: int) -> int:
@@ -30,7 +30,7 @@ def group_of_stage(stage: int, slices: int, groups: int) -> int:
 
 
 def newest_stages(stage: int, slices: int, groups: int) -> tuple[int, ...]:
-    """Return the stages whose snapshots make up a model after a stage: of each layer group, the last that trained it.
+    """Return the stages whose snapshots make up a model after a stage: the last that trained each layer group.
 
     Args:
         stage: 0 to `slices`; 0 is the pretrained model, which needs none.

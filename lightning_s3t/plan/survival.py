@@ -1,4 +1,4 @@
-"""Survival: what is left to serve after deletions, and how many deletions it takes."""
+"""Survival: which units still serve after deletions, and how many deletions it takes to lose all."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def survivors(alive: Iterable[UnitId], score: Mapping[UnitId, float] | None = No
         score: A validation metric by unit, higher being better; a unit without one comes after those with.
 
     Returns:
-        By shard, in order; shards without a survivor are absent. Equal ones are told apart by their prefix, so that
-        every process chooses the same.
+        By shard, in order; shards without a survivor are absent. Ties are broken by the prefix, so that every process
+        chooses the same.
 
     Example:
         >>> units = [UnitId(0, (0,)), UnitId(0, (1,)), UnitId(0, (1, 0)), UnitId(2, (1,))]

@@ -1,4 +1,4 @@
-"""What a shard is worth that serves a part of its slices."""
+"""The worth of a shard that serves a part of its slices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_s3t.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Worth:
-    """What a shard is worth by the share of its slices that its best survivor has seen, linear in between.
+    """The worth of a shard by the share of its slices that its best survivor has seen, linear in between.
 
     The quality of an ensemble is taken to be the mean over its shards. An ensemble answers better than the mean of its
     members, so as an accuracy this is a low estimate.
@@ -22,7 +22,7 @@ class Worth:
     Attributes:
         shares: Shares of the slices at which the worth is known, ascending, from above 0 to 1.
         values: The worth at these shares.
-        floor: The worth of a shard of which no unit is left: 0, unless something else answers for it.
+        floor: The worth of a shard without units: 0, unless something else answers for it.
 
     Example:
         >>> Worth((0.5, 1.0), (0.9, 1.0)).by_depth(4).tolist()
@@ -37,7 +37,8 @@ class Worth:
         rising = all(one < other for one, other in zip((0.0, *self.shares), self.shares, strict=False))
         if not self.shares or not rising or self.shares[-1] != 1:
             raise ConfigurationError(
-                f"The worth is given at the shares {self.shares}. Expected ascending shares above 0 that end with 1."
+                f"The worth is given at the shares {self.shares}. Expected shares above 0 in ascending order, the "
+                "last one 1."
             )
         if len(self.values) != len(self.shares) or not all(map(math.isfinite, (*self.values, self.floor))):
             raise ConfigurationError(
@@ -50,8 +51,8 @@ class Worth:
         """Returns the worth from relative drops of accuracy.
 
         Args:
-            percent: By how much accuracy drops, in % of that of all slices, when 1, 2, ... slices are gone; the last is
-                that of a single slice.
+            percent: Drop in accuracy, in % of the accuracy with all slices, when 1, 2, ... slices are lost; the last is
+                for a single remaining slice.
 
         Example:
             >>> Worth.of_drops((10.0,)).by_depth(2).tolist()
@@ -70,7 +71,7 @@ class Worth:
             slices: Number of slices, L.
 
         Raises:
-            ConfigurationError: The last stage has no score, or one that is not positive.
+            ConfigurationError: The last stage does not have a positive score.
 
         Example:
             >>> Worth.of_scores({1: 0.25, 2: 0.5}, slices=2).by_depth(2).tolist()
@@ -79,8 +80,8 @@ class Worth:
         full = scores.get(slices, 0.0)
         if not 0 < full < math.inf:
             raise ConfigurationError(
-                f"The scores are {dict(scores)}, by stage. Expected a positive one for the last stage, {slices}: train "
-                "whole sequences with a monitored metric of which more is better."
+                f"The scores are {dict(scores)}, by stage. Expected a positive score for the last stage, {slices}: "
+                "train whole sequences, and monitor a metric where higher is better."
             )
         stages = sorted(scores)
         return cls(tuple(stage / slices for stage in stages), tuple(scores[stage] / full for stage in stages))
@@ -102,7 +103,7 @@ class Worth:
         return np.minimum.accumulate(found[::-1])[::-1]
 
     def losses(self, slices: int) -> NDArray[np.float64]:
-        """Returns what is lost when a prefix of each length is the first that is gone.
+        """Return the loss of worth when a prefix of each length is the first to be lost.
 
         Args:
             slices: Number of slices, L.
@@ -114,7 +115,7 @@ class Worth:
 
 
 DATA = Worth()
-"""The share of the training data: a shard is worth as much as it has slices."""
+"""The share of the training data: the worth of a shard is its share of slices."""
 
 PAPER_CURVES: dict[str, Worth] = {
     name: Worth.of_drops(percent)
@@ -132,4 +133,5 @@ PAPER_CURVES: dict[str, Worth] = {
         "sst-2": (1.2, 0.2, -0.1, -0.1, 1.3, 3.1),
     }.items()
 }
-"""One shard's relative accuracy by the slices that are left, read off Figure 12 of the S3T paper (2406.16257v3)."""
+"""One shard's relative accuracy by the number of remaining slices, read off Figure 12 of the S3T paper
+(2406.16257v3)."""

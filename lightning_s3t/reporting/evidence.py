@@ -1,4 +1,4 @@
-"""Evidence: an archive of what a store says of itself, which a third party can check without the store."""
+"""Evidence: an archive of a store's records, which a third party can check without the store."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Evidence of a lightning_s3t store
 
 Check it:  s3t evidence verify {name} --key public.pem
 
-statement.json  what the archive is about, the SHA-256 of each file, and the signature of whoever made it
+statement.json  what the archive is about, the SHA-256 of each file, and the signature of its author
 settings.json   what the units were trained with: model, layers, adapter, training, how people are spread
 plan.json       the sequences of slices that each shard is trained on
 units.json      the units that are alive: what each was trained on and with, and as of which request
@@ -64,15 +64,15 @@ was in: do not publish the archive.
 
 @dataclass(frozen=True)
 class Statement:
-    """What an archive is about.
+    """The subject of an archive.
 
     Attributes:
         format: The version of the archive's form.
         model: The class of the module; None before the first fit.
         method: The unlearning method.
-        guarantee: What it promises of the units that are left.
-        isolation: How units were kept apart while they were trained.
-        time: When the newest event came (UTC, ISO 8601); None without one.
+        guarantee: The guarantee of the remaining units.
+        isolation: How units were isolated from each other during training.
+        time: The time of the newest event (UTC, ISO 8601); None without one.
         position: The position of the newest event.
         chain: The digest of that event, which binds all events before it; None without one.
         files: By name, the SHA-256 of each file in the archive.
@@ -96,9 +96,9 @@ class Finding:
     """One thing that was checked.
 
     Attributes:
-        what: What was checked.
-        problems: What is wrong, a sentence each.
-        note: What to know of it if nothing is.
+        what: The checked item.
+        problems: The problems, one sentence each.
+        note: A remark if there are no problems.
     """
 
     what: str
@@ -114,13 +114,13 @@ class Finding:
 def write_evidence(store: Store, path: str | Path, key: str | Path | None = None, audit: str | None = None) -> Path:
     """Write an archive that an auditor can check without access to the store.
 
-    It holds the plan, the seeds, the provenance of every unit, the history, the receipts, what a check of the store
-    found and, if it is given, an audit. It has no ids of people, but keyed hashes of them beside the slices of their
-    data: it is for an auditor, and not for the public.
+    It holds the plan, the seeds, the provenance of every unit, the history, the receipts, the result of checking the
+    store and, if given, an audit. It does not contain ids of people, but keyed hashes of them with the slices of their
+    data: it is for an auditor, not for the public.
 
     Args:
         store: The opened store. It is checked, as by `Store.verify`.
-        path: Where to write the archive, a file in .zip.
+        path: The path of the archive, which ends in .zip.
         key: A private key (Ed25519, PEM) to sign it with; None for an archive without a signature.
         audit: The report of an audit, as JSON (`s3t store audit --json`).
 
@@ -142,7 +142,7 @@ def write_evidence(store: Store, path: str | Path, key: str | Path | None = None
     """
     path = Path(path)
     if path.suffix != ".zip":
-        raise ConfigurationError(f"Expected the archive to be named in .zip but got {path.name!r}.")
+        raise ConfigurationError(f"Expected the name of the archive to end in .zip but got {path.name!r}.")
     if audit is not None:
         _read_audit(audit)
     report, history = StoreReport.of(store), store.history()
@@ -196,9 +196,9 @@ class Evidence:
     """An archive that was written by `write_evidence`.
 
     Attributes:
-        statement: What it is about.
+        statement: The statement of its subject.
         files: Its files, by name.
-        document: The statement with its signature, as it was written.
+        document: The statement with its signature, as written.
     """
 
     statement: Statement
@@ -220,7 +220,7 @@ class Evidence:
                 files = dict(_unpack(archive))
         except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
             raise StoreError(
-                f"The archive {path} cannot be read: {error}. Expected what `s3t evidence make` writes."
+                f"The archive {path} cannot be read: {error}. Expected a file written by `s3t evidence make`."
             ) from error
         try:
             document: Any = json.loads(files.pop(_STATEMENT, b""))
@@ -254,7 +254,7 @@ class Evidence:
         what = "signature"
         if key is None:
             signed = "It is signed, and" if "signature" in self.document else "It is not signed, so"
-            return Finding(what, note=f"{signed} the signature was not checked: give the public key.")
+            return Finding(what, note=f"{signed} the signature was not checked: pass the public key.")
         try:
             verify_document(self.document, Path(key), "The archive")
         except StoreError as error:
@@ -268,7 +268,7 @@ class Evidence:
         for name in sorted(named.keys() & self.files.keys()):
             if hashlib.sha256(self.files[name]).hexdigest() != named[name]:
                 problems.append(f"{name} is not what the statement says.")
-        return Finding("files", tuple(problems), f"{len(named)} files are those of the statement.")
+        return Finding("files", tuple(problems), f"{len(named)} files match the statement.")
 
     def _check_contents(self, history: list[Event]) -> Iterator[Finding]:
         units = {UnitId.parse(one["unit"]): one for one in json.loads(self.files[_UNITS])}
@@ -277,7 +277,7 @@ class Evidence:
         yield Finding(
             "receipts",
             tuple(_receipt_problems(history, receipts)),
-            f"{len(receipts)} requests, each with a receipt that the history gives.",
+            f"{len(receipts)} requests, each with a receipt that matches the history.",
         )
         plan = json.loads(self.files[_PLAN])
         yield Finding("plan", tuple(_plan_problems(plan, units)), _plan_note(plan, units))
@@ -285,7 +285,7 @@ class Evidence:
         yield Finding(
             "reach",
             tuple(_reach_problems(history, ages)),
-            f"No request reaches data that one of the {len(units)} units was trained on.",
+            f"None of the {len(units)} units was trained on data that a request reaches.",
         )
         checks = json.loads(self.files[_CHECKS])
         yield Finding("store", tuple(checks["problems"]), f"A check of the store read {checks['units']} snapshots.")
@@ -297,7 +297,7 @@ class Evidence:
             yield f"The chain of events is broken at position {broken}."
         newest = (history[-1].position, history[-1].digest) if history else (0, None)
         if newest != (self.statement.position, self.statement.chain):
-            yield f"The history ends at event {newest[0]}, and the statement is about event {self.statement.position}."
+            yield f"The history ends at event {newest[0]}, but the statement is about event {self.statement.position}."
 
     def _check_audit(self) -> Finding:
         if _AUDIT not in self.files:
@@ -306,16 +306,16 @@ class Evidence:
         found = [*report["units"], *report.get("heads", ())]
         equal = sum(one["outcome"] == "equal" for one in found)
         problems = () if report["passed"] else ("The audit in the archive did not pass.",)
-        return Finding("audit", problems, f"{equal} of {len(found)} units and heads were equal to the last bit.")
+        return Finding("audit", problems, f"{equal} of {len(found)} units and heads were bitwise equal.")
 
 
 def _receipt_problems(history: list[Event], receipts: list[Receipt]) -> Iterator[str]:
     asked = [event.request for event in history if event.kind == "request"]
     if [receipt.request for receipt in receipts] != asked:
-        yield f"The history has {len(asked)} requests, and there are receipts of {len(receipts)}."
+        yield f"The history has {len(asked)} requests, but there are receipts for {len(receipts)}."
     for receipt in receipts:
         if not has_given(history, receipt):
-            yield f"The receipt of request {receipt.request} is not what the history gives."
+            yield f"The receipt of request {receipt.request} does not match the history."
 
 
 def _plan_problems(plan: Mapping[str, Any], units: Collection[UnitId]) -> Iterator[str]:
@@ -329,7 +329,7 @@ def _plan_problems(plan: Mapping[str, Any], units: Collection[UnitId]) -> Iterat
 def _plan_note(plan: Mapping[str, Any], units: Collection[UnitId]) -> str:
     prefixes = {tuple(sequence[:length]) for sequence in plan["sequences"] for length in range(1, len(sequence) + 1)}
     others = sum(unit.prefix not in prefixes for unit in units)
-    return f"{len(units)} units, {others} of them of sequences that the newest fit has not chosen."
+    return f"{len(units)} units; {others} of them belong to sequences that the newest fit has not chosen."
 
 
 def _reach_problems(history: Iterable[Event], ages: Mapping[UnitId, int]) -> Iterator[str]:
@@ -350,7 +350,7 @@ def _reach_problems(history: Iterable[Event], ages: Mapping[UnitId, int]) -> Ite
     for unit, as_of in ages.items():
         for cell in unit.cells:
             if newest.get(cell, 0) > as_of:
-                yield f"Unit {unit} was trained as of request {as_of}, and request {newest[cell]} reaches its data."
+                yield f"Unit {unit} was trained as of request {as_of}, but request {newest[cell]} reaches its data."
 
 
 def _read_audit(text: str) -> dict[str, Any]:
@@ -362,7 +362,7 @@ def _read_audit(text: str) -> dict[str, Any]:
             return dict(found)
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
-    raise ConfigurationError("The audit is not a report. Expected what `s3t store audit --json` prints.")
+    raise ConfigurationError("The audit file is not a report. Expected the output of `s3t store audit --json`.")
 
 
 def _pack(files: Mapping[str, bytes]) -> bytes:
@@ -378,7 +378,7 @@ def _unpack(archive: zipfile.ZipFile) -> Iterator[tuple[str, bytes]]:
     for entry in archive.infolist():
         name = entry.filename
         if name not in known or name in seen:
-            raise ValueError(f"it has {name[:80]!r} in it, which is not part of such an archive")
+            raise ValueError(f"it contains {name[:80]!r}, which is not part of such an archive")
         seen.add(name)
         with archive.open(entry) as file:
             data = file.read(_LARGEST + 1)

@@ -1,4 +1,4 @@
-"""The report: what a store holds and has done, on one page without scripts."""
+"""The report: the state and history of a store, on one page without scripts."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class ServingUnit:
 
     Attributes:
         unit: The unit.
-        rows: How many rows its newest stage was trained on; None if that was not recorded.
+        rows: Number of training rows of its newest stage; None if not recorded.
         epochs: For how many epochs.
-        seconds: How long its newest stage took.
-        started: When that began (UTC, ISO 8601).
+        seconds: Training time of its newest stage.
+        started: The start of that training (UTC, ISO 8601).
         score: The validation metric that survivors are chosen by, higher being better; None without one.
         metrics: The metrics of its last epoch.
     """
@@ -38,7 +38,7 @@ class ServingUnit:
 
     @classmethod
     def of(cls, unit: UnitId, record: UnitRecord) -> ServingUnit:
-        """Read what is known of a unit.
+        """Read the record of a unit.
 
         Args:
             unit: The unit.
@@ -58,22 +58,22 @@ class ServingUnit:
 
 @dataclass(frozen=True)
 class StoreReport:
-    """What a store holds, what was asked of it, and how long it will last.
+    """The state of a store, its requests, and how long it will last.
 
-    There is no id of a person in it, no hash of one, and no name that a caller has given a request.
+    It does not contain ids of people, hashes of ids, or callers' names for requests.
 
     Attributes:
-        overview: What the store holds.
+        overview: The state of the store.
         model: The class of the module that was trained; None if no fit has come yet.
         method: The plan, as pairs of a name and a value.
         receipts: The receipts of all requests, in order.
-        forgotten: How many people are forgotten.
+        forgotten: Number of forgotten people.
         serving: The unit that each shard serves.
         scores: By stage, from 1, the mean score of the units that are alive; None where none has one.
-        outlook: How much of the data serves after further requests; None where there is nothing to lose by them.
+        outlook: The share of the data that serves after further requests; None if requests do not reduce it.
         versions: By package, the versions that units were trained with.
-        verification: What a check of the store has found; None if it was left out.
-        events: How many events the store's history has.
+        verification: The result of checking the store; None if it was left out.
+        events: Number of events in the store's history.
 
     Example:
         >>> import tempfile

@@ -15,26 +15,26 @@ from lightning_s3t.serving.caches import is_cache
 
 Rule = Literal["mean_logits", "mean_probabilities", "vote"]
 RULES: tuple[str, ...] = get_args(Rule)
-# with "single" one survivor answers, and nothing is put together
+# with "single" only one survivor answers, and nothing is combined
 Aggregate = Literal["mean_logits", "mean_probabilities", "vote", "single"]
 AGGREGATES: tuple[str, ...] = get_args(Aggregate)
-# beyond it, a probability is within one in ten million of 0 or 1, which is where answers are cut off
+# beyond it, a probability is within one in ten million of 0 or 1, where outputs are clipped
 _LARGEST_LOGIT = 16.0
-_ALONE = "or let the best survivor answer alone: aggregate='single'."
+_ALONE = "or use only the output of the best survivor: aggregate='single'."
 
 
 def aggregate_logits(logits: Sequence[Tensor], how: Rule, votes: Sequence[int] | None = None) -> Tensor:
     """Put the logits of several models together.
 
-    Whatever the rule, the answer is in the scale of logits, so that argmax, softmax and cross entropy go on working:
-    for "mean_probabilities" its softmax is the mean of the softmaxes, for "vote" the shares of the votes (a class
-    without a vote has a share of one in ten million, for the logarithm's sake). A single column is read as the logit of
-    a binary answer; a warning says so where it is too large for one.
+    With every rule the output is in the scale of logits, so that argmax, softmax and cross entropy keep working: for
+    "mean_probabilities" its softmax is the mean of the softmaxes, for "vote" the shares of the votes (a class without a
+    vote has a share of one in ten million, for the logarithm's sake). A single column is read as the logit of a binary
+    answer; a warning says so where it is too large for one.
 
     Args:
         logits: One tensor a model, of equal shape `[..., classes]`.
         how: The rule.
-        votes: How many each model has; None for one each.
+        votes: Number of votes of each model; None for one each.
 
     Returns:
         A tensor of the same shape.
@@ -56,8 +56,9 @@ def aggregate_logits(logits: Sequence[Tensor], how: Rule, votes: Sequence[int] |
     if work.shape[-1] == 1:
         if not torch.compiler.is_compiling() and bool((work.abs() > _LARGEST_LOGIT).any()):
             warnings.warn(
-                f"The models answer with a single column, which {how!r} reads as the logit of a binary answer, and its "
-                "values are as large as those of a regression. For numbers use aggregate='mean_logits', their mean.",
+                f"The models return a single column, which {how!r} reads as the logit of a binary classifier, but its "
+                "values are as large as those of a regression. For a regression use aggregate='mean_logits', the "
+                "mean of the outputs.",
                 stacklevel=2,
             )
         shares = work.sigmoid() if how == "mean_probabilities" else (work > 0).float()
@@ -85,18 +86,18 @@ def _weights(votes: Sequence[int] | None, stacked: Tensor) -> Tensor | None:
 def aggregate_outputs(outputs: Sequence[Any], how: Rule, votes: Sequence[int] | None = None) -> Any:
     """Put the answers of several models together, whatever form a network gives them.
 
-    A tensor is taken as logits. An answer with `.logits` (a Hugging Face ModelOutput) keeps its type: its logits are
-    put together, its loss is the mean of the losses, and what belongs to one model alone (hidden states) is left out.
-    Tuples, lists and dicts of tensors are put together element by element, by the mean alone. Whole numbers that are
-    equal in all answers are passed on, as is a cache that is the same object in all.
+    A tensor is taken as logits. An output with `.logits` (a Hugging Face ModelOutput) keeps its type: its logits are
+    combined, its loss is the mean of the losses, and fields of a single model (hidden states) are left out. Tuples,
+    lists and dicts of tensors are combined element by element, only by the mean. Whole numbers that are equal in all
+    answers are passed on, as is a cache that is the same object in all.
 
     Args:
         outputs: One answer a model.
         how: The rule for logits.
-        votes: How many each model has; None for one each.
+        votes: Number of votes of each model; None for one each.
 
     Raises:
-        EnsembleError: The answers are of a kind that has no rule.
+        EnsembleError: There is no rule for this kind of output.
 
     Example:
         >>> aggregate_outputs([torch.tensor([1.0]), torch.tensor([3.0])], "mean_logits")
@@ -128,9 +129,8 @@ def aggregate_outputs(outputs: Sequence[Any], how: Rule, votes: Sequence[int] | 
         if first is None or (isinstance(first, (int, float, str, bool)) and all(o == first for o in outputs)):
             return first
     raise EnsembleError(
-        f"The network answers with {type(first).__name__}, which {how!r} cannot put together. Expected a tensor, an "
-        "object with `.logits`, or (for 'mean_logits') tuples and dicts of tensors: let its forward() give one, "
-        f"{_ALONE}"
+        f"The network returned {type(first).__name__}, which {how!r} cannot combine. Expected a tensor, an object "
+        f"with `.logits`, or (for 'mean_logits') tuples and dicts of tensors: return one from its forward(), {_ALONE}"
     )
 
 
@@ -139,12 +139,12 @@ def _is_shared(part: Any, name: str, outputs: Sequence[Any]) -> bool:
 
 
 def _checked(answer: Any, fields: Mapping[str, Any]) -> Any:
-    """Return an answer if its class has taken every field as it was given."""
+    """Return an output if its class kept every field unchanged."""
     lost = [name for name, value in fields.items() if getattr(answer, name, None) is not value]
     if lost:
         raise EnsembleError(
-            f"{type(answer).__name__} does not hold the {', '.join(lost)} that it was made with. Expected a class "
-            "whose fields are what it is given: let the network's forward() return a tensor, or a dict of tensors."
+            f"{type(answer).__name__} does not keep the {', '.join(lost)} that it was created with. Expected a class "
+            "whose fields are its arguments: return a tensor or a dict of tensors from the network's forward()."
         )
     return answer
 
@@ -153,13 +153,13 @@ def _check_tensors(tensors: Sequence[Tensor]) -> None:
     shapes = sorted({tuple(tensor.shape) for tensor in tensors})
     if len(shapes) > 1:
         raise EnsembleError(
-            f"The models answer with tensors of different shape: {shapes}. Expected one shape: let the network's "
-            f"forward() give logits, {_ALONE}"
+            f"The models returned tensors of different shapes: {shapes}. Expected one shape: return logits from the "
+            f"network's forward(), {_ALONE}"
         )
     if _have_no_mean(tensors[0]):
         raise EnsembleError(
-            f"The models answer with different tensors of {tensors[0].dtype}, which have no mean. Expected logits: let "
-            f"the network's forward() give them, {_ALONE}"
+            f"The models returned different tensors of {tensors[0].dtype}, which have no mean. Expected logits: "
+            f"return them from the network's forward(), {_ALONE}"
         )
 
 

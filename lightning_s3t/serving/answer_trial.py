@@ -1,4 +1,4 @@
-"""Trying, before anything is trained, whether a network's answers can be put together."""
+"""A trial before training: whether a network's outputs can be combined."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_s3t.serving.aggregation import aggregate_outputs
 
 
 class AnswerTrial:
-    """Notes what a network is first called with, and later puts two models' answers to that together.
+    """Records a network's first call, and later combines the outputs of two models for it.
 
     Args:
         network: The network.
@@ -35,7 +35,7 @@ class AnswerTrial:
 
     @torch.no_grad()
     def find_problem(self, trained: Iterable[nn.Parameter]) -> str | None:
-        """Return why answers cannot be put together; None if they can, or if that cannot be tried.
+        """Return why outputs cannot be combined; None if they can, or if the trial is not possible.
 
         Args:
             trained: The parameters in which models differ. They are as before afterwards.
@@ -54,7 +54,7 @@ class AnswerTrial:
         except EnsembleError as error:
             return str(error)
         except Exception:
-            # whatever it is, such a call by itself is more than the network was made for
+            # whatever the error is: the network was not made for such a call
             return None
         finally:
             for parameter, value in before:

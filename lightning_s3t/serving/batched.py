@@ -24,7 +24,7 @@ class ShardBatchedLayer(nn.Module):
     """Stands in for one module in a pass of several shards: every shard's rows go through its own stand-in.
 
     Rows come shard by shard. With LoRA there is one product with the pretrained weight for all rows, and LoRA's two
-    small ones are taken for all shards at once; other adapters and whole layers are asked one after the other.
+    small products are computed for all shards at once; other adapters and whole layers run one after another.
 
     Args:
         original: The network's own module.
@@ -51,7 +51,7 @@ class ShardBatchedLayer(nn.Module):
         """Answer for all shards' rows.
 
         Args:
-            args: As for the module that it stands in for; the rows are in dimension 0.
+            args: The arguments of the module that it replaces; the rows are in dimension 0.
             kwargs: Likewise.
         """
         if self._lora and len(args) == 1 and not kwargs and _fits(args[0], self._lora[0]):
@@ -87,17 +87,17 @@ class ShardBatchedLayer(nn.Module):
 class BatchedPass:
     """One pass for several shards.
 
-    What no shard adapts is computed for the plain rows first; from there on every shard has its own.
+    Layers that no shard adapts are computed once for the plain rows; after them every shard has its own rows.
 
     Args:
         root: The module that the layers were found in.
         layers: Its layer groups and head.
         originals: The network's own modules that have stand-ins, by path.
         stand_ins: Each shard's stand-ins, by path.
-        depths: How many layer groups each shard has changed.
+        depths: Number of layer groups that each shard has changed.
 
     Attributes:
-        modules: What has to be in the network for the pass, by path.
+        modules: The modules that must be in the network for the pass, by path.
     """
 
     def __init__(
@@ -123,11 +123,11 @@ class BatchedPass:
 
         Args:
             forward: The network's own forward; `modules` are in place.
-            args: What it is called with.
+            args: The arguments of its call.
             kwargs: Likewise.
 
         Raises:
-            EnsembleError: The call has no rows, or the answer has others.
+            EnsembleError: The call has no rows, or the output has a different number of rows.
         """
         rows, shards = _count_rows((args, kwargs)), len(self._order)
         repeat = _Repeat(rows, shards)
@@ -173,7 +173,7 @@ class _StopForward(BaseException):
 
 
 class _Repeat:
-    """Repeats the rows of what has them; everything else stays."""
+    """Repeats the rows of tensors that have them; everything else is unchanged."""
 
     def __init__(self, rows: int, shards: int) -> None:
         self._rows, self._shards = rows, shards
@@ -242,7 +242,7 @@ def _count_rows(arguments: Any) -> int:
     found: list[int] = []
     apply_to_collection(arguments, Tensor, lambda tensor: found.append(len(tensor)) if tensor.dim() else None)
     if not found:
-        raise EnsembleError("The network is called without a tensor that has rows.")
+        raise EnsembleError("No argument of the network's call is a tensor with rows.")
     return found[0]
 
 
@@ -258,7 +258,7 @@ def _rows_of(shard: int, shards: int, arguments: Any) -> Any:
 
 def _rows_of_one(shards: int, rows: int) -> int:
     if rows % shards:
-        raise EnsembleError(f"A part of the network is called with {rows} rows of {shards} shards.")
+        raise EnsembleError(f"A part of the network is called with {rows} rows for {shards} shards.")
     return rows // shards
 
 
@@ -267,7 +267,7 @@ def _answer_of(place: int, shards: int, rows: int, whole: Any) -> Any:
         if tensor.dim() == 0:  # a loss: the mean over all shards, as the ensemble's is
             return tensor
         if len(tensor) != rows * shards:
-            raise EnsembleError(f"The network answers {rows * shards} rows with {len(tensor)}.")
+            raise EnsembleError(f"The network returned {len(tensor)} rows for {rows * shards}.")
         return tensor[place * rows : (place + 1) * rows]
 
     return apply_to_collection(whole, Tensor, cut)

@@ -1,4 +1,4 @@
-"""Caches are checked at their first use: reading on with them has to give what reading the whole text gives."""
+"""Caches are checked at their first use: continuing with them must give the same output as reading the whole text."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from lightning_s3t.serving.caches import ShardCaches, is_cache
 from lightning_s3t.tuning.nested import replace_leaves, replace_tensors, tensors_in
 
 _TOKENS = 4
-# of a call of generate: how long it goes on and whom it tells, which a trial decides for itself
+# arguments of generate for its length and its streamers, which a trial sets itself
 _LIMITS = ("max_length", "max_new_tokens", "max_time", "min_length", "min_new_tokens", "stop_strings")
 _LISTENERS = ("stopping_criteria", "streamer")
-# what lets a cheaper model, or the text itself, guess tokens ahead
+# arguments that let a cheaper model, or the text itself, guess tokens ahead
 _ASSISTANCE = (
     "assistant_early_exit",
     "assistant_model",
@@ -30,17 +30,15 @@ _ASSISTANCE = (
     "max_matching_ngram_size",
     "prompt_lookup_num_tokens",
 )
-_WITHOUT = (
-    "Call it with use_cache=False and the whole text, or use generate(), which then does without caches by itself."
-)
+_WITHOUT = "Call it with use_cache=False and the whole text, or use generate(), which then turns caches off by itself."
 
 
 class CheckedGeneration:
     """Generates with an ensemble's caches, once they have proved right for the form of the call.
 
-    At the first call of each form, a few tokens are generated with the caches and without, both times the same ones,
-    and what the ensemble answers at each is compared. Where the answers differ, or something fails with the caches, the
-    form is generated without caches from then on, and a warning says so.
+    At the first call of each form, the same few tokens are generated with the caches and without, and the ensemble's
+    outputs at each token are compared. If they differ, or the run with caches fails, this form is generated without
+    caches from then on, with a warning.
 
     Args:
         network: A transformers model that can generate.
@@ -66,7 +64,7 @@ class CheckedGeneration:
         """Generates.
 
         Args:
-            shards: How many shards answer.
+            shards: Number of shards that answer.
             args: For the network's `generate`.
             kwargs: Likewise.
         """
@@ -107,7 +105,7 @@ class CheckedGeneration:
         return min(_TOKENS, int(limits["max_length"]) - texts[0].shape[1])
 
     def _form_of(self, shards: int, arguments: Mapping[str, Any]) -> str:
-        """Describe a call by what decides how it generates, and not by what it says."""
+        """Describe the form of a call: what decides how it generates, without its contents."""
         config = arguments.get("generation_config") or self._network.generation_config
         counted = {name: value for name, value in arguments.items() if name not in (*_LIMITS, *_LISTENERS)}
         described = replace_tensors(counted, lambda _, tensor: (str(tensor.dtype), tensor.dim()))
@@ -131,7 +129,7 @@ class CheckedGeneration:
             raise
         except Exception as error:
             failure = error
-        # what fails without caches too is the caller's mistake, and is raised as it is
+        # an error that also occurs without caches is the caller's mistake, and is raised unchanged
         if assisted:  # tokens come several at a time, so that no second run could be given the same choices
             expected = self._run(arguments, tokens, _SameChoices(), use_cache=False, left_out=_ASSISTANCE)
         else:
@@ -140,18 +138,18 @@ class CheckedGeneration:
         both = min(len(found), len(expected))  # guesses that are right may reach further
         if both > 1 and allclose_nested(found[:both], expected[:both], self._half()):
             return True
-        problem = "the answers with them differ from those of reading the whole text each time"
+        problem = "the outputs with them differ from those of reading the whole text each time"
         if failure is not None:
             problem = f"with them, it fails ({type(failure).__name__}: {failure})"
         if assisted:
             raise EnsembleError(
-                f"Assisted generation needs key-value caches, and {type(self._network).__name__}'s cannot be used: "
-                f"{problem}. Generate without assistance; when texts are sampled they cannot be compared, so "
-                "assistance needs do_sample=False."
+                f"Assisted generation needs key-value caches, but {type(self._network).__name__}'s cannot be used: "
+                f"{problem}. Generate without assistance. Sampled texts cannot be compared, so assistance needs "
+                "do_sample=False."
             )
         warnings.warn(
-            f"{type(self._network).__name__} generates without key-value caches, which is slower: {problem}. This "
-            "comes from a network, or a release of transformers, whose caches an ensemble cannot give each shard.",
+            f"{type(self._network).__name__} generates without key-value caches, which is slower: {problem}. An "
+            "ensemble cannot give each shard the caches of this network, or of this release of transformers.",
             stacklevel=2,
         )
         return False
@@ -181,7 +179,7 @@ class CheckedGeneration:
 
 
 class _SameChoices:
-    """A logits processor that lets a second run choose the tokens that the first has chosen."""
+    """A logits processor that makes a second run choose the tokens of the first."""
 
     def __init__(self) -> None:
         self._seen: list[Tensor] = []
@@ -201,18 +199,18 @@ class _SameChoices:
 class CheckedReading:
     """Checks calls that read on with a cache outside of `generate`, as loops that people write by hand do.
 
-    Where such a call reads on for the first time in its form, the whole text is read as well, without a cache.
+    The first time that such a call continues a text in its form, the whole text is read as well, without a cache.
     """
 
     def __init__(self) -> None:
         self._checked: set[str] = set()
 
     def note(self, cache: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note what a call has read that began a cache.
+        """Record the text of a call that started a cache.
 
         Args:
             cache: The caller's.
-            args: What the network was called with.
+            args: The arguments of the network's call.
             kwargs: Likewise.
         """
         behind = ShardCaches.of(cache)
@@ -232,11 +230,11 @@ class CheckedReading:
         """Compare the answer of a call that read on with that of reading the whole text.
 
         Args:
-            form: What decides how the call is answered.
+            form: The form of the call.
             cache: The caller's.
-            args: What the network was called with.
+            args: The arguments of the network's call.
             kwargs: Likewise.
-            answer: What the ensemble answers.
+            answer: The ensemble's output.
             ask: Asks the ensemble, with arguments for the network.
             half: Whether the network computes in half precision.
 
@@ -251,9 +249,9 @@ class CheckedReading:
             expected = _logits_of(ask(*whole_args, **whole_kwargs))[:, -found.shape[1] :]
             if not allclose_nested(found, expected, half):
                 raise EnsembleError(
-                    "With its key-value caches, the network does not answer as it does when it reads the whole text. "
-                    f"This comes from a network, or a release of transformers, whose caches ({type(cache).__name__}) "
-                    f"an ensemble cannot give each shard. {_WITHOUT}"
+                    "With its key-value caches, the network's output differs from that for the whole text. An "
+                    f"ensemble cannot give each shard the caches ({type(cache).__name__}) of this network, or of this "
+                    f"release of transformers. {_WITHOUT}"
                 )
             self._checked.add(form)
         if read:
@@ -263,11 +261,13 @@ class CheckedReading:
 def _whole_text(
     read: list[dict[Any, Tensor]], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a call that reads at once what several calls have read one after the other."""
+    """Return the arguments of one call that reads the text of several successive calls."""
     now = dict(tensors_in((args, kwargs)))
     main = next((path for path, tensor in now.items() if tensor.dim() > 1), None)
     if main is None or not read or any(main not in earlier for earlier in read):
-        raise EnsembleError(f"The text that was read with this cache is not known, so it cannot be checked. {_WITHOUT}")
+        raise EnsembleError(
+            f"The text that was read with this cache is unknown, so the cache cannot be checked. {_WITHOUT}"
+        )
     new = now[main].shape[1]
     total = sum(earlier[main].shape[1] for earlier in read) + new
 
@@ -294,7 +294,7 @@ def _logits_of(answer: Any) -> Tensor:
     found = getattr(answer, "logits", answer)
     if not isinstance(found, Tensor) or found.dim() < 2:
         raise EnsembleError(
-            f"The network answers with {type(answer).__name__}, which has no logits for each token, so its caches "
+            f"The network returned {type(answer).__name__}, which does not have logits for each token, so its caches "
             f"cannot be checked. {_WITHOUT}"
         )
     return found

@@ -20,10 +20,10 @@ _LINK = "_lightning_s3t_shards"
 
 
 def is_cache(value: Any) -> bool:
-    """Return whether a value keeps what a network has read of a text, as transformers' `Cache` classes do.
+    """Return whether a value is a cache of a text that a network has read, like transformers' `Cache` classes.
 
-    They are told by their public method `get_seq_length`, not by a class or by the name of an argument: both have
-    changed between releases of transformers.
+    Caches are recognised by their public method `get_seq_length`, not by class or argument name: both have changed
+    between releases of transformers.
 
     Args:
         value: Anything.
@@ -37,7 +37,7 @@ def is_cache(value: Any) -> bool:
 
 
 def caches_in(value: Any) -> list[Any]:
-    """Return the caches in what a network is called with or answers, each once.
+    """Return the caches in a network's arguments or output, each once.
 
     Args:
         value: Anything.
@@ -49,17 +49,17 @@ def caches_in(value: Any) -> list[Any]:
 class ShardCaches:
     """The shards' caches behind one that the caller holds.
 
-    The first shard fills the caller's, so that its length is right; the others fill caches of their own. Whatever
-    method the caller calls on its cache (beam search reorders it, assisted generation crops it) is called on the
-    others too. A deep copy of the caller's cache has deep copies of the others behind it.
+    The first shard fills the caller's cache, so that its length is right; the others fill their own. Whatever method
+    the caller calls on its cache (beam search reorders it, assisted generation crops it) is called on the others too. A
+    deep copy of the caller's cache comes with deep copies of the others.
 
     Args:
-        keys: What each shard served with when the cache was begun, in order.
+        keys: The key of each shard's snapshots when the cache was started, in order.
         others: The caches of all shards but the first.
 
     Attributes:
         busy: Whether the caches are being filled or changed by us: methods that are called then are not repeated.
-        read: What the network has read with this cache, call by call; empty where that is not known.
+        read: The text that the network has read with this cache, call by call; empty if unknown.
     """
 
     keys: dict[int, tuple[str, ...]]
@@ -71,7 +71,7 @@ class ShardCaches:
 
     @staticmethod
     def of(cache: Any) -> ShardCaches | None:
-        """Return what lies behind a cache, or None if the ensemble has not begun it.
+        """Return the shards' caches behind a cache, or None if the ensemble did not start it.
 
         Args:
             cache: The caller's.
@@ -85,7 +85,7 @@ class ShardCaches:
 
         Args:
             cache: The caller's, which is the first shard's.
-            keys: What each shard serves with.
+            keys: The key of each shard's snapshots.
             others: The caches of all shards but the first.
         """
         made = cls(dict(keys), dict(others))
@@ -102,14 +102,14 @@ class ShardCaches:
             cache: The caller's.
 
         Raises:
-            EnsembleError: The shards' caches are not of one form any more.
+            EnsembleError: The shards' caches no longer have the same form.
         """
         form = [entry[:3] for entry in _stamp(cache)]
         for shard, other in self.others.items():
             if [entry[:3] for entry in _stamp(other)] != form:
                 raise EnsembleError(
-                    f"The cache of shard {shard} has come to differ in form from the one that the caller holds "
-                    f"({type(cache).__name__}), so it may stand at another place of the text. Call the network with "
+                    f"The cache of shard {shard} no longer has the form of the one that the caller holds "
+                    f"({type(cache).__name__}), so it may be at another position in the text. Call the network with "
                     "use_cache=False."
                 )
         self._owner, self._stamp = id(cache), _stamp(cache)
@@ -123,12 +123,13 @@ class ShardCaches:
         Raises:
             EnsembleError: It was.
         """
-        if self._owner != id(cache):  # a deep copy, whose tensors lie elsewhere
+        if self._owner != id(cache):  # a deep copy, whose tensors are elsewhere
             self.settle(cache)
         elif _stamp(cache) != self._stamp:
             raise EnsembleError(
-                f"The tensors of the cache ({type(cache).__name__}) were changed from outside, where the other shards' "
-                "caches could not follow. Change a cache by its own methods, or call the network with use_cache=False."
+                f"The tensors of the cache ({type(cache).__name__}) were changed directly, and the other shards' "
+                "caches could not follow. Change a cache only through its methods, or call the network with "
+                "use_cache=False."
             )
 
 
@@ -137,25 +138,25 @@ def caches_of_shards(cache: Any, keys: Keys) -> dict[int, Any]:
 
     Args:
         cache: The caller's.
-        keys: What each shard serves with now, in order.
+        keys: The current key of each shard's snapshots, in order.
 
     Raises:
-        EnsembleError: The cache was filled by something else, or changed past its methods.
-        RevokedError: The shards serve with something else than when the cache was begun.
+        EnsembleError: Something else filled the cache, or it was changed without its methods.
+        RevokedError: The shards' snapshots have changed since the cache was started.
     """
     behind = ShardCaches.of(cache)
     if behind is None or (behind.keys != dict(keys) and cache.get_seq_length() == 0):
         if cache.get_seq_length() > 0:
             raise EnsembleError(
-                "The network was called with a cache that it has not filled itself: each shard needs its own. Begin "
-                "with an empty one (transformers.DynamicCache()), or leave it to generate()."
+                "The network was called with a cache that it did not fill itself: each shard needs its own. Start "
+                "with an empty one (transformers.DynamicCache()), or use generate()."
             )
         vars(cache).pop(_LINK, None)
         behind = ShardCaches.begin(cache, keys, {shard: copy.deepcopy(cache) for shard in list(keys)[1:]})
     if behind.keys != dict(keys):
         raise RevokedError(
-            "The survivors have changed since this cache was begun, and it may hold what was to be forgotten. Begin "
-            "the text again with an empty cache; generate does so by itself."
+            "The survivors have changed since this cache was started, and it may hold forgotten data. Start the text "
+            "again with an empty cache; generate() does so by itself."
         )
     behind.check_untouched(cache)
     return {next(iter(behind.keys)): cache, **behind.others}
@@ -166,7 +167,7 @@ def filling(caches: Sequence[Any]) -> Iterator[None]:
     """Let passes of the shards fill caches while the block runs, each its own.
 
     Args:
-        caches: The caller's; `caches_of_shards` has been asked for what is behind them.
+        caches: The caller's caches; `caches_of_shards` was called for them.
 
     Raises:
         EnsembleError: The shards' caches have come to differ in form.
@@ -184,11 +185,11 @@ def filling(caches: Sequence[Any]) -> Iterator[None]:
 
 
 def hand_over(outputs: Sequence[Any], keys: Keys, given: Mapping[int, Any]) -> tuple[list[Any], list[Any]]:
-    """Put the caller's cache in the place of each shard's own in the outputs; where it has passed none, begin one.
+    """Replace each shard's cache in the outputs with the caller's; start one if the caller passed none.
 
     Args:
         outputs: The shards' outputs.
-        keys: What each shard serves with, in the same order.
+        keys: The key of each shard's snapshots, in the same order.
         given: The caller's cache by the `id` of each shard's own.
 
     Returns:
@@ -207,7 +208,7 @@ def hand_over(outputs: Sequence[Any], keys: Keys, given: Mapping[int, Any]) -> t
         return list(outputs), []
     if any(found.keys() != places[0].keys() for found in places):
         raise EnsembleError(
-            "Some shards' outputs hold a cache and others don't. Call the network with use_cache=False."
+            "Some shards' outputs contain a cache and others don't. Call the network with use_cache=False."
         )
     callers: dict[Any, Any] = {}
     for path, first in places[0].items():
@@ -223,7 +224,7 @@ def hand_over(outputs: Sequence[Any], keys: Keys, given: Mapping[int, Any]) -> t
 
 @functools.cache
 def _repeating(kind: type) -> type:
-    """Make a subclass of a class of caches whose methods act on the other shards' caches too."""
+    """Create a subclass of a cache class whose methods also act on the other shards' caches."""
     if hasattr(kind, "_repeats_for_shards"):
         return kind
     names = (name for name in dir(kind) if not name.startswith(("_", "get_", "is_", "has_")))
@@ -247,7 +248,7 @@ def _repeated(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
             found = own(self, *args, **kwargs)
         finally:
             behind.busy = False
-        behind.read.clear()  # rows may be others now
+        behind.read.clear()  # the rows may have changed
         behind.settle(self)
         return found
 
@@ -255,7 +256,7 @@ def _repeated(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _stamp(cache: Any) -> list[Any]:
-    """Describe the tensors in a cache: where they are, their form, and what changes when they are written."""
+    """Describe the tensors in a cache: their memory, their form, and their version counter."""
     return [
         (path, tuple(tensor.shape), tensor.dtype, tensor.data_ptr(), None if tensor.is_inference() else tensor._version)
         for path, tensor in _tensors_of(cache, (), set())

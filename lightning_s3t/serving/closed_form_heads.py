@@ -1,4 +1,4 @@
-"""The closed-form heads that answer beside the shards' own: the floor, and those on survivors."""
+"""The closed-form heads that answer together with the shards' own heads: the floor, and those on survivors."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from lightning_s3t.store.floor import FloorState
 from lightning_s3t.tuning.ridge import RidgeHead, answer_linearly, solve_head
 
 Load = Callable[[str], FeatureSums | None]
-"""Reads the sums of a source; None if a request has taken them along."""
+"""Reads the sums of a source; None if a request has removed them."""
 
 
 class ClosedFormHeads(nn.Module):
-    """Keeps the closed-form heads of what is served, each solved when it is asked for the first time.
+    """Keeps the closed-form heads of the served units, each solved at its first use.
 
     The floor is a shard of its own, which adapts no layer group. A head on a survivor answers together with the head
     that the unit was trained with: the shard's answer is the mean of the two. The heads move between devices with the
     module that they are registered in.
 
     Args:
-        shards: What the shards serve.
+        shards: The served shards.
         load: Reads sums.
     """
 
@@ -41,15 +41,15 @@ class ClosedFormHeads(nn.Module):
 
     @override
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        # what is served is in the store, and a checkpoint would outlive a request
+        # the served units are in the store, and a checkpoint would outlive a request
         found: dict[str, Any] = kwargs.get("destination") or (args[0] if args else {})
         return found
 
     def renew(self, heads: Mapping[str, FloorState]) -> dict[int, str]:
-        """Take up what a store has now. Heads on units that serve no more are overwritten in memory.
+        """Load the store's current heads. Heads on units that no longer serve are overwritten in memory.
 
         Args:
-            heads: By what their features are of. Those that lack rows do not answer.
+            heads: The heads, by the source of their features. Those that lack rows do not answer.
 
         Returns:
             The digest of the sums that the head of each shard is solved from; that of the floor too.
@@ -120,7 +120,7 @@ class RidgeLayer(nn.Linear):
     """A closed-form head where the network has a linear layer; networks look at its attributes."""
 
     def load(self, head: RidgeHead) -> None:
-        """Take up a head, in the place of the one before.
+        """Load a head, in place of the previous one.
 
         Args:
             head: The head.
@@ -131,7 +131,7 @@ class RidgeLayer(nn.Linear):
             self.bias.copy_(head.bias)
 
     def clear(self) -> None:
-        """Overwrite what it has."""
+        """Overwrite its weights."""
         with torch.inference_mode(False), torch.no_grad():
             self.weight.zero_()
             self.bias.zero_()
@@ -146,11 +146,11 @@ class _Head:
     """A head that is served.
 
     Attributes:
-        source: What its features are of.
-        layer: What answers.
+        source: The source of its features.
+        layer: The layer that answers.
         own: The layer that the unit's own head ends in; None for the floor.
-        hook: What has it answer beside that layer.
-        wanted: The digest of the sums that it is to be solved from.
+        hook: The hook that makes it answer together with the replaced layer.
+        wanted: The digest of the sums to solve it from.
         solved: That of those that it was solved from.
     """
 

@@ -1,4 +1,4 @@
-"""Exporting a survivor: its weights or its adapter, with what it was made from in a JSON file beside."""
+"""Exporting a survivor: its weights or its adapter, with a JSON file that records its origin."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ExportedSurvivor:
         name: The name of the copy, which the receipt of a request that reaches it lists.
         unit: The unit that it was made from.
         path: The file of the weights, or the adapter's folder.
-        provenance: The JSON file that says what it was made from.
+        provenance: The JSON file that records its origin.
     """
 
     name: str
@@ -43,10 +43,10 @@ class ExportedSurvivor:
 
 @dataclass(frozen=True)
 class ExportPlace:
-    """Where a survivor is exported to.
+    """The target of an export.
 
     Attributes:
-        form: What is written.
+        form: The form of the export.
         path: The file of the weights, or the adapter's folder.
         provenance: The JSON file.
     """
@@ -60,12 +60,12 @@ def place_of(path: Path, form: ExportForm, shard: int | None) -> ExportPlace:
     """Return where a survivor goes.
 
     Args:
-        path: What the user gave.
-        form: What is written.
+        path: The user's path.
+        form: The form of the export.
         shard: The shard, where each is exported.
 
     Raises:
-        ConfigurationError: The form is not known, or the path is not one of a safetensors file.
+        ConfigurationError: The form is unknown, or the path is not that of a safetensors file.
 
     Example:
         >>> place_of(Path("out"), "weights", 1).path.as_posix(), place_of(Path("out"), "adapter", None).path.as_posix()
@@ -94,11 +94,11 @@ def export_survivor(
 
     Args:
         store: The store.
-        builder: What built the survivor's modules.
+        builder: The builder of the survivor's modules.
         unit: The survivor.
         digests: Those of the snapshots of its lineage that it serves with.
-        stand_ins: Its modules, by the path of the one that they stand in for.
-        place: Where to.
+        stand_ins: Its modules, by the path of the module that each replaces.
+        place: The target.
     """
     name = make_export_name(unit)
     if place.form == "adapter":
@@ -118,7 +118,7 @@ def export_survivor(
 def _document(store: Store, name: str, unit: UnitId, form: ExportForm, files: Mapping[Path, bytes]) -> dict[str, Any]:
     alive = store.alive()
     if unit not in alive:
-        raise RevokedError(f"Unit {unit} was revoked while it was exported. Export again: nothing is left.")
+        raise RevokedError(f"Unit {unit} was revoked while it was exported, and nothing was written. Export again.")
     return {
         "name": name,
         "form": form,

@@ -20,9 +20,9 @@ class EnsembleModule(EnsemblePredictor, pl.LightningModule):
     """A LightningModule around the user's, whose network answers as an ensemble.
 
     An `EnsemblePredictor` with the user's steps, metrics and hooks: `trainer.test(served, dm)` runs their `test_step`,
-    and where that calls the network, each shard's best survivor answers and the answers are put together.
+    and when that calls the network, each shard's best survivor answers and the outputs are combined.
 
-    It works on a copy, so the user's module can be trained again meanwhile. It stays in eval mode, cannot be given to
+    It works on a copy, so the user's module can be trained at the same time. It stays in eval mode, cannot be given to
     `trainer.fit`, and is loaded from its store alone, never from a checkpoint. Close it, or use it in a `with` block.
 
     Args:
@@ -59,16 +59,13 @@ class EnsembleModule(EnsemblePredictor, pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Called when a run begins: a served model is not trained.
 
-        Args:
-            stage: "fit", "validate", "test" or "predict".
-
         Raises:
             UnsupportedError: The run is a fit.
         """
         if stage == "fit":
             raise UnsupportedError(
-                "An EnsembleModule serves what is trained; it is not trained itself. Give trainer.fit your own module, "
-                "and the trainer the S3T callback with the same store: it trains what is missing."
+                "An EnsembleModule serves trained units; it cannot be trained. Pass your own module to trainer.fit, "
+                "and the S3T callback with the same store to the trainer: it trains the missing units."
             )
         self.module.setup(stage)  # type: ignore[operator]
 

@@ -1,4 +1,4 @@
-"""Telling listeners of requests: each listener hears of each request once, whoever made it."""
+"""Notifying listeners of requests: each listener is notified of each request once, whoever made it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _Answer = TypeVar("_Answer", RequestRecord, RequestRecord | Ticket)
 class Notifier:
     """Carry out the requests of a process, and call `on_forget(receipt)` on those who listen.
 
-    Of a request to correct, to restrict or to release they hear by `on_rectify`, `on_restrict` or `on_release`.
+    Corrections, restrictions and their ends call `on_rectify`, `on_restrict` and `on_release`.
 
-    A request comes in by a served model, by a trainer's hook, or from another process. All of a process's notifiers of
-    a store share how far each listener has heard, so none hears of a request twice, and none misses one. A listener
-    hears the requests in their order, one at a time, from the moment that it joined.
+    A request arrives through a served model, through a trainer's hook, or from another process. All notifiers of a
+    store in a process share each listener's position, so a listener is never notified of a request twice, and never
+    misses one. A listener is notified of the requests in order, one at a time, from the moment that it joined.
 
     Args:
         store: The opened store.
@@ -44,7 +44,7 @@ class Notifier:
         self._heard = _heard_of(store.path.resolve())
 
     def join(self, listeners: Iterable[object]) -> None:
-        """Let listeners hear of what is asked from now on; those who have joined before stay where they are.
+        """Notify listeners of all requests from now on; listeners that have already joined keep their position.
 
         Args:
             listeners: Modules, callbacks, data modules, anything.
@@ -59,16 +59,16 @@ class Notifier:
     def forget(
         self, subjects: Iterable[Any], strict: bool, listeners: Sequence[object], request_id: str | None = None
     ) -> RequestRecord | Ticket:
-        """Carry out a request, and tell the listeners; one that waits for a fit is not told yet.
+        """Carry out a request, and notify the listeners; a request that waits for a fit is not reported yet.
 
         Args:
             subjects: Their ids.
-            strict: Refuse a request that names a subject which the store has never seen.
-            listeners: Who is told; those who are new join.
+            strict: Raise an error if the store has never seen one of the subjects.
+            listeners: The listeners to notify; new ones join.
             request_id: See `Store.forget`.
 
         Raises:
-            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
             StoreError: See `Store.forget`.
         """
         self.join(listeners)
@@ -77,16 +77,16 @@ class Notifier:
     def rectify(
         self, subjects: Iterable[Any], strict: bool, listeners: Sequence[object], request_id: str | None = None
     ) -> RequestRecord | Ticket:
-        """Carry out a request to correct, and tell the listeners; one that waits for a fit is not told yet.
+        """Carry out a correction, and notify the listeners; one that waits for a fit is not reported yet.
 
         Args:
             subjects: Their ids.
-            strict: Refuse a request that names a subject which the store has never seen.
-            listeners: Who is told; those who are new join.
+            strict: Raise an error if the store has never seen one of the subjects.
+            listeners: The listeners to notify; new ones join.
             request_id: See `Store.rectify`.
 
         Raises:
-            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
             StoreError: See `Store.rectify`.
         """
         self.join(listeners)
@@ -95,17 +95,17 @@ class Notifier:
     def restrict(
         self, subjects: Iterable[Any], strict: bool, listeners: Sequence[object], request_id: str | None = None
     ) -> RequestRecord:
-        """Carry out a request to restrict, and tell the listeners.
+        """Carry out a restriction, and notify the listeners.
 
         Args:
             subjects: Their ids.
-            strict: Refuse a request that names a subject which the store has never seen.
-            listeners: Who is told; those who are new join.
+            strict: Raise an error if the store has never seen one of the subjects.
+            listeners: The listeners to notify; new ones join.
             request_id: See `Store.restrict`.
 
         Raises:
-            UnsupportedError: The method has one model, which the data of everybody has reached.
-            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            UnsupportedError: The method trains one model on everyone's data.
+            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
             StoreError: See `Store.restrict`.
         """
         self.join(listeners)
@@ -114,25 +114,25 @@ class Notifier:
     def release(
         self, subjects: Iterable[Any], listeners: Sequence[object], request_id: str | None = None
     ) -> RequestRecord:
-        """End a restriction, and tell the listeners.
+        """End a restriction, and notify the listeners.
 
         Args:
             subjects: Their ids.
-            listeners: Who is told; those who are new join.
+            listeners: The listeners to notify; new ones join.
             request_id: See `Store.release`.
 
         Raises:
-            UnknownSubjectError: A subject is not restricted; nothing has changed then.
+            UnknownSubjectError: A subject is not restricted. Nothing was changed.
             StoreError: See `Store.release`.
         """
         self.join(listeners)
         return self._answer(listeners, self._store.release(subjects, request_id=request_id))
 
     def tell(self, listeners: Sequence[object]) -> list[RequestRecord]:
-        """Tell the listeners of what they have not heard of.
+        """Notify the listeners of requests that are new to them.
 
         Args:
-            listeners: Who is told; those who are new join, and hear of what comes next.
+            listeners: The listeners to notify; new ones join, and are notified from the next request on.
 
         Returns:
             The receipts that one of them had not heard of.
@@ -166,7 +166,7 @@ class Notifier:
 class _Heard:
     """The number of the last request that each listener of a store has heard of.
 
-    Listeners are told apart by identity, since equal ones need not be one and some cannot be hashed.
+    Listeners are compared by identity: equal ones may be distinct, and some are not hashable.
     """
 
     def __init__(self) -> None:

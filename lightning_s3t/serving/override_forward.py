@@ -17,11 +17,11 @@ Answer = Callable[[str, Forward, tuple[Any, ...], dict[str, Any]], Any]
 def override_forward(modules: Mapping[str, nn.Module], answer: Answer) -> Iterator[None]:
     """Let a function answer the calls of modules while the block runs.
 
-    Hooks on the modules go on working, since only what lies behind them is replaced.
+    Hooks on the modules keep working, since only the forward behind them is replaced.
 
     Args:
         modules: The modules, by a name.
-        answer: Takes a module's name, its own forward, and the call's arguments; returns what the call shall return.
+        answer: Takes a module's name, its own forward, and the call's arguments; returns the result of the call.
 
     Example:
         >>> net = nn.Sequential(nn.ReLU(), nn.Flatten())

@@ -30,16 +30,16 @@ _FORMS = 1000
 class ShardPasses:
     """Asks one network for the answers of several shards.
 
-    In sequential passes, every shard's stand-ins are put in place for a pass of its own, and what lies below all that
-    the shards adapt is computed once: the answers are bit for bit those of separate passes. Batched, the rows are
-    repeated for every shard and go through the network at once, which is faster where a pass is bound by the number of
-    its operations and not by their size: on a GPU with few rows. Whether a network can be asked so (whether its rows
-    are its first dimension everywhere, whether its blocks do nothing but return something) is tried at the first call
-    of each form, against separate passes; if not, every shard has a whole pass. The first call of each form also makes
-    sure that the adapters act: that no block computes past them.
+    In sequential passes, every shard's replacement modules are put in place for its own pass, and the layers below all
+    adapted ones are computed once: the outputs are bitwise those of separate passes. Batched, the rows are repeated for
+    every shard and go through the network at once, which is faster where a pass is bound by the number of its
+    operations and not by their size: on a GPU with few rows. Whether a network supports this (rows are the first
+    dimension everywhere, and blocks only return a value) is tested against separate passes at the first call of each
+    form; if not, every shard has a whole pass. The first call of each form also makes sure that the adapters act: that
+    no block computes past them.
 
     Args:
-        builder: What built the stand-ins.
+        builder: The builder of the replacement modules.
         shards: The stand-ins.
         how: "sequential", "batched", or "auto" for batched on a GPU and sequential elsewhere.
     """
@@ -70,10 +70,10 @@ class ShardPasses:
             caches: Each shard's own cache, by the `id` of the caller's that it stands behind.
 
         Raises:
-            EnsembleError: A block computes past its adapters, or the call has something that cannot be copied.
+            EnsembleError: A block bypasses its adapters, or an argument of the call cannot be copied.
         """
         try:
-            if self._is_compiled():  # what is compiled does not ask who stands in
+            if self._is_compiled():  # compiled code does not see the replaced modules
                 return self._sequential.run(forward, args, kwargs, shards, caches)
             form = self.form_of(args, kwargs, shards)
             way = self._tried.get(form)
@@ -97,7 +97,7 @@ class ShardPasses:
         shards: Sequence[int],
         caches: Mapping[int, Mapping[int, Any]],
     ) -> tuple[_Way, list[Any]]:
-        """Find out which way gives what separate passes give, and return its answers."""
+        """Find a way whose outputs equal those of separate passes, and return its outputs."""
         alone = self._sequential.run(forward, args, kwargs, shards, caches, watch=True)
         if len(shards) < 2 or caches_in(alone) or not _has_rows(args, kwargs):
             return "alone", alone  # a block that is passed over fills no cache
@@ -107,7 +107,7 @@ class ShardPasses:
                 if allclose_nested(alone, batched, self.is_half()):
                     return "batched", batched
             except Exception:
-                # whatever it is: a pass of its own for each shard is what the network is made for
+                # whatever the error is: separate passes are what the network was made for
                 pass
         if not self._have_trunk(shards):
             return "alone", alone
@@ -135,9 +135,9 @@ class ShardPasses:
         return sorted(self._shards.depths(shards).values())[1] < len(self._builder.layers.groups)
 
     def form_of(self, args: tuple[Any, ...], kwargs: dict[str, Any], shards: Sequence[int]) -> str:
-        """Describe a call by what decides how it can be answered.
+        """Describe the form of a call: what decides how it can be answered.
 
-        Without what the arguments say: texts, for example, are not kept.
+        The contents of the arguments are left out: texts, for example, are not kept.
 
         Args:
             args: What the network is called with.

@@ -47,9 +47,9 @@ Self = TypeVar("Self", bound="EnsemblePredictor")
 class EnsemblePredictor(nn.Module):
     """A module whose network answers as an ensemble.
 
-    Where the module calls its network, each shard's best survivor answers and the answers are put together. There is
-    one backbone; the shards' adapters and heads take turns on it, and what none of them adapts is computed once. A
-    shard without a survivor is left out. Several threads may call it: they are answered one after the other.
+    When the module calls its network, each shard's best survivor answers and the outputs are combined. There is one
+    backbone; the shards' adapters and heads take turns on it, and layers that none of them adapts are computed once. A
+    shard without a survivor is left out. Several threads may call it; they are served one after another.
 
     A request from another process is noticed before the next answer, and an answer that is overtaken by one is computed
     again. Attributes that the predictor does not have are the module's.
@@ -92,7 +92,7 @@ class EnsemblePredictor(nn.Module):
         self._shards = ServedShards(self._builder)
         self._passes = ShardPasses(self._builder, self._shards, passes)
         self._snapshots = SnapshotPreloader(store.load, preload)
-        self._keys: dict[int, tuple[str, ...]] = {}  # what each shard serves with
+        self._keys: dict[int, tuple[str, ...]] = {}  # the key of each shard's snapshots
         self._best = FLOOR  # the shard that answers alone
         self._heads = ClosedFormHeads(self._shards, store.load_head)
         self._as_of = -1
@@ -118,26 +118,26 @@ class EnsemblePredictor(nn.Module):
         passes: Passes = "auto",
         preload: bool = False,
     ) -> Self:
-        """Open a store to serve what it holds.
+        """Open a store for serving.
 
         Args:
             store: The store's folder.
             module: The module, with the pretrained weights that `fit` was given it with. It is copied. A head that was
                 drawn at random may differ: each unit has its own.
-            aggregate: How the shards' answers are put together: "mean_logits", "mean_probabilities" or "vote"; or
-                "single", where the best survivor of all shards answers alone, for the cost of one model.
+            aggregate: How the shards' outputs are combined: "mean_logits", "mean_probabilities" or "vote"; or "single",
+                with which only the best survivor of all shards answers, for the cost of one model.
             passes: Whether the shards are asked in "sequential" passes, or "batched", in one pass of all their rows;
                 "auto" is batched on a GPU.
-            preload: Keep all units that may become survivors in the host's memory, so that nothing is read from disk
-                after a request.
+            preload: Keep all units that may become survivors in the host's memory, so that a request does not cause
+                reads from disk.
 
         Raises:
-            StoreError: There is no store, or it is damaged.
+            StoreError: The store is missing or damaged.
             StoreMismatchError: The module is not the one that the store was trained with.
         """
         if isinstance(module, EnsemblePredictor):
             raise ConfigurationError(
-                f"The module is an {type(module).__name__} already. Expected the one that was trained."
+                f"The module is already an {type(module).__name__}. Expected the module that was trained."
             )
         opened = Store.open(store)
         try:
@@ -148,7 +148,7 @@ class EnsemblePredictor(nn.Module):
 
     @property
     def aggregate(self) -> Aggregate:
-        """How the shards' answers are put together; it may be changed between two answers."""
+        """How the shards' outputs are combined; it may be changed between calls."""
         return self._aggregate
 
     @aggregate.setter
@@ -164,19 +164,19 @@ class EnsemblePredictor(nn.Module):
 
     @property
     def as_of(self) -> int:
-        """The number of the newest request when what serves was loaded."""
+        """The number of the newest request when the serving units were loaded."""
         return self._as_of
 
     def look_with(self, look: Callable[[], int]) -> None:
-        """Ask something else than the store for the newest request: a replica, which may have looked before.
+        """Replace the store's look for the newest request, for example with that of a replica.
 
         Args:
-            look: Returns its number. What it raises leaves the predictor, and no answer does.
+            look: Returns its number. If it raises an error, the predictor raises it and does not answer.
         """
         self._look = look
 
     def keys_in_use(self) -> Mapping[int, tuple[str, ...]]:
-        """Look for requests, take up what they change, and return the digests of what answers now, by shard.
+        """Look for requests, apply them, and return the digests of the current snapshots, by shard.
 
         Raises:
             NoSurvivorError: Nothing is left that may answer.
@@ -187,11 +187,11 @@ class EnsemblePredictor(nn.Module):
 
     @property
     def network_path(self) -> str:
-        """Where in the module its network is, whose calls the ensemble answers; "" for the module itself."""
+        """The path of the module's network, whose calls the ensemble answers; "" for the module itself."""
         return self._builder.layers.network
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Answer as the module does, with the ensemble in the place of its network.
+        """Call the module's forward, with the ensemble in place of its network.
 
         Args:
             args: For the module's `forward`.
@@ -202,10 +202,10 @@ class EnsemblePredictor(nn.Module):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate with the ensemble, token by token: each shard reads the text so far with a cache of its own.
 
-        If a deletion request comes in meanwhile, the text is begun again with the survivors.
+        If a deletion request arrives during generation, the text is started again with the survivors.
 
         Args:
-            args: For the module's `generate`, if it has one, or else for the network's (transformers').
+            args: Arguments of the module's `generate`, if it has one, otherwise of the network's (transformers').
             kwargs: Likewise.
 
         Raises:
@@ -216,34 +216,34 @@ class EnsemblePredictor(nn.Module):
         generate = generate or getattr(network, "generate", None)
         if not callable(generate):
             raise EnsembleError(
-                f"Neither {type(self.module).__name__} nor its network {type(network).__name__} can generate. Expected "
-                "a language model of transformers, or a module with a generate() of its own."
+                f"Neither {type(self.module).__name__} nor its network {type(network).__name__} can generate. "
+                "Expected a transformers language model, or a module with its own generate()."
             )
         while True:
             try:
                 return generate(*args, **kwargs)
             except RevokedError:
-                if caches_in((args, kwargs)):  # the caller's cache is of no use any more
+                if caches_in((args, kwargs)):  # the caller's cache is no longer valid
                     raise
 
     def forget(
         self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
     ) -> RequestRecord | Ticket:
-        """Remove subjects from the model: milliseconds, and for good.
+        """Remove subjects from the model, permanently and within milliseconds.
 
-        The units that they reached are revoked in one transaction and erased; what serves on is what they did not
-        reach. `on_forget(receipt)` is called on the module, if it has one.
+        The units that their data reached are revoked in one transaction and erased; the other units keep serving.
+        `on_forget(receipt)` is called on the module, if it has one.
 
         Args:
             subjects: Their ids.
-            strict: Refuse a request that names a subject which the store has never seen.
-            request_id: A name of the caller's for the request, so that a retry does not count twice (`Store.forget`).
+            strict: Raise an error if the store has never seen one of the subjects.
+            request_id: The caller's name for the request, so that a retry does not count twice (`Store.forget`).
 
         Returns:
-            What was revoked and erased, and what serves now; or a ticket, if the request waits for a fit.
+            The revoked and erased units, and the serving ones; or a ticket, if the request waits for a fit.
 
         Raises:
-            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
         """
         self._check_open()
         return self._notifier.forget(subjects, strict, self._listeners(), request_id)
@@ -251,61 +251,61 @@ class EnsemblePredictor(nn.Module):
     def rectify(
         self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
     ) -> RequestRecord | Ticket:
-        """Take out what the old data of subjects has reached; the next fit trains on the corrected data.
+        """Remove everything that the subjects' old data reached; the next fit trains on the corrected data.
 
         `on_rectify(receipt)` is called on the module, if it has one.
 
         Args:
             subjects: Their ids.
-            strict: Refuse a request that names a subject which the store has never seen.
-            request_id: A name of the caller's for the request (`Store.rectify`).
+            strict: Raise an error if the store has never seen one of the subjects.
+            request_id: The caller's name for the request (`Store.rectify`).
 
         Returns:
-            What was revoked and erased, and what serves now; or a ticket, if the request waits for a fit.
+            The revoked and erased units, and the serving ones; or a ticket, if the request waits for a fit.
 
         Raises:
-            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
         """
         self._check_open()
         return self._notifier.rectify(subjects, strict, self._listeners(), request_id)
 
     def restrict(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:
-        """Set aside what the data of subjects has reached: it answers no more until they are released.
+        """Set aside the units that the subjects' data reached: they do not answer until the subjects are released.
 
         `on_restrict(receipt)` is called on the module, if it has one.
 
         Args:
             subjects: Their ids.
-            strict: Refuse a request that names a subject which the store has never seen.
-            request_id: A name of the caller's for the request (`Store.restrict`).
+            strict: Raise an error if the store has never seen one of the subjects.
+            request_id: The caller's name for the request (`Store.restrict`).
 
         Raises:
-            UnsupportedError: The method has one model, which the data of everybody has reached.
-            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            UnsupportedError: The method trains one model on everyone's data.
+            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
         """
         self._check_open()
         return self._notifier.restrict(subjects, strict, self._listeners(), request_id)
 
     def release(self, subjects: Iterable[Any], request_id: str | None = None) -> RequestRecord:
-        """End the restriction of subjects: what was set aside for them alone answers again, bit for bit.
+        """End the restriction of subjects: units that were set aside only for them answer again, bit for bit.
 
         `on_release(receipt)` is called on the module, if it has one.
 
         Args:
             subjects: Their ids.
-            request_id: A name of the caller's for the request (`Store.release`).
+            request_id: The caller's name for the request (`Store.release`).
 
         Raises:
-            UnknownSubjectError: A subject is not restricted; nothing has changed then.
+            UnknownSubjectError: A subject is not restricted. Nothing was changed.
         """
         self._check_open()
         return self._notifier.release(subjects, self._listeners(), request_id)
 
     def on_forget(self, receipt: RequestRecord) -> None:
-        """Called once for each request, whoever made it: loads what may serve, and tells the module.
+        """Called once for each request, whoever made it: loads the survivors, and notifies the module.
 
         Args:
-            receipt: What was carried out.
+            receipt: The receipt of the request.
         """
         if not self._closed:
             self.refresh()
@@ -316,10 +316,10 @@ class EnsemblePredictor(nn.Module):
     on_rectify = on_restrict = on_release = on_forget
 
     def refresh(self) -> None:
-        """Load what the store holds now: survivors after a deletion, new units after a fit."""
+        """Load the store's current units: survivors after a deletion, new units after a fit."""
         with self._lock.held:
             self._check_open()
-            self._as_of = -1  # were loading to fail half-way, the next answer must begin with it again
+            self._as_of = -1  # if loading fails half-way, the next answer must start with loading again
             while True:
                 as_of = self.store.request_number
                 try:
@@ -339,33 +339,34 @@ class EnsemblePredictor(nn.Module):
     ) -> list[ExportedSurvivor]:
         """Write the best survivor of all shards, or each shard's, to files that can be taken away.
 
-        The files are registered in the store: a request that reaches a survivor erases what was exported from it, and
-        its receipt names the exported copy. What was copied from there has to be removed by whoever copied it. One
-        survivor is not the ensemble: it answers by itself, and less well.
+        The files are registered in the store: a request that reaches a survivor erases its exported files, and the
+        receipt names the exported copy. Remove any other copies of these files yourself. One survivor is not the
+        ensemble: on its own it is less accurate.
 
         Args:
-            path: The file, in .safetensors, for the weights of one survivor; else a folder.
+            path: The .safetensors file, for the weights of one survivor; otherwise a folder.
             form: "weights" for a state dict in the module's own names, with the adapters merged into the layers:
-                `module.load_state_dict(safetensors.torch.load_file(path))`. Bitwise what serves where whole layers were
-                trained; equal up to rounding where adapters are merged. "adapter" for a PEFT adapter of the module's
-                network: `PeftModel.from_pretrained(network, path)`, bitwise what serves.
+                `module.load_state_dict(safetensors.torch.load_file(path))`. Bitwise equal to the serving model if whole
+                layers were trained; equal up to rounding if adapters are merged. "adapter" for a PEFT adapter of the
+                module's network: `PeftModel.from_pretrained(network, path)`, bitwise equal to the serving model.
             each_shard: Export each shard's survivor, in files or folders `shard-0`, `shard-1`, ... below `path`.
 
         Returns:
-            What was exported. What it was made from is in a JSON file beside each.
+            The exported survivors. A JSON file next to each records its origin.
 
         Raises:
             ConfigurationError: The path is not one of a new file, or the form is not one that the store's adapter has.
             UnsupportedError: The survivor has two values for parameters that the module ties together.
             NoSurvivorError: No shard has a unit left.
-            RevokedError: A request has reached a survivor meanwhile; nothing is left of its files.
+            RevokedError: A request reached a survivor during the export; its files were removed.
         """
         with self._lock.held:
-            self._keys_in_use()  # takes up what is new
+            self._keys_in_use()  # loads changes
             if not self.survivors:
                 raise NoSurvivorError(
                     f"No shard of {self.store.path} has a unit left to export: only the floor answers. Call "
-                    "trainer.fit with the S3T callback and the same store: it trains them again without the forgotten."
+                    "trainer.fit with the S3T callback and the same store: it trains them again without the "
+                    "forgotten data."
                 )
             shards = sorted(self.survivors) if each_shard else [self._best]
             return [
@@ -381,7 +382,7 @@ class EnsemblePredictor(nn.Module):
             ]
 
     def close(self) -> None:
-        """Close the store. Nothing answers afterwards, since a request could not be noticed any more."""
+        """Close the store. It does not answer afterwards, since it could no longer see requests."""
         with self._lock.held:
             self._closed = True
             self.store.close()
@@ -403,13 +404,13 @@ class EnsemblePredictor(nn.Module):
         """
         if mode:
             raise UnsupportedError(
-                f"An {type(self).__name__} stays in eval mode: it serves what is trained. Train your own module, with "
+                f"An {type(self).__name__} stays in eval mode: it serves trained units. Train your own module, with "
                 "the S3T callback and the same store."
             )
         return super().train(False)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuses: a checkpoint may hold what has been revoked since.
+        """Raise an error: a checkpoint may hold units that were revoked since.
 
         Args:
             args: Without effect.
@@ -420,12 +421,12 @@ class EnsemblePredictor(nn.Module):
         """
         name = type(self).__name__
         raise UnsupportedError(
-            f"An {name} is loaded from its store, which knows what has been revoked: {name}.from_store(store, module). "
-            "For the pretrained weights, load the checkpoint into your own module before."
+            f"An {name} is loaded from its store, which records what was revoked: {name}.from_store(store, module). "
+            "To use pretrained weights, load the checkpoint into your own module first."
         )
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Refuses: it would hold the pretrained network, and none of what serves.
+        """Raise an error: it would hold the pretrained network, and none of the serving units.
 
         Args:
             args: As for any module.
@@ -451,30 +452,30 @@ class EnsemblePredictor(nn.Module):
 
     @classmethod
     def _copy(cls, module: nn.Module) -> nn.Module:
-        """Return a copy to work on, without what `torch.compile(module)` has put around it."""
+        """Return a copy to work on, without the wrapper of `torch.compile(module)`."""
         original: nn.Module = getattr(module, "_orig_mod", module)
         return copy_module(original)
 
     def _tie_in(self) -> None:
-        """Called when all is built: what a framework has to find on the predictor is put there."""
+        """Called after construction: sets the attributes that a framework expects on the predictor."""
 
     def _is_not_saved(self, what: str) -> str:
         name = type(self).__name__
         return (
-            f"An {name} {what}: it answers with what its store holds, and looks for deletion requests there. Load it "
-            f"once more with {name}.from_store({str(self.store.path)!r}, module); for a file to take away, use "
+            f"An {name} {what}: it answers from its store, and looks for deletion requests there. Load it again with "
+            f"{name}.from_store({str(self.store.path)!r}, module); to save a standalone file, use "
             "served.export(path), or s3t export."
         )
 
     def _check_open(self) -> None:
         if self._closed:
             raise EnsembleError(
-                f"This {type(self).__name__} is closed: it cannot notice what is forgotten any more, so it does not "
-                f"answer. Load {self.store.path} again with {type(self).__name__}.from_store(store, module)."
+                f"This {type(self).__name__} is closed: it no longer sees deletion requests, so it does not answer. "
+                f"Load {self.store.path} again with {type(self).__name__}.from_store(store, module)."
             )
 
     def _listeners(self) -> list[object]:
-        """Return who is told of requests."""
+        """Return the listeners of requests."""
         return [self]
 
     def _load_survivors(self) -> None:
@@ -508,20 +509,19 @@ class EnsemblePredictor(nn.Module):
             while True:
                 answer = self._ask(forward, keys, args, kwargs)
                 before, keys = keys, self._keys_in_use()
-                if keys == before:  # else a request came in meanwhile, and the answer must not leave
+                if keys == before:  # otherwise a request has arrived, and the answer must not be returned
                     return answer
 
     def _keys_in_use(self) -> dict[int, tuple[str, ...]]:
-        """Look for requests, and return what the shards that are asked now serve with."""
+        """Look for requests, and return the keys of the shards that answer now."""
         self._check_open()
         if self._look() != self._as_of:
             self.refresh()
         if not self._keys:
             raise NoSurvivorError(
-                f"No shard of {self.store.path} has a unit left that may serve: deletions have reached them all, and "
-                "there is no floor (S3T(floor=True)). "
-                "Call trainer.fit with the S3T callback and the same store: it trains them again without the "
-                "forgotten."
+                f"No shard of {self.store.path} has a unit left that may serve: requests have reached all of them, "
+                "and there is no floor (S3T(floor=True)). Call trainer.fit with the S3T callback and the same store: "
+                "it trains them again without the forgotten data."
             )
         return {self._best: self._keys[self._best]} if self._aggregate == "single" else self._keys
 
@@ -553,7 +553,7 @@ class EnsemblePredictor(nn.Module):
         return self._passes.run(forward, args, kwargs, list(keys), caches)
 
     def _votes(self, keys: Keys) -> list[int] | None:
-        """Return how many votes each shard has beside a floor: one for each slice that it serves.
+        """Return the number of votes of each shard next to a floor: one for each slice that it serves.
 
         The floor has as many as all shards have when they are whole, so the fewer and shallower they get, the more it
         weighs. Without a floor each shard has one, which is None.
@@ -575,14 +575,14 @@ class EnsemblePredictor(nn.Module):
         return aggregate_outputs(outputs, self._aggregate, self._votes(keys))
 
     def _generate(self, generation: CheckedGeneration, *args: Any, **kwargs: Any) -> Any:
-        """Generate with the network's own `generate`, once more where a request has come in meanwhile."""
+        """Generate with the network's own `generate`, and again if a request has arrived in the meantime."""
         while True:
             with self._lock.held:
                 keys = self._keys_in_use()
             try:
                 text = generation(len(keys), *args, **kwargs)
             except RevokedError:
-                if caches_in((args, kwargs)):  # the caller's cache is of no use any more
+                if caches_in((args, kwargs)):  # the caller's cache is no longer valid
                     raise
                 continue
             with self._lock.held:
@@ -590,7 +590,7 @@ class EnsemblePredictor(nn.Module):
                     return text
 
     def _intercept(self) -> CheckedGeneration | None:
-        """Put the ensemble in the place of the network's forward and generate, and refuse ways around it.
+        """Replace the network's forward and generate with the ensemble, and refuse calls that bypass it.
 
         They are set on the instance: the module's steps hold the network by whatever name they like, and ask for its
         class, its config and the signature of its forward.
@@ -604,13 +604,13 @@ class EnsemblePredictor(nn.Module):
         def refuse(module: nn.Module, args: Any) -> None:
             if not lock.answering:
                 raise EnsembleError(
-                    f"A step calls a part of the network ({type(module).__name__}) by itself, past {name}.forward(): "
-                    "only one model would answer, and not a survivor. Let the step call the network as a whole "
-                    f"({'self(x)' if not layers.network else f'self.{name}(x)'}), and put what it does in between "
-                    "into the network's forward()."
+                    f"A step calls a part of the network ({type(module).__name__}) directly, bypassing "
+                    f"{name}.forward(): only one model would answer, and it is not a survivor. Let the step call the "
+                    f"network as a whole ({'self(x)' if not layers.network else f'self.{name}(x)'}), and put what it "
+                    "does in between into the network's forward()."
                 )
 
-        # the blocks, and what stands in for their layers and the head: copies keep the hook
+        # the blocks, and the replacements of their layers and of the head: copies keep the hook
         blocks = [path for group in layers.groups for path in group.modules]
         for path in dict.fromkeys((*blocks, *self._builder.originals)):
             self.module.get_submodule(path).register_forward_pre_hook(refuse)
@@ -631,7 +631,7 @@ class _AnswerLock:
     """One thread at a time answers with the one backbone; an object of its own, so that copies of a hook share it."""
 
     def __init__(self) -> None:
-        self.held = threading.RLock()  # by the thread that answers, or that changes what answers
+        self.held = threading.RLock()  # held by the thread that answers, or that changes the served units
         self._owner: int | None = None
         self._taken = False
 
@@ -673,6 +673,6 @@ def _builder_of(module: nn.Module, store: Store) -> StageBuilder:
     if missing:
         raise StoreMismatchError(
             f"The store at {store.path} was trained with layers that {type(module).__name__} does not have: "
-            f"{', '.join(missing[:5])}. Load it with the module that it was trained with."
+            f"{', '.join(missing[:5])}. Load the store with the module that it was trained with."
         )
     return StageBuilder(module, layers, resolve_adapter(store.settings["adapter"]), store.partition.slices)

@@ -1,4 +1,4 @@
-"""Sequential passes: one shard answers after the other; what lies below all that they adapt is computed once."""
+"""Sequential passes: the shards answer one after another; the layers below all adapted ones are computed once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lightning_s3t.tuning.swap import ModuleSwap
 class SequentialPasses:
     """Asks each shard in a pass of its own, with its stand-ins in place.
 
-    Every pass has its own copy of what the network is called with, so what one changes in place no other sees.
+    Every pass has its own copy of the arguments, so its in-place changes are not visible to the others.
 
     Args:
         builder: What built the stand-ins.
@@ -83,7 +83,7 @@ class SequentialPasses:
     def _watched(self, stand_ins: Mapping[str, nn.Module], depth: int) -> Iterator[None]:
         """Make sure that a block which is called while the block runs calls its adapters."""
         if self._builder.adapter is None:
-            yield  # the blocks themselves stand in
+            yield  # the blocks themselves are the replacements
             return
         groups = self._builder.layers.groups[:depth]
         blocks = [name for group in groups for name in group.modules]
@@ -101,25 +101,25 @@ class SequentialPasses:
             inside = [name for name in stand_ins if name == block or name.startswith(f"{block}.")]
             if block in called and inside and not called.intersection(inside):
                 raise EnsembleError(
-                    f"{block} ({type(modules[block]).__name__}) computes its answer without calling its adapters "
+                    f"{block} ({type(modules[block]).__name__}) computes its output without calling its adapters "
                     f"({', '.join(inside[:3])}), so it would answer as if nothing had been trained. Expected a block "
                     "that calls its layers: turn off its fused or specialised inference path."
                 )
 
 
 class SharedTrunk:
-    """Passes of several shards over one network with one input, of which each computes what is its own.
+    """Passes of several shards over one network with one input; each computes only its own part.
 
     Blocks of a layer group that a shard does not adapt give the same for it as for every other shard that does not
-    adapt the group. The first pass, that of the shard which adapts least, notes what they return; the next ones are
-    given it. What a pass returns is bit for bit what it would have returned alone, with skip connections too, since
-    every block that is passed over returns what it has returned before. Where a group's blocks are called after
-    something that is adapted, as in a network of two branches, every pass computes them itself.
+    adapt the group. The first pass, that of the shard which adapts least, records the blocks' outputs; the later passes
+    reuse them. The output of a pass is bitwise equal to that of a separate pass, even with skip connections, since
+    every skipped block returns its recorded output. If a group's blocks are called after an adapted module, as in a
+    network with two branches, every pass computes them itself.
 
     Args:
         root: The module that the layers were found in.
         layers: Its layer groups and head.
-        depths: How many layer groups each pass has changed, the fewest first.
+        depths: Number of layer groups that each pass has changed, in ascending order.
 
     Example:
         >>> import torch
@@ -170,7 +170,7 @@ class SharedTrunk:
             return forward(*args, **kwargs)
         before = _versions((args, kwargs))
         output = forward(*args, **kwargs)
-        # what a block does besides returning something cannot be given to the next pass
+        # side effects of a block cannot be passed on to the next pass
         if has_plain_leaves(output) and _versions((args, kwargs)) == before:
             self._kept.setdefault(path, []).append(_copied(output))
         else:
@@ -200,20 +200,20 @@ class SharedTrunk:
 
 
 class _Copies:
-    """What one pass is given of a call: caches of its own, and copies of everything that it could change."""
+    """The arguments for one pass: its own caches, and copies of everything that it could change."""
 
     def __init__(self, caches: Mapping[int, Any]) -> None:
-        self._own = dict(caches)  # by the id of what was given, which the caller holds meanwhile
+        self._own = dict(caches)  # by the id of the argument, which the caller keeps alive
         self._objects: list[Any] = []
 
     def of(self, leaf: Any) -> Any:
-        """Return what this pass is given in the place of a leaf of the call: the same for the same."""
+        """Return this pass's replacement for a leaf of the call; the same leaf always gets the same one."""
         if id(leaf) in self._own:
             return self._own[id(leaf)]
         if leaf is None or isinstance(leaf, (bool, int, float, str, nn.Module, torch.Generator)):
             return leaf
         if isinstance(leaf, Tensor):
-            # compiled graphs take what is changed in place apart by themselves
+            # compiled graphs handle in-place changes themselves
             own: Any = leaf if torch.compiler.is_compiling() else leaf.clone()
         else:
             own = self._copy_object(leaf)
@@ -222,15 +222,15 @@ class _Copies:
         return own
 
     def check_not_kept(self, answer: Any) -> None:
-        """Refuse an answer that hands a copy back: what goes from call to call would be one shard's alone."""
+        """Refuse an output that contains a copy: state passed from call to call would belong to only one shard."""
         if not self._objects:
             return
         returned = {id(leaf) for _, leaf in leaves_in(answer)}
         for own in self._objects:
             if id(own) in returned:
                 raise EnsembleError(
-                    f"The network carries an object of {type(own).__name__} from one call to the next, which is not a "
-                    "cache of a kind that an ensemble can give to each shard. Call the network without it "
+                    f"The network carries an object of {type(own).__name__} from one call to the next. It is not a "
+                    "kind of cache that an ensemble can give to each shard. Call the network without it "
                     "(transformers: use_cache=False)."
                 )
 
@@ -240,12 +240,12 @@ class _Copies:
         except Exception as error:
             raise EnsembleError(
                 f"The network is called with an object of {type(leaf).__name__} that cannot be copied ({error}), so "
-                "every shard would see what the others do to it. Leave it out, or give it a __deepcopy__."
+                "the shards would share its changes. Leave it out, or give it a __deepcopy__."
             ) from error
 
 
 def _copied(output: Any) -> Any:
-    # the network may go on working on what a block has returned, in place
+    # the network may modify a block's output in place
     return replace_tensors(output, lambda _, tensor: tensor.clone())
 
 

@@ -13,18 +13,18 @@ from lightning_s3t.tuning.stages import Snapshot, StageBuilder, live_tensors, lo
 
 Load = Callable[[UnitId], Snapshot]
 
-FLOOR = -1  # stands for the floor where shards are numbered
+FLOOR = -1  # represents the floor among the numbered shards
 
 
 class ServedShards(nn.Module):
     """The stand-ins of every shard's survivor.
 
     They are registered under the shards' numbers, so that they move between devices with the module they are in. A
-    shard that falls back to another survivor keeps its modules: what is new is copied into them, and those of layer
-    groups that are deactivated go.
+    shard that falls back to another survivor keeps its modules: new tensors are copied into them, and the modules of
+    deactivated layer groups are removed.
 
     Args:
-        builder: What builds stand-ins.
+        builder: The builder of replacement modules.
 
     Attributes:
         survivors: The unit that each shard serves.
@@ -45,7 +45,7 @@ class ServedShards(nn.Module):
         self._depths: dict[int, int] = {}
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Add nothing: what is served is in the store, and a checkpoint would outlive a request.
+        """Add nothing: the served units are in the store, and a checkpoint would outlive a request.
 
         Args:
             args: As for any module.
@@ -71,7 +71,7 @@ class ServedShards(nn.Module):
         return {shard: self._depths[shard] for shard in shards}
 
     def stand_ins(self, shard: int) -> dict[str, nn.Module]:
-        """Return a shard's modules by the path of the one that each stands in for.
+        """Return a shard's modules by the path of the module that each replaces.
 
         Args:
             shard: The shard.
@@ -94,7 +94,7 @@ class ServedShards(nn.Module):
         """Serve the pretrained network with a closed-form head, as a shard that adapts no layer group.
 
         Args:
-            path: The path of the linear layer whose place the head takes.
+            path: The path of the linear layer that the head replaces.
             layer: The head; it goes where that layer is.
         """
         heads = self._builder.build_start()
@@ -110,7 +110,7 @@ class ServedShards(nn.Module):
         self._keys[FLOOR], self._depths[FLOOR] = (), 0
 
     def drop(self, shard: int) -> None:
-        """Take a shard out: it has no survivor. What it served is overwritten in memory.
+        """Remove a shard without a survivor. Its tensors are overwritten in memory.
 
         Args:
             shard: The shard.
@@ -122,7 +122,7 @@ class ServedShards(nn.Module):
     def load_survivor(self, unit: UnitId, key: tuple[str, ...], load: Load) -> None:
         """Make a shard serve a unit.
 
-        Everything is read before anything is changed: a unit that is revoked or damaged leaves the shard as it was.
+        Everything is read before anything is changed: a revoked or damaged unit leaves the shard unchanged.
 
         Args:
             unit: The unit.
@@ -131,7 +131,7 @@ class ServedShards(nn.Module):
         """
         if self._keys.get(unit.shard) == key:
             return
-        # what is loaded in inference mode must still be changed later on, outside of it
+        # tensors loaded in inference mode must be writable outside it later
         with torch.inference_mode(False), torch.no_grad():
             self._replace(unit, key, load)
 
@@ -182,7 +182,7 @@ class SnapshotPreloader:
 
     Args:
         load: Reads a unit's snapshot.
-        keep: Whether to keep them, so that nothing is read after a request.
+        keep: Whether to keep them, so that a request does not cause reads.
 
     Example:
         >>> snapshots, unit = SnapshotPreloader(lambda unit: {"w": torch.ones(1)}, keep=True), UnitId(0, (1,))
@@ -197,7 +197,7 @@ class SnapshotPreloader:
         self._kept: dict[UnitId, tuple[str, Snapshot]] = {}
 
     def renew(self, digests: Mapping[UnitId, str]) -> None:
-        """Overwrite what may not serve any more, let go of it, and read what is new.
+        """Overwrite and release snapshots that may no longer serve, and read new ones.
 
         Args:
             digests: The digests of the snapshots of all units that may serve.
@@ -209,7 +209,7 @@ class SnapshotPreloader:
                 self._kept[unit] = (digests[unit], self._load(unit))
 
     def load(self, unit: UnitId) -> Snapshot:
-        """Return a unit's snapshot, from memory if it is there.
+        """Return a unit's snapshot, from memory if possible.
 
         Args:
             unit: The unit, one of those that may serve.
@@ -219,7 +219,7 @@ class SnapshotPreloader:
 
 def _overwrite(tensors: Snapshot) -> None:
     """Overwrite tensors that a request may have revoked: freed memory keeps its contents until it is used again."""
-    # what was made in inference mode can be changed there alone
+    # tensors created in inference mode can only be changed there
     for tensor in tensors.values():
         with torch.inference_mode(tensor.is_inference()), torch.no_grad():
             tensor.zero_()

@@ -29,11 +29,11 @@ class Attempt:
     """A unit that is being trained. Made by `Store.start_unit`.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         unit: The unit.
         key: The digest of all that may influence it.
         as_of: The request number when its data was chosen.
-        generation: The generation whose data it is trained on.
+        generation: The newest generation in its training data.
     """
 
     def __init__(self, store: Backend, unit: UnitId, key: str, as_of: int, generation: int = 0) -> None:
@@ -49,13 +49,13 @@ class Attempt:
 
     @property
     def scratch(self) -> Path:
-        """A folder for what is half-written while the unit is trained; it goes when the attempt ends."""
+        """A folder for temporary files while the unit is trained; it is removed when the attempt ends."""
         if self._scratch is None:
             self._scratch = Scratch(self._store.folder)
         return self._scratch.path
 
     def close(self) -> None:
-        """Let go of the folder for what is half-written."""
+        """Release the folder for temporary files."""
         if self._scratch is not None:
             self._scratch.close()
             self._scratch = None
@@ -73,17 +73,17 @@ class Attempt:
             if not self._is_running():
                 raise RevokedError(
                     f"The training of unit {self.unit} has ended, so {path} would not be erased with it. Register a "
-                    "file before it is written, while its unit is trained."
+                    "file before writing it, while its unit is trained."
                 )
             spelled = spell(path)
             is_ours = bool(self._ledger.needed([spelled]))
             self._ledger.own(spelled, str(self.unit), self._registered.before(spelled, is_ours))
 
     def check(self) -> None:
-        """Looks whether a deletion request has come in between; cheap enough to ask before every batch.
+        """Check whether a deletion request has arrived; cheap enough to call before every batch.
 
         Raises:
-            RevokedError: One reaches the unit, or what it is built on is gone.
+            RevokedError: A request reaches the unit, or its parent no longer exists.
         """
         number = self._ledger.watermark()
         if number != self._looked_at:
@@ -93,17 +93,17 @@ class Attempt:
     def commit(
         self, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any], score: float | None = None
     ) -> UnitRecord:
-        """Makes the unit part of the store, whole or not at all.
+        """Add the unit to the store, completely or not at all.
 
         Args:
-            tensors: What the unit owns.
-            provenance: What it was made from, JSON-ready; the files that it wrote are added.
+            tensors: The unit's tensors.
+            provenance: Its origin, JSON-ready; the files that it wrote are added.
             score: The metric that the script monitors, higher being better; one that is not a number counts as none.
 
         Raises:
             StoreError: A tensor is of a kind that no snapshot can hold.
-            RevokedError: A request since its data was chosen reaches the unit, or its parent is gone. Everything that
-                the attempt wrote is erased.
+            RevokedError: A request since its data was chosen reaches the unit, or its parent no longer exists.
+                Everything that the attempt wrote is erased.
         """
         try:
             finished = self.finish(tensors, provenance, score)
@@ -123,13 +123,13 @@ class Attempt:
         """Makes everything ready that a transaction needs to put the unit into the store.
 
         Args:
-            tensors: What the unit owns.
-            provenance: What it was made from, JSON-ready; the files that it wrote are added.
+            tensors: The unit's tensors.
+            provenance: Its origin, JSON-ready; the files that it wrote are added.
             score: The metric that the script monitors; one that is not a number counts as none.
 
         Raises:
             StoreError: A tensor is of a kind that no snapshot can hold.
-            RevokedError: The unit must not be kept, and its snapshot would have been put ahead of the transaction.
+            RevokedError: The unit must not be kept, and its snapshot would have been written before the transaction.
         """
         self.close()
         digest, data = encode_snapshot(tensors)
@@ -160,26 +160,27 @@ class Attempt:
     def _check_alive(self) -> None:
         if self._ledger.reached_since(self.unit.cells, self._as_of):
             raise RevokedError(
-                f"Unit {self.unit} was revoked while it was trained, and is not kept. The next fit trains it again."
+                f"Unit {self.unit} was revoked while it was trained, and is discarded. The next fit trains it again."
             )
         parent = self.unit.parent
         if parent and not self._ledger.digests([str(parent)]):
             raise RevokedError(
-                f"Unit {parent}, which unit {self.unit} was trained on top of, is gone. The next fit trains both again."
+                f"Unit {parent}, which unit {self.unit} was trained on top of, no longer exists. The next fit trains "
+                "both again."
             )
 
     def _check_running(self) -> None:
         if not self._is_running():
             raise RevokedError(
-                f"The training of unit {self.unit} has been cleared away, as what a fit has left that was cut. The "
-                "next fit trains it again."
+                f"The training of unit {self.unit} was cleaned up as the remains of an interrupted fit. The next fit "
+                "trains it again."
             )
 
     def _is_running(self) -> bool:
         return bool(self._ledger.attempts(str(self.unit)))
 
     def _written(self) -> list[tuple[str, str, dict[str, Any] | None]]:
-        """Return what is registered: path, evidence and, if it is there, what the provenance says of it."""
+        """Return the registered files: path, evidence and, if the file exists, its entry in the provenance."""
         found: list[tuple[str, str, dict[str, Any] | None]] = []
         for path in sorted(file.path for file in self._ledger.files_of(str(self.unit))):
             digest = digest_of(path)
@@ -196,14 +197,14 @@ class FinishedUnit:
     """A unit that is trained and not yet part of the store. Made by `Attempt.finish`.
 
     Args:
-        store: Where the store lies.
-        record: What is kept of it.
+        store: The store's backend.
+        record: Its record.
         snapshot: Its tensors, encoded.
         check: Raises a RevokedError if the unit must not be kept.
-        files: The files that it has registered, and what each is known by.
+        files: Its registered files, with the evidence of each.
 
     Attributes:
-        record: What is kept of it.
+        record: Its record.
     """
 
     def __init__(
@@ -228,7 +229,7 @@ class FinishedUnit:
         """
         record, store = self.record, self._store
         if not store.snapshots.is_remote:
-            # within the transaction, which an erasure needs too: none can take an equal file away meanwhile
+            # within the transaction, which an erasure needs too, so no equal file can be removed at the same time
             store.snapshots.put(record.snapshot, self._snapshot)
         text = json.dumps(record.provenance, sort_keys=True)
         for path, evidence in self._files:

@@ -1,21 +1,21 @@
-"""Authentication: what only the holder of a store's key can write, so that its history cannot be changed without it.
+"""Authentication: codes that only the holder of a store's key can write, to protect its history against changes.
 
-Whatever decides who is forgotten and what may serve has a message authentication code (MAC), keyed BLAKE2b:
+All data that decides who is forgotten and what may serve has a message authentication code (MAC), keyed BLAKE2b:
 
 - each event of the chain, over its digest, and so over all events before it;
 - the end of the chain, so that events cannot be cut off, and the number of the newest request;
 - the tombstones and the marks (who is restricted, whose data was corrected), as one sum over all of them, to which an
-  event adds its own, and from which it takes what it ends (MSet-Add-Hash: Clarke et al., ASIACRYPT 2003), bound to the
-  newest request;
-- the events that say what else the tables hold (who is scheduled, what was exported), as another such sum, bound to the
-  end of the chain, so that none of them can pass for something else;
+  event adds new entries and from which it subtracts ended ones (MSet-Add-Hash: Clarke et al., ASIACRYPT 2003), bound to
+  the newest request;
+- the events that describe other tables (scheduled requests, exported copies), as another such sum, bound to the end of
+  the chain, so that none of them can pass for another kind;
 - each artifact, set aside or not, bound to the request that was the newest when its data was chosen;
-- each row of the closed-form heads, and what is noted of their sums, bound to the newest request;
-- the settings, which say where everybody is, and what fits note: the head's start, the sequences, the generations,
-  the app's config.
+- each row of the closed-form heads, and the records of their sums, bound to the newest request;
+- the settings, which determine the place of every subject, and the notes of fits: the head's start, the sequences, the
+  generations, the app's config.
 
-A rotation of the keys makes all of them again but the first kind: events keep the code of the key that was in use.
-Whoever has an old key alone can change nothing in such a history, not even from its time: later codes bind it.
+A rotation of the keys makes all of them again but the first kind: events keep the code of the key that was in use. An
+old key alone does not allow changes to such a history, not even to its old part, which later codes bind.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from lightning_s3t.store.ledger import ArtifactEntry, Ledger, Mark
 _ID, _LAYERS, _HEAD, _TOMBSTONES, _SETTINGS = "store_id", "key_layers", "head_mac", "tombstones_mac", "settings_mac"
 _LISTING, _FLOOR, _FLOOR_MAC = "listing_mac", "floor", "floor_mac"
 LISTING: tuple[Kind, ...] = ("schedule", "cancellation", "export")
-"""The kinds of events that say what is in tables of the ledger."""
-_PLACE = "snapshots"  # where they lie, if not in the folder
+"""The kinds of events that authenticate the contents of ledger tables."""
+_PLACE = "snapshots"  # the location of the snapshots, if not in the folder
 _FIXED = ("settings", "register", "base", "options", "generations", _FLOOR)  # what a fit notes
 _SIZE = 32  # bytes
 _PERSON = b"s3t-tombstone"
 _ROW_SIZE, _ROW_PERSON = 16, b"s3t-floor-row"
 _MARKED = b"s3t-mark"
 _READ = (_ID, _LAYERS, _HEAD, _TOMBSTONES, _SETTINGS, _LISTING, _FLOOR_MAC, _PLACE, *_FIXED)
-_SETTINGS_CHANGED = "what its settings are, or what its fits have noted"
+_SETTINGS_CHANGED = "the record of its settings or of its fits"
 _END_CHANGED = "the end of its history"
-_LISTING_CHANGED = "what its history says of scheduled requests and exported copies"
-_PEOPLE_CHANGED = "the list of those who are forgotten, restricted or corrected"
+_LISTING_CHANGED = "the history of its scheduled requests and exported copies"
+_PEOPLE_CHANGED = "the list of its forgotten, restricted or corrected subjects"
 _MODULUS = 1 << (8 * _SIZE)
 
 _Buried = tuple[bytes, int, str]
@@ -54,12 +54,12 @@ _Buried = tuple[bytes, int, str]
 
 
 def new_identity() -> dict[str, str]:
-    """Return the note that tells a new store from others with the same key."""
+    """Return the note that distinguishes a new store from others with the same key."""
     return {_ID: os.urandom(16).hex()}
 
 
 class Authenticator:
-    """Makes and checks a store's MACs. What it notes it notes within the caller's transaction.
+    """Makes and checks a store's MACs. It writes within the caller's transaction.
 
     Args:
         folder: The store.
@@ -78,14 +78,14 @@ class Authenticator:
 
         Args:
             event: The next one.
-            forgotten: How many are forgotten after a request.
-            change: What the event changes in the lists of people, where the caller has it at hand; else it is read.
+            forgotten: Number of forgotten subjects after a request.
+            change: The event's change to the lists of people, if the caller already has it; otherwise it is read.
 
         Raises:
             StoreError: The chain does not end where it was when it was last written to.
         """
         before = self._look()
-        self._check_head(before)  # or what was changed meanwhile would get a MAC of ours
+        self._check_head(before)  # otherwise concurrent changes would get a valid MAC
         key, after, change = before.key, before.followed_by(event), change or change_of(event)
         macs = {_HEAD: after.head_mac, _FLOOR_MAC: after.floor_mac}
         macs[_LISTING] = after.masked_listing(before.listing + _sum_of_listing(key, [event]))
@@ -108,12 +108,12 @@ class Authenticator:
 
         Args:
             event: The event.
-            layers: How many keys were in use when it was written.
+            layers: Number of keys in use when it was written.
         """
         return _same(event.mac, self._event_mac(event, layers))
 
     def events_since(self, position: int) -> Iterator[Event]:
-        """Return the events from one on; at one time. Read to the end, it proves that nothing was changed in them.
+        """Return the events from a position on, in a consistent read; reading to the end proves them unchanged.
 
         Args:
             position: That of the first.
@@ -130,7 +130,7 @@ class Authenticator:
         self.check_head()
 
     def listing(self) -> list[Event]:
-        """Return the events that say what tables hold, proven to be all that there were; at one time.
+        """Return the events that describe tables, proven to be complete, in a consistent read.
 
         Raises:
             StoreError: One was changed, or is missing.
@@ -140,14 +140,14 @@ class Authenticator:
     # the floor
 
     def note_floor(self) -> None:
-        """Note the MAC of what is noted of the floor, bound to the newest request."""
+        """Write the MAC of the floor's record, bound to the newest request."""
         self._ledger.note({_FLOOR_MAC: self._look().floor_mac})
 
     def row_mac(self, source: str, owner: bytes, body: bytes) -> bytes:
         """Return the MAC of a row of a closed-form head.
 
         Args:
-            source: What its features are of.
+            source: The source of its features.
             owner: The subject, as the ledger hashes it now.
             body: Its features and target.
         """
@@ -176,13 +176,13 @@ class Authenticator:
             self._ledger.seal_aside({one.id: _artifact_mac(key, one.entry, digests) for one in aside})
 
     def check_artifacts(self, names: Collection[str]) -> dict[str, ArtifactEntry]:
-        """Check artifacts before something of them is served; return those that are there, by name.
+        """Check artifacts before they serve; return the existing ones by name.
 
         Args:
             names: Their names.
 
         Raises:
-            StoreError: One is not what was added.
+            StoreError: An artifact differs from the one that was added.
         """
         with self._ledger.at_one_time():
             entries, notes = self._ledger.entries(names), self._ledger.notes(_LAYERS, _ID)
@@ -195,13 +195,13 @@ class Authenticator:
     # all of a store
 
     def note(self, notes: Mapping[str, str]) -> None:
-        """Set what a fit notes, and the MAC of all of it.
+        """Set notes of a fit, and the MAC of all of it.
 
         Args:
             notes: By name.
 
         Raises:
-            StoreError: What was noted before was changed without the key.
+            StoreError: Earlier notes were changed without the key.
         """
         standing = self._look()
         if not standing.settings_are_right:
@@ -225,7 +225,7 @@ class Authenticator:
         self.seal()
 
     def check(self) -> None:
-        """Check everything but the events before the newest, at one time or within a transaction; fast.
+        """Check everything but the events before the newest, within a consistent read or a transaction; fast.
 
         Raises:
             StoreError: Something was changed without the key.
@@ -234,7 +234,7 @@ class Authenticator:
             raise self._changed(what)
 
     def changed(self) -> list[str]:
-        """Return what was changed without the key, except in events before the newest."""
+        """Return a description of what was changed without the key, except in events before the newest."""
         standing = self._look()
         found = {
             _SETTINGS_CHANGED: standing.settings_are_right,
@@ -273,7 +273,7 @@ class Authenticator:
         return _mac(self._key(layers), "event", event.digest)
 
     def _look(self) -> _Standing:
-        """Read what the MACs are bound to; within a transaction, or at one time."""
+        """Read what the MACs are bound to; within a transaction or a consistent read."""
         ledger = self._ledger
         notes, head, newest = ledger.notes(*_READ), ledger.head(), ledger.watermark()
         digest = ledger.request_digests([newest]).get(newest, GENESIS)
@@ -308,10 +308,10 @@ class Authenticator:
             keys = read_keys(self._folder)
             if not 0 < found[0] <= len(keys):
                 raise StoreError(
-                    f"The history of the store {self._folder} was written with {found[0]} keys, and {len(keys)} are "
-                    f"there: {KEY_FILE} is an old copy. Restore the newest from a backup."
+                    f"The history of the store {self._folder} was written with {found[0]} keys, but {KEY_FILE} has "
+                    f"{len(keys)}: it is an old copy. Restore the newest from a backup."
                 )
-            # not the keys themselves, which hash what others choose
+            # not the keys themselves, which hash values that others choose
             key = keys[found[0] - 1]
             identity = found[1].encode()
             self._derived[found] = hashlib.blake2b(identity, digest_size=_SIZE, key=key, person=b"s3t-history").digest()
@@ -319,19 +319,20 @@ class Authenticator:
 
     def _changed(self, what: str) -> StoreError:
         return StoreError(
-            f"In the store {self._folder} {what} is not what was written with the store's key: it was changed, or "
-            "the ledger is damaged. Nothing is served. Restore the ledger from a backup (what it lacks is carried out "
-            "again from the journal); if somebody may have changed it, look who can write the folder."
+            f"In the store {self._folder}, {what} does not match what was written with the store's key: it was "
+            "changed, or the ledger is damaged. Nothing is served. Restore the ledger from a backup (missing "
+            "requests are carried out again from the journal). If it may have been changed on purpose, check who can "
+            "write to the folder."
         )
 
 
 @dataclass(frozen=True)
 class _Standing:
-    """What the MACs of a store are bound to: read once, however many are checked or made.
+    """The values that a store's MACs are bound to, read once for any number of MACs.
 
     Attributes:
         key: The key in use.
-        notes: What is noted, the MACs among it.
+        notes: The notes, including the MACs.
         head: Position and digest of the newest event.
         newest: The number of the newest request.
         digest: The digest of its event.
@@ -382,7 +383,7 @@ class _Standing:
 
     @property
     def listing(self) -> int:
-        """The sum over events that say what tables hold; -1 likewise."""
+        """The sum over events that describe tables; -1 as above."""
         return self._unmasked(_LISTING, self._mask_of_listing)
 
     def masked_people(self, total: int) -> str:
@@ -393,7 +394,7 @@ class _Standing:
 
     @property
     def _mask_of_people(self) -> int:
-        # another for each request, so that two sums do not tell what one tombstone adds
+        # different for each request, so that two sums do not reveal what one tombstone adds
         return int(_mac(self.key, "tombstones", self.digest), 16)
 
     @property
@@ -410,7 +411,7 @@ class _Standing:
 
 @dataclass(frozen=True)
 class Change:
-    """What an event changes in the lists of people.
+    """The change of an event to the lists of people.
 
     Attributes:
         buried: The tombstones that it adds.
@@ -424,10 +425,10 @@ class Change:
 
 
 def change_of(event: Event) -> Change | None:
-    """Return what an event changes in the lists of people; None if it is none that can.
+    """Return an event's change to the lists of people; None if its kind does not change them.
 
-    The tombstone of a subject who was restricted has the number of the request that has: what was trained since holds
-    nothing of the data.
+    The tombstone of a restricted subject has the number of the restricting request: units trained since do not hold the
+    data.
 
     Args:
         event: The event.
@@ -478,7 +479,7 @@ def _wrong_artifacts(key: bytes, entries: Iterable[ArtifactEntry], digests: Mapp
 
 def _artifact_mac(key: bytes, entry: ArtifactEntry, digests: Mapping[int, str]) -> str:
     score = "" if entry.score is None else repr(float(entry.score))
-    # of another history; or none, where there is no such request: no unit has this
+    # the digest of another history, or a value that no unit has if the request does not exist
     chain = digests.get(entry.as_of, "")
     return _mac(key, "artifact", entry.name, str(entry.as_of), chain, entry.digest, score, entry.record)
 
@@ -497,7 +498,7 @@ def layers_after(event: Event, before: int) -> int:
 
     Args:
         event: The event.
-        before: How many were in use before it.
+        before: Number of keys in use before it.
     """
     if event.kind != "rotation":
         return before

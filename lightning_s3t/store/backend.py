@@ -1,4 +1,4 @@
-"""Where a store lies: its folder, its ledger and its snapshots."""
+"""The backend of a store: its folder, its ledger and its snapshots."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from lightning_s3t.store.sqlite_ledger import SqliteLedger
 
 @dataclass(frozen=True)
 class Backend:
-    """Where a store lies.
+    """The backend of a store.
 
     Attributes:
-        folder: What lies beside ledger and snapshots: keys, journal and locks.
+        folder: The folder with keys, journal and locks.
         ledger: The ledger.
         snapshots: The snapshots.
     """
@@ -32,23 +32,23 @@ class Backend:
 
     @cached_property
     def authenticator(self) -> Authenticator:
-        """Makes and checks what only the holder of the store's key can write."""
+        """Creates and checks the codes that only the holder of the store's key can write."""
         return Authenticator(self.folder, self.ledger)
 
     @classmethod
     def of(cls, folder: Path, create: bool = False, ledger: str | None = None, snapshots: str | None = None) -> Backend:
-        """Open what lies in one folder, the ledger that it names, and the snapshots that the ledger names.
+        """Open a folder, the ledger that it names, and the snapshots that the ledger names.
 
         Args:
             folder: The store.
             create: Make the ledger if there is none.
-            ledger: Where to make it, if not in the folder.
+            ledger: Where to create it, if not in the folder.
             snapshots: Where to keep the snapshots, if not in the folder.
 
         Raises:
-            ConfigurationError: An address is none, or what it needs is not installed.
-            StoreMismatchError: The store's snapshots lie elsewhere.
-            StoreError: There is no ledger, or none of this format; or the snapshots cannot be reached, or a request
+            ConfigurationError: An address is invalid, or a package for it is not installed.
+            StoreMismatchError: The store's snapshots are elsewhere.
+            StoreError: The ledger is missing or has another format; or the snapshots cannot be reached, or a request
                 could not erase them.
         """
         opened = open_ledger(folder, create, ledger)
@@ -60,12 +60,12 @@ class Backend:
 
 
 def open_ledger(folder: Path, create: bool = False, ledger: str | None = None) -> Ledger:
-    """Open the ledger of a store, wherever it lies.
+    """Open the ledger of a store, wherever it is.
 
     Args:
         folder: The store.
         create: Make it if there is none.
-        ledger: Where to make it; None for the folder.
+        ledger: Where to create it; None for the folder.
 
     Raises:
         ConfigurationError: The address is none, or psycopg is not installed.
@@ -82,15 +82,15 @@ def _open_snapshots(folder: Path, ledger: Ledger, given: str | None) -> Snapshot
     is_made, place = "settings" in notes, notes.get(PLACE) or None
     if is_made and given not in (None, place):
         raise StoreMismatchError(
-            f"The snapshots of the store {folder} lie in {place or 'its folder'}, and not in {given}. Leave the "
-            "argument out: the ledger says where they are."
+            f"The snapshots of the store {folder} are in {place or 'its folder'}, not in {given}. Leave the argument "
+            "out: the ledger records where they are."
         )
     address = read_address(folder)
     place = place if is_made else given
     if place is not None and address is None:
         raise StoreError(
-            f"The store {folder} has its ledger in its folder, and names {place} for its snapshots: it was changed. "
-            "Nothing is served. Restore the ledger from a backup."
+            f"The store {folder} has its ledger in its folder, but the ledger names {place} for the snapshots: it was "
+            "changed. Nothing is served. Restore the ledger from a backup."
         )
     return open_place(folder, place, address.id if address is not None else "", create=not is_made)
 
@@ -100,7 +100,7 @@ def _open_postgres(folder: Path, address: LedgerAddress, create: bool) -> Ledger
         import psycopg
     except ImportError as error:  # or libpq, which it needs, is missing
         raise ConfigurationError(
-            f"The ledger of the store {folder} is in PostgreSQL, and psycopg cannot be imported ({error}). Install it: "
+            f"The ledger of the store {folder} is in PostgreSQL, but psycopg cannot be imported ({error}). Install it: "
             'pip install "lightning-s3t[postgres]".'
         ) from error
     del psycopg

@@ -23,12 +23,12 @@ _PROBE = "probe-"
 _TIMEOUTS = {"connect_timeout": 10, "read_timeout": 60}  # seconds
 _FEW = 50  # objects: to look for more, the whole listing is read
 _MOST = 1000  # that S3 deletes in one call
-_ROUNDS = 3  # of deleting what a listing shows, until it shows nothing
+_ROUNDS = 3  # rounds of deleting listed objects, until the listing is empty
 _ABSENT = frozenset(
     {
         "ObjectLockConfigurationNotFoundError",
         "ReplicationConfigurationNotFoundError",
-        "NotImplemented",  # an object storage that speaks S3's protocol and has no such thing
+        "NotImplemented",  # an S3-compatible object storage without this feature
         "MethodNotAllowed",
     }
 )
@@ -39,14 +39,14 @@ class _Version(NamedTuple):
 
     key: str
     id: str
-    size: int | None  # of the version that reads give; None of others, and of markers
+    size: int | None  # of the version that reads return; None for others, and for markers
 
 
 class SnapshotBucket(SnapshotNames):
     """Snapshots as objects under a prefix of a bucket, which one store has to itself.
 
-    An upload is there whole or not at all. Deleting removes every version of an object and every upload of it that was
-    cut, and looks afterwards.
+    An upload exists completely or not at all. Deleting removes every version and every interrupted upload of an object,
+    and verifies the result.
 
     Args:
         place: "s3://bucket/prefix".
@@ -72,7 +72,7 @@ class SnapshotBucket(SnapshotNames):
                             return
                     elif _code(error) != "NotImplemented":
                         raise
-                    self._files.pipe_file(path, data)  # it has the name of its contents: any earlier ones are no loss
+                    self._files.pipe_file(path, data)  # named by its digest: overwriting loses nothing
         except OSError as error:
             raise StoreError(
                 f"The snapshot {self._place}/{self.name(digest)} could not be written ({error})."
@@ -101,8 +101,8 @@ class SnapshotBucket(SnapshotNames):
     def check_place(self) -> None:
         if self._marker() is None:
             raise StoreError(
-                f"The place of the snapshots, {self._place}, is empty: its {MARKER} is missing. Expected what the "
-                "store has put there. Nothing is given up for that."
+                f"The location of the snapshots, {self._place}, is empty: its {MARKER} is missing. Expected the "
+                "objects that the store has put there. No unit is discarded because of this."
             )
 
     @override
@@ -138,19 +138,19 @@ class SnapshotBucket(SnapshotNames):
         return {keys[key]: error for key, error in failed.items()}
 
     def check_erasable(self, probe: bool) -> None:
-        """Refuse a bucket of which it is known that what is deleted stays somewhere.
+        """Raise an error for a bucket that is known to keep deleted objects.
 
         Args:
             probe: Put an object and delete it, whatever the bucket's settings are.
 
         Raises:
-            StoreError: It is such a bucket, or its settings may not be read.
+            StoreError: It keeps deleted objects, or its settings cannot be read.
         """
         if self._setting("get_object_lock_configuration", "s3:GetBucketObjectLockConfiguration"):
             raise self._refused("has Object Lock", "keeps objects from being deleted", "Give a bucket without it.")
         rules = self._setting("get_bucket_replication", "s3:GetReplicationConfiguration")
         if any(rule.get("Status") == "Enabled" for rule in rules.get("ReplicationConfiguration", {}).get("Rules", [])):
-            advice = "Turn the rules off, erase what they have copied, or give another bucket."
+            advice = "Turn the rules off and erase what they have copied, or use another bucket."
             raise self._refused("is replicated", "leaves copies in other buckets", advice)
         is_versioned = bool(self._setting("get_bucket_versioning", "s3:GetBucketVersioning").get("Status"))
         if not probe and not is_versioned:
@@ -163,24 +163,24 @@ class SnapshotBucket(SnapshotNames):
         except OSError as error:
             failed = {key: error}
         for reason in failed.values():
-            what = "keeps versions" if is_versioned else "may not be written and cleared by this process"
+            what = "keeps versions" if is_versioned else "cannot be written and cleared by this process"
             raise self._refused(
                 f"{what} ({reason.strerror or reason})",
                 "would leave what is deleted",
-                "Expected to be able to put objects, to list their versions and uploads, and to delete all of them: "
+                "Expected permission to put objects, to list their versions and uploads, and to delete all of them: "
                 "s3:PutObject, s3:GetObject, s3:ListBucket, s3:ListBucketVersions, s3:DeleteObject, "
                 "s3:DeleteObjectVersion, s3:ListBucketMultipartUploads, s3:AbortMultipartUpload, and no MFA Delete. "
-                f"If {key} is there, it is a test and empty.",
+                f"If {key} exists, it is an empty test object.",
             )
 
     def claim(self, owner: str) -> None:
         """Make the place a store's own.
 
         Args:
-            owner: What tells the store from others.
+            owner: The token that identifies the store.
 
         Raises:
-            StoreError: It holds something else.
+            StoreError: It holds something else already.
         """
         if self._marker() is None:
             with self._store_errors():
@@ -190,7 +190,7 @@ class SnapshotBucket(SnapshotNames):
                     self._call("put_object", Key=self._marker_key, Body=json.dumps({"store": owner}).encode())
             if strange is not None:
                 raise StoreError(
-                    f"{self._place} is not empty: it has {strange!a}. Expected a prefix that the store has to itself."
+                    f"{self._place} is not empty: it has {strange!a}. Expected a prefix that only this store uses."
                 )
         self.check_owner(owner)
 
@@ -198,7 +198,7 @@ class SnapshotBucket(SnapshotNames):
         """Check that the place is a store's own.
 
         Args:
-            owner: What tells the store from others.
+            owner: The token that identifies the store.
 
         Raises:
             StoreError: It is missing, or another store's.
@@ -206,7 +206,7 @@ class SnapshotBucket(SnapshotNames):
         self.check_place()
         if self._marker() != {"store": owner}:
             raise StoreError(
-                f"The snapshots at {self._place} belong to another store. Each has a prefix of its own: give another."
+                f"The snapshots at {self._place} belong to another store. Each store needs its own prefix: use another."
             )
 
     @property
@@ -243,11 +243,11 @@ class SnapshotBucket(SnapshotNames):
         return None
 
     def _delete(self, keys: Collection[str]) -> dict[str, OSError]:
-        """Delete all versions of objects, and cut uploads; return those that are still there."""
+        """Delete all versions and interrupted uploads of objects; return those that still exist."""
         for key, upload in self._uploads_of(keys):
             try:
                 self._call("abort_multipart_upload", Key=key, UploadId=upload)
-            except FileNotFoundError:  # it has ended meanwhile
+            except FileNotFoundError:  # it has ended in the meantime
                 continue
         errors: dict[str, OSError] = {}
         for _ in range(_ROUNDS):
@@ -322,14 +322,14 @@ class SnapshotBucket(SnapshotNames):
 
     def _unreachable(self, error: OSError) -> StoreError:
         return StoreError(
-            f"The snapshots at {self._place} cannot be reached ({error.strerror or error}). Nothing is given up for "
-            "that: see to the network, the bucket and the credentials, and try again."
+            f"The snapshots at {self._place} cannot be reached ({error.strerror or error}). No unit is discarded "
+            "because of this. Check the network, the bucket and the credentials, and try again."
         )
 
     def _refused(self, what: str, why: str, advice: str) -> StoreError:
         return StoreError(
-            f"The bucket {self._bucket} {what}, which {why}: a request could not erase what it revokes. {advice} "
-            "Nothing was changed."
+            f"The bucket {self._bucket} {what}, which {why}: a request could not erase the units that it revokes. "
+            f"{advice} Nothing was changed."
         )
 
 

@@ -1,4 +1,4 @@
-"""Building: what a fit does to a store, beside what everyone may ask of it."""
+"""Building: the operations of a fit on a store."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _BASE = "base"  # the name of the attempt that puts the head's start
 
 
 class BuildSession:
-    """What only a fit does to a store. Made by `Store.building`.
+    """The operations on a store that only a fit uses. Made by `Store.building`.
 
     Args:
-        backend: Where the store lies.
+        backend: The store's backend.
         keyring: Its keys.
-        partition: Where subjects belong.
+        partition: The partition of the subjects.
         forgetting: Carries requests out.
     """
 
@@ -59,15 +59,15 @@ class BuildSession:
             self._backend.authenticator.note({"options": json.dumps(normalise(options), sort_keys=True)})
 
     def register(self, subjects: Iterable[str] | Mapping[str, int], newcomers: Newcomers = "retrain") -> int:
-        """Note who is in the training data. Who is forgotten stays forgotten.
+        """Note who is in the training data. Forgotten subjects stay forgotten.
 
         Args:
             subjects: Canonical ids, streamed; or their bands of risk by id, where the partition has bands.
-            newcomers: Where those belong who come after others: "retrain" puts them into the slices of all, "append"
-                into a generation of their own.
+            newcomers: Where subjects who come later belong: "retrain" puts them into the existing slices, "append" into
+                a generation of their own.
 
         Returns:
-            How many came after others; 0 where the store keeps no registry, and cannot know.
+            Number of subjects who came later; 0 without a registry, which is needed to know.
 
         Raises:
             DataError: A subject was registered with another band, so units hold it at another place; nothing changes.
@@ -84,7 +84,7 @@ class BuildSession:
             into: The generation that stays.
 
         Raises:
-            ConfigurationError: There is no such generation, or none after it.
+            ConfigurationError: The generation does not exist, or is the last one.
         """
         with self._ledger.transaction():
             merge_generations(self._backend, self._keyring, self._partition, into)
@@ -112,7 +112,7 @@ class BuildSession:
         return attempt
 
     def has_shrunk(self, unit: UnitId) -> bool:
-        """Return whether a subject is forgotten or restricted whose data a unit would be trained on.
+        """Return whether a subject in a unit's training data is forgotten or restricted.
 
         Args:
             unit: The unit.
@@ -128,18 +128,18 @@ class BuildSession:
         due: Collection[Tombstone],
         corrections: Collection[Mark] = (),
     ) -> RequestRecord:
-        """Carry requests out that have waited for this unit, and put it in the place of the one that they reach.
+        """Carry out requests that waited for this unit, and replace the unit that they reach with it.
 
         One transaction: whatever happens, either the old unit serves and the requests wait, or the new one serves and
         they are carried out.
 
         Args:
             attempt: The unit, trained without the data of those who are forgotten, or edited.
-            tensors: What it owns.
-            provenance: What it was made from.
+            tensors: Its tensors.
+            provenance: Its origin.
             score: The metric that the script monitors.
-            due: Who is forgotten.
-            corrections: Of those whose data was corrected before the unit was trained.
+            due: The subjects to forget.
+            corrections: Marks of subjects whose data was corrected before the unit was trained.
 
         Raises:
             RevokedError: The unit must not be kept; everything that it wrote is erased.
@@ -156,12 +156,12 @@ class BuildSession:
         """Carry requests out that have waited, where nothing has to be trained or edited for them.
 
         Args:
-            due: Who is forgotten.
+            due: The subjects to forget.
             keep: A unit that was made without the data of those who asked, and stays; None for no unit.
-            corrections: Of those whose data was corrected; only where no unit stays.
+            corrections: Marks of subjects whose data was corrected; only if no unit stays.
 
         Returns:
-            The receipt; None if all of them were cancelled meanwhile.
+            The receipt; None if all of them were cancelled in the meantime.
         """
         try:
             return self._forgetting.replace(due, self._kept(keep) if keep is not None else None, corrections)
@@ -181,8 +181,8 @@ class BuildSession:
 
         Args:
             units: The units.
-            as_of: The request number when they were found to be stale: a request since then may have put others in
-                their place, which stay. None for now.
+            as_of: The request number when they were found to be stale: units that a later request put in their place
+                stay. None for now.
         """
         with self._ledger.transaction():
             number = self._ledger.watermark() if as_of is None else as_of
@@ -191,7 +191,7 @@ class BuildSession:
         erase_queued(self._backend)
 
     def save_base(self, tensors: Mapping[str, Tensor]) -> None:
-        """Keep the head as it stood before any training, once.
+        """Store the head's state before any training, once.
 
         Args:
             tensors: Its tensors, by name.
@@ -201,7 +201,7 @@ class BuildSession:
         """
         if "base" in self._ledger.notes("base"):
             raise StoreError(
-                f"The store {self._backend.folder} has its base already. It is written once, before any training."
+                f"The store {self._backend.folder} already has its base. It is written once, before any training."
             )
         digest, data = encode_snapshot(tensors)
         snapshots = self._backend.snapshots
@@ -217,10 +217,10 @@ class BuildSession:
             self._backend.authenticator.note({"base": digest})
 
     def check_floor(self, part: FloorPart) -> None:
-        """Compare what closed-form heads are to be made with with what the store's were made with.
+        """Compare the wanted settings of closed-form heads with those of the store's heads.
 
         Args:
-            part: What it is to be made with.
+            part: The wanted settings.
 
         Raises:
             ConfigurationError: The ledger keeps no features of rows.
@@ -228,21 +228,21 @@ class BuildSession:
         """
         if not self._ledger.keeps_features:
             raise ConfigurationError(
-                f"The store {self._backend.folder} can have no floor: its ledger is in a database, whose log and "
-                "backups would keep features of people's rows that a request has removed. Leave `floor` out, or keep "
-                "the ledger in the folder (no `ledger`)."
+                f"The store {self._backend.folder} cannot have a floor: its ledger is in a database, whose log and "
+                "backups would keep features of rows that a request has removed. Leave `floor` out, or keep the "
+                "ledger in the folder (no `ledger`)."
             )
         for state in read_states(self._backend).values():
             kept, given = ({"floor": found.model_dump()} for found in (state.part, part))
             check_settings(kept, given, str(self._backend.folder))
 
     def find_stale_features(self, source: str, subjects: Sequence[str], tags: Sequence[bytes]) -> set[str]:
-        """Take a closed-form head's rows out that it should not have any more, and return whose have to be added.
+        """Remove a closed-form head's outdated rows, and return the subjects whose rows have to be added.
 
         Args:
-            source: What the features are of: the pretrained network, or a unit by name.
-            subjects: Whose each row of the data is.
-            tags: What tells each row's contents; empty where that is not compared.
+            source: The source of the features: the pretrained network, or the name of a unit.
+            subjects: The subject of each row of the data.
+            tags: A tag of each row's contents; empty if contents are not compared.
         """
         with self._ledger.transaction():
             repair(self._backend)
@@ -265,15 +265,15 @@ class BuildSession:
         tags: Sequence[bytes],
         as_of: int | None = None,
     ) -> None:
-        """Add rows to a closed-form head, all rows of each of their subjects. Who may not be trained on stays out.
+        """Add rows to a closed-form head, all rows of each subject. Subjects who may not be trained on are left out.
 
         Args:
-            source: What the features are of: the pretrained network, or a unit by name.
-            part: What the floor is made with.
-            task: What its targets are.
+            source: The source of the features: the pretrained network, or the name of a unit.
+            part: The floor's settings.
+            task: The kind of its targets.
             rows: The rows.
-            subjects: Whose each row is.
-            tags: What tells each row's contents; empty where that is not compared.
+            subjects: The subject of each row.
+            tags: A tag of each row's contents; empty if contents are not compared.
             as_of: The newest request when the data was loaded; None for now.
 
         Raises:
@@ -281,7 +281,7 @@ class BuildSession:
         """
         with self._ledger.transaction():
             if source != PRETRAINED and not self._ledger.digests([source]):
-                raise RevokedError(f"Unit {source} was revoked before there was a closed-form head on it.")
+                raise RevokedError(f"Unit {source} was revoked before its closed-form head was made.")
             number = self._ledger.watermark() if as_of is None else as_of
             by_subject = {subject: hash_ for hash_, subject in self._keyring.hashes(set(subjects)).items()}
             owners = [by_subject[subject] for subject in subjects]
@@ -292,7 +292,7 @@ class BuildSession:
         """Note that a closed-form head has all rows that it should have.
 
         Args:
-            source: What its features are of.
+            source: The source of its features.
         """
         with self._ledger.transaction():
             complete(self._backend, source, True)
@@ -301,18 +301,18 @@ class BuildSession:
         """Take the heads on all other units out, and erase them.
 
         Args:
-            units: The units whose heads stay.
+            units: The units whose heads are kept.
         """
         with self._ledger.transaction():
             drop(self._backend, read_states(self._backend).keys() - {PRETRAINED, *map(str, units)}, None)
         erase_queued(self._backend)
 
     def clear_attempts(self) -> None:
-        """Clear away what units have left whose training was cut."""
+        """Clean up after units whose training was interrupted."""
         self.close()
         clean_up(self._backend)
 
     def close(self) -> None:
-        """Let go of what attempts hold on to that have not ended."""
+        """Release the resources of attempts that have not ended."""
         while self._attempts:
             self._attempts.pop().close()

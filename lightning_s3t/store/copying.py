@@ -1,8 +1,8 @@
-"""Copying a store to where its ledger and snapshots lie otherwise: the copy then answers in its place, and it no more.
+"""Copying a store to another kind of ledger or snapshots: the copy then replaces the store.
 
-The copy is made beside the store, which goes on answering requests. One transaction decides: in the store's ledger,
-which says from then on that the copy answers. A copy that finds no such word about itself does not open; so there is
-always exactly one of them that answers, whatever is cut where.
+The copy is made while the store keeps answering requests. One transaction decides: in the store's ledger, which says
+from then on that the copy answers. A copy that does not find such a decision about itself does not open. So exactly one
+of the two answers at any time, even after an interruption.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from lightning_s3t.store.units import parse_unit
 NOTE = "moved_from"
 BEGUN = "copied_to"
 Progress = Callable[[int, int], None]
-"""Called with how many snapshots are copied, of how many."""
-_ROUNDS = 5  # of copying the ledger, if requests come meanwhile
+"""Called with the number of copied snapshots and their total."""
+_ROUNDS = 5  # rounds of copying the ledger, if requests arrive in the meantime
 _NOT_COPIED = frozenset({NOTE, BEGUN, "moved_to"})
 
 
 @dataclass(frozen=True)
 class _Origin:
-    """What a copy notes of the store that it is of.
+    """A copy's record of the store that it was copied from.
 
     Attributes:
         folder: That store.
-        token: What tells this copy from others.
-        place: Where that store's snapshots lie, if not in its folder.
-        owner: What is written there to tell whose they are.
-        decided: Whether the copy answers, and what is left to do is to erase the snapshots there.
-        inode: That of the copy's folder: whoever hands over a store does not know it, and could name any folder.
+        token: A token that identifies this copy.
+        place: The location of that store's snapshots, if not in its folder.
+        owner: The token in that location that identifies the store.
+        decided: Whether the copy answers, so that only the old snapshots remain to be erased.
+        inode: The inode of the copy's folder. Someone who hands over a store cannot know it, but could name any folder.
     """
 
     __pydantic_config__ = STRICT
@@ -65,12 +65,12 @@ class _Origin:
 
 @dataclass(frozen=True)
 class _Begun:
-    """What a store notes of a copy of it that is being made.
+    """A store's record of an unfinished copy of it.
 
     Attributes:
         folder: The copy's.
-        place: Where the copy's snapshots lie, if not there.
-        owner: What is written there to tell whose they are.
+        place: The location of the copy's snapshots, if not in its folder.
+        owner: The token in that location that identifies the store.
         inode: That of the store's folder.
     """
 
@@ -85,27 +85,29 @@ class _Begun:
 def copy_store(
     store: Backend, target: Path, ledger: str | None, snapshots: str | Path | None, progress: Progress
 ) -> None:
-    """Copy a store; whoever calls holds its fit lock.
+    """Copy a store; the caller holds its fit lock.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         target: The folder of the copy.
         ledger: The address of the copy's ledger; None for a file in its folder.
-        snapshots: Where the copy's snapshots are to lie; None for its folder.
+        snapshots: Where to put the copy's snapshots; None for its folder.
         progress: Called after each snapshot.
 
     Raises:
         ConfigurationError: An address is none, or the copy could not keep all that the store has.
-        StoreError: Something could not be read or written, or other things lie there; the store goes on.
+        StoreError: Something could not be read or written, or the target is not empty. The store keeps answering.
     """
     place = check_addresses(target, ledger, snapshots)
     origin = _origin_of(store)
     if store.folder == target or target in store.folder.parents or store.folder in target.parents:
-        raise ConfigurationError(f"{target} is the store {store.folder}, in it or around it. Expected another folder.")
+        raise ConfigurationError(
+            f"{target} is the store {store.folder}, inside it, or around it. Expected another folder."
+        )
     if store.ledger.all_notes().get("floor"):
         raise ConfigurationError(
-            f"The store {store.folder} has a floor, which only a ledger in its own folder can keep. Move the folder "
-            "instead (mv), which needs nothing else; nothing was changed."
+            f"The store {store.folder} has a floor, which only a ledger in the store's folder can keep. Move the "
+            "folder instead (mv); nothing else is needed. Nothing was changed."
         )
     copy = _make(store, target, ledger, place, origin)
     origin = replace(origin, inode=copy.folder.stat().st_ino)
@@ -116,9 +118,9 @@ def copy_store(
         for _ in range(_ROUNDS):
             _copy_snapshots(store, copy, progress)
             head = _copy_ledger(store, copy, origin, place)
-            present = copy.snapshots.names()  # a request may have reached what was copied
+            present = copy.snapshots.names()  # a request may have reached a copied snapshot
             for error in copy.snapshots.delete(present - copy.ledger.needed(present)).values():
-                raise StoreError(f"What a request has revoked could not be erased in {copy.folder} ({error}).")
+                raise StoreError(f"Revoked snapshots could not be erased in {copy.folder} ({error}).")
             write_journal(copy.ledger, copy.folder)
             _check_equal(store, copy)
             if _give_up(store, copy, origin, head):
@@ -126,8 +128,8 @@ def copy_store(
             erase_queued(store)
         else:
             raise StoreError(
-                f"Requests to the store {store.folder} come faster than its ledger can be copied. It goes on; nothing "
-                "was given up. Stop what sends them for as long as the copy takes, and try again."
+                f"Requests to the store {store.folder} come faster than its ledger can be copied. The store keeps "
+                "answering, and nothing was changed in it. Pause the requests while the copy runs, and try again."
             )
         write_moved(store.folder, str(copy.folder), origin.token)
         settle(copy)
@@ -139,12 +141,12 @@ def copy_store(
 
 
 def clear_begun(store: Backend) -> str:
-    """Erase the snapshots of a copy that was cut, since no request to the store would; return what is left to do.
+    """Erase the snapshots of an interrupted copy, which requests to the store do not reach; return what is left to do.
 
     Only for the holder of the fit lock: a copy in progress looks the same.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
     """
     text = store.ledger.notes(BEGUN).get(BEGUN)
     if not text:
@@ -153,13 +155,13 @@ def clear_begun(store: Backend) -> str:
         begun = read_json(_Begun, text.encode())
     folder, where = Path(begun.folder), begun.place or begun.folder
     if not _is_own(store.folder, begun.inode):
-        return f"A copy of the store may have been cut and have left snapshots in {where}: the store was moved since."
+        return f"An interrupted copy of the store may have left snapshots in {where}: the store was moved since."
     try:
         if begun.place is not None and not has_ledger(folder):
             if open_place(folder, begun.place, begun.owner).names():
                 return (
-                    f"A copy of the store that was cut has left snapshots in {where}, and its folder {folder} is gone. "
-                    "If no store answers from there, erase them by hand, all but store.json."
+                    f"An interrupted copy of the store left snapshots in {where}, and its folder {folder} no longer "
+                    "exists. If no store answers from there, erase all of them by hand except store.json."
                 )
         elif _is_unfinished(folder, store.folder):
             there = open_place(folder, begun.place, begun.owner)
@@ -171,7 +173,7 @@ def clear_begun(store: Backend) -> str:
     except MovedError:
         return ""
     except (OSError, StoreError) as error:
-        return f"A copy of the store that was cut has left snapshots in {where}: {error}"
+        return f"An interrupted copy of the store left snapshots in {where}: {error}"
     return ""
 
 
@@ -191,7 +193,7 @@ def settle(store: Backend) -> None:
     """Refuse a copy that was not finished; finish one that answers since the store that it is of was given up.
 
     Args:
-        store: Where the store lies that is being opened.
+        store: The backend of the store that is being opened.
 
     Raises:
         StoreError: The store that this is a copy of was not given up for it, and answers.
@@ -210,10 +212,10 @@ def settle(store: Backend) -> None:
 
 
 def unerased(store: Backend) -> str:
-    """Erase the snapshots of the store that this is a copy of; return what is left to do, nothing if nothing is.
+    """Erase the snapshots of the store that this one was copied from; return what is left to do.
 
     Args:
-        store: Where the copy lies.
+        store: The backend of the copy.
     """
     origin = _read_origin(store.ledger)
     if origin is None:
@@ -221,7 +223,9 @@ def unerased(store: Backend) -> str:
     folder = Path(origin.folder)
     where = origin.place or f"{folder}"
     if not _is_own(store.folder, origin.inode):
-        return f"The snapshots in {where}, from which the store was copied, were not looked for: it was moved since."
+        return (
+            f"The snapshots in {where}, from which the store was copied, were not checked: the store was moved since."
+        )
     try:
         if not folder.is_dir():
             if origin.place is None:
@@ -250,7 +254,7 @@ def _owner_of(folder: Path) -> str:
 
 
 def _make(store: Backend, target: Path, ledger: str | None, place: str | None, origin: _Origin) -> Backend:
-    """Make an empty store for the copy, or take the one that a copy was begun in and that does not answer."""
+    """Create an empty store for the copy, or reuse that of an unfinished copy, which does not answer."""
     check_own_files(target)
     if not has_ledger(target):
         check_free(target)
@@ -262,7 +266,7 @@ def _make(store: Backend, target: Path, ledger: str | None, place: str | None, o
             begun = _read_origin(copy.ledger)
             is_made = "settings" in copy.ledger.notes("settings")
             if is_made and (begun is None or begun.decided or begun.folder != origin.folder):
-                raise StoreError(f"{target} is a store already. Expected a new or an empty folder for the copy.")
+                raise StoreError(f"{target} is already a store. Expected a new or an empty folder for the copy.")
             if KEY_VARIABLE not in os.environ:
                 keys = read_keys(store.folder)
                 if not (target / KEY_FILE).exists() or read_keys(target) != keys:
@@ -291,12 +295,12 @@ def _copy_snapshots(store: Backend, copy: Backend, progress: Progress) -> None:
             continue  # revoked since
         copy.snapshots.put(digest, data)
         if not copy.snapshots.is_whole(digest):
-            raise StoreError(f"The snapshot {digest} is not what was written when it is read again in {copy.folder}.")
+            raise StoreError(f"Read back from {copy.folder}, the snapshot {digest} differs from what was written.")
     progress(len(owners), len(owners))
 
 
 def _copy_ledger(store: Backend, copy: Backend, origin: _Origin, place: str | None) -> tuple[int, str]:
-    """Put all that a ledger has into another, in the place of what it has; return where the history ends."""
+    """Replace the contents of a ledger with those of another; return where the history ends."""
     source, target = store.ledger, copy.ledger
     with source.at_one_time(), target.transaction():
         target.empty()
@@ -353,7 +357,7 @@ def _copy_artifacts(store: Backend, copy: Backend) -> None:
 
 
 def _copy_queue(store: Backend, copy: Backend) -> None:
-    """Copy what is to be erased and is no snapshot, which the store itself erases before it is given up."""
+    """Copy queued erasures other than snapshots, which the store itself erases before it is retired."""
     theirs, ours = RegisteredFiles(store.folder), RegisteredFiles(copy.folder)
     queued = [file for file in store.ledger.queued() if not store.snapshots.owned([file.path])]
     adopted = [ours.adopt(OwnedFile(file.path, file.evidence), theirs) for file in queued]
@@ -363,7 +367,7 @@ def _copy_queue(store: Backend, copy: Backend) -> None:
 
 
 def _give_up(store: Backend, copy: Backend, origin: _Origin, head: tuple[int, str]) -> bool:
-    """Decide that the copy answers from now on; return False if something has happened since it was made."""
+    """Decide that the copy answers from now on; return False if the store has changed since it was copied."""
     with store.ledger.transaction():
         unfinished = store.snapshots.owned(file.path for file in store.ledger.queued())
         if store.ledger.head() != head or unfinished:
@@ -380,10 +384,10 @@ def _check_equal(store: Backend, copy: Backend) -> None:
     with copy.ledger.at_one_time():
         found, copied = _contents(copy), copy.ledger.head()
     wrong = [kind for kind in expected if expected[kind] != found[kind]]
-    if head == copied and wrong:  # else a request came meanwhile, and it is copied again
+    if head == copied and wrong:  # otherwise a request arrived in the meantime, and the ledger is copied again
         raise StoreError(
-            f"The copy in {copy.folder} has other {wrong[0]} than the store {store.folder}, which goes on; nothing was "
-            "given up. Remove the copy, and report this."
+            f"The copy in {copy.folder} has different {wrong[0]} than the store {store.folder}, which keeps "
+            "answering; nothing was changed in it. Remove the copy, and report this."
         )
 
 
@@ -420,8 +424,8 @@ def _digest(rows: Iterable[object]) -> tuple[int, int]:
 def _check_own(store: Backend, origin: _Origin) -> None:
     if not _is_own(store.folder, origin.inode):
         raise StoreError(
-            f"The store {store.folder} is a copy of {origin.folder} that was not finished, and was itself moved since. "
-            "Nothing was changed. Remove it, and copy the store again (s3t copy)."
+            f"The store {store.folder} is an unfinished copy of {origin.folder}, and was itself moved since. Nothing "
+            "was changed. Remove it, and copy the store again (s3t copy)."
         )
 
 
@@ -437,17 +441,17 @@ def _check_decided(store: Backend, origin: _Origin) -> None:
         if error.token == origin.token:
             return
         raise StoreError(
-            f"The store {store.folder} is a copy of {origin.folder} that was not finished, and that was given up for "
-            f"another: {error.target} answers. Remove this folder."
+            f"The store {store.folder} is an unfinished copy of {origin.folder}, which was replaced by "
+            f"{error.target}. Remove this folder."
         ) from error
     except StoreError as error:
         raise StoreError(
-            f"The store {store.folder} is a copy of {origin.folder}, and it cannot be said which of them answers, "
-            f"since that cannot be opened: {error} Make it available for one opening of this one."
+            f"The store {store.folder} is a copy of {origin.folder}. Which of them answers is unknown, because "
+            f"{origin.folder} cannot be opened: {error} Make it available once while this store is opened."
         ) from error
     raise StoreError(
-        f"The store {store.folder} is a copy of {origin.folder} that was not finished: that one answers. Copy it again "
-        "(s3t copy), which goes on here, or remove this folder."
+        f"The store {store.folder} is an unfinished copy of {origin.folder}, which still answers. Copy it again (s3t "
+        "copy) to finish the copy, or remove this folder."
     )
 
 

@@ -1,4 +1,4 @@
-"""Correction and restriction: what subjects may ask for who stay in the training data."""
+"""Correction and restriction: requests of subjects who stay in the training data."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Correcting:
     """Carries out requests to correct, to restrict and to release.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         keyring: Its keys.
-        manifest: What its units are trained with, and by which method.
+        manifest: The settings and the method of its units.
         forgetting: Carries out requests to forget.
     """
 
@@ -38,17 +38,17 @@ class Correcting:
         self._forgetting = forgetting
 
     def rectify(self, subjects: Sequence[str], strict: bool, request_id: str | None) -> RequestRecord | Ticket:
-        """Take out what the old data of subjects has reached; where the method replaces its model, have the fit do it.
+        """Remove what the subjects' old data reached; if the method replaces its model, leave this to the next fit.
 
         Args:
             subjects: Canonical ids.
-            strict: Refuse unknown subjects; else there is nothing to do for them.
+            strict: Raise an error for unknown subjects; otherwise nothing is done for them.
             request_id: The caller's name for the request; None without one.
 
         Raises:
-            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
             ConfigurationError: The name was given to another request, or cannot be one.
-            StoreError: A file could not be erased. The request is carried out all the same.
+            StoreError: A file could not be erased. The request is still carried out.
         """
         name = self._forgetting.name("rectify", subjects, request_id)
         if self._forgetting.waits:
@@ -69,18 +69,18 @@ class Correcting:
         return self._forgetting.finish(request)
 
     def restrict(self, subjects: Sequence[str], strict: bool, request_id: str | None) -> RequestRecord:
-        """Set aside what the data of subjects has reached.
+        """Set aside the units that the subjects' data reached.
 
         Args:
             subjects: Canonical ids.
-            strict: Refuse unknown subjects; else no fit trains on them either.
+            strict: Raise an error for unknown subjects; otherwise no fit trains on them either.
             request_id: The caller's name for the request; None without one.
 
         Raises:
-            UnsupportedError: The method has one model, which everybody has reached.
-            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            UnsupportedError: The method trains one model on everyone's data.
+            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
             ConfigurationError: The name was given to another request, or cannot be one.
-            StoreError: A file could not be erased. The request is carried out all the same.
+            StoreError: A file could not be erased. The request is still carried out.
         """
         self._check_restricts()
         name = self._forgetting.name("restrict", subjects, request_id)
@@ -96,7 +96,7 @@ class Correcting:
         return self._forgetting.finish(request)
 
     def release(self, subjects: Sequence[str], request_id: str | None) -> RequestRecord:
-        """End the restriction of subjects: what was set aside for them alone serves again.
+        """End the restriction of subjects: units that were set aside only for them serve again.
 
         Args:
             subjects: Canonical ids.
@@ -104,9 +104,9 @@ class Correcting:
 
         Raises:
             UnsupportedError: The method cannot restrict.
-            UnknownSubjectError: A subject is not restricted; nothing has changed then.
+            UnknownSubjectError: A subject is not restricted. Nothing was changed.
             ConfigurationError: The name was given to another request, or cannot be one.
-            StoreError: A file could not be erased. The request is carried out all the same.
+            StoreError: A file could not be erased. The request is still carried out.
         """
         self._check_restricts()
         name = self._forgetting.name("release", subjects, request_id)
@@ -138,9 +138,9 @@ class Correcting:
     def _check_restricts(self) -> None:
         if self._forgetting.waits:
             raise UnsupportedError(
-                f"The method {self._manifest.method.name!r} has one model, which the data of everybody has reached: "
-                "set aside, it would leave nothing to serve, so it cannot restrict. Expected a method that trains "
-                "shards (S3T, SISA). To take the data out, forget the subjects, and call fit."
+                f"The method {self._manifest.method.name!r} trains one model on everyone's data. Without it nothing "
+                "would serve, so this method cannot restrict subjects. Expected a method that trains shards (S3T, "
+                "SISA). To remove the data, forget the subjects and call fit."
             )
 
     def _check_restricted(self, subjects: Iterable[str], asked: Asked) -> None:
@@ -151,8 +151,8 @@ class Correcting:
         gone = sorted(hashes[hash_] for hash_ in asked.forgotten)
         why = f" {list_shown(gone)} are forgotten, which cannot be undone." if gone else ""
         raise UnknownSubjectError(
-            f"{list_shown(missing)} are not restricted in the store {self._store.folder}.{why} Expected ids of those "
-            "who are; nothing was changed."
+            f"{list_shown(missing)} are not restricted in the store {self._store.folder}.{why} Expected ids of "
+            "restricted subjects. Nothing was changed."
         )
 
 

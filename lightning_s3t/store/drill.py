@@ -1,4 +1,4 @@
-"""A restore that is rehearsed: a backup of the ledger is opened beside the store, with its journal and keys."""
+"""A rehearsed restore: a backup of the ledger is opened next to the store, with its journal and keys."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ _SAME = "drill"  # the note that shows whether two addresses are one database
 
 @dataclass(frozen=True)
 class Drill:
-    """What a rehearsed restore has shown.
+    """The result of a rehearsed restore.
 
     Attributes:
-        backup: What was restored.
-        backup_events: How many events of the history it has.
-        backup_time: When the newest of them was; empty if there is none.
-        events: How many the store has.
-        replayed: How many of them the journal alone had, and were carried out again.
-        replayed_requests: How many of these were requests.
-        forgotten: How many people the backup did not know to be forgotten.
-        units: How many units serve today.
-        restored_units: How many of these would serve after the restore; the next fit trains the others.
-        problems: What would be wrong after the restore; with any of it, nobody should count on this backup.
-        seconds: How long each step took: "copy", "open", "verify".
+        backup: The restored backup.
+        backup_events: Number of events in its history.
+        backup_time: The time of the newest of them; empty without events.
+        events: Number of events in the store.
+        replayed: Number of events that only the journal had, and that were carried out again.
+        replayed_requests: Number of requests among these.
+        forgotten: Number of forgotten people who were not forgotten in the backup.
+        units: Number of units that serve today.
+        restored_units: Number of these that would serve after the restore; the next fit trains the others.
+        problems: What would be wrong after the restore; do not rely on a backup with problems.
+        seconds: The duration of each step: "copy", "open", "verify".
     """
 
     backup: str
@@ -66,7 +66,7 @@ class Drill:
 
 
 class ReadOnlySnapshots(Snapshots):
-    """The snapshots of another store, of which nothing is changed: what is deleted only looks as if it was.
+    """A read-only view of another store's snapshots, in which deletions are only simulated.
 
     Args:
         snapshots: Those of the store.
@@ -87,7 +87,7 @@ class ReadOnlySnapshots(Snapshots):
 
     @override
     def put(self, digest: str, data: bytes) -> None:
-        raise StoreError("Nothing is put where a restore is only rehearsed.")
+        raise StoreError("A rehearsed restore does not write snapshots.")
 
     @override
     def get(self, digest: str, what: str) -> bytes:
@@ -121,7 +121,7 @@ class ReadOnlySnapshots(Snapshots):
 
 @dataclass(frozen=True)
 class Today:
-    """What a store is at one moment, to compare a restored one with.
+    """The state of a store at one moment, to compare a restored one with.
 
     Attributes:
         position: That of its newest event.
@@ -137,15 +137,15 @@ class Today:
 
 
 def prepare(store: Backend, backup: str, scratch: Scratch) -> tuple[Backend, Today]:
-    """Make a store beside another from a backup of its ledger, its journal and its keys.
+    """Create a store next to another from a backup of its ledger, its journal and its keys.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         backup: A ledger.db, a folder with one, or the address of a schema that was restored from a backup.
-        scratch: Where to make it.
+        scratch: Where to create it.
 
     Raises:
-        ConfigurationError: There is no such backup; or it is the store's own ledger.
+        ConfigurationError: The backup does not exist, or is the store's own ledger.
         StoreError: The backup cannot be opened.
     """
     folder = scratch.path / "store"
@@ -173,24 +173,24 @@ def prepare(store: Backend, backup: str, scratch: Scratch) -> tuple[Backend, Tod
 
 
 def compare(restored: Backend, today: Today) -> list[str]:
-    """Return what a restored store lacks of another, and what it has that it must not have.
+    """Return what a restored store is missing compared with the original, and what it must not have.
 
     Args:
-        restored: Where the restored store lies, after it was opened.
-        today: What the other was.
+        restored: The backend of the restored store, after it was opened.
+        today: The state of the original.
     """
     ledger = restored.ledger
     problems = []
     if today.position and ledger.digest_at(today.position) != today.digest:
-        problems.append(f"The history would not be the store's at event {today.position}.")
+        problems.append(f"The restored history would differ from the store's at event {today.position}.")
     lost = today.tombstones - set(ledger.tombstones())
     if lost:
-        problems.append(f"{len(lost)} people who are forgotten would be forgotten no more.")
+        problems.append(f"{len(lost)} forgotten people would no longer be forgotten.")
     return problems
 
 
 def _copy_journal(store: Backend, folder: Path) -> Today:
-    """Copy the journal when it is as far as the ledger; return what the store is then."""
+    """Copy the journal when it is up to date with the ledger; return the store's state at that moment."""
     for _ in range(_TRIES):
         with ledger_lock(store.folder), store.ledger.at_one_time():
             head = store.ledger.head()
@@ -206,14 +206,14 @@ def _copy_journal(store: Backend, folder: Path) -> Today:
 def _copy_ledger(store: Backend, folder: Path, backup: Path) -> None:
     if read_address(store.folder) is not None:
         raise ConfigurationError(
-            f"The ledger of the store {store.folder} is in PostgreSQL. Expected the address of a schema that was "
-            f"restored from a backup, in another database, and not {backup}."
+            f"The ledger of the store {store.folder} is in PostgreSQL. Expected the address of a schema in another "
+            f"database, restored from a backup, but got {backup}."
         )
     file = backup / LEDGER if backup.is_dir() else backup
     if not file.is_file():
         raise ConfigurationError(f"There is no backup at {file}. Expected a {LEDGER}, or a folder with one.")
     if file.resolve() == (store.folder / LEDGER).resolve():
-        raise ConfigurationError(f"{file} is the store's own ledger, and no backup of it.")
+        raise ConfigurationError(f"{file} is the store's own ledger, not a backup of it.")
     shutil.copyfile(file, folder / LEDGER)
     (folder / LEDGER).chmod(0o600)
     log = file.with_name(f"{file.name}-wal")
@@ -225,7 +225,7 @@ def _name_ledger(store: Backend, folder: Path, backup: str) -> None:
     address = read_address(store.folder)
     if address is None:
         raise ConfigurationError(
-            f"The ledger of the store {store.folder} is in its folder. Expected a backup of {LEDGER}, and not {backup}."
+            f"The ledger of the store {store.folder} is in its folder. Expected a backup of {LEDGER}, but got {backup}."
         )
     parsed = parse_address(backup)
     if parsed == (address.url, address.schema):

@@ -1,4 +1,4 @@
-"""Effects: what a request does to the people and the units of a ledger, when it is made and when it is made again."""
+"""Effects: what a request does to the people and the units of a ledger, when it is made and when it is replayed."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from lightning_s3t.store.ledger import SetAside
 
 @dataclass(frozen=True)
 class Effect:
-    """What a request has done.
+    """The effect of a request.
 
     Attributes:
         reached: The cells of units in service that it reached.
-        shards: The shards with those and with the cells of all others whom it was for.
-        revoked: The units that it took out for good, by name; those that were set aside too.
-        set_aside: The units that serve no more, and are kept.
+        shards: The shards of these units, and of the cells of all other subjects in the request.
+        revoked: The names of the units that it removed, including units that had been set aside.
+        set_aside: The units that are kept but no longer serve.
         returned: The units that had been set aside, and serve again.
         exports: The exported copies that it reached.
-        subtracted_rows: How many rows were subtracted from the floor.
+        subtracted_rows: Number of rows that were subtracted from the floor.
     """
 
     reached: frozenset[Cell]
@@ -42,10 +42,10 @@ class Reach:
     """What a request reaches.
 
     Attributes:
-        cells: The cells of units in service that it reaches.
-        units: These units, by name.
-        aside: The units that are set aside and are reached by a request to forget or to correct.
-        exports: The exported copies that it reaches.
+        cells: The cells of the units in service that it reaches.
+        units: The names of these units.
+        aside: The units that are set aside, and that a request to forget or to rectify reaches.
+        exports: The names of the exported copies that it reaches.
     """
 
     cells: frozenset[Cell]
@@ -55,20 +55,20 @@ class Reach:
 
     @property
     def revoked(self) -> tuple[str, ...]:
-        """The units that a request to forget or to correct revokes, by name."""
+        """The names of the units that a request to forget or to rectify revokes."""
         return tuple(sorted([*self.units, *(one.name for one in self.aside)]))
 
 
 def find_reach(store: Backend, number: int, change: Change) -> Reach:
-    """Return what a request reaches; nothing is changed.
+    """Return what a request reaches, without changing anything.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         number: The number of the request.
-        change: What it changes in the lists of people.
+        change: The change to the lists of people.
     """
     ledger, since = store.ledger, _since(change)
-    # units in service are newer than all restrictions of their cells: only what is asked now reaches them
+    # units in service are newer than all restrictions of their cells: only the current request reaches them
     cells = frozenset(cell for cell, as_of in since.items() if as_of == number)
     aside = [one for one in ledger.aside() if any(since.get(cell, 0) > one.as_of for cell in one.cells)]
     exports = [export.name for export in ledger.exports() if reaches(cells, export.cells)]
@@ -76,7 +76,7 @@ def find_reach(store: Backend, number: int, change: Change) -> Reach:
 
 
 def _since(change: Change) -> dict[Cell, int]:
-    """Return by cell from which request on no unit that is trained holds the data of those who ask."""
+    """Return, for each cell, the request since which no trained unit holds the data of the subjects."""
     found: dict[Cell, int] = {}
     for _, as_of, cell in (*change.buried, *((mark.hash, mark.number, mark.cell) for mark in change.marked)):
         found[cell] = max(as_of, found.get(cell, 0))
@@ -84,16 +84,16 @@ def _since(change: Change) -> dict[Cell, int]:
 
 
 def carry_out(store: Backend, kind: RequestKind, number: int, change: Change) -> Effect:
-    """Do what a request does to the ledger, but for the event; within a transaction.
+    """Apply a request to the ledger, except for the event; within a transaction.
 
-    It reaches what was made before its data was taken out of all fits: by this request, or by an earlier one that has
-    restricted the subject. What was trained since holds nothing of the data, and stays.
+    It reaches artifacts that were made before its data was excluded from all fits, by this request or by an earlier one
+    that restricted the subject. Units trained since do not hold the data, and stay.
 
     Args:
-        store: Where the store lies.
-        kind: What was asked for.
+        store: The store's backend.
+        kind: The kind of request.
         number: The number of the request.
-        change: What it changes in the lists of people.
+        change: The change to the lists of people.
     """
     ledger = store.ledger
     people = {hash_ for hash_, _, _ in change.buried} | {mark.hash for mark in change.marked}
@@ -110,7 +110,7 @@ def carry_out(store: Backend, kind: RequestKind, number: int, change: Change) ->
     reached, names, exports, aside = reach.cells, reach.units, reach.exports, reach.aside
     if exports:
         remove_exports(store, exports, number)
-    # a release brings rows back by the next fit, as a correction brings the corrected ones
+    # with a release the next fit adds the rows again, as it adds the corrected rows after a correction
     rows = subtract(store, people, number)
     if kind == "restrict":
         drop(store, names, number)
@@ -122,11 +122,11 @@ def carry_out(store: Backend, kind: RequestKind, number: int, change: Change) ->
 
 
 def _put_back(store: Backend, number: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Put back what no restriction keeps from serving any more; return its names, and those of what it displaces.
+    """Put back units that are no longer restricted; return their names, and the names of units that they displace.
 
     Of one name there may be several: each was made while those before it were set aside, without the data of the
-    restricted. The oldest of those that are free holds the most, and is what served before; the others go, with what
-    was built on them, and so does a unit whose parent was trained again meanwhile.
+    restricted. The oldest of the unblocked units holds the most data, and is the one that served before. The others are
+    removed with the units built on them, and so is a unit whose parent was trained again since.
     """
     ledger = store.ledger
     blocked: dict[Cell, int] = {}

@@ -26,7 +26,7 @@ def remove(store: Backend, names: Collection[str], request: int | None) -> None:
     """Take units and the heads on them out of the ledger, and note their files for erasure; within a transaction.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         names: The units' names.
         request: The number of the request that revokes them; None if they are only stale.
     """
@@ -39,7 +39,7 @@ def remove_exports(store: Backend, names: Collection[str], request: int | None) 
     """Take exported copies out of the ledger and note their files for erasure; within a transaction.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         names: Their names.
         request: The number of the request that reaches them; None if they were never finished.
     """
@@ -51,7 +51,7 @@ def remove_lineages(store: Backend, units: Iterable[UnitId]) -> list[UnitId]:
     """Take units out of the ledger with all that was built on them; within a transaction.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         units: The units.
 
     Returns:
@@ -67,7 +67,7 @@ def drop_attempts(store: Backend, names: Collection[str]) -> None:
     """Take attempts out of the ledger and note their files for erasure; within a transaction.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         names: The names of the units that were attempted.
     """
     queue(store, store.ledger.drop_attempts(names), None)
@@ -76,22 +76,22 @@ def drop_attempts(store: Backend, names: Collection[str]) -> None:
 def erase_queued(store: Backend) -> None:
     """Remove every file that is noted for erasure, then record that, in the chain of events too.
 
-    A registered file that is not proven to be the store's own is left alone and stays noted: `verify` names it. What
-    processes that have died have left half-done goes too.
+    A registered file that is not proven to be the store's own is left alone and stays noted: `verify` names it. Remains
+    of dead processes are removed too.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
 
     Raises:
-        StoreError: A file could not be removed. All others are; it stays noted. Or the ledger names what no store
-            can have noted; then nothing is removed.
+        StoreError: A file could not be removed. All others are erased; this file stays queued. Or the ledger lists a
+            path that a store never queues; then nothing is removed.
     """
     clear_scratch(store.folder)
     ledger = store.ledger
     queued, outside = _noted(store)
-    if not queued:  # what is noted from now on is erased by whoever notes it
+    if not queued:  # entries queued from now on are erased by the process that queues them
         return
-    # before the transaction: to prove what a checkpoint is, all of it is read
+    # before the transaction: to identify a checkpoint, all of it is read
     located = _locate(store.folder, [file for file in queued if file.path in outside]) if outside else {}
     with _delete_remote(store) as deleted, ledger.transaction():
         if ledger.queued() != queued:
@@ -113,12 +113,12 @@ def erase_queued(store: Backend) -> None:
 
 
 def clean_up(store: Backend) -> None:
-    """Clear away what a fit that was cut has left: its checkpoints, snapshots that no unit owns.
+    """Clean up after an interrupted fit: its checkpoints, and snapshots without a unit.
 
     Only for the holder of the fit lock: files of a fit in progress look the same.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
     """
     present = store.snapshots.names()
     with store.ledger.transaction():
@@ -134,7 +134,7 @@ def queue(store: Backend, owned: Iterable[OwnedFile], request: int | None) -> No
     """Note files for erasure; within a transaction.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         owned: The files.
         request: The number of the request that they go for; None if they go for none.
     """
@@ -145,12 +145,12 @@ def queue(store: Backend, owned: Iterable[OwnedFile], request: int | None) -> No
 
 
 def put_ahead(store: Backend, attempt: str, digest: str, data: bytes, check: Callable[[], None] = lambda: None) -> None:
-    """Put a snapshot that lies behind a network, before the transaction that makes it a unit's.
+    """Upload a snapshot to remote storage, before the transaction that adds it to a unit.
 
-    The attempt holds it from before it is there, so that it is erased with the attempt, and is not erased under it.
+    The attempt holds it before it exists, so that it is erased with the attempt, and not while the attempt needs it.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         attempt: The name of the artifact that is attempted.
         digest: The snapshot's digest.
         data: Its bytes.
@@ -158,43 +158,43 @@ def put_ahead(store: Backend, attempt: str, digest: str, data: bytes, check: Cal
 
     Raises:
         RevokedError: By `check`; nothing was put.
-        StoreError: It cannot be put, or an equal one cannot be erased that was to be.
+        StoreError: It cannot be uploaded, or an equal one that is queued cannot be erased.
     """
     name, ledger = store.snapshots.name(digest), store.ledger
     with ledger.transaction():
         check()
         ledger.hold(name, attempt)
         is_doomed = any(file.path == name for file in ledger.queued())
-    if is_doomed:  # somebody may be deleting it; after this nobody is
+    if is_doomed:  # another process may be deleting it; after this, none is
         erase_queued(store)
     store.snapshots.put(digest, data)
 
 
 def _noted(store: Backend) -> tuple[list[QueuedFile], set[str]]:
-    """Return what is noted for erasure, and which of its paths are registered files rather than snapshots."""
+    """Return the queued files, and which of their paths are registered files rather than snapshots."""
     queued = store.ledger.queued()
     paths = {file.path for file in queued}
     outside = paths - store.snapshots.owned(paths)
     for path in outside:
         if not os.path.isabs(path):
             raise StoreError(
-                f"The ledger of the store {store.folder} notes {path!r} for erasure, which is no snapshot and no "
-                "registered file: it was changed. Nothing was removed, and nothing is served. Restore the ledger from "
-                "a backup."
+                f"The ledger of the store {store.folder} notes {path!r} for erasure, which is neither a snapshot nor "
+                "a registered file: the ledger was changed. Nothing was removed, and nothing is served. Restore the "
+                "ledger from a backup."
             )
     return queued, outside
 
 
 @contextmanager
 def _delete_remote(store: Backend) -> Iterator[dict[str, OSError | None] | None]:
-    """Delete snapshots that lie behind a network; the block records it. None where they do not.
+    """Delete snapshots in remote storage; the block records it. None where they do not.
 
-    That takes as long as the network does, so no transaction waits for it. Nothing that is being deleted can become a
-    unit's meanwhile: whoever puts a snapshot holds it first (`put_ahead`), and waits for the block to end if the
-    snapshot was noted for erasure before.
+    That takes as long as the network does, so no transaction waits for it. A snapshot that is being deleted cannot be
+    added to a unit at the same time: a writer holds the snapshot first (`put_ahead`), and waits for the block to end if
+    it is queued for erasure.
 
     Yields:
-        What was to be deleted, and why it is still there, if it is.
+        The snapshots to delete, and for each that still exists, why.
     """
     if not store.snapshots.is_remote:
         yield None
@@ -240,7 +240,7 @@ def _unlink(
     located: Mapping[str, Located],
     deleted: Mapping[str, OSError | None] | None,
 ) -> dict[str, OSError]:
-    # within the transaction, which a commit needs too: none can come to need an equal file meanwhile
+    # within the transaction, which a commit needs too, so no unit can come to need an equal file at the same time
     snapshots = [file.path for file in doomed if file.path not in located]
     outside = {located[file.path].path: file.path for file in doomed if file.path in located}
     failed = dict[str, OSError]()
@@ -252,7 +252,7 @@ def _unlink(
 
 
 def _record(store: Backend, done: Iterable[QueuedFile], located: Mapping[str, Located]) -> None:
-    """Add an event for each request whose files have come to something."""
+    """Add an event for each request whose files were handled."""
     by_request: dict[int, list[QueuedFile]] = {}
     for file in done:
         if file.request is not None:
@@ -273,7 +273,7 @@ def _record(store: Backend, done: Iterable[QueuedFile], located: Mapping[str, Lo
 
 
 def _sizes_now(store: Backend, paths: Collection[str]) -> dict[str, int | None]:
-    # what cannot be looked at must not keep a unit from being revoked: what is wrong with it shows when it is erased
+    # an unreadable file must not prevent a unit from being revoked; the erasure reports the problem
     snapshots = store.snapshots.owned(paths)
     outside = [path for path in paths if path not in snapshots]
     # the transaction must not wait for a network: see `_note_sizes`
@@ -285,6 +285,6 @@ def _failed_message(folder: Path, failed: dict[str, OSError]) -> str:
     shown = "; ".join(f"{folder / path} ({error.strerror})" for path, error in list(failed.items())[:5])
     more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
     return (
-        f"What was to go is out of the ledger for good and never serves again, but {len(failed)} of its files could "
-        f"not be erased: {shown}{more}. Remove the cause and open the store again: the erasure then goes on."
+        f"The data is out of the ledger and never serves again, but {len(failed)} of its files could not be erased: "
+        f"{shown}{more}. Remove the cause and open the store again: the erasure then continues."
     )

@@ -1,4 +1,4 @@
-"""Exported copies: files outside of a store with what a unit has learnt, erased by every request that reaches it."""
+"""Exported copies: files outside a store with a unit's weights, erased by every request that reaches the unit."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ def write_export(store: Backend, name: str, unit: UnitId, digests: Sequence[str]
     or a request at any point leaves no file that is not registered.
 
     Args:
-        store: Where the store lies.
-        name: What `make_export_name` gave.
+        store: The store's backend.
+        name: The result of `make_export_name`.
         unit: The unit.
         digests: Those of the snapshots of its lineage that the copy was made from.
-        files: What to write, by path. Their folders must be there.
+        files: The contents to write, by path. Their folders must be there.
 
     Raises:
-        ConfigurationError: A file is there already, or would lie in the store.
+        ConfigurationError: A file already exists, or would be inside the store.
         RevokedError: A request has reached the unit; nothing is left of the copy.
         StoreError: A file could not be written; nothing is left of the copy.
     """
     final = {spell(path): data for path, data in files.items()}
     _check_paths(store.folder, final)
-    # not the name that is_half_written knows: others clear those away
+    # not a name that is_half_written recognises: such files are cleaned up
     begun = {path: f"{path}.{name.rpartition(':')[2]}.part" for path in final}
     ours: dict[str, tuple[int, int]] = {}
     try:
@@ -80,7 +80,7 @@ def write_export(store: Backend, name: str, unit: UnitId, digests: Sequence[str]
     except BaseException as error:
         _take_back(store, Export(name, unit.cells, 0), begun, ours)
         if isinstance(error, OSError):
-            raise StoreError(f"The export could not be written ({error}). Nothing is left of it.") from error
+            raise StoreError(f"The export could not be written ({error}). No part of it remains.") from error
         raise
     write_journal(store.ledger, store.folder)
 
@@ -89,7 +89,7 @@ def check_exports(store: Backend) -> None:
     """Check that no exported copy was taken out of the ledger, or out of the reach of requests.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
 
     Raises:
         StoreError: One was.
@@ -105,9 +105,9 @@ def check_exports(store: Backend) -> None:
     wrong = [one.name for one in expected if found.get(one.name) != Export(one.name, one.cells, one.as_of)]
     if wrong:
         raise StoreError(
-            f"{len(wrong)} exported copies of the store {store.folder} are not what its history says: they were "
-            "changed without the store's key, or the ledger is damaged. Nothing is served. Restore the ledger from a "
-            "backup (what it lacks is carried out again from the journal)."
+            f"{len(wrong)} exported copies of the store {store.folder} do not match its history: they were changed "
+            "without the store's key, or the ledger is damaged. Nothing is served. Restore the ledger from a backup "
+            "(missing requests are carried out again from the journal)."
         )
 
 
@@ -125,7 +125,7 @@ def _register(
 
 
 def _name(part: str, path: str) -> None:
-    """Give a file its name, unless another file has got it meanwhile."""
+    """Give a file its name, unless another file has taken it in the meantime."""
     try:
         os.link(part, path, follow_symlinks=False)
     except FileExistsError:
@@ -140,10 +140,10 @@ def _name(part: str, path: str) -> None:
 
 def _take_back(store: Backend, export: Export, begun: Mapping[str, str], ours: Mapping[str, tuple[int, int]]) -> None:
     with store.ledger.transaction():
-        if _is_whole(store, export):  # what was raised came after that
+        if _is_whole(store, export):  # the error was raised after that
             return
         if any(known.name == export.name for known in store.ledger.exports()):
-            # what lies at its place is not erased with it: that it was there before is all that is known of it
+            # a file at its path is not erased with it, since it existed before
             others = [path for path in begun if os.path.lexists(path) and _identity(os.lstat(path)) != ours.get(path)]
             store.ledger.add_export(
                 export, {path: RegisteredFiles(store.folder).before(path, False) for path in others}
@@ -166,12 +166,12 @@ def _check_paths(folder: Path, paths: Mapping[str, bytes]) -> None:
     own = os.path.realpath(folder)
     for path in paths:
         if os.path.lexists(path):
-            raise ConfigurationError(f"{path} is there already. Expected a path for a new file; nothing was written.")
+            raise ConfigurationError(f"{path} already exists. Expected a path for a new file. Nothing was written.")
         if os.path.commonpath([own, path]) == own:
-            raise ConfigurationError(f"{path} lies in the store {folder}, which keeps its own files only.")
+            raise ConfigurationError(f"{path} is inside the store {folder}, which keeps only its own files.")
 
 
 def _revoked(unit: UnitId) -> RevokedError:
     return RevokedError(
-        f"Unit {unit} was revoked or trained again while it was exported. Export again: nothing is left."
+        f"Unit {unit} was revoked or trained again while it was exported, and nothing was written. Export again."
     )

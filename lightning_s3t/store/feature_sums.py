@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_s3t.core.floor import FloorPart, Task
 from lightning_s3t.errors import DataError, StoreError
 
-_CHUNK = 4096  # rows whose products are summed in float64 before they are added up as integers
+_CHUNK = 4096  # number of rows whose products are summed in float64 before the sums are added as integers
 LARGEST_TARGET = 1 << 20  # so that the squares of eight million targets have a sum in int64
 
 
@@ -38,12 +38,12 @@ class FeatureRows:
 
     @classmethod
     def decode(cls, rows: list[bytes], part: FloorPart, task: Task) -> FeatureRows:
-        """Return rows from what `encode` gave.
+        """Return rows from the output of `encode`.
 
         Args:
             rows: The bytes of each.
-            part: What the floor is made with.
-            task: What its targets are.
+            part: The floor's settings.
+            task: The kind of its targets.
 
         Raises:
             StoreError: A row has another length.
@@ -60,18 +60,18 @@ class FeatureRows:
 class FeatureSums:
     """Sums over rows: of the products of their features, of features and targets, and of squared targets.
 
-    The features get a constant 1 as their last column. All sums are integers, so they do not depend on the order in
-    which rows were added, and a row that is taken out leaves what the sums without it would be, bit for bit.
+    The features get a constant 1 as their last column. All sums are integers, so they do not depend on the order of the
+    rows, and removing a row gives, bit for bit, the sums without it.
 
     Args:
-        part: What the floor is made with.
-        task: What its targets are.
+        part: The floor's settings.
+        task: The kind of its targets.
 
     Attributes:
         triangle: Of the products, the lower triangle, row by row: they are symmetric; int64.
         cross: `[width + 1, outputs]`, int64.
         squares: `[outputs]`, int64.
-        rows: How many rows there are.
+        rows: Number of rows.
 
     Example:
         >>> part = FloorPart(layer="head", width=2, outputs=3, bits=8, target_step=1.0)
@@ -134,12 +134,12 @@ class FeatureSums:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], part: FloorPart, task: Task) -> FeatureSums:
-        """Return sums from what `to_tensors` gave.
+        """Return sums from the output of `to_tensors`.
 
         Args:
             tensors: By name.
-            part: What the floor is made with.
-            task: What its targets are.
+            part: The floor's settings.
+            task: The kind of its targets.
 
         Raises:
             StoreError: They are those of another floor.
@@ -157,7 +157,7 @@ class FeatureSums:
         places = _triangle(self.part.width + 1)
         for start in range(0, len(rows), _CHUNK):
             features, targets = rows.features[start : start + _CHUNK], rows.targets[start : start + _CHUNK]
-            # products of small integers, and sums of so few of them, are exact in float64; int64 has no fast product
+            # in float64, products of small integers and sums of this many of them are exact; int64 has no fast product
             wide = torch.cat([features.double(), torch.ones(len(features), 1, dtype=torch.float64)], dim=1)
             numbers = self._numbers(targets)
             self.triangle.add_((wide.T @ wide).take(places).long(), alpha=sign)
@@ -173,10 +173,10 @@ class FeatureSums:
     def _check(self, rows: FeatureRows) -> None:
         part, targets = self.part, rows.targets
         if len(rows) and int(rows.features.abs().max()) > part.limit:
-            raise DataError(f"A feature is beyond {part.limit}, what {part.bits} bits hold.")
+            raise DataError(f"A feature is larger than {part.limit}, the limit of {part.bits} bits.")
         if self.task == "multiclass" and len(rows) and not 0 <= int(targets.min()) <= int(targets.max()) < part.outputs:
             raise DataError(
-                f"The targets are classes from {int(targets.min())} to {int(targets.max())}, and the head "
+                f"The targets are classes from {int(targets.min())} to {int(targets.max())}, but the head "
                 f"{part.layer} has {part.outputs} outputs. Expected classes from 0 to {part.outputs - 1}."
             )
         largest = int(targets.abs().max()) if len(rows) else 0

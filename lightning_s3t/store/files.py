@@ -11,17 +11,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
 
-# a file that cannot be there: it or its folder is gone, a file lies where its folder was, no file can have such a name
+# errors that mean the file does not exist: it or its folder is missing, a file has replaced the folder, the name is
+# invalid
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
 _HALF_WRITTEN = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")
 
 
 def write_atomically(path: Path, data: bytes | Callable[[int], bytes], mode: int = 0o600) -> None:
-    """Writes a file so that, after a crash at any point, it is there whole or not at all.
+    """Write a file so that, after a crash at any point, it exists completely or not at all.
 
     Args:
-        path: Where to.
-        data: What; or what gives it, from the file's inode.
+        path: The file.
+        data: The contents, or a function that returns them for the file's inode.
         mode: Its permissions, less the process's mask.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -35,7 +36,7 @@ def write_atomically(path: Path, data: bytes | Callable[[int], bytes], mode: int
 
 
 def half_written_name(path: Path) -> str | None:
-    """Return the name of the file that `write_atomically` has begun as this one; None if it is another's.
+    """Return the target name of a temporary file of `write_atomically`; None for other files.
 
     Args:
         path: The file.
@@ -52,7 +53,7 @@ def sync_folder(folder: Path) -> None:
     """Makes a folder's entries durable.
 
     Args:
-        folder: The folder; nothing happens if it is gone.
+        folder: The folder; nothing happens if it does not exist.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY)
@@ -79,7 +80,7 @@ def spell(path: str | Path) -> str:
 
 
 def unlink_all(paths: Iterable[str | Path]) -> dict[str, OSError]:
-    """Remove files and make that durable. Folders are never removed, and what is gone already is passed over.
+    """Remove files and make that durable. Folders are never removed, and missing files are skipped.
 
     Args:
         paths: The files.
@@ -96,7 +97,7 @@ def unlink_all(paths: Iterable[str | Path]) -> dict[str, OSError]:
         except OSError as error:
             if error.errno not in _ABSENT and not (os.path.isdir(path) and not os.path.islink(path)):
                 failed[path] = error
-        # also of what is gone: a crash may have come between its removal and this
+        # also for missing files: a crash may have occurred between the removal and this
         folders.add(os.path.dirname(path))
     for folder in folders:
         sync_folder(Path(folder))
@@ -148,7 +149,7 @@ def read_unlinked(path: Path) -> IO[bytes]:
 
 
 def open_own(path: str | Path, flags: int, mode: int = 0o600) -> int:
-    """Open a file of a store to write to it, unless something else was put in its place; an `opener`.
+    """Open a file of a store for writing, unless it was replaced; an `opener`.
 
     Args:
         path: The file.

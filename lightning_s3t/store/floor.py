@@ -29,13 +29,13 @@ _WHAT = "the floor"
 
 @dataclass(frozen=True)
 class FloorState:
-    """What a ledger notes of a closed-form head.
+    """A ledger's record of a closed-form head.
 
     Attributes:
-        part: What it is made with, as the settings have it.
-        task: What its targets are.
+        part: Its settings, as in the manifest.
+        task: The kind of its targets.
         digest: The SHA-256 of the snapshot of its sums.
-        rows: How many rows are in them.
+        rows: Number of rows in the sums.
         complete: Whether they were all rows of the data when a fit last looked.
     """
 
@@ -47,10 +47,10 @@ class FloorState:
 
 
 def read_states(store: Backend) -> dict[str, FloorState]:
-    """Return what the ledger notes of the floor and of the heads on survivors, by what their features are of.
+    """Return the ledger's records of the floor and of the heads on survivors, by the source of their features.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
     """
     kept = store.ledger.notes(NOTE).get(NOTE)
     if kept is None:
@@ -64,21 +64,21 @@ def read_states(store: Backend) -> dict[str, FloorState]:
 
 
 def read_state(store: Backend, source: str = PRETRAINED) -> FloorState | None:
-    """Return what the ledger notes of a closed-form head; None if there is none.
+    """Return the ledger's record of a closed-form head; None without one.
 
     Args:
-        store: Where the store lies.
-        source: What its features are of.
+        store: The store's backend.
+        source: The source of its features.
     """
     return read_states(store).get(source)
 
 
 def load_sums(store: Backend, state: FloorState) -> FeatureSums:
-    """Return sums, proven to be what was kept.
+    """Return the sums, after verifying them.
 
     Args:
-        store: Where the store lies.
-        state: What the ledger notes of them.
+        store: The store's backend.
+        state: The ledger's record of them.
 
     Raises:
         DamagedError: Their snapshot is missing or damaged.
@@ -91,15 +91,15 @@ def load_sums(store: Backend, state: FloorState) -> FeatureSums:
 
 
 def sum_rows(store: Backend, state: FloorState, source: str = PRETRAINED) -> FeatureSums:
-    """Return the sums over the rows that the ledger has: what those that are kept have to be.
+    """Return the sums over the ledger's rows, which the stored sums have to equal.
 
     Args:
-        store: Where the store lies.
-        state: What the ledger notes of them.
-        source: What the features are of.
+        store: The store's backend.
+        state: The ledger's record of them.
+        source: The source of the features.
 
     Raises:
-        StoreError: A row is not what was added.
+        StoreError: A row differs from the one that was added.
     """
     sums = FeatureSums(state.part, state.task)
     rows = store.ledger.features(source)
@@ -109,19 +109,19 @@ def sum_rows(store: Backend, state: FloorState, source: str = PRETRAINED) -> Fea
 
 
 def subtract(store: Backend, hashes: Collection[bytes], request: int | None, sources: Collection[str] = ()) -> int:
-    """Take subjects' rows out of all closed-form heads: out of their sums, and for good; within a transaction.
+    """Remove subjects' rows from all closed-form heads and their sums, permanently; within a transaction.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         hashes: The subjects.
         request: The number of the request; None if the rows are only stale.
-        sources: What the features are of that are to go; empty for all.
+        sources: The sources whose features are removed; empty for all.
 
     Returns:
-        How many rows they had in the floor.
+        Number of their rows in the floor.
 
     Raises:
-        StoreError: A row is not what was added; nothing has changed then.
+        StoreError: A row differs from the one that was added. Nothing was changed.
     """
     states = read_states(store)
     chosen = {source: state for source, state in states.items() if not sources or source in sources}
@@ -150,26 +150,26 @@ def add_rows(
 ) -> None:
     """Add rows to a closed-form head, except for those of subjects who may not be trained on; within a transaction.
 
-    These are who is forgotten, who is restricted, and whose data was corrected since it was loaded.
+    These are forgotten or restricted subjects, and those whose data was corrected since it was loaded.
 
     Args:
-        store: Where the store lies.
-        source: What the features are of.
-        part: What the floor is made with.
-        task: What its targets are.
+        store: The store's backend.
+        source: The source of the features.
+        part: The floor's settings.
+        task: The kind of its targets.
         rows: The rows.
         owners: The subject of each, as the ledger hashes them now.
-        tags: What tells each row's contents, or empty.
+        tags: A tag of each row's contents, or empty.
         as_of: The newest request when the data was loaded.
 
     Raises:
-        StoreError: The rows have other targets than those that are there.
+        StoreError: The rows have a different kind of targets than the existing ones.
     """
     state = read_state(store, source) or FloorState(part, task)
     if state.task != task:
         raise StoreError(
-            f"The floor of the store {store.folder} was made with targets of a {state.task} task, and now they are of "
-            f"a {task} task. Expected the same data: give it its targets as before, or train into a new store."
+            f"The floor of the store {store.folder} was made with targets of a {state.task} task, but now they are "
+            f"those of a {task} task. Expected the same data: use the targets as before, or train into a new store."
         )
     people = set(owners)
     gone = store.ledger.forgotten(people)
@@ -193,8 +193,8 @@ def drop(store: Backend, sources: Collection[str], request: int | None) -> None:
     """Take heads on survivors out with all their rows; within a transaction. Others are left alone.
 
     Args:
-        store: Where the store lies.
-        sources: The names of units that serve no more.
+        store: The store's backend.
+        sources: The names of units that no longer serve.
         request: The number of the request that revokes them; None if they are only stale.
     """
     states = read_states(store)
@@ -208,8 +208,8 @@ def complete(store: Backend, source: str, is_complete: bool) -> None:
     """Note whether a closed-form head has all rows of the data that it should have; within a transaction.
 
     Args:
-        store: Where the store lies.
-        source: What its features are of.
+        store: The store's backend.
+        source: The source of its features.
         is_complete: Whether it has.
     """
     states = read_states(store)
@@ -221,12 +221,12 @@ def find_stale(store: Backend, source: str, expected: Iterable[tuple[bytes, byte
     """Compare the rows of a closed-form head with those that it should have.
 
     Args:
-        store: Where the store lies.
-        source: What its features are of.
-        expected: The subject of each row, as the ledger hashes them now, and what tells its contents, or empty.
+        store: The store's backend.
+        source: The source of its features.
+        expected: The subject of each row, as the ledger hashes it now, and a tag of its contents, or empty.
 
     Returns:
-        The subjects whose rows are there and should not be, or are others; and those whose rows have to be added.
+        The subjects whose rows are outdated or should not be there, and those whose rows have to be added.
     """
     wanted, there = _by_owner(expected), _by_owner(store.ledger.feature_tags(source))
     stale = {owner for owner, tags in there.items() if wanted.get(owner) != tags}
@@ -234,10 +234,10 @@ def find_stale(store: Backend, source: str, expected: Iterable[tuple[bytes, byte
 
 
 def problems(store: Backend) -> Iterator[str]:
-    """Return what is wrong with the floor and the heads on survivors, one sentence each.
+    """Return the problems of the floor and of the heads on survivors, one sentence each.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
     """
     for source in read_states(store):
         what = "the floor" if source == PRETRAINED else f"the head on unit {source}"
@@ -253,19 +253,19 @@ def problems(store: Backend) -> Iterator[str]:
         try:
             kept = load_sums(store, state)
         except (DamagedError, StoreError) as error:
-            if read_state(store, source) == state:  # else a request has replaced them
-                yield f"The sums of {what} are damaged, and the next fit makes them again: {error}"
+            if read_state(store, source) == state:  # otherwise a request has replaced them
+                yield f"The sums of {what} are damaged, and the next fit rebuilds them: {error}"
             continue
         mine, theirs = kept.to_tensors(), right.to_tensors()
         if any(not mine[name].equal(theirs[name]) for name in mine):
-            yield f"The sums of {what} are not those of its rows: what it answers may hold data that it should not."
+            yield f"The sums of {what} do not match its rows: its answers may include data that they should not."
 
 
 def repair(store: Backend) -> None:
     """Make sums again that are missing or damaged; within a transaction.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
     """
     for source, state in read_states(store).items():
         if state.digest and not store.snapshots.is_whole(state.digest):
@@ -280,7 +280,7 @@ def _by_owner(rows: Iterable[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
 
 
 def _load_or_sum(store: Backend, source: str, state: FloorState) -> FeatureSums:
-    """Return the sums; where they are lost, or an older ledger was restored, those over the rows that are there."""
+    """Return the sums; if they are lost, or an older ledger was restored, compute them from the existing rows."""
     try:
         return load_sums(store, state)
     except DamagedError:
@@ -291,15 +291,15 @@ def _decode(store: Backend, state: FloorState, source: str, found: Sequence[tupl
     for owner, body, mac in found:
         if not hmac.compare_digest(mac, store.authenticator.row_mac(source, owner, body)):
             raise StoreError(
-                f"A row of the floor of the store {store.folder} is not what was written with the store's key: it was "
-                "changed, or the ledger is damaged. Nothing was changed. Restore the ledger from a backup (what it "
-                "lacks is carried out again from the journal)."
+                f"A row of the floor of the store {store.folder} does not match what was written with the store's "
+                "key: it was changed, or the ledger is damaged. This call changed nothing. Restore the ledger from a "
+                "backup (missing requests are carried out again from the journal)."
             )
     return FeatureRows.decode([body for _, body, _ in found], state.part, state.task)
 
 
 def _keep(store: Backend, source: str, state: FloorState, sums: FeatureSums, request: int | None) -> None:
-    """Keep sums in the place of those before, which are erased once the transaction has ended."""
+    """Store sums in place of the previous ones, which are erased after the transaction."""
     # with the source, so that no two heads ever own one file
     named = {**sums.to_tensors(), "source": torch.frombuffer(bytearray(source.encode()), dtype=torch.uint8)}
     digest, data = encode_snapshot(named)

@@ -1,4 +1,4 @@
-"""The folder of a store: what may lie in it before the store is made."""
+"""The folder of a store: what it may contain before the store is created."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_s3t.store.scratch import FOLDER as SCRATCH
 from lightning_s3t.store.snapshots import FOLDER
 from lightning_s3t.store.sqlite_ledger import FILE
 
-# the rollback journal is there for as long as another process takes to make the ledger
+# the rollback journal exists while another process creates the ledger
 _ROLLBACK = f"{FILE}-journal"
 _MAGIC = bytes.fromhex(
     "d9d505f920a163d7"
@@ -36,28 +36,28 @@ def check_free(folder: Path) -> None:
         folder: The folder.
 
     Raises:
-        StoreError: Other things lie in it, or the rest of a store that has lost its ledger.
+        StoreError: It contains other files, or the rest of a store that has lost its ledger.
     """
     if not folder.exists():
         return
     if not folder.is_dir() or {half_written_name(entry) or entry.name for entry in folder.iterdir()} - OWN_FILES:
-        raise StoreError(f"{folder} is no store, and not empty. Give a new or an empty folder as `store`.")
-    # a store's ledger is made before anything else: with it, who was forgotten is lost
+        raise StoreError(f"{folder} is not a store, and not empty. Give a new or an empty folder as `store`.")
+    # a store's ledger is created first; without it, the record of forgotten subjects is lost
     if any((folder / FOLDER).glob("*")):
         raise StoreError(
-            f"The store {folder} has snapshots but no {FILE}. Without it nobody knows which of them a request has "
-            f"revoked: restore {FILE} from a backup, or give a new folder as `store`."
+            f"The store {folder} has snapshots but no {FILE}. Only this file says which of them a request has "
+            f"revoked. Restore {FILE} from a backup, or give a new folder as `store`."
         )
 
 
 def check_own_files(folder: Path) -> None:
-    """Check that what a store reads and writes is its own, before SQLite or anything else touches it.
+    """Check that the files which a store reads and writes are its own, before SQLite or anything else uses them.
 
     Args:
         folder: The store.
 
     Raises:
-        StoreError: Something in the folder is a link, or no plain file, or would have SQLite remove files of others.
+        StoreError: A file in the folder is a link, is not a plain file, or would make SQLite remove other files.
     """
     for name in sorted(OWN_FILES):
         try:
@@ -66,8 +66,8 @@ def check_own_files(folder: Path) -> None:
             continue
         except PermissionError as error:
             raise StoreError(
-                f"The store {folder} cannot be written by this process, nor read: permission denied. Expected to be "
-                "able to, even to serve it: run as its owner."
+                f"The store {folder} cannot be read or written by this process: permission denied. Expected both "
+                "permissions, even for serving: run as the store's owner."
             ) from error
         mode = found.st_mode
         plain = stat.S_ISDIR if name in _FOLDERS else stat.S_ISREG
@@ -75,19 +75,19 @@ def check_own_files(folder: Path) -> None:
             what = "a link, and links are not followed" if stat.S_ISLNK(mode) else "something else"
             kind = "folder" if name in _FOLDERS else "file"
             raise StoreError(
-                f"{folder / name} is {what}. Expected a {kind} of the store's own: put it there, or mount its disk "
-                "there. Nothing was changed."
+                f"{folder / name} is {what}. Expected a {kind} that belongs to the store: put it there, or mount its "
+                "disk there. Nothing was changed."
             )
         if name in _ONE_NAME and found.st_nlink > 1:
             raise StoreError(
-                f"{folder / name} has another name elsewhere (it is a hard link): what is written to it would be "
-                "written there too. Expected a file of the store's own: put a copy in its place. Nothing was changed."
+                f"{folder / name} is a hard link: writes to it would also appear under its other name. Expected a "
+                "file that belongs to the store alone: replace it with a copy. Nothing was changed."
             )
     if _names_other_files(folder / _ROLLBACK):
         raise StoreError(
-            f"{folder / _ROLLBACK} names a file that SQLite would remove when it opens {FILE}. No store has such a "
-            f"journal: somebody has put it there. Nothing was changed. Use the store only if you trust whoever made "
-            f"it, and remove {_ROLLBACK} first."
+            f"{folder / _ROLLBACK} names a file that SQLite would remove when it opens {FILE}. A store never has such "
+            "a journal: it was put there. Nothing was changed. Use the store only if you trust whoever made it, and "
+            f"remove {_ROLLBACK} first."
         )
 
 
@@ -118,11 +118,11 @@ def make_folder(folder: Path) -> None:
         for path in (folder, folder / FOLDER):
             path.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"The store {folder} cannot be made ({error}). Give a folder that can be written.") from error
+        raise StoreError(f"The store {folder} cannot be created ({error}). Give a folder that is writable.") from error
 
 
 def clear_half_written(folder: Path) -> None:
-    """Removes what a process that was killed has half-written beside the ledger; for the holder of the ledger's lock.
+    """Remove half-written files of a killed process next to the ledger; for the holder of the ledger's lock.
 
     Args:
         folder: The folder.

@@ -40,7 +40,7 @@ _LONGEST_REASON = 500
 
 @dataclass(frozen=True)
 class Asked:
-    """Whom a request is for.
+    """The subjects of a request.
 
     Attributes:
         cells: By keyed hash, the cell of each subject's data.
@@ -56,7 +56,7 @@ class Asked:
 
     @property
     def count_unknown(self) -> int | None:
-        """How many the store has never seen; None where it keeps no registry."""
+        """Number of subjects that the store has never seen; None without a registry."""
         return len(self.unknown) if self.unknown is not None else None
 
 
@@ -76,10 +76,10 @@ class Forgetting:
     """Carries the requests of a store out, now or when they are due.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         keyring: Its keys.
-        partition: Where subjects belong.
-        manifest: What its units are trained with, and by which method.
+        partition: The partition of the subjects.
+        manifest: The settings and the method of its units.
     """
 
     def __init__(self, store: Backend, keyring: Keyring, partition: Partition, manifest: Manifest) -> None:
@@ -102,9 +102,9 @@ class Forgetting:
             request_id: The caller's name for the request; None without one.
 
         Raises:
-            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
             ConfigurationError: The name was given to another request, or cannot be one.
-            StoreError: A file could not be erased. The request is carried out all the same.
+            StoreError: A file could not be erased. The request is still carried out.
         """
         name = self.name("forget", subjects, request_id)
         if self.waits:
@@ -119,7 +119,7 @@ class Forgetting:
         return self.finish(request)
 
     def schedule(self, subjects: Sequence[str], due: datetime, strict: bool, request_id: str | None = None) -> int:
-        """Notes a request that is to be carried out later.
+        """Record a request to be carried out later.
 
         Args:
             subjects: Canonical ids. Of two times for a subject, the earlier counts.
@@ -128,14 +128,16 @@ class Forgetting:
             request_id: The caller's name for the request; None without one.
 
         Returns:
-            How many subjects were noted; those who are forgotten already are not.
+            Number of recorded subjects; subjects who are already forgotten are not recorded.
 
         Raises:
-            ConfigurationError: The time has no time zone, or is at an end of the calendar.
-            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
+            ConfigurationError: The time has no time zone, or is outside the calendar in UTC.
+            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
         """
         if due.tzinfo is None:
-            raise ConfigurationError(f"The time {due.isoformat()} has no time zone. Expected one: 2027-01-31T12:00Z.")
+            raise ConfigurationError(
+                f"The time {due.isoformat()} has no time zone. Expected a time like 2027-01-31T12:00Z."
+            )
         asked, already, _ = self._schedule(subjects, due, strict, self.name("forget", subjects, request_id))
         return asked - already
 
@@ -161,16 +163,16 @@ class Forgetting:
         return len(asked.cells), len(asked.forgotten), asked.count_unknown
 
     def cancel(self, subjects: Iterable[str]) -> int:
-        """Takes subjects from those who are to be forgotten later.
+        """Cancel the scheduled requests of subjects.
 
         Args:
             subjects: Canonical ids.
 
         Returns:
-            How many there were.
+            Number of cancelled subjects.
 
         Raises:
-            UnknownSubjectError: One of them is not among those; nothing has changed then.
+            UnknownSubjectError: Nothing is scheduled for one of them. Nothing was changed.
         """
         with self._ledger.transaction():
             asked = self._keyring.hashes(subjects)
@@ -178,7 +180,7 @@ class Forgetting:
             if missing:
                 raise UnknownSubjectError(
                     f"Nothing is scheduled for {list_shown(sorted(missing))} in the store {self._store.folder}. "
-                    "Expected ids of scheduled requests that are not carried out yet; nothing was cancelled."
+                    "Expected ids of scheduled requests that are not carried out yet. Nothing was cancelled."
                 )
             self._ledger.unschedule(asked)
             pending = tuple(hash_.hex() for hash_ in sorted(asked))
@@ -187,7 +189,7 @@ class Forgetting:
         return len(asked)
 
     def scheduled_request(self, request_id: str) -> ScheduledRequest | None:
-        """Return what is known of a scheduled request that its caller has named; None if there is none.
+        """Return a scheduled request by its caller's name; None if it does not exist.
 
         Args:
             request_id: The name.
@@ -196,21 +198,21 @@ class Forgetting:
             return find_scheduled(self._store, self._keyring, request_id)
 
     def scheduled_requests(self) -> list[ScheduledRequest]:
-        """Return all requests that were ever scheduled or refused, in that order."""
+        """Return all requests that were ever scheduled or refused, in this order."""
         with self._ledger.at_one_time():
             return list_scheduled(self._store, self._keyring)
 
     def cancel_request(self, request_id: str) -> int:
-        """Take a scheduled request back; who is named by another one too waits for that.
+        """Cancel a scheduled request; subjects in another scheduled request still wait for that one.
 
         Args:
-            request_id: What the caller has named it. To cancel it twice changes nothing.
+            request_id: The caller's name for it. To cancel it twice changes nothing.
 
         Returns:
-            How many subjects wait no more.
+            Number of subjects who no longer wait.
 
         Raises:
-            UnknownSubjectError: There is none, or it was carried out; nothing has changed then.
+            UnknownSubjectError: The request does not exist, or was carried out. Nothing was changed.
         """
         with self._ledger.transaction():
             found = find_scheduled(self._store, self._keyring, request_id)
@@ -224,18 +226,18 @@ class Forgetting:
         return len(found.alone)
 
     def refuse_request(self, request_id: str, reason: str) -> int:
-        """Note that a request is refused; one that is scheduled is not carried out.
+        """Record that a request is refused; a scheduled one is not carried out.
 
         Args:
-            request_id: What the caller has named it. To refuse it twice for the same reason changes nothing.
-            reason: Why.
+            request_id: The caller's name for it. To refuse it twice for the same reason changes nothing.
+            reason: The reason.
 
         Returns:
-            How many subjects wait no more.
+            Number of subjects who no longer wait.
 
         Raises:
-            ConfigurationError: It was carried out or cancelled, or was refused for another reason; or the name or the
-                reason cannot be one. Nothing has changed then.
+            ConfigurationError: The request was carried out, cancelled, or refused for another reason, or the name or
+                the reason is invalid. Nothing was changed.
         """
         check_name(request_id)
         if not reason.strip() or len(reason) > _LONGEST_REASON or not reason.isprintable():
@@ -250,7 +252,7 @@ class Forgetting:
             state = "carried out" if carried_out else found.state if found is not None else "scheduled"
             if state != "scheduled":
                 raise ConfigurationError(
-                    f"The request {request_id!r} is {state}. Expected one that is still open; nothing was changed."
+                    f"The request {request_id!r} is {state}. Expected an open request. Nothing was changed."
                 )
             alone = found.alone if found is not None else frozenset()
             self._end(request_id, alone, reason)
@@ -265,7 +267,7 @@ class Forgetting:
 
     @_collector_paused()
     def forget_due(self, now: datetime) -> RequestRecord | None:
-        """Carries out what is due, as one request.
+        """Carry out all due requests as one.
 
         Args:
             now: The time.
@@ -274,7 +276,7 @@ class Forgetting:
             The receipt; None if nothing is due.
 
         Raises:
-            StoreError: A file could not be erased. The request is carried out all the same.
+            StoreError: A file could not be erased. The request is still carried out.
         """
         if self.waits or not self.due(now):
             return None
@@ -286,7 +288,7 @@ class Forgetting:
         return self.finish(request)
 
     def due(self, now: datetime) -> list[Tombstone]:
-        """Returns who is to be forgotten by now.
+        """Return the subjects whose requests are due.
 
         Args:
             now: The time.
@@ -296,14 +298,14 @@ class Forgetting:
     def replace(
         self, due: Collection[Tombstone], unit: FinishedUnit | None, corrections: Collection[Mark] = ()
     ) -> RequestRecord:
-        """Carries requests out that have waited, and puts a unit in the place of what they revoke: all or nothing.
+        """Carry out requests that waited, and replace the revoked units with a new one: all or nothing.
 
         Corrections are one request, and deletions are another after it.
 
         Args:
-            due: Who is forgotten; those who are forgotten already are left out.
+            due: The subjects to forget; subjects who are already forgotten are left out.
             unit: The unit; None if none can be made.
-            corrections: The marks of those whose data was corrected before the unit was made; none but those of kind
+            corrections: The marks of subjects whose data was corrected before the unit was made; only those of kind
                 "awaiting".
 
         Returns:
@@ -311,7 +313,7 @@ class Forgetting:
 
         Raises:
             RevokedError: The unit must not be kept, or all that it was made for is cancelled; nothing has changed.
-            StoreError: A file could not be erased. The requests are carried out all the same.
+            StoreError: A file could not be erased. The requests are still carried out.
         """
         with self._ledger.transaction():
             if unit is not None:
@@ -320,7 +322,9 @@ class Forgetting:
             leaving = [one for one in due if one[0] in waiting]
             settled = self._still_waiting(corrections, leaving)
             if not leaving and not settled:
-                raise RevokedError("The requests that have waited for this fit were cancelled: what served serves on.")
+                raise RevokedError(
+                    "The requests that waited for this fit were cancelled. The serving model keeps serving."
+                )
             number, carried_out = self._ledger.watermark() + 1, list[CarriedOut]()
             if settled:
                 asked = Asked({mark.hash: mark.cell for mark in settled}, set(), None, {})
@@ -341,10 +345,10 @@ class Forgetting:
         return self.note(self.carry_out("forget", asked, self.burying(asked, number), name, number))
 
     def burying(self, asked: Asked, number: int) -> Change:
-        """Return what is changed by forgetting: those who were restricted, or whose correction waits, are no longer.
+        """Return the changes of forgetting: the subjects' restrictions and waiting corrections end.
 
         Args:
-            asked: Whom it is for.
+            asked: The subjects of the request.
             number: The number of the request.
         """
         new = [(hash_, cell) for hash_, cell in sorted(asked.cells.items()) if hash_ not in asked.forgotten]
@@ -368,7 +372,7 @@ class Forgetting:
         return {mark.hash: mark for mark in self._ledger.marks_of(hashes, "restricted")}
 
     def look_up(self, subjects: Iterable[str], strict: bool) -> Asked:
-        """Look up whom a request is for; within a transaction.
+        """Look up the subjects of a request; within a transaction.
 
         Args:
             subjects: Canonical ids.
@@ -398,22 +402,22 @@ class Forgetting:
         return Asked(cells, already, unknown, restricted)
 
     def _check_spelling(self, strangers: Iterable[str]) -> None:
-        """Refuse a stranger whom the store knows in another Unicode form: both look the same, and only one is there."""
+        """Raise an error for an unknown id that the store knows in another Unicode form: both look the same."""
         forms = {form: subject for subject in strangers for form in _other_forms(subject)}
         hashes = self._keyring.hashes(forms)
         for hash_ in (*self._ledger.bands(hashes), *self._ledger.forgotten(hashes), *self._restricted(hashes)):
             form = hashes[hash_]
             raise UnknownSubjectError(
                 f"The store {self._store.folder} has never seen {shorten(ascii(forms[form]))}, but it knows "
-                f"{shorten(ascii(form))}, which is the same text in another Unicode form. Expected the "
-                "spelling of the training data; nothing was changed."
+                f"{shorten(ascii(form))}, which is the same text in another Unicode form. Expected the spelling of "
+                "the training data. Nothing was changed."
             )
 
     def name(self, kind: RequestKind, subjects: Sequence[str], request_id: str | None) -> Name | None:
-        """Return what a caller has named a request; None without a name.
+        """Return the caller's name for a request; None without a name.
 
         Args:
-            kind: What is asked for.
+            kind: The kind of request.
             subjects: Canonical ids.
             request_id: The name.
 
@@ -433,9 +437,8 @@ class Forgetting:
         """
         if name is not None:
             raise ConfigurationError(
-                f"With the method {self._manifest.method.name!r} requests wait for the next fit, which carries all "
-                "of them out as one: they have no names. Leave request_id out: a request that is repeated is still "
-                "one."
+                f"With the method {self._manifest.method.name!r} requests wait for the next fit, which carries all of "
+                "them out as one, so they have no names. Leave request_id out: a repeated request counts once."
             )
 
     def find(self, name: Name | None) -> int | None:
@@ -452,8 +455,8 @@ class Forgetting:
         scheduled = find_scheduled(self._store, self._keyring, name.request_id)
         if scheduled is not None:
             raise ConfigurationError(
-                f"The name {name.request_id!r} was given to a request that is {scheduled.state}. Expected a name of "
-                "its own for each request; nothing was changed."
+                f"The name {name.request_id!r} was given to a request that is {scheduled.state}. Expected a new "
+                "name for each request. Nothing was changed."
             )
         return self._find(name)
 
@@ -462,7 +465,7 @@ class Forgetting:
         if number is not None:
             raise ConfigurationError(
                 f"The name {name.request_id!r} was given to request {number}, which was carried out at once. Expected "
-                "a name of its own for each request; nothing was changed."
+                "a new name for each request. Nothing was changed."
             )
 
     def _find(self, name: Name) -> int | None:
@@ -475,21 +478,21 @@ class Forgetting:
         if (earlier.request_id, earlier.asked, earlier.kind) != (name.request_id, name.asked, name.kind):
             what = "for other subjects" if earlier.kind == name.kind else f"one to {earlier.kind}"
             raise ConfigurationError(
-                f"The name {name.request_id!r} was given to request {found}, which was {what}. Expected a name of its "
-                "own for each request; nothing was changed."
+                f"The name {name.request_id!r} was given to request {found}, which was {what}. Expected a new name "
+                "for each request. Nothing was changed."
             )
         return found
 
     def carry_out(
         self, kind: RequestKind, asked: Asked, change: Change, name: Name | None = None, number: int | None = None
     ) -> CarriedOut:
-        """Do what a request does, but for the event; within a transaction.
+        """Carry out a request, except for the event; within a transaction.
 
         Args:
-            kind: What is asked for.
-            asked: Whom it is for.
-            change: What it changes in the lists of people.
-            name: What the caller has named it.
+            kind: The kind of request.
+            asked: The subjects of the request.
+            change: The change to the lists of people.
+            name: The caller's name for it.
             number: The number of the request; None for the next.
         """
         number = number if number is not None else self._ledger.watermark() + 1
@@ -502,8 +505,8 @@ class Forgetting:
         """Add a request that was carried out to the history; within the transaction.
 
         Args:
-            carried_out: What was done.
-            added: A unit that was made without the data of the request, and put in the place of one with it.
+            carried_out: The request as carried out.
+            added: A unit that was trained without the data of the request and replaced one with it.
 
         Returns:
             The number of the request.
@@ -540,11 +543,11 @@ class Forgetting:
         return request
 
     def _serving(self, effect: Effect, added: UnitId | None) -> dict[str, str | None]:
-        """Return what serves now in the shards that a request reaches, having proven that it does not reach that.
+        """Return the units that now serve in a request's shards, after checking that the request does not reach them.
 
         Args:
-            effect: What the request has done.
-            added: A unit that was made without the data of the request, and put in the place of one with it.
+            effect: The effect of the request.
+            added: A unit that was trained without the data of the request and replaced one with it.
         """
         serving: dict[str, str | None] = {}
         scores = [(shard, self._ledger.scores(f"{shard}/")) for shard in effect.shards]
@@ -554,22 +557,22 @@ class Forgetting:
             missed = [str(unit) for unit in left if unit != added and reaches(unit.cells, effect.reached)]
             if missed:
                 raise StoreError(
-                    f"The ledger of the store {self._store.folder} is damaged: its index does not know that the "
-                    f"request reaches {missed[0]}. Nothing was changed. Restore the ledger from a backup (what it "
-                    "lacks is carried out again from the journal), or train again into a new folder."
+                    f"The ledger of the store {self._store.folder} is damaged: its index does not record that the "
+                    f"request reaches {missed[0]}. Nothing was changed. Restore the ledger from a backup (missing "
+                    "requests are carried out again from the journal), or train again into a new folder."
                 )
             best = survivors(left, {unit: score for unit, score in left.items() if score is not None})
             serving[str(shard)] = str(best[shard]) if best else None
         return serving
 
     def finish(self, request: int) -> RequestRecord:
-        """Note a request in the journal, erase what it has revoked, and wait for replicas; after its transaction.
+        """Write a request to the journal, erase what it revoked, and wait for replicas; after its transaction.
 
         Args:
             request: The number of the request.
 
         Raises:
-            StoreError: A file could not be erased. The request is carried out all the same.
+            StoreError: A file could not be erased. The request is still carried out.
         """
         wait = ReplicaWait(self._ledger, request, self._behind.pop(request, None))
         try:
@@ -587,21 +590,21 @@ class Forgetting:
             end = None
             try:
                 end = write_journal(self._ledger, self._store.folder)
-            finally:  # the disk may be full: all the more is to be erased
+            finally:  # the disk may be full, which makes the erasure even more important
                 erase_queued(self._store)
             write_journal(self._ledger, self._store.folder, end)
-        except RolledBackError:  # it may be what was lost
+        except RolledBackError:  # it may be the lost connection
             raise
         except StoreError as error:
             raise StoreError(
-                f"Request {request} is carried out, and nothing that it reached serves, but what follows is not "
-                f"done: {error} The next opening of the store goes on with it."
+                f"Request {request} is carried out, and nothing that it reached serves, but a later step failed: "
+                f"{error} The step is repeated when the store is next opened."
             ) from error
 
 
 @dataclass(frozen=True)
 class Name:
-    """What a caller has named a request, what it is, and a digest of whom it is for."""
+    """The caller's name for a request, with its kind and a digest of its subjects."""
 
     kind: RequestKind
     request_id: str
@@ -625,7 +628,7 @@ class CarriedOut:
 
     @property
     def corrected(self) -> tuple[Cell, ...]:
-        """The cells of those whose data was corrected."""
+        """The cells of subjects whose data was corrected."""
         asked = self.asked
         left_out = asked.forgotten | (asked.unknown or set())
         cells = {cell for hash_, cell in asked.cells.items() if hash_ not in left_out}
@@ -633,36 +636,36 @@ class CarriedOut:
 
 
 def check_name(request_id: str) -> None:
-    """Check that a request can have a name.
+    """Check the name of a request.
 
     Args:
         request_id: The name.
 
     Raises:
-        ConfigurationError: It cannot.
+        ConfigurationError: The name is invalid.
     """
     if not isinstance(request_id, str) or not 0 < len(request_id) <= 200:
         raise ConfigurationError(
             f"The name of the request is {request_id!r:.60}. Expected a text of 1 to 200 characters."
         )
     if not request_id.isprintable():
-        raise ConfigurationError(f"The name of the request is {request_id!r}. Expected characters that can be printed.")
+        raise ConfigurationError(f"The name of the request is {request_id!r}. Expected printable characters.")
 
 
 def _check_same(found: ScheduledRequest, name: Name) -> None:
     if found.is_ended:
         raise ConfigurationError(
-            f"The request {name.request_id!r} was {found.state}. Expected a new name to ask again; nothing was changed."
+            f"The request {name.request_id!r} was {found.state}. Expected a new name to ask again. Nothing was changed."
         )
     if found.asked != name.asked:
         raise ConfigurationError(
-            f"The name {name.request_id!r} was given to a scheduled request for other subjects. Expected a name of its "
-            "own for each request; nothing was changed."
+            f"The name {name.request_id!r} was given to a scheduled request for other subjects. Expected a new name "
+            "for each request. Nothing was changed."
         )
 
 
 def _settling(settled: Collection[Mark], number: int) -> Change:
-    """Return what is changed by a correction that has waited for a fit."""
+    """Return the changes of a correction that waited for a fit."""
     corrected = {mark.hash: Mark("rectified", mark.hash, number, mark.cell) for mark in settled}
     return Change((), tuple(sorted(corrected.values())), tuple(sorted(settled)))
 
@@ -685,19 +688,18 @@ def time_text(time: datetime) -> str:
         time: With a time zone.
 
     Raises:
-        ConfigurationError: It has no date in UTC.
+        ConfigurationError: The time has no date in UTC.
     """
     try:
         return time.astimezone(timezone.utc).isoformat(timespec="milliseconds")
     except OverflowError:
         raise ConfigurationError(
-            f"The time {time.isoformat()} is at an end of the calendar: in UTC it has no date. Expected one between "
-            "the years 1 and 9999."
+            f"The time {time.isoformat()} is outside the calendar in UTC. Expected a time between the years 1 and 9999."
         ) from None
 
 
 def list_shown(subjects: list[str]) -> str:
-    """Return the first of several ids for a message, and how many more there are.
+    """Return the first of several ids, and the number of further ones, for a message.
 
     Args:
         subjects: Ids.
@@ -709,12 +711,12 @@ def list_shown(subjects: list[str]) -> str:
 
 def _unknown_message(unknown: list[str], store: str) -> str:
     return (
-        f"The store {store} has never seen {list_shown(unknown)}. Expected ids of its training data; nothing was "
-        "changed. Check the spelling, or pass strict=False: unknown subjects then never enter a later fit."
+        f"The store {store} has never seen {list_shown(unknown)}. Expected ids of its training data. Nothing was "
+        "changed. Check the spelling, or pass strict=False: unknown subjects are then kept out of every later fit."
     )
 
 
-@functools.cache  # reading the packages' metadata takes longer than all else of a request that revokes nothing
+@functools.cache  # reading the packages' metadata takes longer than the rest of a request that revokes nothing
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in ("lightning-s3t", "torch", "peft"):

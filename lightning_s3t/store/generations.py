@@ -21,7 +21,7 @@ _NOTE = "generations"
 
 
 def generations_of(ledger: Ledger) -> tuple[Generation, ...]:
-    """Return the generations of a store, from number 0 on; none before anybody was registered.
+    """Return the generations of a store, from number 0 on; none before subjects were registered.
 
     Args:
         ledger: The ledger.
@@ -39,12 +39,12 @@ def generations_of(ledger: Ledger) -> tuple[Generation, ...]:
 def generation_of_newcomers(store: Backend, append: bool) -> int:
     """Return the generation that people who are new belong to, and open it if there is none; within a transaction.
 
-    Whether one is open depends on what was trained, and not on how many people there are: no one's place may depend on
-    anybody else's presence.
+    Whether one is open depends on what was trained, not on the number of people: a subject's place must not depend on
+    other subjects.
 
     Args:
-        store: Where the store lies.
-        append: Whether they form a generation of their own, if something was trained on those before.
+        store: The store's backend.
+        append: Whether they form their own generation, if a unit was trained on the previous ones.
     """
     found = generations_of(store.ledger)
     if found and (not append or not found[-1].closed):
@@ -55,10 +55,10 @@ def generation_of_newcomers(store: Backend, append: bool) -> int:
 
 
 def close_generation(store: Backend, generation: int) -> None:
-    """Note that something was trained on a generation, so that who comes now is of another one; within a transaction.
+    """Record that a unit was trained on a generation, so that later subjects join another one; within a transaction.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         generation: Its number.
     """
     found = generations_of(store.ledger)
@@ -70,23 +70,23 @@ def merge_generations(store: Backend, keyring: Keyring, partition: Partition, in
     """Put all generations after one into it; within a transaction.
 
     The units of those that go are removed. The units of the one that stays serve until the next fit, which trains them
-    again on everyone in it. The slice of a subject does not change, so what waits for a time, and exported copies, move
-    with the shard.
+    again on everyone in it. The slice of a subject does not change, so scheduled requests and exported copies move with
+    the shard.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         keyring: The store's keys.
-        partition: Where subjects belong.
+        partition: The partition of the subjects.
         into: The generation that stays, from 1 on.
 
     Raises:
-        ConfigurationError: There is no such generation, or none after it, or somebody in them is restricted.
+        ConfigurationError: The generation does not exist or is the last one, or a subject in them is restricted.
     """
     ledger, found = store.ledger, generations_of(store.ledger)
     if not 1 <= into < len(found) - 1:
         raise ConfigurationError(
             f"Generations cannot be merged into {into}: the store {store.folder} has {max(len(found) - 1, 0)} after "
-            "the first. Expected the number of one, from 1 on, that has others after it."
+            "the first. Expected the number of a generation, 1 or more, that has later ones."
         )
     target, gone = partition.shard_of_generation(into), range(into + 1, len(found))
     _check_unrestricted(store, target)
@@ -108,18 +108,19 @@ def merge_generations(store: Backend, keyring: Keyring, partition: Partition, in
 
 
 def _check_unrestricted(store: Backend, target: int) -> None:
-    """Raise if a subject of the generations that are merged is restricted: what is set aside has its place there."""
+    """Raise an error if a subject of the merged generations is restricted: units are set aside there."""
     restricted = [mark for mark in store.ledger.marks("restricted") if Place.parse(mark.cell).shard >= target]
     aside = [one for one in store.ledger.aside() if any(Place.parse(cell).shard >= target for cell in one.cells)]
     if restricted or aside:
         raise ConfigurationError(
             f"Generations cannot be merged in the store {store.folder} while people in them are restricted: "
-            f"{len(restricted)} are, and {len(aside)} units are set aside for them. Release them or forget them first."
+            f"{len(restricted)} people are, and {len(aside)} units are set aside for them. Release or forget them "
+            "first."
         )
 
 
 def _moved(cell: Cell, shard: int) -> Cell:
-    """Return a cell as it is called once all shards after one are part of it."""
+    """Return the name of a cell after all shards behind a given one were merged into it."""
     place = Place.parse(cell)
     return Place(min(place.shard, shard), place.slice).cell
 

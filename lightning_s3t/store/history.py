@@ -1,4 +1,4 @@
-"""The history of a store, as its events tell it: what was revoked, and the receipts of requests."""
+"""The history of a store, from its events: what was revoked, and the receipts of requests."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ def record(
     """Add an event to the chain; within a transaction.
 
     Args:
-        store: Where the store lies.
-        kind: What happened.
+        store: The store's backend.
+        kind: The kind of event.
         request: The number of the request that it belongs to, or None.
-        body: What happened in full, JSON-ready.
-        forgotten: How many are forgotten after a request.
-        change: What it changes in the lists of people, where the caller has it at hand.
+        body: The details, JSON-ready.
+        forgotten: Number of forgotten subjects after a request.
+        change: What it changes in the lists of people, if the caller already has it.
     """
     store.authenticator.append(Event.after(store.ledger.head(), kind, request, body), forgotten, change)
 
 
 def read_record(store: Backend, request: int) -> RequestRecord:
-    """Return what is known of a request: what its events say.
+    """Return the record of a request, from its events.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         request: The request's number.
 
     Raises:
@@ -50,15 +50,15 @@ def read_record(store: Backend, request: int) -> RequestRecord:
 
 
 def read_records(store: Backend, after: int, until: int) -> list[RequestRecord]:
-    """Return what is known of several requests, in order.
+    """Return the records of several requests, in order.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         after: The number of the one before the first.
         until: The number of the last.
 
     Raises:
-        StoreError: The history since the first was damaged or changed: what is given away must be what happened.
+        StoreError: The history since the first of them was damaged or changed.
     """
     if after >= until:
         return []
@@ -153,7 +153,7 @@ def ever_revoked(ledger: Ledger) -> set[UnitId]:
 def chain_digest(ledger: Ledger, position: int) -> str | None:
     """Return the digest at a position of the chain of events.
 
-    None beyond the chain's end, and if an event up to there is not what it was when it was written.
+    None beyond the chain's end, or if an event up to there was changed after it was written.
 
     Args:
         ledger: The ledger.

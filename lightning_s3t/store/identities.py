@@ -24,7 +24,7 @@ def read_or_make_keys(folder: Path, key: bytes | None = None) -> Keys:
     """Returns a store's keys; makes one if there is none.
 
     Args:
-        folder: The store. The key lies in it, readable by its owner alone, unless the environment gives it.
+        folder: The store. The key is in the folder, readable only by its owner, unless the environment provides it.
         key: The key of a new store; None to draw one.
 
     Raises:
@@ -48,13 +48,13 @@ def first_key(folder: Path) -> bytes:
 
 
 def check_key(key: object) -> None:
-    """Refuse what cannot be a store's key.
+    """Raise an error for an invalid key.
 
     Args:
-        key: What was given.
+        key: The given key.
 
     Raises:
-        ConfigurationError: It is something else than 32 bytes.
+        ConfigurationError: The key is not 32 bytes.
     """
     if not isinstance(key, bytes) or len(key) != _KEY_BYTES:
         raise ConfigurationError(
@@ -102,7 +102,7 @@ def read_keys(folder: Path) -> Keys:
     except FileNotFoundError:
         raise StoreError(
             f"The store {folder} has lost its key {KEY_FILE}: no subject can be found without it. Restore it from a "
-            f"backup, or give it by the environment ({KEY_VARIABLE})."
+            f"backup, or set it in the environment ({KEY_VARIABLE})."
         ) from None
     if not data or len(data) % _KEY_BYTES or len(data) == _MOST:
         raise StoreError(
@@ -127,11 +127,11 @@ def next_key(folder: Path, keys: Keys, layers: int) -> Keys:
 
     Args:
         folder: The store.
-        keys: What `read_keys` gave.
-        layers: How many of them are in use.
+        keys: The result of `read_keys`.
+        layers: Number of keys in use.
 
     Raises:
-        StoreError: The environment gives the keys, and has no new one.
+        StoreError: The environment provides the keys, and has no new one.
     """
     if KEY_VARIABLE in os.environ:
         if len(keys) > layers:
@@ -140,16 +140,17 @@ def next_key(folder: Path, keys: Keys, layers: int) -> Keys:
             f"{KEY_VARIABLE} has {len(keys)} keys, and all are in use. Expected a new one after them, with a colon "
             'between: 64 hexadecimal digits, as `python -c "import secrets; print(secrets.token_hex(32))"` gives them.'
         )
-    # what lies behind those in use was left by a rotation that was cut, or put there by someone who wants to know it
+    # keys after those in use come from an interrupted rotation, or were planted by someone who wants to know the next
+    # key
     keys = (*keys[:layers], new_key())
     write_keys(folder, keys)
     return keys
 
 
 def hash_subject(keys: Sequence[bytes], subject: str) -> bytes:
-    """Returns the keyed hash that stands for a subject: HMAC-SHA256, to 128 bits, with each key in turn.
+    """Return the keyed hash of a subject: HMAC-SHA256, truncated to 128 bits, with each key in turn.
 
-    So that a key can be replaced although the ids are not known any more, a new one hashes the hashes.
+    A new key hashes the existing hashes, so that a key can be replaced although the ids are no longer known.
 
     Args:
         keys: The store's keys.
@@ -178,7 +179,7 @@ def add_layers(keys: Sequence[bytes], value: bytes) -> bytes:
 
 
 def check_value(keys: Sequence[bytes]) -> str:
-    """Returns what tells a store's keys from others, and gives nothing away.
+    """Return a value that identifies a store's keys without revealing them.
 
     Args:
         keys: The keys.
@@ -193,7 +194,7 @@ def _parse(text: str) -> Keys:
         keys = ()
     if not keys or any(len(key) != _KEY_BYTES for key in keys):
         raise StoreError(
-            f"{KEY_VARIABLE} is no key. Expected {2 * _KEY_BYTES} hexadecimal digits, and as many after a colon for "
-            "each rotation."
+            f"{KEY_VARIABLE} is not a key. Expected {2 * _KEY_BYTES} hexadecimal digits, and for each rotation a "
+            "colon and as many again."
         )
     return keys

@@ -1,7 +1,7 @@
-"""The journal: the chain of events once more, in a file beside the ledger that only ever grows.
+"""The journal: a second copy of the chain of events, in an append-only file next to the ledger.
 
-A ledger that is restored from a backup does not know who was forgotten since. The journal does: what the ledger lacks
-is carried out again when the store is opened.
+A ledger that is restored from a backup does not know who was forgotten since. The journal does: requests missing from
+the ledger are carried out again when the store is opened.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from lightning_s3t.store.lock import ledger_lock
 
 @dataclass(frozen=True)
 class JournalEnd:
-    """Where a journal ends.
+    """The end of a journal.
 
     Attributes:
         position: The position of its newest event; 0 if it has none.
         digest: That event's digest.
-        size: Where its line ends, in bytes.
+        size: The end of its line, in bytes.
     """
 
     position: int
@@ -53,18 +53,18 @@ def make_journal(folder: Path) -> None:
 
 
 def write_journal(ledger: Ledger, folder: Path, known: JournalEnd | None = None) -> JournalEnd:
-    """Adds what the ledger has and the journal lacks; durable when it returns.
+    """Append the events that the journal is missing; durable when it returns.
 
     Args:
         ledger: The ledger, in no transaction.
         folder: The store.
-        known: Where the journal ended when this process last wrote it: an event of many people takes long to read.
+        known: The journal's end when this process last wrote it, since an event with many people is slow to read.
 
     Returns:
-        Where it ends now.
+        Its new end.
 
     Raises:
-        StoreError: The journal cannot be written, or tells another story than the ledger.
+        StoreError: The journal cannot be written, or contradicts the ledger.
     """
     try:
         with ledger_lock(folder), open(folder / FILE, "r+b", opener=open_own) as file:
@@ -82,31 +82,31 @@ def write_journal(ledger: Ledger, folder: Path, known: JournalEnd | None = None)
             return JournalEnd(events[-1].position, events[-1].digest, found.size + len(lines)) if events else found
     except OSError as error:
         raise StoreError(
-            f"The journal {folder / FILE} cannot be written ({error.strerror}). What is in the ledger holds all the "
-            "same; the journal is brought up when the store is next opened."
+            f"The journal {folder / FILE} cannot be written ({error.strerror}). The ledger is still valid. The "
+            "journal is brought up to date when the store is next opened."
         ) from error
 
 
 def reconcile(store: Backend, keyring: Keyring) -> int:
-    """Makes ledger and journal agree: carries out again what only the journal knows, and adds what it lacks.
+    """Reconcile ledger and journal: carry out events again that only the journal has, and append missing ones to it.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         keyring: The store's keys.
 
     Returns:
-        How many events were carried out again.
+        Number of events that were carried out again.
 
     Raises:
-        StoreError: There is no journal, it is damaged, or it and the ledger tell two stories.
+        StoreError: The journal is missing or damaged, or contradicts the ledger.
     """
     folder, ledger = store.folder, store.ledger
     path = folder / FILE
     if not path.is_file():
         raise StoreError(
             f"The store {folder} has lost its {FILE}, which shows whether the ledger is the newest. Restore it from a "
-            f"backup. If it is lost, and you are certain that no request was carried out since the ledger was "
-            "written, make an empty file of that name: it is then written anew."
+            "backup. If it is lost, and you are certain that no request was carried out since the ledger was "
+            "written, create an empty file of that name: it is then rewritten."
         )
     position, digest = ledger.head()
     with read_unlinked(path) as file:
@@ -117,7 +117,7 @@ def reconcile(store: Backend, keyring: Keyring) -> int:
         write_journal(ledger, folder)
         return 0
     if last.position == position:
-        if last.digest != digest and ledger.digest_at(position) != last.digest:  # the ledger may have gone on
+        if last.digest != digest and ledger.digest_at(position) != last.digest:  # the ledger may have new events
             raise StoreError(_fork_message(folder, position))
         return 0
     return _replay(store, keyring)
@@ -130,7 +130,7 @@ def read_journal(path: Path) -> Iterator[Event]:
         path: The journal's file, or the store.
 
     Raises:
-        StoreError: A line is no event.
+        StoreError: A line is not an event.
     """
     journal = path / FILE if path.is_dir() else path
     with read_unlinked(journal) as file:
@@ -166,7 +166,7 @@ def _replay(store: Backend, keyring: Keyring) -> int:
 
 
 def _carry_out(store: Backend, keyring: Keyring, event: Event) -> int | None:
-    """Do what an event has done; return how many are forgotten after a request."""
+    """Apply an event again; return the number of forgotten subjects after a request."""
     change = change_of(event)
     if event.kind == "request" and event.request is not None and change is not None:
         request = event.read(Request)
@@ -200,16 +200,16 @@ def _carry_out(store: Backend, keyring: Keyring, event: Event) -> int | None:
 def _unreadable(folder: Path, event: Event, error: Exception) -> StoreError:
     return StoreError(
         f"Event {event.position} of the journal {folder / FILE} cannot be carried out ({error}): it was written by "
-        "another version of lightning_s3t, or changed. Nothing is served. Use that version, or restore the ledger and "
-        f"{FILE} from one backup."
+        "another version of lightning_s3t, or was changed. Nothing is served. Use that version, or restore the "
+        f"ledger and {FILE} from the same backup."
     )
 
 
 def _forged(folder: Path, event: Event) -> StoreError:
     return StoreError(
-        f"Event {event.position} of the journal {folder / FILE} was not written with the store's key: somebody has "
-        f"made it up, or changed it. Nothing is served. Restore the ledger and {FILE} from one backup, and look who "
-        "can write the folder."
+        f"Event {event.position} of the journal {folder / FILE} was not written with the store's key: it was forged "
+        f"or changed. Nothing is served. Restore the ledger and {FILE} from the same backup, and check who can write "
+        "to the folder."
     )
 
 
@@ -227,5 +227,5 @@ def _write_all(descriptor: int, data: bytes) -> None:
 def _fork_message(folder: Path, position: int) -> str:
     return (
         f"The ledger and the journal of the store {folder} disagree about event {position}: one of them was changed, "
-        f"or they are not of one store. Nothing is served. Restore the ledger and {FILE} from one backup."
+        f"or they belong to different stores. Nothing is served. Restore the ledger and {FILE} from the same backup."
     )

@@ -1,4 +1,4 @@
-"""The journal's file, as it is read: its newest event, and its lines."""
+"""Reading the journal's file: its newest event, and its lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BLOCK = 65_536
 
 
 def newest_event(folder: Path) -> Event | None:
-    """Return the newest event of a journal; None if it has none, or if there is no journal.
+    """Return the newest event of a journal; None if it is empty or missing.
 
     Args:
         folder: The store.
@@ -57,7 +57,7 @@ def parse_line(journal: Path, line: bytes, where: str) -> Event:
     Args:
         journal: The file, for the message.
         line: The line.
-        where: Where it is, for the message.
+        where: The position, for the message.
 
     Raises:
         StoreError: It is not an event.

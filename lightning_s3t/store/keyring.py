@@ -28,7 +28,7 @@ class Keyring:
     """Hashes subjects' ids as the ledger has them.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
 
     Raises:
         StoreError: The keys are missing, damaged, or those of another store.
@@ -52,7 +52,7 @@ class Keyring:
 
     @property
     def layers(self) -> int:
-        """How many keys are in use: one, and one more for each rotation."""
+        """Number of keys in use: one, plus one for each rotation."""
         return len(self._keys)
 
     def refresh(self) -> None:
@@ -71,7 +71,7 @@ class Keyring:
         self._own.keys = keys[:layers]
 
     def hashes(self, subjects: Iterable[str]) -> dict[bytes, str]:
-        """Return subjects by the keyed hash that stands for them in the ledger; within a transaction, by today's.
+        """Return subjects by their keyed hash in the ledger; within a transaction, with the current keys.
 
         Args:
             subjects: Canonical ids.
@@ -81,7 +81,7 @@ class Keyring:
         return {hash_subject(keys, subject): subject for subject in subjects}
 
     def forgotten(self, subjects: Iterable[str]) -> set[str]:
-        """Return those of the subjects who are forgotten, whoever rotates the key meanwhile.
+        """Return the forgotten subjects among those given, even if the key is rotated at the same time.
 
         Args:
             subjects: Canonical ids.
@@ -89,7 +89,7 @@ class Keyring:
         return self._among(subjects, self._ledger.forgotten)
 
     def restricted(self, subjects: Iterable[str]) -> set[str]:
-        """Return those of the subjects who are restricted, whoever rotates the key meanwhile.
+        """Return the restricted subjects among those given, even if the key is rotated at the same time.
 
         Args:
             subjects: Canonical ids.
@@ -118,7 +118,7 @@ class Keyring:
 
     @property
     def partition_secret(self) -> bytes:
-        """What the key of a secret partition is made from."""
+        """The secret of a secret partition."""
         return partition_secret(self._keys[0])
 
     def digest_of(self, subjects: Iterable[str]) -> str:
@@ -135,7 +135,7 @@ class Keyring:
 
         Args:
             hash_: The hash.
-            layers: How many keys were in use then.
+            layers: Number of keys in use at that time.
         """
         return add_layers(self._keys[layers:], hash_)
 
@@ -143,7 +143,7 @@ class Keyring:
         """Takes a new key into use, which is on disk, or in the environment, before anything is hashed with it.
 
         Raises:
-            StoreError: The environment gives the keys, and has no new one.
+            StoreError: The environment provides the keys, and has no new one.
         """
         self.refresh()
         next_key(self._folder, read_keys(self._folder), self.layers)
@@ -156,18 +156,18 @@ class Keyring:
         """Hash every hash in the ledger with a new key; within a transaction.
 
         Args:
-            layers: How many keys are in use then.
+            layers: Number of keys in use afterwards.
 
         Raises:
-            StoreError: There are not so many.
+            StoreError: There are fewer keys.
         """
         keys = read_keys(self._folder)
         if len(keys) < layers:
             raise StoreError(
-                f"The store {self._folder} was rotated to {layers} keys, and {len(keys)} are there: {KEY_FILE} is an "
-                "old copy. Restore the newest from a backup."
+                f"The store {self._folder} was rotated to {layers} keys, but {KEY_FILE} has {len(keys)}: it is an old "
+                "copy. Restore the newest from a backup."
             )
-        self._store.authenticator.check()  # or what was changed meanwhile would get a MAC of the new key
+        self._store.authenticator.check()  # otherwise concurrent changes would get a MAC of the new key
         self._ledger.rehash(lambda value: add_layers(keys[layers - 1 : layers], value))
         self._ledger.note(notes_of(keys[:layers]))
         self._store.authenticator.renew()
@@ -175,7 +175,7 @@ class Keyring:
 
 
 def notes_of(keys: Keys) -> dict[str, str]:
-    """Return what a ledger notes of the keys in use.
+    """Return a ledger's notes on the keys in use.
 
     Args:
         keys: The keys.

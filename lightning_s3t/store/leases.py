@@ -1,13 +1,13 @@
 """Leases: replicas that may answer for a while without a look, and requests that wait until none can be behind.
 
-A replica with a lease notes its own clock, looks at the ledger, and may answer until that moment and `max_staleness`
-seconds. It is noted in the ledger before the first such look. A request is over when each replica that was noted at its
-COMMIT has noted that it knows of it, or has run out: a look that has missed the request was begun before the COMMIT, so
-the lease that it gave has ended `max_staleness` seconds after. No clock is compared with another; only their rates have
+A replica with a lease reads its own clock, looks at the ledger, and may answer until `max_staleness` seconds after that
+reading. It is registered in the ledger before the first look. A request is complete when each replica that was
+registered at its COMMIT has confirmed the request or has expired: a look that missed the request started before the
+COMMIT, so its lease has ended `max_staleness` seconds later. No clock is compared with another; only their rates have
 to agree (Gray and Cheriton, Leases, SOSP 1989).
 
-Whoever waits takes the replicas out that have run out: a replica that has crashed is waited for once. One that was only
-slow finds that it is gone, and is noted again before it answers.
+A waiting process removes expired replicas, so a crashed replica delays only one request. A replica that was only slow
+finds that it was removed, and registers again before it answers.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from lightning_s3t.errors import ConfigurationError, LedgerUnreachableError, Rol
 from lightning_s3t.store.ledger import Ledger
 
 MAX_STALENESS = 60.0
-"""Seconds that a replica may answer without a look, at most."""
+"""The most seconds that a replica may answer without looking at the ledger."""
 ANY_REQUEST = 1 << 62
-"""A number that no request reaches: all replicas are behind it."""
+"""A number larger than that of any request: all replicas are behind it."""
 _SHORTEST = 0.05  # seconds: below, looking at every answer costs less
 _POLL = 0.02  # seconds between two looks at who is behind
 
@@ -34,9 +34,9 @@ Clock = Callable[[], float]
 
 
 class Lease:
-    """What lets a replica answer from what it has loaded, without a look at the ledger each time.
+    """A lease that lets a replica answer from loaded units without looking at the ledger each time.
 
-    One thread looks; any thread may ask for what was seen.
+    One thread looks; any thread may read the result.
 
     Args:
         ledger: The store's ledger.
@@ -77,8 +77,8 @@ class Lease:
         newest = self._newest  # after it: another thread may renew the lease in between
         if self._clock() >= until:
             raise LedgerUnreachableError(
-                f"The last look at the ledger is more than {self.max_staleness:g} seconds old, so nothing is answered: "
-                "what is loaded may have been revoked since. The next look that succeeds goes on."
+                f"The last look at the ledger is more than {self.max_staleness:g} seconds old, so nothing is "
+                "answered: a loaded unit may have been revoked since. Answers resume with the next successful look."
             )
         return newest
 
@@ -87,7 +87,7 @@ class Lease:
 
         Raises:
             LedgerUnreachableError: The ledger cannot be reached. The lease runs on to its end.
-            StoreError: The ledger has lost something or is damaged. The lease has ended.
+            StoreError: The ledger has lost requests or is damaged. The lease has ended.
         """
         with self._looking:
             try:
@@ -103,7 +103,7 @@ class Lease:
         self._until = -math.inf  # before it is taken out
         with self._looking:
             self._closed = True
-            with suppress(StoreError), self._ledger.transaction():  # else the next request waits for it once
+            with suppress(StoreError), self._ledger.transaction():  # otherwise the next request waits for it once
                 self._ledger.remove_replicas([self._id])
 
     def _look(self) -> int:
@@ -112,8 +112,8 @@ class Lease:
             newest, known = self._ledger.look(self._id)
             if newest < self._newest:
                 raise RolledBackError(
-                    f"The ledger has lost request {self._newest}: an old copy was put in its place. Nothing is "
-                    "answered. Open the store again: what its journal has is carried out again."
+                    f"The ledger has lost request {self._newest}: it was replaced with an old copy. Nothing is "
+                    "answered. Open the store again: the requests in its journal are carried out again."
                 )
             self._newest = newest  # from now on no answer leaves that it revokes; only then may it be confirmed
             if known is None:
@@ -123,7 +123,7 @@ class Lease:
             if known < newest:
                 with self._ledger.transaction():
                     if not self._ledger.confirm(self._id, newest):
-                        continue  # it was taken out meanwhile
+                        continue  # it was removed in the meantime
             # the replica was noted all the time since `began`
             self._until = began + self.max_staleness
             return newest
@@ -131,7 +131,7 @@ class Lease:
 
 
 class ReplicaWait:
-    """Waiting until no replica can answer from what a request has revoked. Made when its COMMIT has returned.
+    """Waiting until no replica can answer from units that a request has revoked. Made when its COMMIT has returned.
 
     Args:
         ledger: The store's ledger.
@@ -151,19 +151,19 @@ class ReplicaWait:
         self._behind = behind
 
     def is_over(self) -> bool:
-        """Return whether no replica can be behind any more; those that have run out are taken out of the ledger."""
+        """Return whether no replica can still be behind; expired ones are removed from the ledger."""
         if self._behind is not None and not self._behind:
             return True
         try:
             self._behind = self._ledger.replicas_behind(self._request)
         except StoreError:
-            if self._behind is None:  # whoever they are
+            if self._behind is None:  # whichever they are
                 self._behind = {"": MAX_STALENESS}
         now = self._clock()
         if any(now < self._began + _bounded(seconds) * (1 + DRIFT) for seconds in self._behind.values()):
             return False
         if self._behind:
-            with suppress(StoreError), self._ledger.transaction():  # else the next request waits for them too
+            with suppress(StoreError), self._ledger.transaction():  # otherwise the next request waits for them too
                 self._ledger.remove_replicas(self._behind, behind=self._request)
         return True
 
@@ -178,7 +178,7 @@ class ReplicaWait:
 
 
 def wait_out(behind: Mapping[str, float], sleep: Callable[[float], None] = time.sleep) -> None:
-    """Wait until replicas that will hear of nothing more have run out; when the COMMIT of that has returned.
+    """Wait until replicas that will not be notified any more have expired; after the COMMIT has returned.
 
     Args:
         behind: The replicas, and for how many seconds each may answer without a look.
@@ -190,5 +190,5 @@ def wait_out(behind: Mapping[str, float], sleep: Callable[[float], None] = time.
 
 
 def _bounded(seconds: float) -> float:
-    """Return for how long a replica may be behind, whatever somebody has written into the ledger."""
+    """Return how long a replica may be behind, bounded even if the ledger's value was tampered with."""
     return seconds if 0 <= seconds <= MAX_STALENESS else MAX_STALENESS

@@ -1,4 +1,4 @@
-"""The ledger: who is in a store, what happened to it and what it holds. A protocol: any database can keep one."""
+"""The ledger: the subjects of a store, its history and its contents. A protocol: any database can keep one."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from lightning_s3t.core.units import Cell
 from lightning_s3t.errors import StoreError
 
 Tombstone = tuple[bytes, Cell]
-"""The keyed hash of a subject who is forgotten, and the cell that the subject's data was in."""
+"""The keyed hash of a forgotten subject, and the cell that the subject's data was in."""
 
 
 class Mark(NamedTuple):
-    """What is noted of a subject who is not forgotten.
+    """A mark of a subject who is not forgotten.
 
     Attributes:
-        kind: "restricted": no fit trains on the subject, and nothing that was made from the data serves. "rectified"
-            and "released": the data changed, or came back. "awaiting": the next fit is to train on the corrected data.
+        kind: "restricted": no fit trains on the subject, and nothing made from the data serves. "rectified" and
+            "released": the data was changed, or is available again. "awaiting": the next fit trains on the corrected
+            data.
         hash: The keyed hash of the subject.
         number: The request from which on no unit that is trained holds the (old) data; of "released" the request; of
             "awaiting" the position of the event.
@@ -40,13 +41,13 @@ class Artifact:
 
     Attributes:
         name: Its name, which a request that revokes it makes public: "0/2-0".
-        cells: Every cell whose data has influenced it.
+        cells: All cells whose data influenced it.
         key: The digest of all that may have influenced it.
         digest: The SHA-256 of its snapshot.
         score: The metric that the script monitors, higher being better; None without one.
-        provenance: What it was made from, as JSON.
+        provenance: Its origin, as JSON.
         as_of: The newest request when its data was chosen.
-        mac: What shows that the holder of the store's key has added it (`Authenticator.seal`).
+        mac: The authentication code, which shows that a holder of the store's key added it (`Authenticator.seal`).
     """
 
     name: str
@@ -71,7 +72,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class ArtifactEntry:
-    """What its MAC is made of, which is read for all artifacts at every opening: an `Artifact` without what is long.
+    """The short fields of an `Artifact`, which its MAC covers; read for all artifacts at every opening.
 
     Attributes:
         name: Its name.
@@ -79,7 +80,7 @@ class ArtifactEntry:
         digest: The SHA-256 of its snapshot.
         score: The metric that the script monitors; None without one.
         record: The SHA-256 of key and provenance.
-        mac: What shows that the holder of the store's key has added it.
+        mac: The authentication code, which shows that a holder of the store's key added it.
     """
 
     name: str
@@ -97,7 +98,7 @@ class SetAside:
     Attributes:
         id: Its number among those that are set aside: several may have one name, of which all but the newest were made
             before a restriction that the next was made in.
-        cells: Every cell whose data has influenced it.
+        cells: All cells whose data influenced it.
         entry: The rest of it.
     """
 
@@ -107,7 +108,7 @@ class SetAside:
 
     @property
     def name(self) -> str:
-        """The name that it had, and gets back."""
+        """Its original name, which it gets again when put back."""
         return self.entry.name
 
     @property
@@ -122,7 +123,8 @@ class OwnedFile:
 
     Attributes:
         path: Its path; within the store, relative to it.
-        evidence: What tells it from other files under this name; empty for snapshots, whose names are their digests.
+        evidence: Evidence that distinguishes it from other files with this name; empty for snapshots, whose names are
+            their digests.
     """
 
     path: str
@@ -131,11 +133,11 @@ class OwnedFile:
 
 @dataclass(frozen=True)
 class Export:
-    """An exported copy of something trained, as a ledger keeps it.
+    """An exported copy of an artifact, as a ledger stores it.
 
     Attributes:
         name: Its name, which a request that reaches it makes public: "0/2-0:1f0c".
-        cells: Every cell whose data has influenced it.
+        cells: All cells whose data influenced it.
         as_of: The newest request when it was made.
     """
 
@@ -146,14 +148,14 @@ class Export:
 
 @dataclass(frozen=True)
 class QueuedFile:
-    """A file that is to be erased.
+    """A file to be erased.
 
     Attributes:
         path: Its path; within the store, relative to it.
         request: The number of the request that it goes for; None if it goes for none.
         size: Its bytes when it was queued; None if there was no such file.
-        evidence: As its owner had it.
-        left: Whether it was looked for, and left alone: what lies there may belong to another program.
+        evidence: The evidence of its owner.
+        left: Whether it was found and left alone, because it may belong to another program.
     """
 
     path: str
@@ -164,12 +166,12 @@ class QueuedFile:
 
 
 class Ledger(Protocol):
-    """What a store needs of a database.
+    """The operations that a store needs from a database.
 
-    Whatever changes something is called within `transaction`, which excludes other writers from its first statement
-    on. What a method removes (digests, keys, provenance, paths) must not be readable in any file of the database once
-    the transaction has ended and `clear_traces` was called; a database that cannot promise it keeps no features of
-    people's rows (`keeps_features`), and its documentation says what stays where. Every error is a `StoreError`.
+    Methods that change something are called within `transaction`, which excludes other writers from its first statement
+    on. Removed values (digests, keys, provenance, paths) must not be readable in any file of the database once the
+    transaction has ended and `clear_traces` was called. A database that cannot promise this does not keep features of
+    rows (`keeps_features`), and its documentation says what stays where. Every error is a `StoreError`.
     """
 
     keeps_features: bool
@@ -179,7 +181,7 @@ class Ledger(Protocol):
         """Run a block as one durable transaction that excludes other writers; an error undoes all of it."""
 
     def at_one_time(self) -> AbstractContextManager[None]:
-        """Let a block see the database as it is when the block first reads, whoever writes meanwhile."""
+        """Give a block a consistent view of the database from its first read on, regardless of concurrent writes."""
 
     def close(self) -> None:
         """Close the connections of this process."""
@@ -187,7 +189,7 @@ class Ledger(Protocol):
     # the store's own notes
 
     def notes(self, *names: str) -> dict[str, str]:
-        """Return notes by name, read at one time; those that are missing are left out."""
+        """Return notes by name, from one consistent read; missing ones are left out."""
 
     def note(self, notes: Mapping[str, str]) -> None:
         """Set notes."""
@@ -207,25 +209,25 @@ class Ledger(Protocol):
         """Return how many are registered by generation."""
 
     def merge_generations(self, into: int) -> None:
-        """Put everybody of a later generation into one."""
+        """Move all subjects of later generations into one."""
 
     def forgotten(self, hashes: Iterable[bytes]) -> set[bytes]:
         """Return those who have a tombstone."""
 
     def waiting(self, hashes: Iterable[bytes]) -> set[bytes]:
-        """Return those who are to be forgotten later."""
+        """Return the subjects with scheduled requests."""
 
     def schedule(self, rows: Iterable[tuple[bytes, str, Cell]]) -> None:
-        """Note who is to be forgotten when, unless they are forgotten; the earlier time counts, and the newer cell."""
+        """Schedule subjects who are not forgotten yet; the earlier time and the newer cell apply."""
 
     def unschedule(self, hashes: Iterable[bytes]) -> None:
-        """Take subjects from those who are to be forgotten later."""
+        """Remove subjects from the schedule."""
 
     def scheduled(self) -> Iterator[tuple[bytes, str, Cell]]:
-        """Return who is to be forgotten later, when, and the cell."""
+        """Return the scheduled subjects, with time and cell."""
 
     def due(self, time: str) -> list[Tombstone]:
-        """Return who is to be forgotten by a time (UTC, ISO 8601)."""
+        """Return the subjects who are due by a time (UTC, ISO 8601)."""
 
     def schedules(self) -> list[tuple[str, int]]:
         """Return the times of scheduled requests, and of how many subjects."""
@@ -243,13 +245,13 @@ class Ledger(Protocol):
         """Return how many have a tombstone and are registered too, which must not be."""
 
     def newest_requests(self, restrictions: bool = True) -> dict[Cell, int]:
-        """Return by cell the newest request that keeps what was made before it from serving.
+        """Return, by cell, the newest request that blocks artifacts made before it.
 
         That is the newest number of a tombstone or of a mark "rectified", and of a mark "restricted" if these count.
         """
 
     def mark(self, marks: Iterable[Mark]) -> None:
-        """Note marks; those that are there stay."""
+        """Add marks; existing ones stay."""
 
     def unmark(self, marks: Iterable[Mark]) -> None:
         """Take marks away."""
@@ -261,7 +263,7 @@ class Ledger(Protocol):
         """Return the marks of a kind that some subjects have."""
 
     def lacks(self, cells: Collection[Cell]) -> bool:
-        """Return whether a subject whose data was in one of the cells is forgotten or restricted."""
+        """Return whether a subject with data in one of the cells is forgotten or restricted."""
 
     def rehash(self, renew: Callable[[bytes], bytes]) -> None:
         """Replace the hash of every subject."""
@@ -277,7 +279,7 @@ class Ledger(Protocol):
     def events(
         self, after: int = 0, request: int | None = None, kinds: Collection[Kind] | None = None
     ) -> Iterator[Event]:
-        """Return the events behind a position, in order, whether they are what was written or not.
+        """Return the events after a position, in order, without checking them.
 
         Only those of a request, or of some kinds, if these are given.
         """
@@ -298,7 +300,7 @@ class Ledger(Protocol):
         """Return the number of the request that a caller has given a name."""
 
     def forgotten_after(self, request: int) -> int | None:
-        """Return what was noted with a request: how many are forgotten after it."""
+        """Return the number of forgotten subjects that was recorded with a request."""
 
     # replicas that may answer for a while without a look
 
@@ -306,10 +308,10 @@ class Ledger(Protocol):
         """Note a replica, for how many seconds it may answer without a look, and the request that it knows of."""
 
     def look(self, replica: str) -> tuple[int, int | None]:
-        """Return the newest request, and the one that a replica knows of (None if it is not noted), at one time."""
+        """Return the newest request and the one that a replica has confirmed (None if unregistered), from one read."""
 
     def confirm(self, replica: str, request: int) -> bool:
-        """Note that a replica knows of a request; return whether the replica is noted at all."""
+        """Record that a replica knows of a request; return whether the replica is registered."""
 
     def replicas_behind(self, request: int) -> dict[str, float]:
         """Return the replicas that do not know of a request, and how many seconds each may answer without a look."""
@@ -323,19 +325,19 @@ class Ledger(Protocol):
         """Return the artifacts that have one of the cells: the reach rule, by an index."""
 
     def reached_since(self, cells: Collection[Cell], request: int) -> bool:
-        """Return whether a request newer than a given one reaches what has these cells: the same, the other way.
+        """Return whether a request newer than a given one reaches an artifact with these cells: the reverse lookup.
 
         All tombstones and marks count but those of kind "awaiting".
         """
 
     def add(self, artifact: Artifact, snapshot: str) -> None:
-        """Add an artifact that was attempted: it owns its snapshot, whose path is given, and the attempt's files."""
+        """Add an attempted artifact, which owns its snapshot (whose path is given) and the attempt's files."""
 
     def remove(self, names: Collection[str]) -> list[OwnedFile]:
         """Take artifacts out, with all that is known of them; return the files that they owned."""
 
     def scores(self, prefix: str = "") -> dict[str, float | None]:
-        """Return the scores of the artifacts whose name begins so."""
+        """Return the scores of the artifacts with this name prefix."""
 
     def digests(self, names: Collection[str] | None = None) -> dict[str, str]:
         """Return the digests of the snapshots of some artifacts, or of all."""
@@ -367,7 +369,7 @@ class Ledger(Protocol):
         """Return the artifacts that are set aside, those that were set aside first first."""
 
     def put_back(self, ids: Collection[int]) -> None:
-        """Move artifacts back, as they were; there must be none of their names."""
+        """Move artifacts back unchanged; their names must be free."""
 
     def remove_aside(self, ids: Collection[int]) -> list[OwnedFile]:
         """Take artifacts that are set aside out, with all that is known of them; return the files that they owned."""
@@ -387,13 +389,13 @@ class Ledger(Protocol):
         """Take attempts out; return the files that they owned."""
 
     def own(self, path: str, attempt: str | None = None, evidence: str = "") -> None:
-        """Give a file to an attempt, from whoever owned it; or to the store, for good."""
+        """Transfer a file from its owners to an attempt, or permanently to the store."""
 
     def hold(self, path: str, attempt: str) -> None:
-        """Give a file to an attempt too, beside those who own it."""
+        """Add an attempt to the owners of a file."""
 
     def disown(self, path: str) -> list[str]:
-        """Take a file from whoever owns it; return its path if anything did."""
+        """Remove a file from its owners; return its path if it had any."""
 
     def files_of(self, attempt: str) -> list[OwnedFile]:
         """Return the files that an attempt owns."""
@@ -415,7 +417,7 @@ class Ledger(Protocol):
     def remove_exports(self, names: Collection[str]) -> list[OwnedFile]:
         """Take exported copies out; return the files that they owned."""
 
-    # integer features of rows, by what they are of and by their subjects' hashes
+    # integer features of rows, by their source and their subjects' hashes
 
     def add_features(self, source: str, rows: Iterable[tuple[bytes, bytes, bytes, bytes]]) -> None:
         """Add rows: the subject's hash, a tag of the row's contents, the features, and a MAC."""
@@ -441,10 +443,10 @@ class Ledger(Protocol):
     # erasure
 
     def queue(self, files: Iterable[QueuedFile]) -> None:
-        """Note files that are to be erased."""
+        """Queue files for erasure."""
 
     def queued(self) -> list[QueuedFile]:
-        """Return the files that are to be erased, by request."""
+        """Return the queued files, by request."""
 
     def replace_queue(self, files: Iterable[QueuedFile]) -> None:
         """Note these files as the only ones that are still to be erased."""
@@ -479,20 +481,20 @@ class Ledger(Protocol):
     # upkeep
 
     def clear_traces(self, patience: float = 2.0) -> None:
-        """Make what was removed unreadable, outside of a transaction; what a reader prevents, the next call does."""
+        """Make removed values unreadable, outside a transaction; if a reader prevents this, the next call does it."""
 
     def compact(self) -> None:
-        """Give back the room of what was removed, if it is much; within a transaction of the only writer."""
+        """Release the space of removed values, if it is large; within a transaction of the only writer."""
 
     def rewrite(self) -> None:
         """Rewrite the database, outside of a transaction, so that no copy of a replaced hash is left."""
 
     def problems(self, tombstones_only: bool = False) -> list[str]:
-        """Return what the database finds wrong with itself, in all of it or where it matters most."""
+        """Return the problems that the database finds in itself, in all of it or where it matters most."""
 
 
 UNDECODABLE = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
-"""What decoding a value raises that is not what was written: databases do not notice a flipped bit in a text."""
+"""Errors raised while decoding a corrupted value: databases do not detect a flipped bit in a text."""
 
 
 @contextmanager
@@ -500,7 +502,7 @@ def ledger_errors(what: str) -> Iterator[None]:
     """Convert errors raised while decoding a value into `StoreError`.
 
     Args:
-        what: What is decoded, for the message.
+        what: The decoded value, for the message.
 
     Raises:
         StoreError: It cannot be decoded.
@@ -517,11 +519,11 @@ def undecodable(what: str, error: Exception) -> StoreError:
     """Return the error for a value that cannot be decoded.
 
     Args:
-        what: What was decoded.
-        error: What that has raised.
+        what: The decoded value.
+        error: The error that decoding raised.
     """
     return StoreError(
-        f"{what} cannot be read ({type(error).__name__}: {error}): the ledger is damaged, or was changed. Restore "
-        "the ledger from a backup (what it lacks is carried out again from the journal), or train again into a new "
+        f"{what} cannot be read ({type(error).__name__}: {error}): the ledger is damaged, or was changed. Restore the "
+        "ledger from a backup (missing requests are carried out again from the journal), or train again into a new "
         "folder."
     )

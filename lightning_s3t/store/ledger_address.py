@@ -1,4 +1,4 @@
-"""Where the ledger of a store lies if it is not in its folder: a file in the folder that names a database."""
+"""The address of a ledger that is not in its store's folder: a file in the folder that names a database."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _FORM = "postgresql://user@host:5432/database?schema=name"
 
 @dataclass(frozen=True)
 class LedgerAddress:
-    """Where a ledger lies.
+    """The address of a ledger.
 
     Attributes:
         url: The database, as libpq takes it: without a password.
         schema: The schema that the ledger has to itself.
-        id: What tells the store's folder from others, in the folder and in the database.
+        id: The token that identifies the store's folder, in the folder and in the database.
     """
 
     __pydantic_config__ = STRICT
@@ -46,7 +46,7 @@ class LedgerAddress:
 
 @dataclass(frozen=True)
 class _Note:
-    """What the file holds: the address, and the file's own inode, which a copy of it does not have."""
+    """The contents of the file: the address, and the file's own inode, which differs in a copy."""
 
     __pydantic_config__ = STRICT
 
@@ -57,10 +57,10 @@ class _Note:
 
 
 def parse_address(text: str) -> tuple[str, str]:
-    """Return what names a database, and the schema of the ledger.
+    """Return the URL of a database, and the schema of the ledger.
 
     Args:
-        text: A URL as libpq takes it, and `?schema=name` with it; else the schema is `lightning_s3t`.
+        text: A libpq URL, with `?schema=name`; the default schema is `lightning_s3t`.
 
     Raises:
         ConfigurationError: It is not such a URL, or it has a password, which would be written to a file.
@@ -83,25 +83,26 @@ def parse_address(text: str) -> tuple[str, str]:
         )
     if parts.scheme not in _SCHEMES or parts.fragment or not _NAME.fullmatch(schema):
         raise ConfigurationError(
-            f"The ledger's address is {text!r}. Expected {_FORM}, the schema's name in small letters, digits and '_'."
+            f"The ledger's address is {text!r}. Expected {_FORM}, with the schema's name in lower-case letters, "
+            "digits and '_'."
         )
     left = "&".join(option for name, option in options if name != "schema")
     return f"postgresql://{parts.netloc}{parts.path}{'?' if left else ''}{left}", schema
 
 
 def check_folder_name(store: str | Path) -> None:
-    """Refuse an address of a database where the store's folder is expected.
+    """Raise an error for the address of a database where the store's folder is expected.
 
     Args:
-        store: What was given.
+        store: The given path.
 
     Raises:
         ConfigurationError: It is one.
     """
     if re.match(rf"({'|'.join(_SCHEMES)}):/", str(store)):
         raise ConfigurationError(
-            f"The store is {str(store)!r}, the address of a database. Expected a folder, which keeps snapshots, "
-            "journal and keys: give the folder as `store`, and the address as `ledger`."
+            f"The store is {str(store)!r}, the address of a database. Expected a folder, for the snapshots, the "
+            "journal and the keys: give the folder as `store`, and the address as `ledger`."
         )
 
 
@@ -120,7 +121,7 @@ def write_moved(folder: Path, target: str, token: str) -> None:
     Args:
         folder: The store.
         target: The folder of the store that has taken its place.
-        token: What tells that from others.
+        token: The token that identifies the copy.
     """
     write_atomically(folder / MOVED, json.dumps({"target": target, "token": token}, indent=2).encode())
 
@@ -143,11 +144,11 @@ def check_not_moved(folder: Path) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise StoreError(f"{path} cannot be read ({error}): the store was given up. Restore the file.") from error
+        raise StoreError(f"{path} cannot be read ({error}): the store was retired. Restore the file.") from error
 
 
 def read_address(folder: Path) -> LedgerAddress | None:
-    """Return where the ledger of a store lies; None if it is in the folder.
+    """Return the address of a store's ledger; None if it is in the folder.
 
     Args:
         folder: The store.
@@ -164,36 +165,38 @@ def read_address(folder: Path) -> LedgerAddress | None:
             found, now = read_json(_Note, file.read()), os.fstat(file.fileno())
         parsed = parse_address(f"{found.url}{'&' if '?' in found.url else '?'}schema={found.schema}")
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read ({error}). Expected what was written there: restore it.") from error
+        raise StoreError(
+            f"{path} cannot be read ({error}). Expected its original contents: restore the file."
+        ) from error
     address = LedgerAddress(found.url, found.schema, found.id)
     if (folder / SQLITE_FILE).exists():
         raise StoreError(
-            f"{folder} has a {SQLITE_FILE}, and its {FILE} names another ledger: {address}. One store has one ledger. "
-            "Restore the folder from a backup."
+            f"{folder} has a {SQLITE_FILE}, but its {FILE} names another ledger: {address}. A store has only one "
+            "ledger. Restore the folder from a backup."
         )
     if (found.inode, now.st_uid) != (now.st_ino, os.geteuid()):
         given = os.environ.get(VARIABLE)
         if given is None or parse_address(given) != parsed:
             raise StoreError(
                 f"{folder} is a copy of the folder that the ledger at {address} belongs to, or was restored from a "
-                "backup, or is another user's. Nothing was changed, and the database was not asked. A request would "
-                "erase files in one of two folders only. If there is no other folder any more, and you trust this one, "
-                f"set {VARIABLE} to that address once."
+                "backup, or is another user's. Nothing was changed, and the database was not contacted. A request "
+                "would erase files in only one of the two folders. If the other folder no longer exists, and you "
+                f"trust this one, set {VARIABLE} to that address once."
             )
         _write(path, address)
     return address
 
 
 def make_address(folder: Path, text: str | None) -> LedgerAddress | None:
-    """Return where the ledger of a store lies that is made or opened; write it down in a new one.
+    """Return the address of a store's ledger when the store is created or opened; write it to a new store.
 
     Args:
         folder: The store, whose lock is held.
-        text: The address; None for what the folder says.
+        text: The address; None for the one in the folder.
 
     Raises:
         ConfigurationError: It is not an address.
-        StoreMismatchError: The store's ledger lies elsewhere.
+        StoreMismatchError: The store's ledger is elsewhere.
     """
     kept = read_address(folder)
     if text is None:
@@ -205,20 +208,20 @@ def make_address(folder: Path, text: str | None) -> LedgerAddress | None:
     elif kept is None or (kept.url, kept.schema) != (url, schema):
         where = str(kept) if kept is not None else SQLITE_FILE
         raise StoreMismatchError(
-            f"The ledger of the store {folder} is {where}, and not {url} (schema {schema}). Leave the argument out: "
-            "the folder says where its ledger is; or give a new folder as `store`."
+            f"The ledger of the store {folder} is {where}, not {url} (schema {schema}). Leave the argument out (the "
+            "folder records where its ledger is), or give a new folder as `store`."
         )
     return kept
 
 
 def write_address(folder: Path, url: str, schema: str, owner: str) -> None:
-    """Write down where the ledger of a store lies that is made from a backup.
+    """Write the address of the ledger of a store that is created from a backup.
 
     Args:
         folder: The store.
         url: The database.
         schema: The schema.
-        owner: What tells the store's folder from others, in the database.
+        owner: The token in the database that identifies the store's folder.
     """
     _write(folder / FILE, LedgerAddress(url, schema, owner))
 

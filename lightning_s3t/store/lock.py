@@ -23,8 +23,8 @@ _ERASURE_PATIENCE = 600.0
 class FitLock:
     """A lock on a file, which the operating system releases when its holder dies.
 
-    A fit holds it alone. Those who open the store while none runs share it for as long as they clear up, so that a fit
-    can tell them from another fit, and waits for them.
+    A fit holds it alone. Processes that open the store while no fit runs hold it in shared mode while they clean up, so
+    that a fit can distinguish them from another fit and waits for them.
 
     Args:
         folder: The store.
@@ -61,7 +61,7 @@ class FitLock:
     def _acquire(self, file: IO[str]) -> None:
         deadline = time.monotonic() + _PATIENCE
         while not _lock(file, fcntl.LOCK_EX):
-            # a shared lock is refused only beside a fit
+            # a shared lock is refused only during a fit
             if not _lock(file, fcntl.LOCK_SH) or time.monotonic() > deadline:
                 raise StoreError(
                     f"Another fit is running on the store {self._path.parent}. Wait for it to end; a fit that was "
@@ -73,7 +73,7 @@ class FitLock:
 
 @contextmanager
 def ledger_lock(folder: Path) -> Iterator[None]:
-    """Keeps other processes and threads from making a store, or from writing what lies beside its ledger.
+    """Prevent other processes and threads from creating a store, or from writing files next to its ledger.
 
     Take it outside of a transaction, never within: so that no two processes wait for each other.
 
@@ -81,7 +81,7 @@ def ledger_lock(folder: Path) -> Iterator[None]:
         folder: The store.
 
     Raises:
-        StoreError: Another process does not let go of it.
+        StoreError: Another process does not release it.
     """
     with _held(folder / LEDGER_LOCK, _PATIENCE, 0.002):
         yield
@@ -89,7 +89,7 @@ def ledger_lock(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def erasure_lock(folder: Path) -> Iterator[None]:
-    """Keeps other processes and threads from erasing snapshots that lie behind a network.
+    """Prevent other processes and threads from erasing snapshots in remote storage.
 
     Take it outside of a transaction, never within.
 
@@ -97,7 +97,7 @@ def erasure_lock(folder: Path) -> Iterator[None]:
         folder: The store.
 
     Raises:
-        StoreError: Another process does not let go of it.
+        StoreError: Another process does not release it.
     """
     with _held(folder / ERASURE_LOCK, _ERASURE_PATIENCE, 0.02):
         yield
@@ -110,7 +110,7 @@ def _held(path: Path, patience: float, pause: float) -> Iterator[None]:
         while not _lock(file, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
                 raise StoreError(
-                    f"Another process has held {path} for {patience:.0f} seconds. Let it end, and try again."
+                    f"Another process has held {path} for {patience:.0f} seconds. Wait for it to end, and try again."
                 )
             time.sleep(pause)
         holder = os.getpid()
@@ -133,7 +133,7 @@ def _lock(file: IO[str], kind: int) -> bool:
 
 
 def _unlock(file: IO[str], holder: int) -> None:
-    # closing is not enough: a worker process that was forked meanwhile has the file open too. But such a worker must
-    # not release it either
+    # closing is not enough: a worker process that was forked since has the file open too. But such a worker must not
+    # release it either
     if os.getpid() == holder:
         fcntl.flock(file, fcntl.LOCK_UN)

@@ -26,8 +26,8 @@ class GenerationOverview:
 
     Attributes:
         shard: Their shard.
-        opened: When the first of them was registered (UTC, ISO 8601).
-        subjects: How many are registered, and so not forgotten.
+        opened: The time when the first of them was registered (UTC, ISO 8601).
+        subjects: Number of registered, not forgotten subjects.
     """
 
     shard: int
@@ -37,7 +37,7 @@ class GenerationOverview:
 
 @dataclass(frozen=True)
 class Overview:
-    """What a store holds.
+    """The contents of a store.
 
     Attributes:
         sequences: The sequences of slices that each shard is trained on.
@@ -45,23 +45,23 @@ class Overview:
         serving: By shard, the unit that serves.
         shards: Number of shards, those of people who came later among them.
         slices: Number of slices of a shard.
-        requests: How many requests were carried out.
+        requests: Number of requests that were carried out.
         capacity: Expected number of further requests until nothing is left, if all subjects are as likely to ask.
         full_capacity: The same for a store in which every unit is alive.
-        isolation: How units were kept apart: "forkserver", "fork", or "none" where they shared a process.
+        isolation: How units were isolated: "forkserver", "fork", or "none" if they shared a process.
         method: The unlearning method.
-        guarantee: What it promises of what serves after a request.
-        response: What a request does to a unit that it reaches: "revoke" or "replace".
-        waiting: How many subjects the next fit is to forget: what serves has their data in it.
-        last_fit: What the last fit has found in the data; None before the first.
-        floor_rows: How many rows the floor has learnt from, which answers when no unit is left; None without a floor,
-            or while it lacks rows of the data.
-        heads: The units that serve with a closed-form head beside their own, from all other shards' rows.
-        restricted: How many subjects are restricted: no fit trains on them, and nothing that they reached serves.
+        guarantee: The guarantee of the serving units after a request.
+        response: The effect of a request on a unit that it reaches: "revoke" or "replace".
+        waiting: Number of subjects for the next fit to forget; the serving model still has their data in it.
+        last_fit: What the last fit found in the data; None before the first.
+        floor_rows: Number of rows that the floor has learnt from, which answers when no unit is left; None without a
+            floor, or while rows of the data are missing in it.
+        heads: The units that serve with an additional closed-form head, from the rows of all other shards.
+        restricted: Number of restricted subjects: no fit trains on them, and no unit that they reached serves.
         set_aside: The units that are kept for them, by name. Several may have one name, and one may be trained again
             in its place.
-        corrections: How many subjects wait for the next fit to train on their corrected data.
-        generations: Who came together after the first.
+        corrections: Number of subjects who wait for the next fit to train on their corrected data.
+        generations: The generations after the first.
         merge_from: The generation that it pays to merge all later ones into; None if it pays for none.
     """
 
@@ -94,14 +94,17 @@ class Overview:
 
     @property
     def advice(self) -> str | None:
-        """Why to call fit again; None if there is no need."""
+        """Why fit should be called again; None if it is not needed."""
         if self.waiting:
             return f"Call fit with the same store: {self.waiting} subjects wait to be forgotten."
         if self.corrections:
-            return f"Call fit with the same store: the corrected data of {self.corrections} subjects waits to be used."
+            return (
+                f"Call fit with the same store: the corrected data of {self.corrections} subjects has not been used "
+                "yet."
+            )
         empty = [one for one in self.generations if not one.subjects and one.shard not in self.serving]
         dark = self.shards - len(empty) - len(self.serving)
-        again = "Call fit with the same store: it trains again what was revoked, without the forgotten."
+        again = "Call fit with the same store: it trains the revoked units again, without the forgotten data."
         if dark:
             floor = " The floor answers." if not self.serving and self.floor_rows is not None else ""
             return f"{dark} of {self.shards} shards serve nothing.{floor} {again}"
@@ -111,7 +114,7 @@ class Overview:
             return f"What serves was trained on {self.served_share:.0%} of the slices. {again}"
         if self.merge_from is not None:
             return (
-                f"The people who came later have many small shards: merge generations {self.merge_from} to "
+                f"People who came later are spread over many small shards: merge generations {self.merge_from} to "
                 f"{len(self.generations)} into one (s3t store consolidate), and call fit with the same store."
             )
         return None
@@ -126,15 +129,15 @@ class Overview:
         waiting: int,
         heads: Mapping[str, int],
     ) -> Overview:
-        """Looks at what a store holds; `Store.status` does.
+        """Inspect a store, for `Store.status`.
 
         Args:
-            store: Where the store lies.
-            partition: Where subjects belong, with the generations that there are now.
-            manifest: What its units are trained with, and by which method.
-            options: What its fits have noted.
-            waiting: How many subjects the next fit is to forget.
-            heads: How many rows each closed-form head has learnt from that lacks none, by what its features are of.
+            store: The store's backend.
+            partition: The current partition, with all generations.
+            manifest: The settings and the method of its units.
+            options: The notes of its fits.
+            waiting: Number of subjects for the next fit to forget.
+            heads: Number of rows of each complete closed-form head, by the source of its features.
         """
         ledger = store.ledger
         alive = read_units(ledger)

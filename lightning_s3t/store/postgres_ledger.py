@@ -44,7 +44,7 @@ from lightning_s3t.store.sql_ledger import SqlLedger, owner_aside, owner_of_atte
 
 FORMAT = 3
 CHANNEL = "lightning_s3t"
-"""Where each request is told to whoever listens (NOTIFY), by the schema's name. A hint: the look is what counts."""
+"""The NOTIFY channel of a schema, where each request is announced. Only a hint: replicas rely on their own looks."""
 _PATIENCE = 30.0  # seconds, for a lock, and for a server that is away when a commit's outcome is in doubt
 _CHUNK = 5000  # rows a statement
 _LAST_LETTER = chr(0x10FFFF)
@@ -122,7 +122,7 @@ CREATE TABLE erasures (
 _TABLES = frozenset(re.findall(r"CREATE TABLE (\w+)", _SCHEMA))
 _ENTRY = "name, as_of, digest, score, record, mac"
 _ARTIFACT = "name, as_of, cells, mac, digest, score, record, key, provenance"
-# what holds rows that a request or an erasure takes out, and is small
+# small tables with rows that a request or an erasure removes
 _CLEARED = "artifacts, cells, set_aside, attempts, exports, files, erasures, pending, marks"
 _HASHED = ("subjects", "tombstones", "marks", "pending")
 
@@ -138,7 +138,7 @@ SELECT set_config('search_path', %s, false),
     set_config('synchronous_commit', CASE WHEN current_setting('synchronous_commit') IN ('off', 'local') THEN 'on'
         ELSE current_setting('synchronous_commit') END, false)
 """
-# what a table must not have: it could undo, change or hide what is written
+# objects that a table must not have: they could undo, change or hide writes
 _HOOKS = """
 SELECT tgname FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid WHERE relnamespace = %(schema)s::regnamespace
 UNION ALL
@@ -154,21 +154,22 @@ _Value = TypeVar("_Value")
 class PostgresLedger(SqlLedger):
     """A store's tables in a schema of a PostgreSQL database, with a connection for each thread of each process.
 
-    Every transaction first locks the one row of the table `store`, in READ COMMITTED: what it reads after that is what
-    the one before it has left. (In SERIALIZABLE the statement that waits for the lock would fix what is seen before it
-    has the lock.)
+    Every transaction first locks the one row of the table `store`, in READ COMMITTED: it then reads the state that the
+    previous one left. (In SERIALIZABLE the statement that waits for the lock would fix the snapshot before it has the
+    lock.)
 
-    PostgreSQL does not make unreadable what is deleted: copies stay in its write-ahead log, on standbys, in backups,
-    and in a table's pages until they are written over. So nothing of a model and no row of data is kept in it, nor its
-    features: only keyed hashes of ids, places, digests, and what units were made from.
+    PostgreSQL does not make deleted values unreadable: copies stay in its write-ahead log, on standbys, in backups, and
+    in a table's pages until they are overwritten. So nothing of a model and no row of data is kept in it, nor its
+    features: only keyed hashes of ids, places, digests, and the origins of units.
 
     Args:
         folder: The store.
-        address: Where the database is, and which folder the schema belongs to.
+        address: The address of the database, and the folder that the schema belongs to.
         create: Make the tables if there are none.
 
     Raises:
-        StoreError: The server cannot be reached or is a standby; or there are no tables, or not those of this store.
+        StoreError: The server cannot be reached or is a standby; or the tables are missing, or are not those of this
+            store.
     """
 
     keeps_features = False
@@ -208,8 +209,8 @@ class PostgresLedger(SqlLedger):
             cause = error.__cause__ if type(error) in (StoreError, LedgerUnreachableError) else None
             if isinstance(cause, (psycopg.OperationalError, OSError)):
                 raise LedgerUnreachableError(
-                    f"The ledger of the store {self._folder} could not be written ({_text(cause)}); nothing was "
-                    "changed. See to the cause, and try again."
+                    f"The ledger of the store {self._folder} could not be written ({_text(cause)}). Nothing was "
+                    "changed. Remove the cause, and try again."
                 ) from cause
             raise
         finally:
@@ -235,7 +236,7 @@ class PostgresLedger(SqlLedger):
         for is_last in (False, True):
             session = self._session()
             if session.in_block:
-                raise StoreError(f"A transaction on the ledger of the store {self._folder} is within another.")
+                raise StoreError(f"Transactions on the ledger of the store {self._folder} cannot be nested.")
             try:
                 with self._errors():
                     session.connection.execute(statement.encode())
@@ -273,7 +274,7 @@ class PostgresLedger(SqlLedger):
             self._newest = session.added
 
     def _was_committed(self, mark: str, cause: Exception) -> bool:
-        """Return whether a transaction was carried out whose COMMIT has had no answer."""
+        """Return whether a transaction was carried out although its COMMIT got no answer."""
         deadline = time.monotonic() + _PATIENCE
         while True:
             try:
@@ -291,9 +292,9 @@ class PostgresLedger(SqlLedger):
                 if time.monotonic() > deadline:
                     raise _UnknownOutcomeError(
                         f"The connection to the ledger at {self._address} broke while a change was committed "
-                        f"({_text(cause)}), and the server has not been reached since: whether it was carried out is "
-                        "not known. When the server is back, look (s3t receipt list), or ask again: a request with "
-                        "the same request_id is no second one."
+                        f"({_text(cause)}), and the server has been unreachable since: it is unknown whether the "
+                        "change was carried out. When the server is back, check with `s3t receipt list`, or repeat "
+                        "the request: with the same request_id it is not carried out twice."
                     ) from error
             time.sleep(0.2)
 
@@ -315,7 +316,7 @@ class PostgresLedger(SqlLedger):
     def _connect(self) -> psycopg.Connection[_Row]:
         given = conninfo.conninfo_to_dict(self._address.url)
         defaults = {"connect_timeout": 10, "tcp_user_timeout": 30_000, "application_name": "lightning_s3t"}
-        # the primary, of several hosts: what a standby shows may be from before a request
+        # the primary, of several hosts: a standby may show the state before a request
         fixed = {"target_session_attrs": "read-write", "client_encoding": "UTF8"}
         settings: dict[str, Any] = {**defaults, **given, **fixed}
         with self._errors():
@@ -323,8 +324,8 @@ class PostgresLedger(SqlLedger):
                 connection = psycopg.connect(**settings, autocommit=True)
             except psycopg.OperationalError as error:
                 raise LedgerUnreachableError(
-                    f"The ledger at {self._address} cannot be used ({_text(error)}). Expected a PostgreSQL server that "
-                    "can be reached and is no standby. A password belongs in ~/.pgpass or PGPASSWORD."
+                    f"The ledger at {self._address} cannot be used ({_text(error)}). Expected a reachable PostgreSQL "
+                    "server that is not a standby. A password belongs in ~/.pgpass or PGPASSWORD."
                 ) from error
             try:
                 row = connection.execute(_SETTINGS, (self._address.schema,)).fetchone()
@@ -357,9 +358,9 @@ class PostgresLedger(SqlLedger):
 
     def _rolled_back(self, what: str) -> RolledBackError:
         return RolledBackError(
-            f"The ledger at {self._address} has lost {what}: a standby that was behind took over, or an old backup was "
-            f"restored. Nothing is served. Open the store {self._folder} again (any s3t command does): what its "
-            "journal has is carried out again. A request that has had no answer has to be made again."
+            f"The ledger at {self._address} has lost {what}: a standby that was behind took over, or an old backup "
+            f"was restored. Nothing is served. Open the store {self._folder} again (any s3t command does this): the "
+            "requests in its journal are carried out again. Repeat requests that got no answer."
         )
 
     def _check_tables(self, create: bool) -> None:
@@ -371,27 +372,28 @@ class PostgresLedger(SqlLedger):
             tables = set(_TABLES)
         if "store" not in tables:
             raise StoreError(
-                f"There is no ledger at {self._address}: the schema is missing, or has other tables than a store. Name "
-                "a schema that has none (?schema=name), or restore the database from a backup."
+                f"There is no ledger at {self._address}: the schema is missing, or its tables are not those of a "
+                "store. Name a schema without tables (?schema=name), or restore the database from a backup."
             )
         form, folder = (self._rows("SELECT format, folder FROM store") or [(0, "")])[0]
         if form != FORMAT:
             raise StoreError(
                 f"The ledger at {self._address} has format {form}, this version of lightning_s3t reads {FORMAT}. Use "
-                "the version that made it, or train again into a new folder and schema, without those who were "
-                "forgotten."
+                "the version that made it, or train again into a new folder and schema, without the forgotten "
+                "subjects."
             )
         if folder != self._address.id:
             raise StoreError(
-                f"The ledger at {self._address} belongs to another folder than {self._folder}. Each store has a schema "
-                "of its own: name another one (?schema=name)."
+                f"The ledger at {self._address} belongs to a folder other than {self._folder}. Each store needs its "
+                "own schema: name another one (?schema=name)."
             )
         self._check_here(self._rows("SELECT moved_to FROM store")[0][0])
         strange = sorted(tables ^ _TABLES) or [name for (name,) in self._rows(_HOOKS, {"schema": schema})]
         if strange:
             raise StoreError(
-                f"The ledger at {self._address} has another table, or a trigger, rule or policy, than a store: "
-                f"{strange[0]!a}. Expected a store's tables alone: it was changed, or is damaged. Nothing is served."
+                f"The ledger at {self._address} has a table, trigger, rule or policy that a store does not have: "
+                f"{strange[0]!a}. Expected only the tables of a store: the ledger was changed, or is damaged. Nothing "
+                "is served."
             )
 
     def _make_tables(self) -> None:
@@ -416,16 +418,16 @@ class PostgresLedger(SqlLedger):
 
     def _converted(self, error: psycopg.Error) -> StoreError:
         if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
-            what = f"The ledger at {self._address} could not be read or written ({_text(error)}). See to the cause"
+            what = f"The ledger at {self._address} could not be read or written ({_text(error)}). Remove the cause"
             found: StoreError = LedgerUnreachableError(
                 f"{what}: another process that does not end, the server, the network. Then try again."
             )
         elif isinstance(error, psycopg.errors.InFailedSqlTransaction):
-            found = StoreError(f"A transaction on the ledger at {self._address} had failed; nothing was changed.")
+            found = StoreError(f"A transaction on the ledger at {self._address} had failed. Nothing was changed.")
         else:
             found = StoreError(
                 f"The ledger at {self._address} is damaged, or was changed ({_text(error)}). Nothing is served from a "
-                "damaged ledger: restore the database from a backup (what it lacks is carried out again from the "
+                "damaged ledger. Restore the database from a backup (missing requests are carried out again from the "
                 "journal)."
             )
         found.__cause__ = error
@@ -441,7 +443,7 @@ class PostgresLedger(SqlLedger):
                 with self._errors():
                     return session.connection.execute(query.encode(), parameters)
             except StoreError:
-                # outside of a block only what can be repeated is done
+                # outside a block only repeatable statements run
                 if is_last or session.in_block or not session.is_broken:
                     raise
         raise AssertionError
@@ -587,7 +589,7 @@ class PostgresLedger(SqlLedger):
     @override
     def rehash(self, renew: Callable[[bytes], bytes]) -> None:
         for table in _HASHED:
-            # a cursor sees the table as it was when it was opened
+            # a cursor sees the table as of its opening
             hashes = (hash_ for (hash_,) in self._stream(f"SELECT DISTINCT hash FROM {table}"))
             self._many(
                 f"UPDATE {table} SET hash = renewed.new FROM unnest(%s::bytea[], %s::bytea[]) AS renewed (old, new) "
@@ -880,11 +882,11 @@ class PostgresLedger(SqlLedger):
         self._do("DELETE FROM exports WHERE name = ANY (%s::text[])", list(names))
         return self._disown([owner_of_export(name) for name in names])
 
-    # integer features of rows: of people's data, which is not to be in a database's log and backups
+    # integer features of rows: people's data must not be in a database's log and backups
 
     @override
     def add_features(self, source: str, rows: Iterable[tuple[bytes, bytes, bytes, bytes]]) -> None:
-        raise StoreError(f"The ledger at {self._address} keeps no features of rows; nothing was added.")
+        raise StoreError(f"The ledger at {self._address} does not keep features of rows. Nothing was added.")
 
     @override
     def features(self, source: str) -> Iterator[tuple[bytes, bytes, bytes]]:
@@ -1040,7 +1042,7 @@ class PostgresLedger(SqlLedger):
 
 
 class _Session:
-    """A connection of one thread of one process, and what is going on in it."""
+    """A connection of one thread of one process, and its state."""
 
     def __init__(self, connection: psycopg.Connection[_Row]) -> None:
         self.connection = connection
@@ -1068,7 +1070,7 @@ class _Session:
 
 
 class _UnknownOutcomeError(StoreError):
-    """Whether a transaction was carried out is not known."""
+    """It is unknown whether a transaction was carried out."""
 
 
 _IDLE = psycopg.pq.TransactionStatus.IDLE

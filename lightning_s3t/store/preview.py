@@ -1,4 +1,4 @@
-"""A look before a request: what is known of subjects, and what forgetting them would take."""
+"""The preview of a deletion request: the state of its subjects, and what forgetting them would revoke."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ SubjectState = Literal["known", "restricted", "forgotten", "unknown", "unregiste
 
 @dataclass(frozen=True)
 class Preview:
-    """What is known of subjects, and what a request to forget them would do now.
+    """The state of subjects, and what a request to forget them would do now.
 
     Attributes:
-        subjects: The state of each, by canonical id: "known" is in the training data; "unknown" was never seen;
-            "unregistered" is not forgotten, in a store that keeps no registry to tell more.
-        due: When those are to be forgotten who are scheduled (UTC, ISO 8601), by canonical id.
-        cells: The cells of those who are not forgotten: where their data is, or would be.
+        subjects: The state of each subject, by canonical id: "known" is in the training data, "unknown" was never seen,
+            "unregistered" is not forgotten (a store without a registry cannot tell more).
+        due: The times (UTC, ISO 8601) at which scheduled subjects will be forgotten, by canonical id.
+        cells: The cells of the subjects that are not forgotten: where their data is, or would be.
         revoked: The units that the request would revoke.
-        serving: By shard that it would reach, the unit that would serve then; None where none would be left.
-        exports: The exported copies that it would reach.
+        serving: For each shard that the request would reach, the unit that would serve then; None if none were left.
+        exports: The names of the exported copies that the request would reach.
     """
 
     subjects: dict[str, SubjectState]
@@ -41,12 +41,12 @@ class Preview:
 
 
 def preview(store: Backend, keyring: Keyring, forgetting: Forgetting, subjects: Sequence[str]) -> Preview:
-    """Return what is known of subjects, and what a request to forget them would do; at one time.
+    """Return the state of subjects, and what a request to forget them would do; within a consistent read.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         keyring: The store's keys.
-        forgetting: What carries the store's requests out.
+        forgetting: Looks subjects up.
         subjects: Canonical ids.
 
     Raises:

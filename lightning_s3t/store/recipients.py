@@ -23,9 +23,9 @@ class HandedCopy:
 
     Attributes:
         export: The name of the exported copy.
-        recipient: Who or what was handed it: a team, a company, a model that was distilled from it.
+        recipient: The holder: a team, a company, a model that was distilled from it.
         request: The request that reached it; None if none has.
-        acknowledged: When the recipient's copy was said to be erased (UTC, ISO 8601); None if it was not.
+        acknowledged: When the recipient's copy was acknowledged as erased (UTC, ISO 8601); None if it was not.
     """
 
     export: str
@@ -36,18 +36,18 @@ class HandedCopy:
 
 @dataclass(frozen=True)
 class Completion:
-    """Whether everything that a request reached is gone, copies elsewhere among it; for whoever asked.
+    """Whether everything that a request reached is erased, including copies elsewhere; for the person who asked.
 
     Attributes:
         request: The request's number.
-        request_id: What the caller has named it; None without a name.
-        kind: What was asked for.
+        request_id: The caller's name for it; None without a name.
+        kind: The kind of request.
         complete: Whether nothing is left: no file was left alone, and every copy is acknowledged.
-        time: When the newest of its events came (UTC, ISO 8601).
-        exports: How many exported copies the request reached. Their files were erased where they were written.
-        copies: How many copies of these had been handed to recipients.
+        time: The time of its newest event (UTC, ISO 8601).
+        exports: Number of exported copies that the request reached. Their files were erased where they were written.
+        copies: Number of copies of these that had been handed to recipients.
         acknowledged: Of how many the recipient has said that they are erased. That is their word.
-        left_files: How many files were left alone, since they may be somebody else's.
+        left_files: Number of files that were left alone because they may not be the store's.
         position: The position of the newest of its events in the store's history.
         chain: That event's digest, which binds all events before it.
     """
@@ -77,12 +77,12 @@ def hand_over(store: Backend, export: str, recipient: str) -> None:
     """Note that a recipient was handed an exported copy; a second time changes nothing.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         export: The copy's name.
-        recipient: Who or what holds it.
+        recipient: The holder of the copy.
 
     Raises:
-        ConfigurationError: There is no such copy, a request has reached it, or the recipient has no name.
+        ConfigurationError: The copy does not exist, a request has reached it, or the recipient has no name.
     """
     _check_recipient(recipient)
     with store.ledger.transaction():
@@ -93,8 +93,7 @@ def hand_over(store: Backend, export: str, recipient: str) -> None:
             )
         if known.exports[export] is not None:
             raise ConfigurationError(
-                f"Request {known.exports[export]} reached the exported copy {export}: it must not be handed to anyone. "
-                "Export again."
+                f"Request {known.exports[export]} reached the exported copy {export}: do not hand it out. Export again."
             )
         if not any((copy.export, copy.recipient) == (export, recipient) for copy in known.copies):
             record(store, "handover", None, asdict(Handover(export, recipient)))
@@ -105,9 +104,9 @@ def acknowledge(store: Backend, export: str, recipient: str) -> None:
     """Note that a recipient has erased their copy; a second time changes nothing.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         export: The copy's name.
-        recipient: Who or what held it.
+        recipient: The holder of the copy.
 
     Raises:
         ConfigurationError: The recipient was not handed the copy, or no request has reached it.
@@ -116,7 +115,8 @@ def acknowledge(store: Backend, export: str, recipient: str) -> None:
         copies = [copy for copy in read_copies(store) if (copy.export, copy.recipient) == (export, recipient)]
         if not copies:
             raise ConfigurationError(
-                f"{recipient!r} was not handed the exported copy {export!r}. Expected what `s3t recipients list` shows."
+                f"{recipient!r} was not handed the exported copy {export!r}. Expected a recipient and a copy that "
+                "`s3t recipients list` shows."
             )
         if copies[0].request is None:
             raise ConfigurationError(
@@ -128,10 +128,10 @@ def acknowledge(store: Backend, export: str, recipient: str) -> None:
 
 
 def read_copies(store: Backend) -> list[HandedCopy]:
-    """Return the copies that were handed to recipients, in that order; at one time.
+    """Return the copies that were handed to recipients, in that order, in a consistent read.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
 
     Raises:
         StoreError: The history was changed.
@@ -140,14 +140,14 @@ def read_copies(store: Backend) -> list[HandedCopy]:
 
 
 def read_completion(store: Backend, request: int) -> Completion:
-    """Return whether everything that a request reached is gone.
+    """Return whether everything that a request reached is erased.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         request: The request's number.
 
     Raises:
-        ConfigurationError: There is no such request.
+        ConfigurationError: The request does not exist.
         StoreError: The history was changed.
     """
     newest = store.ledger.watermark()
@@ -178,7 +178,7 @@ def read_completion(store: Backend, request: int) -> Completion:
 
 @dataclass(frozen=True)
 class _Known:
-    """What the history says of exported copies.
+    """The history of exported copies.
 
     Attributes:
         exports: By the name of every copy that was ever exported, the request that reached it; None if none has.
@@ -215,6 +215,6 @@ def _read(store: Backend) -> _Known:
 def _check_recipient(recipient: str) -> None:
     if not recipient.strip() or len(recipient) > _LONGEST or not recipient.isprintable():
         raise ConfigurationError(
-            f"The recipient is {recipient[:40]!r}. Expected the name of who or what holds the copy, up to {_LONGEST} "
-            "characters on one line."
+            f"The recipient is {recipient[:40]!r}. Expected the name of the person or system that holds the copy, up "
+            f"to {_LONGEST} characters on one line."
         )

@@ -1,4 +1,4 @@
-"""Registered files: what lies outside of the snapshots, and how a store knows that a file is still the one it means."""
+"""Registered files: files other than snapshots, and how a store recognises that a file is still the registered one."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ State = Literal["found", "missing", "unwritten", "changed", "elsewhere", "unprov
 
 @dataclass(frozen=True)
 class Evidence:
-    """What tells a registered file from others that lie under its name.
+    """Evidence that distinguishes a registered file from others with the same name.
 
     Attributes:
-        store: Where the store was when the file was registered.
+        store: The store's location when the file was registered.
         inode: The number of its folder there, which a copy does not have.
         sha256: The digest of the file when its unit was committed; None before, and empty if it was not there then.
         size: Its bytes then.
-        modified: When it was written, in nanoseconds: reading its contents does not tell that.
-        before: What another program had put under its name before it was registered; None if there was nothing.
+        modified: The time of its last write, in nanoseconds, which its contents do not reveal.
+        before: A file of another program under its name before it was registered; None if there was none.
     """
 
     store: str
@@ -46,13 +46,13 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Located:
-    """Where a registered file is.
+    """The location of a registered file.
 
     Attributes:
-        state: "found"; "missing"; "unwritten", so that nothing is missing; "changed" to something that the store has
-            not registered; "elsewhere", where the store was before it was moved or copied; "unproven", since the
-            store was moved or copied, and the file's contents or its time were not recorded or are others.
-        path: Where it is, if it is found.
+        state: "found"; "missing"; "unwritten", which is not a missing file; "changed" to a file that is not registered;
+            "elsewhere", at the store's location before it was moved or copied; "unproven", because the store was moved
+            or copied, and the file's contents or time were not recorded or are different.
+        path: Its path, if found.
         stamp: That of the file that was found.
         size: Its bytes.
     """
@@ -64,21 +64,21 @@ class Located:
 
     @property
     def is_left(self) -> bool:
-        """Whether something lies there that may be the file, or another program's."""
+        """Whether a file exists that may be this one, or another program's."""
         return self.state in ("changed", "elsewhere", "unproven")
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether what was found, if anything was, is still there as it was."""
+        """Whether the found file, if any, is unchanged."""
         return not self.path or _stamp(self.path) == self.stamp
 
 
 class RegisteredFiles:
     """Gives a store evidence for the files that it registers, and finds them by it.
 
-    The evidence is bound to the path by the store's key. Whoever hands over a store has that too, and can write any
-    path into it, with the digest of what everybody has there. So a file is found only if this user's own store has
-    registered it from this very folder; or if its digest, size and time of writing are those recorded.
+    The evidence is bound to the path by the store's key. Someone who hands over a store has that key too, and can write
+    any path into it, with the digest of a file that every machine has. So a file is found only if this user's own store
+    has registered it from this very folder; or if its digest, size and time of writing are those recorded.
 
     Args:
         folder: The store.
@@ -88,20 +88,20 @@ class RegisteredFiles:
         self._folder = folder
 
     def before(self, path: str, is_ours: bool) -> str:
-        """Return what a ledger keeps with a file that is about to be written.
+        """Return the evidence for a file that is about to be written.
 
         Args:
             path: The file.
-            is_ours: Whether what lies there already, if anything does, is the store's.
+            is_ours: Whether an existing file at the path belongs to the store.
         """
         return self._seal(path, Evidence(*self._place(), before=None if is_ours else _stamp(path)))
 
     def after(self, path: str, sha256: str) -> str:
-        """Return what a ledger keeps with a file once its unit is trained.
+        """Return the evidence for a file once its unit is trained.
 
         Args:
             path: The file.
-            sha256: What `digest_of` gives for it; empty if it is not there.
+            sha256: The result of `digest_of`; empty if the file does not exist.
         """
         return self._seal(path, Evidence(*self._place(), sha256, size_of(path), _modified(path)))
 
@@ -133,7 +133,7 @@ class RegisteredFiles:
     def adopt(self, file: OwnedFile, source: RegisteredFiles) -> OwnedFile:
         """Return a file of a store that this one takes the place of, as this one registers it.
 
-        What cannot be proven to be the other store's is not this one's either.
+        A file that cannot be proven to be the other store's is not this one's either.
 
         Args:
             file: The file, as the other store's ledger has it. Both have one key.
@@ -198,7 +198,7 @@ def _fold(name: str) -> str:  # file systems may take these for one
 
 
 def digest_of(path: str) -> str | None:
-    """Return the SHA-256 of a file, or of where a link points to; None if there is neither.
+    """Return the SHA-256 of a file, or of a link's target path; None if neither exists.
 
     Args:
         path: The file.
@@ -229,7 +229,7 @@ def _found(path: str) -> Located:
 
 
 def _moved_along(path: str, before: str, now: str) -> str | None:
-    """Return where a file is if it was moved with the folder that the store lies in; None if it was not in that."""
+    """Return a file's path if it was moved with the store's parent folder; None if it was not in that folder."""
     moved = os.path.normpath(os.path.join(now, os.path.relpath(path, before)))
     around = os.path.dirname(now)
     # under its old name it is the other store's, which this one is a copy of
@@ -238,12 +238,12 @@ def _moved_along(path: str, before: str, now: str) -> str | None:
 
 
 def _looks_like(path: str, evidence: Evidence) -> bool:
-    # what is not even this is not read: a stranger may have named anything, of any size
+    # other files are not read: a stranger may have named any file, of any size
     return size_of(path) == evidence.size and _modified(path) == evidence.modified
 
 
 def _stamp(path: str) -> str | None:
-    """Return what changes when another file is put in a file's place, or it is written to; None if there is none."""
+    """Return a stamp that changes when a file is replaced or written to; None without a file."""
     try:
         found = os.lstat(path)
     except (OSError, ValueError):

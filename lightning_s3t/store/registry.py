@@ -17,7 +17,7 @@ from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.ledger import Ledger
 
 Newcomers = Literal["retrain", "append"]
-"""Where people belong who come after others: into the shards of all, or into a generation of their own."""
+"""Where people who come later belong: in the existing shards, or in a generation of their own."""
 
 _CHUNK = 100_000
 
@@ -31,20 +31,20 @@ def register(
 ) -> int:
     """Notes subjects in one transaction, except for those who are forgotten.
 
-    Who is to be forgotten later, and was unknown when that was asked, is found where band and generation now put them.
+    Scheduled subjects who were unknown when the request was made get the place of their band and generation.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         keyring: The store's keys.
         subjects: Canonical ids and bands; streamed.
-        partition: Where subjects belong.
-        newcomers: Where those belong who are new.
+        partition: The partition of the subjects.
+        newcomers: Where new subjects belong.
 
     Returns:
-        How many came after others.
+        Number of subjects who came later.
 
     Raises:
-        DataError: A subject is there with another band; nothing has changed then.
+        DataError: A subject is registered with another band. Nothing was changed.
     """
     ledger, count = store.ledger, 0
     with ledger.transaction():
@@ -92,14 +92,14 @@ def _check_bands(known: Mapping[bytes, int], given: Mapping[bytes, int]) -> None
     moved = sum(given[hash_] != band for hash_, band in known.items())
     if moved:
         raise DataError(
-            f"{moved} of the subjects are in another band of risk than when they were registered, so their data would "
-            "move to other slices. Expected risks and thresholds that stay as they were: keep them, or train into a "
-            "new store."
+            f"{moved} of the subjects are in another risk band than when they were registered, so their data would "
+            "move to other slices. Expected the same risks and thresholds as before: keep them, or train into a new "
+            "store."
         )
 
 
 def is_registering(ledger: Ledger) -> bool:
-    """Return whether the store notes who is in the training data; without, it cannot tell who is unknown.
+    """Return whether the store records who is in the training data, which it needs to recognise unknown subjects.
 
     Args:
         ledger: The ledger.

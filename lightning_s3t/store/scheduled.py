@@ -1,4 +1,4 @@
-"""Scheduled and refused requests: who waits to be forgotten, and where, is what the history says."""
+"""Scheduled and refused requests, and the check that the table of waiting subjects matches the history."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class ScheduledRequest:
     """A request that was scheduled, or was refused before it could be.
 
     Attributes:
-        request_id: What the caller has named it; None without a name.
+        request_id: The caller's name for it; None without a name.
         state: Whether it waits, was cancelled, was refused for a reason, or was carried out.
-        due: When it is to be carried out (UTC, ISO 8601); "" if all of its subjects had been forgotten before.
-        subjects: How many subjects were noted.
-        asked: A keyed digest of whom it is for.
+        due: When to carry it out (UTC, ISO 8601); "" if all of its subjects had been forgotten before.
+        subjects: Number of recorded subjects.
+        asked: A keyed digest of its subjects.
         alone: The keyed hashes of those who wait for it and for no other scheduled request.
-        noted: When it was noted (UTC, ISO 8601).
-        ended: When it was cancelled or refused; "" if it was not, or subjects were named for that.
+        noted: When it was recorded (UTC, ISO 8601).
+        ended: When it was cancelled or refused by its name; "" if it was not.
         reason: Why it was refused; "" if it was not.
     """
 
@@ -48,12 +48,12 @@ class ScheduledRequest:
 
 
 def find_scheduled(store: Backend, keyring: Keyring, request_id: str) -> ScheduledRequest | None:
-    """Return what is known of a scheduled or refused request; within a transaction, or at one time.
+    """Return a scheduled or refused request; within a transaction or a consistent read.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         keyring: The store's keys.
-        request_id: What the caller has named it.
+        request_id: The caller's name for it.
 
     Raises:
         StoreError: The history of scheduled requests was changed.
@@ -65,10 +65,10 @@ def find_scheduled(store: Backend, keyring: Keyring, request_id: str) -> Schedul
 
 
 def list_scheduled(store: Backend, keyring: Keyring) -> list[ScheduledRequest]:
-    """Return all requests that were ever scheduled or refused, in that order; within a transaction, or at one time.
+    """Return all requests that were ever scheduled or refused, in order; within a transaction or a consistent read.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         keyring: The store's keys.
 
     Raises:
@@ -78,11 +78,11 @@ def list_scheduled(store: Backend, keyring: Keyring) -> list[ScheduledRequest]:
 
 
 class _Scheduled:
-    """What the history says of scheduled requests.
+    """The scheduled and refused requests in a store's history.
 
     Args:
         keyring: The store's keys.
-        listing: The events that say what tables hold.
+        listing: The events that define what the tables hold.
     """
 
     def __init__(self, keyring: Keyring, listing: Iterable[Event]) -> None:
@@ -119,7 +119,7 @@ class _Scheduled:
             self._waits_for.get(hash_, set()).discard(position)
 
     def read(self, store: Backend, request_id: str | None = None) -> Iterator[ScheduledRequest]:
-        """Return all requests, or the one of a name."""
+        """Return all requests, or the one with the given name."""
         positions = [self._named[request_id]] if request_id is not None else list(self._events)
         mine = {
             position: {hash_ for hash_ in self._hashes[position] if position in self._waits_for.get(hash_, ())}
@@ -157,7 +157,7 @@ def check_scheduled(store: Backend, keyring: Keyring) -> None:
     """Check that no scheduled request was taken out, moved, or made up.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         keyring: The store's keys.
 
     Raises:
@@ -174,9 +174,9 @@ def check_scheduled(store: Backend, keyring: Keyring) -> None:
     wrong = {hash_: what for hash_, what in expected.items() if hash_ not in gone}.items() ^ found.items()
     if wrong:
         raise StoreError(
-            f"{len({hash_ for hash_, _ in wrong})} scheduled requests of the store {store.folder} are not what its "
-            "history says: they were changed without the store's key, or the ledger is damaged. Nothing is served. "
-            "Restore the ledger from a backup (what it lacks is carried out again from the journal)."
+            f"{len({hash_ for hash_, _ in wrong})} scheduled requests of the store {store.folder} do not match its "
+            "history: they were changed without the store's key, or the ledger is damaged. Nothing is served. "
+            "Restore the ledger from a backup (missing requests are carried out again from the journal)."
         )
 
 

@@ -1,4 +1,4 @@
-"""Scratch: folders in a store for what is half-done, so that a crash leaves nothing where no request finds it."""
+"""Scratch: folders in a store for temporary files, so that a crash leaves no files that requests cannot find."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ class Scratch:
         """Remove the folder, and those around it that are empty and were made for it."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
-        with contextlib.suppress(OSError):  # others are in use
+        with contextlib.suppress(OSError):  # the others are in use
             self.path.parent.rmdir()
             if self._made_store:
                 self.path.parent.parent.rmdir()
 
 
 def clear_scratch(store: Path) -> None:
-    """Remove what processes have left that have died.
+    """Remove the files of dead processes.
 
     Args:
         store: The store's folder.
@@ -71,8 +71,8 @@ def clear_scratch(store: Path) -> None:
             _remove_unless_in_use(left)
     except OSError as error:
         raise StoreError(
-            f"What a process that has died has left in {folder} could not be removed ({error}). Remove the cause and "
-            "open the store again."
+            f"Files that a dead process left in {folder} could not be removed ({error}). Remove the cause and open "
+            "the store again."
         ) from error
     with contextlib.suppress(OSError):
         folder.rmdir()
@@ -88,7 +88,7 @@ def _make(store: Path) -> tuple[Path, int]:
         except FileNotFoundError:  # another process has just cleared up
             continue
         except OSError as error:
-            raise StoreError(f"No folder could be made in {store / FOLDER} ({error}).") from error
+            raise StoreError(f"No folder could be created in {store / FOLDER} ({error}).") from error
         if _is_locked_by(lock) and path.exists():
             return path, lock
         os.close(lock)

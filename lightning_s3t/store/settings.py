@@ -1,4 +1,4 @@
-"""Settings of a store: what its units were trained with, compared when it is opened."""
+"""Settings of a store, which are compared when it is opened."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TENSORS = "model.pretrained."
 
 
 def normalise(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns settings as JSON gives them back: tuples as lists, keys as strings.
+    """Return settings as they are after a JSON round trip: tuples as lists, keys as strings.
 
     Args:
         settings: JSON-ready data.
@@ -31,7 +31,7 @@ def normalise(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def notes_of(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a ledger notes of settings, with a digest beside them.
+    """Return a ledger's notes of settings, with their digest.
 
     Args:
         settings: JSON-ready data.
@@ -41,25 +41,26 @@ def notes_of(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_settings(ledger: Ledger, store: Path) -> dict[str, Any]:
-    """Reads what `notes_of` has given.
+    """Read the output of `notes_of`.
 
-    A flipped bit in a seed would move everybody to another place, and nothing else would show it.
+    A flipped bit in a seed would move all subjects to other places, and nothing else would detect it.
 
     Args:
         ledger: The ledger.
         store: The store, for messages.
 
     Raises:
-        StoreError: There are none, or they are not what was written.
+        StoreError: The settings are missing or corrupted.
     """
     notes = ledger.notes("settings", "settings_sha256")
     text = notes.get("settings")
     if text is None:
-        raise StoreError(f"The store {store} has no settings: it was never finished. Give a new folder as `store`.")
+        raise StoreError(
+            f"The store {store} has no settings: its creation was never finished. Give a new folder as `store`."
+        )
     if notes.get("settings_sha256") != _digest(text):
         raise StoreError(
-            f"The settings of the store {store} are not what was written: the ledger is damaged. Restore it from a "
-            "backup."
+            f"The settings of the store {store} are corrupted: the ledger is damaged. Restore it from a backup."
         )
     settings: dict[str, Any] = json.loads(text)
     return settings
@@ -74,8 +75,8 @@ def check_settings(
         kept: The store's.
         given: Today's.
         where: The store, for the message.
-        hint: What to do.
-        whole: Whether `given` is all of the settings, so that what it lacks differs too.
+        hint: The advice at the end of the message.
+        whole: Whether `given` is complete, so that missing settings are differences too.
 
     Raises:
         StoreMismatchError: Naming every setting that differs, with both values.
@@ -102,13 +103,13 @@ def check_settings(
 
 def _describe_tensors(names: list[str], pretrained: Mapping[str, str]) -> str:
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    found = f"  - {len(names)} of {len(pretrained)} pretrained tensors are others than at the first fit: {shown}."
+    found = f"  - {len(names)} of {len(pretrained)} pretrained tensors differ from those at the first fit: {shown}."
     alike = pretrained.keys() - set(names)
     if not all(pretrained[name].endswith("constant") for name in alike):
         return found
     return (
         f"{found} Are the weights drawn at random at every start? Load pretrained ones, or seed before the model is "
-        "made (L.seed_everything)."
+        "created (L.seed_everything)."
     )
 
 
@@ -117,7 +118,7 @@ def _digest(text: str) -> str:
 
 
 class _Absent:
-    """What a setting is that is not there: equal to no value that one can have."""
+    """The value of a missing setting: not equal to any valid value."""
 
 
 _ABSENT = _Absent()

@@ -40,7 +40,7 @@ def verify_receipt(text: str, key: Path) -> Receipt:
 
     Raises:
         ConfigurationError: The file holds no such key, or `cryptography` is not installed.
-        StoreError: There is no signature, or it is another's or of another text.
+        StoreError: The signature is missing, or is by another key or for another text.
     """
     public = read_public_key(key)
     receipt = Receipt.from_json(text)
@@ -71,13 +71,13 @@ def verify_document(document: Mapping[str, Any], key: Path, what: str) -> None:
     """Check the signature of a document.
 
     Args:
-        document: What `sign_document` returned.
+        document: The output of `sign_document`.
         key: The public key that it has to be signed with, in PEM.
-        what: What it is, for the message.
+        what: The kind of document, for the message.
 
     Raises:
         ConfigurationError: The file holds no such key, or `cryptography` is not installed.
-        StoreError: There is no signature, or it is another's or of another text.
+        StoreError: The signature is missing, or is by another key or for another text.
     """
     _verify(document, read_public_key(key), key, what, "s3t evidence make --sign KEY")
 
@@ -86,7 +86,7 @@ def _verify(document: Mapping[str, Any], public: Ed25519PublicKey, key: Path, wh
     bare = {name: value for name, value in document.items() if name != "signature"}
     signature = document.get("signature")
     if not isinstance(signature, dict) or signature.get("algorithm") != ALGORITHM or "value" not in signature:
-        raise StoreError(f"{what} has no Ed25519 signature. Expected what `{command}` has made.")
+        raise StoreError(f"{what} has no Ed25519 signature. Expected the output of `{command}`.")
     from cryptography.exceptions import InvalidSignature
 
     try:
@@ -95,13 +95,13 @@ def _verify(document: Mapping[str, Any], public: Ed25519PublicKey, key: Path, wh
         raise StoreError(f"{what} was not signed with the key of {key}, or was changed afterwards.") from None
     if signature.keys() != _MEMBERS or signature["public_key"] != public.public_bytes_raw().hex():
         raise StoreError(
-            f"{what} has something beside its signature that is not signed. Expected {', '.join(sorted(_MEMBERS))} "
-            f"alone, with the public key in {key}."
+            f"{what} has members besides its signature that are not signed. Expected only "
+            f"{', '.join(sorted(_MEMBERS))}, with the public key in {key}."
         )
 
 
 def read_private_key(path: Path) -> Ed25519PrivateKey:
-    """Reads a private key, so that what is wrong with it shows before anything is forgotten.
+    """Read a private key, so that problems with it are reported before anything is forgotten.
 
     Args:
         path: A PEM file without a password.

@@ -1,4 +1,4 @@
-"""Snapshots: the bytes that units own, each under its digest; a protocol, so that they can lie anywhere."""
+"""Snapshots: the tensors of units as bytes, each under its digest; a protocol, so that they can be stored anywhere."""
 
 from __future__ import annotations
 
@@ -22,50 +22,50 @@ from lightning_s3t.store.files import (
 )
 
 FOLDER = "snapshots"
-NOT_SERVED = "It is not served. `s3t store verify` takes the unit out, and the next fit trains it again."
+NOT_SERVED = "It is not served. `s3t store verify` removes the unit, and the next fit trains it again."
 _DIGEST = re.compile("[0-9a-f]{64}")
-# a snapshot, or one that `write_atomically` has begun
+# a snapshot, or a temporary file of `write_atomically`
 _NAME = r"(?:[0-9a-f]{64}\.safetensors|\.[0-9a-f]{64}\.safetensors\.\d+\.tmp)"
 _OWNED = re.compile(f"{FOLDER}/{_NAME}")
 
 
 class Snapshots(Protocol):
-    """What a store needs of a place for snapshots.
+    """The operations that a store needs from a location for snapshots.
 
-    What was put is there whole or not at all, whatever happens, and equal bytes are there once. A ledger knows a
+    A snapshot exists completely or not at all, whatever happens, and equal bytes are stored once. A ledger knows a
     snapshot by its name.
     """
 
     is_remote: bool
-    """Whether a network lies between: then nothing is put or deleted while other writers of the ledger wait."""
+    """Whether access goes over a network: then nothing is put or deleted while other writers of the ledger wait."""
 
     def name(self, digest: str) -> str:
         """Return the name that a ledger knows a snapshot by."""
 
     def owned(self, names: Iterable[str]) -> set[str]:
-        """Return those of the names that a snapshot can have; nothing else is ever removed."""
+        """Return the names that are valid for snapshots; other files are never removed."""
 
     def put(self, digest: str, data: bytes) -> None:
         """Keep a snapshot, durably; raise `StoreError` if that cannot be done."""
 
     def get(self, digest: str, what: str) -> bytes:
-        """Return a snapshot, proven to be what was put.
+        """Return a snapshot, after checking its digest.
 
-        Raise `DamagedError`, with whose it is, if it is missing or something else; `StoreError` if the place cannot be
-        read now.
+        Raise `DamagedError`, with the owner, if it is missing or corrupted; `StoreError` if the location cannot be read
+        now.
         """
 
     def is_whole(self, digest: str) -> bool:
-        """Return whether a snapshot is what was put; raise `StoreError` if the place cannot be read now."""
+        """Return whether a snapshot is intact; raise `StoreError` if the location cannot be read now."""
 
     def check_place(self) -> None:
         """Raise `StoreError` if the place, which should hold snapshots, is missing or empty."""
 
     def names(self) -> set[str]:
-        """Return the names of all snapshots that are there, half-written ones too."""
+        """Return the names of all existing snapshots, including half-written ones."""
 
     def size(self, name: str) -> int | None:
-        """Return how many bytes are there under a name; None if nothing is."""
+        """Return the size in bytes of the snapshot with a name; None if it does not exist."""
 
     def sizes(self, names: Iterable[str]) -> dict[str, int | None]:
         """Return the same for several names; None too of one that cannot be looked at now."""
@@ -95,11 +95,11 @@ class SnapshotNames(Snapshots):
         return bool(_DIGEST.fullmatch(digest))
 
     def check_digest(self, digest: str, what: str) -> None:
-        """Refuse what is not a digest: the ledger was changed.
+        """Raise an error for an invalid digest: the ledger was changed.
 
         Args:
             digest: The text.
-            what: Whose snapshot it is, for the message.
+            what: The owner of the snapshot, for the message.
 
         Raises:
             DamagedError: It is not.
@@ -112,7 +112,7 @@ class SnapshotFolder(SnapshotNames):
     """Snapshots as safetensors files in a folder.
 
     Args:
-        place: Where the folder lies: the store, or a folder that machines share.
+        place: The folder that contains it: the store, or a folder that machines share.
     """
 
     is_remote = False
@@ -197,14 +197,14 @@ class SnapshotFolder(SnapshotNames):
         return self._store / self.name(digest)
 
     def _check_folder(self) -> None:
-        if self._folder.is_symlink():  # put there while the store is open; what it leads to is not the store's
+        if self._folder.is_symlink():  # placed there while the store is open; its target does not belong to the store
             raise StoreError(
-                f"{self._folder} is a link, and links are not followed. Put the folder itself there, or mount its disk "
-                "there."
+                f"{self._folder} is a symbolic link, and links are not followed. Put the folder itself there, or "
+                "mount its disk there."
             )
 
     def _elsewhere(self, what: str) -> StoreError:
         return StoreError(
-            f"The folder {self._folder} is {what}. If it lies on a disk of its own, mount it; else restore it from a "
-            "backup. Nothing is given up for that."
+            f"The folder {self._folder} is {what}. If it is on its own disk, mount the disk; otherwise restore the "
+            "folder from a backup. No unit is discarded because of this."
         )

@@ -1,4 +1,4 @@
-"""Where the snapshots of a store lie: in its folder, in a folder that machines share, or in a bucket."""
+"""The location of a store's snapshots: its folder, a folder that machines share, or a bucket."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lightning_s3t.store.bucket import SnapshotBucket
 
 NOTE = "snapshots"
-"""What the ledger notes of it, if it is not the store's folder."""
+"""The location as the ledger records it, if it is not the store's folder."""
 MARKER = "store.json"
 _BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w!.*'()-]+)*", re.ASCII)
 
@@ -30,7 +30,7 @@ def parse_place(text: str | Path) -> str:
         text: "s3://bucket/prefix", or the absolute path of a folder.
 
     Raises:
-        ConfigurationError: It is neither.
+        ConfigurationError: It is neither a bucket nor an absolute path.
 
     Example:
         >>> parse_place("s3://models/churn/"), parse_place("/mnt/shared/churn")
@@ -38,7 +38,7 @@ def parse_place(text: str | Path) -> str:
         >>> parse_place("ftp://models")
         Traceback (most recent call last):
         ...
-        lightning_s3t.errors.ConfigurationError: The place of the snapshots is 'ftp://models'. Expected ...
+        lightning_s3t.errors.ConfigurationError: The location of the snapshots is 'ftp://models'. Expected ...
     """
     place = os.fspath(text)
     if os.path.isabs(place) and "\0" not in place:
@@ -46,22 +46,23 @@ def parse_place(text: str | Path) -> str:
     place = place.rstrip("/")
     if not _BUCKET.fullmatch(place) or {".", ".."} & set(place.split("/")):
         raise ConfigurationError(
-            f"The place of the snapshots is {os.fspath(text)!r}. Expected s3://bucket/prefix, or the absolute path of "
-            "a folder that all machines see, such as /mnt/shared/churn."
+            f"The location of the snapshots is {os.fspath(text)!r}. Expected s3://bucket/prefix, or the absolute path "
+            "of a folder that all machines share, such as /mnt/shared/churn."
         )
     return place
 
 
 def check_addresses(store: Path, ledger: str | None, snapshots: str | Path | None) -> str | None:
-    """Check where a store is to keep its ledger and its snapshots; return the place of these.
+    """Check the addresses of a store's ledger and snapshots; return the location of the snapshots.
 
     Args:
         store: The store.
-        ledger: The ledger's address; None for the folder, or for what it says.
-        snapshots: The place of the snapshots; None for the folder, or for what the ledger says.
+        ledger: The ledger's address; None for the folder, or for the address in it.
+        snapshots: The location of the snapshots; None for the folder, or for the location in the ledger.
 
     Raises:
-        ConfigurationError: One is none, or the snapshots would lie elsewhere than a ledger in the folder.
+        ConfigurationError: An address is invalid, or the snapshots would be outside the folder while the ledger is
+            inside.
     """
     if ledger is not None:
         parse_address(ledger)
@@ -69,24 +70,24 @@ def check_addresses(store: Path, ledger: str | None, snapshots: str | Path | Non
         return None
     if ledger is None and not (store / ADDRESS).exists():
         raise ConfigurationError(
-            "The snapshots can lie elsewhere than in the store's folder only if the ledger is in a database: a copy of "
-            "a folder with its ledger would erase what the original serves. Give `ledger` too, or no `snapshots`."
+            "Snapshots can be outside the store's folder only if the ledger is in a database: a copy of a folder "
+            "with its ledger would erase what the original serves. Give `ledger` too, or leave `snapshots` out."
         )
     return parse_place(snapshots)
 
 
 def open_place(store: Path, place: str | None, owner: str, create: bool = False) -> Snapshots:
-    """Open the place where the snapshots of a store lie.
+    """Open the location of a store's snapshots.
 
     Args:
         store: The store.
         place: The place; None for the store's folder.
-        owner: What tells the store from others.
+        owner: The token that identifies the store.
         create: Make it, if it is empty.
 
     Raises:
         ConfigurationError: s3fs is not installed.
-        StoreError: It cannot be reached, is another store's, or keeps what is deleted.
+        StoreError: It cannot be reached, belongs to another store, or keeps deleted objects.
     """
     if place is None:
         return SnapshotFolder(store)
@@ -105,7 +106,7 @@ def _open_folder(place: Path, owner: str, create: bool) -> Snapshots:
     try:
         for path in (place, marker, place / FOLDER):
             if path.is_symlink():
-                raise StoreError(f"{path} is a link, and links are not followed. Put the folder itself there.")
+                raise StoreError(f"{path} is a symbolic link, and links are not followed. Put the folder itself there.")
         if create:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
             entries = {entry.name for entry in place.iterdir()}
@@ -114,21 +115,21 @@ def _open_folder(place: Path, owner: str, create: bool) -> Snapshots:
                 entries = {MARKER}
             if MARKER not in entries:
                 raise StoreError(
-                    f"{place} is not empty. Expected a folder that the store has to itself for its snapshots."
+                    f"{place} is not empty. Expected a folder that only this store uses, for its snapshots."
                 )
             (place / FOLDER).mkdir(mode=0o700, exist_ok=True)
         with read_unlinked(marker) as file:
             found = json.loads(file.read())
     except FileNotFoundError as error:
         raise StoreError(
-            f"The place of the snapshots, {place}, has no {MARKER}. If it lies on a disk of its own, mount it; else "
-            "restore it from a backup. Nothing is given up for that."
+            f"The location of the snapshots, {place}, has no {MARKER}. If it is on its own disk, mount the disk; "
+            "otherwise restore it from a backup. No unit is discarded because of this."
         ) from error
     except (OSError, ValueError) as error:
-        raise StoreError(f"The place of the snapshots, {place}, cannot be used ({error}).") from error
+        raise StoreError(f"The location of the snapshots, {place}, cannot be used ({error}).") from error
     if found != {"store": owner}:
         raise StoreError(
-            f"The snapshots in {place} belong to another store. Each has a folder of its own for them: give another."
+            f"The snapshots in {place} belong to another store. Each store needs its own folder for them: use another."
         )
     return SnapshotFolder(place)
 
@@ -138,7 +139,7 @@ def _bucket(place: str) -> SnapshotBucket:
         from lightning_s3t.store.bucket import SnapshotBucket
     except ImportError as error:
         raise ConfigurationError(
-            f"The snapshots are at {place}, and s3fs cannot be imported ({error}). Install it: "
+            f"The snapshots are at {place}, but s3fs cannot be imported ({error}). Install it: "
             'pip install "lightning-s3t[s3]".'
         ) from error
     return SnapshotBucket(place)

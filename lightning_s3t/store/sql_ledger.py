@@ -1,4 +1,4 @@
-"""What ledgers in SQL databases have in common: the reads whose statements are the same in every dialect."""
+"""The common part of SQL ledgers: reads whose statements are the same in every dialect."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_s3t.store.ledger import Ledger, Mark
 
 
 class SqlLedger(Ledger):
-    """A ledger whose tables are named alike in every database."""
+    """A ledger with the same table names in every database."""
 
     @abstractmethod
     def _rows(self, query: str, *values: Any) -> list[Any]:
@@ -22,7 +22,7 @@ class SqlLedger(Ledger):
 
     @abstractmethod
     def _look_up(self, query: str, values: Iterable[bytes]) -> Iterator[tuple[Any, ...]]:
-        """Return the rows of "SELECT query" whose last column is one of the values, however many these are."""
+        """Return the rows of "SELECT query" whose last column is one of the values, for any number of values."""
 
     @override
     def bands(self, hashes: Iterable[bytes]) -> dict[bytes, int]:
@@ -84,7 +84,7 @@ class SqlLedger(Ledger):
 
 
 def owner_of_attempt(name: str) -> str:
-    """Return what an artifact's files are under until it is added.
+    """Return the owner name of an artifact's files until it is added.
 
     Args:
         name: The artifact's name.
@@ -93,7 +93,7 @@ def owner_of_attempt(name: str) -> str:
 
 
 def owner_aside(place: int | None) -> str:
-    """Return what the files of an artifact that is set aside are under.
+    """Return the owner name of the files of an artifact that is set aside.
 
     Args:
         place: Its number among those that are set aside.
@@ -102,7 +102,7 @@ def owner_aside(place: int | None) -> str:
 
 
 def owner_of_export(name: str) -> str:
-    """Return what an exported copy's files are under.
+    """Return the owner name of an exported copy's files.
 
     Args:
         name: The copy's name.
@@ -111,7 +111,7 @@ def owner_of_export(name: str) -> str:
 
 
 def parse_body(body: str) -> dict[str, Any]:
-    """Return the body of an event; of one that was changed, what no longer has its digest.
+    """Return the body of an event; if it was changed, a body that no longer matches the digest.
 
     Args:
         body: The text that the database has.

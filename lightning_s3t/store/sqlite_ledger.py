@@ -1,4 +1,4 @@
-"""A ledger in SQLite: one file beside the snapshots, for any number of processes of one machine."""
+"""A ledger in SQLite: one file next to the snapshots, for any number of processes on one machine."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FORMAT = 6
 _MOVED = "moved_to"  # the note of a store that was given up
 _NO_REQUEST = 1 << 62  # the number of the newest request of such a store
 _PATIENCE = 30  # seconds
-_CACHE = 65_536  # KiB: rows of a registry come in the order of their hashes, which is no order
+_CACHE = 65_536  # KiB: the rows of a registry are in the order of their hashes, which is random
 _CHUNK = 500  # well under SQLite's limit on variables
 _MUCH = 1000  # rows of the vault: below, compacting gains nothing
 
@@ -134,7 +134,7 @@ _AMONG = "(SELECT value FROM json_each(?))"  # one parameter, however many value
 
 
 def _decoding(what: str) -> Callable[[Callable[_Given, _Result]], Callable[_Given, _Result]]:
-    """Convert what a method raises that decodes rows: `ledger_errors` around all of it."""
+    """Convert the errors of a method that decodes rows: wraps it in `ledger_errors`."""
 
     def decorate(method: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
         @functools.wraps(method)
@@ -154,10 +154,10 @@ def _decoding(what: str) -> Callable[[Callable[_Given, _Result]], Callable[_Give
 class SqliteLedger(SqlLedger):
     """A store's database, with a connection for each thread of each process.
 
-    SQLite clears what is deleted (`secure_delete`), but not the copies that it leaves in a page when it moves rows to
-    another to keep a tree in balance. So what must be unreadable lies in a table of its own, the vault, in which rows
-    are never moved: they are added at its end, and overwritten in place by zeros instead of being deleted. What a
-    request costs then depends on what it reaches, not on how much there is.
+    SQLite clears deleted values (`secure_delete`), but not the copies that it leaves in a page when it moves rows to
+    another page to balance a tree. So values that must become unreadable are in a separate table, the vault, in which
+    rows never move: they are appended, and overwritten with zeros in place instead of being deleted. The cost of a
+    request then depends on what it reaches, not on the size of the store.
 
     Args:
         folder: The store.
@@ -176,7 +176,7 @@ class SqliteLedger(SqlLedger):
         self._tag_key: bytes | None = None
         self._is_closed = False
         _check_writable(folder)
-        if create:  # SQLite gives the files beside it the same permissions
+        if create:  # SQLite gives the files next to it the same permissions
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
         elif not self._path.is_file():
             raise StoreError(
@@ -221,8 +221,8 @@ class SqliteLedger(SqlLedger):
             cause = error.__cause__ if isinstance(error, StoreError) else None
             if isinstance(cause, (sqlite3.OperationalError, OSError)):
                 raise LedgerUnreachableError(
-                    f"The store {self._path.parent} could not be written ({cause}); nothing was changed. Let the other "
-                    "process end, or make room on the disk, and try again."
+                    f"The store {self._path.parent} could not be written ({cause}). Nothing was changed. Wait for the "
+                    "other process to end, or free disk space, and try again."
                 ) from cause
             raise
 
@@ -705,7 +705,7 @@ class SqliteLedger(SqlLedger):
     @override
     def give_up(self, target: str, token: str) -> None:
         self.note({_MOVED: json.dumps([target, token])})
-        # so that the look before each batch costs no more for it
+        # so that it does not slow down the look before each batch
         self.connection.execute("INSERT INTO events VALUES (-1, '', ?, '', '', '', '', NULL, NULL)", (_NO_REQUEST,))
 
     def _check_here(self) -> None:
@@ -757,13 +757,14 @@ class SqliteLedger(SqlLedger):
         if found != FORMAT:
             raise StoreError(
                 f"The ledger {self._path} has format {found}, this version of lightning_s3t reads {FORMAT}. Use the "
-                "version that made it, or train again into a new folder, without those who were forgotten."
+                "version that made it, or train again into a new folder, without the forgotten subjects."
             )
-        # a trigger could undo what is written, an index refuse it without a word, a table be something else
+        # a trigger could undo writes, an index could silently reject them, a table could be something else
         for kind, name, _ in sorted({*self._rows(_FORM)} ^ _expected_form(), key=lambda row: (row[0], row[1])):
             raise StoreError(
-                f"The ledger {self._path} has another {kind} {name!a} than a store. Expected the tables and indices of "
-                "a store alone: it was changed, or is damaged. Nothing is served. Restore it from a backup."
+                f"The ledger {self._path} has the {kind} {name!a}, which a store does not have. Expected only the "
+                "tables and indices of a store: the ledger was changed, or is damaged. Nothing is served. Restore it "
+                "from a backup."
             )
         self._check_here()
         if self._rows("PRAGMA journal_mode") != [("wal",)]:  # a copy that SQLite has made by VACUUM INTO, for example
@@ -803,7 +804,7 @@ class SqliteLedger(SqlLedger):
         places = [records] if records else []
         if paths:
             places.append(f"SELECT path FROM {owned}")
-        if places:  # in one statement, in the order of the places: a record lies beside its path
+        if places:  # in one statement, in the order of the places: a record is next to its path
             self._wipe(" UNION ALL ".join(places), *[owners] * len(places))
         if paths:
             self.connection.execute(f"DELETE FROM {owned}", (owners,))
@@ -882,13 +883,13 @@ class _Cursor(sqlite3.Cursor):
             raise _closed(error) from error
         except sqlite3.OperationalError as error:
             raise LedgerUnreachableError(
-                f"The ledger could not be read or written ({error}). Let the other process end, make room on the "
-                "disk, or see to the files' permissions, and try again."
+                f"The ledger could not be read or written ({error}). Wait for the other process to end, free disk "
+                "space, or fix the files' permissions, and try again."
             ) from error
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise StoreError(
-                f"The ledger is damaged ({error}). Nothing is served from a damaged ledger: restore ledger.db from a "
-                "backup (what it lacks is carried out again from the journal), or train again into a new folder."
+                f"The ledger is damaged ({error}). Nothing is served from a damaged ledger. Restore ledger.db from a "
+                "backup (missing requests are carried out again from the journal), or train again into a new folder."
             ) from error
 
 
@@ -926,16 +927,18 @@ def _check_writable(folder: Path) -> None:
     file = folder / FILE
     if not may or (file.exists() and not os.access(file, os.W_OK)):
         raise StoreError(
-            f"The store {folder} cannot be written by this process: permission denied, or a readonly disk. Expected to "
-            "be able to: even to serve it, SQLite needs its files beside the ledger, and what is due has to be "
+            f"The store {folder} cannot be written by this process: permission denied, or a read-only disk. Write "
+            "access is needed even for serving: SQLite keeps files beside the ledger, and due requests have to be "
             "carried out and erased. Mount the folder for writing, or run as its owner."
         )
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    """Open a database, so that nothing deleted can be read in it, and nothing committed is lost."""
+    """Open a database such that deleted values are unreadable, and committed changes are durable."""
     if path.is_symlink():  # put there since the store was opened
-        raise StoreError(f"The ledger {path} is a link, and links are not followed. Put the file itself there.")
+        raise StoreError(
+            f"The ledger {path} is a symbolic link, and links are not followed. Put the file itself there."
+        )
     try:
         connection = sqlite3.connect(
             path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False, factory=_Connection

@@ -1,4 +1,4 @@
-"""The store: what is trained, who is in it, who is forgotten."""
+"""The store: trained units, registered subjects, forgotten subjects."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Store:
     Make one with `Store.create` or open one with `Store.open`; it is a context manager.
 
     Args:
-        backend: Where it lies.
+        backend: The store's backend.
 
     Example:
         >>> import tempfile
@@ -121,7 +121,7 @@ class Store:
             check_exports(backend)
         erase_queued(backend)
         with self._lock.no_fit() as free:
-            if free:  # so what looks half-done is what a crash has left
+            if free:  # so half-done work is from a crash
                 with ledger_lock(path):
                     clear_half_written(path)
                 clear_begun(backend)
@@ -139,28 +139,28 @@ class Store:
         ledger: str | None = None,
         snapshots: str | Path | None = None,
     ) -> Store:
-        """Makes a store, or opens the one that is there if it was made with the same settings.
+        """Create a store, or open the existing one if it was made with the same settings.
 
         Args:
             path: The folder.
             settings: JSON-ready; `settings["partition"]` has the arguments of `Partition`, and its "kind": "secret" or
                 "public".
-            register: Keep a registry of who is in the training data. Without, nothing is stored per subject, and nobody
-                can tell whether a request names somebody who is unknown.
+            register: Keep a registry of who is in the training data. Without a registry, nothing is stored per subject,
+                and the store cannot detect that a request names an unknown subject.
             key: Its first key, 32 bytes; None to draw one. The environment's comes before it.
             ledger: Where to keep the ledger: "postgresql://user@host/database?schema=name", a schema of a PostgreSQL
-                database that this store alone uses; None for a file in the folder, or for where it is. The folder notes
-                the address, so that it is given once.
+                database that only this store uses; None for a file in the folder, or for its current location. The
+                folder notes the address, so that it is given once.
             snapshots: Where to keep the snapshots of a store whose ledger is in a database: "s3://bucket/prefix", or a
-                folder that all machines see; this store alone uses it. None for the store's folder, or for where they
+                folder that all machines share; only this store uses it. None for the store's folder, or for where they
                 are. The ledger notes it, so that it is given once.
 
         Raises:
-            ConfigurationError: There are bands of risk, which only a registry can keep, and `register` is off; or the
-                key, the ledger's address or the place of the snapshots is none.
+            ConfigurationError: There are risk bands, which need a registry, but `register` is False; or the key, the
+                ledger's address or the location of the snapshots is invalid.
             StoreMismatchError: There is one with other settings.
-            StoreError: The folder holds something else, or a store with another key; or a request could not erase what
-                the place of the snapshots keeps.
+            StoreError: The folder holds something else, or a store with another key; or a request could not erase
+                snapshots in their location.
         """
         folder = _folder_of(path)
         if key is not None:
@@ -168,7 +168,7 @@ class Store:
         place = check_addresses(folder, ledger, snapshots)
         manifest = Manifest.of(normalise(settings))
         if _partition_of(manifest, b"").bands and not register:
-            raise ConfigurationError("Bands of risk need the registry: they are kept in it. Leave `register` on.")
+            raise ConfigurationError("Risk bands need the registry, which stores them. Leave `register` on.")
         check_own_files(folder)
         if not has_ledger(folder):
             check_free(folder)
@@ -191,8 +191,9 @@ class Store:
             store = cls(backend)
             if key is not None and read_keys(folder)[0] != key:
                 raise StoreError(
-                    f"The store {folder} has another key than it was to be made with: another process was faster, or "
-                    "LIGHTNING_S3T_KEY gives one. Call fit again, which takes the store's, or leave out `key`."
+                    f"The store {folder} does not have the key given by `key`: another process created the store "
+                    "first, or LIGHTNING_S3T_KEY is set. Call fit again, which uses the store's key, or leave out "
+                    "`key`."
                 )
             store.forget_due()
             store.check(settings, whole=True)
@@ -201,14 +202,14 @@ class Store:
 
     @classmethod
     def open(cls, path: str | Path, forget_due: bool = True) -> Store:
-        """Opens a store, finishes the erasures that a crash has left, and carries out what has become due.
+        """Open a store, finish erasures that a crash interrupted, and carry out due requests.
 
         Args:
             path: The folder.
             forget_due: Carry out scheduled requests that are due.
 
         Raises:
-            StoreError: There is no store, or it is damaged.
+            StoreError: The store is missing or damaged.
         """
         folder = _folder_of(path)
         check_own_files(folder)
@@ -241,12 +242,12 @@ class Store:
 
     @property
     def partition(self) -> Partition:
-        """Where subjects belong, with as many generations as there are now."""
+        """The partition of the subjects, with the current number of generations."""
         return replace(self._partition, generations=max(len(self.generations) - 1, 0))
 
     @property
     def generations(self) -> tuple[Generation, ...]:
-        """Who came together, the first first; none before the first fit, and where there is no registry."""
+        """The generations, starting with the first; none before the first fit or without a registry."""
         return generations_of(self._ledger)
 
     def generations_of(self, subjects: Iterable[str]) -> dict[str, int]:
@@ -267,8 +268,8 @@ class Store:
     def consolidate(self, into: int | None = None) -> int | None:
         """Merges the newest generations of people into one, so that fewer and larger shards answer.
 
-        The units of the generations that go are erased at once; those of the one that stays serve on until the next
-        fit, which trains them again on everybody. Nothing of the other shards is touched.
+        The units of the merged generations are erased at once; those of the remaining one keep serving until the next
+        fit, which trains them again on all its people. Nothing of the other shards is touched.
 
         Args:
             into: The generation that those after it become part of, from 1 on; None for the one that pays
@@ -278,7 +279,7 @@ class Store:
             Its number; None if it does not pay to merge any, and nothing was done.
 
         Raises:
-            ConfigurationError: There is no such generation, or none after it.
+            ConfigurationError: The generation does not exist, or is the last one.
             StoreError: A fit is running.
         """
         with self.building() as building:
@@ -296,24 +297,24 @@ class Store:
     def forget(
         self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
     ) -> RequestRecord | Ticket:
-        """Carries a deletion request out: revokes what the subjects reached, for good, and erases it.
+        """Carry out a deletion request: permanently revoke and erase the units that the subjects reached.
 
-        Where the method answers a request with another model, the request is noted, and the next fit carries it out.
+        If the method answers requests with a new model, the request is recorded, and the next fit carries it out.
 
-        Revoking is one transaction, on disk when it returns: from then on no process can load a revoked unit,
-        whatever happens. Erasing follows; a crash only delays it until the store is next opened. Where replicas may
-        answer for a while without a look (`Replica(max_staleness=...)`), it returns when none of them can be behind.
+        Revoking is one transaction, on disk when it returns: from then on no process can load a revoked unit, whatever
+        happens. Erasing follows; a crash only delays it until the store is next opened. If replicas may answer for a
+        while without a look (`Replica(max_staleness=...)`), it returns when none of them can be behind.
 
         Args:
             subjects: Their ids. Those forgotten before are counted, and change nothing.
-            strict: Refuse a request that names a subject which the store has never seen. Otherwise such a subject
-                gets a tombstone too, so that it never enters a later fit.
-            request_id: A name of the caller's for the request, so that a retry does not count twice: with a name
-                that was given before, and the same subjects, it returns what that request did. It is kept for good,
-                and stands in the receipt: take no personal data.
+            strict: Raise an error if the store has never seen one of the subjects. Otherwise such a subject gets a
+                tombstone too, so that it never enters a later fit.
+            request_id: The caller's name for the request, so that a retry does not count twice: with a name that was
+                used before, and the same subjects, it returns the result of that request. The name is kept permanently,
+                and is in the receipt: do not use personal data.
 
         Returns:
-            The receipt, with what only the store's keeper may know; or a ticket, if the request waits for a fit.
+            The receipt, with details for the store's keeper only; or a ticket, if the request waits for a fit.
 
         Raises:
             UnknownSubjectError: A subject is unknown and `strict` is set, or is known in another Unicode form; nothing
@@ -321,30 +322,30 @@ class Store:
             ConfigurationError: The name was given to a request for other subjects, or cannot be one.
             StoreError: The ledger could not be written, and nothing has changed; or the request is carried out and a
                 file could not be erased. The message says which.
-            DataError: An id is neither text nor an integer, or `subjects` is not a collection of ids, or is empty.
+            DataError: An id is not text or an integer, or `subjects` is not a collection of ids, or is empty.
         """
         return self._forgetting.forget(_canonical(subjects), strict, request_id)
 
     def rectify(
         self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
     ) -> RequestRecord | Ticket:
-        """Takes out what the old data of subjects has reached, as `forget` does; the next fit trains on the new data.
+        """Remove what the subjects' old data reached, as `forget` does; the next fit trains on the new data.
 
-        The subjects stay in the training data. Correct their rows first, then ask: a fit that is running has loaded the
-        old ones, and trains none of what holds them; the next one does. What the rows hold is not compared, so a
-        request that is repeated takes out what was trained since.
+        The subjects stay in the training data. Correct their rows before the request: a running fit has loaded the old
+        rows, and does not train units with them; the next fit does. The contents of rows are not compared, so a
+        repeated request also removes units that were trained since.
 
-        Where the method answers a request with another model, the request is noted, and the next fit that begins trains
+        If the method answers requests with a new model, the request is recorded, and the next fit that starts trains
         that model from scratch.
 
         Args:
             subjects: Their ids. Of those who are forgotten there is nothing to correct; who is restricted stays so.
-            strict: Refuse a request that names a subject which the store has never seen. Otherwise there is nothing to
-                do for them: no unit holds their data.
-            request_id: A name of the caller's for the request, so that a retry does not count twice, as for `forget`.
+            strict: Raise an error if the store has never seen one of the subjects. Otherwise there is nothing to do for
+                them: no unit holds their data.
+            request_id: The caller's name for the request, so that a retry does not count twice, as for `forget`.
 
         Returns:
-            The receipt, with what only the store's keeper may know; or a ticket, if the request waits for a fit.
+            The receipt, with details for the store's keeper only; or a ticket, if the request waits for a fit.
 
         Raises:
             UnknownSubjectError: A subject is unknown and `strict` is set, or is known in another Unicode form; nothing
@@ -352,33 +353,33 @@ class Store:
             ConfigurationError: The name was given to another request, or cannot be one.
             StoreError: The ledger could not be written, and nothing has changed; or the request is carried out and a
                 file could not be erased. The message says which.
-            DataError: An id is neither text nor an integer, or `subjects` is not a collection of ids, or is empty.
+            DataError: An id is not text or an integer, or `subjects` is not a collection of ids, or is empty.
         """
         return self._correcting.rectify(_canonical(subjects), strict, request_id)
 
     def restrict(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:
-        """Sets aside what the data of subjects has reached: it serves no more, and no fit trains on the data.
+        """Set aside the units that the subjects' data reached: they do not serve, and no fit trains on the data.
 
-        The snapshots are kept, until `release` puts the units back or `forget` erases them. A fit meanwhile trains
-        units without the data in their place. Exported copies are erased; export again after a release.
+        The snapshots are kept, until `release` puts the units back or `forget` erases them. A fit in the meantime
+        trains replacements without the data. Exported copies are erased; export again after a release.
 
         Args:
             subjects: Their ids. Those who are restricted already, or forgotten, are counted, and change nothing.
-            strict: Refuse a request that names a subject which the store has never seen. Otherwise such a subject never
+            strict: Raise an error if the store has never seen one of the subjects. Otherwise such a subject never
                 enters a fit until it is released.
-            request_id: A name of the caller's for the request, so that a retry does not count twice, as for `forget`.
+            request_id: The caller's name for the request, so that a retry does not count twice, as for `forget`.
 
         Returns:
-            The receipt, with what only the store's keeper may know.
+            The receipt, with details for the store's keeper only.
 
         Raises:
-            UnsupportedError: The method has one model, which the data of everybody has reached.
+            UnsupportedError: The method trains one model on everyone's data.
             UnknownSubjectError: A subject is unknown and `strict` is set, or is known in another Unicode form; nothing
                 has changed then.
             ConfigurationError: The name was given to another request, or cannot be one.
             StoreError: The ledger could not be written, and nothing has changed; or the request is carried out and a
                 file could not be erased. The message says which.
-            DataError: An id is neither text nor an integer, or `subjects` is not a collection of ids, or is empty.
+            DataError: An id is not text or an integer, or `subjects` is not a collection of ids, or is empty.
 
         Example:
             >>> import tempfile
@@ -392,51 +393,51 @@ class Store:
         return self._correcting.restrict(_canonical(subjects), strict, request_id)
 
     def release(self, subjects: Iterable[Any], request_id: str | None = None) -> RequestRecord:
-        """Ends the restriction of subjects: what was set aside serves again, bit for bit, and fits train on the data.
+        """End the restriction of subjects: units set aside serve again, bit for bit, and fits train on the data.
 
-        Units that hold the data of others who are restricted stay set aside. What was trained meanwhile in the place of
-        what is put back is erased.
+        Units with the data of other restricted subjects stay set aside. Units that were trained as their replacements
+        are erased.
 
         Args:
             subjects: Their ids.
-            request_id: A name of the caller's for the request, so that a retry does not count twice, as for `forget`.
+            request_id: The caller's name for the request, so that a retry does not count twice, as for `forget`.
 
         Returns:
-            The receipt, with what only the store's keeper may know.
+            The receipt, with details for the store's keeper only.
 
         Raises:
             UnsupportedError: The method cannot restrict.
-            UnknownSubjectError: A subject is not restricted; nothing has changed then.
+            UnknownSubjectError: A subject is not restricted. Nothing was changed.
             ConfigurationError: The name was given to another request, or cannot be one.
             StoreError: The ledger could not be written, and nothing has changed; or the request is carried out and a
                 file could not be erased. The message says which.
-            DataError: An id is neither text nor an integer, or `subjects` is not a collection of ids, or is empty.
+            DataError: An id is not text or an integer, or `subjects` is not a collection of ids, or is empty.
         """
         return self._correcting.release(_canonical(subjects), request_id)
 
     def schedule(
         self, subjects: Iterable[Any], due: datetime, strict: bool = True, request_id: str | None = None
     ) -> int:
-        """Notes a deletion request that is to be carried out later: by `forget_due`, or when the store is next opened.
+        """Schedule a deletion request: it is carried out by `forget_due`, or when the store is next opened.
 
         Args:
             subjects: Their ids. Of two times for a subject, the earlier counts.
             due: When, with a time zone.
-            strict: Refuse a request that names a subject which the store has never seen.
-            request_id: A name of the caller's for the request, as for `forget`; `cancel_request` takes it.
+            strict: Raise an error if the store has never seen one of the subjects.
+            request_id: The caller's name for the request, as for `forget`; `cancel_request` takes it.
 
         Returns:
             How many subjects were noted; those who are forgotten already are not.
 
         Raises:
             ConfigurationError: The time has no time zone, or is at an end of the calendar.
-            UnknownSubjectError: A subject is unknown and `strict` is set; nothing has changed then.
-            DataError: An id is neither text nor an integer, or `subjects` is not a collection of ids, or is empty.
+            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
+            DataError: An id is not text or an integer, or `subjects` is not a collection of ids, or is empty.
         """
         return self._forgetting.schedule(_canonical(subjects), due, strict, request_id)
 
     def scheduled_request(self, request_id: str) -> ScheduledRequest | None:
-        """Returns what is known of a scheduled request that its caller has named; None if there is none.
+        """Return a scheduled request by its caller's name; None if it does not exist.
 
         Args:
             request_id: The name.
@@ -447,40 +448,41 @@ class Store:
         """Cancels a scheduled request by its name, before it is carried out; to do so twice changes nothing.
 
         Args:
-            request_id: The name. Who is named by another scheduled request too waits for that.
+            request_id: The name. Subjects in another scheduled request still wait for that one.
 
         Returns:
             How many subjects wait no more.
 
         Raises:
-            UnknownSubjectError: There is no such request, or it was carried out; nothing has changed then.
+            UnknownSubjectError: The request does not exist, or was carried out. Nothing was changed.
         """
         return self._forgetting.cancel_request(request_id)
 
     def refuse_request(self, request_id: str, reason: str) -> int:
-        """Notes that a request is refused, and why; one that is scheduled is not carried out.
+        """Records that a request is refused; a scheduled one is not carried out.
 
-        It stays in the history for good: take no personal data. A request of that name is refused from then on.
+        From then on, no request with this name is accepted. Name and reason stay in the history forever, so they must
+        not contain personal data.
 
         Args:
             request_id: The request's name, scheduled or not. To refuse it twice for the same reason changes nothing.
-            reason: Why, on one line of up to 500 characters.
+            reason: The reason, on one line of up to 500 characters.
 
         Returns:
-            How many subjects wait no more.
+            Number of subjects who no longer wait.
 
         Raises:
-            ConfigurationError: It was carried out or cancelled, or was refused for another reason; or the name or the
-                reason cannot be one. Nothing has changed then.
+            ConfigurationError: The request was carried out, cancelled, or refused for another reason, or the name or
+                the reason is invalid. Nothing was changed.
         """
         return self._forgetting.refuse_request(request_id, reason)
 
     def scheduled_requests(self) -> list[ScheduledRequest]:
-        """Returns all requests that were ever scheduled or refused, in that order, and what has become of each."""
+        """Returns all requests that were ever scheduled or refused, in this order, with their states."""
         return self._forgetting.scheduled_requests()
 
     def preview(self, subjects: Iterable[Any]) -> Preview:
-        """Returns what is known of subjects, and what a request to forget them would do now. Nothing is changed.
+        """Returns the state of subjects, and what a request to forget them would do now, without changing anything.
 
         Args:
             subjects: Their ids.
@@ -511,17 +513,17 @@ class Store:
         return read_records(self._backend, number - 1, number)[0] if number is not None else None
 
     def cancel(self, subjects: Iterable[Any]) -> int:
-        """Cancels scheduled requests before they are carried out. What is forgotten cannot come back.
+        """Cancels scheduled requests before they are carried out. Forgotten data cannot be restored.
 
         Args:
-            subjects: The ids of those who are not to be forgotten after all.
+            subjects: The ids of the subjects who stay.
 
         Returns:
-            How many were cancelled.
+            Number of cancelled subjects.
 
         Raises:
-            UnknownSubjectError: Nothing is scheduled for one of them; nothing has changed then.
-            DataError: An id is neither text nor an integer, or `subjects` is not a collection of ids, or is empty.
+            UnknownSubjectError: Nothing is scheduled for one of them. Nothing was changed.
+            DataError: An id is not text or an integer, or `subjects` is not a collection of ids, or is empty.
         """
         return self._forgetting.cancel(_canonical(subjects))
 
@@ -537,7 +539,7 @@ class Store:
         return self._forgetting.forget_due(now or datetime.now(timezone.utc))
 
     def due(self) -> list[Tombstone]:
-        """Returns who is to be forgotten by now: the keyed hash of each, and the cell that the data is in."""
+        """Return the due subjects: the keyed hash of each, and the cell of the data."""
         return self._forgetting.due(datetime.now(timezone.utc))
 
     def among(self, tombstones: Iterable[Tombstone], subjects: Iterable[str]) -> set[str]:
@@ -563,7 +565,7 @@ class Store:
         return read_records(self._backend, after, self.request_number)
 
     def history(self) -> list[Event]:
-        """Return all events in order, proven to be what was written.
+        """Return all events in order, after checking them.
 
         They hold no ids: a subject is a hash under the store's key.
 
@@ -582,7 +584,7 @@ class Store:
             return {parse_unit(name): as_of for name, as_of in self._ledger.ages().items()}
 
     def has_given(self, receipt: Receipt) -> bool:
-        """Says whether the store's history, unchanged, has the request that a receipt is of.
+        """Return whether the store's history, unchanged, contains the request of a receipt.
 
         Args:
             receipt: The receipt; files that were erased after it was given may be missing in it.
@@ -604,7 +606,7 @@ class Store:
         return chain_digest(self._ledger, position)
 
     def lease(self, max_staleness: float) -> Lease:
-        """Return what lets a replica answer for a while without a look; requests wait until no replica can be behind.
+        """Return a lease for a replica to answer without a look for a while; requests wait until it expires.
 
         Args:
             max_staleness: For how many seconds after a look it may answer.
@@ -619,7 +621,7 @@ class Store:
 
         Args:
             settings: All of them, or a part.
-            hint: What to do, for the message.
+            hint: The advice at the end of the message.
             whole: Whether they are all.
 
         Raises:
@@ -643,7 +645,7 @@ class Store:
         return self._keyring.first_hashes(subjects)
 
     def status(self) -> Overview:
-        """Returns what the store holds: which units serve, which are revoked or missing, and how long it will last."""
+        """Return the state of the store: which units serve, which are revoked or missing, and how long it will last."""
         heads = {source: head.rows for source, head in self.heads().items() if head.complete}
         return Overview.of(self._backend, self.partition, self.manifest, self.options, len(self.due()), heads)
 
@@ -651,7 +653,7 @@ class Store:
         """Takes a new key for subjects' ids into use. Nothing has to be trained again.
 
         Raises:
-            StoreError: A fit is running; or the environment gives the keys, and has no new one.
+            StoreError: A fit is running; or the environment provides the keys, and has no new one.
         """
         with self._lock.hold():
             reconcile(self._backend, self._keyring)  # a rotation that only the journal knows has its key already
@@ -666,40 +668,40 @@ class Store:
         snapshots: str | Path | None = None,
         progress: Progress = lambda done, total: None,
     ) -> None:
-        """Copies the store to where its ledger and snapshots lie otherwise; the copy then answers in its place.
+        """Copy the store to another kind of ledger or snapshots; the copy then replaces it.
 
-        Requests are carried out meanwhile, and are in the copy. At the end this store is given up: from then on it, and
-        whoever has it open, raises `MovedError`, and its snapshots are erased. Whatever is cut where, exactly one of
-        the two answers; if it is this one, it can be called again.
+        Requests during the copy are carried out, and are in the copy. At the end this store is retired: from then on
+        every process that uses it gets a `MovedError`, and its snapshots are erased. Even after an interruption,
+        exactly one of the two answers; if it is this one, call `copy` again.
 
         Args:
             target: A new or empty folder.
             ledger: The address of the copy's ledger, as for `create`; None for a file in its folder.
-            snapshots: Where its snapshots are to lie, as for `create`; None for its folder.
+            snapshots: Where to put its snapshots, as for `create`; None for its folder.
             progress: Called with how many snapshots are copied, of how many.
 
         Raises:
-            ConfigurationError: An address is none; or the store has a floor, which lies in its own folder only.
-            StoreError: A fit is running; or something could not be read or written, or there is something else; this
-                store goes on then.
+            ConfigurationError: An address is invalid; or the store has a floor, which can only be in its own folder.
+            StoreError: A fit is running; or something could not be read or written, or the target is not empty. This
+                store then keeps answering.
         """
         with self._lock.hold():
             clean_up(self._backend)
             copy_store(self._backend, _folder_of(target), ledger, snapshots, progress)
 
     def drill(self, backup: str | Path) -> Drill:
-        """Rehearses a restore of the ledger, on copies: the store goes on meanwhile, and nothing of it is changed.
+        """Rehearse a restore of the ledger, on copies: the store keeps running, and is not changed.
 
         A backup of the ledger is opened with copies of the journal and the keys, in the store's `scratch` folder, as if
-        it had been restored in its place: what it lacks is carried out again from the journal. Snapshots are read where
-        they are. The report says whether all that was carried out would be restored, and how long it takes.
+        it had been restored in its place: missing requests are carried out again from the journal. Snapshots are read
+        where they are. The report says whether all that was carried out would be restored, and how long it takes.
 
         Args:
             backup: A ledger.db or a folder with one. For a ledger in PostgreSQL: the address of a schema in another
                 database that was restored from a backup; it is changed.
 
         Raises:
-            ConfigurationError: There is no such backup, or it is the store's own ledger.
+            ConfigurationError: The backup does not exist, or is the store's own ledger.
         """
         started, seconds = time.monotonic(), dict[str, float]()
 
@@ -789,9 +791,9 @@ class Store:
 
     @contextmanager
     def building(self) -> Iterator[BuildSession]:
-        """Give what a fit needs, and keep other fits out while the block runs.
+        """Yield the operations for a fit, and exclude other fits while the block runs.
 
-        What a fit that was cut has left is cleared away first.
+        The remains of an interrupted fit are cleaned up first.
 
         Raises:
             StoreError: Another fit runs on this store.
@@ -809,7 +811,7 @@ class Store:
         return read_units(self._ledger)
 
     def candidates(self) -> dict[UnitId, ServableUnit]:
-        """Returns the same units as `alive`, with what has to be known to choose and load survivors."""
+        """Return the same units as `alive`, with the data needed to choose and load survivors."""
         return read_servable(self._ledger)
 
     def load(self, unit: UnitId) -> dict[str, Tensor]:
@@ -838,21 +840,21 @@ class Store:
         return decode_snapshot(data, what)
 
     def load_base(self) -> dict[str, Tensor] | None:
-        """Reads the head as it stood before any training; None before the first fit."""
+        """Read the head's state before any training; None before the first fit."""
         digest = self._ledger.notes("base").get("base")
         if digest is None:
             return None
         return decode_snapshot(self._backend.snapshots.get(digest, "the head's start"), "the head's start")
 
     def heads(self) -> dict[str, FloorState]:
-        """Return what is noted of closed-form heads, by what their features are of: "pretrained", or a unit's name."""
+        """Return the records of closed-form heads, by the source of their features: "pretrained", or a unit's name."""
         return read_states(self._backend)
 
     def load_head(self, source: str = PRETRAINED) -> FeatureSums | None:
         """Read the sums that a closed-form head is solved from; None if the store has none.
 
         Args:
-            source: What its features are of.
+            source: The source of its features.
 
         Raises:
             DamagedError: Their snapshot is missing or damaged; the next fit makes it again.
@@ -866,16 +868,16 @@ class Store:
             try:
                 return load_sums(self._backend, state)
             except DamagedError:
-                if self.heads().get(source) == state:  # else a request has put others in their place
+                if self.heads().get(source) == state:  # otherwise a request has replaced them
                     raise
 
     def has_learned_from(self, source: str, subjects: Sequence[str], tags: Sequence[bytes]) -> bool:
-        """Return whether a closed-form head has the rows of these subjects, and no others.
+        """Return whether a closed-form head was built from exactly these rows.
 
         Args:
-            source: What its features are of.
-            subjects: Whose each row is.
-            tags: What tells each row's contents, as a fit has noted it; empty where that is not compared.
+            source: The network that its features come from.
+            subjects: The subject of each row.
+            tags: A digest of each row's contents; empty if contents are not compared.
         """
         with self._ledger.at_one_time():
             by_subject = {subject: hash_ for hash_, subject in self._keyring.hashes(set(subjects)).items()}
@@ -887,15 +889,15 @@ class Store:
         """Writes files made from a unit outside of the store, so that a request which reaches it names and erases them.
 
         Args:
-            name: What `make_export_name` gave for the unit.
+            name: The result of `make_export_name` for the unit.
             unit: The unit.
             digests: Those of the snapshots of its lineage that the files were made from.
-            files: What to write, by path. Their folders must be there, the files must not.
+            files: The contents to write, by path. Their folders must be there, the files must not.
 
         Raises:
-            ConfigurationError: A file is there already, or would lie in the store.
+            ConfigurationError: A file already exists, or would be inside the store.
             RevokedError: A request has reached the unit; nothing is left of the files.
-            StoreError: A file could not be written; nothing is left of the others.
+            StoreError: A file could not be written; the others were removed.
         """
         write_export(self._backend, name, unit, digests, files)
 
@@ -908,11 +910,11 @@ class Store:
 
         Args:
             export: The copy's name, which `export` of a served model returned.
-            recipient: Who or what holds it: a team, a company, a model that was distilled from it. Not a person's name:
-                it stays in the history.
+            recipient: The holder: a team, a company, a model that was distilled from it. Not a person's name: it stays
+                in the history.
 
         Raises:
-            ConfigurationError: There is no such copy, a request has reached it, or the recipient has no name.
+            ConfigurationError: The copy does not exist, a request has reached it, or the recipient has no name.
         """
         hand_over(self._backend, export, recipient)
 
@@ -929,23 +931,23 @@ class Store:
         acknowledge(self._backend, export, recipient)
 
     def handed_copies(self) -> list[HandedCopy]:
-        """Return the copies that were handed to recipients: which request reached each, and what was acknowledged."""
+        """Return the copies that were handed to recipients, with their requests and acknowledgements."""
         with self._ledger.at_one_time():
             return read_copies(self._backend)
 
     def completion(self, request: int) -> Completion:
-        """Return whether everything that a request reached is gone, copies that were handed to recipients among it.
+        """Return whether everything that a request reached is erased, including copies handed to recipients.
 
         Args:
             request: The request's number.
 
         Raises:
-            ConfigurationError: There is no such request.
+            ConfigurationError: The request does not exist.
         """
         return read_completion(self._backend, request)
 
     def verify(self) -> Verification:
-        """Looks at everything: the chain of events, the journal, tombstones, every snapshot, files that are not known.
+        """Check everything: the chain of events, the journal, tombstones, every snapshot, unregistered files.
 
         Damaged units are taken out of service; the next fit trains them again.
         """
@@ -974,11 +976,11 @@ class Store:
         return gone
 
     def take_out_damaged(self) -> list[UnitId]:
-        """Reads every snapshot, and takes the units out of service whose snapshot is missing or damaged."""
+        """Read every snapshot, and take units out of service whose snapshot is missing or damaged."""
         return self._take_out(damaged_units(self._backend))
 
     def provenance(self, unit: UnitId | None = None) -> list[dict[str, Any]]:
-        """Returns what the units that are alive were made from.
+        """Return the provenance of the units that are alive.
 
         Args:
             unit: Only this one's.
@@ -1040,12 +1042,12 @@ def _canonical(subjects: Iterable[Any]) -> list[str]:
     # the letters of "user-17" are ids too, and so are the bytes of b"17": they are not meant
     if isinstance(subjects, (str, bytes, bytearray)) or not isinstance(subjects, Iterable):
         raise DataError(
-            f"The subjects are {type(subjects).__name__}. Expected several ids, even for one person: "
+            f"The subjects are {type(subjects).__name__}. Expected a list of ids, even for one person: "
             'forget(["user-17"]).'
         )
     found = [canonical_subject(subject) for subject in subjects]
     if not found:
         raise DataError(
-            "The request names nobody. Expected at least one id; if they come from another program, it may have failed."
+            "The request has no ids. Expected at least one. If the ids come from another program, it may have failed."
         )
     return found

@@ -24,7 +24,7 @@ def encode_snapshot(tensors: Mapping[str, Tensor]) -> tuple[str, bytes]:
         tensors: The tensors by name, of any dtype that safetensors has, any device and strides.
 
     Raises:
-        StoreError: A tensor is of another kind, or has no values.
+        StoreError: A tensor is of an unsupported kind, or has no values.
     """
     data = encode_tensors({_escape(name): tensor for name, tensor in tensors.items()})
     return hashlib.sha256(data).hexdigest(), data
@@ -35,10 +35,10 @@ def encode_tensors(tensors: Mapping[str, Tensor], **metadata: str) -> bytes:
 
     Args:
         tensors: The tensors by name, of any dtype that safetensors has, any device and strides.
-        metadata: What the file's header says besides.
+        metadata: Further entries for the file's header.
 
     Raises:
-        StoreError: A tensor is of another kind, or has no values.
+        StoreError: A tensor is of an unsupported kind, or has no values.
     """
     plain = {name: _plain(name, tensors[name]) for name in sorted(tensors)}
     data: bytes = safetensors.torch.save(plain, metadata={"format": "pt", **metadata})
@@ -49,11 +49,11 @@ def decode_snapshot(data: bytes, what: str) -> dict[str, Tensor]:
     """Return the tensors of a snapshot.
 
     Args:
-        data: What `encode_snapshot` gave.
-        what: Whose it is, for the message.
+        data: The output of `encode_snapshot`.
+        what: The owner, for the message.
 
     Raises:
-        DamagedError: It is something else.
+        DamagedError: It cannot be decoded.
     """
     try:
         return {_unescape(name): tensor for name, tensor in safetensors.torch.load(data).items()}
@@ -70,8 +70,8 @@ def _plain(name: str, tensor: Tensor) -> Tensor:
         safetensors.torch.save({"x": plain[:0] if plain.dim() else plain})
     except (NotImplementedError, KeyError, RuntimeError, ValueError) as error:
         raise StoreError(
-            f"The tensor {name} ({tensor.dtype}, {tensor.device}) cannot be kept: {error}. Expected a dense tensor "
-            "with values, of a type that safetensors has: convert it, or keep it out of what is trained."
+            f"The tensor {name} ({tensor.dtype}, {tensor.device}) cannot be saved: {error}. Expected a dense tensor "
+            "with values, of a type that safetensors supports: convert it, or exclude it from training."
         ) from error
     return plain
 

@@ -1,4 +1,4 @@
-"""Which remembered configs a person trusts: by digest, under the home, where no store can write."""
+"""The stored configs that a user trusts: by digest, in the home folder, where a store cannot write."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def trust(options: Mapping[str, Any]) -> None:
 
 
 def _digest(options: Mapping[str, Any]) -> str:
-    # all that names something to import
+    # everything that names something to import
     return hashlib.sha256(canonical([options.get("config"), options.get("classes")]).encode()).hexdigest()
 
 
 def _file() -> Path:
     given = Path(os.environ.get("XDG_STATE_HOME", ""))
-    # a relative one is to be ignored: https://specifications.freedesktop.org/basedir-spec/latest
+    # relative paths must be ignored: https://specifications.freedesktop.org/basedir-spec/latest
     return (given if given.is_absolute() else Path.home() / ".local" / "state") / _FILE

@@ -1,4 +1,4 @@
-"""Units in the ledger: which may serve, and what is kept of each."""
+"""Units in the ledger: which may serve, and their records."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class UnitRecord:
         key: The digest of all that may have influenced it.
         snapshot: The SHA-256 of its snapshot, which is also the file's name.
         score: The metric that the script monitors, higher being better; None without one.
-        provenance: What it was made from, JSON-ready.
+        provenance: Its origin, JSON-ready.
     """
 
     unit: UnitId
@@ -35,7 +35,7 @@ class UnitRecord:
 
 @dataclass(frozen=True)
 class ServableUnit:
-    """What has to be known of a unit to serve it.
+    """The data needed to serve a unit.
 
     Attributes:
         snapshot: The SHA-256 of its snapshot.
@@ -49,7 +49,7 @@ class ServableUnit:
 def read_units(ledger: Ledger, names: Collection[str] | None = None) -> dict[UnitId, UnitRecord]:
     """Return the units that may serve, in order.
 
-    A unit whose lineage is not whole is left out: it could not be put together.
+    A unit with an incomplete lineage is left out: its model could not be assembled.
 
     Args:
         ledger: The ledger.
@@ -67,7 +67,7 @@ def read_units(ledger: Ledger, names: Collection[str] | None = None) -> dict[Uni
 
 
 def read_servable(ledger: Ledger) -> dict[UnitId, ServableUnit]:
-    """Return the units that may serve, as `read_units` does, without what they were made from: that is much to read.
+    """Return the units that may serve, as `read_units` does, without their provenance, which is slow to read.
 
     Args:
         ledger: The ledger.
@@ -98,7 +98,7 @@ def parse_unit(name: str) -> UnitId:
 
 
 def _whole(found: Mapping[str, _Found]) -> dict[UnitId, _Found]:
-    """Return the units whose ancestors are all there, in order."""
+    """Return the units whose ancestors all exist, in order."""
     whole: set[str] = set()
     for name in sorted(found, key=len):  # parents come before their children
         parent = name.rpartition("-")[0]

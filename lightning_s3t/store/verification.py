@@ -1,4 +1,4 @@
-"""Verification: whether a store is what its history says."""
+"""Verification: whether a store matches its history."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _PATIENCE = 2.0  # seconds
 
 @dataclass(frozen=True)
 class Verification:
-    """What a look at a store has found.
+    """The result of checking a store.
 
     Attributes:
         problems: One sentence each; none is good.
-        damaged: Units whose snapshot is missing or changed.
-        events: How many events were walked.
-        units: How many snapshots were read.
-        skipped: What could not be looked at, and why.
-        notes: What is not the store's fault: checkpoints that were removed by hand, or that are those of the store that
+        damaged: Units with a missing or changed snapshot.
+        events: Number of checked events.
+        units: Number of snapshots that were read.
+        skipped: What could not be checked, and why.
+        notes: Observations that are not errors: checkpoints that were removed by hand, or that belong to the store that
             this one is a copy of.
     """
 
@@ -65,14 +65,14 @@ def verify(store: Backend, keyring: Keyring, quiet: bool) -> Verification:
     """Look at everything that a store has.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
         keyring: The store's keys.
         quiet: Whether no other process works on the store, so that every file in it has to be accounted for.
     """
     ledger = store.ledger
     damaged = tuple(damaged_units(store))
     units = len(ledger.ages()) + len(ledger.aside())
-    with ledger.at_one_time():  # requests of other processes go on meanwhile
+    with ledger.at_one_time():  # other processes may make requests at the same time
         keyring.refresh()
         history = list(ledger.events())
         contents = [
@@ -102,15 +102,19 @@ def verify(store: Backend, keyring: Keyring, quiet: bool) -> Verification:
         *filter(None, [unerased(store), clear_begun(store) if quiet else ""]),
         *(_strangers(store, registered.values()) if quiet else ()),
     ]
-    skipped = () if quiet else ("unregistered files were not looked for: a fit is running, whose own look the same",)
+    skipped = (
+        ()
+        if quiet
+        else ("unregistered files were not checked, because a fit is running and its own files look the same",)
+    )
     return Verification(tuple(problems), damaged, len(history), units, skipped, tuple(_lost(registered)))
 
 
 def check_one_piece(ledger: Ledger, folder: Path) -> None:
     """Check that the ledger is of one piece; fast enough for every opening.
 
-    A ledger.db that is restored beside the write-ahead log of another is partly the one, partly the other, and SQLite
-    does not notice: its newest event may be there, and a tombstone from before be gone.
+    A ledger.db that is restored next to the write-ahead log of another is a mixture of both, which SQLite does not
+    detect: its newest event may exist while an earlier tombstone is missing.
 
     Args:
         ledger: The ledger.
@@ -128,37 +132,35 @@ def check_one_piece(ledger: Ledger, folder: Path) -> None:
         found = ledger.count_forgotten()
         damage = ledger.problems(tombstones_only=True)
     if total is not None and found != total:
-        problems.append(f"{found} people are forgotten, and the newest request says {total}.")
+        problems.append(f"{found} people are forgotten, but the newest request says {total}.")
     if damage:
         problems.append(f"The tombstones are damaged: {damage[0]}.")
     if events != newest:
-        problems.append(f"There are {events} events, and the newest is number {newest}.")
+        problems.append(f"There are {events} events, but the newest is number {newest}.")
     if cells != entries:
-        problems.append(f"The units have {cells} cells, and the index of what reaches them has {entries}.")
+        problems.append(f"The units have {cells} cells, but the index of what reaches them has {entries}.")
     if problems:
-        advice = "Restore it from a backup, with the journal left there."
+        advice = "Restore it from a backup, and leave the journal in place."
         if (folder / LEDGER).exists():
             advice = (
                 f"If {LEDGER} was restored beside the {LEDGER}-wal of another, remove {LEDGER}-wal and {LEDGER}-shm "
-                "and restore it once more, with the journal left there; else restore it from a backup."
+                "and restore it again, with the journal left in place. Otherwise restore it from a backup."
             )
-        raise StoreError(
-            f"The ledger of the store {folder} is not of one piece: {problems[0]} Nothing is served. {advice}"
-        )
+        raise StoreError(f"The ledger of the store {folder} is inconsistent: {problems[0]} Nothing is served. {advice}")
 
 
 def damaged_units(store: Backend) -> Iterator[UnitId]:
-    """Return the units whose snapshot is not what was written.
+    """Return the units with a missing or corrupted snapshot.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
 
     Raises:
         StoreError: The place of the snapshots cannot be read.
     """
     digests = store.ledger.digests()
     if digests and "base" in store.ledger.notes("base"):
-        store.snapshots.check_place()  # the start of all, which is never erased, lies there too
+        store.snapshots.check_place()  # the initial state, which is never erased, is there too
     for name, digest in digests.items():
         if not store.snapshots.is_whole(digest) and store.ledger.digests([name]).get(name) == digest:
             yield parse_unit(name)
@@ -167,7 +169,9 @@ def damaged_units(store: Backend) -> Iterator[UnitId]:
 def _chain(ledger: Ledger, folder: Path, history: list[Event]) -> Iterator[str]:
     broken = first_break(history)
     if broken is not None:
-        yield f"The chain of events is broken at position {broken}: it, or what is before it, was changed or removed."
+        yield (
+            f"The chain of events is broken at position {broken}: this event or an earlier one was changed or removed."
+        )
     try:
         copy = _copy_of(folder, len(history))
     except (OSError, StoreError) as error:
@@ -180,8 +184,8 @@ def _chain(ledger: Ledger, folder: Path, history: list[Event]) -> Iterator[str]:
     later = copy[len(history) :]  # requests since the look are in both
     if later and later != list(islice(ledger.events(after=len(history)), len(later))):
         yield (
-            f"The ledger ends at event {len(history)}, the journal at {len(copy)}: it was restored or changed while it "
-            "was open. Open the store again: what it lacks is then carried out."
+            f"The ledger ends at event {len(history)}, the journal at {len(copy)}: it was restored or changed while "
+            "it was open. Open the store again: the missing requests are then carried out."
         )
     if len(copy) < len(history):
         yield f"The journal ends at event {len(copy)}, the ledger at {len(history)}."
@@ -212,7 +216,7 @@ def _copy_of(folder: Path, events: int) -> list[Event]:
 
 
 def _tombstones(ledger: Ledger, keyring: Keyring, history: Iterable[Event]) -> Iterator[str]:
-    # one request after the other: what is in the ledger must be what they say, no more and no less
+    # request by request: the ledger must contain exactly what they say
     expected: dict[bytes, tuple[int, str]] = {}
     marks: set[Mark] = set()
     layers = 1
@@ -234,16 +238,13 @@ def _tombstones(ledger: Ledger, keyring: Keyring, history: Iterable[Event]) -> I
     if lost:
         yield f"{lost} tombstones are missing: people who were forgotten could be trained on again."
     if strange or changed:
-        yield f"{strange + changed} tombstones are there that no request explains."
+        yield f"{strange + changed} tombstones do not belong to any request."
     again = ledger.count_registered_and_forgotten()
     if again:
         yield f"{again} forgotten subjects are registered as training data."
     wrong = marks ^ set(ledger.marks())
     if wrong:
-        yield (
-            f"{len(wrong)} notes of who is restricted, or whose data was corrected, are missing or are explained by no "
-            "request."
-        )
+        yield (f"{len(wrong)} records of restricted or corrected subjects are missing or do not belong to any request.")
 
 
 def _outdated(ledger: Ledger) -> Iterator[str]:
@@ -273,7 +274,7 @@ def _set_aside(ledger: Ledger) -> Iterator[str]:
         if request > one.as_of:
             yield f"Unit {one.name}, which is set aside, was trained before request {request}: it must not be kept."
         if all(restricted.get(cell, 0) <= one.as_of for cell in parse_unit(one.name).cells):
-            yield f"Unit {one.name} is set aside, and nobody whose data it holds is restricted."
+            yield f"Unit {one.name} is set aside, but no subject in its data is restricted."
 
 
 def _damaged_aside(store: Backend) -> Iterator[str]:
@@ -285,32 +286,34 @@ def _damaged_aside(store: Backend) -> Iterator[str]:
 def _index(ledger: Ledger) -> Iterator[str]:
     wrong = {(cell, name) for name in ledger.ages() for cell in parse_unit(name).cells} ^ set(ledger.index())
     if wrong:
-        yield f"The index of what requests reach is wrong in {len(wrong)} places: a request could miss a unit."
+        yield f"The index of which cells reach which units has {len(wrong)} wrong entries: a request could miss a unit."
 
 
 def _base(store: Backend) -> Iterator[str]:
     digest = store.ledger.notes("base").get("base")
     if digest is not None and not store.snapshots.is_whole(digest):
-        yield "The head's start is missing or damaged: a fit could not train anything. Restore it from a backup."
+        yield (
+            "The head's initial state is missing or damaged: a fit could not train anything. Restore it from a backup."
+        )
 
 
 def _key(folder: Path) -> Iterator[str]:
     path = folder / KEY_FILE
     if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077:
-        yield f"The key {path} can be read by others: chmod 600."
+        yield f"The key {path} is readable by other users: chmod 600."
 
 
 def _changed(registered: Mapping[OwnedFile, Located]) -> Iterator[str]:
     for file, located in registered.items():
         if located.state == "changed":
             yield (
-                f"{_name(file.path)} is not what was registered: it was changed or replaced, and no request will "
-                "erase it. Remove it by hand if it is a checkpoint of this store."
+                f"{_name(file.path)} differs from the registered file: it was changed or replaced, and no request "
+                "will erase it. Remove it by hand if it is a checkpoint of this store."
             )
 
 
 def _taken_off(store: Backend, registered: Collection[str]) -> Iterator[str]:
-    """Name checkpoints of units that serve and that nothing would erase: what they wrote is in their records."""
+    """Name checkpoints of serving units that no request would erase; units record the files that they wrote."""
     queued = {file.path for file in store.ledger.queued()}
     try:
         units = read_units(store.ledger)
@@ -323,13 +326,13 @@ def _taken_off(store: Backend, registered: Collection[str]) -> Iterator[str]:
                 continue
             if digest_of(path) == file["sha256"]:
                 yield (
-                    f"{_name(path)} was written by unit {unit}, and is not on the list of its files: no request would "
-                    "erase it. Remove it by hand."
+                    f"{_name(path)} was written by unit {unit} but is not registered with it: no request would erase "
+                    "it. Remove it by hand."
                 )
 
 
 def damage_problem(unit: UnitId) -> str:
-    """Return what is said of a unit whose snapshot is not what was written.
+    """Return the message for a unit with a missing or corrupted snapshot.
 
     Args:
         unit: The unit.
@@ -338,18 +341,18 @@ def damage_problem(unit: UnitId) -> str:
 
 
 def left_problems(store: Backend) -> Iterator[str]:
-    """Name the files that were to be erased, and may be somebody else's.
+    """Name queued files that may not be the store's.
 
     Args:
-        store: Where the store lies.
+        store: The store's backend.
     """
     for file in store.ledger.queued():
         if file.left:
             why = f"request {file.request}" if file.request is not None else "a unit that is gone"
             yield (
-                f"{_name(file.path)} was to be erased with {why}, and is still there: it was changed since, or the "
-                "store was moved or copied and it may be another's. Look at it, and remove it by hand if it is this "
-                "store's."
+                f"{_name(file.path)} should have been erased with {why} but still exists: it was changed since, or "
+                "the store was moved or copied and the file may belong to another store. Inspect it, and remove it "
+                "by hand if it belongs to this store."
             )
 
 
@@ -357,11 +360,11 @@ def _lost(registered: Mapping[OwnedFile, Located]) -> Iterator[str]:
     missing = [file.path for file, located in registered.items() if located.state == "missing"]
     elsewhere = [file.path for file, located in registered.items() if located.state in ("elsewhere", "unproven")]
     if missing:
-        yield f"{len(missing)} registered files are not there any more: {_shown(missing)}."
+        yield f"{len(missing)} registered files are missing: {_shown(missing)}."
     if elsewhere:
         yield (
-            f"{len(elsewhere)} registered files lie where they belong to the store that this one was copied or moved "
-            f"from: {_shown(elsewhere)}. No request to this store erases them."
+            f"{len(elsewhere)} registered files belong to the store that this one was copied or moved from: "
+            f"{_shown(elsewhere)}. No request to this store erases them."
         )
 
 
@@ -370,17 +373,17 @@ def _shown(paths: list[str]) -> str:
 
 
 def _name(path: str) -> str:
-    # what a stranger has written must not steer the terminal
+    # text from a stranger must not control the terminal
     return path if path.isprintable() else repr(path)
 
 
 def _strangers(store: Backend, registered: Iterable[Located]) -> Iterator[str]:
     names = {path.relative_to(store.folder).as_posix() for path in store.folder.rglob("*") if not path.is_dir()}
     names = {name for name in names if not name.startswith(f"{SCRATCH}/")}  # of an audit that is running
-    names |= store.snapshots.names()  # which may lie elsewhere
+    names |= store.snapshots.names()  # which may be elsewhere
     snapshots = store.snapshots.owned(names)
     known = OWN_FILES | store.ledger.needed(snapshots)
     known |= {os.path.relpath(located.path, os.path.realpath(store.folder)) for located in registered if located.path}
     for name in sorted(names - known):
         where = "snapshots" if name.startswith(f"{FOLDER}/") else "the store"
-        yield f"An unregistered file lies in {where}: {_name(name)}."
+        yield f"There is an unregistered file in {where}: {_name(name)}."

@@ -1,4 +1,4 @@
-"""What adapters do, in numbers: a release of PEFT that computes something else with the same tensors is noticed."""
+"""Numeric checks of adapters: detects a release of PEFT that computes different outputs from the same tensors."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from lightning_s3t.tuning.stages import StageBuilder
 
 Effect = Mapping[str, list[float]]
 _ROWS, _NUMBERS = 3, 4
-_TOLERANCE = 1e-3  # releases and machines may sum up in another order, and no more
+_TOLERANCE = 1e-3  # releases and machines may differ only in the order of summation
 
 
 @torch.no_grad()
 def measure_effect(builder: StageBuilder) -> dict[str, list[float]]:
-    """Return what the adapter of the first fitting layer of each group adds to its answer.
+    """Return what the adapter of the first fitting layer of each group adds to the layer's output.
 
-    The adapter's tensors and the layer's input are drawn from fixed seeds, so that the numbers say what PEFT computes
-    with them: how it scales, in which order it multiplies, whether it acts. Linear layers are measured; a group that
-    has none is left out.
+    The adapter's tensors and the layer's input are drawn from fixed seeds, so that the numbers show what PEFT computes
+    from them: the scaling, the order of the products, and whether the adapter is active. Linear layers are measured; a
+    group that has none is left out.
 
     Args:
-        builder: What makes the adapters.
+        builder: The builder of the adapters.
 
     Returns:
         A few numbers by the path of the layer.
@@ -62,11 +62,11 @@ def measure_effect(builder: StageBuilder) -> dict[str, list[float]]:
 
 
 def check_effect(kept: Effect | None, found: Effect, store: str) -> None:
-    """Refuse to go on with adapters that compute something else than when the store was made.
+    """Raise an error if adapters compute different outputs than when the store was made.
 
     Args:
-        kept: What `measure_effect` gave then; None if the store does not know.
-        found: What it gives now.
+        kept: The result of `measure_effect` at that time; None if the store does not have it.
+        found: Its current result.
         store: The store, for the message.
 
     Raises:

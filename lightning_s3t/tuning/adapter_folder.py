@@ -19,7 +19,7 @@ from lightning_s3t.tuning.stages import StageBuilder
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
-# those whose tensors PEFT saves under the names that they have in a layer; tests load each back
+# types whose tensors PEFT saves under the names that they have in a layer; tests reload each
 _TYPES = ("LORA", "IA3", "LOHA", "LOKR")
 
 
@@ -30,8 +30,8 @@ def adapter_config(builder: StageBuilder, stand_ins: Mapping[str, nn.Module]) ->
     The head is a module that PEFT saves whole.
 
     Args:
-        builder: What built the stage.
-        stand_ins: Its modules, by the path of the one that they stand in for.
+        builder: The builder of the stage.
+        stand_ins: Its modules, by the path of the module that each replaces.
 
     Raises:
         ConfigurationError: Whole layers were trained, without adapters.
@@ -52,7 +52,7 @@ def adapter_config(builder: StageBuilder, stand_ins: Mapping[str, nn.Module]) ->
             )
     config.target_modules = _selector(targets, modules)  # type: ignore[attr-defined]
     for option in ("exclude_modules", "layers_to_transform", "layers_pattern"):
-        if hasattr(config, option):  # the targets are what was left of them
+        if hasattr(config, option):  # the targets are the remaining ones
             setattr(config, option, None)
     if getattr(config, "feedforward_modules", "") is None:
         config.feedforward_modules = []  # type: ignore[attr-defined]
@@ -65,7 +65,7 @@ def adapter_config(builder: StageBuilder, stand_ins: Mapping[str, nn.Module]) ->
     config.base_model_name_or_path = getattr(getattr(network, "config", None), "_name_or_path", None) or None
     with tempfile.TemporaryDirectory(
         prefix="s3t-export-"
-    ) as folder:  # PEFT writes it to a file only; it has no weights
+    ) as folder:  # PEFT can only write it to a file; it has no weights
         config.save_pretrained(folder)
         return Path(folder, CONFIG_FILE).read_bytes()
 
@@ -74,8 +74,8 @@ def adapter_weights(builder: StageBuilder, stand_ins: Mapping[str, nn.Module]) -
     """Return the tensors of a stage's adapters and head, by the names that PEFT saves them under.
 
     Args:
-        builder: What built the stage.
-        stand_ins: Its modules, by the path of the one that they stand in for.
+        builder: The builder of the stage.
+        stand_ins: Its modules, by the path of the module that each replaces.
     """
     found: dict[str, Tensor] = {}
     for name, module in stand_ins.items():
@@ -102,13 +102,13 @@ def _checked(builder: StageBuilder) -> PeftConfig:
 
 
 def _inside(builder: StageBuilder, name: str) -> str:
-    """Return a module's path from the network, which is what PEFT is given."""
+    """Return a module's path relative to the network, which is the module that PEFT gets."""
     network = builder.layers.network
     return name.removeprefix(f"{network}.") if network else name
 
 
 def _selector(targets: Sequence[str], modules: Sequence[str]) -> list[str] | str:
-    """Return what makes PEFT choose these modules and no others: it takes each name for the end of a path."""
+    """Return a selector that makes PEFT choose exactly these modules; PEFT treats each name as the end of a path."""
     chosen = [name for name in modules if any(name == target or name.endswith(f".{target}") for target in targets)]
     return sorted(targets) if set(chosen) == set(targets) else "|".join(re.escape(target) for target in sorted(targets))
 

@@ -32,14 +32,14 @@ DEFAULT_ADAPTER: dict[str, str | int | float | bool] = {
 }
 """The paper's adapter for vision transformers (section 4): rank 16, rank-stabilised, dropout 0.1."""
 
-# adapters with state that all modules share, which older releases of PEFT inject all the same
+# adapters with state that all modules share, which older releases of PEFT inject anyway
 _SHARED_STATE = ("FROD", "PVERA", "TINYLORA", "UNILORA", "VBLORA", "VERA")
-# options that reach beyond the module that carries the adapter, where no unit could own what they train
+# options that train tensors outside the module with the adapter, which no unit could own
 _FORBIDDEN = ("modules_to_save", "target_parameters", "trainable_token_indices", "layer_replication")
 
 
 def resolve_adapter(adapter: PeftConfig | Mapping[str, Any] | None) -> PeftConfig | None:
-    """Turn what a user may pass as `adapter` into a PeftConfig of its own.
+    """Convert a user's `adapter` argument into a separate PeftConfig.
 
     Args:
         adapter: A PeftConfig, a dict of one, or None for whole-layer fine-tuning. A dict without `peft_type` changes
@@ -78,21 +78,21 @@ def resolve_adapter(adapter: PeftConfig | Mapping[str, Any] | None) -> PeftConfi
 
 
 def adapter_for(module: nn.Module, layers: Layers, adapter: PeftConfig | None) -> PeftConfig | None:
-    """Return the adapter to train a module with, where the default one may not be what fits it.
+    """Return the adapter to train a module with, if the default may not fit.
 
-    Without a choice of the user's, a module's own PEFT adapters are trained, and whole layers where a layer group has
-    nothing that the default adapter goes on (recurrent layers).
+    If the user has not chosen one, a module's own PEFT adapters are trained, or whole layers if the default adapter
+    fits no module of a layer group (recurrent layers).
 
     Args:
         module: The user's module.
         layers: Its layer groups.
-        adapter: What was asked for, as `resolve_adapter` gives it.
+        adapter: The requested adapter, from `resolve_adapter`.
 
     Returns:
-        The adapter, or None to train what is in the layers.
+        The adapter, or None to train the layers themselves.
 
     Raises:
-        AdapterError: The module has adapters, and others were asked for.
+        AdapterError: The module has adapters, and others were requested.
 
     Example:
         >>> from lightning_s3t.tuning.layers import find_layers
@@ -164,7 +164,7 @@ def find_targets(root: nn.Module, layers: Layers, config: PeftConfig) -> dict[in
         The paths of the target modules by group index (1 is the top group).
 
     Raises:
-        AdapterError: A group has no module that fits.
+        AdapterError: A group has no fitting module.
     """
     targets: dict[int, tuple[str, ...]] = {}
     wanted = getattr(config, "target_modules", None)
@@ -198,7 +198,7 @@ def inject_adapter(original: nn.Module, name: str, config: PeftConfig, seed: int
         seed: The seed of the draw.
 
     Returns:
-        PEFT's layer, to be put in the place of `original`.
+        PEFT's layer, which replaces `original`.
 
     Raises:
         AdapterError: PEFT cannot adapt the module, or would change or train its pretrained weights.
@@ -222,7 +222,7 @@ def inject_adapter(original: nn.Module, name: str, config: PeftConfig, seed: int
     original.eval()  # in training, a weight with spectral_norm changes when it is looked at
     try:
         with seeded(seed), warnings.catch_warnings():
-            # PEFT corrects fan_in_fan_out for the module at hand by itself, and says so once a module
+            # PEFT corrects fan_in_fan_out for each module itself, with a warning per module
             warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
             # it doubts every LayerNorm once a module too, although LayerNorm tuning is its own
             warnings.filterwarnings("ignore", message="Unsupported layer type .*LayerNorm")
@@ -254,8 +254,8 @@ def inject_adapter(original: nn.Module, name: str, config: PeftConfig, seed: int
             parameter.requires_grad = trainable[id(parameter)]
         for module, mode in training:
             module.training = mode
-    # without gradients torch's encoder layers run in one fused call on their layers' weights, past any adapter; a
-    # hook on one of them is what makes them call their layers
+    # without gradients torch's encoder layers run as one fused call on their layers' weights, which bypasses adapters;
+    # a hook on one of the layers makes them call their layers
     layer.register_forward_pre_hook(_pass_on)
     return layer
 
@@ -265,12 +265,12 @@ def check_adapter(root: nn.Module, targets: Mapping[int, tuple[str, ...]], confi
 
     Args:
         root: The module that the targets are paths of.
-        targets: What `find_targets` gave.
+        targets: The result of `find_targets`.
         config: The adapter.
 
     Raises:
-        AdapterError: PEFT cannot adapt a target, or its initialisation changes the pretrained weights (PiSSA,
-            OLoRA, ...): deactivating would then not give the pretrained layer back.
+        AdapterError: PEFT cannot adapt a target, or its initialisation changes the pretrained weights (PiSSA, OLoRA,
+            ...): deactivating would then not restore the pretrained layer.
     """
     tried: set[tuple[type[nn.Module], tuple[torch.Size, ...]]] = set()
     for name in (name for names in targets.values() for name in names):

@@ -1,4 +1,4 @@
-"""What torch compiles: whether, and with which arguments."""
+"""Compiled modules: whether a module is compiled, and with which arguments."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def has_compiled_parts(module: nn.Module) -> bool:
 def compile_arguments(compiled: object) -> dict[str, Any] | None:
     """Return the arguments with which `torch._dynamo.optimize`, which `torch.compile` calls, compiles the same again.
 
-    torch has no public way to ask for them. Its own pickling of a compiled module leaves out `fullgraph` and `dynamic`,
-    and what `Module.compile` has compiled.
+    torch has no public API for them. Its own pickling of a compiled module leaves out `fullgraph` and `dynamic`, and
+    the results of `Module.compile`.
 
     Args:
         compiled: A compiled module or function, or the context that its calls run in.
@@ -113,7 +113,7 @@ def _context_of(compiled: object) -> OptimizeContext | None:
 
 
 def _inner(callback: Any) -> Any:
-    """Returns what a callback of torch's calls in its turn; None for the backend, which calls none."""
+    """Return the callback that one of torch's callbacks calls; None for the backend, which calls none."""
     for name in ("_torchdynamo_orig_backend", "_torchdynamo_orig_callable"):  # today's name, and that of torch 2.6
         if hasattr(callback, name):
             return getattr(callback, name)

@@ -1,4 +1,4 @@
-"""Digests of tensors: a strong one for what is kept, a quick one on the device for what must not move."""
+"""Digests of tensors: a strong one for stored tensors, a fast one on the device for tensors that must not change."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Hashable, Mapping
 import torch
 from torch import Tensor, nn
 
-# 64-bit words that are mixed at once: a megabyte, so that what is worked on stays in a processor's cache
+# 64-bit words that are mixed at once: a megabyte, so that the data stays in the processor's cache
 _ROW = 1 << 17
-# on an accelerator, where a step's fixed cost is what counts
+# on an accelerator, where the fixed cost of a step dominates
 _ROWS = 16
 # odd multipliers (2**64 divided by the golden ratio, and splitmix64's), written as signed 64-bit integers
 _WEIGHT = -7046029254386353131
@@ -67,13 +67,12 @@ def is_constant(tensor: Tensor) -> bool:
 
 
 def fingerprint(tensor: Tensor) -> Tensor:
-    """Return a 64-bit fingerprint of a tensor's bits, computed where the tensor lies.
+    """Return a 64-bit fingerprint of a tensor's bits, computed on the tensor's device.
 
     A sum, modulo 2**64, of 64-bit words multiplied by odd numbers that depend on the place and then mixed (splitmix64's
-    finaliser), and once more of these sums: any change within one word, so of any single element, shows with
-    certainty, several with probability 1 - 2**-64 or so. It is meant against accidents, not against anyone who
-    constructs collisions; what is kept is digested by `digest_tensors`. Equal bits give equal fingerprints on every
-    device.
+    finaliser), and once more of these sums: any change within one word, so of any single element, shows with certainty,
+    several with probability 1 - 2**-64 or so. It detects accidents, not deliberately constructed collisions; stored
+    tensors are digested by `digest_tensors`. Equal bits give equal fingerprints on every device.
 
     Args:
         tensor: Any dense tensor.
@@ -101,7 +100,7 @@ def fingerprint(tensor: Tensor) -> Tensor:
 
 
 def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Fingerprints many tensors with one transfer per device; one that is there under several names, once.
+    """Fingerprint many tensors with one transfer per device; a tensor with several names is read once.
 
     Args:
         tensors: The tensors by name.
@@ -126,8 +125,8 @@ def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _memory_of(tensor: Tensor) -> Hashable:
-    """Return what is equal for two tensors only if they are views of one memory that hold the same."""
-    # a subclass may keep its values elsewhere, and have no memory, or another's address
+    """Return a key that is equal for two tensors only if they are identical views of the same memory."""
+    # a subclass may keep its values elsewhere, and have no memory, or the address of another tensor
     if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided or not tensor.data_ptr():
         return id(tensor)
     return (

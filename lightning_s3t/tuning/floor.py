@@ -1,4 +1,4 @@
-"""The floor of an ensemble: which layer a closed-form head takes the place of, and what it learns from."""
+"""The floor of an ensemble: the layer that a closed-form head replaces, and the data that it learns from."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ class Floor:
 
     A ridge regression on the features that the pretrained network gives its head, over all rows of all shards. It is
     made of sums of integers, from which a request subtracts the rows of the subject; so it is, bit for bit, the head
-    that a fit without the subject gives. It answers beside the shards, and alone when deletions have left no unit: a
-    shard has a vote for each slice that it serves, the floor as many as all shards have when they are whole. It costs
-    one forward pass of the data, row by row, at the first fit, and a byte for each feature of a row.
+    that a fit without the subject gives. It answers together with the shards, and alone when deletions have left no
+    unit: a shard has one vote for each slice that it serves, the floor as many votes as all complete shards together.
+    It costs one forward pass of the data, row by row, at the first fit, and a byte for each feature of a row.
 
-    With `survivors`, each unit that serves gets such a head too, on its own adapted features, from all rows that it
-    was not trained on. It answers together with the head that the unit was trained with. It costs a forward pass of the
-    data and a byte for each feature of a row for every shard. A request that reaches the unit takes the head along, and
-    the next fit builds one on what serves then.
+    With `survivors`, each unit that serves gets such a head too, on its own adapted features, from all rows that it was
+    not trained on. It answers together with the head that the unit was trained with. It costs a forward pass of the
+    data and a byte for each feature of a row for every shard. A request that reaches the unit also removes the head,
+    and the next fit builds one on the unit that serves then.
 
     Args:
-        targets: Where a batch has its targets: a key of a mapping, the position in a tuple, or a callable that takes
-            the batch. None for the second of two, or for "labels", "label", "targets", "target" or "y".
+        targets: The place of the targets in a batch: a key of a mapping, the position in a tuple, or a callable that
+            takes the batch. None for the second of two, or for "labels", "label", "targets", "target" or "y".
         task: "multiclass" (targets are numbers of classes), "multilabel" (0 or 1 for each output), "binary" (0 or 1,
-            for one output) or "regression". None to tell by their type and shape, where these leave no doubt.
-        bits: How many bits a feature is rounded to, 4 to 8.
-        target_step: What targets of a regression are rounded to multiples of.
+            for one output) or "regression". None to infer it from their type and shape, if these are unambiguous.
+        bits: Number of bits that a feature is rounded to, 4 to 8.
+        target_step: Targets of a regression are rounded to multiples of it.
         survivors: Whether units that serve get heads of their own.
 
     Raises:
@@ -70,7 +70,7 @@ class Floor:
 
     @classmethod
     def of(cls, given: Floor | Mapping[str, Any] | bool | None) -> Floor | None:
-        """Return the floor that an argument stands for; None for none.
+        """Return the floor that an argument specifies; None for none.
 
         Args:
             given: A floor, a mapping of its arguments, True for one with the defaults, or None or False.
@@ -95,7 +95,7 @@ class Floor:
             ) from error
 
     def part(self, root: nn.Module, layers: Layers) -> FloorPart:
-        """Return what a store notes of the floor: the layer that it takes the place of.
+        """Return a store's settings of the floor: the layer that it replaces.
 
         Args:
             root: The user's module.

@@ -1,4 +1,4 @@
-"""Freezing: the one place where `requires_grad` and training modes are set for a unit, and set back afterwards."""
+"""Freezing: the only place where `requires_grad` and training modes are set for a unit, and restored afterwards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def set_trainable(root: nn.Module, trainable: Iterable[nn.Parameter]) -> None:
     """Make exactly these parameters trainable, and freeze every other one.
 
     Args:
-        root: The module whose parameters are set.
+        root: The module with the parameters.
         trainable: The parameters that shall require a gradient; compared by identity, since equal values don't make
             two parameters one.
 
@@ -34,8 +34,8 @@ def freeze_statistics(root: nn.Module, owned: Iterable[nn.Module] = ()) -> list[
     """Put every layer with running statistics into eval mode, except those that the unit owns.
 
     In training mode such a layer (BatchNorm, InstanceNorm) writes the statistics of the data into the frozen part of
-    the network, where they outlive a deletion. One with spectral_norm goes on with its power iteration there, which
-    changes the frozen weights.
+    the network, where they outlive a deletion. In training mode a module with spectral_norm continues its power
+    iteration, which changes the frozen weights.
 
     Args:
         root: The module to go through.
@@ -91,7 +91,7 @@ class ModuleFlags:
         self._training = [(module, module.training) for module in root.modules()]
 
     def restore(self) -> None:
-        """Set all flags back to what they were."""
+        """Restore all flags."""
         for parameter, trainable in self._trainable:
             parameter.requires_grad_(trainable)
             parameter.grad = None

@@ -30,10 +30,10 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class TensorState:
-    """What a tensor held.
+    """The contents of a tensor.
 
     Attributes:
-        bits: Its fingerprint, which alone doesn't tell zeros from more zeros.
+        bits: Its fingerprint, which alone does not distinguish zeros of different shapes.
         dtype: Its type.
         shape: Its shape.
     """
@@ -44,7 +44,7 @@ class TensorState:
 
 
 def states_of(tensors: Mapping[str, Tensor]) -> dict[str, TensorState]:
-    """Return what tensors hold now, by name.
+    """Return the current contents of tensors, by name.
 
     Args:
         tensors: The tensors by name.
@@ -53,10 +53,9 @@ def states_of(tensors: Mapping[str, Tensor]) -> dict[str, TensorState]:
 
 
 class Baseline:
-    """What a module holds before any unit of a fit is trained: what every unit must leave as it is.
+    """The contents of a module before any unit of a fit is trained, which every unit must leave unchanged.
 
-    To be taken while nothing stands in for any of its parts, and before the first unit: what a unit may have changed
-    must not become what the next ones are compared with.
+    Create it before the first unit and before any submodule is replaced, so that no unit can contaminate the reference.
 
     Args:
         module: The module.
@@ -76,7 +75,7 @@ class Baseline:
         self._by_identity = {id(tensor): self.states[name] for name, tensor in self._tensors.items()}
 
     def of(self, tensor: Tensor) -> TensorState | None:
-        """Return what a tensor held, whatever its name is now; None for one that was not there.
+        """Return the earlier contents of a tensor, whatever its name is now; None for a new one.
 
         Args:
             tensor: Any tensor.
@@ -87,21 +86,21 @@ class Baseline:
 class LeakageGuard:
     """Compares everything that a unit does not own before and after its training.
 
-    What the unit does not own, it must leave as it was: a statistic that is updated by the way (BatchNorm), a buffer
-    that `training_step` writes, a frozen weight that an optimizer still holds would carry one slice's data into units
+    A unit must leave everything that it does not own unchanged: an updated statistic (BatchNorm), a buffer that
+    `training_step` writes, or a frozen weight that an optimizer still holds would carry one slice's data into units
     that never saw it, where no deletion would reach it.
 
-    With a baseline, what was there before the first unit is compared with that, so what changes between two units is
-    seen too; what stands in for a part (the frozen adapters of earlier stages) is compared with what it was when the
-    guard was made.
+    With a baseline, tensors that existed before the first unit are compared with it, so changes between two units are
+    detected too; replacement modules (the frozen adapters of earlier stages) are compared with their state when the
+    guard was created.
 
     Args:
         module: The module as the unit trains it.
         owned: The names of the tensors that the unit owns. Names and not identities, since a buffer may be replaced
             by assignment and a module moved between devices.
-        others: More modules that must not change (originals that were swapped out), by the path in `module` of what
-            stands in for them.
-        baseline: The state of `module` before the first unit; None to begin with what it is now.
+        others: Further modules that must not change (originals that were swapped out), by the path in `module` of their
+            replacements.
+        baseline: The state of `module` before the first unit; None to start from its current state.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
@@ -131,7 +130,7 @@ class LeakageGuard:
         """Raise if anything that the unit does not own has moved.
 
         Args:
-            what: Who was trained, for the message.
+            what: The trained unit, for the message.
 
         Raises:
             LeakageError: Naming the tensors that changed, appeared or disappeared.
@@ -164,7 +163,7 @@ class LeakageGuard:
         }
 
     def _expected(self, baseline: Baseline) -> dict[str, TensorState]:
-        """Return what the guarded tensors must hold when the unit has been trained."""
+        """Return the required contents of the guarded tensors after the unit was trained."""
         swapped, originals = self._swapped_places(), tuple(f"{path}." for path in self._others)
         expected = {
             name: state
@@ -181,7 +180,7 @@ class LeakageGuard:
         return {**expected, **known, **fresh}
 
     def _swapped_places(self) -> tuple[str, ...]:
-        """Return where in the module something stands in for a part, at every place where that is registered."""
+        """Return the paths of replaced parts in the module, for every place where they are registered."""
         stand_ins = {
             id(stand_in)
             for path, original in self._others.items()
@@ -192,7 +191,7 @@ class LeakageGuard:
 
 
 def _into_head(changed: Iterable[str]) -> str:
-    """Say how what a step must write becomes the unit's own: a head is made of modules."""
+    """Explain how to make a tensor that a step must write the unit's own: a head consists of modules."""
     at_root = [name for name in changed if "." not in name]
     if not at_root:
         return "or name the module that holds them as part of the head: S3T(head=[...])."

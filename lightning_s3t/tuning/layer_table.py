@@ -1,4 +1,4 @@
-"""A table of what was found in a model: layer groups, head, and how much each stage trains."""
+"""A table of the detected layers of a model: layer groups, head, and how much each stage trains."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LayerRow:
     Attributes:
         name: "head", "group 1" (the top one), ... or "frozen".
         modules: The paths of its blocks.
-        trained: What training changes there, for people.
+        trained: The part that training changes, for display.
         trainable: Number of parameters that a stage trains there.
         parameters: Number of pretrained parameters.
     """
@@ -36,12 +36,12 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class LayerTable:
-    """What was found in a model.
+    """The detected layers of a model.
 
     Attributes:
         rows: The head, the groups from the top down, and the rest.
         source: How it was found.
-        network: The path of the module whose forward() gives the prediction.
+        network: The path of the module whose forward() returns the prediction.
     """
 
     rows: tuple[LayerRow, ...]
@@ -99,10 +99,10 @@ def describe_layers(
     Args:
         module: A LightningModule or a network.
         slices: Number of groups.
-        layers: Where the blocks are, if they cannot be found.
-        head: Where the head is, if it cannot be found.
-        adapter: The adapter, or None for whole layers. Left out, it is what `S3T` takes: the paper's LoRA, the
-            module's own adapters, or whole layers where LoRA does not fit.
+        layers: The blocks, if they are not found automatically.
+        head: The head, if it is not found automatically.
+        adapter: The adapter, or None for whole layers. The default is that of `S3T`: the paper's LoRA, the module's own
+            adapters, or whole layers if LoRA does not fit.
 
     Returns:
         A table; `print` shows it.

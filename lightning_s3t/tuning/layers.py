@@ -1,4 +1,4 @@
-"""Layer groups and head: where a network's blocks are, cut into as many groups as there are slices."""
+"""Layer groups and head: a network's blocks, divided into as many groups as there are slices."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class LayerGroup:
 
 @dataclass(frozen=True)
 class Layers:
-    """What was found in a module.
+    """The detected layers of a module.
 
     Attributes:
-        network: The path of the module whose forward() gives the prediction; "" for the root.
+        network: The path of the module whose forward() returns the prediction; "" for the root.
         groups: From the top down.
         head: The paths of the modules that make the prediction.
         source: How it was found.
@@ -61,8 +61,8 @@ def find_layers(
     embeddings and a last normalisation before the head belong to no group: they stay frozen. Metrics and losses, with
     the networks in them, are not looked into.
 
-    Where the blocks don't divide evenly, the lower groups are larger, by one block. What belongs to a block but is
-    registered beside it (its normalisation, the downsampling before it, a last convolution) is in its group too.
+    If the blocks don't divide evenly, the lower groups are larger by one block. Modules that belong to a block but are
+    registered next to it (its normalisation, the downsampling before it, a last convolution) are in its group too.
 
     Args:
         root: A LightningModule, or a network.
@@ -72,8 +72,8 @@ def find_layers(
         head: The path of the head, or several.
 
     Raises:
-        LayersError: Nothing was found, it is unclear which of several is meant, what was named does not exist, or
-            there are fewer blocks than slices.
+        LayersError: No layers were found, several are possible, a named module does not exist, or there are fewer
+            blocks than slices.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -105,13 +105,13 @@ def find_layers(
 
 
 def find_left_out(root: nn.Module, layers: Layers) -> tuple[str, ...]:
-    """Return the trainable parameters beside a network that no stage trains: a loss's own, and a module's own.
+    """Return the trainable parameters outside a network that no stage trains: those of a loss, and the module's own.
 
-    Where a script trains them (the centres of a metric-learning loss, a temperature), they stay as they are.
+    Even if a script trains them (the centres of a metric-learning loss, a temperature), they stay unchanged.
 
     Args:
         root: The module.
-        layers: What was found in it.
+        layers: Its detected layers.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
@@ -194,7 +194,7 @@ def _check_blocks(root: nn.Module, blocks: Sequence[tuple[str, ...]]) -> None:
 
 
 def _check_apart(root: nn.Module, groups: Sequence[LayerGroup], heads: Sequence[str]) -> None:
-    """Raise unless every parameter is in one group, or in the head, or in neither."""
+    """Raise an error if a parameter is in several groups, or in a group and the head."""
     for path in (path for group in reversed(groups) for path in group.modules):
         for head in heads:
             if lies_in(path, head) or lies_in(head, path):

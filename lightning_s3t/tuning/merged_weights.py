@@ -1,4 +1,4 @@
-"""A served stage as plain weights: the module's own parameter names, with adapters merged into what they adapt."""
+"""A served stage as plain weights: the module's own parameter names, with adapters merged into their layers."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from lightning_s3t.tuning.swap import ModuleSwap
 
 
 def merged_weights(root: nn.Module, stand_ins: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Return the state dict of a module as it would be with other modules in the place of some of its own.
+    """Return the state dict of a module with some of its submodules replaced.
 
     Args:
         root: The module; it is as before when this returns.
-        stand_ins: The modules by the path of the one that they stand in for. They are not changed.
+        stand_ins: The modules, by the path of the module that each replaces. They are not changed.
 
     Returns:
         Copies on the CPU, by the module's own names.
 
     Raises:
         AdapterError: An adapter cannot be merged.
-        UnsupportedError: The module ties parameters together that have become different, or its state holds something
-            else than tensors.
+        UnsupportedError: The module ties parameters that now differ, or its state contains values other than tensors.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))

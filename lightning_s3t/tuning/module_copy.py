@@ -1,4 +1,4 @@
-"""A copy of a module that is whole: what its hooks write to is the copy too."""
+"""A complete copy of a module: its hooks write to the copy too."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ M = TypeVar("M", bound=nn.Module)
 def copy_module(module: M) -> M:
     """Return a deep copy of a module, with hooks that know the copy and not the original.
 
-    `copy.deepcopy` leaves functions as they are, so that a hook made in `__init__`, as a lambda over `self`, would go
-    on writing to the original.
+    `copy.deepcopy` leaves functions as they are, so a hook created in `__init__`, such as a lambda over `self`, would
+    keep writing to the original.
 
     Args:
         module: The module.
@@ -40,7 +40,7 @@ def copy_module(module: M) -> M:
 
 
 def _rebound(hook: Any, copies: dict[int, Any]) -> Any:
-    """Return a function whose closure and defaults hold the copies of what they held."""
+    """Return a function with copies of the objects in its closure and defaults."""
     if not isinstance(hook, FunctionType):
         return hook  # a bound method and a partial are copied by deepcopy
     cells, defaults = hook.__closure__ or (), hook.__defaults__ or ()

@@ -1,8 +1,8 @@
-"""Tensors in what modules take and return: tuples, lists and mappings of them, one within the other.
+"""Tensors in the arguments and outputs of modules: nested tuples, lists and mappings.
 
-Written by hand, since callers need the path to each leaf and every mapping gone through, and caches and other objects
-left whole: `lightning_utilities.apply_to_collection` gives no paths and takes dataclasses apart; torch's pytree takes
-apart what is registered with it (caches of some releases of transformers) and leaves other mappings whole.
+Custom code, since callers need the path of each leaf and all mappings traversed, but caches and other objects left
+whole: `lightning_utilities.apply_to_collection` does not give paths and unpacks dataclasses; torch's pytree unpacks
+registered types (caches of some releases of transformers) and leaves other mappings whole.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def leaves_in(value: Any, path: TensorPath = ()) -> list[tuple[TensorPath, Any]]
 
     Args:
         value: Anything.
-        path: What the paths begin with.
+        path: Prefix of the paths.
 
     Example:
         >>> leaves_in((1, {"mask": None}))
@@ -55,8 +55,8 @@ def replace_leaves(value: Any, replace: Callable[[TensorPath, Any], Any], path: 
 
     Args:
         value: Anything.
-        replace: Takes a leaf's path and the leaf, and returns what shall be there.
-        path: What the paths begin with.
+        replace: Takes a leaf's path and the leaf, and returns its replacement.
+        path: Prefix of the paths.
 
     Example:
         >>> replace_leaves([1, {"x": 2}], lambda path, leaf: leaf + 1)
@@ -91,7 +91,7 @@ def replace_tensors(value: Any, replace: Callable[[TensorPath, Tensor], Any]) ->
 
     Args:
         value: A tensor, or tuples, lists and mappings of tensors and other things.
-        replace: Takes a tensor's path and the tensor, and returns what shall be there.
+        replace: Takes a tensor's path and the tensor, and returns its replacement.
 
     Example:
         >>> import torch
@@ -115,7 +115,7 @@ def has_plain_leaves(value: Any) -> bool:
 
 
 def _mapping_like(value: Any, parts: dict[Any, Any]) -> Any:
-    # a copy keeps what a mapping is besides its items: transformers' outputs have fields, its encodings have offsets
+    # a copy keeps more than a mapping's items: transformers' outputs have fields, its encodings have offsets
     made = copy.copy(value)
     for name, part in parts.items():
         made[name] = part

@@ -1,4 +1,4 @@
-"""Random numbers that follow from the root seed and a unit's coordinates, and from nothing else."""
+"""Random numbers that depend only on the root seed and a unit's coordinates."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def derive_seed(seed: int, *labels: object) -> int:
 
     Args:
         seed: The root seed.
-        labels: What the derived seed is for; their `str` counts.
+        labels: The purpose of the derived seed; their `str` is used.
 
     Returns:
         A non-negative integer below 2**63.
@@ -39,7 +39,7 @@ def derive_seed(seed: int, *labels: object) -> int:
 
 
 def unit_seed(seed: int, unit: UnitId) -> int:
-    """Return the seed that all randomness of a unit comes from.
+    """Return the seed of all randomness of a unit.
 
     Args:
         seed: The root seed of the store.

@@ -13,20 +13,20 @@ from lightning_s3t.store.feature_sums import FeatureSums
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """What is tried for the penalty, as multiples of the features' mean square times the number of rows."""
 
-_SHARPNESS = 3.0  # of a softmax over scores whose error has a variance of one
+_SHARPNESS = 3.0  # scale of a softmax over scores whose error has a variance of one
 _CLIP = 4.0  # times a row's mean absolute feature, where its integer features end
 
 
 @dataclass(frozen=True)
 class RidgeHead:
-    """A linear head whose answers are in the scale that the task's loss expects of a network.
+    """A linear head with outputs in the scale that the task's loss expects from a network.
 
     Attributes:
         weight: `[outputs, features]`.
         bias: `[outputs]`.
-        penalty: What was chosen of `PENALTIES`.
+        penalty: The chosen element of `PENALTIES`.
         error: The mean squared error of left-out rows by generalised cross-validation, `[outputs]`.
-        rows: How many rows it was solved from.
+        rows: Number of rows that it was solved from.
     """
 
     weight: Tensor
@@ -60,9 +60,9 @@ def answer_linearly(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def normalise(features: Tensor) -> Tensor:
-    """Return features in the scale of each row's own mean absolute value, cut off at four times of it.
+    """Return features divided by each row's own mean absolute value, clipped at four times that value.
 
-    What is made of a row depends on that row alone: constants that are computed over rows would hold them all.
+    The result for a row depends only on that row: constants computed over rows would include all of them.
 
     Args:
         features: `[..., features]`.
@@ -85,7 +85,7 @@ def round_features(features: Tensor, limit: int) -> Tensor:
 
     Args:
         features: `[rows, features]`.
-        limit: The largest absolute value, which stands for four times a row's mean absolute feature.
+        limit: The largest absolute integer, which represents four times a row's mean absolute feature.
 
     Example:
         >>> round_features(torch.tensor([[1.0, -1.0, 4.0]]), limit=127)
@@ -100,7 +100,7 @@ def solve_head(sums: FeatureSums) -> RidgeHead:
     The penalty is the one of `PENALTIES` with the least generalised cross-validation error (Golub, Heath and Wahba,
     Technometrics 1979, equation 1.4), whose sum over the outputs is compared; the constant is not penalised. Logits of
     a class are its score divided by three times that error: scores are estimates of probabilities, and the error is
-    their variance. Nothing but the sums comes into it, so what was subtracted has no part in any of these choices.
+    their variance. Only the sums are used, so subtracted rows do not influence any of these choices.
 
     Args:
         sums: The sums.

@@ -1,7 +1,7 @@
-"""Running a network one row at a time, so that what it makes of a row depends on that row alone.
+"""Running a network one row at a time, so that the output for a row depends only on that row.
 
-In a batch, the last bits of a row's answer depend on how many others are there: kernels choose the order of their sums
-by the size of what they are given. What is made of such an answer could tell of people who were forgotten.
+In a batch, the last bits of a row's output depend on the number of other rows: kernels choose the order of their sums
+by the size of their input. Values derived from such an output could reveal forgotten people.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ def run_by_row(
     """Run a network once for each row of a batch, and put the answers together.
 
     Args:
-        network: The network; in eval mode meanwhile.
+        network: The network; it runs in eval mode.
         args: The positional arguments of a whole batch: every tensor in them has the rows in its first dimension.
-        kwargs: The arguments by name, likewise.
-        forward: What is called for a row, such as `network.forward_features`; None for the network itself.
+        kwargs: The arguments by name, in the same form.
+        forward: The function to call for a row, such as `network.forward_features`; None for the network itself.
 
     Returns:
-        What a call for the whole batch would return, without gradients.
+        The output of a call for the whole batch, without gradients.
 
     Raises:
-        ConfigurationError: There are no rows, or an argument or an answer cannot be taken apart by rows.
+        ConfigurationError: There are no rows, or an argument or an output cannot be split into rows.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.Dropout())
@@ -49,7 +49,7 @@ def run_by_row(
     answers = []
     with _quietly(network):
         for row in range(_count_rows(given)):
-            seed_running(0)  # the same for each: what is drawn must not depend on the rows before
+            seed_running(0)  # the same for each: random draws must not depend on earlier rows
             row_args, row_kwargs = _take(given, row)
             answer = call(*row_args, **row_kwargs)
             answers.append(replace_tensors(answer, lambda _, tensor: _copy(tensor)))
@@ -72,8 +72,8 @@ def _take(given: Any, row: int) -> Any:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    # where a row lay in its batch must not show: kernels go other ways for memory that begins elsewhere; and of an
-    # answer, a view would hold on to all that it was cut from
+    # a row's position in its batch must not matter: kernels take other paths for memory with a different alignment; and
+    # a view of an output would keep the whole output alive
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
@@ -101,9 +101,9 @@ def _quietly(network: nn.Module) -> Iterator[None]:
     try:
         for module in training:
             module.training = False  # train() may be the user's own, and do more
-        # what is made in inference mode can take no part in a later training step
+        # tensors created in inference mode cannot be used in a later training step
         with seeded(), torch.inference_mode(False), torch.no_grad():
-            # torch's encoder layers would run in one fused call, which cuts off a padded row's last tokens
+            # torch's encoder layers would run as one fused call, which drops the last tokens of a padded row
             torch.backends.mha.set_fastpath_enabled(False)
             yield
     finally:

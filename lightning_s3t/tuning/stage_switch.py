@@ -22,8 +22,8 @@ class StageSwitch:
     Args:
         module: The user's module; it is not changed until a stage is entered.
         slices: Number of stages.
-        layers: Where the blocks are, if they cannot be found: a path, a list of paths, or a list of groups.
-        head: Where the head is, if it cannot be found: a path or a list of paths.
+        layers: The blocks, if they are not found automatically: a path, a list of paths, or a list of groups.
+        head: The head, if it is not found automatically: a path or a list of paths.
         adapter: The adapter, or None to train the layers themselves. The default one gives way to a module's own
             adapters, and to whole layers where it does not fit.
         groups: Number of layer groups; None for as many as stages.
@@ -60,7 +60,7 @@ class StageSwitch:
         self._baseline: Baseline | None = None
 
     def take_baseline(self) -> None:
-        """Note what the module holds, where several stages follow each other on it: none may change it for the next.
+        """Record the module's contents, if several stages follow each other on it: none may change it for the next.
 
         Call it when all that prepares the module has run, before the first stage.
         """
@@ -80,7 +80,7 @@ class StageSwitch:
         return entered
 
     def enter_trained(self, stage: int, trained: Mapping[int, Snapshot]) -> None:
-        """Put what a unit serves with in place; at stage 0, the head that every shard's training starts from.
+        """Put a unit's serving modules in place; at stage 0, the head that every shard's training starts from.
 
         Args:
             stage: 0 to L.
@@ -104,23 +104,23 @@ class StageSwitch:
         Args:
             stage: The stage that is in place.
         """
-        self.freeze(stage)  # what has run since it was entered may have set flags
+        self.freeze(stage)  # code that has run since it was entered may have set flags
         stage.watch()
         root, originals = self.builder.root, self.builder.originals
         return StageWatch(stage, LeakageGuard(root, stage.owned_names(), originals, self._baseline))
 
     def restore_flags(self) -> None:
-        """Set what is trainable and in training mode as it was; a stage's modules stay in place."""
+        """Restore the trainable and training-mode flags; a stage's modules stay in place."""
         self._flags.restore()
 
     def leave(self) -> None:
-        """Put the module's own parts back and set all flags as they were."""
+        """Restore the module's own parts and all flags."""
         self._swap.restore()
         self._flags.restore()
 
 
 class StageWatch:
-    """What a stage must leave as it is, and which of its parameters are used. Made by `StageSwitch.watch`.
+    """Watches a stage: the tensors that it must leave unchanged, and its used parameters. Made by `StageSwitch.watch`.
 
     Args:
         stage: The stage.
@@ -132,13 +132,13 @@ class StageWatch:
         self._guard = guard
 
     def check(self, what: str) -> None:
-        """Raise if anything that the stage does not own has changed, or if what it owns was never used.
+        """Raise an error if a tensor that the stage does not own has changed, or one that it owns was never used.
 
         Args:
-            what: What was trained, for messages: "unit 0/1".
+            what: The trained unit, for messages: "unit 0/1".
 
         Raises:
-            LeakageError: Something else changed.
+            LeakageError: A tensor changed that it does not own.
             AdapterError: An adapter never acted.
         """
         self.check_others(what)
@@ -154,9 +154,9 @@ class StageWatch:
         """Raise if anything that the stage does not own has changed.
 
         Args:
-            what: What was changed, for messages.
+            what: The changed unit, for messages.
 
         Raises:
-            LeakageError: Something else changed.
+            LeakageError: A tensor changed that it does not own.
         """
         self._guard.check(what)

@@ -28,7 +28,7 @@ Snapshot = Mapping[str, Tensor]
 
 
 class StageBuilder:
-    """Builds the modules that stand in for a network's own at a stage.
+    """Builds the modules that replace a network's own at a stage.
 
     At stage k these are the adapters (or copies of the blocks) of the layer groups that stages 1..k train, and a copy
     of the head. Groups below are left out, so the network's own pretrained layers act there.
@@ -98,7 +98,7 @@ class StageBuilder:
             seed: The unit's seed, which its fresh adapters are drawn from; None to serve.
 
         Returns:
-            The modules by the path of the one that they stand in for.
+            The modules, by the path of the module that each replaces.
         """
         groups = {self.group_of(earlier): snapshot for earlier, snapshot in sorted(trained.items())}
         stand_ins: dict[str, nn.Module] = {}
@@ -115,7 +115,7 @@ class StageBuilder:
         return self._heads(self.start)
 
     def untrained(self, stage: int, seed: int) -> dict[str, Tensor]:
-        """Return what a stage owns as it is before any training, by name in the module that is served.
+        """Return a stage's tensors before any training, by their name in the served module.
 
         Args:
             stage: 1 to L.
@@ -125,7 +125,7 @@ class StageBuilder:
         return live_tensors({name: fresh[name] for name in self.owned(stage)})
 
     def owned(self, stage: int) -> tuple[str, ...]:
-        """Return the names of the modules whose stand-ins belong to a stage: its own group's and the head.
+        """Return the names of the replaced modules that belong to a stage: those of its own group and the head.
 
         Args:
             stage: 1 to L.
@@ -137,12 +137,12 @@ class StageBuilder:
         return collect_tensors({name: self.originals[name] for name in self.layers.head})
 
     def describe_model(self) -> dict[str, Any]:
-        """Return digests of the module before any training, JSON-ready: what must be the same for all units."""
+        """Return digests of the module before any training, JSON-ready; they must be the same for all units."""
         frozen = self.frozen_tensors()
         digests = {name: digest_tensors({name: tensor}) for name, tensor in frozen.items()}
         return {
             "pretrained_sha256": hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest(),
-            # to name those that differ; constants (the weights of a new BatchNorm) are alike in all new networks
+            # to name those that differ; constants (the weights of a new BatchNorm) are equal in all new networks
             "pretrained": {
                 name: digest[:16] + (" constant" if is_constant(frozen[name]) else "")
                 for name, digest in digests.items()
@@ -153,8 +153,8 @@ class StageBuilder:
     def frozen_tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the module outside the head that may bear on an answer, by name.
 
-        Buffers beside the network that are in no checkpoint are left out: losses and metrics make them without
-        contents (`torch.empty`).
+        Non-persistent buffers outside the network are left out: losses and metrics create them uninitialised
+        (`torch.empty`).
         """
         inside = {id(module) for name in self.layers.head for module in self.originals[name].modules()}
         heads = tuple(
@@ -220,7 +220,7 @@ class StageBuilder:
             )
         heads = [self.root.get_submodule(name) for name in self.layers.head]
         frozen = not any(p.requires_grad for head in heads for p in head.parameters())
-        # PEFT freezes the head of a causal language model: there it is what the user asked for
+        # PEFT freezes the head of a causal language model: in this case the user asked for it
         if frozen and (self.adapter is not None or not own_adapters(self.root)):
             raise LayersError(
                 f"The head ({', '.join(self.layers.head)}) has no trainable parameter. Leave it unfrozen, or name "
@@ -245,8 +245,8 @@ def trainable_parameters(builder: StageBuilder, stand_ins: Mapping[str, nn.Modul
     An adapter's parameters are trained as PEFT says; of a copy, those that were trainable in the user's module.
 
     Args:
-        builder: What built the stand-ins.
-        stand_ins: Modules by the path of the one they stand in for.
+        builder: The builder of the replacement modules.
+        stand_ins: Modules by the path of the module that each replaces.
     """
     found: dict[str, nn.Parameter] = {}
     for name, module in stand_ins.items():
@@ -263,10 +263,10 @@ def trainable_parameters(builder: StageBuilder, stand_ins: Mapping[str, nn.Modul
 
 
 def collect_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Copy the tensors that belong to stand-ins: adapters without what they wrap, copies whole.
+    """Copy the tensors of replacement modules: adapters without the wrapped layers, copies completely.
 
     Args:
-        modules: Modules by the path of the one they stand in for.
+        modules: Modules by the path of the module that each replaces.
 
     Returns:
         Contiguous copies on the CPU, by name.
@@ -278,7 +278,7 @@ def live_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """Return the tensors that belong to stand-ins themselves, by name, as `collect_tensors` copies them.
 
     Args:
-        modules: Modules by the path of the one they stand in for.
+        modules: Modules by the path of the module that each replaces.
     """
     found: dict[str, Tensor] = {}
     for name, module in modules.items():
@@ -293,7 +293,7 @@ def load_tensors(module: nn.Module, name: str, snapshot: Snapshot) -> None:
 
     Args:
         module: The stand-in.
-        name: The path that it stands in for.
+        name: The path of the module that it replaces.
         snapshot: Tensors by full name; those of other modules are passed over.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Putting other modules in the place of a network's own, and the originals back.
+"""Replacing a network's modules, and restoring the originals.
 
-A unit never trains the tensors of the user's network: copies and adapters stand in for them while it runs. The
-pretrained network therefore stays whole, deactivating a layer group is a matter of not putting anything in its place,
-and weights tied to the head (a language model's input embedding) are not dragged along when the head is trained.
+A unit never trains the tensors of the user's network: copies and adapters replace them while it runs. So the pretrained
+network stays intact, a layer group is deactivated by not replacing it, and weights tied to the head (a language model's
+input embedding) do not change when the head is trained.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lightning_s3t.errors import LayersError
 
 
 class ModuleSwap:
-    """Swaps chosen submodules of a module for others, at every place where they are registered.
+    """Replaces chosen submodules of a module with others, at every place where they are registered.
 
     Args:
         root: The module to work on.
@@ -52,10 +52,10 @@ class ModuleSwap:
         self._installed: set[str] = set()
 
     def install(self, replacements: Mapping[str, nn.Module]) -> None:
-        """Put these modules in place; every other name goes back to its original.
+        """Put these modules in place; all other names get their originals.
 
         Args:
-            replacements: The modules by the path of the one they stand in for.
+            replacements: The modules, by the path of the module that each replaces.
         """
         for name in self._installed - replacements.keys():
             self._put(name, self.originals[name])
@@ -64,7 +64,7 @@ class ModuleSwap:
         self._installed = set(replacements)
 
     def restore(self) -> None:
-        """Put every original back."""
+        """Restore all originals."""
         self.install({})
 
     def _put(self, name: str, module: nn.Module) -> None:

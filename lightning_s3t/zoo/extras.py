@@ -15,7 +15,7 @@ def import_extra(module: str, what: str, extra: str) -> Any:
 
     Args:
         module: Its name.
-        what: What needs it, in the plural.
+        what: The feature that needs it, in the plural.
         extra: The extra of lightning-s3t that installs it.
 
     Raises:
@@ -28,7 +28,7 @@ def import_extra(module: str, what: str, extra: str) -> Any:
         lightning_s3t.errors.ConfigurationError: Forecasts need crystal_ball: pip install "lightning-s3t[magic]"
     """
     package = module.partition(".")[0]
-    # whether it is there, not whether it works: an error of an installed package is raised as it is
+    # whether it is installed, not whether it works: an error of an installed package is raised unchanged
     if not RequirementCache(module=package):
         raise ConfigurationError(f'{what} need {package}: pip install "lightning-s3t[{extra}]"')
     return import_module(module)

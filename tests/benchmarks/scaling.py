@@ -67,7 +67,6 @@ class Plain(pl.LightningModule):
         return nn.functional.cross_entropy(self.network["head"](x), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Makes the optimizer."""
         return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-3)
 
 

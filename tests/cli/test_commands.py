@@ -197,8 +197,8 @@ def test_help_groups_the_commands(capsys: Output) -> None:
         (["unlearn"], 'Unknown command "unlearn"'),
         (["store", "verfy", "runs/s3t"], 'Did you mean "verify"'),
         (["forget"], "s3t forget --help"),
-        (["forget", "runs/s3t"], "Expected the ids of subjects, or --due"),
-        (["forget", "runs/s3t", "user-3", "--due"], "Expected the ids of subjects, or --due"),
+        (["forget", "runs/s3t"], "Expected either the ids of subjects or --due"),
+        (["forget", "runs/s3t", "user-3", "--due"], "Expected either the ids of subjects or --due"),
         (["forget", "runs/s3t", "--due", "--allow-unknown"], "Expected --due without --at and --allow-unknown"),
         (["forget", "runs/s3t", "user-3", "--jsn"], "--jsn"),
         (["plan", "--shards", "many"], "--shards"),
@@ -324,6 +324,6 @@ def test_status_and_provenance_name_a_weaker_isolation(store: Path, tmp_path: Pa
     fit(tmp_path / "shared", People.make(), epochs=1, isolation="none")
     for folder, isolation in ((store, "forkserver"), (tmp_path / "shared", "none")):
         assert main(["store", "status", str(folder)]) == 0
-        assert ("Units were trained in one process" in capsys.readouterr().out) == (isolation == "none")
+        assert ("The units were trained in one process" in capsys.readouterr().out) == (isolation == "none")
         assert main(["store", "provenance", str(folder)]) == 0
         assert {record["isolation"] for record in json.loads(capsys.readouterr().out)} == {isolation}

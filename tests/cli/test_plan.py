@@ -161,11 +161,11 @@ def test_years_are_shown_as_a_table(capsys: Output) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["--refit", "weekly"], "like 7d"),
-        (["--refit", "0d"], "like 7d"),
+        (["--refit", "weekly"], "such as 7d"),
+        (["--refit", "0d"], "such as 7d"),
         (["--quality", "90"], "at most 1"),
         (["--years", "0"], "at least a day"),
-        (["--units", "9"], "none of these with --rows"),
+        (["--units", "9"], "Leave these out, or leave --rows out"),
     ],
 )
 def test_years_that_cannot_be_played_are_refused(capsys: Output, wrong: list[str], message: str) -> None:

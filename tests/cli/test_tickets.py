@@ -23,7 +23,7 @@ def test_forget_gives_a_ticket_and_says_what_serves(store: Path, capsys: Output)
     assert main(["forget", str(store), "bob"]) == 0
     output = capsys.readouterr().out
     assert "1 of 1 subjects wait for the next fit" in output
-    assert "What serves still has their data in it" in output
+    assert "The serving model still has their data in it" in output
 
 
 def test_a_ticket_is_json_too(store: Path, capsys: Output) -> None:
@@ -42,4 +42,4 @@ def test_status_says_who_waits_and_what_is_promised(store: Path, capsys: Output)
     output = " ".join(capsys.readouterr().out.split())
     assert "1 subjects wait for the next fit to be forgotten" in output
     assert "Guarantee of 'ssd': empirical" in output
-    assert "Further requests that it lasts" not in output
+    assert "Further requests that the store withstands" not in output

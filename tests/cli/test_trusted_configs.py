@@ -93,7 +93,7 @@ def test_a_strangers_config_imports_nothing(
     assert main([*command, str(store)]) == 2
     assert not mark.exists()
     error = capsys.readouterr().err
-    assert "was not used by you here before" in error
+    assert "You have not used the config" in error
     assert "payload" in error
     assert "--trust-config" in error
 

@@ -170,7 +170,7 @@ def test_a_folder_that_another_comparison_is_in_is_refused(tmp_path: Path, done:
 def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / "thesis.tex").write_text("x")
-    with pytest.raises(ConfigurationError, match="something else than a comparison"):
+    with pytest.raises(ConfigurationError, match="files that are not part of a comparison"):
         compared(tmp_path)
     assert sorted(path.name for path in (tmp_path / "output").iterdir()) == ["thesis.tex"]
 
@@ -181,8 +181,8 @@ def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
         ({"methods": ["amnesia"]}, "There is no method 'amnesia'"),
         ({"methods": []}, "Expected argument `methods` to be a list"),
         ({"methods": ["ssd", SSD(alpha=2.0)]}, "'ssd' is among `methods` twice"),
-        ({"methods": {"../up": "ssd"}}, "to name a folder"),
-        ({"methods": {"retrain": "ssd"}}, "is that of the reference"),
+        ({"methods": {"../up": "ssd"}}, "cannot name a folder"),
+        ({"methods": {"retrain": "ssd"}}, "is reserved for the reference"),
         ({"requests": 40}, "from 1 to 39 but got 40: the data has 40 subjects"),
         ({"requests": 0}, "from 1 to 39 but got 0"),
         ({"requests": ["user-1", "user-1"]}, "a subject is in it twice"),

@@ -54,7 +54,6 @@ def tell(case: Case, folder: Path) -> str:
 
 
 def trainer_of(store: Path, script: Script) -> pl.Trainer:
-    """The trainer of a script."""
     arguments = {**QUIET, "max_epochs": 1, "default_root_dir": store.parent, **script.trainer}
     # two stores are compared: what belongs to whom must not follow from a secret of theirs
     defaults = {"shards": 2, "slices": 2, "budget": 1, "subjects": "owners", "partition": "public"}

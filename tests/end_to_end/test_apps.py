@@ -250,7 +250,7 @@ def test_a_gan_s_generator_is_served_and_its_discriminator_is_not(tmp_path: Path
 
 
 def test_a_gan_whose_second_network_would_stay_untrained_is_refused(tmp_path: Path) -> None:
-    message = r"Optimizer 1 \(Adam\) holds discriminator\.model\.0\.weight.* name it as a part of the head"
+    message = r"Optimizer 1 \(Adam\) holds discriminator\.model\.0\.weight.* name it as part of the head"
     with pytest.raises(UnsupportedError, match=message):
         fit_gan(tmp_path / "store", Portraits(60), head="generator.model.6")
     assert not (tmp_path / "store").exists()

@@ -59,7 +59,7 @@ def test_a_store_that_has_forgotten_passes(store: Path) -> None:
     assert {unit.outcome for unit in report.units} == {"equal"}
     assert len(report.units) == report.survivors > 0
     assert (report.forgotten, report.rows_of_forgotten) == (1, 3)
-    assert "bit for bit, what training on the rows of the others gives, in data that still has 3 rows" in str(report)
+    assert "bit for bit, what training on the other rows gives, with data that still has 3 rows" in str(report)
 
 
 @pytest.mark.nightly
@@ -113,8 +113,8 @@ def test_what_a_script_computes_over_all_rows_is_examined_only_without_those_of_
     store = fitted(tmp_path / "store", Classifier(), Normalised(everybody))
     kept = audit(make_trainer(store), Classifier(), datamodule=Normalised(everybody))
     assert kept.passed
-    assert "Not examined: what the script computes over all rows before the fit" in str(kept)
-    assert "Audit with these rows dropped" in str(kept)
+    assert "Not examined: values that the script computes over all rows before the fit" in str(kept)
+    assert "drop these rows before the audit" in str(kept)
     dropped = audit(make_trainer(store), Classifier(), datamodule=Normalised(everybody.without(PERSON)))
     assert not dropped.passed
 
@@ -124,7 +124,7 @@ def test_a_head_that_the_script_draws_otherwise_today_is_told(tmp_path: Path) ->
     store = fitted(tmp_path / "store", FromLabels(everybody), PeopleData(everybody))
     report = audit(make_trainer(store), FromLabels(others), datamodule=PeopleData(others))
     assert report.passed  # the kept head is given to the audit too
-    assert "Not examined: the head's start. The store keeps that of its first fit" in str(report)
+    assert "Not examined: the head's initial state. The store keeps the one of its first fit" in str(report)
     assert "in network.head.bias" in str(report)
 
 

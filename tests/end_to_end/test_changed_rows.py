@@ -48,7 +48,7 @@ def last_fit(store: Path) -> dict[str, Any]:
 
 
 def test_what_was_trained_on_rows_that_have_changed_is_trained_again(store: Path, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"rows have changed under the same ids, so 3 units are trained again"):
+    with pytest.warns(UserWarning, match=r"rows with the same ids have changed, so 3 units are trained again"):
         fit(store, jittered(CHANGED), epochs=1, digest_rows=True)
     fit(tmp_path / "first", jittered(CHANGED), epochs=1, digest_rows=True)
     assert_bitwise_equal(tensors_of(store), tensors_of(tmp_path / "first"))
@@ -69,7 +69,7 @@ def test_the_status_says_what_the_last_fit_has_found(store: Path, capsys: pytest
     assert main(["store", "status", str(store)]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "found 120 rows of 40 subjects." in text
-    assert "Rows of 3 units had changed under the same ids." in text
+    assert "In 3 units, rows had changed under the same ids." in text
 
 
 def test_a_store_belongs_to_one_of_both(store: Path) -> None:
@@ -78,6 +78,6 @@ def test_a_store_belongs_to_one_of_both(store: Path) -> None:
 
 
 def test_units_that_share_a_process_do_not_read_rows_beforehand(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match=r"digest_rows: rows are read in a process of its own"):
+    with pytest.raises(UnsupportedError, match=r"digest_rows: rows are read in a separate process"):
         fit(tmp_path / "store", People.make(), digest_rows=True, isolation="none")
     assert not (tmp_path / "store").exists()

@@ -146,7 +146,7 @@ def test_nothing_is_exported_where_nothing_serves(store: Path, tmp_path: Path) -
     [
         ("model.pt", "weights", r"end in \.safetensors"),
         ("model.safetensors", "onnx", "Expected argument `form`"),
-        ("store/model.safetensors", "weights", "lies in the store"),
+        ("store/model.safetensors", "weights", "is inside the store"),
     ],
 )
 def test_a_wrong_place_or_form_is_refused(store: Path, tmp_path: Path, path: str, form: Any, message: str) -> None:

@@ -274,9 +274,7 @@ def test_a_store_opened_with_other_pretrained_weights_is_refused(trained: Path, 
     shutil.copytree(trained, tmp_path / "store")
     other = Classifier()
     other.network.stem.weight.data[0, 0] += 1
-    with pytest.raises(
-        StoreMismatchError, match=r"1 of \d+ pretrained tensors are others.*: network\.stem\.weight\.\n"
-    ):
+    with pytest.raises(StoreMismatchError, match=r"1 of \d+ pretrained tensors differ.*: network\.stem\.weight\.\n"):
         fit(tmp_path / "store", People.make(), module=other)
 
 
@@ -335,13 +333,11 @@ class CountsClasses(Classifier):
 
 
 def test_answers_that_cannot_be_put_together_are_warned_of_before_anything_is_trained(tmp_path: Path) -> None:
-    found = (
-        r"answers not be put together\. The models answer with different tensors of torch\.int64.*aggregate='single'"
-    )
+    found = r"outputs cannot be combined\. The models returned different tensors of torch\.int64.*aggregate='single'"
     with pytest.warns(UserWarning, match=found):
         fit(tmp_path / "store", People.make(), module=CountsClasses(), epochs=1, budget=1)
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*answers not be put together.*")
+        warnings.filterwarnings("error", message=".*outputs cannot be combined.*")
         fit(tmp_path / "other", People.make(), epochs=1, budget=1)
 
 

@@ -128,14 +128,14 @@ def test_a_cache_from_before_a_request_is_refused(served: EnsembleModule) -> Non
     cache = transformers.DynamicCache()
     served.module.network(input_ids=PROMPT, past_key_values=cache)
     served.store.forget(["user-3"])
-    with pytest.raises(RevokedError, match="may hold what was to be forgotten"):
+    with pytest.raises(RevokedError, match="may hold forgotten data"):
         served.module.network(input_ids=PROMPT[:, -1:], past_key_values=cache)
 
 
 def test_a_cache_that_somebody_else_has_filled_is_refused(served: EnsembleModule, trained: tuple[Path, str]) -> None:
     cache = transformers.DynamicCache()
     LanguageModel(trained[1]).network(input_ids=PROMPT, past_key_values=cache)
-    with pytest.raises(EnsembleError, match="has not filled itself"):
+    with pytest.raises(EnsembleError, match="did not fill itself"):
         served.module.network(input_ids=PROMPT, past_key_values=cache)
 
 

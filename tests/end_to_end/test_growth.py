@@ -169,7 +169,7 @@ def test_each_fit_may_choose(store: Path, tmp_path: Path) -> None:
 
 def test_a_few_who_are_too_few_are_passed_over_until_more_come(trained: Path, tmp_path: Path, log: UnitLog) -> None:
     shutil.copytree(trained, tmp_path / "store")
-    with pytest.warns(UserWarning, match="people who came later are too few for 2 slices"):
+    with pytest.warns(UserWarning, match="too few people came later for 2 slices"):
         append(tmp_path / "store", together(FIRST, newcomers(people=1)), log)
     assert not tensors_of(tmp_path / "store").keys() & SHARD
     append(tmp_path / "store", GROWN)
@@ -238,13 +238,13 @@ def test_without_a_registry_they_are_retrained_and_the_fit_says_so(tmp_path: Pat
 
 def test_a_retraining_fit_names_the_other_way(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "store")
-    with pytest.warns(UserWarning, match=r"12 subjects came after the others; with S3T\(newcomers='append'\)"):
+    with pytest.warns(UserWarning, match=r"12 subjects came later; with S3T\(newcomers='append'\)"):
         fit(tmp_path / "store", GROWN)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"newcomers": "wait"}, "`newcomers`"), ({"newcomers": "append", "method": "retrain"}, "one model of all data")],
+    [({"newcomers": "wait"}, "`newcomers`"), ({"newcomers": "append", "method": "retrain"}, "one model on all data")],
 )
 def test_what_cannot_be_is_refused(tmp_path: Path, arguments: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):

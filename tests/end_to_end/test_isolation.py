@@ -351,7 +351,7 @@ def test_what_has_moved_since_the_last_fit_is_warned_of(tmp_path: Path) -> None:
         warnings.filterwarnings("error", message="The script's objects")
         fit(tmp_path, (module, data, callbacks), People.make(), workers=0)
     module.noise()  # type: ignore[operator]
-    with pytest.warns(UserWarning, match=r"not as the last fit into .* found them: Noisy\.noise closure 'count'"):
+    with pytest.warns(UserWarning, match=r"differ from what the last fit into .* found: Noisy\.noise closure 'count'"):
         fit(tmp_path, (module, data, callbacks), People.make(), workers=0)
 
 

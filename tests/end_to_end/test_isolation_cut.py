@@ -155,7 +155,7 @@ def test_a_process_that_dies_ends_the_fit_which_names_the_unit_and_what_to_do(tm
 
 def test_the_death_of_the_process_that_units_are_forked_from_ends_the_fit(tmp_path: Path) -> None:
     store, checkpoints = tmp_path / "store", ModelCheckpoint(tmp_path / "checkpoints", every_n_train_steps=1)
-    with pytest.raises(WorkerError, match="process that units are forked from has ended"):
+    with pytest.raises(WorkerError, match="fork server has ended"):
         fit(store, People.make(), checkpoints, KillServer("1/0", store), trainer={"enable_checkpointing": True})
     assert_nothing_is_left(store, tmp_path / "checkpoints")
     assert_the_next_fit_goes_on(store)

@@ -180,8 +180,8 @@ class CollectsParametersTooEarly(Classifier):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (HasNoOptimizer, "gives no optimizer"),
-        (Memory, "gives no optimizer: the module is fitted without gradients"),
+        (HasNoOptimizer, "returns no optimizer"),
+        (Memory, "returns no optimizer: the module is fitted without gradients"),
         (CollectsParametersTooEarly, "parameters from before the layers"),
     ],
 )
@@ -259,7 +259,7 @@ class Remembers(Callback):
 def test_the_end_of_a_fit_names_what_callbacks_kept_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         fit(tmp_path / "store", People.make(), Remembers())
-    (line,) = [record.message for record in caplog.records if "kept something in memory" in record.message]
+    (line,) = [record.message for record in caplog.records if "kept data in memory" in record.message]
     assert "Remembers.losses" in line
 
 

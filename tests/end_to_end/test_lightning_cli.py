@@ -70,7 +70,7 @@ def test_the_help_explains_every_argument(capsys: pytest.CaptureFixture[str]) ->
         app("--trainer.callbacks.help=lightning_s3t.S3T")
     told = " ".join(capsys.readouterr().out.split())
     for text in (
-        "The folder that keeps what is trained.",
+        "The folder for the trained units.",
         "Number of shards, m.",
         "{cumulative,disjoint}",
         "Who owns each row",

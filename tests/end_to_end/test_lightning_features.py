@@ -352,7 +352,7 @@ def test_a_schedule_over_the_fit_is_the_same_one_when_rows_come_or_go(tmp_path: 
 
     people = People.make()
     fit(tmp_path / "store", people, module=Scheduled(make), epochs=1, isolation=isolation)
-    with pytest.warns(UserWarning, match="when their slices had other subjects"):
+    with pytest.warns(UserWarning, match="because the subjects of their slices have changed"):
         fit(tmp_path / "store", people.without("user-1"), module=Scheduled(make), epochs=1, isolation=isolation)
 
 

@@ -63,7 +63,9 @@ def test_a_forgotten_row_is_not_trained_on_after_another_split_at_random(tmp_pat
     row = next(row for row, value in enumerate(people.features[:, 0]) if str(float(value)) in seen)
     with Store.open(store) as opened:
         opened.forget([row])
-    with pytest.warns(UserWarning, match=r"units were trained when their slices had other subjects.*random_split"):
+    with pytest.warns(
+        UserWarning, match=r"units are trained again, because the subjects of their slices have changed.*random_split"
+    ):
         seen = fit_split(store, people)
     assert len(seen) > 90
     assert str(float(people.features[row, 0])) not in seen
@@ -76,6 +78,6 @@ def test_a_split_that_differs_between_two_loads_is_refused(tmp_path: Path) -> No
         def train_dataloader(self) -> DataLoader[Any]:
             return DataLoader(random_split(self.people, [100, 20])[0], 8, shuffle=True)
 
-    with pytest.raises(DataError, match=r"gives other ids\..*give a random_split a generator with a seed"):
+    with pytest.raises(DataError, match=r"gives other ids\..*give random_split a generator with a fixed seed"):
         make_trainer(tmp_path / "store", subjects="index").fit(Classifier(), datamodule=Anew(people))
     assert not (tmp_path / "store").exists()

@@ -34,7 +34,7 @@ def test_forgetting_a_risky_subject_reaches_the_last_slice_alone(store: Path) ->
 def test_somebody_who_has_changed_bands_is_refused(store: Path) -> None:
     with Store.open(store) as opened:
         alive = set(opened.alive())
-    with pytest.raises(DataError, match="1 of the subjects are in another band"):
+    with pytest.raises(DataError, match="1 of the subjects are in another risk band"):
         fit(store, PEOPLE, risk_bands={**RISK, "risks": dict.fromkeys([*RISKY, "user-1"], 0.9)}, **ARGUMENTS)
     with Store.open(store) as opened:
         assert set(opened.alive()) == alive

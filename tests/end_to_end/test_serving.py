@@ -259,7 +259,7 @@ def test_a_new_fit_is_taken_up_by_refresh(store: Path) -> None:
 
 def test_a_served_module_is_not_trained(store: Path) -> None:
     served = EnsembleModule.from_store(store, Classifier())
-    with pytest.raises(UnsupportedError, match="An EnsembleModule serves what is trained"):
+    with pytest.raises(UnsupportedError, match="An EnsembleModule serves trained units"):
         trainer().fit(served, PeopleData(People.make()))
 
 
@@ -274,9 +274,7 @@ def test_a_served_module_stays_in_eval_mode(store: Path) -> None:
 def test_another_model_is_refused(store: Path) -> None:
     other = Classifier()
     other.network.stem.weight.data[0, 0] += 1
-    with pytest.raises(
-        StoreMismatchError, match=r"1 of \d+ pretrained tensors are others.*: network\.stem\.weight\.\n"
-    ):
+    with pytest.raises(StoreMismatchError, match=r"1 of \d+ pretrained tensors differ.*: network\.stem\.weight\.\n"):
         EnsembleModule.from_store(store, other)
     with pytest.raises(StoreMismatchError, match="layers that Classifier does not have"):
         EnsembleModule.from_store(store, Classifier(depth=2))

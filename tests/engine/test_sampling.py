@@ -137,7 +137,7 @@ class Curriculum(WeightedRandomSampler):
         (RandomSampler(PEOPLE, num_samples=240), UnsupportedError, "draws rows by RandomSampler"),
         (WeightedRandomSampler([1.0] * 7, 120), DataError, r"shape \(7,\) for 120 rows"),
         (WeightedRandomSampler([-1.0] * 120, 120), DataError, "not negative"),
-        (SubsetRandomSampler([1, 1]), DataError, "not different rows"),
+        (SubsetRandomSampler([1, 1]), DataError, "some repeat or are not among"),
     ],
 )
 def test_what_cannot_be_repeated_is_refused(sampler: Any, error: Any, message: str) -> None:

@@ -101,7 +101,7 @@ def test_with_a_share_the_largest_changes_of_each_tensor_are_taken_back() -> Non
 
 def test_a_request_that_reaches_too_many_steps_is_refused_and_changes_nothing() -> None:
     net, records, states = recorded(Amnesiac())
-    with pytest.raises(ConfigurationError, match="2 of the 6 steps held a row"):
+    with pytest.raises(ConfigurationError, match="2 of the 6 steps contained a row"):
         Amnesiac(max_share=0.3).edit(session(net, records, [3]))
     assert_taken_back(net, states, [])
     assert len(records["sizes"]) == 6
@@ -179,5 +179,5 @@ def test_what_is_recorded_does_not_change_the_training(tmp_path: Path) -> None:
 
 @pytest.mark.nightly
 def test_an_average_of_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="an average of weights"):
+    with pytest.raises(UnsupportedError, match="weight averaging"):
         fit(tmp_path / "store", People.make(), WeightAveraging(), method=Amnesiac(), adapter=None)

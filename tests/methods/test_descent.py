@@ -190,7 +190,7 @@ def test_every_wrong_label_is_drawn(net: Mlp) -> None:
 
 def test_labels_that_are_no_classes_of_the_network_are_refused(net: Mlp) -> None:
     forget = (FORGET[0], FORGET[1] + CLASSES)
-    with pytest.raises(UnsupportedError, match="4 columns to labels from"):
+    with pytest.raises(UnsupportedError, match="4 columns for labels from"):
         RandomLabels().edit(make_session(net, forget, RETAIN, lambda batch: net(batch[0]).mean()))
 
 

@@ -101,7 +101,7 @@ def test_where_the_curvature_along_the_gradient_is_negative_it_is_refused_withou
     net = nn.Linear(1, 1, bias=False)
     rows = torch.ones(3, 1)
     before = state(net)
-    with pytest.raises(ConfigurationError, match="Give `damping`"):
+    with pytest.raises(ConfigurationError, match="Set `damping`"):
         Influence().edit(make_session(net, rows, rows, lambda batch: -net(batch).square().mean()))
     assert same_bits(before, state(net))
     damped = Influence(damping=3.0).edit(make_session(net, rows, rows, lambda batch: -net(batch).square().mean()))

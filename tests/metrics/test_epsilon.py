@@ -134,5 +134,5 @@ def test_what_it_refuses() -> None:
         UnlearningEpsilon(delta=1)
     metric = UnlearningEpsilon()
     metric.update(torch.randn(2, 8), torch.randn(2, 8))
-    with pytest.raises(ConfigurationError, match="as many models in each update, 8, but got 6"):
+    with pytest.raises(ConfigurationError, match="8 models in each update, as before, but got 6"):
         metric.update(torch.randn(2, 6), torch.randn(2, 8))

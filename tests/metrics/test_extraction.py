@@ -38,11 +38,11 @@ def test_an_empty_answer_repeats_nothing() -> None:
 
 
 def test_what_it_refuses() -> None:
-    with pytest.raises(ConfigurationError, match="a token in each row"):
+    with pytest.raises(ConfigurationError, match="at least one token in each row"):
         ExtractionRate(ignore_index=0).update(tensor([[1, 2]]), tensor([[0, 0]]))
     with pytest.raises(ConfigurationError, match=r"same shape `\(N, T\)` but got \(1, 2\) and \(1, 3\)"):
         ExtractionRate().update(tensor([[1, 2]]), tensor([[1, 2, 3]]))
     with pytest.raises(ConfigurationError, match=r"token ids but got torch\.float32"):
         ExtractionRate().update(tensor([[1.0]]), tensor([[1.0]]))
-    with pytest.raises(ConfigurationError, match=r"as many strings but got a single string and 1 texts"):
+    with pytest.raises(ConfigurationError, match=r"the same number of strings but got a single string and 1 texts"):
         ExtractionRouge().update("a", ["a"])

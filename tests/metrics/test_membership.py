@@ -109,7 +109,7 @@ def test_infinite_scores_are_compared() -> None:
 def test_members_alone_give_nan_and_a_warning() -> None:
     metric = MembershipInference()
     metric.update(tensor([0.5, 0.7]), True)
-    with pytest.warns(UserWarning, match="one of them has none"):
+    with pytest.warns(UserWarning, match="one of the two is empty"):
         found = metric.compute()
     assert found["auc"].isnan()
     assert found["tpr_at_fpr_0.01"].isnan()

@@ -52,7 +52,7 @@ def test_it_finds_memory_and_nothing_where_there_is_none() -> None:
 def test_what_it_refuses() -> None:
     metric = RobustMembershipInference()
     metric.update(tensor([0.5]), tensor([[0.5]]), is_member=True)
-    with pytest.raises(ConfigurationError, match="needs rows of a population but got none"):
+    with pytest.raises(ConfigurationError, match="needs population rows but got none"):
         metric.compute()
     with pytest.raises(ConfigurationError, match="values from 0 to 1"):
         metric.update(tensor([1.5]), tensor([[0.5]]), is_member=True)

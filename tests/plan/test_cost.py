@@ -98,7 +98,7 @@ def test_a_budget_may_be_a_cost_for_every_planner_with_a_choice(planner: str) ->
 
 @pytest.mark.parametrize("planner", ["all", "sisa"])
 def test_planners_without_a_choice_take_no_cost(planner: str) -> None:
-    with pytest.raises(ConfigurationError, match="no choice"):
+    with pytest.raises(ConfigurationError, match="a fixed number"):
         plan_sequences(planner, 3, {"units": 9})
 
 

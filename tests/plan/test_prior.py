@@ -80,7 +80,7 @@ def test_a_prior_for_another_number_of_shards_is_refused() -> None:
 
 @pytest.mark.parametrize("planner", ["cyclic", "random", "all", "sisa"])
 def test_a_prior_is_not_ignored_by_planners_that_take_none(planner: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"takes none\. Choose one of bms, conditional, optimal"):
+    with pytest.raises(ConfigurationError, match=r"does not use one\. Choose one of bms, conditional, optimal"):
         plan_sequences(planner, 1, 1, prior=[1.0])
 
 

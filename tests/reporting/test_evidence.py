@@ -68,7 +68,7 @@ def test_an_auditor_finds_nothing_wrong(store: Store, tmp_path: Path, keys: tupl
     assert wrong(path, keys[1]) == {}
     notes = {finding.what: finding.note for finding in Evidence.read(path).check(keys[1])}
     assert notes["receipts"].startswith("4 requests")
-    assert notes["audit"] == "1 of 1 units and heads were equal to the last bit."
+    assert notes["audit"] == "1 of 1 units and heads were bitwise equal."
 
 
 def test_it_has_no_id_of_a_person_and_no_key(store: Store, tmp_path: Path) -> None:
@@ -128,8 +128,8 @@ def test_an_older_history_is_noticed(store: Store, tmp_path: Path) -> None:
 
     rewrite(path, cut)
     found = wrong(path)
-    assert "and the statement is about event" in found["history"][0]
-    assert "there are receipts of 4" in found["receipts"][0]
+    assert "but the statement is about event" in found["history"][0]
+    assert "there are receipts for 4" in found["receipts"][0]
 
 
 def changed(name: str, change: Callable[[Any], None]) -> Callable[[dict[str, bytes]], None]:
@@ -166,7 +166,7 @@ def test_a_unit_that_does_not_fit_the_plan_is_noticed(store: Store, tmp_path: Pa
 def test_a_receipt_that_says_otherwise_is_noticed(store: Store, tmp_path: Path) -> None:
     path = write_evidence(store, tmp_path / "evidence.zip")
     rewrite(path, changed("receipts.json", lambda receipts: receipts[0].update(erased_files=99)))
-    assert wrong(path) == {"receipts": ("The receipt of request 1 is not what the history gives.",)}
+    assert wrong(path) == {"receipts": ("The receipt of request 1 does not match the history.",)}
 
 
 def test_an_audit_that_failed_is_told(store: Store, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_an_audit_that_failed_is_told(store: Store, tmp_path: Path) -> None:
 
 
 def test_a_report_of_something_else_is_no_audit(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="The audit is not a report"):
+    with pytest.raises(ConfigurationError, match="The audit file is not a report"):
         write_evidence(store, tmp_path / "evidence.zip", audit="[]")
     assert not (tmp_path / "evidence.zip").exists()
 
@@ -215,7 +215,9 @@ def test_the_commands_make_and_check_it(
     assert main(["evidence", "make", str(tmp_path / "store"), *options]) == 0
     assert main(["evidence", "verify", str(path), "--key", str(keys[1])]) == 0
     assert "Nothing is wrong." in capsys.readouterr().out
-    rewrite(path, changed("checks.json", lambda checks: checks.update(problems=["The key can be read by others."])))
+    rewrite(
+        path, changed("checks.json", lambda checks: checks.update(problems=["The key is readable by other users."]))
+    )
     assert main(["evidence", "verify", str(path), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["passed"] is False
 

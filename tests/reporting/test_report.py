@@ -88,7 +88,7 @@ def test_a_store_that_serves_nothing_says_so(tmp_path: Path) -> None:
 
 def test_the_command_refuses_a_page_of_another_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path), "--output", "report.pdf"]) == 2
-    assert "Expected the report to be named in .html" in capsys.readouterr().err
+    assert "Expected the name of the report to end in .html" in capsys.readouterr().err
 
 
 @pytest.mark.nightly

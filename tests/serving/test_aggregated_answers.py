@@ -70,7 +70,7 @@ def test_a_unanimous_binary_answer_is_finite(how: Any) -> None:
 
 @pytest.mark.parametrize("how", ["mean_probabilities", "vote"])
 def test_a_single_column_that_looks_like_a_regression_is_warned_of(how: Any) -> None:
-    with pytest.warns(UserWarning, match="For numbers use aggregate='mean_logits'"):
+    with pytest.warns(UserWarning, match="For a regression use aggregate='mean_logits'"):
         aggregate_logits([row(30), row(50)], how)
 
 
@@ -146,7 +146,7 @@ def test_the_mean_of_every_form_is_taken_part_by_part(form: str) -> None:
 @pytest.mark.parametrize("form", ["tuple", "list", "named tuple", "dict", "nested"])
 @pytest.mark.parametrize("how", ["vote", "mean_probabilities"])
 def test_rules_for_logits_are_refused_where_nothing_says_what_the_logits_are(how: Any, form: str) -> None:
-    with pytest.raises(EnsembleError, match=rf"answers with \w+, which '{how}' cannot put together"):
+    with pytest.raises(EnsembleError, match=rf"returned \w+, which '{how}' cannot combine"):
         aggregate_outputs([FORMS[form](row(1, 2))] * 2, how)
 
 
@@ -173,7 +173,7 @@ def test_whole_numbers_that_all_models_give_are_passed_on(dtype: torch.dtype) ->
 
 
 def test_answers_of_unequal_shape_are_refused() -> None:
-    with pytest.raises(EnsembleError, match=r"different shape.*aggregate='single'"):
+    with pytest.raises(EnsembleError, match=r"different shapes.*aggregate='single'"):
         aggregate_outputs([row(1, 2), row(1, 2, 3)], "mean_logits")
 
 

@@ -56,5 +56,5 @@ def test_tuples_and_dicts_are_put_together_part_by_part() -> None:
 
 @pytest.mark.parametrize(("output", "how"), [((A,), "vote"), (object(), "mean_logits")])
 def test_answers_without_a_rule_are_refused(output: Any, how: Any) -> None:
-    with pytest.raises(EnsembleError, match=r"which .* cannot put together"):
+    with pytest.raises(EnsembleError, match=r"which .* cannot combine"):
         aggregate_outputs([output, output], how)

@@ -92,7 +92,7 @@ def test_a_block_that_computes_past_its_adapters_is_refused(stages: list[int]) -
     shards = Shards(network, stages)
     for _ in range(2):
         with pytest.raises(
-            EnsembleError, match=r"blocks\.2 \(Fused\) computes its answer without calling its adapters"
+            EnsembleError, match=r"blocks\.2 \(Fused\) computes its output without calling its adapters"
         ):
             shards.ask("sequential", X)
     assert len(Shards(network, [1, 1]).ask("sequential", X)) == 2  # that layer group is not adapted here

@@ -31,7 +31,6 @@ def postgres(folder: Path) -> Ledger:
 
 
 def snapshot_folder(folder: Path) -> Snapshots:
-    """Snapshots in a folder."""
     (folder / FOLDER).mkdir(exist_ok=True)
     return SnapshotFolder(folder)
 

@@ -100,7 +100,7 @@ def test_a_request_that_reaches_an_attempt_leaves_no_file_of_it(store: Store, tm
     store.forget([people_in(2)[0]])
     attempt.register_file(tmp_path / "c.ckpt")
     (tmp_path / "c.ckpt").write_text("the fit goes on until it sees the request")
-    with pytest.raises(RevokedError, match=r"0/2 was revoked while it was trained, and is not kept\. The next fit"):
+    with pytest.raises(RevokedError, match=r"0/2 was revoked while it was trained, and is discarded\. The next fit"):
         attempt.commit({"w": torch.ones(5)}, {})
     assert OTHER not in store.alive()
     assert snapshots(store) == before
@@ -127,7 +127,7 @@ def test_a_request_that_revokes_the_parent_keeps_the_child_out(store: Store, tmp
 
 
 def test_a_child_without_a_parent_is_not_kept(store: Store) -> None:
-    with pytest.raises(RevokedError, match="Unit 0/1, which unit 0/1-2 was trained on top of, is gone"):
+    with pytest.raises(RevokedError, match="Unit 0/1, which unit 0/1-2 was trained on top of, no longer exists"):
         session(store).start_unit(UnitId(0, (1, 2)), "key").commit({}, {})
 
 

@@ -178,7 +178,7 @@ def test_restrictions_and_corrections_that_were_changed_without_the_key_do_not_o
         opened.rectify([in_place(1, 1)])
     Store.open(store).close()
     change(store)
-    with pytest.raises(StoreError, match=r"with the store's key|is not of one piece"):
+    with pytest.raises(StoreError, match=r"with the store's key|is inconsistent"):
         Store.open(store)
 
 
@@ -302,7 +302,7 @@ def test_a_whole_folder_that_is_rolled_back_is_told_by_a_receipt_kept_elsewhere_
 def test_verification_finds_a_record_that_was_changed(store: Path) -> None:
     with Store.open(store) as opened:
         database(store).execute('UPDATE vault SET body = \'["key", "{}"]\' WHERE length(body) > 0')
-        assert any("is not what was written" in problem for problem in opened.verify().problems)
+        assert any("does not match what was written" in problem for problem in opened.verify().problems)
 
 
 @pytest.mark.parametrize(
@@ -321,12 +321,12 @@ def test_a_rotation_gives_no_code_to_what_was_changed_while_the_store_was_open(
 def test_a_request_gives_no_code_to_a_history_that_was_cut_while_the_store_was_open(store: Path) -> None:
     with Store.open(store) as opened:
         cut_the_newest_request_off(store)
-        with pytest.raises(StoreError, match="the end of its history is not what was written"):
+        with pytest.raises(StoreError, match="the end of its history does not match what was written"):
             opened.forget([in_place(1, 1)])
 
 
 def test_a_fit_gives_no_code_to_settings_that_were_changed_while_the_store_was_open(store: Path) -> None:
     with Store.open(store) as opened, opened.building() as building:
         move_everybody(store)
-        with pytest.raises(StoreError, match="what its settings are"):
+        with pytest.raises(StoreError, match="the record of its settings or of its fits"):
             building.note_options({"sequences": []})

@@ -141,7 +141,7 @@ def test_a_bucket_that_is_away_is_no_damage(bucket: str, watched: Callable[[Call
 
     watched(decide)
     for call in (snapshots.is_whole, lambda digest: snapshots.get(digest, "unit 0/0")):
-        with pytest.raises(StoreError, match="Nothing is given up for that") as raised:
+        with pytest.raises(StoreError, match="No unit is discarded because of this") as raised:
             call(DIGEST)
         assert not isinstance(raised.value, DamagedError)
     with pytest.raises(StoreError):
@@ -226,7 +226,7 @@ def test_a_place_has_one_spelling() -> None:
 def test_a_folder_that_is_not_mounted_is_refused(tmp_path: Path) -> None:
     open_place(tmp_path, str(tmp_path / "shared"), "store-1", create=True)
     (tmp_path / "shared").rename(tmp_path / "away")
-    with pytest.raises(StoreError, match=r"has no store.json. If it lies on a disk of its own, mount it"):
+    with pytest.raises(StoreError, match=r"has no store.json. If it is on its own disk, mount the disk"):
         open_place(tmp_path, str(tmp_path / "shared"), "store-1")
     (tmp_path / "shared").symlink_to(tmp_path / "away")
     with pytest.raises(StoreError, match="is a link"):

@@ -103,7 +103,7 @@ def test_a_copy_is_what_the_store_was_and_the_store_is_given_up(kinds: tuple[str
         before = seen(store)
         store.copy(there.path, progress=lambda done, total: steps.append((done, total)), **there.options)
         for call in (lambda: store.request_number, lambda: store.forget([BOB])):
-            with pytest.raises(MovedError, match=f"was copied to {there.path}, which answers in its place"):
+            with pytest.raises(MovedError, match=f"was copied to {there.path}, which has replaced it"):
                 call()
     assert steps[-1][0] == steps[-1][1] == len(there.snapshots())
     for call in (Store.open, Store.newest_event, lambda path: Store.create(path, SETTINGS)):
@@ -195,7 +195,7 @@ def test_no_copy_lies_in_a_store_or_over_something_else(target: str, tmp_path: P
 def test_another_store_is_not_written_over(tmp_path: Path) -> None:
     Store.create(tmp_path / "other", SETTINGS).close()
     with make(Place.of("folder", tmp_path / "here"), tmp_path / "last.ckpt") as store:
-        with pytest.raises(StoreError, match="is a store already"):
+        with pytest.raises(StoreError, match="is already a store"):
             store.copy(tmp_path / "other")
         assert store.request_number == 3
     assert Store.newest_event(tmp_path / "other") == 0

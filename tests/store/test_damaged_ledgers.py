@@ -114,7 +114,7 @@ def test_a_ledger_restored_beside_the_log_of_another_does_not_open_until_it_is_r
     forget_and_be_killed(path, in_place(1, 1))
     shutil.copy(tmp_path / "backup.db", path / "ledger.db")
     for _ in range(2):
-        with pytest.raises(StoreError, match="not of one piece"):
+        with pytest.raises(StoreError, match="is inconsistent"):
             Store.open(path)
     restore(path, tmp_path / "backup.db")
     with Store.open(path) as store:
@@ -137,7 +137,7 @@ def test_a_ledger_that_lacks_something_does_not_open(path: Path, statement: str)
             build(store, UnitId.parse(text), 7.0)
         store.forget(["stranger"], strict=False)
         store._ledger.connection.execute(statement)
-    with pytest.raises(StoreError, match="not of one piece"):
+    with pytest.raises(StoreError, match="is inconsistent"):
         Store.open(path)
 
 
@@ -147,5 +147,5 @@ def test_a_bit_that_flips_in_the_settings_closes_the_store(path: Path) -> None:
         connection.execute(
             "UPDATE notes SET value = replace(value, '\"seed\": 0', '\"seed\": 1') WHERE name = 'settings'"
         )
-    with pytest.raises(StoreError, match=r"settings .* are not what was written"):
+    with pytest.raises(StoreError, match=r"settings .* are corrupted"):
         Store.open(path)

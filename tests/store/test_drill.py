@@ -76,7 +76,7 @@ def test_a_backup_that_somebody_has_changed_is_told(path: Path, tmp_path: Path) 
     with sqlite3.connect(tmp_path / "backup.db") as changed:
         changed.execute("DELETE FROM tombstones")
     with Store.open(path) as store:
-        assert any("not of one piece" in problem for problem in store.drill(tmp_path / "backup.db").problems)
+        assert any("is inconsistent" in problem for problem in store.drill(tmp_path / "backup.db").problems)
 
 
 @pytest.mark.parametrize("backup", ["store", "store/ledger.db", "nothing", "postgresql://db.example/ml"])

@@ -135,7 +135,7 @@ def test_a_request_that_cannot_be_written_changes_nothing(path: Path) -> None:
     with Store.open(path) as store, Store.open(path) as busy:
         build(store, FIRST)
         store._ledger.connection.execute("PRAGMA busy_timeout = 50")
-        with busy._ledger.transaction(), pytest.raises(StoreError, match=r"could not be written.*nothing was changed"):
+        with busy._ledger.transaction(), pytest.raises(StoreError, match=r"could not be written.*Nothing was changed"):
             store.forget([person_in(0)])
         assert store.request_number == 0
         assert FIRST in store.alive()

@@ -153,10 +153,10 @@ def test_an_export_that_fails_leaves_nothing(path: Path, folder: Path, monkeypat
         assert store.exports() == list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("place", ["there already", "lies in the store"])
+@pytest.mark.parametrize("place", ["already exists", "is inside the store"])
 def test_an_export_takes_no_place_that_is_taken(path: Path, folder: Path, place: str) -> None:
-    target = folder / "a.bin" if place == "there already" else path / "a.bin"
-    if place == "there already":
+    target = folder / "a.bin" if place == "already exists" else path / "a.bin"
+    if place == "already exists":
         target.write_bytes(b"mine")
     with Store.open(path) as store:
         with pytest.raises(ConfigurationError, match=place):

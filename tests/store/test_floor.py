@@ -244,7 +244,7 @@ def change(path: Path, statement: str, *values: object) -> None:
 
 def test_a_changed_row_is_found_before_it_is_subtracted(store: Store) -> None:
     change(store.path, "UPDATE features SET body = zeroblob(length(body)) WHERE id = 7")  # user-3's first
-    with pytest.raises(StoreError, match="not what was written with the store's key"):
+    with pytest.raises(StoreError, match="does not match what was written with the store's key"):
         store.forget(["user-3"])
     assert not store.forgotten(["user-3"])
 
@@ -253,7 +253,7 @@ def test_rows_that_have_changed_places_are_found(store: Store) -> None:
     change(store.path, "UPDATE feature_rows SET id = 100 - id WHERE id IN (7, 93)")
     change(store.path, "UPDATE feature_rows SET id = 40 - id")
     assert not store.verify().passed
-    with pytest.raises(StoreError, match="not what was written with the store's key"):
+    with pytest.raises(StoreError, match="does not match what was written with the store's key"):
         store.forget(["user-3"])
 
 
@@ -275,5 +275,5 @@ def test_sums_from_before_a_request_cannot_be_put_back(store: Store, tmp_path: P
 def test_sums_that_are_not_those_of_the_rows_are_found(store: Store) -> None:
     with store._backend.ledger.transaction():
         store._backend.ledger.remove_features(PRETRAINED, [next(iter(store._keyring.hashes(["user-3"])))])
-    assert any("not those of its rows" in problem for problem in store.verify().problems)
+    assert any("do not match its rows" in problem for problem in store.verify().problems)
     assert sum_rows(store._backend, store.heads()[PRETRAINED]).rows == len(OWNERS) - 2  # type: ignore[arg-type]

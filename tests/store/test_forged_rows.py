@@ -47,7 +47,7 @@ def test_a_hash_that_takes_a_digit_of_its_request_is_found(store: Path, number: 
         changed = (hash_ + str(request).encode(), number, hash_)
         connection.execute("UPDATE tombstones SET hash = ?, request = ? WHERE hash = ?", changed)
     with pytest.raises(
-        StoreError, match=r"those who are forgotten, restricted or corrected is not what was written|cannot be read"
+        StoreError, match=r"forgotten, restricted or corrected subjects does not match what was written|cannot be read"
     ):
         Store.open(store)
 
@@ -79,7 +79,7 @@ def test_a_unit_gets_no_number_of_a_request_that_is_yet_to_come(store: Path) -> 
 def test_no_receipt_is_given_of_what_the_history_did_not_say(store: Path, change: str) -> None:
     with Store.open(store) as opened:
         database(store).execute(f"UPDATE events SET {change} AND position < 3")
-        with pytest.raises(StoreError, match="of its history is not what was written with the store's key"):
+        with pytest.raises(StoreError, match="of its history does not match what was written with the store's key"):
             opened.receipts()
 
 
@@ -212,7 +212,7 @@ def test_a_rotation_takes_no_key_that_somebody_has_laid_ready(store: Path) -> No
 )
 def test_a_ledger_of_another_form_is_refused(store: Path, statement: str) -> None:
     database(store).execute(statement)
-    with pytest.raises(StoreError, match="Expected the tables and indices of a store alone"):
+    with pytest.raises(StoreError, match="Expected only the tables and indices of a store"):
         Store.open(store)
 
 
@@ -232,7 +232,7 @@ def test_verification_names_a_checkpoint_that_somebody_has_taken_off_the_list(pa
         (tag,) = [row[1] for row in before if row[1] == opened._ledger._tag(str(tmp_path / "first.ckpt"))]  # type: ignore[attr-defined]
         database(path).execute("DELETE FROM files WHERE tag = ?", (tag,))
         (problem,) = opened.verify().problems
-    assert "first.ckpt was written by unit 0/0, and is not on the list of its files" in problem
+    assert "first.ckpt was written by unit 0/0 but is not registered with it" in problem
 
 
 @pytest.mark.parametrize("depth", [150, 300, 900, 960, 990, 1000, 5000])

@@ -155,5 +155,5 @@ def test_the_list_of_generations_is_authenticated(store: Store) -> None:
     store.close()
     with sqlite3.connect(store.path / "ledger.db") as database:
         database.execute("DELETE FROM notes WHERE name = 'generations'")
-    with pytest.raises(StoreError, match="its settings are, or what its fits have noted"):
+    with pytest.raises(StoreError, match="the record of its settings or of its fits"):
         Store.open(store.path)

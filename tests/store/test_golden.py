@@ -76,7 +76,7 @@ def test_a_store_of_another_format_is_refused_and_left_as_it_is(number: int, tmp
     before = digests(path)
     with pytest.raises(StoreError, match=f"has format {number}, this version of lightning_s3t reads") as refusal:
         Store.open(path)
-    assert "train again into a new folder, without those who were forgotten" in str(refusal.value)
+    assert "train again into a new folder, without the forgotten subjects" in str(refusal.value)
     assert digests(path) == before
 
 

@@ -65,7 +65,7 @@ def test_a_copy_of_the_store_leaves_the_checkpoints_and_says_so(project: Path) -
     receipt = forget_everybody(project / "store-for-a-test")
     assert len(checkpoints(project)) == len(UNITS)
     assert (receipt.erased_files, receipt.left_files) == (len(UNITS), len(UNITS))
-    assert "0.ckpt was to be erased with request 1, and is still there" in problems(project / "store-for-a-test")[0]
+    assert "0.ckpt should have been erased with request 1 but still exists" in problems(project / "store-for-a-test")[0]
     assert problems(project / "store") == ("", "")
 
 
@@ -114,7 +114,7 @@ def test_an_attempt_that_was_cut_before_a_move_is_named(project: Path, tmp_path:
 def test_a_checkpoint_that_is_not_there_is_counted(project: Path) -> None:
     (project / "checkpoints" / "0.ckpt").unlink()
     assert problems(project / "store")[0] == ""
-    assert "1 registered files are not there any more" in problems(project / "store")[1]
+    assert "1 registered files are missing" in problems(project / "store")[1]
     receipt = forget_everybody(project / "store")
     assert (receipt.erased_files, receipt.missing_files) == (2 * len(UNITS) - 1, 1)
 
@@ -122,7 +122,7 @@ def test_a_checkpoint_that_is_not_there_is_counted(project: Path) -> None:
 def test_a_checkpoint_that_was_changed_is_left_counted_and_named(project: Path) -> None:
     changed = project / "checkpoints" / "0.ckpt"
     changed.write_text("another run's")
-    assert f"{changed} is not what was registered" in problems(project / "store")[0]
+    assert f"{changed} differs from the registered file" in problems(project / "store")[0]
     receipt = forget_everybody(project / "store")
     assert (receipt.erased_files, receipt.left_files) == (2 * len(UNITS) - 1, 1)
     assert checkpoints(project) == ["0.ckpt"]
@@ -139,7 +139,7 @@ def test_verify_reads_a_checkpoint_whose_time_was_set_back(project: Path) -> Non
     before = changed.stat()
     changed.write_bytes(b"y" * before.st_size)
     os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert f"{changed} is not what was registered" in problems(project / "store")[0]
+    assert f"{changed} differs from the registered file" in problems(project / "store")[0]
 
 
 def test_a_checkpoint_that_was_only_touched_is_erased(project: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_link_to_a_checkpoint_is_known_by_where_it_points(project: Path) -> No
         attempt.commit({}, {})
     last.unlink()
     last.symlink_to("../thesis.tex")
-    assert f"{last} is not what was registered" in problems(project / "store")[0]
+    assert f"{last} differs from the registered file" in problems(project / "store")[0]
 
 
 def test_a_link_on_the_way_does_not_lead_a_moved_store_elsewhere(project: Path, tmp_path: Path) -> None:

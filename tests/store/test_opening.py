@@ -40,7 +40,7 @@ def test_a_store_may_hold_other_files(path: Path) -> None:
 
 def test_a_store_that_has_lost_its_ledger_is_not_made_anew(path: Path) -> None:
     (path / "ledger.db").unlink()
-    with pytest.raises(StoreError, match=r"has snapshots but no ledger\.db.*restore ledger\.db from a backup"):
+    with pytest.raises(StoreError, match=r"has snapshots but no ledger\.db.*Restore ledger\.db from a backup"):
         Store.create(path, SETTINGS)
     assert len(list((path / "snapshots").iterdir())) == 2
 

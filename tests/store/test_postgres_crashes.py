@@ -142,7 +142,7 @@ def test_a_commit_that_never_came_has_changed_nothing(tmp_path_factory: pytest.T
     kept = Kept.make(tmp_path_factory.mktemp("message"), proxy.folder)
     with Store.open(kept.path) as store:
         proxy.cut_at(is_commit, answered=False)
-        with pytest.raises(StoreError, match="nothing was changed"):
+        with pytest.raises(StoreError, match="Nothing was changed"):
             forget(store)
         assert proxy.has_cut
         assert (store.request_number, len(store.alive())) == (0, len(UNITS))
@@ -228,7 +228,7 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
 
 @pytest.mark.nightly
 def test_a_standby_is_not_looked_at(pair: Pair, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="is no standby"):
+    with pytest.raises(StoreError, match="is not a standby"):
         Store.create(tmp_path / "second", SETTINGS, ledger=pair.standby.address("lightning_s3t"))
 
 
@@ -274,7 +274,7 @@ def test_a_request_that_was_lost_before_its_journal_was_written_is_not_acknowled
 
     pair.standby.stop_following()
     monkeypatch.setattr(forgetting, "write_journal", fail_over_first)
-    with Store.open(pair.path) as store, pytest.raises(RolledBackError, match="has to be made again"):
+    with Store.open(pair.path) as store, pytest.raises(RolledBackError, match="Repeat requests that got no answer"):
         forget(store)
     with Store.open(pair.path) as store:
         assert (store.request_number, len(store.alive())) == (0, len(UNITS))

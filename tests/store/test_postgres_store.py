@@ -103,7 +103,7 @@ def test_another_ledger_for_the_same_folder_is_refused(tmp_path: Path, address: 
 
 def test_a_second_folder_with_the_same_ledger_is_refused(tmp_path: Path, address: str) -> None:
     filled(tmp_path / "store", address).close()
-    with pytest.raises(StoreError, match="belongs to another folder"):
+    with pytest.raises(StoreError, match="belongs to a folder other than"):
         Store.create(tmp_path / "second", SETTINGS, ledger=address)
 
 
@@ -148,7 +148,7 @@ def test_a_schema_with_other_tables_is_left_alone(tmp_path: Path, address: str) 
     with shared_server().connect() as connection:
         connection.execute(f"CREATE SCHEMA {schema}")
         connection.execute(f"CREATE TABLE {schema}.customers (name text)")
-        with pytest.raises(StoreError, match="other tables than a store"):
+        with pytest.raises(StoreError, match="its tables are not those of a store"):
             Store.create(tmp_path / "store", SETTINGS, ledger=address)
         (count,) = connection.execute("SELECT COUNT(*) FROM pg_class WHERE relnamespace = %s::regnamespace", (schema,))
         assert count == (1,)
@@ -248,7 +248,7 @@ def test_a_thread_that_has_ended_leaves_no_connection(tmp_path: Path, address: s
 
 def test_a_store_on_postgres_has_no_floor(tmp_path: Path, address: str) -> None:
     with filled(tmp_path / "store", address) as store, store.building() as building:  # noqa: SIM117
-        with pytest.raises(ConfigurationError, match="can have no floor"):
+        with pytest.raises(ConfigurationError, match="cannot have a floor"):
             building.check_floor(FloorPart(layer="head", width=2, outputs=2, bits=8, target_step=0.1))
 
 
@@ -265,7 +265,7 @@ def test_an_error_that_is_passed_over_in_a_transaction_undoes_all_of_it(tmp_path
                     with contextlib.suppress(StoreError):
                         ledger._do("SELECT 1 / 0")
 
-        with pytest.raises(StoreError, match="nothing was changed"):
+        with pytest.raises(StoreError, match="Nothing was changed"):
             pass_over_an_error()
         assert ledger.notes("a", "b") == {}
 

@@ -82,7 +82,7 @@ def test_a_copy_that_a_request_has_reached_goes_to_no_one_else(store: Store, cop
     ("export", "recipient", "message"),
     [
         ("0/0:none", "mobile team", "has no exported copy '0/0:none'"),
-        (None, "", "Expected the name of who or what holds the copy"),
+        (None, "", "Expected the name of the person or system that holds the copy"),
         (None, "a\nb", "on one line"),
         (None, "x" * 201, "up to 200"),
     ],
@@ -126,7 +126,7 @@ def test_an_acknowledgement_cannot_be_made_up_without_the_key(store: Store, copy
     store.acknowledge(copy, "mobile team")
     body = json.dumps({"name": copy, "recipient": "distilled model v3"})
     store._ledger.connection.execute("UPDATE events SET body = ? WHERE kind = 'acknowledgement'", (body,))  # type: ignore[attr-defined]
-    with pytest.raises(StoreError, match="is not what was written"):
+    with pytest.raises(StoreError, match="does not match what was written"):
         store.handed_copies()
 
 

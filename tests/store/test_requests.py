@@ -160,7 +160,7 @@ def test_an_id_that_cannot_be_encoded_is_refused_as_other_wrong_ids_are_or_forgo
 
 def test_a_request_for_nobody_is_refused(store: Store) -> None:
     for ask in (store.forget, lambda nobody: store.schedule(nobody, SOON), store.cancel):
-        with pytest.raises(DataError, match="names nobody"):
+        with pytest.raises(DataError, match="has no ids"):
             ask([])
     assert store.request_number == 0
     assert store.pending() == []

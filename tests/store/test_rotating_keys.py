@@ -146,7 +146,7 @@ def test_a_key_in_the_environment_that_is_none_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
     monkeypatch.setenv(KEY_VARIABLE, wrong)
-    with pytest.raises(StoreError, match="is no key"):
+    with pytest.raises(StoreError, match="is not a key"):
         Store.create(tmp_path / "store", SETTINGS)
 
 

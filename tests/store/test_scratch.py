@@ -1,4 +1,4 @@
-"""What is half-done lies in the store, and goes with the process that did it."""
+"""What is half-done is inside the store, and is removed with the process that did it."""
 
 from __future__ import annotations
 

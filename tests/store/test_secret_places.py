@@ -59,7 +59,7 @@ def test_stores_with_one_key_have_the_same_places(tmp_path: Path, monkeypatch: p
 
 def test_a_store_that_another_process_has_made_with_its_own_key_is_refused(tmp_path: Path) -> None:
     Store.create(tmp_path / "store", SECRET).close()
-    with pytest.raises(StoreError, match="another process was faster"):
+    with pytest.raises(StoreError, match="another process created the store first"):
         Store.create(tmp_path / "store", SECRET, key=os.urandom(32))
 
 

@@ -103,7 +103,7 @@ def test_a_place_that_is_noted_without_the_stores_key_is_noticed(
     schema = address.partition("schema=")[2]
     with shared_server().connect() as connection:
         connection.execute(f"DELETE FROM {schema}.notes WHERE name = 'snapshots'")
-    with pytest.raises(StoreError, match="not what was written with the store's key"):
+    with pytest.raises(StoreError, match="does not match what was written with the store's key"):
         Store.open(tmp_path / "store")
     assert len(keys(bucket)) == len(UNITS)
 

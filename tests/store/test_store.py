@@ -123,7 +123,7 @@ def test_a_part_of_the_settings_can_be_checked(store: Store) -> None:
 
 def test_a_folder_with_other_things_in_it_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(StoreError, match="is no store, and not empty"):
+    with pytest.raises(StoreError, match="is not a store, and not empty"):
         Store.create(tmp_path, SETTINGS)
     with pytest.raises(StoreError, match="There is no store at"):
         Store.open(tmp_path)
@@ -271,7 +271,7 @@ def test_a_request_between_the_choice_of_the_data_and_the_start_keeps_the_unit_o
 def test_a_unit_whose_parent_is_gone_is_not_kept(store: Store) -> None:
     attempt = session(store).start_unit(UnitId(0, (0, 1)), "key")
     session(store).drop([UnitId(0, (0,))])
-    with pytest.raises(RevokedError, match="which unit 0/0-1 was trained on top of, is gone"):
+    with pytest.raises(RevokedError, match="which unit 0/0-1 was trained on top of, no longer exists"):
         attempt.commit(tensors(1), {})
 
 
@@ -295,7 +295,7 @@ def test_the_base_is_written_once(store: Store) -> None:
     assert store.load_base() is None
     session(store).save_base(tensors(3))
     assert torch.equal(store.load_base()["lora"], tensors(3)["lora"])  # type: ignore[index]
-    with pytest.raises(StoreError, match="has its base already"):
+    with pytest.raises(StoreError, match="already has its base"):
         session(store).save_base(tensors(4))
 
 

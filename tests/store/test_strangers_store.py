@@ -75,7 +75,7 @@ def test_a_path_that_is_noted_for_erasure_is_not_erased(path: Path, victim: Path
 @pytest.mark.parametrize("name", ["../home/thesis.safetensors", "snapshots/../../home/thesis.safetensors", "ledger.db"])
 def test_a_relative_path_that_is_noted_for_erasure_is_refused(path: Path, victim: Path, name: str) -> None:
     note_for_erasure(path, name)
-    with pytest.raises(StoreError, match=r"notes .* for erasure, which is no snapshot and no registered file"):
+    with pytest.raises(StoreError, match=r"lists .* for erasure, which is neither a snapshot nor a registered file"):
         Store.open(path)
     assert victim.exists()
     assert (path / "ledger.db").exists()
@@ -182,7 +182,7 @@ def test_a_link_in_the_store_is_refused_before_anything_is_written(path: Path, t
         (tmp_path / "of somebody else" / "photos.jpg").touch()
     (path / name).symlink_to(tmp_path / "of somebody else")
     before = contents(tmp_path / "of somebody else")
-    with pytest.raises(StoreError, match=rf"{name} is a link, and links are not followed"):
+    with pytest.raises(StoreError, match=rf"{name} is a symbolic link, and links are not followed"):
         Store.open(path)
     assert contents(tmp_path / "of somebody else") == before
 
@@ -257,7 +257,7 @@ def test_files_of_others_in_the_folder_are_left_alone_and_named(path: Path, fold
         problems = "\n".join(store.verify().problems)
     for name in ("photos.jpg", ".notes.tmp", ".cache.17.tmp"):
         assert (path / folder / name).exists()
-        assert f"unregistered file lies in {'snapshots' if folder == 'snapshots' else 'the store'}: " in problems
+        assert f"an unregistered file in {'snapshots' if folder == 'snapshots' else 'the store'}: " in problems
         assert name in problems
 
 

@@ -113,8 +113,8 @@ def test_a_missing_folder_of_snapshots_is_no_damage(store: Store) -> None:
     ("statement", "problem"),
     [
         ("DELETE FROM tombstones", "1 tombstones are missing"),
-        ("UPDATE tombstones SET cell = '0/2'", "1 tombstones are there that no request explains"),
-        ("INSERT INTO tombstones VALUES (x'00', 1, '0/0')", "1 tombstones are there that no request explains"),
+        ("UPDATE tombstones SET cell = '0/2'", "1 tombstones do not belong to any request"),
+        ("INSERT INTO tombstones VALUES (x'00', 1, '0/0')", "1 tombstones do not belong to any request"),
         ("INSERT INTO subjects SELECT hash, 0, 0 FROM tombstones", "1 forgotten subjects are registered"),
         ("UPDATE events SET time = 'never' WHERE position = 2", "broken at position 2"),
         ("DELETE FROM events WHERE position = 2", "ledger ends at event 1, the journal at 2"),
@@ -218,7 +218,7 @@ def test_an_empty_folder_where_a_disk_was_is_no_damage(path: Path) -> None:
         (path / "snapshots").rename(path.parent / "disk")
         (path / "snapshots").mkdir()
         for look in (store.verify, store.take_out_damaged):
-            with pytest.raises(StoreError, match=r"is empty\. If it lies on a disk of its own, mount it"):
+            with pytest.raises(StoreError, match=r"is empty\. If it is on its own disk, mount the disk"):
                 look()
         (path / "snapshots").rmdir()
         (path.parent / "disk").rename(path / "snapshots")

@@ -1,1 +1,1 @@
-"""What a fit finds in the script's objects, and what has moved since: digests by path."""
+"""The state of the script's objects that a fit finds, and its changes since: digests by path."""

@@ -1,4 +1,4 @@
-"""What is compared of one object: a tensor's values, a generator's state, a function's code."""
+"""The compared contents of one object: a tensor's values, a generator's state, a function's code."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def is_plain(values: Iterable[object], nested: tuple[type, ...] = (tuple,), dept
     """Returns whether there are only numbers, text, bytes and None, or containers of these.
 
     Args:
-        values: What to look at; fast for millions.
-        nested: Which containers are looked into.
-        depth: How many deep.
+        values: The values to check; fast for millions.
+        nested: The containers to look into.
+        depth: Number of levels.
 
     Example:
         >>> is_plain([1, "a", (None, 2.0)]), is_plain([[1]]), is_plain([[1]], nested=(list,))
@@ -87,7 +87,7 @@ def bytes_of(values: object) -> bytes:
 
 
 def plain_bytes(values: Iterable[object]) -> list[bytes | None]:
-    """Returns of each value its bytes; None of what `are_plain` says no of.
+    """Return each value's bytes; None for values that `are_plain` rejects.
 
     Args:
         values: The values.
@@ -97,10 +97,10 @@ def plain_bytes(values: Iterable[object]) -> list[bytes | None]:
 
 
 def content_of(cls: type) -> Callable[[Any], bytes]:
-    """Returns how to read what is compared of a tensor, array, random generator, function or another leaf.
+    """Return a reader of the compared contents of a tensor, array, random generator, function or another leaf.
 
     Args:
-        cls: Its class. Of a container nothing is read here: its parts are what counts.
+        cls: Its class. Containers are not read here: only their parts count.
 
     Example:
         >>> content_of(torch.dtype)(torch.float16)

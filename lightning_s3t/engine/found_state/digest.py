@@ -27,17 +27,18 @@ def digest_state(roots: Mapping[str, object], ignore: Collection[int] = ()) -> d
     the objects' classes runs (no property, no `__getattr__`, no `__iter__`, no `__repr__`), and no generator or
     iterator moves. The digests are the same in every process in which the objects were made in the same way.
 
-    Not seen are global variables of modules, attributes of classes, what a file, socket, thread, process or database
-    holds, and memory of extension types that Python's garbage collector does not know. Of a tensor or an array above
-    1 MB, about 65,000 elements are compared. The global random generators, trainers and weak references are left out.
+    It does not cover global variables of modules, class attributes, the contents of files, sockets, threads, processes
+    or databases, and memory of extension types that Python's garbage collector does not know. Of a tensor or an array
+    above 1 MB, about 65,000 elements are compared. The global random generators, trainers and weak references are left
+    out.
 
     Args:
-        roots: Where to start, by name.
+        roots: The objects to start from, by name.
         ignore: The `id` of objects that are not looked at.
 
     Returns:
-        16 hexadecimal digits by path. Each object is walked once, by its shortest path; another path to it says only
-        which object is there.
+        16 hexadecimal digits by path. Each object is walked once, by its shortest path; any other path to it records
+        only the object's identity.
 
     Example:
         >>> from functools import partial
@@ -68,12 +69,12 @@ def changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     """Returns the paths at which two digests differ.
 
     Args:
-        before: What `digest_state` returned.
-        after: What it returned later, or in another process.
+        before: The result of `digest_state`.
+        after: Its result later, or in another process.
 
     Returns:
-        The paths that differ, appeared or are gone, sorted. Left out are those whose parts say it: an object that
-        appeared or is gone, a container that has other elements.
+        The paths that differ, appeared or disappeared, sorted. A path is left out if its parts show the change: an
+        object that appeared or disappeared, a container with other elements.
 
     Example:
         >>> changed({"a": "1", "b": "2"}, {"a": "1", "b": "3", "c": "4"})
@@ -95,7 +96,7 @@ def find_generators(roots: Mapping[str, object], ignore: Collection[int] = ()) -
     """Finds the random generators of torch, NumPy and Python that can be reached from objects.
 
     Args:
-        roots: Where to start, by name.
+        roots: The objects to start from, by name.
         ignore: The `id` of objects that are not looked at.
 
     Returns:
@@ -116,10 +117,10 @@ def _walk(roots: Mapping[str, object], ignore: Collection[int]) -> Iterator[tupl
     reader = Reader()
     ignored = {*ignore, *map(id, _global_generators())}
     seen: dict[int, str] = {}
-    alive: list[object] = []  # what was made on the way: while it lives, nothing else has its id
+    alive: list[object] = []  # objects created on the way: while they live, no other object has their id
     used: dict[str, int] = {}
-    # where a path begins, how many levels of it are left out, how it goes on, the object, its bytes if it is a plain
-    # value, and whether plain values are grouped
+    # the start of a path, its number of omitted levels, its next part, the object, its bytes if it is a plain value,
+    # and whether plain values are grouped
     starts = zip(roots.items(), plain_bytes(roots.values()), strict=True)
     queue = collections.deque((name, 0, "", value, plain, False) for (name, value), plain in starts)
     while queue:
@@ -151,6 +152,6 @@ def _walk(roots: Mapping[str, object], ignore: Collection[int]) -> Iterator[tupl
 
 
 def _global_generators() -> list[object]:
-    """Returns the generators that a fit seeds and puts back itself."""
+    """Return the generators that a fit seeds and restores itself."""
     arrays = np.random.mtrand._rand
     return [random._inst, arrays, arrays._bit_generator, torch.default_generator, *torch.cuda.default_generators]  # type: ignore[attr-defined]

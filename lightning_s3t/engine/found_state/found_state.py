@@ -1,4 +1,4 @@
-"""What a fit finds in the script's objects besides weights and rows: noted, so that what has moved can be named."""
+"""The state of the script's objects besides weights and rows, recorded so that changes can be named."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def digest_found(
 ) -> dict[str, str]:
     """Returns digests of the state that a fit finds in module, data module, collate function and callbacks.
 
-    Parameters, buffers and data sets are left out: the store compares them in ways of its own. What is in global
-    variables and attributes of classes is not seen.
+    Parameters, buffers and data sets are left out: the store compares them in ways of its own. Global variables and
+    class attributes are not covered.
 
     Args:
         trainer: The trainer.
@@ -51,7 +51,7 @@ def digest_found(
 
 
 def digest_memory(trainer: pl.Trainer) -> dict[str, str]:
-    """Returns digests of what the script's own callbacks keep in memory, by path.
+    """Return digests of the memory of the script's own callbacks, by path.
 
     Args:
         trainer: The trainer.
@@ -71,11 +71,11 @@ def _is_lightnings(callback: pl.Callback) -> bool:
 
 
 def describe_changes(before: Mapping[str, str], after: Mapping[str, str]) -> str:
-    """Returns the paths of what has changed, the first few of them; empty if nothing has.
+    """Return the first few changed paths; empty if nothing has changed.
 
     Args:
-        before: What `digest_found` gave.
-        after: What it gives now.
+        before: The earlier result of `digest_found`.
+        after: The current result.
     """
     paths: Sequence[str] = changed(before, after)
     more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""

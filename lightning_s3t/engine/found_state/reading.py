@@ -1,4 +1,4 @@
-"""What one object holds, read without running any code of its class."""
+"""The contents of one object, read without running any code of its class."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ from lightning_s3t.engine.found_state.contents import (
     module_of,
 )
 
-# by how a path goes on
+# by the next part of the path
 Parts: TypeAlias = "list[tuple[str, object]]"
-# from so many on, plain values have no paths of their own
+# from this number on, plain values do not have their own paths
 MANY = 1000
 _SKIPPED: tuple[type, ...] = (weakref.ref, *weakref.ProxyTypes, pl.Trainer)
 _VALUES: tuple[type, ...] = (
@@ -62,11 +62,11 @@ _HANDLES = {
     *("selectors", "subprocess", "asyncio", "_asyncio", "concurrent", "multiprocessing", "_multiprocessing", "_queue"),
     *("contextvars", "_contextvars"),
 }
-# packages whose `__reduce__` copies an object's state without moving it
+# packages whose `__reduce__` copies an object's state without changing it
 _REDUCED = {"builtins", "itertools", "datetime", "decimal"}
 # without state, the same function in many places does not count as shared
 FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodWrapperType)
-# numbers that count what torch has compiled in the process
+# counters of torch's compilations in the process
 _COUNTS = {"_torchdynamo_wrapper_id", "_isolate_recompiles_id"}
 _UNREAD: dict[type, set[str]] = {
     OptimizedModule: _COUNTS,
@@ -84,7 +84,7 @@ _DESCRIPTORS = (types.GetSetDescriptorType, types.MemberDescriptorType)
 
 
 class Layout(NamedTuple):
-    """Where the objects of a class keep what they hold.
+    """Where the objects of a class keep their contents.
 
     Attributes:
         cls: The class.
@@ -94,7 +94,7 @@ class Layout(NamedTuple):
         attributes: How to read the dictionary of attributes, if there is one.
         slots: How to read each slot, by name.
         unread: Names of attributes that are not read.
-        read: How to read what a base written in C holds.
+        read: How to read the contents of a base class written in C.
         is_value: Whether objects count by their content alone.
         skipped: Whether objects are left out.
     """
@@ -118,7 +118,7 @@ class Reader:
         self._layouts: dict[int, Layout] = {}
 
     def layout(self, cls: type) -> Layout:
-        """Returns where the objects of a class keep what they hold.
+        """Return where the objects of a class keep their contents.
 
         Args:
             cls: The class. It is not asked itself: `cls.__mro__` and the like could be properties of a metaclass.
@@ -135,7 +135,7 @@ class Reader:
             grouped: Whether its plain attributes need no paths of their own.
 
         Returns:
-            Plain values that the object holds, as bytes, and everything else by how its path goes on.
+            The object's plain values, as bytes, and everything else by the next part of its path.
         """
         layout = self.layout(type(value))
         own, parts = self._elements(value, layout)
@@ -143,7 +143,7 @@ class Reader:
         attributes = _attributes(value, held, layout)
         if layout.read:
             parts += layout.read(value)
-        else:  # what a class written in C holds beside its attributes
+        else:  # contents of a class written in C besides its attributes
             known = {id(held), *map(id, dict.values(held)), *(id(part) for _, part in attributes)}
             parts += [(name, part) for name, part in _referents(value) if id(part) not in known]
         parts += attributes

@@ -1,1 +1,1 @@
-"""Units in processes of their own: what they are sent, what forks them, and the fit that gives them out."""
+"""Units in separate processes: their messages, the servers that fork them, and the fit that distributes them."""

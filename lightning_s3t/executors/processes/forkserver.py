@@ -17,8 +17,8 @@ from lightning_s3t.executors.processes.messages import Failed, receive, send
 from lightning_s3t.executors.processes.package import Package
 from lightning_s3t.executors.processes.server import BeginFit, Ended, Fork, Import, Kill, Loaded, Threaded
 
-# small trainings on a CPU give memory back to the system after every step, and ask for it again, which doubles their
-# time; glibc reads this when a process starts
+# small trainings on a CPU return memory to the system after every step and request it again, which doubles their time;
+# glibc reads these variables when a process starts
 _ENVIRONMENT = {"MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_MMAP_THRESHOLD_": "4294967296"}
 _COMMAND = "from lightning_s3t.executors.processes.server import main; main()"
 _ALIAS = "from lightning_s3t.engine.package_alias import alias_pytorch_lightning; alias_pytorch_lightning(); "
@@ -70,21 +70,21 @@ class ForkServer:
     """The process that forks a fit's units, with the fit's objects in it.
 
     Args:
-        package: What it is sent.
+        package: The objects to send.
 
     Attributes:
-        shares_memory: Whether units' processes share what was loaded, rather than load it each.
-        sources: What is readable when a process has ended.
+        shares_memory: Whether units' processes share the loaded objects instead of loading them each.
+        sources: File descriptors that are readable when a process has ended.
 
     Raises:
-        Exception: What loading the package has raised there.
+        Exception: The error that loading the package raised there.
         WorkerError: The process has ended.
     """
 
     def __init__(self, package: Package) -> None:
         self._package = package
         self._imported: set[str] = set()
-        # a device's context does not survive a fork, so what belongs on one is loaded in each unit's process
+        # a device's context does not survive a fork, so objects for a device are loaded in each unit's process
         self.shares_memory = not package.on_device
         answer = self._begin(load_in_unit=package.on_device)
         if isinstance(answer, Threaded):
@@ -101,7 +101,7 @@ class ForkServer:
         """Forks a process for a unit.
 
         Args:
-            number: What it is called.
+            number: Its number.
             descriptor: Its end of the channel between it and the script.
         """
         send(self._channel, Fork(number), [descriptor])
@@ -118,13 +118,13 @@ class ForkServer:
             send(self._channel, Import(new))
 
     def kill(self, number: int) -> Collection[Ended]:
-        """Ends a unit's process, and waits until it has ended.
+        """End a unit's process, and wait for its end.
 
         Args:
-            number: Which. It must not have been returned as ended before.
+            number: The process. Its end must not have been reported before.
 
         Returns:
-            Which others have ended meanwhile: nothing else will tell of them.
+            The ends of other processes that came in meanwhile. They are not reported again.
         """
         send(self._channel, Kill(number))
         others = list[Ended]()
@@ -158,8 +158,8 @@ class ForkServer:
             message, _ = receive(self._channel)
         except (EOFError, ConnectionError):
             raise WorkerError(
-                "The process that units are forked from has ended; what it printed stands above. If the system has "
-                "killed it, there was not enough memory. What was done is in the store; the next fit goes on there."
+                "The fork server has ended; see its output above. If the system killed it, there was not enough "
+                "memory. Finished units are in the store; the next fit continues from there."
             ) from None
         assert isinstance(message, Ended)
         return message
@@ -185,10 +185,7 @@ class ForkServer:
             except (EOFError, ConnectionError):
                 _forget_base()
                 if attempt == 2:
-                    raise WorkerError(
-                        "The process that units are forked from ended before it was ready; what it printed stands "
-                        "above."
-                    ) from None
+                    raise WorkerError("The fork server ended before it was ready; see its output above.") from None
         raise AssertionError
 
 

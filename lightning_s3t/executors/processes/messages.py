@@ -1,4 +1,4 @@
-"""What the process that runs a fit and the processes that train its units tell each other."""
+"""The messages between the process that runs a fit and the processes that train its units."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Group:
     Its processes find each other through the key-value store that the script's processes have.
 
     Attributes:
-        address: Where that is.
+        address: Its address.
         port: Likewise.
-        backend: What its processes talk over.
+        backend: The backend of its processes.
         name: Of the group; no two have the same.
     """
 
@@ -45,7 +45,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Begin:
-    """To a unit's process: what it is to do.
+    """To a unit's process: its job.
 
     Attributes:
         task: A unit to train, rows to read for the floor, or a rehearsal.
@@ -61,9 +61,9 @@ class Rehearsed:
     """From a unit's process: units can be trained.
 
     Attributes:
-        settings: The trainer's settings that bear on what is learnt.
+        settings: The trainer's settings that affect training.
         modules: The installed packages' modules that it had to import.
-        row_digests: Of what each row holds; empty if that is not asked for, and on all ranks but 0.
+        row_digests: Digests of each row's contents; empty if not requested, and on all ranks but 0.
     """
 
     settings: dict[str, Any]
@@ -105,12 +105,12 @@ class Trained:
     """From a unit's process: the unit is trained.
 
     Attributes:
-        tensors: What it owns.
+        tensors: Its tensors.
         record: Its provenance, but for who was in its rows.
-        score: What the script monitors, higher being better.
-        calls: What it told the loggers.
-        steps: How far it has moved their step axis.
-        memory: Paths to what the script's callbacks have kept in memory, which ends with the process.
+        score: The metric that the script monitors, where higher is better.
+        calls: Its logger calls.
+        steps: Its number of steps on the loggers' axis.
+        memory: Paths to data that the script's callbacks have kept in memory, which is lost when the process ends.
     """
 
     tensors: dict[str, Tensor]
@@ -126,7 +126,7 @@ class Read:
     """From a unit's process: the features of rows.
 
     Attributes:
-        task: What their targets are.
+        task: The task of their targets.
         rows: The rows.
     """
 
@@ -146,7 +146,7 @@ class Failed:
     Attributes:
         pickled: The exception, or None if it cannot be pickled.
         text: Its type and message.
-        trace: Where it happened.
+        trace: The traceback.
         time: When, in seconds of the machine's clock.
     """
 
@@ -160,21 +160,21 @@ class Failed:
         """Describes an error.
 
         Args:
-            error: What was raised.
+            error: The raised error.
         """
         trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         try:
             pickled = cloudpickle.dumps(error)
-            pickle.loads(pickled)  # many exceptions can be pickled, but not be made again
+            pickle.loads(pickled)  # many exceptions can be pickled but not unpickled
         except Exception:
             return cls(None, f"{type(error).__name__}: {error}", trace)
         return cls(pickled, f"{type(error).__name__}: {error}", trace)
 
     def exception(self, where: str) -> BaseException:
-        """Returns the error as it was raised, caused by one that says where in the code.
+        """Return the original error, caused by one with the traceback.
 
         Args:
-            where: What was done, for the message.
+            where: The activity, for the message.
         """
         error: Any = None
         if self.pickled is not None:
@@ -192,7 +192,7 @@ FromUnit = Writes | Advanced | Warned | Trained | Read | ReadAll | Rehearsed | F
 
 
 def send(channel: socket.socket, message: Any, descriptors: list[int] | None = None) -> None:
-    """Sends a message, and open files beside it, to a process on this machine.
+    """Send a message, with open files, to a process on this machine.
 
     Args:
         channel: A Unix socket.

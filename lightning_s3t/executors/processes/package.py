@@ -1,7 +1,7 @@
-"""What the process that forks units is sent: objects pickled once, their tensors in memory that all processes share.
+"""The objects that are sent to the fork server: pickled once, with their tensors in memory that all processes share.
 
-Every process maps the memory for itself: what it writes there, only it sees (copy on write). So one unit cannot reach
-another through the backbone, and as long as nothing writes to it, the backbone is there once.
+Every process maps the memory privately: only it sees its own writes (copy on write). So one unit cannot reach another
+through the backbone, and while no process writes to it, the backbone exists only once.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Package:
 
     Args:
         file: The shared memory.
-        header: Where what is in it: its size, where the pickle begins behind the tensors, and for each of NumPy's
-            arrays its offset, its bytes and whether it may be written.
+        header: Its layout: its size, the start of the pickle behind the tensors, and for each NumPy array its offset,
+            its bytes and whether it is writable.
         on_device: Whether tensors of it were on an accelerator, and go there when the package is loaded.
     """
 
@@ -55,7 +55,7 @@ class Package:
             return pickle.Unpickler(io.BytesIO(memory[start:]), buffers=buffers).load()
 
     def close(self) -> None:
-        """Gives the memory back, once the other process has it."""
+        """Release the memory, once the other process has it."""
         self.file.close()
 
 
@@ -65,11 +65,11 @@ def pack(objects: Any, replace: Mapping[int, object]) -> Package:
     Functions and classes that cannot be imported there (those of a script, a notebook, a function) are sent by value.
 
     Args:
-        objects: What to send.
-        replace: What goes in the place of objects that are not to be sent, by the `id` of those.
+        objects: The objects to send.
+        replace: Replacements for objects that are not sent, by their `id`.
 
     Raises:
-        Exception: What pickle raises for an object that it cannot pickle.
+        Exception: Pickle's error for an object that it cannot pickle.
     """
     file = _anonymous_file()
     pickler = _Pickler(file, replace)
@@ -84,11 +84,11 @@ def try_to_pack(objects: Any, replace: Mapping[int, object]) -> None:
     """Pickles objects without keeping the result, to see whether they can be sent.
 
     Args:
-        objects: What to send.
+        objects: The objects to send.
         replace: As for `pack`.
 
     Raises:
-        Exception: What pickle raises for an object that it cannot pickle.
+        Exception: Pickle's error for an object that it cannot pickle.
     """
     _Pickler(None, replace).pickle(objects)
 
@@ -264,10 +264,10 @@ def _itself(stand_in: object) -> object:
 
 
 def _reduce_compiled(obj: Any) -> tuple[Any, ...] | None:
-    """Return how pickle makes something compiled again, as `__reduce__` does; None for what is not.
+    """Return how pickle recompiles a compiled object, like `__reduce__`; None for other objects.
 
-    Compiled code belongs to a process. inductor keeps what it has compiled in a folder that all processes share, so it
-    is only the first that takes long.
+    Compiled code belongs to a process. inductor caches compiled code in a folder that all processes share, so only the
+    first compilation is slow.
     """
     if isinstance(obj, (OptimizedModule, OptimizeContext, FunctionType)):
         arguments = compile_arguments(obj)

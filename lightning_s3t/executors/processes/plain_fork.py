@@ -1,4 +1,4 @@
-"""Units' processes forked from the script's own, where what a fit has found cannot be sent to another."""
+"""Units' processes forked from the script's own, for objects that cannot be sent to another process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class PlainFork:
 
     Attributes:
         shares_memory: Always.
-        sources: What is readable when a process has ended.
+        sources: File descriptors that are readable when a process has ended.
     """
 
     shares_memory = True
@@ -52,7 +52,7 @@ class PlainFork:
         """Forks a process for a unit.
 
         Args:
-            number: What it is called.
+            number: Its number.
             descriptor: Its end of the channel between it and this one.
         """
         sys.stdout.flush()
@@ -63,20 +63,20 @@ class PlainFork:
         self._running[os.pidfd_open(pid)] = (pid, number)
 
     def learn(self, modules: tuple[str, ...]) -> None:
-        """Does nothing: the script's process is left as it is.
+        """Do nothing: the script's process is not changed.
 
         Args:
-            modules: What units import.
+            modules: The modules that units import.
         """
 
     def kill(self, number: int) -> Collection[Ended]:
-        """Ends a unit's process, and waits until it has ended.
+        """End a unit's process, and wait for its end.
 
         Args:
-            number: Which.
+            number: The process.
 
         Returns:
-            None of the others: each has a source of its own.
+            Nothing: each of the other processes has its own source.
         """
         for source, (pid, other) in list(self._running.items()):
             if other == number:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 _CALLS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
-    # sums are cut into as many parts as there are threads
+    # the number of threads determines how sums are split
     "threads": (torch.get_num_threads, torch.set_num_threads),
     "default_dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "default_device": (torch.get_default_device, torch.set_default_device),
@@ -49,10 +49,10 @@ class ProcessSettings:
     Attributes:
         calls: Those that functions get and set, by name.
         flags: Those that are attributes, by their place in a fixed list.
-        start_method: How dataloaders start their processes. A process that was spawned would spawn its own, each of
+        start_method: The start method of dataloader processes. A process that was spawned would spawn its own, each of
             which imports everything again.
         recursion_limit: Python's, which pickling deep networks needs.
-        compilers: The settings of `torch.compile`, by module, as far as that is there.
+        compilers: The settings of `torch.compile`, by module, if it is loaded.
 
     Example:
         >>> settings = ProcessSettings.capture()
@@ -78,7 +78,7 @@ class ProcessSettings:
         return cls(calls, flags, _start_method(), sys.getrecursionlimit(), compilers)
 
     def apply(self) -> None:
-        """Sets what differs in this process."""
+        """Apply the settings that differ in this process."""
         multiprocessing.set_start_method(self.start_method, force=True)
         sys.setrecursionlimit(self.recursion_limit)
         for name, (get, put) in _CALLS.items():
@@ -101,7 +101,7 @@ def _start_method() -> str:
     chosen, known = multiprocessing.get_start_method(allow_none=True), multiprocessing.get_all_start_methods()
     if chosen in known:  # joblib has a method of its own, which there is only in its processes
         return chosen
-    # Python 3.14 would start a process that imports everything again; the first is what is taken where none was chosen
+    # Python 3.14 would start a process that imports everything again; the first method is the default
     return "fork" if sys.platform == "linux" else known[0]
 
 
@@ -118,5 +118,5 @@ def _read(get: Callable[[], Any]) -> Any:
 
 
 def _flushes_denormals() -> bool:
-    """Says whether numbers too small for full precision count as zero; torch sets that, but cannot be asked."""
+    """Return whether numbers too small for full precision count as zero; torch has a setter, but no getter."""
     return (torch.tensor(5e-324, dtype=torch.float64) * 1.0).item() == 0.0

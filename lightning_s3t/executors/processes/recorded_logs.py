@@ -18,9 +18,9 @@ class LoggerCall:
         on_experiment: Whether it was a method of `logger.experiment`.
         method: Its name.
         arguments: Positional ones.
-        keywords: The others.
-        step: The step on the axis that goes on over all units, counted from the unit's start; None if the call names
-            a step of its own, or none.
+        keywords: The keyword arguments.
+        step: The step on the axis that continues over all units, counted from the unit's start; None if the call gives
+            its own step, or none.
     """
 
     logger: int
@@ -50,7 +50,7 @@ class RecordingLogger(Logger):
         self.axis: Callable[[], int] | None = None
 
     def look_at_experiment(self, original: Logger) -> None:
-        """Learns what can be called on the experiment, which is made if there is none.
+        """Find the methods of the experiment, which is created if necessary.
 
         Args:
             original: The logger.
@@ -85,7 +85,7 @@ class RecordingLogger(Logger):
 
     @property
     def experiment(self) -> RecordedExperiment:
-        """Records what is called on it."""
+        """A proxy that records calls."""
         return RecordedExperiment(self.record, self._experiment_methods)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -93,7 +93,7 @@ class RecordingLogger(Logger):
 
         Args:
             metrics: The metrics.
-            step: Where on the step axis.
+            step: The step.
         """
         on_axis = step is not None and self.axis is not None and step == self.axis()
         self.record(False, "log_metrics", (dict(metrics),), {"step": step}, step if on_axis else None)
@@ -121,13 +121,13 @@ class RecordingLogger(Logger):
             on_experiment: Whether it is a method of `logger.experiment`.
             method: Its name.
             arguments: Positional ones.
-            keywords: The others.
+            keywords: The keyword arguments.
             step: The step on the common axis.
         """
         self._calls.append(LoggerCall(self._position, on_experiment, method, arguments, keywords, step))
 
     def take(self) -> list[LoggerCall]:
-        """Returns what was recorded since the last time."""
+        """Return the calls recorded since the last time."""
         calls, self._calls = self._calls, []
         return calls
 
@@ -166,9 +166,9 @@ def write_calls(calls: Iterable[LoggerCall], loggers: Sequence[Logger], first_st
     """Makes recorded calls on the script's own loggers.
 
     Args:
-        calls: What one unit has recorded.
+        calls: The recorded calls of one unit.
         loggers: The trainer's.
-        first_step: Where the loggers' step axis stands.
+        first_step: The position of the loggers' step axis.
     """
     written = set()
     for call in calls:

@@ -1,8 +1,8 @@
-"""The process that forks units: started clean, with nothing of the script in it but what a fit has sent.
+"""The fork server of units: a clean process that contains nothing of the script except the objects that a fit has sent.
 
-One process (the base) imports the packages once. For each fit it forks one that loads what the fit has sent; that one
-forks a process for each unit. None of them runs a computation before it forks: OpenMP's threads and a device's context
-do not survive a fork, so they may only begin in a unit's own process.
+One process (the base) imports the packages once. For each fit it forks a process that loads these objects, which in
+turn forks a process for each unit. None of them runs a computation before it forks: OpenMP's threads and a device's
+context do not survive a fork, so they may only begin in a unit's own process.
 
 Run as `python -m lightning_s3t.executors.processes.server DESCRIPTOR`; `forkserver.py` does.
 """
@@ -42,7 +42,7 @@ class BeginFit:
         load_in_unit: Whether each unit's process loads the package for itself.
         environment: The script's environment variables.
         folder: Its working directory.
-        path: Where it finds modules.
+        path: The search path of modules.
         arguments: Its command line.
     """
 
@@ -62,7 +62,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Threaded:
-    """From a fit's process: loading has started OpenMP's threads, so what has loaded cannot be forked."""
+    """From a fit's process: loading has started OpenMP's threads, so this process cannot be forked."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class Kill:
 class Import:
     """To a fit's process: units import these modules, so they had better be there before a unit is forked.
 
-    They are of installed packages only: a module of the script's own may draw random numbers or keep state as it is
-    imported, and has to do so in each unit alike.
+    Only modules of installed packages: the script's own modules may draw random numbers or keep state when imported,
+    and must do so equally in each unit.
     """
 
     modules: tuple[str, ...]
@@ -129,8 +129,8 @@ def serve(channel: socket.socket) -> None:
 def can_compute_after_fork() -> bool:
     """Tries whether a process that is forked from this one can use torch on several threads.
 
-    Where OpenMP has had threads here, it waits for ever for them there. Other threads (OpenBLAS starts some when it is
-    loaded) do no harm, so it is tried, and threads are not counted.
+    If OpenMP had threads in this process, it waits for them forever in a forked one. Other threads (OpenBLAS starts
+    some when it is loaded) do no harm, so it is tried, and threads are not counted.
     """
     pid = os.fork()
     if pid == 0:
@@ -170,7 +170,7 @@ def _serve_fit(begin: BeginFit, descriptors: list[int]) -> None:
     if objects is not None and not can_compute_after_fork():
         send(channel, Threaded())
         return
-    gc.freeze()  # so that collections in units' processes do not write to the pages that all share
+    gc.freeze()  # so that garbage collections in units' processes do not write to shared pages
     send(channel, Loaded())
     _fork_units(channel, package, objects)
 
@@ -209,16 +209,16 @@ def _fork_units(channel: socket.socket, package: Package, objects: Any) -> None:
             os.close(descriptor)
             running[pid] = message.number
     except (EOFError, ConnectionError):
-        return  # the script has ended, or has no more units
+        return  # the script has ended, or has no further units
     finally:
         kill_all(running)
-        for pid in running:  # what they were writing is erased when this process has ended
+        for pid in running:  # their unfinished files are erased when this process has ended
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
 
 
 def _import_if_safe(modules: tuple[str, ...]) -> None:
-    """Imports modules, unless they compute something as they are imported that no forked process could go on from."""
+    """Import modules, unless their import starts computations that a forked process could not survive."""
     pid = os.fork()
     if pid == 0:
         _import(modules)
@@ -257,7 +257,7 @@ def _run_unit(package: Package, objects: Any, descriptor: int) -> None:
 
 
 def run_and_leave(run: Callable[..., None], *arguments: Any) -> None:
-    """Runs a forked process's work, and leaves without what the process that it was forked from would do at its end.
+    """Run a forked process's work, and exit without the exit handlers of the parent process.
 
     Args:
         run: The work.
@@ -297,7 +297,7 @@ def _reap() -> list[tuple[int, int]]:
         found.append((pid, os.waitstatus_to_exitcode(status)))
 
 
-# what every fit needs, and what it sends: of the callbacks nothing here knows more than the name
+# the modules that every fit needs and sends; of the callbacks, only the name is used here
 _PRELOADED = ("lightning_s3t.executors.processes.unit_process", "lightning_s3t.callbacks.s3t")
 
 

@@ -1,4 +1,4 @@
-"""Picklable substitutes for what belongs to the script: loggers, bars, a running profiler."""
+"""Picklable substitutes for the script's own objects: loggers, bars, a running profiler."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class SilentProgressBar(ProgressBar):
 
 
 def substitutes(trainer: pl.Trainer) -> dict[int, object]:
-    """Returns what to send instead of a trainer's loggers, bars, profiler and saved config, by the `id` of those.
+    """Return substitutes for a trainer's loggers, bars, profiler and saved config, by the `id` of the originals.
 
     Args:
-        trainer: The trainer, when its loggers have begun their experiments.
+        trainer: The trainer, after its loggers have started their experiments.
     """
     found: dict[int, object] = {}
-    if trainer.strategy.launcher is not None:  # the processes of the other ranks: those of units are there already
+    if trainer.strategy.launcher is not None:  # the processes of the other ranks; those of units already exist
         found[id(trainer.strategy.launcher)] = None
     profiler = trainer.profiler  # type: ignore[attr-defined]
     if isinstance(profiler, PyTorchProfiler):

@@ -1,4 +1,4 @@
-"""A unit's own process: it trains one unit from what the fit has found, sends what comes of it, and ends."""
+"""A unit's own process: it trains one unit from the state that the fit found, sends the result, and ends."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def train_unit(objects: tuple[pl.Trainer, UnitTraining, ProcessSettings], connec
     """Trains the unit that the script names, or rehearses a fit; the work of the process.
 
     Args:
-        objects: What the fit has sent: the trainer, what trains a unit, torch's settings of the script's process.
+        objects: The objects of the fit: the trainer, the unit training, torch's settings in the script's process.
         connection: To the script.
     """
-    # a group of its own: what ends this process ends its data loaders too
+    # its own process group, so that its data loaders end with it
     os.setpgid(0, 0)
     _die_with_parent()
     script = Script(connection)
@@ -97,7 +97,7 @@ class Script:
         self._advanced = time.monotonic()
 
     def send(self, message: FromUnit) -> None:
-        """Tells it something.
+        """Send it a message.
 
         Args:
             message: What.
@@ -132,23 +132,23 @@ class Script:
         Args:
             message: The warning.
             category: Its class.
-            filename: Where it was raised.
+            filename: The file that raised it.
             lineno: Likewise.
             more: Without effect.
         """
         try:
             pickle.dumps(category)
-        except Exception:  # a class within a function: the text is what counts
+        except Exception:  # a class within a function: only the text matters
             category = UserWarning
         self.send(Warned(str(message), category, filename, lineno))
 
     def _send(self, message: FromUnit) -> None:
-        # by value: what torch sends through shared memory is gone if this process ends before it is fetched
+        # by value: tensors that torch sends through shared memory are lost if this process ends before they are read
         self._connection.send_bytes(cloudpickle.dumps(message))
 
 
 def _join(group: Group, trainer: pl.Trainer) -> None:
-    """Joins a process group, before the strategy would make one: it takes what there is."""
+    """Join a process group before the strategy would create one; it uses the existing one."""
     from torch.distributed import PrefixStore, TCPStore  # torch can be built without
 
     device = trainer.strategy.root_device
@@ -190,7 +190,7 @@ def _train(trainer: pl.Trainer, training: UnitTraining, task: UnitTask, script: 
 
 
 def _leave_out_what_is_said_once(trainer: pl.Trainer) -> None:
-    """Leaves out what the rehearsal has done for all units: sanity check, model summary, hyperparameters."""
+    """Leave out steps that the rehearsal has done for all units: sanity check, model summary, hyperparameters."""
     trainer.num_sanity_val_steps = 0
     trainer.enable_autolog_hparams = False
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]

@@ -29,15 +29,15 @@ from lightning_s3t.executors.processes.server import Ended
 from lightning_s3t.executors.processes.substitutes import substitutes
 
 _SHOWN = 5  # paths in a message
-_PATIENCE = 5.0  # seconds in which a unit's process ends by itself once what has forked it has died
+_PATIENCE = 5.0  # seconds within which a unit's process ends by itself after its parent has died
 
 
 class Launcher(Protocol):
-    """What starts a process for each unit.
+    """Starts a process for each unit.
 
     Attributes:
         shares_memory: Whether a process that only waits takes next to no memory.
-        sources: What to wait for: something of it is readable when a process has ended.
+        sources: File descriptors to wait for: one is readable when a process has ended.
     """
 
     shares_memory: bool
@@ -47,10 +47,10 @@ class Launcher(Protocol):
         """Starts one, which has this end of a channel."""
 
     def learn(self, modules: tuple[str, ...]) -> None:
-        """Takes note of what units import."""
+        """Record the modules that units import."""
 
     def kill(self, number: int) -> Collection[Ended]:
-        """Ends one, and waits until it has ended; returns which others have ended meanwhile, which it was told of."""
+        """End one, and wait for its end. Return which others have ended meanwhile, if nothing else reports them."""
 
     def ended(self, source: Any) -> Iterable[Ended]:
         """Returns which processes have ended, when a source is readable."""
@@ -63,11 +63,11 @@ class UnitProcess:
     """A unit's process.
 
     Args:
-        number: What it is called.
+        number: Its number.
         channel: To it.
 
     Attributes:
-        what: What it does, for messages: "unit 0/0-1 was trained".
+        what: Its activity, for messages: "unit 0/0-1 was trained".
         over: Whether it has sent its last.
     """
 
@@ -78,7 +78,7 @@ class UnitProcess:
         self.over = False
 
     def tell(self, message: Any) -> None:
-        """Tells the process something.
+        """Send the process a message.
 
         Args:
             message: What.
@@ -88,7 +88,7 @@ class UnitProcess:
             self.channel.send_bytes(pickle.dumps(message))
 
     def messages(self) -> Iterator[FromUnit]:
-        """Returns what the process has said since the last time."""
+        """Return the messages of the process since the last time."""
         try:
             while not self.closed and self.channel.poll():
                 yield pickle.loads(self.channel.recv_bytes())
@@ -101,12 +101,12 @@ class UnitProcess:
         return self.channel.closed
 
     def close(self) -> None:
-        """Hears no more of it."""
+        """Stop listening to it."""
         self.channel.close()
 
 
 class UnitProcesses:
-    """Starts processes that have what a fit has found, and listens to them.
+    """Starts processes with the state that a fit found, and listens to them.
 
     Args:
         launcher: Starts them.
@@ -115,20 +115,20 @@ class UnitProcesses:
     def __init__(self, launcher: Launcher) -> None:
         self._number = 0
         self._ended: set[int] = set()
-        self._ends: list[Ended] = []  # told while something else was waited for, and not yet passed on
+        self._ends: list[Ended] = []  # received while waiting for another end, and not yet reported
         self._spare: UnitProcess | None = None
         self._started: list[UnitProcess] = []
         self._memory: dict[str, None] = {}  # paths, in the order of their coming
         self._launcher = launcher
 
     def start(self, begin: Begin, what: str, another: bool = False) -> UnitProcess:
-        """Has a process do something.
+        """Start a job in a process.
 
         Args:
-            begin: What it is to do.
+            begin: The job.
             what: The same, for messages: "unit 0/0-1 was trained".
-            another: Whether one more process will be needed later. It is forked now, where that takes no memory: it is
-                ready when this one is done, and knows nothing of what it will be asked for.
+            another: Whether one more process will be needed later. It is forked in advance, if that costs no memory: it
+                is ready when this one is done, and does not know its job yet.
         """
         process, self._spare = self._spare or self._fork(), None
         process.what = what
@@ -138,10 +138,10 @@ class UnitProcesses:
         return process
 
     def listen(self, processes: Sequence[UnitProcess], seconds: float) -> Iterator[tuple[UnitProcess, FromUnit]]:
-        """Yields what processes say, warnings aside, which are shown; returns soon after there was something.
+        """Yield the messages of processes, except warnings, which are shown; return soon after a message.
 
         Args:
-            processes: Those to listen to. One of which the last word was heard is to be closed by then.
+            processes: Those to listen to. A process must be closed after its last message.
             seconds: For how long at most.
 
         Raises:
@@ -161,15 +161,15 @@ class UnitProcesses:
                 self._spare = None
             for process in processes:
                 if process.number == end.number and not process.closed:
-                    yield from self._heard(process)  # what it has said last
+                    yield from self._heard(process)  # its last message
                     if not process.closed:
                         raise _death(process, end.code)
 
     def learn(self, modules: tuple[str, ...]) -> None:
-        """Has what the rehearsal imported be imported once for all units.
+        """Import the modules that the rehearsal imported once for all units.
 
-        Not what a unit imports while it trains: a module may draw numbers as it is imported, and the next unit would
-        not.
+        Modules that a unit imports during training are excluded: their import may draw random numbers, which the next
+        unit would not do.
 
         Args:
             modules: The modules.
@@ -189,19 +189,19 @@ class UnitProcesses:
         process.close()
 
     def say_what_was_kept(self) -> None:
-        """Names what callbacks have kept in memory, since it has ended with the units' processes."""
+        """Name data that callbacks kept in memory, since it was lost with the units' processes."""
         if self._memory:
             paths = list(self._memory)
             shown = ", ".join(paths[:_SHOWN]) + (", ..." if len(paths) > _SHOWN else "")
             rank_zero_info(
-                f"S3T: callbacks have kept something in memory while units were trained: {shown}. It ended with the "
-                "units' processes. Log it or write it to a file (S3T.register_file has it erased with its unit)."
+                f"S3T: callbacks kept data in memory while units were trained: {shown}. It was lost when the units' "
+                "processes ended. Log it, or write it to a file (S3T.register_file has it erased with its unit)."
             )
 
     def close(self) -> None:
-        """Ends all processes; when this returns, none can write any more."""
+        """End all processes; when this returns, none can write any more."""
         self._launcher.close()
-        # if what forks them has died, they end by themselves
+        # if their parent has died, they end by themselves
         open_channels = {process.channel for process in self._started if not process.closed}
         deadline = time.monotonic() + _PATIENCE
         while open_channels and time.monotonic() < deadline:
@@ -236,13 +236,13 @@ class UnitProcesses:
 
 
 def launch(trainer: pl.Trainer, data: TrainingData, training: UnitTraining, settings: UnitSettings) -> Launcher:
-    """Returns what starts processes that have what a fit has found.
+    """Return a launcher of processes with the state that a fit found.
 
     Args:
         trainer: The trainer, when all setup hooks have run.
         data: The training data.
         training: Trains a unit.
-        settings: How units are trained.
+        settings: The settings of units.
 
     Raises:
         UnsupportedError: Something cannot be sent to another process; named.
@@ -262,16 +262,16 @@ def launch(trainer: pl.Trainer, data: TrainingData, training: UnitTraining, sett
 def _death(process: UnitProcess, code: int) -> WorkerError:
     how = f"exit code {code}" if code >= 0 else f"killed by signal {-code}, {signal.Signals(-code).name}"
     return WorkerError(
-        f"While {process.what}, its process died ({how}). If the system has killed it, there was not enough memory for "
-        "all units at the same time: use a smaller S3T(parallel_units=...). What was done is in the store; the next "
-        "fit goes on from there."
+        f"While {process.what}, its process died ({how}). If the system killed it, there was not enough memory for "
+        "all units at the same time: use a smaller S3T(parallel_units=...). Finished units are in the store; the "
+        "next fit continues from there."
     )
 
 
 def _unsendable(
     trainer: pl.Trainer, data: TrainingData, replace: Mapping[int, object], error: Exception
 ) -> UnsupportedError:
-    """Returns the error that names what cannot be sent to another process."""
+    """Return the error that names the object which cannot be sent to another process."""
     module = trainer.lightning_module
     parts = {
         type(module).__name__: module,
@@ -286,7 +286,7 @@ def _unsendable(
     path, culprit, error = found if found is not None else ("the trainer", trainer, error)
     return UnsupportedError(
         f"{path} ({type(culprit).__name__}) cannot be sent to another process: {error}. Each unit is trained in a "
-        "process of its own, which starts from what the fit has found. Open files, locks and connections where they "
-        "are used, or leave them out in a __getstate__; or have the units forked from this process, on one thread of "
-        "a CPU: S3T(isolation='fork')."
+        "separate process that starts from the state which the fit found. Open files, locks and connections where "
+        "they are used, or leave them out in a __getstate__; or fork the units from this process, on one CPU thread: "
+        "S3T(isolation='fork')."
     )

@@ -46,7 +46,7 @@ def unlearning_accuracy(
         confidence_level: Share of intervals that hold the true accuracy.
 
     Returns:
-        `forgotten`, `retained` and `test`, each with `_lower` and `_upper`. NaN where there are no rows.
+        `forgotten`, `retained` and `test`, each with `_lower` and `_upper`. NaN without rows.
 
     Example:
         >>> from torch import tensor
@@ -82,8 +82,8 @@ def compared_rows(preds: Tensor, retrained_preds: Tensor, target: Tensor) -> tup
         retrained_preds = retrained_preds[None]
     if retrained_preds.shape[1:] != preds.shape:
         raise ConfigurationError(
-            f"Expected argument `retrained_preds` to have the shape of `preds`, {tuple(preds.shape)}, or one dimension "
-            f"more in front for several retrained models, but got {tuple(retrained_preds.shape)}"
+            f"Expected argument `retrained_preds` to have the shape of `preds`, {tuple(preds.shape)}, or an "
+            f"additional leading dimension for several retrained models, but got {tuple(retrained_preds.shape)}"
         )
     return correct_rows("preds", preds, target), correct_rows("retrained_preds", retrained_preds, target)
 

@@ -55,7 +55,7 @@ def retrain_divergence(logits: Tensor, retrained_logits: Tensor) -> Tensor:
 
 
 def zero_retrain_forgetting(logits: Tensor, random_logits: Tensor) -> Tensor:
-    r"""Compute ZRF, the zero retrain forgetting metric: how near the answers on forgotten rows are to a random model's.
+    r"""Compute ZRF, the zero retrain forgetting metric: the closeness of outputs on forgotten rows to a random model's.
 
     .. math:: ZRF = 1 - \frac{1}{|F|} \sum_{x \in F} \frac{JS(u(x), t(x))}{\log 2}
 

@@ -19,7 +19,7 @@ _LEAST_RANGE = 0.01
 
 
 def unlearning_epsilon(unlearned: Tensor, retrained: Tensor, delta: float = 1e-5) -> Tensor:
-    r"""Compute each forgotten row's epsilon: how well thresholds tell unlearned models from retrained ones.
+    r"""Compute each forgotten row's epsilon: how well thresholds distinguish unlearned models from retrained ones.
 
     .. math::
         \varepsilon = \max_{attacks} \max\left\{
@@ -28,10 +28,11 @@ def unlearning_epsilon(unlearned: Tensor, retrained: Tensor, delta: float = 1e-5
     An attack is a threshold on the score in either direction, or one on its distance from the median of whichever kind
     of model has the narrower range. All values are tried as thresholds, so no grid has to be chosen.
 
-    What is undefined in published code is settled: logarithms of what is not positive do not count (they were NaN); a
-    threshold with a single rate of 0 does not count (finitely many models do not show that a rate is 0); a threshold
-    with both rates 0 tells the models apart, and gives the largest epsilon, 50. So does a range of one kind's scores
-    that is less than a hundredth of the other's. Infinite scores are clipped at 100. No threshold that counts gives 0.
+    Cases that are undefined in published code are defined here: logarithms of non-positive values do not count (they
+    were NaN); a threshold with a single rate of 0 does not count (finitely many models do not show that a rate is 0); a
+    threshold with both rates 0 separates the models, and gives the largest epsilon, 50. So does a range of one kind's
+    scores that is less than a hundredth of the other's. Infinite scores are clipped at 100. No threshold that counts
+    gives 0.
 
     Source: Triantafillou et al., *Are we making progress in unlearning?* (2406.09073).
 
@@ -154,7 +155,7 @@ def unlearning_epsilon_bound(
         for epsilon, sign in zip(epsilons, (1, -1), strict=True):
             found, place = epsilon.max(dim=1)
             threshold = thresholds.gather(1, place[:, None])
-            # half way to the next score, which is the same attack on these models and a better one on others
+            # halfway to the next score: the same attack on these models, and a better one on others
             following = torch.where(thresholds > threshold, thresholds, torch.inf).amin(dim=1, keepdim=True)
             threshold = torch.where(following.isinf(), threshold, (threshold + following) / 2)
             # unlearned scores are called so above the threshold, or, with the other sign, not above it
@@ -188,7 +189,7 @@ def forgetting_quality(epsilon: Tensor, num_models: int) -> Tensor:
 
     Args:
         epsilon: Of shape `(N,)`.
-        num_models: How many models of each kind, :math:`M`.
+        num_models: Number of models of each kind, :math:`M`.
 
     Returns:
         A scalar from 0 to 1.

@@ -1,4 +1,4 @@
-"""What a language model can be made to repeat."""
+"""Extraction: the training texts that a language model repeats."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def exact_matches(generated: Tensor, target: Tensor, ignore_index: int | None) -
     counts = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
     if not counts.any(dim=1).all():
         # an empty continuation would be repeated by any model
-        raise ConfigurationError("Expected argument `target` to have a token in each row but a row has none")
+        raise ConfigurationError("Expected argument `target` to have at least one token in each row but a row has none")
     return ((generated == target) | ~counts).all(dim=1)
 
 
@@ -77,8 +77,8 @@ def extraction_rouge(generated: Sequence[str], target: Sequence[str]) -> dict[st
     Source: Lin, *ROUGE* (W04-1013); its recall as a measure of unlearning: Maini et al., *TOFU* (2401.06121).
 
     Args:
-        generated: What the model wrote.
-        target: What it was trained on, in the same order.
+        generated: The model's texts.
+        target: The training texts, in the same order.
 
     Returns:
         `recall` and `fmeasure` of the longest common subsequence of words, and `exact_match`; means over texts.
@@ -94,7 +94,7 @@ def rouge_of_texts(generated: Sequence[str], target: Sequence[str]) -> dict[str,
     """Returns ROUGE-L and exact matches of each text, of shape `(N,)`."""
     if isinstance(generated, str) or isinstance(target, str) or len(generated) != len(target):
         raise ConfigurationError(
-            "Expected arguments `generated` and `target` to be sequences of as many strings but got "
+            "Expected arguments `generated` and `target` to be sequences of the same number of strings but got "
             f"{_number(generated)} and {_number(target)}"
         )
     scores = [rouge_score(written, true, rouge_keys="rougeL") for written, true in zip(generated, target, strict=True)]

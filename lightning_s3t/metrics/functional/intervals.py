@@ -12,12 +12,12 @@ from lightning_s3t.metrics.functional.validation import check_confidence_level
 
 
 def clopper_pearson(successes: int, trials: int, confidence_level: float = 0.95) -> tuple[float, float]:
-    """The exact interval of a rate, which covers at least what it says for any number of trials.
+    """The exact interval of a rate, with at least the nominal coverage for any number of trials.
 
     Source: Clopper and Pearson, Biometrika 26(4), 1934.
 
     Args:
-        successes: How many of the trials succeeded.
+        successes: Number of successful trials.
         trials: Number of independent trials.
         confidence_level: Share of intervals that hold the true rate.
 
@@ -39,7 +39,7 @@ def clopper_pearson(successes: int, trials: int, confidence_level: float = 0.95)
 
 
 def normal_quantile(confidence_level: float) -> float:
-    """How many standard errors a two-sided interval reaches to each side."""
+    """Number of standard errors that a two-sided interval extends to each side."""
     return NormalDist().inv_cdf(0.5 + confidence_level / 2)
 
 
@@ -98,7 +98,7 @@ def delong(members: Tensor, non_members: Tensor, confidence_level: float = 0.95)
 
 
 def _share_beaten(scores: Tensor, others: Tensor) -> Tensor:
-    """For each score the share of the others that are smaller, ties as one half."""
+    """For each score, the share of other scores that are smaller; ties count one half."""
     ordered = others.sort().values
     smaller = torch.searchsorted(ordered, scores, right=False)
     not_larger = torch.searchsorted(ordered, scores, right=True)

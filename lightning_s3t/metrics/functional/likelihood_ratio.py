@@ -29,7 +29,7 @@ _LEAST_DEVIATION = 1e-6
 
 
 class ShadowStatistics(NamedTuple):
-    """What is known of each row's shadow scores, tensors of shape `(N,)`: counts, means, sums of squared deviations."""
+    """Statistics of each row's shadow scores, tensors of shape `(N,)`: counts, means, sums of squared deviations."""
 
     count_in: Tensor
     mean_in: Tensor
@@ -90,12 +90,12 @@ def likelihood_ratio_scores(
     Args:
         scores: The attacked model's scores of shape `(N,)`; :func:`logit_score` is nearly normal.
         shadow_scores: Of `K` shadow models, shape `(N, K)`.
-        shadow_is_member: Which of them were trained on the row, shape `(N, K)`.
+        shadow_is_member: Whether each of them was trained on the row, shape `(N, K)`.
         mode: `"online"` needs shadow models of both kinds for every row, `"offline"` only those that were not trained
             on it.
-        variance: Of each row by itself (`"row"`), of all rows together (`"pooled"`, the mean of the variances within
-            rows), or `"auto"`: pooled if a row has fewer than 32 shadow models of a kind. (The authors' code pools by
-            the variance of all rows' scores, in which the differences between rows are too.)
+        variance: Per row (`"row"`), for all rows together (`"pooled"`, the mean of the variances within rows), or
+            `"auto"`: pooled if a row has fewer than 32 shadow models of a kind. (The authors' code pools by the
+            variance of all rows' scores, in which the differences between rows are too.)
 
     Returns:
         Scores of shape `(N,)`.
@@ -114,7 +114,7 @@ def likelihood_ratio_scores(
 
 
 def shadow_statistics(scores: Tensor, shadow_scores: Tensor, shadow_is_member: Tensor, mode: Mode) -> ShadowStatistics:
-    """Returns what the attack needs of the shadow scores, or raises `ConfigurationError`."""
+    """Return the statistics of the shadow scores that the attack needs, or raise `ConfigurationError`."""
     check_floats("scores", scores, ndim=1)
     check_floats("shadow_scores", shadow_scores, ndim=2)
     check_same_rows(scores=scores, shadow_scores=shadow_scores)
@@ -141,7 +141,7 @@ def _moments(scores: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def likelihood_ratio_of(scores: Tensor, statistics: ShadowStatistics, mode: Mode, variance: Variance) -> Tensor:
-    """Returns the scores for what is known of the shadow models."""
+    """Return the scores for given statistics of the shadow models."""
     found = statistics
     standard_out = (scores - found.mean_out) / (
         deviation_out := _deviation(found.count_out, found.squares_out, variance)
@@ -172,7 +172,7 @@ def unlearning_likelihood_ratio_attack(
 ) -> dict[str, Tensor]:
     r"""Compute the likelihood ratio attack on unlearning (U-LiRA).
 
-    Can a model that unlearned a row be told from one that never had it?
+    Measure whether a model that unlearned a row can be distinguished from one that never had it.
 
     For each row, normal distributions are fitted to one half of both kinds of models, and the others are told apart by
 
@@ -180,22 +180,22 @@ def unlearning_likelihood_ratio_attack(
         \Lambda = \log \mathcal{N}(\phi; \mu_{unlearned}, \sigma_{unlearned}^2) -
         \log \mathcal{N}(\phi; \mu_{retrained}, \sigma_{retrained}^2)
 
-    AUC and TPR are computed **for each row by itself and then averaged**: a threshold for all rows would be another,
-    weaker attack. Rows of one model depend on each other, so the intervals are a percentile bootstrap over the models
-    of the second half; with few models they are too narrow.
+    AUC and TPR are computed **per row and then averaged**: a common threshold for all rows would be a different, weaker
+    attack. Rows of one model depend on each other, so the intervals are a percentile bootstrap over the models of the
+    second half; with few models they are too narrow.
 
     Source: Hayes et al., *Inexact Unlearning Needs More Careful Evaluations to Avoid a False Sense of Privacy*
     (2403.01218). The paper reports an accuracy at the threshold 0.
 
     Args:
         unlearned: Scores (:func:`logit_score`) of shape `(N, U)` for `N` forgotten rows by `U` models that were trained
-            with them and unlearned them. The first half of the models is for fitting.
+            with them and unlearned them. The first half of the models is used for fitting.
         retrained: Scores of shape `(N, R)` by models that never had the rows.
         variance: Of each row (`"row"`), of all rows together (`"pooled"`), or `"auto"`: pooled if a half has fewer than
             32 models.
-        max_fpr: Highest FPR allowed, one or several. A rate needs `1 / rate` models in a half to be seen at all.
+        max_fpr: Highest FPR allowed, one or several. A half needs at least `1 / rate` models to resolve a rate.
         confidence_level: Share of intervals that hold the true value.
-        num_bootstraps: How many times the models are drawn again.
+        num_bootstraps: Number of bootstrap resamples of the models.
         seed: Of these draws.
 
     Returns:

@@ -26,7 +26,7 @@ def kl_divergence_of_margins(
         unlearned: Margins (:func:`logit_score`) of shape `(N, U)` for `N` rows by `U` unlearned models.
         retrained: Margins of shape `(N, R)` by models that never had the forgotten rows.
         num_bins: Number of bins on the range of both.
-        smoothing: What is added to the count of each bin.
+        smoothing: Added to the count of each bin.
         max_margin: Margins are clipped to plus and minus this.
 
     Returns:
@@ -85,7 +85,7 @@ def _histogram(places: Tensor, num_bins: int, smoothing: float) -> Tensor:
 
 
 def summary(rows: Tensor, null: Tensor) -> dict[str, Tensor]:
-    """What is reported of the rows' divergences."""
+    """The reported summary of the rows' divergences."""
     if not len(rows):
         raise ConfigurationError("Expected margins of at least one row but got none")
     return {"mean": rows.mean(), "percentile_95": rows.quantile(0.95), "null": null.mean()}

@@ -1,4 +1,4 @@
-"""Whether scores tell members from non-members."""
+"""Membership inference: whether scores distinguish members from non-members."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def membership_inference(
     max_fpr: float | Sequence[float] = 0.01,
     confidence_level: float = 0.95,
 ) -> dict[str, Tensor]:
-    """Compute how well scores tell members from non-members.
+    """Compute how well scores distinguish members from non-members.
 
     The area under the ROC curve (AUC) comes with DeLong's interval (see :func:`delong`). The true positive rate (TPR)
     at a false positive rate (FPR) is that of the best threshold whose FPR is not above `max_fpr`: nothing is
@@ -73,8 +73,8 @@ def _membership_inference(
     members, non_members = scores[is_member], scores[~is_member]
     if not len(members) or not len(non_members):
         rank_zero_warn(
-            "Membership inference needs scores of members and of non-members, but one of them has none: "
-            "the result is NaN",
+            "Membership inference needs scores of members and of non-members, but one of the two is empty: the "
+            "result is NaN",
             UserWarning,
         )
     found = named_interval("auc", *delong(members, non_members, confidence_level))
@@ -99,12 +99,12 @@ def named_interval(name: str, value: float, lower: float, upper: float) -> dict[
 
 
 def allowed_false_positives(rate: float, non_members: int) -> int:
-    """How many false positives a rate allows. Exact for the rate as written: 0.29 of 100 are 29."""
+    """The number of false positives that a rate allows. Exact for the rate as written: 0.29 of 100 are 29."""
     return math.floor(Fraction(str(rate)) * non_members)
 
 
 def caught_at(members: Tensor, non_members: Tensor, rate: float) -> Tensor:
-    """Which members exceed the best threshold whose false positive rate is not above `rate`, by the last dimension."""
+    """Whether members exceed the best threshold with a false positive rate of at most `rate`, in the last dimension."""
     allowed = allowed_false_positives(rate, non_members.shape[-1])
     if allowed >= non_members.shape[-1]:
         return torch.ones_like(members, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""How quickly a model learns again what it forgot."""
+"""Relearning: how quickly a model relearns forgotten rows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def relearn_time(accuracies: Tensor, original_accuracy: float, margin: float = 0
     check_floats("accuracies", accuracies, ndim=1)
     if not len(accuracies):
         raise ConfigurationError(
-            "Expected argument `accuracies` to have the accuracy before the first step but got none"
+            "Expected argument `accuracies` to hold at least the accuracy before the first step but got none"
         )
     if not (float(accuracies.min()) >= 0 and float(accuracies.max()) <= 1):
         raise ConfigurationError(f"Expected argument `accuracies` to hold values from 0 to 1 but got {accuracies}")
@@ -61,8 +61,8 @@ def anamnesis_index(unlearned_time: Tensor, retrained_time: Tensor) -> Tensor:
 
     .. math:: AIN = \frac{RT_u + 0.01}{RT_r + 0.01}
 
-    Source: Chundawat et al., *Zero-Shot Machine Unlearning* (2201.05629). The constant, which keeps a model that has
-    not forgotten at all from dividing 0, is that of common code.
+    Source: Chundawat et al., *Zero-Shot Machine Unlearning* (2201.05629). The constant, which keeps the index above 0
+    for a model that has not forgotten anything, is the usual one in code.
 
     Args:
         unlearned_time: Relearn times of the unlearned model, of any shape; the mean is taken.

@@ -47,9 +47,10 @@ def robust_membership_inference(
         is_member: Booleans (or 0 and 1) of shape `(N,)`, or one for all rows.
         population_probabilities: The same for `Z` rows that are neither members nor attacked, shape `(Z,)`.
         population_reference_probabilities: Shape `(Z, K)`.
-        reference_is_member: Which reference models were trained on which row, shape `(N, K)`; none if not given.
+        reference_is_member: Whether each reference model was trained on each row, shape `(N, K)`; the default is that
+            none was.
         mode: `"online"` takes the mean of in and out models; `"offline"` the out models alone.
-        gamma: How much larger a row's ratio has to be.
+        gamma: The factor by which a row's ratio has to be larger.
         offline_scale: The constant :math:`a` from 0 to 1, to be tuned on a pair of reference models.
         max_fpr: Highest FPR allowed, one or several.
         confidence_level: Share of intervals that hold the true value.
@@ -93,7 +94,7 @@ def log_ratios(
     mode: Mode,
     offline_scale: float,
 ) -> Tensor:
-    """Returns the logarithm of how much more probable a row is to the attacked model than to the reference models."""
+    """Return the log-ratio of a row's probability under the attacked model and under the reference models."""
     check_floats("probabilities", probabilities, ndim=1)
     check_floats("reference_probabilities", references, ndim=2)
     check_same_rows(probabilities=probabilities, reference_probabilities=references)
@@ -110,8 +111,8 @@ def log_ratios(
     trained_on = reference_is_member.bool()
     if not (~trained_on).any(dim=1).all():
         raise ConfigurationError(
-            "Expected argument `reference_probabilities` to have a model for each row that was not trained on it "
-            f"but {int((~(~trained_on).any(dim=1)).sum())} row(s) have none"
+            "Expected argument `reference_probabilities` to have, for each row, at least one model that was not "
+            f"trained on it but {int((~(~trained_on).any(dim=1)).sum())} row(s) have none"
         )
     outside = _mean(references, ~trained_on)
     if mode == "offline":
@@ -131,7 +132,7 @@ def _mean(values: Tensor, chosen: Tensor) -> Tensor:
 def dominated(ratios: Tensor, population: Tensor, gamma: float) -> Tensor:
     """The share of the population that each row's ratio exceeds by the factor gamma."""
     if not len(population):
-        raise ConfigurationError("Robust membership inference needs rows of a population but got none")
+        raise ConfigurationError("Robust membership inference needs population rows but got none")
     ordered = population.to(ratios.dtype).sort().values
     gamma_log = torch.tensor(gamma, dtype=ratios.dtype, device=ratios.device).log()
     return torch.searchsorted(ordered, ratios - gamma_log, right=True).to(ratios.dtype) / len(population)

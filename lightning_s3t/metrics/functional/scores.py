@@ -1,4 +1,4 @@
-"""How sure a model is of a row: what attacks compare. The higher a score, the more likely the row was trained on.
+"""Scores of a model's confidence in a row, for attacks. The higher a score, the more likely the row was trained on.
 
 All take logits of shape `(N, C)`. Logarithms of probabilities are logits too: pass `probabilities.log()`. Scores are
 computed such that they stay apart where the probability itself would round to 1.
@@ -79,7 +79,7 @@ def entropy_score(logits: Tensor) -> Tensor:
 def modified_entropy_score(logits: Tensor, target: Tensor) -> Tensor:
     r"""The negative modified entropy of each row.
 
-    Unlike entropy, it tells a row that is surely wrong from one that is surely right.
+    Unlike entropy, it distinguishes a confidently wrong row from a confidently right one.
 
     .. math::
         Mentr(p, y) = -(1 - p_y) \log p_y - \sum_{c \neq y} p_c \log (1 - p_c)

@@ -1,4 +1,4 @@
-"""What the metrics refuse, in the words of torchmetrics."""
+"""Argument checks of the metrics, with messages in the style of torchmetrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightning_s3t.errors import ConfigurationError
 
 
 def check_confidence_level(confidence_level: float) -> None:
-    """Raises `ConfigurationError` unless the level lies between 0 and 1."""
+    """Raise `ConfigurationError` unless the level is between 0 and 1."""
     if not (isinstance(confidence_level, float) and 0 < confidence_level < 1):
         raise ConfigurationError(
             f"Expected argument `confidence_level` to be a float in range (0, 1) but got {confidence_level}"
@@ -29,7 +29,7 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def check_floats(name: str, values: Tensor, ndim: int) -> None:
-    """Raises `ConfigurationError` unless the tensor holds floats in so many dimensions, none of them NaN."""
+    """Raise `ConfigurationError` unless the tensor holds floats without NaN and has the given number of dimensions."""
     if not (isinstance(values, Tensor) and values.is_floating_point()):
         found = values.dtype if isinstance(values, Tensor) else type(values)
         raise ConfigurationError(f"Expected argument `{name}` to be a tensor of floats but got {found}")

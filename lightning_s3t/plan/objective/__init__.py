@@ -1,1 +1,1 @@
-"""What good sequences are: the objective of the planner `optimal`, its landscapes, bounds and proven optimum."""
+"""The objective of the planner `optimal`: its landscapes, bounds and proven optimum."""

@@ -1,4 +1,4 @@
-"""How good given sequences are by the objective of `optimal`, and how much better any others could be."""
+"""The value of given sequences by the objective of `optimal`, and how much better any others could be."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ EQUAL = 1e-6
 
 @dataclass(frozen=True)
 class Assessment:
-    """What some sequences are worth.
+    """The value of some sequences.
 
     Attributes:
         value: Expected length of the best surviving prefix of a shard, summed over the coming requests.
         standard_error: Of the value; 0 where it is exact.
-        bound: No sequences of that budget are worth more.
+        bound: An upper bound for any sequences of that budget.
     """
 
     value: float
@@ -37,7 +37,7 @@ class Assessment:
 
     @property
     def gap(self) -> float:
-        """How much more than the value the bound is, as a share of the value."""
+        """The gap between bound and value, as a share of the value."""
         return max(self.bound / self.value - 1, 0.0) if self.value > 0 else 0.0
 
     @property
@@ -49,21 +49,22 @@ class Assessment:
 def assess(
     sequences: Iterable[Iterable[int]], prior: Prior | None = None, horizon: int | None = None, seed: int = 0
 ) -> Assessment:
-    """Returns the objective of `optimal` for given sequences, and a bound on that of any as many sequences.
+    """Returns the objective of `optimal` for given sequences, and an upper bound for the same number of any sequences.
 
     - The value is exact up to 20 slices, an estimate from drawn histories beyond.
     - The bound is the optimum itself up to 5 slices. Beyond, it is a closed form for equal probabilities
-      (`uniform_bound`), a Lagrangian relaxation for a prior up to 12 slices, and else what all L! sequences leave.
+      (`uniform_bound`), a Lagrangian relaxation for a prior up to 12 slices, and otherwise the value of all L!
+      sequences together.
 
     Args:
         sequences: Sequences of the slices, all different.
-        prior: Probability that a request is for each slice; None for equal ones.
+        prior: Probability of a request for each slice; None for equal probabilities.
         horizon: Number of requests to look ahead; None for L - 1.
         seed: For the draws beyond 20 slices.
 
     Raises:
-        ConfigurationError: A sequence is not a permutation or is there twice, the horizon is below 1, or the prior is
-            off.
+        ConfigurationError: A sequence is not a permutation or appears twice, the horizon is below 1, or the prior is
+            invalid.
 
     Example:
         >>> found = assess([(0, 1, 2, 3), (2, 3, 0, 1)])
@@ -91,18 +92,18 @@ def objective(
 ) -> Estimate:
     """Returns the expected length of a shard's best surviving prefix, summed over the coming requests.
 
-    Requests are drawn from the prior, and only those count that hit a new slice: others change nothing. Up to 20
-    slices the value is exact, beyond it is estimated from drawn histories.
+    Requests are drawn from the prior. Only those that hit a new slice count; others change nothing. Up to 20 slices the
+    value is exact, beyond it is estimated from drawn histories.
 
     Args:
         sequences: Sequences of the slices, all different.
-        prior: Probability that a request is for each slice; None for equal ones.
+        prior: Probability of a request for each slice; None for equal probabilities.
         horizon: Number of requests to look ahead; None for L - 1.
         seed: For the draws beyond 20 slices.
 
     Raises:
-        ConfigurationError: A sequence is not a permutation or is there twice, the horizon is below 1, or the prior is
-            off.
+        ConfigurationError: A sequence is not a permutation or appears twice, the horizon is below 1, or the prior is
+            invalid.
 
     Example:
         >>> round(objective([(0, 1, 2, 3), (3, 2, 1, 0)]).mean, 4)

@@ -1,4 +1,4 @@
-"""Upper bounds: what no sequences of a budget can beat."""
+"""Upper bounds on the objective for any sequences of a budget."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ SHORTER = 0.7
 def uniform_bound(slices: int, budget: int, horizon: int) -> float:
     """Returns a bound on the objective of `optimal` for equal probabilities, in closed form.
 
-    Look at stage k after t requests that hit a new slice. It survives those requested sets T of t slices that lie in
-    the complement of one of the B prefixes; complements have c = L - k slices. Let N be the number of sets T, S1 the
-    sum of how many each complement holds, and S2 the same for the intersections of pairs.
+    Consider stage k after t requests that hit a new slice. It survives the requested sets T of t slices that are
+    subsets of the complement of one of the B prefixes; complements have c = L - k slices. Let N be the number of sets
+    T, S1 the sum of how many each complement holds, and S2 the same for the intersections of pairs.
 
     - S1 = B * C(c, t), and at most min(N, S1) sets are covered.
-    - The complements have B*c slices in all, so that the L slices are in q or q + 1 complements each at the evenest,
-      and the pairs' intersections have, at the least, a total size that follows. C(size, t) is convex in the size, so
-      S2 is least when all pairs intersect alike.
-    - A set that d >= 1 complements hold is counted d times in S1 and d(d-1)/2 times in S2, and
-      1 <= d - (2/B) * d(d-1)/2 because (d-1)(1 - d/B) >= 0 for d <= B. So at most S1 - (2/B) * S2 sets are covered.
+    - The complements have B*c slices in all, so in the most even case each of the L slices is in q or q + 1
+      complements, which gives the least total size of the pairs' intersections. C(size, t) is convex in the size, so S2
+      is smallest when all pairs intersect equally.
+    - A set that is in d >= 1 complements is counted d times in S1 and d(d-1)/2 times in S2, and 1 <= d - (2/B) *
+      d(d-1)/2 because (d-1)(1 - d/B) >= 0 for d <= B. So at most S1 - (2/B) * S2 sets are covered.
 
     Args:
         slices: Number of slices, L.
@@ -56,7 +56,7 @@ def uniform_bound(slices: int, budget: int, horizon: int) -> float:
 
 
 def everything_bound(probabilities: Probabilities, horizon: int) -> float:
-    """Returns what all L! sequences together leave: whatever was not requested.
+    """Return the objective of all L! sequences together, which keep every slice that was not requested.
 
     Args:
         probabilities: Of a request for each slice, shape (L,).
@@ -75,10 +75,10 @@ def lagrangian_bound(probabilities: Probabilities, budget: int, horizon: int, ta
 
     The objective is the sum, over stages k and requested sets T, of the weight w(T) where stage k survives T. Give each
     (k, T) a price from 0 to w(T). Then it is at most the sum of w(T) - price, plus the price once for every sequence
-    whose prefix of k slices leaves T alone. Summed over the stages, no sequence collects more than the longest path in
-    the lattice of sets, so B sequences collect at most B times that. Or, stage by stage, B sequences have at most B
-    different prefixes, which collect at most what the B best sets of k slices do. Both hold for any prices; subgradient
-    steps look for good ones.
+    whose prefix of k slices is disjoint from T. Summed over the stages, no sequence collects more than the longest path
+    in the lattice of sets, so B sequences collect at most B times that. Alternatively, stage by stage, B sequences have
+    at most B different prefixes, which collect at most as much as the B best sets of k slices. Both bounds hold for any
+    prices; subgradient steps search for good ones.
 
     Args:
         probabilities: Of a request for each slice, shape (L,); L up to about 14.

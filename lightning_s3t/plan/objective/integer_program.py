@@ -15,11 +15,11 @@ EXACT_SLICES = 5  # a fraction of a second; 6 slices take seconds, 8 minutes
 
 @dataclass(frozen=True)
 class Optimum:
-    """A family of sequences that none of as many sequences beats.
+    """A family of sequences that no other family of the same size beats.
 
     Attributes:
         value: The objective: expected length of the best surviving prefix, summed over the coming requests.
-        sequences: The sequences; equal ones are there once.
+        sequences: The sequences, without duplicates.
     """
 
     value: float
@@ -57,8 +57,8 @@ def exact_optimum(probabilities: Probabilities, budget: int, horizon: int) -> Op
     low, high = np.zeros(2 * sets), np.zeros(2 * sets)
     for number, (here, slice_) in enumerate(steps):
         there = here | 1 << slice_
-        rows[here][number] = 1.0  # what leaves a set ...
-        rows[there][number] = -1.0  # ... is what came
+        rows[here][number] = 1.0  # the flow out of a set ...
+        rows[there][number] = -1.0  # ... equals the flow into it
         rows[sets + there][number] = -1.0  # a set without flow is not chosen
     low[0] = high[0] = budget
     low[sets - 1] = high[sets - 1] = -budget

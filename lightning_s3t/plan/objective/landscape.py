@@ -1,4 +1,4 @@
-"""What the search for good sequences needs to know of the objective."""
+"""What the search for good sequences needs from the objective."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Reply(NamedTuple):
     Attributes:
         sequence: The sequence.
         profile: Its own profile.
-        value: What it and the others are worth together.
+        value: The value of it and the others together.
     """
 
     sequence: SliceSequence
@@ -28,10 +28,10 @@ class Reply(NamedTuple):
 
 
 class Landscape(Protocol):
-    """What the search needs to know of the objective.
+    """What the search needs from the objective.
 
-    A profile says what a sequence is worth in each case that may come; that of several sequences is the maximum of
-    theirs, case by case, since a shard serves its best survivor.
+    A profile is the value of a sequence in each possible case. The profile of several sequences is their maximum in
+    each case, since a shard serves its best survivor.
     """
 
     def nothing(self) -> Profile:
@@ -55,6 +55,6 @@ class Landscape(Protocol):
         """Returns a sequence that adds most to others.
 
         Args:
-            profile: Of the others.
+            profile: Profile of the other sequences.
             ties: Draws from [0, 1), to choose among equal ones.
         """

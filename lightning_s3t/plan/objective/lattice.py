@@ -1,6 +1,7 @@
 """The exact landscape of the search, and arrays over all sets of slices: up to about 14, or 20 without a search.
 
-A set is a number with a bit a slice, so an array over all sets has 2**L entries, and entry 5 is for slices 0 and 2.
+A set is a number with one bit per slice, so an array over all sets has 2**L entries, and entry 5 is the set of slices 0
+and 2.
 """
 
 from __future__ import annotations
@@ -59,14 +60,14 @@ class Lattice:
         return float(self.weights @ profile)
 
     def best_reply(self, profile: Profile, ties: Ties) -> Reply:
-        """Returns a sequence that adds most to others; there is none better.
+        """Return a sequence that adds most to others; no other adds more.
 
         A sequence is a path from the empty set of slices to the full one. Its k-th set S adds the weight of those
-        requested sets T that leave S alone and leave the others less than k slices; this depends on S alone, so the
-        best sequence is a longest path.
+        requested sets T that are disjoint from S and leave the others less than k slices; this depends only on S, so
+        the best sequence is a longest path.
 
         Args:
-            profile: Of the others.
+            profile: Profile of the other sequences.
             ties: Draws from [0, 1), to choose among equal ones.
         """
         stages = np.arange(1, self.slices + 1)[:, None]
@@ -78,8 +79,8 @@ class Lattice:
         """Returns the sequence that collects most, and how much.
 
         Args:
-            prizes: By stage and requested set, shape (L, 2**L): what it is worth to have that stage's prefix
-                untouched by that set. It is overwritten.
+            prizes: By stage and requested set, shape (L, 2**L): the value of that stage's prefix not being hit by that
+                set. It is overwritten.
             ties: Draws from [0, 1), to choose among equal ones; None for the first.
         """
         gains = self.sum_over_subsets(prizes)
@@ -104,16 +105,16 @@ class Lattice:
         """Yields, for each prefix, the sequence that begins with it and adds most to others.
 
         Args:
-            profile: Of the others.
+            profile: Profile of the other sequences.
             prefixes: Beginnings of sequences.
 
         Yields:
-            The sequence, what its stages after the prefix add to the objective, and the prefix.
+            The sequence, the amount that its stages after the prefix add to the objective, and the prefix.
         """
         stages = np.arange(1, self.slices + 1)[:, None]
         gains = self.sum_over_subsets(np.where(profile < stages, self.weights, 0.0))
         full = 2**self.slices - 1
-        # what is to be had after each set: the longest path from it to the full one
+        # the most that can be collected after each set: the longest path from it to the full one
         ahead = np.zeros(2**self.slices)
         for stage in range(self.slices, 0, -1):
             level = self._levels[stage]
@@ -131,10 +132,10 @@ class Lattice:
             yield tuple(sequence), float(ahead[sum(1 << slice_ for slice_ in prefix)]), prefix
 
     def sum_over_subsets(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Puts in the place of each set the sum over all its subsets, and returns the same array.
+        """Replace each set's value with the sum over all its subsets, in place; return the array.
 
         Args:
-            values: Shape (rows, 2**L); each row by itself.
+            values: Shape (rows, 2**L); rows are independent.
         """
         for slice_ in range(self.slices):
             with_and_without = values.reshape(len(values), -1, 2, 2**slice_)
@@ -210,7 +211,7 @@ def distinct_request_sets(probabilities: Probabilities, requests: int) -> NDArra
 
     Args:
         probabilities: By slice, shape (L,).
-        requests: How many to look ahead.
+        requests: Number of requests to look ahead.
 
     Returns:
         Shape (2**L,): for a set of k slices, 1 <= k <= requests, the probability that these are the first k.
@@ -224,7 +225,7 @@ def distinct_request_sets(probabilities: Probabilities, requests: int) -> NDArra
     bits = 1 << np.arange(slices)
     chance = np.zeros(2**slices)
     chance[0] = 1
-    # what each set passes on per unit of a slice's prior; a set after which no requests come passes on nothing
+    # what each set passes on per unit of a slice's prior; a set that no request follows passes on nothing
     passed_on = np.zeros(2**slices)
     for size in range(min(requests, slices) + 1):
         level = np.flatnonzero(sizes == size)

@@ -19,8 +19,8 @@ class SampledLandscape:
     Args:
         probabilities: Of a request for each slice, shape (L,).
         horizon: Number of requests to look ahead, counting those that hit a new slice.
-        samples: How many histories.
-        seed: What they are drawn from.
+        samples: Number of histories.
+        seed: Seed of the random draws.
     """
 
     def __init__(self, probabilities: Probabilities, horizon: int, samples: int, seed: int) -> None:
@@ -29,7 +29,7 @@ class SampledLandscape:
         # RandomState's numbers are frozen, those of NumPy's newer generators may change with a release
         clocks = np.random.RandomState(seed).standard_exponential((samples, self.slices))
         asked = probabilities > 0
-        # of exponential clocks whose rates are the prior, the order in which they ring is that of the requests
+        # exponential clocks whose rates are the prior ring in the order of the requests
         clocks = np.where(asked, clocks / np.where(asked, probabilities, 1), np.inf)
         before = clocks.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
         survives = np.where(asked, np.minimum(before, horizon), min(horizon, int(asked.sum())))
@@ -67,7 +67,7 @@ class SampledLandscape:
         """Returns a sequence that adds much to others, found by a beam search from its first slice on.
 
         Args:
-            profile: Of the others.
+            profile: Profile of the other sequences.
             ties: Not used: there are hardly any ties.
         """
         everything = np.full(self.samples, np.iinfo(np.int16).max, np.int16)

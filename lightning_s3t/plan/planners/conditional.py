@@ -16,17 +16,17 @@ DRAWS_PER_ORDER = 50
 def conditional(slices: int, budget: int, seed: int = 0, prior: Prior | None = None) -> Family:
     """Draws different sequences, slice by slice, each of the slices left with a weight of 1 minus its prior.
 
-    Unlikely slices tend to come first (the paper's section 3.3, and its published code). Where nearly all sequences are
-    asked for and the last ones would hardly ever be drawn, cyclic ones fill up.
+    Unlikely slices tend to come first (the paper's section 3.3, and its published code). When nearly all sequences are
+    requested, the last ones would hardly ever be drawn; cyclic sequences fill the rest.
 
     Args:
         slices: Number of slices, L.
         budget: Number of sequences, B, up to L!.
-        seed: What they are drawn from.
-        prior: Probability that a request is for each slice; None for equal ones.
+        seed: Seed of the random draws.
+        prior: Probability of a request for each slice; None for equal probabilities.
 
     Raises:
-        ConfigurationError: There are not so many sequences, or the prior is off.
+        ConfigurationError: The budget exceeds the number of sequences, or the prior is invalid.
 
     Example:
         >>> conditional(3, 2, prior=[0.9, 0.05, 0.05])
@@ -42,7 +42,7 @@ def draw_conditionally(problem: PlanProblem, budget: int, seed: int) -> Family:
     Args:
         problem: The slices, and how likely requests are.
         budget: Number of sequences, B, up to L!.
-        seed: What they are drawn from.
+        seed: Seed of the random draws.
     """
     weights = [1 - float(probability) for probability in problem.probabilities]
     generator = random.Random(f"s3t-conditional-{seed}")

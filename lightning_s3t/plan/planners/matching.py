@@ -15,7 +15,7 @@ from lightning_s3t.plan.units import SliceSequence
 
 SCORED_REQUESTS = 100  # the exponent in the score of the paper's published code
 
-# below any difference of scores that matters: equal scores are settled towards rotation, alike in every SciPy
+# smaller than any relevant difference of scores: ties go to rotations, in every version of SciPy
 ROTATION_BONUS = 1e-9
 UNUSED_FIRST = 1e3
 FORBIDDEN = -1e9
@@ -25,9 +25,9 @@ def bms(slices: int, budget: int, prior: Prior | None = None) -> Family:
     """Builds L sequences column by column, each column a matching of maximum weight between sequences and slices.
 
     The k-th column may give each sequence any slice that it does not have yet, each slice once. The weight of a slice
-    is what it adds to the sequence's score, sum over n of n * (1 - prior of the first n slices)^100, which is high
-    where unlikely slices come first (the paper's section 3.3, and its published code). So every column is a
-    permutation, and the first slices are all different.
+    is its contribution to the sequence's score, sum over n of n * (1 - prior of the first n slices)^100, which is high
+    if unlikely slices come first (the paper's section 3.3, and its published code). So every column is a permutation,
+    and the first slices are all different.
 
     Below L sequences, those with the best scores are taken. Beyond L, further rounds of L sequences are built in the
     same way, in which prefixes that are less used go before scores.
@@ -35,10 +35,10 @@ def bms(slices: int, budget: int, prior: Prior | None = None) -> Family:
     Args:
         slices: Number of slices, L.
         budget: Number of sequences, B, up to L!.
-        prior: Probability that a request is for each slice; None for equal ones.
+        prior: Probability of a request for each slice; None for equal probabilities.
 
     Raises:
-        ConfigurationError: There are not so many sequences, or the prior is off.
+        ConfigurationError: The budget exceeds the number of sequences, or the prior is invalid.
 
     Example:
         >>> bms(4, 4, prior=[0.4, 0.3, 0.2, 0.1])
@@ -67,7 +67,7 @@ def match_columns(problem: PlanProblem, budget: int) -> Family:
 
 
 def column_weights(prefixes: list[SliceSequence], probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns what each slice would add to each sequence's score, scaled to at most 1; impossible ones are very low.
+    """Return what each slice would add to each sequence's score, scaled to at most 1; impossible slices are very low.
 
     Args:
         prefixes: The sequences so far, all of one length.

@@ -61,14 +61,14 @@ def optimal(
         slices: Number of slices, L.
         budget: Number of sequences, B, up to L!.
         seed: For the draws of the search.
-        prior: Probability that a request is for each slice; None for equal ones.
+        prior: Probability of a request for each slice; None for equal probabilities.
         horizon: Number of requests to look ahead; None for L - 1, after which a last slice may still be left.
-        keep: Sequences that are trained already: they come first, as they are, and the rest is the best found beside
-            them. What is said above of optima and of other planners holds without them.
+        keep: Sequences that are already trained: they come first, unchanged, and the rest is the best found in addition
+            to them. The statements above about optima and other planners hold without them.
 
     Raises:
-        ConfigurationError: There are not so many sequences, the horizon is below 1, the prior is off, or a sequence to
-            keep is not a permutation of the slices.
+        ConfigurationError: The budget exceeds the number of sequences, the horizon is below 1, the prior is invalid, or
+            a sequence to keep is not a permutation of the slices.
 
     Example:
         >>> optimal(4, 2)
@@ -104,7 +104,7 @@ def search(problem: PlanProblem, budget: int, seed: int = 0, keep: Iterable[Slic
     else:
         found = _search_samples(problem, starts, draw)
     found = distinct_sequences(found, slices, budget)
-    if problem.uniform:  # all slices are alike: name them so that the first sequence is 0, 1, 2, ...
+    if problem.uniform:  # all slices are equivalent: number them so that the first sequence is 0, 1, 2, ...
         names = {slice_: name for name, slice_ in enumerate(found[0])}
         found = tuple(tuple(names[slice_] for slice_ in sequence) for sequence in found)
     return found
@@ -134,7 +134,7 @@ def _search_lattice(problem: PlanProblem, starts: list[Family], draw: Ties) -> F
         family = max(family, other, key=lambda one: one.value + IMPROVEMENT * (one is family))
     if slices <= EXACT_SLICES and family.value < bound - IMPROVEMENT:
         optimum = exact_optimum(problem.probabilities, budget, problem.horizon)
-        # what the search has found stays unless it is beaten: that makes the result depend less on SciPy's release
+        # keep the search's result unless it is beaten: the result then depends less on SciPy's version
         if optimum.value > family.value + 1e-6:
             family = _Candidate(lattice, optimum.sequences, draw)
     return family.by_what_each_adds()
@@ -165,7 +165,7 @@ def _search_samples(problem: PlanProblem, starts: list[Family], draw: Ties) -> F
 
 
 class _Candidate:
-    """Some sequences, of which the first `fixed` stay, and what they are worth together."""
+    """Some sequences, of which the first `fixed` stay, and their joint value."""
 
     def __init__(self, landscape: Landscape, sequences: Iterable[SliceSequence], draw: Ties, fixed: int = 0) -> None:
         self.landscape, self.draw, self.fixed = landscape, draw, fixed
@@ -174,7 +174,7 @@ class _Candidate:
         self.value = landscape.value(self._together(self.profiles))
 
     def fill(self, budget: int) -> None:
-        """Adds best replies to what is there, up to the budget."""
+        """Add best replies to the sequences, up to the budget."""
         together = self._together(self.profiles)
         while len(self.sequences) < budget:
             reply = self.landscape.best_reply(together, self.draw)
@@ -243,7 +243,7 @@ class _Annealing:
 
         Args:
             sequences: Where to start.
-            moves: How many swaps to try.
+            moves: Number of swaps to try.
             heat: The first temperature, in multiples of the mean value of a stage.
             draw: Draws from [0, 1).
         """

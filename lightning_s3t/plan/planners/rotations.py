@@ -15,9 +15,9 @@ from lightning_s3t.plan.units import SliceSequence
 def cyclic(slices: int, budget: int, seed: int = 0) -> Family:
     """Rotations: every slice comes first before any comes first again (the paper's section 3.3).
 
-    Beyond L sequences, the rotation goes on in the suffixes: the sequences that start with each slice continue with the
-    rotations of the rest, and so on, until all L! are there. Any budget takes a beginning of one list, so raising it
-    only adds sequences.
+    Beyond L sequences, the suffixes are rotated: the sequences that start with each slice continue with the rotations
+    of the rest, and so on, until all L! exist. Any budget takes a beginning of one list, so raising it only adds
+    sequences.
 
     Args:
         slices: Number of slices, L.
@@ -25,7 +25,7 @@ def cyclic(slices: int, budget: int, seed: int = 0) -> Family:
         seed: Without effect.
 
     Raises:
-        ConfigurationError: There are not so many sequences.
+        ConfigurationError: The budget exceeds the number of sequences.
 
     Example:
         >>> cyclic(3, 4)
@@ -41,10 +41,10 @@ def random_sequences(slices: int, budget: int, seed: int = 0) -> Family:
     Args:
         slices: Number of slices, L.
         budget: Number of sequences, B, up to L!.
-        seed: What they are drawn from.
+        seed: Seed of the random draws.
 
     Raises:
-        ConfigurationError: There are not so many sequences.
+        ConfigurationError: The budget exceeds the number of sequences.
 
     Example:
         >>> len(set(random_sequences(4, 24)))
@@ -106,7 +106,7 @@ def distinct_sequences(sequences: Iterable[SliceSequence], slices: int, budget: 
     Args:
         sequences: Sequences of the slices.
         slices: Number of slices, L.
-        budget: How many are wanted, at most L!.
+        budget: The wanted number of sequences, at most L!.
 
     Example:
         >>> distinct_sequences([(1, 0, 2), (1, 0, 2)], slices=3, budget=2)

@@ -1,4 +1,4 @@
-"""The best sequences, and as many of a planner's, as a limit of what training costs pays for."""
+"""The best sequences, or as many of a planner's sequences, as a limit on the training cost allows."""
 
 from __future__ import annotations
 
@@ -35,22 +35,21 @@ def optimal_within(
     """Returns the best sequences found whose training costs no more than a limit for each shard.
 
     Sequences with a common prefix share units, so that for one cost there may be few sequences that differ from the
-    start, or more of them that part late. Up to 14 slices, sequences are added by what they give for their cost, each
-    parting from what is there wherever that pays most, and branches are torn down and built again; the result is at
-    least as good as `optimal` and rotation with as many sequences as the cost allows. Beyond 14 slices it is the better
-    of those two.
+    start, or more of them that part late. Up to 14 slices, sequences are added by their gain per cost, each branching
+    off existing ones where the gain is largest, and branches are removed and rebuilt; the result is at least as good as
+    `optimal` and rotation with as many sequences as the cost allows. Beyond 14 slices it is the better of those two.
 
     Args:
         slices: Number of slices, L.
-        units: At most so many units a shard.
-        fine_tunes: At most so many samples a shard, in multiples of one full fine-tune.
+        units: The largest number of units per shard.
+        fine_tunes: The largest number of samples per shard, in multiples of one full fine-tune.
         data: As in `cost_of`.
         epochs: As in `cost_of`.
         seed: For the draws of the search.
-        prior: Probability that a request is for each slice; None for equal ones.
+        prior: Probability of a request for each slice; None for equal probabilities.
         horizon: Number of requests to look ahead; None for L - 1.
-        keep: Sequences that are trained already: as many as the limit pays for come first, as they are, and the rest is
-            added beside them (up to 14 slices).
+        keep: Sequences that are already trained: as many as the limit allows come first, unchanged, and the rest is
+            added to them (up to 14 slices).
 
     Raises:
         ConfigurationError: Not exactly one limit is given, or it does not pay for one sequence.
@@ -70,7 +69,7 @@ def search_within(problem: PlanProblem, limit: Limit, seed: int = 0, keep: Itera
 
     Args:
         problem: The slices, how likely requests are, and how far to look ahead.
-        limit: What the sequences may cost.
+        limit: The limit on the sequences' cost.
         seed: For the draws of the search.
         keep: Sequences that are trained already.
     """
@@ -98,13 +97,13 @@ def as_many_as(planner: Callable[[int], Family], limit: Limit) -> Family:
 
     Args:
         planner: Gives the sequences for a budget.
-        limit: What they may cost.
+        limit: The limit on their cost.
 
     Example:
         >>> as_many_as(lambda budget: cyclic(3, budget), Limit.of(slices=3, units=6))
         ((0, 1, 2), (1, 2, 0))
     """
-    # without common prefixes so many sequences are paid for at the least; common ones may pay for more
+    # the limit allows at least this many sequences (no common prefixes); common prefixes may allow more
     every = math.factorial(limit.slices)
     budget = min(max(int(limit.most // limit.prices.sum()), 1), every)
     found = planner(budget)

@@ -1,1 +1,1 @@
-"""What requests leave of given sequences: expected, simulated, and for how long."""
+"""What remains of given sequences after requests: expected, simulated, and for how long."""

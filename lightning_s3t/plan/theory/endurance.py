@@ -1,4 +1,4 @@
-"""How many requests a plan stands until what serves is worth less than a floor."""
+"""The number of requests until the serving units of a plan are worth less than a floor."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Endurance:
-    """How long a plan serves at least a floor.
+    """The number of requests for which a plan serves at least a floor.
 
     Attributes:
-        floor: What is to be served, as a share of the worth of a full store.
+        floor: The share of a full store's worth that should be served.
         requests: Number of the request with which less than that serves. Its mean is infinite if some trials never get
             there.
-        low: In 95 of 100 trials it takes at least so many.
+        low: The number that 95 of 100 trials reach.
     """
 
     floor: float
@@ -47,26 +47,26 @@ def requests_until(
     trials: int = TRIALS,
     seed: int = 0,
 ) -> tuple[Endurance, ...]:
-    """Returns how many requests it takes until what serves is worth less than each floor.
+    """Return the number of requests until the serving units are worth less than each floor.
 
-    Every shard is worth what `worth` says for the share of its slices that its best survivor has seen, and the whole is
-    worth their mean. Histories of requests are drawn from the prior; in each, the number is exact.
+    `worth` gives the worth of a shard from the share of its slices that its best survivor has seen; the worth of the
+    store is the mean over shards. Histories of requests are drawn from the prior; in each, the number is exact.
 
     With `worth=DATA` a floor is a share of the training data. (The deletion rate, `expected_lifetime`, is the number
-    until nothing at all is left, and grows with finer slices long after any of these has stopped growing.)
+    until nothing remains. It keeps growing with finer slices long after these numbers have stopped growing.)
 
     Args:
         shards: Number of shards, m.
         sequences: Sequences of the slices, all different.
-        floors: Shares of what a full store is worth, above 0 and at most 1.
-        worth: What a shard is worth by the share of its slices that serves.
-        prior: Probability that a request is for each slice, or for each shard and slice; None for equal ones.
-        trials: How many histories to draw.
-        seed: What they are drawn from.
+        floors: Shares of a full store's worth, above 0 and at most 1.
+        worth: The worth of a shard by the share of its slices that serves.
+        prior: Probability of a request for each slice, or for each shard and slice; None for equal probabilities.
+        trials: Number of histories to draw.
+        seed: Seed of the random draws.
 
     Raises:
-        ConfigurationError: A sequence is not a permutation or is there twice, a floor is out of range, there are fewer
-            than two trials, or the prior is off.
+        ConfigurationError: A sequence is not a permutation or appears twice, a floor is out of range, there are fewer
+            than two trials, or the prior is invalid.
 
     Example:
         >>> from lightning_s3t.plan import cyclic
@@ -92,8 +92,8 @@ def endurance_of(
         problem: Their shards and slices, and how likely requests are.
         floors: As in `requests_until`.
         worth: As in `requests_until`.
-        trials: How many histories to draw.
-        seed: What they are drawn from.
+        trials: Number of histories to draw.
+        seed: Seed of the random draws.
     """
     levels = tuple(floors)
     for level in levels:

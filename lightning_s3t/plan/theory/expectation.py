@@ -1,4 +1,4 @@
-"""What is expected to survive a number of requests: exactly for few slices, by simulation beyond."""
+"""The expected survivors after a number of requests: exact for few slices, simulated beyond."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ def expected_survivors(
     trials: int = TRIALS,
     seed: int = 0,
 ) -> tuple[Moment, ...]:
-    """Returns what is expected to be left after numbers of requests that are drawn from the prior.
+    """Return what is expected to remain after numbers of requests drawn from the prior.
 
     Up to 14 slices this is exact (its standard errors are 0): the chance of every set of requested slices of a shard is
     carried from request to request, and the length of the best surviving prefix is known for each set. Beyond, it is
-    simulated, but for all rotations of a sequence and requests that are all alike: these have a closed form
+    simulated, except for all rotations of a sequence with equally likely requests, which have a closed form
     (`rotation_share`).
 
     Args:
         shards: Number of shards, m.
         sequences: Sequences of the slices, all different.
         requests: The numbers of requests after which to look.
-        prior: Probability that a request is for each slice, or for each shard and slice; None for equal ones.
-        trials: How many histories to draw, beyond 14 slices.
-        seed: What they are drawn from.
+        prior: Probability of a request for each slice, or for each shard and slice; None for equal probabilities.
+        trials: Number of histories to draw, beyond 14 slices.
+        seed: Seed of the random draws.
 
     Raises:
-        ConfigurationError: A sequence is not a permutation or is there twice, a number of requests is negative, or the
-            prior is off.
+        ConfigurationError: A sequence is not a permutation or appears twice, a number of requests is negative, or the
+            prior is invalid.
 
     Example:
         >>> after = expected_survivors(1, [(0, 1, 2)], requests=[1])[0]
@@ -61,14 +61,14 @@ def expected_survivors(
 def survivors_of(
     family: Family, problem: PlanProblem, looks: Sequence[int], trials: int = TRIALS, seed: int = 0
 ) -> tuple[Moment, ...]:
-    """Returns what is expected to be left of checked sequences, as `expected_survivors`.
+    """Return what is expected to remain of checked sequences, as `expected_survivors`.
 
     Args:
         family: The sequences.
         problem: Their shards and slices, and how likely requests are.
         looks: The numbers of requests after which to look.
-        trials: How many histories to draw, beyond 14 slices.
-        seed: What they are drawn from.
+        trials: Number of histories to draw, beyond 14 slices.
+        seed: Seed of the random draws.
     """
     shards, slices, probabilities = problem.shards, problem.slices, problem.places
     rotations = slices > LISTED_SLICES and bool(np.ptp(probabilities) < EQUAL) and are_rotations(family)
@@ -95,10 +95,10 @@ def survivors_of(
 def retention_bound(shards: int, sequences: Iterable[Iterable[int]], requests: int) -> float:
     """Returns a lower bound on the expected length of a shard's best surviving prefix, for equal probabilities.
 
-    A prefix of k slices is untouched by r requests with probability (1 - k/(mL))^r. Take d prefixes of k slices that
-    have no slice in common. That they are all touched is at most as likely as if they were independent (counts of balls
-    in boxes are negatively associated: Joag-Dev and Proschan 1983), so that one is untouched with probability at least
-    1 - (1 - (1 - k/(mL))^r)^d. The sum over k is the bound.
+    A prefix of k slices is untouched by r requests with probability (1 - k/(mL))^r. Take d disjoint prefixes of k
+    slices. That they are all touched is at most as likely as if they were independent (counts of balls in boxes are
+    negatively associated: Joag-Dev and Proschan 1983), so that one is untouched with probability at least 1 - (1 - (1 -
+    k/(mL))^r)^d. The sum over k is the bound.
 
     For L rotations d is L/k, rounded down: the number min(B, L/k) in the paper's statement on retained performance,
     which takes it for any B. For B < L rotations that start one slice apart there are fewer such prefixes, and the
@@ -107,7 +107,7 @@ def retention_bound(shards: int, sequences: Iterable[Iterable[int]], requests: i
     Args:
         shards: Number of shards, m.
         sequences: Sequences of the slices, all different.
-        requests: How many requests were made, r.
+        requests: Number of requests, r.
 
     Example:
         >>> round(retention_bound(1, [(0, 1), (1, 0)], requests=1), 4)
@@ -132,11 +132,11 @@ def _exact(look: int, shards: int, slices: int, alive: float, lengths: float) ->
 
 
 def _request_sets(probabilities: Probabilities, requests: int) -> Iterator[NDArray[np.float64]]:
-    """Yields the probability that each set is what was requested, after 0, 1, ..., `requests` requests.
+    """Yield the probability that each set was requested, after 0, 1, ..., `requests` requests.
 
     Args:
-        probabilities: By slice, shape (L,); what they lack to 1 is for requests that go elsewhere.
-        requests: How many.
+        probabilities: By slice, shape (L,); the remainder to 1 is for requests to other shards.
+        requests: Number of requests.
 
     Yields:
         Shape (2**L,).
@@ -160,7 +160,7 @@ def _request_sets(probabilities: Probabilities, requests: int) -> Iterator[NDArr
 
 
 def _disjoint(sequences: list[SliceSequence], stage: int) -> int:
-    # one prefix after the other, if it has no slice in common with those before, from whichever sequence gives most
+    # greedily add prefixes that are disjoint from those before, from the sequence that gives most
     most = 0
     for start in range(len(sequences)):
         taken: set[int] = set()

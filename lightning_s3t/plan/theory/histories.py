@@ -1,4 +1,4 @@
-"""Drawn histories of requests: when each place is first asked for, by whoever asks."""
+"""Random histories of requests: when each place is first requested, for each kind of requester."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NEVER = np.iinfo(np.int64).max // 4
 
 
 def by_slice(probabilities: Probabilities, trials: int, generator: np.random.Generator) -> FirstRequests:
-    """Draws histories in which each request is for a place with its probability, whatever came before.
+    """Draw histories with independent requests: each is for a place with its probability.
 
     The places are found in the order in which exponential clocks with these rates ring. With those of mass q found, the
     next new one takes a geometric number of requests of mean 1/(1 - q). So a history takes as many draws as there are
@@ -27,15 +27,15 @@ def by_slice(probabilities: Probabilities, trials: int, generator: np.random.Gen
 
     Args:
         probabilities: By place, summing to 1.
-        trials: How many histories.
-        generator: What they are drawn from.
+        trials: Number of histories.
+        generator: Generator for the random draws.
 
     Returns:
         Shape (trials, places): the number of the first request for each place, from 1; `NEVER` if there is none.
     """
     order = _clocks(probabilities, trials, generator).argsort(axis=1)
     mass = probabilities[order]
-    fresh = np.clip(1 - np.cumsum(mass, axis=1) + mass, 1e-15, 1)  # what was not asked for before
+    fresh = np.clip(1 - np.cumsum(mass, axis=1) + mass, 1e-15, 1)  # places that were not requested before
     numbers = np.cumsum(generator.geometric(fresh), axis=1)
     numbers[mass == 0] = NEVER
     return _by_place(order, numbers)
@@ -44,17 +44,17 @@ def by_slice(probabilities: Probabilities, trials: int, generator: np.random.Gen
 def without_replacement(
     probabilities: Probabilities, sizes: NDArray[np.int64], trials: int, generator: np.random.Generator
 ) -> FirstRequests:
-    """Draws histories in which everybody asks once: each request is for one of the items that are left.
+    """Draw histories without replacement: each request is for one of the remaining items.
 
     An item's clock is exponential, its rate the place's probability divided by the place's size; a place is found when
-    the first of its clocks rings. From then on its other clocks ring between two finds with binomial counts, alike for
-    all items of equal rate.
+    the first of its clocks rings. From then on its other clocks ring between two first requests with binomial counts,
+    the same for all items of equal rate.
 
     Args:
         probabilities: By place, summing to 1.
         sizes: Number of items (samples or subjects) at each place.
-        trials: How many histories.
-        generator: What they are drawn from.
+        trials: Number of histories.
+        generator: Generator for the random draws.
 
     Returns:
         Shape (trials, places): the number of the first request for each place, from 1; `NEVER` where a place
@@ -82,17 +82,17 @@ def without_replacement(
 
 
 def hurting_most(shards: int, family: Family, trials: int, generator: np.random.Generator) -> FirstRequests:
-    """Plays the requester who looks at the plan and asks, each time, for what shortens the served prefixes most.
+    """Simulate a requester who knows the plan and always requests the slice that shortens the served prefixes most.
 
-    Where requests shorten them alike (none may shorten them, if several sequences have a longest prefix), the one that
-    shortens the prefixes of all sequences most goes first; what is equal then too is settled at random. Once nothing is
-    served, there are no more requests.
+    If several requests shorten them equally (possibly by nothing, if several sequences have a longest prefix), the one
+    that shortens the prefixes of all sequences most is chosen; remaining ties are broken at random. Once nothing is
+    served, the requests end.
 
     Args:
         shards: Number of shards, m.
         family: Sequences of the slices.
-        trials: How many histories.
-        generator: What ties are broken by.
+        trials: Number of histories.
+        generator: Generator that breaks ties.
 
     Returns:
         Shape (trials, shards * slices): the number of the first request for each place, from 1; `NEVER` where there was
@@ -104,8 +104,8 @@ def hurting_most(shards: int, family: Family, trials: int, generator: np.random.
     slices = len(family[0])
     if slices > LISTED_SLICES:
         raise ConfigurationError(
-            f"There are {slices} slices. Expected at most {LISTED_SLICES} for the adaptive requester, who looks at "
-            "every set of them."
+            f"There are {slices} slices. Expected at most {LISTED_SLICES} for the adaptive requester, which examines "
+            "every subset of them."
         )
     harm = _harm(family, slices)
     asked = np.zeros((trials, shards), np.int64)
@@ -137,7 +137,7 @@ def _by_place(order: NDArray[np.intp], numbers: NDArray[np.int64]) -> FirstReque
 
 
 def _harm(family: Family, slices: int) -> NDArray[np.int32]:
-    # by set of requested slices and next slice: above 0 as long as something is served that the next slice shortens
+    # by set of requested slices and next slice: above 0 while something is served that the next slice shortens
     lefts = [lengths_left(sequence) for sequence in family]
     served = np.max(lefts, axis=0).astype(np.int32)
     total = np.sum(lefts, axis=0, dtype=np.int32)

@@ -1,14 +1,14 @@
 """The deletion rate for any sequences and any prior: the expected number of requests until no unit survives.
 
 A unit is lost with the first slice of its sequence, if not before. So all is lost when, in every shard, each slice that
-stands first in one of its sequences has been asked for. That is a coupon collector who needs the places (shard, first
-slice), where a request is for place i with probability p_i. Three forms of the same value:
+stands first in one of its sequences has been asked for. This is a coupon collector's problem over the places (shard,
+first slice), with probability p_i of a request for place i. Three forms of the same value:
 
 - Equal p_i = 1/(mL), n = m*B' places: after k of them are found, the next takes 1/((n - k) p) requests on average. The
   sum over k is mL * H(n), `deletion_rate` in survival.py.
 - In general, condition on which needed place comes next: E(left) = (1 + sum of p_i E(left without i)) / sum of p_i,
-  both sums over the places left. Places of equal probability are alike, so that `left` is a count for each distinct
-  probability: exact, and cheap while there are few of these.
+  both sums over the places left. Places of equal probability are interchangeable, so `left` is a count for each
+  distinct probability: exact, and cheap while there are few of these.
 - Let requests come at random times, one a unit of time on average. Then the places are found at independent exponential
   times, all of them by time t with probability prod(1 - exp(-p_i t)); the expected time is the integral of one minus
   that, and the expected number of requests is the same (Wald). Expanding the product gives inclusion-exclusion over the
@@ -40,13 +40,13 @@ def expected_lifetime(shards: int, sequences: Iterable[Iterable[int]], prior: Pr
     Args:
         shards: Number of shards, m.
         sequences: Sequences of the slices, all different.
-        prior: Probability that a request is for each slice, or for each shard and slice; None for equal ones.
+        prior: Probability of a request for each slice, or for each shard and slice; None for equal probabilities.
 
     Returns:
         Infinity, if there is a first slice that is never asked for.
 
     Raises:
-        ConfigurationError: A sequence is not a permutation or is there twice, or the prior is off.
+        ConfigurationError: A sequence is not a permutation or appears twice, or the prior is invalid.
 
     Example:
         >>> round(expected_lifetime(5, [(0, 1, 2), (1, 2, 0)]), 2)
@@ -75,7 +75,7 @@ def collector(probabilities: Iterable[float]) -> float:
     It also judges other partitions: SISA, where the first slice of every shard is needed, and `arcane_lifetime`.
 
     Args:
-        probabilities: Of the outcomes that are needed; what they lack to 1 is for outcomes that are not.
+        probabilities: Of the needed outcomes; the remainder to 1 is for other outcomes.
 
     Raises:
         ConfigurationError: There are none, one is negative, or they sum to more than 1.
@@ -87,8 +87,8 @@ def collector(probabilities: Iterable[float]) -> float:
     needed = [float(probability) for probability in probabilities]
     if not needed or min(needed) < 0 or sum(needed) > 1 + 1e-6:
         raise ConfigurationError(
-            f"The outcomes have the probabilities {needed}. Expected at least one, none negative, that sum "
-            "to 1 at most."
+            f"The outcomes have the probabilities {needed}. Expected at least one, none negative, with a sum of at "
+            "most 1."
         )
     if min(needed) == 0:
         return math.inf
@@ -101,12 +101,12 @@ def collector(probabilities: Iterable[float]) -> float:
 def arcane_lifetime(classes: Iterable[float], blocks: int) -> float:
     """Returns the deletion rate of an ARCANE-style partition, for comparison.
 
-    ARCANE (Yan et al., IJCAI 2022) trains a model for each class, on blocks of the class's data one after the other,
-    and keeps the states in between. A request falls back to the state before its block, so a class is lost with its
-    first block, and all is lost with the last class. What is compared is how long it lasts without retraining; an
-    ensemble of one-class models is another learner, and a lost class cannot be told any more at all, while a lost
-    shard costs accuracy in every class. It is assumed that requests are for samples, all alike, and that a class's
-    blocks are of equal size; ARCANE's choice of representative samples is left out.
+    ARCANE (Yan et al., IJCAI 2022) trains a model for each class, block by block of the class's data, and keeps the
+    intermediate states. After a request the model falls back to the state before the block, so a class is lost with its
+    first block, and everything is lost with the last class. The comparison covers only how long each lasts without
+    retraining. An ensemble of one-class models is a different learner: a lost class can no longer be recognised, while
+    a lost shard costs accuracy in every class. Assumptions: requests are for samples, all equally likely, and a class's
+    blocks are of equal size. ARCANE's choice of representative samples is left out.
 
     Args:
         classes: The classes' shares of the data, summing to 1: they take the place of shards.

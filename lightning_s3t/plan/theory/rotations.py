@@ -1,8 +1,8 @@
-"""What all rotations of a sequence leave, in closed form, for any number of slices.
+"""What remains with all rotations of a sequence, in closed form, for any number of slices.
 
 Put the slices on a circle, in the order of the sequence. The L rotations begin at every slice, so a shard serves the
-longest run of slices on the circle without a request. For d requested slices this is one less than the longest
-of d gaps whose sizes, each with the requested slice at its end, sum to L; all such sizes are alike likely. By inclusion
+longest run of slices on the circle without a request. For d requested slices this is one less than the longest of d
+gaps whose sizes, each with the requested slice at its end, sum to L; all such sizes are equally likely. By inclusion
 and exclusion over the gaps that are larger than k,
 
     P(no gap is larger than k) = sum over j of (-1)^j C(d, j) C(L-1-jk, d-1) / C(L-1, d-1)
@@ -25,11 +25,11 @@ from lightning_s3t.plan.survival import harmonic
 
 
 def rotation_share(slices: int, requests: int, shards: int = 1) -> float:
-    """Returns the expected share of the slices that all L rotations still serve, for requests that are all alike.
+    """Return the expected share of the slices that all L rotations still serve, for equally likely requests.
 
     Args:
         slices: Number of slices, L; every rotation of a sequence is trained (`cyclic` with a budget of L).
-        requests: How many requests were made.
+        requests: Number of requests.
         shards: Number of shards, m, among which they fall.
 
     Raises:
@@ -41,8 +41,8 @@ def rotation_share(slices: int, requests: int, shards: int = 1) -> float:
     """
     if slices < 1 or shards < 1 or requests < 0:
         raise ConfigurationError(
-            f"Found slices={slices}, shards={shards} and requests={requests}. Expected at least one slice and "
-            "shard, and no negative number of requests."
+            f"Found slices={slices}, shards={shards} and requests={requests}. Expected at least one slice, at least "
+            "one shard, and no negative number of requests."
         )
     return float(rotation_survival(slices, requests, shards).mean())
 
@@ -52,7 +52,7 @@ def rotation_survival(slices: int, requests: int, shards: int = 1) -> NDArray[np
 
     Args:
         slices: Number of slices, L.
-        requests: How many requests were made.
+        requests: Number of requests.
         shards: Number of shards, m.
 
     Returns:
@@ -68,11 +68,12 @@ def rotation_survival(slices: int, requests: int, shards: int = 1) -> NDArray[np
 def limit_share(requests: int, rotations: bool = True) -> float:
     """Returns the share of a shard that is served after some requests to it, for ever finer slices.
 
-    That many requests cut a circle into as many gaps at random; the longest is expected to be H(r)/r of it (Whitworth),
-    H the harmonic number. One sequence (SISA) is cut at r places of a line, and the part before the first is 1/(r+1).
+    The requests cut a circle into r random gaps; the expected length of the longest is H(r)/r of the circle
+    (Whitworth), where H is the harmonic number. A single sequence (SISA) is a line with r cuts, and the expected part
+    before the first is 1/(r+1).
 
     Args:
-        requests: How many requests were made for the shard, r.
+        requests: Number of requests for the shard, r.
         rotations: All rotations are trained; otherwise one sequence.
 
     Example:

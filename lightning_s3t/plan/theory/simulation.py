@@ -1,4 +1,4 @@
-"""The simulator: what survives drawn histories of requests."""
+"""The simulator: what survives random histories of requests."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ REQUESTERS = ("slice", "subject", "sample", "adaptive")
 
 @dataclass(frozen=True)
 class Moment:
-    """What is left after a number of requests.
+    """What remains after a number of requests.
 
     Attributes:
-        requests: How many.
+        requests: Number of requests.
         shards: Number of shards that still serve.
         length: Length of the best surviving prefix, mean over the shards, 0 for one without.
-        data: Share of the training data that what is served was trained on, if all slices are of one size.
+        data: Share of the training data that the serving units were trained on, if all slices are of equal size.
     """
 
     requests: int
@@ -40,13 +40,13 @@ class Moment:
 
 @dataclass(frozen=True)
 class Simulation:
-    """What the trials gave.
+    """The result of the trials.
 
     Attributes:
-        trials: How many.
+        trials: Number of trials.
         lifetime: Number of the request after which no unit survives. Its mean is infinite if some trials never get
             there, as when subjects run out.
-        moments: What is left after each number of requests.
+        moments: What remains after each number of requests.
     """
 
     trials: int
@@ -66,24 +66,24 @@ def simulate(
 ) -> Simulation:
     """Plays requests against a plan, many times.
 
-    - "slice": each request is for a slice by the prior, whatever came before.
-    - "subject", "sample": everybody asks once, so that the places of those who asked run dry. The prior of a place is
-      shared by those in it; without a prior everybody is as likely as the next.
-    - "adaptive": each request is for the slice whose loss shortens what is served most, at random among equal ones.
+    - "slice": each request is for a slice drawn from the prior, independent of earlier ones.
+    - "subject", "sample": each asks only once, so that the places of earlier requesters run out. The prior of a place
+      is divided among those in it; without a prior all are equally likely.
+    - "adaptive": each request is for the slice whose loss shortens the served prefixes most, with random ties.
 
     Args:
         shards: Number of shards, m.
         sequences: Sequences of the slices, all different.
         requests: The numbers of requests after which to look.
-        trials: How many histories to draw.
-        prior: Probability that a request is for each slice, or for each shard and slice; None for equal ones.
-        requester: Who asks.
-        sizes: How many subjects or samples there are at each shard and slice: shape (m, L), or one number for all.
-        seed: What is drawn from.
+        trials: Number of histories to draw.
+        prior: Probability of a request for each slice, or for each shard and slice; None for equal probabilities.
+        requester: The kind of requester.
+        sizes: Number of subjects or samples at each shard and slice: shape (m, L), or one number for all.
+        seed: Seed of the random draws.
 
     Raises:
-        ConfigurationError: A sequence is not a permutation or is there twice, an argument is out of range, or the prior
-            is off.
+        ConfigurationError: A sequence is not a permutation or appears twice, an argument is out of range, or the prior
+            is invalid.
 
     Example:
         >>> found = simulate(5, [(0, 1, 2), (1, 2, 0)], requests=[5], trials=2000)
@@ -101,7 +101,7 @@ def simulate(
     if counted != (sizes is not None):
         raise ConfigurationError(
             f"The requester is {requester!r} and sizes are {'missing' if sizes is None else 'given'}. Expected sizes "
-            "for 'subject' and 'sample', and for no other."
+            "for 'subject' and 'sample', and only for these."
         )
     items = _check_sizes(sizes, shards, slices) if sizes is not None else None
     if prior is None and items is not None:
@@ -110,7 +110,7 @@ def simulate(
         probabilities = check_place_prior(prior, shards, slices)
     if requester == "adaptive" and prior is not None:
         raise ConfigurationError(
-            "A prior was given, and the adaptive requester looks at the plan instead. Leave it out."
+            "A prior was given, but the adaptive requester uses the plan instead. Leave the prior out."
         )
     generator = np.random.default_rng(seed)
     totals = _Totals(looks)
@@ -127,10 +127,10 @@ def simulate(
 
 
 def stage_ends(first: FirstRequests, family: Family) -> FirstRequests:
-    """Returns when no sequence has a surviving prefix of each length any more.
+    """Return when the last surviving prefix of each length is lost.
 
     Args:
-        first: When each slice is first asked for, in any numbers that grow with time: shape (trials, shards, L).
+        first: When each slice is first requested, as any numbers that grow with time: shape (trials, shards, L).
         family: The sequences.
 
     Returns:
@@ -199,5 +199,5 @@ def _check_sizes(sizes: ArrayLike, shards: int, slices: int) -> NDArray[np.int64
             "shard and slice."
         )
     if not (found >= 0).all() or (found != np.floor(found)).any() or found.sum() == 0:
-        raise ConfigurationError("The sizes are off. Expected non-negative whole numbers that are not all 0.")
+        raise ConfigurationError("The sizes are invalid. Expected non-negative integers that are not all 0.")
     return np.broadcast_to(found, (shards, slices)).astype(np.int64)

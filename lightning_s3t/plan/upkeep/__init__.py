@@ -1,1 +1,1 @@
-"""A store that lasts: requests come at a rate, and a fit now and then builds again what they revoked."""
+"""Long-term operation of a store: requests arrive at a rate, and periodic fits rebuild what they revoked."""

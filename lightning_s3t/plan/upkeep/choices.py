@@ -1,4 +1,4 @@
-"""Which shards, slices, budget and epoch rule keep up a wanted quality, and which of them costs least."""
+"""Which shards, slices, budget and epoch rule maintain a given quality, and which of these is cheapest."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def steady_states(
         shards: Numbers of shards to try.
         slices: Numbers of slices to try.
         budgets: Budgets to try; those above the number of slices are left out. The planner is `optimal`.
-        epochs: Epoch rules to try. What a rule does to the quality is not known here.
+        epochs: Epoch rules to try. The effect of a rule on the quality is unknown here.
         floor: As in `steady_state`.
         worth: As in `steady_state`.
         sharding: As in `steady_state`.
@@ -94,12 +94,13 @@ def steady_states(
 def cheapest(found: Iterable[SteadyState], quality: float) -> SteadyState | None:
     """Returns the cheapest store that serves a wanted quality on 95 of 100 days; None if there is none.
 
-    What counts is the compute of all fits. More shards need less of it and cost in another coin: all of them answer
-    each request, and each has learnt from fewer rows (`sharding`). So look at each number of shards by itself too.
+    The cost is the compute of all fits. More shards need less of it and cost in another coin: all of them answer each
+    request, and each has learnt from fewer rows (`sharding`). So compare choices for each number of shards separately
+    too.
 
     Args:
         found: Stores to choose from.
-        quality: What is to be served.
+        quality: The quality that should be served.
 
     Example:
         >>> from lightning_s3t.plan import SCENARIOS

@@ -1,4 +1,4 @@
-"""How often people ask for their data to be deleted, and how their requests come in."""
+"""How often people ask for deletion, and how their requests arrive."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ MONTH = 30
 
 @dataclass(frozen=True)
 class Scenario:
-    """Requests over time: a Poisson process whose rate may vary from day to day.
+    """Requests over time, as a Poisson process with a rate that may vary from day to day.
 
     Attributes:
         rate: Requests a person and year, in quiet times.
-        spike: The rate of the first month, in multiples of `rate`; what is above it then halves every month.
-        gathered: Requests are carried out together, every so many days.
+        spike: The rate of the first month, in multiples of `rate`; the excess halves every month.
+        gathered: Requests are collected for this many days and carried out together.
         agent_share: The part of the requests that comes from one agent, who hands in a burst at a time.
-        bursts: How many bursts a year the agent hands in, at random times.
+        bursts: Number of bursts per year that an agent submits, at random times.
 
     Raises:
         ConfigurationError: A number is out of range.
@@ -49,15 +49,15 @@ class Scenario:
         )
         if not fits:
             raise ConfigurationError(
-                f"There is no scenario {self}. Expected a rate of at least 0, a spike of at least 1, a whole number of "
-                "days of at least 1, a share from 0 to 1 and more than 0 bursts."
+                f"There is no scenario {self}. Expected a rate of at least 0, a spike of at least 1, an integer "
+                "number of days of at least 1, a share from 0 to 1, and more than 0 bursts."
             )
 
     def requests_a_year(self, people: int) -> float:
         """Returns how many requests are expected in a quiet year.
 
         Args:
-            people: How many there are who may ask.
+            people: Number of people who may ask.
         """
         return self.rate * people
 
@@ -65,10 +65,10 @@ class Scenario:
         """Draws how many requests are expected on each day; given these numbers, requests are independent.
 
         Args:
-            people: How many there are who may ask; those who leave are taken to be followed by others.
-            days: How many days.
-            trials: How many histories.
-            generator: What bursts are drawn from.
+            people: Number of people who may ask; it is assumed that people who leave are replaced.
+            days: Number of days.
+            trials: Number of histories.
+            generator: Generator for the bursts.
 
         Returns:
             Shape (trials, days).

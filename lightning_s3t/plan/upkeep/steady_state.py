@@ -1,9 +1,9 @@
-"""What serves day by day, and what keeping it up costs, where requests come at a rate and fits now and then.
+"""What serves day by day, and the cost of keeping it up, with a rate of requests and periodic fits.
 
 A fit builds all that requests have revoked, so the days between two fits repeat: after each fit the store is full.
 Given the expected requests of each day, the places (shard, slice) are first asked for at independent exponential times,
-so a trial takes as many draws as there are places, however many people there are. What a fit has to build is an
-expectation in closed form: a unit of stage k is revoked unless none of its k slices was asked for.
+so a trial takes as many draws as there are places, however many people there are. The units that a fit has to build are
+a closed-form expectation: a unit of stage k survives only if none of its k slices was requested.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DIGITS = 12
 
 @dataclass(frozen=True)
 class Upkeep:
-    """What is built again, in a year.
+    """The units that are rebuilt in a year.
 
     Attributes:
         units: Units, in all shards.
@@ -49,23 +49,23 @@ class Upkeep:
 
 @dataclass(frozen=True)
 class SteadyState:
-    """How a store does over the years.
+    """The long-term state of a store.
 
     Attributes:
         shards: Number of shards, m.
         sequences: The sequences of each shard.
         groups: Number of layer groups.
         epochs: The epoch rule.
-        refit_days: A fit comes every so many days; None for never.
-        quality: What serves, mean over the days, 1 being a full store.
+        refit_days: Days from one fit to the next; None for no fits.
+        quality: Mean quality over the days; 1 is a full store.
         low: On 95 of 100 days at least so much serves.
         days_below: Days a year on which less than the floor serves.
         days_dark: Days a year on which no unit serves.
         requests: Requests a year.
-        first_fit: What the first fit costs, by shard: in multiples of a fine-tune of the shard's rows, and so too of
-            one of all rows for all shards.
-        upkeep: What the fits after it cost a year.
-        years: How long.
+        first_fit: Cost of the first fit of a shard, in multiples of a fine-tune on the shard's rows; for all shards,
+            this is also in multiples of a fine-tune on all rows.
+        upkeep: Cost per year of the later fits.
+        years: Number of years.
     """
 
     shards: int
@@ -124,7 +124,7 @@ def steady_state(
     trials: int = TRIALS,
     seed: int = 0,
 ) -> SteadyState:
-    """Plays years of requests and fits, and returns what serves and what that costs.
+    """Simulate years of requests and fits; return the quality and the cost.
 
     A request is carried out on the day it comes. A fit begins and ends with a day, so that the next one starts with a
     full store; how long it takes is not counted.
@@ -133,20 +133,20 @@ def steady_state(
         shards: Number of shards, m.
         sequences: Sequences of the slices, all different.
         rows: Number of people who may ask: of rows, where each is its own subject.
-        scenario: How requests come.
-        refit_days: A fit comes every so many days; None for never.
-        years: How long to look.
-        floor: What is to be served at least, for the days below it.
-        worth: What a shard is worth by the share of its slices that serves.
-        sharding: What each doubling of the number of shards costs, as a share of the quality.
+        scenario: How requests arrive.
+        refit_days: Days from one fit to the next; None for no fits.
+        years: Number of years to simulate.
+        floor: The quality to be served; days below it are counted.
+        worth: The worth of a shard by the share of its slices that serves.
+        sharding: Loss of quality for each doubling of the number of shards, as a share.
         data: As in `cost_of`.
         epochs: As in `cost_of`.
         groups: As in `cost_of`.
-        trials: How many histories to draw.
-        seed: What they are drawn from.
+        trials: Number of histories to draw.
+        seed: Seed of the random draws.
 
     Raises:
-        ConfigurationError: A sequence is not a permutation or is there twice, or a number is out of range.
+        ConfigurationError: A sequence is not a permutation or appears twice, or a number is out of range.
 
     Example:
         >>> from lightning_s3t.plan import SCENARIOS, cyclic
@@ -175,7 +175,7 @@ def steady_state(
     )
 
 
-@lru_cache(maxsize=1)  # another epoch rule costs another sum, and serves alike
+@lru_cache(maxsize=1)  # another epoch rule changes the cost but not the quality
 def quality_by_day(
     shards: int,
     family: Family,
@@ -210,7 +210,7 @@ def quality_by_day(
     slices = len(family[0])
     generator = np.random.default_rng(seed)
     asked = scenario.by_day(rows, days, trials, generator)
-    # a row for the days from one fit to the next; what is beyond the last day is cut off in the end
+    # one row for the days from one fit to the next; days beyond the last are removed at the end
     length = days if refit_days is None else min(refit_days, days)
     spans = -(-days // length)
     reached = np.cumsum(np.pad(asked, ((0, 0), (0, spans * length - days))).reshape(-1, length), axis=1)
@@ -288,4 +288,4 @@ def _check(shards: int, rows: int, refit_days: int | None, days: int, sharding: 
     if days < 1:
         raise ConfigurationError("Expected argument `years` to be finite and at least a day.")
     if not 0 <= sharding < 1:
-        raise ConfigurationError(f"Expected argument `sharding` to be from 0 to below 1 but got {sharding!r}.")
+        raise ConfigurationError(f"Expected argument `sharding` to be at least 0 and below 1 but got {sharding!r}.")

@@ -1,4 +1,4 @@
-"""What names layers and a head in a script: the arguments of S3T, to paste."""
+"""Arguments of S3T that name layers and a head, to paste into a script."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def as_arguments(layers: str | Sequence[str], head: Sequence[str]) -> str:
 
     Args:
         layers: The path of a list of blocks, or the blocks' paths.
-        head: The head's paths; none if it is not known.
+        head: The head's paths; empty if unknown.
 
     Example:
         >>> as_arguments(["conv1", "conv2"], ["fc"]), as_arguments(["a"], [])

@@ -15,12 +15,12 @@ Blocks = tuple[Block, ...]
 def blocks_in(root: nn.Module, paths: Sequence[str], finer: bool) -> list[Block]:
     """Look into stages, and return the blocks they are made of.
 
-    What a stage has before its blocks (a downsampling) goes with the first of them, what it has after with the last.
+    Modules of a stage before its blocks (a downsampling) go with the first block, modules after them with the last.
 
     Args:
         root: The module that paths start at.
         paths: Blocks and stages, in forward order.
-        finer: Look into every list, not only into lists of blocks that are all alike.
+        finer: Split every list, not only lists of identical blocks.
     """
     found: list[Block] = []
     for path in paths:
@@ -37,7 +37,7 @@ def blocks_in(root: nn.Module, paths: Sequence[str], finer: bool) -> list[Block]
 
 
 def join_small(root: nn.Module, blocks: Sequence[Block]) -> list[Block]:
-    """Join what has no weights of its own, a normalisation, to the layer before it.
+    """Join modules without own weights, such as a normalisation, to the layer before them.
 
     Args:
         root: The module that paths start at.
@@ -62,7 +62,7 @@ def join_small(root: nn.Module, blocks: Sequence[Block]) -> list[Block]:
 
 
 def tidy(root: nn.Module, blocks: Sequence[Block]) -> Blocks:
-    """Join what is not a block by itself to its neighbour, or leave it out at the ends.
+    """Join modules that are not blocks to their neighbour, or leave them out at the ends.
 
     Between blocks of several layers each, a single layer (a downsampling) goes with the block after it, and a last
     convolution with the block before. Before the first block it is a stem, which stays frozen, as does a last
@@ -106,7 +106,7 @@ def _layers(root: nn.Module, block: Block) -> int:
 
 
 def _blocks_of_stage(root: nn.Module, path: str, finer: bool) -> tuple[Block, list[str], Block] | None:
-    """Return what comes before a stage's blocks, the blocks, and what comes after; None if it is not a stage."""
+    """Return the modules before a stage's blocks, the blocks, and the modules after; None if it is not a stage."""
     module = root.get_submodule(path)
     inner = parts(module, path)
     if is_list(module) or isinstance(module, nn.ModuleDict):

@@ -14,7 +14,7 @@ class DetectedLayers:
         network: The path of the model that was recognised; None if it is of no known library.
         blocks: In forward order; a block may be several modules.
         head: The modules that make the prediction; empty if the model has none.
-        source: How it was found, for people.
+        source: How it was found, for display.
     """
 
     network: str | None

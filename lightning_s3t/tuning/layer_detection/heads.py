@@ -1,4 +1,4 @@
-"""Heads: what comes after the blocks and makes the prediction."""
+"""Heads: the modules after the blocks that make the prediction."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lightning_s3t.tuning.layer_detection.paths import lies_in, lies_in_any
 def find_head(
     root: nn.Module, blocks: Sequence[str], ignored: Sequence[str], start: str, own: tuple[str, ...] = ()
 ) -> tuple[str, ...]:
-    """Find the head: what is registered after the blocks, and of that what is named like a head.
+    """Find the head: modules that are registered after the blocks and named like a head.
 
     Args:
         root: The module that paths start at.
         blocks: The blocks' paths.
         ignored: Paths that are not part of the network.
-        start: What the head comes after: the last block, or a recognised model without a head.
+        start: The module before the head: the last block, or a recognised model without a head.
         own: The last layer of the Sequential that holds the blocks, if it may be the head.
 
     Raises:
@@ -64,7 +64,7 @@ def _last_block_as_head(blocks: Sequence[str]) -> str:
 def heads_after(
     root: nn.Module, blocks: Sequence[str], ignored: Sequence[str], start: str, inside: str = "", before: bool = False
 ) -> list[list[str]]:
-    """Return what is registered after a module: beside it, then beside what holds it, and so on outwards.
+    """Return the modules that are registered after a module: its later siblings, then those of its parent, and so on.
 
     Normalisations and embeddings are left out.
 
@@ -73,7 +73,7 @@ def heads_after(
         blocks: Paths that are not heads.
         ignored: Paths that are not part of the network.
         start: The module.
-        inside: Where to stop.
+        inside: The module to stop at.
         before: Look before it instead.
     """
     levels = []
@@ -93,7 +93,7 @@ def named_like_heads(root: nn.Module, levels: Sequence[Sequence[str]]) -> tuple[
 
     Args:
         root: The module that paths start at.
-        levels: What `heads_after` returned.
+        levels: The result of `heads_after`.
     """
     named = _named_levels(root, levels)
     return expand(root, named[0]) if named else ()

@@ -1,4 +1,4 @@
-"""What stands beside a network: metrics, losses, and all that has no parameters."""
+"""Modules that are not part of a network: metrics, losses, and everything without parameters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_s3t.tuning.layer_detection.paths import has_parameters, lies_in_a
 def find_ignored(root: nn.Module) -> tuple[str, ...]:
     """Return the paths of the outermost modules that are not part of the network.
 
-    Losses and metrics may hold whole networks (a perceptual loss, an inception distance), which are not to be trained.
+    Losses and metrics may hold whole networks (a perceptual loss, an inception distance) that must not be trained.
 
     Args:
         root: A LightningModule, or a network.
@@ -51,5 +51,5 @@ def _is_loss(path: str, module: nn.Module) -> bool:
 
 
 def _is_metric(module: nn.Module) -> bool:
-    library = sys.modules.get("torchmetrics")  # a predictor does without it, and so do modules that have no metrics
+    library = sys.modules.get("torchmetrics")  # a predictor does not need it, and neither do modules without metrics
     return library is not None and isinstance(module, (library.Metric, library.MetricCollection))

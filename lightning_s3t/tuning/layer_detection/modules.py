@@ -1,4 +1,4 @@
-"""What a module is made of: the questions that every finder asks."""
+"""The structure of modules: predicates that all finders share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def parts(module: nn.Module, path: str) -> list[str]:
 
     Args:
         module: The module.
-        path: Where it is.
+        path: Its path.
 
     Example:
         >>> parts(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), "net")
@@ -24,7 +24,7 @@ def parts(module: nn.Module, path: str) -> list[str]:
 
 
 def is_list(module: nn.Module) -> bool:
-    """Return whether a module does no more than hold others in order.
+    """Return whether a module only holds others in order.
 
     Args:
         module: The module.
@@ -33,7 +33,7 @@ def is_list(module: nn.Module) -> bool:
 
 
 def has_parts(module: nn.Module) -> bool:
-    """Return whether a module is made of others that have parameters, as a block is and a layer is not.
+    """Return whether a module consists of others with parameters: true for a block, false for a layer.
 
     Args:
         module: The module.

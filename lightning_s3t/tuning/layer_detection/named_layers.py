@@ -22,7 +22,7 @@ HOW_TO_NAME = (
 def parse_layers(
     root: nn.Module, layers: str | Sequence[str] | Sequence[Sequence[str]], slices: int, heads: Sequence[str]
 ) -> tuple[list[Block], bool, Block]:
-    """Read what the user says about the blocks.
+    """Parse the user's description of the blocks.
 
     Args:
         root: The module that the paths start at.

@@ -1,4 +1,4 @@
-"""What the name of a module, or of its class, says about its part in a network."""
+"""Hints from the name of a module, or of its class, about its role in a network."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def names_loss(name: str) -> bool:
 
 
 def numbered(name: str) -> str | None:
-    """Return what a name of numbered stages or blocks begins with; None for any other name.
+    """Return the prefix of a name of numbered stages or blocks; None for other names.
 
     Args:
         name: The last part of a path.

@@ -22,11 +22,11 @@ def join(parent: str, name: str) -> str:
 
 
 def lies_in(path: str, parent: str) -> bool:
-    """Return whether a path is a parent or lies below it.
+    """Return whether a path equals a parent or is below it.
 
     Args:
         path: A path.
-        parent: Another; everything lies in "".
+        parent: The parent's path; everything is below "".
 
     Example:
         >>> lies_in("blocks.1.attn", "blocks.1"), lies_in("blocks.10", "blocks.1")
@@ -36,11 +36,11 @@ def lies_in(path: str, parent: str) -> bool:
 
 
 def lies_in_any(path: str, parents: Iterable[str]) -> bool:
-    """Return whether a path is one of several or lies below one.
+    """Return whether a path equals one of several or is below one.
 
     Args:
         path: A path.
-        parents: The others.
+        parents: The paths of the parents.
     """
     return any(lies_in(path, parent) for parent in parents)
 

@@ -33,17 +33,17 @@ def find_in_plain_module(
 ) -> DetectedLayers | None:
     """Find the longest list of blocks in a module that is of no known library.
 
-    Where there is none, or it is not clear which is meant, other forms are looked for: attributes that follow each
-    other, as in a tutorial's CNN or a U-Net written by hand; an encoder with a small decoder.
+    If there is none, or several are possible, other forms are tried: consecutive attributes, as in a tutorial's CNN or
+    a hand-written U-Net; an encoder with a small decoder.
 
     Args:
         root: The module.
         ignored: Paths that are not part of the network.
-        slices: How many blocks are wanted.
+        slices: The wanted number of blocks.
         headed: Whether the head is known already.
 
     Returns:
-        What was found; None if there is nothing.
+        The detected layers; None if there are none.
 
     Raises:
         LayersError: More than one list could be meant, or it is unclear which module is the head.
@@ -81,7 +81,7 @@ def _choose(root: nn.Module, stacks: Sequence[Stack], ignored: Sequence[str]) ->
 
 
 def _is_another_network(root: nn.Module, stack: Stack, other: Stack) -> bool:
-    """Return whether two stacks lie in two hand-written modules beside each other, as those of a GAN do."""
+    """Return whether two stacks are in two hand-written sibling modules, as in a GAN."""
     first, second = stack.paths[0].split("."), other.paths[0].split(".")
     same = sum(1 for _ in _common(first, second))
     if same >= min(len(first), len(second)):
@@ -103,15 +103,15 @@ def _find_chain(root: nn.Module, ignored: Sequence[str]) -> DetectedLayers | Non
     """Find attributes that follow each other: each takes the channels that the one before gives.
 
     They are all that the module has, or all of the one network in it. The last of them is the head. Embeddings at the
-    start stay frozen. A module that configures optimizers may hold several networks beside each other, so its own
-    attributes are a chain only if they are layers.
+    start stay frozen. A module that configures optimizers may hold several networks, so its own attributes form a chain
+    only if they are layers.
 
     Args:
         root: The module.
         ignored: Paths that are not part of the network.
 
     Returns:
-        What was found; None if that is not what the module is like.
+        The detected layers; None if the module does not have this form.
 
     Example:
         >>> net = nn.ModuleDict({"conv1": nn.Conv2d(1, 4, 3), "fc1": nn.Linear(64, 8), "fc2": nn.Linear(8, 2)})
@@ -153,18 +153,18 @@ def _is_chain(root: nn.Module, path: str, children: Sequence[str]) -> bool:
 
 
 def _find_encoder(root: nn.Module, stacks: Sequence[Stack]) -> DetectedLayers | None:
-    """Find the network whose first part holds the blocks, and whose others make the prediction from what it gives.
+    """Find the network whose first part holds the blocks, and whose other parts make the prediction from its output.
 
-    They are fewer parameters than the first has, and each takes at least the channels that the one before gives (more
-    where it is also given what earlier layers gave). All of them are the head: of a pretrained encoder they are what is
-    new. A module that configures optimizers may hold several networks beside each other, so it is not looked at.
+    They have fewer parameters than the first, and each takes at least as many channels as the previous one returns
+    (more if it also gets outputs of earlier layers). Together they are the head: for a pretrained encoder they are the
+    new part. A module that configures optimizers may hold several networks, so it is not considered.
 
     Args:
         root: The module that paths start at.
         stacks: The lists of blocks in it, more than one.
 
     Returns:
-        What was found; None if there is no such network.
+        The detected layers; None if there is no such network.
     """
     path = common_parent([holder for stack in stacks for holder in stack.paths])
     module = root.get_submodule(path)

@@ -1,4 +1,4 @@
-"""What to paste where layers and head are not found: names that the module has."""
+"""Suggestions for layers and a head that were not found: names from the module."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def propose_layers(root: nn.Module, ignored: Sequence[str]) -> str:
 
 
 def propose_stack(root: nn.Module, stack: Stack, ignored: Sequence[str]) -> str:
-    """Return arguments that name a list of blocks and what comes after it.
+    """Return arguments that name a list of blocks and the modules after it.
 
     Args:
         root: The module that paths start at.

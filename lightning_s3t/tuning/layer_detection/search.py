@@ -34,7 +34,7 @@ def find_layers_and_head(root: nn.Module, slices: int, headed: bool) -> Detected
 
     Args:
         root: A LightningModule, or a network.
-        slices: How many blocks are wanted at least.
+        slices: The least number of blocks.
         headed: Whether the head is known already; it is not looked for then.
 
     Raises:
@@ -115,7 +115,7 @@ def find_head_of(root: nn.Module, blocks: Sequence[str], own: tuple[str, ...] = 
 
 
 def find_network(root: nn.Module, paths: Sequence[str]) -> str:
-    """Find the module whose forward() gives the prediction.
+    """Find the module whose forward() returns the prediction.
 
     That is the outermost model of a known library that holds the blocks and the head; if there is none, the smallest
     callable module that does.

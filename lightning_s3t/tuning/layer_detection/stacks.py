@@ -21,7 +21,7 @@ class Stack:
     """A list of blocks.
 
     Attributes:
-        paths: What holds the blocks; several for stages that stand beside each other (layer1, layer2, ...).
+        paths: The modules that hold the blocks; several for sibling stages (layer1, layer2, ...).
         blocks: In forward order.
         head: The last layer of a Sequential, if it is one that makes a prediction.
     """
@@ -37,14 +37,14 @@ class Stack:
 def find_stacks(root: nn.Module, inside: str, ignored: Sequence[str], wanted: int) -> list[Stack]:
     """Find the stacks of at least two blocks, from the outside in.
 
-    Lists within a block belong to the block. A list that is shorter than wanted is cut finer where its elements
-    are lists themselves.
+    Lists within a block belong to the block. A list that is too short is split further if its elements are lists
+    themselves.
 
     Args:
         root: The module that paths start at.
-        inside: Where to look; "" for everywhere.
+        inside: The path to search in; "" for everywhere.
         ignored: Paths that are not part of the network.
-        wanted: How many blocks are needed.
+        wanted: The number of blocks needed.
     """
     return list(_visit(root, inside, tuple(ignored), max(wanted, 2)))
 
@@ -94,7 +94,7 @@ def longest(stacks: Sequence[Stack], size: Callable[[Stack], float], share: floa
 
     Args:
         stacks: At least one.
-        size: What to compare.
+        size: The size to compare.
         share: The part of the largest that counts as close, 0 to 1.
     """
     best = max(stacks, key=size)
@@ -102,7 +102,7 @@ def longest(stacks: Sequence[Stack], size: Callable[[Stack], float], share: floa
 
 
 def without_ends(stacks: Sequence[Stack]) -> list[Stack]:
-    """Leave out stacks of a stem or a head, as their names say, if there are others.
+    """Leave out stacks that are named like a stem or a head, if there are others.
 
     Args:
         stacks: Any.
@@ -154,7 +154,7 @@ def _encoder_and_decoder(root: nn.Module, path: str, module: nn.Transformer) -> 
 
 
 def _numbered_runs(root: nn.Module, path: str, ignored: tuple[str, ...]) -> Iterator[Stack]:
-    """Yield the stages that stand beside each other under one name with numbers: layer1, layer2, layer3."""
+    """Yield sibling stages with one name and numbers: layer1, layer2, layer3."""
     children = [child for child in parts(root.get_submodule(path), path) if not lies_in_any(child, ignored)]
     named = [(child, numbered(child.rpartition(".")[2])) for child in children]
     for prefix, run in groupby([pair for pair in named if pair[1]], key=lambda pair: pair[1]):

@@ -20,7 +20,7 @@ _AFTER = 3
 def is_timm_model(module: nn.Module) -> bool:
     """Return whether a module describes itself as timm's models do.
 
-    The class is asked, since wrappers (PEFT's, torch.compile's) pass on what their inner module has.
+    It checks the class, since wrappers (PEFT's, torch.compile's) forward the attributes of their inner module.
 
     Args:
         module: Any module.
@@ -35,11 +35,11 @@ def find_in_timm_model(model: nn.Module, path: str, slices: int) -> DetectedLaye
 
     Args:
         model: The model.
-        path: Where it is.
-        slices: How many blocks are wanted.
+        path: Its path.
+        slices: The wanted number of blocks.
 
     Returns:
-        What was found; None if the description leads to no blocks.
+        The detected layers; None if the description gives no blocks.
     """
     heads = timm_heads(model)
     blocks: Blocks = ()
@@ -48,7 +48,7 @@ def find_in_timm_model(model: nn.Module, path: str, slices: int) -> DetectedLaye
         blocks = _described(model, False, heads)
         if len(blocks) < 2:
             blocks = _described(model, True, heads)
-    if len(blocks) < 2:  # some families have no description
+    if len(blocks) < 2:  # some families do not have a description
         stacks = without_ends(find_stacks(model, "", heads, slices))
         chosen = longest(stacks, lambda stack: len(stack.blocks), share=0.5) if stacks else []
         if len(chosen) != 1:
@@ -99,11 +99,11 @@ def _described(model: nn.Module, coarse: bool, heads: tuple[str, ...]) -> Blocks
 
 
 def _numbered(groups: Mapping[str, int], matcher: Mapping[str, Any]) -> dict[str, int]:
-    """Return the parameters that are of blocks, and how they come one after another within their block.
+    """Return the parameters that belong to blocks, and their order within the block.
 
-    Blocks are matched by a number. Where a pattern has no number it is a stem, a last normalisation or a last
-    convolution, though timm may put it into the last block's group; what no pattern matches comes after the blocks.
-    timm's second entry of a pattern says what comes before the rest of its block ((0,), a downsampling) or after it
+    Blocks are matched by a number. A pattern without a number is a stem, a last normalisation or a last convolution,
+    although timm may put it into the last block's group; modules that no pattern matches come after the blocks. The
+    second entry of a timm pattern marks modules before the rest of their block ((0,), a downsampling) or after it
     ((99999,), a transition).
     """
     patterns: list[tuple[re.Pattern[str], int | None]] = []
@@ -127,7 +127,7 @@ def _place(suffix: tuple[int, ...] | None) -> int:
 
 
 def _place_of(name: str, numbered: Mapping[str, int] | None) -> int:
-    """Return when a module of a block runs within it; without a number, after all else."""
+    """Return the position of a module within its block; modules without a number come last."""
     if numbered is None:
         return 0
     return min((place for parameter, place in numbered.items() if lies_in(parameter, name)), default=_AFTER)

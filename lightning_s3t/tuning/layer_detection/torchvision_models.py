@@ -1,4 +1,4 @@
-"""torchvision: stages of blocks beside each other, or in `features`, and the classifier."""
+"""torchvision: sibling stages of blocks, or blocks in `features`, and the classifier."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def find_in_torchvision_model(model: nn.Module, path: str, slices: int) -> Detec
 
     Args:
         model: The model.
-        path: Where it is.
-        slices: How many blocks are wanted.
+        path: Its path.
+        slices: The wanted number of blocks.
 
     Returns:
-        What was found; None if its structure is another.
+        The detected layers; None if the structure is different.
     """
     heads = torchvision_heads(model)
     blocks, source = _blocks(model, heads, slices)

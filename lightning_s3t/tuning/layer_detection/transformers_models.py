@@ -1,4 +1,4 @@
-"""transformers: the one large stack of layers, and what stands beside the base model as head."""
+"""transformers: the large stack of layers, and the modules next to the base model as the head."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def find_in_transformers_model(model: nn.Module, path: str, slices: int) -> Dete
 
     Args:
         model: The model.
-        path: Where it is.
-        slices: How many blocks are wanted.
+        path: Its path.
+        slices: The wanted number of blocks.
 
     Returns:
-        What was found; None if there is no list of layers.
+        The detected layers; None if there is no list of layers.
 
     Raises:
         LayersError: It has two such lists (an encoder and a decoder, a text and an image tower).
@@ -59,7 +59,7 @@ def find_in_transformers_model(model: nn.Module, path: str, slices: int) -> Dete
 
 
 def transformers_heads(model: nn.Module, last: str) -> tuple[str, ...]:
-    """Find the task head of a model: what stands beside its base model.
+    """Find the task head of a model: the modules next to its base model.
 
     Args:
         model: The model.

@@ -1,4 +1,4 @@
-"""How many channels layers take and give: what shows that modules follow each other in a forward pass."""
+"""Numbers of input and output channels of layers, which show whether modules follow each other in a forward pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def layers_of(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Modul
 
     Args:
         module: The module.
-        path: Where it is.
+        path: Its path.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Sequential(nn.Linear(3, 1)))
@@ -28,7 +28,7 @@ def layers_of(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Modul
 
 
 def width_in(module: nn.Module) -> int | None:
-    """Return how many channels the first layer of a module takes; None if that is not known.
+    """Return the number of input channels of a module's first layer; None if unknown.
 
     Args:
         module: The module.
@@ -42,7 +42,7 @@ def width_in(module: nn.Module) -> int | None:
 
 
 def width_out(module: nn.Module) -> int | None:
-    """Return how many channels the last layer of a module gives; None if that is not known.
+    """Return the number of output channels of a module's last layer; None if unknown.
 
     Args:
         module: The module.
@@ -61,7 +61,7 @@ def width_out(module: nn.Module) -> int | None:
 
 
 def follows(before: nn.Module, after: nn.Module, at_least: bool = False) -> bool:
-    """Return whether a module can take what another gives: as many channels, or a picture's that were laid in a row.
+    """Return whether a module can take another's output: the same number of channels, or those of a flattened image.
 
     Args:
         before: The one.

@@ -1,4 +1,4 @@
-"""LightningDataModules whose train rows say who owns them, for `S3T(subjects="owners")`."""
+"""LightningDataModules whose train rows have owners, for `S3T(subjects="owners")`."""
 
 from lightning_s3t.zoo.datamodules.cifar import CIFARData
 from lightning_s3t.zoo.datamodules.digits import DigitsData

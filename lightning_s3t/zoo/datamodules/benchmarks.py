@@ -22,7 +22,7 @@ class TextRow:
         text: The text.
         pair: The second text of a pair.
         label: The class's number, or the number of a regression.
-        owner: Whose it is.
+        owner: The owner's id.
     """
 
     text: str
@@ -83,11 +83,11 @@ def load_task(task: str, part: Part, source: str | Path | None = None) -> list[T
 
     Args:
         task: For example "glue/qnli".
-        part: Which one.
+        part: The part.
         source: The repository on the hub; or a local folder that has one folder a task, with the task's files in it.
 
     Raises:
-        ConfigurationError: There is no such task, or `datasets` is not installed.
+        ConfigurationError: The task does not exist, or `datasets` is not installed.
         DataError: The rows cannot be loaded, or are those of another task.
     """
     check_task(task)
@@ -105,7 +105,7 @@ def load_task(task: str, part: Part, source: str | Path | None = None) -> list[T
 
 
 def check_task(task: str) -> None:
-    """Raises if there is no such task.
+    """Raise an error if the task does not exist.
 
     Args:
         task: For example "glue/qnli".

@@ -20,17 +20,17 @@ TEST_FILES = {10: ("test_batch",), 100: ("test",)}
 
 
 class CIFARData(OwnedData):
-    """CIFAR-10 or CIFAR-100. Its images have no owners, so each is its own owner, by its number in the train files.
+    """CIFAR-10 or CIFAR-100. Its images do not have owners, so each is its own owner, by its index in the train files.
 
     Args:
         folder: The folder that has `cifar-10-batches-py` or `cifar-100-python` in it.
         classes: 10 or 100.
-        download: Whether to download what is missing, by torchvision.
-        validation_rows: How many of the first train images are held out for validation.
+        download: Whether to download missing files with torchvision.
+        validation_rows: Number of the first train images to hold out for validation.
         image_size: The height and width that images are brought to.
         augment: Whether training crops and flips at random.
-        mean: What is subtracted from each channel, of values from 0 to 1.
-        std: What each channel is then divided by.
+        mean: The mean to subtract from each channel, for values from 0 to 1.
+        std: The standard deviation to divide each channel by.
         batch_size: Rows a batch.
         workers: Processes that read rows.
 
@@ -62,7 +62,7 @@ class CIFARData(OwnedData):
         self.train_reading = ImageReading(image_size, augment, mean, std)
 
     def prepare_data(self) -> None:
-        """Called once on each machine: downloads what is missing, if wanted."""
+        """Called once on each machine: downloads missing files, if `download` is set."""
         if self.download:
             from torchvision import datasets
 
@@ -73,7 +73,7 @@ class CIFARData(OwnedData):
         """Loads a part.
 
         Args:
-            part: Which one.
+            part: The part.
 
         Raises:
             DataError: The files are missing or damaged.
@@ -111,15 +111,15 @@ class CIFARData(OwnedData):
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Reads pickles of numbers, text and NumPy arrays, and refuses what could run code."""
+    """Reads pickles of numbers, text and NumPy arrays, and refuses everything that could run code."""
 
     allowed = frozenset({"_reconstruct", "_frombuffer", "ndarray", "dtype", "scalar", "encode"})
 
     def find_class(self, module: str, name: str) -> Any:
-        """Returns what a pickle asks for, if it belongs to arrays.
+        """Return the requested object, if it is part of an array.
 
         Args:
-            module: Where it is.
+            module: Its module.
             name: Its name.
 
         Raises:

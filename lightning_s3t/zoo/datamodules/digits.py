@@ -15,7 +15,7 @@ class DigitsData(OwnedData):
     """Images of digits, 8 by 8 in one channel from 0 to 1: 1197 to train on, 200 to validate and 400 to test.
 
     Args:
-        people: How many people own the rows; each row goes to one of them at random.
+        people: Number of people who own the rows; each row goes to one of them at random.
         seed: For the split, and for who owns what.
         batch_size: Rows a batch.
         workers: Processes that read rows.
@@ -40,7 +40,7 @@ class DigitsData(OwnedData):
         """Loads a part.
 
         Args:
-            part: Which one.
+            part: The part.
         """
         bunch = import_extra("sklearn.datasets", "The digits", "demo").load_digits()
         generator = torch.Generator().manual_seed(self.seed)

@@ -15,23 +15,23 @@ ANNOTATIONS = "val_annotations.txt"
 
 
 class ImageFolderData(OwnedData):
-    """Images in `folder/train/class/...`, and likewise for validation and test.
+    """Images in `folder/train/class/...`, and in the same way for validation and test.
 
     Classes are the sorted names of the folders in `train`. A part that has a `val_annotations.txt` instead, as Tiny
     ImageNet's, has its labels from there.
 
     Args:
         folder: The folder of the parts.
-        owner: Who owns an image: "file" for itself (its path within the part is the id), "folder" for the folder
-            between the class and the file (`train/cat/ann/1.png` is ann's), or a regular expression that is searched
-            in the path within the part, whose group `owner` (or first group) is the id.
+        owner: The owner of an image: "file" for itself (its path within the part is the id), "folder" for the folder
+            between the class and the file (`train/cat/ann/1.png` is ann's), or a regular expression that is searched in
+            the path within the part, whose group `owner` (or first group) is the id.
         train: The folder to train on.
         validation: The folder to validate on; None to leave that out.
         test: The folder to test on.
         image_size: The height and width that images are brought to.
         augment: Whether training crops and flips at random.
-        mean: What is subtracted from each channel, of values from 0 to 1.
-        std: What each channel is then divided by.
+        mean: The mean to subtract from each channel, for values from 0 to 1.
+        std: The standard deviation to divide each channel by.
         batch_size: Rows a batch.
         workers: Processes that read rows.
 
@@ -74,7 +74,7 @@ class ImageFolderData(OwnedData):
         """Loads a part: its paths, sorted; the images are read when they are needed.
 
         Args:
-            part: Which one.
+            part: The part.
 
         Raises:
             DataError: A folder is missing or empty, a class is unknown, or an image has no owner.
@@ -99,13 +99,13 @@ class ImageFolderData(OwnedData):
 
 
 class OwnerRule:
-    r"""Says who owns an image, from its path.
+    r"""Determines the owner of an image from its path.
 
     Args:
         owner: "file", "folder" or a regular expression.
 
     Raises:
-        ConfigurationError: The expression is none, or has no group.
+        ConfigurationError: The expression is invalid, or has no group.
 
     Example:
         >>> path = "cat/ann/ann-2024-1.png"

@@ -24,9 +24,9 @@ class ImageReading:
 
     Args:
         size: The image's height and width.
-        augment: Whether to crop and flip at random; otherwise it is resized and its middle is cut out.
-        mean: What is subtracted from each channel.
-        std: What each channel is then divided by.
+        augment: Whether to crop and flip at random; otherwise an image is resized and cropped at the centre.
+        mean: The mean to subtract from each channel.
+        std: The standard deviation to divide each channel by.
 
     Raises:
         ConfigurationError: The size is not positive.

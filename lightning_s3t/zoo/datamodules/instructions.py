@@ -30,14 +30,14 @@ class InstructionData(OwnedData):
     """Records of `instruction`, `input` (which may be empty) and `output`, for CausalLM. Only the output is learnt.
 
     Args:
-        tokenizer: The name of the model on the hub whose tokenizer is used, or a folder.
+        tokenizer: The name of the tokenizer's model on the hub, or a folder.
         train: A JSON or JSONL file to train on.
         validation: The file to validate on.
         test: The file to test on; None for the one to validate on.
         validation_rows: Without such a file, how many of the first train records are held out for it.
         subject: The field of who owns the record; None if each record is its own owner, by its number.
-        max_length: The most tokens of a record. Of what is longer the beginning of the prompt is cut off, to no less
-            than half, and then the end of the output.
+        max_length: The most tokens of a record. If a row is longer, the beginning of the prompt is cut off, but at most
+            half of it, and then the end of the output.
         batch_size: Rows a batch.
         workers: Processes that read rows.
 
@@ -72,13 +72,13 @@ class InstructionData(OwnedData):
         self.tokenizer = load_tokenizer(tokenizer)
 
     def load(self, part: Part) -> OwnedRows | None:
-        """Loads a part and cuts it into tokens.
+        """Load a part and tokenize it.
 
         Args:
-            part: Which one.
+            part: The part.
 
         Raises:
-            DataError: A file is missing or damaged, or a record lacks what is expected.
+            DataError: A file is missing or damaged, or a record does not have the expected fields.
         """
         file = self.train_file if part == "train" else self.files[part]
         if file is not None and part != "train":
@@ -88,7 +88,7 @@ class InstructionData(OwnedData):
         return self._rows(self.train_file, "train" if part == "train" else "val")
 
     def collate(self) -> Callable[[list[Any]], Any]:
-        """Returns what fills up rows of tokens to batches."""
+        """Return the collate function that pads rows of tokens to batches."""
         return PadRows(padding_of(self.tokenizer))
 
     def encode(self, record: Record, file: Path, number: int) -> dict[str, list[int]]:

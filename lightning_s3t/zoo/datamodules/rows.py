@@ -1,4 +1,4 @@
-"""Rows with owners, and what all data modules share: their dataloaders."""
+"""Rows with owners, and the dataloaders of all data modules."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class OwnedRows(Dataset[Any]):
 
     Args:
         rows: The rows.
-        owners: Who owns each; None where that is unknown: then each row is its own owner, by its number.
-        read: Makes a sample of a row; None to take it as it is.
+        owners: The owner of each row; None if unknown: then each row is its own owner, by its index.
+        read: Makes a sample of a row; None to use it unchanged.
 
     Raises:
         DataError: There are more or fewer owners than rows, or a row has none.
@@ -55,7 +55,7 @@ class OwnedRows(Dataset[Any]):
 
 
 class OwnedData(pl.LightningDataModule, ABC):
-    """A data module whose parts are loaded once, and always in the same order.
+    """A data module whose parts are loaded once, always in the same order.
 
     Args:
         batch_size: Rows a batch.
@@ -79,21 +79,21 @@ class OwnedData(pl.LightningDataModule, ABC):
         """Loads a part of the data.
 
         Args:
-            part: Which one.
+            part: The part.
 
         Returns:
-            Its rows; None if the data has no such part.
+            Its rows; None if the data does not have this part.
         """
 
     def collate(self) -> Callable[[list[Any]], Any] | None:
-        """Returns what makes a batch of samples; None to stack them."""
+        """Return the collate function; None to stack samples."""
         return None
 
     def rows(self, part: Part) -> OwnedRows | None:
         """Returns a part of the data, loaded at the first call.
 
         Args:
-            part: Which one.
+            part: The part.
         """
         if part not in self._parts:
             self._parts[part] = self.load(part)
@@ -133,7 +133,7 @@ def hold_out(rows: Sequence[Any], count: int, part: Part) -> range:
 
     Args:
         rows: All rows.
-        count: How many are held out.
+        count: Number of rows to hold out.
         part: "train" or "val".
 
     Raises:

@@ -17,9 +17,10 @@ class TextData(OwnedData):
     """Texts with labels, for TextClassifier: a task by its name, or files of your own.
 
     Args:
-        tokenizer: The name of the model on the hub whose tokenizer is used, or a folder.
+        tokenizer: The name of the tokenizer's model on the hub, or a folder.
         task: A task of GLUE or SuperGLUE, for example "glue/qnli" or "superglue/boolq"; needs `datasets`.
-        source: Where the task is, if not in its usual repository: another, or a local folder with a folder a task.
+        source: The source of the task, if not its usual repository: another one, or a local folder with one folder per
+            task.
         train: Instead of a task: a CSV, TSV or JSONL file to train on.
         validation: The file to validate on.
         test: The file to test on.
@@ -30,7 +31,7 @@ class TextData(OwnedData):
             and not collected, since a list that is collected from all rows depends on all of them.
         regression: Whether labels are numbers to predict.
         subject: The column of who owns the row; None if each row is its own owner, by its number.
-        max_length: The most tokens of a row; what is beyond is cut off.
+        max_length: The largest number of tokens of a row; the rest is cut off.
         batch_size: Rows a batch.
         workers: Processes that read rows.
 
@@ -81,13 +82,13 @@ class TextData(OwnedData):
         self.tokenizer = load_tokenizer(tokenizer)
 
     def load(self, part: Part) -> OwnedRows | None:
-        """Loads a part and cuts it into tokens.
+        """Load a part and tokenize it.
 
         Args:
-            part: Which one.
+            part: The part.
 
         Raises:
-            DataError: A file is missing or damaged, or a record lacks what is expected.
+            DataError: A file is missing or damaged, or a record does not have the expected fields.
         """
         file = self.files[part]
         if self.task is not None:
@@ -110,7 +111,7 @@ class TextData(OwnedData):
         return OwnedRows(samples, [row.owner for row in rows])
 
     def collate(self) -> Callable[[list[Any]], Any]:
-        """Returns what fills up rows of tokens to batches."""
+        """Return the collate function that pads rows of tokens to batches."""
         return PadRows(padding_of(self.tokenizer))
 
     def _row(self, record: Record, file: Path, number: int) -> TextRow:

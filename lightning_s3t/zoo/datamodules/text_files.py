@@ -44,12 +44,12 @@ def value_of(record: Record, column: str, path: Path, number: int) -> Any:
 
     Args:
         record: The record.
-        column: Which value.
+        column: The column.
         path: Its file, for the message.
         number: Its number in the file, from 0.
 
     Raises:
-        DataError: The record has no such value.
+        DataError: The record does not have this column.
     """
     if record.get(column) is None:
         columns = ", ".join(str(name) for name in record if name is not None)
@@ -71,7 +71,7 @@ def _read_table(path: Path) -> list[Record]:
 
 def _read_json(path: Path, lines: bool) -> list[Record]:
     text = path.read_text(encoding="utf-8-sig")
-    # not splitlines(), which cuts at more than line feeds, and text may have those
+    # not splitlines(), which also splits at other characters that text may contain
     records = [json.loads(line) for line in text.split("\n") if line.strip()] if lines else json.loads(text)
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise ValueError("it is not a list of objects")

@@ -19,7 +19,7 @@ def load_tokenizer(name: str) -> Any:
         name: The model's name on the hub, or its folder.
 
     Raises:
-        ConfigurationError: transformers is not installed, or has no such tokenizer.
+        ConfigurationError: transformers is not installed, or the tokenizer does not exist.
     """
     transformers = import_extra("transformers", "Tokenizers", "text")
     try:
@@ -32,13 +32,13 @@ def load_tokenizer(name: str) -> Any:
 
 
 def padding_of(tokenizer: Any) -> int:
-    """Returns the token that rows are filled up with: its padding, or else its end of text.
+    """Return the token for padding rows: its padding token, otherwise its end-of-text token.
 
     Args:
         tokenizer: A tokenizer of transformers.
 
     Raises:
-        ConfigurationError: It has neither.
+        ConfigurationError: It has neither token.
     """
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:

@@ -1,4 +1,4 @@
-"""The digits as an app whose methods can be compared."""
+"""The digits as an app for comparing methods."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class PrivateDigits(pl.LightningDataModule):
 def make_digits_app(
     quick: bool = False,
 ) -> tuple[pl.Trainer, ImageClassifier, PrivateDigits, dict[str, Any]]:
-    """Make what is compared: a trainer, the publicly trained model with a new head, private rows, and methods by label.
+    """Create the parts of a comparison: a trainer, the pretrained model with a new head, private rows, and methods.
 
     Args:
         quick: Tiny sizes.
@@ -62,7 +62,7 @@ def make_digits_app(
     digits = Digits.load(settings.people, settings.seed)
     model = train_publicly(digits.public, settings)
     torch.manual_seed(settings.seed)
-    model.network.reset_classifier(10)  # a new head, as when a downloaded backbone is put to a task of one's own
+    model.network.reset_classifier(10)  # a new head, as for a downloaded backbone with a new task
     s3t = S3T(
         "s3t-demo-store",  # the comparison has stores of its own
         settings.shards,

@@ -33,7 +33,7 @@ class Digits:
         """Load the digits that come with scikit-learn.
 
         Args:
-            people: How many people own the private rows.
+            people: Number of people who own the private rows.
             seed: For the split, and for who owns what.
         """
         data = DigitsData(people, seed)

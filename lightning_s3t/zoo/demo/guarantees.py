@@ -1,4 +1,4 @@
-"""The three guarantees, checked live on a smaller store, each with what was compared."""
+"""The three guarantees, checked live on a smaller store, each with a description of the comparison."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Check:
 
     Attributes:
         name: The guarantee.
-        compared: What was compared, in words and numbers.
+        compared: A description of the comparison.
         holds: Whether it holds.
     """
 
@@ -33,13 +33,13 @@ class Check:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The same rows with a person's, with noise in the place of theirs, and without them.
+    """The same rows with a person's rows, with noise in their place, and without them.
 
     Attributes:
-        person: Who will be forgotten.
+        person: The person to be forgotten.
         rows: All rows.
         with_noise: The same, with the person's replaced by noise under wrong labels.
-        without: The rows of all others.
+        without: The rows of all other people.
     """
 
     person: str
@@ -53,7 +53,7 @@ class Comparison:
 
         Args:
             rows: Images and labels.
-            people: How many owners' rows to take, to be quick.
+            people: Number of owners whose rows to use, for speed.
         """
         chosen = set(list(dict.fromkeys(rows.owners))[:people])
         some = [(row, owner) for row, owner in zip(rows.rows, rows.owners, strict=True) if owner in chosen]
@@ -74,8 +74,8 @@ def check_guarantees(model: ImageClassifier, compared: Comparison, folder: Path,
     Args:
         model: The publicly trained model.
         compared: The rows to train each store on.
-        folder: Where the stores go.
-        settings: Sizes and seed; shards, slices, budget and epochs are cut to 2.
+        folder: The folder for the stores.
+        settings: Sizes and seed; shards, slices, budget and epochs are limited to 2.
     """
     small = replace(settings, shards=2, slices=2, budget=2, epochs=2)
     person = compared.person

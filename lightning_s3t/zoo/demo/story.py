@@ -1,4 +1,4 @@
-"""The demo's story, told in the terminal."""
+"""The demo's output in the terminal."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ PICTURE = "forgetting.png"
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo has measured.
+    """The measurements of the demo.
 
     Attributes:
         public: Accuracy of the public model under the head that it was trained with.
         untuned: Accuracy of the public backbone under a new head, from which S3T and the full fine-tune start.
         full: Accuracy of the full fine-tune.
         s3t: Accuracy of the S3T ensemble before any request.
-        trajectories: By method, what the requests did.
+        trajectories: The effect of the requests, by method.
         checks: The three guarantees.
         picture: The picture's file.
     """
@@ -66,7 +66,7 @@ def run_demo(output: Path, settings: DemoSettings, console: Console | None = Non
     Args:
         output: The folder for the picture.
         settings: Sizes and seed.
-        console: Where to tell it.
+        console: The console to print to.
     """
     console = console or Console()
     output.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def _tell(output: Path, scratch: Path, settings: DemoSettings, console: Console)
     with console.status("Training a small vision transformer on the public rows"):
         model = train_publicly(digits.public, settings)
     public = accuracy(model, digits.test)
-    model.network.reset_classifier(10)  # a new head, as when a downloaded backbone is put to a task of one's own
+    model.network.reset_classifier(10)  # a new head, as for a downloaded backbone with a new task
     untuned = accuracy(model, digits.test)
     with console.status("Full fine-tune on all private rows, for comparison"):
         full, full_seconds = fine_tune_fully(model, digits.private, settings)
@@ -183,7 +183,7 @@ def _forget(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences what Lightning says about each of the many trainers."""
+    """Silence Lightning's messages about each of the many trainers."""
     names = (
         "lightning.pytorch",
         "lightning.pytorch.utilities.rank_zero",

@@ -27,11 +27,11 @@ ADAPTER: dict[str, str | int | float | bool] = {
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """How large the demo is.
+    """The size of the demo.
 
     Attributes:
-        seed: What everything is drawn from.
-        people: How many people own the private rows.
+        seed: Seed of everything random.
+        people: Number of people who own the private rows.
         shards: Number of shards.
         slices: Number of slices of a shard.
         budget: Number of sequences of the slices.
@@ -64,8 +64,8 @@ def make_trainer(epochs: int, *callbacks: pl.Callback, progress: bool = False) -
     """Returns a trainer without files or chatter.
 
     Args:
-        epochs: How many.
-        callbacks: What to add.
+        epochs: Number of epochs.
+        callbacks: Callbacks to add.
         progress: Whether to show a bar.
     """
     return pl.Trainer(
@@ -108,7 +108,7 @@ def make_model(settings: DemoSettings) -> ImageClassifier:
 
 
 def train_publicly(rows: OwnedRows, settings: DemoSettings) -> ImageClassifier:
-    """Train a model on public rows: what a team would download.
+    """Train a model on public rows, as a stand-in for a downloaded model.
 
     Args:
         rows: The public rows.
@@ -153,9 +153,9 @@ def train_by_slices(
     Args:
         model: The publicly trained model.
         rows: The private rows.
-        store: Where to keep what is trained.
+        store: The folder of the store.
         settings: Sizes and seed.
-        sequences: How sequences are chosen.
+        sequences: The planner.
         budget: Number of sequences; None for the settings'.
         progress: Whether to show a bar.
         floor: Whether a closed-form head on the pretrained features answers too.
@@ -173,7 +173,7 @@ def train_by_slices(
         adapter=ADAPTER,
         seed=settings.seed,
         floor=floor,
-        partition="public",  # so that everybody sees the same numbers
+        partition="public",  # so that everyone gets the same numbers
     )
     start = time.perf_counter()
     make_trainer(settings.epochs, s3t, progress=progress).fit(model, _batches(rows))

@@ -1,4 +1,4 @@
-"""Deletion requests, one after the other, until nothing answers or hardly anyone is left."""
+"""Deletion requests, one after another, until nothing answers or hardly any people are left."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lightning_s3t.zoo.demo.digits import accuracy
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What happened to a store over its requests.
+    """The course of a store over its requests.
 
     Attributes:
         accuracies: Before the first request and after each; the publicly trained model's once nothing answers.
-        units: How many units were alive, likewise.
-        depths: How many slices the serving units have learnt, summed over the shards, likewise.
+        units: Number of living units, in the same form.
+        depths: Number of slices that the serving units have learnt, summed over the shards, in the same form.
         latencies: Seconds that each forget took, the swap of the served model included.
-        dark_after: How many requests it took until nothing answered any more; None if something still does.
+        dark_after: Number of requests until nothing answered; None if something still does.
     """
 
     accuracies: list[float]
@@ -35,12 +35,12 @@ class Trajectory:
 
     @property
     def requests(self) -> int:
-        """How many requests there were."""
+        """Number of requests."""
         return len(self.latencies)
 
     @property
     def units_gone_after(self) -> int:
-        """How many requests it took until no unit was left, or all that there were."""
+        """Number of requests until no unit was left, or of all requests."""
         return next((number for number, alive in enumerate(self.units) if not alive), self.requests)
 
 
@@ -51,12 +51,12 @@ def forget_on_and_on(
     test: tuple[Tensor, Tensor],
     tell: Callable[[int, Trajectory], None] | None = None,
 ) -> Trajectory:
-    """Forgets one person after the other until nothing answers, or until all have asked, and measures what is left.
+    """Forget one person after another until nothing answers or all have asked, and measure what remains.
 
     Args:
         store: A trained store.
         model: The publicly trained model.
-        people: Whose requests come in, in this order.
+        people: The people who ask, in this order.
         test: Images and labels that accuracy is measured on.
         tell: Called after each request.
     """

@@ -29,11 +29,11 @@ class ImageClassifier(pl.LightningModule):
         learning_rate: The rate after the warmup.
         weight_decay: The weight decay.
         optimizer: The optimizer.
-        schedule: What the learning rate does after the warmup.
+        schedule: The schedule of the learning rate after the warmup.
         warmup: The share of the steps in which the learning rate rises.
 
     Raises:
-        ConfigurationError: timm is not installed, has no such model, or does not take the arguments.
+        ConfigurationError: timm is not installed, does not have the model, or does not take the arguments.
 
     Example:
         >>> import torch

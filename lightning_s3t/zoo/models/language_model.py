@@ -31,11 +31,11 @@ class CausalLM(pl.LightningModule):
         learning_rate: The rate after the warmup.
         weight_decay: The weight decay.
         optimizer: The optimizer.
-        schedule: What the learning rate does after the warmup.
+        schedule: The schedule of the learning rate after the warmup.
         warmup: The share of the steps in which the learning rate rises.
 
     Raises:
-        ConfigurationError: There is no such model.
+        ConfigurationError: The model does not exist.
 
     Example:
         >>> import torch
@@ -58,7 +58,7 @@ class CausalLM(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.optimization = Optimization(learning_rate, weight_decay, optimizer, schedule, warmup)
-        # a cache of earlier tokens serves generation; it has no mean over shards
+        # a cache of earlier tokens is for generation; it cannot be averaged over shards
         self.network = load_model("AutoModelForCausalLM", name, config, use_cache=False)
         self.val_perplexity = Perplexity(ignore_index=IGNORED)
         self.test_perplexity = Perplexity(ignore_index=IGNORED)
@@ -67,7 +67,7 @@ class CausalLM(pl.LightningModule):
         """Returns the logits of the next token, `[rows, tokens, vocabulary]`.
 
         Args:
-            batch: What the tokenizer gives; labels are ignored.
+            batch: The output of the tokenizer; labels are ignored.
         """
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         logits: Tensor = self.network(**inputs).logits
@@ -125,7 +125,7 @@ class CausalLM(pl.LightningModule):
 
 
 def _shift(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Puts each token beside what was predicted before it was read."""
+    """Align each token with the prediction made before it was read."""
     return logits[:, :-1].float(), labels[:, 1:]
 
 

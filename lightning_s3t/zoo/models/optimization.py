@@ -20,13 +20,13 @@ Schedule = Literal["linear", "cosine", "constant"]
 
 @dataclass(frozen=True)
 class Optimization:
-    """How a module is optimized.
+    """The optimization of a module.
 
     Args:
         learning_rate: The rate after the warmup.
         weight_decay: The weight decay.
         optimizer: "adamw" or "sgd" (with momentum 0.9).
-        schedule: What the rate does after the warmup: falls to 0 in a line or along a cosine, or stays.
+        schedule: The schedule after the warmup: linear or cosine decay to 0, or constant.
         warmup: The share of the steps in which the rate rises from 0.
 
     Raises:
@@ -58,11 +58,11 @@ class Optimization:
                 raise ConfigurationError(f"Expected argument `{name}` to be one of {known} but got {value!r}.")
 
     def factor(self, step: int, steps: int) -> float:
-        """Returns what the learning rate is multiplied by.
+        """Return the factor of the learning rate.
 
         Args:
             step: The number of the step, from 0.
-            steps: How many there are.
+            steps: Total number of steps.
         """
         rising = math.ceil(self.warmup * steps)
         if step < rising:
@@ -73,7 +73,7 @@ class Optimization:
         return (1 + math.cos(math.pi * done)) / 2 if self.schedule == "cosine" else 1.0
 
     def configure(self, module: pl.LightningModule) -> OptimizerLRSchedulerConfig:
-        """Makes the optimizer over what a module trains now, and the schedule over its trainer's steps.
+        """Create the optimizer for a module's current trainable parameters, and the schedule over its trainer's steps.
 
         Args:
             module: The module, with its trainer.

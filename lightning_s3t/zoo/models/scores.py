@@ -28,9 +28,9 @@ def make_scores(names: Sequence[Score], num_classes: int, part: str) -> MetricCo
     "f1" is that of class 1 where there are two classes, and the mean over the classes where there are more.
 
     Args:
-        names: Which ones.
+        names: The names of the metrics.
         num_classes: Number of classes; 1 for a regression.
-        part: "val" or "test": what their names begin with.
+        part: "val" or "test", the prefix of their names.
 
     Raises:
         ConfigurationError: A metric is unknown or does not fit the number of classes.

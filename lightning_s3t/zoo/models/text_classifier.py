@@ -20,22 +20,22 @@ Batch = dict[str, Tensor]
 class TextClassifier(pl.LightningModule):
     """Classifies texts, or pairs of them, with a transformers model.
 
-    Batches are what its tokenizer gives, with `labels`. Logs `train/loss`, `val/loss` and each metric as `val/...` and
-    `test/...`.
+    Batches are the output of its tokenizer, with `labels`. Logs `train/loss`, `val/loss` and each metric as `val/...`
+    and `test/...`.
 
     Args:
         name: The model's name on the hub, or its folder.
         num_classes: Number of classes; 1 for a regression.
         config: Instead of a name, a configuration with its `model_type`: weights are drawn.
-        metrics: What is logged: accuracy, f1, matthews; pearson and spearman for a regression.
+        metrics: The logged metrics: accuracy, f1, matthews; pearson and spearman for a regression.
         learning_rate: The rate after the warmup.
         weight_decay: The weight decay.
         optimizer: The optimizer.
-        schedule: What the learning rate does after the warmup.
+        schedule: The schedule of the learning rate after the warmup.
         warmup: The share of the steps in which the learning rate rises.
 
     Raises:
-        ConfigurationError: There is no such model, or a metric does not fit.
+        ConfigurationError: The model does not exist, or a metric does not fit.
 
     Example:
         >>> import torch
@@ -68,7 +68,7 @@ class TextClassifier(pl.LightningModule):
         """Returns the logits, `[rows, classes]`.
 
         Args:
-            batch: What the tokenizer gives; labels are ignored.
+            batch: The output of the tokenizer; labels are ignored.
         """
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         logits: Tensor = self.network(**inputs).logits
@@ -78,7 +78,7 @@ class TextClassifier(pl.LightningModule):
         """Returns a batch's loss.
 
         Args:
-            batch: What the tokenizer gives, with labels.
+            batch: The output of the tokenizer, with labels.
             batch_idx: Its number.
         """
         loss = _loss(self(batch), batch["labels"])
@@ -89,7 +89,7 @@ class TextClassifier(pl.LightningModule):
         """Logs a batch's loss and metrics.
 
         Args:
-            batch: What the tokenizer gives, with labels.
+            batch: The output of the tokenizer, with labels.
             batch_idx: Its number.
         """
         logits, labels = self(batch), batch["labels"]
@@ -101,7 +101,7 @@ class TextClassifier(pl.LightningModule):
         """Logs a batch's metrics.
 
         Args:
-            batch: What the tokenizer gives, with labels.
+            batch: The output of the tokenizer, with labels.
             batch_idx: Its number.
         """
         self.test_scores.update(answers(self(batch)), batch["labels"])
@@ -111,7 +111,7 @@ class TextClassifier(pl.LightningModule):
         """Returns a batch's logits.
 
         Args:
-            batch: What the tokenizer gives.
+            batch: The output of the tokenizer.
             batch_idx: Its number.
         """
         logits: Tensor = self(batch)

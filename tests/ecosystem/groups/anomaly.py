@@ -74,6 +74,6 @@ def ganomaly(variant: Variant) -> Script:
 
 
 refused(
-    "anomalib Padim (no gradient training)", "UnsupportedError", "Padim.configure_optimizers gives no optimizer",
+    "anomalib Padim (no gradient training)", "UnsupportedError", "Padim.configure_optimizers returns no optimizer",
     "it is fitted without gradients",
 )(lambda v: script(v, Padim(backbone="resnet18", layers=["layer1"], pre_trained=False, n_features=50)))  # fmt: skip

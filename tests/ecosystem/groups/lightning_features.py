@@ -384,7 +384,7 @@ class Lazy(Classifier):
         self.network.head = nn.LazyLinear(3)
 
 
-refused("IterableDataset", "DataError", "IterableDataset", "its rows cannot be picked")(
+refused("IterableDataset", "DataError", "IterableDataset", "its rows cannot be selected by index")(
     lambda v: Script(Classifier(), DataLoader(Stream(), 8))
 )
 refused("dict of loaders", "UnsupportedError", "several train dataloaders", "one over a ConcatDataset")(
@@ -542,7 +542,7 @@ for name, alone in {
         ):
             pl.Trainer(**QUIET).predict(served, TEST)
 
-    behaves(name, reason="only one model would answer, and not a survivor")(past_the_network)
+    behaves(name, reason="only one model would answer, and it is not a survivor")(past_the_network)
 
 
 @behaves("torch.export of the served module")

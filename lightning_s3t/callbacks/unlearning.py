@@ -396,6 +396,13 @@ class Unlearning(pl.Callback):
         return self._unit_training is not None and self._unit_training.in_own_process
 
     def __getstate__(self) -> dict[str, Any]:
+        if self._fit is None:  # a copy, or a rank of ddp_spawn, which fits like this one
+            if self._audited is not None:
+                raise UnsupportedError(
+                    "An audit cannot be sent to other processes. Use another strategy than ddp_spawn, such as 'ddp' or "
+                    "a single device."
+                )
+            return dict(vars(self))
         # a unit's process must not know who owns which row, and the store is not open there
         return {**vars(self), "config": None, "_fit": None, "_audited": None, "_sent": self._unit_training}
 

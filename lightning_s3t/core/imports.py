@@ -1,4 +1,4 @@
-"""Imports of what an application names: its own classes and functions."""
+"""Imports of an application's own classes and functions, by their import path."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from lightning_s3t.errors import ConfigurationError
 
 
 def import_object(path: str, example: str) -> Any:
-    """Import what an import path names.
+    """Import an object by its import path.
 
     Args:
         path: A module and a name in it, with a colon between them.
-        example: What is expected, for the message.
+        example: A description of what is expected, for the message.
 
     Raises:
-        ConfigurationError: There is no such thing.
+        ConfigurationError: The object does not exist.
 
     Example:
         >>> import_object("math:pi", "a number, as math:pi")

@@ -106,11 +106,11 @@ class Axes:
 
 
 def outlook_of(store: Store, overview: Overview) -> Outlook | None:
-    """Return how much of a store's data serves after further requests; None where there is nothing to lose by them.
+    """Return how much of a store's data serves after further requests; None if requests have nothing left to revoke.
 
     Args:
         store: The opened store.
-        overview: What it holds.
+        overview: The store's overview.
     """
     alive = tuple(store.candidates())
     if overview.response != "revoke" or not alive:
@@ -132,10 +132,10 @@ def _simulate(alive: tuple[UnitId, ...], shares: tuple[float, ...], slices: int,
 
 
 def survival_chart(found: Outlook | None) -> dict[str, Any] | None:
-    """Return how much of the data serves after further requests, for the template to draw.
+    """Return the chart of an outlook, for the template to draw.
 
     Args:
-        found: The outlook; None if there is none, and so no chart.
+        found: The outlook; None for no chart.
     """
     if found is None:
         return None
@@ -149,10 +149,10 @@ def survival_chart(found: Outlook | None) -> dict[str, Any] | None:
 
 
 def revoked_chart(receipts: Sequence[Receipt]) -> dict[str, Any] | None:
-    """Return how many units requests have revoked so far, for the template to draw.
+    """Return the chart of the revoked units, for the template to draw; None if no request revoked any.
 
     Args:
-        receipts: Those of all requests, in order. If none has revoked a unit, there is no chart.
+        receipts: The receipts of all requests, in order.
     """
     if not any(receipt.revoked_units for receipt in receipts):
         return None

@@ -1,4 +1,4 @@
-"""Pages: their templates, and what all of them share."""
+"""The environment of the HTML pages' templates."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ if TYPE_CHECKING:
 
 
 def page_templates(*packages: str) -> Environment:
-    """Return the templates of pages, which escape whatever is put into them.
+    """Return an environment of templates that escapes all values.
 
     Args:
-        packages: Those that have a folder `templates` of their own; that of this package is always there.
+        packages: Packages with a folder `templates`, searched before that of this package.
     """
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 

@@ -1,4 +1,4 @@
-"""Bodies: what the control door takes and gives."""
+"""Bodies of the control door's requests and answers."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class ErrorBody(BaseModel):
 
 
 def error_response(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """Return the answer to a call that failed, which is an ASGI application too.
+    """Return the answer to a call that failed; it is an ASGI application too.
 
     Args:
         status: The HTTP status.

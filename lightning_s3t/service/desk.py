@@ -1,8 +1,8 @@
-"""The desk: a page of the control door for whoever answers for deletions.
+"""The desk: a web page of the control door for the person responsible for deletions.
 
-The page keeps the token in its memory and sends it with each call, as any client of the door does. There is no cookie,
-so no other site can act for whoever has the desk open, and no session to end. Every call is a POST whose answer is the
-HTML of the sections that have changed.
+The page keeps the token in memory and sends it with each call, as any client of the door does. There is no cookie: no
+other site can act for a user who has the desk open, and there is no session to end. Every call is a POST that returns
+the HTML of the sections that have changed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 
-# what a page cannot show or send back unchanged is for the other calls of the door
+# a page cannot send control characters back unchanged: use the API for such ids
 _Subject = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 
 
@@ -56,7 +56,7 @@ class _Person(_Body):
 
 class _Ask(_Body):
     subject: _Subject
-    request_id: RequestId | None = None  # one that waits for a fit has none
+    request_id: RequestId | None = None  # None for a request that waits for a fit
     when: Literal["now", "later"]
     on: date | Literal[""] = ""
     unknown: bool = False
@@ -65,7 +65,7 @@ class _Ask(_Body):
     def at(self, today: date) -> datetime | None:
         """Return when to carry it out; None for now."""
         if self.when == "now":
-            if self.on:  # a day that was chosen, and "later" forgotten
+            if self.on:  # they chose a day but not "later"
                 raise HTTPException(422, "now_or_later")
             return None
         if not self.on or self.on <= today:  # a slip in the year must not be "at once"
@@ -90,12 +90,12 @@ DESK_FIELDS = {*_Ask.model_fields, *_End.model_fields}
 
 @dataclass(frozen=True)
 class OpenRequest:
-    """A request that waits, and by when it has to be answered.
+    """A waiting request and its deadline.
 
     Attributes:
         request: The request.
-        answer_by: The last day on which to answer.
-        is_late: Whether that day is over, or will be when the request is carried out.
+        answer_by: The last day on which to answer it.
+        is_late: Whether that day has passed, or will have when the request is carried out.
     """
 
     request: ScheduledRequest
@@ -104,12 +104,12 @@ class OpenRequest:
 
     @classmethod
     def of(cls, requests: Iterable[ScheduledRequest], days: int, today: date) -> Iterator[OpenRequest]:
-        """Return those of the requests that wait, the most urgent first.
+        """Return the waiting requests, the most urgent first.
 
         Args:
-            requests: All that were ever scheduled.
-            days: Within how many days a request has to be answered.
-            today: The day.
+            requests: All requests that were ever scheduled.
+            days: Number of days within which to answer a request.
+            today: The current day.
         """
         waiting = [one for one in requests if one.state == "scheduled"]
         for one in sorted(waiting, key=lambda one: (one.noted, one.due)):
@@ -123,8 +123,8 @@ def add_desk(app: FastAPI, store: Store, guard: Guard, days: int) -> None:
     Args:
         app: The control door.
         store: The opened store.
-        guard: Of the door.
-        days: Within how many days a request has to be answered.
+        guard: The guard of the control door.
+        days: Number of days within which to answer a request.
     """
     templates = page_templates("lightning_s3t.service")
     may_ask, may_look = guard.allows("ask"), guard.allows("look")

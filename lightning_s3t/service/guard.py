@@ -1,4 +1,4 @@
-"""The guard of the control door: who may come in, by token, and how often."""
+"""The guard of the control door: checks tokens, roles and rates."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _SCHEME = HTTPBearer(auto_error=False, description="A token of this door.")
 
 
 class Guard:
-    """Lets calls in by their token.
+    """Checks the tokens, roles and rates of calls.
 
     Args:
-        tokens: Who may ask, and who may look.
-        per_minute: How many calls each role and address may make in a minute.
+        tokens: The tokens and their roles.
+        per_minute: Number of calls per minute that each role and address may make.
     """
 
     def __init__(self, tokens: Tokens, per_minute: int) -> None:
@@ -28,10 +28,10 @@ class Guard:
         self._wrong = RateLimit(max(per_minute // 4, 10))
 
     def allows(self, role: Role) -> Any:
-        """Return a dependency that only lets those in who have a role, and gives the role that they have.
+        """Return a dependency that requires a role, and returns the role of the caller.
 
         Args:
-            role: What they have to have; whoever may ask may look too.
+            role: The required role; "ask" includes "look".
         """
 
         def check(

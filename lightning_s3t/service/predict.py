@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,8 +136,6 @@ class PredictAPI(litserve.LitAPI):
         Args:
             device: Where to compute.
         """
-        with suppress(ValueError):  # not in a worker's main thread
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's, which ends its workers
         given = self._settings
         assert given.model is not None
         replica = Replica.from_store(

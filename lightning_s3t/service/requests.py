@@ -1,4 +1,4 @@
-"""Requests at the control door, whichever way they come: what to do with one, and what has become of it."""
+"""Requests at the control door: how the API and the desk ask, cancel and refuse, and the state of a request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_s3t.store import RequestRecord, Store
 
 
 def waits_for_fit(store: Store) -> bool:
-    """Return whether requests are carried out by the next fit, and so have no names and no times.
+    """Return whether requests wait for the next fit, so that they have no names and no times.
 
     Args:
         store: The opened store.
@@ -26,13 +26,13 @@ def waits_for_fit(store: Store) -> bool:
 def ask(
     store: Store, request_id: str, subjects: Sequence[str | int], at: datetime | None, strict: bool
 ) -> RequestState:
-    """Forget subjects, now or later; a retry is no second request.
+    """Forget subjects, now or later; a retry does not count twice.
 
     Args:
         store: The opened store.
         request_id: The caller's name for the request.
         subjects: Their ids.
-        at: When; at once if it is None or past.
+        at: When to carry it out; immediately if it is None or past.
         strict: Refuse ids that the store has never seen.
     """
     waits = waits_for_fit(store)
@@ -52,10 +52,10 @@ def end(store: Store, request_id: str, reason: str = "") -> RequestState:
     Args:
         store: The opened store.
         request_id: The caller's name for the request.
-        reason: Why it is refused; "" to cancel it.
+        reason: The reason to refuse it; "" to cancel it.
 
     Raises:
-        HTTPException: It was carried out; or there is none to cancel.
+        HTTPException: The request was carried out, or there is none to cancel.
     """
     if store.receipt_of(request_id) is not None:
         raise HTTPException(409, "carried_out")
@@ -69,14 +69,14 @@ def end(store: Store, request_id: str, reason: str = "") -> RequestState:
 
 
 def state_of(store: Store, request_id: str) -> RequestState:
-    """Return what has become of a request.
+    """Return the state of a request.
 
     Args:
         store: The opened store.
         request_id: The caller's name for the request.
 
     Raises:
-        HTTPException: There is none.
+        HTTPException: The request does not exist.
     """
     record = store.receipt_of(request_id)
     if record is not None:
@@ -94,10 +94,10 @@ def state_of(store: Store, request_id: str) -> RequestState:
 
 
 def document_of(record: RequestRecord) -> dict[str, Any]:
-    """Return the receipt of a request as a JSON document, for whoever asked.
+    """Return the receipt of a request as a JSON document, for the person who asked.
 
     Args:
-        record: What is known of the request.
+        record: The record of the request.
     """
     found: dict[str, Any] = json.loads(record.receipt.to_json())
     return found

@@ -7,6 +7,9 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
@@ -53,17 +56,22 @@ def serve(store: Path, settings: ServiceSettings, tokens: Path | None) -> None:
         if path is not None:
             import_named(path)
     server = make_predict_server(store, settings)
-    launch = server.launch_single_inference_worker
+    launch_all, launch = server.launch_inference_worker, server.launch_single_inference_worker
+
+    def launch_first(*arguments: Any) -> Any:
+        with _deaf_to_interrupts():
+            return launch_all(*arguments)
 
     def launch_again(*arguments: Any) -> Any:
         if stopping.is_set():  # or LitServe would start workers again that Ctrl-C has ended
             threading.Event().wait()  # its watching thread ends with the process
-        return launch(*arguments)
+        with _deaf_to_interrupts():
+            return launch(*arguments)
 
     def is_news(entry: logging.LogRecord) -> bool:
         return not (stopping.is_set() and entry.msg == "Monitoring worker crashed")
 
-    server.launch_single_inference_worker = launch_again
+    server.launch_inference_worker, server.launch_single_inference_worker = launch_first, launch_again
     # its watching thread may ask the process that keeps what its processes share once more, when that has ended
     logging.getLogger("litserve.server").addFilter(is_news)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -133,10 +141,22 @@ class ControlProcess:
     def _start(self) -> BaseProcess:
         # not forked: the process has threads, and may have a device
         process = multiprocessing.get_context("spawn").Process(target=run_control, args=self._arguments, daemon=True)
-        process.start()
+        with _deaf_to_interrupts():
+            process.start()
         return process
 
     def _watch(self) -> None:
         while not self._stopping.wait(1.0):
             if not self._process.is_alive():
                 self._process = self._start()
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Start processes that never see Ctrl-C, not even while they import: only the process that ends them does."""
+    resource_tracker.ensure_running()  # to start it takes the block away
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

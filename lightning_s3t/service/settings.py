@@ -40,7 +40,7 @@ class ControlSettings(_Section):
         max_bytes: The size of a request's body, at most.
         max_subjects: How many subjects a request may name.
         due_every: After how many seconds to look for scheduled requests that are due.
-        answer_within: Within how many days a request has to be answered: what the desk reckons with.
+        answer_within: Number of days within which to answer a request, for the deadlines that the desk shows.
         fides: The webhook for Fides; None without one.
     """
 
@@ -128,13 +128,13 @@ def read_settings(path: Path) -> ServiceSettings:
 
 
 def import_named(path: str) -> Callable[..., Any]:
-    """Import a function that the settings name.
+    """Import a function by the import path in the settings.
 
     Args:
         path: Its import path.
 
     Raises:
-        ConfigurationError: There is no such function.
+        ConfigurationError: The function does not exist.
 
     Example:
         >>> import_named("math:sqrt")(9)

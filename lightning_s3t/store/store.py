@@ -461,18 +461,19 @@ class Store:
     def refuse_request(self, request_id: str, reason: str) -> int:
         """Record that a request is refused, with the reason; a scheduled one is then not carried out.
 
-        It stays in the history for good: take no personal data. A request of that name is refused from then on.
+        From then on, no request with this name is accepted. Name and reason stay in the history forever, so they must
+        not contain personal data.
 
         Args:
             request_id: The request's name, scheduled or not. Refusing it twice for the same reason changes nothing.
             reason: Why, on one line of up to 500 characters.
 
         Returns:
-            How many subjects wait no more.
+            Number of subjects who no longer wait.
 
         Raises:
-            ConfigurationError: It was carried out or cancelled, or was refused for another reason; or the name or the
-                reason cannot be one. Nothing has changed then.
+            ConfigurationError: The request was carried out, cancelled, or refused for another reason, or the name or
+                the reason is invalid. Nothing was changed.
         """
         return self._forgetting.refuse_request(request_id, reason)
 

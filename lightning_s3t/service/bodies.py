@@ -16,10 +16,10 @@ class ForgetBody(BaseModel):
     """A request to be forgotten.
 
     Attributes:
-        request_id: The caller's name for it. A retry with the same name and subjects is no second request.
-        subjects: Whom it is for.
-        at: When to carry it out; at once if it is None or past.
-        strict: Refuse ids that the store has never seen; else they never enter a later fit.
+        request_id: The caller's name for it. A retry with the same name and subjects is not a second request.
+        subjects: The subjects of the request.
+        at: When to carry it out; at once if it is None or in the past.
+        strict: Refuse ids that the store has never seen; otherwise they never enter a later fit.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -35,13 +35,13 @@ class ForgetBody(BaseModel):
 
 
 class RequestState(BaseModel):
-    """What has become of a request.
+    """The state of a request.
 
     Attributes:
         request_id: The caller's name for it.
-        state: "waiting" is for the next fit, which some methods need.
-        due: When it is to be carried out.
-        subjects: How many subjects it is for.
+        state: "waiting" means for the next fit, which some methods need.
+        due: When to carry it out.
+        subjects: Number of subjects in it.
         receipt: Its receipt, where it was carried out at once.
         reason: Why it was refused.
     """
@@ -55,7 +55,7 @@ class RequestState(BaseModel):
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong.
+    """The error.
 
     Attributes:
         code: For programs.
@@ -90,7 +90,7 @@ def error_response(status: int, code: str, message: str, headers: Mapping[str, s
 
 
 class Scheduled(BaseModel):
-    """Requests that are scheduled for one time.
+    """Requests scheduled for one time.
 
     Attributes:
         due: When.
@@ -102,21 +102,21 @@ class Scheduled(BaseModel):
 
 
 class StatusBody(BaseModel):
-    """What the store holds; which units it is made of is not said.
+    """The state of the store, without its units.
 
     Attributes:
-        requests: How many requests were carried out.
-        shards: How many shards there are.
-        serving: How many of them serve.
-        capacity: How many more requests are expected until nothing is left.
+        requests: Number of requests that were carried out.
+        shards: Number of shards.
+        serving: Number of shards that serve.
+        capacity: Expected number of further requests until nothing is left.
         full_capacity: The same for a store in which every unit is alive.
-        forgotten: How many subjects are forgotten.
-        restricted: How many subjects are restricted.
-        scheduled: When scheduled requests are due, and for how many subjects.
-        waiting: How many subjects the next fit is to forget.
+        forgotten: Number of forgotten subjects.
+        restricted: Number of restricted subjects.
+        scheduled: The times of scheduled requests, with the number of subjects.
+        waiting: Number of subjects for the next fit to forget.
         method: The unlearning method.
-        guarantee: What it promises.
-        advice: Why to fit again; null if there is no need.
+        guarantee: Its guarantee.
+        advice: Why fit should be called again; null if it is not needed.
     """
 
     requests: int
@@ -134,14 +134,14 @@ class StatusBody(BaseModel):
 
 
 class VerifyBody(BaseModel):
-    """What a check of the store has found.
+    """The result of checking the store.
 
     Attributes:
         passed: Whether nothing is wrong.
-        problems: How many problems there are: `s3t store verify` names them.
-        damaged_units: How many units were taken out of service.
-        events: How many events of the history were walked.
-        units: How many snapshots were read.
+        problems: Number of problems; `s3t store verify` names them.
+        damaged_units: Number of units that were taken out of service.
+        events: Number of checked events.
+        units: Number of snapshots that were read.
     """
 
     passed: bool

@@ -1,4 +1,4 @@
-"""The control door: an ASGI application for those who ask to be forgotten, and for those who look after the store."""
+"""The control door: an ASGI application for requests to be forgotten, and for operating the store."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         400: "The body cannot be read.",
         401: "There is no token, or not one of this door.",
         403: "The token may only look.",
-        404: "There is no such request, or the store has never seen one of the subjects.",
+        404: "The request does not exist, or the store has never seen one of the subjects.",
         409: "The name was given to another request, or the request cannot be changed any more.",
         413: "The body is too large.",
         422: "The body is none of a request.",
-        429: "Too many calls: Retry-After says when to come again.",
+        429: "Too many calls: Retry-After says when to try again.",
         500: "The store is damaged, or a file could not be erased.",
-        503: "The ledger is out of reach: Retry-After says when to ask again.",
+        503: "The ledger is unreachable: Retry-After says when to try again.",
     }.items()
 }
 
@@ -71,16 +71,16 @@ def make_control_app(
     settings: ControlSettings | None = None,
     multiprocess: str | None = None,
 ) -> FastAPI:
-    """Make the control door of a store.
+    """Create the control door of a store.
 
     Args:
         store: The store's folder.
-        tokens: Who may ask, and who may look.
+        tokens: The tokens of the roles.
         settings: Its limits.
-        multiprocess: The folder in which the processes of the predict door keep their metrics; None without one.
+        multiprocess: The folder with the metrics of the predict door's processes; None without one.
 
     Raises:
-        StoreError: There is no store, or it is damaged.
+        StoreError: The store is missing or damaged.
 
     Returns:
         An ASGI application; the store is closed when it is shut down.
@@ -89,7 +89,7 @@ def make_control_app(
     opened = Store.open(store)
     app = FastAPI(
         title="lightning-s3t: control door",
-        description="Ask to be forgotten, and look after the store. Calls carry a bearer token.",
+        description="Make requests to be forgotten, and operate the store. Calls need a bearer token.",
         version="1",
         lifespan=_lifespan(opened, limits.due_every),
         docs_url=None,
@@ -116,7 +116,7 @@ def _add_requests(app: FastAPI, store: Store, guard: Guard, max_subjects: int) -
         summary="Ask to forget subjects, now or later",
     )
     def forget(body: ForgetBody, response: Response) -> RequestState:
-        """Ask to forget subjects. When it is carried out at once, no replica answers from their data any more."""
+        """Ask to forget subjects. If it is carried out at once, no replica answers from their data afterwards."""
         if len(body.subjects) > max_subjects:
             raise HTTPException(413, "too_large")
         state = ask(store, body.request_id, body.subjects, body.at, body.strict)
@@ -125,12 +125,12 @@ def _add_requests(app: FastAPI, store: Store, guard: Guard, max_subjects: int) -
 
     @app.get("/forget/{request_id}", dependencies=[may_look], responses=_ERRORS, summary="What became of a request")
     def look_up(request_id: RequestId) -> RequestState:
-        """Return what has become of a request, with its receipt where it was carried out at once."""
+        """Return the state of a request, with its receipt if it was carried out at once."""
         return state_of(store, request_id)
 
     @app.delete("/forget/{request_id}", dependencies=[may_ask], responses=_ERRORS, summary="Cancel a request")
     def cancel(request_id: RequestId) -> RequestState:
-        """Cancel a scheduled request. What is carried out cannot be undone."""
+        """Cancel a scheduled request. Requests that were carried out cannot be undone."""
         return end(store, request_id)
 
 
@@ -139,7 +139,7 @@ def _add_looks(app: FastAPI, store: Store, guard: Guard, multiprocess: str | Non
 
     @app.get("/status", dependencies=[may_look], responses=_ERRORS, summary="What the store holds")
     def status() -> StatusBody:
-        """Return what the store holds, how long it will last, and whether to fit again."""
+        """Return the state of the store, how long it will last, and whether to fit again."""
         found = store.status()
         return StatusBody(
             requests=found.requests,
@@ -169,7 +169,7 @@ def _add_looks(app: FastAPI, store: Store, guard: Guard, multiprocess: str | Non
         summary="The receipt of a request",
     )
     def receipt(request: Annotated[int, Field(ge=1, le=2**53)]) -> Response:
-        """Return the receipt of a request by its number, to hand to whoever asked."""
+        """Return the receipt of a request by its number, for the person who asked."""
         if request > store.request_number:
             raise HTTPException(404, "unknown_request")
         return Response(store.receipts(request - 1)[0].receipt.to_json(), media_type="application/json")
@@ -200,7 +200,7 @@ def _add_looks(app: FastAPI, store: Store, guard: Guard, multiprocess: str | Non
 
     @app.get("/healthz", summary="Whether the process lives")
     def healthz() -> dict[str, str]:
-        """Return that the process lives: restart it if this fails, and for nothing else."""
+        """Return that the process is alive: restart it only if this fails."""
         return {"status": "alive"}
 
     @app.get("/readyz", responses={503: _ERRORS[503]}, summary="Whether the ledger can be reached")
@@ -241,26 +241,28 @@ async def _carry_out_what_is_due(store: Store, every: float, stopping: asyncio.E
 _MESSAGES = {
     "unauthorized": "Expected a token of this door: Authorization: Bearer ...",
     "forbidden": "This token may only look.",
-    "too_many": "Too many calls. Come again after the seconds that Retry-After says.",
+    "too_many": "Too many calls. Try again after the number of seconds in Retry-After.",
     "too_large": "The request names too many subjects.",
     "unknown_request": "There is no request of that name.",
     "carried_out": "The request was carried out, which cannot be undone.",
     "unknown_subject": "The store has never seen one of the subjects. Nothing was changed.",
     "conflict": "The name was given to another request, or was cancelled or refused. Nothing was changed.",
     "nameless": "Expected a name for the request. Nothing was changed.",
-    "now_or_later": "Expected either now or a day, not both. Nothing was changed.",
+    "now_or_later": "Expected either now or a day, but got both. Nothing was changed.",
     "not_later": "Expected a later day than today (UTC). Nothing was changed.",
     "other_form": "The store knows this id in another Unicode form: copy it from the training data.",
-    "invalid": "One of the ids cannot be one. Nothing was changed.",
+    "invalid": "One of the ids is invalid. Nothing was changed.",
     "not_approved": "The privacy request is not approved yet: call before or after execution. Nothing was changed.",
     "no_identity": "The identity has no id of the kind that the door expects (control.fides). Nothing was changed.",
-    "unreachable": "The ledger is out of reach. Ask again with the same request_id.",
-    "store": "The store could not do it: see the server's log. A retry with the same request_id is no second request.",
+    "unreachable": "The ledger is unreachable. Try again with the same request_id.",
+    "store": (
+        "The store could not do it: see the server's log. A retry with the same request_id is not a second request."
+    ),
 }
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    """Say what went wrong in our own words: messages of errors may hold ids."""
+    """Describe errors with fixed messages: the messages of exceptions may contain ids."""
 
     async def of_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, StarletteHTTPException)

@@ -1,4 +1,4 @@
-"""What stands before every call of the predict door: it counts, and ends calls that a dead worker has left open.
+"""Middleware of the predict door: counts calls, and ends calls that a dead worker left open.
 
 Import it when PROMETHEUS_MULTIPROC_DIR is set: prometheus-client looks there once.
 """
@@ -23,7 +23,7 @@ class Counting:
 
     Args:
         app: The application.
-        paths: The paths that are counted by name; all others are "other", so that nobody can make new ones.
+        paths: The paths that are counted by name; all others count as "other", so that callers cannot create new ones.
         timeout: In seconds.
     """
 
@@ -36,8 +36,8 @@ class Counting:
         """Handle a connection.
 
         Args:
-            scope: What it is.
-            receive: Gives what the client sends.
+            scope: The connection's scope.
+            receive: Returns the client's messages.
             send: Sends to the client.
         """
         if scope["type"] != "http":

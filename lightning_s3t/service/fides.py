@@ -22,9 +22,9 @@ class FidesBody(BaseModel):
 
     Attributes:
         privacy_request_id: Fides' id of the privacy request.
-        callback_type: When Fides calls: before the request is approved, before it is executed, or after.
-        policy_action: What the request asks for: "erasure", "access", ...
-        identity: What is known of the person, by kind: email, phone_number, external_id, or a kind of your own.
+        callback_type: The time of the call: before the request is approved, before it is executed, or after.
+        policy_action: The kind of request: "erasure", "access", ...
+        identity: The person's identity, by kind: email, phone_number, external_id, or a custom kind.
     """
 
     privacy_request_id: RequestId
@@ -37,7 +37,7 @@ class FidesAnswer(BaseModel):
     """The answer to Fides, which reads it if the webhook is a `two_way` one.
 
     Attributes:
-        halt: Whether the privacy request is to stop here, since the model still serves the person's data.
+        halt: Whether the privacy request stops here, because the model still serves the person's data.
     """
 
     halt: bool

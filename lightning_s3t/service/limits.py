@@ -1,4 +1,4 @@
-"""Limits of a door: how large a request may be, and how often one may come."""
+"""Limits of a door: the size and rate of requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RateLimit:
     """A bucket of calls for each caller, which fills again with time.
 
     Args:
-        per_minute: How many calls a caller may make in a minute; as many at once.
+        per_minute: Number of calls per minute for each caller, which may all come at once.
         clock: In seconds.
 
     Example:
@@ -38,7 +38,7 @@ class RateLimit:
         """Count a call; return 0, or after how many seconds the caller may come again.
 
         Args:
-            caller: Who calls.
+            caller: The caller.
         """
         now, rate = self._clock(), self._most / 60
         with self._lock:
@@ -57,7 +57,7 @@ class SizeLimit:
     Args:
         app: The application.
         max_bytes: The size of a body, at most.
-        json_path: Where a body has to be JSON; None for nowhere. (LitServe answers 500 to one that is not.)
+        json_path: The path whose body must be JSON; None for none. (LitServe answers 500 to other bodies.)
     """
 
     def __init__(self, app: Any, max_bytes: int, json_path: str | None = None) -> None:
@@ -69,8 +69,8 @@ class SizeLimit:
         """Handle a connection.
 
         Args:
-            scope: What it is.
-            receive: Gives what the client sends.
+            scope: The connection's scope.
+            receive: Returns the client's messages.
             send: Sends to the client.
         """
         if scope["type"] != "http":

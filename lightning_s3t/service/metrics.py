@@ -1,7 +1,7 @@
-"""Metrics for Prometheus: of the store, and of all processes of the predict door together.
+"""Metrics for Prometheus: of the store, and of all processes of the predict door combined.
 
-Each process of the predict door counts in a file of its own (prometheus-client's multiprocess mode), which stays when
-the process has died; the control door adds the files up.
+Each process of the predict door counts in its own file (prometheus-client's multiprocess mode), which stays after the
+process has died; the control door adds the files up.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lightning_s3t.store import Store
 
 
 class StoreCollector:
-    """What a store holds, as metrics.
+    """The state of a store, as metrics.
 
     Args:
         store: The opened store.
@@ -50,7 +50,7 @@ def render(store: Store, multiprocess: str | None) -> tuple[bytes, str]:
 
     Args:
         store: The opened store.
-        multiprocess: The folder in which the processes of the predict door count; None without one.
+        multiprocess: The folder with the counts of the predict door's processes; None without one.
     """
     registry = CollectorRegistry()
     registry.register(StoreCollector(store))  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ _WATCH = 0.5  # seconds between two looks at whether the workers live
 
 @dataclass(frozen=True)
 class Refused:
-    """An error, in the place of an answer.
+    """An error instead of an answer.
 
     Attributes:
         status: The HTTP status.
@@ -44,13 +44,13 @@ class Refused:
     message: str
 
     def response(self) -> JSONResponse:
-        """Return it as an answer: LitServe loses the headers of what a worker raises."""
+        """Return it as an answer: LitServe loses the headers of errors that a worker raises."""
         headers = {"Retry-After": str(RETRY_AFTER)} if self.status == 503 else None
         return error_response(self.status, self.code, self.message, headers)
 
 
 class Answering:
-    """Answers batches with a replica; a request that cannot be answered does not take the others of its batch along.
+    """Answers batches with a replica; a request that cannot be answered does not affect the others in its batch.
 
     Args:
         replica: The replica.
@@ -66,7 +66,7 @@ class Answering:
         self._encode = encode if encode is not None else _plain
 
     def decode(self, body: Any) -> Any:
-        """Return the input for one row; or what to refuse the request with.
+        """Return the input for one row, or the refusal of the request.
 
         Args:
             body: The JSON of a request.
@@ -81,7 +81,7 @@ class Answering:
         """Return the answers to several requests.
 
         Args:
-            rows: What `decode` gave for each.
+            rows: The result of `decode` for each.
         """
         found: list[Any] = list(rows)
         good = [number for number, row in enumerate(rows) if not isinstance(row, Refused)]
@@ -95,11 +95,13 @@ class Answering:
         try:
             answers = self._replica.answer(lambda served: self._compute(served, rows))
         except NoSurvivorError:
-            refused = Refused(503, "no_survivor", "Nothing is left that may answer until the next fit.")
+            refused = Refused(503, "no_survivor", "No unit is left that may answer until the next fit.")
             return [refused] * len(rows)
         except StoreError as error:
             _log.error("%s: %s", type(error).__name__, error)
-            return [Refused(503, "unreachable", "The ledger is out of reach, so nothing is answered.")] * len(rows)
+            return [Refused(503, "unreachable", ("The ledger is unreachable, so the service does not answer."))] * len(
+                rows
+            )
         except Exception as error:  # of the application's own code
             if len(rows) > 1:
                 return [answer for row in rows for answer in self._answer([row])]
@@ -118,7 +120,7 @@ class Answering:
 
 
 class PredictAPI(litserve.LitAPI):
-    """What each worker of the predict door runs. The module and the store are named: it is made in another process.
+    """The API of each worker of the predict door. It gets the names of module and store: it is made in another process.
 
     Args:
         store: The store's folder.
@@ -131,10 +133,10 @@ class PredictAPI(litserve.LitAPI):
         self._settings = settings
 
     def setup(self, device: str) -> None:
-        """Called once in each worker: load what the store holds.
+        """Called once in each worker: load the store.
 
         Args:
-            device: Where to compute.
+            device: The device.
         """
         given = self._settings
         assert given.model is not None
@@ -162,7 +164,7 @@ class PredictAPI(litserve.LitAPI):
         return self._answering.decode(request)
 
     def batch(self, inputs: Any) -> Any:
-        """Called for each batch: nothing is put together yet.
+        """Called for each batch: returns the rows unchanged.
 
         Args:
             inputs: The rows.
@@ -173,7 +175,7 @@ class PredictAPI(litserve.LitAPI):
         """Called for each batch.
 
         Args:
-            x: The rows; or one, where batches are off.
+            x: The rows, or one row without batching.
             kwargs: Without effect.
         """
         return self._answering.answer(x) if self.max_batch_size > 1 else self._answering.answer([x])[0]
@@ -187,12 +189,12 @@ class PredictAPI(litserve.LitAPI):
         return output
 
 
-# LitServe takes what is annotated here for the type of the body
+# LitServe uses this annotation as the type of the body
 PredictAPI.decode_request.__annotations__.clear()
 
 
 def make_predict_server(store: Path, settings: ServiceSettings) -> litserve.LitServer:
-    """Make the predict door.
+    """Create the predict door.
 
     Args:
         store: The store's folder.
@@ -253,5 +255,5 @@ def _rows(output: Any, count: int) -> list[Any]:
         columns = [_rows(value, count) for value in output]
         return [list(row) for row in zip(*columns, strict=True)]
     if len(output) != count:
-        raise ValueError(f"The model has answered {len(output)} rows of {count}.")
+        raise ValueError(f"The model returned {len(output)} rows for {count}.")
     return list(output)

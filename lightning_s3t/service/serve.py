@@ -1,4 +1,4 @@
-"""Both doors, each in processes of its own, until somebody ends them."""
+"""Both doors, each in its own processes, until they are stopped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 
 
 def serve(store: Path, settings: ServiceSettings, tokens: Path | None) -> None:
-    """Serve both doors, or the control door alone where the settings name no model; return when it is ended.
+    """Serve both doors, or only the control door if the settings do not name a model; return when stopped.
 
     Args:
         store: The store's folder.
@@ -34,8 +34,8 @@ def serve(store: Path, settings: ServiceSettings, tokens: Path | None) -> None:
         tokens: A file with tokens; None for the environment.
 
     Raises:
-        ConfigurationError: There is no token that may ask; or what the settings name cannot be imported.
-        StoreError: There is no store, or it is damaged.
+        ConfigurationError: There is no "ask" token; or an import path in the settings is invalid.
+        StoreError: The store is missing or damaged.
     """
     stopping, own = threading.Event(), os.getpid()
 
@@ -72,7 +72,7 @@ def serve(store: Path, settings: ServiceSettings, tokens: Path | None) -> None:
         return not (stopping.is_set() and entry.msg == "Monitoring worker crashed")
 
     server.launch_inference_worker, server.launch_single_inference_worker = launch_first, launch_again
-    # its watching thread may ask the process that keeps what its processes share once more, when that has ended
+    # its watching thread may query the process with shared state once more after that process has ended
     logging.getLogger("litserve.server").addFilter(is_news)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
@@ -84,7 +84,7 @@ def serve(store: Path, settings: ServiceSettings, tokens: Path | None) -> None:
                 num_api_servers=1,
                 log_level="warning",
                 generate_client_file=False,
-                access_log=False,  # nothing of what somebody asks for
+                access_log=False,  # no contents of requests
             )
     finally:
         stopping.set()
@@ -113,13 +113,13 @@ def run_control(store: Path, settings: ServiceSettings, tokens: Path | None) -> 
 
 
 class ControlProcess:
-    """The control door in a process of its own, which is started again if it dies.
+    """The control door in a separate process, which is restarted if it dies.
 
     Args:
         store: The store's folder.
         settings: Of the service.
         tokens: A file with tokens; None for the environment.
-        stopping: Set when it is to be started no more.
+        stopping: Set when it must not be restarted.
     """
 
     def __init__(self, store: Path, settings: ServiceSettings, tokens: Path | None, stopping: threading.Event) -> None:

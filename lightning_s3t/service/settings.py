@@ -36,9 +36,9 @@ class ControlSettings(_Section):
     Attributes:
         host: The address that it listens on.
         port: Its port.
-        requests_per_minute: How many calls each token may make in a minute.
+        requests_per_minute: Number of calls per minute for each token.
         max_bytes: The size of a request's body, at most.
-        max_subjects: How many subjects a request may name.
+        max_subjects: The largest number of subjects in a request.
         due_every: After how many seconds to look for scheduled requests that are due.
         answer_within: Number of days within which to answer a request, for the deadlines that the desk shows.
         fides: The webhook for Fides; None without one.
@@ -55,24 +55,24 @@ class ControlSettings(_Section):
 
 
 class ServiceSettings(_Section):
-    """What a service is started with.
+    """The settings of a service.
 
     Attributes:
-        model: The import path of something that gives the module, with its pretrained weights, when it is called:
-            my_app:make_model. None for the control door alone.
+        model: The import path of a class or function that returns the module, with its pretrained weights:
+            my_app:make_model. None for only the control door.
         decode: The import path of a function from the JSON of one request to the network's input for one row, without
             a batch dimension; None for `torch.as_tensor(body["inputs"])`.
         encode: The import path of a function from the module's output for one row to JSON; None for lists of numbers.
-        aggregate: How the shards' answers are put together.
-        passes: Whether the shards are asked one after the other.
+        aggregate: How the shards' outputs are combined.
+        passes: Whether the shards run one after another.
         preload: Keep all units that may become survivors in memory.
         max_staleness: For how many seconds after a look at the ledger a worker may answer.
-        renew_every: After how many seconds to take up what a fit has added.
+        renew_every: Seconds after which to load units that a fit has added.
         host: The address that the predict door listens on: 127.0.0.1, 0.0.0.0 or ::.
         port: Its port.
-        workers: How many processes answer, on each device.
-        accelerator: Where they compute.
-        max_batch_size: How many requests are answered at once, at most.
+        workers: Number of worker processes on each device.
+        accelerator: Their accelerator.
+        max_batch_size: The largest number of requests to answer at once.
         batch_timeout: For how many seconds a batch waits to be full.
         timeout: After how many seconds a request is given up.
         max_bytes: The size of a request's body, at most.
@@ -142,6 +142,6 @@ def import_named(path: str) -> Callable[..., Any]:
     """
     found = import_object(path, "a function, as my_app:make_model")
     if not callable(found):
-        raise ConfigurationError(f"{path} cannot be called. Expected a function, as my_app:make_model.")
+        raise ConfigurationError(f"{path} cannot be called. Expected a function, such as my_app:make_model.")
     function: Callable[..., Any] = found
     return function

@@ -1,4 +1,4 @@
-"""Tokens: who may ask at the control door, and who may only look."""
+"""Tokens: who may make requests at the control door, and who may only look."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class Tokens:
                 raise ConfigurationError("A token has two roles. Expected one for each.")
         if "ask" not in roles.values():
             raise ConfigurationError(
-                "There is no token that may ask. Expected one in the environment (S3T_ASK_TOKEN; S3T_LOOK_TOKEN for "
-                'those who only look), or --tokens with a file of lines like "ask 5f2c..." and "look 9b1e...".'
+                'There is no token with the role "ask". Expected one in the environment (S3T_ASK_TOKEN; S3T_LOOK_TOKEN '
+                'for read-only access), or --tokens with a file of lines like "ask 5f2c..." and "look 9b1e...".'
             )
         return cls(roles)
 
@@ -68,11 +68,11 @@ class Tokens:
         """Read them from a file, or from the environment.
 
         Args:
-            path: A file with a role and a token in each line; lines that begin with # are passed over. None for the
+            path: A file with a role and a token in each line; lines that start with # are ignored. None for the
                 environment alone.
 
         Raises:
-            ConfigurationError: It cannot be read, or others may write it; or there is no token that may ask.
+            ConfigurationError: The file cannot be read, or other users may write it; or there is no "ask" token.
         """
         pairs: list[tuple[str, str]] = [
             (role, os.environ[name]) for name, role in VARIABLES.items() if os.environ.get(name)
@@ -81,7 +81,7 @@ class Tokens:
             try:
                 lines = path.read_text(encoding="ascii").splitlines()
                 if path.stat().st_mode & 0o022:
-                    raise ConfigurationError(f"Others may write the file with tokens: chmod 600 {path}.")
+                    raise ConfigurationError(f"Other users may write the file with tokens: chmod 600 {path}.")
             except (OSError, ValueError) as error:
                 if isinstance(error, ConfigurationError):
                     raise
@@ -90,15 +90,18 @@ class Tokens:
                 parts = line.split()
                 if parts and not parts[0].startswith("#"):
                     if len(parts) != 2:
-                        raise ConfigurationError(f"Line {number} of {path} has no role and token: ask 5f2c...")
+                        raise ConfigurationError(
+                            f"Line {number} of {path} does not have a role and a token. Expected a line like: ask "
+                            "5f2c..."
+                        )
                     pairs.append((parts[0], parts[1]))
         return cls.of(pairs)
 
     def role_of(self, token: str) -> Role | None:
-        """Return the role of a token, in a time that does not tell how much of it is right; None if it has none.
+        """Return the role of a token, in a time that does not reveal how much of it is right; None without a role.
 
         Args:
-            token: What somebody has sent.
+            token: The token that was sent.
         """
         digest, found = _digest(token), None
         for known, role in self.roles.items():

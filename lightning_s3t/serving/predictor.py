@@ -382,7 +382,7 @@ class EnsemblePredictor(nn.Module):
             ]
 
     def close(self) -> None:
-        """Close the store. It does not answer afterwards, since it could no longer see requests."""
+        """Close the store. The predictor does not answer afterwards, since it could no longer see requests."""
         with self._lock.held:
             self._closed = True
             self.store.close()

@@ -24,25 +24,25 @@ class Replica:
     """A served model, one of several, that looks for requests as often as it has to.
 
     With `max_staleness=0` it looks at the ledger before it computes an answer and again before the answer leaves. If a
-    request has revoked meanwhile what it has used, it computes the answer again. While the ledger is out of reach it
+    request has revoked units that an answer used, it computes the answer again. While the ledger is out of reach it
     refuses.
 
     With more, a thread looks, and the replica may answer for that long after it began its last look that succeeded. So
-    an answer costs no round trip, and a ledger that is away for a moment is not noticed. **`forget` then waits**, in
-    whatever process and by whatever door, until each replica knows of the request or has run out: with four looks in
-    that time, a quarter of it as a rule, and all of it for a replica that has crashed, once.
+    an answer costs no round trip, and a brief outage of the ledger goes unnoticed. **`forget` then waits**, in every
+    process and through every interface, until each replica knows of the request or its lease has expired: with four
+    looks in that time, usually a quarter of it, and all of it once for a replica that has crashed.
 
-    What is guaranteed: no answer whose request began after `forget` has returned, and none whose last check came after
-    that, comes from what it has revoked. An answer that was checked before may still be on its way to the client.
+    The guarantee: no answer whose request started after `forget` has returned, and none whose last check came after
+    that, comes from units that it revoked. An answer that was checked before may still be on its way to the client.
 
     Args:
         served: The served model. `close` closes it.
         max_staleness: For how many seconds after a look the replica may answer: 0, or up to 60.
-        renew_every: After how many seconds to take up what a fit has added; None for never.
+        renew_every: Seconds after which to load units that a fit has added; None for never.
 
     Raises:
         ConfigurationError: A time is not one that a replica may have.
-        LedgerUnreachableError: The ledger cannot be reached: a replica does not begin without a look.
+        LedgerUnreachableError: The ledger cannot be reached: a replica does not start without a look.
 
     Example:
         >>> Replica.from_store("runs/none", nn.Linear(2, 2))
@@ -79,7 +79,7 @@ class Replica:
         renew_every: float | None = 10.0,
         **arguments: Any,
     ) -> Replica:
-        """Open a store to serve what it holds.
+        """Open a store for serving.
 
         Args:
             store: The store's folder.
@@ -89,7 +89,7 @@ class Replica:
             arguments: For `EnsemblePredictor.from_store`.
 
         Raises:
-            StoreError: There is no store, or it is damaged.
+            StoreError: The store is missing or damaged.
             StoreMismatchError: The module is not the one that the store was trained with.
         """
         served = EnsemblePredictor.from_store(store, module, **arguments)
@@ -101,7 +101,7 @@ class Replica:
 
     @property
     def request_number(self) -> int:
-        """The number of the newest request that what serves has taken up."""
+        """The number of the newest request that the served model has applied."""
         return self.served.as_of
 
     def check_ready(self) -> None:
@@ -116,7 +116,7 @@ class Replica:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the replica may answer: for a readiness probe. It is no reason to restart: the next look goes on."""
+        """Whether the replica may answer, for a readiness probe. False is not a reason to restart."""
         try:
             self.check_ready()
         except S3TError:
@@ -124,7 +124,7 @@ class Replica:
         return True
 
     def answer(self, compute: Callable[[EnsemblePredictor], _Answer]) -> _Answer:
-        """Return what a function computes with the served model, if all of it may still serve then; else compute again.
+        """Return the result of a function of the served model; compute it again if used units may no longer serve.
 
         Args:
             compute: Called with the served model, perhaps several times.
@@ -141,7 +141,7 @@ class Replica:
                 if self.served.as_of == as_of:  # for another reason than a request
                     raise
                 continue
-            if self.served.keys_in_use() == keys:  # else a request came in meanwhile, and the answer must not leave
+            if self.served.keys_in_use() == keys:  # otherwise, drop the answer
                 return found
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -163,27 +163,28 @@ class Replica:
         return self.answer(lambda served: served.generate(*args, **kwargs))
 
     def stream(self, parts: Callable[[EnsemblePredictor], Iterable[_Answer]]) -> Iterator[_Answer]:
-        """Return parts of an answer one by one; none leaves after a request has revoked what the answer was begun with.
+        """Yield parts of an answer one by one; stop if a request has revoked a unit that the answer started with.
 
         Args:
             parts: Called once with the served model.
 
         Raises:
-            RevokedError: A request has come in meanwhile that the answer must not go on after. What has left cannot be
-                taken back: begin again.
+            RevokedError: A request has arrived after which the answer must not continue. Parts that were yielded cannot
+                be taken back: start again.
         """
         keys = self.served.keys_in_use()
         for part in parts(self.served):
             if self.served.keys_in_use() != keys:
                 raise RevokedError(
-                    "A request has revoked what this answer was begun with, so it does not go on. Ask again."
+                    "A request has revoked a unit that this answer started with, so the answer does not continue. "
+                    "Ask again."
                 )
             yield part
 
     def forget(
         self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
     ) -> RequestRecord | Ticket:
-        """Remove subjects from the model; returns when no replica can answer from what they reached.
+        """Remove subjects from the model; return when no replica can answer from units that they reached.
 
         Args:
             subjects: Their ids.
@@ -209,11 +210,11 @@ class Replica:
 
     def _newest_request(self) -> int:
         assert self._lease is not None
-        # what serves may have been loaded after the last look
+        # the serving units may have been loaded after the last look
         return max(self._lease.newest_request(), self.served.as_of)
 
     def _keep_up(self) -> None:
-        """Look for requests, and take up what fits have added, until the replica is closed."""
+        """Look for requests, and load units that fits have added, until the replica is closed."""
         pause = self._renew_every or 60.0
         if self._lease is not None:
             pause = min(pause, self.max_staleness / _LOOKS)
@@ -226,7 +227,7 @@ class Replica:
                     renewed = own_clock()
                     self.served.refresh()
             except LedgerUnreachableError:
-                continue  # whoever asks is told
+                continue  # the caller gets the error
             except S3TError as error:
                 if not self._closing.is_set():
-                    warnings.warn(f"The replica could not look for requests: {error}", stacklevel=2)
+                    warnings.warn(f"The replica failed to look for requests: {error}", stacklevel=2)

@@ -78,7 +78,7 @@ def test_what_cannot_be_answered_now_may_be_asked_again(store: Path) -> None:
         replica.forget(PEOPLE)
         assert rows_of(answering, body)[0] == (
             503,
-            {"error": {"code": "no_survivor", "message": "Nothing is left that may answer until the next fit."}},
+            {"error": {"code": "no_survivor", "message": "No unit is left that may answer until the next fit."}},
         )
 
 

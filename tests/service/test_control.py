@@ -213,7 +213,7 @@ def test_whatever_comes_gets_an_answer_that_is_no_fault_of_ours(door: TestClient
 def test_tokens_are_read_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("S3T_ASK_TOKEN", "S3T_LOOK_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(ConfigurationError, match="no token that may ask"):
+    with pytest.raises(ConfigurationError, match="no token with the role"):
         Tokens.read(None)
     file = tmp_path / "tokens"
     file.write_text(f"# who\nask {ASK}\n\nlook {LOOK}\n")

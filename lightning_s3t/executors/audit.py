@@ -1,4 +1,4 @@
-"""An audit: surviving units are trained again elsewhere, without the forgotten, and compared bit by bit."""
+"""An audit: surviving units are trained again elsewhere, without the forgotten subjects, and compared bit by bit."""
 
 from __future__ import annotations
 

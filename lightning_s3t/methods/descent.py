@@ -119,7 +119,7 @@ def endless(rows: EditRows, size: int) -> Iterator[Any]:
 
 
 def mixed(session: EditSession, size: int, retain_share: float = 1.0) -> Iterator[tuple[list[int], list[int]]]:
-    """Cut both sets of rows, shuffled, into steps, each row once and the forgotten spread evenly.
+    """Divide both sets of shuffled rows into steps, each row once and the forgotten ones spread evenly.
 
     Args:
         session: The rows.

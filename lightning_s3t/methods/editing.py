@@ -199,8 +199,8 @@ class TrainingRecorder(Protocol):
 class EditingMethod(WholeModelMethod):
     """A method that edits its single model on request, with the rows to be forgotten and the retained rows.
 
-    The rows have to be in the data until the fit that carries the request out. If these rows no longer exist, or rows
-    have been added since, that fit trains the model from scratch instead.
+    The rows must be in the data until the fit that carries out the request. If these rows no longer exist, or rows have
+    been added since, that fit trains the model from scratch instead.
     """
 
     guarantee = "empirical"

@@ -197,7 +197,7 @@ class TugOfWar(ComparedAccuracy):
 
     .. math:: ToW = \prod_{X \in \{F, R, T\}} \left(1 - |a_u(X) - \overline{a_r}(X)|\right)
 
-    Input is that of :class:`AccuracyGap`; all three kinds of rows have to be given.
+    Input is that of :class:`AccuracyGap`; all three kinds of rows are required.
 
     As output of ``forward`` and ``compute`` the metric returns the following output:
 

@@ -34,8 +34,8 @@ class KLDivergenceOfMargins(UnlearningMetric):
     models as ``mean`` is made of would give another value, a smaller one if there are many.
 
     Source: Georgiev et al., *Attribute-to-Delete: Machine Unlearning via Datamodel Matching* (2410.23232). Unlike in
-    the reference code, the last bin holds its upper edge (margins that are all the same were lost, and gave a broken
-    model a perfect 0), and histograms are smoothed by Laplace's rule.
+    the reference code, the last bin holds its upper edge (equal margins were lost, and gave a broken model a perfect
+    0), and histograms are smoothed by Laplace's rule.
 
     Args:
         num_bins: Number of bins on the range of both.

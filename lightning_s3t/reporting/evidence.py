@@ -236,7 +236,7 @@ class Evidence:
         """Check everything that can be checked without the store.
 
         Args:
-            key: The public key (Ed25519, PEM) that the archive has to be signed with; None to leave that out.
+            key: The public key of the expected signature (Ed25519, PEM); None to skip the check.
 
         Raises:
             ConfigurationError: The file holds no such key.

@@ -74,7 +74,7 @@ class ServiceSettings(_Section):
         accelerator: Their accelerator.
         max_batch_size: The largest number of requests to answer at once.
         batch_timeout: For how many seconds a batch waits to be full.
-        timeout: After how many seconds a request is given up.
+        timeout: Seconds after which a request times out.
         max_bytes: The size of a request's body, at most.
         control: The control door.
 

@@ -21,7 +21,7 @@ _TOLERANCES, _HALF = {torch.float64: 1e-9, torch.float32: 1e-4}, 0.05
 
 
 class ShardBatchedLayer(nn.Module):
-    """Stands in for one module in a pass of several shards: every shard's rows go through its own stand-in.
+    """Replaces one module in a pass of several shards: every shard's rows go through its own replacement.
 
     Rows come shard by shard. With LoRA there is one product with the pretrained weight for all rows, and LoRA's two
     small products are computed for all shards at once; other adapters and whole layers run one after another.
@@ -92,8 +92,8 @@ class BatchedPass:
     Args:
         root: The module that the layers were found in.
         layers: Its layer groups and head.
-        originals: The network's own modules that have stand-ins, by path.
-        stand_ins: Each shard's stand-ins, by path.
+        originals: The network's own modules that have replacements, by path.
+        stand_ins: Each shard's replacement modules, by path.
         depths: Number of layer groups that each shard has changed.
 
     Attributes:

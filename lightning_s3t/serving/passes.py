@@ -40,7 +40,7 @@ class ShardPasses:
 
     Args:
         builder: The builder of the replacement modules.
-        shards: The stand-ins.
+        shards: The shards, with their replacement modules.
         how: "sequential", "batched", or "auto" for batched on a GPU and sequential elsewhere.
     """
 

@@ -147,7 +147,7 @@ class SharedTrunk:
 
     @contextmanager
     def next_pass(self) -> Iterator[None]:
-        """Let the next shard's pass through the network share the trunk; its stand-ins are in place."""
+        """Let the next shard's pass through the network share the trunk; its replacement modules are in place."""
         if len(self._depths) < 2 or self._depths[1] == self._groups:
             yield  # no two of them leave a layer unchanged
             return

@@ -17,7 +17,7 @@ FLOOR = -1  # represents the floor among the numbered shards
 
 
 class ServedShards(nn.Module):
-    """The stand-ins of every shard's survivor.
+    """The replacement modules of every shard's survivor.
 
     They are registered under the shards' numbers, so that they move between devices with the module they are in. A
     shard that falls back to another survivor keeps its modules: new tensors are copied into them, and the modules of

@@ -152,7 +152,7 @@ def put_ahead(store: Backend, attempt: str, digest: str, data: bytes, check: Cal
         attempt: The name of the artifact that is attempted.
         digest: The snapshot's digest.
         data: Its bytes.
-        check: Raises a RevokedError if the attempt must not go on.
+        check: Raises a RevokedError if the attempt must not continue.
 
     Raises:
         RevokedError: By `check`; nothing was put.

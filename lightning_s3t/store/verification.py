@@ -248,7 +248,7 @@ def _tombstones(ledger: Ledger, keyring: Keyring, history: Iterable[Event]) -> I
 
 
 def _outdated(ledger: Ledger) -> Iterator[str]:
-    # by the units' names, not by the index that revokes them: it has to be right too
+    # by the units' names, not by the index that revokes them: it must be right too
     newest = ledger.newest_requests()
     for name, as_of in ledger.ages().items():
         for cell in parse_unit(name).cells:

@@ -89,7 +89,7 @@ class StageBuilder:
         return newest_stages(stage, self.stages, len(self.layers.groups))
 
     def build(self, stage: int, trained: Mapping[int, Snapshot], seed: int | None = None) -> dict[str, nn.Module]:
-        """Build the stand-ins of a stage.
+        """Build the replacement modules of a stage.
 
         Args:
             stage: 1 to L.
@@ -240,7 +240,7 @@ class StageBuilder:
 
 
 def trainable_parameters(builder: StageBuilder, stand_ins: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
-    """Return the parameters of stand-ins that training may change, by name.
+    """Return the parameters of replacement modules that training may change, by name.
 
     For an adapter, PEFT decides which parameters are trained; for a copy, those that were trainable in the user's
     module are.
@@ -276,7 +276,7 @@ def collect_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def live_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Return the tensors that belong to stand-ins themselves, by name, as `collect_tensors` copies them.
+    """Return the tensors of replacement modules themselves, by name, as `collect_tensors` copies them.
 
     Args:
         modules: Modules by the path of the module that each replaces.
@@ -290,10 +290,10 @@ def live_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_tensors(module: nn.Module, name: str, snapshot: Snapshot) -> None:
-    """Copy a snapshot's tensors into a stand-in.
+    """Copy a snapshot's tensors into a replacement module.
 
     Args:
-        module: The stand-in.
+        module: The replacement module.
         name: The path of the module that it replaces.
         snapshot: Tensors by full name; those of other modules are passed over.
 
@@ -315,10 +315,10 @@ def load_tensors(module: nn.Module, name: str, snapshot: Snapshot) -> None:
 
 
 class Stage:
-    """The user's module with one unit's stand-ins in place.
+    """The user's module with one unit's replacement modules in place.
 
     Args:
-        builder: Builds the stand-ins.
+        builder: Builds the replacement modules.
         swap: Puts them in place.
         stage: 1 to L.
         trained: Snapshots by stage, as for `StageBuilder.build`.
@@ -326,7 +326,7 @@ class Stage:
 
     Attributes:
         trainable: The parameters that this stage trains, by name.
-        owned: The stand-ins that this stage owns, by name.
+        owned: The replacement modules that this stage owns, by name.
     """
 
     def __init__(

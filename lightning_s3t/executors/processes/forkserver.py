@@ -124,7 +124,7 @@ class ForkServer:
             number: The process. Its end must not have been reported before.
 
         Returns:
-            The ends of other processes that came in meanwhile. They are not reported again.
+            The ends of other processes that arrived in the meantime. They are not reported again.
         """
         send(self._channel, Kill(number))
         others = list[Ended]()

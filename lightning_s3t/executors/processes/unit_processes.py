@@ -50,7 +50,7 @@ class Launcher(Protocol):
         """Record the modules that units import."""
 
     def kill(self, number: int) -> Collection[Ended]:
-        """End one, and wait for its end. Return which others have ended meanwhile, if nothing else reports them."""
+        """End one, and wait for its end. Return which other processes have ended, if nothing else reports them."""
 
     def ended(self, source: Any) -> Iterable[Ended]:
         """Return which processes have ended, when a source is readable."""

@@ -26,7 +26,7 @@ def unlearning_epsilon(unlearned: Tensor, retrained: Tensor, delta: float = 1e-5
         \log\frac{1 - \delta - FPR}{FNR},\; \log\frac{1 - \delta - FNR}{FPR}\right\}
 
     An attack is a threshold on the score in either direction, or one on its distance from the median of whichever kind
-    of model has the narrower range. All values are tried as thresholds, so no grid has to be chosen.
+    of model has the narrower range. All values are tried as thresholds, so no grid is needed.
 
     Cases that are undefined in published code are defined here: logarithms of non-positive values do not count (they
     were NaN); a threshold with a single rate of 0 does not count (finitely many models do not show that a rate is 0); a

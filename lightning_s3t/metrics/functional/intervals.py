@@ -54,9 +54,9 @@ def delong(members: Tensor, non_members: Tensor, confidence_level: float = 0.95)
     where :math:`s_{10}^2` is the variance over members of the share of non-members that each beats, and
     :math:`s_{01}^2` the other way round. On the logit's scale the interval stays within 0 and 1.
 
-    Where that variance is zero (scores that separate the groups fully, or that are all the same), an interval from as
-    many disjoint pairs as the smaller group has rows is given instead, as Clopper and Pearson's. With a single row on
-    one side nothing is known of the variance unless the area is 0, 1/2 or 1: the interval is 0 to 1.
+    Where that variance is zero (scores that separate the groups fully, or that are all equal), Clopper and Pearson's
+    interval from as many disjoint pairs as the smaller group has rows is used instead. With a single row on one side
+    nothing is known of the variance unless the area is 0, 1/2 or 1: the interval is 0 to 1.
 
     Source: DeLong, DeLong and Clarke-Pearson, Biometrics 44(3), 1988; the logit: Pepe, *The Statistical Evaluation of
     Medical Tests*, 2003, section 5.2.

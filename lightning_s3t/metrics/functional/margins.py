@@ -16,9 +16,8 @@ def kl_divergence_of_margins(
 
     .. math:: KLoM(x) = KL\left(\mathrm{hist}_u(x) \,\|\, \mathrm{hist}_r(x)\right)
 
-    Both histograms share their bins. Unlike the reference code, the last bin holds its upper edge (so that margins
-    which are all the same are not lost, which gave a broken model a perfect 0), and both are smoothed by Laplace's
-    rule.
+    Both histograms share their bins. Unlike the reference code, the last bin holds its upper edge (so that equal
+    margins are not lost, which gave a broken model a perfect 0), and both are smoothed by Laplace's rule.
 
     Source: Georgiev et al., *Attribute-to-Delete: Machine Unlearning via Datamodel Matching* (2410.23232).
 

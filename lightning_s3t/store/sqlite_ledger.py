@@ -43,6 +43,7 @@ _MOVED = "moved_to"  # the note of a retired store
 _NO_REQUEST = 1 << 62  # the number of the newest request of such a store
 _PATIENCE = 30  # seconds
 _CACHE = 65_536  # KiB: the rows of a registry are in the order of their hashes, which is random
+_CACHE_OF_TRANSACTION = 262_144  # KiB, and only as much as it changes: beyond it, pages are written twice
 _CHUNK = 500  # well under SQLite's limit on variables
 _MUCH = 1000  # rows of the vault: below, compacting gains nothing
 
@@ -210,14 +211,17 @@ class SqliteLedger(SqlLedger):
     def _block(self) -> Iterator[None]:
         connection = self.connection
         try:
+            connection.execute(f"PRAGMA cache_size = -{_CACHE_OF_TRANSACTION}")
             connection.execute("BEGIN IMMEDIATE")
             yield
             connection.execute("COMMIT")
+            connection.execute(f"PRAGMA cache_size = -{_CACHE}")
         except BaseException as error:
             # SQLite has ended it itself when the disk was full, or when another thread has closed the ledger
             with suppress(sqlite3.ProgrammingError):
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
+                connection.execute(f"PRAGMA cache_size = -{_CACHE}")
             cause = error.__cause__ if isinstance(error, StoreError) else None
             if isinstance(cause, (sqlite3.OperationalError, OSError)):
                 raise LedgerUnreachableError(

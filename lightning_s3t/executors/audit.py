@@ -25,9 +25,9 @@ from lightning_s3t.executors.unit_plan import FitPlan
 from lightning_s3t.methods import UnlearningMethod
 from lightning_s3t.plan import SequenceChoice, SliceSequence, UnitId
 from lightning_s3t.store import Store
+from lightning_s3t.store.floor import check_part
 from lightning_s3t.store.ledger import Mark, Tombstone
 from lightning_s3t.store.registry import Newcomers
-from lightning_s3t.store.settings import check_settings
 
 Outcome = Literal["equal", "differs", "data changed", "revoked meanwhile"]
 
@@ -257,9 +257,7 @@ class AuditTarget:
         Raises:
             StoreMismatchError: Naming every setting that differs.
         """
-        for state in self._heads.values():
-            kept, given = ({"floor": found.model_dump()} for found in (state.part, part))
-            check_settings(kept, given, str(self.store.path))
+        check_part(self._heads.values(), part, str(self.store.path))
 
     def _compare_head(self, unit: UnitId | None, heads: HeadBuilder, built: Store, as_of: int) -> HeadAudit:
         source = PRETRAINED if unit is None else str(unit)

@@ -20,6 +20,7 @@ from lightning_s3t.errors import DamagedError, StoreError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.feature_sums import FeatureRows, FeatureSums
 from lightning_s3t.store.ledger import QueuedFile, ledger_errors
+from lightning_s3t.store.settings import check_settings
 from lightning_s3t.store.tensors import decode_snapshot, encode_snapshot
 
 NOTE = "floor"
@@ -71,6 +72,21 @@ def read_state(store: Backend, source: str = PRETRAINED) -> FloorState | None:
         source: The source of its features.
     """
     return read_states(store).get(source)
+
+
+def check_part(states: Iterable[FloorState], part: FloorPart, where: str) -> None:
+    """Compare the wanted settings of closed-form heads with those of existing heads.
+
+    Args:
+        states: The records of the heads.
+        part: The wanted settings.
+        where: The path of their store.
+
+    Raises:
+        StoreMismatchError: Naming every setting that differs.
+    """
+    for state in states:
+        check_settings({"floor": state.part.model_dump()}, {"floor": part.model_dump()}, where)
 
 
 def load_sums(store: Backend, state: FloorState) -> FeatureSums:

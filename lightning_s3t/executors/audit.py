@@ -257,7 +257,7 @@ class AuditTarget:
         Raises:
             StoreMismatchError: Naming every setting that differs.
         """
-        check_part(self._heads.values(), part, str(self.store.path))
+        check_part(self._heads, part, str(self.store.path))
 
     def _compare_head(self, unit: UnitId | None, heads: HeadBuilder, built: Store, as_of: int) -> HeadAudit:
         source = PRETRAINED if unit is None else str(unit)

@@ -36,7 +36,7 @@ class HeadBuilder:
         fit_store: The store, in a fit.
         data: The training data.
         floor: The settings of the heads' data.
-        part: The layer whose input is read.
+        part: The settings of the floor.
         read: Reads rows in a process of their own.
     """
 
@@ -52,7 +52,7 @@ class HeadBuilder:
 
     def build_floor(self) -> None:
         """Add missing rows to the floor, and remove rows that are no longer in the data."""
-        self._build(PRETRAINED, "the floor", self._rows(), 0, {})
+        self._build(PRETRAINED, "the floor", self._rows(), self._part, 0, {})
 
     def build_on(self, serving: Iterable[UnitId], groups: int) -> None:
         """Add missing rows to the heads on survivors: each learns from the rows that its unit was not trained on.
@@ -68,9 +68,17 @@ class HeadBuilder:
             try:
                 needed = newest_stages(unit.stage, self._data.partition.slices, groups)
                 trained = {stage: store.load(unit.lineage[stage - 1]) for stage in needed}
-                self._build(str(unit), f"the head on unit {unit}", self._rows(unit), unit.stage, trained)
+                self._build(
+                    str(unit), f"the head on unit {unit}", self._rows(unit), self._unit_part, unit.stage, trained
+                )
             except RevokedError:  # its shard serves another unit now, with the head that it was trained with
                 continue
+
+    @property
+    def _unit_part(self) -> FloorPart:
+        """The settings of a head on a unit, which learns only from the input of the linear layer."""
+        linear = self._trainer.lightning_module.get_submodule(self._part.layer)
+        return self._part.model_copy(update={"layers": (), "width": linear.in_features})
 
     def fits_the_data(self, store: Store, unit: UnitId | None = None) -> bool:
         """Return whether a head of another store was built from the same rows as the one that is built here.
@@ -90,7 +98,13 @@ class HeadBuilder:
         return sorted(row for place in places if unit is None or not unit.reached_by(place) for row in places[place])
 
     def _build(
-        self, source: str, what: str, rows: list[int], stage: int, trained: Mapping[int, dict[str, Tensor]]
+        self,
+        source: str,
+        what: str,
+        rows: list[int],
+        part: FloorPart,
+        stage: int,
+        trained: Mapping[int, dict[str, Tensor]],
     ) -> None:
         data, building, store = self._data, self._fit_store.opened.building, self._fit_store.opened.store
         subjects = [data.subjects[row] for row in rows]
@@ -104,11 +118,11 @@ class HeadBuilder:
         if not wanted:
             return
         rank_zero_info(f"S3T: {what} lacks {counted(len(wanted), 'row')} of {counted(len(missing), 'subject')}.")
-        task = FeatureTask(wanted, self._floor, self._part, self._fit_store.start, stage, trained)
+        task = FeatureTask(wanted, self._floor, part, self._fit_store.start, stage, trained)
         with closing(self._progress(what, len(wanted))) as bar, closing(self._read(task)) as parts:
             for kind, found, features in _whole_subjects(parts, wanted, data):
                 owners, as_of = [data.subjects[row] for row in found], self._fit_store.plan.as_of
-                building.add_features(source, self._part, kind, features, owners, [tags[row] for row in found], as_of)
+                building.add_features(source, part, kind, features, owners, [tags[row] for row in found], as_of)
                 bar.update(len(found))
         building.complete_head(source)
 

@@ -217,7 +217,7 @@ class BuildSession:
             self._backend.authenticator.note({"base": digest})
 
     def check_floor(self, part: FloorPart) -> None:
-        """Compare the wanted settings of closed-form heads with those of the store's heads.
+        """Compare the wanted settings of the floor with those of the store's floor.
 
         Args:
             part: The wanted settings.
@@ -232,7 +232,7 @@ class BuildSession:
                 "backups would keep features of rows that a request has removed. Leave `floor` out, or keep the "
                 "ledger in the folder (no `ledger`)."
             )
-        check_part(read_states(self._backend).values(), part, str(self._backend.folder))
+        check_part(read_states(self._backend), part, str(self._backend.folder))
 
     def find_stale_features(self, source: str, subjects: Sequence[str], tags: Sequence[bytes]) -> set[str]:
         """Remove a closed-form head's outdated rows, and return the subjects whose rows have to be added.

@@ -74,19 +74,20 @@ def read_state(store: Backend, source: str = PRETRAINED) -> FloorState | None:
     return read_states(store).get(source)
 
 
-def check_part(states: Iterable[FloorState], part: FloorPart, where: str) -> None:
-    """Compare the wanted settings of closed-form heads with those of existing heads.
+def check_part(states: Mapping[str, FloorState], part: FloorPart, where: str) -> None:
+    """Compare the wanted settings of the floor with those of an existing floor.
 
     Args:
-        states: The records of the heads.
+        states: The records of a store's heads, by source.
         part: The wanted settings.
-        where: The path of their store.
+        where: The path of the store.
 
     Raises:
         StoreMismatchError: Naming every setting that differs.
     """
-    for state in states:
-        check_settings({"floor": state.part.model_dump()}, {"floor": part.model_dump()}, where)
+    if PRETRAINED in states:
+        kept, given = ({"floor": found.model_dump(mode="json")} for found in (states[PRETRAINED].part, part))
+        check_settings(kept, given, where)
 
 
 def load_sums(store: Backend, state: FloorState) -> FeatureSums:

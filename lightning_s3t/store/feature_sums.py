@@ -6,6 +6,8 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -31,9 +33,13 @@ class FeatureRows:
     def __len__(self) -> int:
         return len(self.features)
 
-    def encode(self) -> list[bytes]:
-        """Return the bytes of each row, of one length."""
-        features, targets = self.features.contiguous().numpy(), self.targets.contiguous().numpy()
+    def encode(self, bits: int) -> list[bytes]:
+        """Return the bytes of each row, of one length.
+
+        Args:
+            bits: Number of bits of a feature; they are packed.
+        """
+        features, targets = _pack(self.features.numpy(), bits), self.targets.contiguous().numpy()
         return [target.tobytes() + row.tobytes() for row, target in zip(features, targets, strict=True)]
 
     @classmethod
@@ -49,12 +55,30 @@ class FeatureRows:
             StoreError: A row has another length.
         """
         numbers = 1 if task == "multiclass" else part.outputs
-        size = 4 * numbers + part.width
+        size = 4 * numbers + (part.width * part.bits + 7) // 8
         if any(len(row) != size for row in rows):
             raise StoreError(f"A row of the store's floor does not have {size} bytes: the ledger is damaged.")
-        data = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.int8).reshape(len(rows), size)
-        targets = data[:, : 4 * numbers].contiguous().view(torch.int32)
-        return cls(data[:, 4 * numbers :], targets[:, 0] if task == "multiclass" else targets)
+        data = np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(rows), size)
+        targets = torch.from_numpy(data[:, : 4 * numbers].copy()).view(torch.int32)
+        features = torch.from_numpy(_unpack(data[:, 4 * numbers :], part.bits, part.width))
+        return cls(features, targets[:, 0] if task == "multiclass" else targets)
+
+
+def _pack(features: npt.NDArray[np.int8], bits: int) -> npt.NDArray[np.uint8]:
+    """Return rows of integers of so many bits, in two's complement, packed."""
+    if bits == 8:
+        return features.view(np.uint8)
+    each = np.unpackbits(features.view(np.uint8)[:, :, None], axis=2)[:, :, 8 - bits :]
+    return np.packbits(each.reshape(len(features), -1), axis=1)
+
+
+def _unpack(packed: npt.NDArray[np.uint8], bits: int, width: int) -> npt.NDArray[np.int8]:
+    whole: npt.NDArray[np.uint8] = packed.copy()
+    if bits < 8:
+        each = np.unpackbits(packed, axis=1, count=width * bits).reshape(len(packed), width, bits)
+        high = np.repeat(each[:, :, :1], 8 - bits, axis=2)  # the sign
+        whole = np.packbits(np.concatenate([high, each], axis=2), axis=2)[:, :, 0]
+    return whole.view(np.int8)
 
 
 class FeatureSums:

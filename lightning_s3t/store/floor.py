@@ -24,7 +24,7 @@ from lightning_s3t.store.settings import check_settings
 from lightning_s3t.store.tensors import decode_snapshot, encode_snapshot
 
 NOTE = "floor"
-_CHUNK = 8192  # rows
+_CHUNK = 2048  # rows
 _WHAT = "the floor"
 
 
@@ -200,7 +200,7 @@ def add_rows(
         source,
         (
             (owners[index], tags[index], body, store.authenticator.row_mac(source, owners[index], body))
-            for index, body in zip(kept, chosen.encode(), strict=True)
+            for index, body in zip(kept, chosen.encode(part.bits), strict=True)
         ),
     )
     _keep(store, source, state, sums, None)

@@ -24,11 +24,11 @@ class Floor:
     sums of integers, from which a request subtracts the rows of the subject; so it is bitwise equal to the head of a
     fit without the subject. It answers together with the shards, and alone when deletions have left no
     unit: a shard has one vote for each slice that it serves, the floor twice as many as all complete shards together.
-    It costs one forward pass of the data, row by row, at the first fit, and a byte for each feature of a row.
+    It costs one forward pass of the data, row by row, at the first fit, and 6 bits for each feature of a row.
 
     With `survivors`, each unit that serves gets such a head too, on its own adapted features, from all rows that it was
     not trained on. It answers together with the head that the unit was trained with. It costs a forward pass of the
-    data and a byte for each feature of a row for every shard. A request that reaches the unit also removes the head,
+    data and 6 bits for each feature of a row for every shard. A request that reaches the unit also removes the head,
     and the next fit builds one on the unit that serves then.
 
     With `layers`, the head also learns from the outputs of the network's upper layer groups, each pooled to one vector
@@ -57,7 +57,7 @@ class Floor:
 
     targets: Targets | None = None
     task: Task | None = None
-    bits: int = 8
+    bits: int = 6
     target_step: float = 1e-3
     survivors: bool = False
     layers: int = 0

@@ -88,10 +88,17 @@ def test_sums_are_those_of_the_rows_that_are_left_in_any_order_and_grouping(
     assert_same(sums, scratch)
 
 
+@pytest.mark.parametrize("bits", range(4, 9))
 @pytest.mark.parametrize("task", ["multiclass", "regression"])
-def test_rows_and_sums_are_what_was_kept(task: str) -> None:
-    rows = ROWS if task == "multiclass" else FeatureRows(ROWS.features, torch.randint(-(2**20), 2**20, (40, 3)).int())
-    again = FeatureRows.decode(rows.encode(), PART, task)  # type: ignore[arg-type]
+def test_rows_and_sums_are_what_was_kept(task: str, bits: int) -> None:
+    part = PART.model_copy(update={"bits": bits})
+    features = ROWS.features.clamp(-part.limit, part.limit)
+    features[0], features[1] = part.limit, -part.limit
+    targets = ROWS.targets if task == "multiclass" else torch.randint(-(2**20), 2**20, (40, 3)).int()
+    rows = FeatureRows(features, targets)
+    encoded = rows.encode(bits)
+    assert {len(row) for row in encoded} == {targets[0].numel() * 4 + -(-5 * bits // 8)}
+    again = FeatureRows.decode(encoded, part, task)  # type: ignore[arg-type]
     assert again.features.equal(rows.features)
     assert again.targets.equal(rows.targets)
     sums = FeatureSums(PART, task)  # type: ignore[arg-type]

@@ -123,7 +123,10 @@ class OwnedData(pl.LightningDataModule, ABC):
         return self.test_dataloader()
 
     def _loader(self, rows: OwnedRows, shuffle: bool = False) -> DataLoader[Any]:
-        return DataLoader(rows, self.batch_size, shuffle=shuffle, num_workers=self.workers, collate_fn=self.collate())
+        # batch_size by name: when Lightning makes a loader for predictions again, it gives the size by name too
+        return DataLoader(
+            rows, batch_size=self.batch_size, shuffle=shuffle, num_workers=self.workers, collate_fn=self.collate()
+        )
 
 
 def hold_out(rows: Sequence[Any], count: int, part: Part) -> range:

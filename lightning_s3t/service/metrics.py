@@ -1,7 +1,7 @@
 """Metrics for Prometheus: of the store, and of all processes of the prediction server combined.
 
-Each process of the prediction server counts in its own file (prometheus-client's multiprocess mode), which stays after the
-process has died; the control server adds the files up.
+Each process of the prediction server counts in its own file (prometheus-client's multiprocess mode), which stays after
+the process has died; the control server adds the files up.
 """
 
 from __future__ import annotations

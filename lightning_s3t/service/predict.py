@@ -119,7 +119,7 @@ class Answering:
 
 
 class PredictAPI(litserve.LitAPI):
-    """The API of each worker of the prediction server. It gets the names of module and store: it is made in another process.
+    """The API of each worker of the prediction server: made in another process, from the names of module and store.
 
     Args:
         store: The store's folder.

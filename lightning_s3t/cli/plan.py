@@ -175,7 +175,7 @@ def _group_bytes(
         return None
     if layers < groups:
         raise ConfigurationError(
-            f"There are {layers} layers for {groups} layer groups. Expected at least one layer a group: use fewer "
+            f"There are {layers} layers for {groups} layer groups. Expected at least one layer per group: use fewer "
             "slices, or fewer groups than slices."
         )
     small, larger = divmod(layers, groups)

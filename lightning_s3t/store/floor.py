@@ -297,7 +297,10 @@ def _by_owner(rows: Iterable[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
 
 
 def _load_or_sum(store: Backend, source: str, state: FloorState) -> FeatureSums:
-    """Return the sums; if they are lost, or an older ledger was restored, compute them from the existing rows."""
+    """Return the sums, to be changed; if they are lost, or an older ledger was restored, sum the existing rows."""
+    digest, sums = store.kept_sums.pop(source, (None, None))
+    if sums is not None and digest == state.digest:
+        return sums
     try:
         return load_sums(store, state)
     except DamagedError:
@@ -320,11 +323,14 @@ def _keep(store: Backend, source: str, state: FloorState, sums: FeatureSums, req
     # with the source, so that no two heads ever own one file
     named = {**sums.to_tensors(), "source": torch.frombuffer(bytearray(source.encode()), dtype=torch.uint8)}
     digest, data = encode_snapshot(named)
+    store.unsure.add(store.snapshots.name(digest))
     store.snapshots.put(digest, data)
     if digest != state.digest:
         store.ledger.own(store.snapshots.name(digest))
         _let_go(store, state, request)
     _note(store, {**read_states(store), source: replace(state, digest=digest, rows=sums.rows)})
+    if source == PRETRAINED:  # of heads on survivors there may be many
+        store.kept_sums[source] = (digest, sums)
 
 
 def _let_go(store: Backend, state: FloorState, request: int | None) -> None:

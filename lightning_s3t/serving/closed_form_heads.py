@@ -68,6 +68,7 @@ class ClosedFormHeads(nn.Module):
                 self._heads[shard].wanted = state.digest
         return {shard: head.wanted for shard, head in self._heads.items()}
 
+    @torch.compiler.disable  # no part of a compiled network
     def solve(self, shards: Iterable[int]) -> None:
         """Solve the heads of shards that are about to answer, where their sums have changed.
 
@@ -154,8 +155,8 @@ class RidgeLayer(nn.Linear):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        features = inputs if self._features is None else self._features(inputs).to(inputs.dtype)
-        return answer_linearly(features, self.weight, self.bias)
+        features = inputs if self._features is None else self._features(inputs)
+        return answer_linearly(features, self.weight, self.bias).to(inputs.dtype)
 
 
 @dataclass

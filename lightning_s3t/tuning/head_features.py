@@ -160,6 +160,7 @@ def project(parts: Sequence[Tensor], width: int) -> Tensor:
     return torch.stack([part @ sign for part, sign in zip(found, signs, strict=True)]).sum(0)
 
 
+@torch.compiler.disable
 @functools.lru_cache(maxsize=64)
 def _signs(place: int, features: int, width: int) -> Tensor:
     # from a hash, which no release of torch changes

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.utilities.compile import from_compiled
 from torch import Tensor, nn
 
-from lightning_s3t import EnsembleModule
+from lightning_s3t import EnsembleModule, Floor
 from lightning_s3t.errors import StoreMismatchError
 from lightning_s3t.store import Store
 from tests.people import Classifier, People, assert_bitwise_equal, fit, tensors_of
@@ -158,3 +158,15 @@ def test_a_module_compiled_as_a_whole_serves_the_ensemble_and_not_itself(
     served = EnsembleModule.from_store(tmp_path / "store", make(torch.compile(Classifier(), backend="eager")))
     features = People.make(seed=6).features
     assert torch.equal(served(features), EnsembleModule.from_store(tmp_path / "store", Classifier())(features))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("floor", [Floor(), Floor(layers=2, width=24)])
+def test_a_compiled_network_serves_its_floor(tmp_path: Path, floor: Floor) -> None:
+    store, features = tmp_path / "store", People.make(seed=6).features
+    fit(store, People.make(), epochs=1, floor=floor)
+    with EnsembleModule.from_store(store, in_place(backend="eager")) as compiled:
+        for person in (PERSON, "user-5"):
+            compiled.forget([person])
+            with EnsembleModule.from_store(store, Classifier()) as plain:
+                assert torch.equal(compiled(features), plain(features))

@@ -24,7 +24,7 @@ class SliceUnfreezing(pl.Callback):
     configured afresh for each stage, since parameter groups added to a running optimizer keep the old ones' state.
 
     It is gradual unfreezing within one fit, a stage every `epochs_per_slice` epochs, and leaves the trained modules in
-    place. `S3T` trains the same stages, one a unit.
+    place. `S3T` trains the same stages, one per unit.
 
     Args:
         slices: Number of stages, and of layer groups.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import warnings
 from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -106,6 +107,9 @@ def load_app(
             unnamed = [name for name, given in (("model", model), ("data", data)) if given is None and cli is None]
             configs[0].write_text(stored_config(store, unnamed, trust_config))
         given = [part for config in configs for part in ("--config", str(config))]
+        stack.enter_context(warnings.catch_warnings())
+        # it warns of arguments that are given both here and on the command line, where they are those of s3t
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
         made: LightningCLI = kind(**arguments, run=False, save_config_callback=None, args=given)
     return made
 

@@ -8,7 +8,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lightning_s3t.cli.models import make_model
+from lightning_s3t.cli.models import import_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,7 +72,7 @@ def export(
 
 def _module(store: Path, model: str | None, trust_config: bool) -> nn.Module:
     if model is not None:
-        return make_model(model)
+        return import_model(model)
     from lightning_s3t.cli.audit import load_app
 
     return load_app(store, trust_config=trust_config).model

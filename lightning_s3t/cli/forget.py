@@ -54,8 +54,8 @@ def forget(
         raise ConfigurationError("Expected --due without --at and --allow-unknown: these are for new requests.")
     if cancel and (due or at is not None or allow_unknown or request_id is not None or sign is not None or json):
         raise ConfigurationError("Expected --cancel with the ids of subjects alone.")
-    if request_id is not None and (due or at is not None):
-        raise ConfigurationError("Expected --request-id with a request that is carried out at once.")
+    if request_id is not None and due:
+        raise ConfigurationError("Expected --request-id with the ids of subjects, not with --due.")
     if sign is not None:
         check_private_key(sign)
     if due:
@@ -73,10 +73,10 @@ def forget(
     asked = read_ids() if subjects == ("-",) else list(subjects)
     with Store.open(store) as opened:
         if cancel:
-            print(f"{opened.cancel(asked)} subjects will not be forgotten: their requests are cancelled.")
+            print(f"{counted(opened.cancel(asked), 'subject')} will not be forgotten: what was scheduled is cancelled.")
             return
         if time is not None:
-            count = opened.schedule(asked, time, strict=not allow_unknown)
+            count = opened.schedule(asked, time, strict=not allow_unknown, request_id=request_id)
             print(f"{counted(count, 'subject')} will be forgotten at {time.isoformat()}.")
             return
         answer = opened.forget(asked, strict=not allow_unknown, request_id=request_id)

@@ -22,14 +22,15 @@ def layers(
     """Show the layer groups and the head that S3T finds in a model, and what each stage would train.
 
     Args:
-        model: A timm model's name (vit_base_patch16_224), or the import path of a class or function that returns a
-            module (my_app.models:LitClassifier).
+        model: A timm model's name (vit_base_patch16_224); the name of a transformers model on the hub
+            (distilbert/distilbert-base-uncased), or its folder; or the import path of a class or function that returns
+            a module (my_app.models:LitClassifier).
         slices: Number of slices, and of layer groups.
         layers: Paths of the blocks in forward order, or of the one list that holds them, if they are not found
             automatically.
         head: Paths of the head, if it is not found automatically.
         rank: Rank of the LoRA adapters.
-        whole_layers: Fine-tune whole layers, without adapters.
+        whole_layers: Fine-tune whole layers, without adapters, as S3T(adapter=None) does.
         json: Print a JSON document, with the path of every block.
     """
     from lightning_s3t.tuning import DEFAULT_ADAPTER, describe_layers

@@ -51,7 +51,7 @@ class S3TCLI(LightningCLI):
         if not any(isinstance(callback, BasePredictionWriter) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
             warnings.warn(
                 "The predictions are not written to a file: the config has no BasePredictionWriter among the "
-                "trainer's callbacks. Add one: --trainer.callbacks+=my_app.WritesPredictions.",
+                "trainer's callbacks. Add one: --trainer.callbacks+=my_app.WritePredictions.",
                 stacklevel=2,
             )
 

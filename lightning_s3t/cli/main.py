@@ -157,6 +157,9 @@ def _run(given: list[str]) -> int:
     ):  # help was not requested: a script must fail
         app.help_print(given)
         return EXIT_ERROR
+    if given[0] not in app and (meant := [f"s3t {group} {given[0]}" for group in _GROUPS if given[0] in app[group]]):
+        print(f"s3t: There is no command {given[0]!r}. Did you mean {' or '.join(meant)}?", file=sys.stderr)
+        return EXIT_ERROR
     if "-" in given and "--" not in given:  # standard input, which is an argument and not an option
         given = [*(part for part in given if part != "-"), "--", "-"]
     try:

@@ -88,7 +88,7 @@ def plan(
         years: Number of years to simulate.
         quality: The least quality on 95 of 100 days; the cheapest choice that reaches it is marked.
         sharding: Loss of quality for each doubling of the number of shards, as a share.
-        model: A timm model's name, or an import path (my_app.models:LitClassifier): adds the size of its snapshots.
+        model: A model as `s3t layers` takes it, for example vit_base_patch16_224: adds the size of its snapshots.
         layers: In place of a model: the number of blocks of a transformer, for an estimate of the bytes.
         width: Width of these blocks.
         classes: Number of classes of the model, or of these blocks.
@@ -175,7 +175,7 @@ def _group_bytes(
         return None
     if layers < groups:
         raise ConfigurationError(
-            f"There are {layers} layers for {groups} layer groups. Expected at least one layer a group: use fewer "
+            f"There are {layers} layers for {groups} layer groups. Expected at least one layer per group: use fewer "
             "slices, or fewer groups than slices."
         )
     small, larger = divmod(layers, groups)

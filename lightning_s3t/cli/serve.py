@@ -1,4 +1,4 @@
-"""The command `s3t serve`: a store's two doors."""
+"""The command `s3t serve`: a store's two servers."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from lightning_s3t.cli.imports import check_not_on_path, see_current_folder
 
 
 def serve(store: Path, /, *, config: Path, tokens: Path | None = None) -> None:
-    """Serve a store: a predict door (LitServe), and a control door for requests.
+    """Serve a store: a prediction server (LitServe), and a control server for requests.
 
-    The predict door is at POST /predict. The control door has /forget, /status, /receipts, /verify, /metrics and
+    The prediction server is at POST /predict. The control server has /forget, /status, /receipts, /verify, /metrics and
     /openapi.json, and requires a bearer token. Both have /healthz and /readyz. Ctrl-C ends them.
 
     Args:
         store: The store's folder.
         config: The settings, in YAML: model (my_app:make_model), workers, host, port, control and so on; without a
-            model, only the control door is served.
+            model, only the control server is served.
         tokens: A file with a role and a token in each line: "ask 5f2c..." for clients that may make requests, "look
             9b1e..." for read-only clients. By default they are read from the environment: S3T_ASK_TOKEN and
             S3T_LOOK_TOKEN.

@@ -65,10 +65,7 @@ def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> N
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(
-        title=f"Store {escape(str(store))}",
-        caption=", ".join(f"{mark} {_LABELS.get(state, state)}" for state, mark in _MARKS.items()),
-    )
+    table = Table(title=f"Store {escape(str(store))}")
     table.add_column("shard", justify="right")
     for sequence in found.sequences:
         table.add_column("-".join(map(str, sequence)), justify="center")
@@ -76,6 +73,7 @@ def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> N
         table.add_row(str(shard), *("".join(_MARKS[state] for state in cell) for cell in row))
     console = Console()
     console.print(table)
+    console.print(", ".join(f"{mark} {_LABELS.get(state, state)}" for state, mark in _MARKS.items()))
     console.print(f"Requests carried out: {found.requests}. Shards that serve: {len(found.serving)} of {found.shards}.")
     for number, generation in enumerate(found.generations, start=1):
         console.print(

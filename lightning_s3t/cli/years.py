@@ -152,7 +152,7 @@ def _table(found: Sequence[SteadyState], best: SteadyState | None, quality: floa
 
 
 def _summary(one: SteadyState, best: SteadyState | None, quality: float) -> str:
-    text = f"{one.requests:.0f} requests a year."
+    text = f"{one.requests:.0f} requests per year."
     if best is None:
         return f"{text} None of these serves {quality:.0%} on 95 of 100 days: fit more often, or use more shards."
     return (

@@ -154,7 +154,7 @@ class TrainingData:
             raise DataError(
                 f"{len(empty)} of {slices} slices are empty: {names}. The data has {subjects} subjects, and a hash of "
                 "its id assigns each to a slice. Expected every slice to have rows: use fewer shards or slices (ten "
-                "subjects a slice or more), or another seed."
+                "subjects per slice or more), or another seed."
             )
 
     def rows(self, unit: UnitId, data: DataMode) -> list[int]:

@@ -21,7 +21,7 @@ class UnitSettings:
         slices: Number of slices of a shard.
         seed: The root seed.
         data: "cumulative" or "disjoint".
-        epochs: "full" for the trainer's max_epochs a stage, "sisa" for 2E/(L+1) of them.
+        epochs: "full" for the trainer's max_epochs per stage, "sisa" for 2E/(L+1) of them.
         isolation: How units are isolated: "forkserver", "fork" or "none".
         parallel_units: Number of units that are trained at the same time.
         groups: Number of layer groups; None for as many as slices.

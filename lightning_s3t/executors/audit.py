@@ -122,8 +122,8 @@ class AuditReport:
             else f"without the {counted(self.forgotten, 'forgotten subject')} gives"
         )
         lines = [
-            f"{equal} of {len(self.units)} units are, bit for bit, what training {without} ({self.survivors} units "
-            f"survive in {self.store})."
+            f"{equal} of {counted(len(self.units), 'unit')} {'is' if len(self.units) == 1 else 'are'}, bit for bit, "
+            f"what training {without} ({counted(self.survivors, 'unit')} in {self.store} can serve)."
         ]
         for unit in self.units:
             if unit.outcome == "differs":

@@ -382,7 +382,8 @@ class Fit:
             )
         else:
             rank_zero_info(
-                f"S3T: {len(plan.build)} units of {self._audited.store.path} are trained again for comparison."
+                f"S3T: {counted(len(plan.build), 'unit')} to train again for comparison. Store: "
+                f"{self._audited.store.path}"
             )
         for logger in trainer.loggers:
             logger.log_hyperparams(self._hyperparameters())

@@ -13,29 +13,25 @@ from lightning_s3t.plan import UnitId
 
 
 class UnitProgress:
-    """Shows which shard, sequence and stage of how many is trained, or which several, and how long is left.
+    """Shows which unit of how many is trained, by its name and stage, or which several, and how long is left.
 
     A unit counts for the rows that it trains on, so that the time left is right although later stages take longer.
 
     Args:
         units: The units to train, in order.
         weights: The cost of each (rows).
-        shards: Number of shards in all.
         slices: Number of stages of a sequence.
         enabled: Whether to show anything.
 
     Example:
-        >>> progress = UnitProgress([UnitId(0, (1,))], [10], shards=1, slices=2, enabled=False)
+        >>> progress = UnitProgress([UnitId(0, (1,))], [10], slices=2, enabled=False)
         >>> progress.describe(UnitId(0, (1,)))
-        'unit 1/1 · shard 1/1 · sequence 2 · stage 1/2'
+        'unit 1 of 1: 0/1 · stage 1 of 2'
     """
 
-    def __init__(
-        self, units: Sequence[UnitId], weights: Sequence[int], shards: int, slices: int, enabled: bool
-    ) -> None:
+    def __init__(self, units: Sequence[UnitId], weights: Sequence[int], slices: int, enabled: bool) -> None:
         self._positions = {unit: number for number, unit in enumerate(units, start=1)}
         self._weights = dict(zip(units, weights, strict=True))
-        self._shards = shards
         self._slices = slices
         self._done = 0.0
         self._shares: dict[UnitId, float] = {}
@@ -60,33 +56,25 @@ class UnitProgress:
         return cls(
             [planned.unit for planned in build],
             [planned.rows for planned in build],
-            max([settings.shards, *(planned.unit.shard + 1 for planned in build)]),
             settings.slices,
             enabled=trainer.is_global_zero and trainer.progress_bar_callback is not None,
         )
 
     def describe(self, unit: UnitId) -> str:
-        """Return a unit's coordinates among all units, counted from 1.
+        """Return a unit's place among all units, its name and its stage.
 
         Args:
             unit: The unit.
         """
-        sequence = "-".join(str(slice_ + 1) for slice_ in unit.prefix)
-        parts = (
-            f"unit {self._positions[unit]}/{len(self._positions)}",
-            f"shard {unit.shard + 1}/{self._shards}",
-            f"sequence {sequence}",
-            f"stage {unit.stage}/{self._slices}",
-        )
-        return " · ".join(parts)
+        return f"unit {self._positions[unit]} of {len(self._positions)}: {unit} · stage {unit.stage} of {self._slices}"
 
     def describe_all(self) -> str:
-        """Return the units in training: one unit's coordinates, or the names of several."""
+        """Return the units in training: one with its stage, or the names of several."""
         running = sorted(self._shares, key=self._positions.__getitem__)
         if len(running) == 1:
             return self.describe(running[0])
         done = min((self._positions[unit] for unit in running), default=len(self._positions))
-        return f"unit {done}/{len(self._positions)} · {len(running)} at once: {', '.join(map(str, running))}"
+        return f"unit {done} of {len(self._positions)}, {len(running)} at once: {', '.join(map(str, running))}"
 
     def start(self, unit: UnitId) -> None:
         """Start the next unit, in addition to unfinished ones.

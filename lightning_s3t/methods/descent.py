@@ -112,7 +112,7 @@ def endless(rows: EditRows, size: int) -> Iterator[Any]:
 
     Args:
         rows: The rows.
-        size: Rows a batch; the last of a pass may have fewer.
+        size: Rows per batch; the last of a pass may have fewer.
     """
     while True:
         yield from rows.shuffled(size)

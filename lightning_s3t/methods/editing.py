@@ -49,7 +49,7 @@ class EditRows:
         """Read all rows, in the data set's order.
 
         Args:
-            size: Rows a batch; the last may have fewer.
+            size: Rows per batch; the last may have fewer.
         """
         return self.read(cut(range(self._count), size))
 
@@ -57,7 +57,7 @@ class EditRows:
         """Read all rows, in another order at every call.
 
         Args:
-            size: Rows a batch; the last may have fewer.
+            size: Rows per batch; the last may have fewer.
         """
         return self.read(cut(self.shuffle(), size))
 
@@ -231,7 +231,7 @@ def cut(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
     Args:
         order: Row numbers.
-        size: Rows a batch; the last may have fewer.
+        size: Rows per batch; the last may have fewer.
 
     Example:
         >>> list(cut([3, 1, 2], 2))

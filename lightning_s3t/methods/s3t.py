@@ -25,7 +25,7 @@ class S3TMethod(UnlearningMethod):
         slices: Number of slices of a shard, L.
         budget: Number of sequences, B; or a limit on their cost per shard.
         sequences: The planner, or the sequences themselves.
-        groups: Number of layer groups; None for one a slice. With fewer, consecutive stages continue with the same
+        groups: Number of layer groups; None for one per slice. With fewer, consecutive stages continue with the same
             group, so that a network with few blocks can have more slices.
         stage_data: "cumulative" or "disjoint".
         epoch_rule: "full" or "sisa".

@@ -45,8 +45,8 @@ def cost_of(
     Args:
         sequences: Sequences of the slices, all different.
         data: A stage trains on all slices of its prefix ("cumulative") or on the last one ("disjoint").
-        epochs: "full" for as many epochs a stage as a fine-tune has, "sisa" for 2/(L+1) of them.
-        groups: Number of layer groups, at most L; None for one a slice. Only the compute depends on it: with fewer
+        epochs: "full" for as many epochs per stage as a fine-tune has, "sisa" for 2/(L+1) of them.
+        groups: Number of layer groups, at most L; None for one per slice. Only the compute depends on it: with fewer
             groups than slices a stage may continue with the group of the previous stage, on as many samples.
 
     Raises:
@@ -191,7 +191,7 @@ def compute_per_sample(slices: int, groups: int | None = None) -> NDArray[np.flo
 
     Args:
         slices: Number of slices, L.
-        groups: Number of layer groups; None for one a slice.
+        groups: Number of layer groups; None for one per slice.
 
     Returns:
         Shape (L,).

@@ -81,7 +81,7 @@ def check_prior(prior: Prior | None, slices: int) -> Probabilities:
     """Return the probability of a request for each slice.
 
     Args:
-        prior: One number a slice, or one a shard and slice (`slice_prior` gives these), which are summed over the
+        prior: One number per slice, or one per shard and slice (`slice_prior` gives these), which are summed over the
             shards. None for equal ones.
         slices: Number of slices, L.
 

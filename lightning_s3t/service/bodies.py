@@ -1,4 +1,4 @@
-"""Bodies of the control door's requests and answers."""
+"""Bodies of the control server's requests and answers."""
 
 from __future__ import annotations
 

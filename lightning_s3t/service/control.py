@@ -1,4 +1,4 @@
-"""The control door: an ASGI application for requests to be forgotten, and for operating the store."""
+"""The control server: an ASGI application for requests to be forgotten, and for operating the store."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorBody, "description": what}
     for code, what in {
         400: "The body cannot be read.",
-        401: "There is no token, or not one of this door.",
+        401: "There is no token, or not one of this server.",
         403: "The token may only look.",
         404: "The request does not exist, or the store has never seen one of the subjects.",
         409: "The name was given to another request, or the request cannot be changed any more.",
@@ -71,13 +71,13 @@ def make_control_app(
     settings: ControlSettings | None = None,
     multiprocess: str | None = None,
 ) -> FastAPI:
-    """Create the control door of a store.
+    """Create the control server of a store.
 
     Args:
         store: The store's folder.
         tokens: The tokens of the roles.
         settings: Its limits.
-        multiprocess: The folder with the metrics of the predict door's processes; None without one.
+        multiprocess: The folder with the metrics of the prediction server's processes; None without one.
 
     Raises:
         StoreError: The store is missing or damaged.
@@ -88,7 +88,7 @@ def make_control_app(
     limits = settings if settings is not None else ControlSettings()
     opened = Store.open(store)
     app = FastAPI(
-        title="lightning-s3t: control door",
+        title="lightning-s3t: control server",
         description="Make requests to be forgotten, and operate the store. Calls need a bearer token.",
         version="1",
         lifespan=_lifespan(opened, limits.due_every),
@@ -194,7 +194,7 @@ def _add_looks(app: FastAPI, store: Store, guard: Guard, multiprocess: str | Non
         summary="Metrics for Prometheus",
     )
     def metrics() -> Response:
-        """Return metrics of the store, and of all processes of the predict door, in Prometheus' text format."""
+        """Return metrics of the store, and of all processes of the prediction server, in Prometheus' text format."""
         body, kind = render(store, multiprocess)
         return Response(body, media_type=kind)
 
@@ -239,7 +239,7 @@ async def _carry_out_what_is_due(store: Store, every: float, stopping: asyncio.E
 
 
 _MESSAGES = {
-    "unauthorized": "Expected a token of this door: Authorization: Bearer ...",
+    "unauthorized": "Expected a token of this server: Authorization: Bearer ...",
     "forbidden": "This token may only look.",
     "too_many": "Too many calls. Try again after the number of seconds in Retry-After.",
     "too_large": "The request names too many subjects.",
@@ -253,7 +253,7 @@ _MESSAGES = {
     "other_form": "The store knows this id in another Unicode form: copy it from the training data.",
     "invalid": "One of the ids is invalid. Nothing was changed.",
     "not_approved": "The privacy request is not approved yet: call before or after execution. Nothing was changed.",
-    "no_identity": "The identity has no id of the kind that the door expects (control.fides). Nothing was changed.",
+    "no_identity": "The identity has no id of the kind that the server expects (control.fides). Nothing was changed.",
     "unreachable": "The ledger is unreachable. Try again with the same request_id.",
     "store": (
         "The store could not do it: see the server's log. A retry with the same request_id is not a second request."

@@ -1,4 +1,4 @@
-"""Middleware of the predict door: counts calls, and ends calls that a dead worker left open.
+"""Middleware of the prediction server: counts calls, and ends calls that a dead worker left open.
 
 Import it when PROMETHEUS_MULTIPROC_DIR is set: prometheus-client looks there once.
 """
@@ -13,8 +13,8 @@ from prometheus_client import Counter, Histogram
 from lightning_s3t.core.clock import own_clock
 from lightning_s3t.service.bodies import error_response
 
-ANSWERS = Counter("s3t_answers", "Calls of the predict door, by path and status.", ["path", "status"])
-SECONDS = Histogram("s3t_answer_seconds", "How long calls of the predict door took.", ["path"])
+ANSWERS = Counter("s3t_answers", "Calls of the prediction server, by path and status.", ["path", "status"])
+SECONDS = Histogram("s3t_answer_seconds", "How long calls of the prediction server took.", ["path"])
 RETRY_AFTER = 1  # seconds
 
 

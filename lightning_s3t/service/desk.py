@@ -1,6 +1,6 @@
-"""The desk: a web page of the control door for the person responsible for deletions.
+"""The desk: a web page of the control server for the person responsible for deletions.
 
-The page keeps the token in memory and sends it with each call, as any client of the door does. There is no cookie: no
+The page keeps the token in memory and sends it with each call, as any client of the server does. There is no cookie: no
 other site can act for a user who has the desk open, and there is no session to end. Every call is a POST that returns
 the HTML of the sections that have changed.
 """
@@ -118,12 +118,12 @@ class OpenRequest:
 
 
 def add_desk(app: FastAPI, store: Store, guard: Guard, days: int) -> None:
-    """Add the desk to the control door.
+    """Add the desk to the control server.
 
     Args:
-        app: The control door.
+        app: The control server.
         store: The opened store.
-        guard: The guard of the control door.
+        guard: The guard of the control server.
         days: Number of days within which to answer a request.
     """
     templates = page_templates("lightning_s3t.service")

@@ -44,14 +44,14 @@ class FidesAnswer(BaseModel):
 
 
 def add_fides(app: FastAPI, store: Store, guard: Guard, identity: str, responses: dict[int | str, Any]) -> None:
-    """Add the webhook to the control door.
+    """Add the webhook to the control server.
 
     Args:
-        app: The control door.
+        app: The control server.
         store: The opened store.
-        guard: The guard of the door.
+        guard: The guard of the control server.
         identity: The kind of identity that has a person's id in the training data.
-        responses: The errors of the door, for its OpenAPI document.
+        responses: The errors of the control server, for its OpenAPI document.
     """
 
     @app.post("/fides", dependencies=[guard.allows("ask")], responses=responses, summary="A webhook for Fides")

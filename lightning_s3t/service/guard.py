@@ -1,4 +1,4 @@
-"""The guard of the control door: checks tokens, roles and rates."""
+"""The guard of the control server: checks tokens, roles and rates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from lightning_s3t.service.limits import RateLimit
 from lightning_s3t.service.tokens import Role, Tokens
 
-_SCHEME = HTTPBearer(auto_error=False, description="A token of this door.")
+_SCHEME = HTTPBearer(auto_error=False, description="A token of this server.")
 
 
 class Guard:

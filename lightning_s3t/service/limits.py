@@ -1,4 +1,4 @@
-"""Limits of a door: the size and rate of requests."""
+"""Limits of the control server: the size and rate of requests."""
 
 from __future__ import annotations
 

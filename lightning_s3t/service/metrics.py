@@ -1,7 +1,7 @@
-"""Metrics for Prometheus: of the store, and of all processes of the predict door combined.
+"""Metrics for Prometheus: of the store, and of all processes of the prediction server combined.
 
-Each process of the predict door counts in its own file (prometheus-client's multiprocess mode), which stays after the
-process has died; the control door adds the files up.
+Each process of the prediction server counts in its own file (prometheus-client's multiprocess mode), which stays after
+the process has died; the control server adds the files up.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def render(store: Store, multiprocess: str | None) -> tuple[bytes, str]:
 
     Args:
         store: The opened store.
-        multiprocess: The folder with the counts of the predict door's processes; None without one.
+        multiprocess: The folder with the counts of the prediction server's processes; None without one.
     """
     registry = CollectorRegistry()
     registry.register(StoreCollector(store))  # type: ignore[arg-type]

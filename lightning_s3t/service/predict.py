@@ -1,4 +1,4 @@
-"""The predict door: a replica in each worker of a LitServe server."""
+"""The prediction server: a replica in each worker of a LitServe server."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Answering:
 
 
 class PredictAPI(litserve.LitAPI):
-    """The API of each worker of the predict door. It gets the names of module and store: it is made in another process.
+    """The API of each worker of the prediction server: made in another process, from the names of module and store.
 
     Args:
         store: The store's folder.
@@ -193,7 +193,7 @@ PredictAPI.decode_request.__annotations__.clear()
 
 
 def make_predict_server(store: Path, settings: ServiceSettings) -> litserve.LitServer:
-    """Create the predict door.
+    """Create the prediction server.
 
     Args:
         store: The store's folder.

@@ -1,4 +1,4 @@
-"""Requests at the control door: how the API and the desk ask, cancel and refuse, and the state of a request."""
+"""Requests at the control server: how the API and the desk ask, cancel and refuse, and the state of a request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both doors, each in its own processes, until they are stopped."""
+"""Both servers, each in its own processes, until they are stopped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 
 
 def serve(store: Path, settings: ServiceSettings, tokens: Path | None) -> None:
-    """Serve both doors, or only the control door if the settings do not name a model; return when stopped.
+    """Run both servers, or only the control server if the settings do not name a model; return when stopped.
 
     Args:
         store: The store's folder.
@@ -94,7 +94,7 @@ def serve(store: Path, settings: ServiceSettings, tokens: Path | None) -> None:
 
 
 def run_control(store: Path, settings: ServiceSettings, tokens: Path | None) -> None:
-    """Serve the control door.
+    """Serve the control server.
 
     Args:
         store: The store's folder.
@@ -114,7 +114,7 @@ def run_control(store: Path, settings: ServiceSettings, tokens: Path | None) -> 
 
 
 class ControlProcess:
-    """The control door in a separate process, which is restarted if it dies.
+    """The control server in a separate process, which is restarted if it dies.
 
     Args:
         store: The store's folder.

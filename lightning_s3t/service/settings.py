@@ -31,7 +31,7 @@ class FidesSettings(_Section):
 
 
 class ControlSettings(_Section):
-    """The control door.
+    """The control server.
 
     Attributes:
         host: The address that it listens on.
@@ -59,7 +59,7 @@ class ServiceSettings(_Section):
 
     Attributes:
         model: The import path of a class or function that returns the module, with its pretrained weights:
-            my_app:make_model. None for only the control door.
+            my_app:make_model. None for only the control server.
         decode: The import path of a function from the JSON of one request to the network's input for one row, without
             a batch dimension; None for `torch.as_tensor(body["inputs"])`.
         encode: The import path of a function from the module's output for one row to JSON; None for lists of numbers.
@@ -68,7 +68,7 @@ class ServiceSettings(_Section):
         preload: Keep all units that may become survivors in memory.
         max_staleness: For how many seconds after a look at the ledger a worker may answer.
         renew_every: Seconds after which to load units that a fit has added.
-        host: The address that the predict door listens on: 127.0.0.1, 0.0.0.0 or ::.
+        host: The address that the prediction server listens on: 127.0.0.1, 0.0.0.0 or ::.
         port: Its port.
         workers: Number of worker processes on each device.
         accelerator: Their accelerator.
@@ -76,7 +76,7 @@ class ServiceSettings(_Section):
         batch_timeout: For how many seconds a batch waits to be full.
         timeout: Seconds after which a request times out.
         max_bytes: The size of a request's body, at most.
-        control: The control door.
+        control: The control server.
 
     Example:
         >>> ServiceSettings(model="my_app:make_model").control.port

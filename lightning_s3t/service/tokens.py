@@ -1,4 +1,4 @@
-"""Tokens: who may make requests at the control door, and who may only look."""
+"""Tokens: who may make requests at the control server, and who may only look."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHORTEST = 16
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of a control door, as digests.
+    """The tokens of a control server, as digests.
 
     Attributes:
         roles: The role of each token, by its SHA-256.

@@ -69,13 +69,14 @@ class CheckedGeneration:
             kwargs: Likewise.
         """
         arguments = self._by_name(args, kwargs)
-        if hasattr(self._network.generation_config, "disable_compile"):
-            arguments.setdefault("disable_compile", True)  # an ensemble's forward swaps modules, and cannot be compiled
+        if "disable_compile" not in arguments and hasattr(self._network.generation_config, "disable_compile"):
+            # an ensemble's forward swaps modules, and cannot be compiled
+            arguments = _settings_in(arguments, disable_compile=True)
         token = self._running.set(True)
         try:
             if arguments.get("use_cache") is not False and not self._can_use_caches(shards, arguments):
                 arguments = {name: value for name, value in arguments.items() if not is_cache(value)}
-                arguments["use_cache"] = False
+                arguments = _settings_in(arguments, use_cache=False)
             return self._own(**arguments)
         finally:
             self._running.reset(token)
@@ -170,12 +171,24 @@ class CheckedGeneration:
             if hasattr(config, name):
                 setattr(config, name, None)
         processors = [*copy.deepcopy(list(given.get("logits_processor") or [])), choices]
-        given |= {"generation_config": config, "logits_processor": processors, "use_cache": use_cache}
-        given |= {"max_new_tokens": tokens, "min_new_tokens": tokens}
-        given |= {"return_dict_in_generate": True, "output_logits": True}
+        settings = {name: given.pop(name) for name in list(given) if name in vars(config)}
+        settings |= {"use_cache": use_cache, "max_new_tokens": tokens, "min_new_tokens": tokens}
+        settings |= {"return_dict_in_generate": True, "output_logits": True}
+        given = _settings_in({**given, "generation_config": config, "logits_processor": processors}, **settings)
         devices = {p.device for p in self._network.parameters() if p.is_cuda}
         with torch.random.fork_rng(devices):
             return list(self._own(**given).logits)
+
+
+def _settings_in(arguments: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
+    """Return arguments with further settings: in their config if they have one, as transformers asks."""
+    config = arguments.get("generation_config")
+    if config is None:
+        return {**arguments, **settings}
+    config = copy.deepcopy(config)
+    for name, value in settings.items():
+        setattr(config, name, value)
+    return {**arguments, "generation_config": config}
 
 
 class _SameChoices:

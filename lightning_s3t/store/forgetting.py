@@ -713,7 +713,8 @@ def list_shown(subjects: list[str]) -> str:
 def _unknown_message(unknown: list[str], store: str) -> str:
     return (
         f"The store {store} has never seen {list_shown(unknown)}. Expected ids of its training data. Nothing was "
-        "changed. Check the spelling, or pass strict=False: unknown subjects are then kept out of every later fit."
+        "changed. Check the spelling, or pass strict=False (--allow-unknown on the command line): unknown subjects are "
+        "then kept out of every later fit."
     )
 
 

@@ -129,6 +129,9 @@ class Store:
         ledger.clear_traces(patience=0.1)  # a crash may have come between an erasure and this
         write_journal(ledger, path)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
+
     @classmethod
     def create(
         cls,

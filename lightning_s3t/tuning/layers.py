@@ -166,9 +166,9 @@ def _cut(blocks: Sequence[tuple[str, ...]], slices: int, grouped: bool) -> list[
     if len(blocks) < slices:
         names = ", ".join(block[0] for block in blocks)
         raise LayersError(
-            f"The network has {len(blocks)} blocks ({names}) for {slices} slices. Expected at least one block a slice: "
-            f"use slices={len(blocks)} or fewer; or groups={len(blocks)}, so that slices share groups; or name finer "
-            f"layers. {HOW_TO_NAME}"
+            f"The network has {len(blocks)} blocks ({names}) for {slices} slices. Expected at least one block per "
+            f"slice: use slices={len(blocks)} or fewer; or groups={len(blocks)}, so that slices share groups; or name "
+            f"finer layers. {HOW_TO_NAME}"
         )
     if grouped:
         return [[block] for block in reversed(blocks)]
@@ -183,7 +183,7 @@ def _cut(blocks: Sequence[tuple[str, ...]], slices: int, grouped: bool) -> list[
 
 def _check_blocks(root: nn.Module, blocks: Sequence[tuple[str, ...]]) -> None:
     if not blocks:
-        raise LayersError(f"No blocks are left beside the head. Expected at least one a slice. {HOW_TO_NAME}")
+        raise LayersError(f"No blocks are left beside the head. Expected at least one per slice. {HOW_TO_NAME}")
     paths = [path for block in blocks for path in block]
     for path in paths:
         for other in paths:

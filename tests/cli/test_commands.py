@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import transformers
 
 from lightning_s3t.cli import main
 from lightning_s3t.cli.audit import audit
@@ -147,6 +148,7 @@ def test_layers_of_a_module_of_ones_own(capsys: Output, monkeypatch: pytest.Monk
     ("model", "message"),
     [
         ("vit_of_nobody", "timm has no model 'vit_of_nobody'"),
+        ("owner/model-of-nobody", "The model 'owner/model-of-nobody' was not found on this machine or on the hub"),
         ("tests.people:Nobody", "tests.people:Nobody cannot be imported"),
         ("tests.people:Block", "No list of layers was found in Block"),
     ],
@@ -154,6 +156,20 @@ def test_layers_of_a_module_of_ones_own(capsys: Output, monkeypatch: pytest.Monk
 def test_layers_of_something_else(model: str, message: str, capsys: Output) -> None:
     assert main(["layers", model, "2"]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("architecture", "head"), [("GPT2Model", "score"), ("GPT2LMHeadModel", "lm_head")], ids=["classifier", "writer"]
+)
+def test_layers_of_a_transformers_model_in_a_folder(
+    tmp_path: Path, capsys: Output, architecture: str, head: str
+) -> None:
+    sizes = {"n_embd": 8, "n_layer": 2, "n_head": 1, "vocab_size": 16, "architectures": [architecture]}
+    transformers.GPT2Config(**sizes).save_pretrained(tmp_path / "gpt")
+    assert main(["layers", str(tmp_path / "gpt"), "2", "--json"]) == 0
+    first, *groups, _ = json.loads(capsys.readouterr().out)["rows"]
+    assert first["modules"] == [head]
+    assert [group["modules"] for group in groups] == [["transformer.h.1"], ["transformer.h.0"]]
 
 
 def test_a_folder_that_is_no_store_is_an_error_without_a_traceback(tmp_path: Path, capsys: Output) -> None:
@@ -196,6 +212,8 @@ def test_help_groups_the_commands(capsys: Output) -> None:
         (["store"], "Usage: s3t store"),
         (["unlearn"], 'Unknown command "unlearn"'),
         (["store", "verfy", "runs/s3t"], 'Did you mean "verify"'),
+        (["status", "runs/s3t"], "Did you mean s3t store status?"),
+        (["verify"], "Did you mean s3t evidence verify or s3t receipt verify or s3t store verify?"),
         (["forget"], "s3t forget --help"),
         (["forget", "runs/s3t"], "Expected either the ids of subjects or --due"),
         (["forget", "runs/s3t", "user-3", "--due"], "Expected either the ids of subjects or --due"),

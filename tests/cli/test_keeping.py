@@ -65,10 +65,20 @@ def test_a_request_for_later_is_listed_and_carried_out_when_it_is_due(store: Pat
         assert opened.forgotten([ANN, BOB]) == {BOB}
 
 
+def test_a_request_for_later_has_a_name_and_a_retry_schedules_it_once(store: Path, capsys: Output) -> None:
+    command = ["forget", str(store), ANN, "--at", "2999-01-31T12:00Z", "--request-id", "ticket-7"]
+    assert main(command) == main(command) == 0
+    with Store.open(store) as opened:
+        assert opened.pending() == [("2999-01-31T12:00:00.000+00:00", 1)]
+        assert [request.request_id for request in opened.scheduled_requests()] == ["ticket-7"]
+    assert main(["forget", str(store), BOB, *command[3:]]) == 2
+    assert "ticket-7" in capsys.readouterr().err
+
+
 def test_a_request_for_later_is_cancelled(store: Path, capsys: Output) -> None:
     main(["forget", str(store), ANN, BOB, "--at", "2999-01-31T12:00Z"])
     assert main(["forget", str(store), ANN, "--cancel"]) == 0
-    assert "1 subjects will not be forgotten" in capsys.readouterr().out
+    assert "1 subject will not be forgotten" in capsys.readouterr().out
     main(["store", "pending", str(store)])
     assert "  1 subject" in capsys.readouterr().out
     assert main(["forget", str(store), ANN, "--cancel"]) == 2

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lightning_s3t.cli import main
+from lightning_s3t.cli.audit import load_app
 from lightning_s3t.store import Store
 from lightning_s3t.store.trusted_configs import is_trusted, trust
 from tests.store.people_store import make, session
@@ -28,6 +29,12 @@ trainer:
     init_args: {setup: payload.run}
 model: {class_path: lightning.pytorch.demos.boring_classes.BoringModel}
 data: {class_path: lightning.pytorch.demos.boring_classes.BoringDataModule}
+"""
+PLAIN = """
+trainer: {logger: false, accelerator: cpu}
+model: {class_path: lightning.pytorch.demos.boring_classes.BoringModel}
+data: {class_path: lightning.pytorch.demos.boring_classes.BoringDataModule}
+s3t: {shards: 1, slices: 2, budget: 1, subjects: index}
 """
 # the class is imported, and its arguments are then found to be wrong
 NAMES_A_CLASS = "model: {class_path: payload.Model, init_args: {none: of_that_name}}\n"
@@ -166,6 +173,15 @@ def test_who_says_so_runs_it_and_is_not_asked_again(
         mark.unlink()
         sys.modules.pop("payload")
     capsys.readouterr()
+
+
+def test_lightning_does_not_warn_of_the_arguments_of_s3t(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    store = gift(tmp_path / "gift", {"config": PLAIN})
+    monkeypatch.setattr(sys, "argv", ["s3t", "store", "audit", str(store)])
+    assert type(load_app(store, trust_config=True).model).__name__ == "BoringModel"
+    assert not [warning for warning in recwarn if "LightningCLI's args" in str(warning.message)]
 
 
 @pytest.mark.parametrize(("answer", "runs"), [("y\n", True), ("yes\n", True), ("n\n", False), ("\n", False)])

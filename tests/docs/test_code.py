@@ -83,7 +83,7 @@ def test_the_readmes_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     exec(compile(code, "README.md", "exec"), names)
     assert isinstance(names["served"], L.LightningModule)
     assert isinstance(names["served"], nn.Module)
-    assert names["receipt"].guarantee == "exact"
+    assert names["record"].guarantee == "exact"
 
 
 @pytest.mark.nightly

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import shutil
 import warnings
 from pathlib import Path
@@ -70,6 +71,21 @@ def test_caches_that_are_wrong_are_not_used_and_a_warning_says_so(
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # it is said once
         assert torch.equal(generate(served, **arguments), expected)
+
+
+@pytest.mark.parametrize("config", [False, True], ids=["arguments", "config"])
+def test_settings_are_not_given_beside_a_generation_config(
+    served: EnsembleModule, monkeypatch: pytest.MonkeyPatch, config: bool
+) -> None:
+    """transformers warns of both, and will refuse them."""
+    settings = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    arguments = {"generation_config": transformers.GenerationConfig(**settings)} if config else settings
+    expected = served.generate(PROMPT, **arguments)
+    messages: list[str] = []
+    monkeypatch.setattr(logging.Logger, "warning_once", lambda _, text, *__: messages.append(text))
+    again = EnsembleModule.from_store(served.store.path, LanguageModel("llama"))
+    assert torch.equal(again.generate(PROMPT, **arguments), expected)
+    assert not [text for text in messages if "generation_config" in text]
 
 
 def test_caches_that_are_right_are_used(served: EnsembleModule) -> None:

@@ -138,7 +138,7 @@ class Server:
                 time.sleep(0.1)
 
     def worker(self) -> int:
-        """A process that answers: of those that were spawned, the last; the control door is the first."""
+        """A process that answers: of those that were spawned, the last; the control server is the first."""
         found = []
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""A store with people in it, and the control door before it."""
+"""A store with people in it, and the control server before it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def path(filled: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def door(path: Path) -> Iterator[TestClient]:
-    """The control door, with a client that may ask."""
+    """The control server, with a client that may ask."""
     settings = ControlSettings(requests_per_minute=100_000, due_every=0.05)
     with TestClient(make_control_app(path, TOKENS, settings), headers=as_role(ASK)) as client:
         yield client

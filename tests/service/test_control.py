@@ -1,4 +1,4 @@
-"""The control door: requests by HTTP, who may make them, and what it says."""
+"""The control server: requests by HTTP, who may make them, and what it says."""
 
 from __future__ import annotations
 

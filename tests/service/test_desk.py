@@ -268,7 +268,7 @@ def test_whatever_comes_gets_an_answer_that_is_no_fault_of_ours(
 
 @pytest.fixture
 def address(path: Path) -> Iterator[str]:
-    """The control door as a browser reaches it."""
+    """The control server as a browser reaches it."""
     with Store.open(path) as store, store.building() as building:
         building.note_options({"sequences": [[0, 1, 2], [1, 2, 0]]})
     app = make_control_app(path, TOKENS, ControlSettings(requests_per_minute=100_000))

@@ -50,7 +50,7 @@ def steady_states(
         worth: As in `steady_state`.
         sharding: As in `steady_state`.
         data: As in `steady_state`.
-        groups: Most layer groups that the network has; with fewer slices, each has its own. None for one a slice.
+        groups: Most layer groups that the network has; with fewer slices, each has its own. None for one per slice.
         trials: As in `steady_state`.
         seed: As in `steady_state`.
 

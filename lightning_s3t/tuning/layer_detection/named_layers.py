@@ -40,7 +40,7 @@ def parse_layers(
         check_paths(root, [layers])
         return _read_list(root, layers, heads)
     if not layers:
-        raise LayersError(f"`layers` names 0 blocks. Expected at least one a slice. {HOW_TO_NAME}")
+        raise LayersError(f"`layers` names 0 blocks. Expected at least one per slice. {HOW_TO_NAME}")
     names = [entry for entry in layers if isinstance(entry, str)]
     if len(names) == len(layers):
         check_paths(root, names)
@@ -52,7 +52,7 @@ def parse_layers(
         raise LayersError(f"`layers` mixes paths ({names[0]!r}) and lists of paths. Expected only one of both.")
     groups = [tuple(group) for group in layers]
     if len(groups) != slices:
-        raise LayersError(f"`layers` names {len(groups)} groups for {slices} slices. Expected one a slice.")
+        raise LayersError(f"`layers` names {len(groups)} groups for {slices} slices. Expected one per slice.")
     for number, group in enumerate(groups):
         check_paths(root, group)
         if not any(has_parameters(root.get_submodule(name)) for name in group):

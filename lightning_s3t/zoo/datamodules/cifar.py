@@ -31,7 +31,7 @@ class CIFARData(OwnedData):
         augment: Whether training crops and flips at random.
         mean: The mean to subtract from each channel, for values from 0 to 1.
         std: The standard deviation to divide each channel by.
-        batch_size: Rows a batch.
+        batch_size: Rows per batch.
         workers: Processes that read rows.
 
     Raises:

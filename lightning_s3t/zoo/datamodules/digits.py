@@ -17,7 +17,7 @@ class DigitsData(OwnedData):
     Args:
         people: Number of people who own the rows; each row goes to one of them at random.
         seed: For the split, and for who owns what.
-        batch_size: Rows a batch.
+        batch_size: Rows per batch.
         workers: Processes that read rows.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Images in folders, one a class; also as Tiny ImageNet has them."""
+"""Images in folders, one per class; also as Tiny ImageNet has them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ImageFolderData(OwnedData):
         augment: Whether training crops and flips at random.
         mean: The mean to subtract from each channel, for values from 0 to 1.
         std: The standard deviation to divide each channel by.
-        batch_size: Rows a batch.
+        batch_size: Rows per batch.
         workers: Processes that read rows.
 
     Raises:

@@ -38,7 +38,7 @@ class InstructionData(OwnedData):
         subject: The field of who owns the record; None if each record is its own owner, by its number.
         max_length: The most tokens of a record. If a row is longer, the beginning of the prompt is cut off, but at most
             half of it, and then the end of the output.
-        batch_size: Rows a batch.
+        batch_size: Rows per batch.
         workers: Processes that read rows.
 
     Raises:

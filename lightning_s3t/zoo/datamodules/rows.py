@@ -40,7 +40,7 @@ class OwnedRows(Dataset[Any]):
         self.owners = list(owners) if owners is not None else [str(row) for row in range(len(rows))]
         self.read = read
         if len(self.owners) != len(rows):
-            raise DataError(f"Got {len(self.owners)} owners for {len(rows)} rows. Expected one owner a row.")
+            raise DataError(f"Got {len(self.owners)} owners for {len(rows)} rows. Expected one owner per row.")
         if "" in self.owners:
             raise DataError(
                 f"Row {self.owners.index('')} has no owner. Expected an id in every row: all rows without one would "
@@ -58,7 +58,7 @@ class OwnedData(pl.LightningDataModule, ABC):
     """A data module whose parts are loaded once, always in the same order.
 
     Args:
-        batch_size: Rows a batch.
+        batch_size: Rows per batch.
         workers: Processes that read rows; 0 to read them in the process that trains.
 
     Raises:
@@ -123,7 +123,10 @@ class OwnedData(pl.LightningDataModule, ABC):
         return self.test_dataloader()
 
     def _loader(self, rows: OwnedRows, shuffle: bool = False) -> DataLoader[Any]:
-        return DataLoader(rows, self.batch_size, shuffle=shuffle, num_workers=self.workers, collate_fn=self.collate())
+        # batch_size by name: when Lightning makes a loader for predictions again, it gives the size by name too
+        return DataLoader(
+            rows, batch_size=self.batch_size, shuffle=shuffle, num_workers=self.workers, collate_fn=self.collate()
+        )
 
 
 def hold_out(rows: Sequence[Any], count: int, part: Part) -> range:

@@ -32,7 +32,7 @@ class TextData(OwnedData):
         regression: Whether labels are numbers to predict.
         subject: The column of who owns the row; None if each row is its own owner, by its number.
         max_length: The largest number of tokens of a row; the rest is cut off.
-        batch_size: Rows a batch.
+        batch_size: Rows per batch.
         workers: Processes that read rows.
 
     Raises:

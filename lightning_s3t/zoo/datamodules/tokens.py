@@ -52,7 +52,7 @@ def padding_of(tokenizer: Any) -> int:
 class PadRows:
     """Makes a batch of rows of tokens: fills them up on the right to the longest.
 
-    Labels that are a number a row are stacked; labels of tokens are filled up with -100.
+    Labels that are a number per row are stacked; labels of tokens are filled up with -100.
 
     Args:
         padding: The token to fill up with.

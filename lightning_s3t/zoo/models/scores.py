@@ -62,7 +62,7 @@ def _make(name: str, num_classes: int) -> Metric:
     if (name in REGRESSION) != (num_classes == 1):
         raise ConfigurationError(
             f"The metric {name!r} does not fit num_classes={num_classes}. Expected pearson or spearman for one "
-            "number a row (num_classes=1), and accuracy, f1 or matthews for two classes or more."
+            "number per row (num_classes=1), and accuracy, f1 or matthews for two classes or more."
         )
     if name == "pearson":
         return PearsonCorrCoef()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -47,6 +48,20 @@ def test_the_digits_are_the_same_at_every_load_and_no_row_is_in_two_parts() -> N
 
 def test_the_digits_belong_to_as_many_people_as_are_asked_for() -> None:
     assert set(DigitsData(people=5).load("train").owners) == {f"person-{number}" for number in range(5)}
+
+
+class Means(pl.LightningModule):
+    """Answers with each image's mean."""
+
+    def predict_step(self, batch: list[torch.Tensor]) -> torch.Tensor:
+        return batch[0].mean((1, 2, 3))
+
+
+def test_a_trainer_predicts_the_test_rows_in_their_order() -> None:
+    data = DigitsData(batch_size=150)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    found = torch.cat(trainer.predict(Means(), datamodule=data))
+    assert torch.equal(found, torch.stack([image.mean() for image, _ in data.load("test").rows]))
 
 
 def test_training_is_shuffled_and_evaluation_is_not() -> None:

@@ -40,8 +40,8 @@ class Receipt:
         left_files: Number of files that were left alone because they may not be the store's any more: a file was
             changed, or belongs to the store that this one is a copy of. `s3t store verify` names them.
         method: The unlearning method.
-        guarantee: The guarantee of every remaining unit: "exact" is bitwise equal to a training without the subjects;
-            for "empirical" nothing is proven, and only measurements can tell.
+        guarantee: The guarantee of everything that still serves, units and closed-form head: "exact" is bitwise equal
+            to a training without the subjects; for "empirical" nothing is proven, and only measurements can tell.
         isolation: How units were isolated from each other during training; the guarantee depends on it. "forkserver"
             and "fork" use a process for each unit; with "none" they shared one, and state that is not compared between
             units (globals, class attributes) is not covered.
@@ -85,7 +85,7 @@ class Receipt:
     returned_units: Annotated[_Count, Field(description="How many units that had been set aside serve again.")]
     subtracted_rows: Annotated[
         _Count,
-        Field(description="How many rows were subtracted from the sums of the floor, a closed-form head."),
+        Field(description="How many rows were subtracted from the sums of a closed-form head on the pretrained network."),
     ]
     erased_files: Annotated[_Count, Field(description="How many files were removed.")]
     erased_bytes: Annotated[_Count, Field(description="Their size.")]
@@ -103,8 +103,9 @@ class Receipt:
     guarantee: Annotated[
         Guarantee,
         Field(
-            description="What is promised of every remaining unit. exact: bitwise what a training without the "
-            "subjects gives. empirical: nothing is proven; only measurements can tell."
+            description="What is promised of everything that still serves: units, and the closed-form head. exact: "
+            "bitwise what a training without the subjects gives. empirical: nothing is proven; only measurements can "
+            "tell."
         ),
     ]
     isolation: Annotated[
@@ -171,7 +172,7 @@ class RequestRecord(Receipt):
         revoked: The units that may never serve again; a unit that had been set aside may have the same name as one that
             was trained since, so a name may appear twice.
         serving: For each shard that the request reached, the unit that served after it was carried out; None if none
-            was left. Shards that it did not reach are not included.
+            was left. Shards that it did not reach are not included; empty for a method without units.
         exports: The exported copies that it reached: their files are erased. A holder of another copy can recognise it
             by the name, which is in the file and in the JSON file next to it, and has to erase it.
         set_aside: The units that are kept but no longer serve.

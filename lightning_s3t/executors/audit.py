@@ -70,7 +70,7 @@ class HeadAudit:
     @property
     def name(self) -> str:
         """The head, in words."""
-        return "the floor" if self.source == PRETRAINED else f"the head on unit {self.source}"
+        return "the closed-form head" if self.source == PRETRAINED else f"the head on unit {self.source}"
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,14 @@ class AuditReport:
             if self.rows_of_forgotten
             else f"without the {counted(self.forgotten, 'forgotten subject')} gives"
         )
-        lines = [
-            f"{equal} of {len(self.units)} units are, bit for bit, what training {without} ({self.survivors} units "
-            f"survive in {self.store})."
-        ]
+        lines = (
+            [
+                f"{equal} of {len(self.units)} units are, bit for bit, what training {without} ({self.survivors} units "
+                f"survive in {self.store})."
+            ]
+            if self.units or not self.heads
+            else [f"No unit serves in {self.store}."]
+        )
         for unit in self.units:
             if unit.outcome == "differs":
                 lines.append(f"Unit {unit.unit} differs, by up to {unit.difference:.3g} in {unit.tensor}.")
@@ -172,7 +176,8 @@ class AuditTarget:
             )
         self._alive = store.alive()
         self._heads = {source: state for source, state in store.heads().items() if state.complete}
-        floor_alone = not self._alive and PRETRAINED in self._heads and chosen == "all"
+        has_units = store.manifest.method.response != "subtract"
+        floor_alone = not self._alive and PRETRAINED in self._heads and (chosen == "all" or not has_units)
         self.chosen = () if floor_alone else _choose(tuple(self._alive), chosen, seed)
         self.units = tuple(dict.fromkeys(ancestor for unit in self.chosen for ancestor in unit.lineage))
         self._report: AuditReport | None = None
@@ -236,8 +241,8 @@ class AuditTarget:
             return
         if heads is None:
             note = (
-                "Not examined: the floor and the closed-form heads on units. The store has them, and the callback was "
-                "given no `floor`. Audit with the same arguments as the fit."
+                "Not examined: the store's closed-form heads, because the callback was given no `floor`. Audit with "
+                "the same arguments as the fit."
             )
             self._report = replace(report, notes=(*report.notes, note))
             return

@@ -52,7 +52,7 @@ class HeadBuilder:
 
     def build_floor(self) -> None:
         """Add missing rows to the floor, and remove rows that are no longer in the data."""
-        self._build(PRETRAINED, "the floor", self._rows(), 0, {})
+        self._build(PRETRAINED, "the closed-form head", self._rows(), 0, {})
 
     def build_on(self, serving: Iterable[UnitId], groups: int) -> None:
         """Add missing rows to the heads on survivors: each learns from the rows that its unit was not trained on.

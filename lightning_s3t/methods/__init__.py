@@ -3,6 +3,7 @@
 from lightning_s3t.methods.adaptive_ssd import ASSD, LFSSD
 from lightning_s3t.methods.amnesiac import Amnesiac
 from lightning_s3t.methods.bad_teacher import BadTeacher
+from lightning_s3t.methods.closed_form import ClosedForm
 from lightning_s3t.methods.descent import DescentMethod
 from lightning_s3t.methods.editing import Answer, EditingMethod, EditRows, EditSession, TrainingRecorder
 from lightning_s3t.methods.fine_tune import FineTune
@@ -30,6 +31,7 @@ __all__ = [
     "Amnesiac",
     "Answer",
     "BadTeacher",
+    "ClosedForm",
     "DescentMethod",
     "EditRows",
     "EditSession",

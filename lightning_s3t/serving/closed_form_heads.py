@@ -49,7 +49,7 @@ class ClosedFormHeads(nn.Module):
         """Load the store's current heads. Heads on units that no longer serve are overwritten in memory.
 
         Args:
-            heads: The heads, by the source of their features. Those that lack rows do not answer.
+            heads: The heads, by the source of their features. Those that lack rows, or have none, do not answer.
 
         Returns:
             The digest of the sums that the head of each shard is solved from; that of the floor too.
@@ -57,7 +57,7 @@ class ClosedFormHeads(nn.Module):
         shards = self._shards[0]
         sources = {shard: str(unit) for shard, unit in shards.survivors.items()} | {FLOOR: PRETRAINED}
         found = {shard: heads[source] for shard, source in sources.items() if source in heads}
-        found = {shard: state for shard, state in found.items() if state.complete}
+        found = {shard: state for shard, state in found.items() if state.serves}
         for shard in [shard for shard in self._heads if shard not in found or not self._is_in_place(shard, sources)]:
             self._drop(shard)
         with torch.inference_mode(False), torch.no_grad():  # to be changed later on, outside of it

@@ -228,9 +228,9 @@ class BuildSession:
         """
         if not self._ledger.keeps_features:
             raise ConfigurationError(
-                f"The store {self._backend.folder} cannot have a floor: its ledger is in a database, whose log and "
-                "backups would keep features of rows that a request has removed. Leave `floor` out, or keep the "
-                "ledger in the folder (no `ledger`)."
+                f"The store {self._backend.folder} cannot have a closed-form head: its ledger is in a database, whose "
+                "log and backups would keep features of rows that a request has removed. Keep the ledger in the "
+                "folder (no `ledger`); otherwise leave `floor` out, or choose another method than 'closed_form'."
             )
         for state in read_states(self._backend).values():
             kept, given = ({"floor": found.model_dump()} for found in (state.part, part))

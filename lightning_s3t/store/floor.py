@@ -24,7 +24,7 @@ from lightning_s3t.store.tensors import decode_snapshot, encode_snapshot
 
 NOTE = "floor"
 _CHUNK = 8192  # rows
-_WHAT = "the floor"
+_WHAT = "the closed-form head"
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class FloorState:
     rows: int = 0
     complete: bool = False
 
+    @property
+    def serves(self) -> bool:
+        """Whether the head may answer: it lacks no rows of the data, and requests have left some."""
+        return self.complete and self.rows > 0
+
 
 def read_states(store: Backend) -> dict[str, FloorState]:
     """Return the ledger's records of the floor and of the heads on survivors, by the source of their features.
@@ -55,7 +60,7 @@ def read_states(store: Backend) -> dict[str, FloorState]:
     kept = store.ledger.notes(NOTE).get(NOTE)
     if kept is None:
         return {}
-    with ledger_errors("The record of the floor"):
+    with ledger_errors("The record of the closed-form heads"):
         found: dict[str, Any] = json.loads(kept)
         return {
             source: FloorState(**{**state, "part": FloorPart.model_validate(state["part"])})
@@ -168,7 +173,7 @@ def add_rows(
     state = read_state(store, source) or FloorState(part, task)
     if state.task != task:
         raise StoreError(
-            f"The floor of the store {store.folder} was made with targets of a {state.task} task, but now they are "
+            f"The closed-form head of the store {store.folder} was made with targets of a {state.task} task, but now they are "
             f"those of a {task} task. Expected the same data: use the targets as before, or train into a new store."
         )
     people = set(owners)
@@ -240,7 +245,7 @@ def problems(store: Backend) -> Iterator[str]:
         store: The store's backend.
     """
     for source in read_states(store):
-        what = "the floor" if source == PRETRAINED else f"the head on unit {source}"
+        what = "the closed-form head" if source == PRETRAINED else f"the head on unit {source}"
         try:
             with store.ledger.at_one_time():
                 state = read_state(store, source)
@@ -291,7 +296,7 @@ def _decode(store: Backend, state: FloorState, source: str, found: Sequence[tupl
     for owner, body, mac in found:
         if not hmac.compare_digest(mac, store.authenticator.row_mac(source, owner, body)):
             raise StoreError(
-                f"A row of the floor of the store {store.folder} does not match what was written with the store's "
+                f"A row of a closed-form head of the store {store.folder} does not match what was written with the store's "
                 "key: it was changed, or the ledger is damaged. This call changed nothing. Restore the ledger from a "
                 "backup (missing requests are carried out again from the journal)."
             )

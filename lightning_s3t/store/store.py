@@ -646,7 +646,7 @@ class Store:
 
     def status(self) -> Overview:
         """Return the state of the store: which units serve, which are revoked or missing, and how long it will last."""
-        heads = {source: head.rows for source, head in self.heads().items() if head.complete}
+        heads = {source: head.rows for source, head in self.heads().items() if head.serves}
         return Overview.of(self._backend, self.partition, self.manifest, self.options, len(self.due()), heads)
 
     def rotate_key(self) -> None:

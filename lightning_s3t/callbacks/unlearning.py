@@ -58,9 +58,9 @@ class Unlearning(pl.Callback):
     the trained units are in the store. Serve it with `EnsembleModule.from_store(store, module)`.
 
     `forget` carries a request out at once where the method only takes units out of service (`S3TMethod`, `SISA`) or
-    subtracts rows (`ClosedForm`), and returns a receipt. Other methods (`Retrain`, `SSD`) answer requests with a new model: `forget` then returns a
-    ticket, and the next `trainer.fit` trains the model, replaces the old one and sets `receipt`; until then the old
-    model keeps serving, with the data in it.
+    subtracts rows (`ClosedForm`), and returns a receipt. Other methods (`Retrain`, `SSD`) answer requests with a new
+    model: `forget` then returns a ticket, and the next `trainer.fit` trains the model, replaces the old one and sets
+    `receipt`; until then the old model keeps serving, with the data in it.
 
     Args:
         method: The unlearning method; its name; or a mapping with its name as "name" and its arguments.
@@ -300,7 +300,7 @@ class Unlearning(pl.Callback):
         if self._in_unit_process:
             return
         if stage == "fit":
-            isolation = isolation_of(trainer, self.isolation)
+            isolation = isolation_of(trainer, self.isolation, has_units=self.method.head is None)
             units = self.config.units
             check_trainer(trainer, Unlearning, isolation, units.parallel_units, units.digest_rows)
             refuse_checkpoint(trainer, refuse_to_resume)

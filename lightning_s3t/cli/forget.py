@@ -143,7 +143,9 @@ def _lines(receipt: RequestRecord, has_units: bool) -> Iterator[str]:
     )
     if has_units:
         yield from _about_units(receipt)
-    if receipt.subtracted_rows or not has_units:
+    if not has_units and receipt.kind == "release":
+        yield "The next fit adds the rows to the closed-form head again."
+    elif receipt.subtracted_rows or not has_units:
         yield f"Subtracted {counted(receipt.subtracted_rows, 'row')} from the closed-form head."
     yield f"Erased {receipt.erased_files} files, {receipt.erased_bytes:,} bytes."
     if receipt.missing_files:

@@ -85,7 +85,9 @@ class Receipt:
     returned_units: Annotated[_Count, Field(description="How many units that had been set aside serve again.")]
     subtracted_rows: Annotated[
         _Count,
-        Field(description="How many rows were subtracted from the sums of a closed-form head on the pretrained network."),
+        Field(
+            description="How many rows were subtracted from the sums of a closed-form head on the pretrained network."
+        ),
     ]
     erased_files: Annotated[_Count, Field(description="How many files were removed.")]
     erased_bytes: Annotated[_Count, Field(description="Their size.")]

@@ -67,7 +67,9 @@ class FeatureReader:
                 found = [self._row(trainer, data, row, taken) for row in rows[start : start + _CHUNK]]
                 tasks = {task for task, _, _ in found}
                 if len(tasks) > 1:
-                    raise DataError(f"The targets fit several tasks: {sorted(tasks)}. Name one: `task` of Floor or ClosedForm.")
+                    raise DataError(
+                        f"The targets fit several tasks: {sorted(tasks)}. Name one: `task` of Floor or ClosedForm."
+                    )
                 features, targets = torch.stack([f for _, f, _ in found]), torch.stack([t for _, _, t in found])
                 yield tasks.pop(), FeatureRows(round_features(features, self._part.limit), targets)
 

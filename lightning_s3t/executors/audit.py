@@ -126,7 +126,7 @@ class AuditReport:
                 f"survive in {self.store})."
             ]
             if self.units or not self.heads
-            else [f"No unit serves in {self.store}."]
+            else [f"There are no units in {self.store}."]
         )
         for unit in self.units:
             if unit.outcome == "differs":
@@ -176,8 +176,7 @@ class AuditTarget:
             )
         self._alive = store.alive()
         self._heads = {source: state for source, state in store.heads().items() if state.complete}
-        has_units = store.manifest.method.response != "subtract"
-        floor_alone = not self._alive and PRETRAINED in self._heads and (chosen == "all" or not has_units)
+        floor_alone = not self._alive and PRETRAINED in self._heads and chosen == "all"
         self.chosen = () if floor_alone else _choose(tuple(self._alive), chosen, seed)
         self.units = tuple(dict.fromkeys(ancestor for unit in self.chosen for ancestor in unit.lineage))
         self._report: AuditReport | None = None
@@ -375,7 +374,9 @@ class AuditStore(FitStore):
 
 def _choose(alive: tuple[UnitId, ...], chosen: int | Iterable[str] | Literal["all"], seed: int) -> tuple[UnitId, ...]:
     if not alive:
-        raise ConfigurationError("The store has no surviving unit to audit. Fit it first.")
+        raise ConfigurationError(
+            "The store has no surviving unit to audit. Fit it first; or audit all, which compares its closed-form head."
+        )
     if chosen == "all":
         return alive
     if isinstance(chosen, int):

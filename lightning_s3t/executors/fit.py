@@ -494,14 +494,17 @@ class Fit:
         )
 
 
-def isolation_of(trainer: pl.Trainer, asked: Literal["auto", "forkserver", "fork", "none"]) -> Isolation:
+def isolation_of(
+    trainer: pl.Trainer, asked: Literal["auto", "forkserver", "fork", "none"], has_units: bool = True
+) -> Isolation:
     """Return how a fit keeps units apart.
 
     Args:
         trainer: The trainer, in `setup`.
         asked: The arguments of S3T.
+        has_units: Whether the method trains units; rows of a closed-form head are read only in a separate process.
     """
-    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if trainer.fast_dev_run and has_units:  # type: ignore[attr-defined]
         return "none"  # nothing is kept, and the user wants to look
     if asked == "auto":
         forked = is_distributed(trainer) and not starts_ranks_as_scripts(trainer)

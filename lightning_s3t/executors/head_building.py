@@ -87,7 +87,9 @@ class HeadBuilder:
     def _rows(self, unit: UnitId | None = None) -> list[int]:
         """Return the rows for the floor, or for the head on a unit: all that the unit was not trained on."""
         places = self._data.rows_by_place
-        return sorted(row for place in places if unit is None or not unit.reached_by(place) for row in places[place])
+        found = sorted(row for place in places if unit is None or not unit.reached_by(place) for row in places[place])
+        tried: int = self._trainer.fast_dev_run  # type: ignore[attr-defined]
+        return found[:tried] if tried else found
 
     def _build(
         self, source: str, what: str, rows: list[int], stage: int, trained: Mapping[int, dict[str, Tensor]]

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_s3t.core.floor import PRETRAINED, FloorPart, Task
+from lightning_s3t.core.manifest import MethodPart
 from lightning_s3t.core.receipts import RequestRecord
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import ConfigurationError, RevokedError, StoreError
@@ -39,9 +40,13 @@ class BuildSession:
         keyring: Its keys.
         partition: The partition of the subjects.
         forgetting: Carries requests out.
+        method: The unlearning method of the store.
     """
 
-    def __init__(self, backend: Backend, keyring: Keyring, partition: Partition, forgetting: Forgetting) -> None:
+    def __init__(
+        self, backend: Backend, keyring: Keyring, partition: Partition, forgetting: Forgetting, method: MethodPart
+    ) -> None:
+        self._method = method
         self._backend = backend
         self._ledger = backend.ledger
         self._keyring = keyring
@@ -251,7 +256,8 @@ class BuildSession:
             expected = ((by_subject[subject], tag) for subject, tag in zip(subjects, tags, strict=True))
             stale, missing = find_stale(self._backend, source, expected)
             subtract(self._backend, stale, None, [source])
-            complete(self._backend, source, not missing)
+            if not missing or self._method.response != "subtract":  # without units, nothing else could answer
+                complete(self._backend, source, not missing)
         erase_queued(self._backend)
         return {hashes[hash_] for hash_ in missing}
 

@@ -36,7 +36,7 @@ class FloorState:
         task: The kind of its targets.
         digest: The SHA-256 of the snapshot of its sums.
         rows: Number of rows in the sums.
-        complete: Whether they were all rows of the data when a fit last looked.
+        complete: Whether they were all rows of the data when a fit last looked; without units, whether they ever were.
     """
 
     part: FloorPart
@@ -143,6 +143,18 @@ def subtract(store: Backend, hashes: Collection[bytes], request: int | None, sou
     return len(rows.get(PRETRAINED, ()))
 
 
+def count_rows(store: Backend, hashes: Collection[bytes]) -> int:
+    """Return how many rows of subjects are in the floor.
+
+    Args:
+        store: The store's backend.
+        hashes: The subjects.
+    """
+    if PRETRAINED not in read_states(store):
+        return 0
+    return sum(source == PRETRAINED for source, *_ in store.ledger.features_of(hashes))
+
+
 def add_rows(
     store: Backend,
     source: str,
@@ -173,8 +185,9 @@ def add_rows(
     state = read_state(store, source) or FloorState(part, task)
     if state.task != task:
         raise StoreError(
-            f"The closed-form head of the store {store.folder} was made with targets of a {state.task} task, but now they are "
-            f"those of a {task} task. Expected the same data: use the targets as before, or train into a new store."
+            f"The closed-form head of the store {store.folder} was made with targets of a {state.task} task, but now "
+            f"they are those of a {task} task. Expected the same data: use the targets as before, or train into a new "
+            "store."
         )
     people = set(owners)
     gone = store.ledger.forgotten(people)
@@ -296,9 +309,9 @@ def _decode(store: Backend, state: FloorState, source: str, found: Sequence[tupl
     for owner, body, mac in found:
         if not hmac.compare_digest(mac, store.authenticator.row_mac(source, owner, body)):
             raise StoreError(
-                f"A row of a closed-form head of the store {store.folder} does not match what was written with the store's "
-                "key: it was changed, or the ledger is damaged. This call changed nothing. Restore the ledger from a "
-                "backup (missing requests are carried out again from the journal)."
+                f"A row of a closed-form head of the store {store.folder} does not match what was written with the "
+                "store's key: it was changed, or the ledger is damaged. This call changed nothing. Restore the ledger "
+                "from a backup (missing requests are carried out again from the journal)."
             )
     return FeatureRows.decode([body for _, body, _ in found], state.part, state.task)
 

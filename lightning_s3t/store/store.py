@@ -800,7 +800,8 @@ class Store:
             StoreError: Another fit runs on this store.
         """
         with self._lock.hold():
-            session = BuildSession(self._backend, self._keyring, self._partition, self._forgetting)
+            method = self.manifest.method
+            session = BuildSession(self._backend, self._keyring, self._partition, self._forgetting, method)
             session.clear_attempts()
             try:
                 yield session

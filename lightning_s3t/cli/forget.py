@@ -156,7 +156,7 @@ def _lines(receipt: RequestRecord, has_units: bool) -> Iterator[str]:
         serving = ", ".join(f"shard {shard}: {unit or 'nothing'}" for shard, unit in receipt.serving.items())
         yield f"Now serving in the affected shards: {serving or 'as before, it reached none'}."
     what = "every remaining unit" if has_units else "the closed-form head"
-    yield f"Guarantee of {what}: {receipt.guarantee} ({receipt.method}, isolation: {receipt.isolation})."
+    yield f"Guarantee of {what}: {receipt.promise} ({receipt.method}, isolation: {receipt.isolation})."
 
 
 def _about_units(receipt: RequestRecord) -> Iterator[str]:

@@ -117,7 +117,9 @@ def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> N
             f"{counted(found.restricted, 'subject')} restricted: no fit trains on them. Set aside for them: "
             f"{', '.join(dict.fromkeys(found.set_aside)) or 'no units'}."
         )
-    if found.guarantee != "exact":
+    if found.certificate is not None:
+        console.print(f"Guarantee of {escape(ascii(found.method))}: {found.certificate}. {found.certificate.statement}")
+    elif found.guarantee != "exact":
         console.print(
             f"Guarantee of {escape(ascii(found.method))}: {found.guarantee}. Nothing is proven about the serving model."
         )

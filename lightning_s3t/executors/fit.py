@@ -440,7 +440,7 @@ class Fit:
             done = {"forget": "subjects are forgotten", "rectify": "subjects are trained on with corrected data"}
             rank_zero_info(
                 f"S3T: request {self.receipt.request} is carried out: {self.receipt.subjects} "
-                f"{done[self.receipt.kind]}, by {self.receipt.method!r}. Guarantee: {self.receipt.guarantee}."
+                f"{done[self.receipt.kind]}, by {self.receipt.method!r}. Guarantee: {self.receipt.promise}."
             )
 
     def _sum_up(self, fit_store: FitStore, trained: Sequence[UnitId], seconds: float) -> dict[str, float]:

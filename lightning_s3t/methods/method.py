@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
+from lightning_s3t.core.floor import CertifiedPart
 from lightning_s3t.core.guarantees import Guarantee, Response
 from lightning_s3t.plan import DataMode, EpochRule, Partition, RiskBands, SequenceChoice
 from lightning_s3t.tuning.floor import Floor
@@ -66,6 +67,11 @@ class UnlearningMethod(ABC):
     @property
     def head(self) -> Floor | None:
         """The closed-form head that serves in place of units, if the response is "subtract"; otherwise None."""
+        return None
+
+    @property
+    def certified(self) -> CertifiedPart | None:
+        """The settings of that head's certificate, if the guarantee is "certified"; otherwise None."""
         return None
 
     def partition(self, seed: int) -> Partition:

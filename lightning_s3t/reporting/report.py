@@ -150,7 +150,11 @@ def _plan_of(store: Store, overview: Overview) -> dict[str, str]:
         "Epochs by": str(training.get("epochs", "")),
         "Processes": {"none": "one for all units"}.get(overview.isolation, f"one for each unit ({overview.isolation})"),
     }
-    found = {"Method": overview.method, "Guarantee": overview.guarantee, **(of_units if overview.has_units else {})}
+    found = {
+        "Method": overview.method,
+        "Guarantee": str(overview.certificate or overview.guarantee),
+        **(of_units if overview.has_units else {}),
+    }
     return {name: value for name, value in found.items() if value}
 
 

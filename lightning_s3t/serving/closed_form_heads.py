@@ -13,12 +13,13 @@ from typing_extensions import override
 
 from lightning_s3t.core.floor import PRETRAINED, FloorPart
 from lightning_s3t.serving.served_shards import FLOOR, ServedShards
+from lightning_s3t.store.certified_head import LinearHead
 from lightning_s3t.store.feature_sums import FeatureSums
 from lightning_s3t.store.floor import FloorState
 from lightning_s3t.tuning.ridge import RidgeHead, answer_linearly, solve_head
 
-Load = Callable[[str], FeatureSums | None]
-"""Reads the sums of a source; None if a request has removed them."""
+Load = Callable[[str], FeatureSums | LinearHead | None]
+"""Reads the sums of a source, or its certified head; None if a request has removed them."""
 
 
 class ClosedFormHeads(nn.Module):
@@ -64,7 +65,7 @@ class ClosedFormHeads(nn.Module):
             for shard, state in found.items():
                 if shard not in self._heads:
                     self._heads[shard] = self._place(shard, sources[shard], state.part)
-                self._heads[shard].wanted = state.digest
+                self._heads[shard].wanted = state.served
         return {shard: head.wanted for shard, head in self._heads.items()}
 
     def solve(self, shards: Iterable[int]) -> None:
@@ -81,7 +82,7 @@ class ClosedFormHeads(nn.Module):
             if sums is None:  # a request has reached the unit; the answer is computed again without it
                 self._drop(shard)
                 continue
-            head.layer.load(solve_head(sums))
+            head.layer.load(sums if isinstance(sums, LinearHead) else solve_head(sums))
             head.solved = head.wanted
 
     def _is_in_place(self, shard: int, sources: Mapping[int, str]) -> bool:
@@ -119,7 +120,7 @@ class ClosedFormHeads(nn.Module):
 class RidgeLayer(nn.Linear):
     """A closed-form head where the network has a linear layer; networks look at its attributes."""
 
-    def load(self, head: RidgeHead) -> None:
+    def load(self, head: RidgeHead | LinearHead) -> None:
         """Load a head, in place of the previous one.
 
         Args:
@@ -150,7 +151,7 @@ class _Head:
         layer: The layer that answers.
         own: The layer that the unit's own head ends in; None for the floor.
         hook: The hook that makes it answer together with the replaced layer.
-        wanted: The digest of the sums to solve it from.
+        wanted: The digest of the sums to solve it from, or of the certified head.
         solved: That of those that it was solved from.
     """
 

@@ -94,7 +94,8 @@ class EnsemblePredictor(nn.Module):
         self._snapshots = SnapshotPreloader(store.load, preload)
         self._keys: dict[int, tuple[str, ...]] = {}  # the key of each shard's snapshots
         self._best = FLOOR  # the shard that answers alone
-        self._heads = ClosedFormHeads(self._shards, store.load_head)
+        is_certified = store.manifest.method.certified is not None
+        self._heads = ClosedFormHeads(self._shards, store.load_published if is_certified else store.load_head)
         self._as_of = -1
         self._look: Callable[[], int] = lambda: store.request_number  # a replica may have another
         self._closed = False

@@ -12,7 +12,7 @@ from lightning_s3t.core.floor import PRETRAINED, FloorPart, Task
 from lightning_s3t.core.manifest import MethodPart
 from lightning_s3t.core.receipts import RequestRecord
 from lightning_s3t.core.units import UnitId
-from lightning_s3t.errors import ConfigurationError, RevokedError, StoreError
+from lightning_s3t.errors import ConfigurationError, RevokedError, StoreError, UnsupportedError
 from lightning_s3t.plan import Partition
 from lightning_s3t.store.attempt import Attempt, FinishedUnit
 from lightning_s3t.store.backend import Backend
@@ -291,7 +291,7 @@ class BuildSession:
             number = self._ledger.watermark() if as_of is None else as_of
             by_subject = {subject: hash_ for hash_, subject in self._keyring.hashes(set(subjects)).items()}
             owners = [by_subject[subject] for subject in subjects]
-            add_rows(self._backend, source, part, task, rows, owners, tags, number)
+            add_rows(self._backend, source, part, task, rows, owners, tags, number, self._method.certified)
         erase_queued(self._backend)
 
     def complete_head(self, source: str) -> None:
@@ -299,9 +299,20 @@ class BuildSession:
 
         Args:
             source: The source of its features.
+
+        Raises:
+            UnsupportedError: A certified head cannot be solved accurately enough.
         """
         with self._ledger.transaction():
             complete(self._backend, source, True)
+            state = read_states(self._backend).get(source)
+            if state is not None and state.certified is not None and state.rows and not state.serves:
+                raise UnsupportedError(
+                    f"The certified head cannot be solved accurately enough for its noise, {state.certified.noise:g}: "
+                    "rounding errors are larger. Nothing was published. Train into a new store with more noise or a "
+                    "larger l2."
+                )
+        erase_queued(self._backend)
 
     def keep_heads(self, units: Collection[UnitId]) -> None:
         """Take the heads on all other units out, and erase them.

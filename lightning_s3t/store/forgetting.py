@@ -539,7 +539,10 @@ class Forgetting:
             marks=_rows(change.marked),
             unmarked=_rows(change.unmarked),
         )
-        record(self._store, "request", request, vars(body), carried_out.forgotten, change)
+        certificate = self._manifest.method.certificate
+        known = {"certificate": asdict(certificate)} if certificate is not None else {}
+        body_of = {name: value for name, value in vars(body).items() if name != "certificate"}
+        record(self._store, "request", request, body_of | known, carried_out.forgotten, change)
         self._behind[request] = self._ledger.replicas_behind(request)
         return request
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lightning_s3t.core.floor import PRETRAINED
+from lightning_s3t.core.guarantees import Certificate
 from lightning_s3t.core.manifest import Manifest
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.plan import Partition, collector, harmonic, merge_from, survivors
@@ -65,6 +66,7 @@ class Overview:
         corrections: Number of subjects who wait for the next fit to train on their corrected data.
         generations: The generations after the first.
         merge_from: The generation that it pays to merge all later ones into; None if it pays for none.
+        certificate: The numbers of a certified guarantee; None for another.
     """
 
     sequences: tuple[tuple[int, ...], ...]
@@ -88,6 +90,7 @@ class Overview:
     corrections: int = 0
     generations: tuple[GenerationOverview, ...] = ()
     merge_from: int | None = None
+    certificate: Certificate | None = None
 
     @property
     def has_units(self) -> bool:
@@ -203,6 +206,7 @@ class Overview:
                 for number in range(1, len(people))
             ),
             merge_from=merge_from(people, partition.shards) if people else None,
+            certificate=manifest.method.certificate,
         )
 
 

@@ -233,8 +233,9 @@ def noise_ratio(epsilon: float, delta: float) -> float:
     from scipy.special import log_ndtr, ndtr
 
     def missed(ratio: float) -> float:
+        high = float(ndtr(0.5 / ratio - epsilon * ratio))
         low = math.exp(min(0.0, epsilon + float(log_ndtr(-0.5 / ratio - epsilon * ratio))))
-        return float(ndtr(0.5 / ratio - epsilon * ratio)) - low
+        return high * (1 + 1e-12) - low  # never less than it is, for all rounding errors
 
     low, high = 0.0, 1.0
     while missed(high) > delta:

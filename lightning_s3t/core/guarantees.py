@@ -23,9 +23,9 @@ CERTIFIED_HEAD = (
     "For any set of heads, the linear head that serves is in it with at most e^epsilon times the probability, plus "
     "delta, with which a first fit without the subjects would publish one in it, and the other way round. Both are "
     "Gaussian noise, secret and drawn afresh for each head, around points within a fixed distance of the minimum of "
-    "the remaining rows' loss. This is for whoever sees one head; for k heads, epsilon and delta are k times as large. It "
-    "covers the head alone: not the pretrained network, not a head that served before the request, and not the store's "
-    "files. It takes the noise for exactly Gaussian, which floating point numbers only approximate."
+    "the remaining rows' loss. This is for whoever sees one head; for k heads, epsilon and delta are k times as large. "
+    "It covers the head alone: not the pretrained network, not a head that served before the request, and not the "
+    "store's files. It takes the noise for exactly Gaussian, which floating point numbers only approximate."
 )
 """What the certificate of a certified head says, and under which assumptions."""
 

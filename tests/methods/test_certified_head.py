@@ -66,6 +66,8 @@ def test_the_certificate_stands_in_what_is_printed_and_reported(
 ) -> None:
     main(["forget", str(store), PERSON])
     assert "Guarantee of the closed-form head: certified (epsilon 0.5, delta 1e-06)" in capsys.readouterr().out
+    main(["receipt", "list", str(store), "--format", "csv"])
+    assert '"certified (epsilon 0.5, delta 1e-06)"' in capsys.readouterr().out
     main(["store", "status", str(store)])
     printed = " ".join(capsys.readouterr().out.split())
     assert "certified (epsilon 0.5, delta 1e-06). The linear head that serves" in printed

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 CLIP = 4.0
 """Features are divided by their row's mean absolute value; the integers end at this multiple of it."""
@@ -21,7 +21,8 @@ class FloorPart(BaseModel):
 
     Attributes:
         layer: The path of the linear layer that the closed-form head replaces.
-        width: The number of its input features.
+        layers: The paths of the layers whose pooled outputs are features too, from the top down.
+        width: The number of features: with `layers`, of the projection, otherwise the inputs of the linear layer.
         outputs: The number of its outputs.
         bits: Number of bits that a feature is rounded to.
         target_step: Targets of a regression are rounded to multiples of it.
@@ -30,6 +31,7 @@ class FloorPart(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     layer: str
+    layers: Annotated[tuple[str, ...], Field(strict=False)] = ()  # JSON has lists
     width: int
     outputs: int
     bits: int

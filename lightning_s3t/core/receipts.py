@@ -70,7 +70,7 @@ class Receipt:
     ]
     request: Annotated[int, Field(ge=1, description="The request's number.")]
     request_id: Annotated[
-        str | None, Field(description=("The name that the caller gave the request; null without a name."))
+        str | None, Field(description="The name that the caller gave the request; null without a name.")
     ]
     time: Annotated[str, Field(description="When it was carried out (UTC).", json_schema_extra={"format": "date-time"})]
     subjects: Annotated[_Count, Field(description="How many subjects were in the request.")]
@@ -122,7 +122,7 @@ class Receipt:
     versions: Annotated[dict[str, str], Field(description="Versions of the packages involved.")]
     position: Annotated[
         int,
-        Field(ge=1, description=("The position of the newest event in the store's chain that belongs to the request.")),
+        Field(ge=1, description="The position of the newest event in the store's chain that belongs to the request."),
     ]
     chain: Annotated[
         str,

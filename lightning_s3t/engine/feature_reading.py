@@ -17,6 +17,7 @@ from lightning_s3t.engine.unit_edit import no_logs
 from lightning_s3t.errors import DataError, UnsupportedError
 from lightning_s3t.store.feature_sums import LARGEST_TARGET, FeatureRows
 from lightning_s3t.tuning.floor import Floor, Targets
+from lightning_s3t.tuning.head_features import HeadFeatures
 from lightning_s3t.tuning.randomness import seed_all
 from lightning_s3t.tuning.ridge import round_features
 
@@ -33,13 +34,15 @@ class FeatureReader:
 
     Args:
         floor: The settings of the floor's data.
-        part: The layer whose input is read.
+        part: The layers that are read.
+        network: The path of the module's network.
         seed: Seed of random augmentations, the same for each row.
     """
 
-    def __init__(self, floor: Floor, part: FloorPart, seed: int) -> None:
+    def __init__(self, floor: Floor, part: FloorPart, network: str, seed: int) -> None:
         self._floor = floor
         self._part = part
+        self._network = network
         self._seed = seed
 
     def read(self, trainer: pl.Trainer, data: TrainingData, rows: Sequence[int]) -> Iterator[tuple[Task, FeatureRows]]:
@@ -62,7 +65,8 @@ class FeatureReader:
             )
         layer = module.get_submodule(self._part.layer)
         module.eval()
-        with no_logs(module), torch.no_grad(), _taking_input(layer) as taken:
+        features = HeadFeatures(module, self._network, self._part)
+        with no_logs(module), torch.no_grad(), _taking_features(layer, features) as taken:
             for start in range(0, len(rows), _CHUNK):
                 found = [self._row(trainer, data, row, taken) for row in rows[start : start + _CHUNK]]
                 tasks = {task for task, _, _ in found}
@@ -70,8 +74,8 @@ class FeatureReader:
                     raise DataError(
                         f"The targets fit several tasks: {sorted(tasks)}. Name one: `task` of Floor or ClosedForm."
                     )
-                features, targets = torch.stack([f for _, f, _ in found]), torch.stack([t for _, _, t in found])
-                yield tasks.pop(), FeatureRows(round_features(features, self._part.limit), targets)
+                read, targets = torch.stack([f for _, f, _ in found]), torch.stack([t for _, _, t in found])
+                yield tasks.pop(), FeatureRows(round_features(read, self._part.limit), targets)
 
     def _row(
         self, trainer: pl.Trainer, data: TrainingData, row: int, taken: list[Tensor]
@@ -88,8 +92,7 @@ class FeatureReader:
             shapes = [tuple(tensor.shape) for tensor in taken]
             raise UnsupportedError(
                 "This model cannot have a closed-form head: for one row, the training step gave "
-                f"{self._part.layer} inputs of shape {shapes}. Expected one of shape {(1, self._part.width)}: one "
-                f"vector per row. {_OTHERWISE}"
+                f"{self._part.layer} inputs of shape {shapes}. Expected one vector per row. {_OTHERWISE}"
             )
         # not float64: the bits of float32 are the same however the network computes the rest
         return task, taken[0][0].float().cpu(), numbers
@@ -188,14 +191,17 @@ def integer_targets(targets: Tensor, task: Task, part: FloorPart) -> Tensor:
 
 
 @contextmanager
-def _taking_input(layer: nn.Module) -> Iterator[list[Tensor]]:
+def _taking_features(layer: nn.Module, features: HeadFeatures) -> Iterator[list[Tensor]]:
     taken: list[Tensor] = []
 
     def take(_: nn.Module, args: tuple[Any, ...]) -> None:
-        taken.append(args[0].detach())
+        one_vector = args[0].dim() == 2 and len(args[0]) == 1
+        taken.append((features.of(args[0]) if one_vector else args[0]).detach())
 
     handle = layer.register_forward_pre_hook(take)
+    features.attach()
     try:
         yield taken
     finally:
+        features.detach()
         handle.remove()

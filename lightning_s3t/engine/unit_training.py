@@ -210,7 +210,7 @@ class UnitTraining:
         seed_all(seed)
         self._switch.builder.start = task.start
         self._switch.enter_trained(task.stage, task.trained)
-        reader = FeatureReader(task.floor, task.part, seed)
+        reader = FeatureReader(task.floor, task.part, self._switch.builder.layers.network, seed)
 
         def read(running: pl.Trainer) -> None:
             for kind, rows in reader.read(running, self._data, task.rows):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,13 +21,14 @@ from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.errors import ConfigurationError, RevokedError
 from lightning_s3t.executors.fit_store import Base, FitStore, Generations
 from lightning_s3t.executors.head_building import HeadBuilder
+from lightning_s3t.executors.ranks import on_rank_zero
 from lightning_s3t.executors.unit_plan import FitPlan
 from lightning_s3t.methods import UnlearningMethod
 from lightning_s3t.plan import SequenceChoice, SliceSequence, UnitId
 from lightning_s3t.store import Store
+from lightning_s3t.store.floor import check_part
 from lightning_s3t.store.ledger import Mark, Tombstone
 from lightning_s3t.store.registry import Newcomers
-from lightning_s3t.store.settings import check_settings
 
 Outcome = Literal["equal", "differs", "data changed", "revoked meanwhile"]
 
@@ -226,31 +227,40 @@ class AuditTarget:
             tuple(notes),
         )
 
-    def compare_heads(self, heads: HeadBuilder | None, built: Store, groups: int, as_of: int) -> None:
-        """Build the floor and the heads on the chosen units again, and compare them for the report.
+    def complete(self, trainer: pl.Trainer, heads: HeadBuilder | None, fit_store: FitStore, groups: int) -> None:
+        """Build the floor and the heads on the chosen units again, and compare them, for the report of every rank.
 
         Args:
+            trainer: The trainer.
             heads: Builds them in the scratch store; None if the audit was not given the floor's arguments.
-            built: The scratch store, with the units.
+            fit_store: The scratch store, with the units.
             groups: Number of layer groups.
-            as_of: The newest request of the audited store that the data takes into account.
         """
-        report = self.report
-        if not self._heads:
-            return
-        if heads is None:
-            note = (
-                "Not examined: the store's closed-form heads, because the callback was given no `floor`. Audit with "
-                "the same arguments as the fit."
-            )
-            self._report = replace(report, notes=(*report.notes, note))
-            return
+        if self._heads and heads is not None:
+            units = on_rank_zero(trainer, lambda: self._headed(fit_store.opened.store))
+            heads.build_floor()
+            heads.build_on(units, groups)
+            self._report = on_rank_zero(trainer, lambda: self._with_heads(heads, fit_store, units))
+        else:
+            self._report = on_rank_zero(trainer, self._without_heads)
+
+    def _headed(self, built: Store) -> list[UnitId]:
         there = built.alive()
-        units = [unit for unit in self.chosen if str(unit) in self._heads and unit in there]
-        heads.build_floor()
-        heads.build_on(units, groups)
+        return [unit for unit in self.chosen if str(unit) in self._heads and unit in there]
+
+    def _with_heads(self, heads: HeadBuilder, fit_store: FitStore, units: Sequence[UnitId]) -> AuditReport:
+        built, as_of = fit_store.opened.store, fit_store.plan.as_of
         found = tuple(self._compare_head(unit, heads, built, as_of) for unit in (None, *units))
-        self._report = replace(report, heads=found)
+        return replace(self.report, heads=found)
+
+    def _without_heads(self) -> AuditReport:
+        if not self._heads:
+            return self.report
+        note = (
+            "Not examined: the store's closed-form heads, because the callback was given no `floor`. Audit with the "
+            "same arguments as the fit."
+        )
+        return replace(self.report, notes=(*self.report.notes, note))
 
     def check_floor(self, part: FloorPart) -> None:
         """Refuse a floor with other settings than the audited one.
@@ -261,9 +271,7 @@ class AuditTarget:
         Raises:
             StoreMismatchError: Naming every setting that differs.
         """
-        for state in self._heads.values():
-            kept, given = ({"floor": found.model_dump()} for found in (state.part, part))
-            check_settings(kept, given, str(self.store.path))
+        check_part(self._heads, part, str(self.store.path))
 
     def _compare_head(self, unit: UnitId | None, heads: HeadBuilder, built: Store, as_of: int) -> HeadAudit:
         source = PRETRAINED if unit is None else str(unit)

@@ -164,7 +164,7 @@ class Fit:
             module: The user's module.
         """
         self._check_edits(alone=not is_distributed(trainer))
-        self._check_floor(alone=not is_distributed(trainer))
+        self._check_floor(isolated=True)
         data, switch = self._training_data(trainer), self._switch(module)
         self.training = UnitTraining(data, switch, self._settings, self._config.method)
         with warned_once(), closing(IsolatedExecutor(trainer, data, self.training, self._settings)) as executor:
@@ -177,14 +177,17 @@ class Fit:
                     heads.build_floor()
             self._build(trainer, fit_store, executor.trained, lambda: executor.run(fit_store))
             if self._audited is not None:
-                self._audited.compare_heads(heads, fit_store.opened.store, self._groups, fit_store.plan.as_of)
+                self._audited.complete(trainer, heads, fit_store, self._groups)
             elif heads is not None and self._config.floor is not None and self._config.floor.survivors:
-                self._build_on_survivors(heads)
+                serving = on_rank_zero(trainer, self._units_for_heads)
+                if serving is not None:
+                    heads.build_on(serving, self._groups)
 
-    def _build_on_survivors(self, heads: HeadBuilder) -> None:
+    def _units_for_heads(self) -> list[UnitId] | None:
+        """Return the units to build heads on; None if there is no time, so that the next fit builds them."""
         if self.summary is None or self._budget.is_used_up:
-            return  # the units' own heads answer, and the next fit continues
-        heads.build_on([row.serves for row in self.summary.rows if row.serves is not None], self._groups)
+            return None
+        return [row.serves for row in self.summary.rows if row.serves is not None]
 
     @property
     def _groups(self) -> int:
@@ -198,7 +201,7 @@ class Fit:
             module: The user's module.
         """
         self._check_edits(alone=bool(trainer.fast_dev_run))  # type: ignore[attr-defined]
-        self._check_floor(alone=bool(trainer.fast_dev_run))  # type: ignore[attr-defined]
+        self._check_floor(isolated=bool(trainer.fast_dev_run))  # type: ignore[attr-defined]
         check_optimizers(trainer, module)
         data, switch = self._training_data(trainer), self._switch(module)
         check_every_optimizer(trainer, module, switch.builder.layers)
@@ -228,14 +231,13 @@ class Fit:
                 "and isolation='none' rule this out. Leave them out."
             )
 
-    def _check_floor(self, alone: bool) -> None:
+    def _check_floor(self, isolated: bool) -> None:
         if self._config.floor is None:
             return
-        if not alone:
+        if not isolated:
             raise UnsupportedError(
-                "The rows of a closed-form head are read in a separate process, on one device. DDP and "
-                "isolation='none' rule this out. Fit on one device; otherwise leave `floor` out, or choose another "
-                "method than 'closed_form'."
+                "The rows of a closed-form head are read in a separate process, and isolation='none' rules this out. "
+                "Use the default isolation; otherwise leave `floor` out, or choose another method than 'closed_form'."
             )
         if self._config.method.response == "replace":
             raise UnsupportedError(
@@ -266,7 +268,15 @@ class Fit:
         config = self._config
         units = config.units
         try:
-            switch = StageSwitch(module, units.slices, config.layers, config.head, config.adapter, units.groups)
+            switch = StageSwitch(
+                module,
+                units.slices,
+                config.layers,
+                config.head,
+                config.adapter,
+                units.groups,
+                trains=config.method.head is None,
+            )
         except LayersError:
             check_trained_by_gradients(module)
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 
@@ -18,6 +19,7 @@ from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.engine.unit_training import FeatureTask
 from lightning_s3t.errors import RevokedError
 from lightning_s3t.executors.fit_store import FitStore
+from lightning_s3t.executors.ranks import on_rank_zero
 from lightning_s3t.plan.stage_rules import newest_stages
 from lightning_s3t.store import Store
 from lightning_s3t.store.feature_sums import FeatureRows
@@ -29,15 +31,16 @@ Read = Callable[[FeatureTask], Generator[tuple[Task, FeatureRows], None, None]]
 class HeadBuilder:
     """Builds the floor, and the closed-form heads on survivors.
 
-    Added rows stay when the fit is interrupted: the next fit continues from there.
+    All ranks go through it in step; rank 0 alone has the store. Added rows stay when the fit is interrupted: the next
+    fit continues from there.
 
     Args:
         trainer: The trainer; without a progress bar of its own, nothing is shown.
         fit_store: The store, in a fit.
         data: The training data.
         floor: The settings of the heads' data.
-        part: The layer whose input is read.
-        read: Reads rows in a process of their own.
+        part: The settings of the floor.
+        read: Reads rows in processes of their own, the same on every rank.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class HeadBuilder:
 
     def build_floor(self) -> None:
         """Add missing rows to the floor, and remove rows that are no longer in the data."""
-        self._build(PRETRAINED, "the closed-form head", self._rows(), 0, {})
+        self._build(PRETRAINED, "the closed-form head", self._rows(), self._part, 0, {})
 
     def build_on(self, serving: Iterable[UnitId], groups: int) -> None:
         """Add missing rows to the heads on survivors: each learns from the rows that its unit was not trained on.
@@ -61,16 +64,22 @@ class HeadBuilder:
             serving: The units that serve. Heads on other units go.
             groups: Number of layer groups.
         """
-        store, building = self._fit_store.opened.store, self._fit_store.opened.building
         units = list(serving)
-        building.keep_heads(units)
+        on_rank_zero(self._trainer, lambda: self._fit_store.opened.building.keep_heads(units))
         for unit in units:
             try:
-                needed = newest_stages(unit.stage, self._data.partition.slices, groups)
-                trained = {stage: store.load(unit.lineage[stage - 1]) for stage in needed}
-                self._build(str(unit), f"the head on unit {unit}", self._rows(unit), unit.stage, trained)
+                trained = on_rank_zero(self._trainer, functools.partial(self._load, unit, groups))
+                self._build(
+                    str(unit), f"the head on unit {unit}", self._rows(unit), self._unit_part, unit.stage, trained
+                )
             except RevokedError:  # its shard serves another unit now, with the head that it was trained with
                 continue
+
+    @property
+    def _unit_part(self) -> FloorPart:
+        """The settings of a head on a unit, which learns only from the input of the linear layer."""
+        linear = self._trainer.lightning_module.get_submodule(self._part.layer)
+        return self._part.model_copy(update={"layers": (), "width": linear.in_features})
 
     def fits_the_data(self, store: Store, unit: UnitId | None = None) -> bool:
         """Return whether a head of another store was built from the same rows as the one that is built here.
@@ -92,34 +101,56 @@ class HeadBuilder:
         return found[:tried] if tried else found
 
     def _build(
-        self, source: str, what: str, rows: list[int], stage: int, trained: Mapping[int, dict[str, Tensor]]
+        self,
+        source: str,
+        what: str,
+        rows: list[int],
+        part: FloorPart,
+        stage: int,
+        trained: Mapping[int, dict[str, Tensor]],
     ) -> None:
-        data, building, store = self._data, self._fit_store.opened.building, self._fit_store.opened.store
-        subjects = [data.subjects[row] for row in rows]
-        tags = _tags(data, rows, store)
-        missing = building.find_stale_features(source, subjects, [tags[row] for row in rows])
+        data = self._data
+        wanted = on_rank_zero(self._trainer, lambda: self._find_missing(source, rows))
+        if not wanted:
+            return
+        people = len({data.subjects[row] for row in wanted})
+        rank_zero_info(f"S3T: {what} lacks {counted(len(wanted), 'row')} of {counted(people, 'subject')}.")
+        task = FeatureTask(wanted, self._floor, part, self._fit_store.start, stage, trained)
+        with closing(self._progress(what, len(wanted))) as bar, closing(self._read(task)) as parts:
+            for kind, found, features in _whole_subjects(parts, wanted, data):
+                on_rank_zero(self._trainer, functools.partial(self._add, source, part, kind, found, features))
+                bar.update(len(found))
+        on_rank_zero(self._trainer, lambda: self._fit_store.opened.building.complete_head(source))
+
+    def _find_missing(self, source: str, rows: list[int]) -> list[int]:
+        """Return the rows that a head lacks, all of each subject's in sequence."""
+        data, opened = self._data, self._fit_store.opened
+        subjects, tags = [data.subjects[row] for row in rows], _tags(data, rows, opened.store)
+        missing = opened.building.find_stale_features(source, subjects, [tags[row] for row in rows])
         by_subject: dict[str, list[int]] = {}
         for row, subject in zip(rows, subjects, strict=True):
             if subject in missing:
                 by_subject.setdefault(subject, []).append(row)
-        wanted = [row for found in by_subject.values() for row in found]
-        if not wanted:
-            return
-        rank_zero_info(f"S3T: {what} lacks {counted(len(wanted), 'row')} of {counted(len(missing), 'subject')}.")
-        task = FeatureTask(wanted, self._floor, self._part, self._fit_store.start, stage, trained)
-        with closing(self._progress(what, len(wanted))) as bar, closing(self._read(task)) as parts:
-            for kind, found, features in _whole_subjects(parts, wanted, data):
-                owners, as_of = [data.subjects[row] for row in found], self._fit_store.plan.as_of
-                building.add_features(source, self._part, kind, features, owners, [tags[row] for row in found], as_of)
-                bar.update(len(found))
-        building.complete_head(source)
+        return [row for found in by_subject.values() for row in found]
+
+    def _add(self, source: str, part: FloorPart, task: Task, rows: list[int], features: FeatureRows) -> None:
+        opened, owners = self._fit_store.opened, [self._data.subjects[row] for row in rows]
+        tags = _tags(self._data, rows, opened.store)
+        opened.building.add_features(
+            source, part, task, features, owners, [tags[row] for row in rows], self._fit_store.plan.as_of
+        )
+
+    def _load(self, unit: UnitId, groups: int) -> dict[int, dict[str, Tensor]]:
+        """Load the tensors that make up a unit, by stage."""
+        store, stages = self._fit_store.opened.store, newest_stages(unit.stage, self._data.partition.slices, groups)
+        return {stage: store.load(unit.lineage[stage - 1]) for stage in stages}
 
     def _progress(self, what: str, rows: int) -> Tqdm:
         return Tqdm(
             total=rows,
             desc=what,
             unit="row",
-            disable=self._trainer.progress_bar_callback is None,
+            disable=self._trainer.progress_bar_callback is None or not self._trainer.is_global_zero,
             dynamic_ncols=True,
             mininterval=0.5,
         )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
@@ -167,7 +168,8 @@ class IsolatedExecutor:
     def read_features(self, task: FeatureTask) -> Generator[tuple[Task, FeatureRows], None, None]:
         """Yield the features of rows for a closed-form head in chunks, which a separate process reads.
 
-        The process ends with the iterator.
+        On several devices, every rank's process reads its share of the rows, and every rank gets all of them. The
+        process ends with the iterator.
 
         Args:
             task: The rows.
@@ -176,17 +178,24 @@ class IsolatedExecutor:
             Exception: The error that reading raised.
             WorkerError: The process has died.
         """
-        what = "rows were read for a closed-form head"
-        self._start(task, what)
+        what, ranks = "rows were read for a closed-form head", self._trainer.world_size
+        self._start(replace(task, rows=_share(task.rows, self._trainer.global_rank, ranks)), what)
+        waiting: list[list[Read]] = [[] for _ in range(ranks)]
+        left, ended = len(task.rows), False
         try:
-            while True:
+            while not ended:
+                read = list[Read]()
                 for job, message in self._listen():
                     if isinstance(message, Failed):
                         raise message.exception(job.what)
-                    if isinstance(message, ReadAll):
-                        return
-                    if isinstance(message, Read):
-                        yield message.task, message.rows
+                    ended |= isinstance(message, ReadAll)
+                    read += [message] if isinstance(message, Read) else []
+                for queue, found in zip(waiting, gather(self._trainer, read), strict=True):
+                    queue += found
+                while all(waiting):
+                    rows = _interleave([queue.pop(0) for queue in waiting], left)
+                    left -= len(rows.rows)
+                    yield rows.task, rows.rows
         finally:
             if what in self._jobs:
                 self._end(self._jobs[what])
@@ -313,6 +322,19 @@ class IsolatedExecutor:
         del self._jobs[job.what]
         if job.outcome is None:
             self._processes.kill(job.process)
+
+
+def _share(rows: Sequence[int], rank: int, ranks: int) -> Sequence[int]:
+    """Return the rows that a rank reads: as many as every other, so that synchronised steps find each other."""
+    most = -(-len(rows) // ranks)
+    return [*rows[rank::ranks], *rows[:1]][:most]
+
+
+def _interleave(parts: Sequence[Read], count: int) -> Read:
+    """Return what the ranks have read in the order of the rows, without the ones that were read twice."""
+    features = torch.stack([part.rows.features for part in parts], 1).flatten(0, 1)
+    targets = torch.stack([part.rows.targets for part in parts], 1).flatten(0, 1)
+    return Read(parts[0].task, FeatureRows(features[:count], targets[:count]))
 
 
 def _what(unit: UnitId) -> str:

@@ -37,6 +37,8 @@ class CertifiedHead(UnlearningMethod):
         targets: The place of the targets in a batch, as for `Floor`.
         task: "multiclass", "multilabel" or "binary", as for `Floor`.
         bits: Number of bits that a feature is rounded to, 4 to 8.
+        layers: Number of layer groups whose outputs are features too, as for `Floor`; the network is cut into as many.
+        width: The number of features with `layers`. A request takes time that grows with its square.
 
     Raises:
         ConfigurationError: An argument is out of range.
@@ -63,6 +65,8 @@ class CertifiedHead(UnlearningMethod):
     targets: Targets | None = None
     task: Task | None = None
     bits: int = 8
+    layers: int = 0
+    width: int = 1024
 
     def __post_init__(self) -> None:
         for name in ("epsilon", "delta", "l2", "noise"):
@@ -77,11 +81,13 @@ class CertifiedHead(UnlearningMethod):
                 "'binary'; for numbers use ClosedForm, which is exact."
             )
         _ = self.head  # checks the arguments
+        for name in ("slices", "groups"):  # as many as the head reads
+            object.__setattr__(self, name, max(1, self.layers))
 
     @property
     def head(self) -> Floor:
         """Which features and targets it learns from."""
-        return Floor(self.targets, self.task, self.bits)
+        return Floor(self.targets, self.task, self.bits, layers=self.layers, width=self.width)
 
     @property
     def certified(self) -> CertifiedPart:

@@ -28,6 +28,8 @@ class ClosedForm(UnlearningMethod):
         task: "multiclass", "multilabel", "binary" or "regression", as for `Floor`.
         bits: Number of bits that a feature is rounded to, 4 to 8.
         target_step: Targets of a regression are rounded to multiples of it.
+        layers: Number of layer groups whose outputs are features too, as for `Floor`; the network is cut into as many.
+        width: The number of features with `layers`.
 
     Raises:
         ConfigurationError: An argument is out of range.
@@ -51,14 +53,18 @@ class ClosedForm(UnlearningMethod):
     task: Task | None = None
     bits: int = 8
     target_step: float = 1e-3
+    layers: int = 0
+    width: int = 1024
 
     def __post_init__(self) -> None:
         _ = self.head  # checks the arguments
+        for name in ("slices", "groups"):  # as many as the head reads
+            object.__setattr__(self, name, max(1, self.layers))
 
     @property
     def head(self) -> Floor:
         """The head that serves."""
-        return Floor(self.targets, self.task, self.bits, self.target_step)
+        return Floor(self.targets, self.task, self.bits, self.target_step, layers=self.layers, width=self.width)
 
     def sequences_to_train(self, seed: int) -> SequenceChoice:
         """Return no sequence: there are no units.

@@ -14,7 +14,7 @@ from lightning_s3t.store import Store
 
 
 class _Labelled(BaseModel):
-    value: Subject | list[Subject]
+    value: Subject | Annotated[list[Subject], Field(min_length=1)]
 
 
 class FidesBody(BaseModel):
@@ -73,6 +73,4 @@ def _subjects(body: FidesBody, identity: str) -> list[str | int]:
         found = _Labelled.model_validate(given if isinstance(given, dict) else {"value": given}).value
     except ValueError:
         raise HTTPException(422, "no_identity") from None
-    if not found:
-        raise HTTPException(422, "no_identity")
     return found if isinstance(found, list) else [found]

@@ -99,9 +99,8 @@ class Answering:
             return [refused] * len(rows)
         except StoreError as error:
             _log.error("%s: %s", type(error).__name__, error)
-            return [Refused(503, "unreachable", ("The ledger is unreachable, so the service does not answer."))] * len(
-                rows
-            )
+            refused = Refused(503, "unreachable", "The ledger is unreachable, so the service does not answer.")
+            return [refused] * len(rows)
         except Exception as error:  # of the application's own code
             if len(rows) > 1:
                 return [answer for row in rows for answer in self._answer([row])]

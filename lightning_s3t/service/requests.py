@@ -36,8 +36,7 @@ def ask(
         strict: Refuse ids that the store has never seen.
     """
     waits = waits_for_fit(store)
-    is_scheduled = store.scheduled_request(request_id) is not None
-    if at is not None and not waits and (is_scheduled or at > datetime.now(timezone.utc)):
+    if at is not None and not waits and (at > datetime.now(timezone.utc) or store.scheduled_request(request_id)):
         store.schedule(subjects, at, strict, request_id)
         return state_of(store, request_id)
     done = store.forget(subjects, strict, None if waits else request_id)

@@ -17,6 +17,7 @@ from typing import Any
 
 import uvicorn
 
+from lightning_s3t.core.interrupts import interrupts_blocked
 from lightning_s3t.service.control import make_control_app
 from lightning_s3t.service.settings import ServiceSettings, import_named
 from lightning_s3t.service.tokens import Tokens
@@ -153,10 +154,6 @@ class ControlProcess:
 
 @contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
-    """Start processes that never see Ctrl-C, not even while they import: only the process that ends them does."""
-    resource_tracker.ensure_running()  # to start it takes the block away
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    resource_tracker.ensure_running()  # starting it would end the block
+    with interrupts_blocked():
         yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

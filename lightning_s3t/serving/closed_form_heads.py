@@ -16,6 +16,7 @@ from lightning_s3t.serving.served_shards import FLOOR, ServedShards
 from lightning_s3t.store.certified_head import LinearHead
 from lightning_s3t.store.feature_sums import FeatureSums
 from lightning_s3t.store.floor import FloorState
+from lightning_s3t.tuning.head_features import HeadFeatures
 from lightning_s3t.tuning.ridge import RidgeHead, answer_linearly, solve_head
 
 Load = Callable[[str], FeatureSums | LinearHead | None]
@@ -94,10 +95,13 @@ class ClosedFormHeads(nn.Module):
     def _place(self, shard: int, source: str, part: FloorPart) -> _Head:
         """Put a head where the linear layer of a shard is."""
         shards = self._shards[0]
-        layer = RidgeLayer(part.width, part.outputs).requires_grad_(False)
         if shard == FLOOR:
+            features = shards.features_of(part)
+            layer = RidgeLayer(part.width, part.outputs, features.of).requires_grad_(False)
             shards.serve_floor(part.layer, layer)
-            return _Head(source, layer)
+            features.attach()
+            return _Head(source, layer, features=features)
+        layer = RidgeLayer(part.width, part.outputs).requires_grad_(False)
         own = shards.linear_of(shard, part.layer)
         layer.to(next(own.parameters()).device)
         self.add_module(str(shard), layer)
@@ -110,6 +114,8 @@ class ClosedFormHeads(nn.Module):
     def _drop(self, shard: int) -> None:
         head = self._heads.pop(shard)
         head.layer.clear()
+        if head.features is not None:
+            head.features.detach()
         if head.hook is None:
             self._shards[0].drop(FLOOR)
         else:
@@ -118,7 +124,17 @@ class ClosedFormHeads(nn.Module):
 
 
 class RidgeLayer(nn.Linear):
-    """A closed-form head where the network has a linear layer; networks look at its attributes."""
+    """A closed-form head where the network has a linear layer; networks look at its attributes.
+
+    Args:
+        width: The number of features.
+        outputs: The number of outputs.
+        features: Computes them from the input of the linear layer; None if they are this input.
+    """
+
+    def __init__(self, width: int, outputs: int, features: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__(width, outputs)
+        self._features = features
 
     def load(self, head: RidgeHead | LinearHead) -> None:
         """Load a head, in place of the previous one.
@@ -138,7 +154,8 @@ class RidgeLayer(nn.Linear):
             self.bias.zero_()
 
     @override
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
+        features = inputs if self._features is None else self._features(inputs).to(inputs.dtype)
         return answer_linearly(features, self.weight, self.bias)
 
 
@@ -151,6 +168,7 @@ class _Head:
         layer: The layer that answers.
         own: The layer that the unit's own head ends in; None for the floor.
         hook: The hook that makes it answer together with the replaced layer.
+        features: Computes the floor's features; None for a head on a unit.
         wanted: The digest of the sums to solve it from, or of the certified head.
         solved: That of those that it was solved from.
     """
@@ -159,5 +177,6 @@ class _Head:
     layer: RidgeLayer
     own: nn.Module | None = None
     hook: RemovableHandle | None = None
+    features: HeadFeatures | None = None
     wanted: str = ""
     solved: str | None = None

@@ -570,14 +570,15 @@ class EnsemblePredictor(nn.Module):
     def _votes(self, keys: Keys) -> list[int] | None:
         """Return the number of votes of each shard next to a floor: one for each slice that it serves.
 
-        The floor has as many as all shards have when they are whole, so the fewer and shallower they get, the more it
-        weighs. Without a floor each shard has one, which is None.
+        The floor has twice as many as all shards have when they are whole: it learned from all rows, and a shard from
+        one in m. So the fewer and shallower the shards, the more it weighs. Without a floor each shard has one, which
+        is None.
         """
         if FLOOR not in keys:
             return None
         partition = self.store.partition
         whole = partition.all_shards * partition.slices
-        return [whole if shard == FLOOR else self.survivors[shard].stage for shard in keys]
+        return [2 * whole if shard == FLOOR else self.survivors[shard].stage for shard in keys]
 
     def _ask_without_caches(self, forward: Any, keys: Keys, *args: Any, **kwargs: Any) -> Any:
         with self._lock.taken():

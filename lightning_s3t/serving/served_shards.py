@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_s3t.core.floor import FloorPart
 from lightning_s3t.plan import UnitId
+from lightning_s3t.tuning.head_features import HeadFeatures
 from lightning_s3t.tuning.stages import Snapshot, StageBuilder, live_tensors, load_tensors
 
 Load = Callable[[UnitId], Snapshot]
@@ -108,6 +110,14 @@ class ServedShards(nn.Module):
         self.add_module(str(FLOOR), nn.ModuleList(heads.values()).requires_grad_(False).eval())
         self._names[FLOOR] = list(heads)
         self._keys[FLOOR], self._depths[FLOOR] = (), 0
+
+    def features_of(self, part: FloorPart) -> HeadFeatures:
+        """Return what computes the features of the floor's head in a pass.
+
+        Args:
+            part: The floor's settings.
+        """
+        return HeadFeatures(self._builder.root, self._builder.layers.network, part)
 
     def drop(self, shard: int) -> None:
         """Remove a shard without a survivor. Its tensors are overwritten in memory.

@@ -18,14 +18,14 @@ from lightning_s3t.store.attempt import Attempt, FinishedUnit
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.erasure import clean_up, erase_queued, put_ahead, remove_lineages
 from lightning_s3t.store.feature_sums import FeatureRows
-from lightning_s3t.store.floor import add_rows, complete, drop, find_stale, read_states, repair, subtract
+from lightning_s3t.store.floor import add_rows, check_part, complete, drop, find_stale, read_states, repair, subtract
 from lightning_s3t.store.forgetting import Forgetting
 from lightning_s3t.store.generations import merge_generations
 from lightning_s3t.store.journal import write_journal
 from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.ledger import Mark, Tombstone
 from lightning_s3t.store.registry import Newcomers, is_registering, register
-from lightning_s3t.store.settings import check_settings, normalise
+from lightning_s3t.store.settings import normalise
 from lightning_s3t.store.tensors import encode_snapshot
 from lightning_s3t.store.units import read_units
 
@@ -222,7 +222,7 @@ class BuildSession:
             self._backend.authenticator.note({"base": digest})
 
     def check_floor(self, part: FloorPart) -> None:
-        """Compare the wanted settings of closed-form heads with those of the store's heads.
+        """Compare the wanted settings of the floor with those of the store's floor.
 
         Args:
             part: The wanted settings.
@@ -237,9 +237,7 @@ class BuildSession:
                 "log and backups would keep features of rows that a request has removed. Keep the ledger in the "
                 "folder (no `ledger`); otherwise leave `floor` out, or choose another method than 'closed_form'."
             )
-        for state in read_states(self._backend).values():
-            kept, given = ({"floor": found.model_dump()} for found in (state.part, part))
-            check_settings(kept, given, str(self._backend.folder))
+        check_part(read_states(self._backend), part, str(self._backend.folder))
 
     def find_stale_features(self, source: str, subjects: Sequence[str], tags: Sequence[bytes]) -> set[str]:
         """Remove a closed-form head's outdated rows, and return the subjects whose rows have to be added.
@@ -251,15 +249,13 @@ class BuildSession:
         """
         with self._ledger.transaction():
             repair(self._backend)
-            hashes = self._keyring.hashes(set(subjects))
-            by_subject = {subject: hash_ for hash_, subject in hashes.items()}
-            expected = ((by_subject[subject], tag) for subject, tag in zip(subjects, tags, strict=True))
-            stale, missing = find_stale(self._backend, source, expected)
+            owners = self._keyring.hash_each(subjects)
+            stale, missing = find_stale(self._backend, source, zip(owners, tags, strict=True))
             subtract(self._backend, stale, None, [source])
             if not missing or self._method.response != "subtract":  # without units, nothing else could answer
                 complete(self._backend, source, not missing)
         erase_queued(self._backend)
-        return {hashes[hash_] for hash_ in missing}
+        return {subject for subject, owner in zip(subjects, owners, strict=True) if owner in missing}
 
     def add_features(
         self,
@@ -289,8 +285,7 @@ class BuildSession:
             if source != PRETRAINED and not self._ledger.digests([source]):
                 raise RevokedError(f"Unit {source} was revoked before its closed-form head was made.")
             number = self._ledger.watermark() if as_of is None else as_of
-            by_subject = {subject: hash_ for hash_, subject in self._keyring.hashes(set(subjects)).items()}
-            owners = [by_subject[subject] for subject in subjects]
+            owners = self._keyring.hash_each(subjects)
             add_rows(self._backend, source, part, task, rows, owners, tags, number, self._method.certified)
         erase_queued(self._backend)
 

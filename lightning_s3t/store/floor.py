@@ -23,6 +23,7 @@ from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.certified_head import publish, solve
 from lightning_s3t.store.feature_sums import FeatureRows, FeatureSums
 from lightning_s3t.store.ledger import QueuedFile, ledger_errors
+from lightning_s3t.store.settings import check_settings
 from lightning_s3t.store.tensors import decode_snapshot, encode_snapshot
 
 NOTE = "floor"
@@ -99,6 +100,22 @@ def read_state(store: Backend, source: str = PRETRAINED) -> FloorState | None:
         source: The source of its features.
     """
     return read_states(store).get(source)
+
+
+def check_part(states: Mapping[str, FloorState], part: FloorPart, where: str) -> None:
+    """Compare the wanted settings of the floor with those of an existing floor.
+
+    Args:
+        states: The records of a store's heads, by source.
+        part: The wanted settings.
+        where: The path of the store.
+
+    Raises:
+        StoreMismatchError: Naming every setting that differs.
+    """
+    if PRETRAINED in states:
+        kept, given = ({"floor": found.model_dump(mode="json")} for found in (states[PRETRAINED].part, part))
+        check_settings(kept, given, where)
 
 
 def load_sums(store: Backend, state: FloorState) -> FeatureSums:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from hashlib import sha256
 
@@ -79,6 +79,15 @@ class Keyring:
         self.refresh()
         keys = self._keys
         return {hash_subject(keys, subject): subject for subject in subjects}
+
+    def hash_each(self, subjects: Sequence[str]) -> list[bytes]:
+        """Return the keyed hash of each subject; within a transaction, with the current keys.
+
+        Args:
+            subjects: Canonical ids, which may be repeated.
+        """
+        found = {subject: hash_ for hash_, subject in self.hashes(set(subjects)).items()}
+        return [found[subject] for subject in subjects]
 
     def forgotten(self, subjects: Iterable[str]) -> set[str]:
         """Return the forgotten subjects among those given, even if the key is rotated at the same time.

@@ -847,9 +847,8 @@ class Store:
         digest = self._ledger.notes("base").get("base")
         if digest is None:
             return None
-        return decode_snapshot(
-            self._backend.snapshots.get(digest, ("the head's initial state")), "the head's initial state"
-        )
+        what = "the head's initial state"
+        return decode_snapshot(self._backend.snapshots.get(digest, what), what)
 
     def heads(self) -> dict[str, FloorState]:
         """Return the records of closed-form heads, by the source of their features: "pretrained", or a unit's name."""
@@ -906,8 +905,7 @@ class Store:
             tags: A digest of each row's contents; empty if contents are not compared.
         """
         with self._ledger.at_one_time():
-            by_subject = {subject: hash_ for hash_, subject in self._keyring.hashes(set(subjects)).items()}
-            rows = ((by_subject[subject], tag) for subject, tag in zip(subjects, tags, strict=True))
+            rows = zip(self._keyring.hash_each(subjects), tags, strict=True)
             stale, missing = find_stale(self._backend, source, rows)
         return not stale and not missing
 

@@ -31,6 +31,9 @@ class Floor:
     data and a byte for each feature of a row for every shard. A request that reaches the unit also removes the head,
     and the next fit builds one on the unit that serves then.
 
+    With `layers`, the head also learns from the outputs of the network's upper layer groups, each pooled to one vector
+    per row. They and the head's own input are projected to `width` features at random, but the same for every store.
+
     Args:
         targets: The place of the targets in a batch: a key of a mapping, the position in a tuple, or a callable that
             takes the batch. None for the second of two, or for "labels", "label", "targets", "target" or "y".
@@ -38,7 +41,9 @@ class Floor:
             for one output) or "regression". None to infer it from their type and shape, if these are unambiguous.
         bits: Number of bits that a feature is rounded to, 4 to 8.
         target_step: Targets of a regression are rounded to multiples of it.
-        survivors: Whether units that serve get heads of their own.
+        survivors: Whether units that serve get heads of their own. These learn only from their head's input.
+        layers: Number of layer groups, from the top one down, whose outputs are features too.
+        width: The number of features with `layers`. A request takes time that grows with its square.
 
     Raises:
         ConfigurationError: An argument is out of range.
@@ -55,12 +60,20 @@ class Floor:
     bits: int = 8
     target_step: float = 1e-3
     survivors: bool = False
+    layers: int = 0
+    width: int = 1024
 
     def __post_init__(self) -> None:
         if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not _BITS[0] <= self.bits <= _BITS[1]:
             raise ConfigurationError(
                 f"Expected argument `bits` to be an integer from {_BITS[0]} to {_BITS[1]} but got {self.bits!r}."
             )
+        for name, least in (("layers", 0), ("width", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigurationError(
+                    f"Expected argument `{name}` to be an integer of at least {least} but got {value!r}."
+                )
         if self.task is not None and self.task not in TASKS:
             raise ConfigurationError(f"Expected argument `task` to be one of {TASKS} but got {self.task!r}.")
         if not self.target_step > 0:
@@ -102,8 +115,14 @@ class Floor:
             layers: Its layer groups and head.
 
         Raises:
+            ConfigurationError: There are fewer layer groups than `layers`.
             UnsupportedError: The head does not end in a linear layer.
         """
+        if self.layers > len(layers.groups):
+            raise ConfigurationError(
+                f"Floor(layers={self.layers}) asks for more layer groups than there are ({len(layers.groups)}). Use "
+                "fewer `layers`, or train with more slices or groups."
+            )
         found = [
             (f"{path}.{name}" if name else path, module)
             for path in layers.head
@@ -120,7 +139,8 @@ class Floor:
             )
         return FloorPart(
             layer=path,
-            width=last.in_features,
+            layers=tuple(group.modules[-1] for group in layers.groups[: self.layers]),
+            width=self.width if self.layers else last.in_features,
             outputs=last.out_features,
             bits=self.bits,
             target_step=float(self.target_step),

@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lightning_s3t import Floor
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
 from tests.end_to_end.everything import PERSON
-from tests.people import assert_bitwise_equal, tensors_of
+from tests.people import People, assert_bitwise_equal, fit, tensors_of
 
 SCRIPT = """
 import sys
@@ -143,3 +144,59 @@ def test_an_error_on_one_rank_ends_the_fit_on_all(tmp_path: Path, parallel_units
     assert result.returncode != 0
     assert "the disk of rank 1 is full" in result.stderr
     assert tensors_of(tmp_path / "store") == {}
+
+
+FLOOR = """
+import sys
+from pathlib import Path
+from lightning_s3t import Floor, audit
+from tests.people import Classifier, People, PeopleData, fit, make_trainer
+
+folder = Path(sys.argv[1])
+floor = Floor(layers=2, width=24, survivors=True)
+trainer = {"strategy": "ddp", "devices": 2, "accelerator": "cpu"}
+if __name__ == "__main__":
+    if sys.argv[2] == "fit":
+        people = People.make()
+        fit(folder / "store", people, epochs=1, floor=floor, trainer=trainer)
+    else:
+        data = PeopleData(People.make().without(sys.argv[3]))
+        audited = make_trainer(folder / "store", epochs=1, floor=floor, trainer=trainer)
+        report = audit(audited, Classifier(), datamodule=data, units="all")
+        heads = ",".join(sorted(head.outcome for head in report.heads))
+        (folder / f"report-{audited.global_rank}").write_text(f"{report.passed} {heads}")
+"""
+
+
+@pytest.mark.nightly
+def test_the_floor_has_the_bits_of_one_device_and_an_audit_finds_them_on_all_ranks(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(FLOOR)
+
+    def run(*arguments: str) -> None:
+        result = subprocess.run(
+            [sys.executable, str(script), str(tmp_path), *arguments],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+
+    run("fit")
+    fit(tmp_path / "alone", People.make(), epochs=1, floor=Floor(layers=2, width=24))
+    with Store.open(tmp_path / "store") as store, Store.open(tmp_path / "alone") as alone:
+        found, wanted = store.load_head(), alone.load_head()
+        assert found is not None
+        assert wanted is not None
+        assert {name: tensor.tolist() for name, tensor in found.to_tensors().items()} == {
+            name: tensor.tolist() for name, tensor in wanted.to_tensors().items()
+        }
+        assert len(store.heads()) > 1
+        assert store.verify().passed
+        store.forget([PERSON])
+    run("audit", PERSON)
+    for rank in (0, 1):
+        passed, _, heads = (tmp_path / f"report-{rank}").read_text().partition(" ")
+        assert passed == "True"
+        assert set(heads.split(",")) == {"equal"}

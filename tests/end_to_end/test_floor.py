@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_s3t import EnsembleModule, Floor, Store
 from lightning_s3t.core.floor import PRETRAINED
 from lightning_s3t.errors import DataError, NoSurvivorError, StoreMismatchError, UnsupportedError
+from lightning_s3t.tuning.head_features import HeadFeatures
+from lightning_s3t.tuning.ridge import solve_head
 from tests.end_to_end.everything import forget
 from tests.people import CLASSES, FEATURES, Classifier, People, PeopleData, fit, make_trainer
 
@@ -175,6 +177,62 @@ def test_with_a_floor_alone_there_is_nothing_to_export(store: Path, tmp_path: Pa
         pytest.raises(NoSurvivorError, match="only the floor"),
     ):
         served.export(tmp_path / "away.safetensors")
+
+
+# a floor that reads several layers
+
+LAYERED = Floor(layers=2, width=24)
+
+
+@pytest.fixture(scope="module")
+def trained_with_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store whose floor reads two layer groups, for copying only."""
+    return fit_with_floor(tmp_path_factory.mktemp("layers") / "store", People.make(), floor=LAYERED)
+
+
+@pytest.fixture
+def layered(trained_with_layers: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained_with_layers, tmp_path / "layered" / "store"))
+
+
+def test_a_floor_of_several_layers_is_that_of_a_first_fit_without_the_person(layered: Path, tmp_path: Path) -> None:
+    forget(layered, PERSON)
+    scratch = fit_with_floor(tmp_path / "scratch" / "store", People.make().without(PERSON), floor=LAYERED)
+    assert sums(layered) == sums(scratch)
+    fit_with_floor(layered, People.make(), floor=LAYERED)
+    for each in (layered, scratch):
+        forget_by_all(each)
+    assert answers(layered).equal(answers(scratch))
+
+
+@pytest.mark.parametrize("passes", ["sequential", "batched"])
+def test_a_floor_of_several_layers_answers_beside_the_shards_as_it_does_alone(layered: Path, passes: Any) -> None:
+    with EnsembleModule.from_store(layered, Classifier(), passes=passes) as served:
+        whole = served(TEST.features).detach()
+        again = served(TEST.features).detach()  # in a pass that shares its trunk, or of all shards' rows
+        by_row = torch.cat([served(TEST.features[row : row + 1]).detach() for row in range(3)])
+    torch.testing.assert_close(again, whole)
+    torch.testing.assert_close(by_row, whole[:3], rtol=1e-4, atol=1e-4)
+
+
+def test_a_floor_of_several_layers_answers_from_what_the_pretrained_network_computes(layered: Path) -> None:
+    forget_by_all(layered)
+    module, found = Classifier().eval(), list[Tensor]()
+    with Store.open(layered) as opened:
+        part, kept = opened.heads()[PRETRAINED].part, opened.load_head()
+    assert kept is not None
+    features = HeadFeatures(module, "network", part)
+    module.network.head.register_forward_pre_hook(lambda _, args: found.append(features.of(args[0])))
+    features.attach()
+    with torch.no_grad():
+        module(TEST.features)
+    assert found[0].shape == (len(TEST), 24)
+    torch.testing.assert_close(answers(layered), solve_head(kept)(found[0]))
+
+
+def test_a_floor_of_other_layers_is_refused(layered: Path) -> None:
+    with pytest.raises(StoreMismatchError, match=r"floor\.layers"):
+        fit_with_floor(layered, People.make(), floor=Floor(layers=1, width=24))
 
 
 # heads on survivors

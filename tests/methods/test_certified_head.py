@@ -70,7 +70,7 @@ def test_the_certificate_stands_in_what_is_printed_and_reported(
     assert '"certified (epsilon 0.5, delta 1e-06)"' in capsys.readouterr().out
     main(["store", "status", str(store)])
     printed = " ".join(capsys.readouterr().out.split())
-    assert "certified (epsilon 0.5, delta 1e-06). The linear head that serves" in printed
+    assert "certified (epsilon 0.5, delta 1e-06). For any set of heads" in printed
     assert "Nothing is proven" not in printed
     with Store.open(store) as opened:
         page = StoreReport.of(opened).to_html()

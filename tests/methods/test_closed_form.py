@@ -178,6 +178,16 @@ def test_an_export_is_refused(store: Path, tmp_path: Path) -> None:
         served.export(tmp_path / "away.safetensors")
 
 
+def test_a_network_may_be_frozen_and_the_head_reads_several_layers(tmp_path: Path) -> None:
+    module = Classifier().requires_grad_(False)
+    fit(tmp_path / "store", People.make(), module=module, method=ClosedForm(layers=2, width=64))
+    with Store.open(tmp_path / "store") as opened:
+        assert len(opened.heads()["pretrained"].part.layers) == 2
+        opened.forget([PERSON])
+        assert opened.verify().problems == ()
+    assert float((answers(tmp_path / "store").argmax(-1) == TEST.labels).float().mean()) > 0.8
+
+
 def test_fast_dev_run_reads_a_row_and_keeps_nothing(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path / "store", method=ClosedForm(), trainer={"fast_dev_run": True})
     trainer.fit(Classifier(), datamodule=PeopleData(People.make()))
@@ -198,7 +208,7 @@ def test_arguments_for_units_are_refused(arguments: dict[str, Any], message: str
 
 
 def test_a_fit_in_the_script_s_own_process_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="choose another method than 'closed_form'"):
+    with pytest.raises(UnsupportedError, match="isolation='none' rules this out"):
         fit(tmp_path / "store", People.make(), method=ClosedForm(), isolation="none")
 
 

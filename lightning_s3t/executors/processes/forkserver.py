@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from typing import Any
 
+from lightning_s3t.core.interrupts import interrupts_blocked
 from lightning_s3t.engine.package_alias import is_aliased
 from lightning_s3t.errors import WorkerError
 from lightning_s3t.executors.processes.messages import Failed, receive, send
@@ -32,7 +32,7 @@ class _Base:
         self._aliased = is_aliased()
         command = _ALIAS + _COMMAND if self._aliased else _COMMAND
         self._channel, theirs = socket.socketpair()
-        with theirs, _interrupts_blocked():
+        with theirs, interrupts_blocked():
             self._process = subprocess.Popen(
                 [sys.executable, "-c", command, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
@@ -192,13 +192,3 @@ class ForkServer:
 def _forget_base() -> None:
     global _base
     _base = None
-
-
-@contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Shield processes started in the block from Ctrl-C; in this process it takes effect after the block."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

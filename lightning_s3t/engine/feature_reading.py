@@ -26,7 +26,7 @@ Send = Callable[[Task, FeatureRows], None]
 
 _NAMES = ("labels", "label", "targets", "target", "y")
 _CHUNK = 1024  # rows
-_OTHERWISE = "Leave `floor` out, or choose another method than 'closed_form'."
+_OTHERWISE = "Leave `floor` out, or choose a method without such a head."
 
 
 class FeatureReader:

@@ -237,7 +237,7 @@ class Fit:
         if not isolated:
             raise UnsupportedError(
                 "The rows of a closed-form head are read in a separate process, and isolation='none' rules this out. "
-                "Use the default isolation; otherwise leave `floor` out, or choose another method than 'closed_form'."
+                "Use the default isolation; otherwise leave `floor` out, or choose a method without such a head."
             )
         if self._config.method.response == "replace":
             raise UnsupportedError(

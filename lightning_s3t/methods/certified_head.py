@@ -32,8 +32,8 @@ class CertifiedHead(UnlearningMethod):
         epsilon: Of the certificate.
         delta: Likewise; smaller than one over the number of subjects.
         l2: The penalty on half the squared weights, per row. With more, fewer steps are needed.
-        noise: Standard deviation of the noise on each weight, of features whose norm is between 0.8 and 4. With less,
-            more steps are needed.
+        noise: Standard deviation of the noise on each weight, for features whose norm is about 1 and at most 4. With
+            less, more steps are needed.
         targets: The place of the targets in a batch, as for `Floor`.
         task: "multiclass", "multilabel" or "binary", as for `Floor`.
         bits: Number of bits that a feature is rounded to, 4 to 8.

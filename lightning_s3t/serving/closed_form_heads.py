@@ -79,11 +79,11 @@ class ClosedFormHeads(nn.Module):
             head = self._heads.get(shard)
             if head is None or head.solved == head.wanted:
                 continue
-            sums = self._load(head.source)
-            if sums is None:  # a request has reached the unit; the answer is computed again without it
+            found = self._load(head.source)
+            if found is None:  # a request has reached the unit; the answer is computed again without it
                 self._drop(shard)
                 continue
-            head.layer.load(sums if isinstance(sums, LinearHead) else solve_head(sums))
+            head.layer.load(found if isinstance(found, LinearHead) else solve_head(found))
             head.solved = head.wanted
 
     def _is_in_place(self, shard: int, sources: Mapping[int, str]) -> bool:

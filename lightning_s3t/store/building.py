@@ -235,7 +235,7 @@ class BuildSession:
             raise ConfigurationError(
                 f"The store {self._backend.folder} cannot have a closed-form head: its ledger is in a database, whose "
                 "log and backups would keep features of rows that a request has removed. Keep the ledger in the "
-                "folder (no `ledger`); otherwise leave `floor` out, or choose another method than 'closed_form'."
+                "folder (no `ledger`); otherwise leave `floor` out, or choose a method without such a head."
             )
         check_part(read_states(self._backend), part, str(self._backend.folder))
 

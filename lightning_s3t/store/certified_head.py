@@ -9,9 +9,9 @@ request is (epsilon, delta)-indistinguishable from what that first fit publishes
 this also holds given all that was published before.
 
 A request takes the Newton step of Guo et al. (arXiv 1911.03030, section 3), on all remaining rows, from the head that
-was published before. They add noise to the loss instead (their theorem 3); this would need a residual that does not
-depend on the noise, and the residual of a Newton step does. Noise on the result is what Neel et al. (arXiv 2007.02923,
-"publishing function") and Sekhari et al. (arXiv 2103.03279) use.
+was published before. They add noise to the loss instead (theorem 3), so that the residual of the step depends on the
+noise; we have no proof that covers this. Noise on the result is what Neel et al. (arXiv 2007.02923, "publishing
+function") and Sekhari et al. (arXiv 2103.03279) use.
 """
 
 from __future__ import annotations

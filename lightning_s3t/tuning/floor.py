@@ -135,7 +135,7 @@ class Floor:
                 f"There is no closed-form head for this model: its head ({', '.join(layers.head)}) ends in "
                 f"{type(last).__name__ if last is not None else 'nothing'}, and a closed-form head takes the place of "
                 "a linear layer. Name the linear layer that makes the prediction: head='...'. Otherwise leave `floor` "
-                "out, or choose another method than 'closed_form'."
+                "out, or choose a method without such a head."
             )
         return FloorPart(
             layer=path,

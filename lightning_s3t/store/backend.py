@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from lightning_s3t.errors import ConfigurationError, StoreError, StoreMismatchError
 from lightning_s3t.store.authentication import Authenticator
+from lightning_s3t.store.feature_sums import FeatureSums
 from lightning_s3t.store.ledger import Ledger
 from lightning_s3t.store.ledger_address import LedgerAddress, check_not_moved, make_address, read_address
 from lightning_s3t.store.snapshots import Snapshots
@@ -24,11 +25,17 @@ class Backend:
         folder: The folder with keys, journal and locks.
         ledger: The ledger.
         snapshots: The snapshots.
+        kept_sums: The floor's sums as this process has last written them, with their digest, so that the next request
+            need not read them.
+        unsure: The names of sums and heads that this process has written in transactions. Those of one that failed
+            belong to no record, and the next erasure removes them.
     """
 
     folder: Path
     ledger: Ledger
     snapshots: Snapshots
+    kept_sums: dict[str, tuple[str, FeatureSums]] = field(default_factory=dict, compare=False)
+    unsure: set[str] = field(default_factory=set, compare=False)
 
     @cached_property
     def authenticator(self) -> Authenticator:

@@ -88,6 +88,7 @@ def erase_queued(store: Backend) -> None:
     """
     clear_scratch(store.folder)
     ledger = store.ledger
+    _queue_unowned(store)
     queued, outside = _noted(store)
     if not queued:  # entries queued from now on are erased by the process that queues them
         return
@@ -110,6 +111,16 @@ def erase_queued(store: Backend) -> None:
     ledger.clear_traces()
     if failed:
         raise StoreError(_failed_message(store.folder, failed))
+
+
+def _queue_unowned(store: Backend) -> None:
+    """Queue the sums that this process wrote within a transaction that failed."""
+    names, ledger = set(store.unsure), store.ledger
+    if names - ledger.needed(names):
+        with ledger.transaction():  # now none is being written
+            known = ledger.needed(names) | {file.path for file in ledger.queued()}
+            queue(store, map(OwnedFile, names - known), None)
+    store.unsure.difference_update(names)
 
 
 def clean_up(store: Backend) -> None:

@@ -160,7 +160,7 @@ class FeatureSums:
             # in float64, products of small integers and sums of this many of them are exact; int64 has no fast product
             wide = torch.cat([features.double(), torch.ones(len(features), 1, dtype=torch.float64)], dim=1)
             numbers = self._numbers(targets)
-            self.triangle.add_((wide.T @ wide).take(places).long(), alpha=sign)
+            self.triangle.add_((wide.T @ wide).view(-1).index_select(0, places).long(), alpha=sign)
             self.cross += sign * (wide.T @ numbers.double()).long()
             self.squares += sign * numbers.square().sum(0)
         self.rows += sign * len(rows)

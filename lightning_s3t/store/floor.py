@@ -377,7 +377,10 @@ def _by_owner(rows: Iterable[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
 
 
 def _load_or_sum(store: Backend, source: str, state: FloorState) -> FeatureSums:
-    """Return the sums; if they are lost, or an older ledger was restored, compute them from the existing rows."""
+    """Return the sums, to be changed; if they are lost, or an older ledger was restored, sum the existing rows."""
+    digest, sums = store.kept_sums.pop(source, (None, None))
+    if sums is not None and digest == state.digest:
+        return sums
     try:
         return load_sums(store, state)
     except DamagedError:
@@ -407,6 +410,8 @@ def _keep(store: Backend, source: str, state: FloorState, sums: FeatureSums, req
     named = {**sums.to_tensors(), "source": torch.frombuffer(bytearray(source.encode()), dtype=torch.uint8)}
     digest = _put(store, named, state.digest, request)
     _note(store, {**read_states(store), source: replace(state, digest=digest, rows=sums.rows)})
+    if source == PRETRAINED:  # of heads on survivors there may be many
+        store.kept_sums[source] = (digest, sums)
 
 
 def _publish(store: Backend, source: str, request: int | None) -> None:
@@ -442,6 +447,7 @@ def _last_published(store: Backend, state: FloorState) -> Tensor | None:
 def _put(store: Backend, tensors: Mapping[str, Tensor], before: str, request: int | None) -> str:
     """Store a snapshot in place of a previous one, which is erased after the transaction; return its digest."""
     digest, data = encode_snapshot(tensors)
+    store.unsure.add(store.snapshots.name(digest))
     store.snapshots.put(digest, data)
     if digest != before:
         store.ledger.own(store.snapshots.name(digest))

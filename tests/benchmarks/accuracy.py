@@ -294,10 +294,13 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
 def main(arguments: list[str]) -> int:
     """Measures, prints, draws, and returns 1 if a mark is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tasks", nargs="*", default=list(TASKS), choices=[*TASKS, []], metavar="TASK")
+    parser.add_argument(
+        "tasks", nargs="*", default=[], choices=[*TASKS, []], metavar="TASK", help="all, if none is named"
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("build/accuracy"))
     options = parser.parse_args(arguments)
+    options.tasks = options.tasks or list(TASKS)
     console = Console()
     torch.set_num_threads(1)
     for logger in (

@@ -277,3 +277,28 @@ def test_sums_that_are_not_those_of_the_rows_are_found(store: Store) -> None:
         store._backend.ledger.remove_features(PRETRAINED, [next(iter(store._keyring.hashes(["user-3"])))])
     assert any("do not match its rows" in problem for problem in store.verify().problems)
     assert sum_rows(store._backend, store.heads()[PRETRAINED]).rows == len(OWNERS) - 2  # type: ignore[arg-type]
+
+
+def test_a_request_of_another_process_in_between_is_seen(store: Store) -> None:
+    """Sums that this process remembers count only while the ledger names them."""
+    store.forget(["user-0"])
+    with Store.open(store.path) as other:
+        other.forget(["user-1"])
+    store.forget(["user-2"])
+    assert_same(store.load_head(), sums_of(rows_without("user-0", "user-1", "user-2")))
+
+
+def test_a_request_that_fails_half_way_leaves_nothing_behind_in_memory(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("the disk is full")
+
+    store.forget(["user-0"])
+    with monkeypatch.context() as patch:
+        patch.setattr("lightning_s3t.store.effects.remove", fail)  # the sums are written by then
+        with pytest.raises(RuntimeError, match="full"):
+            store.forget(["user-1"])
+    store.forget(["user-2"])
+    assert_same(store.load_head(), sums_of(rows_without("user-0", "user-2")))
+    assert store.verify().passed

@@ -168,7 +168,10 @@ def solve(
     theta = start if start is not None and start.shape == shape else torch.zeros(shape, dtype=torch.float64)
     gradient = loss.gradient(theta)
     for steps in range(1, _MOST_STEPS + 1):
-        step, share = loss.newton_step(theta, gradient), 1.0
+        try:
+            step, share = loss.newton_step(theta, gradient), 1.0
+        except torch.linalg.LinAlgError:  # the penalty is lost in rounding errors; a request must not fail for it
+            return None
         after = loss.gradient(theta + step)
         while float(after.norm()) > (1 - share / 4) * float(gradient.norm()) and share > _SHORTEST:
             share /= 2

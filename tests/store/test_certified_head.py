@@ -150,8 +150,9 @@ def test_one_newton_step_is_enough_or_more_follow() -> None:
     ] == [1, 2]
 
 
-def test_noise_that_rounding_errors_exceed_has_no_solution() -> None:
-    assert solve(ROWS, PART, "multiclass", CERTIFIED.model_copy(update={"noise": 1e-15})) is None
+@pytest.mark.parametrize("changed", [{"noise": 1e-15}, {"l2": 1e-30}])
+def test_noise_or_a_penalty_that_rounding_errors_exceed_has_no_solution(changed: dict[str, float]) -> None:
+    assert solve(rows_of(3), PART, "multiclass", CERTIFIED.model_copy(update=changed)) is None
 
 
 def test_the_same_start_and_rows_give_the_same_bits_before_the_noise() -> None:

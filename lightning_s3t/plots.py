@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from lightning_s3t.errors import UnsupportedError
 from lightning_s3t.plan import Simulation
 
 if TYPE_CHECKING:
@@ -70,7 +71,12 @@ def plot_store(found: Overview) -> Figure:
 
     Returns:
         The figure; `figure.savefig(path)` writes it.
+
+    Raises:
+        UnsupportedError: The store's method has no units.
     """
+    if not found.has_units:
+        raise UnsupportedError(f"The method {found.method!r} trains no units, so there is nothing to draw.")
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch

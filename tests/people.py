@@ -232,7 +232,7 @@ def tensors_of(store: Path) -> dict[UnitId, dict[str, Tensor]]:
         return {unit: opened.load(unit) for unit in opened.alive()}
 
 
-def assert_bitwise_equal(first: dict[UnitId, dict[str, Tensor]], second: dict[UnitId, dict[str, Tensor]]) -> None:
+def assert_bitwise_equal(first: dict[Any, dict[str, Tensor]], second: dict[Any, dict[str, Tensor]]) -> None:
     """Equal to the last bit, NaNs and signs of zeros included."""
     assert sorted(first) == sorted(second)
     for unit, tensors in first.items():

@@ -57,10 +57,10 @@ class Unlearning(pl.Callback):
     schedulers, loggers and callbacks are used for every unit. When `fit` returns, the module given to it is unchanged;
     the trained units are in the store. Serve it with `EnsembleModule.from_store(store, module)`.
 
-    `forget` carries a request out at once where the method only takes units out of service (`S3TMethod`, `SISA`), and
-    returns a receipt. Other methods (`Retrain`, `SSD`) answer requests with a new model: `forget` then returns a
-    ticket, and the next `trainer.fit` trains the model, replaces the old one and sets `receipt`; until then the old
-    model keeps serving, with the data in it.
+    `forget` carries a request out at once where the method only takes units out of service (`S3TMethod`, `SISA`) or
+    subtracts rows (`ClosedForm`), and returns a receipt. Other methods (`Retrain`, `SSD`) answer requests with a new
+    model: `forget` then returns a ticket, and the next `trainer.fit` trains the model, replaces the old one and sets
+    `receipt`; until then the old model keeps serving, with the data in it.
 
     Args:
         method: The unlearning method; its name; or a mapping with its name as "name" and its arguments.
@@ -155,12 +155,19 @@ class Unlearning(pl.Callback):
                 f"The method {method.name!r} trains one model on all data, so people who come later cannot have one "
                 "of their own. Use newcomers='retrain', or a method with shards: S3T or SISA."
             )
+        if method.head is not None and floor:
+            raise ConfigurationError(
+                f"The method {method.name!r} is a closed-form head already. Leave `floor` out, and give its arguments "
+                "to the method."
+            )
+        floor, adapter = (floor, adapter) if method.head is None else (method.head, None)
         check_folder_name(store)
         place = check_addresses(Path(store), ledger, snapshots)
         if ledger is not None and floor:
             raise ConfigurationError(
-                "A store with its ledger in a database cannot have a floor: the database's log and backups would "
-                "keep features of rows that a request has removed. Leave `floor` out, or `ledger`."
+                "A store with its ledger in a database cannot have a closed-form head: the database's log and backups "
+                "would keep features of rows that a request has removed. Leave `ledger` out, or the head "
+                f"({'choose another method' if method.head is not None else 'no `floor`'})."
             )
         self.store = Path(store)
         self.config = FitConfig(
@@ -293,7 +300,7 @@ class Unlearning(pl.Callback):
         if self._in_unit_process:
             return
         if stage == "fit":
-            isolation = isolation_of(trainer, self.isolation)
+            isolation = isolation_of(trainer, self.isolation, has_units=self.method.head is None)
             units = self.config.units
             check_trainer(trainer, Unlearning, isolation, units.parallel_units, units.digest_rows)
             refuse_checkpoint(trainer, refuse_to_resume)
@@ -407,7 +414,7 @@ class Unlearning(pl.Callback):
         return {**vars(self), "config": None, "_fit": None, "_audited": None, "_sent": self._unit_training}
 
     def _where_it_is(self) -> str:
-        return f"The trained units are in {self.store}: use EnsembleModule.from_store({str(self.store)!r}, model)."
+        return f"What it trained is in {self.store}: use EnsembleModule.from_store({str(self.store)!r}, model)."
 
     def _refuse_own_checkpoints(self, run: str) -> NoReturn:
         raise UnsupportedError(

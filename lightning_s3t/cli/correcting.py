@@ -41,7 +41,7 @@ def rectify(
     if isinstance(answer, Ticket):
         show_ticket(answer, json or sign is not None)
     else:
-        show_record(answer, sign, json)
+        show_record(answer, opened, sign, json)
 
 
 def restrict(
@@ -71,7 +71,7 @@ def restrict(
     asked = _ids(subjects, sign)
     with Store.open(store) as opened:
         receipt = opened.restrict(asked, strict=not allow_unknown, request_id=request_id)
-    show_record(receipt, sign, json)
+    show_record(receipt, opened, sign, json)
 
 
 def release(
@@ -99,7 +99,7 @@ def release(
     asked = _ids(subjects, sign)
     with Store.open(store) as opened:
         receipt = opened.release(asked, request_id=request_id)
-    show_record(receipt, sign, json)
+    show_record(receipt, opened, sign, json)
 
 
 def _ids(subjects: tuple[str, ...], sign: Path | None) -> list[str]:

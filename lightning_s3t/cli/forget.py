@@ -16,7 +16,7 @@ from lightning_s3t.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from lightning_s3t.core.tickets import Ticket
-    from lightning_s3t.store import RequestRecord
+    from lightning_s3t.store import RequestRecord, Store
 
 
 def forget(
@@ -83,7 +83,7 @@ def forget(
     if isinstance(answer, Ticket):
         show_ticket(answer, json or sign is not None)
     else:
-        show_record(answer, sign, json)
+        show_record(answer, opened, sign, json)
 
 
 def _forget_due(store: Path, sign: Path | None, json: bool) -> None:
@@ -92,7 +92,7 @@ def _forget_due(store: Path, sign: Path | None, json: bool) -> None:
     with Store.open(store, forget_due=False) as opened:
         receipt = opened.forget_due()
     if receipt is not None:
-        show_record(receipt, sign, json)
+        show_record(receipt, opened, sign, json)
     elif not (json or sign):
         print("No request is due, or those that are due wait for the next fit.")
 
@@ -115,11 +115,12 @@ def show_ticket(ticket: Ticket, json: bool) -> None:
     )
 
 
-def show_record(receipt: RequestRecord, sign: Path | None, json: bool) -> None:
+def show_record(receipt: RequestRecord, store: Store, sign: Path | None, json: bool) -> None:
     """Print the answer to a request that was carried out.
 
     Args:
         receipt: The answer.
+        store: The store, whose method says what a request does.
         sign: Sign it with this key, as a JSON document.
         json: As a JSON document.
     """
@@ -130,16 +131,35 @@ def show_record(receipt: RequestRecord, sign: Path | None, json: bool) -> None:
             # place
             print(printable(_exports(receipt)), file=sys.stderr)
         return
-    print(printable("\n".join(_lines(receipt))))
+    print(printable("\n".join(_lines(receipt, has_units=store.manifest.method.response != "subtract"))))
 
 
-def _lines(receipt: RequestRecord) -> Iterator[str]:
+def _lines(receipt: RequestRecord, has_units: bool) -> Iterator[str]:
     unknown = f", {receipt.unknown} never seen" if receipt.unknown is not None else ""
     restricted = f", {receipt.already_restricted} restricted before" if receipt.already_restricted else ""
     yield (
         f"Request {receipt.request}, to {receipt.kind}: {counted(receipt.subjects, 'subject')}, "
         f"{receipt.already_forgotten} of them forgotten before{restricted}{unknown}."
     )
+    if has_units:
+        yield from _about_units(receipt)
+    if not has_units and receipt.kind == "release":
+        yield "The next fit adds the rows to the closed-form head again."
+    elif receipt.subtracted_rows or not has_units:
+        yield f"Subtracted {counted(receipt.subtracted_rows, 'row')} from the closed-form head."
+    yield f"Erased {receipt.erased_files} files, {receipt.erased_bytes:,} bytes."
+    if receipt.missing_files:
+        yield f"{receipt.missing_files} registered files were missing: something else had moved or removed them."
+    if receipt.left_files:
+        yield f"{receipt.left_files} registered files were left alone: see `s3t store verify`."
+    if has_units:
+        serving = ", ".join(f"shard {shard}: {unit or 'nothing'}" for shard, unit in receipt.serving.items())
+        yield f"Now serving in the affected shards: {serving or 'as before, it reached none'}."
+    what = "every remaining unit" if has_units else "the closed-form head"
+    yield f"Guarantee of {what}: {receipt.promise} ({receipt.method}, isolation: {receipt.isolation})."
+
+
+def _about_units(receipt: RequestRecord) -> Iterator[str]:
     if receipt.kind == "restrict":
         yield f"Set aside {counted(receipt.set_aside_units, 'unit')}: {', '.join(receipt.set_aside) or 'none'}."
     elif receipt.kind == "release":
@@ -148,18 +168,6 @@ def _lines(receipt: RequestRecord) -> Iterator[str]:
         yield f"Revoked {counted(receipt.revoked_units, 'unit')}: {', '.join(receipt.revoked) or 'none'}."
     if receipt.exports:
         yield _exports(receipt)
-    if receipt.subtracted_rows:
-        yield f"Subtracted {counted(receipt.subtracted_rows, 'row')} from the floor."
-    yield f"Erased {receipt.erased_files} files, {receipt.erased_bytes:,} bytes."
-    if receipt.missing_files:
-        yield f"{receipt.missing_files} registered files were missing: something else had moved or removed them."
-    if receipt.left_files:
-        yield f"{receipt.left_files} registered files were left alone: see `s3t store verify`."
-    serving = ", ".join(f"shard {shard}: {unit or 'nothing'}" for shard, unit in receipt.serving.items())
-    yield f"Now serving in the affected shards: {serving or 'as before, it reached none'}."
-    yield (
-        f"Guarantee of every remaining unit: {receipt.guarantee} ({receipt.method}, isolation: {receipt.isolation})."
-    )
 
 
 def _exports(receipt: RequestRecord) -> str:

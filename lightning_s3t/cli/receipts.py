@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json as json_format
 import sys
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,15 +51,18 @@ def list_receipts(
     if format == "json":
         documents = [json_format.loads(as_json(record, sign)) for record in found]
         if internal:
-            documents = [{**one, **asdict(record)} for one, record in zip(documents, found, strict=True)]
+            documents = [
+                {**one, **{name: getattr(record, name) for name in (*_INTERNAL, "serving")}}
+                for one, record in zip(documents, found, strict=True)
+            ]
         print(json_format.dumps(documents, indent=2))
         return
     # an allow list of columns for the person who asked: a new column must not reveal a place
-    names = [field.name for field in fields(Receipt) if field.name != "versions"]
+    names = [field.name for field in fields(Receipt) if field.name not in ("versions", "certificate")]
     table = csv.DictWriter(sys.stdout, [*names, *(_INTERNAL if internal else ())], lineterminator="\n")
     table.writeheader()
     for record in found:
-        row = {name: getattr(record, name) for name in table.fieldnames}
+        row = {name: getattr(record, name) for name in table.fieldnames} | {"guarantee": record.promise}
         table.writerow(
             {name: _cell(" ".join(value) if isinstance(value, tuple) else value) for name, value in row.items()}
         )

@@ -6,10 +6,15 @@ import json as json_format
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_s3t.columns import counted, printable
 from lightning_s3t.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from lightning_s3t.store import Overview
 
 _MARKS = {
     "serves": "[bold green]●[/]",
@@ -37,6 +42,19 @@ def _describe_fit(fit: Mapping[str, Any]) -> str:
     return "".join(found)
 
 
+def _grid(title: str, found: Overview) -> Table:
+    """Return the units, with a row for each shard and a column for each sequence."""
+    from rich.table import Table
+
+    table = Table(title=title)
+    table.add_column("shard", justify="right")
+    for sequence in found.sequences:
+        table.add_column("-".join(map(str, sequence)), justify="center")
+    for shard, row in enumerate(found.states):
+        table.add_row(str(shard), *("".join(_MARKS[state] for state in cell) for cell in row))
+    return table
+
+
 def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> None:
     """Show the state of a store: the stages of each shard, the serving units, how long they last, when to train again.
 
@@ -59,22 +77,25 @@ def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> N
         plot_store(found).savefig(plot, dpi=130)
     if json:
         serving = {str(shard): str(unit) for shard, unit in found.serving.items()}
-        print(json_format.dumps({**asdict(found), "serving": serving, "advice": found.advice}, indent=2))
+        lasts = {} if found.has_units else {"capacity": None, "full_capacity": None}  # JSON has no infinity
+        print(json_format.dumps({**asdict(found), **lasts, "serving": serving, "advice": found.advice}, indent=2))
         return
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(title=f"Store {escape(str(store))}")
-    table.add_column("shard", justify="right")
-    for sequence in found.sequences:
-        table.add_column("-".join(map(str, sequence)), justify="center")
-    for shard, row in enumerate(found.states):
-        table.add_row(str(shard), *("".join(_MARKS[state] for state in cell) for cell in row))
     console = Console()
-    console.print(table)
-    console.print(", ".join(f"{mark} {_LABELS.get(state, state)}" for state, mark in _MARKS.items()))
-    console.print(f"Requests carried out: {found.requests}. Shards that serve: {len(found.serving)} of {found.shards}.")
+    if found.has_units:
+        console.print(_grid(f"Store {escape(str(store))}", found))
+        console.print(", ".join(f"{mark} {_LABELS.get(state, state)}" for state, mark in _MARKS.items()))
+        console.print(
+            f"Requests carried out: {found.requests}. Shards that serve: {len(found.serving)} of {found.shards}."
+        )
+    else:
+        rows = counted(found.floor_rows, "row") if found.floor_rows is not None else "no rows, so nothing answers"
+        console.print(
+            f"Store {escape(str(store))} has no units: a closed-form head answers, of {rows}. Requests carried out: "
+            f"{found.requests}."
+        )
     for number, generation in enumerate(found.generations, start=1):
         console.print(
             f"Shard {generation.shard}: generation {number}, {counted(generation.subjects, 'subject')} who came "
@@ -95,7 +116,9 @@ def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> N
             f"{counted(found.restricted, 'subject')} restricted: no fit trains on them. Set aside for them: "
             f"{', '.join(dict.fromkeys(found.set_aside)) or 'no units'}."
         )
-    if found.guarantee != "exact":
+    if found.certificate is not None:
+        console.print(f"Guarantee of {escape(ascii(found.method))}: {found.certificate}. {found.certificate.statement}")
+    elif found.guarantee != "exact":
         console.print(
             f"Guarantee of {escape(ascii(found.method))}: {found.guarantee}. Nothing is proven about the serving model."
         )
@@ -104,7 +127,7 @@ def status(store: Path, /, *, plot: Path | None = None, json: bool = False) -> N
             f"Further requests that the store withstands, on average: {found.capacity:.0f}; a full store: "
             f"{found.full_capacity:.0f} (uniform requests)."
         )
-    if found.floor_rows is not None:
+    if found.has_units and found.floor_rows is not None:
         console.print(f"The floor answers too: a closed-form head of {counted(found.floor_rows, 'row')}.")
     if found.heads:
         console.print(f"Units that serve with a closed-form head of their own: {', '.join(map(str, found.heads))}.")

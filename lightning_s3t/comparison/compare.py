@@ -63,9 +63,9 @@ def compare(
 
     Each method trains into its own store, subjects ask to be forgotten one after another, and the serving model is
     measured on test rows, on retained rows and on the rows of subjects who have asked. The reference is a model trained
-    from scratch on the retained rows, with which the serving models are compared. Methods that revoke carry every
-    request out at once. Those that answer with another model get one fit for all requests since the last measurement,
-    not one for each.
+    from scratch on the retained rows, with which the serving models are compared. Methods that revoke or subtract carry
+    every request out at once. Those that answer with another model get one fit for all requests since the last
+    measurement, not one for each.
 
     Finished runs are kept in `output`, so that a second call continues from there. Stores are removed after they were
     measured. The outputs for rows are kept, and are personal data like the rows themselves.

@@ -72,7 +72,7 @@ class MethodResult:
         method: The method's name.
         arguments: The method, with its arguments.
         guarantee: The guarantee of the serving model after a request.
-        response: "revoke" where a request is carried out at once, "replace" where a fit carries it out.
+        response: "revoke" or "subtract" where a request is carried out at once, "replace" where a fit carries it out.
         needs: The data that a request needs in addition to the store.
         moments: The serving model, by the number of requests.
         fit_seconds: Duration of the first fit.

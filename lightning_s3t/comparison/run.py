@@ -204,7 +204,7 @@ def make_run(
                 run.jobs[str(number)] = trial.fit()
             trial.measure(number)
         trial.relearn(relearning)
-        if method.response == "revoke":
+        if method.response != "replace":
             step("fit after all requests")
             run.refit_seconds = trial.fit()
             run.refit_test = trial.test_accuracy()
@@ -245,7 +245,7 @@ class _Trial:
                 start = time.perf_counter()
                 served.forget([subject])
                 self._run.request_seconds.append(time.perf_counter() - start)
-                if self._run.lasted is None and self._method.response == "revoke" and not _serves(served):
+                if self._run.lasted is None and self._method.response != "replace" and not _serves(served):
                     self._run.lasted = len(self._run.request_seconds)
 
     def measure(self, requests: int) -> None:
@@ -318,7 +318,7 @@ def answers_of(answers: Mapping[str, Tensor], part: str, requests: int) -> Answe
 
 def _serves(served: EnsembleModule) -> bool:
     floor = served.store.heads().get(PRETRAINED)
-    return bool(served.survivors) or (floor is not None and floor.complete)
+    return bool(served.survivors) or (floor is not None and floor.serves)
 
 
 class _Usage(pl.Callback):

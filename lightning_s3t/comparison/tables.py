@@ -103,7 +103,7 @@ def _costs(methods: Sequence[MethodResult]) -> list[list[str]]:
         rows.append(
             [
                 one.label,
-                "at once" if one.response == "revoke" else "by a fit",
+                "by a fit" if one.response == "replace" else "at once",
                 ", ".join(one.needs) or "nothing",
                 _seconds(one.fit_seconds),
                 f"{one.fit_cost:.1f}" if one.fit_cost is not None else _NOTHING,

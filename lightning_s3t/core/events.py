@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field
 
 from lightning_s3t.core.documents import STRICT, canonical, read_json
-from lightning_s3t.core.guarantees import Guarantee, Isolation
+from lightning_s3t.core.guarantees import Certificate, Guarantee, Isolation
 from lightning_s3t.errors import StoreError
 
 Kind = Literal[
@@ -73,6 +73,7 @@ class Request:
             trained unit holds the data: this one, or an earlier one that restricted the subject. For subjects who wait
             for a fit it is the position of the event.
         unmarked: Earlier marks of theirs that no longer apply.
+        certificate: The numbers of a certified guarantee.
     """
 
     __pydantic_config__ = STRICT
@@ -100,6 +101,7 @@ class Request:
     cells: tuple[str, ...] = ()
     marks: tuple[MarkRow, ...] = ()
     unmarked: tuple[MarkRow, ...] = ()
+    certificate: Certificate | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+CLIP = 4.0
+"""Features are divided by their row's mean absolute value; the integers end at this multiple of it."""
+
 Task = Literal["multiclass", "multilabel", "binary", "regression"]
 TASKS: tuple[str, ...] = get_args(Task)
 
@@ -38,3 +41,21 @@ class FloorPart(BaseModel):
     def limit(self) -> int:
         """The largest absolute value of an integer feature."""
         return (1 << (self.bits - 1)) - 1
+
+
+class CertifiedPart(BaseModel):
+    """The settings of a certified head, and its certificate.
+
+    Attributes:
+        epsilon: Of the certificate, for one published head.
+        delta: Likewise.
+        l2: The penalty on half the squared weights, per row.
+        noise: The standard deviation of the noise on each weight.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    epsilon: float
+    delta: float
+    l2: float
+    noise: float

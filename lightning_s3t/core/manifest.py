@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lightning_s3t.core.guarantees import Guarantee, Isolation, Response
+from lightning_s3t.core.floor import CertifiedPart
+from lightning_s3t.core.guarantees import CERTIFIED_HEAD, Certificate, Guarantee, Isolation, Response
 from lightning_s3t.errors import ConfigurationError
 
 _CLOSED = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -50,13 +51,21 @@ class ModelPart(BaseModel):
 
 
 class MethodPart(BaseModel):
-    """The unlearning method: the effect of a request, and the guarantee of the remaining units."""
+    """The unlearning method: the effect of a request, and the guarantee of what serves after it."""
 
     model_config = _CLOSED
 
     name: str = "s3t"
     guarantee: Guarantee = "exact"
     response: Response = "revoke"
+    certified: CertifiedPart | None = None
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """The numbers of a certified guarantee; None for another."""
+        if self.certified is None:
+            return None
+        return Certificate(self.certified.epsilon, self.certified.delta, CERTIFIED_HEAD)
 
 
 class TrainingPart(BaseModel):

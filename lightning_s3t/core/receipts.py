@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from lightning_s3t.core.documents import STRICT, json_schema, read_json
 from lightning_s3t.core.events import RequestKind
-from lightning_s3t.core.guarantees import Guarantee, Isolation
+from lightning_s3t.core.guarantees import Certificate, Guarantee, Isolation
 from lightning_s3t.errors import StoreError
 
 FORMAT = 4
@@ -40,14 +40,16 @@ class Receipt:
         left_files: Number of files that were left alone because they may not be the store's any more: a file was
             changed, or belongs to the store that this one is a copy of. `s3t store verify` names them.
         method: The unlearning method.
-        guarantee: The guarantee of every remaining unit: "exact" is bitwise equal to a training without the subjects;
-            for "empirical" nothing is proven, and only measurements can tell.
+        guarantee: The guarantee of everything that still serves, units and closed-form head: "exact" is bitwise equal
+            to a training without the subjects; "certified" is within the bounds of the certificate; for "empirical"
+            nothing is proven, and only measurements can tell.
         isolation: How units were isolated from each other during training; the guarantee depends on it. "forkserver"
             and "fork" use a process for each unit; with "none" they shared one, and state that is not compared between
             units (globals, class attributes) is not covered.
         versions: Versions of the packages involved.
         position: The position of the newest event in the store's chain that belongs to the request.
         chain: That event's digest. With it, later changes to the store's history can be detected.
+        certificate: With the guarantee "certified", its numbers, and what they say under which assumptions.
 
     Example:
         >>> receipt = Receipt("forget", 1, None, "2026-01-01T00:00:00+00:00", 1, 0, 0, 0, 1, 0, 0, 2, 1, 100, 0, 0,
@@ -85,7 +87,9 @@ class Receipt:
     returned_units: Annotated[_Count, Field(description="How many units that had been set aside serve again.")]
     subtracted_rows: Annotated[
         _Count,
-        Field(description="How many rows were subtracted from the sums of the floor, a closed-form head."),
+        Field(
+            description="How many rows were subtracted from the sums of a closed-form head on the pretrained network."
+        ),
     ]
     erased_files: Annotated[_Count, Field(description="How many files were removed.")]
     erased_bytes: Annotated[_Count, Field(description="Their size.")]
@@ -103,8 +107,9 @@ class Receipt:
     guarantee: Annotated[
         Guarantee,
         Field(
-            description="What is promised of every remaining unit. exact: bitwise what a training without the "
-            "subjects gives. empirical: nothing is proven; only measurements can tell."
+            description="What is promised of everything that still serves: units, and the closed-form head. exact: "
+            "bitwise what a training without the subjects gives. certified: within the bounds of the certificate. "
+            "empirical: nothing is proven; only measurements can tell."
         ),
     ]
     isolation: Annotated[
@@ -124,9 +129,22 @@ class Receipt:
         Field(pattern="^[0-9a-f]{64}$", description="That event's SHA-256, which binds all events before it."),
     ]
 
+    certificate: Annotated[
+        Certificate | None,
+        Field(description="The numbers of a certified guarantee, and what they say; absent or null for another."),
+    ] = field(default=None, kw_only=True)
+
     def to_json(self) -> str:
         """Return the receipt as a JSON document (schema: docs/receipt.schema.json)."""
-        return json.dumps({"format": FORMAT, **asdict(self.receipt)}, indent=2, sort_keys=True)
+        document = {"format": FORMAT, **asdict(self.receipt)}
+        if self.certificate is None:
+            del document["certificate"]
+        return json.dumps(document, indent=2, sort_keys=True)
+
+    @property
+    def promise(self) -> str:
+        """The guarantee with its numbers, in words."""
+        return str(self.certificate) if self.certificate is not None else self.guarantee
 
     @property
     def receipt(self) -> Receipt:
@@ -171,7 +189,7 @@ class RequestRecord(Receipt):
         revoked: The units that may never serve again; a unit that had been set aside may have the same name as one that
             was trained since, so a name may appear twice.
         serving: For each shard that the request reached, the unit that served after it was carried out; None if none
-            was left. Shards that it did not reach are not included.
+            was left. Shards that it did not reach are not included; empty for a method without units.
         exports: The exported copies that it reached: their files are erased. A holder of another copy can recognise it
             by the name, which is in the file and in the JSON file next to it, and has to erase it.
         set_aside: The units that are kept but no longer serve.
@@ -220,6 +238,7 @@ def receipt_schema() -> dict[str, Any]:
         },
         "required": ["format", *schema["required"]],
         "additionalProperties": False,
+        "$defs": schema["$defs"],
     }
 
 

@@ -26,6 +26,7 @@ Send = Callable[[Task, FeatureRows], None]
 
 _NAMES = ("labels", "label", "targets", "target", "y")
 _CHUNK = 1024  # rows
+_OTHERWISE = "Leave `floor` out, or choose a method without such a head."
 
 
 class FeatureReader:
@@ -59,8 +60,8 @@ class FeatureReader:
         module = trainer.lightning_module
         if not module.automatic_optimization:
             raise UnsupportedError(
-                f"The floor reads rows through {type(module).__name__}.training_step, which uses manual optimization "
-                "(automatic_optimization=False). Leave `floor` out."
+                f"A closed-form head reads rows through {type(module).__name__}.training_step, which uses manual "
+                f"optimization (automatic_optimization=False). {_OTHERWISE}"
             )
         layer = module.get_submodule(self._part.layer)
         module.eval()
@@ -70,7 +71,9 @@ class FeatureReader:
                 found = [self._row(trainer, data, row, taken) for row in rows[start : start + _CHUNK]]
                 tasks = {task for task, _, _ in found}
                 if len(tasks) > 1:
-                    raise DataError(f"The targets fit several tasks: {sorted(tasks)}. Name one: Floor(task=...).")
+                    raise DataError(
+                        f"The targets fit several tasks: {sorted(tasks)}. Name one: `task` of Floor or ClosedForm."
+                    )
                 read, targets = torch.stack([f for _, f, _ in found]), torch.stack([t for _, _, t in found])
                 yield tasks.pop(), FeatureRows(round_features(read, self._part.limit), targets)
 
@@ -88,8 +91,8 @@ class FeatureReader:
         if len(taken) != 1 or taken[0].shape != (1, self._part.width):
             shapes = [tuple(tensor.shape) for tensor in taken]
             raise UnsupportedError(
-                f"This model cannot have a floor: for one row, the training step gave {self._part.layer} inputs of "
-                f"shape {shapes}. Expected one vector per row. Leave `floor` out."
+                "This model cannot have a closed-form head: for one row, the training step gave "
+                f"{self._part.layer} inputs of shape {shapes}. Expected one vector per row. {_OTHERWISE}"
             )
         # not float64: the bits of float32 are the same however the network computes the rest
         return task, taken[0][0].float().cpu(), numbers
@@ -123,10 +126,10 @@ def find_targets(batch: Any, rule: Targets | None) -> Tensor:
         found = batch[1]
     if isinstance(found, Tensor):
         return found
-    where = f"at {rule!r}" if rule is not None and not callable(rule) else "that the floor could learn from"
+    where = f"at {rule!r}" if rule is not None and not callable(rule) else "that a closed-form head could learn from"
     raise DataError(
         f"A batch ({type(batch).__name__}) has no tensor of targets {where}. Expected one: name it with "
-        "Floor(targets='labels'), Floor(targets=1) or a callable that takes the batch."
+        "`targets` of Floor or ClosedForm: a key ('labels'), a position (1), or a callable that takes the batch."
     )
 
 
@@ -152,7 +155,7 @@ def task_of(targets: Tensor, outputs: int) -> Task:
     several = ("'binary' or 'regression'" if outputs == 1 else "'multilabel' or 'regression'") if not whole else "one"
     raise DataError(
         f"The targets of a row are {targets.dtype} of shape {tuple(targets.shape)}, and the head has {outputs} "
-        f"outputs, which does not determine the task. Expected {several} to be named: Floor(task=...)."
+        f"outputs, which does not determine the task. Expected {several} to be named: `task` of Floor or ClosedForm."
     )
 
 

@@ -48,7 +48,12 @@ def fit_settings(
     layers, compiled = builder.layers, describe_compiled(module)
     return {
         "partition": partition.settings,
-        "method": {"name": method.name, "guarantee": method.guarantee, "response": method.response},
+        "method": {
+            "name": method.name,
+            "guarantee": method.guarantee,
+            "response": method.response,
+            **({"certified": method.certified.model_dump()} if method.certified is not None else {}),
+        },
         "layers": {
             "network": layers.network,
             "groups": [list(group.modules) for group in layers.groups],

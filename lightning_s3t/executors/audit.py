@@ -71,7 +71,7 @@ class HeadAudit:
     @property
     def name(self) -> str:
         """The head, in words."""
-        return "the floor" if self.source == PRETRAINED else f"the head on unit {self.source}"
+        return "the closed-form head" if self.source == PRETRAINED else f"the head on unit {self.source}"
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,14 @@ class AuditReport:
             if self.rows_of_forgotten
             else f"without the {counted(self.forgotten, 'forgotten subject')} gives"
         )
-        lines = [
-            f"{equal} of {counted(len(self.units), 'unit')} {'is' if len(self.units) == 1 else 'are'}, bit for bit, "
-            f"what training {without} ({counted(self.survivors, 'unit')} in {self.store} can serve)."
-        ]
+        lines = (
+            [
+                f"{equal} of {counted(len(self.units), 'unit')} {'is' if len(self.units) == 1 else 'are'}, bit for "
+                f"bit, what training {without} ({counted(self.survivors, 'unit')} in {self.store} can serve)."
+            ]
+            if self.units or not self.heads
+            else [f"There are no units in {self.store}."]
+        )
         for unit in self.units:
             if unit.outcome == "differs":
                 lines.append(f"Unit {unit.unit} differs, by up to {unit.difference:.3g} in {unit.tensor}.")
@@ -253,8 +257,8 @@ class AuditTarget:
         if not self._heads:
             return self.report
         note = (
-            "Not examined: the floor and the closed-form heads on units. The store has them, and the callback was "
-            "given no `floor`. Audit with the same arguments as the fit."
+            "Not examined: the store's closed-form heads, because the callback was given no `floor`. Audit with the "
+            "same arguments as the fit."
         )
         return replace(self.report, notes=(*self.report.notes, note))
 
@@ -378,7 +382,9 @@ class AuditStore(FitStore):
 
 def _choose(alive: tuple[UnitId, ...], chosen: int | Iterable[str] | Literal["all"], seed: int) -> tuple[UnitId, ...]:
     if not alive:
-        raise ConfigurationError("The store has no surviving unit to audit. Fit it first.")
+        raise ConfigurationError(
+            "The store has no surviving unit to audit. Fit it first; or audit all, which compares its closed-form head."
+        )
     if chosen == "all":
         return alive
     if isinstance(chosen, int):

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from peft import PeftConfig
 
 from lightning_s3t.columns import counted
-from lightning_s3t.core.floor import FloorPart
+from lightning_s3t.core.floor import PRETRAINED, FloorPart
 from lightning_s3t.engine.fit_settings import classes_of, config_of, fit_settings
 from lightning_s3t.engine.found_state.found_state import digest_found
 from lightning_s3t.engine.lightning_internals import (
@@ -43,6 +43,7 @@ from lightning_s3t.executors.in_process import InProcessExecutor
 from lightning_s3t.executors.isolated import IsolatedExecutor
 from lightning_s3t.executors.ranks import on_rank_zero
 from lightning_s3t.executors.time_budget import TimeBudget
+from lightning_s3t.executors.unit_plan import FitPlan
 from lightning_s3t.executors.unit_store import UnitStore
 from lightning_s3t.methods import EditingMethod, UnlearningMethod
 from lightning_s3t.plan import Partition, SequenceChoice, SliceSequence, UnitId
@@ -235,10 +236,10 @@ class Fit:
             return
         if not isolated:
             raise UnsupportedError(
-                "The floor is read in a separate process, and isolation='none' rules this out. Leave `floor` out, or "
-                "use the default isolation."
+                "The rows of a closed-form head are read in a separate process, and isolation='none' rules this out. "
+                "Use the default isolation; otherwise leave `floor` out, or choose a method without such a head."
             )
-        if self._config.method.response != "revoke":
+        if self._config.method.response == "replace":
             raise UnsupportedError(
                 f"With the method {self._config.method.name!r} the model keeps serving until another one replaces it, "
                 "so a floor would never answer. Leave `floor` out."
@@ -267,7 +268,15 @@ class Fit:
         config = self._config
         units = config.units
         try:
-            switch = StageSwitch(module, units.slices, config.layers, config.head, config.adapter, units.groups)
+            switch = StageSwitch(
+                module,
+                units.slices,
+                config.layers,
+                config.head,
+                config.adapter,
+                units.groups,
+                trains=config.method.head is None,
+            )
         except LayersError:
             check_trained_by_gradients(module)
             raise
@@ -365,26 +374,8 @@ class Fit:
                 "S3T: newcomers='append' needs the registry, which records who is new. Without it, people who come "
                 "later join the existing slices, and the units that they affect are trained again."
             )
-        if self._audited is None:
-            if config.newcomers == "append" and plan.newcomers:
-                own = sum(data.partition.generation_of(planned.unit.shard) > 0 for planned in plan.build)
-                rank_zero_info(
-                    f"S3T: {counted(plan.newcomers, 'subject')} came later and have a shard of their own: "
-                    f"{counted(own, 'unit')} of {data.partition.all_shards - data.partition.shards} such shards to "
-                    "train. Existing units stay."
-                )
-            if not plan.present:
-                rank_zero_info(str(LayerTable.of(builder)))
-                self._warn_of_left_out(module, builder)
-            rank_zero_info(
-                f"S3T: {counted(len(plan.build), 'unit')} to train, {plan.present} already trained. Store: "
-                f"{config.store}"
-            )
-        else:
-            rank_zero_info(
-                f"S3T: {counted(len(plan.build), 'unit')} to train again for comparison. Store: "
-                f"{self._audited.store.path}"
-            )
+        if config.method.head is None:
+            self._say_what_to_train(module, data, builder, plan)
         for logger in trainer.loggers:
             logger.log_hyperparams(self._hyperparameters())
         found = {
@@ -397,6 +388,30 @@ class Fit:
         }
         on_rank_zero(trainer, lambda: fit_store.note_found(found))
         return fit_store
+
+    def _say_what_to_train(
+        self, module: pl.LightningModule, data: TrainingData, builder: StageBuilder, plan: FitPlan
+    ) -> None:
+        if self._audited is not None:
+            rank_zero_info(
+                f"S3T: {counted(len(plan.build), 'unit')} to train again for comparison. Store: "
+                f"{self._audited.store.path}"
+            )
+            return
+        if self._config.newcomers == "append" and plan.newcomers:
+            own = sum(data.partition.generation_of(planned.unit.shard) > 0 for planned in plan.build)
+            rank_zero_info(
+                f"S3T: {counted(plan.newcomers, 'subject')} came later and have a shard of their own: "
+                f"{counted(own, 'unit')} of {data.partition.all_shards - data.partition.shards} such shards to train. "
+                "Existing units stay."
+            )
+        if not plan.present:
+            rank_zero_info(str(LayerTable.of(builder)))
+            self._warn_of_left_out(module, builder)
+        rank_zero_info(
+            f"S3T: {counted(len(plan.build), 'unit')} to train, {plan.present} already trained. Store: "
+            f"{self._config.store}"
+        )
 
     def _about_newcomers(self, count: int) -> str:
         if not count or self._config.newcomers == "append":
@@ -423,7 +438,7 @@ class Fit:
         start = time.monotonic()
         if fit_store.plan.build:
             run()
-        else:
+        elif self._config.method.head is None:
             rank_zero_info(f"S3T: all {fit_store.plan.present} units are already trained, nothing to train.")
         seconds = time.monotonic() - start
         metrics = on_rank_zero(trainer, lambda: self._sum_up(fit_store, trained, seconds))
@@ -436,13 +451,14 @@ class Fit:
             done = {"forget": "subjects are forgotten", "rectify": "subjects are trained on with corrected data"}
             rank_zero_info(
                 f"S3T: request {self.receipt.request} is carried out: {self.receipt.subjects} "
-                f"{done[self.receipt.kind]}, by {self.receipt.method!r}. Guarantee: {self.receipt.guarantee}."
+                f"{done[self.receipt.kind]}, by {self.receipt.method!r}. Guarantee: {self.receipt.promise}."
             )
 
     def _sum_up(self, fit_store: FitStore, trained: Sequence[UnitId], seconds: float) -> dict[str, float]:
         """Summarise a fit; return the metrics of the serving units, each the mean over the shards."""
         store, path = fit_store.opened.store, str(self._config.store)
-        shards = store.partition.all_shards
+        has_units = self._config.method.head is None
+        shards = store.partition.all_shards if has_units else 0
         passed_over = fit_store.passed_over
         self.summary = FitSummary.of(
             store.alive(), shards, self.sequences, trained, seconds, passed_over, self._budget.is_used_up
@@ -450,9 +466,11 @@ class Fit:
         if self._audited is None:  # an audit has its own report
             if trained:
                 rank_zero_info(str(self.summary))
+            head = store.heads().get(PRETRAINED)
+            rows = counted(head.rows, "row") if head is not None else "no rows"
+            what = "the trained units are" if has_units else f"the closed-form head, of {rows}, is"
             rank_zero_info(
-                f"S3T: the trained units are in {path}; the module is unchanged. EnsembleModule.from_store({path!r}, "
-                "model) serves it."
+                f"S3T: {what} in {path}; the module is unchanged. EnsembleModule.from_store({path!r}, model) serves it."
             )
         serving = [row.serves for row in self.summary.rows if row.serves is not None]
         return mean_metrics([store.provenance(unit)[0].get("metrics", {}) for unit in serving])
@@ -487,14 +505,17 @@ class Fit:
         )
 
 
-def isolation_of(trainer: pl.Trainer, asked: Literal["auto", "forkserver", "fork", "none"]) -> Isolation:
+def isolation_of(
+    trainer: pl.Trainer, asked: Literal["auto", "forkserver", "fork", "none"], has_units: bool = True
+) -> Isolation:
     """Return how a fit keeps units apart.
 
     Args:
         trainer: The trainer, in `setup`.
         asked: The arguments of S3T.
+        has_units: Whether the method trains units; rows of a closed-form head are read only in a separate process.
     """
-    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if trainer.fast_dev_run and has_units:  # type: ignore[attr-defined]
         return "none"  # nothing is kept, and the user wants to look
     if asked == "auto":
         forked = is_distributed(trainer) and not starts_ranks_as_scripts(trainer)

@@ -37,7 +37,7 @@ class FitSummary:
     """The summary of a fit.
 
     Attributes:
-        rows: One for each shard.
+        rows: One for each shard; none if the method trains no units.
         seconds: Its duration.
         passed_over: Units that could not be trained on the remaining rows, or that have rows that were corrected after
             loading, with the reasons.
@@ -90,6 +90,8 @@ class FitSummary:
         return cls(tuple(rows), seconds, dict(passed_over), out_of_time)
 
     def __str__(self) -> str:
+        if not self.rows:
+            return "The method trains no units."
         cells = [("shard", "serves", "trained", "units", "score")]
         cells += [
             (

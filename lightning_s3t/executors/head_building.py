@@ -55,7 +55,7 @@ class HeadBuilder:
 
     def build_floor(self) -> None:
         """Add missing rows to the floor, and remove rows that are no longer in the data."""
-        self._build(PRETRAINED, "the floor", self._rows(), self._part, 0, {})
+        self._build(PRETRAINED, "the closed-form head", self._rows(), self._part, 0, {})
 
     def build_on(self, serving: Iterable[UnitId], groups: int) -> None:
         """Add missing rows to the heads on survivors: each learns from the rows that its unit was not trained on.
@@ -96,7 +96,9 @@ class HeadBuilder:
     def _rows(self, unit: UnitId | None = None) -> list[int]:
         """Return the rows for the floor, or for the head on a unit: all that the unit was not trained on."""
         places = self._data.rows_by_place
-        return sorted(row for place in places if unit is None or not unit.reached_by(place) for row in places[place])
+        found = sorted(row for place in places if unit is None or not unit.reached_by(place) for row in places[place])
+        tried: int = self._trainer.fast_dev_run  # type: ignore[attr-defined]
+        return found[:tried] if tried else found
 
     def _build(
         self,

@@ -3,6 +3,8 @@
 from lightning_s3t.methods.adaptive_ssd import ASSD, LFSSD
 from lightning_s3t.methods.amnesiac import Amnesiac
 from lightning_s3t.methods.bad_teacher import BadTeacher
+from lightning_s3t.methods.certified_head import CertifiedHead
+from lightning_s3t.methods.closed_form import ClosedForm
 from lightning_s3t.methods.descent import DescentMethod
 from lightning_s3t.methods.editing import Answer, EditingMethod, EditRows, EditSession, TrainingRecorder
 from lightning_s3t.methods.fine_tune import FineTune
@@ -30,6 +32,8 @@ __all__ = [
     "Amnesiac",
     "Answer",
     "BadTeacher",
+    "CertifiedHead",
+    "ClosedForm",
     "DescentMethod",
     "EditRows",
     "EditSession",

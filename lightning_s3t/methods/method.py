@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
+from lightning_s3t.core.floor import CertifiedPart
 from lightning_s3t.core.guarantees import Guarantee, Response
 from lightning_s3t.plan import DataMode, EpochRule, Partition, RiskBands, SequenceChoice
+from lightning_s3t.tuning.floor import Floor
 
 Need = Literal["forgotten rows", "retained rows", "training steps"]
 """What a method needs to carry out a request: rows of the training data, or records of the training steps."""
@@ -21,6 +23,7 @@ class UnlearningMethod(ABC):
     - "revoke": the unit is taken out of service by the request itself, and the remaining units keep serving. Nothing is
       computed.
     - "replace": the request waits, and the unit keeps serving, until the next fit has made a replacement.
+    - "subtract": there are no units. A closed-form head serves, and the request itself subtracts the rows from it.
 
     Everything else is the same for all methods: `trainer.fit` builds missing units, the store keeps them with their
     history and receipts, and `EnsembleModule.from_store` serves them.
@@ -28,7 +31,7 @@ class UnlearningMethod(ABC):
     Attributes:
         name: The method's name in the registry, in configs and in receipts.
         guarantee: Its guarantee of every remaining unit after a request, which is part of every receipt.
-        response: The effect of a request on a unit that it reaches.
+        response: The effect of a request.
         shards: Number of shards, m.
         slices: Number of slices of a shard, L; as many stages has a shard's training.
         groups: Number of layer groups, at most L. With fewer, consecutive stages train the same group.
@@ -60,6 +63,16 @@ class UnlearningMethod(ABC):
     def needs(self) -> tuple[Need, ...]:
         """The data that a request needs in addition to the store; empty if units are only taken out of service."""
         return ()
+
+    @property
+    def head(self) -> Floor | None:
+        """The closed-form head that serves in place of units, if the response is "subtract"; otherwise None."""
+        return None
+
+    @property
+    def certified(self) -> CertifiedPart | None:
+        """The settings of that head's certificate, if the guarantee is "certified"; otherwise None."""
+        return None
 
     def partition(self, seed: int) -> Partition:
         """Return where each subject's data belongs.

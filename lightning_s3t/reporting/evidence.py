@@ -46,7 +46,7 @@ plan.json       the sequences of slices that each shard is trained on
 units.json      the units that are alive: what each was trained on and with, and as of which request
 history.jsonl   all events of the store, each bound to the one before by its digest
 receipts.json   the receipts of all requests
-checks.json     what `s3t store verify` found when the archive was made
+checks.json     what `s3t store verify` found when the archive was made, and the rows of each closed-form head
 audit.json      what `s3t store audit --json` found, if it was given
 report.html     the same for people to read
 
@@ -178,6 +178,7 @@ def _texts(store: Store, report: StoreReport, history: list[Event], name: str) -
     checks = report.verification
     assert checks is not None
     found = {"passed": checks.passed, "problems": checks.problems, "skipped": checks.skipped, "notes": checks.notes}
+    heads = {source: head.rows for source, head in store.heads().items()}
     overview = report.overview
     return {
         _SETTINGS: _pretty(store.settings),
@@ -185,7 +186,7 @@ def _texts(store: Store, report: StoreReport, history: list[Event], name: str) -
         _UNITS: _pretty(units),
         _HISTORY: "".join(f"{event.to_json()}\n" for event in history),
         _RECEIPTS: _pretty([json.loads(receipt.to_json()) for receipt in report.receipts]),
-        _CHECKS: _pretty(found | {"events": checks.events, "units": checks.units}),
+        _CHECKS: _pretty(found | {"events": checks.events, "units": checks.units, "heads": heads}),
         _REPORT: report.to_html(),
         _README: _EXPLANATION.format(name=name),
     }
@@ -290,7 +291,10 @@ class Evidence:
             f"None of the {len(units)} units was trained on data that a request reaches.",
         )
         checks = json.loads(self.files[_CHECKS])
-        yield Finding("store", tuple(checks["problems"]), f"A check of the store read {checks['units']} snapshots.")
+        note = f"A check of the store read {checks['units']} snapshots"
+        heads = checks.get("heads")
+        note += f", and compared the sums of {len(heads)} closed-form heads with their rows." if heads else "."
+        yield Finding("store", tuple(checks["problems"]), note)
         yield self._check_audit()
 
     def _history_problems(self, history: list[Event]) -> Iterator[str]:

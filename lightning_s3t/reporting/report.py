@@ -140,9 +140,7 @@ def _plan_of(store: Store, overview: Overview) -> dict[str, str]:
     settings = store.settings
     training, adapter = settings.get("training") or {}, settings.get("adapter")
     layers = settings.get("layers")
-    found = {
-        "Method": overview.method,
-        "Guarantee": overview.guarantee,
+    of_units = {
         "Shards": str(overview.shards),
         "Slices per shard": str(overview.slices),
         "Sequences per shard": str(len(overview.sequences)),
@@ -151,6 +149,11 @@ def _plan_of(store: Store, overview: Overview) -> dict[str, str]:
         "Seed": str(settings["partition"].get("seed")),
         "Epochs by": str(training.get("epochs", "")),
         "Processes": {"none": "one for all units"}.get(overview.isolation, f"one for each unit ({overview.isolation})"),
+    }
+    found = {
+        "Method": overview.method,
+        "Guarantee": str(overview.certificate or overview.guarantee),
+        **(of_units if overview.has_units else {}),
     }
     return {name: value for name, value in found.items() if value}
 

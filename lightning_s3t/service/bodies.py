@@ -106,9 +106,10 @@ class StatusBody(BaseModel):
 
     Attributes:
         requests: Number of requests that were carried out.
-        shards: Number of shards.
+        shards: Number of shards; 0 for a method without units.
         serving: Number of shards that serve.
-        capacity: Expected number of further requests until nothing is left.
+        floor_rows: Number of rows of the closed-form head that answers; null without one.
+        capacity: Expected number of further requests until nothing is left; null if they only subtract rows.
         full_capacity: The same for a store in which every unit is alive.
         forgotten: Number of forgotten subjects.
         restricted: Number of restricted subjects.
@@ -122,6 +123,7 @@ class StatusBody(BaseModel):
     requests: int
     shards: int
     serving: int
+    floor_rows: int | None
     capacity: float | None
     full_capacity: float | None
     forgotten: int

@@ -145,6 +145,7 @@ def _add_looks(app: FastAPI, store: Store, guard: Guard, multiprocess: str | Non
             requests=found.requests,
             shards=found.shards,
             serving=len(found.serving),
+            floor_rows=found.floor_rows,
             capacity=found.capacity if math.isfinite(found.capacity) else None,
             full_capacity=found.full_capacity if math.isfinite(found.full_capacity) else None,
             forgotten=store.count_forgotten(),

@@ -128,11 +128,11 @@ def add_desk(app: FastAPI, store: Store, guard: Guard, days: int) -> None:
     """
     templates = page_templates("lightning_s3t.service")
     may_ask, may_look = guard.allows("ask"), guard.allows("look")
-    waits = waits_for_fit(store)
+    waits, has_units = waits_for_fit(store), store.manifest.method.response != "subtract"
     desk = APIRouter(prefix="/desk", include_in_schema=False)
 
     def page(template: str, **values: Any) -> Response:
-        text = templates.get_template(template).render(values, waits=waits, days=days)
+        text = templates.get_template(template).render(values, waits=waits, has_units=has_units, days=days)
         return Response(text, headers=_HEADERS, media_type="text/html")
 
     def sections(template: str, role: Role, **values: Any) -> Response:

@@ -38,6 +38,7 @@ class StoreCollector:
             "scheduled_subjects": ("Subjects of scheduled requests.", sum(n for _, n in self._store.pending())),
             "shards": ("Shards.", found.shards),
             "shards_serving": ("Shards that serve.", len(found.serving)),
+            "floor_rows": ("Rows of the closed-form head that answers; 0 without one.", found.floor_rows or 0),
             "capacity_requests": ("Expected requests until nothing is left.", found.capacity),
             "capacity_full_requests": ("The same with every unit alive.", found.full_capacity),
         }

@@ -13,13 +13,14 @@ from typing_extensions import override
 
 from lightning_s3t.core.floor import PRETRAINED, FloorPart
 from lightning_s3t.serving.served_shards import FLOOR, ServedShards
+from lightning_s3t.store.certified_head import LinearHead
 from lightning_s3t.store.feature_sums import FeatureSums
 from lightning_s3t.store.floor import FloorState
 from lightning_s3t.tuning.head_features import HeadFeatures
 from lightning_s3t.tuning.ridge import RidgeHead, answer_linearly, solve_head
 
-Load = Callable[[str], FeatureSums | None]
-"""Reads the sums of a source; None if a request has removed them."""
+Load = Callable[[str], FeatureSums | LinearHead | None]
+"""Reads the sums of a source, or its certified head; None if a request has removed them."""
 
 
 class ClosedFormHeads(nn.Module):
@@ -50,7 +51,7 @@ class ClosedFormHeads(nn.Module):
         """Load the store's current heads. Heads on units that no longer serve are overwritten in memory.
 
         Args:
-            heads: The heads, by the source of their features. Those that lack rows do not answer.
+            heads: The heads, by the source of their features. Those that lack rows, or have none, do not answer.
 
         Returns:
             The digest of the sums that the head of each shard is solved from; that of the floor too.
@@ -58,14 +59,14 @@ class ClosedFormHeads(nn.Module):
         shards = self._shards[0]
         sources = {shard: str(unit) for shard, unit in shards.survivors.items()} | {FLOOR: PRETRAINED}
         found = {shard: heads[source] for shard, source in sources.items() if source in heads}
-        found = {shard: state for shard, state in found.items() if state.complete}
+        found = {shard: state for shard, state in found.items() if state.serves}
         for shard in [shard for shard in self._heads if shard not in found or not self._is_in_place(shard, sources)]:
             self._drop(shard)
         with torch.inference_mode(False), torch.no_grad():  # to be changed later on, outside of it
             for shard, state in found.items():
                 if shard not in self._heads:
                     self._heads[shard] = self._place(shard, sources[shard], state.part)
-                self._heads[shard].wanted = state.digest
+                self._heads[shard].wanted = state.served
         return {shard: head.wanted for shard, head in self._heads.items()}
 
     @torch.compiler.disable  # no part of a compiled network
@@ -79,11 +80,11 @@ class ClosedFormHeads(nn.Module):
             head = self._heads.get(shard)
             if head is None or head.solved == head.wanted:
                 continue
-            sums = self._load(head.source)
-            if sums is None:  # a request has reached the unit; the answer is computed again without it
+            found = self._load(head.source)
+            if found is None:  # a request has reached the unit; the answer is computed again without it
                 self._drop(shard)
                 continue
-            head.layer.load(solve_head(sums))
+            head.layer.load(found if isinstance(found, LinearHead) else solve_head(found))
             head.solved = head.wanted
 
     def _is_in_place(self, shard: int, sources: Mapping[int, str]) -> bool:
@@ -136,7 +137,7 @@ class RidgeLayer(nn.Linear):
         super().__init__(width, outputs)
         self._features = features
 
-    def load(self, head: RidgeHead) -> None:
+    def load(self, head: RidgeHead | LinearHead) -> None:
         """Load a head, in place of the previous one.
 
         Args:
@@ -169,7 +170,7 @@ class _Head:
         own: The layer that the unit's own head ends in; None for the floor.
         hook: The hook that makes it answer together with the replaced layer.
         features: Computes the floor's features; None for a head on a unit.
-        wanted: The digest of the sums to solve it from.
+        wanted: The digest of the sums to solve it from, or of the certified head.
         solved: That of those that it was solved from.
     """
 

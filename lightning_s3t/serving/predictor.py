@@ -94,7 +94,8 @@ class EnsemblePredictor(nn.Module):
         self._snapshots = SnapshotPreloader(store.load, preload)
         self._keys: dict[int, tuple[str, ...]] = {}  # the key of each shard's snapshots
         self._best = FLOOR  # the shard that answers alone
-        self._heads = ClosedFormHeads(self._shards, store.load_head)
+        is_certified = store.manifest.method.certified is not None
+        self._heads = ClosedFormHeads(self._shards, store.load_published if is_certified else store.load_head)
         self._as_of = -1
         self._look: Callable[[], int] = lambda: store.request_number  # a replica may have another
         self._closed = False
@@ -362,6 +363,11 @@ class EnsemblePredictor(nn.Module):
         """
         with self._lock.held:
             self._keys_in_use()  # loads changes
+            if not self._has_units:
+                raise UnsupportedError(
+                    f"The method of {self.store.path} trains no units to export: a closed-form head answers, which "
+                    "scales each row's features first, so no linear layer has its weights. Serve it from the store."
+                )
             if not self.survivors:
                 raise NoSurvivorError(
                     f"No shard of {self.store.path} has a unit left to export: only the floor answers. Call "
@@ -517,6 +523,11 @@ class EnsemblePredictor(nn.Module):
         self._check_open()
         if self._look() != self._as_of:
             self.refresh()
+        if not self._keys and not self._has_units:
+            raise NoSurvivorError(
+                f"The closed-form head of {self.store.path} may not serve: requests have left none of its rows, or "
+                "its first fit has not ended. Call trainer.fit with the same callback and store."
+            )
         if not self._keys:
             raise NoSurvivorError(
                 f"No shard of {self.store.path} has a unit left that may serve: requests have reached all of them, "
@@ -551,6 +562,10 @@ class EnsemblePredictor(nn.Module):
     ) -> list[Any]:
         self._heads.solve(keys)
         return self._passes.run(forward, args, kwargs, list(keys), caches)
+
+    @property
+    def _has_units(self) -> bool:
+        return self.store.manifest.method.response != "subtract"
 
     def _votes(self, keys: Keys) -> list[int] | None:
         """Return the number of votes of each shard next to a floor: one for each slice that it serves.

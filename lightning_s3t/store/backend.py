@@ -27,7 +27,7 @@ class Backend:
         snapshots: The snapshots.
         kept_sums: The floor's sums as this process has last written them, with their digest, so that the next request
             need not read them.
-        unsure: The names of sums that this process has written within transactions. Those of a transaction that failed
+        unsure: The names of sums and heads that this process has written in transactions. Those of one that failed
             belong to no record, and the next erasure removes them.
     """
 

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from lightning_s3t.core.floor import PRETRAINED, FloorPart, Task
+from lightning_s3t.core.manifest import MethodPart
 from lightning_s3t.core.receipts import RequestRecord
 from lightning_s3t.core.units import UnitId
-from lightning_s3t.errors import ConfigurationError, RevokedError, StoreError
+from lightning_s3t.errors import ConfigurationError, RevokedError, StoreError, UnsupportedError
 from lightning_s3t.plan import Partition
 from lightning_s3t.store.attempt import Attempt, FinishedUnit
 from lightning_s3t.store.backend import Backend
@@ -39,9 +40,13 @@ class BuildSession:
         keyring: Its keys.
         partition: The partition of the subjects.
         forgetting: Carries requests out.
+        method: The unlearning method of the store.
     """
 
-    def __init__(self, backend: Backend, keyring: Keyring, partition: Partition, forgetting: Forgetting) -> None:
+    def __init__(
+        self, backend: Backend, keyring: Keyring, partition: Partition, forgetting: Forgetting, method: MethodPart
+    ) -> None:
+        self._method = method
         self._backend = backend
         self._ledger = backend.ledger
         self._keyring = keyring
@@ -228,9 +233,9 @@ class BuildSession:
         """
         if not self._ledger.keeps_features:
             raise ConfigurationError(
-                f"The store {self._backend.folder} cannot have a floor: its ledger is in a database, whose log and "
-                "backups would keep features of rows that a request has removed. Leave `floor` out, or keep the "
-                "ledger in the folder (no `ledger`)."
+                f"The store {self._backend.folder} cannot have a closed-form head: its ledger is in a database, whose "
+                "log and backups would keep features of rows that a request has removed. Keep the ledger in the "
+                "folder (no `ledger`); otherwise leave `floor` out, or choose a method without such a head."
             )
         check_part(read_states(self._backend), part, str(self._backend.folder))
 
@@ -247,7 +252,8 @@ class BuildSession:
             owners = self._keyring.hash_each(subjects)
             stale, missing = find_stale(self._backend, source, zip(owners, tags, strict=True))
             subtract(self._backend, stale, None, [source])
-            complete(self._backend, source, not missing)
+            if not missing or self._method.response != "subtract":  # without units, nothing else could answer
+                complete(self._backend, source, not missing)
         erase_queued(self._backend)
         return {subject for subject, owner in zip(subjects, owners, strict=True) if owner in missing}
 
@@ -280,7 +286,7 @@ class BuildSession:
                 raise RevokedError(f"Unit {source} was revoked before its closed-form head was made.")
             number = self._ledger.watermark() if as_of is None else as_of
             owners = self._keyring.hash_each(subjects)
-            add_rows(self._backend, source, part, task, rows, owners, tags, number)
+            add_rows(self._backend, source, part, task, rows, owners, tags, number, self._method.certified)
         erase_queued(self._backend)
 
     def complete_head(self, source: str) -> None:
@@ -288,9 +294,20 @@ class BuildSession:
 
         Args:
             source: The source of its features.
+
+        Raises:
+            UnsupportedError: A certified head cannot be solved accurately enough.
         """
         with self._ledger.transaction():
             complete(self._backend, source, True)
+            state = read_states(self._backend).get(source)
+            if state is not None and state.certified is not None and state.rows and not state.serves:
+                raise UnsupportedError(
+                    f"The certified head cannot be solved accurately enough for its noise, {state.certified.noise:g}: "
+                    "rounding errors are larger. Nothing was published. Train into a new store with more noise or a "
+                    "larger l2."
+                )
+        erase_queued(self._backend)
 
     def keep_heads(self, units: Collection[UnitId]) -> None:
         """Take the heads on all other units out, and erase them.

@@ -68,6 +68,8 @@ class Drill:
 class ReadOnlySnapshots(Snapshots):
     """A read-only view of another store's snapshots, in which deletions are only simulated.
 
+    Replayed requests subtract from closed-form heads; the new sums are kept in memory.
+
     Args:
         snapshots: Those of the store.
     """
@@ -76,6 +78,7 @@ class ReadOnlySnapshots(Snapshots):
         self.is_remote = snapshots.is_remote
         self._snapshots = snapshots
         self._deleted: set[str] = set()
+        self._put: dict[str, bytes] = {}  # by name
 
     @override
     def name(self, digest: str) -> str:
@@ -87,15 +90,18 @@ class ReadOnlySnapshots(Snapshots):
 
     @override
     def put(self, digest: str, data: bytes) -> None:
-        raise StoreError("A rehearsed restore does not write snapshots.")
+        name = self.name(digest)
+        self._put[name] = data
+        self._deleted.discard(name)
 
     @override
     def get(self, digest: str, what: str) -> bytes:
-        return self._snapshots.get(digest, what)
+        return self._put.get(self.name(digest)) or self._snapshots.get(digest, what)
 
     @override
     def is_whole(self, digest: str) -> bool:
-        return self.name(digest) not in self._deleted and self._snapshots.is_whole(digest)
+        name = self.name(digest)
+        return name in self._put or (name not in self._deleted and self._snapshots.is_whole(digest))
 
     @override
     def check_place(self) -> None:
@@ -103,19 +109,23 @@ class ReadOnlySnapshots(Snapshots):
 
     @override
     def names(self) -> set[str]:
-        return self._snapshots.names() - self._deleted
+        return self._snapshots.names() - self._deleted | self._put.keys()
 
     @override
     def size(self, name: str) -> int | None:
-        return None if name in self._deleted else self._snapshots.size(name)
+        return self.sizes([name])[name]
 
     @override
     def sizes(self, names: Iterable[str]) -> dict[str, int | None]:
-        return {name: None if name in self._deleted else size for name, size in self._snapshots.sizes(names).items()}
+        found = self._snapshots.sizes(names)
+        found |= dict.fromkeys(self._deleted & found.keys())
+        return found | {name: len(data) for name, data in self._put.items() if name in found}
 
     @override
     def delete(self, names: Iterable[str]) -> dict[str, OSError]:
-        self._deleted |= self.owned(names)
+        gone = self.owned(names)
+        self._deleted |= gone
+        self._put = {name: data for name, data in self._put.items() if name not in gone}
         return {}
 
 

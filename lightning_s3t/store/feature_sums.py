@@ -207,7 +207,7 @@ class FeatureSums:
         if largest > LARGEST_TARGET:
             raise DataError(
                 f"A target is more than {LARGEST_TARGET:,} steps of {part.target_step} from zero, too many for exact "
-                "sums. Use a larger step: Floor(target_step=...)."
+                "sums. Use a larger step: `target_step` of Floor or ClosedForm."
             )
 
 

@@ -1,6 +1,7 @@
 """Closed-form heads as a store keeps them: every row's integer features, and their sums, from which requests subtract.
 
-There is one on the pretrained network's features, the floor, and one for each survivor that serves, on its own.
+There is one on the pretrained network's features, the floor, and one for each survivor that serves, on its own. A
+certified head is the first of these, with parameters that are published with noise.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from lightning_s3t.core.floor import PRETRAINED, FloorPart, Task
+from lightning_s3t.core.floor import PRETRAINED, CertifiedPart, FloorPart, Task
 from lightning_s3t.errors import DamagedError, StoreError
 from lightning_s3t.store.backend import Backend
+from lightning_s3t.store.certified_head import publish, solve
 from lightning_s3t.store.feature_sums import FeatureRows, FeatureSums
 from lightning_s3t.store.ledger import QueuedFile, ledger_errors
 from lightning_s3t.store.settings import check_settings
@@ -25,7 +28,8 @@ from lightning_s3t.store.tensors import decode_snapshot, encode_snapshot
 
 NOTE = "floor"
 _CHUNK = 2048  # rows
-_WHAT = "the floor"
+_WHAT = "the closed-form head"
+_OF_CERTIFIED = ("certified", "published", "published_from")
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,10 @@ class FloorState:
         task: The kind of its targets.
         digest: The SHA-256 of the snapshot of its sums.
         rows: Number of rows in the sums.
-        complete: Whether they were all rows of the data when a fit last looked.
+        complete: Whether they were all rows of the data when a fit last looked; without units, whether they ever were.
+        certified: The settings of a certified head; None for a head that is solved from the sums.
+        published: The digest of the snapshot of a certified head's parameters; empty if they may not serve.
+        published_from: The digest of the sums over the rows that they were solved from.
     """
 
     part: FloorPart
@@ -45,6 +52,19 @@ class FloorState:
     digest: str = ""
     rows: int = 0
     complete: bool = False
+    certified: CertifiedPart | None = None
+    published: str = ""
+    published_from: str = ""
+
+    @property
+    def serves(self) -> bool:
+        """Whether the head may answer: it lacks no rows of the data, and requests have left some."""
+        return self.complete and self.rows > 0 and (self.certified is None or bool(self.published))
+
+    @property
+    def served(self) -> str:
+        """The digest of what is served: the sums to solve the head from, or its published parameters."""
+        return self.digest if self.certified is None else self.published
 
 
 def read_states(store: Backend) -> dict[str, FloorState]:
@@ -56,12 +76,20 @@ def read_states(store: Backend) -> dict[str, FloorState]:
     kept = store.ledger.notes(NOTE).get(NOTE)
     if kept is None:
         return {}
-    with ledger_errors("The record of the floor"):
+    with ledger_errors("The record of the closed-form heads"):
         found: dict[str, Any] = json.loads(kept)
-        return {
-            source: FloorState(**{**state, "part": FloorPart.model_validate(state["part"])})
-            for source, state in found.items()
+        return {source: _state_of(state) for source, state in found.items()}
+
+
+def _state_of(kept: dict[str, Any]) -> FloorState:
+    certified = kept.get("certified")
+    return FloorState(
+        **{
+            **kept,
+            "part": FloorPart.model_validate(kept["part"]),
+            "certified": CertifiedPart.model_validate(certified) if certified is not None else None,
         }
+    )
 
 
 def read_state(store: Backend, source: str = PRETRAINED) -> FloorState | None:
@@ -107,6 +135,22 @@ def load_sums(store: Backend, state: FloorState) -> FeatureSums:
     return FeatureSums.from_tensors(tensors, state.part, state.task)
 
 
+def load_published(store: Backend, state: FloorState) -> Tensor:
+    """Return the published parameters of a certified head, `[outputs, width + 1]`, after verifying them.
+
+    Args:
+        store: The store's backend.
+        state: The ledger's record of the head.
+
+    Raises:
+        DamagedError: Their snapshot is missing or damaged.
+    """
+    theta = decode_snapshot(store.snapshots.get(state.published, _WHAT), _WHAT).get("theta")
+    if theta is None or theta.shape != (state.part.outputs, state.part.width + 1):
+        raise DamagedError(f"The snapshot of {_WHAT} has no parameters of {state.part.outputs} outputs.")
+    return theta
+
+
 def sum_rows(store: Backend, state: FloorState, source: str = PRETRAINED) -> FeatureSums:
     """Return the sums over the ledger's rows, which the stored sums have to equal.
 
@@ -119,9 +163,8 @@ def sum_rows(store: Backend, state: FloorState, source: str = PRETRAINED) -> Fea
         StoreError: A row differs from the one that was added.
     """
     sums = FeatureSums(state.part, state.task)
-    rows = store.ledger.features(source)
-    while chunk := list(islice(rows, _CHUNK)):
-        sums.add(_decode(store, state, source, chunk))
+    for rows in _read_rows(store, state, source):
+        sums.add(rows)
     return sums
 
 
@@ -152,7 +195,21 @@ def subtract(store: Backend, hashes: Collection[bytes], request: int | None, sou
         sums.subtract(rows[source])
         store.ledger.remove_features(source, hashes)
         _keep(store, source, chosen[source], sums, request)
+        if chosen[source].published:
+            _publish(store, source, request)
     return len(rows.get(PRETRAINED, ()))
+
+
+def count_rows(store: Backend, hashes: Collection[bytes]) -> int:
+    """Return how many rows of subjects are in the floor.
+
+    Args:
+        store: The store's backend.
+        hashes: The subjects.
+    """
+    if PRETRAINED not in read_states(store):
+        return 0
+    return sum(source == PRETRAINED for source, *_ in store.ledger.features_of(hashes))
 
 
 def add_rows(
@@ -164,6 +221,7 @@ def add_rows(
     owners: Sequence[bytes],
     tags: Sequence[bytes],
     as_of: int,
+    certified: CertifiedPart | None = None,
 ) -> None:
     """Add rows to a closed-form head, except for those of subjects who may not be trained on; within a transaction.
 
@@ -178,15 +236,17 @@ def add_rows(
         owners: The subject of each, as the ledger hashes them now.
         tags: A tag of each row's contents, or empty.
         as_of: The newest request when the data was loaded.
+        certified: The settings of a certified head; None for a head that is solved from the sums.
 
     Raises:
         StoreError: The rows have a different kind of targets than the existing ones.
     """
-    state = read_state(store, source) or FloorState(part, task)
+    state = read_state(store, source) or FloorState(part, task, certified=certified)
     if state.task != task:
         raise StoreError(
-            f"The floor of the store {store.folder} was made with targets of a {state.task} task, but now they are "
-            f"those of a {task} task. Expected the same data: use the targets as before, or train into a new store."
+            f"The closed-form head of the store {store.folder} was made with targets of a {state.task} task, but now "
+            f"they are those of a {task} task. Expected the same data: use the targets as before, or train into a new "
+            "store."
         )
     people = set(owners)
     gone = store.ledger.forgotten(people)
@@ -217,12 +277,16 @@ def drop(store: Backend, sources: Collection[str], request: int | None) -> None:
     states = read_states(store)
     for source in sorted(states.keys() & set(sources)):
         store.ledger.drop_features(source)
-        _let_go(store, states.pop(source), request)
+        state = states.pop(source)
+        _let_go(store, state.digest, request)
+        _let_go(store, state.published, request)
         _note(store, states)
 
 
 def complete(store: Backend, source: str, is_complete: bool) -> None:
     """Note whether a closed-form head has all rows of the data that it should have; within a transaction.
+
+    A certified head is published from them, unless it has been.
 
     Args:
         store: The store's backend.
@@ -232,6 +296,9 @@ def complete(store: Backend, source: str, is_complete: bool) -> None:
     states = read_states(store)
     if source in states and states[source].complete != is_complete:
         _note(store, {**states, source: replace(states[source], complete=is_complete)})
+    state = read_state(store, source)
+    if state is not None and state.certified and is_complete and state.published_from != state.digest:
+        _publish(store, source, None)
 
 
 def find_stale(store: Backend, source: str, expected: Iterable[tuple[bytes, bytes]]) -> tuple[set[bytes], set[bytes]]:
@@ -257,7 +324,7 @@ def problems(store: Backend) -> Iterator[str]:
         store: The store's backend.
     """
     for source in read_states(store):
-        what = "the floor" if source == PRETRAINED else f"the head on unit {source}"
+        what = "the closed-form head" if source == PRETRAINED else f"the head on unit {source}"
         try:
             with store.ledger.at_one_time():
                 state = read_state(store, source)
@@ -276,6 +343,17 @@ def problems(store: Backend) -> Iterator[str]:
         mine, theirs = kept.to_tensors(), right.to_tensors()
         if any(not mine[name].equal(theirs[name]) for name in mine):
             yield f"The sums of {what} do not match its rows: its answers may include data that they should not."
+        yield from _problems_of_published(store, source, state)
+
+
+def _problems_of_published(store: Backend, source: str, state: FloorState) -> Iterator[str]:
+    if not state.published:
+        return
+    try:
+        load_published(store, state)
+    except (DamagedError, StoreError) as error:
+        if read_state(store, source) == state:  # otherwise a request has replaced them
+            yield f"The certified head is damaged, and the next fit publishes another: {error}"
 
 
 def repair(store: Backend) -> None:
@@ -287,6 +365,8 @@ def repair(store: Backend) -> None:
     for source, state in read_states(store).items():
         if state.digest and not store.snapshots.is_whole(state.digest):
             _keep(store, source, state, sum_rows(store, state, source), None)
+        if state.published and not store.snapshots.is_whole(state.published):
+            _publish(store, source, None)
 
 
 def _by_owner(rows: Iterable[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
@@ -307,13 +387,19 @@ def _load_or_sum(store: Backend, source: str, state: FloorState) -> FeatureSums:
         return sum_rows(store, state, source)
 
 
+def _read_rows(store: Backend, state: FloorState, source: str) -> Iterator[FeatureRows]:
+    rows = store.ledger.features(source)
+    while chunk := list(islice(rows, _CHUNK)):
+        yield _decode(store, state, source, chunk)
+
+
 def _decode(store: Backend, state: FloorState, source: str, found: Sequence[tuple[bytes, bytes, bytes]]) -> FeatureRows:
     for owner, body, mac in found:
         if not hmac.compare_digest(mac, store.authenticator.row_mac(source, owner, body)):
             raise StoreError(
-                f"A row of the floor of the store {store.folder} does not match what was written with the store's "
-                "key: it was changed, or the ledger is damaged. This call changed nothing. Restore the ledger from a "
-                "backup (missing requests are carried out again from the journal)."
+                f"A row of a closed-form head of the store {store.folder} does not match what was written with the "
+                "store's key: it was changed, or the ledger is damaged. This call changed nothing. Restore the ledger "
+                "from a backup (missing requests are carried out again from the journal)."
             )
     return FeatureRows.decode([body for _, body, _ in found], state.part, state.task)
 
@@ -322,26 +408,69 @@ def _keep(store: Backend, source: str, state: FloorState, sums: FeatureSums, req
     """Store sums in place of the previous ones, which are erased after the transaction."""
     # with the source, so that no two heads ever own one file
     named = {**sums.to_tensors(), "source": torch.frombuffer(bytearray(source.encode()), dtype=torch.uint8)}
-    digest, data = encode_snapshot(named)
-    store.unsure.add(store.snapshots.name(digest))
-    store.snapshots.put(digest, data)
-    if digest != state.digest:
-        store.ledger.own(store.snapshots.name(digest))
-        _let_go(store, state, request)
+    digest = _put(store, named, state.digest, request)
     _note(store, {**read_states(store), source: replace(state, digest=digest, rows=sums.rows)})
     if source == PRETRAINED:  # of heads on survivors there may be many
         store.kept_sums[source] = (digest, sums)
 
 
-def _let_go(store: Backend, state: FloorState, request: int | None) -> None:
-    """Note sums for erasure."""
-    if state.digest:
-        before = store.snapshots.name(state.digest)
+def _publish(store: Backend, source: str, request: int | None) -> None:
+    """Publish a certified head from the rows that are left, in place of the previous one; or none, if there are none.
+
+    It is also none if rounding errors keep the parameters too far from the minimum: the head then does not serve.
+    """
+    state = read_states(store)[source]
+    assert state.certified is not None
+    parts = list(_read_rows(store, state, source))
+    solution = None
+    if parts:
+        rows = FeatureRows(torch.cat([part.features for part in parts]), torch.cat([part.targets for part in parts]))
+        start = _last_published(store, state)
+        solution = solve(rows, state.part, state.task, state.certified, start)
+        if solution is None and start is not None:  # whether one is published must not depend on the head before
+            solution = solve(rows, state.part, state.task, state.certified)
+    if solution is None:
+        _let_go(store, state.published, request)
+        digest = ""
+    else:
+        digest = _put(store, {"theta": publish(solution, state.certified)}, state.published, request)
+    _note(store, {**read_states(store), source: replace(state, published=digest, published_from=state.digest)})
+
+
+def _last_published(store: Backend, state: FloorState) -> Tensor | None:
+    try:
+        return load_published(store, state) if state.published else None
+    except DamagedError:
+        return None
+
+
+def _put(store: Backend, tensors: Mapping[str, Tensor], before: str, request: int | None) -> str:
+    """Store a snapshot in place of a previous one, which is erased after the transaction; return its digest."""
+    digest, data = encode_snapshot(tensors)
+    store.unsure.add(store.snapshots.name(digest))
+    store.snapshots.put(digest, data)
+    if digest != before:
+        store.ledger.own(store.snapshots.name(digest))
+        _let_go(store, before, request)
+    return digest
+
+
+def _let_go(store: Backend, digest: str, request: int | None) -> None:
+    """Note a snapshot for erasure."""
+    if digest:
+        before = store.snapshots.name(digest)
         size = store.snapshots.size(before)
         store.ledger.queue(QueuedFile(path, request, size) for path in store.ledger.disown(before))
 
 
 def _note(store: Backend, states: Mapping[str, FloorState]) -> None:
-    found = {source: {**asdict(state), "part": state.part.model_dump()} for source, state in states.items()}
+    found = {source: _plain(state) for source, state in states.items()}
     store.authenticator.note({NOTE: json.dumps(found, sort_keys=True)})
     store.authenticator.note_floor()
+
+
+def _plain(state: FloorState) -> dict[str, Any]:
+    found = {**asdict(state), "part": state.part.model_dump()}
+    if state.certified is None:
+        return {name: value for name, value in found.items() if name not in _OF_CERTIFIED}
+    return {**found, "certified": state.certified.model_dump()}

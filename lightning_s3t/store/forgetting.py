@@ -539,7 +539,10 @@ class Forgetting:
             marks=_rows(change.marked),
             unmarked=_rows(change.unmarked),
         )
-        record(self._store, "request", request, vars(body), carried_out.forgotten, change)
+        certificate = self._manifest.method.certificate
+        known = {"certificate": asdict(certificate)} if certificate is not None else {}
+        body_of = {name: value for name, value in vars(body).items() if name != "certificate"}
+        record(self._store, "request", request, body_of | known, carried_out.forgotten, change)
         self._behind[request] = self._ledger.replicas_behind(request)
         return request
 
@@ -551,6 +554,8 @@ class Forgetting:
             added: A unit that was trained without the data of the request and replaced one with it.
         """
         serving: dict[str, str | None] = {}
+        if self._manifest.method.response == "subtract":
+            return serving  # there are no units
         scores = [(shard, self._ledger.scores(f"{shard}/")) for shard in effect.shards]
         with ledger_errors("The name of a unit"):
             alive = {shard: {parse_unit(name): score for name, score in found.items()} for shard, found in scores}

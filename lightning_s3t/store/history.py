@@ -119,6 +119,7 @@ def _record_of(events: Sequence[Event]) -> RequestRecord:
         exports=asked.exports,
         set_aside=asked.set_aside,
         returned=asked.returned,
+        certificate=asked.certificate,
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from lightning_s3t.core.floor import PRETRAINED
+from lightning_s3t.core.guarantees import Certificate
 from lightning_s3t.core.manifest import Manifest
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.plan import Partition, collector, harmonic, merge_from, survivors
@@ -43,19 +45,20 @@ class Overview:
         sequences: The sequences of slices that each shard is trained on.
         states: The state of every unit, by shard, sequence and stage.
         serving: By shard, the unit that serves.
-        shards: Number of shards, those of people who came later among them.
+        shards: Number of shards, those of people who came later among them; 0 for a method without units.
         slices: Number of slices of a shard.
         requests: Number of requests that were carried out.
-        capacity: Expected number of further requests until nothing is left, if all subjects are as likely to ask.
+        capacity: Expected number of further requests until nothing is left, if all subjects are as likely to ask;
+            infinite for a method that only subtracts, which serves until no subject is left.
         full_capacity: The same for a store in which every unit is alive.
         isolation: How units were isolated: "forkserver", "fork", or "none" if they shared a process.
         method: The unlearning method.
         guarantee: The guarantee of the serving units after a request.
-        response: The effect of a request on a unit that it reaches: "revoke" or "replace".
+        response: The effect of a request: "revoke", "subtract" or "replace".
         waiting: Number of subjects for the next fit to forget; the serving model still has their data in it.
         last_fit: What the last fit found in the data; None before the first.
-        floor_rows: Number of rows that the floor has learnt from, which answers when no unit is left; None without a
-            floor, or while rows of the data are missing in it.
+        floor_rows: Number of rows that the closed-form head on the pretrained network has learnt from, which answers
+            when no unit is left; None without one, if requests have left no row, or while rows of the data are missing.
         heads: The units that serve with an additional closed-form head, from the rows of all other shards.
         restricted: Number of restricted subjects: no fit trains on them, and no unit that they reached serves.
         set_aside: The units that are kept for them, by name. Several may have one name, and one may be trained again
@@ -63,6 +66,7 @@ class Overview:
         corrections: Number of subjects who wait for the next fit to train on their corrected data.
         generations: The generations after the first.
         merge_from: The generation that it pays to merge all later ones into; None if it pays for none.
+        certificate: The numbers of a certified guarantee; None for another.
     """
 
     sequences: tuple[tuple[int, ...], ...]
@@ -86,10 +90,18 @@ class Overview:
     corrections: int = 0
     generations: tuple[GenerationOverview, ...] = ()
     merge_from: int | None = None
+    certificate: Certificate | None = None
+
+    @property
+    def has_units(self) -> bool:
+        """Whether the method trains units; otherwise a closed-form head serves alone."""
+        return self.response != "subtract"
 
     @property
     def served_share(self) -> float:
-        """The share of the slices that the survivors were trained on, from 0 to 1."""
+        """The share of the slices that the survivors were trained on, from 0 to 1; 1 if a method has no units."""
+        if not self.has_units:
+            return 1.0 if self.floor_rows is not None else 0.0
         return sum(unit.stage for unit in self.serving.values()) / max(1, self.shards * self.slices)
 
     @property
@@ -102,6 +114,10 @@ class Overview:
                 f"Call fit with the same store: the corrected data of {self.corrections} subjects has not been used "
                 "yet."
             )
+        if not self.has_units:
+            if self.floor_rows is not None:
+                return None
+            return "Nothing serves. Call fit with the same store: it reads the rows that are left."
         empty = [one for one in self.generations if not one.subjects and one.shard not in self.serving]
         dark = self.shards - len(empty) - len(self.serving)
         again = "Call fit with the same store: it trains the revoked units again, without the forgotten data."
@@ -155,6 +171,8 @@ class Overview:
                 return "alive"
             return "aside" if unit in aside else "revoked" if unit in revoked else "missing"
 
+        endless = manifest.method.response == "subtract"
+        shards = partition.all_shards if not endless else 0
         firsts = {sequence[0] for sequence in sequences}
         opened, counts = generations_of(ledger), ledger.count_generations() if partition.generations else {}
         people = tuple(counts.get(number, 0) for number in range(len(opened))) if partition.generations else ()
@@ -162,18 +180,16 @@ class Overview:
             sequences=sequences,
             states=tuple(
                 tuple(tuple(state(unit) for unit in UnitId(shard, sequence).lineage) for sequence in sequences)
-                for shard in range(partition.all_shards)
+                for shard in range(shards)
             ),
             serving=serving,
-            shards=partition.all_shards,
+            shards=shards,
             slices=partition.slices,
             requests=ledger.watermark(),
-            capacity=_lifetime(partition, people, [unit for unit in alive if unit.stage == 1]),
-            full_capacity=_lifetime(
-                partition,
-                people,
-                [UnitId(shard, (first,)) for shard in range(partition.all_shards) for first in firsts],
-            ),
+            capacity=math.inf if endless else _lifetime(partition, people, [u for u in alive if u.stage == 1]),
+            full_capacity=math.inf
+            if endless
+            else _lifetime(partition, people, [UnitId(shard, (first,)) for shard in range(shards) for first in firsts]),
             isolation=manifest.isolation,
             method=manifest.method.name,
             guarantee=manifest.method.guarantee,
@@ -190,6 +206,7 @@ class Overview:
                 for number in range(1, len(people))
             ),
             merge_from=merge_from(people, partition.shards) if people else None,
+            certificate=manifest.method.certificate,
         )
 
 

@@ -10,6 +10,7 @@ from lightning_s3t.core.units import Cell, UnitId
 from lightning_s3t.plan import survivors
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.effects import find_reach
+from lightning_s3t.store.floor import count_rows
 from lightning_s3t.store.forgetting import Forgetting
 from lightning_s3t.store.keyring import Keyring
 from lightning_s3t.store.ledger import ledger_errors
@@ -30,6 +31,7 @@ class Preview:
         revoked: The units that the request would revoke.
         serving: For each shard that it would reach, the unit that would serve then; None if none would be left.
         exports: The exported copies that it would reach.
+        subtracted_rows: Number of rows that it would subtract from the closed-form head on the pretrained network.
     """
 
     subjects: dict[str, SubjectState]
@@ -38,6 +40,7 @@ class Preview:
     revoked: tuple[UnitId, ...]
     serving: dict[int, UnitId | None]
     exports: tuple[str, ...]
+    subtracted_rows: int
 
 
 def preview(store: Backend, keyring: Keyring, forgetting: Forgetting, subjects: Sequence[str]) -> Preview:
@@ -83,4 +86,5 @@ def preview(store: Backend, keyring: Keyring, forgetting: Forgetting, subjects: 
         revoked=revoked,
         serving=serving,
         exports=reach.exports,
+        subtracted_rows=count_rows(store, asked.cells.keys() - asked.forgotten),
     )

@@ -26,13 +26,14 @@ from lightning_s3t.plan import Partition, merge_from
 from lightning_s3t.store.authentication import new_identity
 from lightning_s3t.store.backend import Backend, open_ledger
 from lightning_s3t.store.building import BuildSession
+from lightning_s3t.store.certified_head import LinearHead
 from lightning_s3t.store.copying import Progress, clear_begun, copy_store, settle
 from lightning_s3t.store.correcting import Correcting
 from lightning_s3t.store.drill import Drill, Today, compare, prepare
 from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
 from lightning_s3t.store.exporting import check_exports, write_export
 from lightning_s3t.store.feature_sums import FeatureSums
-from lightning_s3t.store.floor import FloorState, find_stale, load_sums, read_states
+from lightning_s3t.store.floor import FloorState, find_stale, load_published, load_sums, read_states
 from lightning_s3t.store.folder import check_free, check_own_files, clear_half_written, make_folder
 from lightning_s3t.store.forgetting import Forgetting
 from lightning_s3t.store.generations import generations_of
@@ -649,7 +650,7 @@ class Store:
 
     def status(self) -> Overview:
         """Return the state of the store: which units serve, which are revoked or missing, and how long it will last."""
-        heads = {source: head.rows for source, head in self.heads().items() if head.complete}
+        heads = {source: head.rows for source, head in self.heads().items() if head.serves}
         return Overview.of(self._backend, self.partition, self.manifest, self.options, len(self.due()), heads)
 
     def rotate_key(self) -> None:
@@ -803,7 +804,8 @@ class Store:
             StoreError: Another fit runs on this store.
         """
         with self._lock.hold():
-            session = BuildSession(self._backend, self._keyring, self._partition, self._forgetting)
+            method = self.manifest.method
+            session = BuildSession(self._backend, self._keyring, self._partition, self._forgetting, method)
             session.clear_attempts()
             try:
                 yield session
@@ -874,6 +876,27 @@ class Store:
                 return load_sums(self._backend, state)
             except DamagedError:
                 if self.heads().get(source) == state:  # otherwise a request has replaced them
+                    raise
+
+    def load_published(self, source: str = PRETRAINED) -> LinearHead | None:
+        """Read a certified head; None if none may serve.
+
+        Args:
+            source: The source of its features.
+
+        Raises:
+            DamagedError: Its snapshot is missing or damaged; the next fit publishes another.
+        """
+        while True:
+            state = self.heads().get(source)
+            if state is None or not state.published:
+                return None
+            with self._ledger.at_one_time():
+                self._backend.authenticator.check()
+            try:
+                return LinearHead.of(load_published(self._backend, state))
+            except DamagedError:
+                if self.heads().get(source) == state:  # otherwise a request has replaced it
                     raise
 
     def has_learned_from(self, source: str, subjects: Sequence[str], tags: Sequence[bytes]) -> bool:

@@ -132,9 +132,10 @@ class Floor:
         path, last = found[-1] if found else ("", None)
         if not isinstance(last, nn.Linear):
             raise UnsupportedError(
-                f"There is no floor for this model: its head ({', '.join(layers.head)}) ends in "
+                f"There is no closed-form head for this model: its head ({', '.join(layers.head)}) ends in "
                 f"{type(last).__name__ if last is not None else 'nothing'}, and a closed-form head takes the place of "
-                "a linear layer. Leave `floor` out, or name the linear layer that makes the prediction: head='...'."
+                "a linear layer. Name the linear layer that makes the prediction: head='...'. Otherwise leave `floor` "
+                "out, or choose a method without such a head."
             )
         return FloorPart(
             layer=path,

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_s3t.core.floor import Task
+from lightning_s3t.core.floor import CLIP, Task
 from lightning_s3t.store.feature_sums import FeatureSums
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """What is tried for the penalty, as multiples of the features' mean square times the number of rows."""
 
 _SHARPNESS = 3.0  # scale of a softmax over scores whose error has a variance of one
-_CLIP = 4.0  # times a row's mean absolute feature, where its integer features end
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def normalise(features: Tensor) -> Tensor:
     """
     wide = features.to(torch.promote_types(features.dtype, torch.float32))
     scale = wide.abs().mean(-1, keepdim=True).clamp_min(torch.finfo(wide.dtype).tiny)
-    return (wide / scale).clamp(-_CLIP, _CLIP)
+    return (wide / scale).clamp(-CLIP, CLIP)
 
 
 def round_features(features: Tensor, limit: int) -> Tensor:
@@ -91,7 +90,7 @@ def round_features(features: Tensor, limit: int) -> Tensor:
         >>> round_features(torch.tensor([[1.0, -1.0, 4.0]]), limit=127)
         tensor([[ 16, -16,  64]], dtype=torch.int8)
     """
-    return (normalise(features) * (limit / _CLIP)).round().to(torch.int8)
+    return (normalise(features) * (limit / CLIP)).round().to(torch.int8)
 
 
 def solve_head(sums: FeatureSums) -> RidgeHead:
@@ -114,7 +113,7 @@ def solve_head(sums: FeatureSums) -> RidgeHead:
         >>> solve_head(sums)(features).argmax(-1)
         tensor([0, 0, 1, 1])
     """
-    scale = sums.part.limit / _CLIP
+    scale = sums.part.limit / CLIP
     width, rows = sums.part.width, max(sums.rows, 1)
     gram, cross = sums.gram.double() / scale, sums.cross.double() / scale
     gram[:width, :width] /= scale

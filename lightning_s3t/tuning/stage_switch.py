@@ -27,6 +27,7 @@ class StageSwitch:
         adapter: The adapter, or None to train the layers themselves. A module's own adapters replace the default, and
             so do whole layers if it does not fit.
         groups: Number of layer groups; None for as many as stages.
+        trains: Whether stages are trained, as for `StageBuilder`.
 
     Attributes:
         builder: Builds the stages' modules.
@@ -52,9 +53,10 @@ class StageSwitch:
         head: str | Sequence[str] | None = None,
         adapter: PeftConfig | None = None,
         groups: int | None = None,
+        trains: bool = True,
     ) -> None:
         found = find_layers(module, groups or slices, layers, head)
-        self.builder = StageBuilder(module, found, adapter_for(module, found, adapter), slices)
+        self.builder = StageBuilder(module, found, adapter_for(module, found, adapter), slices, trains)
         self._swap = ModuleSwap(module, self.builder.originals)
         self._flags = ModuleFlags(module)
         self._baseline: Baseline | None = None

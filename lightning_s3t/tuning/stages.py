@@ -38,6 +38,7 @@ class StageBuilder:
         layers: Its layer groups and head.
         adapter: The adapter, or None for whole layers.
         stages: Number of stages, L; None for as many as there are groups.
+        trains: Whether stages are trained. Otherwise everything may be frozen: only the start is built.
 
     Attributes:
         start: The head that every shard's training starts from; None for the one in the module. A fresh head is often
@@ -56,7 +57,14 @@ class StageBuilder:
         ['2', '4']
     """
 
-    def __init__(self, root: nn.Module, layers: Layers, adapter: PeftConfig | None, stages: int | None = None) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        layers: Layers,
+        adapter: PeftConfig | None,
+        stages: int | None = None,
+        trains: bool = True,
+    ) -> None:
         self.root = root
         self.layers = layers
         self.adapter = adapter
@@ -67,7 +75,8 @@ class StageBuilder:
             self.targets = find_targets(root, layers, adapter)
             check_adapter(root, self.targets, adapter)
         names = [name for targets in self.targets.values() for name in targets]
-        self._check_trainable(names)
+        if trains:
+            self._check_trainable(names)
         self._check_shared()
         self.originals = {name: root.get_submodule(name) for name in [*names, *layers.head]}
         self.start: Snapshot | None = None

@@ -130,9 +130,13 @@ def test_what_is_done_is_not_done_again_and_a_method_can_be_added(
 ) -> None:
     shutil.copytree(done[0], tmp_path / "output")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "output" / "runs").rglob("*.json")}
-    again = compared(tmp_path, [*METHODS, "fine_tune"])
-    assert [one.label for one in again.methods] == ["retrain", "s3t", "ssd", "fine_tune"]
+    again = compared(tmp_path, [*METHODS, "closed_form"])
+    assert [one.label for one in again.methods] == ["retrain", "s3t", "ssd", "closed_form"]
     assert again.methods[:3] == done[1].methods
+    added = again["closed_form"]
+    assert (added.response, added.refused, added.lasted) == ("subtract", None, None)
+    assert added.refit_test == added.after(2).test  # type: ignore[union-attr]
+    assert "at once" in str(again)
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert not (tmp_path / "output" / "work").exists()  # stores are removed
 

@@ -385,7 +385,7 @@ def test_a_regression_answers_with_numbers(tmp_path: Path) -> None:
 
 
 def test_targets_that_are_not_found_are_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no tensor of targets.*Floor\(targets='labels'\)"):
+    with pytest.raises(DataError, match=r"no tensor of targets.*`targets` of Floor or ClosedForm"):
         fit_numbers(tmp_path / "store", Floor())
 
 
@@ -402,7 +402,7 @@ class TwoLooks(Classifier):
 
 
 def test_a_step_that_calls_the_network_twice_has_no_floor(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match=r"This model cannot have a floor.*Leave `floor` out"):
+    with pytest.raises(UnsupportedError, match=r"This model cannot have a closed-form head.*Leave `floor` out"):
         fit(tmp_path / "store", People.make(), module=TwoLooks(), epochs=1, floor=True)
 
 

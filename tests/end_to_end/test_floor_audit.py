@@ -72,13 +72,13 @@ def test_a_floor_that_keeps_a_forgotten_person_is_found(store: Path) -> None:
     assert {unit.outcome for unit in report.units} == {"equal"}
     assert [(head.source, head.outcome) for head in report.heads] == [(PRETRAINED, "differs")]
     assert not report.passed
-    assert "The sums of the floor differ, by up to" in str(report)
+    assert "The sums of the closed-form head differ, by up to" in str(report)
 
 
 def test_a_floor_of_other_rows_has_nothing_to_be_compared_with(store: Path) -> None:
     report = audit_people(store, People.make().without("user-5"))
     assert [head.outcome for head in report.heads] == ["data changed"]
-    assert "The floor: data changed." in str(report)
+    assert "The closed-form head: data changed." in str(report)
 
 
 def test_a_floor_is_audited_when_no_unit_is_left(store: Path) -> None:
@@ -95,7 +95,7 @@ def test_an_audit_without_the_floors_arguments_says_what_it_leaves_out(store: Pa
     report = audit_people(store, People.make(), floor=None)
     assert report.passed
     assert not report.heads
-    assert "Not examined: the floor" in str(report)
+    assert "Not examined: the store's closed-form heads" in str(report)
 
 
 def test_an_audit_with_another_floor_is_refused(store: Path) -> None:

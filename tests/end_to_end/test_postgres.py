@@ -105,5 +105,5 @@ def test_a_trial_run_makes_no_ledger_in_the_database(tmp_path: Path) -> None:
 
 
 def test_a_floor_and_a_ledger_in_a_database_are_refused_together() -> None:
-    with pytest.raises(ConfigurationError, match="with its ledger in a database cannot have a floor"):
+    with pytest.raises(ConfigurationError, match="with its ledger in a database cannot have a closed-form head"):
         S3T("runs/s3t", ledger="postgresql://s3t@host/db", floor=True, **ARGUMENTS)

@@ -22,7 +22,7 @@ def in_place(shard: int, slice_: int, number: int = 0) -> str:
 
 def session(store: Store) -> BuildSession:
     """What a fit does to a store, without the fit lock: several tests are several processes, as it were."""
-    return BuildSession(store._backend, store._keyring, store._partition, store._forgetting)
+    return BuildSession(store._backend, store._keyring, store._partition, store._forgetting, store.manifest.method)
 
 
 def build(store: Store, unit: UnitId, number: float = 0.0, *files: Path) -> None:

@@ -233,7 +233,7 @@ def test_a_restored_ledger_subtracts_again_although_its_sums_are_erased(store: S
 def test_lost_sums_are_made_again_by_the_next_fit(store: Store) -> None:
     for path in (store.path / "snapshots").iterdir():
         path.unlink()
-    assert any("sums of the floor are damaged" in problem for problem in store.verify().problems)
+    assert any("sums of the closed-form head are damaged" in problem for problem in store.verify().problems)
     session(store).find_stale_features(PRETRAINED, OWNERS, [b""] * len(OWNERS))
     assert_same(store.load_head(), sums_of(ROWS))
     assert store.verify().passed

@@ -248,7 +248,7 @@ def test_a_thread_that_has_ended_leaves_no_connection(tmp_path: Path, address: s
 
 def test_a_store_on_postgres_has_no_floor(tmp_path: Path, address: str) -> None:
     with filled(tmp_path / "store", address) as store, store.building() as building:  # noqa: SIM117
-        with pytest.raises(ConfigurationError, match="cannot have a floor"):
+        with pytest.raises(ConfigurationError, match="cannot have a closed-form head"):
             building.check_floor(FloorPart(layer="head", width=2, outputs=2, bits=8, target_step=0.1))
 
 

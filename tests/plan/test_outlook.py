@@ -42,7 +42,9 @@ def test_it_falls_from_what_serves_now_to_nothing(shards: int, slices: int, seed
     assert found.low[0] == pytest.approx(found.mean[0])
     assert list(found.mean) == sorted(found.mean, reverse=True)
     assert found.mean[-1] == 0
-    assert all(low <= mean + 1e-12 for low, mean in zip(found.low, found.mean, strict=True))
+    # a quantile may lie above the mean: where one history in fifty has nothing left
+    assert list(found.low) == sorted(found.low, reverse=True)
+    assert found.low[-1] == 0
 
 
 @pytest.mark.parametrize(("shares", "requests"), [([], [1]), ([0.0], [1]), ([1.0], [-1])])

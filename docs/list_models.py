@@ -58,11 +58,12 @@ frozen.
 ABOUT_ADAPTERS = """
 ## Adapters
 
-The table counts the modules in the groups that each adapter goes on. Each adapter was injected, and each of its modules
-received a gradient at its stage. Without `target_modules`, an adapter goes on all linear layers of a group, or on its
-convolutions if it has no linear ones; LayerNorm tuning goes on every `nn.LayerNorm`. "without" names the layers to leave
-out with `exclude_modules`, because the network reads their weights without calling them. A `-` means that some group has
-nothing that the adapter fits, or that PEFT cannot put it there. `adapter=None` trains whole layers.
+The table counts the modules in the groups that each adapter goes on. Each adapter was injected, and each of its
+modules received a gradient at its stage. Without `target_modules`, an adapter goes on all linear layers of a group,
+or on its convolutions if it has no linear ones; LayerNorm tuning goes on every `nn.LayerNorm`. "without" names the
+layers to leave out with `exclude_modules`, because the network reads their weights without calling them. A `-` means
+that some group has nothing that the adapter fits, or that PEFT cannot put it there. `adapter=None` trains whole
+layers.
 """
 
 

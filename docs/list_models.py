@@ -41,8 +41,8 @@ TOKENS = torch.arange(3, 9).unsqueeze(0)
 
 INTRODUCTION = f"""# Models
 
-What is detected in common models without any arguments, with {SLICES} slices. Small models without pretrained
-weights stand for their families: larger ones have more blocks with the same names. For a model of your own:
+This page lists what S3T detects in common models without any arguments, with {SLICES} slices. A small model without
+pretrained weights represents its family: larger ones have more blocks with the same names. For a model of your own:
 `s3t layers my_app.models:LitClassifier {SLICES}`, or `describe_layers(model, slices={SLICES})`.
 
 For segmentation networks, recurrent networks and other libraries see [Other libraries](ecosystem.md), which tries whole
@@ -58,11 +58,12 @@ frozen.
 ABOUT_ADAPTERS = """
 ## Adapters
 
-The number of modules in the groups that each adapter goes on. It was injected, and every module of it received a
-gradient at its stage. Without `target_modules`, an adapter goes on all linear layers of a group, or on its convolutions
-if it has no linear ones; LayerNorm tuning goes on every `nn.LayerNorm`. "without" names what has to be left out with
-`exclude_modules`, because the network reads the weights of those layers without calling them. A `-` means that some
-group has nothing that the adapter fits, or that PEFT cannot put it there. `adapter=None` trains whole layers.
+The table counts the modules in the groups that each adapter goes on. Each adapter was injected, and each of its
+modules received a gradient at its stage. Without `target_modules`, an adapter goes on all linear layers of a group,
+or on its convolutions if it has no linear ones; LayerNorm tuning goes on every `nn.LayerNorm`. "without" names the
+layers to leave out with `exclude_modules`, because the network reads their weights without calling them. A `-` means
+that some group has nothing that the adapter fits, or that PEFT cannot put it there. `adapter=None` trains whole
+layers.
 """
 
 

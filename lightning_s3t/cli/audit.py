@@ -31,17 +31,17 @@ def audit(
 ) -> int:
     """Train surviving units again, without the forgotten subjects, and compare every bit with the serving units.
 
-    Use data without the rows of forgotten subjects: only then are values examined that a script computes over all rows.
+    Use data without the rows of forgotten subjects: only then does it cover values computed over all rows.
 
     Args:
-        store: The store's folder. It remembers the config that it was trained with, if that was a LightningCLI's.
-        config: Instead of that, the config, or several, as for fit; with the S3T callback.
+        store: The store's folder. If a LightningCLI trained it, the store remembers the config.
+        config: The config to use instead, or several, as for fit; with the S3T callback.
         model: The import path of the app's module class (my_app:LitClassifier), if the config does not name a class.
         data: The import path of the app's data module class, if the config does not name a class.
         cli: The import path of the app's own LightningCLI class, if it has one (my_app:MyCLI).
         units: The names of the units to audit (0/2-0), or how many to draw (3). By default all survivors.
         seed: Seed for drawing units.
-        trust_config: Run the config that the store remembers, although you have not trained with it: it is code.
+        trust_config: Run the stored config even if you have not trained with it; a config is code.
         json: Print the report as a JSON document.
     """
     from lightning_s3t.auditing import audit as run_audit
@@ -76,7 +76,7 @@ def load_app(
 
     Args:
         store: The store's folder, which remembers the config; or None.
-        configs: Instead of that, the config, or several.
+        configs: The config to use instead, or several.
         model: The import path of the app's module class, if the config does not name a class.
         data: The import path of the app's data module class, if the config does not name a class.
         cli: The import path of the app's own LightningCLI class, if it has one.

@@ -43,18 +43,18 @@ def compare(
         model: The import path of the app's module class (my_app:LitClassifier), if the config does not name a class.
         data: The import path of the app's data module class, if the config does not name a class.
         cli: The import path of the app's own LightningCLI class, if it has one (my_app:MyCLI).
-        methods: Names, with commas or blanks between them: s3t,sisa,ssd. Or a YAML file: a list of names and of
-            mappings with a name and arguments, or a mapping of these by a label each.
+        methods: Names, separated by commas or spaces: s3t,sisa,ssd. Or a YAML file: a list of names or of mappings
+            with a name and arguments, or a mapping from labels to these.
         requests: Number of subjects who ask: by default 10, or 100 for the digits.
         output: The folder for finished runs and for the results.
         measure_after: Numbers of requests after which to measure; by default 1, 10, 100, ... and after the last.
-        thorough: Train with several seeds, and attack with shadow models: hours.
+        thorough: Train with several seeds, and attack with shadow models; this takes hours.
         seeds: Number of seeds for each method; by default 1, or 8 for a thorough comparison.
-        quick: Without a config: tiny sizes, to see the course of things; the numbers mean nothing then.
+        quick: Without a config: tiny sizes, to see all steps quickly; the numbers are then meaningless.
         json: Print the JSON document.
     """
     if config is None and any(given is not None for given in (model, data, cli)):
-        raise ConfigurationError("Expected --config beside --model, --data and --cli: the app's settings.")
+        raise ConfigurationError("Expected --config together with --model, --data and --cli: the app's settings.")
     if config is not None and quick:
         raise ConfigurationError("Expected --quick without --config: it makes the demo's digits smaller.")
     chosen: Any = _methods(methods) if methods is not None else None

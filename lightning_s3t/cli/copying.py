@@ -7,19 +7,19 @@ from pathlib import Path
 
 
 def copy(source: Path, target: Path, /, *, ledger: str | None = None, snapshots: str | None = None) -> None:
-    """Copy a store, and retire it: the copy then answers in its place.
+    """Move a store: copy it, and retire the original; then the copy answers.
 
     Copies between a folder, PostgreSQL with a folder, and PostgreSQL with a bucket. Requests are carried out during the
-    copy; no fit may run. The copy is compared with the store before the store is retired. Then every process that has
-    the store open refuses to answer, and its snapshots are erased. After an interruption exactly one of the two
-    answers: if it is the store, copy again.
+    copy; no fit may run. The copy is compared with the original before the original is retired. Then every process that
+    has the original open refuses to answer, and the original's snapshots are erased. After an interruption exactly one
+    of the two answers: if it is the original, copy again.
 
     Args:
         source: The store's folder.
         target: The folder of the copy: new, or empty.
         ledger: Address of the copy's ledger: postgresql://user@host/database?schema=name; by default a file in its
             folder.
-        snapshots: Location of its snapshots: s3://bucket/prefix, or a folder; by default its own folder.
+        snapshots: Location of the copy's snapshots: s3://bucket/prefix, or a folder; by default TARGET.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

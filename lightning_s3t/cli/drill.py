@@ -18,7 +18,7 @@ def drill(store: Path, backup: str, /, *, json: bool = False) -> int:
     Args:
         store: The store's folder.
         backup: A ledger.db, or a folder with one. For a ledger in PostgreSQL: the address of a schema in another
-            database that was restored from a backup; it is changed.
+            database that was restored from a backup; the drill changes this schema.
         json: Print the report as a JSON document.
     """
     from lightning_s3t.store import Store

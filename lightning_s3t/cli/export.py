@@ -26,19 +26,19 @@ def export(
     trust_config: bool = False,
     json: bool = False,
 ) -> None:
-    """Write the best survivor to a file to take away: plain weights, or a PEFT adapter.
+    """Export the best survivor to a file: plain weights, or a PEFT adapter.
 
-    The file is registered in the store: a request that reaches the survivor erases it, and its receipt names it.
+    The file is registered in the store: a request that reaches the survivor erases the file and names it in its record.
 
     Args:
-        store: The store's folder. It remembers the model that it was trained with, if that was a LightningCLI's.
+        store: The store's folder. If a LightningCLI trained it, the store remembers the model.
         path: The .safetensors file, for the weights of one survivor; otherwise a folder.
         model: The import path of a class or function that returns the module, with its pretrained weights
             (my_app:LitClassifier).
         form: The whole state dict in the module's own names, with adapters merged; or a PEFT adapter of its network.
         each_shard: Export each shard's survivor.
-        recipient: One or several recipients of the copy: s3t recipients list names them when a request has reached it.
-        trust_config: Run the config that the store remembers, although you have not trained with it: it is code.
+        recipient: Recipients of the copy: s3t recipients list names them once a request has reached it.
+        trust_config: Run the stored config even if you have not trained with it; a config is code.
         json: Print the exported files as a JSON document.
     """
     import lightning.pytorch as pl
@@ -66,7 +66,7 @@ def export(
         print(json_format.dumps(rows, indent=2))
         return
     for copy in found:
-        print(f"{copy.path}: unit {copy.unit}, named {copy.name} in receipts. Made from: {copy.provenance}")
+        print(f"{copy.path}: unit {copy.unit}, named {copy.name} in internal records. Made from: {copy.provenance}")
     print("A request that affects it erases this file. Remove any copies of it yourself.")
 
 

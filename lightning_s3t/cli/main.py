@@ -114,7 +114,7 @@ def make_app() -> App:
     receipt.command(verify_receipt, name="verify")
     receipt.command(complete)
     app.command(receipt)
-    recipients = App("recipients", help="List who holds exported copies, and which of them are erased.", group=erase)
+    recipients = App("recipients", help="Record who holds exported copies, and who has erased theirs.", group=erase)
     recipients.command(list_recipients, name="list")
     recipients.command(add_recipient, name="add")
     recipients.command(acknowledge)

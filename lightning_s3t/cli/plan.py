@@ -62,8 +62,8 @@ def plan(
 ) -> None:
     """Show the sequences for a budget, the cost of training them, and how many deletions they withstand.
 
-    With --rows it shows instead how a store does over years of requests and periodic fits: several values are tried for
-    shards, slices, budget and epochs that are not given.
+    With --rows it instead shows how a store does over years of requests and periodic fits. It tries several values for
+    shards, slices, budget and epochs if you do not give them.
 
     Args:
         shards: Number of shards, m.
@@ -74,11 +74,12 @@ def plan(
         sequences: The planner that chooses the sequences.
         prior: A JSON or CSV file with the probability of a request: one number per slice, or one per subject (a CSV
             file with the header subject,prior). Without it, all slices are equally likely.
-        requests: Numbers of requests after which to look.
+        requests: Numbers of requests after which to show what is left.
         floors: The least that should be served, as shares of the worth of a full store.
         worth: The worth of a shard by the share of its slices that serves: that share (data), one of the paper's
             accuracy curves (cifar-100, mnli, ...), or the folder of a store, for the scores of its units.
-        groups: Number of layer groups, if there are fewer than slices; compared with as many slices as groups.
+        groups: Number of layer groups, if there are fewer groups than slices. The plan is compared with one of as many
+            slices as groups.
         data: Train a stage on all slices of its prefix (cumulative) or on the last one (disjoint).
         epochs: A stage has as many epochs as a fine-tune (full), or 2/(L+1) of them (sisa).
         rows: Number of people who may ask (the number of rows, if each is its own subject); compares settings over
@@ -86,14 +87,15 @@ def plan(
         scenario: How often people ask, and how their requests arrive.
         refit: The time between fits: 7d, 4w, or never; several are compared.
         years: Number of years to simulate.
-        quality: The least quality on 95 of 100 days; the cheapest choice that reaches it is marked.
+        quality: The quality to keep on 95 of 100 days; the cheapest choice that reaches it is marked.
         sharding: Loss of quality for each doubling of the number of shards, as a share.
         model: A model as `s3t layers` takes it, for example vit_base_patch16_224: adds the size of its snapshots.
         layers: In place of a model: the number of blocks of a transformer, for an estimate of the bytes.
         width: Width of these blocks.
         classes: Number of classes of the model, or of these blocks.
         rank: Rank of the LoRA adapters, on every linear layer.
-        seed: For planners that draw, and for the places of subjects in the prior (of S3T(partition="public")).
+        seed: Seed for random planners, and for the slices of subjects in the prior (as S3T(partition="public")
+            assigns them).
         json: Print a JSON document.
     """
     curve = read_worth(worth)

@@ -33,7 +33,7 @@ def list_receipts(
         store: The store's folder.
         format: As a JSON list, or as a table in CSV.
         internal: Add details that are not for the person who asked: the revoked units, and the units that served then.
-        sign: Sign each receipt with this key (Ed25519, PEM); for JSON.
+        sign: Sign each receipt with this key (Ed25519, PEM); only for JSON.
     """
     from lightning_s3t.core.receipts import Receipt
     from lightning_s3t.store import Store

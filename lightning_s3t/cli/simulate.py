@@ -51,7 +51,7 @@ def simulate(
             (subject, sample), or an adversary who knows the plan requests the most harmful slice (adaptive).
         sizes: Number of subjects or samples per slice, for these requesters.
         prior: A JSON or CSV file that says how likely a request is, as for s3t plan.
-        until: The last number of requests to look at. Without it, until hardly anything is left.
+        until: The last number of requests to show. By default, until hardly anything is left.
         trials: Number of histories of requests to draw.
         seed: Seed of the random draws.
         plot: Write the curves with their 95 % intervals to this picture (PNG, PDF or SVG).

@@ -66,14 +66,14 @@ def verify(store: Path, /, *, json: bool = False) -> int:
 
 
 def consolidate(store: Path, /, *, into: int | None = None) -> None:
-    """Merge generations of people who came later into one, if that pays: fewer and larger shards answer.
+    """Merge generations of people who came later, if that pays: fewer and larger shards then answer.
 
-    The units of the generations that go are erased at once. The next fit trains only the merged generation, on all its
-    people.
+    The units of the generations that disappear are erased at once. The next fit trains only the merged generation, on
+    all its people.
 
     Args:
         store: The store's folder.
-        into: The generation that those after it become part of, from 1 on; left out, the one that pays.
+        into: The generation to merge all later ones into, 1 or more; by default the one that pays.
     """
     from lightning_s3t.store import Store
 
@@ -89,7 +89,7 @@ def consolidate(store: Path, /, *, into: int | None = None) -> None:
 
 
 def rotate_key(store: Path, /) -> None:
-    """Take a new key for subjects' ids into use: every id in the store is hashed again. Nothing has to be retrained.
+    """Start to use a new key: every id in the store is hashed again. Nothing has to be retrained.
 
     Args:
         store: The store's folder.
@@ -102,11 +102,11 @@ def rotate_key(store: Path, /) -> None:
 
 
 def provenance(store: Path, /, *, unit: str | None = None) -> None:
-    """Print the provenance of the units that are alive, as JSON.
+    """Print the provenance of the surviving units, as JSON.
 
     Args:
         store: The store's folder.
-        unit: Only this one's, for example 0/2-0.
+        unit: Print only this unit's, for example 0/2-0.
     """
     from lightning_s3t.plan import UnitId
     from lightning_s3t.store import Store

@@ -137,7 +137,7 @@ def _notes(setting: Setting, methods: Sequence[MethodResult]) -> list[str]:
         f"{setting.device}, {setting.cores} cores.",
         f"Numbers after a comma are requests. Gaps are to {methods[0].label!r} after the same requests, in points. "
         "attack: AUC of a loss threshold that tells rows of those who asked from test rows; before the first request "
-        f"it says how much there was to find; the best value is that of {methods[0].label!r} has. Methods that a fit "
+        f"it says how much there was to find; the best value is that of {methods[0].label!r}. Methods that a fit "
         f"carries out have one job for all requests since the last of {steps}, not one per request; a job is the time "
         f"that each took. cost: CPU time of the first fit as a multiple of {methods[0].label!r}.",
     ]

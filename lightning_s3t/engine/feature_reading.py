@@ -72,7 +72,7 @@ class FeatureReader:
                 tasks = {task for task, _, _ in found}
                 if len(tasks) > 1:
                     raise DataError(
-                        f"The targets fit several tasks: {sorted(tasks)}. Name one: `task` of Floor or ClosedForm."
+                        f"The targets fit several tasks: {sorted(tasks)}. Set `task` of Floor or ClosedForm."
                     )
                 read, targets = torch.stack([f for _, f, _ in found]), torch.stack([t for _, _, t in found])
                 yield tasks.pop(), FeatureRows(round_features(read, self._part.limit), targets)
@@ -152,10 +152,12 @@ def task_of(targets: Tensor, outputs: int) -> Task:
         return "multiclass"
     if whole and count == outputs:
         return "binary" if outputs == 1 else "multilabel"
-    several = ("'binary' or 'regression'" if outputs == 1 else "'multilabel' or 'regression'") if not whole else "one"
+    choices = (
+        (" to 'binary' or 'regression'" if outputs == 1 else " to 'multilabel' or 'regression'") if not whole else ""
+    )
     raise DataError(
         f"The targets of a row are {targets.dtype} of shape {tuple(targets.shape)}, and the head has {outputs} "
-        f"outputs, which does not determine the task. Expected {several} to be named: `task` of Floor or ClosedForm."
+        f"outputs, which does not determine the task. Set `task` of Floor or ClosedForm{choices}."
     )
 
 

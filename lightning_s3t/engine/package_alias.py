@@ -36,7 +36,7 @@ def alias_pytorch_lightning() -> None:
     if early:
         raise ConfigurationError(
             f"The package {early[0]} is imported already. Call lightning_s3t.alias_pytorch_lightning() in the first "
-            "lines of the script, before what imports it."
+            "lines of the script, before anything imports it."
         )
     sys.meta_path.insert(0, _AliasFinder())
 

@@ -53,11 +53,11 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     for code, what in {
         400: "The body cannot be read.",
         401: "There is no token, or not one of this server.",
-        403: "The token may only look.",
+        403: "The token may only read.",
         404: "The request does not exist, or the store has never seen one of the subjects.",
         409: "The name was given to another request, or the request cannot be changed any more.",
         413: "The body is too large.",
-        422: "The body is none of a request.",
+        422: "The body is not a valid request.",
         429: "Too many calls: Retry-After says when to try again.",
         500: "The store is damaged, or a file could not be erased.",
         503: "The ledger is unreachable: Retry-After says when to try again.",
@@ -233,15 +233,15 @@ async def _carry_out_what_is_due(store: Store, every: float, stopping: asyncio.E
         try:
             done = await asyncio.to_thread(store.forget_due)
         except S3TError as error:  # tried again
-            _log.error("What is due could not be carried out: %s", type(error).__name__)
+            _log.error("The due requests could not be carried out: %s", type(error).__name__)
         else:
             if done is not None:
-                _log.info("Request %d, of what was due, is carried out.", done.request)
+                _log.info("Request %d was due and is carried out.", done.request)
 
 
 _MESSAGES = {
     "unauthorized": "Expected a token of this server: Authorization: Bearer ...",
-    "forbidden": "This token may only look.",
+    "forbidden": "This token may only read.",
     "too_many": "Too many calls. Try again after the number of seconds in Retry-After.",
     "too_large": "The request names too many subjects.",
     "unknown_request": "There is no request of that name.",

@@ -34,7 +34,7 @@ class StoreCollector:
             "requests": ("Requests that were carried out.", found.requests),
             "forgotten_subjects": ("Subjects that are forgotten.", self._store.count_forgotten()),
             "restricted_subjects": ("Subjects that are restricted.", found.restricted),
-            "waiting_subjects": ("Subjects that the next fit is to forget.", found.waiting),
+            "waiting_subjects": ("Subjects that wait for the next fit to forget them.", found.waiting),
             "scheduled_subjects": ("Subjects of scheduled requests.", sum(n for _, n in self._store.pending())),
             "shards": ("Shards.", found.shards),
             "shards_serving": ("Shards that serve.", len(found.serving)),

@@ -75,7 +75,7 @@ class Answering:
             return self._decode(body)
         except Exception as error:  # whatever the application's function makes of a stranger's text
             _log.info("A request could not be decoded: %s", type(error).__name__)
-            return Refused(422, "invalid", "The body is none that the model takes.")
+            return Refused(422, "invalid", "The model cannot take this body.")
 
     def answer(self, rows: Sequence[Any]) -> list[JSONResponse]:
         """Return the answers to several requests.

@@ -230,4 +230,4 @@ class Replica:
                 continue  # the caller gets the error
             except S3TError as error:
                 if not self._closing.is_set():
-                    warnings.warn(f"The replica failed to look for requests: {error}", stacklevel=2)
+                    warnings.warn(f"The replica failed to check for requests: {error}", stacklevel=2)

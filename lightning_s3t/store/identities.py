@@ -58,7 +58,7 @@ def check_key(key: object) -> None:
     """
     if not isinstance(key, bytes) or len(key) != _KEY_BYTES:
         raise ConfigurationError(
-            f"The key of a store is {type(key).__name__}, or of another length. Expected {_KEY_BYTES} bytes: "
+            f"The key of a store is not {_KEY_BYTES} bytes ({type(key).__name__}). Expected a key such as "
             f"secrets.token_bytes({_KEY_BYTES})."
         )
 

@@ -77,8 +77,8 @@ class Lease:
         newest = self._newest  # after it: another thread may renew the lease in between
         if self._clock() >= until:
             raise LedgerUnreachableError(
-                f"The last look at the ledger is more than {self.max_staleness:g} seconds old, so nothing is "
-                "answered: a loaded unit may have been revoked since. Answers resume with the next successful look."
+                f"The last check of the ledger is more than {self.max_staleness:g} seconds old, so nothing is "
+                "answered: a loaded unit may have been revoked since. Answers resume with the next successful check."
             )
         return newest
 

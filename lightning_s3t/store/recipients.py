@@ -215,6 +215,6 @@ def _read(store: Backend) -> _Known:
 def _check_recipient(recipient: str) -> None:
     if not recipient.strip() or len(recipient) > _LONGEST or not recipient.isprintable():
         raise ConfigurationError(
-            f"The recipient is {recipient[:40]!r}. Expected the name of the person or system that holds the copy, up "
+            f"The recipient is {recipient[:40]!r}. Expected the name of the team or system that holds the copy, up "
             f"to {_LONGEST} characters on one line."
         )

@@ -105,7 +105,7 @@ class SnapshotNames(Snapshots):
             DamagedError: It is not.
         """
         if not self.is_digest(digest):
-            raise DamagedError(f"The snapshot of {what} has no digest, but {digest[:80]!r}. {NOT_SERVED}")
+            raise DamagedError(f"The snapshot of {what} has {digest[:80]!r} instead of a digest. {NOT_SERVED}")
 
 
 class SnapshotFolder(SnapshotNames):

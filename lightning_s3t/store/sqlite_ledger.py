@@ -932,7 +932,7 @@ def _check_writable(folder: Path) -> None:
     if not may or (file.exists() and not os.access(file, os.W_OK)):
         raise StoreError(
             f"The store {folder} cannot be written by this process: permission denied, or a read-only disk. Write "
-            "access is needed even for serving: SQLite keeps files beside the ledger, and due requests have to be "
+            "access is needed even for serving: SQLite keeps files next to the ledger, and due requests have to be "
             "carried out and erased. Mount the folder for writing, or run as its owner."
         )
 

@@ -172,7 +172,7 @@ class Store:
         place = check_addresses(folder, ledger, snapshots)
         manifest = Manifest.of(normalise(settings))
         if _partition_of(manifest, b"").bands and not register:
-            raise ConfigurationError("Risk bands need the registry, which stores them. Leave `register` on.")
+            raise ConfigurationError("Risk bands need the registry, which stores them. Use S3T(keep_registry=True).")
         check_own_files(folder)
         if not has_ledger(folder):
             check_free(folder)

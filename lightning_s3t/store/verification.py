@@ -143,7 +143,7 @@ def check_one_piece(ledger: Ledger, folder: Path) -> None:
         advice = "Restore it from a backup, and leave the journal in place."
         if (folder / LEDGER).exists():
             advice = (
-                f"If {LEDGER} was restored beside the {LEDGER}-wal of another, remove {LEDGER}-wal and {LEDGER}-shm "
+                f"If {LEDGER} was restored next to the {LEDGER}-wal of another, remove {LEDGER}-wal and {LEDGER}-shm "
                 "and restore it again, with the journal left in place. Otherwise restore it from a backup."
             )
         raise StoreError(f"The ledger of the store {folder} is inconsistent: {problems[0]} Nothing is served. {advice}")

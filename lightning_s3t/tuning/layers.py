@@ -157,7 +157,7 @@ def _named_heads(root: nn.Module, head: str | Sequence[str] | None) -> tuple[str
     for path in heads:
         inside = [other for other in heads if other != path and lies_in(other, path)]
         if inside:
-            raise LayersError(f"The head {inside[0]} lies in the head {path}. Expected heads beside each other.")
+            raise LayersError(f"The head {inside[0]} lies in the head {path}. Expected separate heads.")
     return heads
 
 
@@ -183,12 +183,12 @@ def _cut(blocks: Sequence[tuple[str, ...]], slices: int, grouped: bool) -> list[
 
 def _check_blocks(root: nn.Module, blocks: Sequence[tuple[str, ...]]) -> None:
     if not blocks:
-        raise LayersError(f"No blocks are left beside the head. Expected at least one per slice. {HOW_TO_NAME}")
+        raise LayersError(f"No blocks are left outside the head. Expected at least one per slice. {HOW_TO_NAME}")
     paths = [path for block in blocks for path in block]
     for path in paths:
         for other in paths:
             if path != other and lies_in(path, other):
-                raise LayersError(f"The block {path} lies in the block {other}. Expected blocks beside each other.")
+                raise LayersError(f"The block {path} lies in the block {other}. Expected separate blocks.")
     if len({id(root.get_submodule(path)) for path in paths}) < len(paths):
         raise LayersError(f"A block is named twice in {paths}. Expected each block once.")
 

@@ -75,7 +75,7 @@ def test_a_config_has_to_be_there(tmp_path: Path, capsys: Output) -> None:
     assert main(["compare", "--config", str(tmp_path / "none.yaml")]) == 2
     assert "There is no config" in capsys.readouterr().err
     assert main(["compare", "--model", "my_app:Model"]) == 2
-    assert "Expected --config beside --model" in capsys.readouterr().err
+    assert "Expected --config together with --model" in capsys.readouterr().err
 
 
 def test_methods_come_from_a_file_too(config: Path, capsys: Output) -> None:

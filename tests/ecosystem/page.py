@@ -77,8 +77,8 @@ def _summary(rows: list[dict[str, Any]]) -> str:
     after = Counter(now.get(name, "not run") for name in FIRST)
     others = Counter(found for name, found in now.items() if name not in FIRST)
     table = [
-        f"{len(rows)} cases were run. {len(FIRST)} of all cases were tried before anything was mended for them: "
-        'the column "at first" says what came of them then.\n',
+        f"{len(rows)} cases were run. {len(FIRST)} of all cases were tried before S3T was changed for any of them: "
+        'the column "at first" gives their results then.\n',
         f"| | the first {len(FIRST)}, at first | the first {len(FIRST)}, now | {sum(others.values())} others |",
         "| --- | --- | --- | --- |",
     ]

@@ -228,6 +228,6 @@ def test_a_store_from_a_script_is_exported_with_the_model_that_is_named(
     ]
     assert main(command) == 0
     assert (out / "shard-1" / "adapter_config.json").is_file()
-    names = re.findall(r"named (\S+) in receipts", capsys.readouterr().out)
+    names = re.findall(r"named (\S+) in internal records", capsys.readouterr().out)
     assert main(["forget", str(store), *set(People.make().owners)]) == 0
     assert f"Erased exported copies: {', '.join(sorted(names))}." in capsys.readouterr().out

@@ -390,7 +390,9 @@ def test_targets_that_are_not_found_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_task_that_the_targets_do_not_tell_is_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"does not determine the task. Expected 'binary' or 'regression'"):
+    with pytest.raises(
+        DataError, match=r"does not determine the task. Set `task` of Floor or ClosedForm to 'binary' or 'regression'"
+    ):
         fit_numbers(tmp_path / "store", Floor(targets="wanted"))
 
 

@@ -177,5 +177,5 @@ def test_years_that_cannot_be_played_are_refused(wrong: dict[str, Any]) -> None:
     "wrong", [{"rate": -1}, {"rate": math.nan}, {"spike": 0.5}, {"gathered": 0}, {"agent_share": 2}, {"bursts": 0}]
 )
 def test_a_scenario_that_is_none_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match="There is no scenario"):
+    with pytest.raises(ConfigurationError, match=r"The scenario .* is invalid"):
         Scenario(**{"rate": 1e-3, **wrong})

@@ -82,7 +82,7 @@ def test_a_copy_that_a_request_has_reached_goes_to_no_one_else(store: Store, cop
     ("export", "recipient", "message"),
     [
         ("0/0:none", "mobile team", "has no exported copy '0/0:none'"),
-        (None, "", "Expected the name of the person or system that holds the copy"),
+        (None, "", "Expected the name of the team or system that holds the copy"),
         (None, "a\nb", "on one line"),
         (None, "x" * 201, "up to 200"),
     ],

@@ -49,7 +49,7 @@ class Scenario:
         )
         if not fits:
             raise ConfigurationError(
-                f"There is no scenario {self}. Expected a rate of at least 0, a spike of at least 1, an integer "
+                f"The scenario {self} is invalid. Expected a rate of at least 0, a spike of at least 1, an integer "
                 "number of days of at least 1, a share from 0 to 1, and more than 0 bursts."
             )
 

@@ -49,7 +49,7 @@ def parse_layers(
             raise LayersError(f"The blocks {', '.join(bare)} have no parameters. Leave them out of `layers`.")
         return [(name,) for name in names], False, ()
     if names:
-        raise LayersError(f"`layers` mixes paths ({names[0]!r}) and lists of paths. Expected only one of both.")
+        raise LayersError(f"`layers` mixes paths ({names[0]!r}) and lists of paths. Expected only one kind.")
     groups = [tuple(group) for group in layers]
     if len(groups) != slices:
         raise LayersError(f"`layers` names {len(groups)} groups for {slices} slices. Expected one per slice.")

@@ -64,7 +64,7 @@ class CertifiedHead(UnlearningMethod):
     noise: float = 1e-3
     targets: Targets | None = None
     task: Task | None = None
-    bits: int = 6
+    bits: int = 8
     layers: int = 0
     width: int = 1024
 

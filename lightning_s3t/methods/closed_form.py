@@ -51,7 +51,7 @@ class ClosedForm(UnlearningMethod):
 
     targets: Targets | None = None
     task: Task | None = None
-    bits: int = 6
+    bits: int = 8
     target_step: float = 1e-3
     layers: int = 0
     width: int = 1024

@@ -24,11 +24,11 @@ class Floor:
     sums of integers, from which a request subtracts the rows of the subject; so it is bitwise equal to the head of a
     fit without the subject. It answers together with the shards, and alone when deletions have left no
     unit: a shard has one vote for each slice that it serves, the floor twice as many as all complete shards together.
-    It costs one forward pass of the data, row by row, at the first fit, and 6 bits for each feature of a row.
+    It costs one forward pass of the data, row by row, at the first fit, and a byte for each feature of a row.
 
     With `survivors`, each unit that serves gets such a head too, on its own adapted features, from all rows that it was
     not trained on. It answers together with the head that the unit was trained with. It costs a forward pass of the
-    data and 6 bits for each feature of a row for every shard. A request that reaches the unit also removes the head,
+    data and a byte for each feature of a row for every shard. A request that reaches the unit also removes the head,
     and the next fit builds one on the unit that serves then.
 
     With `layers`, the head also learns from the outputs of the network's upper layer groups, each pooled to one vector
@@ -39,7 +39,7 @@ class Floor:
             takes the batch. None for the second of two, or for "labels", "label", "targets", "target" or "y".
         task: "multiclass" (targets are numbers of classes), "multilabel" (0 or 1 for each output), "binary" (0 or 1,
             for one output) or "regression". None to infer it from their type and shape, if these are unambiguous.
-        bits: Number of bits that a feature is rounded to, 4 to 8.
+        bits: Number of bits that a feature is rounded to, 4 to 8; the store packs them.
         target_step: Targets of a regression are rounded to multiples of it.
         survivors: Whether units that serve get heads of their own. These learn only from their head's input.
         layers: Number of layer groups, from the top one down, whose outputs are features too.
@@ -57,7 +57,7 @@ class Floor:
 
     targets: Targets | None = None
     task: Task | None = None
-    bits: int = 6
+    bits: int = 8
     target_step: float = 1e-3
     survivors: bool = False
     layers: int = 0

@@ -53,7 +53,11 @@ MARKS = (0.005, 0.4)
 WAYS = ("S3T", "with floor", "with heads", "with layers", "floor alone", "finer slices", "SISA")
 COLOURS = ("#3b5bdb", "#74b816", "#862e9c", "#2b8a3e", "#868e96", "#1098ad", "#e8590c")
 NOTHING = "nothing answers"
-LAYERED = Floor(layers=4, width=256)
+FLOORS = {
+    "with floor": Floor(bits=6),
+    "with heads": Floor(bits=6, survivors=True),
+    "with layers": Floor(bits=6, layers=4, width=256),
+}
 
 
 class Owned(Dataset[Any]):
@@ -174,11 +178,11 @@ def measure(task: Task, seed: int, say: Callable[[str], None]) -> dict[str, Any]
 
         fit("S3T")
         shutil.copytree(stores["S3T"], stores["with floor"])
-        fit("with floor", floor=True)
+        fit("with floor", floor=FLOORS["with floor"])
         shutil.copytree(stores["with floor"], stores["with heads"])
-        fit("with heads", floor=Floor(survivors=True))
+        fit("with heads", floor=FLOORS["with heads"])
         shutil.copytree(stores["S3T"], stores["with layers"])
-        fit("with layers", floor=LAYERED)
+        fit("with layers", floor=FLOORS["with layers"])
         shutil.copytree(stores["with layers"], stores["floor alone"])
         fit("finer slices", slices=2 * SLICES, groups=SLICES, budget=2 * BUDGET)
         fit("SISA", budget=1, sequences="sisa")

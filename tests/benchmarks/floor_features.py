@@ -32,12 +32,12 @@ from tests.benchmarks.accuracy import TASKS, Task
 RANDOM = 1024
 FLOORS = {
     "the head's input": Floor(),
-    "the head's input, 8 bits": Floor(bits=8),
+    "the head's input, 6 bits": Floor(bits=6),
     **{
         f"{layers} layers, width {width}": Floor(layers=layers, width=width)
         for layers, width in ((1, 128), (2, 128), (4, 64), (4, 128), (4, 256), (4, 1024))
     },
-    "4 layers, width 256, 8 bits": Floor(layers=4, width=256, bits=8),
+    "4 layers, width 256, 6 bits": Floor(layers=4, width=256, bits=6),
 }
 
 

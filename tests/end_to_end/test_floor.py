@@ -134,7 +134,7 @@ def test_a_floor_can_be_added_to_a_store_that_has_none(tmp_path: Path, trained: 
 
 def test_a_fit_with_another_floor_is_refused(store: Path) -> None:
     with pytest.raises(StoreMismatchError, match="bits"):
-        fit_with_floor(store, People.make(), floor=Floor(bits=8))
+        fit_with_floor(store, People.make(), floor=Floor(bits=6))
 
 
 def test_without_a_floor_nothing_answers_when_nothing_is_left(tmp_path: Path) -> None:

@@ -99,5 +99,5 @@ def test_an_audit_without_the_floors_arguments_says_what_it_leaves_out(store: Pa
 
 
 def test_an_audit_with_another_floor_is_refused(store: Path) -> None:
-    with pytest.raises(StoreMismatchError, match=r"floor\.bits: store 6, now 8"):
-        audit_people(store, People.make(), floor=Floor(bits=8))
+    with pytest.raises(StoreMismatchError, match=r"floor\.bits: store 8, now 6"):
+        audit_people(store, People.make(), floor=Floor(bits=6))

@@ -62,7 +62,7 @@ def test_no_other_names_are_looked_for_or_deleted(snapshots: Snapshots) -> None:
     assert snapshots.owned(strange) == set()
     assert snapshots.delete(strange) == {}
     assert not snapshots.is_whole("../store")
-    with pytest.raises(DamagedError, match="has no digest"):
+    with pytest.raises(DamagedError, match="instead of a digest"):
         snapshots.get("../store", "unit 0/1")
 
 

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from lightning_s3t.core.floor import CertifiedPart, Task
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.methods.checks import check_positive
-from lightning_s3t.methods.method import UnlearningMethod
+from lightning_s3t.methods.method import HeadMethod
 from lightning_s3t.methods.registry import register_method
-from lightning_s3t.plan import SequenceChoice
 from lightning_s3t.tuning.floor import Floor, Targets
 
 
 @register_method
 @dataclass(frozen=True)
-class CertifiedHead(UnlearningMethod):
+class CertifiedHead(HeadMethod):
     """Serves a logistic regression on the pretrained network's features, with an (epsilon, delta) certificate.
 
     A fit sends each row through the network once, and minimises the regression's loss with an l2 penalty, for each
@@ -54,9 +53,6 @@ class CertifiedHead(UnlearningMethod):
 
     name = "certified_head"
     guarantee = "certified"
-    response = "subtract"
-    shards = 1
-    slices = 1
 
     epsilon: float = 1.0
     delta: float = 1e-5
@@ -80,9 +76,7 @@ class CertifiedHead(UnlearningMethod):
                 "A certified head predicts classes. Expected argument `task` to be 'multiclass', 'multilabel' or "
                 "'binary'; for numbers use ClosedForm, which is exact."
             )
-        _ = self.head  # checks the arguments
-        for name in ("slices", "groups"):  # as many as the head reads
-            object.__setattr__(self, name, max(1, self.layers))
+        super().__post_init__()
 
     @property
     def head(self) -> Floor:
@@ -95,11 +89,3 @@ class CertifiedHead(UnlearningMethod):
         return CertifiedPart(
             epsilon=float(self.epsilon), delta=float(self.delta), l2=float(self.l2), noise=float(self.noise)
         )
-
-    def sequences_to_train(self, seed: int) -> SequenceChoice:
-        """Return no sequence: there are no units.
-
-        Args:
-            seed: Without effect.
-        """
-        return SequenceChoice((), self.slices, budget=0, seed=seed)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightning_s3t.core.floor import Task
-from lightning_s3t.methods.method import UnlearningMethod
+from lightning_s3t.methods.method import HeadMethod
 from lightning_s3t.methods.registry import register_method
-from lightning_s3t.plan import SequenceChoice
 from lightning_s3t.tuning.floor import Floor, Targets
 
 
 @register_method
 @dataclass(frozen=True)
-class ClosedForm(UnlearningMethod):
+class ClosedForm(HeadMethod):
     """Serves a linear head in closed form on the pretrained network's features, and trains nothing else.
 
     The head is a ridge regression on the inputs of the network's own head, the same as the floor of `S3T(floor=...)`.
@@ -45,9 +44,6 @@ class ClosedForm(UnlearningMethod):
 
     name = "closed_form"
     guarantee = "exact"
-    response = "subtract"
-    shards = 1
-    slices = 1
 
     targets: Targets | None = None
     task: Task | None = None
@@ -56,20 +52,7 @@ class ClosedForm(UnlearningMethod):
     layers: int = 0
     width: int = 1024
 
-    def __post_init__(self) -> None:
-        _ = self.head  # checks the arguments
-        for name in ("slices", "groups"):  # as many as the head reads
-            object.__setattr__(self, name, max(1, self.layers))
-
     @property
     def head(self) -> Floor:
         """The head that serves."""
         return Floor(self.targets, self.task, self.bits, self.target_step, layers=self.layers, width=self.width)
-
-    def sequences_to_train(self, seed: int) -> SequenceChoice:
-        """Return no sequence: there are no units.
-
-        Args:
-            seed: Without effect.
-        """
-        return SequenceChoice((), self.slices, budget=0, seed=seed)

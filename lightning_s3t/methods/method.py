@@ -107,3 +107,31 @@ class WholeModelMethod(UnlearningMethod):
             seed: Without effect.
         """
         return SequenceChoice(((0,),), slices=1, budget=1, seed=seed)
+
+
+class HeadMethod(UnlearningMethod):
+    """A method without units: a closed-form head on the pretrained network serves, and a request subtracts from it.
+
+    The network is cut into as many layer groups as the head reads.
+
+    Attributes:
+        layers: Number of layer groups whose outputs are features too.
+    """
+
+    response = "subtract"
+    shards = 1
+    slices = 1
+    layers: int
+
+    def __post_init__(self) -> None:
+        _ = self.head  # checks the arguments
+        for name in ("slices", "groups"):  # as many as the head reads
+            object.__setattr__(self, name, max(1, self.layers))
+
+    def sequences_to_train(self, seed: int) -> SequenceChoice:
+        """Return no sequence: there are no units.
+
+        Args:
+            seed: Without effect.
+        """
+        return SequenceChoice((), self.slices, budget=0, seed=seed)

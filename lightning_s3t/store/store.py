@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -79,6 +79,8 @@ from lightning_s3t.store.verification import (
     left_problems,
     verify,
 )
+
+_Head = TypeVar("_Head")
 
 
 class Store:
@@ -866,17 +868,7 @@ class Store:
         Raises:
             DamagedError: Their snapshot is missing or damaged; the next fit makes it again.
         """
-        while True:
-            state = self.heads().get(source)
-            if state is None:
-                return None
-            with self._ledger.at_one_time():
-                self._backend.authenticator.check()
-            try:
-                return load_sums(self._backend, state)
-            except DamagedError:
-                if self.heads().get(source) == state:  # otherwise a request has replaced them
-                    raise
+        return self._read_head(source, lambda state: load_sums(self._backend, state))
 
     def load_published(self, source: str = PRETRAINED) -> LinearHead | None:
         """Read a certified head; None if none may serve.
@@ -887,16 +879,24 @@ class Store:
         Raises:
             DamagedError: Its snapshot is missing or damaged; the next fit publishes another.
         """
+
+        def read(state: FloorState) -> LinearHead | None:
+            return LinearHead.of(load_published(self._backend, state)) if state.published else None
+
+        return self._read_head(source, read)
+
+    def _read_head(self, source: str, read: Callable[[FloorState], _Head | None]) -> _Head | None:
+        """Read the snapshot of a closed-form head, and again if a request has replaced it in the meantime."""
         while True:
             state = self.heads().get(source)
-            if state is None or not state.published:
+            if state is None:
                 return None
             with self._ledger.at_one_time():
                 self._backend.authenticator.check()
             try:
-                return LinearHead.of(load_published(self._backend, state))
+                return read(state)
             except DamagedError:
-                if self.heads().get(source) == state:  # otherwise a request has replaced it
+                if self.heads().get(source) == state:
                     raise
 
     def has_learned_from(self, source: str, subjects: Sequence[str], tags: Sequence[bytes]) -> bool:

@@ -295,6 +295,18 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def compute_quietly() -> None:
+    """Uses one thread, and silences the trainers."""
+    torch.set_num_threads(1)
+    for logger in (
+        "lightning.pytorch",
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.rank_zero",
+    ):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+
+
 def main(arguments: list[str]) -> int:
     """Measures, prints, draws, and returns 1 if a mark is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -306,14 +318,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     options.tasks = options.tasks or list(TASKS)
     console = Console()
-    torch.set_num_threads(1)
-    for logger in (
-        "lightning.pytorch",
-        "lightning.pytorch.utilities.rank_zero",
-        "lightning.fabric.utilities.rank_zero",
-    ):
-        logging.getLogger(logger).setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
+    compute_quietly()
     options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / "accuracy.json"
     kept: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}

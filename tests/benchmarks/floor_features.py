@@ -8,10 +8,8 @@ features of the head's input (a Gaussian projection and a rectifier, as RanPAC h
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +25,7 @@ from lightning_s3t.store.feature_sums import FeatureRows, FeatureSums
 from lightning_s3t.tuning import find_layers
 from lightning_s3t.tuning.head_features import HeadFeatures
 from lightning_s3t.tuning.ridge import normalise, round_features, solve_head
-from tests.benchmarks.accuracy import TASKS, Task
+from tests.benchmarks.accuracy import TASKS, Task, compute_quietly
 
 RANDOM = 1024
 FLOORS = {
@@ -93,14 +91,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args(arguments)
     options.tasks = options.tasks or list(TASKS)
-    torch.set_num_threads(1)
-    for logger in (
-        "lightning.pytorch",
-        "lightning.pytorch.utilities.rank_zero",
-        "lightning.fabric.utilities.rank_zero",
-    ):
-        logging.getLogger(logger).setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
+    compute_quietly()
     console = Console()
     with console.status("training on public rows"):
         found = {name: [measure(TASKS[name](seed)) for seed in range(options.seeds)] for name in options.tasks}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lightning_s3t.executors.isolated import UnitQueue
 from lightning_s3t.executors.unit_plan import PlannedUnit
+from lightning_s3t.executors.unit_queue import UnitQueue
 from lightning_s3t.plan import UnitId
 
 PLAN = ["0/0", "0/0-1", "0/0-1-2", "0/1", "1/0", "1/0-1"]

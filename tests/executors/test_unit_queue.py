@@ -53,3 +53,21 @@ def test_after_a_halt_only_what_runs_is_waited_for() -> None:
     assert not queue.done
     queue.end(UnitId.parse("0/0"))
     assert queue.done
+
+
+def test_a_unit_that_was_lost_is_the_next() -> None:
+    queue = queue_of(*PLAN)
+    first = queue.take()
+    assert first is not None
+    assert str(first.unit) == "0/0"
+    queue.put_back(first)
+    assert take_all(queue) == ["0/0", "0/1", "1/0"]
+
+
+def test_after_a_halt_a_unit_that_was_lost_is_left() -> None:
+    queue = queue_of(*PLAN)
+    first = queue.take()
+    assert first is not None
+    queue.halt()
+    queue.put_back(first)
+    assert queue.done

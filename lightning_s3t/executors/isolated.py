@@ -248,11 +248,14 @@ class IsolatedExecutor:
     def _build_all(self, units: UnitStore, fit_store: FitStore) -> bool:
         """Build the plan; return False if a deletion request arrived, so that a new plan is needed."""
         plan = fit_store.plan.build
-        queue, planned_of = UnitQueue(plan), {planned.unit: planned for planned in plan}
+        queue, planned_of = UnitQueue(plan, fit_store.budget.cost), {planned.unit: planned for planned in plan}
         outdated = False
         with closing(UnitProgress.of(self._trainer, plan, self._settings)) as progress:
             while not queue.done:
-                while len(self._jobs) < self._processes.capacity and (planned := queue.take()) is not None:
+                while (
+                    len(self._jobs) < (places := self._processes.capacity)
+                    and (planned := queue.take(places)) is not None
+                ):
                     unit = planned.unit
                     if not fit_store.has_time_for(planned):
                         queue.give_up(unit)

@@ -54,9 +54,9 @@ WAYS = ("S3T", "with floor", "with heads", "with layers", "floor alone", "finer 
 COLOURS = ("#3b5bdb", "#74b816", "#862e9c", "#2b8a3e", "#868e96", "#1098ad", "#e8590c")
 NOTHING = "nothing answers"
 FLOORS = {
-    "with floor": Floor(bits=6),
-    "with heads": Floor(bits=6, survivors=True),
-    "with layers": Floor(bits=6, layers=4, width=256),
+    "with floor": Floor(),
+    "with heads": Floor(survivors=True),
+    "with layers": Floor(layers=4),
 }
 
 

@@ -40,13 +40,13 @@ FLOORS = {
 
 
 def random_features(width: int) -> Callable[[Tensor], Tensor]:
-    """Returns a function that gives random features of a head's input."""
+    """Return a function that gives random features of a head's input."""
     projection = torch.randn(width, RANDOM, generator=torch.Generator().manual_seed(0))
     return lambda inputs: (normalise(inputs) @ projection).relu()
 
 
 def read(task: Task, part: FloorPart, network: str, batch: Any) -> Tensor:
-    """Returns the features of a batch."""
+    """Return the features of a batch."""
     features, found = HeadFeatures(task.model, network, part), list[Tensor]()
     layer = task.model.get_submodule(part.layer)
     handle = layer.register_forward_pre_hook(lambda _, args: found.append(features.of(args[0])))
@@ -59,7 +59,7 @@ def read(task: Task, part: FloorPart, network: str, batch: Any) -> Tensor:
 
 
 def accuracy(train: Tensor, labels: Tensor, test: Tensor, wanted: Tensor, part: FloorPart) -> float:
-    """Returns the test accuracy of the closed-form head that is solved from rows."""
+    """Return the test accuracy of the closed-form head that is solved from rows."""
     part = part.model_copy(update={"width": train.shape[1]})
     sums = FeatureSums(part, "multiclass")
     sums.add(FeatureRows(round_features(train, part.limit), labels.int()))
@@ -67,7 +67,7 @@ def accuracy(train: Tensor, labels: Tensor, test: Tensor, wanted: Tensor, part: 
 
 
 def measure(task: Task) -> dict[str, float]:
-    """Returns the accuracies by what the floor reads."""
+    """Return the accuracies by what the floor reads."""
     layers = find_layers(task.model, slices=4)
     rows = default_collate(task.private.rows)
     labels, wanted = task.labels(rows), task.labels(task.test)
@@ -83,7 +83,7 @@ def measure(task: Task) -> dict[str, float]:
 
 
 def main(arguments: list[str]) -> int:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "tasks", nargs="*", default=[], choices=[*TASKS, []], metavar="TASK", help="all, if none is named"

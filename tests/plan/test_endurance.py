@@ -18,7 +18,7 @@ LEVELS = (0.9, 0.5, 0.2)
 
 
 def played(shards: int, sequences: tuple[tuple[int, ...], ...], worth: Worth, seed: int) -> list[int]:
-    """Asks until less than the last level serves; returns the number of the request that went below each."""
+    """Ask until less than the last level serves; return the number of the request that went below each."""
     draw, slices = random.Random(seed), len(sequences[0])
     asked: list[set[int]] = [set() for _ in range(shards)]
     values, below, number = worth.by_depth(slices), dict.fromkeys(LEVELS, 0), 0
@@ -65,7 +65,7 @@ def test_what_always_serves_never_falls_below_a_floor() -> None:
     assert found.requests.mean == math.inf
 
 
-def test_what_nobody_asks_for_serves_for_ever() -> None:
+def test_data_without_requests_serves_for_ever() -> None:
     [found] = requests_until(1, [(0, 1), (1, 0)], [0.5], prior=[1.0, 0.0])
     assert found.requests.mean == math.inf
 

@@ -14,12 +14,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from lightning_s3t.core.documents import STRICT, read_json
 from lightning_s3t.errors import ConfigurationError, DamagedError, MovedError, StoreError
 from lightning_s3t.store.backend import Backend, open_ledger
 from lightning_s3t.store.erasure import erase_queued
+from lightning_s3t.store.floor import problems, read_states
 from lightning_s3t.store.folder import check_free, check_own_files, clear_half_written, make_folder
 from lightning_s3t.store.identities import KEY_FILE, KEY_VARIABLE, read_keys, write_keys
 from lightning_s3t.store.journal import make_journal, write_journal
@@ -104,11 +107,8 @@ def copy_store(
         raise ConfigurationError(
             f"{target} is the store {store.folder}, inside it, or around it. Expected another folder."
         )
-    if store.ledger.all_notes().get("floor"):
-        raise ConfigurationError(
-            f"The store {store.folder} has a floor, which only a ledger in the store's folder can keep. Move the "
-            "folder instead (mv); nothing else is needed. Nothing was changed."
-        )
+    if ledger is not None:
+        _check_features(store)
     copy = _make(store, target, ledger, place, origin)
     origin = replace(origin, inode=copy.folder.stat().st_ino)
     begun = _Begun(str(copy.folder), place, _owner_of(copy.folder), store.folder.stat().st_ino)
@@ -118,11 +118,15 @@ def copy_store(
         for _ in range(_ROUNDS):
             _copy_snapshots(store, copy, progress)
             head = _copy_ledger(store, copy, origin, place)
+            if _lacks_snapshots(copy):  # a request has replaced the sums of a closed-form head since
+                continue
             present = copy.snapshots.names()  # a request may have reached a copied snapshot
             for error in copy.snapshots.delete(present - copy.ledger.needed(present)).values():
                 raise StoreError(f"Revoked snapshots could not be erased in {copy.folder} ({error}).")
             write_journal(copy.ledger, copy.folder)
             _check_equal(store, copy)
+            for problem in problems(copy):
+                raise StoreError(f"Read back from {copy.folder}: {problem} The store keeps answering.")
             if _give_up(store, copy, origin, head):
                 break
             erase_queued(store)
@@ -267,6 +271,8 @@ def _make(store: Backend, target: Path, ledger: str | None, place: str | None, o
             is_made = "settings" in copy.ledger.notes("settings")
             if is_made and (begun is None or begun.decided or begun.folder != origin.folder):
                 raise StoreError(f"{target} is already a store. Expected a new or an empty folder for the copy.")
+            if not copy.ledger.keeps_features:  # that of an unfinished copy
+                _check_features(store)
             if KEY_VARIABLE not in os.environ:
                 keys = read_keys(store.folder)
                 if not (target / KEY_FILE).exists() or read_keys(target) != keys:
@@ -278,17 +284,26 @@ def _make(store: Backend, target: Path, ledger: str | None, place: str | None, o
     return copy
 
 
+def _check_features(store: Backend) -> None:
+    if read_states(store):
+        raise ConfigurationError(
+            f"The store {store.folder} has closed-form heads (a floor). A ledger in a database cannot keep the "
+            "features of their rows, because its log and its backups would keep those that a request removes. Copy "
+            "the store to another folder: leave out `ledger`. Nothing was changed."
+        )
+
+
 def _copy_snapshots(store: Backend, copy: Backend, progress: Progress) -> None:
     owners: dict[str, str] = {}
     for owner, file in store.ledger.owned():
         if file.path in store.snapshots.owned([file.path]):
-            owners.setdefault(Path(file.path).stem, owner or "the head's initial state")
+            owners.setdefault(Path(file.path).stem, f"unit {owner}" if owner else "the store (of a head)")
     for number, (digest, owner) in enumerate(sorted(owners.items())):
         progress(number, len(owners))
         if copy.snapshots.is_whole(digest):
             continue
         try:
-            data = store.snapshots.get(digest, f"unit {owner}")
+            data = store.snapshots.get(digest, owner)
         except DamagedError:
             if store.ledger.needed([store.snapshots.name(digest)]):
                 raise
@@ -297,6 +312,11 @@ def _copy_snapshots(store: Backend, copy: Backend, progress: Progress) -> None:
         if not copy.snapshots.is_whole(digest):
             raise StoreError(f"Read back from {copy.folder}, the snapshot {digest} differs from what was written.")
     progress(len(owners), len(owners))
+
+
+def _lacks_snapshots(copy: Backend) -> bool:
+    paths = {file.path for _, file in copy.ledger.owned()}
+    return bool(copy.snapshots.owned(paths) - copy.snapshots.names())
 
 
 def _copy_ledger(store: Backend, copy: Backend, origin: _Origin, place: str | None) -> tuple[int, str]:
@@ -311,6 +331,8 @@ def _copy_ledger(store: Backend, copy: Backend, origin: _Origin, place: str | No
             is_request = event.kind == "request" and event.request is not None
             target.append(event, source.forgotten_after(event.request or 0) if is_request else None)
         _copy_artifacts(store, copy)
+        for name, rows in groupby(source.all_features(), itemgetter(0)):
+            target.add_features(name, (row[1:] for row in rows))
         _copy_queue(store, copy)
         copy.authenticator.check()
         if (notes.get(PLACE) or None) != place:
@@ -406,6 +428,7 @@ def _contents(store: Backend) -> dict[str, tuple[int, int]]:
         "cells of units": _digest(ledger.index()),
         "units that are set aside": _digest((order[place], one) for place, one in ledger.artifacts_aside()),
         "exported copies": _digest(ledger.exports()),
+        "rows of closed-form heads": _digest(ledger.all_features()),
         "snapshots": _digest(
             (f"aside:{order[int(owner[6:])]}" if owner.startswith("aside:") else owner, path)
             for owner, path in snapshots

@@ -627,6 +627,12 @@ class SqliteLedger(SqlLedger):
         )
 
     @override
+    def all_features(self) -> Iterator[tuple[str, bytes, bytes, bytes, bytes]]:
+        yield from self.connection.execute(
+            "SELECT source, hash, tag, body, mac FROM feature_rows JOIN features USING (id) ORDER BY source"
+        )
+
+    @override
     def features_of(self, hashes: Collection[bytes]) -> Iterator[tuple[str, bytes, bytes, bytes]]:
         for source, number in self._feature_sources().items():
             joined = "feature_rows JOIN features USING (id)"

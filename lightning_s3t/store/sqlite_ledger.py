@@ -629,8 +629,9 @@ class SqliteLedger(SqlLedger):
     @override
     def all_features(self) -> Iterator[tuple[str, bytes, bytes, bytes, bytes]]:
         yield from self.connection.execute(
-            "SELECT name, hash, tag, body, mac FROM feature_sources "
-            "CROSS JOIN feature_rows ON source = feature_sources.id JOIN features ON features.id = feature_rows.id ORDER BY name"  # in this order of loops nothing is sorted
+            "SELECT name, hash, tag, body, mac FROM feature_sources "  # with these loops nothing has to be sorted
+            "CROSS JOIN feature_rows ON source = feature_sources.id "
+            "JOIN features ON features.id = feature_rows.id ORDER BY name"
         )
 
     @override

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_s3t import EnsembleModule, Floor, Store
 from lightning_s3t.core.floor import PRETRAINED
 from lightning_s3t.errors import DataError, NoSurvivorError, StoreMismatchError, UnsupportedError
+from lightning_s3t.methods import SISA
 from lightning_s3t.tuning.head_features import HeadFeatures
 from lightning_s3t.tuning.ridge import solve_head
 from tests.end_to_end.everything import forget
@@ -77,6 +78,16 @@ def test_it_answers_when_no_unit_is_left_and_after_every_request(store: Path) ->
         assert not served.survivors
         assert accuracy > 0.8
         assert served.store.verify().passed
+
+
+@pytest.mark.nightly
+def test_it_answers_for_sisa_too_when_no_state_is_left(store: Path, tmp_path: Path) -> None:
+    other = fit_with_floor(tmp_path / "sisa" / "store", People.make(), method=SISA(shards=2, slices=2))
+    assert sums(store) == sums(other)
+    for each in (store, other):
+        forget_by_all(each)
+        forget(each, *EVERYONE[:30])
+    assert answers(store).equal(answers(other))
 
 
 def test_the_floor_is_what_it_would_be_had_the_persons_rows_been_anything_else(store: Path, tmp_path: Path) -> None:

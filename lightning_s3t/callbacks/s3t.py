@@ -87,6 +87,8 @@ class S3T(Unlearning):
             folder names.
         snapshots: Where snapshots are kept if the ledger is in a database: "s3://bucket/prefix" or a folder that the
             machines share (docs/machines.md); None for the store's folder, or for their current location.
+        keys: A folder for the keys of snapshots, in no backup of them: then each snapshot is encrypted, and a request
+            deletes its key (docs/keys.md); None for no encryption, or for the folder that the store names.
 
     Raises:
         ConfigurationError: An argument is out of range.
@@ -129,6 +131,7 @@ class S3T(Unlearning):
         time_budget: float | str | timedelta | dict[str, int] | None = None,
         ledger: str | None = None,
         snapshots: str | Path | None = None,
+        keys: str | Path | None = None,
     ) -> None:
         super().__init__(
             S3TMethod(shards, slices, budget, sequences, groups, stage_data, epoch_rule, request_prior, risk_bands),
@@ -148,6 +151,7 @@ class S3T(Unlearning):
             time_budget=time_budget,
             ledger=ledger,
             snapshots=snapshots,
+            keys=keys,
         )
 
     def forget(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:

@@ -28,17 +28,21 @@ from lightning_s3t.store.identities import KEY_FILE, KEY_VARIABLE, read_keys, wr
 from lightning_s3t.store.journal import make_journal, write_journal
 from lightning_s3t.store.leases import ANY_REQUEST, wait_out
 from lightning_s3t.store.ledger import Ledger, OwnedFile, ledger_errors
-from lightning_s3t.store.ledger_address import MOVED, has_ledger, read_address, write_moved
+from lightning_s3t.store.ledger_address import MOVED, has_ledger, write_moved
 from lightning_s3t.store.lock import ledger_lock
 from lightning_s3t.store.registered_files import RegisteredFiles
+from lightning_s3t.store.snapshot_keys import NOTE as KEYS
+from lightning_s3t.store.snapshot_keys import check_keys
 from lightning_s3t.store.snapshots_place import NOTE as PLACE
-from lightning_s3t.store.snapshots_place import check_addresses, open_place
+from lightning_s3t.store.snapshots_place import check_addresses, open_place, owner_of
 from lightning_s3t.store.units import parse_unit
 
 NOTE = "moved_from"
 BEGUN = "copied_to"
 Progress = Callable[[int, int], None]
 """Called with the number of copied snapshots and their total."""
+_Places = dict[str, str | None]
+"""The locations of a store's snapshots and of their keys, by their notes."""
 _ROUNDS = 5  # rounds of copying the ledger, if requests arrive in the meantime
 _NOT_COPIED = frozenset({NOTE, BEGUN, "moved_to"})
 
@@ -51,9 +55,10 @@ class _Origin:
         folder: That store.
         token: A token that identifies this copy.
         place: The location of that store's snapshots, if not in its folder.
-        owner: The token in that location that identifies the store.
+        owner: The token in that location, and in that of the keys, that identifies the store.
         decided: Whether the copy answers, so that only the old snapshots remain to be erased.
         inode: The inode of the copy's folder. Someone who hands over a store cannot know it, but could name any folder.
+        keys: The location of that store's keys, if its snapshots are encrypted.
     """
 
     __pydantic_config__ = STRICT
@@ -64,6 +69,7 @@ class _Origin:
     owner: str
     decided: bool
     inode: int
+    keys: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,8 +79,9 @@ class _Begun:
     Attributes:
         folder: The copy's.
         place: The location of the copy's snapshots, if not in its folder.
-        owner: The token in that location that identifies the store.
+        owner: The token in that location, and in that of the keys, that identifies the store.
         inode: That of the store's folder.
+        keys: The location of the copy's keys, if its snapshots are encrypted.
     """
 
     __pydantic_config__ = STRICT
@@ -83,10 +90,16 @@ class _Begun:
     place: str | None
     owner: str
     inode: int
+    keys: str | None = None
 
 
 def copy_store(
-    store: Backend, target: Path, ledger: str | None, snapshots: str | Path | None, progress: Progress
+    store: Backend,
+    target: Path,
+    ledger: str | None,
+    snapshots: str | Path | None,
+    keys: str | Path | None,
+    progress: Progress,
 ) -> None:
     """Copy a store; the caller holds its fit lock.
 
@@ -95,6 +108,7 @@ def copy_store(
         target: The folder of the copy.
         ledger: The address of the copy's ledger; None for a file in its folder.
         snapshots: Where to put the copy's snapshots; None for its folder.
+        keys: Where to put their keys; None for no encryption.
         progress: Called after each snapshot.
 
     Raises:
@@ -102,6 +116,7 @@ def copy_store(
         StoreError: Something could not be read or written, or the target is not empty. The store keeps answering.
     """
     place = check_addresses(target, ledger, snapshots)
+    places = {PLACE: place, KEYS: check_keys(target, keys, place)}
     origin = _origin_of(store)
     if store.folder == target or target in store.folder.parents or store.folder in target.parents:
         raise ConfigurationError(
@@ -109,15 +124,20 @@ def copy_store(
         )
     if ledger is not None:
         _check_features(store)
-    copy = _make(store, target, ledger, place, origin)
+    if origin.keys is not None and keys is None:
+        raise ConfigurationError(
+            f"The snapshots of the store {store.folder} are encrypted, and those of the copy would not be. Give "
+            "another folder for the copy's keys: `keys`, or s3t copy --keys. Nothing was changed."
+        )
+    copy = _make(store, target, ledger, places, origin)
     origin = replace(origin, inode=copy.folder.stat().st_ino)
-    begun = _Begun(str(copy.folder), place, _owner_of(copy.folder), store.folder.stat().st_ino)
+    begun = _Begun(str(copy.folder), place, owner_of(copy.folder), store.folder.stat().st_ino, places[KEYS])
     try:
         with store.ledger.transaction():
             store.ledger.note({BEGUN: json.dumps(asdict(begun))})
         for _ in range(_ROUNDS):
             _copy_snapshots(store, copy, progress)
-            head = _copy_ledger(store, copy, origin, place)
+            head = _copy_ledger(store, copy, origin, places)
             if _lacks_snapshots(copy):  # a request has replaced the sums of a closed-form head since
                 continue
             present = copy.snapshots.names()  # a request may have reached a copied snapshot
@@ -157,18 +177,18 @@ def clear_begun(store: Backend) -> str:
         return ""
     with ledger_errors("The target of the store's copy"):
         begun = read_json(_Begun, text.encode())
-    folder, where = Path(begun.folder), begun.place or begun.folder
+    folder, where = Path(begun.folder), _where(begun)
     if not _is_own(store.folder, begun.inode):
         return f"An interrupted copy of the store may have left snapshots in {where}: the store was moved since."
     try:
-        if begun.place is not None and not has_ledger(folder):
-            if open_place(folder, begun.place, begun.owner).names():
+        if (begun.place or begun.keys) is not None and not has_ledger(folder):
+            if open_place(folder, begun.place, begun.owner, keys=begun.keys).names():
                 return (
                     f"An interrupted copy of the store left snapshots in {where}, and its folder {folder} no longer "
                     "exists. If no store answers from there, erase all of them by hand except store.json."
                 )
         elif _is_unfinished(folder, store.folder):
-            there = open_place(folder, begun.place, begun.owner)
+            there = open_place(folder, begun.place, begun.owner, keys=begun.keys)
             failed = there.delete(there.names())
             if failed:
                 raise next(iter(failed.values()))
@@ -179,6 +199,11 @@ def clear_begun(store: Backend) -> str:
     except (OSError, StoreError) as error:
         return f"An interrupted copy of the store left snapshots in {where}: {error}"
     return ""
+
+
+def _where(record: _Origin | _Begun) -> str:
+    place = record.place or record.folder
+    return place if record.keys is None else f"{place} and their keys in {record.keys}"
 
 
 def _is_unfinished(copy: Path, store: Path) -> bool:
@@ -225,20 +250,20 @@ def unerased(store: Backend) -> str:
     if origin is None:
         return ""
     folder = Path(origin.folder)
-    where = origin.place or f"{folder}"
+    where = _where(origin)
     if not _is_own(store.folder, origin.inode):
         return (
             f"The snapshots in {where}, from which the store was copied, were not checked: the store was moved since."
         )
     try:
         if not folder.is_dir():
-            if origin.place is None:
+            if (origin.place or origin.keys) is None:
                 return ""  # it was removed
         else:
             _check_decided(store, origin)
             if not (folder / MOVED).exists():
                 write_moved(folder, str(store.folder), origin.token)
-        left = open_place(folder, origin.place, origin.owner)
+        left = open_place(folder, origin.place, origin.owner, keys=origin.keys)
         failed = left.delete(left.names())
     except (OSError, StoreError) as error:
         return f"The snapshots in {where}, from which the store was copied, could not be erased: {error}"
@@ -248,16 +273,12 @@ def unerased(store: Backend) -> str:
 
 
 def _origin_of(store: Backend) -> _Origin:
-    place = store.ledger.notes(PLACE).get(PLACE) or None
-    return _Origin(str(store.folder), uuid.uuid4().hex, place, _owner_of(store.folder), False, -1)
+    notes = store.ledger.notes(PLACE, KEYS)
+    place, keys = notes.get(PLACE) or None, notes.get(KEYS) or None
+    return _Origin(str(store.folder), uuid.uuid4().hex, place, owner_of(store.folder), False, -1, keys)
 
 
-def _owner_of(folder: Path) -> str:
-    address = read_address(folder)
-    return address.id if address is not None else ""
-
-
-def _make(store: Backend, target: Path, ledger: str | None, place: str | None, origin: _Origin) -> Backend:
+def _make(store: Backend, target: Path, ledger: str | None, places: _Places, origin: _Origin) -> Backend:
     """Create an empty store for the copy, or reuse that of an unfinished copy, which does not answer."""
     check_own_files(target)
     if not has_ledger(target):
@@ -265,7 +286,7 @@ def _make(store: Backend, target: Path, ledger: str | None, place: str | None, o
     make_folder(target)
     with ledger_lock(target):
         clear_half_written(target)
-        copy = Backend.of(target, create=True, ledger=ledger, snapshots=place)
+        copy = Backend.of(target, create=True, ledger=ledger, snapshots=places[PLACE], keys=places[KEYS])
         try:
             begun = _read_origin(copy.ledger)
             is_made = "settings" in copy.ledger.notes("settings")
@@ -319,7 +340,7 @@ def _lacks_snapshots(copy: Backend) -> bool:
     return bool(copy.snapshots.owned(paths) - copy.snapshots.names())
 
 
-def _copy_ledger(store: Backend, copy: Backend, origin: _Origin, place: str | None) -> tuple[int, str]:
+def _copy_ledger(store: Backend, copy: Backend, origin: _Origin, places: _Places) -> tuple[int, str]:
     """Replace the contents of a ledger with those of another; return where the history ends."""
     source, target = store.ledger, copy.ledger
     with source.at_one_time(), target.transaction():
@@ -335,8 +356,9 @@ def _copy_ledger(store: Backend, copy: Backend, origin: _Origin, place: str | No
             target.add_features(name, (row[1:] for row in rows))
         _copy_queue(store, copy)
         copy.authenticator.check()
-        if (notes.get(PLACE) or None) != place:
-            copy.authenticator.note({PLACE: place or ""})
+        moved = {name: place or "" for name, place in places.items() if (notes.get(name) or None) != place}
+        if moved:
+            copy.authenticator.note(moved)
             copy.authenticator.check()
         target.note({NOTE: _text(origin)})
         return source.head()

@@ -68,14 +68,14 @@ class PostgresServer:
         self._run("pg_ctl", "start", "-w", "-D", self._data, "-l", self.folder / "log")
 
     def stop(self, mode: str = "immediate") -> None:
-        """Stops it: "immediate" is as if the power failed, "fast" in order."""
+        """Stop it: "immediate" is as if the power failed, "fast" in order."""
         self._run("pg_ctl", "stop", "-w", "-D", self._data, "-m", mode)
 
     def promote(self) -> None:
         self._run("pg_ctl", "promote", "-w", "-D", self._data)
 
     def wait_for(self, primary: PostgresServer) -> None:
-        """Waits until a standby has all that its primary has."""
+        """Wait until a standby has all that its primary has."""
         with primary.connect() as theirs, self.connect() as ours:
             (end,) = theirs.execute("SELECT pg_current_wal_lsn()").fetchone() or ("",)
             for _ in range(600):
@@ -113,7 +113,7 @@ class PostgresServer:
         return psycopg.connect(host=str(self.folder), user="s3t", dbname="postgres", autocommit=True)
 
     def copy_database(self, source: str, target: str) -> None:
-        """Puts a copy of a database, which nobody is connected to, in the place of another."""
+        """Put a copy of a database, which no client is connected to, in place of another."""
         with self.connect() as connection:
             connection.execute(f"DROP DATABASE IF EXISTS {target} WITH (FORCE)".encode())
             connection.execute(f"CREATE DATABASE {target} TEMPLATE {source}".encode())

@@ -88,6 +88,8 @@ class S3T(Unlearning):
             folder names.
         snapshots: Where snapshots are kept if the ledger is in a database: "s3://bucket/prefix" or a folder that the
             machines share (docs/machines.md); None for the store's folder, or for their current location.
+        keys: A folder for the keys of snapshots, in no backup of them: then each snapshot is encrypted, and a request
+            deletes its key (docs/keys.md); None for no encryption, or for the folder that the store names.
         executor: Where units are trained. "local": on this machine. "ray": on the machines of a Ray cluster, with
             `parallel_units` on each GPU, and the same bits (docs/machines.md).
 
@@ -132,6 +134,7 @@ class S3T(Unlearning):
         time_budget: float | str | timedelta | dict[str, int] | None = None,
         ledger: str | None = None,
         snapshots: str | Path | None = None,
+        keys: str | Path | None = None,
         executor: ExecutorName = "local",
     ) -> None:
         super().__init__(
@@ -152,6 +155,7 @@ class S3T(Unlearning):
             time_budget=time_budget,
             ledger=ledger,
             snapshots=snapshots,
+            keys=keys,
             executor=executor,
         )
 

@@ -41,6 +41,7 @@ from lightning_s3t.serving.answer_trial import AnswerTrial
 from lightning_s3t.store import RequestRecord
 from lightning_s3t.store.ledger_address import check_folder_name
 from lightning_s3t.store.registry import Newcomers
+from lightning_s3t.store.snapshot_keys import check_keys
 from lightning_s3t.store.snapshots_place import check_addresses
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, resolve_adapter
 from lightning_s3t.tuning.floor import Floor
@@ -103,6 +104,8 @@ class Unlearning(pl.Callback):
             folder names.
         snapshots: Where snapshots are kept if the ledger is in a database: "s3://bucket/prefix" or a folder that the
             machines share (docs/machines.md); None for the store's folder, or for their current location.
+        keys: A folder for the keys of snapshots, in no backup of them: then each snapshot is encrypted, and a request
+            deletes its key (docs/keys.md); None for no encryption, or for the folder that the store names.
         executor: Where units are trained. "local": on this machine. "ray": on the machines of a Ray cluster, with
             `parallel_units` on each GPU, and the same bits (docs/machines.md).
 
@@ -144,6 +147,7 @@ class Unlearning(pl.Callback):
         time_budget: float | str | timedelta | dict[str, int] | None = None,
         ledger: str | None = None,
         snapshots: str | Path | None = None,
+        keys: str | Path | None = None,
         executor: ExecutorName = "local",
     ) -> None:
         check_choice("newcomers", newcomers, ("retrain", "append"))
@@ -172,6 +176,7 @@ class Unlearning(pl.Callback):
         floor, adapter = (floor, adapter) if method.head is None else (method.head, None)
         check_folder_name(store)
         place = check_addresses(Path(store), ledger, snapshots)
+        key_folder = check_keys(Path(store), keys, place)
         if ledger is not None and floor:
             raise ConfigurationError(
                 "A store with its ledger in a database cannot have a closed-form head: the database's log and backups "
@@ -205,6 +210,7 @@ class Unlearning(pl.Callback):
             seconds_of(time_budget) if time_budget is not None else None,
             ledger,
             place,
+            key_folder,
             executor,
         )
         self.sequences = self.config.choice.plan()

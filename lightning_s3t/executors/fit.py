@@ -83,6 +83,7 @@ class FitConfig:
         time_budget: The time limit of a fit in seconds; None for no limit.
         ledger: The address of the store's ledger; None for the folder, or for the address in it.
         snapshots: The location of the store's snapshots; None for the folder, or for the location in the ledger.
+        keys: The location of their keys; None for no encryption, or for the location in the ledger.
         executor: Where units are trained.
     """
 
@@ -102,6 +103,7 @@ class FitConfig:
     time_budget: float | None = None
     ledger: str | None = None
     snapshots: str | None = None
+    keys: str | None = None
     executor: ExecutorName = "local"
 
 
@@ -348,6 +350,7 @@ class Fit:
                 self._budget,
                 config.ledger,
                 config.snapshots,
+                config.keys,
             )
         )
         fit_store.open(config.store, builder.base_tensors)

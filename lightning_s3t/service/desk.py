@@ -128,7 +128,7 @@ def add_desk(app: FastAPI, store: Store, guard: Guard, days: int) -> None:
     """
     templates = page_templates("lightning_s3t.service")
     may_ask, may_look = guard.allows("ask"), guard.allows("look")
-    waits, has_units = waits_for_fit(store), store.manifest.method.response != "subtract"
+    waits, has_units = waits_for_fit(store), store.manifest.method.has_units
     desk = APIRouter(prefix="/desk", include_in_schema=False)
 
     def page(template: str, **values: Any) -> Response:

@@ -16,7 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from typing_extensions import override
 
 from lightning_s3t.errors import DamagedError, StoreError
-from lightning_s3t.store.snapshots import NOT_SERVED, SnapshotNames
+from lightning_s3t.store.snapshots import NOT_SERVED, SnapshotPlace
 from lightning_s3t.store.snapshots_place import MARKER
 
 _PROBE = "probe-"
@@ -42,7 +42,7 @@ class _Version(NamedTuple):
     size: int | None  # of the version that reads return; None for others, and for markers
 
 
-class SnapshotBucket(SnapshotNames):
+class SnapshotBucket(SnapshotPlace):
     """Snapshots as objects under a prefix of a bucket, which only one store uses.
 
     An upload exists completely or not at all. Deleting removes every version and every interrupted upload of an object,
@@ -74,21 +74,27 @@ class SnapshotBucket(SnapshotNames):
                         raise
                     self._files.pipe_file(path, data)  # named by its digest: overwriting loses nothing
         except OSError as error:
-            raise StoreError(
-                f"The snapshot {self._place}/{self.name(digest)} could not be written ({error})."
-            ) from error
+            raise self._not_written(digest, error) from error
 
     @override
-    def get(self, digest: str, what: str) -> bytes:
+    def write(self, digest: str, data: bytes) -> None:
+        try:
+            with _as_os_errors():
+                self._files.pipe_file(f"{self._bucket}/{self._key(self.name(digest))}", data)
+        except OSError as error:
+            raise self._not_written(digest, error) from error
+
+    @override
+    def read(self, digest: str, what: str) -> bytes:
         self.check_digest(digest, what)
-        place = f"{self._place}/{self.name(digest)}"
         data = self._read(self.name(digest))
         if data is None:
-            raise DamagedError(f"The snapshot of {what} is missing: {place}. {NOT_SERVED}")
-        found = hashlib.sha256(data).hexdigest()
-        if found != digest:
-            raise DamagedError(f"The snapshot of {what} is damaged: {place} has SHA-256 {found}. {NOT_SERVED}")
+            raise DamagedError(f"The snapshot of {what} is missing: {self.location(digest)}. {NOT_SERVED}")
         return data
+
+    @override
+    def location(self, digest: str) -> str:
+        return f"{self._place}/{self.name(digest)}"
 
     @override
     def is_whole(self, digest: str) -> bool:
@@ -319,6 +325,9 @@ class SnapshotBucket(SnapshotNames):
                 yield
         except OSError as error:
             raise self._unreachable(error) from error
+
+    def _not_written(self, digest: str, error: OSError) -> StoreError:
+        return StoreError(f"The snapshot {self.location(digest)} could not be written ({error}).")
 
     def _unreachable(self, error: OSError) -> StoreError:
         return StoreError(

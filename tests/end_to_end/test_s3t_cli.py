@@ -128,7 +128,7 @@ def test_validate_and_predict_use_the_ensemble_too(store: Path, verb: str) -> No
     assert main([verb, "--store", str(store)]) == 0
 
 
-def test_predictions_that_nobody_writes_are_warned_of(store: Path) -> None:
+def test_predictions_that_are_not_written_are_warned_of(store: Path) -> None:
     with pytest.warns(UserWarning, match="has no BasePredictionWriter"):
         main(["predict", "--store", str(store)])
 

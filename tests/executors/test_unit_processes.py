@@ -59,7 +59,7 @@ def sleeping(processes: UnitProcesses) -> UnitProcess:
 
 @pytest.fixture
 def dead(processes: UnitProcesses, sleeping: UnitProcess, launcher: ForkServer) -> UnitProcess:
-    """One whose end nobody has listened for yet."""
+    """One whose end has not been waited for yet."""
     found = processes.start(begin(os._exit, 3), "the other left")
     assert wait(launcher.sources, 60)
     return found

@@ -91,7 +91,7 @@ class S3T(Unlearning):
         keys: A folder for the keys of snapshots, in no backup of them: then each snapshot is encrypted, and a request
             deletes its key (docs/keys.md); None for no encryption, or for the folder that the store names.
         executor: Where units are trained. "local": on this machine. "ray": on the machines of a Ray cluster, with
-            `parallel_units` on each GPU, and the same bits (docs/machines.md).
+            `parallel_units` on each GPU, and the same bits (docs/cluster.md).
 
     Raises:
         ConfigurationError: An argument is out of range.

@@ -107,7 +107,7 @@ class Unlearning(pl.Callback):
         keys: A folder for the keys of snapshots, in no backup of them: then each snapshot is encrypted, and a request
             deletes its key (docs/keys.md); None for no encryption, or for the folder that the store names.
         executor: Where units are trained. "local": on this machine. "ray": on the machines of a Ray cluster, with
-            `parallel_units` on each GPU, and the same bits (docs/machines.md).
+            `parallel_units` on each GPU, and the same bits (docs/cluster.md).
 
     Attributes:
         receipt: Receipt of the requests that waited for the last fit (of the deletions, if there were corrections too);

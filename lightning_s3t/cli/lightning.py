@@ -47,7 +47,7 @@ class S3TCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Called before the callback is made: gives it the cluster."""
-        config = self.config[str(self.subcommand)]
+        config = self.config if self.subcommand is None else self.config[str(self.subcommand)]
         if config["ray"] is not None:
             config["s3t"]["executor"] = "ray"
             os.environ[RAY_ADDRESS] = config["ray"]

@@ -14,6 +14,7 @@ from tests.benchmarks import (
     memory,
     parallel,
     planners,
+    ray_units,
     scaling,
     serving,
     simulator,
@@ -40,5 +41,6 @@ if __name__ == "__main__":
             growth.main([]),
             isolation.main([]),
             floor.main([]),
+            ray_units.main([]),
         )
     )

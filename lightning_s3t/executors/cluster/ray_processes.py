@@ -439,7 +439,7 @@ class RayProcesses:
             raise self._nothing_left()
         if waited > _SAY and not self._said:
             self._said = True
-            rank_zero_info(f"S3T: waiting for {self._wanted} on the cluster.")
+            rank_zero_info(f"S3T: waiting for the cluster: no machine is ready yet, or none has {self._wanted} free.")
 
     def _meet(self, node: dict[str, Any]) -> _Machine:
         resources, name = node["Resources"], f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"

@@ -5,6 +5,7 @@ Run as `python -m lightning_s3t.executors.cluster.fingerprint DEVICE`, it prints
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import lightning_s3t
 from lightning_s3t.engine.versions import versions
 
 # libraries that often prepare rows, besides those in the provenance
@@ -47,6 +49,7 @@ def fingerprint(device: str) -> Fingerprint:
         **versions(),
         **_versions_of_data(),
         "torch": torch.__version__,
+        "code of lightning-s3t": _code(),
         "CUDA of torch": str(torch.version.cuda),
         "C library": " ".join(platform.libc_ver()),
         "processor": _processor(),
@@ -116,6 +119,14 @@ def _versions_of_data() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _code() -> str:
+    """Return a digest of this package's code: a clone has the version of the release that it comes after."""
+    folder, digest = Path(lightning_s3t.__file__).parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
 
 
 def _processor() -> str:

@@ -139,6 +139,17 @@ class FeatureSums:
         """
         self._accumulate(rows, -1)
 
+    def add_sums(self, other: FeatureSums) -> None:
+        """Add the sums over other rows.
+
+        Args:
+            other: The sums, of the same settings and task.
+        """
+        self.gram += other.gram
+        self.cross += other.cross
+        self.squares += other.squares
+        self.rows += other.rows
+
     def to_tensors(self) -> dict[str, Tensor]:
         """Return the sums as tensors, to be kept: of the symmetric one the lower triangle, in the fewest bytes."""
         # no product is larger than the largest on the diagonal

@@ -21,7 +21,7 @@ from lightning_s3t.engine.preflight import check_trainer_for_cluster
 from lightning_s3t.errors import ConfigurationError, UnsupportedError
 from lightning_s3t.executors.cluster import slot as slots
 from lightning_s3t.executors.cluster.fingerprint import differences, fingerprint, fingerprint_apart
-from lightning_s3t.executors.cluster.slot import Close, Command, Differs, End, Ready, Say, Setup, Slot, Start
+from lightning_s3t.executors.cluster.slot import Close, Command, Differs, End, Nearby, Ready, Say, Setup, Slot, Start
 from lightning_s3t.executors.processes.messages import Failed, Noted
 from lightning_s3t.executors.processes.package import Package
 from lightning_s3t.executors.processes.packing import pack
@@ -67,14 +67,10 @@ def setup(package: Package, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Se
     return make
 
 
-def nearby(package: Package) -> str:
-    return f"/proc/{os.getpid()}/fd/{package.file.fileno()}"
-
-
 @pytest.fixture
 def slot(setup: Callable[..., Setup], package: Package) -> Iterator[Slot]:
     found = Slot()
-    assert isinstance(found.begin(setup(), nearby(package)), Ready)
+    assert isinstance(found.begin(setup(), Nearby.of(package)), Ready)
     yield found
     found.command(Close())
     assert listen(found, 1)[-1] == (0, Ended(0, 0))
@@ -129,7 +125,7 @@ def test_an_actor_gets_the_scripts_variables_and_loses_its_own(setup: Callable[.
 
 def test_an_actor_on_another_kind_of_machine_says_how_it_differs(setup: Callable[..., Setup], package: Package) -> None:
     expected = {**fingerprint("cpu"), "torch": "0.1"}
-    answer = Slot().begin(setup(expected=expected), nearby(package))
+    answer = Slot().begin(setup(expected=expected), Nearby.of(package))
     assert isinstance(answer, Differs)
     assert [how.partition(" is ")[0] for how in answer.how] == ["torch"]
 
@@ -140,9 +136,24 @@ def test_objects_that_cannot_be_loaded_are_an_answer(setup: Callable[..., Setup]
             raise ImportError("no module named 'theirs'")
 
     with closing(pack((None, Unprepared(), ProcessSettings.capture()), {})) as other:
-        answer = Slot().begin(setup(header=other.header), nearby(other))
+        answer = Slot().begin(setup(header=other.header), Nearby.of(other))
     assert isinstance(answer, Failed)
     assert "no module named 'theirs'" in answer.text
+
+
+def test_the_memory_of_another_container_is_not_taken(setup: Callable[..., Setup], package: Package) -> None:
+    here = Nearby.of(package)
+    assert here.open(setup()) is not None
+    assert Nearby(here.path, "pid:[1]").open(setup()) is None
+    assert Nearby("/proc/1/fd/999", here.namespace).open(setup()) is None
+
+
+def test_an_end_and_a_command_at_the_same_time_do_no_harm(slot: Slot) -> None:
+    give(slot, start(1, os._exit, 3), start(2, time.sleep, 600))
+    slot.messages()
+    time.sleep(0.5)  # the first has ended, which has not been read
+    give(slot, End(2))
+    assert sorted(listen(slot, 2)) == [(1, Ended(1, 3)), (2, Ended(2, 0))]
 
 
 def test_every_process_is_fresh_and_its_end_is_told(slot: Slot) -> None:

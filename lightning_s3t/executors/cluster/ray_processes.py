@@ -33,6 +33,7 @@ from lightning_s3t.executors.cluster.slot import (
     Differs,
     End,
     Learn,
+    Nearby,
     Ready,
     Say,
     Setup,
@@ -103,7 +104,7 @@ class _Machine:
         node: Ray's id of it.
         name: Its name, for people.
         size: Number of slots to start on it.
-        package: The path of the package's memory in one of its processes.
+        package: The package's memory in one of its processes.
         started: Number of its slots, ready or not.
         refused: Why it gets no units.
         deaths: How many of its actors have died.
@@ -112,7 +113,7 @@ class _Machine:
     node: str
     name: str
     size: int
-    package: str | None = None
+    package: Nearby | None = None
     started: int = 0
     refused: str | None = None
     deaths: int = 0

@@ -94,14 +94,49 @@ class Setup:
 
 
 @dataclass(frozen=True)
+class Nearby:
+    """The memory of a package in a process of the same machine.
+
+    Attributes:
+        path: Its path, among the open files of that process.
+        namespace: The process namespace in which the path means that: containers have their own.
+    """
+
+    path: str
+    namespace: str
+
+    @classmethod
+    def of(cls, package: Package) -> Nearby:
+        """Describe a package of this process.
+
+        Args:
+            package: The package.
+        """
+        return cls(f"/proc/{os.getpid()}/fd/{package.file.fileno()}", _namespace())
+
+    def open(self, setup: Setup) -> Package | None:
+        """Return the package; None if it cannot be opened.
+
+        Args:
+            setup: The fit.
+        """
+        if self.namespace != _namespace():
+            return None
+        try:
+            return Package(open(self.path, "rb"), setup.header, setup.on_device)
+        except OSError:
+            return None
+
+
+@dataclass(frozen=True)
 class Ready:
     """From a slot: it can start processes.
 
     Attributes:
-        package: The path of the package's memory, for other slots of the machine.
+        package: The memory of its package, for other slots of the machine.
     """
 
-    package: str
+    package: Nearby
 
 
 @dataclass(frozen=True)
@@ -189,7 +224,7 @@ class Slot:
         self._running: dict[int, _Process] = {}
         self._messages: list[tuple[int, bytes | Ended]] = []
 
-    def begin(self, setup: Setup, nearby: str | None) -> Ready | Differs | Failed:
+    def begin(self, setup: Setup, nearby: Nearby | None) -> Ready | Differs | Failed:
         """Load the objects of a fit, if this machine is like the script's.
 
         Args:
@@ -200,7 +235,7 @@ class Slot:
         warm_up()
         with ThreadPoolExecutor() as threads:
             found = threads.submit(fingerprint_apart, setup.device)
-            package = _open(nearby, setup) if nearby is not None else None
+            package = nearby.open(setup) if nearby is not None else None
             try:
                 different = differences(setup.expected, found.result())
             except OSError as error:
@@ -213,7 +248,7 @@ class Slot:
             self._server.learn(setup.modules)
         except Exception as error:
             return Failed.of(error)
-        return Ready(f"/proc/{os.getpid()}/fd/{self._package.file.fileno()}")
+        return Ready(Nearby.of(self._package))
 
     def command(self, command: Command) -> None:
         """Take a command.
@@ -235,13 +270,13 @@ class Slot:
         channels = {process.channel: number for number, process in open_}
         ready = wait([*self._server.sources, *channels, self._awake], _WAITS)
         for source in ready:
-            if source == self._awake:  # the last, since a command may close the others
-                self._carry_out()
-            elif source in channels:
+            if source in channels:
                 self._hear(channels[source])  # type: ignore[index]
-            else:
+            elif source != self._awake:
                 for ended in self._server.ended(source):
                     self._note_end(ended)
+        if self._awake in ready:  # last: ending a process reads from the fork server too
+            self._carry_out()
         found, self._messages = self._messages, []
         return found
 
@@ -329,12 +364,11 @@ def _adopt(setup: Setup) -> None:
         alias_pytorch_lightning()
 
 
-def _open(path: str, setup: Setup) -> Package | None:
-    """Return the package in the memory of another process; None if that cannot be opened."""
+def _namespace() -> str:
     try:
-        return Package(open(path, "rb"), setup.header, setup.on_device)
-    except OSError:
-        return None
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux: no path can be opened either
+        return ""
 
 
 def _fetch(package: list[Any]) -> Any:

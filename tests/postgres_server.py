@@ -26,7 +26,6 @@ _CONFIG = """
 listen_addresses = ''
 max_connections = 100
 wal_level = replica
-fsync = off
 max_wal_senders = 4
 """
 
@@ -36,9 +35,10 @@ class PostgresServer:
 
     Args:
         copied_from: A server to be a standby of.
+        durable: Whether it flushes each commit to the disk, as a real one does.
     """
 
-    def __init__(self, copied_from: PostgresServer | None = None) -> None:
+    def __init__(self, copied_from: PostgresServer | None = None, durable: bool = False) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="s3t-pg-"))  # short: a socket's path has a limit
         self._data = self.folder / "data"
         self._names = itertools.count()
@@ -50,7 +50,9 @@ class PostgresServer:
         if copied_from is None:
             self._run("initdb", "-D", self._data, "-U", "s3t", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
             with open(self._data / "postgresql.conf", "a") as config:
-                config.write(f"{_CONFIG}unix_socket_directories = '{self.folder}'\n")
+                config.write(
+                    f"{_CONFIG}fsync = {'on' if durable else 'off'}\nunix_socket_directories = '{self.folder}'\n"
+                )
         else:
             source = f"host={copied_from.folder} user=s3t"
             self._run("pg_basebackup", "-D", self._data, "-d", source, "-R", "-X", "stream", "--checkpoint=fast")

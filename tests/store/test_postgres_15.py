@@ -17,7 +17,7 @@ TESTS = {
     "test_postgres_store.py": "",
     "test_postgres_crashes.py": "",
     "test_drill.py": "",
-    "test_copying.py": "postgres and not kill",
+    "test_copying.py": "copy_is_what_the_store_was",
 }
 
 

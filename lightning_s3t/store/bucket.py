@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import s3fs
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
@@ -24,6 +25,7 @@ _TIMEOUTS = {"connect_timeout": 10, "read_timeout": 60}  # seconds
 _FEW = 50  # objects: to look for more, the whole listing is read
 _MOST = 1000  # that S3 deletes in one call
 _ROUNDS = 3  # rounds of deleting listed objects, until the listing is empty
+_SOFT_DELETING = "googleapis.com"
 _ABSENT = frozenset(
     {
         "ObjectLockConfigurationNotFoundError",
@@ -152,6 +154,13 @@ class SnapshotBucket(SnapshotPlace):
         Raises:
             StoreError: It keeps deleted objects, or its settings cannot be read.
         """
+        endpoint = str(self._files.s3.meta.endpoint_url)
+        if (urlsplit(endpoint).hostname or "").endswith(_SOFT_DELETING):
+            raise self._refused(
+                f"is Google's ({endpoint})",
+                "keeps deleted objects for days unless its soft delete is off, and does not show that by S3's protocol",
+                "Give a bucket of another object storage, or a shared folder.",
+            )
         if self._setting("get_object_lock_configuration", "s3:GetBucketObjectLockConfiguration"):
             raise self._refused("has Object Lock", "keeps objects from being deleted", "Give a bucket without it.")
         rules = self._setting("get_bucket_replication", "s3:GetReplicationConfiguration")

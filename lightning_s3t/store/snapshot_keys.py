@@ -204,17 +204,18 @@ class SnapshotKeys:
         except StoreError as error:
             return dict.fromkeys(wanted, OSError(errno.EIO, str(error)))
         failed = dict[str, OSError]()
-        absent = set[str]()
+        unfinished = set[str]()
         for digest in wanted:
             try:
-                _overwrite_and_unlink(self.path(digest))
+                if _overwrite_and_unlink(self.path(digest)):
+                    unfinished.add(digest)
             except FileNotFoundError:
-                absent.add(digest)
+                unfinished.add(digest)
             except OSError as error:
                 failed[digest] = error
         try:
-            if absent:
-                self._delete_unfinished(absent)
+            if unfinished:
+                self._delete_unfinished(unfinished)
             sync_folder(self._folder)
         except OSError as error:
             return failed | dict.fromkeys(wanted - failed.keys(), error)
@@ -286,13 +287,16 @@ def _write_new(path: Path, data: bytes) -> None:
         os.close(descriptor)
 
 
-def _overwrite_and_unlink(path: Path) -> None:
+def _overwrite_and_unlink(path: Path) -> bool:
+    """Overwrite and remove a file; return whether it has another name, as when a process was killed in `make`."""
     descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is not a file", os.fspath(path))
         os.write(descriptor, bytes(_SIZE))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
     os.unlink(path)
+    return found.st_nlink > 1

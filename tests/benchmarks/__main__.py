@@ -15,6 +15,7 @@ from tests.benchmarks import (
     memory,
     parallel,
     planners,
+    ray_units,
     scaling,
     serving,
     simulator,
@@ -42,5 +43,6 @@ if __name__ == "__main__":
             growth.main([]),
             isolation.main([]),
             floor.main([]),
+            ray_units.main([]),
         )
     )

@@ -41,7 +41,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_s3t import S3T
 from lightning_s3t.executors.processes import forkserver
-from lightning_s3t.executors.processes.package import pack
+from lightning_s3t.executors.processes.packing import pack
 from lightning_s3t.tuning.adapters import resolve_adapter
 from lightning_s3t.tuning.stage_switch import StageSwitch
 from tests import people

@@ -76,6 +76,16 @@ def store(fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return Path(shutil.copytree(fitted, tmp_path / "store"))
 
 
+def test_fit_on_a_cluster_needs_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    monkeypatch.setattr(sys, "argv", ["s3t"])
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert main([*FIT, f"--s3t.store={tmp_path / 'store'}", "--ray=auto"]) == 2
+    assert 'pip install "lightning-s3t[ray]"' in capsys.readouterr().err
+    assert "RAY_ADDRESS" not in os.environ
+    assert not (tmp_path / "store").exists()
+
+
 def test_fit_trains_every_unit(store: Path) -> None:
     with Store.open(store) as opened:
         assert len(opened.alive()) == 8

@@ -14,7 +14,7 @@ import pytest
 from lightning_s3t.errors import WorkerError
 from lightning_s3t.executors.processes.forkserver import ForkServer
 from lightning_s3t.executors.processes.messages import Begin
-from lightning_s3t.executors.processes.package import pack
+from lightning_s3t.executors.processes.packing import pack
 from lightning_s3t.executors.processes.process_settings import ProcessSettings
 from lightning_s3t.executors.processes.unit_processes import UnitProcess, UnitProcesses
 

@@ -167,6 +167,7 @@ def rehearse(store: Path, database: str, dump: Path) -> None:
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(1800)  # two fits, a server and half a dozen commands that each import torch
 @pytest.mark.parametrize("name", COMPOSE)
 def test_the_commands_fit_serve_forget_verify_back_up_and_drill(name: str, tmp_path: Path) -> None:
     is_one = name == "one-machine.yaml"

@@ -391,6 +391,35 @@ def test_a_kill_at_any_step_leaves_no_key_without_its_snapshot(first: int, tmp_p
 
 
 @pytest.mark.nightly
+@pytest.mark.parametrize("first", range(1, 5))
+def test_a_kill_in_a_request_leaves_neither_keys_nor_objects_in_a_bucket(first: int, tmp_path: Path) -> None:
+    for fatal in itertools.count(first, 4):
+        path, keys = tmp_path / str(fatal) / "store", tmp_path / str(fatal) / "keys"
+        bucket = shared_storage().new_bucket("Enabled")
+        with filled(path, shared_server().new_address(), f"s3://{bucket}/churn", keys) as store:
+            gone = {record.snapshot for unit, record in store.alive().items() if "0/0" in unit.cells}
+
+        def work(path: Path = path) -> Iterator[str]:
+            with Store.open(path) as store:
+                store.forget([ANN])
+            yield "forgotten"
+
+        acknowledged, survived = acknowledged_until_killed(work, fatal)
+        assert not (acknowledged and gone & stems(keys))
+        with Store.open(path) as store:
+            assert store.count_forgotten() or not acknowledged
+            store.forget([ANN])
+            needed = {record.snapshot for record in store.alive().values()}
+            assert not gone & needed
+            assert store.verify().passed
+        left = {Path(key).stem for key in shared_storage().left(bucket, "churn/snapshots/")}
+        assert left == stems(keys) == needed, f"killed before change {fatal}"
+        if survived:
+            break
+    assert fatal > 30, "the kills went past what they should hit"
+
+
+@pytest.mark.nightly
 @pytest.mark.parametrize("first", range(1, 9))
 def test_a_kill_in_a_copy_leaves_one_that_answers_and_its_keys(first: int, tmp_path: Path) -> None:
     for fatal in itertools.count(first, 8):

@@ -22,6 +22,7 @@ TESTS = {
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(1800)  # a whole file each
 @pytest.mark.skipif(not (PROGRAMS / "bin" / "initdb").exists(), reason="needs Debian's package postgresql-15")
 @pytest.mark.parametrize("name", TESTS)
 def test_what_holds_with_the_newest_server_holds_with_the_oldest(name: str) -> None:

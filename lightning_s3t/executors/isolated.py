@@ -252,10 +252,11 @@ class IsolatedExecutor:
         outdated = False
         with closing(UnitProgress.of(self._trainer, plan, self._settings)) as progress:
             while not queue.done:
-                while (
-                    len(self._jobs) < (places := self._processes.capacity)
-                    and (planned := queue.take(places)) is not None
-                ):
+                while len(self._jobs) < (capacity := self._processes.capacity):
+                    # with a time limit, the plan's order: what does not fit is left for the next fit
+                    planned = queue.take(capacity if fit_store.budget.seconds is None else 1)
+                    if planned is None:
+                        break
                     unit = planned.unit
                     if not fit_store.has_time_for(planned):
                         queue.give_up(unit)

@@ -11,6 +11,8 @@ from lightning_s3t.engine.unit_settings import UnitSettings
 from lightning_s3t.executors.unit_plan import PlannedUnit
 from lightning_s3t.plan import UnitId
 
+_NAMED = 8  # units by name; a cluster trains hundreds
+
 
 class UnitProgress:
     """Shows which unit of how many is trained, by its name and stage, or which several, and how long is left.
@@ -69,12 +71,13 @@ class UnitProgress:
         return f"unit {self._positions[unit]} of {len(self._positions)}: {unit} · stage {unit.stage} of {self._slices}"
 
     def describe_all(self) -> str:
-        """Return the units in training: one with its stage, or the names of several."""
+        """Return the units in training: one with its stage, or the names of the first of several."""
         running = sorted(self._shares, key=self._positions.__getitem__)
         if len(running) == 1:
             return self.describe(running[0])
         done = min((self._positions[unit] for unit in running), default=len(self._positions))
-        return f"unit {done} of {len(self._positions)}, {len(running)} at once: {', '.join(map(str, running))}"
+        names = [*map(str, running[:_NAMED]), *(["..."] if len(running) > _NAMED else [])]
+        return f"unit {done} of {len(self._positions)}, {len(running)} at once: {', '.join(names)}"
 
     def start(self, unit: UnitId) -> None:
         """Start the next unit, in addition to unfinished ones.

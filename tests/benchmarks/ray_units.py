@@ -21,11 +21,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from ray.cluster_utils import Cluster
 from rich.console import Console
 from rich.table import Table
 
@@ -95,6 +95,8 @@ def fit(store: Path, executor: str, shards: int) -> float:
 
 def measure(quick: bool) -> tuple[dict[str, list[float]], Steps]:
     """Returns the overheads a unit of both executors, and the steps of the script for the cluster."""
+    from ray.cluster_utils import Cluster
+
     found: dict[str, list[float]] = {"local": [], "ray": []}
     steps = Steps()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -176,6 +178,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few units, to see that it runs")
     quick = parser.parse_args(arguments).quick
+    if find_spec("ray") is None:
+        print('skipped: units on a cluster need ray: pip install -e ".[ray]"')
+        return 0
     torch.set_num_threads(1)
     found, steps = measure(quick)
     median = {executor: statistics.median(times) for executor, times in found.items()}

@@ -160,7 +160,8 @@ def test_a_machine_that_dies_or_hangs_costs_its_unit_and_no_more(
     with pytest.warns(UserWarning, match="The unit is trained again"):
         fit(store, People.make(), log, executor="ray", epochs=6)
     assert sorted(set(log.units)) == sorted(map(str, tensors_of(store)))
-    assert len(log.units) == UNITS + 1  # one was begun twice, and is in the store once
+    # one may have begun twice, and is in the store once; unless its machine went before its first batch
+    assert UNITS <= len(log.units) <= UNITS + 1
     fit(tmp_path / "local", People.make(), epochs=6)
     assert_bitwise_equal(tensors_of(store), tensors_of(tmp_path / "local"))
 

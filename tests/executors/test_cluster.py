@@ -28,6 +28,8 @@ from lightning_s3t.executors.processes.packing import pack
 from lightning_s3t.executors.processes.process_settings import ProcessSettings
 from lightning_s3t.executors.processes.server import Ended
 from lightning_s3t.executors.processes.unit_process import Script
+from lightning_s3t.executors.progress import UnitProgress
+from lightning_s3t.plan import UnitId
 from tests.executors.test_unit_processes import Training, begin
 from tests.people import ARGUMENTS, People, fit
 
@@ -220,3 +222,11 @@ def test_without_ray_the_fit_says_what_to_install(tmp_path: Path, monkeypatch: p
 def test_fast_dev_run_needs_no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     fit(tmp_path / "store", People.make(), executor="ray", trainer={"fast_dev_run": True})
+
+
+def test_of_hundreds_of_units_the_display_names_the_first() -> None:
+    units = [UnitId(shard, (0,)) for shard in range(256)]
+    progress = UnitProgress(units, [1] * 256, slices=1, enabled=False)
+    for unit in units:
+        progress.start(unit)
+    assert progress.describe_all() == "unit 1 of 256, 256 at once: 0/0, 1/0, 2/0, 3/0, 4/0, 5/0, 6/0, 7/0, ..."

@@ -169,8 +169,8 @@ class Replica:
             parts: Called once with the served model.
 
         Raises:
-            RevokedError: The answer must not continue after a request, or after a fit. Parts that were yielded cannot be
-                taken back: start again.
+            RevokedError: A request or a fit has come, so the answer must not continue. Parts that were yielded cannot
+                be taken back: start again.
         """
         keys = self.served.keys_in_use()
         begun = parts(self.served)

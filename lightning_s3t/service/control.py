@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 from collections.abc import AsyncIterator, Callable
@@ -39,10 +40,11 @@ from lightning_s3t.service.fides import FidesBody, add_fides
 from lightning_s3t.service.guard import Guard
 from lightning_s3t.service.limits import SizeLimit
 from lightning_s3t.service.metrics import render
-from lightning_s3t.service.requests import ask, document_of, end, state_of
+from lightning_s3t.service.requests import Requests
 from lightning_s3t.service.settings import ControlSettings
 from lightning_s3t.service.tokens import Tokens
 from lightning_s3t.store import Store
+from lightning_s3t.store.signing import read_private_key
 
 _log = logging.getLogger("lightning_s3t.service")
 _RETRY_AFTER = 2  # seconds
@@ -86,7 +88,10 @@ def make_control_app(
         An ASGI application; the store is closed when it is shut down.
     """
     limits = settings if settings is not None else ControlSettings()
+    if limits.signing_key is not None:
+        read_private_key(limits.signing_key)  # before the store is opened
     opened = Store.open(store)
+    requests = Requests(opened, limits.signing_key)
     app = FastAPI(
         title="lightning-s3t: control server",
         description="Make requests to be forgotten, and operate the store. Calls need a bearer token.",
@@ -97,16 +102,16 @@ def make_control_app(
     )
     _add_error_handlers(app)
     guard = Guard(tokens, limits.requests_per_minute)
-    _add_requests(app, opened, guard, limits.max_subjects)
-    _add_looks(app, opened, guard, multiprocess)
-    add_desk(app, opened, guard, limits.answer_within)
+    _add_requests(app, requests, guard, limits.max_subjects)
+    _add_looks(app, requests, guard, multiprocess)
+    add_desk(app, requests, guard, limits)
     if limits.fides is not None:
-        add_fides(app, opened, guard, limits.fides.identity, _ERRORS)
+        add_fides(app, requests, guard, limits.fides.identity, _ERRORS)
     app.add_middleware(SizeLimit, max_bytes=limits.max_bytes)
     return app
 
 
-def _add_requests(app: FastAPI, store: Store, guard: Guard, max_subjects: int) -> None:
+def _add_requests(app: FastAPI, requests: Requests, guard: Guard, max_subjects: int) -> None:
     may_ask, may_look = guard.allows("ask"), guard.allows("look")
 
     @app.post(
@@ -119,22 +124,23 @@ def _add_requests(app: FastAPI, store: Store, guard: Guard, max_subjects: int) -
         """Ask to forget subjects. If it is carried out at once, no replica answers from their data afterwards."""
         if len(body.subjects) > max_subjects:
             raise HTTPException(413, "too_large")
-        state = ask(store, body.request_id, body.subjects, body.at, body.strict)
+        state = requests.ask(body.request_id, body.subjects, body.at, body.strict, body.received)
         response.status_code = 202 if state.state in ("scheduled", "waiting") else 200
         return state
 
     @app.get("/forget/{request_id}", dependencies=[may_look], responses=_ERRORS, summary="What became of a request")
     def look_up(request_id: RequestId) -> RequestState:
         """Return the state of a request, with its receipt if it was carried out at once."""
-        return state_of(store, request_id)
+        return requests.state_of(request_id)
 
     @app.delete("/forget/{request_id}", dependencies=[may_ask], responses=_ERRORS, summary="Cancel a request")
     def cancel(request_id: RequestId) -> RequestState:
         """Cancel a scheduled request. Requests that were carried out cannot be undone."""
-        return end(store, request_id)
+        return requests.end(request_id)
 
 
-def _add_looks(app: FastAPI, store: Store, guard: Guard, multiprocess: str | None) -> None:
+def _add_looks(app: FastAPI, requests: Requests, guard: Guard, multiprocess: str | None) -> None:
+    store = requests.store
     may_ask, may_look = guard.allows("ask"), guard.allows("look")
 
     @app.get("/status", dependencies=[may_look], responses=_ERRORS, summary="What the store holds")
@@ -160,7 +166,7 @@ def _add_looks(app: FastAPI, store: Store, guard: Guard, multiprocess: str | Non
     @app.get("/receipts", dependencies=[may_look], responses=_ERRORS, summary="The receipts of requests")
     def receipts(after: Annotated[int, Field(ge=0, le=2**53)] = 0) -> list[dict[str, Any]]:
         """Return the receipts of up to 1000 requests, in order; ask again with the number of the last one."""
-        return [document_of(record) for record in store.receipts(after)[:_PAGE]]
+        return [requests.document_of(record) for record in store.receipts(after)[:_PAGE]]
 
     @app.get(
         "/receipts/{request}",
@@ -170,10 +176,11 @@ def _add_looks(app: FastAPI, store: Store, guard: Guard, multiprocess: str | Non
         summary="The receipt of a request",
     )
     def receipt(request: Annotated[int, Field(ge=1, le=2**53)]) -> Response:
-        """Return the receipt of a request by its number, for the person who asked."""
+        """Return the receipt of a request by its number, for the person who asked: signed, if the server has a key."""
         if request > store.request_number:
             raise HTTPException(404, "unknown_request")
-        return Response(store.receipts(request - 1)[0].receipt.to_json(), media_type="application/json")
+        document = requests.document_of(store.receipts(request - 1)[0])
+        return Response(json.dumps(document, indent=2, sort_keys=True), media_type="application/json")
 
     @app.post("/verify", dependencies=[may_ask], responses=_ERRORS, summary="Check the store")
     def verify() -> VerifyBody:
@@ -253,6 +260,7 @@ _MESSAGES = {
     "not_later": "Expected a later day than today (UTC). Nothing was changed.",
     "other_form": "The store knows this id in another Unicode form: copy it from the training data.",
     "invalid": "One of the ids is invalid. Nothing was changed.",
+    "not_received": "The day of the letter is in the future. Nothing was changed.",
     "not_approved": "The privacy request is not approved yet: call before or after execution. Nothing was changed.",
     "no_identity": "The identity has no id of the kind that the server expects (control.fides). Nothing was changed.",
     "unreachable": "The ledger is unreachable. Try again with the same request_id.",

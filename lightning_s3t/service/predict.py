@@ -9,6 +9,8 @@ from typing import Any
 
 import litserve
 import torch
+from fastapi import HTTPException, Request, Response
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import JSONResponse
 from torch import Tensor
 from torch.utils.data import default_collate
@@ -18,7 +20,7 @@ from lightning_s3t.errors import NoSurvivorError, S3TError, StoreError
 from lightning_s3t.service.chat import CHAT_PATH, ChatAPI, add_models
 from lightning_s3t.service.counting import Counting
 from lightning_s3t.service.limits import SizeLimit
-from lightning_s3t.service.replicas import Refused, open_replica, refusal_of
+from lightning_s3t.service.replicas import TIMED_OUT, Refused, open_replica, refusal_of
 from lightning_s3t.service.settings import ServiceSettings, import_named
 from lightning_s3t.serving import EnsemblePredictor, Replica
 from lightning_s3t.store import Store
@@ -176,6 +178,7 @@ def make_predict_server(store: Path, settings: ServiceSettings) -> litserve.LitS
         ],
     )
     server.monitor_internal = _WATCH
+    server.app.add_exception_handler(HTTPException, _of_litserve)
     if settings.chat is not None:
         add_models(server.app, settings.chat)
     last_look = own_clock() - settings.max_staleness
@@ -198,6 +201,12 @@ def make_predict_server(store: Path, settings: ServiceSettings) -> litserve.LitS
         return JSONResponse({"status": "ready"})
 
     return server
+
+
+async def _of_litserve(request: Request, error: Exception) -> Response:
+    """Say that a request may be asked again if its worker has died: LitServe answers 500."""
+    assert isinstance(error, HTTPException)
+    return TIMED_OUT.response() if error.status_code in (500, 504) else await http_exception_handler(request, error)
 
 
 def _inputs(body: Any) -> Tensor:

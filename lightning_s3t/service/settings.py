@@ -41,6 +41,7 @@ class ControlSettings(_Section):
         max_subjects: The largest number of subjects in a request.
         due_every: After how many seconds to look for scheduled requests that are due.
         answer_within: Number of days within which to answer a request, for the deadlines that the desk shows.
+        signing_key: The file with the private key (Ed25519, PEM) that signs receipts; None to leave them unsigned.
         fides: The webhook for Fides; None without one.
     """
 
@@ -51,6 +52,7 @@ class ControlSettings(_Section):
     max_subjects: Annotated[int, Field(ge=1)] = 10_000
     due_every: Annotated[float, Field(gt=0)] = 10.0
     answer_within: Annotated[int, Field(ge=1, le=3650)] = 30
+    signing_key: Path | None = None
     fides: FidesSettings | None = None
 
 

@@ -229,6 +229,7 @@ def _run(store: Path, folder: Path, people: list[str], arguments: argparse.Names
         _proxy(folder, first, second),
         EnsemblePredictor.from_store(store, Classifier()) as served,
         torch.inference_mode(),
+        _ended(fitting, clients),
     ):
 
         def observe() -> dict[str, str]:
@@ -244,7 +245,7 @@ def _run(store: Path, folder: Path, people: list[str], arguments: argparse.Names
         say(f"{store.parent.name}: the servers are ready.")
         at_first = frozenset(observe().values())
         clients.start()
-        ready.wait(60)
+        assert ready.wait(300)
         began, asked, is_killed = time.monotonic(), 0, False
         while (now := time.monotonic() - began) < seconds:
             serving = observe()
@@ -272,12 +273,23 @@ def _run(store: Path, folder: Path, people: list[str], arguments: argparse.Names
         clients.join(120)
         side.answers = pickle.loads(found.read_bytes())
         assert is_killed
-        assert asked == len(people)
         say("The answers are read.")
         fitting.join(600)
         say("The fit has ended.")
         assert fitting.exitcode == 0
     return side
+
+
+@contextmanager
+def _ended(*processes: Any) -> Iterator[None]:
+    """End them with the block: they would outlive the store."""
+    try:
+        yield
+    finally:
+        for process in processes:
+            if process.pid is not None:
+                process.kill()
+                process.join()
 
 
 def main(given: list[str] | None = None) -> int:
@@ -327,12 +339,19 @@ def main(given: list[str] | None = None) -> int:
     took = sorted(side.took)
     revoking = sum(bool(snapshots) for _, _, snapshots in side.forgotten)
     print(
-        f"{len(took)} forgotten, of which {revoking} revoked what served; a request took {1000 * took[len(took) // 2]:.0f} ms in the "
+        f"{len(took)} of {arguments.people} forgotten in time, of which {revoking} revoked what served; a request took {1000 * took[len(took) // 2]:.0f} ms in the "
         f"middle and {1000 * took[-1]:.0f} ms at most."
     )
     ratio = side.milliseconds(0.99) / without.milliseconds(0.99)
     print(f"p99 with forgetting / without: {ratio:.2f} (mark: {MARK}).")
-    missed = [side.failed + without.failed, side.wrong + without.wrong, not side.new, not without.new, ratio > MARK]
+    missed = [
+        len(took) < arguments.people,
+        side.failed + without.failed,
+        side.wrong + without.wrong,
+        not side.new,
+        not without.new,
+        ratio > MARK,
+    ]
     return int(any(missed))
 
 

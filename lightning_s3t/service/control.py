@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,6 +40,7 @@ from lightning_s3t.service.fides import FidesBody, add_fides
 from lightning_s3t.service.guard import Guard
 from lightning_s3t.service.limits import SizeLimit
 from lightning_s3t.service.metrics import render
+from lightning_s3t.service.opendsr import OPENDSR_FIELDS, Callbacks, add_opendsr, opendsr_error
 from lightning_s3t.service.requests import Requests
 from lightning_s3t.service.settings import ControlSettings
 from lightning_s3t.service.tokens import Tokens
@@ -92,11 +93,12 @@ def make_control_app(
         read_private_key(limits.signing_key)  # before the store is opened
     opened = Store.open(store)
     requests = Requests(opened, limits.signing_key)
+    watch = _Watch(opened, limits.due_every)
     app = FastAPI(
         title="lightning-s3t: control server",
         description="Make requests to be forgotten, and operate the store. Calls need a bearer token.",
         version="1",
-        lifespan=_lifespan(opened, limits.due_every),
+        lifespan=watch.run,
         docs_url=None,
         redoc_url=None,
     )
@@ -107,6 +109,12 @@ def make_control_app(
     add_desk(app, requests, guard, limits)
     if limits.fides is not None:
         add_fides(app, requests, guard, limits.fides.identity, _ERRORS)
+    if limits.opendsr is not None:
+        try:
+            watch.callbacks = add_opendsr(app, requests, guard, limits.opendsr, limits.answer_within, _ERRORS)
+        except BaseException:
+            opened.close()
+            raise
     app.add_middleware(SizeLimit, max_bytes=limits.max_bytes)
     return app
 
@@ -217,33 +225,45 @@ def _add_looks(app: FastAPI, requests: Requests, guard: Guard, multiprocess: str
         return {"status": "ready", "request": str(store.request_number)}
 
 
-def _lifespan(store: Store, due_every: float) -> Callable[[FastAPI], Any]:
+class _Watch:
+    """What the control server does by itself, now and then: due requests, and callbacks.
+
+    Args:
+        store: The opened store, which is closed at the end.
+        every: Seconds between two times.
+    """
+
+    def __init__(self, store: Store, every: float) -> None:
+        self._store = store
+        self._every = every
+        self.callbacks: Callbacks | None = None
+
     @asynccontextmanager
-    async def run(app: FastAPI) -> AsyncIterator[None]:
+    async def run(self, app: FastAPI) -> AsyncIterator[None]:
+        """The lifespan of the application."""
         stopping = asyncio.Event()
-        task = asyncio.create_task(_carry_out_what_is_due(store, due_every, stopping))
+        task = asyncio.create_task(self._repeat(stopping))
         try:
             yield
         finally:
             stopping.set()
             await task  # a thread that works on the ledger must not have it closed under its hands
-            store.close()
+            self._store.close()
 
-    return run
-
-
-async def _carry_out_what_is_due(store: Store, every: float, stopping: asyncio.Event) -> None:
-    while not stopping.is_set():
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(stopping.wait(), every)
-            return
-        try:
-            done = await asyncio.to_thread(store.forget_due)
-        except S3TError as error:  # tried again
-            _log.error("The due requests could not be carried out: %s", type(error).__name__)
-        else:
-            if done is not None:
-                _log.info("Request %d was due and is carried out.", done.request)
+    async def _repeat(self, stopping: asyncio.Event) -> None:
+        while not stopping.is_set():
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(stopping.wait(), self._every)
+                return
+            try:
+                done = await asyncio.to_thread(self._store.forget_due)
+            except S3TError as error:  # tried again
+                _log.error("The due requests could not be carried out: %s", type(error).__name__)
+            else:
+                if done is not None:
+                    _log.info("Request %d was due and is carried out.", done.request)
+            if self.callbacks is not None:
+                await asyncio.to_thread(self.callbacks.send)
 
 
 _MESSAGES = {
@@ -262,6 +282,11 @@ _MESSAGES = {
     "invalid": "One of the ids is invalid. Nothing was changed.",
     "not_received": "The day of the letter is in the future. Nothing was changed.",
     "not_approved": "The privacy request is not approved yet: call before or after execution. Nothing was changed.",
+    "only_erasure": "Only requests for erasure are taken. Nothing was changed.",
+    "no_extensions": "There are no extensions for this domain. Nothing was changed.",
+    "no_callback": "A callback is to an address that the server does not have (control.opendsr). Nothing was changed.",
+    "no_opendsr_identity": "There is no identity of the type that the server expects in the format raw. Nothing was "
+    "changed.",
     "no_identity": "The identity has no id of the kind that the server expects (control.fides). Nothing was changed.",
     "unreachable": "The ledger is unreachable. Try again with the same request_id.",
     "store": (
@@ -273,19 +298,26 @@ _MESSAGES = {
 def _add_error_handlers(app: FastAPI) -> None:
     """Describe errors with fixed messages: the messages of exceptions may contain ids."""
 
+    def answer(
+        request: Request, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
+    ) -> JSONResponse:
+        in_form = opendsr_error if request.url.path.startswith("/opendsr/") else error_response
+        return in_form(status, code, message, headers)
+
     async def of_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, StarletteHTTPException)
         code = error.detail if error.detail in _MESSAGES else "http"
         message = _MESSAGES.get(code) or {404: "There is nothing here.", 405: "Not that method."}.get(
             error.status_code, "The request cannot be read."
         )
-        return error_response(error.status_code, code, message, error.headers)
+        return answer(request, error.status_code, code, message, error.headers)
 
     async def of_validation(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         known = {
             *ForgetBody.model_fields,
             *FidesBody.model_fields,
+            *OPENDSR_FIELDS,
             *DESK_FIELDS,
             "body",
             "path",
@@ -294,20 +326,20 @@ def _add_error_handlers(app: FastAPI) -> None:
             "request",
         }
         where = sorted({".".join(str(part) for part in one["loc"] if part in known) for one in error.errors()})
-        return error_response(422, "invalid", f"Not what is expected: {', '.join(where)}. See /openapi.json.")
+        return answer(request, 422, "invalid", f"Not what is expected: {', '.join(where)}. See /openapi.json.")
 
     async def of_store(request: Request, error: Exception) -> JSONResponse:
         if isinstance(error, UnknownSubjectError):
-            return error_response(404, "unknown_subject", _MESSAGES["unknown_subject"])
+            return answer(request, 404, "unknown_subject", _MESSAGES["unknown_subject"])
         if isinstance(error, DataError):
-            return error_response(422, "invalid", _MESSAGES["invalid"])
+            return answer(request, 422, "invalid", _MESSAGES["invalid"])
         if isinstance(error, ConfigurationError):
-            return error_response(409, "conflict", _MESSAGES["conflict"])
+            return answer(request, 409, "conflict", _MESSAGES["conflict"])
         if isinstance(error, StoreError):
             _log.error("%s: %s", type(error).__name__, error)
         if isinstance(error, LedgerUnreachableError):
-            return error_response(503, "unreachable", _MESSAGES["unreachable"], {"Retry-After": str(_RETRY_AFTER)})
-        return error_response(500, "store", _MESSAGES["store"])
+            return answer(request, 503, "unreachable", _MESSAGES["unreachable"], {"Retry-After": str(_RETRY_AFTER)})
+        return answer(request, 500, "store", _MESSAGES["store"])
 
     app.add_exception_handler(StarletteHTTPException, of_http)
     app.add_exception_handler(RequestValidationError, of_validation)

@@ -30,6 +30,30 @@ class FidesSettings(_Section):
     identity: Annotated[str, Field(min_length=1, max_length=200)]
 
 
+class OpenDSRSettings(_Section):
+    """Requests by OpenDSR.
+
+    Attributes:
+        identity: The `identity_type` that has a person's id in the training data: controller_customer_id, email, ...
+        controller: The id of the controller who asks.
+        domain: The domain that the requests arrive at, for which the certificate is issued.
+        certificate: The file with the certificate, and those between it and its authority (PEM).
+        key: The file with its private key (RSA or EC, PEM).
+        callbacks: The addresses that callbacks may go to; https, or http on this machine.
+        outbox: A folder for callbacks that have not been delivered yet.
+    """
+
+    identity: Annotated[str, Field(min_length=1, max_length=200)]
+    controller: Annotated[str, Field(min_length=1, max_length=200)]
+    domain: Annotated[str, Field(pattern=r"^[a-z0-9.-]+(:[0-9]+)?$")]
+    certificate: Path
+    key: Path
+    callbacks: list[
+        Annotated[str, Field(pattern=r"^(https://[^\s@]+|http://(127\.0\.0\.1|localhost)[:/][^\s@]+)$")]
+    ] = []
+    outbox: Path
+
+
 class ControlSettings(_Section):
     """The control server.
 
@@ -43,6 +67,7 @@ class ControlSettings(_Section):
         answer_within: Number of days within which to answer a request, for the deadlines that the desk shows.
         signing_key: The file with the private key (Ed25519, PEM) that signs receipts; None to leave them unsigned.
         fides: The webhook for Fides; None without one.
+        opendsr: Requests by OpenDSR; None without them.
     """
 
     host: str = "127.0.0.1"
@@ -54,6 +79,7 @@ class ControlSettings(_Section):
     answer_within: Annotated[int, Field(ge=1, le=3650)] = 30
     signing_key: Path | None = None
     fides: FidesSettings | None = None
+    opendsr: OpenDSRSettings | None = None
 
 
 class ChatSettings(_Section):

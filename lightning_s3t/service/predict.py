@@ -12,6 +12,7 @@ import torch
 from fastapi import HTTPException, Request, Response
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import JSONResponse
+from litserve.utils import WorkerSetupStatus
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -190,6 +191,8 @@ def make_predict_server(store: Path, settings: ServiceSettings) -> litserve.LitS
     @server.app.get("/readyz", summary="Whether requests can be answered")
     def readyz() -> JSONResponse:
         nonlocal last_look
+        if WorkerSetupStatus.READY not in server.workers_setup_status.values():
+            return Refused(503, "starting", "No worker is ready yet.").response()
         began = own_clock()
         try:
             Store.newest_event(store)

@@ -56,6 +56,10 @@ http://127.0.0.1:%d {
 	reverse_proxy 127.0.0.1:%d 127.0.0.1:%d {
 		lb_policy round_robin
 		lb_retries 1
+		fail_duration 1s
+		unhealthy_status 503
+		health_uri /readyz
+		health_interval 500ms
 		request_buffers 10MB
 		lb_retry_match {
 			path /predict
@@ -249,7 +253,7 @@ def _run(store: Path, folder: Path, people: list[str], arguments: argparse.Names
         began, asked, is_killed = time.monotonic(), 0, False
         while (now := time.monotonic() - began) < seconds:
             serving = observe()
-            if fitting.pid is None and now > 0.25 * seconds:
+            if fitting.pid is None and now > 0.1 * seconds:
                 fitting.start()
             if not is_killed and now > 0.5 * seconds:
                 os.kill(first.worker(), signal.SIGKILL)

@@ -77,8 +77,8 @@ def draw_priors() -> None:
     figure.savefig(PICTURES / "priors.png", dpi=130)
 
 
-def draw_floors() -> None:
-    """What a shard serves by its requests, and how many requests a plan stands until each floor."""
+def draw_levels() -> None:
+    """What a shard serves by its requests, and how many requests a plan stands until each level."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     looks = range(11)
@@ -91,9 +91,9 @@ def draw_floors() -> None:
     left.set_ylabel("its slices in use, %")
     left.set_ylim(0, 102)
     stores = ((5, 4, 1), (5, 4, 4), (5, 12, 12), (20, 4, 4), (20, 12, 12))
-    floors = {0.75: "75 % of the data", 0.5: "50 %", 1e-6: "nothing (deletion rate)"}
-    for number, (floor, label) in enumerate(floors.items()):
-        found = [requests_until(shards, cyclic(slices, budget), [floor])[0] for shards, slices, budget in stores]
+    levels = {0.75: "75 % of the data", 0.5: "50 %", 1e-6: "nothing (deletion rate)"}
+    for number, (level, label) in enumerate(levels.items()):
+        found = [requests_until(shards, cyclic(slices, budget), [level])[0] for shards, slices, budget in stores]
         places = [place + 0.26 * (number - 1) for place in range(len(stores))]
         right.bar(places, [one.requests.mean for one in found], width=0.26, label=label)
     right.set_yscale("log")
@@ -104,7 +104,7 @@ def draw_floors() -> None:
         axes.legend(frameon=False, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2)
-    figure.savefig(PICTURES / "floors.png", dpi=130)
+    figure.savefig(PICTURES / "levels.png", dpi=130)
 
 
 def draw_years() -> None:
@@ -147,5 +147,5 @@ if __name__ == "__main__":
     draw_survivors()
     draw_budgets()
     draw_priors()
-    draw_floors()
+    draw_levels()
     draw_years()

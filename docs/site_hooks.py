@@ -25,6 +25,7 @@ PACKAGES = {
     "plan": ["lightning_s3t.plan"],
     "store": ["lightning_s3t.store"],
     "service": ["lightning_s3t.service"],
+    "federated": ["lightning_s3t.federated"],
     "reporting": ["lightning_s3t.reporting"],
     "serving": ["lightning_s3t.serving"],
     "tuning": ["lightning_s3t.tuning"],

@@ -21,7 +21,7 @@ os.environ["XDG_STATE_HOME"] = _state.name
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Chooses the tier before the test modules, which ask for it, are imported."""
+    """Choose the tier before the test modules, which ask for it, are imported."""
     from hypothesis import settings
 
     from tests import tiers

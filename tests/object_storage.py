@@ -34,11 +34,11 @@ class ObjectStorage:
         return s3fs.S3FileSystem(use_listings_cache=False)
 
     def call(self, method: str, **arguments: Any) -> Any:
-        """Calls one of S3's own operations."""
+        """Call one of S3's own operations."""
         return self.files.call_s3(method, **arguments)
 
     def new_bucket(self, versioning: str | None = None, **settings: Any) -> str:
-        """Makes a bucket; returns its name."""
+        """Make a bucket; return its name."""
         bucket = f"bucket-{os.getpid()}-{next(self._names)}"
         self.call("create_bucket", Bucket=bucket, **settings)
         if versioning is not None:

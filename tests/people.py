@@ -219,7 +219,7 @@ def fit(
     module: pl.LightningModule | None = None,
     **arguments: Any,
 ) -> pl.LightningModule:
-    """Fits into a store, and returns the module."""
+    """Fit into a store, and return the module."""
     module = module if module is not None else Classifier()
     workers = arguments.pop("workers", 0)
     make_trainer(store, *callbacks, **arguments).fit(module, datamodule=PeopleData(people, workers))

@@ -13,7 +13,7 @@ _PRELOADED = ["lightning.pytorch.cli", "lightning_s3t.cli.lightning", "lightning
 
 
 def run(folder: Path, *command: str) -> str:
-    """Runs a script ("app.py", ...) or a module ("-m", "lightning_s3t", ...) as `python` does, in a folder.
+    """Run a script ("app.py", ...) or a module ("-m", "lightning_s3t", ...) as `python` does, in a folder.
 
     The process is forked from a server that has imported the large packages (seconds each time), and nothing else.
 

@@ -11,6 +11,7 @@ from peft import PeftConfig
 
 from lightning_s3t.callbacks.unlearning import IsolationChoice, PartitionKind, Unlearning
 from lightning_s3t.engine.subjects import Subjects
+from lightning_s3t.executors.fit import ExecutorName
 from lightning_s3t.methods import S3TMethod
 from lightning_s3t.plan import DataMode, EpochRule, RiskBands
 from lightning_s3t.store import RequestRecord
@@ -87,6 +88,10 @@ class S3T(Unlearning):
             folder names.
         snapshots: Where snapshots are kept if the ledger is in a database: "s3://bucket/prefix" or a folder that the
             machines share (docs/machines.md); None for the store's folder, or for their current location.
+        keys: A folder for the keys of snapshots, in no backup of them: then each snapshot is encrypted, and a request
+            deletes its key (docs/keys.md); None for no encryption, or for the folder that the store names.
+        executor: Where units are trained. "local": on this machine. "ray": on the machines of a Ray cluster, with
+            `parallel_units` on each GPU, and the same bits (docs/cluster.md).
 
     Raises:
         ConfigurationError: An argument is out of range.
@@ -129,6 +134,8 @@ class S3T(Unlearning):
         time_budget: float | str | timedelta | dict[str, int] | None = None,
         ledger: str | None = None,
         snapshots: str | Path | None = None,
+        keys: str | Path | None = None,
+        executor: ExecutorName = "local",
     ) -> None:
         super().__init__(
             S3TMethod(shards, slices, budget, sequences, groups, stage_data, epoch_rule, request_prior, risk_bands),
@@ -148,6 +155,8 @@ class S3T(Unlearning):
             time_budget=time_budget,
             ledger=ledger,
             snapshots=snapshots,
+            keys=keys,
+            executor=executor,
         )
 
     def forget(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:

@@ -23,13 +23,13 @@ from lightning_s3t.engine.lightning_internals import (
     run_instead_of_fit,
     take_max_time,
 )
-from lightning_s3t.engine.preflight import check_trainer, refuse_to_resume
+from lightning_s3t.engine.preflight import check_trainer, check_trainer_for_cluster, refuse_to_resume
 from lightning_s3t.engine.subjects import Subjects
 from lightning_s3t.engine.unit_settings import UnitSettings
 from lightning_s3t.engine.unit_training import UnitTraining
 from lightning_s3t.errors import ConfigurationError, UnsupportedError
 from lightning_s3t.executors.audit import AuditTarget
-from lightning_s3t.executors.fit import Fit, FitConfig, isolation_of
+from lightning_s3t.executors.fit import ExecutorName, Fit, FitConfig, isolation_of
 from lightning_s3t.executors.fit_summary import FitSummary
 from lightning_s3t.executors.processes.forkserver import warm_up
 from lightning_s3t.executors.time_budget import seconds_of
@@ -41,6 +41,7 @@ from lightning_s3t.serving.answer_trial import AnswerTrial
 from lightning_s3t.store import RequestRecord
 from lightning_s3t.store.ledger_address import check_folder_name
 from lightning_s3t.store.registry import Newcomers
+from lightning_s3t.store.snapshot_keys import check_keys
 from lightning_s3t.store.snapshots_place import check_addresses
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, resolve_adapter
 from lightning_s3t.tuning.floor import Floor
@@ -103,6 +104,10 @@ class Unlearning(pl.Callback):
             folder names.
         snapshots: Where snapshots are kept if the ledger is in a database: "s3://bucket/prefix" or a folder that the
             machines share (docs/machines.md); None for the store's folder, or for their current location.
+        keys: A folder for the keys of snapshots, in no backup of them: then each snapshot is encrypted, and a request
+            deletes its key (docs/keys.md); None for no encryption, or for the folder that the store names.
+        executor: Where units are trained. "local": on this machine. "ray": on the machines of a Ray cluster, with
+            `parallel_units` on each GPU, and the same bits (docs/cluster.md).
 
     Attributes:
         receipt: Receipt of the requests that waited for the last fit (of the deletions, if there were corrections too);
@@ -142,11 +147,19 @@ class Unlearning(pl.Callback):
         time_budget: float | str | timedelta | dict[str, int] | None = None,
         ledger: str | None = None,
         snapshots: str | Path | None = None,
+        keys: str | Path | None = None,
+        executor: ExecutorName = "local",
     ) -> None:
         check_choice("newcomers", newcomers, ("retrain", "append"))
         check_count("parallel_units", parallel_units)
         check_choice("partition", partition, ("secret", "public"))
         check_choice("isolation", isolation, ("auto", "forkserver", "fork", "none"))
+        check_choice("executor", executor, ("local", "ray"))
+        if executor == "ray" and isolation not in ("auto", "forkserver"):
+            raise ConfigurationError(
+                f"isolation={isolation!r} trains units in the script's process or in copies of it, so they cannot be "
+                "on another machine. Leave it out, or executor='ray'."
+            )
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ConfigurationError(f"Expected argument `seed` to be a non-negative integer but got {seed!r}.")
         self.method = method = method_of(method)
@@ -163,6 +176,7 @@ class Unlearning(pl.Callback):
         floor, adapter = (floor, adapter) if method.head is None else (method.head, None)
         check_folder_name(store)
         place = check_addresses(Path(store), ledger, snapshots)
+        key_folder = check_keys(Path(store), keys, place)
         if ledger is not None and floor:
             raise ConfigurationError(
                 "A store with its ledger in a database cannot have a closed-form head: the database's log and backups "
@@ -196,6 +210,8 @@ class Unlearning(pl.Callback):
             seconds_of(time_budget) if time_budget is not None else None,
             ledger,
             place,
+            key_folder,
+            executor,
         )
         self.sequences = self.config.choice.plan()
         self.isolation = isolation
@@ -303,11 +319,14 @@ class Unlearning(pl.Callback):
             isolation = isolation_of(trainer, self.isolation, has_units=self.method.head is None)
             units = self.config.units
             check_trainer(trainer, Unlearning, isolation, units.parallel_units, units.digest_rows)
+            elsewhere = self.config.executor == "ray" and isolation != "none" and self._audited is None
+            if elsewhere:
+                check_trainer_for_cluster(trainer)
             refuse_checkpoint(trainer, refuse_to_resume)
             max_time = take_max_time(trainer)
             self._fit = fit = Fit(self.config, isolation, (self, self.deletion), self._audited, max_time)
             fit.begin(trainer)
-            if isolation == "forkserver":
+            if isolation == "forkserver" and not elsewhere:
                 warm_up()
             if isolation != "none":
                 run_instead_of_fit(trainer, lambda: fit.run_isolated(trainer, pl_module))

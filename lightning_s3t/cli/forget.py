@@ -131,7 +131,7 @@ def show_record(receipt: RequestRecord, store: Store, sign: Path | None, json: b
             # place
             print(printable(_exports(receipt)), file=sys.stderr)
         return
-    print(printable("\n".join(_lines(receipt, has_units=store.manifest.method.response != "subtract"))))
+    print(printable("\n".join(_lines(receipt, has_units=store.manifest.method.has_units))))
 
 
 def _lines(receipt: RequestRecord, has_units: bool) -> Iterator[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -17,6 +18,7 @@ from lightning_s3t.cli.imports import see_current_folder
 from lightning_s3t.cli.stored_config import TRUST, stored_config
 from lightning_s3t.serving.module import EnsembleModule
 
+RAY_ADDRESS = "RAY_ADDRESS"  # Ray's own
 DESCRIPTION = "Train any LightningModule slice by slice, so that data can be removed from it exactly."
 
 
@@ -34,8 +36,21 @@ class S3TCLI(LightningCLI):
             parser: The parser of a subcommand.
         """
         parser.add_lightning_class_args(S3T, "s3t")
-        # for every command, since one config file serves all of them
+        # both for every command, since one config file serves all of them
+        parser.add_argument(
+            "--ray",
+            type=str | None,
+            help="The address of a Ray cluster whose machines train the units of `fit`, HOST:PORT; 'auto' for the one "
+            "that this machine belongs to. Implies --s3t.executor=ray.",
+        )
         parser.add_method_arguments(EnsembleModule, "from_store", "serving", skip={"store", "module"})
+
+    def before_instantiate_classes(self) -> None:
+        """Called before the callback is made: gives it the cluster."""
+        config = self.config if self.subcommand is None else self.config[str(self.subcommand)]
+        if config["ray"] is not None:
+            config["s3t"]["executor"] = "ray"
+            os.environ[RAY_ADDRESS] = config["ray"]
 
     def before_validate(self) -> None:
         """Called before validation: the ensemble replaces the model."""
@@ -85,6 +100,7 @@ def run_lightning(arguments: Sequence[str]) -> None:
     """
     see_current_folder()
     with ExitStack() as stack:
+        stack.enter_context(_ray_address_restored())
         given = list(arguments)
         if "--store" in given[1:-1]:
             at = given.index("--store")
@@ -105,3 +121,14 @@ def run_lightning(arguments: Sequence[str]) -> None:
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": "s3t", "description": DESCRIPTION},
         )
+
+
+@contextmanager
+def _ray_address_restored() -> Iterator[None]:
+    before = os.environ.get(RAY_ADDRESS)
+    try:
+        yield
+    finally:
+        os.environ.pop(RAY_ADDRESS, None)
+        if before is not None:
+            os.environ[RAY_ADDRESS] = before

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lightning_s3t.plan.sequences import Budget
 
 LOOKS = [1, 5, 20, 50]
-FLOORS = [0.75, 0.5]
+LEVELS = [0.75, 0.5]
 REFITS = ["7d"]
 BASELINES = ("optimal", "bms", "cyclic", "sisa")
 SHOWN_SEQUENCES = 24
@@ -41,7 +41,7 @@ def plan(
     sequences: PlannerName = "optimal",
     prior: Path | None = None,
     requests: list[int] = LOOKS,
-    floors: list[float] = FLOORS,
+    levels: list[float] = LEVELS,
     worth: str = "data",
     groups: int | None = None,
     data: DataMode = "cumulative",
@@ -75,7 +75,7 @@ def plan(
         prior: A JSON or CSV file with the probability of a request: one number per slice, or one per subject (a CSV
             file with the header subject,prior). Without it, all slices are equally likely.
         requests: Numbers of requests after which to show what is left.
-        floors: The least that should be served, as shares of the worth of a full store.
+        levels: The least that should be served, as shares of the worth of a full store.
         worth: The worth of a shard by the share of its slices that serves: that share (data), one of the paper's
             accuracy curves (cifar-100, mnli, ...), or the folder of a store, for the scores of its units.
         groups: Number of layer groups, if there are fewer groups than slices. The plan is compared with one of as many
@@ -120,13 +120,13 @@ def plan(
 
     planners = dict.fromkeys((sequences, *(name for name in BASELINES if name != sequences)))
     found = compare(
-        shards, slices, limit, planners, known, requests, data, rule, seed, groups=groups, floors=floors, worth=curve
+        shards, slices, limit, planners, known, requests, data, rule, seed, groups=groups, levels=levels, worth=curve
     )
     if groups is not None and groups < slices and known is None:
         # the same budget where each group has one slice
         coarse = min(budget, math.factorial(groups)) if budget is not None else limit
         found += compare(
-            shards, groups, coarse, [sequences], None, requests, data, rule, seed, floors=floors, worth=curve
+            shards, groups, coarse, [sequences], None, requests, data, rule, seed, levels=levels, worth=curve
         )
     if json:
         print(json_format.dumps(_document(shards, slices, found, stages), indent=2))
@@ -136,7 +136,7 @@ def plan(
     console = Console()
     console.print(_tree(found[0], shards))
     console.print(_costs(found[0], shards, stages))
-    console.print(_table(found, shards, requests, floors, worth, known is None))
+    console.print(_table(found, shards, requests, levels, worth, known is None))
     console.print(_quality(found[0]))
 
 
@@ -246,7 +246,7 @@ def _table(
     found: Sequence[PlannerResult],
     shards: int,
     requests: Sequence[int],
-    floors: Sequence[float],
+    levels: Sequence[float],
     worth: str,
     uniform: bool,
 ) -> Table:
@@ -260,7 +260,7 @@ def _table(
         f"After so many requests: the share of the data that serves, and how many of the {shards} shards."
     )
     table = Table(caption=caption, box=SIMPLE, padding=(0, 0, 0, 1), show_edge=False)
-    for name in ("", "seq.", "units", "fine-\ntunes", *(f"until\n{100 * floor:g} %" for floor in floors), "until\n0"):
+    for name in ("", "seq.", "units", "fine-\ntunes", *(f"until\n{100 * level:g} %" for level in levels), "until\n0"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for look in requests:
         table.add_column(f"after\n{look}", justify="right", no_wrap=True)
@@ -272,13 +272,13 @@ def _table(
         shares = [f"{moment.data.mean:.0%}" for moment in one.moments]
         table.add_row(name, *numbers, _number(one.lifetime), *shares)
         serving = [f"{moment.shards.mean:.1f}" for moment in one.moments]
-        table.add_row("  shards", *[""] * (4 + len(floors)), *serving, style="dim")
+        table.add_row("  shards", *[""] * (4 + len(levels)), *serving, style="dim")
     if uniform:
         from lightning_s3t.plan import retention_bound
 
         bounds = [f"{retention_bound(shards, found[0].sequences, look) / slices:.0%}" for look in requests]
         table.add_section()
-        table.add_row("at least", *[""] * (4 + len(floors)), *bounds)
+        table.add_row("at least", *[""] * (4 + len(levels)), *bounds)
         table.caption = f"{caption} At least: the closed-form lower bound for {found[0].planner}."
     return table
 

@@ -84,7 +84,7 @@ def show_years(
         SLICES if fixed.slices is None else [fixed.slices],
         BUDGETS if fixed.budget is None else [fixed.budget],
         EPOCHS if fixed.epochs is None else [fixed.epochs],
-        floor=quality,
+        wanted=quality,
         worth=worth,
         sharding=sharding,
         data=fixed.data,

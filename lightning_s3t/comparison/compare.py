@@ -26,7 +26,7 @@ from lightning_s3t.comparison.results import Setting
 from lightning_s3t.comparison.rows import ComparedRows
 from lightning_s3t.comparison.run import Relearning, Script, make_run
 from lightning_s3t.engine.muted_lightning import quiet
-from lightning_s3t.engine.run_record import versions
+from lightning_s3t.engine.versions import versions
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.methods import METHODS, Retrain, UnlearningMethod, method_of
 from lightning_s3t.methods.checks import check_count

@@ -61,6 +61,11 @@ class MethodPart(BaseModel):
     certified: CertifiedPart | None = None
 
     @property
+    def has_units(self) -> bool:
+        """Whether the method trains units; otherwise a closed-form head serves alone."""
+        return self.response != "subtract"
+
+    @property
     def certificate(self) -> Certificate | None:
         """The numbers of a certified guarantee; None for another."""
         if self.certified is None:

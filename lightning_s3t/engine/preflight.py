@@ -105,6 +105,29 @@ def check_trainer(
         )
 
 
+def check_trainer_for_cluster(trainer: pl.Trainer) -> None:
+    """Check, in `setup`, that units can be trained on other machines.
+
+    Args:
+        trainer: The trainer.
+
+    Raises:
+        UnsupportedError: They cannot.
+    """
+    device = trainer.strategy.root_device
+    if not isinstance(trainer.strategy, SingleDeviceStrategy):
+        raise UnsupportedError(
+            f"executor='ray' with the strategy {type(trainer.strategy).__name__}: on a cluster each unit is trained "
+            "on one device, and several units at the same time. Use Trainer(devices=1); or train units with DDP on "
+            "one machine (executor='local')."
+        )
+    if device.type not in ("cpu", "cuda") or device.index:
+        raise UnsupportedError(
+            f"executor='ray' with the device {device}: a unit on a cluster sees one GPU, cuda:0, or none. Use "
+            "Trainer(accelerator='gpu', devices=1) or Trainer(accelerator='cpu')."
+        )
+
+
 def _problems_of_isolation(trainer: pl.Trainer, isolation: Isolation, parallel_units: int) -> list[str]:
     if isolation == "none":
         if parallel_units > 1:

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import os
-import platform
 import time
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
 from lightning_s3t.engine.trainer_settings import trainer_settings
-
-PACKAGES = (
-    "lightning-s3t",
-    "lightning",
-    "torch",
-    "peft",
-    "torchmetrics",
-    "timm",
-    "transformers",
-    "safetensors",
-)
+from lightning_s3t.engine.versions import versions
 
 
 class RunRecord:
@@ -57,28 +44,6 @@ class RunRecord:
             "metrics": metrics_of(self._trainer),
             "duration_s": round(time.monotonic() - self._started, 3),
         }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that take part.
-
-    Example:
-        >>> "torch" in versions()
-        True
-    """
-    return dict(_versions())
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    # the packages' metadata are files, and a process has one version of each
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def metrics_of(trainer: pl.Trainer) -> dict[str, float]:

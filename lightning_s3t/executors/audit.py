@@ -16,8 +16,8 @@ from torch import Tensor
 from lightning_s3t.columns import counted
 from lightning_s3t.core.floor import PRETRAINED, FloorPart
 from lightning_s3t.engine.lightning_internals import is_deterministic
-from lightning_s3t.engine.run_record import versions
 from lightning_s3t.engine.training_data import TrainingData
+from lightning_s3t.engine.versions import versions
 from lightning_s3t.errors import ConfigurationError, RevokedError
 from lightning_s3t.executors.fit_store import Base, FitStore, Generations
 from lightning_s3t.executors.head_building import HeadBuilder

@@ -40,7 +40,8 @@ from lightning_s3t.executors.fit_store import FitStore
 from lightning_s3t.executors.fit_summary import FitSummary, hyperparameters, mean_metrics
 from lightning_s3t.executors.head_building import HeadBuilder
 from lightning_s3t.executors.in_process import InProcessExecutor
-from lightning_s3t.executors.isolated import IsolatedExecutor
+from lightning_s3t.executors.isolated import IsolatedExecutor, Processes
+from lightning_s3t.executors.processes.unit_processes import UnitProcesses, launch
 from lightning_s3t.executors.ranks import on_rank_zero
 from lightning_s3t.executors.time_budget import TimeBudget
 from lightning_s3t.executors.unit_plan import FitPlan
@@ -57,6 +58,8 @@ from lightning_s3t.tuning.layer_table import LayerTable
 from lightning_s3t.tuning.layers import find_left_out
 from lightning_s3t.tuning.stage_switch import StageSwitch
 from lightning_s3t.tuning.stages import StageBuilder
+
+ExecutorName = Literal["local", "ray"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +83,8 @@ class FitConfig:
         time_budget: The time limit of a fit in seconds; None for no limit.
         ledger: The address of the store's ledger; None for the folder, or for the address in it.
         snapshots: The location of the store's snapshots; None for the folder, or for the location in the ledger.
+        keys: The location of their keys; None for no encryption, or for the location in the ledger.
+        executor: Where units are trained.
     """
 
     store: Path
@@ -98,6 +103,8 @@ class FitConfig:
     time_budget: float | None = None
     ledger: str | None = None
     snapshots: str | None = None
+    keys: str | None = None
+    executor: ExecutorName = "local"
 
 
 class Fit:
@@ -166,8 +173,16 @@ class Fit:
         self._check_edits(alone=not is_distributed(trainer))
         self._check_floor(isolated=True)
         data, switch = self._training_data(trainer), self._switch(module)
-        self.training = UnitTraining(data, switch, self._settings, self._config.method)
-        with warned_once(), closing(IsolatedExecutor(trainer, data, self.training, self._settings)) as executor:
+        self.training = training = UnitTraining(data, switch, self._settings, self._config.method)
+
+        def start() -> Processes:
+            if self._config.executor == "ray" and self._audited is None:
+                from lightning_s3t.executors.cluster.ray_processes import RayProcesses
+
+                return RayProcesses(trainer, data, training, self._settings)
+            return UnitProcesses(launch(trainer, data, training, self._settings), self._settings.parallel_units)
+
+        with warned_once(), closing(IsolatedExecutor(trainer, data, self._settings, start)) as executor:
             fit_store = self._open_store(trainer, module, data, switch.builder, executor.rehearse())
             log_hyperparameters(trainer)
             heads = None
@@ -335,6 +350,7 @@ class Fit:
                 self._budget,
                 config.ledger,
                 config.snapshots,
+                config.keys,
             )
         )
         fit_store.open(config.store, builder.base_tensors)

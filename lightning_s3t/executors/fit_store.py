@@ -69,6 +69,7 @@ class FitStore:
         budget: The time limit of the fit; None for no limit.
         ledger: The address of the store's ledger; None for the folder, or for the address in it.
         snapshots: The location of the store's snapshots; None for the folder, or for the location in the ledger.
+        keys: The location of their keys; None for no encryption, or for the location in the ledger.
 
     Attributes:
         plan: The plan of units to build.
@@ -98,6 +99,7 @@ class FitStore:
         budget: TimeBudget | None = None,
         ledger: str | None = None,
         snapshots: str | None = None,
+        keys: str | None = None,
     ) -> None:
         self.plan = FitPlan((), 0, (), 0)
         self.receipt: RequestRecord | None = None
@@ -119,6 +121,7 @@ class FitStore:
         self._newcomers = newcomers
         self._ledger = ledger
         self._snapshots = snapshots
+        self._keys = keys
         self.budget = budget if budget is not None else TimeBudget(None, choice.slices, method.groups)
         self._basis: Mapping[str, Any] = settings
         self._moved = ""
@@ -246,7 +249,7 @@ class FitStore:
         # one batch per unit is not training: nothing of it may be kept
         if self._trainer.fast_dev_run:  # type: ignore[attr-defined]
             path = self._exit.enter_context(closing(Scratch(path))).path / "store"
-            self._ledger = self._snapshots = None
+            self._ledger = self._snapshots = self._keys = None
         if not has_ledger(path):
             self._data.check_slices()
         opened = self._enter(path)
@@ -281,7 +284,7 @@ class FitStore:
 
     def _enter(self, path: Path) -> Opened:
         store = self._exit.enter_context(
-            Store.create(path, self._settings, self._register, self._key, self._ledger, self._snapshots)
+            Store.create(path, self._settings, self._register, self._key, self._ledger, self._snapshots, self._keys)
         )
         self._opened = Opened(store, self._exit.enter_context(store.building()))
         return self._opened

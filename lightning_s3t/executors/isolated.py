@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import torch
@@ -19,15 +19,16 @@ from lightning_s3t.core.floor import Task
 from lightning_s3t.engine.lightning_internals import is_distributed, logged_step, meeting_point, set_logged_step
 from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.engine.unit_settings import UnitSettings
-from lightning_s3t.engine.unit_training import FeatureTask, UnitResult, UnitTask, UnitTraining
+from lightning_s3t.engine.unit_training import FeatureTask, UnitResult, UnitTask
 from lightning_s3t.errors import RevokedError, WorkerError
 from lightning_s3t.executors.fit_store import FitStore
 from lightning_s3t.executors.processes.messages import (
     Advanced,
     Begin,
     Failed,
+    FromUnit,
     Group,
-    Noted,
+    Lost,
     Read,
     ReadAll,
     Rehearse,
@@ -37,16 +38,57 @@ from lightning_s3t.executors.processes.messages import (
     Writes,
 )
 from lightning_s3t.executors.processes.recorded_logs import write_calls
-from lightning_s3t.executors.processes.unit_processes import UnitProcess, UnitProcesses, launch
 from lightning_s3t.executors.progress import UnitProgress
 from lightning_s3t.executors.ranks import check_same_tensors, gather, on_rank_zero
-from lightning_s3t.executors.unit_plan import PlannedUnit
+from lightning_s3t.executors.unit_queue import UnitQueue
 from lightning_s3t.executors.unit_store import UnitStore
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store.feature_sums import FeatureRows
 from lightning_s3t.tuning.randomness import seeded
 
 _LOOK_UP = 0.1  # seconds after which the ranks compare how far they are, and look for requests
+
+
+class Process(Protocol):
+    """A unit's process.
+
+    Attributes:
+        what: Its activity, for messages: "unit 0/0-1 was trained".
+    """
+
+    what: str
+
+    def note(self, path: Path) -> None:
+        """Tell it that the file which it is about to write is on the list for erasure."""
+
+    def close(self) -> None:
+        """Stop listening to it."""
+
+
+class Processes(Protocol):
+    """Starts units' processes, here or elsewhere, with the state that a fit found, and listens to them."""
+
+    @property
+    def capacity(self) -> int:
+        """Number of processes that may work at the same time."""
+
+    def start(self, begin: Begin, what: str, another: bool = False) -> Any:
+        """Start a job in a process, and say whether one more will be needed later."""
+
+    def listen(self, processes: Sequence[Any], seconds: float) -> Iterator[tuple[Any, FromUnit]]:
+        """Yield the messages of processes; return soon after a message. Raise a WorkerError if one has died."""
+
+    def learn(self, modules: tuple[str, ...]) -> None:
+        """Import modules once for all units."""
+
+    def kill(self, process: Any) -> None:
+        """End a process, and wait until it has ended."""
+
+    def say_what_was_kept(self) -> None:
+        """Name data that callbacks kept in memory."""
+
+    def close(self) -> None:
+        """End all processes; when this returns, none can write any more."""
 
 
 @dataclass
@@ -62,10 +104,10 @@ class _Job:
     """
 
     what: str
-    process: UnitProcess
+    process: Process
     unit: UnitId | None = None
     start: float = field(default_factory=time.monotonic)
-    outcome: Trained | ReadAll | Rehearsed | Failed | None = None
+    outcome: Trained | ReadAll | Rehearsed | Failed | Lost | None = None
 
 
 @dataclass(frozen=True)
@@ -96,17 +138,16 @@ class IsolatedExecutor:
     Args:
         trainer: The trainer, when all setup hooks have run.
         data: The training data.
-        training: Trains a unit.
         settings: The settings of units.
+        processes: Starts the processes; called at once.
 
     Attributes:
         trained: The units that have been trained.
-
-    Raises:
-        UnsupportedError: Something cannot be sent to another process; named.
     """
 
-    def __init__(self, trainer: pl.Trainer, data: TrainingData, training: UnitTraining, settings: UnitSettings) -> None:
+    def __init__(
+        self, trainer: pl.Trainer, data: TrainingData, settings: UnitSettings, processes: Callable[[], Processes]
+    ) -> None:
         self._trainer = trainer
         self._data = data
         self._settings = settings
@@ -117,7 +158,7 @@ class IsolatedExecutor:
         self._several = is_distributed(trainer)
         self._name = on_rank_zero(trainer, lambda: f"s3t-{secrets.token_hex(8)}")
         self._groups = 0
-        self._processes = UnitProcesses(launch(trainer, data, training, settings))
+        self._processes = processes()
 
     def rehearse(self) -> dict[str, Any]:
         """Let a process run the fit up to its first batch, so that problems appear before anything is changed.
@@ -138,6 +179,8 @@ class IsolatedExecutor:
                     self._processes.learn(message.modules)
                     self._data.row_digests = message.row_digests
                     return message.settings
+                if isinstance(message, Lost):
+                    self._start(Rehearse(), job.what)
 
     def run(self, fit_store: FitStore) -> None:
         """Build every unit of the plan.
@@ -188,6 +231,8 @@ class IsolatedExecutor:
                 for job, message in self._listen():
                     if isinstance(message, Failed):
                         raise message.exception(job.what)
+                    if isinstance(message, Lost):  # the head has some of the rows; the next fit reads the others
+                        raise WorkerError(f"The fit has ended: {message.why}. The next fit continues.")
                     ended |= isinstance(message, ReadAll)
                     read += [message] if isinstance(message, Read) else []
                 for queue, found in zip(waiting, gather(self._trainer, read), strict=True):
@@ -203,11 +248,14 @@ class IsolatedExecutor:
     def _build_all(self, units: UnitStore, fit_store: FitStore) -> bool:
         """Build the plan; return False if a deletion request arrived, so that a new plan is needed."""
         plan = fit_store.plan.build
-        queue, planned_of = UnitQueue(plan), {planned.unit: planned for planned in plan}
+        queue, planned_of = UnitQueue(plan, fit_store.budget.cost), {planned.unit: planned for planned in plan}
         outdated = False
         with closing(UnitProgress.of(self._trainer, plan, self._settings)) as progress:
             while not queue.done:
-                while len(self._jobs) < self._settings.parallel_units and (planned := queue.take()) is not None:
+                while (
+                    len(self._jobs) < (places := self._processes.capacity)
+                    and (planned := queue.take(places)) is not None
+                ):
                     unit = planned.unit
                     if not fit_store.has_time_for(planned):
                         queue.give_up(unit)
@@ -226,7 +274,12 @@ class IsolatedExecutor:
                         progress.show(job.unit, message.share)
                     elif isinstance(message, Writes):
                         units.note_file(job.unit, Path(message.path))
-                        job.process.tell(Noted())
+                        job.process.note(Path(message.path))
+                    elif isinstance(message, Lost):
+                        rank_zero_warn(f"S3T: {message.why}. The unit is trained again.")
+                        units.abandon(job.unit)
+                        progress.withdraw(job.unit)
+                        queue.put_back(planned_of[job.unit])
                     else:
                         progress.finish_unit(job.unit)
                         trained = self._finish(job.what, job.unit, message, units)
@@ -275,7 +328,7 @@ class IsolatedExecutor:
             group = Group(*meeting_point(), f"{self._name}-{self._groups}")
         self._jobs[what] = _Job(what, self._processes.start(Begin(task, group), what, another), unit)
 
-    def _listen(self) -> Iterator[tuple[_Job, Advanced | Writes | Read | ReadAll | Trained | Rehearsed | Failed]]:
+    def _listen(self) -> Iterator[tuple[_Job, FromUnit]]:
         """Listen for a moment; yield messages of processes, and then the ends of jobs.
 
         A job has ended when its process has on every rank, or has failed on one. Jobs end in the same order on every
@@ -290,7 +343,7 @@ class IsolatedExecutor:
         try:
             for process, message in self._processes.listen(running, _LOOK_UP):
                 job = self._jobs[process.what]
-                if isinstance(message, (Trained, ReadAll, Rehearsed, Failed)):
+                if isinstance(message, (Trained, ReadAll, Rehearsed, Failed, Lost)):
                     job.outcome = message
                     process.close()
                 elif not isinstance(message, Warned):
@@ -339,68 +392,3 @@ def _interleave(parts: Sequence[Read], count: int) -> Read:
 
 def _what(unit: UnitId) -> str:
     return f"unit {unit} was trained"
-
-
-class UnitQueue:
-    """Gives units out in the plan's order, each when its parent has been trained.
-
-    Args:
-        build: The units to build, in the plan's order.
-
-    Example:
-        >>> first, second = (PlannedUnit(UnitId(0, prefix), "key", 1, False) for prefix in [(0,), (0, 1)])
-        >>> queue = UnitQueue([first, second])
-        >>> queue.take() is first, queue.take()
-        (True, None)
-        >>> queue.end(first.unit)
-        >>> queue.take() is second
-        True
-    """
-
-    def __init__(self, build: Iterable[PlannedUnit]) -> None:
-        self._waiting = {planned.unit: planned for planned in build}
-        self._running: set[UnitId] = set()
-
-    @property
-    def waiting(self) -> bool:
-        """Whether there are units left to start."""
-        return bool(self._waiting)
-
-    @property
-    def done(self) -> bool:
-        """Whether no unit waits or runs."""
-        return not self._waiting and not self._running
-
-    def take(self) -> PlannedUnit | None:
-        """Return the next unit to train; None while all remaining units wait for their parents."""
-        for unit, planned in self._waiting.items():
-            if unit.parent not in self._waiting and unit.parent not in self._running:
-                del self._waiting[unit]
-                self._running.add(unit)
-                return planned
-        return None
-
-    def end(self, unit: UnitId, trained: bool = True) -> None:
-        """Record that a unit has ended.
-
-        Args:
-            unit: The unit.
-            trained: Whether it is in the store; otherwise it is abandoned.
-        """
-        if trained:
-            self._running.discard(unit)
-        else:
-            self.give_up(unit)
-
-    def give_up(self, unit: UnitId) -> None:
-        """Record that a unit was revoked or skipped: units built on it are not trained either.
-
-        Args:
-            unit: The unit.
-        """
-        self._running.discard(unit)
-        self._waiting = {other: planned for other, planned in self._waiting.items() if unit not in other.lineage}
-
-    def halt(self) -> None:
-        """Start no further units."""
-        self._waiting.clear()

@@ -117,6 +117,14 @@ class UnitProgress:
             self._done += self._weights[unit]
             self._move()
 
+    def withdraw(self, unit: UnitId) -> None:
+        """Take back that a unit was started.
+
+        Args:
+            unit: The unit.
+        """
+        self._shares.pop(unit, None)
+
     def close(self) -> None:
         """End the display."""
         self._bar.close()

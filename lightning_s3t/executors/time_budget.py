@@ -80,7 +80,7 @@ class TimeBudget:
             planned: The unit.
             seconds: From its beginning until it was in the store.
         """
-        self._costs.append(self._cost(planned))
+        self._costs.append(self.cost(planned))
         self._times.append(seconds)
 
     def has_time_for(self, planned: PlannedUnit) -> bool:
@@ -108,9 +108,14 @@ class TimeBudget:
         rate = float((apart * times).sum()) / spread if spread > 0 else float(times.mean() / max(costs.mean(), 1.0))
         rate = min(max(rate, 0.0), float(times.mean() / max(costs.mean(), 1.0)))
         fixed = float(times.mean()) - rate * float(costs.mean())
-        return fixed + rate * self._cost(planned)
+        return fixed + rate * self.cost(planned)
 
-    def _cost(self, planned: PlannedUnit) -> float:
+    def cost(self, planned: PlannedUnit) -> float:
+        """Return the time of a unit without its fixed part, relative to that of others.
+
+        Args:
+            planned: The unit.
+        """
         return planned.rows * float(self._per_row[planned.unit.stage - 1])
 
 

@@ -24,8 +24,7 @@ class BadTeacher(DescentMethod):
     the loss of a row is the divergence from its teacher's output. The paper's incompetent teacher has random weights.
     Here the incompetent teacher is the model before training: the pretrained layers and the initial head of the first
     fit. If that head is a good one already (a checkpoint that was trained on the same classes), it is competent, and
-    nothing is
-    forgotten: use another method.
+    nothing is forgotten: use another method.
 
     Nothing is guaranteed about the result: answers to the forgotten rows that are less sure than those to unseen rows
     show that these were forgotten. Needs both sets of rows, and a network that answers with logits.

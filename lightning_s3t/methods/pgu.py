@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,9 +31,9 @@ class PGU(EditingMethod):
     the answer.
 
     The paper keeps the inputs' second moments from training and subtracts those of the forgotten; here they are
-    computed from the retained rows, and nothing is stored. The paper stops when the accuracy on held-out rows passes
-    that on the
-    forgotten: give the first as `stop_accuracy`.
+    computed from the retained rows, and nothing is stored. It stops when the accuracy on held-out rows is above that on
+    the forgotten, and keeps the nearer one of the last two models: give the accuracy on held-out rows as
+    `stop_accuracy`.
 
     Nothing is guaranteed about the result. The outputs for the retained rows are preserved only to first order, and
     only in the preserved directions. With a large share no direction is free and nothing is forgotten; with a small one
@@ -47,7 +48,8 @@ class PGU(EditingMethod):
         batch_size: Rows a step.
         offset: Keeps the loss finite.
         entropy_weight: Weight of the entropy.
-        stop_accuracy: Accuracy on the forgotten rows at which to stop; None to go through all epochs.
+        stop_accuracy: Stop when the accuracy on the forgotten rows is below it, and keep this epoch's model or the one
+            before, whichever is nearer; None to go through all epochs.
         labels: The key or the number of the labels in a batch, if they are not found.
 
     Raises:
@@ -85,7 +87,7 @@ class PGU(EditingMethod):
             session: The model and the rows.
 
         Returns:
-            Number of epochs, and the number of preserved directions of each layer.
+            Number of epochs that led to the model, and the number of preserved directions of each layer.
 
         Raises:
             UnsupportedError: None of the layers is linear or convolutional.
@@ -99,12 +101,19 @@ class PGU(EditingMethod):
         preserved = {
             name: leading_directions(moment, self.share) for name, moment in self._moments(session, layers).items()
         }
-        done = 0
-        while done < self.epochs and not self._reached(session):
+        done, distance = 0, self._distance(session)
+        while done < self.epochs and distance >= 0:
+            previous, before = distance, session.weights()
             done += 1
             rate = self.learning_rate * (self.last_learning_rate / self.learning_rate) ** (done / self.epochs)
             for batch in session.forget.shuffled(self.batch_size):
                 self._step(session, layers, preserved, batch, rate)
+            distance = self._distance(session)
+        if done and previous < -distance:
+            done -= 1
+            with torch.no_grad():
+                for name, parameter in session.parameters.items():
+                    parameter.copy_(before[name])
         directions = {name: [basis.shape[1], basis.shape[0]] for name, basis in preserved.items()}
         return {"epochs": done, "preserved_directions": directions}
 
@@ -131,13 +140,14 @@ class PGU(EditingMethod):
         return (-torch.log(1 - of_label + self.offset) - self.entropy_weight * entropy).mean()
 
     @torch.no_grad()
-    def _reached(self, session: EditSession) -> bool:
+    def _distance(self, session: EditSession) -> float:
+        """Return how far the accuracy on the forgotten rows is above the one to stop at; infinite without one."""
         if self.stop_accuracy is None:
-            return False
+            return math.inf
         right = 0
         for batch in session.forget.batches(self.batch_size):
             right += int((session.answer(batch).logits.argmax(-1) == labels_of(batch, self.labels)).sum())
-        return right / len(session.forget) <= self.stop_accuracy
+        return right / len(session.forget) - self.stop_accuracy
 
     @torch.no_grad()
     def _moments(self, session: EditSession, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from lightning_s3t.plan.objective.assessment import Assessment, assess_family
 from lightning_s3t.plan.problem import PlanProblem, Prior
 from lightning_s3t.plan.sequences import Budget, plan_family
 from lightning_s3t.plan.stage_rules import DataMode, EpochRule
-from lightning_s3t.plan.theory.endurance import FLOORS, Endurance, endurance_of
+from lightning_s3t.plan.theory.endurance import LEVELS, Endurance, endurance_of
 from lightning_s3t.plan.theory.expectation import survivors_of
 from lightning_s3t.plan.theory.lifetime import lifetime_of
 from lightning_s3t.plan.theory.simulation import Moment
@@ -26,7 +26,7 @@ class PlannerResult:
         planner: Its name.
         sequences: The sequences.
         cost: The cost of the sequences per shard.
-        until: Number of requests until it serves less than each floor.
+        until: Number of requests until it serves less than each level.
         lifetime: Expected number of requests until nothing is left, in all shards: the deletion rate.
         assessment: The value of the sequences by the objective of `optimal`, and a bound on the value of any sequences.
         moments: What remains after numbers of requests.
@@ -52,7 +52,7 @@ def compare(
     epochs: EpochRule = "full",
     seed: int = 0,
     groups: int | None = None,
-    floors: Iterable[float] = FLOORS,
+    levels: Iterable[float] = LEVELS,
     worth: Worth = DATA,
 ) -> tuple[PlannerResult, ...]:
     """Plan the same shards and slices with several planners.
@@ -69,11 +69,11 @@ def compare(
         epochs: As in `cost_of`.
         seed: For planners that draw.
         groups: As in `cost_of`.
-        floors: The least share that should be served, as in `requests_until`.
+        levels: The least share that should be served, as in `requests_until`.
         worth: The worth of a shard, as in `requests_until`.
 
     Raises:
-        ConfigurationError: A planner is unknown or has fewer sequences than the budget, or the prior, a floor or the
+        ConfigurationError: A planner is unknown or has fewer sequences than the budget, or the prior, a level or the
             number of groups is invalid.
 
     Example:
@@ -84,7 +84,7 @@ def compare(
         cyclic   18 units  12 requests
         sisa      6 units   7 requests
     """
-    levels = tuple(floors)
+    levels = tuple(levels)
     looks = tuple(requests)
     problem = PlanProblem.of(slices, prior, shards=shards)
     found = []

@@ -22,7 +22,7 @@ class Worth:
     Attributes:
         shares: Shares of the slices at which the worth is known, ascending, from above 0 to 1.
         values: The worth at these shares.
-        floor: The worth of a shard without units: 0, unless something else answers for it.
+        empty: The worth of a shard without units: 0, unless something else answers for it.
 
     Example:
         >>> Worth((0.5, 1.0), (0.9, 1.0)).by_depth(4).tolist()
@@ -31,7 +31,7 @@ class Worth:
 
     shares: tuple[float, ...] = (1.0,)
     values: tuple[float, ...] = (1.0,)
-    floor: float = 0.0
+    empty: float = 0.0
 
     def __post_init__(self) -> None:
         rising = all(one < other for one, other in zip((0.0, *self.shares), self.shares, strict=False))
@@ -40,9 +40,9 @@ class Worth:
                 f"The worth is given at the shares {self.shares}. Expected shares above 0 in ascending order, the "
                 "last one 1."
             )
-        if len(self.values) != len(self.shares) or not all(map(math.isfinite, (*self.values, self.floor))):
+        if len(self.values) != len(self.shares) or not all(map(math.isfinite, (*self.values, self.empty))):
             raise ConfigurationError(
-                f"The worth has the values {self.values} and the floor {self.floor} for {len(self.shares)} shares. "
+                f"The worth has the values {self.values} and {self.empty} for {len(self.shares)} shares. "
                 "Expected a finite number for each."
             )
 
@@ -90,7 +90,7 @@ class Worth:
         """Return the worth of a shard by the length of its best surviving prefix.
 
         A shorter prefix is never worth more than a longer one: where it was measured to be, that counts as noise. Below
-        the least share that is known the worth falls to the floor in a straight line.
+        the least share that is known the worth falls to `empty` in a straight line.
 
         Args:
             slices: Number of slices, L.
@@ -99,7 +99,7 @@ class Worth:
             Shape (L + 1,), from nothing left to all slices.
         """
         at = np.arange(slices + 1) / slices
-        found = np.interp(at, (0.0, *self.shares), (self.floor, *self.values))
+        found = np.interp(at, (0.0, *self.shares), (self.empty, *self.values))
         return np.minimum.accumulate(found[::-1])[::-1]
 
     def losses(self, slices: int) -> NDArray[np.float64]:
@@ -109,7 +109,7 @@ class Worth:
             slices: Number of slices, L.
 
         Returns:
-            Shape (L,), summing to the worth of all slices less the floor.
+            Shape (L,), summing to the worth of all slices, less `empty`.
         """
         return np.diff(self.by_depth(slices))
 

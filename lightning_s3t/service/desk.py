@@ -145,7 +145,7 @@ def add_desk(app: FastAPI, requests: Requests, guard: Guard, limits: ControlSett
     store, days = requests.store, limits.answer_within
     templates = page_templates("lightning_s3t.service")
     may_ask, may_look = guard.allows("ask"), guard.allows("look")
-    waits, has_units = requests.waits_for_fit, store.manifest.method.response != "subtract"
+    waits, has_units = requests.waits_for_fit, store.manifest.method.has_units
     desk = APIRouter(prefix="/desk", include_in_schema=False)
 
     def check_number(subjects: list[str]) -> None:

@@ -565,7 +565,7 @@ class EnsemblePredictor(nn.Module):
 
     @property
     def _has_units(self) -> bool:
-        return self.store.manifest.method.response != "subtract"
+        return self.store.manifest.method.has_units
 
     def _votes(self, keys: Keys) -> list[int] | None:
         """Return the number of votes of each shard next to a floor: one for each slice that it serves.

@@ -37,12 +37,13 @@ _LISTING, _FLOOR, _FLOOR_MAC = "listing_mac", "floor", "floor_mac"
 LISTING: tuple[Kind, ...] = ("schedule", "cancellation", "export")
 """The kinds of events that authenticate the contents of ledger tables."""
 _PLACE = "snapshots"  # the location of the snapshots, if not in the folder
+_KEYS = "keys"  # the location of their keys, if they are encrypted
 _FIXED = ("settings", "register", "base", "options", "generations", _FLOOR)  # notes of a fit
 _SIZE = 32  # bytes
 _PERSON = b"s3t-tombstone"
 _ROW_SIZE, _ROW_PERSON = 16, b"s3t-floor-row"
 _MARKED = b"s3t-mark"
-_READ = (_ID, _LAYERS, _HEAD, _TOMBSTONES, _SETTINGS, _LISTING, _FLOOR_MAC, _PLACE, *_FIXED)
+_READ = (_ID, _LAYERS, _HEAD, _TOMBSTONES, _SETTINGS, _LISTING, _FLOOR_MAC, _PLACE, _KEYS, *_FIXED)
 _SETTINGS_CHANGED = "the record of its settings or of its fits"
 _END_CHANGED = "the end of its history"
 _LISTING_CHANGED = "the history of its scheduled requests and exported copies"
@@ -366,7 +367,8 @@ class _Standing:
     @property
     def settings_mac(self) -> str:
         place = [self.notes[_PLACE]] if _PLACE in self.notes else []  # most stores have none
-        return _mac(self.key, "settings", *(self.notes.get(name, "") for name in _FIXED), *place)
+        keys = [_KEYS, self.notes[_KEYS]] if _KEYS in self.notes else []
+        return _mac(self.key, "settings", *(self.notes.get(name, "") for name in _FIXED), *place, *keys)
 
     @property
     def settings_are_right(self) -> bool:

@@ -11,9 +11,10 @@ from lightning_s3t.store.authentication import Authenticator
 from lightning_s3t.store.feature_sums import FeatureSums
 from lightning_s3t.store.ledger import Ledger
 from lightning_s3t.store.ledger_address import LedgerAddress, check_not_moved, make_address, read_address
+from lightning_s3t.store.snapshot_keys import NOTE as KEYS
 from lightning_s3t.store.snapshots import Snapshots
 from lightning_s3t.store.snapshots_place import NOTE as PLACE
-from lightning_s3t.store.snapshots_place import open_place
+from lightning_s3t.store.snapshots_place import open_place, owner_of
 from lightning_s3t.store.sqlite_ledger import SqliteLedger
 
 
@@ -43,24 +44,32 @@ class Backend:
         return Authenticator(self.folder, self.ledger)
 
     @classmethod
-    def of(cls, folder: Path, create: bool = False, ledger: str | None = None, snapshots: str | None = None) -> Backend:
-        """Open a folder, the ledger that it names, and the snapshots that the ledger names.
+    def of(
+        cls,
+        folder: Path,
+        create: bool = False,
+        ledger: str | None = None,
+        snapshots: str | None = None,
+        keys: str | None = None,
+    ) -> Backend:
+        """Open a folder, the ledger that it names, and the snapshots and keys that the ledger names.
 
         Args:
             folder: The store.
             create: Create the ledger if it does not exist.
             ledger: Where to create it, if not in the folder.
             snapshots: Where to keep the snapshots, if not in the folder.
+            keys: Where to keep their keys; None for no encryption, or for where they are.
 
         Raises:
             ConfigurationError: An address is invalid, or a package for it is not installed.
-            StoreMismatchError: The store's snapshots are elsewhere.
-            StoreError: The ledger is missing or has another format; or the snapshots cannot be reached, or a request
-                could not erase them.
+            StoreMismatchError: The store's snapshots or keys are elsewhere.
+            StoreError: The ledger is missing or has another format; or the snapshots or their keys cannot be reached,
+                or a request could not erase them.
         """
         opened = open_ledger(folder, create, ledger)
         try:
-            return cls(folder, opened, _open_snapshots(folder, opened, snapshots))
+            return cls(folder, opened, _open_snapshots(folder, opened, snapshots, keys))
         except BaseException:
             opened.close()
             raise
@@ -84,22 +93,30 @@ def open_ledger(folder: Path, create: bool = False, ledger: str | None = None) -
     return SqliteLedger(folder, create) if address is None else _open_postgres(folder, address, create)
 
 
-def _open_snapshots(folder: Path, ledger: Ledger, given: str | None) -> Snapshots:
-    notes = ledger.notes("settings", PLACE)
-    is_made, place = "settings" in notes, notes.get(PLACE) or None
+def _open_snapshots(folder: Path, ledger: Ledger, given: str | None, given_keys: str | None) -> Snapshots:
+    notes = ledger.notes("settings", PLACE, KEYS)
+    is_made, place, keys = "settings" in notes, notes.get(PLACE) or None, notes.get(KEYS) or None
+    if is_made and given_keys not in (None, keys):
+        raise StoreMismatchError(
+            f"The keys of the store {folder} are in {keys}, not in {given_keys}. Leave the argument out: the ledger "
+            "records where they are."
+            if keys is not None
+            else f"The snapshots of the store {folder} are not encrypted, and the argument asks for keys in "
+            f"{given_keys}. Leave it out, or copy the store to one with keys (s3t copy --keys)."
+        )
     if is_made and given not in (None, place):
         raise StoreMismatchError(
             f"The snapshots of the store {folder} are in {place or 'its folder'}, not in {given}. Leave the argument "
             "out: the ledger records where they are."
         )
-    address = read_address(folder)
-    place = place if is_made else given
-    if place is not None and address is None:
+    if not is_made:
+        place, keys = given, given_keys
+    if place is not None and read_address(folder) is None:
         raise StoreError(
             f"The store {folder} has its ledger in its folder, but the ledger names {place} for the snapshots: it was "
             "changed. Nothing is served. Restore the ledger from a backup."
         )
-    return open_place(folder, place, address.id if address is not None else "", create=not is_made)
+    return open_place(folder, place, owner_of(folder), not is_made, keys)
 
 
 def _open_postgres(folder: Path, address: LedgerAddress, create: bool) -> Ledger:

@@ -10,13 +10,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import s3fs
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from typing_extensions import override
 
 from lightning_s3t.errors import DamagedError, StoreError
-from lightning_s3t.store.snapshots import NOT_SERVED, SnapshotNames
+from lightning_s3t.store.snapshots import NOT_SERVED, SnapshotPlace
 from lightning_s3t.store.snapshots_place import MARKER
 
 _PROBE = "probe-"
@@ -24,6 +25,7 @@ _TIMEOUTS = {"connect_timeout": 10, "read_timeout": 60}  # seconds
 _FEW = 50  # objects: to look for more, the whole listing is read
 _MOST = 1000  # that S3 deletes in one call
 _ROUNDS = 3  # rounds of deleting listed objects, until the listing is empty
+_SOFT_DELETING = "googleapis.com"
 _ABSENT = frozenset(
     {
         "ObjectLockConfigurationNotFoundError",
@@ -42,7 +44,7 @@ class _Version(NamedTuple):
     size: int | None  # of the version that reads return; None for others, and for markers
 
 
-class SnapshotBucket(SnapshotNames):
+class SnapshotBucket(SnapshotPlace):
     """Snapshots as objects under a prefix of a bucket, which only one store uses.
 
     An upload exists completely or not at all. Deleting removes every version and every interrupted upload of an object,
@@ -74,21 +76,27 @@ class SnapshotBucket(SnapshotNames):
                         raise
                     self._files.pipe_file(path, data)  # named by its digest: overwriting loses nothing
         except OSError as error:
-            raise StoreError(
-                f"The snapshot {self._place}/{self.name(digest)} could not be written ({error})."
-            ) from error
+            raise self._not_written(digest, error) from error
 
     @override
-    def get(self, digest: str, what: str) -> bytes:
+    def write(self, digest: str, data: bytes) -> None:
+        try:
+            with _as_os_errors():
+                self._files.pipe_file(f"{self._bucket}/{self._key(self.name(digest))}", data)
+        except OSError as error:
+            raise self._not_written(digest, error) from error
+
+    @override
+    def read(self, digest: str, what: str) -> bytes:
         self.check_digest(digest, what)
-        place = f"{self._place}/{self.name(digest)}"
         data = self._read(self.name(digest))
         if data is None:
-            raise DamagedError(f"The snapshot of {what} is missing: {place}. {NOT_SERVED}")
-        found = hashlib.sha256(data).hexdigest()
-        if found != digest:
-            raise DamagedError(f"The snapshot of {what} is damaged: {place} has SHA-256 {found}. {NOT_SERVED}")
+            raise DamagedError(f"The snapshot of {what} is missing: {self.location(digest)}. {NOT_SERVED}")
         return data
+
+    @override
+    def location(self, digest: str) -> str:
+        return f"{self._place}/{self.name(digest)}"
 
     @override
     def is_whole(self, digest: str) -> bool:
@@ -146,6 +154,13 @@ class SnapshotBucket(SnapshotNames):
         Raises:
             StoreError: It keeps deleted objects, or its settings cannot be read.
         """
+        endpoint = str(self._files.s3.meta.endpoint_url)
+        if (urlsplit(endpoint).hostname or "").endswith(_SOFT_DELETING):
+            raise self._refused(
+                f"is Google's ({endpoint})",
+                "keeps deleted objects for days unless its soft delete is off, and does not show that by S3's protocol",
+                "Give a bucket of another object storage, or a shared folder.",
+            )
         if self._setting("get_object_lock_configuration", "s3:GetBucketObjectLockConfiguration"):
             raise self._refused("has Object Lock", "keeps objects from being deleted", "Give a bucket without it.")
         rules = self._setting("get_bucket_replication", "s3:GetReplicationConfiguration")
@@ -319,6 +334,9 @@ class SnapshotBucket(SnapshotNames):
                 yield
         except OSError as error:
             raise self._unreachable(error) from error
+
+    def _not_written(self, digest: str, error: OSError) -> StoreError:
+        return StoreError(f"The snapshot {self.location(digest)} could not be written ({error}).")
 
     def _unreachable(self, error: OSError) -> StoreError:
         return StoreError(

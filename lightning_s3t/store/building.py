@@ -252,7 +252,7 @@ class BuildSession:
             owners = self._keyring.hash_each(subjects)
             stale, missing = find_stale(self._backend, source, zip(owners, tags, strict=True))
             subtract(self._backend, stale, None, [source])
-            if not missing or self._method.response != "subtract":  # without units, nothing else could answer
+            if not missing or self._method.has_units:  # without units, nothing else could answer
                 complete(self._backend, source, not missing)
         erase_queued(self._backend)
         return {subject for subject, owner in zip(subjects, owners, strict=True) if owner in missing}

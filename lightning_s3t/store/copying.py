@@ -14,28 +14,35 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from lightning_s3t.core.documents import STRICT, read_json
 from lightning_s3t.errors import ConfigurationError, DamagedError, MovedError, StoreError
 from lightning_s3t.store.backend import Backend, open_ledger
 from lightning_s3t.store.erasure import erase_queued
+from lightning_s3t.store.floor import problems, read_states
 from lightning_s3t.store.folder import check_free, check_own_files, clear_half_written, make_folder
 from lightning_s3t.store.identities import KEY_FILE, KEY_VARIABLE, read_keys, write_keys
 from lightning_s3t.store.journal import make_journal, write_journal
 from lightning_s3t.store.leases import ANY_REQUEST, wait_out
 from lightning_s3t.store.ledger import Ledger, OwnedFile, ledger_errors
-from lightning_s3t.store.ledger_address import MOVED, has_ledger, read_address, write_moved
+from lightning_s3t.store.ledger_address import MOVED, has_ledger, write_moved
 from lightning_s3t.store.lock import ledger_lock
 from lightning_s3t.store.registered_files import RegisteredFiles
+from lightning_s3t.store.snapshot_keys import NOTE as KEYS
+from lightning_s3t.store.snapshot_keys import check_keys
 from lightning_s3t.store.snapshots_place import NOTE as PLACE
-from lightning_s3t.store.snapshots_place import check_addresses, open_place
+from lightning_s3t.store.snapshots_place import check_addresses, open_place, owner_of
 from lightning_s3t.store.units import parse_unit
 
 NOTE = "moved_from"
 BEGUN = "copied_to"
 Progress = Callable[[int, int], None]
 """Called with the number of copied snapshots and their total."""
+_Places = dict[str, str | None]
+"""The locations of a store's snapshots and of their keys, by their notes."""
 _ROUNDS = 5  # rounds of copying the ledger, if requests arrive in the meantime
 _NOT_COPIED = frozenset({NOTE, BEGUN, "moved_to"})
 
@@ -48,9 +55,10 @@ class _Origin:
         folder: That store.
         token: A token that identifies this copy.
         place: The location of that store's snapshots, if not in its folder.
-        owner: The token in that location that identifies the store.
+        owner: The token in that location, and in that of the keys, that identifies the store.
         decided: Whether the copy answers, so that only the old snapshots remain to be erased.
         inode: The inode of the copy's folder. Someone who hands over a store cannot know it, but could name any folder.
+        keys: The location of that store's keys, if its snapshots are encrypted.
     """
 
     __pydantic_config__ = STRICT
@@ -61,6 +69,7 @@ class _Origin:
     owner: str
     decided: bool
     inode: int
+    keys: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,8 +79,9 @@ class _Begun:
     Attributes:
         folder: The copy's.
         place: The location of the copy's snapshots, if not in its folder.
-        owner: The token in that location that identifies the store.
+        owner: The token in that location, and in that of the keys, that identifies the store.
         inode: That of the store's folder.
+        keys: The location of the copy's keys, if its snapshots are encrypted.
     """
 
     __pydantic_config__ = STRICT
@@ -80,10 +90,16 @@ class _Begun:
     place: str | None
     owner: str
     inode: int
+    keys: str | None = None
 
 
 def copy_store(
-    store: Backend, target: Path, ledger: str | None, snapshots: str | Path | None, progress: Progress
+    store: Backend,
+    target: Path,
+    ledger: str | None,
+    snapshots: str | Path | None,
+    keys: str | Path | None,
+    progress: Progress,
 ) -> None:
     """Copy a store; the caller holds its fit lock.
 
@@ -92,6 +108,7 @@ def copy_store(
         target: The folder of the copy.
         ledger: The address of the copy's ledger; None for a file in its folder.
         snapshots: Where to put the copy's snapshots; None for its folder.
+        keys: Where to put their keys; None for no encryption.
         progress: Called after each snapshot.
 
     Raises:
@@ -99,30 +116,37 @@ def copy_store(
         StoreError: Something could not be read or written, or the target is not empty. The store keeps answering.
     """
     place = check_addresses(target, ledger, snapshots)
+    places = {PLACE: place, KEYS: check_keys(target, keys, place)}
     origin = _origin_of(store)
     if store.folder == target or target in store.folder.parents or store.folder in target.parents:
         raise ConfigurationError(
             f"{target} is the store {store.folder}, inside it, or around it. Expected another folder."
         )
-    if store.ledger.all_notes().get("floor"):
+    if ledger is not None:
+        _check_features(store)
+    if origin.keys is not None and keys is None:
         raise ConfigurationError(
-            f"The store {store.folder} has a floor, which only a ledger in the store's folder can keep. Move the "
-            "folder instead (mv); nothing else is needed. Nothing was changed."
+            f"The snapshots of the store {store.folder} are encrypted, and those of the copy would not be. Give "
+            "another folder for the copy's keys: `keys`, or s3t copy --keys. Nothing was changed."
         )
-    copy = _make(store, target, ledger, place, origin)
+    copy = _make(store, target, ledger, places, origin)
     origin = replace(origin, inode=copy.folder.stat().st_ino)
-    begun = _Begun(str(copy.folder), place, _owner_of(copy.folder), store.folder.stat().st_ino)
+    begun = _Begun(str(copy.folder), place, owner_of(copy.folder), store.folder.stat().st_ino, places[KEYS])
     try:
         with store.ledger.transaction():
             store.ledger.note({BEGUN: json.dumps(asdict(begun))})
         for _ in range(_ROUNDS):
             _copy_snapshots(store, copy, progress)
-            head = _copy_ledger(store, copy, origin, place)
+            head = _copy_ledger(store, copy, origin, places)
+            if _lacks_snapshots(copy):  # a request has replaced the sums of a closed-form head since
+                continue
             present = copy.snapshots.names()  # a request may have reached a copied snapshot
             for error in copy.snapshots.delete(present - copy.ledger.needed(present)).values():
                 raise StoreError(f"Revoked snapshots could not be erased in {copy.folder} ({error}).")
             write_journal(copy.ledger, copy.folder)
             _check_equal(store, copy)
+            for problem in problems(copy):
+                raise StoreError(f"Read back from {copy.folder}: {problem} The store keeps answering.")
             if _give_up(store, copy, origin, head):
                 break
             erase_queued(store)
@@ -153,18 +177,18 @@ def clear_begun(store: Backend) -> str:
         return ""
     with ledger_errors("The target of the store's copy"):
         begun = read_json(_Begun, text.encode())
-    folder, where = Path(begun.folder), begun.place or begun.folder
+    folder, where = Path(begun.folder), _where(begun)
     if not _is_own(store.folder, begun.inode):
         return f"An interrupted copy of the store may have left snapshots in {where}: the store was moved since."
     try:
-        if begun.place is not None and not has_ledger(folder):
-            if open_place(folder, begun.place, begun.owner).names():
+        if (begun.place or begun.keys) is not None and not has_ledger(folder):
+            if open_place(folder, begun.place, begun.owner, keys=begun.keys).names():
                 return (
                     f"An interrupted copy of the store left snapshots in {where}, and its folder {folder} no longer "
                     "exists. If no store answers from there, erase all of them by hand except store.json."
                 )
         elif _is_unfinished(folder, store.folder):
-            there = open_place(folder, begun.place, begun.owner)
+            there = open_place(folder, begun.place, begun.owner, keys=begun.keys)
             failed = there.delete(there.names())
             if failed:
                 raise next(iter(failed.values()))
@@ -175,6 +199,11 @@ def clear_begun(store: Backend) -> str:
     except (OSError, StoreError) as error:
         return f"An interrupted copy of the store left snapshots in {where}: {error}"
     return ""
+
+
+def _where(record: _Origin | _Begun) -> str:
+    place = record.place or record.folder
+    return place if record.keys is None else f"{place} and their keys in {record.keys}"
 
 
 def _is_unfinished(copy: Path, store: Path) -> bool:
@@ -221,20 +250,20 @@ def unerased(store: Backend) -> str:
     if origin is None:
         return ""
     folder = Path(origin.folder)
-    where = origin.place or f"{folder}"
+    where = _where(origin)
     if not _is_own(store.folder, origin.inode):
         return (
             f"The snapshots in {where}, from which the store was copied, were not checked: the store was moved since."
         )
     try:
         if not folder.is_dir():
-            if origin.place is None:
+            if (origin.place or origin.keys) is None:
                 return ""  # it was removed
         else:
             _check_decided(store, origin)
             if not (folder / MOVED).exists():
                 write_moved(folder, str(store.folder), origin.token)
-        left = open_place(folder, origin.place, origin.owner)
+        left = open_place(folder, origin.place, origin.owner, keys=origin.keys)
         failed = left.delete(left.names())
     except (OSError, StoreError) as error:
         return f"The snapshots in {where}, from which the store was copied, could not be erased: {error}"
@@ -244,16 +273,12 @@ def unerased(store: Backend) -> str:
 
 
 def _origin_of(store: Backend) -> _Origin:
-    place = store.ledger.notes(PLACE).get(PLACE) or None
-    return _Origin(str(store.folder), uuid.uuid4().hex, place, _owner_of(store.folder), False, -1)
+    notes = store.ledger.notes(PLACE, KEYS)
+    place, keys = notes.get(PLACE) or None, notes.get(KEYS) or None
+    return _Origin(str(store.folder), uuid.uuid4().hex, place, owner_of(store.folder), False, -1, keys)
 
 
-def _owner_of(folder: Path) -> str:
-    address = read_address(folder)
-    return address.id if address is not None else ""
-
-
-def _make(store: Backend, target: Path, ledger: str | None, place: str | None, origin: _Origin) -> Backend:
+def _make(store: Backend, target: Path, ledger: str | None, places: _Places, origin: _Origin) -> Backend:
     """Create an empty store for the copy, or reuse that of an unfinished copy, which does not answer."""
     check_own_files(target)
     if not has_ledger(target):
@@ -261,12 +286,14 @@ def _make(store: Backend, target: Path, ledger: str | None, place: str | None, o
     make_folder(target)
     with ledger_lock(target):
         clear_half_written(target)
-        copy = Backend.of(target, create=True, ledger=ledger, snapshots=place)
+        copy = Backend.of(target, create=True, ledger=ledger, snapshots=places[PLACE], keys=places[KEYS])
         try:
             begun = _read_origin(copy.ledger)
             is_made = "settings" in copy.ledger.notes("settings")
             if is_made and (begun is None or begun.decided or begun.folder != origin.folder):
                 raise StoreError(f"{target} is already a store. Expected a new or an empty folder for the copy.")
+            if not copy.ledger.keeps_features:  # that of an unfinished copy
+                _check_features(store)
             if KEY_VARIABLE not in os.environ:
                 keys = read_keys(store.folder)
                 if not (target / KEY_FILE).exists() or read_keys(target) != keys:
@@ -278,17 +305,26 @@ def _make(store: Backend, target: Path, ledger: str | None, place: str | None, o
     return copy
 
 
+def _check_features(store: Backend) -> None:
+    if read_states(store):
+        raise ConfigurationError(
+            f"The store {store.folder} has closed-form heads (a floor). A ledger in a database cannot keep the "
+            "features of their rows, because its log and its backups would keep those that a request removes. Copy "
+            "the store to another folder: leave out `ledger`. Nothing was changed."
+        )
+
+
 def _copy_snapshots(store: Backend, copy: Backend, progress: Progress) -> None:
     owners: dict[str, str] = {}
     for owner, file in store.ledger.owned():
         if file.path in store.snapshots.owned([file.path]):
-            owners.setdefault(Path(file.path).stem, owner or "the head's initial state")
+            owners.setdefault(Path(file.path).stem, f"unit {owner}" if owner else "the store (of a head)")
     for number, (digest, owner) in enumerate(sorted(owners.items())):
         progress(number, len(owners))
         if copy.snapshots.is_whole(digest):
             continue
         try:
-            data = store.snapshots.get(digest, f"unit {owner}")
+            data = store.snapshots.get(digest, owner)
         except DamagedError:
             if store.ledger.needed([store.snapshots.name(digest)]):
                 raise
@@ -299,7 +335,12 @@ def _copy_snapshots(store: Backend, copy: Backend, progress: Progress) -> None:
     progress(len(owners), len(owners))
 
 
-def _copy_ledger(store: Backend, copy: Backend, origin: _Origin, place: str | None) -> tuple[int, str]:
+def _lacks_snapshots(copy: Backend) -> bool:
+    paths = {file.path for _, file in copy.ledger.owned()}
+    return bool(copy.snapshots.owned(paths) - copy.snapshots.names())
+
+
+def _copy_ledger(store: Backend, copy: Backend, origin: _Origin, places: _Places) -> tuple[int, str]:
     """Replace the contents of a ledger with those of another; return where the history ends."""
     source, target = store.ledger, copy.ledger
     with source.at_one_time(), target.transaction():
@@ -311,10 +352,13 @@ def _copy_ledger(store: Backend, copy: Backend, origin: _Origin, place: str | No
             is_request = event.kind == "request" and event.request is not None
             target.append(event, source.forgotten_after(event.request or 0) if is_request else None)
         _copy_artifacts(store, copy)
+        for name, rows in groupby(source.all_features(), itemgetter(0)):
+            target.add_features(name, (row[1:] for row in rows))
         _copy_queue(store, copy)
         copy.authenticator.check()
-        if (notes.get(PLACE) or None) != place:
-            copy.authenticator.note({PLACE: place or ""})
+        moved = {name: place or "" for name, place in places.items() if (notes.get(name) or None) != place}
+        if moved:
+            copy.authenticator.note(moved)
             copy.authenticator.check()
         target.note({NOTE: _text(origin)})
         return source.head()
@@ -406,6 +450,7 @@ def _contents(store: Backend) -> dict[str, tuple[int, int]]:
         "cells of units": _digest(ledger.index()),
         "units that are set aside": _digest((order[place], one) for place, one in ledger.artifacts_aside()),
         "exported copies": _digest(ledger.exports()),
+        "rows of closed-form heads": _digest(ledger.all_features()),
         "snapshots": _digest(
             (f"aside:{order[int(owner[6:])]}" if owner.startswith("aside:") else owner, path)
             for owner, path in snapshots

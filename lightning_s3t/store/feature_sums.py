@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_s3t.core.floor import FloorPart, Task
 from lightning_s3t.errors import DataError, StoreError
 
-_CHUNK = 4096  # number of rows whose products are summed in float64 before the sums are added as integers
+_CHUNK = 4096  # number of rows that are held in float64 at a time
 LARGEST_TARGET = 1 << 20  # so that the squares of eight million targets have a sum in int64
 
 
@@ -92,7 +92,7 @@ class FeatureSums:
         task: The kind of its targets.
 
     Attributes:
-        triangle: Of the products, the lower triangle, row by row: they are symmetric; int64.
+        gram: Of the products, `[width + 1, width + 1]`; float64, which holds these integers exactly.
         cross: `[width + 1, outputs]`, int64.
         squares: `[outputs]`, int64.
         rows: Number of rows.
@@ -103,29 +103,21 @@ class FeatureSums:
         >>> sums = FeatureSums(part, "multiclass")
         >>> sums.add(rows)
         >>> sums.gram.tolist(), sums.cross[:, 2].tolist()
-        ([[34, 18, 8], [18, 52, 2], [8, 2, 2]], [3, -4, 1])
+        ([[34.0, 18.0, 8.0], [18.0, 52.0, 2.0], [8.0, 2.0, 2.0]], [3, -4, 1])
         >>> sums.subtract(rows)
-        >>> sums.rows, int(sums.gram.abs().sum())
-        (0, 0)
+        >>> sums.rows, float(sums.gram.abs().sum())
+        (0, 0.0)
     """
 
     def __init__(self, part: FloorPart, task: Task) -> None:
         self.part = part
         self.task = task
         width, outputs = part.width + 1, part.outputs
-        self.triangle = torch.zeros(width * (width + 1) // 2, dtype=torch.int64)
+        # float64 has a fast product, and is exact below 2^53: up to 5e11 rows of 8 bits
+        self.gram = torch.zeros(width, width, dtype=torch.float64)
         self.cross = torch.zeros(width, outputs, dtype=torch.int64)
         self.squares = torch.zeros(outputs, dtype=torch.int64)
         self.rows = 0
-
-    @property
-    def gram(self) -> Tensor:
-        """The sums of the products of features, `[width + 1, width + 1]`, int64."""
-        width = self.part.width + 1
-        gram, places = torch.zeros(width * width, dtype=torch.int64), _triangle(width)
-        gram[places] = self.triangle
-        gram = gram.view(width, width)
-        return gram + gram.tril(-1).T
 
     def add(self, rows: FeatureRows) -> None:
         """Add rows.
@@ -147,10 +139,24 @@ class FeatureSums:
         """
         self._accumulate(rows, -1)
 
+    def add_sums(self, other: FeatureSums) -> None:
+        """Add the sums over other rows.
+
+        Args:
+            other: The sums, of the same settings and task.
+        """
+        self.gram += other.gram
+        self.cross += other.cross
+        self.squares += other.squares
+        self.rows += other.rows
+
     def to_tensors(self) -> dict[str, Tensor]:
-        """Return the sums as tensors, to be kept."""
+        """Return the sums as tensors, to be kept: of the symmetric one the lower triangle, in the fewest bytes."""
+        # no product is larger than the largest on the diagonal
+        narrow = self.gram.diagonal().max() <= torch.iinfo(torch.int32).max
+        triangle = self.gram.view(-1).index_select(0, _triangle(len(self.gram)))
         return {
-            "gram": self.triangle,
+            "gram": triangle.to(torch.int32 if narrow else torch.int64),
             "cross": self.cross,
             "squares": self.squares,
             "rows": torch.tensor(self.rows),
@@ -173,18 +179,18 @@ class FeatureSums:
         found = {name: tensor.shape for name, tensor in tensors.items()}
         if found != expected:
             raise StoreError(f"The sums of the store's floor have the shapes {found}. Expected {expected}.")
-        sums.triangle, sums.cross, sums.squares = (tensors[name].clone() for name in ("gram", "cross", "squares"))
+        sums.gram.view(-1)[_triangle(len(sums.gram))] = tensors["gram"].double()
+        sums.gram += sums.gram.tril(-1).T
+        sums.cross, sums.squares = tensors["cross"].clone(), tensors["squares"].clone()
         sums.rows = int(tensors["rows"])
         return sums
 
     def _accumulate(self, rows: FeatureRows, sign: int) -> None:
-        places = _triangle(self.part.width + 1)
         for start in range(0, len(rows), _CHUNK):
             features, targets = rows.features[start : start + _CHUNK], rows.targets[start : start + _CHUNK]
-            # in float64, products of small integers and sums of this many of them are exact; int64 has no fast product
             wide = torch.cat([features.double(), torch.ones(len(features), 1, dtype=torch.float64)], dim=1)
             numbers = self._numbers(targets)
-            self.triangle.add_((wide.T @ wide).view(-1).index_select(0, places).long(), alpha=sign)
+            self.gram.addmm_(wide.T, wide, alpha=sign)
             self.cross += sign * (wide.T @ numbers.double()).long()
             self.squares += sign * numbers.square().sum(0)
         self.rows += sign * len(rows)

@@ -570,7 +570,7 @@ class Forgetting:
             added: A unit that was trained without the data of the request and replaced one with it.
         """
         serving: dict[str, str | None] = {}
-        if self._manifest.method.response == "subtract":
+        if not self._manifest.method.has_units:
             return serving  # there are no units
         scores = [(shard, self._ledger.scores(f"{shard}/")) for shard in effect.shards]
         with ledger_errors("The name of a unit"):

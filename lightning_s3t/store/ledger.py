@@ -466,6 +466,9 @@ class Ledger(Protocol):
         that is set aside, or nothing for the store.
         """
 
+    def all_features(self) -> Iterator[tuple[str, bytes, bytes, bytes, bytes]]:
+        """Return source, hash, tag, features and MAC of every row, source by source."""
+
     def artifacts_aside(self) -> list[tuple[int, Artifact]]:
         """Return all of the artifacts that are set aside, with their numbers, the first first."""
 

@@ -171,11 +171,15 @@ class Overview:
                 return "alive"
             return "aside" if unit in aside else "revoked" if unit in revoked else "missing"
 
-        endless = manifest.method.response == "subtract"
-        shards = partition.all_shards if not endless else 0
+        has_units = manifest.method.has_units
+        shards = partition.all_shards if has_units else 0
         firsts = {sequence[0] for sequence in sequences}
         opened, counts = generations_of(ledger), ledger.count_generations() if partition.generations else {}
         people = tuple(counts.get(number, 0) for number in range(len(opened))) if partition.generations else ()
+
+        def lifetime(first: Collection[UnitId]) -> float:
+            return _lifetime(partition, people, first) if has_units else math.inf
+
         return cls(
             sequences=sequences,
             states=tuple(
@@ -186,10 +190,8 @@ class Overview:
             shards=shards,
             slices=partition.slices,
             requests=ledger.watermark(),
-            capacity=math.inf if endless else _lifetime(partition, people, [u for u in alive if u.stage == 1]),
-            full_capacity=math.inf
-            if endless
-            else _lifetime(partition, people, [UnitId(shard, (first,)) for shard in range(shards) for first in firsts]),
+            capacity=lifetime([unit for unit in alive if unit.stage == 1]),
+            full_capacity=lifetime([UnitId(shard, (first,)) for shard in range(shards) for first in firsts]),
             isolation=manifest.isolation,
             method=manifest.method.name,
             guarantee=manifest.method.guarantee,

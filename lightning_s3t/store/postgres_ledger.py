@@ -959,6 +959,10 @@ class PostgresLedger(SqlLedger):
             yield owner, _owned(path, evidence)
 
     @override
+    def all_features(self) -> Iterator[tuple[str, bytes, bytes, bytes, bytes]]:
+        return iter(())
+
+    @override
     def artifacts_aside(self) -> list[tuple[int, Artifact]]:
         rows = self._rows(f"SELECT id, {_ARTIFACT} FROM set_aside ORDER BY id")
         return [

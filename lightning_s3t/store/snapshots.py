@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import re
+from abc import abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +27,7 @@ NOT_SERVED = "It is not served. `s3t store verify` removes the unit, and the nex
 _DIGEST = re.compile("[0-9a-f]{64}")
 # a snapshot, or a temporary file of `write_atomically`
 _NAME = r"(?:[0-9a-f]{64}\.safetensors|\.[0-9a-f]{64}\.safetensors\.\d+\.tmp)"
+_WHOLE = re.compile(rf"{FOLDER}/([0-9a-f]{{64}})\.safetensors")
 _OWNED = re.compile(f"{FOLDER}/{_NAME}")
 
 
@@ -86,6 +88,16 @@ class SnapshotNames(Snapshots):
         return {name for name in names if _OWNED.fullmatch(name)}
 
     @staticmethod
+    def digest_of(name: str) -> str | None:
+        """Return the digest of a snapshot that exists under a name; None for half-written ones and other files.
+
+        Args:
+            name: The name.
+        """
+        found = _WHOLE.fullmatch(name)
+        return found[1] if found else None
+
+    @staticmethod
     def is_digest(digest: str) -> bool:
         """Return whether a text can be a digest, and not a path, for example.
 
@@ -108,7 +120,54 @@ class SnapshotNames(Snapshots):
             raise DamagedError(f"The snapshot of {what} has {digest[:80]!r} instead of a digest. {NOT_SERVED}")
 
 
-class SnapshotFolder(SnapshotNames):
+class SnapshotPlace(SnapshotNames):
+    """A place that can also keep other bytes under the name of a snapshot, such as its encrypted contents."""
+
+    @abstractmethod
+    def write(self, digest: str, data: bytes) -> None:
+        """Keep bytes under the name of a snapshot, durably, in place of any others.
+
+        Args:
+            digest: The snapshot's digest.
+            data: The bytes.
+
+        Raises:
+            StoreError: They could not be written.
+        """
+
+    @abstractmethod
+    def read(self, digest: str, what: str) -> bytes:
+        """Return the bytes under the name of a snapshot, unchecked.
+
+        Args:
+            digest: The snapshot's digest.
+            what: The owner of the snapshot, for the message.
+
+        Raises:
+            DamagedError: There are none.
+            StoreError: The place cannot be read now.
+        """
+
+    @override
+    def get(self, digest: str, what: str) -> bytes:
+        data = self.read(digest, what)
+        found = hashlib.sha256(data).hexdigest()
+        if found != digest:
+            raise DamagedError(
+                f"The snapshot of {what} is damaged: {self.location(digest)} has SHA-256 {found}. {NOT_SERVED}"
+            )
+        return data
+
+    @abstractmethod
+    def location(self, digest: str) -> str:
+        """Return where a snapshot is, for messages.
+
+        Args:
+            digest: The snapshot's digest.
+        """
+
+
+class SnapshotFolder(SnapshotPlace):
     """Snapshots as safetensors files in a folder.
 
     Args:
@@ -123,6 +182,10 @@ class SnapshotFolder(SnapshotNames):
 
     @override
     def put(self, digest: str, data: bytes) -> None:
+        self.write(digest, data)
+
+    @override
+    def write(self, digest: str, data: bytes) -> None:
         self._check_folder()
         path = self._path(digest)
         try:
@@ -131,12 +194,12 @@ class SnapshotFolder(SnapshotNames):
             raise StoreError(f"The snapshot {path} could not be written ({error}).") from error
 
     @override
-    def get(self, digest: str, what: str) -> bytes:
+    def read(self, digest: str, what: str) -> bytes:
         self.check_digest(digest, what)
         path = self._path(digest)
         try:
             with read_unlinked(path) as file:
-                data = file.read()
+                return file.read()
         except FileNotFoundError as error:
             raise DamagedError(f"The snapshot of {what} is missing: {path}. {NOT_SERVED}") from error
         except OSError as error:
@@ -145,10 +208,10 @@ class SnapshotFolder(SnapshotNames):
             raise StoreError(
                 f"The snapshot of {what} cannot be read: {path} ({error.strerror}). Remove the cause, and try again."
             ) from error
-        found = hashlib.sha256(data).hexdigest()
-        if found != digest:
-            raise DamagedError(f"The snapshot of {what} is damaged: {path} has SHA-256 {found}. {NOT_SERVED}")
-        return data
+
+    @override
+    def location(self, digest: str) -> str:
+        return str(self._path(digest))
 
     @override
     def is_whole(self, digest: str) -> bool:

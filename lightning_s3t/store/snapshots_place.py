@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from lightning_s3t.errors import ConfigurationError, StoreError
 from lightning_s3t.store.files import read_unlinked, write_atomically
 from lightning_s3t.store.ledger_address import FILE as ADDRESS
-from lightning_s3t.store.ledger_address import parse_address
-from lightning_s3t.store.snapshots import FOLDER, SnapshotFolder, Snapshots
+from lightning_s3t.store.ledger_address import parse_address, read_address
+from lightning_s3t.store.snapshot_keys import SnapshotKeys
+from lightning_s3t.store.snapshots import FOLDER, SnapshotFolder, SnapshotPlace, Snapshots
 
 if TYPE_CHECKING:
     from lightning_s3t.store.bucket import SnapshotBucket
@@ -76,19 +77,46 @@ def check_addresses(store: Path, ledger: str | None, snapshots: str | Path | Non
     return parse_place(snapshots)
 
 
-def open_place(store: Path, place: str | None, owner: str, create: bool = False) -> Snapshots:
-    """Open the location of a store's snapshots.
+def owner_of(store: Path) -> str:
+    """Return the token that identifies a store to the places of its snapshots and keys, and does not fit a copy of it.
+
+    Args:
+        store: The store.
+    """
+    address = read_address(store)
+    return address.id if address is not None else f"inode {store.stat().st_ino}"
+
+
+def open_place(store: Path, place: str | None, owner: str, create: bool = False, keys: str | None = None) -> Snapshots:
+    """Open the location of a store's snapshots, and of their keys.
 
     Args:
         store: The store.
         place: The place; None for the store's folder.
         owner: The token that identifies the store.
-        create: Make it, if it is empty.
+        create: Make them, if they are empty.
+        keys: The folder of the keys; None if the snapshots are not encrypted.
 
     Raises:
-        ConfigurationError: s3fs is not installed.
-        StoreError: It cannot be reached, belongs to another store, or keeps deleted objects.
+        ConfigurationError: s3fs or cryptography is not installed.
+        StoreError: They cannot be reached, belong to another store, or keep deleted objects.
     """
+    found = _open_snapshots(store, place, owner, create)
+    return found if keys is None else _encrypted(found, SnapshotKeys(Path(keys), owner, store, create))
+
+
+def _encrypted(place: SnapshotPlace, keys: SnapshotKeys) -> Snapshots:
+    try:
+        from lightning_s3t.store.encrypted_snapshots import EncryptedSnapshots
+    except ImportError as error:
+        raise ConfigurationError(
+            f"The snapshots are encrypted, but cryptography cannot be imported ({error}). Install it: "
+            'pip install "lightning-s3t[keys]".'
+        ) from error
+    return EncryptedSnapshots(place, keys)
+
+
+def _open_snapshots(store: Path, place: str | None, owner: str, create: bool) -> SnapshotPlace:
     if place is None:
         return SnapshotFolder(store)
     if not place.startswith("s3://"):
@@ -101,7 +129,7 @@ def open_place(store: Path, place: str | None, owner: str, create: bool = False)
     return bucket
 
 
-def _open_folder(place: Path, owner: str, create: bool) -> Snapshots:
+def _open_folder(place: Path, owner: str, create: bool) -> SnapshotPlace:
     marker = place / MARKER
     try:
         for path in (place, marker, place / FOLDER):

@@ -38,7 +38,7 @@ from lightning_s3t.store.ledger import (
 from lightning_s3t.store.sql_ledger import SqlLedger, owner_aside, owner_of_attempt, owner_of_export, parse_body
 
 FILE = "ledger.db"
-FORMAT = 6
+FORMAT = 7
 _MOVED = "moved_to"  # the note of a retired store
 _NO_REQUEST = 1 << 62  # the number of the newest request of such a store
 _PATIENCE = 30  # seconds
@@ -116,9 +116,14 @@ CREATE TABLE files (owner TEXT, tag BLOB, path INTEGER NOT NULL, PRIMARY KEY (ow
 CREATE INDEX files_by_tag ON files (tag);
 -- integer features of rows, for a closed-form head: kept like the vault, and found by their subjects' hashes
 CREATE TABLE features (id INTEGER PRIMARY KEY, body BLOB NOT NULL, mac BLOB NOT NULL);
-CREATE TABLE feature_rows (hash BLOB, id INTEGER, source TEXT NOT NULL, tag BLOB NOT NULL, PRIMARY KEY (hash, id))
-WITHOUT ROWID;
-CREATE INDEX feature_sources ON feature_rows (source);
+CREATE TABLE feature_rows (
+    source INTEGER NOT NULL,
+    hash BLOB NOT NULL,
+    id INTEGER NOT NULL,
+    tag BLOB NOT NULL,
+    PRIMARY KEY (source, hash, id)
+) WITHOUT ROWID;
+CREATE TABLE feature_sources (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 -- what is to be erased, with its size: a crash must not make a receipt forget a file
 CREATE TABLE erasures (
     path TEXT PRIMARY KEY,
@@ -608,46 +613,68 @@ class SqliteLedger(SqlLedger):
 
     @override
     def add_features(self, source: str, rows: Iterable[tuple[bytes, bytes, bytes, bytes]]) -> None:
+        self.connection.execute("INSERT OR IGNORE INTO feature_sources VALUES (NULL, ?)", (source,))
+        number = self._feature_sources()[source]
         for hash_, tag, body, mac in rows:
             place = self.connection.execute("INSERT INTO features VALUES (NULL, ?, ?)", (body, mac)).lastrowid
-            self.connection.execute("INSERT INTO feature_rows VALUES (?, ?, ?, ?)", (hash_, place, source, tag))
+            self.connection.execute("INSERT INTO feature_rows VALUES (?, ?, ?, ?)", (number, hash_, place, tag))
 
     @override
     def features(self, source: str) -> Iterator[tuple[bytes, bytes, bytes]]:
         yield from self.connection.execute(
-            "SELECT hash, body, mac FROM feature_rows JOIN features USING (id) WHERE source = ?", (source,)
+            "SELECT hash, body, mac FROM feature_rows JOIN features USING (id) WHERE source = ?",
+            (self._feature_sources().get(source),),
+        )
+
+    @override
+    def all_features(self) -> Iterator[tuple[str, bytes, bytes, bytes, bytes]]:
+        yield from self.connection.execute(
+            "SELECT name, hash, tag, body, mac FROM feature_sources "  # with these loops nothing has to be sorted
+            "CROSS JOIN feature_rows ON source = feature_sources.id "
+            "JOIN features ON features.id = feature_rows.id ORDER BY name"
         )
 
     @override
     def features_of(self, hashes: Collection[bytes]) -> Iterator[tuple[str, bytes, bytes, bytes]]:
-        yield from self._look_up(
-            "source, hash, body, mac FROM feature_rows JOIN features USING (id) WHERE hash", hashes
-        )
+        for source, number in self._feature_sources().items():
+            joined = "feature_rows JOIN features USING (id)"
+            for row in self._look_up(f"hash, body, mac FROM {joined} WHERE source = {number} AND hash", hashes):
+                yield (source, *row)
 
     @override
     def feature_tags(self, source: str) -> Iterator[tuple[bytes, bytes]]:
-        yield from self.connection.execute("SELECT hash, tag FROM feature_rows WHERE source = ?", (source,))
+        number = self._feature_sources().get(source)
+        yield from self.connection.execute("SELECT hash, tag FROM feature_rows WHERE source = ?", (number,))
 
     @override
     def remove_features(self, source: str, hashes: Collection[bytes]) -> None:
-        found = self._look_up("source, hash, id FROM feature_rows WHERE hash", hashes)
-        self._remove_rows([(hash_, place) for of, hash_, place in found if of == source])
+        number = self._feature_sources().get(source)
+        if number is not None:
+            chosen = self._look_up(f"hash, id FROM feature_rows WHERE source = {number} AND hash", hashes)
+            self._remove_rows(number, list(chosen))
 
     @override
     def drop_features(self, source: str) -> None:
-        rows = self.connection.execute("SELECT hash, id FROM feature_rows WHERE source = ?", (source,))
-        self._remove_rows(rows.fetchall())
+        number = self._feature_sources().get(source)
+        if number is not None:
+            self._remove_rows(number, self._rows("SELECT hash, id FROM feature_rows WHERE source = ?", number))
+            self.connection.execute("DELETE FROM feature_sources WHERE id = ?", (number,))
 
-    def _remove_rows(self, rows: Collection[tuple[bytes, int]]) -> None:
+    def _feature_sources(self) -> dict[str, int]:
+        return dict(self._rows("SELECT name, id FROM feature_sources ORDER BY id"))
+
+    def _remove_rows(self, source: int, rows: Collection[tuple[bytes, int]]) -> None:
         zeros = "body = zeroblob(length(body)), mac = zeroblob(length(mac))"
         self._many(f"UPDATE features SET {zeros} WHERE id = ?", [(place,) for _, place in rows])
-        self._many("DELETE FROM feature_rows WHERE hash = ? AND id = ?", rows)
+        chosen = [(source, hash_, place) for hash_, place in rows]
+        self._many("DELETE FROM feature_rows WHERE source = ? AND hash = ? AND id = ?", chosen)
 
     @override
     def seal_features(self, mac: Callable[[str, bytes, bytes], bytes]) -> None:
         self.connection.create_function("sealed", 3, mac)
         self.connection.execute(
-            "UPDATE features SET mac = sealed(source, feature_rows.hash, body) FROM feature_rows "
+            "UPDATE features SET mac = sealed(feature_sources.name, feature_rows.hash, body) "
+            "FROM feature_rows JOIN feature_sources ON feature_sources.id = feature_rows.source "
             "WHERE feature_rows.id = features.id"
         )
 

@@ -67,6 +67,8 @@ from lightning_s3t.store.registry import is_registering
 from lightning_s3t.store.scheduled import ScheduledRequest, check_scheduled
 from lightning_s3t.store.scratch import Scratch
 from lightning_s3t.store.settings import HINT, check_settings, normalise, notes_of, read_settings
+from lightning_s3t.store.snapshot_keys import NOTE as KEYS
+from lightning_s3t.store.snapshot_keys import check_keys
 from lightning_s3t.store.snapshots_place import NOTE as PLACE
 from lightning_s3t.store.snapshots_place import check_addresses
 from lightning_s3t.store.tensors import decode_snapshot
@@ -144,6 +146,7 @@ class Store:
         key: bytes | None = None,
         ledger: str | None = None,
         snapshots: str | Path | None = None,
+        keys: str | Path | None = None,
     ) -> Store:
         """Create a store, or open the existing one if it was made with the same settings.
 
@@ -160,10 +163,13 @@ class Store:
             snapshots: Where to keep the snapshots of a store whose ledger is in a database: "s3://bucket/prefix", or a
                 folder that all machines share; only this store uses it. None for the store's folder, or for where they
                 are. The ledger stores it, so it is given only once.
+            keys: A folder for keys, to encrypt each snapshot with a key of its own, which a request deletes: then no
+                backup of the snapshots can be read. It must be in no such backup itself, and only this store uses it.
+                None for no encryption, or for where the keys are. The ledger stores it, so it is given only once.
 
         Raises:
             ConfigurationError: There are risk bands, which need a registry, but `register` is False; or the key, the
-                ledger's address or the location of the snapshots is invalid.
+                ledger's address or the location of the snapshots or keys is invalid.
             StoreMismatchError: There is one with other settings.
             StoreError: The folder holds something else, or a store with another key; or a request could not erase
                 snapshots in their location.
@@ -172,6 +178,7 @@ class Store:
         if key is not None:
             check_key(key)
         place = check_addresses(folder, ledger, snapshots)
+        key_folder = check_keys(folder, keys, place)
         manifest = Manifest.of(normalise(settings))
         if _partition_of(manifest, b"").bands and not register:
             raise ConfigurationError("Risk bands need the registry, which stores them. Use S3T(keep_registry=True).")
@@ -181,17 +188,17 @@ class Store:
         make_folder(folder)
         with ledger_lock(folder):  # several processes may make it at once
             clear_half_written(folder)
-            backend = Backend.of(folder, create=True, ledger=ledger, snapshots=place)
+            backend = Backend.of(folder, create=True, ledger=ledger, snapshots=place, keys=key_folder)
             kept = backend.ledger
             with _closed_on_error(backend):
                 if "settings" not in kept.notes("settings"):  # new, or a crash came before
-                    keys = read_or_make_keys(folder, key)
+                    made = read_or_make_keys(folder, key)
                     make_journal(folder)
                     with kept.transaction():
-                        kept.note({**notes_of_keys(keys[:1]), **notes_of(settings), "register": _yes_or_no(register)})
+                        kept.note({**notes_of_keys(made[:1]), **notes_of(settings), "register": _yes_or_no(register)})
                         kept.note(new_identity())
-                        if place is not None:
-                            kept.note({PLACE: place})
+                        places = {PLACE: place, KEYS: key_folder}
+                        kept.note({name: found for name, found in places.items() if found is not None})
                         backend.authenticator.renew()
         with _closed_on_error(backend):
             store = cls(backend)
@@ -680,6 +687,7 @@ class Store:
         ledger: str | None = None,
         snapshots: str | Path | None = None,
         progress: Progress = lambda done, total: None,
+        keys: str | Path | None = None,
     ) -> None:
         """Copy the store to another kind of ledger or snapshots; the copy then replaces it.
 
@@ -692,15 +700,18 @@ class Store:
             ledger: The address of the copy's ledger, as for `create`; None for a file in its folder.
             snapshots: Where to put its snapshots, as for `create`; None for its folder.
             progress: Called with how many snapshots are copied, of how many.
+            keys: The folder of the copy's keys, as for `create`. A store with keys can only be copied to one with other
+                keys.
 
         Raises:
-            ConfigurationError: An address is invalid; or the store has a floor, which can only be in its own folder.
+            ConfigurationError: An address is invalid; or the store has a floor, which a ledger in a database cannot
+                keep; or it has keys, and `keys` is missing.
             StoreError: A fit is running; or something could not be read or written, or the target is not empty. This
                 store then keeps answering.
         """
         with self._lock.hold():
             clean_up(self._backend)
-            copy_store(self._backend, _folder_of(target), ledger, snapshots, progress)
+            copy_store(self._backend, _folder_of(target), ledger, snapshots, keys, progress)
 
     def drill(self, backup: str | Path) -> Drill:
         """Rehearse a restore of the ledger, on copies: the store keeps running, and is not changed.

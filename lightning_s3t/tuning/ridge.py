@@ -115,7 +115,7 @@ def solve_head(sums: FeatureSums) -> RidgeHead:
     """
     scale = sums.part.limit / CLIP
     width, rows = sums.part.width, max(sums.rows, 1)
-    gram, cross = sums.gram.double() / scale, sums.cross.double() / scale
+    gram, cross = sums.gram / scale, sums.cross.double() / scale
     gram[:width, :width] /= scale
     gram[width, width] *= scale
     cross[width] *= scale

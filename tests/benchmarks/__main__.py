@@ -10,10 +10,12 @@ from tests.benchmarks import (
     floor,
     growth,
     isolation,
+    ledger_postgres,
     ledger_scale,
     memory,
     parallel,
     planners,
+    ray_units,
     scaling,
     serving,
     simulator,
@@ -28,6 +30,7 @@ if __name__ == "__main__":
             planners.main([]),
             simulator.main(),
             ledger_scale.main([]),
+            ledger_postgres.main([]),
             start_up.main(),
             training.main(),
             changeover.main([]),
@@ -40,5 +43,6 @@ if __name__ == "__main__":
             growth.main([]),
             isolation.main([]),
             floor.main([]),
+            ray_units.main([]),
         )
     )

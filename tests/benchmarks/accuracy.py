@@ -54,9 +54,9 @@ WAYS = ("S3T", "with floor", "with heads", "with layers", "floor alone", "finer 
 COLOURS = ("#3b5bdb", "#74b816", "#862e9c", "#2b8a3e", "#868e96", "#1098ad", "#e8590c")
 NOTHING = "nothing answers"
 FLOORS = {
-    "with floor": Floor(bits=6),
-    "with heads": Floor(bits=6, survivors=True),
-    "with layers": Floor(bits=6, layers=4, width=256),
+    "with floor": Floor(),
+    "with heads": Floor(survivors=True),
+    "with layers": Floor(layers=4),
 }
 
 
@@ -98,7 +98,7 @@ class Task:
     batch: int
 
     def accuracy(self, model: nn.Module) -> float:
-        """Returns the share of the test rows that are classified correctly; NaN where nothing answers."""
+        """Return the share of the test rows that are classified correctly; NaN where nothing answers."""
         labels = self.labels(self.test)
         with torch.no_grad():
             try:
@@ -155,7 +155,7 @@ TASKS = {"digits": make_digits, "text": make_text}
 
 
 def measure(task: Task, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Trains and forgets; returns the accuracies by way and number of requests, and seconds and bytes."""
+    """Train and forget; return the accuracies by way and number of requests, and seconds and bytes."""
     people = sorted(set(task.private.owners))
     random.Random(seed).shuffle(people)
     people = people[: len(people) * 9 // 10]
@@ -200,13 +200,13 @@ def measure(task: Task, seed: int, say: Callable[[str], None]) -> dict[str, Any]
 
 
 def measured_after(people: int) -> list[int]:
-    """Returns after how many requests accuracy is measured: each of the first 20, and 60 later ones."""
+    """Return after how many requests accuracy is measured: each of the first 20, and 60 later ones."""
     later = {round(20 + (people - 20) * part / 60) for part in range(61)}
     return sorted({number for number in {*range(21), *later} if number <= people})
 
 
 def forget_all(task: Task, store: Path, people: Sequence[str], after: Sequence[int]) -> list[float]:
-    """Returns the accuracy after each of these numbers of requests; NaN where nothing answers."""
+    """Return the accuracy after each of these numbers of requests; NaN where nothing answers."""
     found = list[float]()
     with EnsembleModule.from_store(store, task.model) as served:
         for before, number in zip([0, *after], after, strict=False):
@@ -217,7 +217,7 @@ def forget_all(task: Task, store: Path, people: Sequence[str], after: Sequence[i
 
 
 def fine_tune(task: Task, seed: int, store: Path, gone: set[str]) -> float:
-    """Returns the accuracy of one shard of one slice, which trains the adapters of all layers on all other rows."""
+    """Return the accuracy of one shard of one slice, which trains the adapters of all layers on all other rows."""
     kept = [row for row, owner in enumerate(task.private.owners) if owner not in gone]
     private = Owned([task.private.rows[row] for row in kept], [task.private.owners[row] for row in kept])
     s3t = S3T(
@@ -231,18 +231,18 @@ def fine_tune(task: Task, seed: int, store: Path, gone: set[str]) -> float:
 
 
 def mean_at(results: Sequence[dict[str, Any]], way: str) -> list[float]:
-    """Returns the mean over the seeds by number of requests; NaN where nothing answers for one of them."""
+    """Return the mean over the seeds by number of requests; NaN where nothing answers for one of them."""
     return [statistics.fmean(column) for column in zip(*(one["accuracies"][way] for one in results), strict=False)]
 
 
 def mean_fine_tunes(results: Sequence[dict[str, Any]]) -> dict[int, float]:
-    """Returns the mean accuracy of the fine-tunes over the seeds, by number of requests."""
+    """Return the mean accuracy of the fine-tunes over the seeds, by number of requests."""
     columns = zip(*(one["fine-tunes"].items() for one in results), strict=True)
     return {int(column[0][0]): statistics.fmean(accuracy for _, accuracy in column) for column in columns}
 
 
 def judge(name: str, results: Sequence[dict[str, Any]], console: Console) -> bool:
-    """Prints a task's table; returns whether its marks are met."""
+    """Print a task's table; return whether its marks are met."""
     means, after = {way: mean_at(results, way) for way in WAYS}, results[0]["after"]
     requests = after[-1]
     table = Table(
@@ -272,7 +272,7 @@ def judge(name: str, results: Sequence[dict[str, Any]], console: Console) -> boo
 
 
 def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Draws accuracy over requests, a panel for each task."""
+    """Draw accuracy over requests, a panel for each task."""
     figure = Figure(figsize=(6 * len(found), 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (name, results) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
@@ -296,7 +296,7 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 
 def compute_quietly() -> None:
-    """Uses one thread, and silences the trainers."""
+    """Use one thread, and silence the trainers."""
     torch.set_num_threads(1)
     for logger in (
         "lightning.pytorch",

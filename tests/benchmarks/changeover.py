@@ -106,7 +106,7 @@ class Clock(pl.Callback):
 
 @contextmanager
 def timed_parts(record: Record) -> Iterator[None]:
-    """Adds up what the parts of a change-over take, within the block."""
+    """Add up what the parts of a change-over take, within the block."""
 
     def timed(part: str, method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
@@ -130,7 +130,7 @@ def timed_parts(record: Record) -> Iterator[None]:
 
 
 def fit(folder: Path, epochs: int, batch: int) -> list[Measured]:
-    """Trains all units of a new store; returns their change-overs."""
+    """Train all units of a new store; return their change-overs."""
     record = Record()
     rows = 3 * SHARDS * SLICES * STEPS * batch
     s3t = S3T(folder, shards=SHARDS, slices=SLICES, budget=1, subjects="index", adapter=ADAPTER, isolation="none")
@@ -142,7 +142,7 @@ def fit(folder: Path, epochs: int, batch: int) -> list[Measured]:
 
 
 def show(found: dict[int, list[Measured]], batch: int) -> Table:
-    """Returns the table."""
+    """Return the table."""
     table = Table(title=f"The change-over between units of a ViT-base, batches of {batch}")
     for heading in ("epochs a unit", "a step", "a change-over", "in steps", *PARTS, "Lightning and the rest"):
         table.add_column(heading, justify="right")
@@ -161,7 +161,7 @@ def show(found: dict[int, list[Measured]], batch: int) -> Table:
 
 
 def main(arguments: list[str]) -> int:
-    """Times both lengths in turn; returns 1 above a mark."""
+    """Time both lengths in turn; return 1 above a mark."""
     torch.set_num_threads(1)
     batch, rounds = (32, 1) if "--large" in arguments else (2, 2)
     found: dict[int, list[Measured]] = {epochs: [] for epochs in EPOCHS}

@@ -48,7 +48,7 @@ class FirstBatch(pl.Callback):
 
 
 def main() -> int:
-    """Trains once; returns 1 above the mark."""
+    """Train once; return 1 above the mark."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

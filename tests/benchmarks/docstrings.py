@@ -19,7 +19,7 @@ VOCABULARY, LENGTH, ROWS_OF_A_FILE, FEWEST_WORDS = 2048, 32, 3, 10
 
 
 def load_docstrings(packages: Sequence[str], limit: int, seed: int) -> tuple[list[dict[str, Tensor]], list[str]]:
-    """Returns rows of token ids, attention mask and the package's number, and the file that each is from.
+    """Return rows of token ids, attention mask and the package's number, and the file that each is from.
 
     Args:
         packages: The packages.

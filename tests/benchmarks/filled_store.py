@@ -21,7 +21,7 @@ from lightning_s3t.tuning.stages import collect_tensors
 def fill(
     path: Path, module: pl.LightningModule, shards: int, orders: Sequence[Sequence[int]], adapter: Mapping[str, Any]
 ) -> list[int]:
-    """Makes the store; returns the bytes of each snapshot."""
+    """Make the store; return the bytes of each snapshot."""
     slices, config = len(orders[0]), resolve_adapter(adapter)
     builder = StageBuilder(module, find_layers(module, slices), config)
     settings = {

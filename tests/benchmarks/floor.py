@@ -40,13 +40,13 @@ PART = FloorPart(layer="head", width=WIDTH, outputs=CLASSES, bits=8, target_step
 
 
 def rows_of(count: int) -> FeatureRows:
-    """Returns random rows."""
+    """Return random rows."""
     features = torch.randint(-127, 128, (count, WIDTH), dtype=torch.int8)
     return FeatureRows(features, torch.randint(CLASSES, (count,)).int())
 
 
 def measure_store(subjects: int) -> tuple[list[float], list[float], float]:
-    """Returns milliseconds of requests and of the heads after them, and the bytes stored for a row."""
+    """Return milliseconds of requests and of the heads after them, and the bytes stored for a row."""
     with tempfile.TemporaryDirectory() as folder, Store.create(Path(folder) / "store", SETTINGS) as store:
         people = [f"user-{number}" for number in range(subjects)]
         building = session(store)
@@ -72,7 +72,7 @@ def measure_store(subjects: int) -> tuple[list[float], list[float], float]:
 
 
 def measure_pass() -> dict[str, list[float]]:
-    """Times a pass of a ViT-base of one image: with its own head, with the closed-form one, and with four layers."""
+    """Time a pass of a ViT-base of one image: with its own head, with the closed-form one, and with four layers."""
     module = Classifier("vit_base_patch16_224").to(DEVICE).eval()
     builder = StageBuilder(module, find_layers(module, slices=4), adapter=None)
     part = PART.model_copy(update={"layer": builder.layers.head[0]})

@@ -2,7 +2,8 @@
 
 The test accuracy of the closed-form head alone, from all rows of the tasks of `tests.benchmarks.accuracy`: on the input of
 the network's head; on that and the pooled outputs of the upper layers, projected to several widths; and on 1,024 random
-features of the head's input (a Gaussian projection and a rectifier, as RanPAC has, arXiv 2307.02251, section 4).
+features of the head's input (a Gaussian projection and a rectifier, as RanPAC has, arXiv 2307.02251, section 4). And, on
+the same rounded features, that of two other heads: class means, and logistic regressions with several penalties.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import default_collate
 
 from lightning_s3t import Floor
-from lightning_s3t.core.floor import FloorPart
+from lightning_s3t.core.floor import CLIP, FloorPart
 from lightning_s3t.store.feature_sums import FeatureRows, FeatureSums
 from lightning_s3t.tuning import find_layers
 from lightning_s3t.tuning.head_features import HeadFeatures
@@ -37,16 +39,18 @@ FLOORS = {
     },
     "4 layers, width 256, 6 bits": Floor(layers=4, width=256, bits=6),
 }
+OTHER_HEADS = ("the head's input", "4 layers, width 1024")
+PENALTIES = (1e-2, 1e-3, 1e-4, 1e-5)
 
 
 def random_features(width: int) -> Callable[[Tensor], Tensor]:
-    """Returns a function that gives random features of a head's input."""
+    """Return a function that gives random features of a head's input."""
     projection = torch.randn(width, RANDOM, generator=torch.Generator().manual_seed(0))
     return lambda inputs: (normalise(inputs) @ projection).relu()
 
 
 def read(task: Task, part: FloorPart, network: str, batch: Any) -> Tensor:
-    """Returns the features of a batch."""
+    """Return the features of a batch."""
     features, found = HeadFeatures(task.model, network, part), list[Tensor]()
     layer = task.model.get_submodule(part.layer)
     handle = layer.register_forward_pre_hook(lambda _, args: found.append(features.of(args[0])))
@@ -59,15 +63,41 @@ def read(task: Task, part: FloorPart, network: str, batch: Any) -> Tensor:
 
 
 def accuracy(train: Tensor, labels: Tensor, test: Tensor, wanted: Tensor, part: FloorPart) -> float:
-    """Returns the test accuracy of the closed-form head that is solved from rows."""
+    """Return the test accuracy of the closed-form head that is solved from rows."""
     part = part.model_copy(update={"width": train.shape[1]})
     sums = FeatureSums(part, "multiclass")
     sums.add(FeatureRows(round_features(train, part.limit), labels.int()))
     return float((solve_head(sums)(test).argmax(-1) == wanted).float().mean())
 
 
+def class_means(train: Tensor, labels: Tensor, test: Tensor, wanted: Tensor, part: FloorPart) -> float:
+    """Return the test accuracy of the nearest mean of a class."""
+    rows = round_features(train, part.limit).double()
+    means = torch.stack([rows[labels == label].mean(0) for label in range(part.outputs)])
+    distances = torch.cdist(round_features(test, part.limit).double(), means)
+    return float((distances.argmin(-1) == wanted).float().mean())
+
+
+def logistic(train: Tensor, labels: Tensor, test: Tensor, wanted: Tensor, part: FloorPart, penalty: float) -> float:
+    """Return the test accuracy of a logistic regression (softmax), with a penalty per row on its squared weights."""
+    scale = CLIP / part.limit / train.shape[1] ** 0.5  # rows of a norm of about 1
+    rows, tested = (round_features(features, part.limit).double() * scale for features in (train, test))
+    weight = torch.zeros(part.outputs, rows.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(part.outputs, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(rows @ weight.T + bias, labels) + penalty / 2 * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss)
+
+    optimizer.step(closure)
+    return float(((tested @ weight.T + bias).argmax(-1) == wanted).float().mean())
+
+
 def measure(task: Task) -> dict[str, float]:
-    """Returns the accuracies by what the floor reads."""
+    """Return the accuracies by what the floor reads."""
     layers = find_layers(task.model, slices=4)
     rows = default_collate(task.private.rows)
     labels, wanted = task.labels(rows), task.labels(task.test)
@@ -76,6 +106,11 @@ def measure(task: Task) -> dict[str, float]:
         part = floor.part(task.model, layers)
         train, test = read(task, part, layers.network, rows), read(task, part, layers.network, task.test)
         found[name] = accuracy(train, labels, test, wanted, part)
+        if name in OTHER_HEADS:
+            found[f"{name}: class means"] = class_means(train, labels, test, wanted, part)
+            for penalty in PENALTIES:
+                title = f"{name}: logistic regression, penalty {penalty:g}"
+                found[title] = logistic(train, labels, test, wanted, part, penalty)
     part = Floor().part(task.model, layers)
     expand = random_features(part.width)
     train, test = (expand(read(task, part, layers.network, batch)) for batch in (rows, task.test))
@@ -83,7 +118,7 @@ def measure(task: Task) -> dict[str, float]:
 
 
 def main(arguments: list[str]) -> int:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "tasks", nargs="*", default=[], choices=[*TASKS, []], metavar="TASK", help="all, if none is named"

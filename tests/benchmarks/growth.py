@@ -53,7 +53,7 @@ def fit(
     digits: Digits,
     newcomers: Literal["append", "retrain"],
 ) -> Fitted:
-    """Fits rows into a store."""
+    """Fit rows into a store."""
     s3t = S3T(
         store,
         shards=5,
@@ -83,7 +83,7 @@ def _alive(store: Path) -> dict:
 
 
 def grow(seed: int, folder: Path) -> dict[str, Fitted]:
-    """Trains on nine tenths of the people, and adds the others in both ways."""
+    """Train on nine tenths of the people, and add the others in both ways."""
     digits = Digits.load(PEOPLE, seed)
     model = train_publicly(digits.public, DemoSettings(seed=seed, people=PEOPLE, public_epochs=10))
     later = {f"person-{number}" for number in range(NEWCOMERS)}
@@ -97,7 +97,7 @@ def grow(seed: int, folder: Path) -> dict[str, Fitted]:
 
 
 def main(arguments: list[str]) -> int:
-    """Prints the table; returns 1 if the mark is missed."""
+    """Print the table; return 1 if the mark is missed."""
     seeds = range(int(arguments[0]) if arguments else SEEDS)
     runs = []
     for seed in seeds:

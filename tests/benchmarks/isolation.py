@@ -41,7 +41,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_s3t import S3T
 from lightning_s3t.executors.processes import forkserver
-from lightning_s3t.executors.processes.package import pack
+from lightning_s3t.executors.processes.packing import pack
 from lightning_s3t.tuning.adapters import resolve_adapter
 from lightning_s3t.tuning.stage_switch import StageSwitch
 from tests import people
@@ -62,13 +62,13 @@ IMPORTS = (
 
 
 def fit_units(folder: Path, isolation: Kind, steps: int) -> None:
-    """Trains all units of a new store."""
+    """Train all units of a new store."""
     s3t = S3T(folder, SHARDS, SLICES, budget=1, subjects="index", adapter=ADAPTER, isolation=isolation)
     make_trainer(folder.parent, s3t, limit_train_batches=steps).fit(make_module(), images(steps))
 
 
 def fit_by_lightning(folder: Path, steps: int) -> None:
-    """Trains the same stages as often, by trainers without the callback."""
+    """Train the same stages as often, by trainers without the callback."""
     module = make_module()
     for _ in range(SHARDS):
         trained: dict[int, dict[str, Tensor]] = {}
@@ -85,7 +85,7 @@ def images(steps: int) -> DataLoader[tuple[Tensor, int]]:
 
 
 def compare_fits(steps: int, rounds: int) -> float:
-    """Times whole fits in turn; returns the ratio of the default to Lightning alone."""
+    """Time whole fits in turn; return the ratio of the default to Lightning alone."""
     with tempfile.TemporaryDirectory() as name:
         folder, stores = Path(name), iter(range(1000))
         contestants: dict[str, Callable[[int], None]] = {
@@ -135,7 +135,7 @@ class Timer(pl.Callback):
 
 
 def fit_small(folder: Path, isolation: Kind, units: int, *callbacks: pl.Callback) -> None:
-    """Trains so many units of a small network."""
+    """Train so many units of a small network."""
     trainer = people.make_trainer(
         folder, *callbacks, epochs=1, shards=units, slices=1, budget=1, isolation=isolation,
         trainer={"limit_train_batches": SMALL_STEPS, "limit_val_batches": 0},
@@ -144,7 +144,7 @@ def fit_small(folder: Path, isolation: Kind, units: int, *callbacks: pl.Callback
 
 
 def compare_units(rounds: int) -> float:
-    """Times small units of each isolation; returns what one of the default costs beside its training."""
+    """Time small units of each isolation; return what one of the default costs beside its training."""
     kinds: tuple[Kind, ...] = ("none", "fork", "forkserver")
     with tempfile.TemporaryDirectory() as name:
         folder, stores = Path(name), iter(range(1000))
@@ -180,7 +180,7 @@ class Nothing:
 
 
 def start(cold: bool = False) -> None:
-    """Starts a fit's process, with or without the process that it is forked from."""
+    """Start a fit's process, with or without the process that it is forked from."""
     if cold:
         forkserver._forget_base()
     package = pack((None, Nothing(), None), {})
@@ -189,7 +189,7 @@ def start(cold: bool = False) -> None:
 
 
 def time_start(rounds: int) -> float:
-    """Prints how long the process takes to be ready for units, the first time and later; there is no mark."""
+    """Print how long the process takes to be ready for units, the first time and later; there is no mark."""
     contestants = {"the first": lambda: start(cold=True), "later ones": lambda: start(cold=False)}
     times = take_turns(contestants, rounds, "starting")
     for name, seconds in times.items():
@@ -221,7 +221,7 @@ def make_large(whole: bool) -> Classifier:
 
 
 def fit_large(isolation: Kind | None) -> None:
-    """Trains the large model: two units; or, for None, by PEFT, beside a process with the imports alone."""
+    """Train the large model: two units; or, for None, by PEFT, beside a process with the imports alone."""
     torch.set_num_threads(1)
     rows = DataLoader(LargeRows(), MEMORY_BATCH, shuffle=True)
     with tempfile.TemporaryDirectory() as name:
@@ -246,7 +246,7 @@ def fit_large(isolation: Kind | None) -> None:
 
 
 def processes_below(pid: int) -> Iterator[int]:
-    """Returns a process and all that it has started, at any remove."""
+    """Return a process and all that it has started, at any remove."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -263,7 +263,7 @@ def processes_below(pid: int) -> Iterator[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Returns how long a process and all that it has started, those that have ended too, have computed."""
+    """Return how long a process and all that it has started, those that have ended too, have computed."""
     total = 0
     for process in processes_below(pid):
         try:
@@ -284,7 +284,7 @@ class Pss:
 
     @classmethod
     def below(cls, pid: int) -> Pss:
-        """Reads that of a process and all below it."""
+        """Read that of a process and all below it."""
         each, shared = [], 0.0
         for process in processes_below(pid):
             try:
@@ -299,7 +299,7 @@ class Pss:
 
 
 def peak_of(isolation: Kind | None) -> Pss:
-    """Returns the PSS of the processes of a fit when it was the most, in a script of its own."""
+    """Return the PSS of the processes of a fit when it was the most, in a script of its own."""
     code = f"from tests.benchmarks.isolation import fit_large; fit_large({isolation!r})"
     process = subprocess.Popen([sys.executable, "-c", code])
     peak = Pss()
@@ -320,7 +320,7 @@ def peak_of(isolation: Kind | None) -> Pss:
 
 
 def compare_memory(rounds: int) -> float:
-    """Measures peaks in turn, and prints them; there is no mark."""
+    """Measure peaks in turn, and print them; there is no mark."""
     if not Path("/proc/self/smaps_rollup").exists():
         print("Memory: this system has no /proc/self/smaps_rollup.")
         return 0.0
@@ -350,7 +350,7 @@ def compare_memory(rounds: int) -> float:
 
 
 def main(arguments: list[str]) -> int:
-    """Measures all; returns 1 above a mark."""
+    """Measure all; return 1 above a mark."""
     settings = {name for name in os.environ if name.startswith("MALLOC_")}
     if settings:  # glibc reads them when a process starts
         environment = {name: value for name, value in os.environ.items() if name not in settings}

@@ -59,7 +59,7 @@ class Measured:
 
 
 def build(store: Store) -> None:
-    """Fills the store with units that are revoked and erased by the requests."""
+    """Fill the store with units that are revoked and erased by the requests."""
     alive = store.alive()
     for unit in UNITS:
         if unit not in alive:
@@ -67,7 +67,7 @@ def build(store: Store) -> None:
 
 
 def measure(subjects: int) -> Measured:
-    """Registers so many subjects, and forgets some; in a process of its own, whose memory is looked at."""
+    """Register so many subjects, and forget some; in a process of its own, whose memory is looked at."""
     with tempfile.TemporaryDirectory() as folder, Store.create(Path(folder) / "store", SETTINGS) as store:
         build(store)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -94,7 +94,7 @@ def measure(subjects: int) -> Measured:
 
 
 def unlink_alone(folder: Path, files: int) -> float:
-    """Returns how long it takes to unlink so many files of a snapshot's size, and to flush their folder."""
+    """Return how long it takes to unlink so many files of a snapshot's size, and to flush their folder."""
     other = folder / "other"
     other.mkdir(exist_ok=True)
     paths = [other / str(number) for number in range(files)]
@@ -106,7 +106,7 @@ def unlink_alone(folder: Path, files: int) -> float:
 
 
 def rows(results: dict[int, Measured]) -> Iterator[tuple[str, ...]]:
-    """Returns the table's rows."""
+    """Return the table's rows."""
     for subjects, found in results.items():
         one = sorted(found.forget[1])
         yield (
@@ -136,18 +136,26 @@ class Reached:
         return self.all / self.units
 
 
+def settings_for(units: int) -> dict[str, dict[str, int]]:
+    """Returns the settings of a store in which each shard has 100 units."""
+    return {"partition": {"shards": units // SLICES**2, "slices": SLICES, "seed": 0}}
+
+
+def add_units(store: Store, units: int) -> None:
+    """Adds so many units without files: `commit` would flush each snapshot to the disk."""
+    ledger = store._ledger
+    with ledger.transaction():
+        for number, unit in enumerate(units_of(units // SLICES**2, cyclic(SLICES, SLICES))):
+            digest = f"{number:064x}"
+            provenance = json.dumps({"files": [], "epochs": 10, "metrics": {"val_acc": 0.9}, "padding": "x" * 200})
+            artifact = Artifact(str(unit), unit.cells, digest, digest, 0.5, provenance, 0)
+            ledger.add(artifact, f"snapshots/{digest}.safetensors")
+
+
 def reach(units: int) -> Reached:
-    """Forgets one subject after another, and then all who are left at once, where a shard has 100 units."""
-    shards = units // SLICES**2
-    settings = {"partition": {"shards": shards, "slices": SLICES, "seed": 0}}
-    with tempfile.TemporaryDirectory() as folder, Store.create(Path(folder) / "store", settings) as store:
-        ledger = store._ledger
-        with ledger.transaction():  # `commit` flushes each snapshot to the disk
-            for number, unit in enumerate(units_of(shards, cyclic(SLICES, SLICES))):
-                digest = f"{number:064x}"
-                provenance = json.dumps({"files": [], "epochs": 10, "metrics": {"val_acc": 0.9}, "padding": "x" * 200})
-                artifact = Artifact(str(unit), unit.cells, digest, digest, 0.5, provenance, 0)
-                ledger.add(artifact, f"snapshots/{digest}.safetensors")
+    """Forget one subject after another, and then all who are left at once, where a shard has 100 units."""
+    with tempfile.TemporaryDirectory() as folder, Store.create(Path(folder) / "store", settings_for(units)) as store:
+        add_units(store, units)
         people = [f"user-{number}" for number in range(units)]
         session(store).register(people)
         one = []
@@ -157,12 +165,12 @@ def reach(units: int) -> Reached:
             one.append(time.perf_counter() - start)
         start = time.perf_counter()
         receipt = store.forget(people[50:])
-        everybody = time.perf_counter() - start
-        return Reached(units, one, everybody, len(receipt.revoked))
+        everyone = time.perf_counter() - start
+        return Reached(units, one, everyone, len(receipt.revoked))
 
 
 def show_reach(rounds: list[tuple[Reached, Reached]]) -> bool:
-    """Prints what requests take that reach one place, or all; returns whether it is within the marks."""
+    """Print what requests take that reach one place, or all; return whether it is within the marks."""
     found = Table("units", "subjects", "forget 1: median, max", "forget all others", "units", "a subject")
     for one in [one for sizes in rounds for one in sizes]:
         found.add_row(
@@ -176,16 +184,16 @@ def show_reach(rounds: list[tuple[Reached, Reached]]) -> bool:
     Console(width=150).print(found)
     least, most = rounds[0][0].units, rounds[0][1].units
     median = 1000 * statistics.median(seconds for _, one in rounds for seconds in one.one)
-    everybody = statistics.median(one.all for _, one in rounds)
+    everyone = statistics.median(one.all for _, one in rounds)
     growth = statistics.median(large.per_subject / small.per_subject for small, large in rounds)
     print(f"One subject of {most:,} units, median: {median:.1f} ms (mark: {LIMIT_ONE_MS:g}).")
-    print(f"All subjects of {most:,} units, median: {everybody:.1f} s (mark: {LIMIT_ALL_S:g}).")
+    print(f"All subjects of {most:,} units, median: {everyone:.1f} s (mark: {LIMIT_ALL_S:g}).")
     print(f"A subject's share, against {least:,} units, median: {growth:.2f} times (mark: {LIMIT_PER_SUBJECT:g}).")
-    return median <= LIMIT_ONE_MS and everybody <= LIMIT_ALL_S and growth <= LIMIT_PER_SUBJECT
+    return median <= LIMIT_ONE_MS and everyone <= LIMIT_ALL_S and growth <= LIMIT_PER_SUBJECT
 
 
 def main(arguments: list[str]) -> int:
-    """Runs all sizes; returns 1 above a mark."""
+    """Run all sizes; return 1 above a mark."""
     largest, units = (*map(int, arguments), *(6, 100_000)[len(arguments) :])
     context = multiprocessing.get_context("spawn")
     results = {}

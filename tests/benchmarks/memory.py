@@ -42,7 +42,7 @@ def make_module(whole: bool) -> Classifier:
 
 
 def fit(folder: Path, *callbacks: pl.Callback, whole: bool) -> None:
-    """Trains with the callbacks."""
+    """Train with the callbacks."""
     rows = 4 * SHARDS * SLICES * STEPS * BATCH
     trainer = make_trainer(folder, *callbacks, limit_train_batches=STEPS)
     trainer.fit(make_module(whole), DataLoader(RepeatedImages(rows, SIZE), BATCH, shuffle=True, drop_last=True))
@@ -71,7 +71,7 @@ def by_peft() -> None:
 
 
 def peak_of(run: Callable[[], None]) -> float:
-    """Returns the peak of a run in MiB, in a process of its own."""
+    """Return the peak of a run in MiB, in a process of its own."""
     torch.set_num_threads(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run()
@@ -81,7 +81,7 @@ def peak_of(run: Callable[[], None]) -> float:
 
 
 def main() -> int:
-    """Measures both in turn; returns 1 above the mark."""
+    """Measure both in turn; return 1 above the mark."""
     found: dict[str, list[float]] = {"the callback": [], "PEFT": []}
     context = multiprocessing.get_context("spawn")
     for _ in track(range(ROUNDS), "training", console=Console(stderr=True), transient=True):

@@ -56,7 +56,7 @@ class Memory(pl.Callback):
 
 
 def fit(folder: Path, number: int, parallel_units: int) -> None:
-    """Trains the eight units."""
+    """Train the eight units."""
     s3t = S3T(
         folder / str(number),
         shards=UNITS,
@@ -72,7 +72,7 @@ def fit(folder: Path, number: int, parallel_units: int) -> None:
 
 
 def main() -> int:
-    """Times both in turn; returns 1 below the mark on a GPU."""
+    """Time both in turn; return 1 below the mark on a GPU."""
     torch.set_num_threads(1)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     at_once = UNITS if ON_GPU else min(UNITS, max(cores, 2))

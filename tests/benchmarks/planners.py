@@ -25,7 +25,7 @@ TOLERANCE = 1e-9
 
 
 def prior_of(name: str, slices: int) -> list[float] | None:
-    """Returns a prior by its name: all alike, Zipf's law, each half of the one before, drawn."""
+    """Return a prior by its name: all alike, Zipf's law, each half of the one before, drawn."""
     if name == "uniform":
         return None
     numbers = {
@@ -50,7 +50,7 @@ class Cell:
 
 
 def measure(case: tuple[int, int, str]) -> Cell:
-    """Plans one cell with every planner."""
+    """Plan one cell with every planner."""
     slices, budget, name = case
     prior = prior_of(name, slices)
     start = time.perf_counter()
@@ -66,7 +66,7 @@ def measure(case: tuple[int, int, str]) -> Cell:
 
 
 def cases(largest: int) -> list[tuple[int, int, str]]:
-    """Returns the grid: every budget up to twice the slices."""
+    """Return the grid: every budget up to twice the slices."""
     return [
         (slices, budget, prior)
         for slices in range(2, largest + 1)
@@ -76,7 +76,7 @@ def cases(largest: int) -> list[tuple[int, int, str]]:
 
 
 def table(cells: Iterable[Cell], title: str, by: str) -> Table:
-    """Shows the smallest and the mean ratio of groups of cells."""
+    """Show the smallest and the mean ratio of groups of cells."""
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         part = cell.budget / cell.slices
@@ -98,14 +98,14 @@ def table(cells: Iterable[Cell], title: str, by: str) -> Table:
 
 
 def large_model() -> float:
-    """Returns how many seconds 24 slices and 24 orders take, with every planner that is compared by `s3t plan`."""
+    """Return how many seconds 24 slices and 24 orders take, with every planner that is compared by `s3t plan`."""
     start = time.perf_counter()
     compare(5, 24, 24)
     return time.perf_counter() - start
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the grid; returns 1 if a ratio is below 1."""
+    """Run the grid; return 1 if a ratio is below 1."""
     console = Console(width=150)
     grid = cases(6 if "--quick" in arguments else 12)
     with multiprocessing.get_context("spawn").Pool() as pool:

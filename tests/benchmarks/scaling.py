@@ -62,7 +62,7 @@ class Plain(pl.LightningModule):
         )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Returns a batch's loss."""
+        """Return a batch's loss."""
         x = self.network["blocks"](self.network["stem"](batch[0]))
         return nn.functional.cross_entropy(self.network["head"](x), batch[1])
 
@@ -83,7 +83,7 @@ class Trained:
 
 
 def train(folder: Path, shards: int, slices: int, orders: int) -> Trained:
-    """Trains all units of a new store."""
+    """Train all units of a new store."""
     draw = torch.Generator().manual_seed(0)
     data = TensorDataset(torch.rand(ROWS, 64, generator=draw), torch.randint(10, (ROWS,), generator=draw))
     s3t = S3T(
@@ -100,7 +100,7 @@ def train(folder: Path, shards: int, slices: int, orders: int) -> Trained:
 
 
 def train_all() -> dict[str, list[Trained]]:
-    """Trains every shape; once before, to warm up."""
+    """Train every shape; once before, to warm up."""
     cases = [(name, case) for name, group in TRAINED.items() for case in group]
     found: dict[str, list[Trained]] = {name: [] for name in TRAINED}
     with tempfile.TemporaryDirectory() as name:
@@ -121,7 +121,7 @@ class Cost:
 
     @classmethod
     def of(cls, trained: Sequence[Trained]) -> Cost:
-        """Fits them to all fits at once."""
+        """Fit them to all fits at once."""
         seconds = np.array([t.seconds for t in trained])
         # relative errors are what is made small
         features = np.array([[1, t.units, t.rows] for t in trained]) / seconds[:, None]
@@ -129,12 +129,12 @@ class Cost:
         return cls(*map(float, found), float(np.abs(features @ found - 1).mean()))
 
     def __call__(self, trained: Trained) -> float:
-        """Returns the seconds that a fit should take."""
+        """Return the seconds that a fit should take."""
         return self.fit + self.unit * trained.units + self.row * trained.rows
 
 
 def time_requests(most: int) -> dict[int, list[float]]:
-    """Returns milliseconds of requests for one subject, by the number of units in the store."""
+    """Return milliseconds of requests for one subject, by the number of units in the store."""
     orders = cyclic(6, 6)
     found = {}
     for shards in (shards for shards in (3, 28, 278) if shards * 36 <= 1.01 * most):
@@ -155,7 +155,7 @@ def time_requests(most: int) -> dict[int, list[float]]:
 
 
 def live_bytes() -> int:
-    """Returns the bytes of all tensors that are alive, each memory once."""
+    """Return the bytes of all tensors that are alive, each memory once."""
     gc.collect()
     storages = {}
     for found in gc.get_objects():
@@ -166,7 +166,7 @@ def live_bytes() -> int:
 
 
 def measure_ensembles() -> tuple[float, dict[int, float]]:
-    """Returns the MiB of the network alone, and of served modules, which hold one, by their number of shards."""
+    """Return the MiB of the network alone, and of served modules, which hold one, by their number of shards."""
     found = {}
     for shards in ENSEMBLES:
         with tempfile.TemporaryDirectory() as name:
@@ -183,7 +183,7 @@ def measure_ensembles() -> tuple[float, dict[int, float]]:
 
 
 def show(trained: dict[str, list[Trained]], cost: Cost) -> Table:
-    """Returns the table of the fits."""
+    """Return the table of the fits."""
     table = Table("shards", "slices", "orders", "units", "rows seen", "seconds", "by the fit", title="Training")
     for group in trained.values():
         for t in group:
@@ -200,7 +200,7 @@ def draw(
     requests: dict[int, list[float]],
     ensembles: tuple[float, dict[int, float]],
 ) -> None:
-    """Draws both pictures."""
+    """Draw both pictures."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -237,7 +237,7 @@ def draw(
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Measures all; returns 1 beyond a mark."""
+    """Measure all; return 1 beyond a mark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
     parser.add_argument("--large", action="store_true", help="up to 10,000 units in a store")
     parser.add_argument("--pictures", type=Path, help="write pictures into this folder")

@@ -97,14 +97,14 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Runs one operation."""
+        """Run one operation."""
         aliases = [value.alias_info for value in func._schema.returns]
         self.count += not any(alias is not None and not alias.is_write for alias in aliases)
         return func(*args, **(kwargs or {}))
 
 
 def count_operations(run: Callable[[], object]) -> int:
-    """Counts what a contestant computes, at its second call."""
+    """Count what a contestant computes, at its second call."""
     run()
     with Operations() as operations:
         run()
@@ -112,7 +112,7 @@ def count_operations(run: Callable[[], object]) -> int:
 
 
 def time_inference(module: Classifier, path: Path, rows: Sequence[int]) -> tuple[Table, float]:
-    """Times the ensemble, networks apart and one pass, at three depths; returns a table and what has a mark."""
+    """Time the ensemble, networks apart and one pass, at three depths; return a table and what has a mark."""
     found = Table(
         "rows",
         "slices left",
@@ -144,7 +144,7 @@ def _in_order(ratios: dict[tuple[str, str], Ratio]) -> list[Ratio]:
 
 
 def time_switch(path: Path, module: Classifier, preload: bool) -> tuple[Ratio, float, float]:
-    """Times the swap to the survivors after requests, against loading a whole checkpoint: ratio and medians."""
+    """Time the swap to the survivors after requests, against loading a whole checkpoint: ratio and medians."""
     swaps, loads = [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -169,7 +169,7 @@ def time_switch(path: Path, module: Classifier, preload: bool) -> tuple[Ratio, f
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs all; returns 1 beyond a mark."""
+    """Run all; return 1 beyond a mark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32] if DEVICE == "cuda" else [1])
     options = parser.parse_args(arguments)

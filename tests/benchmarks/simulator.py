@@ -19,7 +19,7 @@ LOOKS = (1, 5, 20, 50)
 
 
 def seconds(trials: int, requester: str) -> float:
-    """Returns how long a simulation takes."""
+    """Return how long a simulation takes."""
     start = time.perf_counter()
     sizes = 50 if requester in ("subject", "sample") else None
     simulate(5, optimal(6, 6), LOOKS, trials, requester=requester, sizes=sizes)  # type: ignore[arg-type]
@@ -27,7 +27,7 @@ def seconds(trials: int, requester: str) -> float:
 
 
 def main() -> int:
-    """Times each requester at 10,000 and 100,000 trials in turn; returns 1 above the mark."""
+    """Time each requester at 10,000 and 100,000 trials in turn; return 1 above the mark."""
     found = Table(
         "requester", "10,000 trials", "100,000 trials", "ratio (linear: 10)", title="5 shards, 6 slices, 6 orders"
     )

@@ -35,7 +35,7 @@ def make_module() -> Classifier:
 
 
 def step_of(module: Classifier) -> Callable[[], None]:
-    """Returns a training step of what is trainable in a module."""
+    """Return a training step of what is trainable in a module."""
     images, labels = (tensor.to(DEVICE) for tensor in random_images(BATCH, SIZE).tensors)
     optimizer = module.configure_optimizers()
 
@@ -48,7 +48,7 @@ def step_of(module: Classifier) -> Callable[[], None]:
 
 
 def staged(stage: int) -> tuple[Classifier, StageBuilder]:
-    """Returns a module with the stand-ins of a stage in place, as the callback puts them."""
+    """Return a module with the stand-ins of a stage in place, as the callback puts them."""
     module = make_module().train()
     switch = StageSwitch(module, SLICES, adapter=resolve_adapter(ADAPTER))
     builder = switch.builder
@@ -59,7 +59,7 @@ def staged(stage: int) -> tuple[Classifier, StageBuilder]:
 
 
 def with_all() -> Callable[[], None]:
-    """Returns the step in which every group's adapters and the head are trained."""
+    """Return the step in which every group's adapters and the head are trained."""
     module, builder = staged(SLICES)
     names = {name for stage in range(1, SLICES + 1) for name in builder.owned(stage)}
     stand_ins = {name: module.get_submodule(name) for name in names}
@@ -68,7 +68,7 @@ def with_all() -> Callable[[], None]:
 
 
 def main() -> int:
-    """Times all stages in turn; returns 1 above a mark."""
+    """Time all stages in turn; return 1 above a mark."""
     torch.set_num_threads(1)
     stages = {f"stage {stage}": step_of(staged(stage)[0]) for stage in range(1, SLICES + 1)}
     times = take_turns({**stages, "every adapter": with_all()}, ROUNDS, "steps")

@@ -13,12 +13,12 @@ BASE = "import lightning, peft"
 
 
 def run(code: str) -> None:
-    """Runs a program of one line."""
+    """Run a program of one line."""
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def main() -> int:
-    """Times both in turn, and looks what is imported without need; returns 1 above the mark."""
+    """Time both in turn, and look at what is imported without need; return 1 above the mark."""
     contestants = {
         "without": lambda: run(BASE),
         "with": lambda: run(f"{BASE}; import lightning_s3t"),

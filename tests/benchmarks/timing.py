@@ -37,7 +37,7 @@ def take_turns(
     warm_up: bool = True,
     prepare: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Times contestants in turn, after one round that does not count.
+    """Time contestants in turn, after one round that does not count.
 
     Args:
         contestants: What to time, by name.
@@ -64,7 +64,7 @@ def take_turns(
 
 
 def ratio(times: list[float], against: list[float]) -> Ratio:
-    """Compares two contestants round by round.
+    """Compare two contestants round by round.
 
     Args:
         times: One's seconds.

@@ -43,7 +43,7 @@ def staged() -> Classifier:
 
 
 def main() -> int:
-    """Times all three in turn; returns 1 above a mark."""
+    """Time all three in turn; return 1 above a mark."""
     torch.set_num_threads(1)
     loader = DataLoader(random_images(STEPS * BATCH, SIZE), BATCH, shuffle=True)
     with tempfile.TemporaryDirectory() as name:

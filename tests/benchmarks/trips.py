@@ -52,7 +52,7 @@ class Trip:
 
 @contextmanager
 def recorded() -> Iterator[Trip]:
-    """Records the calls within a block."""
+    """Record the calls within a block."""
     trip, last = Trip(), ("", "")
 
     def note(frame: FrameType, event: str, _: Any) -> None:
@@ -95,7 +95,7 @@ def fit(store: Path) -> Trip:
 
 
 def trips() -> dict[str, Trip]:
-    """Returns the trips by name."""
+    """Return the trips by name."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         fit(Path(folder, "warm"))  # what is imported, and kept, at the first call is not part of a trip
@@ -115,7 +115,7 @@ def trips() -> dict[str, Trip]:
 
 
 def main() -> int:
-    """Prints the trips."""
+    """Print the trips."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--most", type=int, default=0, help="how many changes of file to list for each trip")
     arguments = parser.parse_args()

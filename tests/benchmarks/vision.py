@@ -24,12 +24,12 @@ class Classifier(pl.LightningModule):
         self.network: nn.Module = timm.create_model(name, num_classes=CLASSES, **options)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns the logits."""
+        """Return the logits."""
         logits: Tensor = self.network(images)
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Returns a batch's loss."""
+        """Return a batch's loss."""
         return nn.functional.cross_entropy(self(batch[0]), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -51,7 +51,7 @@ class RepeatedImages(Dataset[tuple[Tensor, int]]):
 
 
 def random_images(rows: int, size: int, seed: int = 0) -> TensorDataset:
-    """Draws images and labels."""
+    """Draw images and labels."""
     draw = torch.Generator().manual_seed(seed)
     images = torch.randn(rows, 3, size, size, generator=draw)
     return TensorDataset(images, torch.randint(CLASSES, (rows,), generator=draw))

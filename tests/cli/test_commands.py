@@ -92,8 +92,8 @@ def test_status_shows_who_serves_and_what_is_revoked(store: Path, capsys: Output
     told = capsys.readouterr().out
     assert told.count("●●") == 2
     assert "Shards that serve: 2 of 2" in told
-    everybody = sorted(set(People.make().owners))
-    main(["forget", str(store), *everybody])
+    everyone = sorted(set(People.make().owners))
+    main(["forget", str(store), *everyone])
     capsys.readouterr()
     assert main(["store", "status", str(store)]) == 0
     told = capsys.readouterr().out

@@ -95,15 +95,15 @@ def test_a_prior_moves_the_likely_slice_back(capsys: Output, tmp_path: Path) -> 
 
 
 def test_a_plan_says_how_many_requests_it_stands_until_each_floor(capsys: Output) -> None:
-    found = document(capsys, *PLAN, "--budget", "3", "--floors", "0.9", "0.5")
+    found = document(capsys, *PLAN, "--budget", "3", "--levels", "0.9", "0.5")
     optimal, *_, sisa = found["planners"]
-    assert [floor["floor"] for floor in optimal["requests_until"]] == [0.9, 0.5]
+    assert [level["level"] for level in optimal["requests_until"]] == [0.9, 0.5]
     for first, second in zip(optimal["requests_until"], sisa["requests_until"], strict=True):
         assert first["requests"]["mean"] > second["requests"]["mean"]
 
 
 def test_worth_on_a_curve_of_the_paper_stands_longer_than_data(capsys: Output) -> None:
-    arguments = [*PLAN, "--budget", "3", "--floors", "0.9"]
+    arguments = [*PLAN, "--budget", "3", "--levels", "0.9"]
     data, curve = (document(capsys, *arguments, "--worth", name)["planners"][0] for name in ("data", "cifar-100"))
     assert curve["requests_until"][0]["requests"]["mean"] > 2 * data["requests_until"][0]["requests"]["mean"]
 

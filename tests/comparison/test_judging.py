@@ -18,7 +18,7 @@ AFTER = (0, 10)
 
 
 def answers(shift: float, seed: int) -> dict[str, Tensor]:
-    """Answers to rows that are all alike, but that forgotten rows are known better by a shift."""
+    """Answer to rows that are all alike, but that forgotten rows are known better by a shift."""
     draw = torch.Generator().manual_seed(seed)
     found = {}
     for requests in AFTER:

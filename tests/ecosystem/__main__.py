@@ -37,7 +37,7 @@ SETTINGS = {
 
 
 def main() -> None:
-    """Runs what is asked for."""
+    """Run what is asked for."""
     parser = argparse.ArgumentParser(prog="python -m tests.ecosystem")
     parser.add_argument("--group", choices=GROUPS, action="append", help="only this group; may be repeated")
     parser.add_argument("--case", default="", help="only cases whose name matches this regular expression")

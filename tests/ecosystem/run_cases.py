@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 def main(group: str, results: Path, chosen: str = "") -> None:
-    """Runs what has no result yet, and adds a line of JSON for each case.
+    """Run what has no result yet, and add a line of JSON for each case.
 
     Args:
         group: A module of `tests.ecosystem.groups`.

@@ -63,7 +63,7 @@ def trainer_of(store: Path, script: Script) -> pl.Trainer:
 
 
 def fit(store: Path, make: Callable[[Variant], Script], kind: Any = "D") -> Script:
-    """Runs a script into a store."""
+    """Run a script into a store."""
     pl.seed_everything(0, verbose=False)
     script = make(Variant(kind))
     before = _state(script.module)

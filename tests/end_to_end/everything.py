@@ -38,7 +38,7 @@ def forget(store: Path, *people: str) -> Any:
 
 @dataclass(frozen=True)
 class Forgotten:
-    """A store that was trained on everybody and has forgotten the person."""
+    """A store that was trained on everyone and has forgotten the person."""
 
     folder: Path
     arguments: dict[str, Any]

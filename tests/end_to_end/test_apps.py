@@ -40,7 +40,7 @@ SMALL = {"store": "store", "shards": "2", "slices": "2", "budget": "2", "adapter
 
 @dataclass(frozen=True)
 class App:
-    """How somebody starts an app, and who asks to be forgotten.
+    """How an app is started, and who asks to be forgotten.
 
     Attributes:
         classes: What the command line says of the model and the data.
@@ -118,7 +118,7 @@ def start_python(folder: Path, *command: str) -> str:
 
 
 def go_through(name: str, folder: Path) -> Course:
-    """Fits an app from its command line, again from the YAML that this wrote, and hands the store to `s3t`."""
+    """Fit an app from its command line, again from the YAML that this wrote, and hand the store to `s3t`."""
     app, again = APP[name], folder / "again"
     again.mkdir(parents=True)
     for place in (folder, again):

@@ -40,7 +40,7 @@ def store(trained: Path, tmp_path: Path) -> Path:
 
 
 def tamper(store: Path, unit: UnitId, amount: float) -> None:
-    """Puts other tensors in the place of a unit's, as a training that cheats would."""
+    """Put other tensors in the place of a unit's, as a training that cheats would."""
     with Store.open(store) as opened:
         record, tensors = opened.alive()[unit], opened.load(unit)
         name = sorted(tensors)[0]
@@ -109,19 +109,19 @@ def fitted(store: Path, module: Any, data: PeopleData) -> Path:
 
 
 def test_what_a_script_computes_over_all_rows_is_examined_only_without_those_of_the_forgotten(tmp_path: Path) -> None:
-    everybody = People.make()
-    store = fitted(tmp_path / "store", Classifier(), Normalised(everybody))
-    kept = audit(make_trainer(store), Classifier(), datamodule=Normalised(everybody))
+    everyone = People.make()
+    store = fitted(tmp_path / "store", Classifier(), Normalised(everyone))
+    kept = audit(make_trainer(store), Classifier(), datamodule=Normalised(everyone))
     assert kept.passed
     assert "Not examined: values that the script computes over all rows before the fit" in str(kept)
     assert "drop these rows before the audit" in str(kept)
-    dropped = audit(make_trainer(store), Classifier(), datamodule=Normalised(everybody.without(PERSON)))
+    dropped = audit(make_trainer(store), Classifier(), datamodule=Normalised(everyone.without(PERSON)))
     assert not dropped.passed
 
 
 def test_a_head_that_the_script_draws_otherwise_today_is_told(tmp_path: Path) -> None:
-    everybody, others = People.make(), People.make().without(PERSON)
-    store = fitted(tmp_path / "store", FromLabels(everybody), PeopleData(everybody))
+    everyone, others = People.make(), People.make().without(PERSON)
+    store = fitted(tmp_path / "store", FromLabels(everyone), PeopleData(everyone))
     report = audit(make_trainer(store), FromLabels(others), datamodule=PeopleData(others))
     assert report.passed  # the kept head is given to the audit too
     assert "Not examined: the head's initial state. The store keeps the one of its first fit" in str(report)

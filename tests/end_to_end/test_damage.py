@@ -34,7 +34,7 @@ def damage(store: Path, unit: UnitId) -> None:
     path.write_bytes(path.read_bytes()[:-4] + b"\0\1\2\3")
 
 
-def test_a_fit_trains_damaged_units_anew_to_the_same_bits(trained: Path, store: Path) -> None:
+def test_a_fit_trains_damaged_units_again_to_the_same_bits(trained: Path, store: Path) -> None:
     damage(store, UnitId(0, (0,)))
     with pytest.warns(UserWarning, match="missing or damaged"):
         fit(store, PEOPLE, epochs=1)
@@ -77,7 +77,7 @@ def test_without_a_registry_units_are_the_same_and_requests_work(trained: Path, 
         assert opened.verify().passed
 
 
-def test_a_rotated_key_trains_nothing_anew(store: Path) -> None:
+def test_a_rotated_key_trains_nothing_again(store: Path) -> None:
     with Store.open(store) as opened:
         before = {unit: record.provenance for unit, record in opened.alive().items()}
         opened.rotate_key()

@@ -341,7 +341,7 @@ def test_answers_that_cannot_be_put_together_are_warned_of_before_anything_is_tr
         fit(tmp_path / "other", People.make(), epochs=1, budget=1)
 
 
-def test_a_head_that_the_script_draws_anew_is_taken_from_the_store(tmp_path: Path) -> None:
+def test_a_head_that_the_script_draws_again_is_taken_from_the_store(tmp_path: Path) -> None:
     other = Classifier()
     torch.nn.init.normal_(other.network.head.weight)
     fit(tmp_path / "store", People.make(), budget=1)
@@ -370,7 +370,7 @@ class Shuffled(PeopleData):
 
 
 class Curriculum(RandomSampler):
-    """Draws in a way that nobody knows."""
+    """Draws in an unknown way."""
 
     num_samples = 7
 

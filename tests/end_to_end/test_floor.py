@@ -14,13 +14,14 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_s3t import EnsembleModule, Floor, Store
 from lightning_s3t.core.floor import PRETRAINED
 from lightning_s3t.errors import DataError, NoSurvivorError, StoreMismatchError, UnsupportedError
+from lightning_s3t.methods import SISA
 from lightning_s3t.tuning.head_features import HeadFeatures
 from lightning_s3t.tuning.ridge import solve_head
 from tests.end_to_end.everything import forget
 from tests.people import CLASSES, FEATURES, Classifier, People, PeopleData, fit, make_trainer
 
 PERSON = "user-3"
-EVERYBODY = [f"user-{number}" for number in range(40)]
+EVERYONE = [f"user-{number}" for number in range(40)]
 TEST = People.make(30, seed=6)
 
 
@@ -60,9 +61,9 @@ def sources(store: Path) -> set[str]:
 
 
 def forget_by_all(store: Path) -> None:
-    """Takes every unit away, and leaves the floor its other rows: a person in each first slice asks."""
+    """Take every unit away, and leave the floor its other rows: a person in each first slice asks."""
     with Store.open(store) as opened:
-        for person in EVERYBODY:
+        for person in EVERYONE:
             if not opened.alive():
                 return
             if person != PERSON:
@@ -71,12 +72,22 @@ def forget_by_all(store: Path) -> None:
 
 def test_it_answers_when_no_unit_is_left_and_after_every_request(store: Path) -> None:
     with EnsembleModule.from_store(store, Classifier()) as served:
-        for person in EVERYBODY[:30]:
+        for person in EVERYONE[:30]:
             served.forget([person])
             accuracy = float((served(TEST.features).argmax(-1) == TEST.labels).float().mean())
         assert not served.survivors
         assert accuracy > 0.8
         assert served.store.verify().passed
+
+
+@pytest.mark.nightly
+def test_it_answers_for_sisa_too_when_no_state_is_left(store: Path, tmp_path: Path) -> None:
+    other = fit_with_floor(tmp_path / "sisa" / "store", People.make(), method=SISA(shards=2, slices=2))
+    assert sums(store) == sums(other)
+    for each in (store, other):
+        forget_by_all(each)
+        forget(each, *EVERYONE[:30])
+    assert answers(store).equal(answers(other))
 
 
 def test_the_floor_is_what_it_would_be_had_the_persons_rows_been_anything_else(store: Path, tmp_path: Path) -> None:
@@ -104,7 +115,7 @@ def test_a_floor_that_has_forgotten_is_that_of_a_first_fit_without_the_person(st
 def test_requests_until_nine_tenths_are_gone_leave_what_a_first_fit_without_them_makes(
     store: Path, tmp_path: Path
 ) -> None:
-    gone = EVERYBODY[:36]
+    gone = EVERYONE[:36]
     for start, end in ((0, 1), (1, 10), (10, 36)):
         forget(store, *gone[start:end])
     scratch = fit_with_floor(tmp_path / "scratch" / "store", People.make().without(*gone), shards=1, slices=1, budget=1)
@@ -139,7 +150,7 @@ def test_a_fit_with_another_floor_is_refused(store: Path) -> None:
 
 def test_without_a_floor_nothing_answers_when_nothing_is_left(tmp_path: Path) -> None:
     fit(tmp_path / "store", People.make(), epochs=1)
-    forget(tmp_path / "store", *EVERYBODY)
+    forget(tmp_path / "store", *EVERYONE)
     with (
         EnsembleModule.from_store(tmp_path / "store", Classifier()) as served,
         pytest.raises(NoSurvivorError, match=r"S3T\(floor=True\)"),
@@ -260,7 +271,7 @@ def test_each_unit_that_serves_has_a_head_from_the_rows_that_it_has_not_seen(hea
     serving = served_units(headed)
     assert sources(headed) == {PRETRAINED, *serving.values()}
     with Store.open(headed) as opened:
-        places = {person: opened.partition.place(person) for person in EVERYBODY}
+        places = {person: opened.partition.place(person) for person in EVERYONE}
         rows = {shard: opened.heads()[unit].rows for shard, unit in serving.items()}
     people = People.make()
     for shard, count in rows.items():
@@ -377,7 +388,7 @@ def fit_numbers(store: Path, floor: Floor) -> None:
 @pytest.mark.nightly
 def test_a_regression_answers_with_numbers(tmp_path: Path) -> None:
     fit_numbers(tmp_path / "store", Floor(targets="wanted", task="regression"))
-    forget(tmp_path / "store", *EVERYBODY[:30])
+    forget(tmp_path / "store", *EVERYONE[:30])
     with EnsembleModule.from_store(tmp_path / "store", OneOutput()) as served:
         assert not served.survivors
         found, wanted = served(TEST.features)[:, 0], TEST.features[:, 0].tanh()

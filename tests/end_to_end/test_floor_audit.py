@@ -48,7 +48,7 @@ def sums_of_floor(store: Path) -> FeatureSums:
 
 
 def put_back(store: Path, sums: FeatureSums) -> None:
-    """Puts other sums in the place of the floor's, as a request that subtracts too little would leave them."""
+    """Put other sums in the place of the floor's, as a request that subtracts too little would leave them."""
     with Store.open(store) as opened, opened._ledger.transaction():
         _keep(opened._backend, PRETRAINED, opened.heads()[PRETRAINED], sums, None)
 

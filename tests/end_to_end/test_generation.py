@@ -65,7 +65,7 @@ def served(trained: tuple[Path, str], tmp_path: Path) -> EnsembleModule:
 
 
 def by_hand(served: EnsembleModule, tokens: int) -> Tensor:
-    """Reads the whole text for every token, without any cache."""
+    """Read the whole text for every token, without any cache."""
     text = PROMPT
     for _ in range(tokens):
         logits = served.module.network(input_ids=text, use_cache=False).logits
@@ -132,7 +132,7 @@ def test_a_cache_from_before_a_request_is_refused(served: EnsembleModule) -> Non
         served.module.network(input_ids=PROMPT[:, -1:], past_key_values=cache)
 
 
-def test_a_cache_that_somebody_else_has_filled_is_refused(served: EnsembleModule, trained: tuple[Path, str]) -> None:
+def test_a_cache_that_another_model_has_filled_is_refused(served: EnsembleModule, trained: tuple[Path, str]) -> None:
     cache = transformers.DynamicCache()
     LanguageModel(trained[1]).network(input_ids=PROMPT, past_key_values=cache)
     with pytest.raises(EnsembleError, match="did not fill itself"):

@@ -172,7 +172,7 @@ class Loop:
         self.argument = "cache" if "cache" in names else "past_key_values"
 
     def read_on(self, text: Tensor, cache: Any, tokens: int) -> Tensor:
-        """Goes on with a text of which the cache holds nothing, or all but the last token."""
+        """Go on with a text of which the cache holds nothing, or all but the last token."""
         new = text[:, cache.get_seq_length() :] if cache is not None else text
         for _ in range(tokens):
             answer = self.network(input_ids=new, **({self.argument: cache} if cache is not None else {}))

@@ -84,7 +84,7 @@ def test_a_request_of_a_newcomer_reaches_their_generations_units_alone(store: Pa
     assert list(receipt.serving) == ["2"]
 
 
-def test_a_request_of_somebody_of_the_first_leaves_the_newcomers_units(store: Path) -> None:
+def test_a_request_of_an_early_subject_leaves_the_newcomers_units(store: Path) -> None:
     forget(store, "user-3")
     assert tensors_of(store).keys() > SHARD
 
@@ -126,7 +126,7 @@ def test_those_who_come_later_do_not_depend_on_a_generation_that_is_forgotten(
     assert_bitwise_equal(renamed, never)
 
 
-def test_rows_of_somebody_who_is_there_go_where_that_one_is(store: Path, log: UnitLog) -> None:
+def test_new_rows_of_a_known_subject_go_to_the_same_place(store: Path, log: UnitLog) -> None:
     more = newcomers("user", people=1, seed=3)
     append(store, together(GROWN, People(more.features, more.labels, ["user-3"] * 3)), log)
     with Store.open(store) as opened:

@@ -357,7 +357,7 @@ def test_what_has_moved_since_the_last_fit_is_warned_of(tmp_path: Path) -> None:
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("averaging", nightly_except((WeightAveraging, EMAWeightAveraging), EMAWeightAveraging))
-def test_averages_of_weights_begin_anew_in_every_unit(tmp_path: Path, averaging: Any) -> None:
+def test_averages_of_weights_start_from_scratch_in_every_unit(tmp_path: Path, averaging: Any) -> None:
     assert_exact(tmp_path, lambda: (Classifier(), Data, [averaging()]), workers=0, same_script=True)
 
 

@@ -72,7 +72,7 @@ class Die(AtUnit):
 class KillServer(AtUnit):
     def act(self) -> None:
         os.kill(os.getppid(), signal.SIGKILL)
-        time.sleep(60)  # ended meanwhile, since nobody is left to hear of it
+        time.sleep(60)  # ended meanwhile, since no process is left to hear of it
 
 
 class KillWaiting(AtUnit):
@@ -94,7 +94,7 @@ class KillWaiting(AtUnit):
 
 
 class Ask(AtUnit):
-    """Asks, once, that somebody be forgotten."""
+    """Asks once that a subject be forgotten."""
 
     def act(self) -> None:
         with Store.open(self.store) as store:

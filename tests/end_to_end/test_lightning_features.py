@@ -169,7 +169,7 @@ def test_several_validation_dataloaders_are_all_used(tmp_path: Path) -> None:
 
 
 class LearnsFromItsMetrics(Classifier):
-    """Weighs its loss by metrics that nobody sets back: whatever they keep reaches the weights."""
+    """Weighs its loss by metrics that are never reset: whatever they keep reaches the weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -246,7 +246,7 @@ class BringsCallbacks(Classifier):
 
 
 @pytest.mark.nightly
-def test_callbacks_of_the_module_start_anew_in_every_unit_and_their_files_are_erased(tmp_path: Path) -> None:
+def test_callbacks_of_the_module_start_fresh_in_every_unit_and_their_files_are_erased(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     module = BringsCallbacks(
         EarlyStopping("val_loss", patience=0, min_delta=1e9), ModelCheckpoint(folder, monitor="val_loss")
@@ -425,7 +425,7 @@ class SeesAccumulation(Callback):
 
 
 @pytest.mark.nightly
-def test_a_schedule_of_accumulation_starts_anew_in_every_unit(tmp_path: Path) -> None:
+def test_a_schedule_of_accumulation_starts_fresh_in_every_unit(tmp_path: Path) -> None:
     seen = tmp_path / "seen.txt"
     fit(tmp_path / "store", People.make(), GradientAccumulationScheduler({0: 1, 1: 3}), SeesAccumulation(seen))
     assert seen.read_text().split() == ["1", "3"] * 8

@@ -139,7 +139,7 @@ def test_non_interference_serving_and_rebuild(tmp_path: Path, name: str) -> None
 
 
 class Normalised(Classifier):
-    """With weights that are computed anew at each use."""
+    """With weights that are computed at each use."""
 
     def __init__(self, normalise: Any) -> None:
         super().__init__()

@@ -155,7 +155,7 @@ def test_callbacks_that_are_not_set_back_are_caught(tmp_path: Path, monkeypatch:
 
 
 def _setup_once(setup: Any) -> Any:
-    """Keeps the averages of the unit before, as a set-up that was not repeated would."""
+    """Keep the averages of the unit before, as a set-up that was not repeated would."""
 
     def wrapped(self: Any, trainer: Any, module: Any, stage: str) -> None:
         averages = getattr(self, "_average_model", None)

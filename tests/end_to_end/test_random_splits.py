@@ -17,7 +17,7 @@ from tests.people import Classifier, People, make_trainer
 
 
 class Split(pl.LightningDataModule):
-    """Splits anew at every `setup`."""
+    """Splits again at every `setup`."""
 
     def __init__(self, people: People) -> None:
         super().__init__()
@@ -74,10 +74,10 @@ def test_a_forgotten_row_is_not_trained_on_after_another_split_at_random(tmp_pat
 def test_a_split_that_differs_between_two_loads_is_refused(tmp_path: Path) -> None:
     people = People.make()
 
-    class Anew(Split):
+    class Again(Split):
         def train_dataloader(self) -> DataLoader[Any]:
             return DataLoader(random_split(self.people, [100, 20])[0], 8, shuffle=True)
 
     with pytest.raises(DataError, match=r"gives other ids\..*give random_split a generator with a fixed seed"):
-        make_trainer(tmp_path / "store", subjects="index").fit(Classifier(), datamodule=Anew(people))
+        make_trainer(tmp_path / "store", subjects="index").fit(Classifier(), datamodule=Again(people))
     assert not (tmp_path / "store").exists()

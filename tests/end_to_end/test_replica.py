@@ -112,7 +112,7 @@ def test_without_the_ledger_it_answers_to_the_end_of_its_time_and_then_refuses(s
         assert torch.equal(replica(X), before)
 
 
-def test_whoever_forgets_waits_by_whatever_door_and_for_a_crashed_replica_once(store: Path) -> None:
+def test_every_way_to_forget_waits_and_for_a_crashed_replica_once(store: Path) -> None:
     with Store.open(store) as opened:
         opened.lease(0.5).look()  # as a replica that was killed leaves it
         began = time.monotonic()
@@ -160,7 +160,7 @@ def test_times_that_cannot_be_are_refused(store: Path) -> None:
 
 
 def _serve(store: Path, seconds: float, log: Path, ready: Any) -> None:
-    """Answers without end, and notes when each answer was asked for, when it left, and what it was made of."""
+    """Answer without end, and note when each answer was asked for, when it left, and what it was made of."""
     torch.set_num_threads(1)
     with torch.no_grad(), Replica.from_store(store, Classifier(), seconds) as replica, log.open("w") as file:
         ready.set()

@@ -36,7 +36,7 @@ class Requests(UnitLog):
 
 
 def wait_for_the_end() -> None:
-    """Goes on for longer than it takes until the request is seen: the process is ended meanwhile."""
+    """Go on for longer than it takes until the request is seen: the process is ended meanwhile."""
     time.sleep(5)
     raise AssertionError("the unit was not broken off")
 

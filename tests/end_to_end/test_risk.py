@@ -31,7 +31,7 @@ def test_forgetting_a_risky_subject_reaches_the_last_slice_alone(store: Path) ->
         assert set(opened.alive()) == {unit for unit in before if 2 not in unit.prefix}
 
 
-def test_somebody_who_has_changed_bands_is_refused(store: Path) -> None:
+def test_a_subject_who_has_changed_bands_is_refused(store: Path) -> None:
     with Store.open(store) as opened:
         alive = set(opened.alive())
     with pytest.raises(DataError, match="1 of the subjects are in another risk band"):

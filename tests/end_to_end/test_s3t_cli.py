@@ -76,6 +76,16 @@ def store(fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return Path(shutil.copytree(fitted, tmp_path / "store"))
 
 
+def test_fit_on_a_cluster_needs_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    monkeypatch.setattr(sys, "argv", ["s3t"])
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert main([*FIT, f"--s3t.store={tmp_path / 'store'}", "--ray=auto"]) == 2
+    assert 'pip install "lightning-s3t[ray]"' in capsys.readouterr().err
+    assert "RAY_ADDRESS" not in os.environ
+    assert not (tmp_path / "store").exists()
+
+
 def test_fit_trains_every_unit(store: Path) -> None:
     with Store.open(store) as opened:
         assert len(opened.alive()) == 8
@@ -128,7 +138,7 @@ def test_validate_and_predict_use_the_ensemble_too(store: Path, verb: str) -> No
     assert main([verb, "--store", str(store)]) == 0
 
 
-def test_predictions_that_nobody_writes_are_warned_of(store: Path) -> None:
+def test_predictions_that_are_not_written_are_warned_of(store: Path) -> None:
     with pytest.warns(UserWarning, match="has no BasePredictionWriter"):
         main(["predict", "--store", str(store)])
 

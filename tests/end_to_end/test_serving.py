@@ -218,7 +218,7 @@ class Listener(Callback):
 
 
 class ForgetInTheMiddle(Callback):
-    """Somebody's request comes in, in another process, while a test runs."""
+    """A request comes in, in another process, while a test runs."""
 
     def __init__(self, store: Path, person: str) -> None:
         self.store, self.person = store, person

@@ -82,7 +82,7 @@ def requests_of(served: EnsembleModule) -> list[int]:
 
 
 @pytest.mark.parametrize("door", ["served", "hook", "s3t", "another hook", "elsewhere"])
-def test_everybody_on_a_trainer_with_every_door_hears_of_a_request_once(store: Path, door: str) -> None:
+def test_every_callback_of_a_trainer_hears_of_a_request_once(store: Path, door: str) -> None:
     served, data, callback = EnsembleModule.from_store(store, Classifier()), HeardData(), Heard()
     hook, other, s3t = DeletionHook(store), DeletionHook(store), S3T(store, **ARGUMENTS)
     doors = {

@@ -1,4 +1,4 @@
-"""torch.compile: each unit's process compiles anew, with the script's arguments; what serves is the ensemble."""
+"""torch.compile: each unit's process compiles again, with the script's arguments; what serves is the ensemble."""
 
 from __future__ import annotations
 

@@ -382,7 +382,7 @@ def test_what_moves_is_named(case: Callable[[], Case]) -> None:
 
 
 def everything() -> dict[str, Any]:
-    """Makes one of each, and sets whose order depends on how strings are hashed."""
+    """Make one of each, and sets whose order depends on how strings are hashed."""
     torch.manual_seed(0)
     point = collections.namedtuple("point", "x y")
     colour = enum.Enum("colour", ["red", "blue"])
@@ -634,7 +634,7 @@ def test_generators_are_found_wherever_they_are_and_the_global_ones_left_out() -
 
 
 @pytest.mark.parametrize("compiled", ["module", "function", "in place"])
-def test_what_is_compiled_anew_has_not_moved(compiled: str) -> None:
+def test_what_is_compiled_again_has_not_moved(compiled: str) -> None:
     def make() -> Any:
         module: Any = nn.Linear(2, 2)
         nn.init.zeros_(module.weight)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch._dynamo import OptimizedModule
 
-from lightning_s3t.executors.processes.package import pack
+from lightning_s3t.executors.processes.packing import pack
 from lightning_s3t.tuning.compiled import compile_arguments, has_compiled_parts
 
 

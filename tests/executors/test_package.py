@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_s3t.executors.processes.package import Package, find_unpicklable, pack
+from lightning_s3t.executors.processes.packing import Package, find_unpicklable, pack
 
 
 class Tied(nn.Module):

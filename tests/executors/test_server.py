@@ -12,7 +12,7 @@ import pytest
 
 from lightning_s3t.executors.processes import server
 from lightning_s3t.executors.processes.messages import receive, send
-from lightning_s3t.executors.processes.package import pack
+from lightning_s3t.executors.processes.packing import pack
 
 
 def test_it_stays_while_a_fit_runs_and_ends_after_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import pytest
 from lightning_s3t.errors import WorkerError
 from lightning_s3t.executors.processes.forkserver import ForkServer
 from lightning_s3t.executors.processes.messages import Begin
-from lightning_s3t.executors.processes.package import pack
+from lightning_s3t.executors.processes.packing import pack
 from lightning_s3t.executors.processes.process_settings import ProcessSettings
 from lightning_s3t.executors.processes.unit_processes import UnitProcess, UnitProcesses
 
@@ -59,7 +59,7 @@ def sleeping(processes: UnitProcesses) -> UnitProcess:
 
 @pytest.fixture
 def dead(processes: UnitProcesses, sleeping: UnitProcess, launcher: ForkServer) -> UnitProcess:
-    """One whose end nobody has listened for yet."""
+    """One whose end has not been waited for yet."""
     found = processes.start(begin(os._exit, 3), "the other left")
     assert wait(launcher.sources, 60)
     return found

@@ -74,7 +74,7 @@ def both(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[T
 
 
 def state(net: nn.Module) -> dict[str, Tensor]:
-    """Copies of a network's tensors."""
+    """Copy of a network's tensors."""
     return {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
 
 

@@ -22,7 +22,7 @@ METHOD = CertifiedHead(epsilon=0.5, delta=1e-6)
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that was fitted on everybody, for copying only."""
+    """A store that was fitted on everyone, for copying only."""
     folder = tmp_path_factory.mktemp("certified head") / "store"
     fit(folder, People.make(), method=METHOD)
     return folder

@@ -23,13 +23,13 @@ from tests.people import CLASSES, Classifier, People, PeopleData, fit, make_trai
 from tests.store.backups import back_up
 
 PERSON = "user-3"
-EVERYBODY = [f"user-{number}" for number in range(40)]
+EVERYONE = [f"user-{number}" for number in range(40)]
 TEST = People.make(30, seed=6)
 
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that was fitted on everybody, for copying only."""
+    """A store that was fitted on everyone, for copying only."""
     folder = tmp_path_factory.mktemp("closed form") / "store"
     fit(folder, People.make(), method=ClosedForm())
     return folder
@@ -94,9 +94,9 @@ def test_it_answers_while_a_fit_adds_rows(store: Path) -> None:
 
 def test_where_everybody_asks_nothing_answers(store: Path) -> None:
     with EnsembleModule.from_store(store, Classifier()) as served:
-        served.forget(EVERYBODY[:-1])
+        served.forget(EVERYONE[:-1])
         served(TEST.features)
-        served.forget(EVERYBODY[-1:])
+        served.forget(EVERYONE[-1:])
         with pytest.raises(NoSurvivorError, match="requests have left none of its rows"):
             served(TEST.features)
         assert served.store.verify().passed

@@ -88,7 +88,7 @@ ARGUMENTS: dict[str, Any] = {"adapter": None}
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a store of each method is kept, fitted on everybody when it is first asked for, for copying only."""
+    """Where a store of each method is kept, fitted on everyone when it is first asked for, for copying only."""
     return tmp_path_factory.mktemp("methods")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -96,16 +97,31 @@ def test_a_convolution_answers_the_rows_that_stay_as_before(arguments: dict[str,
     assert (net.layer(forget[0]) - of_forgotten).abs().max() > 1e-3
 
 
-def test_it_stops_at_an_accuracy_and_begins_with_looking() -> None:
+def test_it_looks_first_and_leaves_a_model_that_is_below_the_accuracy() -> None:
     net, retain = Mlp(), few_directions(20)
     before = state(net)
-    session = make_session(net, FORGET, retain)
-    assert PGU(stop_accuracy=1.0).edit(session)["epochs"] == 0
+    labels = (net(FORGET[0]).argmax(-1) + 1) % 4
+    assert PGU(stop_accuracy=0.1).edit(make_session(net, (FORGET[0], labels), retain))["epochs"] == 0
     assert same_bits(state(net), before)
-    labels = net(FORGET[0]).argmax(-1)
-    done = PGU(stop_accuracy=0.4, learning_rate=1.0, share=0.5).edit(make_session(net, (FORGET[0], labels), retain))
-    assert 0 < done["epochs"] < 100
-    assert (net(FORGET[0]).argmax(-1) == labels).float().mean() <= 0.4
+
+
+@pytest.mark.parametrize("stop_accuracy", [0.3, 0.5, 0.7, 0.9])
+def test_it_keeps_the_nearer_of_the_last_two_models(stop_accuracy: float) -> None:
+    retain, start = few_directions(20), Mlp()
+    rows = make_rows(10, seed=1)[0]
+    labels = start(rows).argmax(-1)
+
+    def edited(epochs: int, stop: float | None = None) -> tuple[nn.Module, int]:
+        net, method = copy.deepcopy(start), PGU(0.5, epochs, 1.0, 1.0, stop_accuracy=stop)
+        return net, int(method.edit(make_session(net, (rows, labels), retain))["epochs"])
+
+    models = [start, *(edited(epochs)[0] for epochs in range(1, 20))]
+    distances = [float((net(rows).argmax(-1) == labels).float().mean()) - stop_accuracy for net in models]
+    last = next(epochs for epochs, distance in enumerate(distances) if distance < 0)
+    nearer = last - 1 if distances[last - 1] < -distances[last] else last
+    net, epochs = edited(20, stop_accuracy)
+    assert epochs == nearer
+    assert same_bits(state(net), state(models[nearer]))
 
 
 def test_layers_whose_inputs_are_not_known_are_refused() -> None:

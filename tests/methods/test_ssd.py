@@ -32,12 +32,12 @@ def test_it_is_the_papers_formula_on_a_network_of_one_layer() -> None:
     net = nn.Linear(4, 1, bias=False)
     forget, retain = torch.randn(3, 4) * torch.tensor([5.0, 1.0, 1.0, 1.0]), torch.randn(20, 4)
     before = net.weight.detach().clone()
-    of_forgotten, everybody = importance(net, forget), importance(net, torch.cat([forget, retain]))
-    selected = of_forgotten > 1.2 * everybody
+    of_forgotten, everyone = importance(net, forget), importance(net, torch.cat([forget, retain]))
+    selected = of_forgotten > 1.2 * everyone
     assert selected.any()
     assert not selected.all()
     report = SSD(alpha=1.2, lam=0.5).edit(session(net, forget, retain))
-    expected = torch.where(selected, before * (0.5 * everybody / of_forgotten).clamp(max=1.0), before)
+    expected = torch.where(selected, before * (0.5 * everyone / of_forgotten).clamp(max=1.0), before)
     torch.testing.assert_close(net.weight.detach(), expected)
     assert report["changed_share"] == selected.float().mean().item()
 

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan import PAPER_CURVES, Worth, cyclic, expected_lifetime, optimal, requests_until
 
-FLOORS = (0.9, 0.5, 0.2)
+LEVELS = (0.9, 0.5, 0.2)
 
 
 def played(shards: int, sequences: tuple[tuple[int, ...], ...], worth: Worth, seed: int) -> list[int]:
-    """Asks until less than the last floor serves; returns the number of the request that went below each."""
+    """Ask until less than the last level serves; return the number of the request that went below each."""
     draw, slices = random.Random(seed), len(sequences[0])
     asked: list[set[int]] = [set() for _ in range(shards)]
-    values, below, number = worth.by_depth(slices), dict.fromkeys(FLOORS, 0), 0
+    values, below, number = worth.by_depth(slices), dict.fromkeys(LEVELS, 0), 0
     while not all(below.values()):
         number += 1
         asked[draw.randrange(shards)].add(draw.randrange(slices))
@@ -30,10 +30,10 @@ def played(shards: int, sequences: tuple[tuple[int, ...], ...], worth: Worth, se
             for gone in asked
         ]
         quality = sum(values[left] for left in lefts) / shards
-        for floor in FLOORS:
-            if quality < floor - 1e-9:
-                below[floor] = below[floor] or number
-    return [below[floor] for floor in FLOORS]
+        for level in LEVELS:
+            if quality < level - 1e-9:
+                below[level] = below[level] or number
+    return [below[level] for level in LEVELS]
 
 
 @pytest.mark.parametrize("worth", [Worth(), Worth((0.5, 1.0), (0.8, 1.0))], ids=["data", "curve"])
@@ -41,19 +41,19 @@ def played(shards: int, sequences: tuple[tuple[int, ...], ...], worth: Worth, se
 def test_it_is_what_play_gives(shards: int, slices: int, budget: int, worth: Worth) -> None:
     sequences = optimal(slices, budget)
     naive = np.array([played(shards, sequences, worth, seed) for seed in range(1500)])
-    for number, found in enumerate(requests_until(shards, sequences, FLOORS, worth)):
+    for number, found in enumerate(requests_until(shards, sequences, LEVELS, worth)):
         error = math.hypot(found.requests.standard_error, naive[:, number].std() / math.sqrt(len(naive)))
         assert abs(found.requests.mean - naive[:, number].mean()) <= 4 * error + 1e-12
         # at most 5 of 100 end before the low number
         assert (naive[:, number] < found.low).mean() < 0.08
 
 
-def test_a_floor_just_above_nothing_is_the_deletion_rate() -> None:
+def test_a_level_just_above_nothing_is_the_deletion_rate() -> None:
     [found] = requests_until(3, cyclic(4, 2), [1e-6])
     assert abs(found.requests.mean - expected_lifetime(3, cyclic(4, 2))) < 4 * found.requests.standard_error
 
 
-def test_more_shards_move_a_floor_further_than_finer_slices_do() -> None:
+def test_more_shards_move_a_level_further_than_finer_slices_do() -> None:
     [few], [fine], [many] = (
         requests_until(shards, cyclic(slices, slices), [0.5]) for shards, slices in ((5, 4), (5, 12), (20, 4))
     )
@@ -61,17 +61,17 @@ def test_more_shards_move_a_floor_further_than_finer_slices_do() -> None:
 
 
 def test_what_always_serves_never_falls_below_a_floor() -> None:
-    [found] = requests_until(2, cyclic(3, 3), [0.5], Worth(floor=0.6))
+    [found] = requests_until(2, cyclic(3, 3), [0.5], Worth(empty=0.6))
     assert found.requests.mean == math.inf
 
 
-def test_what_nobody_asks_for_serves_for_ever() -> None:
+def test_data_without_requests_serves_for_ever() -> None:
     [found] = requests_until(1, [(0, 1), (1, 0)], [0.5], prior=[1.0, 0.0])
     assert found.requests.mean == math.inf
 
 
 @settings(max_examples=50)
-@given(st.sampled_from([Worth(), Worth(floor=0.3), *PAPER_CURVES.values()]), st.integers(1, 30))
+@given(st.sampled_from([Worth(), Worth(empty=0.3), *PAPER_CURVES.values()]), st.integers(1, 30))
 def test_a_longer_prefix_is_never_worth_less_and_a_full_shard_is_worth_one(worth: Worth, slices: int) -> None:
     values = worth.by_depth(slices)
     assert len(values) == slices + 1
@@ -97,7 +97,7 @@ def test_scores_without_one_at_full_depth_are_refused() -> None:
         {"shares": (0.5,), "values": (1,)},
         {"shares": (0.5, 1.0), "values": (1,)},
         {"values": (math.nan,)},
-        {"floor": math.inf},
+        {"empty": math.inf},
     ],
 )
 def test_a_worth_that_is_none_is_refused(arguments: dict[str, Any]) -> None:
@@ -105,7 +105,7 @@ def test_a_worth_that_is_none_is_refused(arguments: dict[str, Any]) -> None:
         Worth(**arguments)
 
 
-@pytest.mark.parametrize("wrong", [{"floors": [0.0]}, {"floors": [1.5]}, {"floors": [math.nan]}, {"trials": 1}])
+@pytest.mark.parametrize("wrong", [{"levels": [0.0]}, {"levels": [1.5]}, {"levels": [math.nan]}, {"trials": 1}])
 def test_what_cannot_be_counted_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match=r"floor|trials"):
+    with pytest.raises(ConfigurationError, match=r"level|trials"):
         requests_until(2, cyclic(3, 2), **wrong)

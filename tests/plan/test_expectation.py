@@ -25,7 +25,7 @@ Sequences = tuple[tuple[int, ...], ...]
 
 
 def by_enumeration(shards: int, sequences: Sequences, requests: int, prior: np.ndarray) -> tuple[float, float]:
-    """Goes through every course that the requests can take: mean length and shards that serve."""
+    """Go through every course that the requests can take: mean length and shards that serve."""
     places = list(itertools.product(range(shards), range(len(sequences[0]))))
     length = serving = 0.0
     for course in itertools.product(places, repeat=requests):

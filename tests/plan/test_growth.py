@@ -40,7 +40,7 @@ def test_few_shards_are_added(batches: list[int]) -> None:
 
 
 @given(BATCHES)
-def test_nobody_is_trained_on_often(batches: list[int]) -> None:
+def test_no_subject_is_trained_on_often(batches: list[int]) -> None:
     _, trained = grow(batches)
     assert all(times <= 2 + math.log2(FIRST / SHARDS) for times in trained)
 

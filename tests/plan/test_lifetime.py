@@ -16,7 +16,7 @@ from lightning_s3t.plan.theory.lifetime import _by_counts, _by_integral
 
 
 def by_inclusion_and_exclusion(probabilities: list[float]) -> float:
-    """Sums over all non-empty sets of places."""
+    """Sum over all non-empty sets of places."""
     total = 0.0
     for size in range(1, len(probabilities) + 1):
         for chosen in itertools.combinations(probabilities, size):
@@ -61,7 +61,7 @@ def test_many_different_probabilities_are_integrated(places: int) -> None:
     assert collector(probabilities) == pytest.approx(drawn.mean(), abs=4 * drawn.std() / math.sqrt(len(drawn)))
 
 
-def test_a_first_slice_that_nobody_asks_for_lasts_for_ever() -> None:
+def test_a_first_slice_without_requests_lasts_for_ever() -> None:
     assert expected_lifetime(1, [(0, 1), (1, 0)], prior=[1.0, 0.0]) == math.inf
     assert expected_lifetime(1, [(0, 1)], prior=[1.0, 0.0]) == pytest.approx(1.0)
 

@@ -24,7 +24,7 @@ OTHERS = ("cyclic", "bms", "conditional")
 
 
 def by_enumeration(sequences: Sequences, prior: np.ndarray, horizon: int) -> float:
-    """Returns the objective, by going through every course that the requests can take."""
+    """Return the objective, by going through every course that the requests can take."""
     slices, total = len(sequences[0]), 0.0
     for course in itertools.permutations(range(slices), horizon):
         chance, left = 1.0, 1.0

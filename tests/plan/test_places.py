@@ -1,4 +1,4 @@
-"""Places stay where they are: nobody's presence, no process and no release of this package moves anybody."""
+"""Places stay where they are: they depend on no other subject, no process and no release of this package."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ IDS = st.lists(st.text(min_size=1), min_size=1, max_size=20, unique=True)
 
 
 @given(PARTITIONS, IDS, st.data())
-def test_who_else_is_there_and_in_which_order_moves_nobody(
+def test_a_place_does_not_depend_on_others_or_their_order(
     partition: Partition, subjects: list[str], data: st.DataObject
 ) -> None:
-    everybody = {subject: partition.place(subject) for subject in subjects}
+    everyone = {subject: partition.place(subject) for subject in subjects}
     others = data.draw(st.permutations(subjects))[: data.draw(st.integers(0, len(subjects)))]
     again = Partition(partition.shards, partition.slices, partition.seed)
-    assert {subject: again.place(subject) for subject in others} == {subject: everybody[subject] for subject in others}
+    assert {subject: again.place(subject) for subject in others} == {subject: everyone[subject] for subject in others}
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_a_subject_with_an_impossible_prior_is_named(weight: float) -> None:
         slice_prior({"ann": 1.0, "bob": weight}, Partition(1, 2))
 
 
-def test_somebody_must_be_able_to_ask() -> None:
+def test_at_least_one_request_must_be_possible() -> None:
     with pytest.raises(ConfigurationError, match="The priors of all subjects are 0"):
         slice_prior({"ann": 0.0}, Partition(1, 2))
 

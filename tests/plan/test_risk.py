@@ -1,4 +1,4 @@
-"""Places by risk: risky subjects share slices, and nobody's place depends on anybody else."""
+"""Places by risk: risky subjects share slices, and a place depends on no other subject."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def place(subject: str, bands: RiskBands) -> Place:
     return PARTITION.place(subject, bands.band(subject))
 
 
-def test_the_risky_are_in_the_last_slices_and_nobody_else_is() -> None:
+def test_only_the_risky_are_in_the_last_slices() -> None:
     for subject, risk in RISKS.items():
         assert (place(str(subject), make()).slice == 4) == (risk > 0.5)
 
 
 @given(st.sets(st.sampled_from(sorted(map(str, RISKS))), min_size=1))
-def test_nobodys_place_depends_on_who_else_is_there(present: set[str]) -> None:
+def test_a_place_does_not_depend_on_who_else_is_there(present: set[str]) -> None:
     alone = make({subject: RISKS[subject] for subject in present})
     assert {s: place(s, alone) for s in present} == {s: place(s, make()) for s in present}
 

@@ -19,7 +19,7 @@ Sequences = tuple[tuple[int, ...], ...]
 
 
 def served(sequences: Sequences, asked: set[int]) -> int:
-    """Length of the best prefix that nobody in `asked` is in."""
+    """Length of the best prefix that holds none of `asked`."""
     return max(
         next((n for n, slice_ in enumerate(sequence) if slice_ in asked), len(sequence)) for sequence in sequences
     )
@@ -31,7 +31,7 @@ def play(
     ask: Callable[[random.Random, list[set[int]]], tuple[int, int] | None],
     looks: list[int],
 ) -> tuple[float, list[float]]:
-    """Plays one history, request by request; returns its lifetime and the mean length at each look."""
+    """Play one history, request by request; return its lifetime and the mean length at each look."""
     draw, asked = random.Random(play.seed), [set[int]() for _ in range(shards)]  # type: ignore[attr-defined]
     play.seed += 1  # type: ignore[attr-defined]
     lengths, number = {0: float(len(sequences[0]))}, 0
@@ -88,12 +88,12 @@ def test_requests_by_slice_are_those_of_naive_play() -> None:
 @pytest.mark.parametrize("requester", ["subject", "sample"])
 def test_everybody_asks_once_as_in_naive_play(requester: Any) -> None:
     sequences, sizes = cyclic(3, 2), [[4, 1, 2], [3, 3, 1]]
-    everybody = [(m, s) for m, s in itertools.product(range(2), range(3)) for _ in range(sizes[m][s])]
+    everyone = [(m, s) for m, s in itertools.product(range(2), range(3)) for _ in range(sizes[m][s])]
     queues: list[list[tuple[int, int]]] = []
 
     def ask(draw: random.Random, asked: list[set[int]]) -> tuple[int, int] | None:
         if not any(asked):
-            queues[:] = [draw.sample(everybody, len(everybody))]
+            queues[:] = [draw.sample(everyone, len(everyone))]
         return queues[0].pop() if queues[0] else None
 
     lifetimes, lengths = played(4000, 2, sequences, ask, [1, 5])

@@ -1,4 +1,4 @@
-"""Survival: who serves after deletions, and how many requests it takes until nobody does."""
+"""Survival: which unit serves after deletions, and how many requests it takes until none does."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def test_each_shard_with_a_unit_alive_serves_and_no_other(alive: list[UnitId], s
 
 
 @given(ALIVE, SCORES)
-def test_nobody_alive_is_longer_or_as_long_and_better(alive: list[UnitId], score: dict[UnitId, float]) -> None:
+def test_the_survivor_is_the_longest_alive_and_the_best_of_these(
+    alive: list[UnitId], score: dict[UnitId, float]
+) -> None:
     best = survivors(alive, score)
     for unit in alive:
         chosen = best[unit.shard]
@@ -55,7 +57,7 @@ def test_a_score_that_is_no_number_counts_as_none() -> None:
         assert survivors(alive, score) == {0: second}
 
 
-def test_without_units_nobody_serves() -> None:
+def test_without_units_nothing_serves() -> None:
     assert survivors([]) == {}
 
 

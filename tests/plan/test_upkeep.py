@@ -58,7 +58,7 @@ def test_it_is_what_play_day_by_day_gives(name: str, refit_days: int | None) -> 
     changes: dict[str, Any] = {"batches": {"gathered": 15}, "agents": {"agent_share": 0.5, "bursts": 6}}.get(name, {})
     scenario, sequences, shards = Scenario(0.6, **changes), optimal(4, 2), 3
     games = [Played(shards, sequences, refit_days, scenario, seed) for seed in range(100)]
-    found = steady_state(shards, sequences, 100, scenario, refit_days, years=360 / 365, floor=0.7, trials=300, seed=1)
+    found = steady_state(shards, sequences, 100, scenario, refit_days, years=360 / 365, wanted=0.7, trials=300, seed=1)
     by_game = np.array([np.mean(game.quality) for game in games])
     error = math.hypot(by_game.std() / 10, found.quality.standard_error)
     assert abs(by_game.mean() - found.quality.mean) < 4 * error
@@ -93,7 +93,7 @@ def test_where_everything_is_asked_for_every_day_nothing_serves_and_all_is_built
 
 
 def test_what_answers_when_no_unit_is_left_serves_on() -> None:
-    found = steady_state(2, cyclic(4, 3), 10**9, Scenario(1.0), worth=Worth(floor=0.9), trials=2)
+    found = steady_state(2, cyclic(4, 3), 10**9, Scenario(1.0), worth=Worth(empty=0.9), trials=2)
     assert found.quality.mean == pytest.approx(0.9)
 
 

@@ -48,7 +48,7 @@ def wrong(path: Path, key: Path | None = None) -> dict[str, tuple[str, ...]]:
 
 
 def rewrite(path: Path, change: Callable[[dict[str, bytes]], None], renew: bool = True) -> None:
-    """Changes the files of an archive, and the statement's digests of them."""
+    """Change the files of an archive, and the statement's digests of them."""
     with zipfile.ZipFile(path) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     change(files)

@@ -86,20 +86,20 @@ class Shards:
             self.serve(UnitId(shard, tuple(range(stage))))
 
     def serve(self, unit: UnitId) -> None:
-        """Makes a shard serve a unit; what it has not yet served gets random tensors."""
+        """Make a shard serve a unit; what it has not yet served gets random tensors."""
         for ancestor in unit.lineage:
             self.snapshots.setdefault(ancestor, self._random(ancestor))
         self.served.load_survivor(unit, tuple(str(ancestor) for ancestor in unit.lineage), self.snapshots.__getitem__)
 
     @torch.no_grad()
     def ask(self, how: Passes, *args: Any, **kwargs: Any) -> list[Any]:
-        """Asks all shards; the first call of a form is a trial."""
+        """Ask all shards; the first call of a form is a trial."""
         passes = self._passes.setdefault(how, ShardPasses(self.builder, self.served, how))
         return passes.run(self.root.forward, args, kwargs, list(self.served.survivors), {})
 
     @torch.no_grad()
     def ask_alone(self, *args: Any, **kwargs: Any) -> list[Any]:
-        """Asks every shard by itself, with stand-ins built anew."""
+        """Ask every shard by itself, with stand-ins built again."""
         found = []
         for unit in self.served.survivors.values():
             passes = ShardPasses(self.builder, fresh := ServedShards(self.builder), "sequential")
@@ -118,6 +118,6 @@ class Shards:
 
 
 def tensor_of(answer: Any) -> Tensor:
-    """Returns an answer's logits."""
+    """Return an answer's logits."""
     found: Tensor = answer if isinstance(answer, Tensor) else answer.logits
     return found

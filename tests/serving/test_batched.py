@@ -23,7 +23,7 @@ ADAPTERS: dict[str, Any] = {
 
 
 def watch_rows(module: nn.Module) -> list[int]:
-    """Notes how many rows a module is called with."""
+    """Note how many rows a module is called with."""
     rows: list[int] = []
     module.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     return rows

@@ -13,7 +13,7 @@ from tests.tiers import nightly_except
 
 
 def count_calls(shards: Shards, paths: list[str]) -> list[int]:
-    """Counts how often blocks compute, by the calls of something in them."""
+    """Count how often blocks compute, by the calls of something in them."""
     counts = [0] * len(paths)
 
     def counting(place: int) -> Any:

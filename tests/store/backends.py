@@ -57,10 +57,24 @@ def versioned_bucket(folder: Path) -> Snapshots:
     return open_place(folder, f"s3://{shared_storage().new_bucket('Enabled')}/churn", "store-1", create=True)
 
 
+def encrypted_folder(folder: Path) -> Snapshots:
+    """Encrypted snapshots in the store's folder."""
+    (folder / FOLDER).mkdir(exist_ok=True)
+    return open_place(folder, None, "store-1", create=True, keys=str(folder / "keys"))
+
+
+def encrypted_bucket(folder: Path) -> Snapshots:
+    """Encrypted snapshots in a bucket that keeps versions."""
+    place = f"s3://{shared_storage().new_bucket('Enabled')}/churn"
+    return open_place(folder, place, "store-1", create=True, keys=str(folder / "keys"))
+
+
 SNAPSHOTS: dict[str, Callable[[Path], Snapshots]] = {
     "folder": snapshot_folder,
     "shared folder": shared_folder,
     "bucket": bucket,
     "versioned bucket": versioned_bucket,
+    "encrypted folder": encrypted_folder,
+    "encrypted bucket": encrypted_bucket,
 }
 """By name, what opens a place for snapshots that belongs to a folder."""

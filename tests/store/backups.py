@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def back_up(path: Path, to: Path) -> None:
-    """Copies the ledger as a backup tool does that knows SQLite."""
+    """Copy the ledger as a backup tool does that knows SQLite."""
     source, target = sqlite3.connect(path / "ledger.db"), sqlite3.connect(to)
     source.backup(target)
     source.close()
@@ -16,7 +16,7 @@ def back_up(path: Path, to: Path) -> None:
 
 
 def restore(path: Path, backup: Path) -> None:
-    """Puts a backup in the place of a store's ledger."""
+    """Put a backup in the place of a store's ledger."""
     for name in ("ledger.db", "ledger.db-wal", "ledger.db-shm"):
         (path / name).unlink(missing_ok=True)
     shutil.copy(backup, path / "ledger.db")

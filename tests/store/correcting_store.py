@@ -30,7 +30,7 @@ PEOPLE = [ANN, BOB, CLEO, DAN]
 
 @dataclass
 class Data:
-    """The training data: the version of everybody's rows."""
+    """The training data: the version of everyone's rows."""
 
     versions: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PEOPLE, 0))
 
@@ -70,7 +70,7 @@ def plan(store: Store, data: Data, as_loaded: Mapping[str, int] | None = None) -
 
 
 def begin(store: Store, found: Plan) -> Attempt | None:
-    """Begins the first unit that a fit has to build, as a fit does."""
+    """Begin the first unit that a fit has to build, as a fit does."""
     alive = store.alive()
     for unit, key in found.keys.items():
         if unit in alive and alive[unit].key == key:
@@ -123,7 +123,7 @@ def holds(key: str) -> set[str]:
 
 
 def commit_unless_revoked(attempt: Attempt) -> None:
-    """Commits what was begun before a request; what the request reaches is not kept."""
+    """Commit what was begun before a request; what the request reaches is not kept."""
     try:
         attempt.check()
         commit(attempt)

@@ -18,7 +18,7 @@ _CHANGES = (
 
 
 def acknowledged_until_killed(work: Callable[[], Iterator[str]], fatal: int | None) -> tuple[list[str], bool]:
-    """Runs a generator in a forked child, and kills the child before its `fatal`-th change to the disk.
+    """Run a generator in a forked child, and kill the child before its `fatal`-th change to the disk.
 
     Args:
         work: What to do. Each line that it yields is an acknowledgement: it is sent at once.

@@ -26,7 +26,7 @@ def session(store: Store) -> BuildSession:
 
 
 def build(store: Store, unit: UnitId, number: float = 0.0, *files: Path) -> None:
-    """Trains a unit, as it were."""
+    """Train a unit, as it were."""
     attempt = session(store).start_unit(unit, f"key-{unit}")
     for path in files:
         attempt.register_file(path)

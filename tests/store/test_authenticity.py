@@ -40,7 +40,7 @@ def database(store: Path) -> sqlite3.Connection:
 
 
 def write_history(store: Path, events: list[Event]) -> None:
-    """Puts another history in the place of ledger's and journal's, each event bound to the one before."""
+    """Put another history in the place of ledger's and journal's, each event bound to the one before."""
     connection, digest, lines = database(store), GENESIS, []
     connection.execute("DELETE FROM events")
     for position, event in enumerate(events, start=1):
@@ -195,7 +195,7 @@ def test_a_unit_that_is_set_aside_and_put_back_by_hand_does_not_open(path: Path)
 
 
 def put_back(store: Path, before: Path, as_of: int) -> None:
-    """Puts a revoked unit back as it was, but for the number of the newest request when its data was chosen."""
+    """Put a revoked unit back as it was, but for the number of the newest request when its data was chosen."""
     connection = database(store)
     connection.execute("ATTACH ? AS before", (str(before / "ledger.db"),))
     (record,) = connection.execute("SELECT record FROM before.artifacts WHERE name = ?", (str(TOP),)).fetchone()

@@ -48,6 +48,21 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Call], None]:
     return watch
 
 
+def test_a_storage_that_hides_its_soft_delete_is_refused_before_it_is_called(
+    bucket: str, watched: Callable[[Call], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    watched(called.append)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://storage.googleapis.com")
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        with pytest.raises(StoreError, match=r"is Google's .* keeps deleted objects for days"):
+            opened(bucket)
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+    assert called == []
+
+
 def test_every_version_is_deleted_also_of_what_others_have_deleted() -> None:
     bucket = shared_storage().new_bucket("Enabled")
     snapshots = opened(bucket)

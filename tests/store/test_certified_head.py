@@ -126,15 +126,15 @@ def test_the_gradient_is_that_of_the_loss() -> None:
 
 
 def test_two_ways_to_the_same_rows_are_at_most_the_hidden_distance_apart() -> None:
-    everybody, left = solve(ROWS, PART, "multiclass", CERTIFIED), without(ROWS, PEOPLE[0], PEOPLE[1])
-    assert everybody is not None
-    after = solve(left, PART, "multiclass", CERTIFIED, publish(everybody, CERTIFIED))
+    everyone, left = solve(ROWS, PART, "multiclass", CERTIFIED), without(ROWS, PEOPLE[0], PEOPLE[1])
+    assert everyone is not None
+    after = solve(left, PART, "multiclass", CERTIFIED, publish(everyone, CERTIFIED))
     scratch = solve(left, PART, "multiclass", CERTIFIED)
     assert after is not None
     assert scratch is not None
     hidden = CERTIFIED.noise / noise_ratio(CERTIFIED.epsilon, CERTIFIED.delta)
     assert 0 < float((after.theta - scratch.theta).norm()) <= hidden
-    assert float((everybody.theta - scratch.theta).norm()) > 10 * hidden  # without the step it would not be hidden
+    assert float((everyone.theta - scratch.theta).norm()) > 10 * hidden  # without the step it would not be hidden
 
 
 def test_one_newton_step_is_enough_or_more_follow() -> None:

@@ -23,6 +23,8 @@ from tests.object_storage import shared_storage
 from tests.postgres_server import shared_server
 from tests.store.kill_points import acknowledged_until_killed
 from tests.store.people_store import PEOPLE, SETTINGS, UNITS, build, in_place, session
+from tests.store.test_floor import OWNERS, PART, ROWS, assert_same, rows_without, sums_of
+from tests.store.test_floor import add as add_floor
 from tests.tiers import nightly_except
 
 ANN, BOB, EVE, DAN = in_place(0, 0), in_place(1, 0), in_place(1, 1), in_place(0, 1)
@@ -201,12 +203,66 @@ def test_another_store_is_not_written_over(tmp_path: Path) -> None:
     assert Store.newest_event(tmp_path / "other") == 0
 
 
-def test_a_store_with_a_floor_is_not_copied(tmp_path: Path) -> None:
-    with make(Place.of("folder", tmp_path / "here"), tmp_path / "last.ckpt") as store:
-        with store._ledger.transaction():
-            store._backend.authenticator.note({"floor": "{}"})
-        with pytest.raises(ConfigurationError, match="has a floor"):
+def with_floor(place: Place, checkpoint: Path) -> Store:
+    """A store with a closed-form head on the pretrained features, and one on a unit."""
+    store = make(place, checkpoint)
+    add_floor(store)
+    unit = str(next(iter(store.alive())))
+    session(store).add_features(unit, PART, "multiclass", ROWS, OWNERS, [b"tag"] * len(OWNERS))
+    session(store).complete_head(unit)
+    return store
+
+
+def test_the_closed_form_heads_go_along_with_their_rows(tmp_path: Path) -> None:
+    gone = {ANN, BOB}  # forgotten, and restricted
+    with with_floor(Place.of("folder", tmp_path / "here"), tmp_path / "last.ckpt") as store:
+        before, heads = seen(store), store.heads()
+        rows = list(store._ledger.all_features())
+        store.copy(tmp_path / "there")
+    assert not any((tmp_path / "here" / "snapshots").iterdir())
+    with Store.open(tmp_path / "there") as copy:
+        assert seen(copy) == before
+        assert copy.heads() == heads
+        assert len(heads) == 2
+        assert sorted(copy._ledger.all_features()) == sorted(rows)
+        assert_same(copy.load_head(), sums_of(rows_without(*gone)))
+        copy.rotate_key()
+        copy.forget([DAN])
+        assert_same(copy.load_head(), sums_of(rows_without(*gone, DAN)))
+        assert copy.verify().passed
+
+
+def test_a_store_with_a_floor_is_not_copied_into_a_database(tmp_path: Path) -> None:
+    with with_floor(Place.of("folder", tmp_path / "here"), tmp_path / "last.ckpt") as store:
+        with pytest.raises(ConfigurationError, match=r"has closed-form heads.*leave out `ledger`"):
+            store.copy(tmp_path / "there", ledger="postgresql://nowhere.invalid/ml")
+        assert not (tmp_path / "there").exists()
+        assert store.request_number == 3
+
+
+def test_sums_that_a_request_replaces_while_the_store_is_copied_are_copied_too(tmp_path: Path) -> None:
+    def ask(done: int, total: int) -> None:
+        if done == total and BOB not in store.forgotten(PEOPLE):  # the snapshots are copied, the ledger is not
+            with Store.open(tmp_path / "here") as other:
+                other.forget([BOB])
+
+    with with_floor(Place.of("folder", tmp_path / "here"), tmp_path / "last.ckpt") as store:
+        store.copy(tmp_path / "there", progress=ask)
+    with Store.open(tmp_path / "there") as copy:
+        assert_same(copy.load_head(), sums_of(rows_without(ANN, BOB)))
+        assert copy.verify().passed
+
+
+def test_rows_of_a_floor_that_were_changed_keep_a_store_from_being_given_up(tmp_path: Path) -> None:
+    with with_floor(Place.of("folder", tmp_path / "here"), tmp_path / "last.ckpt") as store:
+        with sqlite3.connect(tmp_path / "here" / "ledger.db") as ledger:
+            ledger.execute("UPDATE features SET body = zeroblob(length(body)) WHERE id = 1")
+        ledger.close()
+        with pytest.raises(StoreError, match=r"does not match what was written.*keeps answering"):
             store.copy(tmp_path / "there")
+        assert store.request_number == 3
+    with pytest.raises(StoreError, match="still answers"):
+        Store.open(tmp_path / "there")
 
 
 def test_a_damaged_snapshot_keeps_a_store_from_being_given_up(tmp_path: Path) -> None:
@@ -284,7 +340,7 @@ def test_a_strangers_store_that_claims_to_be_a_copy_touches_no_other_store(decid
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("first", range(1, 9))
-@pytest.mark.parametrize("kinds", [("folder", "postgres"), ("postgres", "bucket")])
+@pytest.mark.parametrize("kinds", [("folder", "postgres"), ("postgres", "bucket"), ("folder", "folder")])
 def test_a_kill_before_any_step_leaves_exactly_one_that_answers(
     first: int, kinds: tuple[str, str], tmp_path: Path
 ) -> None:
@@ -301,6 +357,9 @@ def killed(kinds: tuple[str, str], first: int, every: int, tmp_path: Path) -> No
             session(store).register(PEOPLE)
             for number, unit in enumerate(UNITS[:3]):
                 build(store, unit, number)
+            if kinds == ("folder", "folder"):
+                add_floor(store)
+            snapshots = len(here.snapshots())
 
         def work(here: Place = here, there: Place = there) -> Iterator[str]:
             with Store.open(here.path) as store:
@@ -320,7 +379,7 @@ def killed(kinds: tuple[str, str], first: int, every: int, tmp_path: Path) -> No
             assert len(copy.alive()) == 3
             assert copy.verify().passed
         assert here.snapshots() == set()
-        assert len(there.snapshots()) == 3
+        assert len(there.snapshots()) == snapshots
         if survived:
             break
     assert answered == {True, False}, "the kills went past what they should hit"

@@ -33,7 +33,7 @@ STEPS = [
     "commit again",
     "commit in its own place",
     "drop",
-    "forget everybody",
+    "forget everyone",
 ]
 
 

@@ -17,7 +17,7 @@ from tests.store.people_store import PEOPLE, SETTINGS, UNITS, session
 
 
 def in_child(work: Callable[[], None]) -> int:
-    """Runs something in a forked process; returns its exit status, negative for a signal."""
+    """Run something in a forked process; return its exit status, negative for a signal."""
     child = os.fork()
     if child == 0:
         status = 1

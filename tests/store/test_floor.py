@@ -106,6 +106,17 @@ def test_rows_and_sums_are_what_was_kept(task: str, bits: int) -> None:
     assert_same(FeatureSums.from_tensors(sums.to_tensors(), PART, task), sums)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("rows", "kept_as"), [(133_144, torch.int32), (133_145, torch.int64)])
+def test_sums_are_kept_in_the_fewest_bytes_that_hold_them(rows: int, kept_as: torch.dtype) -> None:
+    part = PART.model_copy(update={"width": 2})
+    sums = FeatureSums(part, "multiclass")
+    sums.add(FeatureRows(torch.tensor([[127, -127]], dtype=torch.int8).repeat(rows, 1), torch.zeros(rows).int()))
+    kept = sums.to_tensors()["gram"]
+    assert kept.dtype == kept_as
+    assert kept.tolist() == [rows * number for number in (127**2, -(127**2), 127**2, 127, -127, 1)]
+    assert FeatureSums.from_tensors(sums.to_tensors(), part, "multiclass").gram.equal(sums.gram)
+
+
 def test_classes_that_the_head_does_not_have_are_refused() -> None:
     with pytest.raises(DataError, match=r"classes from 0 to 3.*Expected classes from 0 to 2"):
         sums_of(FeatureRows(ROWS.features[:2], torch.tensor([0, 3]).int()))

@@ -35,7 +35,7 @@ def busy(path: Path, tmp_path: Path) -> Path:
 
 
 def killed_anywhere(store: Path, step: Callable[[Store], object]) -> Iterator[bool]:
-    """Runs a step again and again from the same start, each time killed later; says whether it was acknowledged."""
+    """Run a step again and again from the same start, each time killed later; say whether it was acknowledged."""
 
     def work() -> Iterator[str]:
         with Store.open(store) as opened:

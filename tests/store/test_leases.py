@@ -63,7 +63,7 @@ class World:
         self.waits[number] = ReplicaWait(self.ledger, number, behind, clock=lambda: self.now)
 
     def retry(self) -> None:
-        """Asks for the newest request once more, in a process that knows nothing of it."""
+        """Ask for the newest request once more, in a process that knows nothing of it."""
         number = self.ledger.watermark()
         if number:
             self.waits[number] = ReplicaWait(self.ledger, number, clock=lambda: self.now)
@@ -75,7 +75,7 @@ class World:
                 self.returned = max(self.returned, number)
 
     def run_out(self) -> None:
-        """Moves the clock to when the oldest wait ends, and no further."""
+        """Move the clock to when the oldest wait ends, and no further."""
         if self.waits:
             began = min(wait._began for wait in self.waits.values())
             self.now = max(self.now, began + min(self.seconds) * (1 + DRIFT))

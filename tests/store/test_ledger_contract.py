@@ -524,6 +524,8 @@ def test_rows_of_features_are_kept_by_source_or_refused(ledger: Ledger) -> None:
     assert list(ledger.features("pretrained")) == found
     assert list(ledger.feature_tags("pretrained")) == [(hash_, b"tag") for hash_, _, _ in found]
     assert len(list(ledger.features_of([ANN, BOB]))) == 2 * len(found)
+    everything = [("0/0", ANN, b"tag", b"others", b"code"), ("pretrained", ANN, b"tag", b"features", b"code")]
+    assert list(ledger.all_features()) == (everything if ledger.keeps_features else [])
     with ledger.transaction():
         ledger.remove_features("pretrained", [ANN])
         ledger.drop_features("0/0")

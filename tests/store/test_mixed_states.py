@@ -124,7 +124,7 @@ def life(tmp_path_factory: pytest.TempPathFactory, filled: Path) -> Life:
 
 
 def mix(store: Path, life: Sequence[Day], draw: random.Random) -> list[str]:
-    """Changes a folder with what other days' folders have, table by table, row by row and value by value."""
+    """Change a folder with what other days' folders have, table by table, row by row and value by value."""
     done = []
     connection = sqlite3.connect(store / "ledger.db", isolation_level=None)
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}

@@ -40,15 +40,15 @@ def proxy() -> Iterator[Proxy]:
     opened.close()
 
 
-def filled(path: Path, address: str | None, place: str | None = None) -> Store:
-    store = Store.create(path, SETTINGS, ledger=address, snapshots=place, key=b"k" * 32)
+def filled(path: Path, address: str | None, place: str | None = None, keys: Path | None = None) -> Store:
+    store = Store.create(path, SETTINGS, ledger=address, snapshots=place, key=b"k" * 32, keys=keys)
     session(store).register(PEOPLE)
     for number, unit in enumerate(UNITS):
         build(store, unit, number)
     return store
 
 
-def life(path: Path, address: str | None, place: str | None = None) -> list[Any]:
+def life(path: Path, address: str | None, place: str | None = None, keys: Path | None = None) -> list[Any]:
     """Something of everything that a store does; what its users see of it after each step."""
     checkpoint = path.parent / "last.ckpt"
     steps: list[Callable[[Store], Any]] = [
@@ -65,7 +65,7 @@ def life(path: Path, address: str | None, place: str | None = None) -> list[Any]
         lambda store: store.forget([in_place(0, 0, 1)]),
     ]
     seen = []
-    filled(path, address, place).close()
+    filled(path, address, place, keys).close()
     for step in steps:
         with Store.open(path) as store:
             answer = step(store)

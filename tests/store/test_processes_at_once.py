@@ -58,7 +58,7 @@ def path(tmp_path: Path) -> Path:
 
 @contextmanager
 def child(work: Callable[[IO[str]], None]) -> Iterator[IO[str]]:
-    """Runs a function in a forked child that writes to what the block reads."""
+    """Run a function in a forked child that writes to what the block reads."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -38,7 +38,7 @@ def forget_and_rebuild(path: Path, acknowledgements: Path, seed: int) -> None:
 
 
 def time_until_answered(acknowledgements: Path) -> float:
-    """Waits for the first answer. On a busy machine it comes late, and so must the kills, or nothing is ever done."""
+    """Wait for the first answer. On a busy machine it comes late, and so must the kills, or nothing is ever done."""
     start = time.monotonic()
     while not acknowledgements.read_text():
         assert time.monotonic() < start + 60, "the child does nothing"

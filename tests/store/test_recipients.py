@@ -1,4 +1,4 @@
-"""Recipients: a request is complete when everybody who was handed a copy has erased it."""
+"""Recipients: a request is complete when everyone who was handed a copy has erased it."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightning_s3t.errors import DamagedError
+from lightning_s3t.store.encrypted_snapshots import EncryptedSnapshots
 from lightning_s3t.store.snapshots import Snapshots
 from tests.store.backends import SNAPSHOTS
 from tests.tiers import nightly_except
@@ -17,9 +18,14 @@ DIGEST = hashlib.sha256(DATA).hexdigest()
 OTHER = hashlib.sha256(b"other").hexdigest()
 
 
-@pytest.fixture(params=nightly_except(SNAPSHOTS, "folder", "shared folder", "bucket"))
+@pytest.fixture(params=nightly_except(SNAPSHOTS, "folder", "shared folder", "bucket", "encrypted folder"))
 def snapshots(request: pytest.FixtureRequest, tmp_path: Path) -> Snapshots:
     return SNAPSHOTS[request.param](tmp_path)
+
+
+def added(snapshots: Snapshots) -> int:
+    """How many bytes longer a snapshot is when it is encrypted."""
+    return 8 + 7 + 16 if isinstance(snapshots, EncryptedSnapshots) else 0
 
 
 def test_what_was_put_comes_back_under_its_digest(snapshots: Snapshots) -> None:
@@ -27,7 +33,7 @@ def test_what_was_put_comes_back_under_its_digest(snapshots: Snapshots) -> None:
     assert snapshots.get(DIGEST, "unit 0/0") == DATA
     assert snapshots.is_whole(DIGEST)
     assert snapshots.names() == {snapshots.name(DIGEST)}
-    assert snapshots.size(snapshots.name(DIGEST)) == len(DATA)
+    assert snapshots.size(snapshots.name(DIGEST)) == len(DATA) + added(snapshots)
 
 
 def test_equal_bytes_are_there_once(snapshots: Snapshots) -> None:
@@ -71,7 +77,8 @@ def test_many_are_sized_and_deleted_at_once(snapshots: Snapshots) -> None:
     for number, digest in enumerate(digests[:3]):
         snapshots.put(digest, bytes([number]))
     names = [snapshots.name(digest) for digest in digests]
-    assert snapshots.sizes(names) == {name: 1 if name in names[:3] else None for name in names}
+    size = 1 + added(snapshots)
+    assert snapshots.sizes(names) == {name: size if name in names[:3] else None for name in names}
     assert snapshots.delete(names) == {}
     assert snapshots.names() == set()
 

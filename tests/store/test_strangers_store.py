@@ -314,7 +314,7 @@ def test_what_an_earlier_unit_wrote_goes_with_the_attempt_that_was_to_write_over
 
 
 def mutate(store: Path, home: Path, draw: random.Random) -> None:
-    """Writes paths to another's files wherever a store has room for something, or puts links to them into the folder."""
+    """Write paths to another's files wherever a store has room for something, or put links to them into the folder."""
     victim = draw.choice([*home.rglob("*"), home])
     relative = os.path.relpath(victim, draw.choice([store, store / "snapshots"]))
     values: list[object] = [

@@ -64,7 +64,7 @@ class Noted:
 
 @contextmanager
 def noted(below: dict[str, nn.Module], trained: dict[str, nn.Module]) -> Iterator[Noted]:
-    """Watches a forward pass: the blocks below the stage's, and the stage's own."""
+    """Watch a forward pass: the blocks below the stage's, and the stage's own."""
     found = Noted()
 
     def pack(tensor: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def test_a_stage_trains_its_own_group_and_the_head_and_nothing_else(adapter: Any
 @pytest.mark.parametrize("adapter", [LORA, None])
 @torch.no_grad()
 def test_after_each_stage_all_stages_before_still_act(adapter: Any) -> None:
-    # injecting the next stage's adapters must not draw the earlier ones anew
+    # injecting the next stage's adapters must not draw the earlier ones again
     module, builder, swap = make(adapter)
     snapshots: dict[int, Any] = {}
     for index in (1, 2, 3):

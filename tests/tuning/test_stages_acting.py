@@ -40,7 +40,7 @@ class Course:
         self.snapshots: dict[int, dict[str, Tensor]] = {}
 
     def train(self, *inputs: Tensor) -> Stage:
-        """Trains the next stage on the inputs."""
+        """Train the next stage on the inputs."""
         number = len(self.snapshots) + 1
         self.flags.restore()  # what is trainable in the user's module says what is trained of a whole layer
         stage = Stage(self.builder, self.swap, number, self.snapshots, seed=number)
@@ -62,7 +62,7 @@ class Course:
         return output if isinstance(output, Tensor) else output.logits
 
     def serve(self, *inputs: Tensor) -> Tensor:
-        """Answers as a server does."""
+        """Answer as a server does."""
         self.module.eval()
         with torch.inference_mode():
             answer = self.answer(*inputs).clone()
@@ -255,7 +255,7 @@ def test_a_trained_head_comes_before_the_one_to_start_from() -> None:
 
 
 def test_what_must_be_equal_for_all_units_leaves_the_head_out_under_all_its_names() -> None:
-    # the head is drawn anew by every start of a script, and the store keeps the one of its first fit
+    # the head is drawn again by every start of a script, and the store keeps the one of its first fit
     module = Classifier(4)
     module.alias = module.network.head
     frozen = Course(module).builder.frozen_tensors()

@@ -7,16 +7,19 @@ import socket
 import time
 import traceback
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
-from torch import Tensor
 
-from lightning_s3t.core.floor import Task
-from lightning_s3t.engine.unit_training import FeatureTask, UnitTask
 from lightning_s3t.errors import WorkerError
-from lightning_s3t.executors.processes.recorded_logs import LoggerCall
-from lightning_s3t.store.feature_sums import FeatureRows
+
+if TYPE_CHECKING:  # a process that only passes messages on needs no torch
+    from torch import Tensor
+
+    from lightning_s3t.core.floor import Task
+    from lightning_s3t.engine.unit_training import FeatureTask, UnitTask
+    from lightning_s3t.executors.processes.recorded_logs import LoggerCall
+    from lightning_s3t.store.feature_sums import FeatureRows
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,14 @@ class Rehearsed:
 
 @dataclass(frozen=True)
 class Noted:
-    """To a unit's process: the file that it is about to write is on the list for erasure."""
+    """To a unit's process: the file that it is about to write is on the list for erasure.
+
+    Attributes:
+        proof: An empty file that the script has made next to it, for the process to remove: so the script can erase
+            what the process writes. None on the script's own machine.
+    """
+
+    proof: str | None = None
 
 
 @dataclass(frozen=True)
@@ -188,7 +198,18 @@ class Failed:
         return error
 
 
-FromUnit = Writes | Advanced | Warned | Trained | Read | ReadAll | Rehearsed | Failed
+@dataclass(frozen=True)
+class Lost:
+    """Of a unit's process: it has gone with its machine, and its unit can be trained again.
+
+    Attributes:
+        why: The reason, for people.
+    """
+
+    why: str
+
+
+FromUnit = Writes | Advanced | Warned | Trained | Read | ReadAll | Rehearsed | Failed | Lost
 
 
 def send(channel: socket.socket, message: Any, descriptors: list[int] | None = None) -> None:

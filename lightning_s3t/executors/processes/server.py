@@ -23,8 +23,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-import torch
-
 from lightning_s3t.executors.processes.messages import Failed, receive, send
 from lightning_s3t.executors.processes.package import Package
 
@@ -132,6 +130,8 @@ def can_compute_after_fork() -> bool:
     If OpenMP had threads in this process, it waits for them forever in a forked one. Other threads (OpenBLAS starts
     some when it is loaded) do no harm, so it is tried, and threads are not counted.
     """
+    import torch  # not in a process that only uses the messages
+
     pid = os.fork()
     if pid == 0:
         torch.set_num_threads(2)

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import pickle
 import signal
+import socket
 import sys
 import sysconfig
 import threading
@@ -25,6 +26,7 @@ from lightning_s3t.engine.found_state.found_state import digest_memory
 from lightning_s3t.engine.lightning_internals import fit_again, leave_signals_to_script, logged_step
 from lightning_s3t.engine.muted_lightning import name_unit_in_logs, quiet
 from lightning_s3t.engine.unit_training import FeatureTask, UnitTask, UnitTraining
+from lightning_s3t.errors import UnsupportedError
 from lightning_s3t.executors.processes.messages import (
     Advanced,
     Begin,
@@ -89,11 +91,15 @@ class Script:
 
     Args:
         connection: To it.
+
+    Attributes:
+        scratch: The unit's folder for temporary files; None before the unit is known.
     """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._lock = threading.Lock()  # checkpoints may be written by a thread
+        self.scratch: Path | None = None
         self._advanced = time.monotonic()
 
     def send(self, message: FromUnit) -> None:
@@ -110,11 +116,16 @@ class Script:
 
         Args:
             path: The file.
+
+        Raises:
+            UnsupportedError: The script runs on another machine, which does not have this folder.
         """
         with self._lock:
             self._send(Writes(str(path)))
             answer = pickle.loads(self._connection.recv_bytes())
             assert isinstance(answer, Noted)
+        if answer.proof is not None:
+            self._prove_shared(path, Path(answer.proof))
 
     def advance(self, trainer: pl.Trainer) -> None:
         """Report the unit's progress at intervals.
@@ -141,6 +152,20 @@ class Script:
         except Exception:  # a class within a function: only the text matters
             category = UserWarning
         self.send(Warned(str(message), category, filename, lineno))
+
+    def _prove_shared(self, path: Path, proof: Path) -> None:
+        folder, there = path.parent, self.scratch is not None and self.scratch.is_dir()
+        try:
+            proof.unlink()
+        except FileNotFoundError:
+            there = False
+        if not there:
+            raise UnsupportedError(
+                f"A callback on {socket.gethostname()} writes {path}, but the machine that runs the script does not "
+                "see this folder or does not share the store's, so a request could not erase the file. Put both "
+                f"({folder} and the store) on a file system that all machines mount at the same path, or write no "
+                "files: Trainer(enable_checkpointing=False)."
+            )
 
     def _send(self, message: FromUnit) -> None:
         # by value: tensors that torch sends through shared memory are lost if this process ends before they are read
@@ -181,7 +206,7 @@ def _train(trainer: pl.Trainer, training: UnitTraining, task: UnitTask, script: 
     _leave_out_what_is_said_once(trainer)
     _give_files_a_place(trainer, task.unit)
     name_unit_in_logs(task.unit)
-    training.note_file, training.advance = script.note_file, script.advance
+    training.note_file, training.advance, script.scratch = script.note_file, script.advance, task.scratch
     found = digest_memory(trainer)
     result = training.train(trainer, task, fit_again)
     calls = tuple(call for logger in loggers for call in logger.take())

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
@@ -21,8 +22,9 @@ from lightning_s3t.engine.unit_settings import UnitSettings
 from lightning_s3t.engine.unit_training import UnitTraining
 from lightning_s3t.errors import UnsupportedError, WorkerError
 from lightning_s3t.executors.processes.forkserver import ForkServer
-from lightning_s3t.executors.processes.messages import Begin, FromUnit, Trained, Warned
-from lightning_s3t.executors.processes.package import find_unpicklable, pack
+from lightning_s3t.executors.processes.messages import Begin, FromUnit, Noted, Trained, Warned
+from lightning_s3t.executors.processes.package import Package
+from lightning_s3t.executors.processes.packing import find_unpicklable, pack
 from lightning_s3t.executors.processes.plain_fork import PlainFork
 from lightning_s3t.executors.processes.process_settings import ProcessSettings
 from lightning_s3t.executors.processes.server import Ended
@@ -100,6 +102,14 @@ class UnitProcess:
         """Whether `close` was called."""
         return self.channel.closed
 
+    def note(self, path: Path) -> None:
+        """Tell the process that the file which it is about to write is on the list for erasure.
+
+        Args:
+            path: The file.
+        """
+        self.tell(Noted())
+
     def close(self) -> None:
         """Stop listening to it."""
         self.channel.close()
@@ -110,15 +120,20 @@ class UnitProcesses:
 
     Args:
         launcher: Starts them.
+        capacity: Number of processes that may work at the same time.
+
+    Attributes:
+        capacity: Number of processes that may work at the same time.
     """
 
-    def __init__(self, launcher: Launcher) -> None:
+    def __init__(self, launcher: Launcher, capacity: int = 1) -> None:
+        self.capacity = capacity
         self._number = 0
         self._ended: set[int] = set()
         self._ends: list[Ended] = []  # received while waiting for another end, and not yet reported
         self._spare: UnitProcess | None = None
         self._started: list[UnitProcess] = []
-        self._memory: dict[str, None] = {}  # paths, in the order of their coming
+        self._memory = KeptInMemory()
         self._launcher = launcher
 
     def start(self, begin: Begin, what: str, another: bool = False) -> UnitProcess:
@@ -163,7 +178,7 @@ class UnitProcesses:
                 if process.number == end.number and not process.closed:
                     yield from self._heard(process)  # its last message
                     if not process.closed:
-                        raise _death(process, end.code)
+                        raise describe_death(process.what, end.code)
 
     def learn(self, modules: tuple[str, ...]) -> None:
         """Import the modules that the rehearsal imported once for all units.
@@ -190,13 +205,7 @@ class UnitProcesses:
 
     def say_what_was_kept(self) -> None:
         """Name data that callbacks kept in memory, since it was lost with the units' processes."""
-        if self._memory:
-            paths = list(self._memory)
-            shown = ", ".join(paths[:_SHOWN]) + (", ..." if len(paths) > _SHOWN else "")
-            rank_zero_info(
-                f"S3T: callbacks kept data in memory while units were trained: {shown}. It was lost when the units' "
-                "processes ended. Log it, or write it to a file (S3T.register_file has it erased with its unit)."
-            )
+        self._memory.say()
 
     def close(self) -> None:
         """End all processes; when this returns, none can write any more."""
@@ -225,18 +234,52 @@ class UnitProcesses:
     def _heard(self, process: UnitProcess) -> Iterator[tuple[UnitProcess, FromUnit]]:
         for message in process.messages():
             if isinstance(message, Warned):
-                # not `showwarning`: the script's filters decide
-                warnings.warn_explicit(message.text, message.category, message.filename, message.line)
+                show_warning(message)
                 continue
-            if isinstance(message, Trained):
-                self._memory.update(dict.fromkeys(message.memory))
+            self._memory.note(message)
             yield process, message
             if process.closed:
                 return
 
 
+class KeptInMemory:
+    """The data that callbacks kept in the memory of units' processes."""
+
+    def __init__(self) -> None:
+        self._paths: dict[str, None] = {}  # in the order of their coming
+
+    def note(self, message: FromUnit) -> None:
+        """Note what a unit's process says of it.
+
+        Args:
+            message: Any message of the process.
+        """
+        if isinstance(message, Trained):
+            self._paths.update(dict.fromkeys(message.memory))
+
+    def say(self) -> None:
+        """Name it, since it was lost with the processes."""
+        if self._paths:
+            paths = list(self._paths)
+            shown = ", ".join(paths[:_SHOWN]) + (", ..." if len(paths) > _SHOWN else "")
+            rank_zero_info(
+                f"S3T: callbacks kept data in memory while units were trained: {shown}. It was lost when the units' "
+                "processes ended. Log it, or write it to a file (S3T.register_file has it erased with its unit)."
+            )
+
+
+def show_warning(warned: Warned) -> None:
+    """Show a warning of a unit's process, as if it had been raised here.
+
+    Args:
+        warned: The warning.
+    """
+    # not `showwarning`: the script's filters decide
+    warnings.warn_explicit(warned.text, warned.category, warned.filename, warned.line)
+
+
 def launch(trainer: pl.Trainer, data: TrainingData, training: UnitTraining, settings: UnitSettings) -> Launcher:
-    """Return a launcher of processes with the state that a fit found.
+    """Return a launcher of processes on this machine, with the state that a fit found.
 
     Args:
         trainer: The trainer, when all setup hooks have run.
@@ -247,22 +290,41 @@ def launch(trainer: pl.Trainer, data: TrainingData, training: UnitTraining, sett
     Raises:
         UnsupportedError: Something cannot be sent to another process; named.
     """
-    of_process = ProcessSettings.capture()
     if settings.isolation == "fork":
-        return PlainFork(trainer, training, of_process)
-    replace = substitutes(trainer)
-    try:
-        package = pack((trainer, training, of_process), replace)
-    except Exception as error:
-        raise _unsendable(trainer, data, replace, error) from error
-    with closing(package):
+        return PlainFork(trainer, training, ProcessSettings.capture())
+    with closing(pack_fit(trainer, data, training)) as package:
         return ForkServer(package)
 
 
-def _death(process: UnitProcess, code: int) -> WorkerError:
+def pack_fit(trainer: pl.Trainer, data: TrainingData, training: UnitTraining) -> Package:
+    """Return the objects of a fit, for the processes that train its units.
+
+    Args:
+        trainer: The trainer, when all setup hooks have run.
+        data: The training data.
+        training: Trains a unit.
+
+    Raises:
+        UnsupportedError: Something cannot be sent to another process; named.
+    """
+    replace = substitutes(trainer)
+    try:
+        return pack((trainer, training, ProcessSettings.capture()), replace)
+    except Exception as error:
+        raise _unsendable(trainer, data, replace, error) from error
+
+
+def describe_death(what: str, code: int, where: str = "") -> WorkerError:
+    """Return the error for a unit's process that has died.
+
+    Args:
+        what: Its activity: "unit 0/0-1 was trained".
+        code: Its exit code, or the negative number of the signal that has killed it.
+        where: The machine: " on node-3"; empty for this one.
+    """
     how = f"exit code {code}" if code >= 0 else f"killed by signal {-code}, {signal.Signals(-code).name}"
     return WorkerError(
-        f"While {process.what}, its process died ({how}). If the system killed it, there was not enough memory for "
+        f"While {what}{where}, its process died ({how}). If the system killed it, there was not enough memory for "
         "all units at the same time: use a smaller S3T(parallel_units=...). Finished units are in the store; the "
         "next fit continues from there."
     )

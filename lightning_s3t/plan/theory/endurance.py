@@ -1,4 +1,4 @@
-"""The number of requests until the serving units of a plan are worth less than a floor."""
+"""The number of requests until the serving units of a plan are worth less than a level."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_s3t.plan.theory.histories import NEVER, by_slice
 from lightning_s3t.plan.theory.simulation import stage_ends
 from lightning_s3t.plan.worth import DATA, Worth
 
-FLOORS = (0.75, 0.5)
+LEVELS = (0.75, 0.5)
 TRIALS = 4_000
 BLOCK_NUMBERS = 4_000_000
 LOW = 0.05
@@ -24,16 +24,16 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Endurance:
-    """The number of requests for which a plan serves at least a floor.
+    """The number of requests for which a plan serves at least a level.
 
     Attributes:
-        floor: The share of a full store's worth that should be served.
+        level: The share of a full store's worth that should be served.
         requests: Number of the request with which less than that serves. Its mean is infinite if some trials never get
             there.
         low: The number that 95 of 100 trials reach.
     """
 
-    floor: float
+    level: float
     requests: Estimate
     low: float
 
@@ -41,31 +41,31 @@ class Endurance:
 def requests_until(
     shards: int,
     sequences: Iterable[Iterable[int]],
-    floors: Iterable[float] = FLOORS,
+    levels: Iterable[float] = LEVELS,
     worth: Worth = DATA,
     prior: Prior | None = None,
     trials: int = TRIALS,
     seed: int = 0,
 ) -> tuple[Endurance, ...]:
-    """Return the number of requests until the serving units are worth less than each floor.
+    """Return the number of requests until the serving units are worth less than each level.
 
     `worth` gives the worth of a shard from the share of its slices that its best survivor has seen; the worth of the
     store is the mean over shards. Histories of requests are drawn from the prior; in each, the number is exact.
 
-    With `worth=DATA` a floor is a share of the training data. (The deletion rate, `expected_lifetime`, is the number
+    With `worth=DATA` a level is a share of the training data. (The deletion rate, `expected_lifetime`, is the number
     until nothing remains. It keeps growing with finer slices long after these numbers have stopped growing.)
 
     Args:
         shards: Number of shards, m.
         sequences: Sequences of the slices, all different.
-        floors: Shares of a full store's worth, above 0 and at most 1.
+        levels: Shares of a full store's worth, above 0 and at most 1.
         worth: The worth of a shard by the share of its slices that serves.
         prior: Probability of a request for each slice, or for each shard and slice; None for equal probabilities.
         trials: Number of histories to draw.
         seed: Seed of the random draws.
 
     Raises:
-        ConfigurationError: A sequence is not a permutation or appears twice, a floor is out of range, there are fewer
+        ConfigurationError: A sequence is not a permutation or appears twice, a level is out of range, there are fewer
             than two trials, or the prior is invalid.
 
     Example:
@@ -74,31 +74,31 @@ def requests_until(
         [6, 14]
     """
     family = check_family(sequences)
-    return endurance_of(family, PlanProblem.of(len(family[0]), prior, shards=shards), floors, worth, trials, seed)
+    return endurance_of(family, PlanProblem.of(len(family[0]), prior, shards=shards), levels, worth, trials, seed)
 
 
 def endurance_of(
     family: Family,
     problem: PlanProblem,
-    floors: Iterable[float] = FLOORS,
+    levels: Iterable[float] = LEVELS,
     worth: Worth = DATA,
     trials: int = TRIALS,
     seed: int = 0,
 ) -> tuple[Endurance, ...]:
-    """Return how long checked sequences serve at least each floor, as `requests_until`.
+    """Return how long checked sequences serve at least each level, as `requests_until`.
 
     Args:
         family: The sequences.
         problem: Their shards and slices, and how likely requests are.
-        floors: As in `requests_until`.
+        levels: As in `requests_until`.
         worth: As in `requests_until`.
         trials: Number of histories to draw.
         seed: Seed of the random draws.
     """
-    levels = tuple(floors)
+    levels = tuple(levels)
     for level in levels:
         if not 0 < level <= 1:
-            raise ConfigurationError(f"The floor is {level!r}. Expected a share above 0 and at most 1.")
+            raise ConfigurationError(f"The level is {level!r}. Expected a share above 0 and at most 1.")
     if trials < 2:
         raise ConfigurationError(f"Expected argument `trials` to be an integer of at least 2 but got {trials!r}.")
     shards, slices = problem.shards, problem.slices
@@ -117,15 +117,15 @@ def endurance_of(
             below = gone > 1 - level + ROUNDING
             there = np.take_along_axis(order, below.argmax(axis=1)[:, None], axis=1)
             when = np.take_along_axis(ends, there, axis=1)[:, 0]
-            # where a closed-form floor answers, some levels are never left
+            # where a closed-form head answers, some levels are never left
             reached = below[:, -1] & (when < NEVER)
             numbers[number, start : start + some] = np.where(reached, when, np.inf)
     return tuple(_endurance(level, row) for level, row in zip(levels, numbers, strict=True))
 
 
-def _endurance(floor: float, numbers: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Endurance:
+def _endurance(level: float, numbers: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Endurance:
     low = float(np.quantile(numbers, LOW, method="lower"))
     if not np.isfinite(numbers).all():
-        return Endurance(floor, Estimate(float("inf"), 0.0), low)
+        return Endurance(level, Estimate(float("inf"), 0.0), low)
     error = float(numbers.std(ddof=1)) / len(numbers) ** 0.5
-    return Endurance(floor, Estimate(float(numbers.mean()), error), low)
+    return Endurance(level, Estimate(float(numbers.mean()), error), low)

@@ -27,7 +27,7 @@ def steady_states(
     slices: Iterable[int] = SLICES,
     budgets: Iterable[int] = BUDGETS,
     epochs: Iterable[EpochRule] = EPOCHS,
-    floor: float = 0.75,
+    wanted: float = 0.75,
     worth: Worth = DATA,
     sharding: float = 0.0,
     data: DataMode = "cumulative",
@@ -46,7 +46,7 @@ def steady_states(
         slices: Numbers of slices to try.
         budgets: Budgets to try; those above the number of slices are left out. The planner is `optimal`.
         epochs: Epoch rules to try. The effect of a rule on the quality is unknown here.
-        floor: As in `steady_state`.
+        wanted: As in `steady_state`.
         worth: As in `steady_state`.
         sharding: As in `steady_state`.
         data: As in `steady_state`.
@@ -77,7 +77,7 @@ def steady_states(
             scenario,
             days,
             years,
-            floor,
+            wanted,
             worth,
             sharding,
             data,

@@ -59,7 +59,7 @@ class SteadyState:
         refit_days: Days from one fit to the next; None for no fits.
         quality: Mean quality over the days; 1 is a full store.
         low: On 95 of 100 days at least so much serves.
-        days_below: Days a year on which less than the floor serves.
+        days_below: Days a year on which less than the wanted quality serves.
         days_dark: Days a year on which no unit serves.
         requests: Requests a year.
         first_fit: Cost of the first fit of a shard, in multiples of a fine-tune on the shard's rows; for all shards,
@@ -115,7 +115,7 @@ def steady_state(
     scenario: Scenario,
     refit_days: int | None = 7,
     years: float = 2,
-    floor: float = 0.75,
+    wanted: float = 0.75,
     worth: Worth = DATA,
     sharding: float = 0.0,
     data: DataMode = "cumulative",
@@ -136,7 +136,7 @@ def steady_state(
         scenario: How requests arrive.
         refit_days: Days from one fit to the next; None for no fits.
         years: Number of years to simulate.
-        floor: The quality to be served; days below it are counted.
+        wanted: The quality to be served; days below it are counted.
         worth: The worth of a shard by the share of its slices that serves.
         sharding: Loss of quality for each doubling of the number of shards, as a share.
         data: As in `cost_of`.
@@ -166,7 +166,7 @@ def steady_state(
         refit_days,
         Estimate(float(by_trial.mean()), spread),
         float(np.quantile(course.quality, LOW, method="lower")),
-        float((course.quality < floor - ROUNDING).mean()) * DAYS_A_YEAR,
+        float((course.quality < wanted - ROUNDING).mean()) * DAYS_A_YEAR,
         float(course.dark.mean()) * DAYS_A_YEAR,
         float(course.asked.mean()) * DAYS_A_YEAR,
         cost_of_family(family, data, epochs, groups),

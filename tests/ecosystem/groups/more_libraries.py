@@ -272,7 +272,7 @@ class Labelled(Dataset[Any]):
 
 @refused(
     "torchsampler ImbalancedDatasetSampler", "DataError|UnsupportedError", "ImbalancedDatasetSampler",
-    "its weights count everybody's labels; a WeightedRandomSampler with weights of a row's own is trained",
+    "its weights count everyone's labels; a WeightedRandomSampler with weights of a row's own is trained",
 )  # fmt: skip
 def imbalanced(variant: Variant) -> Script:
     rows = Labelled(variant.samples(vectors()))

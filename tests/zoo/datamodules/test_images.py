@@ -55,7 +55,7 @@ def test_the_owner_is_a_folder_a_part_of_the_name_or_the_file(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("owner", "message"), [("[", "a regular expression but got '\\['"), ("image", "'image' in `owner` has no group")]
 )
-def test_an_expression_that_names_nobody_is_refused(tmp_path: Path, owner: str, message: str) -> None:
+def test_an_expression_that_names_no_subject_is_refused(tmp_path: Path, owner: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         folder_data(tmp_path, owner=owner)
 

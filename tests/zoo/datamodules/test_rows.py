@@ -1,4 +1,4 @@
-"""Rows that somebody owns, and what all data modules share."""
+"""Rows with owners, and what all data modules share."""
 
 from __future__ import annotations
 

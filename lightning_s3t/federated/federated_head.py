@@ -1,0 +1,236 @@
+"""The server's side of a federated closed-form head: the contributions of clients, each of which replaces its last."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import lightning.pytorch as pl
+
+from lightning_s3t.core.documents import read_json
+from lightning_s3t.errors import ConfigurationError, NoSurvivorError, StoreError, StoreMismatchError
+from lightning_s3t.federated.contribution import Contribution
+from lightning_s3t.serving.closed_form_heads import RidgeLayer
+from lightning_s3t.store.feature_sums import FeatureSums
+from lightning_s3t.store.files import half_written_name, open_own, read_unlinked, unlink_all, write_atomically
+from lightning_s3t.store.lock import ledger_lock
+from lightning_s3t.tuning.head_features import HeadFeatures
+from lightning_s3t.tuning.ridge import solve_head
+
+_HISTORY, _CLIENTS, _SUFFIX = "history.jsonl", "clients", ".safetensors"
+_LONGEST = 200  # characters of a file's name
+
+
+@dataclass(frozen=True)
+class Change:
+    """What the arrival of a contribution, or a client's leaving, has changed.
+
+    Attributes:
+        client: The client.
+        time: When it was on disk (UTC, ISO 8601).
+        requests: Number of requests of the client that the head has taken in; None if the client has left.
+        rows_before: Number of the client's rows before.
+        rows: Number of the client's rows now.
+        digest: The SHA-256 of the contribution; empty if the client has left.
+    """
+
+    client: str
+    time: str
+    requests: int | None
+    rows_before: int
+    rows: int
+    digest: str
+
+
+class FederatedHead:
+    """A closed-form head on the rows of many clients, of which none sends a row.
+
+    It is solved from the sum of all clients' contributions. These are sums of integers, so the head is bitwise the one
+    of a single store with all rows, in whatever order contributions come. After a request, the client sends its
+    contribution again, and the head is the one of all rows that are left (Quan, Wu and Montana, arXiv 2603.12977,
+    whose heads are equal to a retrained one but for rounding errors).
+
+    Args:
+        folder: Where contributions are kept; it is made if it does not exist.
+
+    Raises:
+        ConfigurationError: The folder has other files in it.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_s3t.federated import FederatedHead
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     head = FederatedHead(folder)
+        ...     # head.update("hospital-7", contribution); served = head.module(model)
+        ...     head.clients()
+        {}
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).absolute()
+        self._contributions = self.folder / _CLIENTS
+        if self.folder.exists() and any(self.folder.iterdir()) and not self._contributions.is_dir():
+            raise ConfigurationError(
+                f"{self.folder} has other files in it. Expected a new folder, or one of a federated head."
+            )
+        self._contributions.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            unlink_all(path for path in self._contributions.iterdir() if half_written_name(path))
+
+    def update(self, client: str, contribution: Contribution) -> Change:
+        """Put a client's contribution in place of its last one, which is erased.
+
+        When this returns, the change is on disk. The same contribution may come again.
+
+        Args:
+            client: The client's name.
+            contribution: Its contribution.
+
+        Raises:
+            StoreMismatchError: Other clients' contributions are to another head: of another network, or with other
+                settings.
+            StoreError: The client's last contribution had taken in more requests: an old message would bring data back.
+        """
+        with self._alone():
+            before = self._read_one(client)
+            if before is not None and contribution.requests < before.requests:
+                raise StoreError(
+                    f"The contribution of {client!r} has taken in {contribution.requests} requests, but its last one "
+                    f"{before.requests}: it is an older message, and would bring data back. Nothing was changed. Read "
+                    "the contribution from the client's store again; if the client has a new store, remove the client "
+                    "first."
+                )
+            for other, kept in self._read():
+                if other != client and kept.terms != contribution.terms:
+                    raise StoreMismatchError(
+                        f"The contribution of {client!r} is to another head than that of {other!r}: "
+                        f"{', '.join(_differences(kept, contribution))} differ. Nothing was changed. Fit all clients "
+                        "with the same model, checkpoint and settings of the head."
+                    )
+            write_atomically(self._path(client), contribution.encode())
+            return self._note(client, before, contribution)
+
+    def remove(self, client: str) -> Change:
+        """Erase a client's contribution.
+
+        Args:
+            client: The client.
+
+        Raises:
+            ConfigurationError: There is none of this client.
+        """
+        with self._alone():
+            before = self._read_one(client)
+            if before is None:
+                known = ", ".join(name for name, _ in self._read()) or "there are none"
+                raise ConfigurationError(f"There is no contribution of {client!r}. Expected one of: {known}.")
+            for error in unlink_all([self._path(client)]).values():
+                raise StoreError(f"The contribution of {client!r} could not be erased: {error}. It still counts.")
+            return self._note(client, before, None)
+
+    def clients(self) -> dict[str, int]:
+        """Return the number of rows of each client."""
+        with self._alone():
+            return {client: contribution.sums.rows for client, contribution in self._read()}
+
+    def history(self) -> list[Change]:
+        """Return all changes, the first first."""
+        try:
+            lines = (self.folder / _HISTORY).read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        try:
+            return [read_json(Change, line) for line in lines]
+        except ValueError as error:
+            raise StoreError(f"{self.folder / _HISTORY} is damaged: {error}. Restore it from a backup.") from error
+
+    def sums(self) -> FeatureSums:
+        """Return the sums over the rows of all clients.
+
+        Raises:
+            NoSurvivorError: There are no rows.
+        """
+        return self._total()[1]
+
+    def module(self, model: pl.LightningModule) -> pl.LightningModule:
+        """Return a copy of a model that answers with the head, as it is now. Make another after each change.
+
+        Args:
+            model: The model that the clients fitted with, before any training.
+
+        Raises:
+            NoSurvivorError: There are no rows.
+            StoreMismatchError: It is another model.
+        """
+        contribution, sums = self._total()
+        terms = contribution.terms
+        served = copy.deepcopy(model).eval()
+        terms.check_model(served)
+        features = HeadFeatures(served, terms.layers.network, terms.part)
+        layer = RidgeLayer(terms.part.width, terms.part.outputs, features.of)
+        layer.load(solve_head(sums))
+        layer.to(next(served.get_submodule(terms.part.layer).parameters()).device)
+        served.set_submodule(terms.part.layer, layer)
+        features.attach()
+        return served.requires_grad_(False)
+
+    def _total(self) -> tuple[Contribution, FeatureSums]:
+        with self._alone():
+            found = [contribution for _, contribution in self._read()]
+        if not any(contribution.sums.rows for contribution in found):
+            raise NoSurvivorError(f"No client has rows in the federated head {self.folder}. Update it first.")
+        total = FeatureSums(found[0].terms.part, found[0].terms.task)
+        for contribution in found:
+            total.add_sums(contribution.sums)
+        return found[0], total
+
+    def _path(self, client: str) -> Path:
+        if not client or len(name := quote(client, safe="")) > _LONGEST:
+            raise ConfigurationError(f"The client's name is {client!r}. Expected a short text.")
+        return self._contributions / f"{name}{_SUFFIX}"
+
+    def _read_one(self, client: str) -> Contribution | None:
+        try:
+            with read_unlinked(self._path(client)) as file:
+                return Contribution.decode(file.read())
+        except FileNotFoundError:
+            return None
+
+    def _read(self) -> Iterator[tuple[str, Contribution]]:
+        for path in sorted(self._contributions.glob(f"*{_SUFFIX}")):
+            client = unquote(path.name.removesuffix(_SUFFIX))
+            found = self._read_one(client)
+            if found is not None:
+                yield client, found
+
+    def _note(self, client: str, before: Contribution | None, after: Contribution | None) -> Change:
+        change = Change(
+            client=client,
+            time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            requests=after.requests if after is not None else None,
+            rows_before=before.sums.rows if before is not None else 0,
+            rows=after.sums.rows if after is not None else 0,
+            digest=after.digest if after is not None else "",
+        )
+        with open(self.folder / _HISTORY, "a", opener=open_own) as file:
+            file.write(json.dumps(asdict(change)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return change
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with ledger_lock(self.folder):
+            yield
+
+
+def _differences(one: Contribution, other: Contribution) -> list[str]:
+    mine, theirs = one.terms.model_dump(), other.terms.model_dump()
+    return [name for name in mine if mine[name] != theirs[name]]

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
@@ -118,7 +118,14 @@ class Forgetting:
                 request = self._forget(asked, name)
         return self.finish(request)
 
-    def schedule(self, subjects: Sequence[str], due: datetime, strict: bool, request_id: str | None = None) -> int:
+    def schedule(
+        self,
+        subjects: Sequence[str],
+        due: datetime,
+        strict: bool,
+        request_id: str | None = None,
+        received: date | None = None,
+    ) -> int:
         """Record a request to be carried out later.
 
         Args:
@@ -126,6 +133,7 @@ class Forgetting:
             due: When.
             strict: Refuse unknown subjects.
             request_id: The caller's name for the request; None without one.
+            received: The day on which the letter came; None for today.
 
         Returns:
             Number of recorded subjects; subjects who are already forgotten are not recorded.
@@ -138,11 +146,17 @@ class Forgetting:
             raise ConfigurationError(
                 f"The time {due.isoformat()} has no time zone. Expected a time like 2027-01-31T12:00Z."
             )
-        asked, already, _ = self._schedule(subjects, due, strict, self.name("forget", subjects, request_id))
+        name = self.name("forget", subjects, request_id)
+        asked, already, _ = self._schedule(subjects, due, strict, name, received)
         return asked - already
 
     def _schedule(
-        self, subjects: Iterable[str], due: datetime, strict: bool, name: Name | None = None
+        self,
+        subjects: Iterable[str],
+        due: datetime,
+        strict: bool,
+        name: Name | None = None,
+        received: date | None = None,
     ) -> tuple[int, int, int | None]:
         time = time_text(due)
         with self._ledger.transaction():
@@ -157,8 +171,10 @@ class Forgetting:
             self._ledger.schedule(rows)
             if rows or name is not None:
                 pending = tuple((hash_.hex(), time, cell) for hash_, time, cell in rows)
-                names = (name.request_id, name.asked) if name is not None else (None, None)
-                record(self._store, "schedule", None, asdict(Schedule(self._keyring.layers, pending, *names)))
+                request_id, digest = (name.request_id, name.asked) if name is not None else (None, None)
+                day = received.isoformat() if received is not None else None
+                body = Schedule(self._keyring.layers, pending, request_id, digest, day)
+                record(self._store, "schedule", None, asdict(body))
         write_journal(self._ledger, self._store.folder)
         return len(asked.cells), len(asked.forgotten), asked.count_unknown
 

@@ -29,6 +29,7 @@ class ScheduledRequest:
         noted: When it was recorded (UTC, ISO 8601).
         ended: When it was cancelled or refused; "" if it was not, or if subjects were named instead.
         reason: Why it was refused; "" if it was not.
+        received: The day on which the letter came (ISO 8601); "" if it was not given.
     """
 
     request_id: str | None
@@ -40,6 +41,7 @@ class ScheduledRequest:
     noted: str
     ended: str = ""
     reason: str = ""
+    received: str = ""
 
     @property
     def is_ended(self) -> bool:
@@ -150,6 +152,7 @@ class _Scheduled:
             event.time,
             ended,
             reason,
+            (body.received if body is not None else None) or "",
         )
 
 

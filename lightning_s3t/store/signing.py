@@ -18,12 +18,12 @@ ALGORITHM = "Ed25519"
 _MEMBERS = frozenset({"algorithm", "public_key", "value"})
 
 
-def sign_receipt(receipt: Receipt, key: Path) -> str:
+def sign_receipt(receipt: Receipt, key: Path | Ed25519PrivateKey) -> str:
     """Return a receipt as a JSON document with a signature in it.
 
     Args:
         receipt: The receipt.
-        key: A private key in PEM: `openssl genpkey -algorithm ed25519 -out key.pem`.
+        key: A private key, or its file in PEM: `openssl genpkey -algorithm ed25519 -out key.pem`.
 
     Raises:
         ConfigurationError: The file holds no such key, or `cryptography` is not installed.
@@ -48,17 +48,17 @@ def verify_receipt(text: str, key: Path) -> Receipt:
     return receipt
 
 
-def sign_document(document: Mapping[str, Any], key: Path) -> dict[str, Any]:
+def sign_document(document: Mapping[str, Any], key: Path | Ed25519PrivateKey) -> dict[str, Any]:
     """Return a document with a member `signature`.
 
     Args:
         document: JSON-ready.
-        key: A private key in PEM.
+        key: A private key, or its file in PEM.
 
     Raises:
         ConfigurationError: The file holds no such key, or `cryptography` is not installed.
     """
-    private = read_private_key(key)
+    private = read_private_key(key) if isinstance(key, Path) else key
     signature = {
         "algorithm": ALGORITHM,
         "public_key": private.public_key().public_bytes_raw().hex(),

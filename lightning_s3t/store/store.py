@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -429,7 +429,13 @@ class Store:
         return self._correcting.release(_canonical(subjects), request_id)
 
     def schedule(
-        self, subjects: Iterable[Any], due: datetime, strict: bool = True, request_id: str | None = None
+        self,
+        subjects: Iterable[Any],
+        due: datetime,
+        strict: bool = True,
+        request_id: str | None = None,
+        *,
+        received: date | None = None,
     ) -> int:
         """Schedule a deletion request: it is carried out by `forget_due`, or when the store is next opened.
 
@@ -438,6 +444,7 @@ class Store:
             due: When, with a time zone.
             strict: Raise an error if the store has never seen one of the subjects.
             request_id: The caller's name for the request, as for `forget`; use it with `cancel_request`.
+            received: The day on which the person's letter came, for deadlines; None for today. It stays in the history.
 
         Returns:
             Number of recorded subjects; subjects who are already forgotten are not recorded.
@@ -447,7 +454,7 @@ class Store:
             UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
             DataError: An id is not text or an integer, or `subjects` is not a collection of ids, or is empty.
         """
-        return self._forgetting.schedule(_canonical(subjects), due, strict, request_id)
+        return self._forgetting.schedule(_canonical(subjects), due, strict, request_id, received)
 
     def scheduled_request(self, request_id: str) -> ScheduledRequest | None:
         """Return a scheduled request by its caller's name; None if it does not exist.

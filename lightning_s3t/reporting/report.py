@@ -12,7 +12,7 @@ from lightning_s3t.plan.outlook import Outlook
 from lightning_s3t.reporting.charts import outlook_of, revoked_chart, survival_chart
 from lightning_s3t.reporting.pages import page_templates
 from lightning_s3t.store import Overview, Store, UnitRecord, Verification
-from lightning_s3t.store.identities import KEY_FILE
+from lightning_s3t.store.keys.identities import KEY_FILE
 
 
 @dataclass(frozen=True)

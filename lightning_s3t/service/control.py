@@ -45,7 +45,7 @@ from lightning_s3t.service.requests import Requests
 from lightning_s3t.service.settings import ControlSettings
 from lightning_s3t.service.tokens import Tokens
 from lightning_s3t.store import Store
-from lightning_s3t.store.signing import read_private_key
+from lightning_s3t.store.keys.signing import read_private_key
 
 _log = logging.getLogger("lightning_s3t.service")
 _RETRY_AFTER = 2  # seconds

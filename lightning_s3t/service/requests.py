@@ -13,7 +13,7 @@ from fastapi import HTTPException
 from lightning_s3t.core.tickets import Ticket
 from lightning_s3t.service.bodies import RequestState
 from lightning_s3t.store import RequestRecord, Store
-from lightning_s3t.store.signing import read_private_key, sign_document
+from lightning_s3t.store.keys.signing import read_private_key, sign_document
 
 
 class Requests:

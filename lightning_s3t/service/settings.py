@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lightning_s3t.core.imports import import_object
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.store.leases import MAX_STALENESS
+from lightning_s3t.store.requests.leases import MAX_STALENESS
 
 _Port = Annotated[int, Field(ge=1024, le=65535)]
 

@@ -33,8 +33,8 @@ from rich.table import Table
 
 from lightning_s3t.plan import cyclic, units_of
 from lightning_s3t.store import Store
-from lightning_s3t.store.files import unlink_all
-from lightning_s3t.store.ledger import Artifact
+from lightning_s3t.store.disk.files import unlink_all
+from lightning_s3t.store.ledgers.ledger import Artifact
 from tests.store.people_store import session
 
 SETTINGS = {"partition": {"shards": 5, "slices": 6, "seed": 0}}

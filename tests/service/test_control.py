@@ -25,7 +25,7 @@ from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.service import ControlSettings, make_control_app, read_settings
 from lightning_s3t.service.tokens import Tokens
 from lightning_s3t.store import Store
-from lightning_s3t.store.signing import verify_receipt
+from lightning_s3t.store.keys.signing import verify_receipt
 from tests.service.conftest import ASK, LOOK, TOKENS, as_role
 from tests.store.people_store import in_place
 

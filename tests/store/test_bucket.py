@@ -12,9 +12,9 @@ import pytest
 import s3fs
 
 from lightning_s3t.errors import ConfigurationError, DamagedError, StoreError
-from lightning_s3t.store.bucket import SnapshotBucket
-from lightning_s3t.store.snapshots import Snapshots
-from lightning_s3t.store.snapshots_place import open_place, parse_place
+from lightning_s3t.store.snapshots.bucket import SnapshotBucket
+from lightning_s3t.store.snapshots.place import open_place, parse_place
+from lightning_s3t.store.snapshots.snapshots import Snapshots
 from tests.object_storage import shared_storage
 
 DATA = b"tensors, as it were"

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from lightning_s3t.errors import ConfigurationError, DamagedError, StoreError, StoreMismatchError
 from lightning_s3t.store import Store
-from lightning_s3t.store import encrypted_snapshots as module
-from lightning_s3t.store.encrypted_snapshots import decrypt, encrypt
-from lightning_s3t.store.snapshot_keys import VARIABLE
+from lightning_s3t.store.snapshots import encrypted as module
+from lightning_s3t.store.snapshots.encrypted import decrypt, encrypt
+from lightning_s3t.store.snapshots.keys import VARIABLE
 from tests.object_storage import shared_storage
 from tests.postgres_server import shared_server
 from tests.store.backups import back_up
@@ -291,7 +291,7 @@ def test_without_its_package_the_error_says_what_to_install(
     found = builtins.__import__
 
     def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "lightning_s3t.store.encrypted_snapshots":
+        if name == "lightning_s3t.store.snapshots.encrypted":
             raise ImportError("no cryptography")
         return found(name, *args, **kwargs)
 
@@ -341,7 +341,7 @@ def test_keys_of_a_store_that_was_copied_and_removed_are_deleted(
     store: Store, path: Path, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("lightning_s3t.store.copying.settle", lambda copy: None)  # as if it was killed before
+        patched.setattr("lightning_s3t.store.copies.copying.settle", lambda copy: None)  # as if it was killed before
         store.copy(tmp_path / "there", keys=tmp_path / "new")
     assert stems(keys)
     Store.open(tmp_path / "there").close()

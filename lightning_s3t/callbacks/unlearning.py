@@ -39,10 +39,10 @@ from lightning_s3t.plan import UnitId
 from lightning_s3t.serving import EnsemblePredictor
 from lightning_s3t.serving.answer_trial import AnswerTrial
 from lightning_s3t.store import RequestRecord
-from lightning_s3t.store.ledger_address import check_folder_name
+from lightning_s3t.store.ledgers.address import check_folder_name
 from lightning_s3t.store.registry import Newcomers
-from lightning_s3t.store.snapshot_keys import check_keys
-from lightning_s3t.store.snapshots_place import check_addresses
+from lightning_s3t.store.snapshots.keys import check_keys
+from lightning_s3t.store.snapshots.place import check_addresses
 from lightning_s3t.tuning.adapters import DEFAULT_ADAPTER, resolve_adapter
 from lightning_s3t.tuning.floor import Floor
 

@@ -34,7 +34,7 @@ def see_current_folder() -> None:
 
     Except the folder of a store, which a stranger may have filled.
     """
-    from lightning_s3t.store.ledger_address import has_ledger  # loads torch, which not every command needs
+    from lightning_s3t.store.ledgers.address import has_ledger  # loads torch, which not every command needs
 
     # not "": configs are parsed with their own folder as the current one
     folder = os.getcwd()

@@ -81,7 +81,7 @@ def verify_receipt(
             shows that the journal up to its event is unchanged since the receipt was signed.
     """
     from lightning_s3t.store import Receipt
-    from lightning_s3t.store.signing import verify_receipt as verify
+    from lightning_s3t.store.keys.signing import verify_receipt as verify
 
     if store is not None and journal is not None:
         raise ConfigurationError("Expected --store or --journal, not both.")
@@ -127,7 +127,7 @@ def _store_has_given(store: Path, receipt: Receipt) -> bool:
 
 def _journal_has_given(journal: Path, receipt: Receipt) -> bool:
     from lightning_s3t.store.history import has_given
-    from lightning_s3t.store.journal import read_journal
+    from lightning_s3t.store.requests.journal import read_journal
 
     if not journal.is_file():
         raise ConfigurationError(f"There is no journal {journal}. Expected the journal.jsonl of a store.")
@@ -149,7 +149,7 @@ def as_json(receipt: Receipt, sign: Path | None) -> str:
         receipt: The receipt.
         sign: A private key (Ed25519, PEM).
     """
-    from lightning_s3t.store.signing import sign_receipt
+    from lightning_s3t.store.keys.signing import sign_receipt
 
     return sign_receipt(receipt, sign) if sign is not None else receipt.to_json()
 
@@ -160,12 +160,12 @@ def check_private_key(key: Path) -> None:
     Args:
         key: The file of a private key (Ed25519, PEM).
     """
-    from lightning_s3t.store.signing import read_private_key
+    from lightning_s3t.store.keys.signing import read_private_key
 
     read_private_key(key)
 
 
 def _check_public_key(key: Path) -> None:
-    from lightning_s3t.store.signing import read_public_key
+    from lightning_s3t.store.keys.signing import read_public_key
 
     read_public_key(key)

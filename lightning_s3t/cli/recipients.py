@@ -80,7 +80,7 @@ def complete(store: Path, request: int, /, *, sign: Path | None = None) -> int:
         sign: Sign the document with this private key (Ed25519, PEM).
     """
     from lightning_s3t.store import Store
-    from lightning_s3t.store.signing import read_private_key, sign_document
+    from lightning_s3t.store.keys.signing import read_private_key, sign_document
 
     if sign is not None:
         read_private_key(sign)

@@ -86,7 +86,7 @@ def _no_config(store: Path, why: object) -> StoreError:
 
 
 def _check_trusted(store: Path, options: Mapping[str, Any], config: Mapping[str, Any], trust_config: bool) -> None:
-    from lightning_s3t.store.trusted_configs import is_trusted, trust
+    from lightning_s3t.store.keys.trusted_configs import is_trusted, trust
 
     if is_trusted(options):
         return

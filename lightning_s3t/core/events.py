@@ -113,6 +113,7 @@ class Schedule:
         pending: The keyed hash, the time and the cell of each of them.
         request_id: The caller's name for it; None without a name.
         asked: With a name, a keyed digest of all subjects in the request.
+        received: The day on which the letter came (ISO 8601); None for the day of the event.
     """
 
     __pydantic_config__ = STRICT
@@ -121,6 +122,7 @@ class Schedule:
     pending: tuple[tuple[str, str, str], ...]
     request_id: str | None = None
     asked: str | None = None
+    received: str | None = None
 
 
 @dataclass(frozen=True)

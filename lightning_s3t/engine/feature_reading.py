@@ -15,7 +15,7 @@ from lightning_s3t.engine.lightning_internals import training_step
 from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.engine.unit_edit import no_logs
 from lightning_s3t.errors import DataError, UnsupportedError
-from lightning_s3t.store.feature_sums import LARGEST_TARGET, FeatureRows
+from lightning_s3t.store.heads.feature_sums import LARGEST_TARGET, FeatureRows
 from lightning_s3t.tuning.floor import Floor, Targets
 from lightning_s3t.tuning.head_features import HeadFeatures
 from lightning_s3t.tuning.randomness import seed_all

@@ -26,8 +26,8 @@ from lightning_s3t.executors.unit_plan import FitPlan
 from lightning_s3t.methods import UnlearningMethod
 from lightning_s3t.plan import SequenceChoice, SliceSequence, UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.floor import check_part
-from lightning_s3t.store.ledger import Mark, Tombstone
+from lightning_s3t.store.heads.floor import check_part
+from lightning_s3t.store.ledgers.ledger import Mark, Tombstone
 from lightning_s3t.store.registry import Newcomers
 
 Outcome = Literal["equal", "differs", "data changed", "revoked meanwhile"]

@@ -49,7 +49,7 @@ from lightning_s3t.executors.unit_store import UnitStore
 from lightning_s3t.methods import EditingMethod, UnlearningMethod
 from lightning_s3t.plan import Partition, SequenceChoice, SliceSequence, UnitId
 from lightning_s3t.store import RequestRecord, Store
-from lightning_s3t.store.identities import first_key, partition_secret
+from lightning_s3t.store.keys.identities import first_key, partition_secret
 from lightning_s3t.store.registry import Newcomers
 from lightning_s3t.tuning.adapter_effect import measure_effect
 from lightning_s3t.tuning.adapters import describe_adapter, own_adapters

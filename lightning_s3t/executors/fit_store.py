@@ -24,11 +24,11 @@ from lightning_s3t.executors.unit_plan import Digests, FitPlan, PlannedUnit, pla
 from lightning_s3t.methods import EditingMethod, UnlearningMethod
 from lightning_s3t.plan import SequenceChoice, SliceSequence, UnitId, order_by_worth, units_of
 from lightning_s3t.store import Attempt, BuildSession, RequestRecord, Store
-from lightning_s3t.store.ledger import Mark, Tombstone
-from lightning_s3t.store.ledger_address import has_ledger
+from lightning_s3t.store.disk.scratch import Scratch
+from lightning_s3t.store.keys.trusted_configs import trust
+from lightning_s3t.store.ledgers.address import has_ledger
+from lightning_s3t.store.ledgers.ledger import Mark, Tombstone
 from lightning_s3t.store.registry import Newcomers
-from lightning_s3t.store.scratch import Scratch
-from lightning_s3t.store.trusted_configs import trust
 from lightning_s3t.tuning.adapter_effect import check_effect
 from lightning_s3t.tuning.fingerprint import digest_tensors
 

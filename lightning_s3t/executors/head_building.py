@@ -22,7 +22,7 @@ from lightning_s3t.executors.fit_store import FitStore
 from lightning_s3t.executors.ranks import on_rank_zero
 from lightning_s3t.plan.stage_rules import newest_stages
 from lightning_s3t.store import Store
-from lightning_s3t.store.feature_sums import FeatureRows
+from lightning_s3t.store.heads.feature_sums import FeatureRows
 from lightning_s3t.tuning.floor import Floor
 
 Read = Callable[[FeatureTask], Generator[tuple[Task, FeatureRows], None, None]]

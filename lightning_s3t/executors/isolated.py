@@ -43,7 +43,7 @@ from lightning_s3t.executors.ranks import check_same_tensors, gather, on_rank_ze
 from lightning_s3t.executors.unit_queue import UnitQueue
 from lightning_s3t.executors.unit_store import UnitStore
 from lightning_s3t.plan import UnitId
-from lightning_s3t.store.feature_sums import FeatureRows
+from lightning_s3t.store.heads.feature_sums import FeatureRows
 from lightning_s3t.tuning.randomness import seeded
 
 _LOOK_UP = 0.1  # seconds after which the ranks compare how far they are, and look for requests

@@ -13,7 +13,7 @@ from lightning_s3t.engine.training_data import SliceDigests, TrainingData
 from lightning_s3t.errors import DataError
 from lightning_s3t.plan import DataMode, Place, UnitId
 from lightning_s3t.store import UnitRecord
-from lightning_s3t.store.ledger import Mark, Tombstone
+from lightning_s3t.store.ledgers.ledger import Mark, Tombstone
 
 Digests = Mapping[Place, SliceDigests]
 

@@ -13,8 +13,8 @@ from lightning_s3t.core.floor import PRETRAINED, FloorPart, Task
 from lightning_s3t.core.manifest import LayersPart
 from lightning_s3t.errors import ConfigurationError, DataError, StoreError, StoreMismatchError
 from lightning_s3t.store import Store
-from lightning_s3t.store.feature_sums import FeatureSums
-from lightning_s3t.store.tensors import decode_snapshot, encode_snapshot
+from lightning_s3t.store.heads.feature_sums import FeatureSums
+from lightning_s3t.store.snapshots.tensors import decode_snapshot, encode_snapshot
 from lightning_s3t.tuning.fingerprint import digest_tensors
 from lightning_s3t.tuning.layers import LayerGroup, Layers
 from lightning_s3t.tuning.stages import StageBuilder

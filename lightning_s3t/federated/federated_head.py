@@ -18,9 +18,9 @@ from lightning_s3t.core.documents import read_json
 from lightning_s3t.errors import ConfigurationError, NoSurvivorError, StoreError, StoreMismatchError
 from lightning_s3t.federated.contribution import Contribution
 from lightning_s3t.serving.closed_form_heads import RidgeLayer
-from lightning_s3t.store.feature_sums import FeatureSums
-from lightning_s3t.store.files import half_written_name, open_own, read_unlinked, unlink_all, write_atomically
-from lightning_s3t.store.lock import ledger_lock
+from lightning_s3t.store.disk.files import half_written_name, open_own, read_unlinked, unlink_all, write_atomically
+from lightning_s3t.store.disk.lock import ledger_lock
+from lightning_s3t.store.heads.feature_sums import FeatureSums
 from lightning_s3t.tuning.head_features import HeadFeatures
 from lightning_s3t.tuning.ridge import solve_head
 

@@ -21,10 +21,10 @@ from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import ConfigurationError, StoreError
 from lightning_s3t.reporting.report import StoreReport
 from lightning_s3t.store import Store
-from lightning_s3t.store.authentication import change_of
-from lightning_s3t.store.files import write_atomically
+from lightning_s3t.store.disk.files import write_atomically
 from lightning_s3t.store.history import has_given
-from lightning_s3t.store.signing import sign_document, verify_document
+from lightning_s3t.store.keys.authentication import change_of
+from lightning_s3t.store.keys.signing import sign_document, verify_document
 
 FORMAT = 1
 _STATEMENT = "statement.json"

@@ -12,6 +12,7 @@ from lightning_s3t.plan.outlook import Outlook
 from lightning_s3t.reporting.charts import outlook_of, revoked_chart, survival_chart
 from lightning_s3t.reporting.pages import page_templates
 from lightning_s3t.store import Overview, Store, UnitRecord, Verification
+from lightning_s3t.store.keys.identities import KEY_FILE
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class StoreReport:
         versions: By package, the versions that units were trained with.
         verification: The result of checking the store; None if it was left out.
         events: Number of events in the store's history.
+        key_in_folder: Whether the store's key lies in its folder, and not in the environment.
 
     Example:
         >>> import tempfile
@@ -96,6 +98,7 @@ class StoreReport:
     versions: Mapping[str, tuple[str, ...]]
     verification: Verification | None
     events: int
+    key_in_folder: bool
 
     @classmethod
     def of(cls, store: Store, verify: bool = True) -> StoreReport:
@@ -120,6 +123,7 @@ class StoreReport:
             _versions_of(alive),
             verification,
             len(store.history()),
+            (store.path / KEY_FILE).exists(),
         )
 
     def to_html(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from fastapi.responses import JSONResponse
@@ -20,6 +21,7 @@ class ForgetBody(BaseModel):
         subjects: The subjects of the request.
         at: When to carry it out; at once if it is None or in the past.
         strict: Refuse ids that the store has never seen; otherwise they never enter a later fit.
+        received: The day on which the letter came, if it is carried out later: the desk's deadlines count from it.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -32,6 +34,9 @@ class ForgetBody(BaseModel):
         AwareDatetime | None, Field(description="When to carry it out (RFC 3339); at once if null or past.")
     ] = None
     strict: Annotated[bool, Field(description="Refuse ids that the store has never seen.")] = True
+    received: Annotated[
+        date | None, Field(description="When the letter came, if it is carried out later; today if null.")
+    ] = None
 
 
 class RequestState(BaseModel):
@@ -44,6 +49,7 @@ class RequestState(BaseModel):
         subjects: Number of subjects in it.
         receipt: Its receipt, where it was carried out at once.
         reason: Why it was refused.
+        received: The day on which the letter came, where it was given.
     """
 
     request_id: str
@@ -52,6 +58,7 @@ class RequestState(BaseModel):
     subjects: int
     receipt: dict[str, Any] | None = None
     reason: str | None = None
+    received: str | None = None
 
 
 class ErrorDetail(BaseModel):

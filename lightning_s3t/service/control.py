@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,10 +40,12 @@ from lightning_s3t.service.fides import FidesBody, add_fides
 from lightning_s3t.service.guard import Guard
 from lightning_s3t.service.limits import SizeLimit
 from lightning_s3t.service.metrics import render
-from lightning_s3t.service.requests import ask, document_of, end, state_of
+from lightning_s3t.service.opendsr import OPENDSR_FIELDS, Callbacks, add_opendsr, opendsr_error
+from lightning_s3t.service.requests import Requests
 from lightning_s3t.service.settings import ControlSettings
 from lightning_s3t.service.tokens import Tokens
 from lightning_s3t.store import Store
+from lightning_s3t.store.keys.signing import read_private_key
 
 _log = logging.getLogger("lightning_s3t.service")
 _RETRY_AFTER = 2  # seconds
@@ -86,27 +89,37 @@ def make_control_app(
         An ASGI application; the store is closed when it is shut down.
     """
     limits = settings if settings is not None else ControlSettings()
+    if limits.signing_key is not None:
+        read_private_key(limits.signing_key)  # before the store is opened
     opened = Store.open(store)
+    requests = Requests(opened, limits.signing_key)
+    watch = _Watch(opened, limits.due_every)
     app = FastAPI(
         title="lightning-s3t: control server",
         description="Make requests to be forgotten, and operate the store. Calls need a bearer token.",
         version="1",
-        lifespan=_lifespan(opened, limits.due_every),
+        lifespan=watch.run,
         docs_url=None,
         redoc_url=None,
     )
     _add_error_handlers(app)
     guard = Guard(tokens, limits.requests_per_minute)
-    _add_requests(app, opened, guard, limits.max_subjects)
-    _add_looks(app, opened, guard, multiprocess)
-    add_desk(app, opened, guard, limits.answer_within)
+    _add_requests(app, requests, guard, limits.max_subjects)
+    _add_looks(app, requests, guard, multiprocess)
+    add_desk(app, requests, guard, limits)
     if limits.fides is not None:
-        add_fides(app, opened, guard, limits.fides.identity, _ERRORS)
+        add_fides(app, requests, guard, limits.fides.identity, _ERRORS)
+    if limits.opendsr is not None:
+        try:
+            watch.callbacks = add_opendsr(app, requests, guard, limits.opendsr, limits.answer_within, _ERRORS)
+        except BaseException:
+            opened.close()
+            raise
     app.add_middleware(SizeLimit, max_bytes=limits.max_bytes)
     return app
 
 
-def _add_requests(app: FastAPI, store: Store, guard: Guard, max_subjects: int) -> None:
+def _add_requests(app: FastAPI, requests: Requests, guard: Guard, max_subjects: int) -> None:
     may_ask, may_look = guard.allows("ask"), guard.allows("look")
 
     @app.post(
@@ -119,22 +132,23 @@ def _add_requests(app: FastAPI, store: Store, guard: Guard, max_subjects: int) -
         """Ask to forget subjects. If it is carried out at once, no replica answers from their data afterwards."""
         if len(body.subjects) > max_subjects:
             raise HTTPException(413, "too_large")
-        state = ask(store, body.request_id, body.subjects, body.at, body.strict)
+        state = requests.ask(body.request_id, body.subjects, body.at, body.strict, body.received)
         response.status_code = 202 if state.state in ("scheduled", "waiting") else 200
         return state
 
     @app.get("/forget/{request_id}", dependencies=[may_look], responses=_ERRORS, summary="What became of a request")
     def look_up(request_id: RequestId) -> RequestState:
         """Return the state of a request, with its receipt if it was carried out at once."""
-        return state_of(store, request_id)
+        return requests.state_of(request_id)
 
     @app.delete("/forget/{request_id}", dependencies=[may_ask], responses=_ERRORS, summary="Cancel a request")
     def cancel(request_id: RequestId) -> RequestState:
         """Cancel a scheduled request. Requests that were carried out cannot be undone."""
-        return end(store, request_id)
+        return requests.end(request_id)
 
 
-def _add_looks(app: FastAPI, store: Store, guard: Guard, multiprocess: str | None) -> None:
+def _add_looks(app: FastAPI, requests: Requests, guard: Guard, multiprocess: str | None) -> None:
+    store = requests.store
     may_ask, may_look = guard.allows("ask"), guard.allows("look")
 
     @app.get("/status", dependencies=[may_look], responses=_ERRORS, summary="What the store holds")
@@ -160,7 +174,7 @@ def _add_looks(app: FastAPI, store: Store, guard: Guard, multiprocess: str | Non
     @app.get("/receipts", dependencies=[may_look], responses=_ERRORS, summary="The receipts of requests")
     def receipts(after: Annotated[int, Field(ge=0, le=2**53)] = 0) -> list[dict[str, Any]]:
         """Return the receipts of up to 1000 requests, in order; ask again with the number of the last one."""
-        return [document_of(record) for record in store.receipts(after)[:_PAGE]]
+        return [requests.document_of(record) for record in store.receipts(after)[:_PAGE]]
 
     @app.get(
         "/receipts/{request}",
@@ -170,10 +184,11 @@ def _add_looks(app: FastAPI, store: Store, guard: Guard, multiprocess: str | Non
         summary="The receipt of a request",
     )
     def receipt(request: Annotated[int, Field(ge=1, le=2**53)]) -> Response:
-        """Return the receipt of a request by its number, for the person who asked."""
+        """Return the receipt of a request by its number, for the person who asked: signed, if the server has a key."""
         if request > store.request_number:
             raise HTTPException(404, "unknown_request")
-        return Response(store.receipts(request - 1)[0].receipt.to_json(), media_type="application/json")
+        document = requests.document_of(store.receipts(request - 1)[0])
+        return Response(json.dumps(document, indent=2, sort_keys=True), media_type="application/json")
 
     @app.post("/verify", dependencies=[may_ask], responses=_ERRORS, summary="Check the store")
     def verify() -> VerifyBody:
@@ -210,33 +225,45 @@ def _add_looks(app: FastAPI, store: Store, guard: Guard, multiprocess: str | Non
         return {"status": "ready", "request": str(store.request_number)}
 
 
-def _lifespan(store: Store, due_every: float) -> Callable[[FastAPI], Any]:
+class _Watch:
+    """What the control server does by itself, now and then: due requests, and callbacks.
+
+    Args:
+        store: The opened store, which is closed at the end.
+        every: Seconds between two times.
+    """
+
+    def __init__(self, store: Store, every: float) -> None:
+        self._store = store
+        self._every = every
+        self.callbacks: Callbacks | None = None
+
     @asynccontextmanager
-    async def run(app: FastAPI) -> AsyncIterator[None]:
+    async def run(self, app: FastAPI) -> AsyncIterator[None]:
+        """The lifespan of the application."""
         stopping = asyncio.Event()
-        task = asyncio.create_task(_carry_out_what_is_due(store, due_every, stopping))
+        task = asyncio.create_task(self._repeat(stopping))
         try:
             yield
         finally:
             stopping.set()
             await task  # a thread that works on the ledger must not have it closed under its hands
-            store.close()
+            self._store.close()
 
-    return run
-
-
-async def _carry_out_what_is_due(store: Store, every: float, stopping: asyncio.Event) -> None:
-    while not stopping.is_set():
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(stopping.wait(), every)
-            return
-        try:
-            done = await asyncio.to_thread(store.forget_due)
-        except S3TError as error:  # tried again
-            _log.error("The due requests could not be carried out: %s", type(error).__name__)
-        else:
-            if done is not None:
-                _log.info("Request %d was due and is carried out.", done.request)
+    async def _repeat(self, stopping: asyncio.Event) -> None:
+        while not stopping.is_set():
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(stopping.wait(), self._every)
+                return
+            try:
+                done = await asyncio.to_thread(self._store.forget_due)
+            except S3TError as error:  # tried again
+                _log.error("The due requests could not be carried out: %s", type(error).__name__)
+            else:
+                if done is not None:
+                    _log.info("Request %d was due and is carried out.", done.request)
+            if self.callbacks is not None:
+                await asyncio.to_thread(self.callbacks.send)
 
 
 _MESSAGES = {
@@ -253,7 +280,13 @@ _MESSAGES = {
     "not_later": "Expected a later day than today (UTC). Nothing was changed.",
     "other_form": "The store knows this id in another Unicode form: copy it from the training data.",
     "invalid": "One of the ids is invalid. Nothing was changed.",
+    "not_received": "The day of the letter is in the future. Nothing was changed.",
     "not_approved": "The privacy request is not approved yet: call before or after execution. Nothing was changed.",
+    "only_erasure": "Only requests for erasure are taken. Nothing was changed.",
+    "no_extensions": "There are no extensions for this domain. Nothing was changed.",
+    "no_callback": "A callback is to an address that the server does not have (control.opendsr). Nothing was changed.",
+    "no_opendsr_identity": "There is no identity of the type that the server expects in the format raw. Nothing was "
+    "changed.",
     "no_identity": "The identity has no id of the kind that the server expects (control.fides). Nothing was changed.",
     "unreachable": "The ledger is unreachable. Try again with the same request_id.",
     "store": (
@@ -265,19 +298,26 @@ _MESSAGES = {
 def _add_error_handlers(app: FastAPI) -> None:
     """Describe errors with fixed messages: the messages of exceptions may contain ids."""
 
+    def answer(
+        request: Request, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
+    ) -> JSONResponse:
+        in_form = opendsr_error if request.url.path.startswith("/opendsr/") else error_response
+        return in_form(status, code, message, headers)
+
     async def of_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, StarletteHTTPException)
         code = error.detail if error.detail in _MESSAGES else "http"
         message = _MESSAGES.get(code) or {404: "There is nothing here.", 405: "Not that method."}.get(
             error.status_code, "The request cannot be read."
         )
-        return error_response(error.status_code, code, message, error.headers)
+        return answer(request, error.status_code, code, message, error.headers)
 
     async def of_validation(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         known = {
             *ForgetBody.model_fields,
             *FidesBody.model_fields,
+            *OPENDSR_FIELDS,
             *DESK_FIELDS,
             "body",
             "path",
@@ -286,20 +326,20 @@ def _add_error_handlers(app: FastAPI) -> None:
             "request",
         }
         where = sorted({".".join(str(part) for part in one["loc"] if part in known) for one in error.errors()})
-        return error_response(422, "invalid", f"Not what is expected: {', '.join(where)}. See /openapi.json.")
+        return answer(request, 422, "invalid", f"Not what is expected: {', '.join(where)}. See /openapi.json.")
 
     async def of_store(request: Request, error: Exception) -> JSONResponse:
         if isinstance(error, UnknownSubjectError):
-            return error_response(404, "unknown_subject", _MESSAGES["unknown_subject"])
+            return answer(request, 404, "unknown_subject", _MESSAGES["unknown_subject"])
         if isinstance(error, DataError):
-            return error_response(422, "invalid", _MESSAGES["invalid"])
+            return answer(request, 422, "invalid", _MESSAGES["invalid"])
         if isinstance(error, ConfigurationError):
-            return error_response(409, "conflict", _MESSAGES["conflict"])
+            return answer(request, 409, "conflict", _MESSAGES["conflict"])
         if isinstance(error, StoreError):
             _log.error("%s: %s", type(error).__name__, error)
         if isinstance(error, LedgerUnreachableError):
-            return error_response(503, "unreachable", _MESSAGES["unreachable"], {"Retry-After": str(_RETRY_AFTER)})
-        return error_response(500, "store", _MESSAGES["store"])
+            return answer(request, 503, "unreachable", _MESSAGES["unreachable"], {"Retry-After": str(_RETRY_AFTER)})
+        return answer(request, 500, "store", _MESSAGES["store"])
 
     app.add_exception_handler(StarletteHTTPException, of_http)
     app.add_exception_handler(RequestValidationError, of_validation)

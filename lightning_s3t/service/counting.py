@@ -11,11 +11,10 @@ from typing import Any
 from prometheus_client import Counter, Histogram
 
 from lightning_s3t.core.clock import own_clock
-from lightning_s3t.service.bodies import error_response
+from lightning_s3t.service.replicas import TIMED_OUT
 
 ANSWERS = Counter("s3t_answers", "Calls of the prediction server, by path and status.", ["path", "status"])
 SECONDS = Histogram("s3t_answer_seconds", "How long calls of the prediction server took.", ["path"])
-RETRY_AFTER = 1  # seconds
 
 
 class Counting:
@@ -24,7 +23,7 @@ class Counting:
     Args:
         app: The application.
         paths: The paths that are counted by name; all others count as "other", so that callers cannot create new ones.
-        timeout: In seconds.
+        timeout: In seconds, until an answer begins. (A stream may take longer, and watches its own pauses.)
     """
 
     def __init__(self, app: Any, paths: tuple[str, ...], timeout: float) -> None:
@@ -52,15 +51,15 @@ class Counting:
                 status = message["status"]
             await send(message)
 
+        answering = asyncio.ensure_future(self._app(scope, receive, noting))
         try:
-            await asyncio.wait_for(self._app(scope, receive, noting), self._timeout)
-        except asyncio.TimeoutError:
-            if not status:
+            await asyncio.wait({answering}, timeout=self._timeout)
+            if status or answering.done():
+                await answering
+            else:
                 status = 503
-                late = error_response(
-                    503, "timed_out", "No answer in time. Ask again.", {"Retry-After": str(RETRY_AFTER)}
-                )
-                await late(scope, receive, send)
+                await TIMED_OUT.response()(scope, receive, send)
         finally:
+            answering.cancel()  # without effect if it has ended
             ANSWERS.labels(path, str(status or 500)).inc()
             SECONDS.labels(path).observe(own_clock() - began)

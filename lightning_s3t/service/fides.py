@@ -9,8 +9,7 @@ from pydantic import BaseModel, Field
 
 from lightning_s3t.service.bodies import RequestId, Subject
 from lightning_s3t.service.guard import Guard
-from lightning_s3t.service.requests import ask
-from lightning_s3t.store import Store
+from lightning_s3t.service.requests import Requests
 
 
 class _Labelled(BaseModel):
@@ -43,12 +42,12 @@ class FidesAnswer(BaseModel):
     halt: bool
 
 
-def add_fides(app: FastAPI, store: Store, guard: Guard, identity: str, responses: dict[int | str, Any]) -> None:
+def add_fides(app: FastAPI, requests: Requests, guard: Guard, identity: str, responses: dict[int | str, Any]) -> None:
     """Add the webhook to the control server.
 
     Args:
         app: The control server.
-        store: The opened store.
+        requests: The requests of the store.
         guard: The guard of the control server.
         identity: The kind of identity that has a person's id in the training data.
         responses: The errors of the control server, for its OpenAPI document.
@@ -62,7 +61,7 @@ def add_fides(app: FastAPI, store: Store, guard: Guard, identity: str, responses
         if body.callback_type == "pre_approval":
             raise HTTPException(422, "not_approved")
         # a person who is not in the training data may have asked too, and must not enter a later fit
-        state = ask(store, body.privacy_request_id, _subjects(body, identity), None, strict=False)
+        state = requests.ask(body.privacy_request_id, _subjects(body, identity), strict=False)
         return FidesAnswer(halt=state.state != "carried_out")
 
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import litserve
 import torch
+from fastapi import HTTPException, Request, Response
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import JSONResponse
+from litserve.utils import WorkerSetupStatus
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from lightning_s3t.core.clock import own_clock
 from lightning_s3t.errors import NoSurvivorError, S3TError, StoreError
-from lightning_s3t.service.bodies import error_response
-from lightning_s3t.service.counting import RETRY_AFTER, Counting
+from lightning_s3t.service.chat import CHAT_PATH, ChatAPI, add_models
+from lightning_s3t.service.counting import Counting
 from lightning_s3t.service.limits import SizeLimit
+from lightning_s3t.service.replicas import TIMED_OUT, Refused, open_replica, refusal_of
 from lightning_s3t.service.settings import ServiceSettings, import_named
 from lightning_s3t.serving import EnsemblePredictor, Replica
 from lightning_s3t.store import Store
@@ -27,26 +30,6 @@ from lightning_s3t.tuning.nested import replace_tensors
 PATH = "/predict"
 _log = logging.getLogger("lightning_s3t.service")
 _WATCH = 0.5  # seconds between two looks at whether the workers live
-
-
-@dataclass(frozen=True)
-class Refused:
-    """An error instead of an answer.
-
-    Attributes:
-        status: The HTTP status.
-        code: For programs.
-        message: For people.
-    """
-
-    status: int
-    code: str
-    message: str
-
-    def response(self) -> JSONResponse:
-        """Return it as an answer: LitServe loses the headers of errors that a worker raises."""
-        headers = {"Retry-After": str(RETRY_AFTER)} if self.status == 503 else None
-        return error_response(self.status, self.code, self.message, headers)
 
 
 class Answering:
@@ -94,13 +77,8 @@ class Answering:
             return []
         try:
             answers = self._replica.answer(lambda served: self._compute(served, rows))
-        except NoSurvivorError:
-            refused = Refused(503, "no_survivor", "No unit is left that may answer until the next fit.")
-            return [refused] * len(rows)
-        except StoreError as error:
-            _log.error("%s: %s", type(error).__name__, error)
-            refused = Refused(503, "unreachable", "The ledger is unreachable, so the service does not answer.")
-            return [refused] * len(rows)
+        except (NoSurvivorError, StoreError) as error:
+            return [refusal_of(error)] * len(rows)
         except Exception as error:  # of the application's own code
             if len(rows) > 1:
                 return [answer for row in rows for answer in self._answer([row])]
@@ -138,20 +116,9 @@ class PredictAPI(litserve.LitAPI):
             device: The device.
         """
         given = self._settings
-        assert given.model is not None
-        replica = Replica.from_store(
-            self._store,
-            import_named(given.model)(),
-            given.max_staleness,
-            renew_every=given.renew_every,
-            aggregate=given.aggregate,
-            passes=given.passes,
-            preload=given.preload,
-        )
-        replica.served.to(device)
         decode = import_named(given.decode) if given.decode is not None else None
         encode = import_named(given.encode) if given.encode is not None else None
-        self._answering = Answering(replica, decode, encode)
+        self._answering = Answering(open_replica(self._store, given, device), decode, encode)
 
     def decode_request(self, request: Any, **kwargs: Any) -> Any:
         """Called for each request.
@@ -199,18 +166,22 @@ def make_predict_server(store: Path, settings: ServiceSettings) -> litserve.LitS
         store: The store's folder.
         settings: Of the service.
     """
+    api = PredictAPI(store, settings) if settings.chat is None else ChatAPI(store, settings, settings.chat)
     server = litserve.LitServer(
-        PredictAPI(store, settings),
+        api,
         accelerator=settings.accelerator,
         workers_per_device=settings.workers,
         timeout=settings.timeout,
         restart_workers=True,
         middlewares=[
             (SizeLimit, {"max_bytes": settings.max_bytes, "json_path": PATH}),
-            (Counting, {"paths": (PATH, "/healthz", "/readyz"), "timeout": settings.timeout}),
+            (Counting, {"paths": (PATH, CHAT_PATH, "/healthz", "/readyz"), "timeout": settings.timeout}),
         ],
     )
     server.monitor_internal = _WATCH
+    server.app.add_exception_handler(HTTPException, _of_litserve)
+    if settings.chat is not None:
+        add_models(server.app, settings.chat)
     last_look = own_clock() - settings.max_staleness
 
     @server.app.get("/healthz", summary="Whether the process lives")
@@ -220,6 +191,8 @@ def make_predict_server(store: Path, settings: ServiceSettings) -> litserve.LitS
     @server.app.get("/readyz", summary="Whether requests can be answered")
     def readyz() -> JSONResponse:
         nonlocal last_look
+        if WorkerSetupStatus.READY not in server.workers_setup_status.values():
+            return Refused(503, "starting", "No worker is ready yet.").response()
         began = own_clock()
         try:
             Store.newest_event(store)
@@ -231,6 +204,12 @@ def make_predict_server(store: Path, settings: ServiceSettings) -> litserve.LitS
         return JSONResponse({"status": "ready"})
 
     return server
+
+
+async def _of_litserve(request: Request, error: Exception) -> Response:
+    """Say that a request may be asked again if its worker has died: LitServe answers 500."""
+    assert isinstance(error, HTTPException)
+    return TIMED_OUT.response() if error.status_code in (500, 504) else await http_exception_handler(request, error)
 
 
 def _inputs(body: Any) -> Tensor:

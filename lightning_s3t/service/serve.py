@@ -53,7 +53,8 @@ def serve(store: Path, settings: ServiceSettings, tokens: Path | None) -> None:
         return
     from lightning_s3t.service.predict import make_predict_server
 
-    for path in (settings.model, settings.decode, settings.encode):
+    tokenizer = settings.chat.tokenizer if settings.chat is not None else None
+    for path in (settings.model, settings.decode, settings.encode, tokenizer):
         if path is not None:
             import_named(path)
     server = make_predict_server(store, settings)

@@ -13,9 +13,9 @@ from typing_extensions import override
 
 from lightning_s3t.core.floor import PRETRAINED, FloorPart
 from lightning_s3t.serving.served_shards import FLOOR, ServedShards
-from lightning_s3t.store.certified_head import LinearHead
-from lightning_s3t.store.feature_sums import FeatureSums
-from lightning_s3t.store.floor import FloorState
+from lightning_s3t.store.heads.certified import LinearHead
+from lightning_s3t.store.heads.feature_sums import FeatureSums
+from lightning_s3t.store.heads.floor import FloorState
 from lightning_s3t.tuning.head_features import HeadFeatures
 from lightning_s3t.tuning.ridge import RidgeHead, answer_linearly, solve_head
 

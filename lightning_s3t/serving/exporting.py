@@ -15,8 +15,8 @@ from torch import nn
 from lightning_s3t.errors import ConfigurationError, RevokedError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.exporting import make_export_name
-from lightning_s3t.store.tensors import encode_tensors
+from lightning_s3t.store.copies.exporting import make_export_name
+from lightning_s3t.store.snapshots.tensors import encode_tensors
 from lightning_s3t.tuning.adapter_folder import CONFIG_FILE, TENSORS_FILE, adapter_config, adapter_weights
 from lightning_s3t.tuning.merged_weights import merged_weights
 from lightning_s3t.tuning.stages import StageBuilder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -163,23 +163,28 @@ class Replica:
         return self.answer(lambda served: served.generate(*args, **kwargs))
 
     def stream(self, parts: Callable[[EnsemblePredictor], Iterable[_Answer]]) -> Iterator[_Answer]:
-        """Yield parts of an answer one by one; stop if a request has revoked a unit that the answer started with.
+        """Yield parts of an answer one by one; stop if other units serve than when it started.
 
         Args:
             parts: Called once with the served model.
 
         Raises:
-            RevokedError: A request has arrived after which the answer must not continue. Parts that were yielded cannot
+            RevokedError: A request or a fit has come, so the answer must not continue. Parts that were yielded cannot
                 be taken back: start again.
         """
         keys = self.served.keys_in_use()
-        for part in parts(self.served):
-            if self.served.keys_in_use() != keys:
-                raise RevokedError(
-                    "A request has revoked a unit that this answer started with, so the answer does not continue. "
-                    "Ask again."
-                )
-            yield part
+        begun = parts(self.served)
+        try:
+            for part in begun:
+                if self.served.keys_in_use() != keys:
+                    raise RevokedError(
+                        "A request has revoked a unit that this answer started with, or a fit has added some, so the "
+                        "answer does not continue. Ask again."
+                    )
+                yield part
+        finally:
+            if isinstance(begun, Generator):
+                begun.close()
 
     def forget(
         self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None

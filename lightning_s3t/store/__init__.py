@@ -3,11 +3,11 @@
 from lightning_s3t.core.receipts import Receipt, RequestRecord
 from lightning_s3t.store.attempt import Attempt
 from lightning_s3t.store.building import BuildSession
-from lightning_s3t.store.drill import Drill
+from lightning_s3t.store.copies.drill import Drill
+from lightning_s3t.store.copies.recipients import Completion, HandedCopy
 from lightning_s3t.store.overview import Overview
-from lightning_s3t.store.preview import Preview
-from lightning_s3t.store.recipients import Completion, HandedCopy
-from lightning_s3t.store.scheduled import ScheduledRequest
+from lightning_s3t.store.requests.preview import Preview
+from lightning_s3t.store.requests.scheduled import ScheduledRequest
 from lightning_s3t.store.store import Store
 from lightning_s3t.store.units import UnitRecord
 from lightning_s3t.store.verification import Verification

@@ -14,14 +14,14 @@ from torch import Tensor
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import RevokedError
 from lightning_s3t.store.backend import Backend
-from lightning_s3t.store.erasure import drop_attempts, erase_queued, put_ahead, remove
-from lightning_s3t.store.files import spell
+from lightning_s3t.store.disk.files import spell
+from lightning_s3t.store.disk.scratch import Scratch
 from lightning_s3t.store.generations import close_generation
-from lightning_s3t.store.ledger import Artifact
+from lightning_s3t.store.ledgers.ledger import Artifact
 from lightning_s3t.store.registered_files import RegisteredFiles, digest_of
-from lightning_s3t.store.scratch import Scratch
+from lightning_s3t.store.requests.erasure import drop_attempts, erase_queued, put_ahead, remove
 from lightning_s3t.store.settings import normalise
-from lightning_s3t.store.tensors import encode_snapshot
+from lightning_s3t.store.snapshots.tensors import encode_snapshot
 from lightning_s3t.store.units import UnitRecord
 
 

@@ -7,15 +7,15 @@ from functools import cached_property
 from pathlib import Path
 
 from lightning_s3t.errors import ConfigurationError, StoreError, StoreMismatchError
-from lightning_s3t.store.authentication import Authenticator
-from lightning_s3t.store.feature_sums import FeatureSums
-from lightning_s3t.store.ledger import Ledger
-from lightning_s3t.store.ledger_address import LedgerAddress, check_not_moved, make_address, read_address
-from lightning_s3t.store.snapshot_keys import NOTE as KEYS
-from lightning_s3t.store.snapshots import Snapshots
-from lightning_s3t.store.snapshots_place import NOTE as PLACE
-from lightning_s3t.store.snapshots_place import open_place, owner_of
-from lightning_s3t.store.sqlite_ledger import SqliteLedger
+from lightning_s3t.store.heads.feature_sums import FeatureSums
+from lightning_s3t.store.keys.authentication import Authenticator
+from lightning_s3t.store.ledgers.address import LedgerAddress, check_not_moved, make_address, read_address
+from lightning_s3t.store.ledgers.ledger import Ledger
+from lightning_s3t.store.ledgers.sqlite import SqliteLedger
+from lightning_s3t.store.snapshots.keys import NOTE as KEYS
+from lightning_s3t.store.snapshots.place import NOTE as PLACE
+from lightning_s3t.store.snapshots.place import open_place, owner_of
+from lightning_s3t.store.snapshots.snapshots import Snapshots
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,6 @@ def _open_postgres(folder: Path, address: LedgerAddress, create: bool) -> Ledger
             'pip install "lightning-s3t[postgres]".'
         ) from error
     del psycopg
-    from lightning_s3t.store.postgres_ledger import PostgresLedger
+    from lightning_s3t.store.ledgers.postgres import PostgresLedger
 
     return PostgresLedger(folder, address, create)

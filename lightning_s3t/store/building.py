@@ -16,17 +16,26 @@ from lightning_s3t.errors import ConfigurationError, RevokedError, StoreError, U
 from lightning_s3t.plan import Partition
 from lightning_s3t.store.attempt import Attempt, FinishedUnit
 from lightning_s3t.store.backend import Backend
-from lightning_s3t.store.erasure import clean_up, erase_queued, put_ahead, remove_lineages
-from lightning_s3t.store.feature_sums import FeatureRows
-from lightning_s3t.store.floor import add_rows, check_part, complete, drop, find_stale, read_states, repair, subtract
-from lightning_s3t.store.forgetting import Forgetting
 from lightning_s3t.store.generations import merge_generations
-from lightning_s3t.store.journal import write_journal
-from lightning_s3t.store.keyring import Keyring
-from lightning_s3t.store.ledger import Mark, Tombstone
+from lightning_s3t.store.heads.feature_sums import FeatureRows
+from lightning_s3t.store.heads.floor import (
+    add_rows,
+    check_part,
+    complete,
+    drop,
+    find_stale,
+    read_states,
+    repair,
+    subtract,
+)
+from lightning_s3t.store.keys.keyring import Keyring
+from lightning_s3t.store.ledgers.ledger import Mark, Tombstone
 from lightning_s3t.store.registry import Newcomers, is_registering, register
+from lightning_s3t.store.requests.erasure import clean_up, erase_queued, put_ahead, remove_lineages
+from lightning_s3t.store.requests.forgetting import Forgetting
+from lightning_s3t.store.requests.journal import write_journal
 from lightning_s3t.store.settings import normalise
-from lightning_s3t.store.tensors import encode_snapshot
+from lightning_s3t.store.snapshots.tensors import encode_snapshot
 from lightning_s3t.store.units import read_units
 
 _BASE = "base"  # the name of the attempt that puts the head's initial state

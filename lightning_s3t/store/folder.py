@@ -7,16 +7,16 @@ import stat
 from pathlib import Path
 
 from lightning_s3t.errors import StoreError
-from lightning_s3t.store.files import half_written_name, unlink_all
-from lightning_s3t.store.identities import KEY_FILE
-from lightning_s3t.store.journal_file import FILE as JOURNAL
-from lightning_s3t.store.ledger_address import FILE as ADDRESS
-from lightning_s3t.store.ledger_address import MOVED
-from lightning_s3t.store.lock import ERASURE_LOCK, LEDGER_LOCK
-from lightning_s3t.store.lock import FILE as LOCK_FILE
-from lightning_s3t.store.scratch import FOLDER as SCRATCH
-from lightning_s3t.store.snapshots import FOLDER
-from lightning_s3t.store.sqlite_ledger import FILE
+from lightning_s3t.store.disk.files import half_written_name, unlink_all
+from lightning_s3t.store.disk.journal_file import FILE as JOURNAL
+from lightning_s3t.store.disk.lock import ERASURE_LOCK, LEDGER_LOCK
+from lightning_s3t.store.disk.lock import FILE as LOCK_FILE
+from lightning_s3t.store.disk.scratch import FOLDER as SCRATCH
+from lightning_s3t.store.keys.identities import KEY_FILE
+from lightning_s3t.store.ledgers.address import FILE as ADDRESS
+from lightning_s3t.store.ledgers.address import MOVED
+from lightning_s3t.store.ledgers.sqlite import FILE
+from lightning_s3t.store.snapshots.snapshots import FOLDER
 
 # the rollback journal exists while another process creates the ledger
 _ROLLBACK = f"{FILE}-journal"

@@ -12,10 +12,10 @@ from lightning_s3t.core.units import Cell, Place
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan import Partition
 from lightning_s3t.store.backend import Backend
-from lightning_s3t.store.erasure import remove
 from lightning_s3t.store.history import record
-from lightning_s3t.store.keyring import Keyring
-from lightning_s3t.store.ledger import Ledger, ledger_errors
+from lightning_s3t.store.keys.keyring import Keyring
+from lightning_s3t.store.ledgers.ledger import Ledger, ledger_errors
+from lightning_s3t.store.requests.erasure import remove
 
 _NOTE = "generations"
 

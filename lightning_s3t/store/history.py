@@ -9,9 +9,9 @@ from typing import Any
 from lightning_s3t.core.events import Damage, Erasure, Event, Kind, Request, first_break
 from lightning_s3t.core.receipts import Receipt, RequestRecord
 from lightning_s3t.core.units import Cell, UnitId
-from lightning_s3t.store.authentication import Change
 from lightning_s3t.store.backend import Backend
-from lightning_s3t.store.ledger import Ledger, ledger_errors
+from lightning_s3t.store.keys.authentication import Change
+from lightning_s3t.store.ledgers.ledger import Ledger, ledger_errors
 from lightning_s3t.store.units import parse_unit
 
 

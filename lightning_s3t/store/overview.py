@@ -15,7 +15,7 @@ from lightning_s3t.plan import Partition, collector, harmonic, merge_from, survi
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.generations import generations_of
 from lightning_s3t.store.history import ever_revoked
-from lightning_s3t.store.ledger import ledger_errors
+from lightning_s3t.store.ledgers.ledger import ledger_errors
 from lightning_s3t.store.units import parse_unit, read_units
 
 State = Literal["serves", "alive", "aside", "revoked", "missing"]

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Literal
 
 from lightning_s3t.core.documents import canonical
-from lightning_s3t.store.files import sha256_of, size_of, spell
-from lightning_s3t.store.identities import read_keys
-from lightning_s3t.store.ledger import OwnedFile
-from lightning_s3t.store.ledger_address import has_ledger
+from lightning_s3t.store.disk.files import sha256_of, size_of, spell
+from lightning_s3t.store.keys.identities import read_keys
+from lightning_s3t.store.ledgers.address import has_ledger
+from lightning_s3t.store.ledgers.ledger import OwnedFile
 
 State = Literal["found", "missing", "unwritten", "changed", "elsewhere", "unproven"]
 

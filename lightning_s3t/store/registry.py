@@ -13,8 +13,8 @@ from lightning_s3t.plan import Partition
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.generations import generation_of_newcomers, generations_of
 from lightning_s3t.store.history import record
-from lightning_s3t.store.keyring import Keyring
-from lightning_s3t.store.ledger import Ledger
+from lightning_s3t.store.keys.keyring import Keyring
+from lightning_s3t.store.ledgers.ledger import Ledger
 
 Newcomers = Literal["retrain", "append"]
 """Where people who come later belong: in the existing shards, or in a generation of their own."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_s3t.errors import StoreError, StoreMismatchError
-from lightning_s3t.store.ledger import Ledger
+from lightning_s3t.store.ledgers.ledger import Ledger
 
 HINT = "Use the same arguments, model and script as at the first fit, or give a new folder as `store`."
 

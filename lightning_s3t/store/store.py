@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,20 +23,26 @@ from lightning_s3t.core.tickets import Ticket
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import ConfigurationError, DamagedError, DataError, RevokedError, StoreError
 from lightning_s3t.plan import Partition, merge_from
-from lightning_s3t.store.authentication import new_identity
 from lightning_s3t.store.backend import Backend, open_ledger
 from lightning_s3t.store.building import BuildSession
-from lightning_s3t.store.certified_head import LinearHead
-from lightning_s3t.store.copying import Progress, clear_begun, copy_store, settle
-from lightning_s3t.store.correcting import Correcting
-from lightning_s3t.store.drill import Drill, Today, compare, prepare
-from lightning_s3t.store.erasure import clean_up, erase_queued, remove_lineages
-from lightning_s3t.store.exporting import check_exports, write_export
-from lightning_s3t.store.feature_sums import FeatureSums
-from lightning_s3t.store.floor import FloorState, find_stale, load_published, load_sums, read_states
+from lightning_s3t.store.copies.copying import Progress, clear_begun, copy_store, settle
+from lightning_s3t.store.copies.drill import Drill, Today, compare, prepare
+from lightning_s3t.store.copies.exporting import check_exports, write_export
+from lightning_s3t.store.copies.recipients import (
+    Completion,
+    HandedCopy,
+    acknowledge,
+    hand_over,
+    read_completion,
+    read_copies,
+)
+from lightning_s3t.store.disk.lock import FitLock, ledger_lock
+from lightning_s3t.store.disk.scratch import Scratch
 from lightning_s3t.store.folder import check_free, check_own_files, clear_half_written, make_folder
-from lightning_s3t.store.forgetting import Forgetting
 from lightning_s3t.store.generations import generations_of
+from lightning_s3t.store.heads.certified import LinearHead
+from lightning_s3t.store.heads.feature_sums import FeatureSums
+from lightning_s3t.store.heads.floor import FloorState, find_stale, load_published, load_sums, read_states
 from lightning_s3t.store.history import (
     chain_digest,
     corrected_since,
@@ -45,33 +51,27 @@ from lightning_s3t.store.history import (
     read_records,
     record,
 )
-from lightning_s3t.store.identities import check_key, read_keys, read_or_make_keys
-from lightning_s3t.store.journal import make_journal, reconcile, write_journal
-from lightning_s3t.store.keyring import Keyring
-from lightning_s3t.store.keyring import notes_of as notes_of_keys
-from lightning_s3t.store.leases import Lease
-from lightning_s3t.store.ledger import Mark, Tombstone, ledger_errors
-from lightning_s3t.store.ledger_address import check_folder_name, has_ledger
-from lightning_s3t.store.lock import FitLock, ledger_lock
+from lightning_s3t.store.keys.authentication import new_identity
+from lightning_s3t.store.keys.identities import check_key, read_keys, read_or_make_keys
+from lightning_s3t.store.keys.keyring import Keyring
+from lightning_s3t.store.keys.keyring import notes_of as notes_of_keys
+from lightning_s3t.store.ledgers.address import check_folder_name, has_ledger
+from lightning_s3t.store.ledgers.ledger import Mark, Tombstone, ledger_errors
 from lightning_s3t.store.overview import Overview
-from lightning_s3t.store.preview import Preview, preview
-from lightning_s3t.store.recipients import (
-    Completion,
-    HandedCopy,
-    acknowledge,
-    hand_over,
-    read_completion,
-    read_copies,
-)
 from lightning_s3t.store.registry import is_registering
-from lightning_s3t.store.scheduled import ScheduledRequest, check_scheduled
-from lightning_s3t.store.scratch import Scratch
+from lightning_s3t.store.requests.correcting import Correcting
+from lightning_s3t.store.requests.erasure import clean_up, erase_queued, remove_lineages
+from lightning_s3t.store.requests.forgetting import Forgetting
+from lightning_s3t.store.requests.journal import make_journal, reconcile, write_journal
+from lightning_s3t.store.requests.leases import Lease
+from lightning_s3t.store.requests.preview import Preview, preview
+from lightning_s3t.store.requests.scheduled import ScheduledRequest, check_scheduled
 from lightning_s3t.store.settings import HINT, check_settings, normalise, notes_of, read_settings
-from lightning_s3t.store.snapshot_keys import NOTE as KEYS
-from lightning_s3t.store.snapshot_keys import check_keys
-from lightning_s3t.store.snapshots_place import NOTE as PLACE
-from lightning_s3t.store.snapshots_place import check_addresses
-from lightning_s3t.store.tensors import decode_snapshot
+from lightning_s3t.store.snapshots.keys import NOTE as KEYS
+from lightning_s3t.store.snapshots.keys import check_keys
+from lightning_s3t.store.snapshots.place import NOTE as PLACE
+from lightning_s3t.store.snapshots.place import check_addresses
+from lightning_s3t.store.snapshots.tensors import decode_snapshot
 from lightning_s3t.store.units import ServableUnit, UnitRecord, find_snapshot, parse_unit, read_servable, read_units
 from lightning_s3t.store.verification import (
     Verification,
@@ -429,7 +429,13 @@ class Store:
         return self._correcting.release(_canonical(subjects), request_id)
 
     def schedule(
-        self, subjects: Iterable[Any], due: datetime, strict: bool = True, request_id: str | None = None
+        self,
+        subjects: Iterable[Any],
+        due: datetime,
+        strict: bool = True,
+        request_id: str | None = None,
+        *,
+        received: date | None = None,
     ) -> int:
         """Schedule a deletion request: it is carried out by `forget_due`, or when the store is next opened.
 
@@ -438,6 +444,7 @@ class Store:
             due: When, with a time zone.
             strict: Raise an error if the store has never seen one of the subjects.
             request_id: The caller's name for the request, as for `forget`; use it with `cancel_request`.
+            received: The day on which the person's letter came, for deadlines; None for today. It stays in the history.
 
         Returns:
             Number of recorded subjects; subjects who are already forgotten are not recorded.
@@ -447,7 +454,7 @@ class Store:
             UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
             DataError: An id is not text or an integer, or `subjects` is not a collection of ids, or is empty.
         """
-        return self._forgetting.schedule(_canonical(subjects), due, strict, request_id)
+        return self._forgetting.schedule(_canonical(subjects), due, strict, request_id, received)
 
     def scheduled_request(self, request_id: str) -> ScheduledRequest | None:
         """Return a scheduled request by its caller's name; None if it does not exist.

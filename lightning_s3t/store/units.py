@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from lightning_s3t.core.units import UnitId
-from lightning_s3t.store.ledger import Ledger, ledger_errors
+from lightning_s3t.store.ledgers.ledger import Ledger, ledger_errors
 
 _Found = TypeVar("_Found")
 

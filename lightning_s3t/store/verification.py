@@ -13,22 +13,22 @@ from pathlib import Path
 from lightning_s3t.core.events import Event, first_break
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import StoreError
-from lightning_s3t.store.authentication import change_of, layers_after
 from lightning_s3t.store.backend import Backend
-from lightning_s3t.store.copying import clear_begun, unerased
-from lightning_s3t.store.exporting import check_exports
-from lightning_s3t.store.files import size_of
-from lightning_s3t.store.floor import problems as floor_problems
+from lightning_s3t.store.copies.copying import clear_begun, unerased
+from lightning_s3t.store.copies.exporting import check_exports
+from lightning_s3t.store.disk.files import size_of
+from lightning_s3t.store.disk.scratch import FOLDER as SCRATCH
 from lightning_s3t.store.folder import OWN_FILES
-from lightning_s3t.store.identities import KEY_FILE
-from lightning_s3t.store.journal import read_journal
-from lightning_s3t.store.keyring import Keyring
-from lightning_s3t.store.ledger import Ledger, Mark, OwnedFile
+from lightning_s3t.store.heads.floor import problems as floor_problems
+from lightning_s3t.store.keys.authentication import change_of, layers_after
+from lightning_s3t.store.keys.identities import KEY_FILE
+from lightning_s3t.store.keys.keyring import Keyring
+from lightning_s3t.store.ledgers.ledger import Ledger, Mark, OwnedFile
+from lightning_s3t.store.ledgers.sqlite import FILE as LEDGER
 from lightning_s3t.store.registered_files import Located, RegisteredFiles, digest_of
-from lightning_s3t.store.scheduled import check_scheduled
-from lightning_s3t.store.scratch import FOLDER as SCRATCH
-from lightning_s3t.store.snapshots import FOLDER
-from lightning_s3t.store.sqlite_ledger import FILE as LEDGER
+from lightning_s3t.store.requests.journal import read_journal
+from lightning_s3t.store.requests.scheduled import check_scheduled
+from lightning_s3t.store.snapshots.snapshots import FOLDER
 from lightning_s3t.store.units import parse_unit, read_units
 
 _PATIENCE = 2.0  # seconds

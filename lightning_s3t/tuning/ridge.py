@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_s3t.core.floor import CLIP, Task
-from lightning_s3t.store.feature_sums import FeatureSums
+from lightning_s3t.store.heads.feature_sums import FeatureSums
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """What is tried for the penalty, as multiples of the features' mean square times the number of rows."""
@@ -106,7 +106,7 @@ def solve_head(sums: FeatureSums) -> RidgeHead:
 
     Example:
         >>> from lightning_s3t.core.floor import FloorPart
-        >>> from lightning_s3t.store.feature_sums import FeatureRows
+        >>> from lightning_s3t.store.heads.feature_sums import FeatureRows
         >>> sums = FeatureSums(FloorPart(layer="", width=2, outputs=2, bits=8, target_step=1.0), "multiclass")
         >>> features = torch.tensor([[9.0, 1.0], [8.0, 2.0], [1.0, 7.0], [2.0, 9.0]])
         >>> sums.add(FeatureRows(round_features(features, limit=127), torch.tensor([0, 0, 1, 1]).int()))

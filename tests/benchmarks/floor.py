@@ -26,7 +26,7 @@ from lightning_s3t.serving.closed_form_heads import RidgeLayer
 from lightning_s3t.serving.passes import ShardPasses
 from lightning_s3t.serving.served_shards import FLOOR, ServedShards
 from lightning_s3t.store import Store
-from lightning_s3t.store.feature_sums import FeatureRows, FeatureSums
+from lightning_s3t.store.heads.feature_sums import FeatureRows, FeatureSums
 from lightning_s3t.tuning import find_layers
 from lightning_s3t.tuning.ridge import solve_head
 from lightning_s3t.tuning.stages import StageBuilder

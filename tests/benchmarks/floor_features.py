@@ -23,7 +23,7 @@ from torch.utils.data import default_collate
 
 from lightning_s3t import Floor
 from lightning_s3t.core.floor import CLIP, FloorPart
-from lightning_s3t.store.feature_sums import FeatureRows, FeatureSums
+from lightning_s3t.store.heads.feature_sums import FeatureRows, FeatureSums
 from lightning_s3t.tuning import find_layers
 from lightning_s3t.tuning.head_features import HeadFeatures
 from lightning_s3t.tuning.ridge import normalise, round_features, solve_head

@@ -33,8 +33,8 @@ from rich.table import Table
 
 from lightning_s3t.plan import cyclic, units_of
 from lightning_s3t.store import Store
-from lightning_s3t.store.files import unlink_all
-from lightning_s3t.store.ledger import Artifact
+from lightning_s3t.store.disk.files import unlink_all
+from lightning_s3t.store.ledgers.ledger import Artifact
 from tests.store.people_store import session
 
 SETTINGS = {"partition": {"shards": 5, "slices": 6, "seed": 0}}
@@ -136,18 +136,26 @@ class Reached:
         return self.all / self.units
 
 
+def settings_for(units: int) -> dict[str, dict[str, int]]:
+    """Returns the settings of a store in which each shard has 100 units."""
+    return {"partition": {"shards": units // SLICES**2, "slices": SLICES, "seed": 0}}
+
+
+def add_units(store: Store, units: int) -> None:
+    """Adds so many units without files: `commit` would flush each snapshot to the disk."""
+    ledger = store._ledger
+    with ledger.transaction():
+        for number, unit in enumerate(units_of(units // SLICES**2, cyclic(SLICES, SLICES))):
+            digest = f"{number:064x}"
+            provenance = json.dumps({"files": [], "epochs": 10, "metrics": {"val_acc": 0.9}, "padding": "x" * 200})
+            artifact = Artifact(str(unit), unit.cells, digest, digest, 0.5, provenance, 0)
+            ledger.add(artifact, f"snapshots/{digest}.safetensors")
+
+
 def reach(units: int) -> Reached:
     """Forget one subject after another, and then all who are left at once, where a shard has 100 units."""
-    shards = units // SLICES**2
-    settings = {"partition": {"shards": shards, "slices": SLICES, "seed": 0}}
-    with tempfile.TemporaryDirectory() as folder, Store.create(Path(folder) / "store", settings) as store:
-        ledger = store._ledger
-        with ledger.transaction():  # `commit` flushes each snapshot to the disk
-            for number, unit in enumerate(units_of(shards, cyclic(SLICES, SLICES))):
-                digest = f"{number:064x}"
-                provenance = json.dumps({"files": [], "epochs": 10, "metrics": {"val_acc": 0.9}, "padding": "x" * 200})
-                artifact = Artifact(str(unit), unit.cells, digest, digest, 0.5, provenance, 0)
-                ledger.add(artifact, f"snapshots/{digest}.safetensors")
+    with tempfile.TemporaryDirectory() as folder, Store.create(Path(folder) / "store", settings_for(units)) as store:
+        add_units(store, units)
         people = [f"user-{number}" for number in range(units)]
         session(store).register(people)
         one = []

@@ -14,7 +14,7 @@ import pytest
 from lightning_s3t.cli import main
 from lightning_s3t.cli.audit import load_app
 from lightning_s3t.store import Store
-from lightning_s3t.store.trusted_configs import is_trusted, trust
+from lightning_s3t.store.keys.trusted_configs import is_trusted, trust
 from tests.store.people_store import make, session
 
 Output = pytest.CaptureFixture[str]

@@ -38,7 +38,7 @@ def test_encrypted_units_are_bitwise_those_without_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
-def test_an_encrypted_store_is_trained_rebuilt_copied_and_audited_as_any_other(tmp_path: Path) -> None:
+def test_an_encrypted_store_is_trained_rebuilt_and_copied_as_any_other(tmp_path: Path) -> None:
     people = People.make()
     store = fit_with_everything(tmp_path / "there", people, keys=tmp_path / "keys", floor=True)
     forget(store, PERSON)

@@ -13,8 +13,8 @@ from lightning_s3t import Floor, Store, audit
 from lightning_s3t.core.floor import PRETRAINED
 from lightning_s3t.errors import StoreMismatchError
 from lightning_s3t.executors.audit import AuditReport
-from lightning_s3t.store.feature_sums import FeatureSums
-from lightning_s3t.store.floor import _keep
+from lightning_s3t.store.heads.feature_sums import FeatureSums
+from lightning_s3t.store.heads.floor import _keep
 from tests.end_to_end.everything import forget
 from tests.people import Classifier, People, PeopleData, fit, make_trainer
 

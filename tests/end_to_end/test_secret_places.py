@@ -9,7 +9,7 @@ import pytest
 
 from lightning_s3t import audit
 from lightning_s3t.store import Store
-from lightning_s3t.store.identities import KEY_VARIABLE
+from lightning_s3t.store.keys.identities import KEY_VARIABLE
 from tests.people import Classifier, People, PeopleData, assert_bitwise_equal, fit, make_trainer, tensors_of
 
 PERSON = "user-3"

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import torch
-from prometheus_client.parser import text_string_to_metric_families
 
 from lightning_s3t.errors import LedgerUnreachableError
 from lightning_s3t.service.predict import Answering, Refused
 from lightning_s3t.serving import EnsemblePredictor, Replica
 from lightning_s3t.store import Store
+from tests.end_to_end.servers import servers
 from tests.people import Classifier, People, fit
 
 X = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
-ASK = "ask-token-of-the-tests"
 PEOPLE = [f"user-{number}" for number in range(40)]
 
 
@@ -97,94 +92,6 @@ def test_nothing_of_a_row_that_was_revoked_while_it_was_encoded_leaves(store: Pa
         assert (status, body, len(encoded)) == (200, encoded[1], 2)
         assert encoded[0] != encoded[1]
         assert isinstance(answering.decode(None), Refused)
-
-
-APP = """
-from tests.people import Classifier
-
-def make():
-    return Classifier()
-"""
-
-
-class Server:
-    """`s3t serve` in a process group of its own."""
-
-    def __init__(self, folder: Path, store: Path, number: int, **settings: Any) -> None:
-        self.port, self.control = 18400 + 2 * number, 18401 + 2 * number
-        config = folder / f"app-{number}.yaml"
-        control = {"port": self.control, "requests_per_minute": 100_000}
-        config.write_text(json.dumps({"model": "served_app:make", "port": self.port, "control": control, **settings}))
-        (folder / "served_app.py").write_text(APP)
-        self.log = (folder / f"server-{number}.log").open("w")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "lightning_s3t", "serve", store, "--config", config],
-            cwd=folder,
-            env={**os.environ, "S3T_ASK_TOKEN": ASK, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])},
-            start_new_session=True,
-            stdout=self.log,
-            stderr=self.log,
-        )
-
-    def wait_until_ready(self, seconds: float = 300) -> None:
-        deadline = time.monotonic() + seconds
-        for url in (f"http://127.0.0.1:{self.port}/health", f"http://127.0.0.1:{self.control}/readyz"):
-            while True:
-                assert self.process.poll() is None, Path(self.log.name).read_text()
-                with contextlib.suppress(httpx.HTTPError):
-                    if httpx.get(url).status_code == 200:
-                        break
-                assert time.monotonic() < deadline, Path(self.log.name).read_text()
-                time.sleep(0.1)
-
-    def worker(self) -> int:
-        """A process that answers: of those that were spawned, the last; the control server is the first."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            with contextlib.suppress(OSError, ValueError):
-                is_own = entry.name.isdigit() and os.getpgid(int(entry.name)) == self.process.pid
-                if is_own and b"spawn_main" in (entry / "cmdline").read_bytes():
-                    found.append(int(entry.name))
-        return max(found)
-
-    def ask(self, person: str) -> Any:
-        return httpx.post(
-            f"http://127.0.0.1:{self.control}/forget",
-            json={"request_id": f"forget-{person}", "subjects": [person]},
-            headers={"Authorization": f"Bearer {ASK}"},
-            timeout=120,
-        )
-
-    def metrics(self) -> dict[tuple[str, ...], float]:
-        text = httpx.get(
-            f"http://127.0.0.1:{self.control}/metrics", headers={"Authorization": f"Bearer {ASK}"}, timeout=60
-        ).text
-        return {
-            (sample.name, *sample.labels.values()): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        }
-
-    def interrupt(self) -> int:
-        os.killpg(self.process.pid, signal.SIGINT)
-        return self.process.wait(120)
-
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
-@contextlib.contextmanager
-def servers(folder: Path, store: Path, count: int, **settings: Any) -> Iterator[list[Server]]:
-    started = [Server(folder, store, number, **settings) for number in range(count)]
-    try:
-        for server in started:
-            server.wait_until_ready()
-        yield started
-    finally:
-        for server in started:
-            server.kill()
 
 
 @pytest.mark.nightly

@@ -23,7 +23,7 @@ from lightning_s3t.errors import ConfigurationError, DataError, NoSurvivorError,
 from lightning_s3t.federated import Contribution, FederatedHead
 from lightning_s3t.federated.contribution import Terms
 from lightning_s3t.methods import ClosedForm
-from lightning_s3t.store.feature_sums import FeatureRows, FeatureSums
+from lightning_s3t.store.heads.feature_sums import FeatureRows, FeatureSums
 from tests.people import Classifier, People, fit
 
 PART = FloorPart(layer="head", width=5, outputs=3, bits=8, target_step=1.0)

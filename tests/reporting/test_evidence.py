@@ -17,7 +17,7 @@ from lightning_s3t.core.events import Event
 from lightning_s3t.errors import ConfigurationError, StoreError
 from lightning_s3t.reporting import Evidence, write_evidence
 from lightning_s3t.store import Store
-from lightning_s3t.store.identities import read_keys
+from lightning_s3t.store.keys.identities import read_keys
 from tests.store.people_store import PEOPLE, in_place, make
 
 AUDIT = {"passed": True, "units": [{"unit": "0/1", "outcome": "equal"}]}

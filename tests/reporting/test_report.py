@@ -41,6 +41,19 @@ def test_it_has_no_id_no_hash_and_no_name_of_a_request(store: Store) -> None:
     assert "case of" not in html
 
 
+def test_it_says_against_whom_it_stands(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Page(StoreReport.of(store).to_html())
+    assert "Threat model" in page.text
+    for who in ("A crash at any point", "A holder of the store's key", "The author of this report"):
+        assert who in page.text
+    assert "This store's key lies in its folder" in page.text
+    assert "which was checked for it" in page.text
+    store.path.joinpath("subject.key").rename(store.path.parent / "subject.key")
+    page = Page(StoreReport.of(store, verify=False).to_html())
+    assert "This store's key is not in its folder" in page.text
+    assert "which was not checked for it" in page.text
+
+
 def test_it_loads_nothing_and_runs_nothing(store: Store) -> None:
     page = Page(StoreReport.of(store).to_html())
     tags = {tag for tag, _, _ in page.attributes}

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import schemathesis
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
@@ -23,6 +25,7 @@ from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.service import ControlSettings, make_control_app, read_settings
 from lightning_s3t.service.tokens import Tokens
 from lightning_s3t.store import Store
+from lightning_s3t.store.keys.signing import verify_receipt
 from tests.service.conftest import ASK, LOOK, TOKENS, as_role
 from tests.store.people_store import in_place
 
@@ -260,3 +263,31 @@ def test_the_document_is_kept_to(filled: Path, tmp_path: Path) -> None:
             case.call_and_validate(headers=as_role(ASK), excluded_checks=[positive_data_acceptance])
 
         keep()
+
+
+def test_receipts_are_signed_with_the_servers_key(path: Path, tmp_path: Path) -> None:
+    pem, public = tmp_path / "key.pem", tmp_path / "key.pub"
+    key = Ed25519PrivateKey.generate()
+    pem.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    limits = ControlSettings(signing_key=pem)
+    with TestClient(make_control_app(path, TOKENS, limits), headers=as_role(ASK)) as door:
+        given = [
+            json.dumps(ask(door, "r-1", ANN).json()["receipt"]),
+            json.dumps(door.get("/forget/r-1").json()["receipt"]),
+            json.dumps(door.get("/receipts").json()[0]),
+            door.get("/receipts/1").text,
+        ]
+        assert {verify_receipt(text, public).request_id for text in given} == {"r-1"}
+        assert "Receipts are signed." in door.post("/desk/start", json={}).text
+    pem.write_text("no key")
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        make_control_app(path, TOKENS, limits)
+
+
+def test_the_day_of_a_letter_stays_with_a_request(door: TestClient) -> None:
+    received = (datetime.now(timezone.utc) - timedelta(9)).date().isoformat()
+    assert ask(door, "r-1", ANN, at=later(days=3), received=received).json()["received"] == received
+    assert door.get("/forget/r-1").json()["received"] == received
+    ahead = (datetime.now(timezone.utc) + timedelta(2)).date().isoformat()
+    assert ask(door, "r-2", ANN, received=ahead).json()["error"]["code"] == "not_received"

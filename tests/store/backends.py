@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lightning_s3t.store.backend import open_ledger
-from lightning_s3t.store.identities import write_keys
-from lightning_s3t.store.ledger import Ledger
-from lightning_s3t.store.snapshots import FOLDER, SnapshotFolder, Snapshots
-from lightning_s3t.store.snapshots_place import open_place
-from lightning_s3t.store.sqlite_ledger import SqliteLedger
+from lightning_s3t.store.keys.identities import write_keys
+from lightning_s3t.store.ledgers.ledger import Ledger
+from lightning_s3t.store.ledgers.sqlite import SqliteLedger
+from lightning_s3t.store.snapshots.place import open_place
+from lightning_s3t.store.snapshots.snapshots import FOLDER, SnapshotFolder, Snapshots
 from tests.object_storage import shared_storage
 from tests.postgres_server import shared_server
 

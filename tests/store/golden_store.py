@@ -18,7 +18,8 @@ import torch
 
 from lightning_s3t.core import receipts
 from lightning_s3t.plan import UnitId, units_of
-from lightning_s3t.store import Store, sqlite_ledger
+from lightning_s3t.store import Store
+from lightning_s3t.store.ledgers import sqlite as sqlite_ledger
 from tests.store.people_store import session
 
 GOLDEN = Path(__file__).parent / "golden"

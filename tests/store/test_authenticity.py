@@ -18,7 +18,7 @@ from lightning_s3t.core.events import GENESIS, Event
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.journal import FILE, read_journal
+from lightning_s3t.store.requests.journal import FILE, read_journal
 from tests.store.people_store import in_place, make
 
 SOON = datetime.now(timezone.utc) + timedelta(hours=1)

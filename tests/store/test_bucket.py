@@ -12,9 +12,9 @@ import pytest
 import s3fs
 
 from lightning_s3t.errors import ConfigurationError, DamagedError, StoreError
-from lightning_s3t.store.bucket import SnapshotBucket
-from lightning_s3t.store.snapshots import Snapshots
-from lightning_s3t.store.snapshots_place import open_place, parse_place
+from lightning_s3t.store.snapshots.bucket import SnapshotBucket
+from lightning_s3t.store.snapshots.place import open_place, parse_place
+from lightning_s3t.store.snapshots.snapshots import Snapshots
 from tests.object_storage import shared_storage
 
 DATA = b"tensors, as it were"
@@ -46,6 +46,21 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Call], None]:
         monkeypatch.setattr(s3fs.core, "_error_wrapper", decided)
 
     return watch
+
+
+def test_a_storage_that_hides_its_soft_delete_is_refused_before_it_is_called(
+    bucket: str, watched: Callable[[Call], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    watched(called.append)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://storage.googleapis.com")
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        with pytest.raises(StoreError, match=r"is Google's .* keeps deleted objects for days"):
+            opened(bucket)
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+    assert called == []
 
 
 def test_every_version_is_deleted_also_of_what_others_have_deleted() -> None:

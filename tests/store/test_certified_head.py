@@ -22,7 +22,7 @@ from lightning_s3t.core.guarantees import CERTIFIED_HEAD, Certificate
 from lightning_s3t.core.receipts import receipt_schema
 from lightning_s3t.errors import UnsupportedError
 from lightning_s3t.store import Receipt, RequestRecord, Store
-from lightning_s3t.store.certified_head import (
+from lightning_s3t.store.heads.certified import (
     LogisticLoss,
     largest_distance,
     noise_ratio,
@@ -30,8 +30,8 @@ from lightning_s3t.store.certified_head import (
     secret_noise,
     solve,
 )
-from lightning_s3t.store.feature_sums import FeatureRows
-from lightning_s3t.store.floor import load_published
+from lightning_s3t.store.heads.feature_sums import FeatureRows
+from lightning_s3t.store.heads.floor import load_published
 from tests.store.backups import back_up, restore
 from tests.store.kill_points import acknowledged_until_killed
 from tests.store.people_store import PEOPLE, SETTINGS, session

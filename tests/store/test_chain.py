@@ -14,7 +14,7 @@ from lightning_s3t.core.events import GENESIS, Event, first_break
 from lightning_s3t.errors import RevokedError, StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.journal import FILE, read_journal
+from lightning_s3t.store.requests.journal import FILE, read_journal
 from tests.store.backups import back_up, restore
 from tests.store.people_store import build, in_place, make
 

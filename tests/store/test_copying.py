@@ -18,7 +18,7 @@ import pytest
 from lightning_s3t.errors import ConfigurationError, MovedError, StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.snapshots import SnapshotFolder
+from lightning_s3t.store.snapshots.snapshots import SnapshotFolder
 from tests.object_storage import shared_storage
 from tests.postgres_server import shared_server
 from tests.store.kill_points import acknowledged_until_killed
@@ -152,7 +152,7 @@ def test_a_request_while_the_ledger_is_copied_is_in_the_copy(tmp_path: Path) -> 
 def test_a_request_after_the_ledger_was_copied_has_it_copied_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = sys.modules["lightning_s3t.store.copying"]
+    module = sys.modules["lightning_s3t.store.copies.copying"]
     check, asked = module._check_equal, []  # type: ignore[attr-defined]
 
     def ask(*stores: Any) -> None:
@@ -300,7 +300,7 @@ def test_a_copy_that_was_cut_keeps_nothing_that_a_request_revokes(
 
     with make(Place.of("folder", tmp_path / "here"), tmp_path / "last.ckpt") as store:
         with monkeypatch.context() as patched:
-            patched.setattr("lightning_s3t.store.copying.clear_begun", lambda store: "")  # as if it was killed
+            patched.setattr("lightning_s3t.store.copies.copying.clear_begun", lambda store: "")  # as if it was killed
             with pytest.raises(KeyboardInterrupt):
                 store.copy(tmp_path / "there", progress=cut)
         assert any((tmp_path / "there" / "snapshots").iterdir())

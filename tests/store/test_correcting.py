@@ -314,7 +314,7 @@ def test_a_stale_unit_that_came_back_is_not_dropped_by_a_fit_that_has_not_seen_i
 
 
 def test_a_restriction_erases_exported_copies(store: Store, data: Data, tmp_path: Path) -> None:
-    from lightning_s3t.store.exporting import make_export_name
+    from lightning_s3t.store.copies.exporting import make_export_name
 
     unit = UnitId(0, (0,))
     digest = store.alive()[unit].snapshot

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from lightning_s3t.errors import ConfigurationError, DamagedError, StoreError, StoreMismatchError
 from lightning_s3t.store import Store
-from lightning_s3t.store import encrypted_snapshots as module
-from lightning_s3t.store.encrypted_snapshots import decrypt, encrypt
-from lightning_s3t.store.snapshot_keys import VARIABLE
+from lightning_s3t.store.snapshots import encrypted as module
+from lightning_s3t.store.snapshots.encrypted import decrypt, encrypt
+from lightning_s3t.store.snapshots.keys import VARIABLE
 from tests.object_storage import shared_storage
 from tests.postgres_server import shared_server
 from tests.store.backups import back_up
@@ -291,7 +291,7 @@ def test_without_its_package_the_error_says_what_to_install(
     found = builtins.__import__
 
     def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "lightning_s3t.store.encrypted_snapshots":
+        if name == "lightning_s3t.store.snapshots.encrypted":
             raise ImportError("no cryptography")
         return found(name, *args, **kwargs)
 
@@ -341,7 +341,7 @@ def test_keys_of_a_store_that_was_copied_and_removed_are_deleted(
     store: Store, path: Path, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("lightning_s3t.store.copying.settle", lambda copy: None)  # as if it was killed before
+        patched.setattr("lightning_s3t.store.copies.copying.settle", lambda copy: None)  # as if it was killed before
         store.copy(tmp_path / "there", keys=tmp_path / "new")
     assert stems(keys)
     Store.open(tmp_path / "there").close()
@@ -388,6 +388,35 @@ def test_a_kill_at_any_step_leaves_no_key_without_its_snapshot(first: int, tmp_p
         if survived:
             break
     assert fatal > 100, "the kills went past what they should hit"
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("first", range(1, 5))
+def test_a_kill_in_a_request_leaves_neither_keys_nor_objects_in_a_bucket(first: int, tmp_path: Path) -> None:
+    for fatal in itertools.count(first, 4):
+        path, keys = tmp_path / str(fatal) / "store", tmp_path / str(fatal) / "keys"
+        bucket = shared_storage().new_bucket("Enabled")
+        with filled(path, shared_server().new_address(), f"s3://{bucket}/churn", keys) as store:
+            gone = {record.snapshot for unit, record in store.alive().items() if "0/0" in unit.cells}
+
+        def work(path: Path = path) -> Iterator[str]:
+            with Store.open(path) as store:
+                store.forget([ANN])
+            yield "forgotten"
+
+        acknowledged, survived = acknowledged_until_killed(work, fatal)
+        assert not (acknowledged and gone & stems(keys))
+        with Store.open(path) as store:
+            assert store.count_forgotten() or not acknowledged
+            store.forget([ANN])
+            needed = {record.snapshot for record in store.alive().values()}
+            assert not gone & needed
+            assert store.verify().passed
+        left = {Path(key).stem for key in shared_storage().left(bucket, "churn/snapshots/")}
+        assert left == stems(keys) == needed, f"killed before change {fatal}"
+        if survived:
+            break
+    assert fatal > 30, "the kills went past what they should hit"
 
 
 @pytest.mark.nightly

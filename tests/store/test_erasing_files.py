@@ -12,7 +12,7 @@ import torch
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import Partition, UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.erasure import remove
+from lightning_s3t.store.requests.erasure import remove
 from tests.store.people_store import session
 
 SETTINGS = {"partition": {"shards": 2, "slices": 1, "seed": 0}}

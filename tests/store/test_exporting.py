@@ -15,7 +15,7 @@ import pytest
 from lightning_s3t.errors import ConfigurationError, RevokedError, StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.exporting import make_export_name
+from lightning_s3t.store.copies.exporting import make_export_name
 from tests.store.kill_points import acknowledged_until_killed
 from tests.store.people_store import UNITS, build, in_place, session
 
@@ -28,7 +28,7 @@ sys.path.insert(0, {root!r})
 from pathlib import Path
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.exporting import make_export_name
+from lightning_s3t.store.copies.exporting import make_export_name
 
 unit, link = UnitId.parse({unit!r}), os.link
 def dying(source, target, **options):

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from lightning_s3t.core.floor import PRETRAINED, FloorPart
 from lightning_s3t.errors import DataError, StoreError, StoreMismatchError
 from lightning_s3t.store import Store
-from lightning_s3t.store.feature_sums import FeatureRows, FeatureSums
-from lightning_s3t.store.floor import sum_rows
+from lightning_s3t.store.heads.feature_sums import FeatureRows, FeatureSums
+from lightning_s3t.store.heads.floor import sum_rows
 from tests.store.backups import back_up, restore
 from tests.store.kill_points import acknowledged_until_killed
 from tests.store.people_store import PEOPLE, SETTINGS, session
@@ -314,7 +314,7 @@ def test_a_request_that_fails_half_way_leaves_nothing_behind_in_memory(
 
     store.forget(["user-0"])
     with monkeypatch.context() as patch:
-        patch.setattr("lightning_s3t.store.effects.remove", fail)  # the sums are written by then
+        patch.setattr("lightning_s3t.store.requests.effects.remove", fail)  # the sums are written by then
         with pytest.raises(RuntimeError, match="full"):
             store.forget(["user-1"])
     store.forget(["user-2"])

@@ -12,8 +12,8 @@ import pytest
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.exporting import make_export_name
-from lightning_s3t.store.identities import KEY_FILE
+from lightning_s3t.store.copies.exporting import make_export_name
+from lightning_s3t.store.keys.identities import KEY_FILE
 from tests.store.people_store import UNITS, build, in_place, session
 
 ANN, BOB, EVE = in_place(0, 0), in_place(1, 0), in_place(1, 1)

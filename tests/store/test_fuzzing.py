@@ -15,7 +15,7 @@ from lightning_s3t.core.events import Event
 from lightning_s3t.errors import S3TError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.journal import FILE
+from lightning_s3t.store.requests.journal import FILE
 from tests.store.people_store import in_place
 from tests.tiers import in_tier
 

@@ -14,7 +14,7 @@ import pytest
 from lightning_s3t.errors import ConfigurationError, StoreError
 from lightning_s3t.plan import Place, UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.exporting import make_export_name
+from lightning_s3t.store.copies.exporting import make_export_name
 from tests.store.kill_points import acknowledged_until_killed
 from tests.store.people_store import PEOPLE, SETTINGS, UNITS, build, session
 

@@ -15,7 +15,8 @@ import torch
 
 from lightning_s3t.core import receipts
 from lightning_s3t.errors import StoreError
-from lightning_s3t.store import Receipt, Store, sqlite_ledger
+from lightning_s3t.store import Receipt, Store
+from lightning_s3t.store.ledgers import sqlite as sqlite_ledger
 from tests.store.golden_store import GOLDEN, PEOPLE, expected, ledger_archive, receipt_file, tensor_of
 
 CHANGED = (

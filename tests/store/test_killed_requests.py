@@ -12,7 +12,7 @@ import pytest
 
 from lightning_s3t.errors import UnknownSubjectError
 from lightning_s3t.store import Store
-from lightning_s3t.store.exporting import make_export_name
+from lightning_s3t.store.copies.exporting import make_export_name
 from tests.store.kill_points import acknowledged_until_killed
 from tests.store.people_store import UNITS, in_place
 from tests.tiers import in_tier

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from lightning_s3t.core.clock import DRIFT
 from lightning_s3t.core.events import Event
 from lightning_s3t.errors import ConfigurationError, LedgerUnreachableError, RolledBackError
-from lightning_s3t.store.leases import MAX_STALENESS, Lease, ReplicaWait
-from lightning_s3t.store.ledger import Ledger
+from lightning_s3t.store.ledgers.ledger import Ledger
+from lightning_s3t.store.requests.leases import MAX_STALENESS, Lease, ReplicaWait
 from tests.store.backends import sqlite
 
 

@@ -15,7 +15,7 @@ from lightning_s3t.core.events import GENESIS, Event, first_break
 from lightning_s3t.core.units import UnitId, reaches
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import units_of
-from lightning_s3t.store.ledger import Artifact, Export, Ledger, Mark, OwnedFile, QueuedFile
+from lightning_s3t.store.ledgers.ledger import Artifact, Export, Ledger, Mark, OwnedFile, QueuedFile
 from tests.store.backends import ERASING, LEDGERS
 
 ANN, BOB, EVE = b"a" * 16, b"b" * 16, b"e" * 16

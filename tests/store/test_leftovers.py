@@ -28,7 +28,7 @@ KILLED_BEFORE_THE_LOG_IS_EMPTIED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
 from lightning_s3t.store import Store
-from lightning_s3t.store.sqlite_ledger import SqliteLedger
+from lightning_s3t.store.ledgers.sqlite import SqliteLedger
 
 store = Store.open({path!r})
 SqliteLedger.clear_traces = lambda *args: os.kill(os.getpid(), signal.SIGKILL)

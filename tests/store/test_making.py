@@ -14,7 +14,7 @@ import torch
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.sqlite_ledger import SqliteLedger
+from lightning_s3t.store.ledgers.sqlite import SqliteLedger
 from tests.store.kill_points import acknowledged_until_killed
 from tests.store.people_store import session
 

@@ -18,8 +18,8 @@ from lightning_s3t.core.units import reaches
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.exporting import make_export_name
-from lightning_s3t.store.identities import hash_subject, read_keys
+from lightning_s3t.store.copies.exporting import make_export_name
+from lightning_s3t.store.keys.identities import hash_subject, read_keys
 from tests.store.people_store import PEOPLE, SETTINGS, UNITS, build, in_place
 from tests.tiers import in_tier
 

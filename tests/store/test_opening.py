@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.tensors import encode_snapshot
+from lightning_s3t.store.snapshots.tensors import encode_snapshot
 from tests.store.people_store import in_place, make, session
 
 SETTINGS = {"partition": {"shards": 1, "slices": 2, "seed": 0}}

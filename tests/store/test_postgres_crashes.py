@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from lightning_s3t.errors import RolledBackError, StoreError
-from lightning_s3t.store import RequestRecord, Store, forgetting
+from lightning_s3t.store import RequestRecord, Store
+from lightning_s3t.store.requests import forgetting
 from tests.postgres_server import PostgresServer, shared_server
 from tests.store.cut_connections import Proxy
 from tests.store.kill_points import acknowledged_until_killed

@@ -19,7 +19,7 @@ import torch
 from lightning_s3t.core.floor import FloorPart
 from lightning_s3t.errors import ConfigurationError, StoreError, StoreMismatchError
 from lightning_s3t.store import RequestRecord, Store
-from lightning_s3t.store.postgres_ledger import CHANNEL, PostgresLedger
+from lightning_s3t.store.ledgers.postgres import CHANNEL, PostgresLedger
 from tests.postgres_server import shared_server
 from tests.store.cut_connections import Proxy
 from tests.store.people_store import PEOPLE, SETTINGS, UNITS, build, in_place, session

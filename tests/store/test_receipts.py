@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from lightning_s3t.core.receipts import receipt_schema
 from lightning_s3t.errors import ConfigurationError, S3TError, StoreError
 from lightning_s3t.store import Receipt, Store
-from lightning_s3t.store.signing import sign_receipt, verify_receipt
+from lightning_s3t.store.keys.signing import sign_receipt, verify_receipt
 from tests.store.people_store import in_place, make
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "receipt.schema.json").read_text())

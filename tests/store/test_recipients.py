@@ -12,7 +12,7 @@ import pytest
 from lightning_s3t.cli.main import main
 from lightning_s3t.errors import ConfigurationError, StoreError
 from lightning_s3t.store import HandedCopy, Store
-from lightning_s3t.store.signing import verify_document
+from lightning_s3t.store.keys.signing import verify_document
 from tests.store.people_store import UNITS, in_place
 from tests.store.test_exporting import export
 

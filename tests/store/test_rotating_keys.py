@@ -12,9 +12,9 @@ import pytest
 
 from lightning_s3t.errors import StoreError, UnknownSubjectError
 from lightning_s3t.store import Store
-from lightning_s3t.store.identities import KEY_VARIABLE
-from lightning_s3t.store.keyring import Keyring
-from lightning_s3t.store.sqlite_ledger import SqliteLedger
+from lightning_s3t.store.keys.identities import KEY_VARIABLE
+from lightning_s3t.store.keys.keyring import Keyring
+from lightning_s3t.store.ledgers.sqlite import SqliteLedger
 from tests.store.backups import restore
 from tests.store.kill_points import acknowledged_until_killed
 from tests.store.people_store import PEOPLE, SETTINGS, in_place, make, session

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from lightning_s3t.store import Store
-from lightning_s3t.store.scratch import Scratch
+from lightning_s3t.store.disk.scratch import Scratch
 from tests.store.people_store import UNITS, in_place, session
 
 KILLED_IN_AN_AUDIT = """
 import os, signal, sys
 from pathlib import Path
 from lightning_s3t.store import Store
-from lightning_s3t.store.scratch import Scratch
+from lightning_s3t.store.disk.scratch import Scratch
 
 scratch = Scratch(Path(sys.argv[1]))
 with Store.create(scratch.path / "store", {"partition": {"shards": 1, "slices": 1, "seed": 0}}):

@@ -12,7 +12,7 @@ import pytest
 from lightning_s3t.errors import ConfigurationError, StoreError, StoreMismatchError
 from lightning_s3t.plan import Partition, Place
 from lightning_s3t.store import Store
-from lightning_s3t.store.identities import KEY_VARIABLE
+from lightning_s3t.store.keys.identities import KEY_VARIABLE
 from tests.store.people_store import PEOPLE
 
 SECRET: dict[str, Any] = {"partition": {"shards": 2, "slices": 3, "seed": 0, "kind": "secret"}}

@@ -15,7 +15,7 @@ import torch
 from lightning_s3t.errors import RevokedError, StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.snapshots import SnapshotFolder
+from lightning_s3t.store.snapshots.snapshots import SnapshotFolder
 from tests.store.people_store import session
 
 SETTINGS = {"partition": {"shards": 1, "slices": 1, "seed": 0}}

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lightning_s3t.errors import DamagedError
-from lightning_s3t.store.encrypted_snapshots import EncryptedSnapshots
-from lightning_s3t.store.snapshots import Snapshots
+from lightning_s3t.store.snapshots.encrypted import EncryptedSnapshots
+from lightning_s3t.store.snapshots.snapshots import Snapshots
 from tests.store.backends import SNAPSHOTS
 from tests.tiers import nightly_except
 

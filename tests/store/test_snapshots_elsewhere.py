@@ -15,8 +15,8 @@ import torch
 
 from lightning_s3t.errors import ConfigurationError, RevokedError, StoreError, StoreMismatchError
 from lightning_s3t.store import RequestRecord, Store
-from lightning_s3t.store.bucket import SnapshotBucket
-from lightning_s3t.store.lock import erasure_lock
+from lightning_s3t.store.disk.lock import erasure_lock
+from lightning_s3t.store.snapshots.bucket import SnapshotBucket
 from tests.object_storage import shared_storage
 from tests.postgres_server import shared_server
 from tests.store.kill_points import acknowledged_until_killed
@@ -197,7 +197,7 @@ def test_a_snapshot_that_is_being_erased_is_put_again_for_a_unit_that_needs_an_e
     with filled(tmp_path / "store", address, place) as store:
         unit, before = REACHED[0], store.alive()[REACHED[0]].snapshot
         monkeypatch.setattr(SnapshotBucket, "delete", slow)
-        monkeypatch.setattr("lightning_s3t.store.erasure.erasure_lock", watched)
+        monkeypatch.setattr("lightning_s3t.store.requests.erasure.erasure_lock", watched)
         first = threading.Thread(target=store.rectify, args=([ANN],))
         first.start()
         assert deleting.wait(60)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from lightning_s3t.errors import StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
-from lightning_s3t.store.snapshots import SnapshotFolder
-from lightning_s3t.store.tensors import decode_snapshot, encode_snapshot
+from lightning_s3t.store.snapshots.snapshots import SnapshotFolder
+from lightning_s3t.store.snapshots.tensors import decode_snapshot, encode_snapshot
 from tests.store.people_store import session
 
 SETTINGS = {"partition": {"shards": 1, "slices": 2, "seed": 0}}

@@ -14,7 +14,7 @@ import torch
 from lightning_s3t.errors import DamagedError, RevokedError, StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store, verification
-from lightning_s3t.store.sqlite_ledger import SqliteLedger
+from lightning_s3t.store.ledgers.sqlite import SqliteLedger
 from tests.store.people_store import UNITS, build, in_place, make, session
 
 TOP, ABOVE = UnitId(0, (0,)), [UnitId(0, (0, 1)), UnitId(0, (0, 1, 2))]

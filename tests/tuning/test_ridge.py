@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_s3t.core.floor import FloorPart
-from lightning_s3t.store.feature_sums import FeatureRows, FeatureSums
+from lightning_s3t.store.heads.feature_sums import FeatureRows, FeatureSums
 from lightning_s3t.tuning.ridge import PENALTIES, normalise, round_features, solve_head
 
 ROWS, WIDTH, CLASSES = 400, 12, 3

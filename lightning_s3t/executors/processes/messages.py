@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # a process that only passes messages on needs no torch
     from lightning_s3t.core.floor import Task
     from lightning_s3t.engine.unit_training import FeatureTask, UnitTask
     from lightning_s3t.executors.processes.recorded_logs import LoggerCall
-    from lightning_s3t.store.feature_sums import FeatureRows
+    from lightning_s3t.store.heads.feature_sums import FeatureRows
 
 
 @dataclass(frozen=True)

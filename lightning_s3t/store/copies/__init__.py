@@ -1,0 +1,1 @@
+"""Copies: of a whole store, of a backup in a drill, and of units that were exported."""

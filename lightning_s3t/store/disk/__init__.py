@@ -1,0 +1,1 @@
+"""Files on disk: durable writes, locks, temporary folders, and the journal's lines."""

@@ -1,0 +1,1 @@
+"""Closed-form heads: rows of integer features, and the sums that a head is solved from."""

@@ -1,0 +1,1 @@
+"""Ledgers: the protocol, and the databases that keep one."""

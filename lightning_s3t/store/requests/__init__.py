@@ -1,0 +1,1 @@
+"""Requests: what they change, how they are erased, journaled, scheduled, and awaited by replicas."""

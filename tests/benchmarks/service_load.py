@@ -42,7 +42,7 @@ from tests.end_to_end.servers import Server, servers
 from tests.people import FEATURES, Classifier, People, fit
 
 MARK = 1.5
-PORT = 18490  # of the proxy
+PORT = 18490  # of the proxy, in two processes
 SHARDS, PERSONS = 4, 400
 ARGUMENTS: dict[str, Any] = {"shards": SHARDS, "slices": 4, "budget": 2, "epochs": 1}
 SETTINGS = {"workers": 1, "timeout": 5.0, "renew_every": 1.0, "max_batch_size": 32}

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,18 +20,27 @@ from prometheus_client.parser import text_string_to_metric_families
 ASK = "ask-token-of-the-tests"
 
 
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free now; other tests may run at the same time."""
+    with contextlib.ExitStack() as opened:
+        sockets = [opened.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
 class Server:
     """`s3t serve` in a process group of its own.
 
     Args:
         folder: For its settings and its log.
         store: The store.
-        number: Of the server; each has ports of its own.
+        number: Of the server, for the names of its files.
         settings: Of the service; without a model, it serves the tests' classifier.
     """
 
     def __init__(self, folder: Path, store: Path, number: int, **settings: Any) -> None:
-        self.port, self.control = 18400 + 2 * number, 18401 + 2 * number
+        self.port, self.control = _free_ports(2)
         config = folder / f"app-{number}.yaml"
         control = {"port": self.control, "requests_per_minute": 100_000}
         model = {"model": "tests.people:Classifier"}

@@ -45,7 +45,7 @@ class Measured:
     def fill(self, subjects: int, units: int) -> None:
         """Adds the units and registers the subjects."""
         start = time.perf_counter()
-        add_units(self.store, units)
+        add_units(self.store, units, self.analyze)
         self.add_units = time.perf_counter() - start
         start = time.perf_counter()
         session(self.store).register(f"user-{number}" for number in range(subjects))
@@ -56,6 +56,12 @@ class Measured:
         with self.server.connect() as connection:  # what autovacuum does a minute later
             connection.execute("VACUUM ANALYZE")
             (self.size,) = connection.execute("SELECT pg_database_size(current_database())").fetchone() or (0,)
+
+    def analyze(self) -> None:
+        """Does what autovacuum does once a minute: else plans that were made for empty tables are kept."""
+        if self.server is not None:
+            with self.server.connect() as connection:
+                connection.execute("ANALYZE")
 
     def ask(self, number: int) -> None:
         """Forgets one subject."""

@@ -22,8 +22,9 @@ import sys
 import tempfile
 import time
 import timeit
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -141,15 +142,17 @@ def settings_for(units: int) -> dict[str, dict[str, int]]:
     return {"partition": {"shards": units // SLICES**2, "slices": SLICES, "seed": 0}}
 
 
-def add_units(store: Store, units: int) -> None:
-    """Adds so many units without files: `commit` would flush each snapshot to the disk."""
-    ledger = store._ledger
-    with ledger.transaction():
-        for number, unit in enumerate(units_of(units // SLICES**2, cyclic(SLICES, SLICES))):
-            digest = f"{number:064x}"
-            provenance = json.dumps({"files": [], "epochs": 10, "metrics": {"val_acc": 0.9}, "padding": "x" * 200})
-            artifact = Artifact(str(unit), unit.cells, digest, digest, 0.5, provenance, 0)
-            ledger.add(artifact, f"snapshots/{digest}.safetensors")
+def add_units(store: Store, units: int, after_each: Callable[[], None] = lambda: None) -> None:
+    """Adds so many units without files (`commit` would flush each snapshot to the disk), 1000 in a transaction."""
+    ledger, left = store._ledger, enumerate(units_of(units // SLICES**2, cyclic(SLICES, SLICES)))
+    while chunk := list(islice(left, 1000)):
+        with ledger.transaction():
+            for number, unit in chunk:
+                digest = f"{number:064x}"
+                provenance = json.dumps({"files": [], "epochs": 10, "metrics": {"val_acc": 0.9}, "padding": "x" * 200})
+                artifact = Artifact(str(unit), unit.cells, digest, digest, 0.5, provenance, 0)
+                ledger.add(artifact, f"snapshots/{digest}.safetensors")
+        after_each()
 
 
 def reach(units: int) -> Reached:

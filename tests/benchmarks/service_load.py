@@ -238,6 +238,7 @@ def _run(store: Path, folder: Path, people: list[str], arguments: argparse.Names
 
         def observe() -> dict[str, str]:
             while True:
+                served.refresh()  # a fit's units too
                 before = _snapshots(served)
                 answers = served(ROWS)
                 if _snapshots(served) == before:
@@ -250,11 +251,10 @@ def _run(store: Path, folder: Path, people: list[str], arguments: argparse.Names
         at_first = frozenset(observe().values())
         clients.start()
         assert ready.wait(300)
+        fitting.start()
         began, asked, is_killed = time.monotonic(), 0, False
         while (now := time.monotonic() - began) < seconds:
             serving = observe()
-            if fitting.pid is None and now > 0.1 * seconds:
-                fitting.start()
             if not is_killed and now > 0.5 * seconds:
                 os.kill(first.worker(), signal.SIGKILL)
                 is_killed = True
@@ -270,7 +270,7 @@ def _run(store: Path, folder: Path, people: list[str], arguments: argparse.Names
                 side.took.append(returned - start)
                 asked += 1
             else:
-                time.sleep(0.02)
+                time.sleep(0.1)
         served.refresh()
         side.trained = frozenset(_snapshots(served).values()) - at_first
         say("The load has ended.")
@@ -302,7 +302,7 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--people", type=int, default=100)
-    parser.add_argument("--pause", type=float, default=0.0, help="seconds that a client waits between two requests")
+    parser.add_argument("--pause", type=float, default=0.1, help="seconds that a client waits between two requests")
     parser.add_argument("--max-staleness", type=float, default=0.0)
     arguments = parser.parse_args(given)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # or the servers would go on

@@ -20,7 +20,7 @@ def test_a_rebuild_is_a_first_training_without_the_person_with_the_same_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(KEY_VARIABLE, secrets.token_hex(32))
-    people = People.make()
+    people = People.make(200, rows=1)  # the key is drawn: no slice may have too few rows for a batch
     fit(tmp_path / "store", people, partition="secret")
     with Store.open(tmp_path / "store") as store:
         store.forget([PERSON])
@@ -31,7 +31,7 @@ def test_a_rebuild_is_a_first_training_without_the_person_with_the_same_key(
 
 @pytest.mark.nightly
 def test_an_audit_takes_the_places_over(tmp_path: Path) -> None:
-    people = People.make()
+    people = People.make(200, rows=1)  # the key is drawn: no slice may have too few rows for a batch
     fit(tmp_path / "store", people, partition="secret")
     with Store.open(tmp_path / "store") as store:
         store.forget([PERSON])
@@ -40,7 +40,7 @@ def test_an_audit_takes_the_places_over(tmp_path: Path) -> None:
 
 
 def test_a_fit_places_rows_where_its_store_does(tmp_path: Path) -> None:
-    people = People.make()
+    people = People.make(200, rows=1)  # the key is drawn: no slice may have too few rows for a batch
     fit(tmp_path / "store", people, partition="secret")
     with Store.open(tmp_path / "store") as store:
         place = store.partition.place(PERSON)

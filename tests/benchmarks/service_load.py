@@ -26,6 +26,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -191,6 +192,12 @@ def _ask(seconds: float, clients: int, pause: float, found: Path, ready: Any) ->
     found.write_bytes(pickle.dumps([answer for answer in answers if answer.began >= started]))
 
 
+def _fit(store: Path, go: Any) -> None:
+    """The fit, in a process of its own that has imported everything when it is told to begin."""
+    go.wait()
+    fit(store, DATA, **ARGUMENTS)
+
+
 @contextmanager
 def _proxy(folder: Path, first: Server, second: Server) -> Iterator[None]:
     caddy = shutil.which("caddy")
@@ -225,8 +232,8 @@ def _run(store: Path, folder: Path, people: list[str], arguments: argparse.Names
     """One side: the load, a fit and a killed worker, and requests for these people spread over the time."""
     side, seconds = Side(), arguments.seconds
     context = multiprocessing.get_context("spawn")
-    fitting = context.Process(target=fit, args=(store, DATA), kwargs=ARGUMENTS)
-    ready, found = context.Event(), folder / "answers"
+    ready, go, found = context.Event(), context.Event(), folder / "answers"
+    fitting = context.Process(target=_fit, args=(store, go))
     clients = context.Process(target=_ask, args=(seconds, arguments.clients, arguments.pause, found, ready))
     with (
         servers(folder, store, 2, max_staleness=arguments.max_staleness, **SETTINGS) as (first, second),
@@ -249,9 +256,10 @@ def _run(store: Path, folder: Path, people: list[str], arguments: argparse.Names
 
         say(f"{store.parent.name}: the servers are ready.")
         at_first = frozenset(observe().values())
+        fitting.start()
         clients.start()
         assert ready.wait(300)
-        fitting.start()
+        go.set()
         began, asked, is_killed = time.monotonic(), 0, False
         while (now := time.monotonic() - began) < seconds:
             serving = observe()
@@ -302,7 +310,7 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--people", type=int, default=100)
-    parser.add_argument("--pause", type=float, default=0.1, help="seconds that a client waits between two requests")
+    parser.add_argument("--pause", type=float, default=0.5, help="seconds that a client waits between two requests")
     parser.add_argument("--max-staleness", type=float, default=0.0)
     arguments = parser.parse_args(given)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # or the servers would go on
@@ -341,10 +349,14 @@ def main(given: list[str] | None = None) -> int:
     Console(width=140).print(table)
     side, without = sides["with forgetting"], sides["without forgetting"]
     took = sorted(side.took)
+    for title, each in sides.items():
+        if each.failed:
+            statuses = Counter(answer.status for answer in each.answers if answer.status != 200)
+            print(f"Failed {title}, by status (0: no answer): {dict(statuses)}.")
     revoking = sum(bool(snapshots) for _, _, snapshots in side.forgotten)
     print(
-        f"{len(took)} of {arguments.people} forgotten in time, of which {revoking} revoked what served; a request took {1000 * took[len(took) // 2]:.0f} ms in the "
-        f"middle and {1000 * took[-1]:.0f} ms at most."
+        f"{len(took)} of {arguments.people} forgotten in time, of which {revoking} revoked what served; a request took "
+        f"{1000 * took[len(took) // 2]:.0f} ms in the middle and {1000 * took[-1]:.0f} ms at most."
     )
     ratio = side.milliseconds(0.99) / without.milliseconds(0.99)
     print(f"p99 with forgetting / without: {ratio:.2f} (mark: {MARK}).")

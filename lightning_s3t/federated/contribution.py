@@ -16,7 +16,7 @@ from lightning_s3t.store import Store
 from lightning_s3t.store.heads.feature_sums import FeatureSums
 from lightning_s3t.store.snapshots.tensors import decode_snapshot, encode_snapshot
 from lightning_s3t.tuning.fingerprint import digest_tensors
-from lightning_s3t.tuning.layers import LayerGroup, Layers
+from lightning_s3t.tuning.layers import Layers
 from lightning_s3t.tuning.stages import StageBuilder
 
 
@@ -56,9 +56,7 @@ class Terms(BaseModel):
                 f"{type(model).__name__} does not have the layers {', '.join(missing[:5])} of the clients' networks. "
                 "Use the model that the clients fitted with."
             )
-        groups = tuple(LayerGroup(index, tuple(names)) for index, names in enumerate(self.layers.groups, start=1))
-        layers = Layers(self.layers.network, groups, tuple(self.layers.head), source="the clients")
-        builder = StageBuilder(model, layers, adapter=None)
+        builder = StageBuilder(model, Layers.of(self.layers, source="the clients"), adapter=None)
         found = (builder.describe_model()["pretrained_sha256"], _digest_head(builder.base_tensors(), self.part))
         if found != (self.pretrained, self.head):
             raise StoreMismatchError(

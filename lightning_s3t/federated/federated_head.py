@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -81,7 +81,7 @@ class FederatedHead:
                 f"{self.folder} has other files in it. Expected a new folder, or one of a federated head."
             )
         self._contributions.mkdir(parents=True, exist_ok=True)
-        with self._alone():
+        with ledger_lock(self.folder):
             unlink_all(path for path in self._contributions.iterdir() if half_written_name(path))
 
     def update(self, client: str, contribution: Contribution) -> Change:
@@ -98,7 +98,7 @@ class FederatedHead:
                 settings.
             StoreError: The client's last contribution had taken in more requests: an old message would bring data back.
         """
-        with self._alone():
+        with ledger_lock(self.folder):
             before = self._read_one(client)
             if before is not None and contribution.requests < before.requests:
                 raise StoreError(
@@ -114,8 +114,9 @@ class FederatedHead:
                         f"{', '.join(_differences(kept, contribution))} differ. Nothing was changed. Fit all clients "
                         "with the same model, checkpoint and settings of the head."
                     )
-            write_atomically(self._path(client), contribution.encode())
-            return self._note(client, before, contribution)
+            data = contribution.encode()
+            write_atomically(self._path(client), data)
+            return self._note(client, before, contribution, hashlib.sha256(data).hexdigest())
 
     def remove(self, client: str) -> Change:
         """Erase a client's contribution.
@@ -126,18 +127,18 @@ class FederatedHead:
         Raises:
             ConfigurationError: There is none of this client.
         """
-        with self._alone():
+        with ledger_lock(self.folder):
             before = self._read_one(client)
             if before is None:
                 known = ", ".join(name for name, _ in self._read()) or "there are none"
                 raise ConfigurationError(f"There is no contribution of {client!r}. Expected one of: {known}.")
             for error in unlink_all([self._path(client)]).values():
                 raise StoreError(f"The contribution of {client!r} could not be erased: {error}. It still counts.")
-            return self._note(client, before, None)
+            return self._note(client, before, None, "")
 
     def clients(self) -> dict[str, int]:
         """Return the number of rows of each client."""
-        with self._alone():
+        with ledger_lock(self.folder):
             return {client: contribution.sums.rows for client, contribution in self._read()}
 
     def history(self) -> list[Change]:
@@ -182,7 +183,7 @@ class FederatedHead:
         return served.requires_grad_(False)
 
     def _total(self) -> tuple[Contribution, FeatureSums]:
-        with self._alone():
+        with ledger_lock(self.folder):
             found = [contribution for _, contribution in self._read()]
         if not any(contribution.sums.rows for contribution in found):
             raise NoSurvivorError(f"No client has rows in the federated head {self.folder}. Update it first.")
@@ -210,25 +211,20 @@ class FederatedHead:
             if found is not None:
                 yield client, found
 
-    def _note(self, client: str, before: Contribution | None, after: Contribution | None) -> Change:
+    def _note(self, client: str, before: Contribution | None, after: Contribution | None, digest: str) -> Change:
         change = Change(
             client=client,
             time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             requests=after.requests if after is not None else None,
             rows_before=before.sums.rows if before is not None else 0,
             rows=after.sums.rows if after is not None else 0,
-            digest=after.digest if after is not None else "",
+            digest=digest,
         )
         with open(self.folder / _HISTORY, "a", opener=open_own) as file:
             file.write(json.dumps(asdict(change)) + "\n")
             file.flush()
             os.fsync(file.fileno())
         return change
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        with ledger_lock(self.folder):
-            yield
 
 
 def _differences(one: Contribution, other: Contribution) -> list[str]:

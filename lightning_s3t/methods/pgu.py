@@ -103,13 +103,14 @@ class PGU(EditingMethod):
         }
         done, distance = 0, self._distance(session)
         while done < self.epochs and distance >= 0:
-            previous, before = distance, session.weights()
+            if math.isfinite(distance):
+                previous, before = distance, session.weights()
             done += 1
             rate = self.learning_rate * (self.last_learning_rate / self.learning_rate) ** (done / self.epochs)
             for batch in session.forget.shuffled(self.batch_size):
                 self._step(session, layers, preserved, batch, rate)
             distance = self._distance(session)
-        if done and previous < -distance:
+        if done and distance < 0 and previous < -distance:
             done -= 1
             with torch.no_grad():
                 for name, parameter in session.parameters.items():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import os
 import threading
 import time
 import urllib.request
@@ -32,6 +31,7 @@ from lightning_s3t.service.bodies import RequestState
 from lightning_s3t.service.guard import Guard
 from lightning_s3t.service.requests import Requests
 from lightning_s3t.service.settings import OpenDSRSettings
+from lightning_s3t.store.disk.files import write_atomically
 
 PREFIX = "/opendsr/v2"
 _VERSION = "2.0"
@@ -167,7 +167,7 @@ class Callbacks:
         if urls:
             with self._files:
                 path = self._folder / f"{request_id}.json"
-                self._write(path, {**dict.fromkeys(urls, ""), **_read(path)})
+                _write(path, {**dict.fromkeys(urls, ""), **_read(path)})
 
     def send(self) -> None:
         """Send what is due: each new state of a request, to each of its addresses, until it is answered with 2xx."""
@@ -190,7 +190,7 @@ class Callbacks:
             if status != "pending" and set(told.values()) == {status}:
                 path.unlink()
             elif sent:
-                self._write(path, told)
+                _write(path, told)
 
     def _state(self, path: Path) -> RequestState | None:
         try:
@@ -215,14 +215,6 @@ class Callbacks:
             _log.warning("A callback of OpenDSR failed for the %d. time: %s.", count + 1, type(error).__name__)
             return False
 
-    def _write(self, path: Path, told: Mapping[str, str]) -> None:
-        temporary = path.with_suffix(".new")
-        with temporary.open("w") as file:
-            json.dump(told, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-
 
 def _read(path: Path) -> dict[str, str]:
     """Return the last state that each address was told of; "" for none."""
@@ -231,6 +223,10 @@ def _read(path: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     return found
+
+
+def _write(path: Path, told: Mapping[str, str]) -> None:
+    write_atomically(path, json.dumps(told).encode())
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from lightning_s3t.core.manifest import LayersPart
 from lightning_s3t.core.tickets import Ticket
 from lightning_s3t.errors import (
     ConfigurationError,
@@ -37,7 +38,7 @@ from lightning_s3t.store import RequestRecord, Store
 from lightning_s3t.tuning.adapter_effect import check_effect, measure_effect
 from lightning_s3t.tuning.adapters import resolve_adapter
 from lightning_s3t.tuning.layer_detection.transformers_models import is_transformers_model
-from lightning_s3t.tuning.layers import LayerGroup, Layers, check_initialised
+from lightning_s3t.tuning.layers import Layers, check_initialised
 from lightning_s3t.tuning.module_copy import copy_module
 from lightning_s3t.tuning.stages import StageBuilder
 
@@ -681,11 +682,9 @@ def _prepared(module: nn.Module, store: Store) -> nn.Module:
 
 def _builder_of(module: nn.Module, store: Store) -> StageBuilder:
     check_initialised(module)
-    kept = store.settings["layers"]
-    groups = tuple(LayerGroup(index, tuple(names)) for index, names in enumerate(kept["groups"], start=1))
-    layers = Layers(kept["network"], groups, tuple(kept["head"]), source="the store")
+    layers = Layers.of(LayersPart.model_validate(store.settings["layers"]), source="the store")
     paths = {name for name, _ in module.named_modules()}
-    missing = [name for group in groups for name in group.modules if name not in paths]
+    missing = [name for group in layers.groups for name in group.modules if name not in paths]
     if missing:
         raise StoreMismatchError(
             f"The store at {store.path} was trained with layers that {type(module).__name__} does not have: "

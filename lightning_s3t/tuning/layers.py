@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from lightning_s3t.core.manifest import LayersPart
 from lightning_s3t.errors import LayersError
 from lightning_s3t.tuning.layer_detection import DetectedLayers, find_head_of, find_layers_and_head, find_network
 from lightning_s3t.tuning.layer_detection.ignored import find_ignored
@@ -42,6 +43,17 @@ class Layers:
     groups: tuple[LayerGroup, ...]
     head: tuple[str, ...]
     source: str
+
+    @classmethod
+    def of(cls, part: LayersPart, source: str) -> Layers:
+        """Return layers as a manifest describes them.
+
+        Args:
+            part: The description.
+            source: Where it is from.
+        """
+        groups = tuple(LayerGroup(index, tuple(names)) for index, names in enumerate(part.groups, start=1))
+        return cls(part.network, groups, tuple(part.head), source)
 
     def group_of(self) -> dict[str, int]:
         """Return the index of each module's group, by path; 0 for the head."""

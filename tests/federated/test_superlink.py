@@ -57,6 +57,7 @@ class Deployment:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.running = dict[str, subprocess.Popen[bytes]]()
+        self.commands = list[subprocess.Popen[str]]()
         self.environment = {
             **os.environ,
             "FLWR_HOME": str(folder / "flower"),
@@ -75,6 +76,9 @@ class Deployment:
     def __exit__(self, *_: object) -> None:
         for name in reversed(list(self.running)):  # nodes first: they sign off
             self.stop(name, signal.SIGTERM)
+        for command in self.commands:
+            command.kill()
+            command.wait()
 
     def start_link(self) -> None:
         self.start("link", [*shown("flower-superlink"), "--port", self.port], ready="Uvicorn running")
@@ -84,15 +88,18 @@ class Deployment:
         self.start(client, [*command, "--port", str(free_port())], ready="SuperNode ID")
 
     def start(self, name: str, command: list[str], ready: str) -> None:
-        path = self.folder / f"{name}.log"
-        with path.open("wb") as log:
+        with (self.folder / f"{name}.log").open("wb") as log:
             self.running[name] = subprocess.Popen(
                 command, cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True
             )
+        self.wait_for(name, ready)
+
+    def wait_for(self, name: str, text: str, times: int = 1) -> None:
+        """Wait until a process has printed a text so many times."""
         deadline = time.monotonic() + 300
-        while ready not in path.read_text():
-            assert self.running[name].poll() is None, path.read_text()
-            assert time.monotonic() < deadline, path.read_text()
+        while (log := (self.folder / f"{name}.log").read_text()).count(text) < times:
+            assert self.running[name].poll() is None, log
+            assert time.monotonic() < deadline, log
             time.sleep(0.5)
 
     def stop(self, name: str, number: signal.Signals) -> None:
@@ -105,17 +112,30 @@ class Deployment:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
-    def run(self) -> dict[str, Any]:
-        """Start a run, wait for its end, and return what Flower says of it."""
-        self.command(shown("flwr run"))
-        newest, *_ = json.loads(self.command(shown("flwr list")))["runs"]
+    def run(self, killed: str = "") -> dict[str, Any]:
+        """Start a run, wait for its end, and return what Flower says of it.
+
+        Args:
+            killed: The client whose node is killed when it has got the message of its second run.
+        """
+        done = self.command(shown("flwr run"))
+        if killed:
+            self.wait_for(killed, "Receiving: query.contribution", times=2)
+            self.stop(killed, signal.SIGKILL)
+        self.output(done)
+        newest, *_ = json.loads(self.output(self.command(shown("flwr list"))))["runs"]
         return dict(newest)
 
-    def command(self, words: list[str]) -> str:
-        done = subprocess.run(words, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=600)
+    def command(self, words: list[str]) -> subprocess.Popen[str]:
+        streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        self.commands.append(subprocess.Popen(words, cwd=self.folder, env=self.environment, **streams))
+        return self.commands[-1]
+
+    def output(self, command: subprocess.Popen[str]) -> str:
+        out, error = command.communicate(timeout=600)
         logs = "".join(path.read_text() for path in self.folder.glob("*.log"))
-        assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}{logs}"
-        return done.stdout
+        assert command.returncode == 0, f"{command.args}: {out}{error}{logs}"
+        return out
 
 
 def free_port() -> int:
@@ -169,13 +189,13 @@ def test_the_example_forgets_on_a_superlink_and_two_supernodes(tmp_path: Path) -
         assert list(head.clients()) == example.HOSPITALS
         assert_equal(head, runs / "all", example)
 
-        # requests at both, of whom one can no longer send: its last contribution still counts
+        # requests at both, of whom one dies before it has sent: its last contribution still counts
         forget(runs / "hospital-7", "person-5")
         forget(runs / "hospital-3", "person-4")
-        deployment.stop("hospital-3", signal.SIGKILL)
-        failed = deployment.run()
+        failed = deployment.run(killed="hospital-3")
         assert failed["status"] == "finished:failed"
-        assert "client 'hospital-3': sent nothing. Updated: hospital-7." in failed["status-details"]
+        reason = r"node \d+: failed \(.*Node Unavailable.*\); client 'hospital-3': sent nothing. Updated: hospital-7\."
+        assert re.search(reason, failed["status-details"]), failed
         assert [(change.client, change.requests) for change in head.history()[2:]] == [("hospital-7", 1)]
         forget(runs / "all", "person-5")
         assert_equal(head, runs / "all", example)

@@ -229,6 +229,15 @@ def test_keys_beside_what_they_protect_are_refused(place: str, tmp_path: Path) -
     assert not any(tmp_path.iterdir())
 
 
+def test_keys_in_the_store_are_refused_whatever_leads_there(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "alias").symlink_to(tmp_path / "runs")
+    for store, keys in (("runs/x/../store", "runs/store/keys"), ("runs/store", "alias/store/keys")):
+        with pytest.raises(ConfigurationError, match="would be backed up with"):
+            Store.create(tmp_path / store, SETTINGS, keys=tmp_path / keys)
+    assert not any((tmp_path / "runs").iterdir())
+
+
 @pytest.mark.parametrize("place", ["keys", "s3://models/churn", "file://host/keys", ""])
 def test_what_is_no_folder_for_keys_is_refused(place: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="Expected the absolute path of a folder"):

@@ -55,7 +55,7 @@ class HeadBuilder:
 
     def build_floor(self) -> None:
         """Add missing rows to the floor, and remove rows that are no longer in the data."""
-        self._build(PRETRAINED, "the closed-form head", self._rows(), self._part, 0, {})
+        self._build(PRETRAINED, "the closed-form head", self._rows(), self._part, 0, (0, {}))
 
     def build_on(self, serving: Iterable[UnitId], groups: int) -> None:
         """Add missing rows to the heads on survivors: each learns from the rows that its unit was not trained on.
@@ -68,9 +68,9 @@ class HeadBuilder:
         on_rank_zero(self._trainer, lambda: self._fit_store.opened.building.keep_heads(units))
         for unit in units:
             try:
-                trained = on_rank_zero(self._trainer, functools.partial(self._load, unit, groups))
+                loaded = on_rank_zero(self._trainer, functools.partial(self._load, unit, groups))
                 self._build(
-                    str(unit), f"the head on unit {unit}", self._rows(unit), self._unit_part, unit.stage, trained
+                    str(unit), f"the head on unit {unit}", self._rows(unit), self._unit_part, unit.stage, loaded
                 )
             except RevokedError:  # its shard serves another unit now, with the head that it was trained with
                 continue
@@ -107,9 +107,9 @@ class HeadBuilder:
         rows: list[int],
         part: FloorPart,
         stage: int,
-        trained: Mapping[int, dict[str, Tensor]],
+        loaded: tuple[int, Mapping[int, dict[str, Tensor]]],
     ) -> None:
-        data = self._data
+        data, (as_of, trained) = self._data, loaded
         wanted = on_rank_zero(self._trainer, lambda: self._find_missing(source, rows))
         if not wanted:
             return
@@ -118,9 +118,9 @@ class HeadBuilder:
         task = FeatureTask(wanted, self._floor, part, self._fit_store.start, stage, trained)
         with closing(self._progress(what, len(wanted))) as bar, closing(self._read(task)) as parts:
             for kind, found, features in _whole_subjects(parts, wanted, data):
-                on_rank_zero(self._trainer, functools.partial(self._add, source, part, kind, found, features))
+                on_rank_zero(self._trainer, functools.partial(self._add, source, part, kind, found, features, as_of))
                 bar.update(len(found))
-        on_rank_zero(self._trainer, lambda: self._fit_store.opened.building.complete_head(source))
+        on_rank_zero(self._trainer, lambda: self._fit_store.opened.building.complete_head(source, as_of))
 
     def _find_missing(self, source: str, rows: list[int]) -> list[int]:
         """Return the rows that a head lacks, all of each subject's in sequence."""
@@ -133,17 +133,19 @@ class HeadBuilder:
                 by_subject.setdefault(subject, []).append(row)
         return [row for found in by_subject.values() for row in found]
 
-    def _add(self, source: str, part: FloorPart, task: Task, rows: list[int], features: FeatureRows) -> None:
+    def _add(
+        self, source: str, part: FloorPart, task: Task, rows: list[int], features: FeatureRows, as_of: int
+    ) -> None:
         opened, owners = self._fit_store.opened, [self._data.subjects[row] for row in rows]
         tags = _tags(self._data, rows, opened.store)
         opened.building.add_features(
-            source, part, task, features, owners, [tags[row] for row in rows], self._fit_store.plan.as_of
+            source, part, task, features, owners, [tags[row] for row in rows], self._fit_store.began_at, as_of
         )
 
-    def _load(self, unit: UnitId, groups: int) -> dict[int, dict[str, Tensor]]:
-        """Load the tensors that make up a unit, by stage."""
+    def _load(self, unit: UnitId, groups: int) -> tuple[int, dict[int, dict[str, Tensor]]]:
+        """Return the number of the newest request, and then the tensors that make up a unit, by stage."""
         store, stages = self._fit_store.opened.store, newest_stages(unit.stage, self._data.partition.slices, groups)
-        return {stage: store.load(unit.lineage[stage - 1]) for stage in stages}
+        return store.request_number, {stage: store.load(unit.lineage[stage - 1]) for stage in stages}
 
     def _progress(self, what: str, rows: int) -> Tqdm:
         return Tqdm(

@@ -36,7 +36,7 @@ from lightning_s3t.store.requests.forgetting import Forgetting
 from lightning_s3t.store.requests.journal import write_journal
 from lightning_s3t.store.settings import normalise
 from lightning_s3t.store.snapshots.tensors import encode_snapshot
-from lightning_s3t.store.units import read_units
+from lightning_s3t.store.units import parse_unit, read_units
 
 _BASE = "base"  # the name of the attempt that puts the head's initial state
 
@@ -274,6 +274,7 @@ class BuildSession:
         rows: FeatureRows,
         subjects: Sequence[str],
         tags: Sequence[bytes],
+        loaded_at: int | None = None,
         as_of: int | None = None,
     ) -> None:
         """Add rows to a closed-form head, all rows of each subject. Subjects who may not be trained on are left out.
@@ -285,29 +286,39 @@ class BuildSession:
             rows: The rows.
             subjects: The subject of each row.
             tags: A tag of each row's contents; empty if contents are not compared.
-            as_of: The newest request when the data was loaded; None for now.
+            loaded_at: The position of the newest event when the data was loaded; None for now.
+            as_of: The newest request when the unit was loaded; None for now.
 
         Raises:
             RevokedError: A request has reached the unit.
         """
         with self._ledger.transaction():
-            if source != PRETRAINED and not self._ledger.digests([source]):
-                raise RevokedError(f"Unit {source} was revoked before its closed-form head was made.")
-            number = self._ledger.watermark() if as_of is None else as_of
+            self._check_same(source, as_of)
             owners = self._keyring.hash_each(subjects)
-            add_rows(self._backend, source, part, task, rows, owners, tags, number, self._method.certified)
+            add_rows(self._backend, source, part, task, rows, owners, tags, loaded_at, self._method.certified)
         erase_queued(self._backend)
 
-    def complete_head(self, source: str) -> None:
+    def _check_same(self, source: str, as_of: int | None) -> None:
+        """Check that a unit serves as it was: of one name there may be another after a restriction or a release."""
+        if source == PRETRAINED:
+            return
+        number = self._ledger.watermark() if as_of is None else as_of
+        if not self._ledger.digests([source]) or self._ledger.reached_since(parse_unit(source).cells, number):
+            raise RevokedError(f"A request has reached unit {source} before its closed-form head was made.")
+
+    def complete_head(self, source: str, as_of: int | None = None) -> None:
         """Note that a closed-form head has all rows that it should have.
 
         Args:
             source: The source of its features.
+            as_of: The newest request when the unit was loaded; None for now.
 
         Raises:
+            RevokedError: A request has reached the unit.
             UnsupportedError: A certified head cannot be solved accurately enough.
         """
         with self._ledger.transaction():
+            self._check_same(source, as_of)
             complete(self._backend, source, True)
             state = read_states(self._backend).get(source)
             if state is not None and state.certified is not None and state.rows and not state.serves:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_s3t.core.events import Kind, Request
 from lightning_s3t.core.floor import PRETRAINED, CertifiedPart, FloorPart, Task
 from lightning_s3t.errors import DamagedError, StoreError
 from lightning_s3t.store.backend import Backend
@@ -220,7 +221,7 @@ def add_rows(
     rows: FeatureRows,
     owners: Sequence[bytes],
     tags: Sequence[bytes],
-    as_of: int,
+    loaded_at: int | None = None,
     certified: CertifiedPart | None = None,
 ) -> None:
     """Add rows to a closed-form head, except for those of subjects who may not be trained on; within a transaction.
@@ -235,7 +236,7 @@ def add_rows(
         rows: The rows.
         owners: The subject of each, as the ledger hashes them now.
         tags: A tag of each row's contents, or empty.
-        as_of: The newest request when the data was loaded.
+        loaded_at: The position of the newest event when the data was loaded; None for now.
         certified: The settings of a certified head; None for a head that is solved from the sums.
 
     Raises:
@@ -248,10 +249,7 @@ def add_rows(
             f"they are those of a {task} task. Expected the same data: use the targets as before, or train into a new "
             "store."
         )
-    people = set(owners)
-    gone = store.ledger.forgotten(people)
-    gone |= {mark.hash for mark in store.ledger.marks_of(people, "restricted")}
-    gone |= {mark.hash for mark in store.ledger.marks_of(people, "rectified") if mark.number > as_of}
+    gone = _kept_out(store, set(owners), loaded_at)
     kept = [index for index, owner in enumerate(owners) if owner not in gone]
     chosen = FeatureRows(rows.features[kept], rows.targets[kept])
     sums = _load_or_sum(store, source, state)
@@ -264,6 +262,22 @@ def add_rows(
         ),
     )
     _keep(store, source, state, sums, None)
+
+
+def _kept_out(store: Backend, people: set[bytes], loaded_at: int | None) -> set[bytes]:
+    ledger = store.ledger
+    gone = ledger.forgotten(people) | {mark.hash for mark in ledger.marks_of(people, "restricted")}
+    with ledger_errors("The history of requests"):
+        kinds: tuple[Kind, ...] = ("request",)
+        later = list(ledger.events(after=loaded_at, kinds=kinds)) if loaded_at is not None else []
+        corrected = {cell for event in later for cell in event.read(Request).cells}
+    first = min((event.request for event in later if event.request is not None), default=None)
+    if first is None or not corrected:
+        return gone
+    gone |= {mark.hash for mark in ledger.marks_of(people, "rectified") if mark.number >= first}
+    # a correction during a restriction has the number of the restriction, which may be older
+    released = ledger.marks_of(people, "released")
+    return gone | {mark.hash for mark in released if mark.number >= first and mark.cell in corrected}
 
 
 def drop(store: Backend, sources: Collection[str], request: int | None) -> None:

@@ -303,6 +303,11 @@ class Store:
         return into
 
     @property
+    def identity(self) -> str:
+        """A text that no other store has but those that this one was copied to: it says nothing about the contents."""
+        return self._backend.authenticator.identity
+
+    @property
     def request_number(self) -> int:
         """The number of the newest request, 0 before the first. Cheap enough to ask before every batch."""
         return self._ledger.watermark()
@@ -840,19 +845,20 @@ class Store:
         """Return the same units as `alive`, with the data needed to choose and load survivors."""
         return read_servable(self._ledger)
 
-    def load(self, unit: UnitId) -> dict[str, Tensor]:
+    def load(self, unit: UnitId, snapshot: str | None = None) -> dict[str, Tensor]:
         """Read the tensors that a unit owns.
 
         Args:
             unit: The unit.
+            snapshot: The expected digest of its snapshot; None for any.
 
         Raises:
-            RevokedError: It is revoked, or was never built.
+            RevokedError: It is revoked, or was never built, or was trained again since it had this snapshot.
             DamagedError: Its snapshot is missing or damaged.
         """
         lineage = [str(ancestor) for ancestor in unit.lineage]
         found = self._backend.authenticator.check_artifacts(lineage)
-        if len(found) < len(lineage):
+        if len(found) < len(lineage) or snapshot not in (None, found[lineage[-1]].digest):
             raise self._revoked(unit)
         digest, what = found[lineage[-1]].digest, f"unit {lineage[-1]}"
         try:
@@ -900,6 +906,25 @@ class Store:
 
         def read(state: FloorState) -> LinearHead | None:
             return LinearHead.of(load_published(self._backend, state)) if state.published else None
+
+        return self._read_head(source, read)
+
+    def load_serving_head(self, source: str = PRETRAINED) -> tuple[str, FeatureSums | LinearHead] | None:
+        """Read what a closed-form head answers from, with its digest; None if the store has none.
+
+        These are the sums that it is solved from, or a certified head as it was published.
+
+        Args:
+            source: The source of its features.
+
+        Raises:
+            DamagedError: Its snapshot is missing or damaged; the next fit makes it again.
+        """
+
+        def read(state: FloorState) -> tuple[str, FeatureSums | LinearHead] | None:
+            if state.certified is None:
+                return state.digest, load_sums(self._backend, state)
+            return (state.published, LinearHead.of(load_published(self._backend, state))) if state.published else None
 
         return self._read_head(source, read)
 

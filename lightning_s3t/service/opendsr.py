@@ -7,6 +7,7 @@ The specification is https://github.com/opengdpr/OpenDSR (formerly OpenGDPR). Of
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import logging
 import threading
@@ -151,6 +152,7 @@ class Callbacks:
         self._describe = describe
         self._files = threading.Lock()  # held while they are changed
         self._sending = threading.Lock()
+        self._wanted = threading.Event()  # by a call that came while another was sending
         self._failures: dict[tuple[str, str], tuple[int, float]] = {}
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -171,12 +173,17 @@ class Callbacks:
 
     def send(self) -> None:
         """Send what is due: each new state of a request, to each of its addresses, until it is answered with 2xx."""
-        with self._sending:
-            for path in sorted(self._folder.glob("*.json")):
-                try:
-                    self._send(path)
-                except (S3TError, OSError, ValueError) as error:  # tried again
-                    _log.error("A callback of OpenDSR could not be sent: %s", type(error).__name__)
+        self._wanted.set()
+        while self._wanted.is_set() and self._sending.acquire(blocking=False):  # no thread waits for a slow address
+            try:
+                self._wanted.clear()
+                for path in sorted(self._folder.glob("*.json")):
+                    try:
+                        self._send(path)
+                    except (S3TError, OSError, ValueError) as error:  # tried again
+                        _log.error("A callback of OpenDSR could not be sent: %s", type(error).__name__)
+            finally:
+                self._sending.release()
 
     def _send(self, path: Path) -> None:
         state = self._state(path)
@@ -210,7 +217,7 @@ class Callbacks:
             with _OPENER.open(urllib.request.Request(url, body, headers, method="POST"), timeout=_TIMEOUT):
                 self._failures.pop((request_id, url), None)
                 return True
-        except (OSError, ValueError) as error:  # of the network, and statuses that are not 2xx
+        except (OSError, ValueError, http.client.HTTPException) as error:  # also for statuses that are not 2xx
             self._failures[request_id, url] = count + 1, own_clock() + min(2.0**count, _SLOWEST)
             _log.warning("A callback of OpenDSR failed for the %d. time: %s.", count + 1, type(error).__name__)
             return False

@@ -33,6 +33,7 @@ from lightning_s3t.service.guard import Guard
 from lightning_s3t.service.requests import Requests
 from lightning_s3t.service.settings import OpenDSRSettings
 from lightning_s3t.store.disk.files import write_atomically
+from lightning_s3t.store.requests.leases import ReplicaWait
 
 PREFIX = "/opendsr/v2"
 _VERSION = "2.0"
@@ -278,13 +279,27 @@ def add_opendsr(
     signer = Signer(settings)
     may_ask, may_look = guard.allows("ask"), guard.allows("look")
 
+    waits: dict[str, ReplicaWait] = {}
+
+    def is_completed(request_id: str, state: RequestState) -> bool:
+        """Return whether no replica can answer from the person's data; it may be asked before `forget` has returned."""
+        store = requests.store
+        number = state.receipt["request"] if state.receipt is not None else store.request_number
+        if not waits.setdefault(request_id, store.replica_wait(number)).is_over():
+            return False
+        waits.pop(request_id, None)
+        return True
+
     def describe(request_id: str, state: RequestState) -> dict[str, Any]:
+        status = _STATUSES[state.state]
+        if status == "completed" and not is_completed(request_id, state):
+            status = "pending"
         done = state.receipt["time"] if state.receipt is not None else state.due
         return {
             "controller_id": settings.controller,
             "expected_completion_time": done or _text(datetime.now(timezone.utc)),
             "subject_request_id": request_id,
-            "request_status": _STATUSES[state.state],
+            "request_status": status,
             "api_version": _VERSION,
             "results_url": None,
         }

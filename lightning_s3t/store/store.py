@@ -63,7 +63,7 @@ from lightning_s3t.store.requests.correcting import Correcting
 from lightning_s3t.store.requests.erasure import clean_up, erase_queued, remove_lineages
 from lightning_s3t.store.requests.forgetting import Forgetting
 from lightning_s3t.store.requests.journal import make_journal, reconcile, write_journal
-from lightning_s3t.store.requests.leases import Lease
+from lightning_s3t.store.requests.leases import Lease, ReplicaWait
 from lightning_s3t.store.requests.preview import Preview, preview
 from lightning_s3t.store.requests.scheduled import ScheduledRequest, check_scheduled
 from lightning_s3t.store.settings import HINT, check_settings, normalise, notes_of, read_settings
@@ -640,6 +640,16 @@ class Store:
             ConfigurationError: It is not a time that a replica may have.
         """
         return Lease(self._ledger, max_staleness)
+
+    def replica_wait(self, request: int) -> ReplicaWait:
+        """Return what tells whether replicas may still answer from what a request has revoked.
+
+        `forget` and the others wait by themselves; this is for those who look at their requests meanwhile.
+
+        Args:
+            request: The number of the request.
+        """
+        return ReplicaWait(self._ledger, request)
 
     def check(self, settings: Mapping[str, Any], hint: str = HINT, whole: bool = False) -> None:
         """Compare settings with those that the store was made with.

@@ -269,6 +269,27 @@ def test_a_callback_tells_of_each_state_once(
     assert [json.loads(body)["request_status"] for _, body in controller.got] == ["pending", "cancelled"]
 
 
+def test_nothing_is_completed_while_a_replica_may_answer(
+    door: TestClient, path: Path, controller: Controller, settings: OpenDSRSettings
+) -> None:
+    def told() -> list[str]:
+        return [json.loads(body)["request_status"] for _, body in controller.got]
+
+    with Store.open(path) as other:
+        lease = other.lease(30.0)
+        lease.look()
+        wanted = body_of(status_callback_urls=[controller.url])
+        asking = threading.Thread(target=door.post, args=(REQUESTS,), kwargs={"json": wanted})
+        asking.start()
+        wait_for(told)
+        assert door.get(f"{REQUESTS}/{ID}").json()["request_status"] == "pending"
+        assert asking.is_alive()
+        lease.look()  # the replica has learnt of it
+        asking.join()
+    wait_for(lambda: told() == ["pending", "completed"])
+    assert door.get(f"{REQUESTS}/{ID}").json()["request_status"] == "completed"
+
+
 def test_an_address_that_answers_with_nonsense_or_not_at_all_delays_no_request(
     path: Path, settings: OpenDSRSettings
 ) -> None:

@@ -52,6 +52,7 @@ class HeadBuilder:
         self._floor = floor
         self._part = part
         self._read = read
+        self._tags: dict[int, bytes] = {}  # of the rows that the head lacks which is being built; on rank 0
 
     def build_floor(self) -> None:
         """Add missing rows to the floor, and remove rows that are no longer in the data."""
@@ -89,7 +90,7 @@ class HeadBuilder:
             unit: The unit that the head is on; None for the floor.
         """
         data, rows = self._data, self._rows(unit)
-        tags = _tags(data, rows, store)
+        tags = _hash_rows(data, rows, store)
         source = PRETRAINED if unit is None else str(unit)
         return store.has_learned_from(source, [data.subjects[row] for row in rows], [tags[row] for row in rows])
 
@@ -120,27 +121,31 @@ class HeadBuilder:
             for kind, found, features in _whole_subjects(parts, wanted, data):
                 on_rank_zero(self._trainer, functools.partial(self._add, source, part, kind, found, features, as_of))
                 bar.update(len(found))
-        on_rank_zero(self._trainer, lambda: self._fit_store.opened.building.complete_head(source, as_of))
+        on_rank_zero(self._trainer, lambda: self._complete(source, as_of))
 
     def _find_missing(self, source: str, rows: list[int]) -> list[int]:
         """Return the rows that a head lacks, all of each subject's in sequence."""
         data, opened = self._data, self._fit_store.opened
-        subjects, tags = [data.subjects[row] for row in rows], _tags(data, rows, opened.store)
-        missing = opened.building.find_stale_features(source, subjects, [tags[row] for row in rows])
+        subjects, tags = [data.subjects[row] for row in rows], _hash_rows(data, rows, opened.store)
+        loaded_at = self._fit_store.began_at
+        missing = opened.building.find_stale_features(source, subjects, [tags[row] for row in rows], loaded_at)
         by_subject: dict[str, list[int]] = {}
         for row, subject in zip(rows, subjects, strict=True):
             if subject in missing:
                 by_subject.setdefault(subject, []).append(row)
-        return [row for found in by_subject.values() for row in found]
+        wanted = [row for found in by_subject.values() for row in found]
+        self._tags = {row: tags[row] for row in wanted}
+        return wanted
 
     def _add(
         self, source: str, part: FloorPart, task: Task, rows: list[int], features: FeatureRows, as_of: int
     ) -> None:
         opened, owners = self._fit_store.opened, [self._data.subjects[row] for row in rows]
-        tags = _tags(self._data, rows, opened.store)
-        opened.building.add_features(
-            source, part, task, features, owners, [tags[row] for row in rows], self._fit_store.began_at, as_of
-        )
+        tags = [self._tags[row] for row in rows]
+        opened.building.add_features(source, part, task, features, owners, tags, self._fit_store.began_at, as_of)
+
+    def _complete(self, source: str, as_of: int) -> None:
+        self._fit_store.opened.building.complete_head(source, self._fit_store.began_at, as_of)
 
     def _load(self, unit: UnitId, groups: int) -> tuple[int, dict[int, dict[str, Tensor]]]:
         """Return the number of the newest request, and then the tensors that make up a unit, by stage."""
@@ -179,7 +184,7 @@ def _whole_subjects(
             pending, done = [FeatureRows(features[count:], targets[count:])], end
 
 
-def _tags(data: TrainingData, rows: list[int], store: Store) -> dict[int, bytes]:
+def _hash_rows(data: TrainingData, rows: list[int], store: Store) -> dict[int, bytes]:
     """Return the tag of each row's contents: a keyed digest, or nothing if contents are not compared."""
     if not data.row_digests:
         return dict.fromkeys(rows, b"")

@@ -248,13 +248,16 @@ class BuildSession:
             )
         check_part(read_states(self._backend), part, str(self._backend.folder))
 
-    def find_stale_features(self, source: str, subjects: Sequence[str], tags: Sequence[bytes]) -> set[str]:
+    def find_stale_features(
+        self, source: str, subjects: Sequence[str], tags: Sequence[bytes], loaded_at: int | None = None
+    ) -> set[str]:
         """Remove a closed-form head's outdated rows, and return the subjects whose rows have to be added.
 
         Args:
             source: The source of the features: the pretrained network, or the name of a unit.
             subjects: The subject of each row of the data.
             tags: A tag of each row's contents; empty if contents are not compared.
+            loaded_at: The position of the newest event when the data was loaded; None for now.
         """
         with self._ledger.transaction():
             repair(self._backend)
@@ -262,7 +265,7 @@ class BuildSession:
             stale, missing = find_stale(self._backend, source, zip(owners, tags, strict=True))
             subtract(self._backend, stale, None, [source])
             if not missing or self._method.has_units:  # without units, nothing else could answer
-                complete(self._backend, source, not missing)
+                complete(self._backend, source, not missing, loaded_at)
         erase_queued(self._backend)
         return {subject for subject, owner in zip(subjects, owners, strict=True) if owner in missing}
 
@@ -306,11 +309,12 @@ class BuildSession:
         if not self._ledger.digests([source]) or self._ledger.reached_since(parse_unit(source).cells, number):
             raise RevokedError(f"A request has reached unit {source} before its closed-form head was made.")
 
-    def complete_head(self, source: str, as_of: int | None = None) -> None:
+    def complete_head(self, source: str, loaded_at: int | None = None, as_of: int | None = None) -> None:
         """Note that a closed-form head has all rows that it should have.
 
         Args:
             source: The source of its features.
+            loaded_at: The position of the newest event when the data was loaded; None for now.
             as_of: The newest request when the unit was loaded; None for now.
 
         Raises:
@@ -319,8 +323,7 @@ class BuildSession:
         """
         with self._ledger.transaction():
             self._check_same(source, as_of)
-            complete(self._backend, source, True)
-            state = read_states(self._backend).get(source)
+            state = complete(self._backend, source, True, loaded_at)
             if state is not None and state.certified is not None and state.rows and not state.serves:
                 raise UnsupportedError(
                     f"The certified head cannot be solved accurately enough for its noise, {state.certified.noise:g}: "

@@ -681,8 +681,10 @@ class Store:
 
     def status(self) -> Overview:
         """Return the state of the store: which units serve, which are revoked or missing, and how long it will last."""
-        heads = {source: head.rows for source, head in self.heads().items() if head.serves}
-        return Overview.of(self._backend, self.partition, self.manifest, self.options, len(self.due()), heads)
+        states = self.heads()
+        heads = {source: head.rows for source, head in states.items() if head.serves}
+        lacks = any(head.lacks for head in states.values())
+        return Overview.of(self._backend, self.partition, self.manifest, self.options, len(self.due()), heads, lacks)
 
     def rotate_key(self) -> None:
         """Start using a new key for subjects' ids. No unit has to be trained again.

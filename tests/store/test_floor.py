@@ -193,6 +193,23 @@ def owners_of(store: Store) -> set[str]:
     return {hashes[hash_] for hash_, _, _ in store._ledger.features(PRETRAINED)}
 
 
+def test_the_status_says_that_rows_are_missing_until_the_next_fit(tmp_path: Path) -> None:
+    method = {"name": "closed_form", "guarantee": "exact", "response": "subtract"}
+    with Store.create(tmp_path / "store", {**SETTINGS, "method": method}) as store:
+        add(store)
+        for request in (lambda: store.release(["user-3"]), lambda: store.rectify(["user-4"])):
+            store.restrict(["user-3"])
+            assert store.status().advice is None
+            loaded_at = Store.newest_event(store.path)
+            request()
+            session(store).complete_head(PRETRAINED, loaded_at)  # a fit that ran meanwhile
+            assert "it adds corrected rows, and the rows of released people" in str(store.status().advice)
+            missing = session(store).find_stale_features(PRETRAINED, OWNERS, [b""] * len(OWNERS))
+            kept = [row for row, owner in enumerate(OWNERS) if owner in missing]
+            add(store, FeatureRows(ROWS.features[kept], ROWS.targets[kept]), [OWNERS[row] for row in kept])
+            assert store.status().advice is None
+
+
 def test_a_head_does_not_mix_two_units_of_one_name(store: Store) -> None:
     unit, (ann, bob) = UnitId(0, (0,)), (in_place(0, 0), in_place(0, 0, 1))
     build(store, unit, 1.0)
@@ -204,7 +221,7 @@ def test_a_head_does_not_mix_two_units_of_one_name(store: Store) -> None:
     store.release([ann])  # the first is back
     for call in (
         lambda: session(store).add_features(str(unit), PART, "multiclass", rows, OWNERS[half:], tags, None, loaded),
-        lambda: session(store).complete_head(str(unit), loaded),
+        lambda: session(store).complete_head(str(unit), None, loaded),
     ):
         with pytest.raises(RevokedError, match="A request has reached unit 0/0"):
             call()

@@ -282,8 +282,8 @@ def _check_apart(target: Path, places: _Places, origin: _Origin) -> None:
         for theirs in new:
             if are_nested(Path(mine), Path(theirs)):
                 raise ConfigurationError(
-                    f"{theirs} is {mine}, which the store {origin.folder} uses, or inside it, or around it. Expected "
-                    "another folder for each part of the copy. Nothing was changed."
+                    f"{theirs} is the same folder as {mine}, which the store {origin.folder} uses, or inside it, or "
+                    "around it. Expected another folder for each part of the copy. Nothing was changed."
                 )
 
 

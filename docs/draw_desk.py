@@ -49,6 +49,7 @@ def draw_desk(folder: Path) -> None:
     browser.wait_for("document.activeElement.id === 'look-up-title'")
     browser.press("Tab")
     browser.type(in_place(1, 0))
+    browser.press("Tab")
     browser.press("Enter")
     browser.wait_for("document.activeElement.id === 'person-title'")
     browser.screenshot(folder / "desk.png")

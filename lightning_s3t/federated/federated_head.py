@@ -104,9 +104,9 @@ class FederatedHead:
         """
         with ledger_lock(self.folder):
             path, history = self._path(client), self._finish()
-            self._check_new(client, contribution, [change for change in history if change.client == client])
-            for other, kept in self._read():
-                if other != client and kept.terms != contribution.terms:
+            _check_new(client, contribution, _changes_of(client, history))
+            for other, kept in self._read(history, but=client):
+                if kept.terms != contribution.terms:
                     raise StoreMismatchError(
                         f"The contribution of {client!r} is to another head than that of {other!r}: "
                         f"{', '.join(_differences(kept, contribution))} differ. Nothing was changed. Fit all clients "
@@ -136,7 +136,7 @@ class FederatedHead:
     def clients(self) -> dict[str, int]:
         """Return the number of rows of each client."""
         with ledger_lock(self.folder):
-            return {client: contribution.sums.rows for client, contribution in self._read()}
+            return {client: contribution.sums.rows for client, contribution in self._read(self.history())}
 
     def history(self) -> list[Change]:
         """Return all changes, the first first."""
@@ -177,7 +177,7 @@ class FederatedHead:
 
     def _total(self) -> tuple[Contribution, FeatureSums]:
         with ledger_lock(self.folder):
-            found = [contribution for _, contribution in self._read()]
+            found = [contribution for _, contribution in self._read(self.history())]
         if not any(contribution.sums.rows for contribution in found):
             raise NoSurvivorError(f"No client has rows in the federated head {self.folder}. Update it first.")
         total = FeatureSums(found[0].terms.part, found[0].terms.task)
@@ -190,26 +190,26 @@ class FederatedHead:
             raise ConfigurationError(f"The client's name is {client!r}. Expected a short text.")
         return self._contributions / f"{name}{_SUFFIX}"
 
-    def _read_one(self, client: str) -> Contribution | None:
+    def _read_one(self, client: str, history: list[Change]) -> Contribution:
+        with read_unlinked(self._path(client)) as file:
+            data = file.read()
         try:
-            with read_unlinked(self._path(client)) as file:
-                return Contribution.decode(file.read())
-        except FileNotFoundError:
-            return None
+            found = Contribution.decode(data)
         except DataError as error:
             raise StoreError(
                 f"The contribution of {client!r} cannot be read: {self._path(client)} is damaged, or of another "
                 f"version of lightning-s3t ({error}). Remove the client, and let it send its contribution again."
             ) from error
+        _check_not_restored(client, found, hashlib.sha256(data).hexdigest(), _changes_of(client, history))
+        return found
 
     def _names(self) -> list[str]:
         return [unquote(path.name.removesuffix(_SUFFIX)) for path in sorted(self._contributions.glob(f"*{_SUFFIX}"))]
 
-    def _read(self) -> Iterator[tuple[str, Contribution]]:
+    def _read(self, history: list[Change], but: str | None = None) -> Iterator[tuple[str, Contribution]]:
         for client in self._names():
-            found = self._read_one(client)
-            if found is not None:
-                yield client, found
+            if client != but:
+                yield client, self._read_one(client, history)
 
     def _finish(self) -> list[Change]:
         """Finish what a crash has interrupted; return the history. For the holder of the lock."""
@@ -221,27 +221,12 @@ class FederatedHead:
             digest = self._digest(client)
             if client in last and digest == last[client].digest:
                 continue
-            with suppress(StoreError):  # a damaged one: whoever reads it gets the error
-                found = self._read_one(client)
+            with suppress(StoreError):  # whoever reads it gets the error
+                found = self._read_one(client, history)
                 history.append(self._note(client, found, _rows_in(history, client), digest))
         for client in [client for client, change in last.items() if change.digest and client not in names]:
             history.append(self._note(client, None, last[client].rows, ""))
         return history
-
-    def _check_new(self, client: str, contribution: Contribution, history: list[Change]) -> None:
-        if history and history[-1].digest and history[-1].store != contribution.store:
-            raise StoreError(
-                f"The contribution of {client!r} is from another store than its last one, so it may bring data back "
-                "that a request has removed there. Nothing was changed. If the client has a new store, remove the "
-                "client first."
-            )
-        newest = max((change.requests or 0 for change in history if change.store == contribution.store), default=0)
-        if contribution.requests < newest:
-            raise StoreError(
-                f"The contribution of {client!r} has taken in {contribution.requests} requests, but an earlier one "
-                f"{newest}: it is an older message, and would bring data back. Nothing was changed. Read the "
-                "contribution from the client's store again."
-            )
 
     def _digest(self, client: str) -> str:
         with read_unlinked(self._path(client)) as file:
@@ -273,6 +258,42 @@ class FederatedHead:
             file.flush()
             os.fsync(file.fileno())
         return change
+
+
+def _changes_of(client: str, history: list[Change]) -> list[Change]:
+    return [change for change in history if change.client == client]
+
+
+def _newest(store: str, changes: list[Change]) -> int:
+    """Return the most requests that the head has taken in of a client's store."""
+    return max((change.requests or 0 for change in changes if change.store == store), default=0)
+
+
+def _check_new(client: str, contribution: Contribution, changes: list[Change]) -> None:
+    if changes and changes[-1].digest and changes[-1].store != contribution.store:
+        raise StoreError(
+            f"The contribution of {client!r} is from another store than its last one, so it may bring data back that a "
+            "request has removed there. Nothing was changed. If the client has a new store, remove the client first."
+        )
+    newest = _newest(contribution.store, changes)
+    if contribution.requests < newest:
+        raise StoreError(
+            f"The contribution of {client!r} has taken in {contribution.requests} requests, but an earlier one "
+            f"{newest}: it is an older message, and would bring data back. Nothing was changed. Read the contribution "
+            "from the client's store again."
+        )
+
+
+def _check_not_restored(client: str, contribution: Contribution, digest: str, changes: list[Change]) -> None:
+    """Check that a file is the client's last contribution, or one that a crash has kept out of the history."""
+    if not changes or digest == changes[-1].digest:
+        return
+    is_known = any(change.digest == digest for change in changes)
+    if is_known or contribution.requests < _newest(contribution.store, changes):
+        raise StoreError(
+            f"The file of the contribution of {client!r} is an earlier one than the history says: it was restored from "
+            "a backup, and would bring data back. Let the client send its contribution again, or remove the client."
+        )
 
 
 def _rows_in(history: list[Change], client: str) -> int:

@@ -138,6 +138,25 @@ def test_what_a_killed_process_has_half_written_goes_with_the_client(head: Feder
     assert not any((head.folder / "clients").iterdir())
 
 
+def test_a_file_from_a_backup_brings_nothing_back(head: FederatedHead) -> None:
+    file = head.folder / "clients" / "a.safetensors"
+    head.update("a", contribution(5))
+    backup = file.read_bytes()
+    head.update("a", contribution(4, requests=1))
+    file.write_bytes(backup)
+    for opened in (head, FederatedHead(head.folder)):
+        with pytest.raises(StoreError, match="restored from a backup"):
+            opened.sums()
+    head.update("a", contribution(4, requests=1))
+    assert head.sums().rows == 4
+    head.remove("a")
+    file.write_bytes(backup)
+    with pytest.raises(StoreError, match="restored from a backup"):
+        FederatedHead(head.folder).clients()
+    head.remove("a")
+    assert head.clients() == {}
+
+
 def test_a_damaged_contribution_is_named_and_can_be_replaced(head: FederatedHead) -> None:
     head.update("a", contribution(4))
     (head.folder / "clients" / "a.safetensors").write_bytes(b"s3t")

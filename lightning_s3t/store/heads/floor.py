@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_s3t.core.events import Kind, Request, RequestKind
+from lightning_s3t.core.events import Event, Kind, Request, RequestKind
 from lightning_s3t.core.floor import PRETRAINED, CertifiedPart, FloorPart, Task
 from lightning_s3t.errors import DamagedError, StoreError
 from lightning_s3t.store.backend import Backend
@@ -271,23 +271,22 @@ def add_rows(
 def _kept_out(store: Backend, people: set[bytes], loaded_at: int | None) -> set[bytes]:
     ledger = store.ledger
     gone = ledger.forgotten(people) | {mark.hash for mark in ledger.marks_of(people, "restricted")}
-    later = _requests_since(store, loaded_at)
-    corrected = {cell for _, request in later for cell in request.cells}
-    if not corrected:
+    first = next(_requests_since(store, loaded_at), None)
+    if first is None or first.request is None:
         return gone
-    first = min(number for number, _ in later)
-    gone |= {mark.hash for mark in ledger.marks_of(people, "rectified") if mark.number >= first}
+    gone |= {mark.hash for mark in ledger.marks_of(people, "rectified") if mark.number >= first.request}
     # a correction during a restriction has the number of the restriction, which may be older
-    released = ledger.marks_of(people, "released")
-    return gone | {mark.hash for mark in released if mark.number >= first and mark.cell in corrected}
+    released = [mark for mark in ledger.marks_of(people, "released") if mark.number >= first.request]
+    if released:
+        with ledger_errors("The history of requests"):
+            corrected = {cell for event in _requests_since(store, loaded_at) for cell in event.read(Request).cells}
+        gone |= {mark.hash for mark in released if mark.cell in corrected}
+    return gone
 
 
-def _requests_since(store: Backend, position: int | None) -> list[tuple[int, Request]]:
-    if position is None:
-        return []
+def _requests_since(store: Backend, position: int | None) -> Iterator[Event]:
     kinds: tuple[Kind, ...] = ("request",)
-    with ledger_errors("The history of requests"):
-        return [(event.request or 0, event.read(Request)) for event in store.ledger.events(position, kinds=kinds)]
+    return store.ledger.events(position, kinds=kinds) if position is not None else iter(())
 
 
 def drop(store: Backend, sources: Collection[str], request: int | None) -> None:
@@ -327,7 +326,8 @@ def complete(store: Backend, source: str, is_complete: bool, loaded_at: int | No
         return None
     lacks = before.lacks
     if lacks and is_complete:
-        lacks = any(request.kind in RETURNING for _, request in _requests_since(store, loaded_at))
+        with ledger_errors("The history of requests"):
+            lacks = any(event.read(Request).kind in RETURNING for event in _requests_since(store, loaded_at))
     state = replace(before, complete=is_complete, lacks=lacks)
     if state != before:
         _note(store, {**states, source: state})

@@ -133,6 +133,11 @@ class FitStore:
         return self._method.response == "replace"
 
     @property
+    def began_at(self) -> int:
+        """The position of the store's newest event when the fit began, before it loaded its data; on rank 0."""
+        return self._began_at
+
+    @property
     def kept_as_of(self) -> int:
         """The newest request, when the data was chosen, of the store that units are put into."""
         return self.plan.as_of

@@ -52,10 +52,11 @@ class HeadBuilder:
         self._floor = floor
         self._part = part
         self._read = read
+        self._tags: dict[int, bytes] = {}  # of the rows that the head lacks which is being built; on rank 0
 
     def build_floor(self) -> None:
         """Add missing rows to the floor, and remove rows that are no longer in the data."""
-        self._build(PRETRAINED, "the closed-form head", self._rows(), self._part, 0, {})
+        self._build(PRETRAINED, "the closed-form head", self._rows(), self._part, 0, (0, {}))
 
     def build_on(self, serving: Iterable[UnitId], groups: int) -> None:
         """Add missing rows to the heads on survivors: each learns from the rows that its unit was not trained on.
@@ -68,9 +69,9 @@ class HeadBuilder:
         on_rank_zero(self._trainer, lambda: self._fit_store.opened.building.keep_heads(units))
         for unit in units:
             try:
-                trained = on_rank_zero(self._trainer, functools.partial(self._load, unit, groups))
+                loaded = on_rank_zero(self._trainer, functools.partial(self._load, unit, groups))
                 self._build(
-                    str(unit), f"the head on unit {unit}", self._rows(unit), self._unit_part, unit.stage, trained
+                    str(unit), f"the head on unit {unit}", self._rows(unit), self._unit_part, unit.stage, loaded
                 )
             except RevokedError:  # its shard serves another unit now, with the head that it was trained with
                 continue
@@ -89,7 +90,7 @@ class HeadBuilder:
             unit: The unit that the head is on; None for the floor.
         """
         data, rows = self._data, self._rows(unit)
-        tags = _tags(data, rows, store)
+        tags = _hash_rows(data, rows, store)
         source = PRETRAINED if unit is None else str(unit)
         return store.has_learned_from(source, [data.subjects[row] for row in rows], [tags[row] for row in rows])
 
@@ -107,9 +108,9 @@ class HeadBuilder:
         rows: list[int],
         part: FloorPart,
         stage: int,
-        trained: Mapping[int, dict[str, Tensor]],
+        loaded: tuple[int, Mapping[int, dict[str, Tensor]]],
     ) -> None:
-        data = self._data
+        data, (as_of, trained) = self._data, loaded
         wanted = on_rank_zero(self._trainer, lambda: self._find_missing(source, rows))
         if not wanted:
             return
@@ -118,32 +119,38 @@ class HeadBuilder:
         task = FeatureTask(wanted, self._floor, part, self._fit_store.start, stage, trained)
         with closing(self._progress(what, len(wanted))) as bar, closing(self._read(task)) as parts:
             for kind, found, features in _whole_subjects(parts, wanted, data):
-                on_rank_zero(self._trainer, functools.partial(self._add, source, part, kind, found, features))
+                on_rank_zero(self._trainer, functools.partial(self._add, source, part, kind, found, features, as_of))
                 bar.update(len(found))
-        on_rank_zero(self._trainer, lambda: self._fit_store.opened.building.complete_head(source))
+        on_rank_zero(self._trainer, lambda: self._complete(source, as_of))
 
     def _find_missing(self, source: str, rows: list[int]) -> list[int]:
         """Return the rows that a head lacks, all of each subject's in sequence."""
         data, opened = self._data, self._fit_store.opened
-        subjects, tags = [data.subjects[row] for row in rows], _tags(data, rows, opened.store)
-        missing = opened.building.find_stale_features(source, subjects, [tags[row] for row in rows])
+        subjects, tags = [data.subjects[row] for row in rows], _hash_rows(data, rows, opened.store)
+        loaded_at = self._fit_store.began_at
+        missing = opened.building.find_stale_features(source, subjects, [tags[row] for row in rows], loaded_at)
         by_subject: dict[str, list[int]] = {}
         for row, subject in zip(rows, subjects, strict=True):
             if subject in missing:
                 by_subject.setdefault(subject, []).append(row)
-        return [row for found in by_subject.values() for row in found]
+        wanted = [row for found in by_subject.values() for row in found]
+        self._tags = {row: tags[row] for row in wanted}
+        return wanted
 
-    def _add(self, source: str, part: FloorPart, task: Task, rows: list[int], features: FeatureRows) -> None:
+    def _add(
+        self, source: str, part: FloorPart, task: Task, rows: list[int], features: FeatureRows, as_of: int
+    ) -> None:
         opened, owners = self._fit_store.opened, [self._data.subjects[row] for row in rows]
-        tags = _tags(self._data, rows, opened.store)
-        opened.building.add_features(
-            source, part, task, features, owners, [tags[row] for row in rows], self._fit_store.plan.as_of
-        )
+        tags = [self._tags[row] for row in rows]
+        opened.building.add_features(source, part, task, features, owners, tags, self._fit_store.began_at, as_of)
 
-    def _load(self, unit: UnitId, groups: int) -> dict[int, dict[str, Tensor]]:
-        """Load the tensors that make up a unit, by stage."""
+    def _complete(self, source: str, as_of: int) -> None:
+        self._fit_store.opened.building.complete_head(source, self._fit_store.began_at, as_of)
+
+    def _load(self, unit: UnitId, groups: int) -> tuple[int, dict[int, dict[str, Tensor]]]:
+        """Return the number of the newest request, and then the tensors that make up a unit, by stage."""
         store, stages = self._fit_store.opened.store, newest_stages(unit.stage, self._data.partition.slices, groups)
-        return {stage: store.load(unit.lineage[stage - 1]) for stage in stages}
+        return store.request_number, {stage: store.load(unit.lineage[stage - 1]) for stage in stages}
 
     def _progress(self, what: str, rows: int) -> Tqdm:
         return Tqdm(
@@ -177,7 +184,7 @@ def _whole_subjects(
             pending, done = [FeatureRows(features[count:], targets[count:])], end
 
 
-def _tags(data: TrainingData, rows: list[int], store: Store) -> dict[int, bytes]:
+def _hash_rows(data: TrainingData, rows: list[int], store: Store) -> dict[int, bytes]:
     """Return the tag of each row's contents: a keyed digest, or nothing if contents are not compared."""
     if not data.row_digests:
         return dict.fromkeys(rows, b"")

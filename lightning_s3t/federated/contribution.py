@@ -73,6 +73,7 @@ class Contribution:
         terms: What it has in common with those of other clients.
         requests: Number of requests that the client's store has carried out. An older message has fewer.
         sums: The sums.
+        store: The identity of the client's store.
 
     Example:
         >>> Contribution.decode(b"...")
@@ -84,6 +85,7 @@ class Contribution:
     terms: Terms
     requests: int
     sums: FeatureSums
+    store: str = ""
 
     @classmethod
     def of(cls, store: Store) -> Contribution:
@@ -110,7 +112,7 @@ class Contribution:
             pretrained=model.pretrained_sha256,
             head=_digest_head(base or {}, sums.part),
         )
-        return cls(terms, requests, sums)
+        return cls(terms, requests, sums, store.identity)
 
     @staticmethod
     def _sums(store: Store) -> FeatureSums:
@@ -137,7 +139,7 @@ class Contribution:
         return self._encode()[1]
 
     def _encode(self) -> tuple[str, bytes]:
-        described = _Description(terms=self.terms, requests=self.requests).model_dump_json()
+        described = _Description(terms=self.terms, requests=self.requests, store=self.store).model_dump_json()
         text = torch.frombuffer(bytearray(described.encode()), dtype=torch.uint8)
         return encode_snapshot({**self.sums.to_tensors(), _DESCRIPTION: text})
 
@@ -161,7 +163,7 @@ class Contribution:
                 f"The message is not a contribution to a federated head ({str(error).splitlines()[0]}). Expected the "
                 "output of Contribution.encode, of the same version of lightning-s3t."
             ) from error
-        return cls(described.terms, described.requests, sums)
+        return cls(described.terms, described.requests, sums, described.store)
 
 
 class _Description(BaseModel):
@@ -169,6 +171,7 @@ class _Description(BaseModel):
 
     terms: Terms
     requests: int
+    store: str
 
 
 _DESCRIPTION = "description"

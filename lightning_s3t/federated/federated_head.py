@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,7 +16,7 @@ from urllib.parse import quote, unquote
 import lightning.pytorch as pl
 
 from lightning_s3t.core.documents import read_json
-from lightning_s3t.errors import ConfigurationError, NoSurvivorError, StoreError, StoreMismatchError
+from lightning_s3t.errors import ConfigurationError, DataError, NoSurvivorError, StoreError, StoreMismatchError
 from lightning_s3t.federated.contribution import Contribution
 from lightning_s3t.serving.closed_form_heads import RidgeLayer
 from lightning_s3t.store.disk.files import half_written_name, open_own, read_unlinked, unlink_all, write_atomically
@@ -39,6 +40,7 @@ class Change:
         rows_before: Number of the client's rows before.
         rows: Number of the client's rows now.
         digest: The SHA-256 of the contribution; empty if the client has left.
+        store: The identity of the client's store; empty if the client has left.
     """
 
     client: str
@@ -47,6 +49,7 @@ class Change:
     rows_before: int
     rows: int
     digest: str
+    store: str = ""
 
 
 class FederatedHead:
@@ -82,7 +85,7 @@ class FederatedHead:
             )
         self._contributions.mkdir(parents=True, exist_ok=True)
         with ledger_lock(self.folder):
-            unlink_all(path for path in self._contributions.iterdir() if half_written_name(path))
+            self._finish()
 
     def update(self, client: str, contribution: Contribution) -> Change:
         """Put a client's contribution in place of its last one, which is erased.
@@ -96,27 +99,21 @@ class FederatedHead:
         Raises:
             StoreMismatchError: Other clients' contributions are to another head: of another network, or with other
                 settings.
-            StoreError: The client's last contribution had taken in more requests: an old message would bring data back.
+            StoreError: The client's contribution is from another store than its last one; or an earlier one, even
+                before the client left, had taken in more requests: an old message would bring data back.
         """
         with ledger_lock(self.folder):
-            before = self._read_one(client)
-            if before is not None and contribution.requests < before.requests:
-                raise StoreError(
-                    f"The contribution of {client!r} has taken in {contribution.requests} requests, but its last one "
-                    f"{before.requests}: it is an older message, and would bring data back. Nothing was changed. Read "
-                    "the contribution from the client's store again; if the client has a new store, remove the client "
-                    "first."
-                )
-            for other, kept in self._read():
-                if other != client and kept.terms != contribution.terms:
+            path, history = self._path(client), self._finish()
+            _check_new(client, contribution, _changes_of(client, history))
+            for other, kept in self._read(history, but=client):
+                if kept.terms != contribution.terms:
                     raise StoreMismatchError(
                         f"The contribution of {client!r} is to another head than that of {other!r}: "
                         f"{', '.join(_differences(kept, contribution))} differ. Nothing was changed. Fit all clients "
                         "with the same model, checkpoint and settings of the head."
                     )
-            data = contribution.encode()
-            write_atomically(self._path(client), data)
-            return self._note(client, before, contribution, hashlib.sha256(data).hexdigest())
+            write_atomically(path, contribution.encode())
+            return self._note(client, contribution, _rows_in(history, client), contribution.digest)
 
     def remove(self, client: str) -> Change:
         """Erase a client's contribution.
@@ -128,27 +125,23 @@ class FederatedHead:
             ConfigurationError: There is none of this client.
         """
         with ledger_lock(self.folder):
-            before = self._read_one(client)
-            if before is None:
-                known = ", ".join(name for name, _ in self._read()) or "there are none"
+            path, history = self._path(client), self._finish()
+            if not path.exists():
+                known = ", ".join(self._names()) or "there are none"
                 raise ConfigurationError(f"There is no contribution of {client!r}. Expected one of: {known}.")
-            for error in unlink_all([self._path(client)]).values():
+            for error in unlink_all([path]).values():
                 raise StoreError(f"The contribution of {client!r} could not be erased: {error}. It still counts.")
-            return self._note(client, before, None, "")
+            return self._note(client, None, _rows_in(history, client), "")
 
     def clients(self) -> dict[str, int]:
         """Return the number of rows of each client."""
         with ledger_lock(self.folder):
-            return {client: contribution.sums.rows for client, contribution in self._read()}
+            return {client: contribution.sums.rows for client, contribution in self._read(self.history())}
 
     def history(self) -> list[Change]:
         """Return all changes, the first first."""
         try:
-            lines = (self.folder / _HISTORY).read_text().splitlines()
-        except FileNotFoundError:
-            return []
-        try:
-            return [read_json(Change, line) for line in lines]
+            return [read_json(Change, line) for line in self._written().splitlines()]
         except ValueError as error:
             raise StoreError(f"{self.folder / _HISTORY} is damaged: {error}. Restore it from a backup.") from error
 
@@ -184,7 +177,7 @@ class FederatedHead:
 
     def _total(self) -> tuple[Contribution, FeatureSums]:
         with ledger_lock(self.folder):
-            found = [contribution for _, contribution in self._read()]
+            found = [contribution for _, contribution in self._read(self.history())]
         if not any(contribution.sums.rows for contribution in found):
             raise NoSurvivorError(f"No client has rows in the federated head {self.folder}. Update it first.")
         total = FeatureSums(found[0].terms.part, found[0].terms.task)
@@ -197,34 +190,115 @@ class FederatedHead:
             raise ConfigurationError(f"The client's name is {client!r}. Expected a short text.")
         return self._contributions / f"{name}{_SUFFIX}"
 
-    def _read_one(self, client: str) -> Contribution | None:
+    def _read_one(self, client: str, history: list[Change]) -> Contribution:
+        with read_unlinked(self._path(client)) as file:
+            data = file.read()
         try:
-            with read_unlinked(self._path(client)) as file:
-                return Contribution.decode(file.read())
+            found = Contribution.decode(data)
+        except DataError as error:
+            raise StoreError(
+                f"The contribution of {client!r} cannot be read: {self._path(client)} is damaged, or of another "
+                f"version of lightning-s3t ({error}). Remove the client, and let it send its contribution again."
+            ) from error
+        _check_not_restored(client, found, hashlib.sha256(data).hexdigest(), _changes_of(client, history))
+        return found
+
+    def _names(self) -> list[str]:
+        return [unquote(path.name.removesuffix(_SUFFIX)) for path in sorted(self._contributions.glob(f"*{_SUFFIX}"))]
+
+    def _read(self, history: list[Change], but: str | None = None) -> Iterator[tuple[str, Contribution]]:
+        for client in self._names():
+            if client != but:
+                yield client, self._read_one(client, history)
+
+    def _finish(self) -> list[Change]:
+        """Finish what a crash has interrupted; return the history. For the holder of the lock."""
+        unlink_all(path for path in self._contributions.iterdir() if half_written_name(path))
+        history = self.history()
+        last = {change.client: change for change in history}
+        names = self._names()
+        for client in names:  # it was killed between the contribution and the line about it
+            digest = self._digest(client)
+            if client in last and digest == last[client].digest:
+                continue
+            with suppress(StoreError):  # whoever reads it gets the error
+                found = self._read_one(client, history)
+                history.append(self._note(client, found, _rows_in(history, client), digest))
+        for client in [client for client, change in last.items() if change.digest and client not in names]:
+            history.append(self._note(client, None, last[client].rows, ""))
+        return history
+
+    def _digest(self, client: str) -> str:
+        with read_unlinked(self._path(client)) as file:
+            return hashlib.sha256(file.read()).hexdigest()
+
+    def _written(self) -> bytes:
+        """Return the lines of the history, without one that a crash has left torn."""
+        try:
+            with read_unlinked(self.folder / _HISTORY) as file:
+                found = file.read()
         except FileNotFoundError:
-            return None
+            return b""
+        return found[: found.rfind(b"\n") + 1]
 
-    def _read(self) -> Iterator[tuple[str, Contribution]]:
-        for path in sorted(self._contributions.glob(f"*{_SUFFIX}")):
-            client = unquote(path.name.removesuffix(_SUFFIX))
-            found = self._read_one(client)
-            if found is not None:
-                yield client, found
-
-    def _note(self, client: str, before: Contribution | None, after: Contribution | None, digest: str) -> Change:
+    def _note(self, client: str, after: Contribution | None, rows_before: int, digest: str) -> Change:
         change = Change(
             client=client,
             time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             requests=after.requests if after is not None else None,
-            rows_before=before.sums.rows if before is not None else 0,
+            rows_before=rows_before,
             rows=after.sums.rows if after is not None else 0,
             digest=digest,
+            store=after.store if after is not None else "",
         )
-        with open(self.folder / _HISTORY, "a", opener=open_own) as file:
-            file.write(json.dumps(asdict(change)) + "\n")
+        size = len(self._written())
+        with open(self.folder / _HISTORY, "ab", opener=open_own) as file:
+            file.truncate(size)
+            file.write(json.dumps(asdict(change)).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
         return change
+
+
+def _changes_of(client: str, history: list[Change]) -> list[Change]:
+    return [change for change in history if change.client == client]
+
+
+def _newest(store: str, changes: list[Change]) -> int:
+    """Return the most requests that the head has taken in of a client's store."""
+    return max((change.requests or 0 for change in changes if change.store == store), default=0)
+
+
+def _check_new(client: str, contribution: Contribution, changes: list[Change]) -> None:
+    if changes and changes[-1].digest and changes[-1].store != contribution.store:
+        raise StoreError(
+            f"The contribution of {client!r} is from another store than its last one, so it may bring data back that a "
+            "request has removed there. Nothing was changed. If the client has a new store, remove the client first."
+        )
+    newest = _newest(contribution.store, changes)
+    if contribution.requests < newest:
+        raise StoreError(
+            f"The contribution of {client!r} has taken in {contribution.requests} requests, but an earlier one "
+            f"{newest}: it is an older message, and would bring data back. Nothing was changed. Read the contribution "
+            "from the client's store again."
+        )
+
+
+def _check_not_restored(client: str, contribution: Contribution, digest: str, changes: list[Change]) -> None:
+    """Check that a file is the client's last contribution, or one that a crash has kept out of the history."""
+    if not changes or digest == changes[-1].digest:
+        return
+    is_known = any(change.digest == digest for change in changes)
+    if is_known or contribution.requests < _newest(contribution.store, changes):
+        raise StoreError(
+            f"The file of the contribution of {client!r} is an earlier one than the history says: it was restored from "
+            "a backup, and would bring data back. Let the client send its contribution again, or remove the client."
+        )
+
+
+def _rows_in(history: list[Change], client: str) -> int:
+    """Return the number of a client's rows after the newest change."""
+    return next((change.rows for change in reversed(history) if change.client == client), 0)
 
 
 def _differences(one: Contribution, other: Contribution) -> list[str]:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -242,28 +242,32 @@ class _Watch:
     async def run(self, app: FastAPI) -> AsyncIterator[None]:
         """The lifespan of the application."""
         stopping = asyncio.Event()
-        task = asyncio.create_task(self._repeat(stopping))
+        jobs: dict[str, Callable[[], None]] = {"The due requests could not be carried out": self._forget_due}
+        if self.callbacks is not None:
+            jobs["The callbacks of OpenDSR could not be sent"] = self.callbacks.send
+        # each by itself: callbacks that are slow, or fail, must not delay a request that is due
+        tasks = [asyncio.create_task(self._repeat(stopping, job, failed)) for failed, job in jobs.items()]
         try:
             yield
         finally:
             stopping.set()
-            await task  # a thread that works on the ledger must not have it closed under its hands
+            await asyncio.gather(*tasks)  # a thread that works on the ledger must not have it closed under its hands
             self._store.close()
 
-    async def _repeat(self, stopping: asyncio.Event) -> None:
+    async def _repeat(self, stopping: asyncio.Event, job: Callable[[], None], failed: str) -> None:
         while not stopping.is_set():
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(stopping.wait(), self._every)
                 return
             try:
-                done = await asyncio.to_thread(self._store.forget_due)
-            except S3TError as error:  # tried again
-                _log.error("The due requests could not be carried out: %s", type(error).__name__)
-            else:
-                if done is not None:
-                    _log.info("Request %d was due and is carried out.", done.request)
-            if self.callbacks is not None:
-                await asyncio.to_thread(self.callbacks.send)
+                await asyncio.to_thread(job)
+            except Exception as error:  # whatever it is: tried again
+                _log.error("%s: %s", failed, type(error).__name__)
+
+    def _forget_due(self) -> None:
+        done = self._store.forget_due()
+        if done is not None:
+            _log.info("Request %d was due and is carried out.", done.request)
 
 
 _MESSAGES = {

@@ -7,6 +7,7 @@ The specification is https://github.com/opengdpr/OpenDSR (formerly OpenGDPR). Of
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import logging
 import threading
@@ -32,6 +33,7 @@ from lightning_s3t.service.guard import Guard
 from lightning_s3t.service.requests import Requests
 from lightning_s3t.service.settings import OpenDSRSettings
 from lightning_s3t.store.disk.files import write_atomically
+from lightning_s3t.store.requests.leases import ReplicaWait
 
 PREFIX = "/opendsr/v2"
 _VERSION = "2.0"
@@ -151,6 +153,7 @@ class Callbacks:
         self._describe = describe
         self._files = threading.Lock()  # held while they are changed
         self._sending = threading.Lock()
+        self._wanted = threading.Event()  # by a call that came while another was sending
         self._failures: dict[tuple[str, str], tuple[int, float]] = {}
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -171,12 +174,17 @@ class Callbacks:
 
     def send(self) -> None:
         """Send what is due: each new state of a request, to each of its addresses, until it is answered with 2xx."""
-        with self._sending:
-            for path in sorted(self._folder.glob("*.json")):
-                try:
-                    self._send(path)
-                except (S3TError, OSError, ValueError) as error:  # tried again
-                    _log.error("A callback of OpenDSR could not be sent: %s", type(error).__name__)
+        self._wanted.set()
+        while self._wanted.is_set() and self._sending.acquire(blocking=False):  # no thread waits for a slow address
+            try:
+                self._wanted.clear()
+                for path in sorted(self._folder.glob("*.json")):
+                    try:
+                        self._send(path)
+                    except (S3TError, OSError, ValueError) as error:  # tried again
+                        _log.error("A callback of OpenDSR could not be sent: %s", type(error).__name__)
+            finally:
+                self._sending.release()
 
     def _send(self, path: Path) -> None:
         state = self._state(path)
@@ -210,7 +218,7 @@ class Callbacks:
             with _OPENER.open(urllib.request.Request(url, body, headers, method="POST"), timeout=_TIMEOUT):
                 self._failures.pop((request_id, url), None)
                 return True
-        except (OSError, ValueError) as error:  # of the network, and statuses that are not 2xx
+        except (OSError, ValueError, http.client.HTTPException) as error:  # also for statuses that are not 2xx
             self._failures[request_id, url] = count + 1, own_clock() + min(2.0**count, _SLOWEST)
             _log.warning("A callback of OpenDSR failed for the %d. time: %s.", count + 1, type(error).__name__)
             return False
@@ -271,13 +279,27 @@ def add_opendsr(
     signer = Signer(settings)
     may_ask, may_look = guard.allows("ask"), guard.allows("look")
 
+    waits: dict[str, ReplicaWait] = {}
+
+    def is_completed(request_id: str, state: RequestState) -> bool:
+        """Return whether no replica can answer from the person's data; it may be asked before `forget` has returned."""
+        store = requests.store
+        number = state.receipt["request"] if state.receipt is not None else store.request_number
+        if not waits.setdefault(request_id, store.replica_wait(number)).is_over():
+            return False
+        waits.pop(request_id, None)
+        return True
+
     def describe(request_id: str, state: RequestState) -> dict[str, Any]:
+        status = _STATUSES[state.state]
+        if status == "completed" and not is_completed(request_id, state):
+            status = "pending"
         done = state.receipt["time"] if state.receipt is not None else state.due
         return {
             "controller_id": settings.controller,
             "expected_completion_time": done or _text(datetime.now(timezone.utc)),
             "subject_request_id": request_id,
-            "request_status": _STATUSES[state.state],
+            "request_status": status,
             "api_version": _VERSION,
             "results_url": None,
         }

@@ -60,7 +60,7 @@ class ControlSettings(_Section):
     Attributes:
         host: The address that it listens on.
         port: Its port.
-        requests_per_minute: Number of calls per minute for each token.
+        requests_per_minute: Number of calls per minute for each role and address.
         max_bytes: The size of a request's body, at most.
         max_subjects: The largest number of subjects in a request.
         due_every: After how many seconds to look for scheduled requests that are due.

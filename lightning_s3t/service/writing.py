@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import secrets
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -182,8 +183,8 @@ class Writing:
         ends = self._ends()
         pad = self._tokenizer.pad_token_id
         try:
-            if prompt.seed is not None:
-                torch.manual_seed(prompt.seed)
+            # without a seed too: every process begins with the same one, and an earlier prompt may have set its own
+            torch.manual_seed(prompt.seed if prompt.seed is not None else secrets.randbits(63))
             with torch.inference_mode():
                 self._network.generate(
                     ids,

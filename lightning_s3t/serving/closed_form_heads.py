@@ -19,8 +19,8 @@ from lightning_s3t.store.heads.floor import FloorState
 from lightning_s3t.tuning.head_features import HeadFeatures
 from lightning_s3t.tuning.ridge import RidgeHead, answer_linearly, solve_head
 
-Load = Callable[[str], FeatureSums | LinearHead | None]
-"""Reads the sums of a source, or its certified head; None if a request has removed them."""
+Load = Callable[[str], tuple[str, FeatureSums | LinearHead] | None]
+"""Reads the sums of a source, or its certified head, with the digest; None if a request has removed them."""
 
 
 class ClosedFormHeads(nn.Module):
@@ -48,7 +48,7 @@ class ClosedFormHeads(nn.Module):
         return found
 
     def renew(self, heads: Mapping[str, FloorState]) -> dict[int, str]:
-        """Load the store's current heads. Heads on units that no longer serve are overwritten in memory.
+        """Load the store's current heads. Those that may no longer serve are overwritten in memory.
 
         Args:
             heads: The heads, by the source of their features. Those that lack rows, or have none, do not answer.
@@ -66,7 +66,7 @@ class ClosedFormHeads(nn.Module):
             for shard, state in found.items():
                 if shard not in self._heads:
                     self._heads[shard] = self._place(shard, sources[shard], state.part)
-                self._heads[shard].wanted = state.served
+                self._heads[shard].want(state.served)
         return {shard: head.wanted for shard, head in self._heads.items()}
 
     @torch.compiler.disable  # no part of a compiled network
@@ -84,8 +84,10 @@ class ClosedFormHeads(nn.Module):
             if found is None:  # a request has reached the unit; the answer is computed again without it
                 self._drop(shard)
                 continue
-            head.layer.load(found if isinstance(found, LinearHead) else solve_head(found))
-            head.solved = head.wanted
+            digest, contents = found
+            head.layer.load(contents if isinstance(contents, LinearHead) else solve_head(contents))
+            # a fit may have changed them since `renew`; a request may bring the earlier ones back, bit for bit
+            head.solved = head.wanted = digest
 
     def _is_in_place(self, shard: int, sources: Mapping[int, str]) -> bool:
         head = self._heads[shard]
@@ -181,3 +183,10 @@ class _Head:
     features: HeadFeatures | None = None
     wanted: str = ""
     solved: str | None = None
+
+    def want(self, digest: str) -> None:
+        """Note what to solve it from; a head that was solved from anything else is overwritten at once."""
+        self.wanted = digest
+        if self.solved not in (None, digest):
+            self.layer.clear()
+            self.solved = None

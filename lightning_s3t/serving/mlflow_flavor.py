@@ -20,7 +20,7 @@ import torch
 
 from lightning_s3t.core.documents import STRICT, read_json
 from lightning_s3t.core.imports import import_object
-from lightning_s3t.errors import ConfigurationError, S3TError
+from lightning_s3t.errors import ConfigurationError, DataError, S3TError
 from lightning_s3t.serving.aggregation import Aggregate
 from lightning_s3t.serving.predictor import EnsemblePredictor
 from lightning_s3t.serving.replica import Replica
@@ -92,6 +92,7 @@ class StoreModel:
             params: Without effect: the reference decides how the store answers.
 
         Raises:
+            DataError: Without `decode`: the data has other values than numbers.
             NoSurvivorError: Nothing is left that may answer.
             StoreError: The store cannot be reached.
         """
@@ -199,7 +200,15 @@ def _tensors(data: Any) -> Any:
     """Return tensors of arrays, tables and lists; fractions in the default precision."""
     if isinstance(data, dict):
         return {name: _tensors(value) for name, value in data.items()}
-    found = data if isinstance(data, torch.Tensor) else torch.tensor(np.asarray(data))
+    if not isinstance(data, torch.Tensor):
+        array = np.asarray(data)
+        if array.dtype.kind not in "biufc":
+            raise DataError(
+                f"The model's input has values of type {array.dtype} ({type(data).__name__}). Expected numbers of one "
+                "kind in all columns; for anything else, give the import path of a function as `decode`."
+            )
+        data = torch.tensor(array)
+    found: torch.Tensor = data
     return found.to(torch.get_default_dtype()) if found.is_floating_point() else found
 
 

@@ -92,11 +92,11 @@ class EnsemblePredictor(nn.Module):
         self._builder.start = store.load_base()
         self._shards = ServedShards(self._builder)
         self._passes = ShardPasses(self._builder, self._shards, passes)
-        self._snapshots = SnapshotPreloader(store.load, preload)
+        self._digests: dict[UnitId, str] = {}  # of the snapshots of all units that may serve
+        self._snapshots = SnapshotPreloader(lambda unit: store.load(unit, self._digests[unit]), preload)
         self._keys: dict[int, tuple[str, ...]] = {}  # the key of each shard's snapshots
         self._best = FLOOR  # the shard that answers alone
-        is_certified = store.manifest.method.certified is not None
-        self._heads = ClosedFormHeads(self._shards, store.load_published if is_certified else store.load_head)
+        self._heads = ClosedFormHeads(self._shards, store.load_serving_head)
         self._as_of = -1
         self._look: Callable[[], int] = lambda: store.request_number  # a replica may have another
         self._closed = False
@@ -488,7 +488,8 @@ class EnsemblePredictor(nn.Module):
     def _load_survivors(self) -> None:
         candidates = self.store.candidates()
         best = survivors(candidates, {u: found.score for u, found in candidates.items() if found.score is not None})
-        self._snapshots.renew({unit: found.snapshot for unit, found in candidates.items()})
+        self._digests = {unit: found.snapshot for unit, found in candidates.items()}
+        self._snapshots.renew(self._digests)
         for shard in self.survivors.keys() - best.keys():
             self._shards.drop(shard)
         for unit in best.values():

@@ -36,7 +36,7 @@ from lightning_s3t.store.requests.forgetting import Forgetting
 from lightning_s3t.store.requests.journal import write_journal
 from lightning_s3t.store.settings import normalise
 from lightning_s3t.store.snapshots.tensors import encode_snapshot
-from lightning_s3t.store.units import read_units
+from lightning_s3t.store.units import parse_unit, read_units
 
 _BASE = "base"  # the name of the attempt that puts the head's initial state
 
@@ -248,13 +248,16 @@ class BuildSession:
             )
         check_part(read_states(self._backend), part, str(self._backend.folder))
 
-    def find_stale_features(self, source: str, subjects: Sequence[str], tags: Sequence[bytes]) -> set[str]:
+    def find_stale_features(
+        self, source: str, subjects: Sequence[str], tags: Sequence[bytes], loaded_at: int | None = None
+    ) -> set[str]:
         """Remove a closed-form head's outdated rows, and return the subjects whose rows have to be added.
 
         Args:
             source: The source of the features: the pretrained network, or the name of a unit.
             subjects: The subject of each row of the data.
             tags: A tag of each row's contents; empty if contents are not compared.
+            loaded_at: The position of the newest event when the data was loaded; None for now.
         """
         with self._ledger.transaction():
             repair(self._backend)
@@ -262,7 +265,7 @@ class BuildSession:
             stale, missing = find_stale(self._backend, source, zip(owners, tags, strict=True))
             subtract(self._backend, stale, None, [source])
             if not missing or self._method.has_units:  # without units, nothing else could answer
-                complete(self._backend, source, not missing)
+                complete(self._backend, source, not missing, loaded_at)
         erase_queued(self._backend)
         return {subject for subject, owner in zip(subjects, owners, strict=True) if owner in missing}
 
@@ -274,6 +277,7 @@ class BuildSession:
         rows: FeatureRows,
         subjects: Sequence[str],
         tags: Sequence[bytes],
+        loaded_at: int | None = None,
         as_of: int | None = None,
     ) -> None:
         """Add rows to a closed-form head, all rows of each subject. Subjects who may not be trained on are left out.
@@ -285,31 +289,41 @@ class BuildSession:
             rows: The rows.
             subjects: The subject of each row.
             tags: A tag of each row's contents; empty if contents are not compared.
-            as_of: The newest request when the data was loaded; None for now.
+            loaded_at: The position of the newest event when the data was loaded; None for now.
+            as_of: The newest request when the unit was loaded; None for now.
 
         Raises:
             RevokedError: A request has reached the unit.
         """
         with self._ledger.transaction():
-            if source != PRETRAINED and not self._ledger.digests([source]):
-                raise RevokedError(f"Unit {source} was revoked before its closed-form head was made.")
-            number = self._ledger.watermark() if as_of is None else as_of
+            self._check_same(source, as_of)
             owners = self._keyring.hash_each(subjects)
-            add_rows(self._backend, source, part, task, rows, owners, tags, number, self._method.certified)
+            add_rows(self._backend, source, part, task, rows, owners, tags, loaded_at, self._method.certified)
         erase_queued(self._backend)
 
-    def complete_head(self, source: str) -> None:
+    def _check_same(self, source: str, as_of: int | None) -> None:
+        """Check that a unit serves as it was: of one name there may be another after a restriction or a release."""
+        if source == PRETRAINED:
+            return
+        number = self._ledger.watermark() if as_of is None else as_of
+        if not self._ledger.digests([source]) or self._ledger.reached_since(parse_unit(source).cells, number):
+            raise RevokedError(f"A request has reached unit {source} before its closed-form head was made.")
+
+    def complete_head(self, source: str, loaded_at: int | None = None, as_of: int | None = None) -> None:
         """Note that a closed-form head has all rows that it should have.
 
         Args:
             source: The source of its features.
+            loaded_at: The position of the newest event when the data was loaded; None for now.
+            as_of: The newest request when the unit was loaded; None for now.
 
         Raises:
+            RevokedError: A request has reached the unit.
             UnsupportedError: A certified head cannot be solved accurately enough.
         """
         with self._ledger.transaction():
-            complete(self._backend, source, True)
-            state = read_states(self._backend).get(source)
+            self._check_same(source, as_of)
+            state = complete(self._backend, source, True, loaded_at)
             if state is not None and state.certified is not None and state.rows and not state.serves:
                 raise UnsupportedError(
                     f"The certified head cannot be solved accurately enough for its noise, {state.certified.noise:g}: "

@@ -67,6 +67,8 @@ class Overview:
         generations: The generations after the first.
         merge_from: The generation that it pays to merge all later ones into; None if it pays for none.
         certificate: The numbers of a certified guarantee; None for another.
+        heads_lack_rows: Whether a release or a correction has left out rows of closed-form heads, which the next fit
+            adds.
     """
 
     sequences: tuple[tuple[int, ...], ...]
@@ -91,6 +93,7 @@ class Overview:
     generations: tuple[GenerationOverview, ...] = ()
     merge_from: int | None = None
     certificate: Certificate | None = None
+    heads_lack_rows: bool = False
 
     @property
     def has_units(self) -> bool:
@@ -114,9 +117,13 @@ class Overview:
                 f"Call fit with the same store: the corrected data of {self.corrections} subjects has not been used "
                 "yet."
             )
+        rows = (
+            "Call fit with the same callback and store: it adds corrected rows, and the rows of released people, to "
+            "the closed-form heads."
+        )
         if not self.has_units:
             if self.floor_rows is not None:
-                return None
+                return rows if self.heads_lack_rows else None
             return "Nothing serves. Call fit with the same store: it reads the rows that are left."
         empty = [one for one in self.generations if not one.subjects and one.shard not in self.serving]
         dark = self.shards - len(empty) - len(self.serving)
@@ -128,6 +135,8 @@ class Overview:
             return f"Only {self.capacity / self.full_capacity:.0%} of the deletion capacity is left. {again}"
         if self.served_share < 0.5:
             return f"The serving model was trained on {self.served_share:.0%} of the slices. {again}"
+        if self.heads_lack_rows:
+            return rows
         if self.merge_from is not None:
             return (
                 f"People who came later are spread over many small shards: merge generations {self.merge_from} to "
@@ -144,6 +153,7 @@ class Overview:
         options: Mapping[str, Any],
         waiting: int,
         heads: Mapping[str, int],
+        heads_lack_rows: bool = False,
     ) -> Overview:
         """Inspect a store, for `Store.status`.
 
@@ -154,6 +164,7 @@ class Overview:
             options: The notes of its fits.
             waiting: Number of subjects for the next fit to forget.
             heads: Number of rows of each complete closed-form head, by the source of its features.
+            heads_lack_rows: Whether the next fit adds rows that a release or a correction has left out.
         """
         ledger = store.ledger
         alive = read_units(ledger)
@@ -209,6 +220,7 @@ class Overview:
             ),
             merge_from=merge_from(people, partition.shards) if people else None,
             certificate=manifest.method.certificate,
+            heads_lack_rows=heads_lack_rows,
         )
 
 

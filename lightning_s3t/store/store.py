@@ -63,7 +63,7 @@ from lightning_s3t.store.requests.correcting import Correcting
 from lightning_s3t.store.requests.erasure import clean_up, erase_queued, remove_lineages
 from lightning_s3t.store.requests.forgetting import Forgetting
 from lightning_s3t.store.requests.journal import make_journal, reconcile, write_journal
-from lightning_s3t.store.requests.leases import Lease
+from lightning_s3t.store.requests.leases import Lease, ReplicaWait
 from lightning_s3t.store.requests.preview import Preview, preview
 from lightning_s3t.store.requests.scheduled import ScheduledRequest, check_scheduled
 from lightning_s3t.store.settings import HINT, check_settings, normalise, notes_of, read_settings
@@ -301,6 +301,11 @@ class Store:
             if into is not None:
                 building.merge_generations(into)
         return into
+
+    @property
+    def identity(self) -> str:
+        """A text that no other store has but those that this one was copied to: it says nothing about the contents."""
+        return self._backend.authenticator.identity
 
     @property
     def request_number(self) -> int:
@@ -636,6 +641,16 @@ class Store:
         """
         return Lease(self._ledger, max_staleness)
 
+    def replica_wait(self, request: int) -> ReplicaWait:
+        """Return what tells whether replicas may still answer from what a request has revoked.
+
+        `forget` and the others wait by themselves; this is for those who look at their requests meanwhile.
+
+        Args:
+            request: The number of the request.
+        """
+        return ReplicaWait(self._ledger, request)
+
     def check(self, settings: Mapping[str, Any], hint: str = HINT, whole: bool = False) -> None:
         """Compare settings with those that the store was made with.
 
@@ -666,8 +681,10 @@ class Store:
 
     def status(self) -> Overview:
         """Return the state of the store: which units serve, which are revoked or missing, and how long it will last."""
-        heads = {source: head.rows for source, head in self.heads().items() if head.serves}
-        return Overview.of(self._backend, self.partition, self.manifest, self.options, len(self.due()), heads)
+        states = self.heads()
+        heads = {source: head.rows for source, head in states.items() if head.serves}
+        lacks = any(head.lacks for head in states.values())
+        return Overview.of(self._backend, self.partition, self.manifest, self.options, len(self.due()), heads, lacks)
 
     def rotate_key(self) -> None:
         """Start using a new key for subjects' ids. No unit has to be trained again.
@@ -840,19 +857,20 @@ class Store:
         """Return the same units as `alive`, with the data needed to choose and load survivors."""
         return read_servable(self._ledger)
 
-    def load(self, unit: UnitId) -> dict[str, Tensor]:
+    def load(self, unit: UnitId, snapshot: str | None = None) -> dict[str, Tensor]:
         """Read the tensors that a unit owns.
 
         Args:
             unit: The unit.
+            snapshot: The expected digest of its snapshot; None for any.
 
         Raises:
-            RevokedError: It is revoked, or was never built.
+            RevokedError: It is revoked, or was never built, or was trained again since it had this snapshot.
             DamagedError: Its snapshot is missing or damaged.
         """
         lineage = [str(ancestor) for ancestor in unit.lineage]
         found = self._backend.authenticator.check_artifacts(lineage)
-        if len(found) < len(lineage):
+        if len(found) < len(lineage) or snapshot not in (None, found[lineage[-1]].digest):
             raise self._revoked(unit)
         digest, what = found[lineage[-1]].digest, f"unit {lineage[-1]}"
         try:
@@ -900,6 +918,25 @@ class Store:
 
         def read(state: FloorState) -> LinearHead | None:
             return LinearHead.of(load_published(self._backend, state)) if state.published else None
+
+        return self._read_head(source, read)
+
+    def load_serving_head(self, source: str = PRETRAINED) -> tuple[str, FeatureSums | LinearHead] | None:
+        """Read what a closed-form head answers from, with its digest; None if the store has none.
+
+        These are the sums that it is solved from, or a certified head as it was published.
+
+        Args:
+            source: The source of its features.
+
+        Raises:
+            DamagedError: Its snapshot is missing or damaged; the next fit makes it again.
+        """
+
+        def read(state: FloorState) -> tuple[str, FeatureSums | LinearHead] | None:
+            if state.certified is None:
+                return state.digest, load_sums(self._backend, state)
+            return (state.published, LinearHead.of(load_published(self._backend, state))) if state.published else None
 
         return self._read_head(source, read)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_s3t import EnsembleModule, Floor, Store
 from lightning_s3t.core.floor import PRETRAINED
-from lightning_s3t.errors import DataError, NoSurvivorError, StoreMismatchError, UnsupportedError
-from lightning_s3t.methods import SISA
+from lightning_s3t.errors import DataError, NoSurvivorError, RevokedError, StoreMismatchError, UnsupportedError
+from lightning_s3t.methods import SISA, ClosedForm
+from lightning_s3t.serving.closed_form_heads import RidgeLayer
+from lightning_s3t.store.heads.feature_sums import FeatureRows
 from lightning_s3t.tuning.head_features import HeadFeatures
 from lightning_s3t.tuning.ridge import solve_head
 from tests.end_to_end.everything import forget
 from tests.people import CLASSES, FEATURES, Classifier, People, PeopleData, fit, make_trainer
+from tests.store.people_store import session
 
 PERSON = "user-3"
 EVERYONE = [f"user-{number}" for number in range(40)]
@@ -179,6 +183,72 @@ def test_it_has_twice_as_many_votes_as_all_shards_together(store: Path, tmp_path
     assert not torch.allclose(alone, both)
     # a request has taken rows out of the floor since
     assert float((3 * both - shards - 2 * answers(store)).abs().mean()) < 0.3 * float(answers(store).abs().mean())
+
+
+def test_rows_that_are_corrected_after_a_fit_has_loaded_them_stay_out(tmp_path: Path) -> None:
+    class Corrected(PeopleData):
+        """A person's data is corrected elsewhere while the fit begins."""
+
+        def train_dataloader(self) -> DataLoader[Any]:
+            with Store.open(tmp_path / "store") as opened:
+                if not opened.request_number:
+                    opened.rectify([PERSON])
+            return super().train_dataloader()
+
+    fit(tmp_path / "store", People.make(), method=ClosedForm())
+    make_trainer(tmp_path / "store", method=ClosedForm()).fit(Classifier(), datamodule=Corrected(People.make()))
+    with Store.open(tmp_path / "store") as opened:
+        assert opened.request_number == 1
+        assert opened.preview([PERSON]).subtracted_rows == 0
+        assert opened.heads()[PRETRAINED].rows == 117
+
+
+def test_a_model_that_first_answers_after_a_fit_forgets_what_the_fit_has_added(store: Path) -> None:
+    forget_by_all(store)
+    with EnsembleModule.from_store(store, Classifier()) as served, Store.open(store) as opened:
+        state, before = opened.heads()[PRETRAINED], answers(store)
+        late = FeatureRows(torch.full((50, state.part.width), 127).to(torch.int8), torch.zeros(50).int())
+        with opened.building() as building:
+            building.register(["late"])
+            building.add_features(PRETRAINED, state.part, state.task, late, ["late"] * 50, [b""] * 50)
+        assert not torch.allclose(served(TEST.features), before)
+        opened.forget(["late"])
+        assert opened.heads()[PRETRAINED].digest == state.digest  # sums forget bit for bit
+        assert served(TEST.features).equal(before)
+
+
+def test_a_head_from_before_a_request_is_overwritten_when_the_model_learns_of_it(store: Path) -> None:
+    with EnsembleModule.from_store(store, Classifier()) as served:
+        served(TEST.features)
+        (layer,) = [module for module in served.modules() if isinstance(module, RidgeLayer)]
+        assert bool(layer.weight.any())
+        served.forget([PERSON])
+        assert not bool(layer.weight.any())
+        served(TEST.features)
+        assert bool(layer.weight.any())
+
+
+def test_a_unit_that_a_fit_replaces_while_it_is_loaded_is_loaded_again(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EnsembleModule.from_store(store, Classifier()) as served, Store.open(store) as other:
+        unit = served.survivors[1]
+        tensors, provenance = other.load(unit), other.provenance(unit)[0]
+
+        def commit(factor: float) -> None:
+            changed = {name: tensor * factor for name, tensor in tensors.items()}
+            session(other).start_unit(unit, "key").commit(changed, provenance, None)
+
+        commit(2.0)
+        looked = served.store.candidates()
+        commit(3.0)  # between the look and the load
+        with monkeypatch.context() as patched, suppress(RevokedError):
+            patched.setattr(served.store, "candidates", lambda: looked)
+            served._load_survivors()
+        commit(2.0)
+        served.refresh()
+        with EnsembleModule.from_store(store, Classifier()) as fresh:
+            assert served(TEST.features).equal(fresh(TEST.features))
 
 
 def test_with_a_floor_alone_there_is_nothing_to_export(store: Path, tmp_path: Path) -> None:

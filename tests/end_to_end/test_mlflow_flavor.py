@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_s3t.errors import ConfigurationError, NoSurvivorError, StoreError
+from lightning_s3t.errors import ConfigurationError, DataError, NoSurvivorError, StoreError
 from lightning_s3t.serving import EnsemblePredictor
-from lightning_s3t.serving.mlflow_flavor import StoreModel, StoreReference, _load_pyfunc, _prepare
+from lightning_s3t.serving.mlflow_flavor import StoreModel, StoreReference, _load_pyfunc, _prepare, _tensors
 from lightning_s3t.store import Store
 from tests.people import Classifier
 
@@ -46,6 +46,12 @@ def loaded(store: Path, tmp_path: Path) -> Iterator[StoreModel]:
 def labels(row: torch.Tensor) -> list[int]:
     """What an application makes of an answer."""
     return [int(label) for label in row.argmax(-1)]
+
+
+@pytest.mark.parametrize("data", [[["a", "b"]], np.array([[1.0, None]], dtype=object), {"x": ["a"]}])
+def test_what_is_not_a_number_is_refused_with_a_way_out(data: Any) -> None:
+    with pytest.raises(DataError, match=r"has values of type .*Expected numbers.*as `decode`"):
+        _tensors(data)
 
 
 def test_what_is_forgotten_meanwhile_is_gone_from_the_next_answer(store: Path, loaded: StoreModel) -> None:

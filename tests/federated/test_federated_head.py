@@ -23,6 +23,7 @@ from lightning_s3t.errors import ConfigurationError, DataError, NoSurvivorError,
 from lightning_s3t.federated import Contribution, FederatedHead
 from lightning_s3t.federated.contribution import Terms
 from lightning_s3t.methods import ClosedForm
+from lightning_s3t.store.disk.files import write_atomically
 from lightning_s3t.store.heads.feature_sums import FeatureRows, FeatureSums
 from tests.people import Classifier, People, fit
 
@@ -38,10 +39,10 @@ def rows_of(count: int, seed: int) -> FeatureRows:
     return FeatureRows(features, torch.randint(3, (count,), generator=draw).int())
 
 
-def contribution(count: int = 6, seed: int = 0, requests: int = 0) -> Contribution:
+def contribution(count: int = 6, seed: int = 0, requests: int = 0, store: str = "one") -> Contribution:
     sums = FeatureSums(PART, "multiclass")
     sums.add(rows_of(count, seed))
-    return Contribution(TERMS, requests, sums)
+    return Contribution(TERMS, requests, sums, store)
 
 
 def tensors(sums: FeatureSums) -> dict[str, list[int]]:
@@ -90,9 +91,79 @@ def test_each_change_is_in_the_history(head: FederatedHead) -> None:
 
 def test_a_message_from_before_a_request_is_refused(head: FederatedHead) -> None:
     head.update("a", contribution(4, requests=1))
-    with pytest.raises(StoreError, match=r"older message.*remove the client first"):
+    with pytest.raises(StoreError, match=r"older message"):
         head.update("a", contribution(5, requests=0))
     assert head.clients() == {"a": 4}
+
+
+def test_an_old_message_is_refused_after_the_client_has_left_too(head: FederatedHead) -> None:
+    head.update("a", contribution(4, requests=1))
+    head.remove("a")
+    with pytest.raises(StoreError, match=r"taken in 0 requests, but an earlier one 1"):
+        FederatedHead(head.folder).update("a", contribution(5, requests=0))
+    assert head.clients() == {}
+    head.update("a", contribution(4, requests=1))  # it is there again
+
+
+def test_a_new_store_of_a_client_takes_over_when_the_client_was_removed(head: FederatedHead) -> None:
+    head.update("a", contribution(4, requests=1))
+    with pytest.raises(StoreError, match=r"from another store than its last one.*remove the client first"):
+        head.update("a", contribution(5, requests=7, store="two"))
+    head.remove("a")
+    assert head.update("a", contribution(5, store="two")).rows == 5
+
+
+def test_what_a_kill_has_cut_off_is_in_the_history_later(head: FederatedHead) -> None:
+    first = head.update("a", contribution(6))
+    write_atomically(head.folder / "clients" / "a.safetensors", contribution(4, requests=1).encode())
+    with open(head.folder / "history.jsonl", "a") as file:
+        file.write('{"client": "a", "ti')
+    assert head.history() == [first]
+    again = FederatedHead(head.folder)
+    again.update("a", contribution(4, requests=1))
+    (head.folder / "clients" / "a.safetensors").unlink()
+    FederatedHead(head.folder)
+    assert [(change.requests, change.rows_before, change.rows) for change in head.history()] == [
+        (0, 0, 6),
+        (1, 6, 4),
+        (1, 4, 4),
+        (None, 4, 0),
+    ]
+
+
+def test_what_a_killed_process_has_half_written_goes_with_the_client(head: FederatedHead) -> None:
+    head.update("a", contribution(4))
+    (head.folder / "clients" / ".a.safetensors.4711.tmp").write_bytes(contribution(5).encode())
+    head.remove("a")
+    assert not any((head.folder / "clients").iterdir())
+
+
+def test_a_file_from_a_backup_brings_nothing_back(head: FederatedHead) -> None:
+    file = head.folder / "clients" / "a.safetensors"
+    head.update("a", contribution(5))
+    backup = file.read_bytes()
+    head.update("a", contribution(4, requests=1))
+    file.write_bytes(backup)
+    for opened in (head, FederatedHead(head.folder)):
+        with pytest.raises(StoreError, match="restored from a backup"):
+            opened.sums()
+    head.update("a", contribution(4, requests=1))
+    assert head.sums().rows == 4
+    head.remove("a")
+    file.write_bytes(backup)
+    with pytest.raises(StoreError, match="restored from a backup"):
+        FederatedHead(head.folder).clients()
+    head.remove("a")
+    assert head.clients() == {}
+
+
+def test_a_damaged_contribution_is_named_and_can_be_replaced(head: FederatedHead) -> None:
+    head.update("a", contribution(4))
+    (head.folder / "clients" / "a.safetensors").write_bytes(b"s3t")
+    with pytest.raises(StoreError, match=r"of 'a' cannot be read: .*a.safetensors is damaged.*Remove the client"):
+        head.sums()
+    head.remove("a")
+    assert head.update("a", contribution(4)).rows_before == 0
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,14 @@ def test_draws_repeat_with_a_seed(writing: Writing) -> None:
     assert len({first, drawn(2), drawn(3)}) > 1
 
 
+def test_draws_without_a_seed_do_not_follow_from_an_earlier_prompt(writing: Writing) -> None:
+    def drawn(seed: int | None) -> str:
+        return text_of(writing.stream(Prompt(MESSAGES, 12, temperature=2.0, seed=seed)))
+
+    after = [(drawn(1), drawn(None))[1] for _ in range(3)]
+    assert len(set(after)) > 1
+
+
 @pytest.mark.parametrize("max_staleness", [0.0, 0.4])
 def test_a_stream_does_not_go_on_after_a_request_has_returned(
     trained: Path, tmp_path: Path, max_staleness: float

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -264,6 +267,55 @@ def test_a_callback_tells_of_each_state_once(
     door.delete(f"{REQUESTS}/{OTHER}")
     wait_for(lambda: not settings.outbox.joinpath(f"{OTHER}.json").exists())
     assert [json.loads(body)["request_status"] for _, body in controller.got] == ["pending", "cancelled"]
+
+
+def test_nothing_is_completed_while_a_replica_may_answer(
+    door: TestClient, path: Path, controller: Controller, settings: OpenDSRSettings
+) -> None:
+    def told() -> list[str]:
+        return [json.loads(body)["request_status"] for _, body in controller.got]
+
+    with Store.open(path) as other:
+        lease = other.lease(30.0)
+        lease.look()
+        wanted = body_of(status_callback_urls=[controller.url])
+        asking = threading.Thread(target=door.post, args=(REQUESTS,), kwargs={"json": wanted})
+        asking.start()
+        wait_for(told)
+        assert door.get(f"{REQUESTS}/{ID}").json()["request_status"] == "pending"
+        assert asking.is_alive()
+        lease.look()  # the replica has learnt of it
+        asking.join()
+    wait_for(lambda: told() == ["pending", "completed"])
+    assert door.get(f"{REQUESTS}/{ID}").json()["request_status"] == "completed"
+
+
+def test_an_address_that_answers_with_nonsense_or_not_at_all_delays_no_request(
+    path: Path, settings: OpenDSRSettings
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port, calls = server.getsockname()[1], list[socket.socket]()
+
+        def answer() -> None:
+            with suppress(OSError):
+                while True:
+                    calls.append(server.accept()[0])
+                    if len(calls) < 3:
+                        calls[-1].recv(1 << 16)
+                        calls[-1].sendall(b"nonsense\r\n\r\n")
+                        calls[-1].close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        url = f"http://127.0.0.1:{port}/callbacks"
+        with open_door(path, settings.model_copy(update={"callbacks": [url]})) as door:
+            assert door.post(REQUESTS, json=body_of(status_callback_urls=[url])).status_code == 201
+            wait_for(lambda: len(calls) >= 3)  # the last one hangs
+            began = time.monotonic()
+            at = (datetime.now(timezone.utc) + timedelta(seconds=0.1)).isoformat()
+            door.post("/forget", json={"request_id": OTHER, "subjects": [BOB], "at": at})
+            wait_for(lambda: door.get(f"/forget/{OTHER}").json()["state"] == "carried_out")
+            assert time.monotonic() - began < 6  # the server waits longer for an address
+            calls[-1].close()
 
 
 def test_other_keys_sign_too_and_wrong_ones_are_refused_at_the_start(

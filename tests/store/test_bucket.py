@@ -248,6 +248,19 @@ def test_a_folder_that_is_not_mounted_is_refused(tmp_path: Path) -> None:
         open_place(tmp_path, str(tmp_path / "shared"), "store-1")
 
 
+@pytest.mark.parametrize("kind", ["snapshots", "keys"])
+def test_a_folder_whose_marker_was_half_written_by_a_killed_process_is_claimed_again(kind: str, tmp_path: Path) -> None:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / ".store.json.4711.tmp").write_text('{"sto')
+    place, keys = (str(folder), None) if kind == "snapshots" else (None, str(folder))
+    for _ in range(2):
+        open_place(tmp_path, place, "store-1", create=True, keys=keys)
+    assert {path.name for path in folder.iterdir()} <= {"store.json", "snapshots"}
+    with pytest.raises(StoreError, match="belong to another store"):
+        open_place(tmp_path, place, "store-2", create=True, keys=keys)
+
+
 def test_a_shared_folder_belongs_to_one_store(tmp_path: Path) -> None:
     place = str(tmp_path / "shared")
     open_place(tmp_path, place, "store-1", create=True)

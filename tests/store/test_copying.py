@@ -18,6 +18,7 @@ import pytest
 from lightning_s3t.errors import ConfigurationError, MovedError, StoreError
 from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
+from lightning_s3t.store.ledgers.ledger import Export
 from lightning_s3t.store.snapshots.snapshots import SnapshotFolder
 from tests.object_storage import shared_storage
 from tests.postgres_server import shared_server
@@ -122,6 +123,45 @@ def test_a_copy_is_what_the_store_was_and_the_store_is_given_up(kinds: tuple[str
         assert copy.receipts()[-1].left_files == 0
 
 
+def test_an_interruption_once_the_copy_answers_takes_nothing_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(replicas: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["lightning_s3t.store.copies.copying"], "wait_out", interrupt)
+    with make(Place.of("folder", tmp_path / "here"), tmp_path / "last.ckpt") as store:
+        before = seen(store)
+        with pytest.raises(KeyboardInterrupt):
+            store.copy(tmp_path / "there")
+    with pytest.raises(MovedError):
+        Store.open(tmp_path / "here")
+    with Store.open(tmp_path / "there") as copy:
+        assert seen(copy) == before
+    assert not any((tmp_path / "here" / "snapshots").iterdir())
+
+
+def test_an_export_that_is_begun_while_the_store_is_copied_leaves_nothing_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["lightning_s3t.store.copies.copying"]
+    check, asked = module._check_equal, []  # type: ignore[attr-defined]
+    unit, part = UnitId(1, (1,)), tmp_path / "away.part"
+
+    def begin(*stores: Any) -> None:
+        check(*stores)
+        if not asked:  # the ledger is copied
+            asked.append(1)
+            with Store.open(tmp_path / "here") as other, other._ledger.transaction():
+                other._ledger.add_export(Export(f"{unit}:1", unit.cells, other.request_number), {str(part): ""})
+
+    monkeypatch.setattr(module, "_check_equal", begin)
+    with make(Place.of("folder", tmp_path / "here"), tmp_path / "last.ckpt") as store:
+        store.copy(tmp_path / "there")
+    with Store.open(tmp_path / "there") as copy:
+        assert copy.exports() == [f"{unit}:1"]
+
+
 def test_a_restored_ledger_of_a_store_that_was_given_up_does_not_answer(tmp_path: Path) -> None:
     here = Place.of("folder", tmp_path / "here")
     make(here, tmp_path / "last.ckpt").close()
@@ -192,6 +232,20 @@ def test_no_copy_lies_in_a_store_or_over_something_else(target: str, tmp_path: P
         with pytest.raises((ConfigurationError, StoreError), match=r"Expected another folder|not empty"):
             store.copy(tmp_path / target)
         assert store.request_number == 3
+
+
+def test_no_part_of_a_copy_is_in_the_store_that_it_replaces(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    with Store.create(tmp_path / "here", SETTINGS, keys=keys) as store:
+        for target, other in (
+            ("there", "here/keys"),
+            ("there", "keys"),
+            ("there", "keys/new"),
+            ("x/../here/in", "new"),
+        ):
+            with pytest.raises(ConfigurationError, match=r"which the store .*here uses.*Nothing was changed"):
+                store.copy(tmp_path / target, keys=tmp_path / other)
+    assert {path.name for path in tmp_path.iterdir()} == {"here", "keys"}
 
 
 def test_another_store_is_not_written_over(tmp_path: Path) -> None:

@@ -217,6 +217,20 @@ def test_a_request_while_the_keys_are_away_is_carried_out_and_deletes_them_later
     check(path, keys)
 
 
+def test_a_request_for_rows_of_a_floor_needs_the_keys_and_changes_nothing_without(
+    store: Store, path: Path, keys: Path
+) -> None:
+    add_floor(store)
+    keys.rename(path.parent / "unmounted")
+    with pytest.raises(StoreError, match="Nothing was changed"):
+        store.forget([ANN])
+    assert (store.request_number, UNITS[0] in store.alive()) == (0, True)
+    (path.parent / "unmounted").rename(keys)
+    store.forget([ANN])
+    assert_same(store.load_head(), sums_of(rows_without(ANN)))
+    check(path, keys)
+
+
 # where keys may be
 
 
@@ -227,6 +241,15 @@ def test_keys_beside_what_they_protect_are_refused(place: str, tmp_path: Path) -
     with pytest.raises(ConfigurationError, match=r"would be backed up with.*neither inside nor around"):
         Store.create(tmp_path / "store", SETTINGS, ledger=ledger, snapshots=snapshots, keys=tmp_path / place)
     assert not any(tmp_path.iterdir())
+
+
+def test_keys_in_the_store_are_refused_whatever_leads_there(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "alias").symlink_to(tmp_path / "runs")
+    for store, keys in (("runs/x/../store", "runs/store/keys"), ("runs/store", "alias/store/keys")):
+        with pytest.raises(ConfigurationError, match="would be backed up with"):
+            Store.create(tmp_path / store, SETTINGS, keys=tmp_path / keys)
+    assert not any((tmp_path / "runs").iterdir())
 
 
 @pytest.mark.parametrize("place", ["keys", "s3://models/churn", "file://host/keys", ""])
@@ -317,7 +340,7 @@ def test_a_copy_has_keys_of_its_own_and_the_old_ones_are_deleted(
     old = {key.read_bytes() for key in keys.iterdir()}
     with pytest.raises(ConfigurationError, match=r"are encrypted, and those of the copy would not be.*--keys"):
         store.copy(tmp_path / "there", **options)
-    with pytest.raises(StoreError, match="belong to another store"):
+    with pytest.raises(ConfigurationError, match=r"is the same folder as .*, which the store .* uses"):
         store.copy(tmp_path / "there", keys=keys, **options)
     before = {unit: record.snapshot for unit, record in store.alive().items()}
     store.copy(tmp_path / "there", keys=tmp_path / "new", **options)

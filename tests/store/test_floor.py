@@ -15,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_s3t.core.floor import PRETRAINED, FloorPart
-from lightning_s3t.errors import DataError, StoreError, StoreMismatchError
+from lightning_s3t.errors import DataError, RevokedError, StoreError, StoreMismatchError
+from lightning_s3t.plan import UnitId
 from lightning_s3t.store import Store
 from lightning_s3t.store.heads.feature_sums import FeatureRows, FeatureSums
 from lightning_s3t.store.heads.floor import sum_rows
 from tests.store.backups import back_up, restore
 from tests.store.kill_points import acknowledged_until_killed
-from tests.store.people_store import PEOPLE, SETTINGS, session
+from tests.store.people_store import PEOPLE, SETTINGS, build, in_place, session
 from tests.tiers import in_tier
 
 PART = FloorPart(layer="head", width=5, outputs=3, bits=8, target_step=1.0)
@@ -168,6 +169,77 @@ def test_who_is_forgotten_is_not_added_again(store: Store) -> None:
     store.forget(["user-3"])
     add(store, FeatureRows(ROWS.features[:8], ROWS.targets[:8]), ["user-3", "new", *["user-3"] * 6])
     assert store.load_head().rows == len(OWNERS) - 2 + 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("is_restricted", [False, True])
+def test_rows_that_were_corrected_since_they_were_loaded_are_not_added(store: Store, is_restricted: bool) -> None:
+    if is_restricted:
+        store.restrict(["user-3"])
+    loaded_at = Store.newest_event(store.path)
+    store.rectify(["user-3"])
+    if is_restricted:
+        store.release(["user-3"])
+    store.forget(["user-4"])  # the fit has planned again since
+    session(store).add_features(PRETRAINED, PART, "multiclass", ROWS, OWNERS, [b""] * len(OWNERS), loaded_at)
+    assert "user-3" not in owners_of(store)
+    session(store).add_features(
+        PRETRAINED, PART, "multiclass", ROWS, OWNERS, [b""] * len(OWNERS), Store.newest_event(store.path)
+    )
+    assert "user-3" in owners_of(store)
+
+
+def owners_of(store: Store) -> set[str]:
+    hashes = store._keyring.hashes(PEOPLE)
+    return {hashes[hash_] for hash_, _, _ in store._ledger.features(PRETRAINED)}
+
+
+def test_the_status_says_that_rows_are_missing_until_the_next_fit(tmp_path: Path) -> None:
+    method = {"name": "closed_form", "guarantee": "exact", "response": "subtract"}
+    with Store.create(tmp_path / "store", {**SETTINGS, "method": method}) as store:
+        add(store)
+        for request in (lambda: store.release(["user-3"]), lambda: store.rectify(["user-4"])):
+            store.restrict(["user-3"])
+            assert store.status().advice is None
+            loaded_at = Store.newest_event(store.path)
+            request()
+            session(store).complete_head(PRETRAINED, loaded_at)  # a fit that ran meanwhile
+            assert "it adds corrected rows, and the rows of released people" in str(store.status().advice)
+            missing = session(store).find_stale_features(PRETRAINED, OWNERS, [b""] * len(OWNERS))
+            kept = [row for row, owner in enumerate(OWNERS) if owner in missing]
+            add(store, FeatureRows(ROWS.features[kept], ROWS.targets[kept]), [OWNERS[row] for row in kept])
+            assert store.status().advice is None
+
+
+def test_a_head_does_not_mix_two_units_of_one_name(store: Store) -> None:
+    unit, (ann, bob) = UnitId(0, (0,)), (in_place(0, 0), in_place(0, 0, 1))
+    build(store, unit, 1.0)
+    store.restrict([ann])
+    build(store, unit, 2.0)
+    half, loaded = len(OWNERS) // 2, store.request_number
+    rows, tags = FeatureRows(ROWS.features[:half], ROWS.targets[:half]), [b""] * half
+    session(store).add_features(str(unit), PART, "multiclass", rows, OWNERS[:half], tags, None, loaded)
+    store.release([ann])  # the first is back
+    for call in (
+        lambda: session(store).add_features(str(unit), PART, "multiclass", rows, OWNERS[half:], tags, None, loaded),
+        lambda: session(store).complete_head(str(unit), None, loaded),
+    ):
+        with pytest.raises(RevokedError, match="A request has reached unit 0/0"):
+            call()
+    assert str(unit) not in store.heads()
+    store.forget([bob])
+    assert not store.alive()
+
+
+def test_sums_that_would_not_be_exact_are_refused() -> None:
+    part = PART.model_copy(update={"width": 1, "outputs": 1})
+    sums = FeatureSums(part, "regression")
+    sums.squares += 2**63 - 5
+    with pytest.raises(DataError, match=r"sums over 1 rows are too large.*Use a larger step"):
+        sums.add(FeatureRows(torch.ones(1, 1).to(torch.int8), torch.full((1, 1), 3).int()))
+    other = FeatureSums(part, "regression")
+    other.gram += 2.0**53
+    with pytest.raises(DataError, match="too large"):
+        FeatureSums(part, "regression").add_sums(other)
 
 
 def test_what_is_stale_is_taken_out_and_what_is_missing_is_named(store: Store) -> None:

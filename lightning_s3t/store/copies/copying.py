@@ -32,7 +32,7 @@ from lightning_s3t.store.requests.erasure import erase_queued
 from lightning_s3t.store.requests.journal import make_journal, write_journal
 from lightning_s3t.store.requests.leases import ANY_REQUEST, wait_out
 from lightning_s3t.store.snapshots.keys import NOTE as KEYS
-from lightning_s3t.store.snapshots.keys import check_keys
+from lightning_s3t.store.snapshots.keys import are_nested, check_keys
 from lightning_s3t.store.snapshots.place import NOTE as PLACE
 from lightning_s3t.store.snapshots.place import check_addresses, open_place, owner_of
 from lightning_s3t.store.units import parse_unit
@@ -118,10 +118,7 @@ def copy_store(
     place = check_addresses(target, ledger, snapshots)
     places = {PLACE: place, KEYS: check_keys(target, keys, place)}
     origin = _origin_of(store)
-    if store.folder == target or target in store.folder.parents or store.folder in target.parents:
-        raise ConfigurationError(
-            f"{target} is the store {store.folder}, inside it, or around it. Expected another folder."
-        )
+    _check_apart(target, places, origin)
     if ledger is not None:
         _check_features(store)
     if origin.keys is not None and keys is None:
@@ -181,6 +178,8 @@ def clear_begun(store: Backend) -> str:
     if not _is_own(store.folder, begun.inode):
         return f"An interrupted copy of the store may have left snapshots in {where}: the store was moved since."
     try:
+        with store.ledger.transaction():  # raises an error if the copy answers already
+            pass
         if (begun.place or begun.keys) is not None and not has_ledger(folder):
             if open_place(folder, begun.place, begun.owner, keys=begun.keys).names():
                 return (
@@ -270,6 +269,22 @@ def unerased(store: Backend) -> str:
     if failed:
         return f"{len(failed)} snapshots in {where}, from which the store was copied, could not be erased."
     return ""
+
+
+def _check_apart(target: Path, places: _Places, origin: _Origin) -> None:
+    """Refuse a copy of which a part would be in a folder of the store, which is retired, and then removed."""
+    own = [
+        origin.folder,
+        *(place for place in (origin.place, origin.keys) if place is not None and os.path.isabs(place)),
+    ]
+    new = [str(target), *(place for place in places.values() if place is not None and os.path.isabs(place))]
+    for mine in own:
+        for theirs in new:
+            if are_nested(Path(mine), Path(theirs)):
+                raise ConfigurationError(
+                    f"{theirs} is the same folder as {mine}, which the store {origin.folder} uses, or inside it, or "
+                    "around it. Expected another folder for each part of the copy. Nothing was changed."
+                )
 
 
 def _origin_of(store: Backend) -> _Origin:
@@ -414,7 +429,7 @@ def _give_up(store: Backend, copy: Backend, origin: _Origin, head: tuple[int, st
     """Decide that the copy answers from now on; return False if the store has changed since it was copied."""
     with store.ledger.transaction():
         unfinished = store.snapshots.owned(file.path for file in store.ledger.queued())
-        if store.ledger.head() != head or unfinished:
+        if store.ledger.head() != head or unfinished or store.ledger.exports() != copy.ledger.exports():
             return False
         replicas = store.ledger.replicas_behind(ANY_REQUEST)
         store.ledger.give_up(str(copy.folder), origin.token)

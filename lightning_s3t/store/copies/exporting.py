@@ -14,7 +14,7 @@ from typing import IO
 
 from lightning_s3t.core.events import Exported, Kind
 from lightning_s3t.core.units import UnitId
-from lightning_s3t.errors import ConfigurationError, RevokedError, StoreError
+from lightning_s3t.errors import ConfigurationError, MovedError, RevokedError, StoreError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.disk.files import spell, sync_folder, unlink_all
 from lightning_s3t.store.history import record
@@ -78,7 +78,10 @@ def write_export(store: Backend, name: str, unit: UnitId, digests: Sequence[str]
             for folder in {os.path.dirname(path) for path in final}:
                 sync_folder(Path(folder))
     except BaseException as error:
-        _take_back(store, Export(name, unit.cells, 0), begun, ours)
+        try:
+            _take_back(store, Export(name, unit.cells, 0), begun, ours)
+        except MovedError:  # the copy of the store does not finish this export
+            unlink_all(begun.values())
         if isinstance(error, OSError):
             raise StoreError(f"The export could not be written ({error}). No part of it remains.") from error
         raise

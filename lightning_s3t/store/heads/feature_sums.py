@@ -15,6 +15,7 @@ from lightning_s3t.core.floor import FloorPart, Task
 from lightning_s3t.errors import DataError, StoreError
 
 _CHUNK = 4096  # number of rows that are held in float64 at a time
+_LARGEST_SUM = 2.0**53  # float64 holds the integers below
 LARGEST_TARGET = 1 << 20  # so that the squares of eight million targets have a sum in int64
 
 
@@ -126,10 +127,11 @@ class FeatureSums:
             rows: The rows.
 
         Raises:
-            DataError: A feature or a target is out of range.
+            DataError: A feature or a target is out of range, or the sums would be.
         """
         self._check(rows)
         self._accumulate(rows, 1)
+        self._check_sums()
 
     def subtract(self, rows: FeatureRows) -> None:
         """Take rows out that were added before.
@@ -144,11 +146,15 @@ class FeatureSums:
 
         Args:
             other: The sums, of the same settings and task.
+
+        Raises:
+            DataError: The sums would be out of range.
         """
         self.gram += other.gram
         self.cross += other.cross
         self.squares += other.squares
         self.rows += other.rows
+        self._check_sums()
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return the sums as tensors, to be kept: of the symmetric one the lower triangle, in the fewest bytes."""
@@ -214,6 +220,14 @@ class FeatureSums:
             raise DataError(
                 f"A target is more than {LARGEST_TARGET:,} steps of {part.target_step} from zero, too many for exact "
                 "sums. Use a larger step: `target_step` of Floor or ClosedForm."
+            )
+
+    def _check_sums(self) -> None:
+        # squares grow fastest; their sum becomes negative when it leaves int64, which one addition at a time shows
+        if bool((self.squares < 0).any()) or float(self.gram.diagonal().max()) >= _LARGEST_SUM:
+            raise DataError(
+                f"The sums over {self.rows:,} rows are too large to be exact. Use a larger step for the targets "
+                "(`target_step` of Floor or ClosedForm), or fewer rows."
             )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_s3t.core.events import Event, Kind, Request, RequestKind
 from lightning_s3t.core.floor import PRETRAINED, CertifiedPart, FloorPart, Task
 from lightning_s3t.errors import DamagedError, StoreError
 from lightning_s3t.store.backend import Backend
@@ -29,6 +30,8 @@ from lightning_s3t.store.snapshots.tensors import decode_snapshot, encode_snapsh
 NOTE = "floor"
 _CHUNK = 2048  # rows
 _WHAT = "the closed-form head"
+RETURNING: tuple[RequestKind, ...] = ("release", "rectify")
+"""The requests after which a fit adds rows again that they, or an earlier one, have subtracted."""
 _OF_CERTIFIED = ("certified", "published", "published_from")
 
 
@@ -45,6 +48,7 @@ class FloorState:
         certified: The settings of a certified head; None for a head that is solved from the sums.
         published: The digest of the snapshot of a certified head's parameters; empty if they may not serve.
         published_from: The digest of the sums over the rows that they were solved from.
+        lacks: Whether a release or a correction has left out rows that the next fit adds.
     """
 
     part: FloorPart
@@ -55,6 +59,7 @@ class FloorState:
     certified: CertifiedPart | None = None
     published: str = ""
     published_from: str = ""
+    lacks: bool = False
 
     @property
     def serves(self) -> bool:
@@ -220,7 +225,7 @@ def add_rows(
     rows: FeatureRows,
     owners: Sequence[bytes],
     tags: Sequence[bytes],
-    as_of: int,
+    loaded_at: int | None = None,
     certified: CertifiedPart | None = None,
 ) -> None:
     """Add rows to a closed-form head, except for those of subjects who may not be trained on; within a transaction.
@@ -235,7 +240,7 @@ def add_rows(
         rows: The rows.
         owners: The subject of each, as the ledger hashes them now.
         tags: A tag of each row's contents, or empty.
-        as_of: The newest request when the data was loaded.
+        loaded_at: The position of the newest event when the data was loaded; None for now.
         certified: The settings of a certified head; None for a head that is solved from the sums.
 
     Raises:
@@ -248,10 +253,7 @@ def add_rows(
             f"they are those of a {task} task. Expected the same data: use the targets as before, or train into a new "
             "store."
         )
-    people = set(owners)
-    gone = store.ledger.forgotten(people)
-    gone |= {mark.hash for mark in store.ledger.marks_of(people, "restricted")}
-    gone |= {mark.hash for mark in store.ledger.marks_of(people, "rectified") if mark.number > as_of}
+    gone = _kept_out(store, set(owners), loaded_at)
     kept = [index for index, owner in enumerate(owners) if owner not in gone]
     chosen = FeatureRows(rows.features[kept], rows.targets[kept])
     sums = _load_or_sum(store, source, state)
@@ -264,6 +266,27 @@ def add_rows(
         ),
     )
     _keep(store, source, state, sums, None)
+
+
+def _kept_out(store: Backend, people: set[bytes], loaded_at: int | None) -> set[bytes]:
+    ledger = store.ledger
+    gone = ledger.forgotten(people) | {mark.hash for mark in ledger.marks_of(people, "restricted")}
+    first = next(_requests_since(store, loaded_at), None)
+    if first is None or first.request is None:
+        return gone
+    gone |= {mark.hash for mark in ledger.marks_of(people, "rectified") if mark.number >= first.request}
+    # a correction during a restriction has the number of the restriction, which may be older
+    released = [mark for mark in ledger.marks_of(people, "released") if mark.number >= first.request]
+    if released:
+        with ledger_errors("The history of requests"):
+            corrected = {cell for event in _requests_since(store, loaded_at) for cell in event.read(Request).cells}
+        gone |= {mark.hash for mark in released if mark.cell in corrected}
+    return gone
+
+
+def _requests_since(store: Backend, position: int | None) -> Iterator[Event]:
+    kinds: tuple[Kind, ...] = ("request",)
+    return store.ledger.events(position, kinds=kinds) if position is not None else iter(())
 
 
 def drop(store: Backend, sources: Collection[str], request: int | None) -> None:
@@ -283,7 +306,7 @@ def drop(store: Backend, sources: Collection[str], request: int | None) -> None:
         _note(store, states)
 
 
-def complete(store: Backend, source: str, is_complete: bool) -> None:
+def complete(store: Backend, source: str, is_complete: bool, loaded_at: int | None = None) -> FloorState | None:
     """Note whether a closed-form head has all rows of the data that it should have; within a transaction.
 
     A certified head is published from them, unless it has been.
@@ -292,13 +315,37 @@ def complete(store: Backend, source: str, is_complete: bool) -> None:
         store: The store's backend.
         source: The source of its features.
         is_complete: Whether it has.
+        loaded_at: The position of the newest event when the data was loaded; None for now.
+
+    Returns:
+        The head's record then; None without one.
     """
     states = read_states(store)
-    if source in states and states[source].complete != is_complete:
-        _note(store, {**states, source: replace(states[source], complete=is_complete)})
-    state = read_state(store, source)
-    if state is not None and state.certified and is_complete and state.published_from != state.digest:
-        _publish(store, source, None)
+    before = states.get(source)
+    if before is None:
+        return None
+    lacks = before.lacks
+    if lacks and is_complete:
+        with ledger_errors("The history of requests"):
+            lacks = any(event.read(Request).kind in RETURNING for event in _requests_since(store, loaded_at))
+    state = replace(before, complete=is_complete, lacks=lacks)
+    if state != before:
+        _note(store, {**states, source: state})
+    if state.certified and is_complete and state.published_from != state.digest:
+        return _publish(store, source, None)
+    return state
+
+
+def note_missing(store: Backend) -> None:
+    """Note that the next fit adds rows to the heads: a release or a correction has left them out; in a transaction.
+
+    Args:
+        store: The store's backend.
+    """
+    states = read_states(store)
+    found = {source: replace(state, lacks=True) for source, state in states.items()}
+    if found != states:
+        _note(store, found)
 
 
 def find_stale(store: Backend, source: str, expected: Iterable[tuple[bytes, bytes]]) -> tuple[set[bytes], set[bytes]]:
@@ -414,12 +461,13 @@ def _keep(store: Backend, source: str, state: FloorState, sums: FeatureSums, req
         store.kept_sums[source] = (digest, sums)
 
 
-def _publish(store: Backend, source: str, request: int | None) -> None:
+def _publish(store: Backend, source: str, request: int | None) -> FloorState:
     """Publish a certified head from the rows that are left, in place of the previous one; or none, if there are none.
 
     It is also none if rounding errors keep the parameters too far from the minimum: the head then does not serve.
     """
-    state = read_states(store)[source]
+    states = read_states(store)
+    state = states[source]
     assert state.certified is not None
     parts = list(_read_rows(store, state, source))
     solution = None
@@ -434,7 +482,9 @@ def _publish(store: Backend, source: str, request: int | None) -> None:
         digest = ""
     else:
         digest = _put(store, {"theta": publish(solution, state.certified)}, state.published, request)
-    _note(store, {**read_states(store), source: replace(state, published=digest, published_from=state.digest)})
+    published = replace(state, published=digest, published_from=state.digest)
+    _note(store, {**states, source: published})
+    return published
 
 
 def _last_published(store: Backend, state: FloorState) -> Tensor | None:
@@ -471,6 +521,8 @@ def _note(store: Backend, states: Mapping[str, FloorState]) -> None:
 
 def _plain(state: FloorState) -> dict[str, Any]:
     found = {**asdict(state), "part": state.part.model_dump()}
+    if not state.lacks:
+        del found["lacks"]
     if state.certified is None:
         return {name: value for name, value in found.items() if name not in _OF_CERTIFIED}
     return {**found, "certified": state.certified.model_dump()}

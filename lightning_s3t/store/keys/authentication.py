@@ -72,6 +72,11 @@ class Authenticator:
         self._ledger = ledger
         self._derived: dict[tuple[int, str], bytes] = {}
 
+    @property
+    def identity(self) -> str:
+        """A digest of the note that distinguishes the store from others with the same key."""
+        return hashlib.sha256(self._ledger.notes(_ID).get(_ID, "").encode()).hexdigest()
+
     # the history
 
     def append(self, event: Event, forgotten: int | None = None, change: Change | None = None) -> None:

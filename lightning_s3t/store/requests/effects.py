@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lightning_s3t.core.events import RequestKind
 from lightning_s3t.core.units import Cell, reaches
 from lightning_s3t.store.backend import Backend
-from lightning_s3t.store.heads.floor import drop, subtract
+from lightning_s3t.store.heads.floor import RETURNING, drop, note_missing, subtract
 from lightning_s3t.store.keys.authentication import Change
 from lightning_s3t.store.ledgers.ledger import SetAside
 from lightning_s3t.store.requests.erasure import queue, remove, remove_exports
@@ -67,7 +67,11 @@ def find_reach(store: Backend, number: int, change: Change) -> Reach:
         number: The number of the request.
         change: The change to the lists of people.
     """
-    ledger, since = store.ledger, _since(change)
+    return _find_reach(store, number, _since(change))
+
+
+def _find_reach(store: Backend, number: int, since: Mapping[Cell, int]) -> Reach:
+    ledger = store.ledger
     # units in service are newer than all restrictions of their cells: only the current request reaches them
     cells = frozenset(cell for cell, as_of in since.items() if as_of == number)
     aside = [one for one in ledger.aside() if any(since.get(cell, 0) > one.as_of for cell in one.cells)]
@@ -103,10 +107,12 @@ def carry_out(store: Backend, kind: RequestKind, number: int, change: Change) ->
     ledger.unmark(change.unmarked)
     ledger.mark(change.marked)
     shards = tuple(sorted({int(cell.partition("/")[0]) for cell in since}))
+    if kind in RETURNING:
+        note_missing(store)
     if kind == "release":
         returned, displaced = _put_back(store, number)
         return Effect(frozenset(), shards, revoked=displaced, returned=returned)
-    reach = find_reach(store, number, change)
+    reach = _find_reach(store, number, since)
     reached, names, exports, aside = reach.cells, reach.units, reach.exports, reach.aside
     if exports:
         remove_exports(store, exports, number)

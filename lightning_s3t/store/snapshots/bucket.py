@@ -17,7 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from typing_extensions import override
 
 from lightning_s3t.errors import DamagedError, StoreError
-from lightning_s3t.store.snapshots.place import MARKER
+from lightning_s3t.store.snapshots.marker import MARKER
 from lightning_s3t.store.snapshots.snapshots import NOT_SERVED, SnapshotPlace
 
 _PROBE = "probe-"

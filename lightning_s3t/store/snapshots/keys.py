@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import secrets
@@ -14,12 +13,12 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from lightning_s3t.errors import ConfigurationError, StoreError
-from lightning_s3t.store.disk.files import half_written_name, read_unlinked, sync_folder, unlink_all, write_atomically
+from lightning_s3t.store.disk.files import read_unlinked, sync_folder
+from lightning_s3t.store.snapshots.marker import MARKER, claim, is_free, read_owner
 
 NOTE = "keys"
 """The folder of the keys as the ledger records it, if snapshots are encrypted."""
 VARIABLE = "LIGHTNING_S3T_KEYS"
-MARKER = "store.json"
 _SIZE = 32  # bytes: AES-256
 _FILE = re.compile(r"(?:\.\d+\.\d+\.)?([0-9a-f]{64})\.key")  # a key, or a file that becomes one
 
@@ -69,12 +68,23 @@ def check_keys(store: Path, keys: str | Path | None, place: str | None) -> str |
         return None
     found = Path(parse_keys(keys))
     for other in [store, *([Path(place)] if place is not None and os.path.isabs(place) else [])]:
-        if found == other or found in other.parents or other in found.parents:
+        if are_nested(found, other):
             raise ConfigurationError(
                 f"The keys in {found} would be backed up with {other}, so a deleted key could come back. Expected a "
                 "folder that is neither inside nor around it, and in no backup of it."
             )
     return str(found)
+
+
+def are_nested(one: Path, other: Path) -> bool:
+    """Return whether two folders are one, or one of them is inside the other, whatever links lead to them.
+
+    Args:
+        one: A folder.
+        other: Another.
+    """
+    first, second = Path(os.path.realpath(one)), Path(os.path.realpath(other))
+    return first == second or first in second.parents or second in first.parents
 
 
 class SnapshotKeys:
@@ -104,10 +114,9 @@ class SnapshotKeys:
                 )
             if create:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                found = {half_written_name(entry) or entry.name for entry in folder.iterdir()}
-                if not found - {MARKER} and not (folder / MARKER).exists():
-                    self._claim()
-                elif MARKER not in found:
+                if is_free(folder):
+                    claim(folder, owner)
+                elif not (folder / MARKER).exists():
                     raise ConfigurationError(
                         f"{folder} is not empty. Expected a folder that only this store uses, for the keys of its "
                         "snapshots."
@@ -253,13 +262,14 @@ class SnapshotKeys:
                     continue
 
     def _claim(self) -> None:
-        unlink_all([entry for entry in self._folder.iterdir() if half_written_name(entry) == MARKER])
-        write_atomically(self._folder / MARKER, json.dumps({"store": self._owner}).encode())
+        try:
+            claim(self._folder, self._owner)
+        except OSError as error:
+            raise self._unusable(error) from error
 
     def _read_owner(self) -> str | None:
         try:
-            with read_unlinked(self._folder / MARKER) as file:
-                found = json.loads(file.read(1 << 16))
+            return read_owner(self._folder)
         except FileNotFoundError as error:
             raise StoreError(
                 f"The folder of the keys, {self._folder}, is missing or has no {MARKER}. If it is on its own disk, "
@@ -268,7 +278,6 @@ class SnapshotKeys:
             ) from error
         except (OSError, ValueError) as error:
             raise self._unusable(error) from error
-        return found.get("store") if isinstance(found, dict) else None
 
     def _unusable(self, error: Exception) -> StoreError:
         return StoreError(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_s3t.errors import ConfigurationError, StoreError
-from lightning_s3t.store.disk.files import read_unlinked, write_atomically
 from lightning_s3t.store.ledgers.address import FILE as ADDRESS
 from lightning_s3t.store.ledgers.address import parse_address, read_address
 from lightning_s3t.store.snapshots.keys import SnapshotKeys
+from lightning_s3t.store.snapshots.marker import MARKER, claim, is_free, read_owner
 from lightning_s3t.store.snapshots.snapshots import FOLDER, SnapshotFolder, SnapshotPlace, Snapshots
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 NOTE = "snapshots"
 """The location as the ledger records it, if it is not the store's folder."""
-MARKER = "store.json"
 _BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w!.*'()-]+)*", re.ASCII)
 
 
@@ -137,17 +135,14 @@ def _open_folder(place: Path, owner: str, create: bool) -> SnapshotPlace:
                 raise StoreError(f"{path} is a symbolic link, and links are not followed. Put the folder itself there.")
         if create:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            entries = {entry.name for entry in place.iterdir()}
-            if not entries:
-                write_atomically(marker, json.dumps({"store": owner}).encode())
-                entries = {MARKER}
-            if MARKER not in entries:
+            if is_free(place):
+                claim(place, owner)
+            elif not marker.exists():
                 raise StoreError(
                     f"{place} is not empty. Expected a folder that only this store uses, for its snapshots."
                 )
             (place / FOLDER).mkdir(mode=0o700, exist_ok=True)
-        with read_unlinked(marker) as file:
-            found = json.loads(file.read())
+        found = read_owner(place)
     except FileNotFoundError as error:
         raise StoreError(
             f"The location of the snapshots, {place}, has no {MARKER}. If it is on its own disk, mount the disk; "
@@ -155,7 +150,7 @@ def _open_folder(place: Path, owner: str, create: bool) -> SnapshotPlace:
         ) from error
     except (OSError, ValueError) as error:
         raise StoreError(f"The location of the snapshots, {place}, cannot be used ({error}).") from error
-    if found != {"store": owner}:
+    if found != owner:
         raise StoreError(
             f"The snapshots in {place} belong to another store. Each store needs its own folder for them: use another."
         )

@@ -292,10 +292,7 @@ def assert_exact(folder: Path, make: Callable[[], Script], workers: int, same_sc
     assert_bitwise_equal(survivors, {unit: scratch[unit] for unit in survivors})
 
 
-SAMPLE = ("slots under Subset", "global")
-
-
-@pytest.mark.parametrize("place", nightly_except(PLACES, *SAMPLE))
+@pytest.mark.parametrize("place", nightly_except(PLACES, "global"))
 def test_state_in_any_place_stays_in_its_unit(tmp_path: Path, place: str) -> None:
     assert_exact(tmp_path, lambda: script(place, Numbers("generator")), workers=0, same_script=True)
 

@@ -96,6 +96,7 @@ class ByHand(TwoOptimizers):
             optimizer.step()
 
 
+@pytest.mark.nightly
 def test_several_optimizers_by_hand_train_every_group(tmp_path: Path) -> None:
     store = assert_free_of_the_person(tmp_path, ByHand)
     adapters = {u: [t for n, t in own.items() if "lora_B" in n] for u, own in tensors_of(store).items()}

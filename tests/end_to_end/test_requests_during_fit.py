@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_s3t.plan import Partition, UnitId
 from lightning_s3t.store import Store
 from tests.people import People, UnitLog, assert_bitwise_equal, fit, tensors_of
+from tests.tiers import nightly_except
 
 SHARDS, SLICES = 2, 2
 
@@ -57,7 +58,7 @@ def forget_from_elsewhere(store: Path, person: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
-@pytest.mark.parametrize("ask", [forget_in, forget_from_elsewhere])
+@pytest.mark.parametrize("ask", nightly_except([forget_in, forget_from_elsewhere], forget_in))
 def test_the_unit_that_a_request_reaches_is_broken_off_and_trained_again_without_the_person(
     tmp_path: Path, ask: Callable[[Path, str], None]
 ) -> None:
@@ -82,6 +83,7 @@ def test_a_unit_that_was_broken_off_takes_no_further_step(tmp_path: Path) -> Non
     assert_bitwise_equal(tensors_of(store), tensors_of(tmp_path / "scratch"))
 
 
+@pytest.mark.nightly
 def test_a_unit_that_the_request_does_not_reach_goes_on(tmp_path: Path) -> None:
     store, person = tmp_path / "store", person_at(slice_=0, shard=1)
     other = UnitLog(tmp_path / "other.txt", every_batch=True)

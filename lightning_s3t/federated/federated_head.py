@@ -112,8 +112,9 @@ class FederatedHead:
                         f"{', '.join(_differences(kept, contribution))} differ. Nothing was changed. Fit all clients "
                         "with the same model, checkpoint and settings of the head."
                     )
-            write_atomically(path, contribution.encode())
-            return self._note(client, contribution, _rows_in(history, client), contribution.digest)
+            data = contribution.encode()
+            write_atomically(path, data)
+            return self._note(client, contribution, _rows_in(history, client), hashlib.sha256(data).hexdigest())
 
     def remove(self, client: str) -> Change:
         """Erase a client's contribution.

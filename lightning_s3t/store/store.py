@@ -906,21 +906,6 @@ class Store:
         """
         return self._read_head(source, lambda state: load_sums(self._backend, state))
 
-    def load_published(self, source: str = PRETRAINED) -> LinearHead | None:
-        """Read a certified head; None if none may serve.
-
-        Args:
-            source: The source of its features.
-
-        Raises:
-            DamagedError: Its snapshot is missing or damaged; the next fit publishes another.
-        """
-
-        def read(state: FloorState) -> LinearHead | None:
-            return LinearHead.of(load_published(self._backend, state)) if state.published else None
-
-        return self._read_head(source, read)
-
     def load_serving_head(self, source: str = PRETRAINED) -> tuple[str, FeatureSums | LinearHead] | None:
         """Read what a closed-form head answers from, with its digest; None if the store has none.
 

@@ -273,7 +273,7 @@ def test_a_head_of_nobody_does_not_serve(path: Path) -> None:
         forget(store, *PEOPLE[:30])
         state = store.heads()[PRETRAINED]
         assert (state.rows, state.published, state.serves) == (0, "", False)
-        assert store.load_published() is None
+        assert store.load_serving_head() is None
         assert store.verify().problems == ()
 
 

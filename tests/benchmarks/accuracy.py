@@ -1,4 +1,4 @@
-"""Accuracy over requests, with and without closed-form heads: `python -m tests.benchmarks.accuracy [--seeds N] [TASK ...]`.
+"""Accuracy over requests, with and without closed-form heads: `python -m tests.benchmarks.accuracy [TASK ...]`.
 
 Two tasks, each with a small model that the script trains on public rows first: `digits` (images, those of scikit-learn) and
 `text` (which package is a docstring from; the docstrings are those of the packages installed here). One person after the
@@ -10,8 +10,9 @@ S3T's units are the same. Beside them stand fine-tunes of the same adapters on a
 Marks, for the mean over the seeds: with the floor on four layers never more than 0.5 points below that floor by itself;
 and with it, before any request, at least 0.4 of what sharding took from the fine-tune is given back.
 
-Writes `accuracy.json` and `accuracy.png` to the folder that `--output` names (build/accuracy). What is there is not
-measured again.
+Each task and seed is a file, `TASK-SEED.json`, in the folder that `--output` names (build/accuracy). What is there is not
+measured again, and several processes can measure other seeds in one folder. Tables and `accuracy.png` have the variants
+that all these seeds have.
 """
 
 from __future__ import annotations
@@ -50,14 +51,19 @@ from tests.benchmarks.docstrings import LENGTH, PRIVATE, PUBLIC, VOCABULARY, loa
 
 SHARDS, SLICES, BUDGET = 5, 4, 4
 MARKS = (0.005, 0.4)
-WAYS = ("S3T", "with floor", "with heads", "with layers", "floor alone", "finer slices", "SISA")
 COLOURS = ("#3b5bdb", "#74b816", "#862e9c", "#2b8a3e", "#868e96", "#1098ad", "#e8590c")
 NOTHING = "nothing answers"
-FLOORS = {
-    "with floor": Floor(),
-    "with heads": Floor(survivors=True),
-    "with layers": Floor(layers=4),
+# by variant: the store that it is trained on top of, and the arguments of S3T; None to drop the units instead
+WAYS: dict[str, tuple[str | None, dict[str, Any] | None]] = {
+    "S3T": (None, {}),
+    "with floor": ("S3T", {"floor": Floor()}),
+    "with heads": ("S3T", {"floor": Floor(survivors=True)}),
+    "with layers": ("S3T", {"floor": Floor(layers=4)}),
+    "floor alone": ("with layers", None),
+    "finer slices": (None, {"slices": 2 * SLICES, "groups": SLICES, "budget": 2 * BUDGET}),
+    "SISA": (None, {"budget": 1, "sequences": "sisa"}),
 }
+MARKED = ("S3T", "with layers", "floor alone")
 
 
 class Owned(Dataset[Any]):
@@ -154,7 +160,7 @@ def make_text(seed: int) -> Task:
 TASKS = {"digits": make_digits, "text": make_text}
 
 
-def measure(task: Task, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
+def measure(task: Task, seed: int, ways: Sequence[str], say: Callable[[str], None]) -> dict[str, Any]:
     """Train and forget; return the accuracies by way and number of requests, and seconds and bytes."""
     people = sorted(set(task.private.owners))
     random.Random(seed).shuffle(people)
@@ -162,33 +168,21 @@ def measure(task: Task, seed: int, say: Callable[[str], None]) -> dict[str, Any]
     after = measured_after(len(people))
     found: dict[str, Any] = {"people": len(people), "after": after, "accuracies": {}, "seconds": {}, "bytes": {}}
     with tempfile.TemporaryDirectory() as folder:
-        stores = {name: Path(folder) / name for name in WAYS}
-
-        def fit(way: str, **arguments: Any) -> None:
+        stores = {way: Path(folder) / way for way in ways}
+        for way in ways:
             say(f"{way}: training")
-            s3t = S3T(
-                stores[way], SHARDS, subjects="owners", adapter=task.adapter, partition="public",
-                **{"slices": SLICES, "budget": BUDGET, "seed": seed, **arguments},
-            )  # fmt: skip
-            start = time.perf_counter()
-            loader = DataLoader(task.private, task.batch, shuffle=True)
-            make_trainer(task.epochs, s3t).fit(task.model, loader)
-            found["seconds"][way] = time.perf_counter() - start
-            found["bytes"][way] = sum(file.stat().st_size for file in stores[way].rglob("*") if file.is_file())
-
-        fit("S3T")
-        shutil.copytree(stores["S3T"], stores["with floor"])
-        fit("with floor", floor=FLOORS["with floor"])
-        shutil.copytree(stores["with floor"], stores["with heads"])
-        fit("with heads", floor=FLOORS["with heads"])
-        shutil.copytree(stores["S3T"], stores["with layers"])
-        fit("with layers", floor=FLOORS["with layers"])
-        shutil.copytree(stores["with layers"], stores["floor alone"])
-        fit("finer slices", slices=2 * SLICES, groups=SLICES, budget=2 * BUDGET)
-        fit("SISA", budget=1, sequences="sisa")
-        with Store.open(stores["floor alone"]) as store, store.building() as building:
-            building.drop(store.alive())
-        for way in WAYS:
+            origin, arguments = WAYS[way]
+            if origin is not None:
+                shutil.copytree(stores[origin], stores[way])
+            if arguments is None:
+                with Store.open(stores[way]) as store, store.building() as building:
+                    building.drop(store.alive())
+            else:
+                start = time.perf_counter()
+                train(task, seed, stores[way], arguments)
+                found["seconds"][way] = time.perf_counter() - start
+                found["bytes"][way] = sum(file.stat().st_size for file in stores[way].rglob("*") if file.is_file())
+        for way in ways:
             say(f"{way}: forgetting")
             found["accuracies"][way] = forget_all(task, stores[way], people, after)
         found["fine-tunes"] = {}
@@ -199,10 +193,21 @@ def measure(task: Task, seed: int, say: Callable[[str], None]) -> dict[str, Any]
     return found
 
 
+def train(task: Task, seed: int, store: Path, arguments: dict[str, Any]) -> None:
+    """Train S3T with these arguments, into this store."""
+    shape = {"shards": SHARDS, "slices": SLICES, "budget": BUDGET, **arguments}
+    s3t = S3T(store, subjects="owners", adapter=task.adapter, partition="public", seed=seed, **shape)
+    make_trainer(task.epochs, s3t).fit(task.model, DataLoader(task.private, task.batch, shuffle=True))
+
+
 def measured_after(people: int) -> list[int]:
-    """Return after how many requests accuracy is measured: each of the first 20, and 60 later ones."""
-    later = {round(20 + (people - 20) * part / 60) for part in range(61)}
-    return sorted({number for number in {*range(21), *later} if number <= people})
+    """Return after how many requests accuracy is measured: each of the first 20, then every fifth, from 100 every tenth.
+
+    Seeds of text have different numbers of people, and are compared at the numbers that all of them have.
+    """
+    return sorted(
+        {number for number in {*range(21), *range(20, 100, 5), *range(100, people, 10)} if number < people} | {people}
+    )
 
 
 def forget_all(task: Task, store: Path, people: Sequence[str], after: Sequence[int]) -> list[float]:
@@ -230,33 +235,42 @@ def fine_tune(task: Task, seed: int, store: Path, gone: set[str]) -> float:
         return task.accuracy(served)
 
 
-def mean_at(results: Sequence[dict[str, Any]], way: str) -> list[float]:
+def ways_of(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the variants that all these seeds have."""
+    return [way for way in WAYS if all(way in one["accuracies"] for one in results)]
+
+
+def mean_at(results: Sequence[dict[str, Any]], way: str) -> dict[int, float]:
     """Return the mean over the seeds by number of requests; NaN where nothing answers for one of them."""
-    return [statistics.fmean(column) for column in zip(*(one["accuracies"][way] for one in results), strict=False)]
+    found = [dict(zip(one["after"], one["accuracies"][way], strict=True)) for one in results]
+    shared = [number for number in found[0] if all(number in one for one in found)]
+    return {number: statistics.fmean(one[number] for one in found) for number in shared}
 
 
 def mean_fine_tunes(results: Sequence[dict[str, Any]]) -> dict[int, float]:
-    """Return the mean accuracy of the fine-tunes over the seeds, by number of requests."""
+    """Return the mean accuracy of the fine-tunes, by the mean number of requests: none, half of them, all."""
     columns = zip(*(one["fine-tunes"].items() for one in results), strict=True)
-    return {int(column[0][0]): statistics.fmean(accuracy for _, accuracy in column) for column in columns}
+    return {
+        round(statistics.fmean(int(number) for number, _ in column)): statistics.fmean(value for _, value in column)
+        for column in columns
+    }
 
 
 def judge(name: str, results: Sequence[dict[str, Any]], console: Console) -> bool:
     """Print a task's table; return whether its marks are met."""
-    means, after = {way: mean_at(results, way) for way in WAYS}, results[0]["after"]
-    requests = after[-1]
-    table = Table(
-        "requests", *WAYS, title=f"{name}: test accuracy, %, mean of {len(results)} seeds, {requests} requests"
-    )
-    wanted = (0, 1, 2, 5, 10, 20, 40, 60, 80, requests / 2, requests * 3 / 4, requests)
-    for place in sorted({min(range(len(after)), key=lambda place: abs(after[place] - number)) for number in wanted}):
-        shown = [f"{100 * means[way][place]:.1f}" for way in WAYS]
-        table.add_row(str(after[place]), *[NOTHING if text == "nan" else text for text in shown])
+    means = {way: mean_at(results, way) for way in ways_of(results)}
+    numbers = list(means["S3T"])
+    table = Table("requests", *means, title=f"{name}: test accuracy, %, mean of {len(results)} seeds")
+    wanted = (0, 1, 2, 5, 10, 20, 40, 60, 80, *(numbers[-1] * part / 4 for part in (2, 3, 4)))
+    for number in sorted({min(numbers, key=lambda number: abs(number - one)) for one in wanted}):
+        shown = [f"{100 * means[way][number]:.1f}" for way in means]
+        table.add_row(str(number), *[NOTHING if text == "nan" else text for text in shown])
     console.print(table)
-    behind = max(alone - both for both, alone in zip(means["with layers"], means["floor alone"], strict=True))
+    alone = means["floor alone"]
+    behind = max(alone[number] - value for number, value in means["with layers"].items())
     tuned = mean_fine_tunes(results)
     taken = tuned[0] - means["S3T"][0]
-    given = {way: (means[way][0] - means["S3T"][0]) / taken for way in ("with floor", "with heads", "with layers")}
+    given = {way: (means[way][0] - means["S3T"][0]) / taken for way in means if way.startswith("with ")}
     left = ", ".join(f"{100 * accuracy:.1f} % after {number}" for number, accuracy in tuned.items())
     console.print(f"Fine-tunes on the rows that are left: {left} requests. Sharding takes {100 * taken:.1f}.")
     console.print("Given back: " + ", ".join(f"{share:.2f} {way}" for way, share in given.items()) + " (mark: 0.4).")
@@ -264,10 +278,8 @@ def judge(name: str, results: Sequence[dict[str, Any]], console: Console) -> boo
         f"With the floor on four layers, at worst {100 * behind:.1f} points behind the floor by itself (mark: 0.5)."
     )
     for what, of in (("seconds", "seconds of the fit"), ("bytes", "bytes of the store")):
-        shown = ", ".join(
-            f"{way} {statistics.fmean(one[what][way] for one in results):,.0f}" for way in results[0][what]
-        )
-        console.print(f"{of}: {shown}")
+        each = {way: statistics.fmean(one[what][way] for one in results) for way in means if way in results[0][what]}
+        console.print(f"{of}: " + ", ".join(f"{way} {mean:,.0f}" for way, mean in each.items()))
     return behind <= MARKS[0] and given["with layers"] >= MARKS[1]
 
 
@@ -277,8 +289,10 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     FigureCanvasAgg(figure)
     for axes, (name, results) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
         for way, colour in zip(WAYS, COLOURS, strict=True):
-            shown = [100 * value for value in mean_at(results, way)]
-            axes.plot(results[0]["after"], shown, color=colour, label=way, drawstyle="steps-post")
+            if way in ways_of(results):
+                means = mean_at(results, way)
+                shown = [100 * value for value in means.values()]
+                axes.plot(list(means), shown, color=colour, label=way, drawstyle="steps-post")
         tuned = mean_fine_tunes(results)
         axes.plot(
             list(tuned),
@@ -313,25 +327,29 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "tasks", nargs="*", default=[], choices=[*TASKS, []], metavar="TASK", help="all, if none is named"
     )
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=range(5), metavar="SEED")
+    parser.add_argument(
+        "--without", nargs="+", default=[], choices=[way for way in WAYS if way not in MARKED], metavar="VARIANT",
+        help="do not train these: with floor, with heads, finer slices, SISA",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("build/accuracy"))
     options = parser.parse_args(arguments)
-    options.tasks = options.tasks or list(TASKS)
     console = Console()
     compute_quietly()
     options.output.mkdir(parents=True, exist_ok=True)
-    file = options.output / "accuracy.json"
-    kept: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
-    for name in options.tasks:
-        for seed in range(options.seeds):
-            if str(seed) not in kept.setdefault(name, {}):
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in options.tasks or TASKS:
+        for seed in options.seeds:
+            file = options.output / f"{name}-{seed}.json"
+            if not file.exists():
                 with console.status(name) as status:
                     title = f"{name}, seed {seed}: "
-                    kept[name][str(seed)] = measure(
-                        TASKS[name](seed), seed, lambda what, title=title, status=status: status.update(title + what)
-                    )
-                file.write_text(json.dumps(kept))
-    found = {name: [kept[name][str(seed)] for seed in range(options.seeds)] for name in options.tasks}
+                    result = measure(
+                        TASKS[name](seed), seed, [way for way in WAYS if way not in options.without],
+                        lambda what, title=title, status=status: status.update(title + what),
+                    )  # fmt: skip
+                file.write_text(json.dumps(result))
+            found.setdefault(name, []).append(json.loads(file.read_text()))
     met = [judge(name, results, console) for name, results in found.items()]
     draw(found, options.output / "accuracy.png")
     return int(not all(met))

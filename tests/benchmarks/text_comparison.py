@@ -39,9 +39,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     compute_quietly()
     task = make_text(0)
-    s3t = S3T(
-        "unused", 3, 4, subjects="owners", adapter=None, seed=0, parallel_units=2
-    )  # a comparison has its own stores
+    # the comparison has its own stores
+    s3t = S3T("unused", 3, 4, 2, subjects="owners", adapter=None, seed=0, parallel_units=2)
     found = compare(
         make_trainer(EPOCHS, s3t),
         task.model,

@@ -291,6 +291,14 @@ def test_tables_have_a_row_for_each_method(found: Comparison) -> None:
     assert [line.get_xdata()[-1] for line in axes[0].lines] == [2, 2, 2]
 
 
+@pytest.mark.parametrize(("name", "panels"), [("comparison", 2), ("comparison-thorough", 3)])
+def test_published_comparisons_can_be_drawn(name: str, panels: int) -> None:
+    found = Comparison.from_json(Path(f"docs/benchmarks/{name}.json").read_text())
+    axes = found.plot().axes
+    assert len(axes) == panels
+    assert [text.get_text() for text in axes[-1].get_yticklabels()] == [one.label for one in found.methods]
+
+
 def test_overtaken_is_from_when_on_another_is_ahead_to_the_end(found: Comparison) -> None:
     with pytest.raises(ConfigurationError, match="no method 'x'"):
         found.overtaken("x")

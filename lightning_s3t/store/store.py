@@ -132,7 +132,7 @@ class Store:
                 clear_begun(backend)
                 clean_up(backend)
         ledger.clear_traces(patience=0.1)  # a crash may have come between an erasure and this
-        write_journal(ledger, path)
+        write_journal(backend)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
@@ -695,7 +695,7 @@ class Store:
         with self._lock.hold():
             reconcile(self._backend, self._keyring)  # a rotation that only the journal knows has its key already
             self._keyring.rotate()
-            write_journal(self._ledger, self.path)
+            write_journal(self._backend)
             self._ledger.rewrite()
 
     def copy(
@@ -1039,7 +1039,7 @@ class Store:
             if gone:
                 record(self._backend, "damage", None, asdict(Damage(tuple(map(str, gone)))))
         erase_queued(self._backend)
-        write_journal(self._ledger, self.path)
+        write_journal(self._backend)
         return gone
 
     def take_out_damaged(self) -> list[UnitId]:

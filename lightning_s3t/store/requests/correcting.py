@@ -131,7 +131,7 @@ class Correcting:
                 self._ledger.mark(Mark("awaiting", hash_, position, cell) for hash_, cell in rows)
                 waiting = tuple((hash_.hex(), cell) for hash_, cell in rows)
                 record(self._store, "correction", None, asdict(Correction(self._keyring.layers, waiting)))
-        write_journal(self._ledger, self._store.folder)
+        write_journal(self._store)
         now, method = time_text(datetime.now(timezone.utc)), self._manifest.method.name
         return Ticket(now, len(asked.cells), len(asked.forgotten), asked.count_unknown, method, "rectify")
 

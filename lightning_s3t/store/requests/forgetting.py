@@ -175,7 +175,7 @@ class Forgetting:
                 day = received.isoformat() if received is not None else None
                 body = Schedule(self._keyring.layers, pending, request_id, digest, day)
                 record(self._store, "schedule", None, asdict(body))
-        write_journal(self._ledger, self._store.folder)
+        write_journal(self._store)
         return len(asked.cells), len(asked.forgotten), asked.count_unknown
 
     def cancel(self, subjects: Iterable[str]) -> int:
@@ -201,7 +201,7 @@ class Forgetting:
             self._ledger.unschedule(asked)
             pending = tuple(hash_.hex() for hash_ in sorted(asked))
             record(self._store, "cancellation", None, asdict(Cancellation(self._keyring.layers, pending)))
-        write_journal(self._ledger, self._store.folder)
+        write_journal(self._store)
         return len(asked)
 
     def scheduled_request(self, request_id: str) -> ScheduledRequest | None:
@@ -238,7 +238,7 @@ class Forgetting:
                 what = "is not a scheduled one" if found is None else "was carried out, which cannot be undone"
                 raise UnknownSubjectError(f"The request {request_id!r:.60} {what}. Nothing was cancelled.")
             self._end(request_id, found.alone)
-        write_journal(self._ledger, self._store.folder)
+        write_journal(self._store)
         return len(found.alone)
 
     def refuse_request(self, request_id: str, reason: str) -> int:
@@ -273,7 +273,7 @@ class Forgetting:
                 )
             alone = found.alone if found is not None else frozenset()
             self._end(request_id, alone, reason)
-        write_journal(self._ledger, self._store.folder)
+        write_journal(self._store)
         return len(alone)
 
     def _end(self, request_id: str, alone: Collection[bytes], reason: str = "") -> None:
@@ -611,10 +611,10 @@ class Forgetting:
         try:
             end = None
             try:
-                end = write_journal(self._ledger, self._store.folder)
+                end = write_journal(self._store)
             finally:  # the disk may be full, which makes the erasure even more important
                 erase_queued(self._store)
-            write_journal(self._ledger, self._store.folder, end)
+            write_journal(self._store, end)
         except RolledBackError:  # it may be the lost connection
             raise
         except StoreError as error:

@@ -59,13 +59,16 @@ from lightning_s3t.store.ledgers.address import check_folder_name, has_ledger
 from lightning_s3t.store.ledgers.ledger import Mark, Tombstone, ledger_errors
 from lightning_s3t.store.overview import Overview
 from lightning_s3t.store.registry import is_registering
+from lightning_s3t.store.requests.carrying_out import Requests
 from lightning_s3t.store.requests.correcting import Correcting
 from lightning_s3t.store.requests.erasure import clean_up, erase_queued, remove_lineages
 from lightning_s3t.store.requests.forgetting import Forgetting
 from lightning_s3t.store.requests.journal import make_journal, reconcile, write_journal
 from lightning_s3t.store.requests.leases import Lease, ReplicaWait
+from lightning_s3t.store.requests.lookup import Lookup
 from lightning_s3t.store.requests.preview import Preview, preview
 from lightning_s3t.store.requests.scheduled import ScheduledRequest, check_scheduled
+from lightning_s3t.store.requests.scheduling import Scheduling
 from lightning_s3t.store.settings import HINT, check_settings, normalise, notes_of, read_settings
 from lightning_s3t.store.snapshots.keys import NOTE as KEYS
 from lightning_s3t.store.snapshots.keys import check_keys
@@ -114,8 +117,11 @@ class Store:
             self.manifest = Manifest.of(self.settings)
             self._keyring = Keyring(backend)
             self._partition = _partition_of(self.manifest, self._keyring.partition_secret)
-        self._forgetting = Forgetting(backend, self._keyring, self._partition, self.manifest)
-        self._correcting = Correcting(backend, self._keyring, self.manifest, self._forgetting)
+        self._lookup = lookup = Lookup(backend, self._keyring, self._partition)
+        requests = Requests(backend, self._keyring, self.manifest, lookup)
+        self._scheduling = Scheduling(backend, self._keyring, lookup)
+        self._forgetting = Forgetting(backend, self.manifest, lookup, requests, self._scheduling)
+        self._correcting = Correcting(backend, self._keyring, self.manifest, lookup, requests)
         self._lock = FitLock(path)
         with ledger_errors(f"The history of the store {path}"):
             reconcile(backend, self._keyring)
@@ -459,7 +465,7 @@ class Store:
             UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
             DataError: An id is not text or an integer, or `subjects` is not a collection of ids, or is empty.
         """
-        return self._forgetting.schedule(_canonical(subjects), due, strict, request_id, received)
+        return self._scheduling.schedule(_canonical(subjects), due, strict, request_id, received)
 
     def scheduled_request(self, request_id: str) -> ScheduledRequest | None:
         """Return a scheduled request by its caller's name; None if it does not exist.
@@ -467,7 +473,7 @@ class Store:
         Args:
             request_id: The name.
         """
-        return self._forgetting.scheduled_request(request_id)
+        return self._scheduling.scheduled_request(request_id)
 
     def cancel_request(self, request_id: str) -> int:
         """Cancel a scheduled request by its name, before it is carried out; repeating this changes nothing.
@@ -481,7 +487,7 @@ class Store:
         Raises:
             UnknownSubjectError: The request does not exist, or was carried out. Nothing was changed.
         """
-        return self._forgetting.cancel_request(request_id)
+        return self._scheduling.cancel_request(request_id)
 
     def refuse_request(self, request_id: str, reason: str) -> int:
         """Record that a request is refused, with the reason; a scheduled one is then not carried out.
@@ -500,11 +506,11 @@ class Store:
             ConfigurationError: The request was carried out, cancelled, or refused for another reason, or the name or
                 the reason is invalid. Nothing was changed.
         """
-        return self._forgetting.refuse_request(request_id, reason)
+        return self._scheduling.refuse_request(request_id, reason)
 
     def scheduled_requests(self) -> list[ScheduledRequest]:
         """Return all requests that were ever scheduled or refused, in that order, with their outcome."""
-        return self._forgetting.scheduled_requests()
+        return self._scheduling.scheduled_requests()
 
     def preview(self, subjects: Iterable[Any]) -> Preview:
         """Return the state of subjects, and the effect of a request to forget them now. Nothing is changed.
@@ -526,7 +532,7 @@ class Store:
         """
         canonical = _canonical(subjects)
         with self._ledger.at_one_time():
-            return preview(self._backend, self._keyring, self._forgetting, canonical)
+            return preview(self._backend, self._keyring, self._lookup, canonical)
 
     def receipt_of(self, request_id: str) -> RequestRecord | None:
         """Return the receipt of a request by its caller's name; None if no such request was carried out.
@@ -550,7 +556,7 @@ class Store:
             UnknownSubjectError: Nothing is scheduled for one of them. Nothing was changed.
             DataError: An id is not text or an integer, or `subjects` is not a collection of ids, or is empty.
         """
-        return self._forgetting.cancel(_canonical(subjects))
+        return self._scheduling.cancel(_canonical(subjects))
 
     def forget_due(self, now: datetime | None = None) -> RequestRecord | None:
         """Carry out the due scheduled requests as one request.

@@ -248,7 +248,7 @@ class EnsemblePredictor(nn.Module):
             UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
         """
         self._check_open()
-        return self._notifier.forget(subjects, strict, self._listeners(), request_id)
+        return self._notifier.answer(self._listeners(), lambda store: store.forget(subjects, strict, request_id))
 
     def rectify(
         self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
@@ -269,7 +269,7 @@ class EnsemblePredictor(nn.Module):
             UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
         """
         self._check_open()
-        return self._notifier.rectify(subjects, strict, self._listeners(), request_id)
+        return self._notifier.answer(self._listeners(), lambda store: store.rectify(subjects, strict, request_id))
 
     def restrict(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:
         """Set aside the units that the subjects' data reached: they do not answer until the subjects are released.
@@ -286,7 +286,7 @@ class EnsemblePredictor(nn.Module):
             UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
         """
         self._check_open()
-        return self._notifier.restrict(subjects, strict, self._listeners(), request_id)
+        return self._notifier.answer(self._listeners(), lambda store: store.restrict(subjects, strict, request_id))
 
     def release(self, subjects: Iterable[Any], request_id: str | None = None) -> RequestRecord:
         """End the restriction of subjects: units that were set aside only for them answer again, bit for bit.
@@ -301,7 +301,7 @@ class EnsemblePredictor(nn.Module):
             UnknownSubjectError: A subject is not restricted. Nothing was changed.
         """
         self._check_open()
-        return self._notifier.release(subjects, self._listeners(), request_id)
+        return self._notifier.answer(self._listeners(), lambda store: store.release(subjects, request_id))
 
     def on_forget(self, receipt: RequestRecord) -> None:
         """Called once for each request, whoever made it: loads the survivors, and notifies the module.

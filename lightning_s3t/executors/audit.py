@@ -19,16 +19,16 @@ from lightning_s3t.engine.lightning_internals import is_deterministic
 from lightning_s3t.engine.training_data import TrainingData
 from lightning_s3t.engine.versions import versions
 from lightning_s3t.errors import ConfigurationError, RevokedError
+from lightning_s3t.executors.fit_config import FitConfig
 from lightning_s3t.executors.fit_store import Base, FitStore, Generations
 from lightning_s3t.executors.head_building import HeadBuilder
 from lightning_s3t.executors.ranks import on_rank_zero
+from lightning_s3t.executors.time_budget import TimeBudget
 from lightning_s3t.executors.unit_plan import FitPlan
-from lightning_s3t.methods import UnlearningMethod
-from lightning_s3t.plan import SequenceChoice, SliceSequence, UnitId
+from lightning_s3t.plan import SliceSequence, UnitId
 from lightning_s3t.store import Store
 from lightning_s3t.store.heads.floor import check_part
 from lightning_s3t.store.ledgers.ledger import Mark, Tombstone
-from lightning_s3t.store.registry import Newcomers
 
 Outcome = Literal["equal", "differs", "data changed", "revoked meanwhile"]
 
@@ -305,12 +305,11 @@ class AuditStore(FitStore):
         trainer: The trainer.
         data: The training data.
         settings: All that may influence a unit besides its rows.
-        choice: The choice of sequences to train.
-        method: The unlearning method.
+        config: The arguments of S3T.
         options: The notes of a fit.
         key: The audited store's first key, so that all subjects have the same places.
         began_at: The position of the audited store's newest event when the audit began.
-        newcomers: Where people who come later belong.
+        budget: The time limit, which an audit does not have.
     """
 
     def __init__(
@@ -319,16 +318,14 @@ class AuditStore(FitStore):
         trainer: pl.Trainer,
         data: TrainingData,
         settings: Mapping[str, Any],
-        choice: SequenceChoice,
-        method: UnlearningMethod,
+        config: FitConfig,
         options: Mapping[str, Any],
         key: bytes | None,
-        began_at: int = 0,
-        newcomers: Newcomers = "retrain",
+        began_at: int,
+        budget: TimeBudget,
     ) -> None:
-        super().__init__(
-            trainer, data, settings, choice, method, options, key=key, began_at=began_at, newcomers=newcomers
-        )
+        config = replace(config.in_scratch, keep_registry=True)
+        super().__init__(trainer, data, settings, config, options, key, began_at, budget)
         self._target = target
         self._drawn: Base = {}
 
@@ -358,7 +355,7 @@ class AuditStore(FitStore):
         """Look all subjects up in the audited store; new ones would be in its next generation, which is not audited."""
         audited = self._target.store
         count, found = audited.partition.generations, audited.generations_of(bands)
-        if self._newcomers == "append" and found:
+        if self._config.newcomers == "append" and found:
             newcomers = dict.fromkeys(bands.keys() - found.keys(), count + 1)
             return len(newcomers), (count + 1, {**found, **newcomers})
         return 0, (count, found)

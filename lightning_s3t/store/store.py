@@ -59,9 +59,9 @@ from lightning_s3t.store.ledgers.address import check_folder_name, has_ledger
 from lightning_s3t.store.ledgers.ledger import Mark, Tombstone, ledger_errors
 from lightning_s3t.store.overview import Overview
 from lightning_s3t.store.registry import is_registering
-from lightning_s3t.store.requests.carrying_out import Requests
 from lightning_s3t.store.requests.correcting import Correcting
 from lightning_s3t.store.requests.erasure import clean_up, erase_queued, remove_lineages
+from lightning_s3t.store.requests.execution import RequestExecutor
 from lightning_s3t.store.requests.forgetting import Forgetting
 from lightning_s3t.store.requests.journal import make_journal, reconcile, write_journal
 from lightning_s3t.store.requests.leases import Lease, ReplicaWait
@@ -118,10 +118,10 @@ class Store:
             self._keyring = Keyring(backend)
             self._partition = _partition_of(self.manifest, self._keyring.partition_secret)
         self._lookup = lookup = Lookup(backend, self._keyring, self._partition)
-        requests = Requests(backend, self._keyring, self.manifest, lookup)
+        executor = RequestExecutor(backend, self._keyring, self.manifest, lookup)
         self._scheduling = Scheduling(backend, self._keyring, lookup)
-        self._forgetting = Forgetting(backend, self.manifest, lookup, requests, self._scheduling)
-        self._correcting = Correcting(backend, self._keyring, self.manifest, lookup, requests)
+        self._forgetting = Forgetting(backend, self.manifest, lookup, executor, self._scheduling)
+        self._correcting = Correcting(backend, self._keyring, self.manifest, lookup, executor)
         self._lock = FitLock(path)
         with ledger_errors(f"The history of the store {path}"):
             reconcile(backend, self._keyring)

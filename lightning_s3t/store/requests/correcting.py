@@ -16,7 +16,7 @@ from lightning_s3t.store.history import record
 from lightning_s3t.store.keys.authentication import Change
 from lightning_s3t.store.keys.keyring import Keyring
 from lightning_s3t.store.ledgers.ledger import Mark
-from lightning_s3t.store.requests.carrying_out import Requests
+from lightning_s3t.store.requests.execution import RequestExecutor
 from lightning_s3t.store.requests.journal import write_journal
 from lightning_s3t.store.requests.lookup import Asked, Lookup, list_shown
 from lightning_s3t.store.requests.scheduling import time_text
@@ -30,23 +30,23 @@ class Correcting:
         keyring: Its keys.
         manifest: The settings and the method of its units.
         lookup: Looks up the subjects of requests.
-        requests: Carries requests out.
+        executor: Carries requests out.
     """
 
     def __init__(
-        self, store: Backend, keyring: Keyring, manifest: Manifest, lookup: Lookup, requests: Requests
+        self, store: Backend, keyring: Keyring, manifest: Manifest, lookup: Lookup, executor: RequestExecutor
     ) -> None:
         self._store = store
         self._ledger = store.ledger
         self._keyring = keyring
         self._method = manifest.method
         self._lookup = lookup
-        self._requests = requests
+        self._executor = executor
 
     def rectify(self, subjects: Sequence[str], strict: bool, request_id: str | None) -> RequestRecord | Ticket:
         """Remove what the subjects' old data reached, as `Store.rectify` for canonical ids."""
         if self._method.waits:
-            self._requests.check_nameless(request_id)
+            self._executor.check_nameless(request_id)
             return self._wait(subjects, strict)
 
         def change_for(asked: Asked, number: int) -> Change:
@@ -56,7 +56,7 @@ class Correcting:
             marks = {Mark("rectified", hash_, since.get(hash_, number), cell) for hash_, cell in asked.to_correct}
             return Change((), tuple(sorted(marks - there)), ())
 
-        return self._requests.carry_out_once("rectify", subjects, strict, request_id, change_for)
+        return self._executor.carry_out_once("rectify", subjects, strict, request_id, change_for)
 
     def restrict(self, subjects: Sequence[str], strict: bool, request_id: str | None) -> RequestRecord:
         """Set aside the units that the subjects' data reached, as `Store.restrict` for canonical ids."""
@@ -66,7 +66,7 @@ class Correcting:
             new = asked.cells.keys() - asked.forgotten - asked.restricted.keys()
             return Change((), tuple(sorted(Mark("restricted", hash_, number, asked.cells[hash_]) for hash_ in new)), ())
 
-        return self._requests.carry_out_once("restrict", subjects, strict, request_id, change_for)
+        return self._executor.carry_out_once("restrict", subjects, strict, request_id, change_for)
 
     def release(self, subjects: Sequence[str], request_id: str | None) -> RequestRecord:
         """End the restriction of subjects, as `Store.release` for canonical ids."""
@@ -77,7 +77,7 @@ class Correcting:
             ended = sorted(asked.restricted.values())
             return Change((), tuple(Mark("released", mark.hash, number, mark.cell) for mark in ended), tuple(ended))
 
-        return self._requests.carry_out_once(
+        return self._executor.carry_out_once(
             "release", subjects, strict=False, request_id=request_id, change_for=change_for
         )
 

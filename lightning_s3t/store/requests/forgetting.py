@@ -15,7 +15,7 @@ from lightning_s3t.store.attempt import FinishedUnit
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.keys.authentication import Change
 from lightning_s3t.store.ledgers.ledger import Ledger, Mark, Tombstone
-from lightning_s3t.store.requests.carrying_out import CarriedOut, Requests
+from lightning_s3t.store.requests.execution import CarriedOut, RequestExecutor
 from lightning_s3t.store.requests.lookup import Asked, Lookup
 from lightning_s3t.store.requests.scheduling import Scheduling, time_text
 
@@ -39,31 +39,31 @@ class Forgetting:
         store: The store's backend.
         manifest: The settings and the method of its units.
         lookup: Looks up the subjects of requests.
-        requests: Carries requests out.
+        executor: Carries requests out.
         scheduling: Records those that wait.
     """
 
     def __init__(
-        self, store: Backend, manifest: Manifest, lookup: Lookup, requests: Requests, scheduling: Scheduling
+        self, store: Backend, manifest: Manifest, lookup: Lookup, executor: RequestExecutor, scheduling: Scheduling
     ) -> None:
         self._store = store
         self._ledger = store.ledger
         self._method = manifest.method
         self._lookup = lookup
-        self._requests = requests
+        self._executor = executor
         self._scheduling = scheduling
 
     @_collector_paused()
     def forget(self, subjects: Sequence[str], strict: bool, request_id: str | None = None) -> RequestRecord | Ticket:
         """Carry out a request, or record it for the next fit, as `Store.forget` for canonical ids."""
         if self._method.waits:
-            self._requests.check_nameless(request_id)
+            self._executor.check_nameless(request_id)
             now = datetime.now(timezone.utc)
             asked = self._scheduling.wait(subjects, now, strict)
             return Ticket(
                 time_text(now), len(asked.cells), len(asked.forgotten), asked.count_unknown, self._method.name
             )
-        return self._requests.carry_out_once(
+        return self._executor.carry_out_once(
             "forget", subjects, strict, request_id, lambda asked, number: burial(self._ledger, asked, number)
         )
 
@@ -76,8 +76,8 @@ class Forgetting:
             new = self.due(now)
             if not new:  # another process was faster
                 return None
-            request = self._requests.note(self._forget(self._requests.next_number(), new))
-        return self._requests.finish(request)
+            request = self._executor.note(self._forget(self._executor.next_number(), new))
+        return self._executor.finish(request)
 
     def due(self, now: datetime) -> list[Tombstone]:
         """Return the subjects whose requests are due.
@@ -117,23 +117,23 @@ class Forgetting:
                 raise RevokedError(
                     "The requests that waited for this fit were cancelled. The serving model keeps serving."
                 )
-            number, carried_out = self._requests.next_number(), list[CarriedOut]()
+            number, carried_out = self._executor.next_number(), list[CarriedOut]()
             if settled:
                 asked = Asked({mark.hash: mark.cell for mark in settled}, set(), None, {})
-                carried_out.append(self._requests.carry_out(number, "rectify", asked, _settlement(settled, number)))
+                carried_out.append(self._executor.carry_out(number, "rectify", asked, _settlement(settled, number)))
                 number += 1
             if leaving:
                 carried_out.append(self._forget(number, leaving))
             added = unit.put(carried_out[-1].number) if unit is not None else None
             for one in carried_out:
-                self._requests.note(one, added)
+                self._executor.note(one, added)
             if added is not None:  # its data was chosen as of these requests, which are in the history only now
                 self._store.authenticator.seal([str(added)])
-        return self._requests.finish(carried_out[-1].number)
+        return self._executor.finish(carried_out[-1].number)
 
     def _forget(self, number: int, due: Collection[Tombstone]) -> CarriedOut:
         asked = self._lookup.find_waiting(due)
-        return self._requests.carry_out(number, "forget", asked, burial(self._ledger, asked, number))
+        return self._executor.carry_out(number, "forget", asked, burial(self._ledger, asked, number))
 
     def _still_waiting(self, corrections: Collection[Mark], leaving: Iterable[Tombstone]) -> list[Mark]:
         there = set(self._ledger.marks("awaiting"))

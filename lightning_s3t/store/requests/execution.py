@@ -47,7 +47,7 @@ class CarriedOut:
         return tuple(sorted({cell for _, cell in self.asked.to_correct})) if self.kind == "rectify" else ()
 
 
-class Requests:
+class RequestExecutor:
     """Carries out requests of any kind, and adds them to the history.
 
     Args:

@@ -26,7 +26,7 @@ from lightning_s3t.plan import Partition, merge_from
 from lightning_s3t.store.backend import Backend, open_ledger
 from lightning_s3t.store.building import BuildSession
 from lightning_s3t.store.copies.copying import Progress, clear_begun, copy_store, settle
-from lightning_s3t.store.copies.drill import Drill, Today, compare, prepare
+from lightning_s3t.store.copies.drill import Drill, compare, count_backup, prepare
 from lightning_s3t.store.copies.exporting import check_exports, write_export
 from lightning_s3t.store.copies.recipients import (
     Completion,
@@ -687,10 +687,7 @@ class Store:
 
     def status(self) -> Overview:
         """Return the state of the store: which units serve, which are revoked or missing, and how long it will last."""
-        states = self.heads()
-        heads = {source: head.rows for source, head in states.items() if head.serves}
-        lacks = any(head.lacks for head in states.values())
-        return Overview.of(self._backend, self.partition, self.manifest, self.options, len(self.due()), heads, lacks)
+        return Overview.of(self._backend, self.partition, self.manifest, self.options, len(self.due()))
 
     def rotate_key(self) -> None:
         """Start using a new key for subjects' ids. No unit has to be trained again.
@@ -762,7 +759,7 @@ class Store:
             try:
                 backend, today = prepare(self._backend, str(backup), scratch)
                 with closing(backend.ledger):
-                    found = self._count_backup(found, backend, today)
+                    found = count_backup(found, backend.ledger, self._ledger, today)
                     took("copy")
                     restored = Store(backend)
                     took("open")
@@ -781,20 +778,9 @@ class Store:
             except StoreError as error:
                 return replace(found, problems=(str(error),))
 
-    def _count_backup(self, found: Drill, backend: Backend, today: Today) -> Drill:
-        position = backend.ledger.head()[0]
-        newest = next(backend.ledger.events(after=position - 1), None) if position else None
-        missing = [event for event in self._ledger.events(after=position) if event.position <= today.position]
-        return replace(
-            found,
-            backup_events=position,
-            backup_time=newest.time if newest is not None else "",
-            events=today.position,
-            replayed=len(missing),
-            replayed_requests=sum(event.kind == "request" for event in missing),
-            forgotten=max(len(today.tombstones) - backend.ledger.count_forgotten(), 0),
-            units=len(today.digests),
-        )
+    def count_events(self) -> int:
+        """Return how many events are in the history."""
+        return self._ledger.count_events()
 
     def count_forgotten(self) -> int:
         """Return how many subjects are forgotten."""

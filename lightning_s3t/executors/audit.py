@@ -336,7 +336,7 @@ class AuditStore(FitStore):
 
     def finish(self) -> None:
         """Compare the rebuilt units with the audited ones."""
-        forgotten = self._data.forgotten - self.restricted
+        forgotten = self._data.left_out - self.restricted
         rows = sum(subject in forgotten for subject in self._data.subjects)
         self._target.compare(self.opened.store, self.plan, self._drawn, rows, is_deterministic(self._trainer))
 

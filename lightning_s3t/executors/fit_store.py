@@ -165,9 +165,9 @@ class FitStore:
 
     def replan(self) -> None:
         """Read the forgotten subjects and existing units again, and plan the remaining units."""
-        self.plan, forgotten, generations = on_rank_zero(self._trainer, self._plan)
+        self.plan, left_out, generations = on_rank_zero(self._trainer, self._plan)
         self._data.join_generations(*generations)
-        self._data.leave_out(forgotten)
+        self._data.leave_out(left_out)
 
     def outdated(self) -> bool:
         """Return, identically on every rank, whether a deletion request has arrived since the plan was made."""
@@ -228,7 +228,7 @@ class FitStore:
             self.receipt = self.opened.building.carry_out(plan.due, kept, plan.corrections)
 
     def _count_left_out(self) -> dict[str, int]:
-        return {"forgotten": len(self._data.forgotten - self.restricted), "restricted": len(self.restricted)}
+        return {"forgotten": len(self._data.left_out - self.restricted), "restricted": len(self.restricted)}
 
     def close(self) -> None:
         """Close the store, and release it for other fits."""
@@ -312,12 +312,12 @@ class FitStore:
         # corrected rows require training from scratch: an edit would start from the old rows
         editable = self._units_to_edit(forgotten, as_of) if leaving and not corrections else frozenset()
         self.restricted = frozenset(asked.restricted(subjects))
-        forgotten |= leaving | self.restricted
+        left_out = forgotten | leaving | self.restricted
         newcomers, generations = self._register_all(
-            {subject: band for subject, band in self._data.bands.items() if subject not in forgotten}
+            {subject: band for subject, band in self._data.bands.items() if subject not in left_out}
         )
         self._data.join_generations(*generations)
-        self._data.leave_out(forgotten)
+        self._data.leave_out(left_out)
         plan = self._compare(as_of, {mark.cell for mark in corrections})
         edits = tuple(self._data.rows_of(leaving)) if editable else ()
         build = tuple(
@@ -326,7 +326,7 @@ class FitStore:
         )
         self._pass_over(plan.outdated)
         plan = dataclasses.replace(plan, build=build, due=due, corrections=corrections, newcomers=newcomers)
-        return plan, forgotten, generations
+        return plan, left_out, generations
 
     def _register_all(self, bands: Mapping[str, int]) -> tuple[int, Generations]:
         """Register the subjects of the data; return the number of new ones, and the generations of all."""

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_s3t.core.events import Event, Kind, Request, RequestKind
+from lightning_s3t.core.events import Request, RequestKind
 from lightning_s3t.core.floor import PRETRAINED, CertifiedPart, FloorPart, Task
 from lightning_s3t.errors import DamagedError, StoreError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.heads.certified import publish, solve
 from lightning_s3t.store.heads.feature_sums import FeatureRows, FeatureSums
+from lightning_s3t.store.history import corrected_since, requests_since
 from lightning_s3t.store.ledgers.ledger import QueuedFile, ledger_errors
 from lightning_s3t.store.settings import check_settings
 from lightning_s3t.store.snapshots.tensors import decode_snapshot, encode_snapshot
@@ -265,22 +266,18 @@ def add_rows(
 def _kept_out(store: Backend, people: set[bytes], loaded_at: int | None) -> set[bytes]:
     ledger = store.ledger
     gone = ledger.forgotten(people) | {mark.hash for mark in ledger.marks_of(people, "restricted")}
-    first = next(_requests_since(store, loaded_at), None)
+    if loaded_at is None:
+        return gone
+    first = next(requests_since(ledger, loaded_at), None)
     if first is None or first.request is None:
         return gone
     gone |= {mark.hash for mark in ledger.marks_of(people, "rectified") if mark.number >= first.request}
     # a correction during a restriction has the number of the restriction, which may be older
     released = [mark for mark in ledger.marks_of(people, "released") if mark.number >= first.request]
     if released:
-        with ledger_errors("The history of requests"):
-            corrected = {cell for event in _requests_since(store, loaded_at) for cell in event.read(Request).cells}
+        corrected = corrected_since(ledger, loaded_at)
         gone |= {mark.hash for mark in released if mark.cell in corrected}
     return gone
-
-
-def _requests_since(store: Backend, position: int | None) -> Iterator[Event]:
-    kinds: tuple[Kind, ...] = ("request",)
-    return store.ledger.events(position, kinds=kinds) if position is not None else iter(())
 
 
 def drop(store: Backend, sources: Collection[str], request: int | None) -> None:
@@ -322,8 +319,9 @@ def complete(store: Backend, source: str, is_complete: bool, loaded_at: int | No
         return None
     lacks = before.lacks
     if lacks and is_complete:
+        since = requests_since(store.ledger, loaded_at) if loaded_at is not None else ()
         with ledger_errors("The history of requests"):
-            lacks = any(event.read(Request).kind in RETURNING for event in _requests_since(store, loaded_at))
+            lacks = any(event.read(Request).kind in RETURNING for event in since)
     state = states[source] = replace(before, complete=is_complete, lacks=lacks)
     if state.certified and is_complete and state.published_from != state.digest:
         _publish(store, states, source, None)

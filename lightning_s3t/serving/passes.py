@@ -58,7 +58,7 @@ class ShardPasses:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         shards: Sequence[int],
-        caches: Mapping[int, Any],
+        caches: Mapping[int, Mapping[int, Any]],
     ) -> list[Any]:
         """Return the shards' answers, in the order of the shards.
 

@@ -486,7 +486,7 @@ class EnsemblePredictor(nn.Module):
 
     def _load_survivors(self) -> None:
         candidates = self.store.candidates()
-        best = survivors(candidates, {u: found.score for u, found in candidates.items() if found.score is not None})
+        best = survivors(candidates, {unit: found.score for unit, found in candidates.items()})
         self._digests = {unit: found.snapshot for unit, found in candidates.items()}
         self._snapshots.renew(self._digests)
         for shard in self.survivors.keys() - best.keys():
@@ -559,7 +559,12 @@ class EnsemblePredictor(nn.Module):
         return answer
 
     def _run(
-        self, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any], keys: Keys, caches: Mapping[int, Any]
+        self,
+        forward: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        keys: Keys,
+        caches: Mapping[int, Mapping[int, Any]],
     ) -> list[Any]:
         self._heads.solve(keys)
         return self._passes.run(forward, args, kwargs, list(keys), caches)

@@ -167,7 +167,7 @@ class Overview:
         alive, states = read_units(ledger), read_states(store)
         heads = {source: state.rows for source, state in states.items() if state.serves}
         sequences = tuple(tuple(sequence) for sequence in options.get("sequences", []))
-        serving = survivors(alive, {unit: record.score for unit, record in alive.items() if record.score is not None})
+        serving = survivors(alive, {unit: record.score for unit, record in alive.items()})
         used = {ancestor for unit in serving.values() for ancestor in unit.lineage}
         revoked = ever_revoked(ledger)
         with ledger_errors("The name of a unit"):

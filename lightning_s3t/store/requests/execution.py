@@ -211,7 +211,7 @@ class RequestExecutor:
                     f"request reaches {missed[0]}. Nothing was changed. Restore the ledger from a backup (missing "
                     "requests are carried out again from the journal), or train again into a new folder."
                 )
-            best = survivors(left, {unit: score for unit, score in left.items() if score is not None})
+            best = survivors(left, left)
             serving[str(shard)] = str(best[shard]) if best else None
         return serving
 

@@ -78,7 +78,7 @@ def preview(store: Backend, keyring: Keyring, lookup: Lookup, subjects: Sequence
         for shard in sorted({unit.shard for unit in revoked}):
             scores = ledger.scores(f"{shard}/")
             left = {parse_unit(name): score for name, score in scores.items() if name not in gone}
-            best = survivors(left, {unit: score for unit, score in left.items() if score is not None})
+            best = survivors(left, left)
             serving[shard] = best.get(shard)
     return Preview(
         subjects=states,

@@ -67,7 +67,7 @@ from lightning_s3t.store.requests.journal import make_journal, reconcile, write_
 from lightning_s3t.store.requests.leases import Lease, ReplicaWait
 from lightning_s3t.store.requests.lookup import Lookup
 from lightning_s3t.store.requests.preview import Preview, preview
-from lightning_s3t.store.requests.scheduled import ScheduledRequest, check_scheduled
+from lightning_s3t.store.requests.scheduled import ScheduledRequest, check_scheduled, find_scheduled, list_scheduled
 from lightning_s3t.store.requests.scheduling import Scheduling
 from lightning_s3t.store.settings import HINT, check_settings, normalise, notes_of, read_settings
 from lightning_s3t.store.snapshots.keys import NOTE as KEYS
@@ -473,7 +473,8 @@ class Store:
         Args:
             request_id: The name.
         """
-        return self._scheduling.scheduled_request(request_id)
+        with self._ledger.at_one_time():
+            return find_scheduled(self._backend, self._keyring, request_id)
 
     def cancel_request(self, request_id: str) -> int:
         """Cancel a scheduled request by its name, before it is carried out; repeating this changes nothing.
@@ -510,7 +511,8 @@ class Store:
 
     def scheduled_requests(self) -> list[ScheduledRequest]:
         """Return all requests that were ever scheduled or refused, in that order, with their outcome."""
-        return self._scheduling.scheduled_requests()
+        with self._ledger.at_one_time():
+            return list_scheduled(self._backend, self._keyring)
 
     def preview(self, subjects: Iterable[Any]) -> Preview:
         """Return the state of subjects, and the effect of a request to forget them now. Nothing is changed.

@@ -14,7 +14,7 @@ from lightning_s3t.store.keys.keyring import Keyring
 from lightning_s3t.store.requests.journal import write_journal
 from lightning_s3t.store.requests.lookup import Asked, Lookup, list_shown
 from lightning_s3t.store.requests.names import Name, check_name, find_carried_out
-from lightning_s3t.store.requests.scheduled import ScheduledRequest, find_scheduled, list_scheduled
+from lightning_s3t.store.requests.scheduled import ScheduledRequest, find_scheduled
 
 _LONGEST_REASON = 500
 
@@ -104,16 +104,6 @@ class Scheduling:
             record(self._store, "cancellation", None, asdict(Cancellation(self._keyring.layers, pending)))
         write_journal(self._store)
         return len(asked)
-
-    def scheduled_request(self, request_id: str) -> ScheduledRequest | None:
-        """Return a scheduled request by its caller's name, as `Store.scheduled_request`."""
-        with self._ledger.at_one_time():
-            return find_scheduled(self._store, self._keyring, request_id)
-
-    def scheduled_requests(self) -> list[ScheduledRequest]:
-        """Return all scheduled and refused requests, in order."""
-        with self._ledger.at_one_time():
-            return list_scheduled(self._store, self._keyring)
 
     def cancel_request(self, request_id: str) -> int:
         """Cancel a scheduled request by its name, as `Store.cancel_request`."""

@@ -12,7 +12,7 @@ import pytest
 from lightning_s3t import Floor, Store, audit
 from lightning_s3t.core.floor import PRETRAINED
 from lightning_s3t.errors import StoreMismatchError
-from lightning_s3t.executors.audit import AuditReport
+from lightning_s3t.executors.audit_report import AuditReport
 from lightning_s3t.store.heads.feature_sums import FeatureSums
 from lightning_s3t.store.heads.floor import _keep, _note
 from tests.end_to_end.everything import forget

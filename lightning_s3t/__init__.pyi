@@ -3,7 +3,7 @@ from .callbacks import S3T, DeletionHook, ProvenanceRecorder, SliceUnfreezing, U
 from .comparison import Comparison, compare
 from .core.tickets import Ticket
 from .engine.package_alias import alias_pytorch_lightning
-from .executors.audit import AuditReport
+from .executors.audit_report import AuditReport
 from .serving import EnsemblePredictor
 from .serving.module import EnsembleModule
 from .store import Receipt, Store

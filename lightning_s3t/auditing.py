@@ -11,7 +11,8 @@ import lightning.pytorch as pl
 from lightning_s3t.callbacks import Unlearning
 from lightning_s3t.engine.elsewhere import writing_elsewhere
 from lightning_s3t.errors import ConfigurationError
-from lightning_s3t.executors.audit import AuditReport, AuditTarget
+from lightning_s3t.executors.audit import AuditTarget
+from lightning_s3t.executors.audit_report import AuditReport
 from lightning_s3t.store import Store
 from lightning_s3t.store.disk.scratch import Scratch
 

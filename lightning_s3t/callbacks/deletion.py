@@ -51,7 +51,7 @@ class DeletionHook(pl.Callback):
             UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
             StoreError: The store does not exist.
         """
-        return self._notifier.forget(subjects, strict, self._listeners(), request_id)
+        return self._notifier.answer(self._listeners(), lambda store: store.forget(subjects, strict, request_id))
 
     def rectify(
         self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
@@ -70,7 +70,7 @@ class DeletionHook(pl.Callback):
             UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
             StoreError: The store does not exist.
         """
-        return self._notifier.rectify(subjects, strict, self._listeners(), request_id)
+        return self._notifier.answer(self._listeners(), lambda store: store.rectify(subjects, strict, request_id))
 
     def restrict(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:
         """Set aside the units that the subjects' data reached, until the subjects are released or forgotten.
@@ -85,7 +85,7 @@ class DeletionHook(pl.Callback):
             UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
             StoreError: The store does not exist.
         """
-        return self._notifier.restrict(subjects, strict, self._listeners(), request_id)
+        return self._notifier.answer(self._listeners(), lambda store: store.restrict(subjects, strict, request_id))
 
     def release(self, subjects: Iterable[Any], request_id: str | None = None) -> RequestRecord:
         """End the restriction of subjects: units that were set aside only for them serve again.
@@ -98,7 +98,7 @@ class DeletionHook(pl.Callback):
             UnknownSubjectError: A subject is not restricted. Nothing was changed.
             StoreError: The store does not exist.
         """
-        return self._notifier.release(subjects, self._listeners(), request_id)
+        return self._notifier.answer(self._listeners(), lambda store: store.release(subjects, request_id))
 
     def poll(self) -> list[RequestRecord]:
         """Look for requests since the last look, and notify the listeners.

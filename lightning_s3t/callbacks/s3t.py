@@ -11,7 +11,7 @@ from peft import PeftConfig
 
 from lightning_s3t.callbacks.unlearning import IsolationChoice, PartitionKind, Unlearning
 from lightning_s3t.engine.subjects import Subjects
-from lightning_s3t.executors.fit import ExecutorName
+from lightning_s3t.executors.fit_config import ExecutorName
 from lightning_s3t.methods import S3TMethod
 from lightning_s3t.plan import DataMode, EpochRule, RiskBands
 from lightning_s3t.store import RequestRecord

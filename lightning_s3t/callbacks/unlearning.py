@@ -29,7 +29,8 @@ from lightning_s3t.engine.unit_settings import UnitSettings
 from lightning_s3t.engine.unit_training import UnitTraining
 from lightning_s3t.errors import ConfigurationError, UnsupportedError
 from lightning_s3t.executors.audit import AuditTarget
-from lightning_s3t.executors.fit import ExecutorName, Fit, FitConfig, isolation_of
+from lightning_s3t.executors.fit import Fit, isolation_of
+from lightning_s3t.executors.fit_config import ExecutorName, FitConfig
 from lightning_s3t.executors.fit_summary import FitSummary
 from lightning_s3t.executors.processes.forkserver import warm_up
 from lightning_s3t.executors.time_budget import seconds_of
@@ -184,34 +185,35 @@ class Unlearning(pl.Callback):
                 f"({'choose another method' if method.head is not None else 'no `floor`'})."
             )
         self.store = Path(store)
+        units = UnitSettings(
+            shards=method.shards,
+            slices=method.slices,
+            seed=seed,
+            data=method.stage_data,
+            epochs=method.epoch_rule,
+            groups=method.groups,
+            parallel_units=parallel_units,
+            digest_rows=digest_rows,
+        )
         self.config = FitConfig(
-            self.store,
-            method,
-            method.sequences_to_train(seed),
-            method.partition(seed),
-            partition == "secret",
-            UnitSettings(
-                method.shards,
-                method.slices,
-                seed,
-                method.stage_data,
-                method.epoch_rule,
-                parallel_units=parallel_units,
-                groups=method.groups,
-                digest_rows=digest_rows,
-            ),
-            subjects,
-            layers,
-            head,
-            resolve_adapter(adapter),
-            keep_registry,
-            Floor.of(floor),
-            newcomers,
-            seconds_of(time_budget) if time_budget is not None else None,
-            ledger,
-            place,
-            key_folder,
-            executor,
+            store=self.store,
+            method=method,
+            choice=method.sequences_to_train(seed),
+            partition=method.partition(seed),
+            secret_places=partition == "secret",
+            units=units,
+            subjects=subjects,
+            layers=layers,
+            head=head,
+            adapter=resolve_adapter(adapter),
+            keep_registry=keep_registry,
+            floor=Floor.of(floor),
+            newcomers=newcomers,
+            time_budget=seconds_of(time_budget) if time_budget is not None else None,
+            ledger=ledger,
+            snapshots=place,
+            keys=key_folder,
+            executor=executor,
         )
         self.sequences = self.config.choice.plan()
         self.isolation = isolation
@@ -316,7 +318,7 @@ class Unlearning(pl.Callback):
         if self._in_unit_process:
             return
         if stage == "fit":
-            isolation = isolation_of(trainer, self.isolation, has_units=self.method.head is None)
+            isolation = isolation_of(trainer, self.isolation, has_units=self.method.has_units)
             units = self.config.units
             check_trainer(trainer, Unlearning, isolation, units.parallel_units, units.digest_rows)
             elsewhere = self.config.executor == "ray" and isolation != "none" and self._audited is None

@@ -200,7 +200,7 @@ def make_run(
             step(f"request {number}")
             trial.forget(rows.requests[done:number])
             done = number
-            if method.response == "replace":
+            if method.waits:
                 run.jobs[str(number)] = trial.fit()
             trial.measure(number)
         trial.relearn(relearning)

@@ -66,6 +66,11 @@ class MethodPart(BaseModel):
         return self.response != "subtract"
 
     @property
+    def waits(self) -> bool:
+        """Whether requests wait for the next fit, which replaces the model."""
+        return self.response == "replace"
+
+    @property
     def certificate(self) -> Certificate | None:
         """The numbers of a certified guarantee; None for another."""
         if self.certified is None:

@@ -59,6 +59,7 @@ class TrainingData:
         risk: The bands of risk, where the partition has any.
 
     Attributes:
+        left_out: The subjects whose rows are left out.
         row_digests: The result of `digest_rows`, from a separate process; empty if not requested.
 
     Raises:
@@ -79,7 +80,7 @@ class TrainingData:
         self.partition = partition
         self.subjects = subjects_of(self.dataset, subjects)
         self.rows_by_place: dict[Place, list[int]] = {}
-        self.forgotten: frozenset[str] = frozenset()
+        self.left_out: frozenset[str] = frozenset()
         self.row_digests: tuple[str, ...] = ()
         self.bands = {subject: risk.band(subject) if risk else 0 for subject in dict.fromkeys(self.subjects)}
         self._generations: dict[str, int] = {}
@@ -98,7 +99,7 @@ class TrainingData:
             "_generations": {},
             "_places": {},
             "rows_by_place": {},
-            "forgotten": frozenset[str](),
+            "left_out": frozenset[str](),
         }
         state = {name: value for name, value in vars(self).items() if name != "_ordinals"}
         return {**state, **without_rows, "row_digests": (), "partition": replace(self.partition, secret=b"")}
@@ -123,18 +124,18 @@ class TrainingData:
         shards, slices = range(self.partition.all_shards), range(self.partition.slices)
         self.rows_by_place = {Place(shard, slice_): [] for shard in shards for slice_ in slices}
 
-    def leave_out(self, forgotten: Iterable[str]) -> None:
-        """Remove the rows of forgotten subjects permanently.
+    def leave_out(self, subjects: Iterable[str]) -> None:
+        """Leave out the rows of subjects who may not be trained on, and of nobody else.
 
         Args:
-            forgotten: Canonical subject ids.
+            subjects: Canonical ids.
         """
-        self.forgotten = frozenset(forgotten)
+        self.left_out = frozenset(subjects)
         for rows in self.rows_by_place.values():
             rows.clear()
         chosen = self.sampling.chosen
         for row, subject in enumerate(self.subjects):
-            if subject not in self.forgotten and (chosen is None or row in chosen):
+            if subject not in self.left_out and (chosen is None or row in chosen):
                 self.rows_by_place[self._places[subject]].append(row)
 
     def empty_places(self) -> list[Place]:
@@ -189,7 +190,7 @@ class TrainingData:
         Args:
             keyed: Gives the keyed hashes of texts, so that digests of few ids cannot be guessed.
         """
-        hashes = keyed([subject for subject in self._places if subject not in self.forgotten])
+        hashes = keyed([subject for subject in self._places if subject not in self.left_out])
         contents_of = keyed({f"row {digest}" for digest in self.row_digests})
         found = {}
         for place, rows in self.rows_by_place.items():

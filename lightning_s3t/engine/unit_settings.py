@@ -22,9 +22,9 @@ class UnitSettings:
         seed: The root seed.
         data: "cumulative" or "disjoint".
         epochs: "full" for the trainer's max_epochs per stage, "sisa" for 2E/(L+1) of them.
+        groups: Number of layer groups.
         isolation: How units are isolated: "forkserver", "fork" or "none".
         parallel_units: Number of units that are trained at the same time.
-        groups: Number of layer groups; None for as many as slices.
         digest_rows: Whether each fit compares the contents of its rows with those at the last fit.
     """
 
@@ -33,9 +33,9 @@ class UnitSettings:
     seed: int
     data: DataMode
     epochs: EpochRule
+    groups: int
     isolation: Isolation = "forkserver"
     parallel_units: int = 1
-    groups: int | None = None
     digest_rows: bool = False
 
     def unit_seed(self, unit: UnitId) -> int:

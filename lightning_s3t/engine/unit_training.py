@@ -143,8 +143,7 @@ class UnitTraining:
         """The network and its trained part in the first stage while a fit of several shards is rehearsed, or None."""
         if self._rehearsed is None or self._stage is None or self._settings.shards < 2:
             return None
-        builder = self._switch.builder
-        return builder.root.get_submodule(builder.layers.network), list(self._stage.trainable.values())
+        return self._switch.builder.network, list(self._stage.trainable.values())
 
     def prepare(self) -> None:
         """Do time-consuming work once for all units."""
@@ -243,8 +242,7 @@ class UnitTraining:
             check_optimized(trainer, self._stage.trainable)
             self._run = _Run(watch, _AveragedWeights(trainer, self._stage.owned_names()), RunRecord(trainer))
             if self._task is not None and self._task.forget_rows is not None:
-                task = self._task
-                self._edit = self._edited(trainer, task.unit, self._stage, task.rows, self._task.forget_rows)
+                self._edit = self._edited(trainer, self._task, self._stage, self._task.forget_rows)
                 end_fit()
             if self._steps is not None:
                 self._steps.on_train_start()
@@ -295,15 +293,14 @@ class UnitTraining:
             tensors |= self._steps.records(tensors)
         return UnitResult(tensors, self._describe(unit, stage, run.record.complete()), score_of(trainer))
 
-    def _edited(
-        self, trainer: pl.Trainer, unit: UnitId, stage: Stage, retain: Sequence[int], forget: Sequence[int]
-    ) -> dict[str, Any]:
+    def _edited(self, trainer: pl.Trainer, task: UnitTask, stage: Stage, forget: Sequence[int]) -> dict[str, Any]:
         assert isinstance(self._method, EditingMethod)  # only editing methods have edit tasks
         self.seed()
-        builder, seed = self._switch.builder, self._settings.unit_seed(unit)
-        network = builder.root.get_submodule(builder.layers.network)
-        target = EditTarget(network, stage.trainable, lambda: builder.untrained(stage.index, seed), seed, self._records)
-        return edit_unit(trainer, self._method, target, self._data, retain, forget)
+        builder, seed = self._switch.builder, self._settings.unit_seed(task.unit)
+        target = EditTarget(
+            builder.network, stage.trainable, lambda: builder.untrained(stage.index, seed), seed, self._records
+        )
+        return edit_unit(trainer, self._method, target, self._data, task.rows, forget)
 
     def _no_batch(self, trainer: pl.Trainer, task: UnitTask, loader: DataLoader[Any]) -> DataError:
         return DataError(

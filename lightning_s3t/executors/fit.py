@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from peft import PeftConfig
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_s3t.columns import counted
 from lightning_s3t.core.floor import PRETRAINED, FloorPart
@@ -29,13 +28,15 @@ from lightning_s3t.engine.lightning_internals import (
 )
 from lightning_s3t.engine.muted_lightning import expecting_checkpoints, warned_once
 from lightning_s3t.engine.preflight import check_every_optimizer, check_optimizers, check_trained_by_gradients
-from lightning_s3t.engine.subjects import Subjects, check_order, subjects_of
+from lightning_s3t.engine.subjects import check_order, subjects_of
 from lightning_s3t.engine.trainer_settings import trainer_settings
 from lightning_s3t.engine.training_data import TrainingData, check_loader
-from lightning_s3t.engine.unit_settings import Isolation, UnitSettings
+from lightning_s3t.engine.unit_settings import Isolation
 from lightning_s3t.engine.unit_training import UnitTraining
 from lightning_s3t.errors import LayersError, UnsupportedError
 from lightning_s3t.executors.audit import AuditStore, AuditTarget
+from lightning_s3t.executors.fit_config import FitConfig
+from lightning_s3t.executors.fit_messages import say_what_is_left, say_what_to_train, warn_of_plan
 from lightning_s3t.executors.fit_store import FitStore
 from lightning_s3t.executors.fit_summary import FitSummary, hyperparameters, mean_metrics
 from lightning_s3t.executors.head_building import HeadBuilder
@@ -44,67 +45,16 @@ from lightning_s3t.executors.isolated import IsolatedExecutor, Processes
 from lightning_s3t.executors.processes.unit_processes import UnitProcesses, launch
 from lightning_s3t.executors.ranks import on_rank_zero
 from lightning_s3t.executors.time_budget import TimeBudget
-from lightning_s3t.executors.unit_plan import FitPlan
 from lightning_s3t.executors.unit_store import UnitStore
-from lightning_s3t.methods import EditingMethod, UnlearningMethod
-from lightning_s3t.plan import Partition, SequenceChoice, SliceSequence, UnitId
+from lightning_s3t.methods import EditingMethod
+from lightning_s3t.plan import SliceSequence, UnitId
 from lightning_s3t.store import RequestRecord, Store
 from lightning_s3t.store.keys.identities import first_key, partition_secret
-from lightning_s3t.store.registry import Newcomers
 from lightning_s3t.tuning.adapter_effect import measure_effect
 from lightning_s3t.tuning.adapters import describe_adapter, own_adapters
 from lightning_s3t.tuning.floor import Floor
-from lightning_s3t.tuning.layer_table import LayerTable
-from lightning_s3t.tuning.layers import find_left_out
 from lightning_s3t.tuning.stage_switch import StageSwitch
 from lightning_s3t.tuning.stages import StageBuilder
-
-ExecutorName = Literal["local", "ray"]
-
-
-@dataclasses.dataclass(frozen=True)
-class FitConfig:
-    """The arguments of S3T.
-
-    Attributes:
-        store: The store's folder.
-        method: The unlearning method.
-        choice: The choice of sequences to train.
-        partition: The partition of the subjects, without the store's secret.
-        secret_places: Whether the store's secret says where subjects belong.
-        units: The settings of units.
-        subjects: The owner of each row.
-        layers: The blocks; None to find them.
-        head: The head; None to find it.
-        adapter: The adapter; None for whole layers.
-        keep_registry: Whether the store records who is in the training data.
-        floor: The closed-form head that answers when no unit is left; None without one.
-        newcomers: Where people who come later belong.
-        time_budget: The time limit of a fit in seconds; None for no limit.
-        ledger: The address of the store's ledger; None for the folder, or for the address in it.
-        snapshots: The location of the store's snapshots; None for the folder, or for the location in the ledger.
-        keys: The location of their keys; None for no encryption, or for the location in the ledger.
-        executor: Where units are trained.
-    """
-
-    store: Path
-    method: UnlearningMethod
-    choice: SequenceChoice
-    partition: Partition
-    secret_places: bool
-    units: UnitSettings
-    subjects: Subjects
-    layers: str | Sequence[str] | Sequence[Sequence[str]] | None
-    head: str | Sequence[str] | None
-    adapter: PeftConfig | None
-    keep_registry: bool
-    floor: Floor | None = None
-    newcomers: Newcomers = "retrain"
-    time_budget: float | None = None
-    ledger: str | None = None
-    snapshots: str | None = None
-    keys: str | None = None
-    executor: ExecutorName = "local"
 
 
 class Fit:
@@ -206,7 +156,7 @@ class Fit:
 
     @property
     def _groups(self) -> int:
-        return self._settings.groups or self._settings.slices
+        return self._settings.groups
 
     def run_in_process(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Let the trainer train all units in this process, instead of its fit loop.
@@ -254,7 +204,7 @@ class Fit:
                 "The rows of a closed-form head are read in a separate process, and isolation='none' rules this out. "
                 "Use the default isolation; otherwise leave `floor` out, or choose a method without such a head."
             )
-        if self._config.method.response == "replace":
+        if self._config.method.waits:
             raise UnsupportedError(
                 f"With the method {self._config.method.name!r} the model keeps serving until another one replaces it, "
                 "so a floor would never answer. Leave `floor` out."
@@ -290,7 +240,7 @@ class Fit:
                 config.head,
                 config.adapter,
                 units.groups,
-                trains=config.method.head is None,
+                trains=config.method.has_units,
             )
         except LayersError:
             check_trained_by_gradients(module)
@@ -322,131 +272,34 @@ class Fit:
             "adapter_effect": measure_effect(builder),
             "found": digest_found(trainer, data, self._own, lightnings=False),
         }
+        of_fit = (trainer, data, settings, config, options, self._key, self._began_at, self._budget)
         self._fit_store = fit_store = (
-            AuditStore(
-                self._audited,
-                trainer,
-                data,
-                settings,
-                config.choice,
-                config.method,
-                options,
-                self._key,
-                self._began_at,
-                config.newcomers,
-            )
-            if self._audited is not None
-            else FitStore(
-                trainer,
-                data,
-                settings,
-                config.choice,
-                config.method,
-                options,
-                config.keep_registry,
-                self._key,
-                self._began_at,
-                config.newcomers,
-                self._budget,
-                config.ledger,
-                config.snapshots,
-                config.keys,
-            )
+            AuditStore(self._audited, *of_fit) if self._audited is not None else FitStore(*of_fit)
         )
         fit_store.open(config.store, builder.base_tensors)
         if self._floor is not None:
             fit_store.check_floor(self._floor[1])
         self.sequences, plan = fit_store.sequences, fit_store.plan
-        few = [unit for unit in plan.impossible if data.partition.generation_of(unit.shard)]
-        emptied = [unit for unit in plan.impossible if unit not in few]
-        if emptied:
-            rank_zero_warn(
-                f"S3T: deletions and restrictions have left slices empty, so {len(emptied)} units cannot be trained: "
-                f"{', '.join(map(str, emptied[:5]))}. The shards serve the units before them."
+        warn_of_plan(config, data, plan)
+        if config.method.has_units and self._audited is not None:
+            rank_zero_info(
+                f"S3T: {counted(len(plan.build), 'unit')} to train again for comparison. Store: "
+                f"{self._audited.store.path}"
             )
-        if few:
-            rank_zero_warn(
-                f"S3T: too few people came later for {data.partition.slices} slices, so {len(few)} units with an "
-                f"empty slice cannot be trained: {', '.join(map(str, few[:5]))}. Their shards serve the units before "
-                "them. Expected about ten people per slice who come together."
-            )
-        rows = [str(planned.unit) for planned in plan.build if planned.stale and planned.same_subjects]
-        if rows:
-            rank_zero_warn(
-                f"S3T: rows with the same ids have changed, so {len(rows)} units are trained again: "
-                f"{', '.join(rows[:5])}."
-            )
-        stale = [str(planned.unit) for planned in plan.build if planned.stale and not planned.same_subjects]
-        if stale and not plan.carries_out:
-            rank_zero_warn(
-                f"S3T: {len(stale)} units are trained again, because the subjects of their slices have changed: "
-                f"{', '.join(stale[:5])}. Since the last fit, people were added, were released from a restriction, or "
-                "were removed without a deletion request. If the data is the same, its rows are split at random at "
-                f"every start: give random_split a generator with a fixed seed.{self._about_newcomers(plan.newcomers)}"
-            )
-        goes_on = plan.present or any(planned.stale for planned in plan.build)
-        if config.newcomers == "append" and not config.keep_registry and goes_on:
-            rank_zero_warn(
-                "S3T: newcomers='append' needs the registry, which records who is new. Without it, people who come "
-                "later join the existing slices, and the units that they affect are trained again."
-            )
-        if config.method.head is None:
-            self._say_what_to_train(module, data, builder, plan)
+        elif config.method.has_units:
+            say_what_to_train(config, data, builder, plan)
         for logger in trainer.loggers:
             logger.log_hyperparams(self._hyperparameters())
         found = {
             "rows": len(data.subjects),
             "subjects": len(data.bands),
             "newcomers": plan.newcomers,
-            "other_subjects": len(stale),
-            "other_rows": len(rows),
+            "other_subjects": len(plan.with_other_subjects),
+            "other_rows": len(plan.with_other_rows),
             "digest_rows": self._settings.digest_rows,
         }
         on_rank_zero(trainer, lambda: fit_store.note_found(found))
         return fit_store
-
-    def _say_what_to_train(
-        self, module: pl.LightningModule, data: TrainingData, builder: StageBuilder, plan: FitPlan
-    ) -> None:
-        if self._audited is not None:
-            rank_zero_info(
-                f"S3T: {counted(len(plan.build), 'unit')} to train again for comparison. Store: "
-                f"{self._audited.store.path}"
-            )
-            return
-        if self._config.newcomers == "append" and plan.newcomers:
-            own = sum(data.partition.generation_of(planned.unit.shard) > 0 for planned in plan.build)
-            rank_zero_info(
-                f"S3T: {counted(plan.newcomers, 'subject')} came later and have a shard of their own: "
-                f"{counted(own, 'unit')} of {data.partition.all_shards - data.partition.shards} such shards to train. "
-                "Existing units stay."
-            )
-        if not plan.present:
-            rank_zero_info(str(LayerTable.of(builder)))
-            self._warn_of_left_out(module, builder)
-        rank_zero_info(
-            f"S3T: {counted(len(plan.build), 'unit')} to train, {plan.present} already trained. Store: "
-            f"{self._config.store}"
-        )
-
-    def _about_newcomers(self, count: int) -> str:
-        if not count or self._config.newcomers == "append":
-            return ""
-        return (
-            f" {counted(count, 'subject')} came later; with S3T(newcomers='append') they would have a shard of their "
-            "own, and no other unit would be trained again."
-        )
-
-    def _warn_of_left_out(self, module: pl.LightningModule, builder: StageBuilder) -> None:
-        names = find_left_out(module, builder.layers)
-        if names:
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            rank_zero_warn(
-                "S3T: parameters that a loss or the module itself holds outside the network stay unchanged: "
-                f"{', '.join(names[:5])}{more}. To train them at every stage, name their module as part of the head, "
-                f"head={[*builder.layers.head, '...']}; move a parameter of the module itself into a submodule. "
-                "Otherwise set requires_grad_(False)."
-            )
 
     def _build(
         self, trainer: pl.Trainer, fit_store: FitStore, trained: Sequence[UnitId], run: Callable[[], None]
@@ -454,11 +307,12 @@ class Fit:
         start = time.monotonic()
         if fit_store.plan.build:
             run()
-        elif self._config.method.head is None:
+        elif self._config.method.has_units:
             rank_zero_info(f"S3T: all {fit_store.plan.present} units are already trained, nothing to train.")
         seconds = time.monotonic() - start
         metrics = on_rank_zero(trainer, lambda: self._sum_up(fit_store, trained, seconds))
-        on_rank_zero(trainer, lambda: self._say_what_is_left(fit_store, trained))
+        ended = {*trained, *fit_store.passed_over}
+        on_rank_zero(trainer, lambda: say_what_is_left(self._budget, fit_store.plan, ended))
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         on_rank_zero(trainer, fit_store.finish)
         self.finished = True
@@ -473,7 +327,7 @@ class Fit:
     def _sum_up(self, fit_store: FitStore, trained: Sequence[UnitId], seconds: float) -> dict[str, float]:
         """Summarise a fit; return the metrics of the serving units, each the mean over the shards."""
         store, path = fit_store.opened.store, str(self._config.store)
-        has_units = self._config.method.head is None
+        has_units = self._config.method.has_units
         shards = store.partition.all_shards if has_units else 0
         passed_over = fit_store.passed_over
         self.summary = FitSummary.of(
@@ -490,17 +344,6 @@ class Fit:
             )
         serving = [row.serves for row in self.summary.rows if row.serves is not None]
         return mean_metrics([store.provenance(unit)[0].get("metrics", {}) for unit in serving])
-
-    def _say_what_is_left(self, fit_store: FitStore, trained: Sequence[UnitId]) -> None:
-        if not self._budget.is_used_up:
-            return
-        done = {*trained, *fit_store.passed_over}
-        left = [planned for planned in fit_store.plan.build if planned.unit not in done]
-        seconds = sum(map(self._budget.estimate, left))
-        rank_zero_info(
-            f"S3T: the time budget of {self._budget.seconds:g} s is used up. Left to train: "
-            f"{counted(len(left), 'unit')}, some {seconds:.0f} s if trained one after another. The next fit continues."
-        )
 
     def _hyperparameters(self) -> dict[str, Any]:
         config, settings = self._config, self._settings

@@ -18,17 +18,17 @@ from lightning_s3t.core.floor import FloorPart
 from lightning_s3t.core.units import Cell, reaches
 from lightning_s3t.engine.found_state.found_state import describe_changes
 from lightning_s3t.engine.training_data import TrainingData
+from lightning_s3t.executors.fit_config import FitConfig
 from lightning_s3t.executors.ranks import on_rank_zero
 from lightning_s3t.executors.time_budget import TimeBudget
 from lightning_s3t.executors.unit_plan import Digests, FitPlan, PlannedUnit, plan_fit
-from lightning_s3t.methods import EditingMethod, UnlearningMethod
-from lightning_s3t.plan import SequenceChoice, SliceSequence, UnitId, order_by_worth, units_of
+from lightning_s3t.methods import EditingMethod
+from lightning_s3t.plan import SliceSequence, UnitId, order_by_worth, units_of
 from lightning_s3t.store import Attempt, BuildSession, RequestRecord, Store
 from lightning_s3t.store.disk.scratch import Scratch
 from lightning_s3t.store.keys.trusted_configs import trust
 from lightning_s3t.store.ledgers.address import has_ledger
 from lightning_s3t.store.ledgers.ledger import Mark, Tombstone
-from lightning_s3t.store.registry import Newcomers
 from lightning_s3t.tuning.adapter_effect import check_effect
 from lightning_s3t.tuning.fingerprint import digest_tensors
 
@@ -59,17 +59,11 @@ class FitStore:
         trainer: The trainer, when its setup hooks have run.
         data: The training data.
         settings: All that may influence a unit besides its rows.
-        choice: The choice of sequences to train.
-        method: The unlearning method.
+        config: The arguments of S3T.
         options: Further notes of the fit in the store: the app's config.
-        register: Whether the store records who is in the training data.
         key: The store's first key, by which the data was placed; on rank 0.
         began_at: The position of the store's newest event when the fit began, before it loaded its data; on rank 0.
-        newcomers: Where people who come later belong.
-        budget: The time limit of the fit; None for no limit.
-        ledger: The address of the store's ledger; None for the folder, or for the address in it.
-        snapshots: The location of the store's snapshots; None for the folder, or for the location in the ledger.
-        keys: The location of their keys; None for no encryption, or for the location in the ledger.
+        budget: The time limit of the fit.
 
     Attributes:
         plan: The plan of units to build.
@@ -89,17 +83,11 @@ class FitStore:
         trainer: pl.Trainer,
         data: TrainingData,
         settings: Mapping[str, Any],
-        choice: SequenceChoice,
-        method: UnlearningMethod,
+        config: FitConfig,
         options: Mapping[str, Any],
-        register: bool = True,
-        key: bytes | None = None,
-        began_at: int = 0,
-        newcomers: Newcomers = "retrain",
-        budget: TimeBudget | None = None,
-        ledger: str | None = None,
-        snapshots: str | None = None,
-        keys: str | None = None,
+        key: bytes | None,
+        began_at: int,
+        budget: TimeBudget,
     ) -> None:
         self.plan = FitPlan((), 0, (), 0)
         self.receipt: RequestRecord | None = None
@@ -112,17 +100,13 @@ class FitStore:
         self._trainer = trainer
         self._data = data
         self._settings = settings
-        self._choice = choice
-        self._method = method
+        self._config = config
+        self._choice = config.choice
+        self._method = config.method
         self._options = options
-        self._register = register
         self._key = key
         self._began_at = began_at
-        self._newcomers = newcomers
-        self._ledger = ledger
-        self._snapshots = snapshots
-        self._keys = keys
-        self.budget = budget if budget is not None else TimeBudget(None, choice.slices, method.groups)
+        self.budget = budget
         self._basis: Mapping[str, Any] = settings
         self._moved = ""
         self._exit = ExitStack()
@@ -130,7 +114,7 @@ class FitStore:
     @property
     def replaces(self) -> bool:
         """Whether units serve until the fit replaces them."""
-        return self._method.response == "replace"
+        return self._method.waits
 
     @property
     def began_at(self) -> int:
@@ -181,9 +165,9 @@ class FitStore:
 
     def replan(self) -> None:
         """Read the forgotten subjects and existing units again, and plan the remaining units."""
-        self.plan, forgotten, generations = on_rank_zero(self._trainer, self._plan)
+        self.plan, left_out, generations = on_rank_zero(self._trainer, self._plan)
         self._data.join_generations(*generations)
-        self._data.leave_out(forgotten)
+        self._data.leave_out(left_out)
 
     def outdated(self) -> bool:
         """Return, identically on every rank, whether a deletion request has arrived since the plan was made."""
@@ -244,7 +228,7 @@ class FitStore:
             self.receipt = self.opened.building.carry_out(plan.due, kept, plan.corrections)
 
     def _count_left_out(self) -> dict[str, int]:
-        return {"forgotten": len(self._data.forgotten - self.restricted), "restricted": len(self.restricted)}
+        return {"forgotten": len(self._data.left_out - self.restricted), "restricted": len(self.restricted)}
 
     def close(self) -> None:
         """Close the store, and release it for other fits."""
@@ -254,7 +238,7 @@ class FitStore:
         # one batch per unit is not training: nothing of it may be kept
         if self._trainer.fast_dev_run:  # type: ignore[attr-defined]
             path = self._exit.enter_context(closing(Scratch(path))).path / "store"
-            self._ledger = self._snapshots = self._keys = None
+            self._config = self._config.in_scratch
         if not has_ledger(path):
             self._data.check_slices()
         opened = self._enter(path)
@@ -288,8 +272,11 @@ class FitStore:
         return base, sequences
 
     def _enter(self, path: Path) -> Opened:
+        config = self._config
         store = self._exit.enter_context(
-            Store.create(path, self._settings, self._register, self._key, self._ledger, self._snapshots, self._keys)
+            Store.create(
+                path, self._settings, config.keep_registry, self._key, config.ledger, config.snapshots, config.keys
+            )
         )
         self._opened = Opened(store, self._exit.enter_context(store.building()))
         return self._opened
@@ -325,12 +312,12 @@ class FitStore:
         # corrected rows require training from scratch: an edit would start from the old rows
         editable = self._units_to_edit(forgotten, as_of) if leaving and not corrections else frozenset()
         self.restricted = frozenset(asked.restricted(subjects))
-        forgotten |= leaving | self.restricted
+        left_out = forgotten | leaving | self.restricted
         newcomers, generations = self._register_all(
-            {subject: band for subject, band in self._data.bands.items() if subject not in forgotten}
+            {subject: band for subject, band in self._data.bands.items() if subject not in left_out}
         )
         self._data.join_generations(*generations)
-        self._data.leave_out(forgotten)
+        self._data.leave_out(left_out)
         plan = self._compare(as_of, {mark.cell for mark in corrections})
         edits = tuple(self._data.rows_of(leaving)) if editable else ()
         build = tuple(
@@ -339,12 +326,12 @@ class FitStore:
         )
         self._pass_over(plan.outdated)
         plan = dataclasses.replace(plan, build=build, due=due, corrections=corrections, newcomers=newcomers)
-        return plan, forgotten, generations
+        return plan, left_out, generations
 
     def _register_all(self, bands: Mapping[str, int]) -> tuple[int, Generations]:
         """Register the subjects of the data; return the number of new ones, and the generations of all."""
         store, building = self.opened.store, self.opened.building
-        newcomers = building.register(bands, self._newcomers)
+        newcomers = building.register(bands, self._config.newcomers)
         count = store.partition.generations
         return newcomers, (count, store.generations_of(bands) if count else {})
 

@@ -72,7 +72,7 @@ class FitSummary:
             out_of_time: Whether the time budget ended the fit.
         """
         wanted, built = units_of(shards, sequences), set(trained)
-        best = survivors(alive, {unit: record.score for unit, record in alive.items() if record.score is not None})
+        best = survivors(alive, {unit: record.score for unit, record in alive.items()})
         rows = []
         for shard in range(shards):
             mine = [unit for unit in wanted if unit.shard == shard]

@@ -34,12 +34,12 @@ from lightning_s3t.executors.processes.messages import (
     Rehearse,
     Rehearsed,
     Trained,
-    Warned,
     Writes,
 )
 from lightning_s3t.executors.processes.recorded_logs import write_calls
 from lightning_s3t.executors.progress import UnitProgress
 from lightning_s3t.executors.ranks import check_same_tensors, gather, on_rank_zero
+from lightning_s3t.executors.unit_plan import PlannedUnit
 from lightning_s3t.executors.unit_queue import UnitQueue
 from lightning_s3t.executors.unit_store import UnitStore
 from lightning_s3t.plan import UnitId
@@ -76,7 +76,7 @@ class Processes(Protocol):
         """Start a job in a process, and say whether one more will be needed later."""
 
     def listen(self, processes: Sequence[Any], seconds: float) -> Iterator[tuple[Any, FromUnit]]:
-        """Yield the messages of processes; return soon after a message. Raise a WorkerError if one has died."""
+        """Yield messages, but for warnings, which are shown; return soon after one. Raise a WorkerError for a death."""
 
     def learn(self, modules: tuple[str, ...]) -> None:
         """Import modules once for all units."""
@@ -98,14 +98,14 @@ class _Job:
     Attributes:
         what: The same, for messages, and as its name on every rank.
         process: This rank's process.
-        unit: The unit; None for the rehearsal and for reading rows.
+        planned: The unit; None for the rehearsal and for reading rows.
         start: Its start, by the monotonic clock.
         outcome: The last message of the process; None before it.
     """
 
     what: str
     process: Process
-    unit: UnitId | None = None
+    planned: PlannedUnit | None = None
     start: float = field(default_factory=time.monotonic)
     outcome: Trained | ReadAll | Rehearsed | Failed | Lost | None = None
 
@@ -123,6 +123,16 @@ class _Standing:
     ended: dict[str, Failed | None] = field(default_factory=dict)
     died: Failed | None = None
     stop: bool = False
+
+
+@dataclass(frozen=True)
+class _Build:
+    """The building of one plan."""
+
+    units: UnitStore
+    fit_store: FitStore
+    queue: UnitQueue
+    progress: UnitProgress
 
 
 class IsolatedExecutor:
@@ -247,46 +257,14 @@ class IsolatedExecutor:
 
     def _build_all(self, units: UnitStore, fit_store: FitStore) -> bool:
         """Build the plan; return False if a deletion request arrived, so that a new plan is needed."""
-        plan = fit_store.plan.build
-        queue, planned_of = UnitQueue(plan, fit_store.budget.cost), {planned.unit: planned for planned in plan}
-        outdated = False
+        plan, outdated = fit_store.plan.build, False
+        queue = UnitQueue(plan, fit_store.budget.cost)
         with closing(UnitProgress.of(self._trainer, plan, self._settings)) as progress:
+            build = _Build(units, fit_store, queue, progress)
             while not queue.done:
-                while len(self._jobs) < (capacity := self._processes.capacity):
-                    # with a time limit, the plan's order: what does not fit is left for the next fit
-                    planned = queue.take(capacity if fit_store.budget.seconds is None else 1)
-                    if planned is None:
-                        break
-                    unit = planned.unit
-                    if not fit_store.has_time_for(planned):
-                        queue.give_up(unit)
-                        queue.halt()
-                        break
-                    task = units.begin(planned)
-                    if task is None:
-                        rank_zero_info(f"S3T: Unit {unit} was revoked while the fit ran.")
-                        queue.give_up(unit)
-                        continue
-                    progress.start(unit)
-                    self._start(task, _what(unit), unit, another=queue.waiting)
+                self._begin_units(build)
                 for job, message in self._listen():
-                    assert job.unit is not None  # the rehearsal is over
-                    if isinstance(message, Advanced):
-                        progress.show(job.unit, message.share)
-                    elif isinstance(message, Writes):
-                        units.note_file(job.unit, Path(message.path))
-                        job.process.note(Path(message.path))
-                    elif isinstance(message, Lost):
-                        rank_zero_warn(f"S3T: {message.why}. The unit is trained again.")
-                        units.abandon(job.unit)
-                        progress.withdraw(job.unit)
-                        queue.put_back(planned_of[job.unit])
-                    else:
-                        progress.finish_unit(job.unit)
-                        trained = self._finish(job.what, job.unit, message, units)
-                        if trained:
-                            fit_store.budget.note(planned_of[job.unit], time.monotonic() - job.start)
-                        queue.end(job.unit, trained=trained)
+                    self._heed(build, job, message)
                 if fit_store.outdated():
                     outdated = True
                     queue.halt()
@@ -297,6 +275,47 @@ class IsolatedExecutor:
                         progress.finish_unit(unit)
                         queue.give_up(unit)
         return not outdated
+
+    def _begin_units(self, build: _Build) -> None:
+        """Begin units while there are processes for them, and time."""
+        queue, budget = build.queue, build.fit_store.budget
+        while len(self._jobs) < (capacity := self._processes.capacity):
+            # with a time limit, the plan's order: what does not fit is left for the next fit
+            planned = queue.take(capacity if budget.seconds is None else 1)
+            if planned is None:
+                return
+            unit = planned.unit
+            if not build.fit_store.has_time_for(planned):
+                queue.give_up(unit)
+                queue.halt()
+                return
+            task = build.units.begin(planned)
+            if task is None:
+                rank_zero_info(f"S3T: Unit {unit} was revoked while the fit ran.")
+                queue.give_up(unit)
+                continue
+            build.progress.start(unit)
+            self._start(task, _what(unit), planned, another=queue.waiting)
+
+    def _heed(self, build: _Build, job: _Job, message: FromUnit) -> None:
+        assert job.planned is not None  # the rehearsal is over
+        unit, units = job.planned.unit, build.units
+        if isinstance(message, Advanced):
+            build.progress.show(unit, message.share)
+        elif isinstance(message, Writes):
+            units.note_file(unit, Path(message.path))
+            job.process.note(Path(message.path))
+        elif isinstance(message, Lost):
+            rank_zero_warn(f"S3T: {message.why}. The unit is trained again.")
+            units.abandon(unit)
+            build.progress.withdraw(unit)
+            build.queue.put_back(unit)
+        else:
+            build.progress.finish_unit(unit)
+            trained = self._finish(job.what, unit, message, units)
+            if trained:
+                build.fit_store.budget.note(job.planned, time.monotonic() - job.start)
+            build.queue.end(unit, trained=trained)
 
     def _finish(self, what: str, unit: UnitId, outcome: Any, units: UnitStore) -> bool:
         """Commit a unit; return False if it was revoked, or cannot be trained on the remaining rows."""
@@ -321,13 +340,17 @@ class IsolatedExecutor:
         return True
 
     def _start(
-        self, task: UnitTask | FeatureTask | Rehearse, what: str, unit: UnitId | None = None, another: bool = False
+        self,
+        task: UnitTask | FeatureTask | Rehearse,
+        what: str,
+        planned: PlannedUnit | None = None,
+        another: bool = False,
     ) -> None:
         group = None
         if self._several:
             self._groups += 1
             group = Group(*meeting_point(), f"{self._name}-{self._groups}")
-        self._jobs[what] = _Job(what, self._processes.start(Begin(task, group), what, another), unit)
+        self._jobs[what] = _Job(what, self._processes.start(Begin(task, group), what, another), planned)
 
     def _listen(self) -> Iterator[tuple[_Job, FromUnit]]:
         """Listen for a moment; yield messages of processes, and then the ends of jobs.
@@ -347,7 +370,7 @@ class IsolatedExecutor:
                 if isinstance(message, (Trained, ReadAll, Rehearsed, Failed, Lost)):
                     job.outcome = message
                     process.close()
-                elif not isinstance(message, Warned):
+                else:
                     yield job, message
         except WorkerError as error:
             if not self._several:

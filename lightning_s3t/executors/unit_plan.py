@@ -68,6 +68,16 @@ class FitPlan:
         """Whether requests have waited for this fit."""
         return bool(self.due or self.corrections)
 
+    @property
+    def with_other_subjects(self) -> list[UnitId]:
+        """The units that the store holds with other subjects."""
+        return [planned.unit for planned in self.build if planned.stale and not planned.same_subjects]
+
+    @property
+    def with_other_rows(self) -> list[UnitId]:
+        """The units that the store holds with other rows of the same subjects."""
+        return [planned.unit for planned in self.build if planned.stale and planned.same_subjects]
+
 
 def plan_fit(
     units: Iterable[UnitId],

@@ -79,17 +79,17 @@ class UnitQueue:
         self._running.add(unit)
         return self._planned[unit]
 
-    def put_back(self, planned: PlannedUnit) -> None:
+    def put_back(self, unit: UnitId) -> None:
         """Record that a unit was interrupted, and waits again.
 
         Args:
-            planned: The unit.
+            unit: The unit.
         """
-        self._running.discard(planned.unit)
+        self._running.discard(unit)
         if not self._halted:
-            self._waiting.add(planned.unit)
-            self._work += self._costs[planned.unit]
-            self._release(planned.unit)
+            self._waiting.add(unit)
+            self._work += self._costs[unit]
+            self._release(unit)
 
     def end(self, unit: UnitId, trained: bool = True) -> None:
         """Record that a unit has ended.

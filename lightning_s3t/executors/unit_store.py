@@ -124,7 +124,7 @@ class UnitStore:
         if planned.stale and not self._fit_store.replaces:
             building.drop([unit], self._fit_store.plan.as_of)
         stage = unit.stage if planned.forget_rows is not None else unit.stage - 1
-        needed = newest_stages(stage, settings.slices, settings.groups or settings.slices)
+        needed = newest_stages(stage, settings.slices, settings.groups)
         try:
             trained = {stage: store.load(unit.lineage[stage - 1]) for stage in needed}
             attempt = building.start_unit(unit, planned.key, self._fit_store.kept_as_of)

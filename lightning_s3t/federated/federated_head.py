@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from itertools import islice
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -19,7 +20,14 @@ from lightning_s3t.core.documents import read_json
 from lightning_s3t.errors import ConfigurationError, DataError, NoSurvivorError, StoreError, StoreMismatchError
 from lightning_s3t.federated.contribution import Contribution
 from lightning_s3t.serving.closed_form_heads import RidgeLayer
-from lightning_s3t.store.disk.files import half_written_name, open_own, read_unlinked, unlink_all, write_atomically
+from lightning_s3t.store.disk.files import (
+    half_written_name,
+    open_own,
+    read_unlinked,
+    sha256_of,
+    unlink_all,
+    write_atomically,
+)
 from lightning_s3t.store.disk.lock import ledger_lock
 from lightning_s3t.store.heads.feature_sums import FeatureSums
 from lightning_s3t.tuning.head_features import HeadFeatures
@@ -105,7 +113,7 @@ class FederatedHead:
         with ledger_lock(self.folder):
             path, history = self._path(client), self._finish()
             _check_new(client, contribution, _changes_of(client, history))
-            for other, kept in self._read(history, but=client):
+            for other, kept in islice(self._read(history, but=client), 1):  # the others agree with each other
                 if kept.terms != contribution.terms:
                     raise StoreMismatchError(
                         f"The contribution of {client!r} is to another head than that of {other!r}: "
@@ -219,7 +227,7 @@ class FederatedHead:
         last = {change.client: change for change in history}
         names = self._names()
         for client in names:  # it was killed between the contribution and the line about it
-            digest = self._digest(client)
+            digest = sha256_of(self._path(client))
             if client in last and digest == last[client].digest:
                 continue
             with suppress(StoreError):  # whoever reads it gets the error
@@ -228,10 +236,6 @@ class FederatedHead:
         for client in [client for client, change in last.items() if change.digest and client not in names]:
             history.append(self._note(client, None, last[client].rows, ""))
         return history
-
-    def _digest(self, client: str) -> str:
-        with read_unlinked(self._path(client)) as file:
-            return hashlib.sha256(file.read()).hexdigest()
 
     def _written(self) -> bytes:
         """Return the lines of the history, without one that a crash has left torn."""

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from lightning_s3t.errors import ConfigurationError, UnsupportedError
 from lightning_s3t.methods.checks import check_positive, check_share
 from lightning_s3t.methods.editing import EditingMethod, EditSession
-from lightning_s3t.methods.method import Need
 from lightning_s3t.methods.registry import register_method
 
 _SIZES, _ROWS, _VALUES, _PLACES = "sizes", "rows", "values", "places"
@@ -52,6 +51,7 @@ class Amnesiac(EditingMethod):
     """
 
     name = "amnesiac"
+    needs = ("training steps",)
 
     keep: float = 1.0
     max_share: float = 0.2
@@ -61,11 +61,6 @@ class Amnesiac(EditingMethod):
         check_share("keep", self.keep)
         check_share("max_share", self.max_share)
         check_positive("max_bytes", self.max_bytes)
-
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        """The data that an edit reads in addition to the model."""
-        return ("training steps",)
 
     def recorder(self) -> StepRecorder:
         """Return a recorder of training steps."""

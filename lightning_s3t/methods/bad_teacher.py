@@ -55,14 +55,7 @@ class BadTeacher(DescentMethod):
         check_positive("temperature", self.temperature)
 
     def edit(self, session: EditSession) -> Mapping[str, Any]:
-        """Train on the teachers' answers.
-
-        Args:
-            session: The model and the rows.
-
-        Returns:
-            Number of steps.
-        """
+        """Train on the teachers' answers."""
         competent, incompetent = session.weights(), session.untrained()
 
         def distance(batch: Any, teacher: Weights) -> Tensor:

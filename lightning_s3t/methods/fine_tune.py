@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lightning_s3t.methods.descent import DescentMethod
 from lightning_s3t.methods.editing import EditSession
-from lightning_s3t.methods.method import Need
 from lightning_s3t.methods.registry import register_method
 
 
@@ -38,21 +37,10 @@ class FineTune(DescentMethod):
     """
 
     name = "fine_tune"
-
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        """The data that an edit reads in addition to the model."""
-        return ("retained rows",)
+    needs = ("retained rows",)
 
     def edit(self, session: EditSession) -> Mapping[str, Any]:
-        """Train on the rows that stay.
-
-        Args:
-            session: The model and the rows.
-
-        Returns:
-            Number of steps.
-        """
+        """Train on the rows that stay."""
 
         def losses(_: int) -> Iterator[Tensor]:
             return map(session.loss, session.retain.shuffled(self.batch_size))

@@ -11,7 +11,6 @@ from torch import Tensor
 from lightning_s3t.methods.checks import check_positive, check_share
 from lightning_s3t.methods.descent import DescentMethod, endless
 from lightning_s3t.methods.editing import EditSession
-from lightning_s3t.methods.method import Need
 from lightning_s3t.methods.registry import register_method
 
 
@@ -38,6 +37,7 @@ class GradientAscent(DescentMethod):
     """
 
     name = "gradient_ascent"
+    needs = ("forgotten rows",)
 
     epochs: int = 5
     learning_rate: float = 1e-4
@@ -48,20 +48,8 @@ class GradientAscent(DescentMethod):
         if self.ceiling is not None:
             check_positive("ceiling", self.ceiling)
 
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        """The data that an edit reads in addition to the model."""
-        return ("forgotten rows",)
-
     def edit(self, session: EditSession) -> Mapping[str, Any]:
-        """Raise the loss of the forgotten rows.
-
-        Args:
-            session: The model and the rows.
-
-        Returns:
-            Number of steps.
-        """
+        """Raise the loss of the forgotten rows."""
 
         def losses(_: int) -> Iterator[Tensor]:
             for batch in session.forget.shuffled(self.batch_size):
@@ -105,14 +93,7 @@ class NegGradPlus(DescentMethod):
             check_positive("ceiling", self.ceiling)
 
     def edit(self, session: EditSession) -> Mapping[str, Any]:
-        """Move the two losses apart.
-
-        Args:
-            session: The model and the rows.
-
-        Returns:
-            Number of steps.
-        """
+        """Move the two losses apart."""
         weight = self.forget_weight
         forgotten = endless(session.forget, self.batch_size)
 

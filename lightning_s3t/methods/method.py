@@ -60,6 +60,16 @@ class UnlearningMethod(ABC):
         """
 
     @property
+    def has_units(self) -> bool:
+        """Whether the method trains units; otherwise a closed-form head serves alone."""
+        return self.response != "subtract"
+
+    @property
+    def waits(self) -> bool:
+        """Whether requests wait for the next fit, which replaces the model."""
+        return self.response == "replace"
+
+    @property
     def needs(self) -> tuple[Need, ...]:
         """The data that a request needs in addition to the store; empty if units are only taken out of service."""
         return ()

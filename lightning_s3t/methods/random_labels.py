@@ -20,7 +20,6 @@ from lightning_s3t.methods.labels import (
     with_labels,
     wrong_labels,
 )
-from lightning_s3t.methods.method import Need
 from lightning_s3t.methods.registry import register_method
 
 Schedule = Literal["mixed", "forget_first"]
@@ -80,14 +79,7 @@ class RandomLabels(DescentMethod):
         check_label_place(self.labels)
 
     def edit(self, session: EditSession) -> Mapping[str, Any]:
-        """Train on wrong labels.
-
-        Args:
-            session: The model and the rows.
-
-        Returns:
-            Number of steps.
-        """
+        """Train on wrong labels."""
         return self.descend(session, self._losses(session))
 
     def _losses(self, session: EditSession) -> Callable[[int], Iterator[Tensor]]:
@@ -197,6 +189,7 @@ class LabelFlipping(DescentMethod):
     """
 
     name = "label_flipping"
+    needs = ("forgotten rows",)
 
     epochs: int = 1
     momentum: float = 0.0
@@ -208,20 +201,8 @@ class LabelFlipping(DescentMethod):
         check_share("share", self.share)
         check_label_place(self.labels)
 
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        """The data that an edit reads in addition to the model."""
-        return ("forgotten rows",)
-
     def edit(self, session: EditSession) -> Mapping[str, Any]:
-        """Train parts of the layers on wrong labels.
-
-        Args:
-            session: The model and the rows.
-
-        Returns:
-            Number of steps.
-        """
+        """Train parts of the layers on wrong labels."""
         wrong = _WrongLabels(session, self.labels)
         generator = session.generator("parts of layers")
 

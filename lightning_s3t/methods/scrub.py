@@ -65,14 +65,7 @@ class SCRUB(DescentMethod):
         check_positive("temperature", self.temperature)
 
     def edit(self, session: EditSession) -> Mapping[str, Any]:
-        """Train the student.
-
-        Args:
-            session: The model and the rows.
-
-        Returns:
-            Number of steps.
-        """
+        """Train the student."""
         teacher = session.weights()
 
         def taught(batch: Any) -> Tensor:

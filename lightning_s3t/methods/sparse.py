@@ -12,7 +12,6 @@ from torch import Tensor
 from lightning_s3t.methods.checks import check_nonnegative, check_share
 from lightning_s3t.methods.descent import DescentMethod, Masks
 from lightning_s3t.methods.editing import EditSession
-from lightning_s3t.methods.method import Need
 from lightning_s3t.methods.random_labels import largest
 from lightning_s3t.methods.registry import register_method
 
@@ -44,6 +43,7 @@ class Sparse(DescentMethod):
     """
 
     name = "sparse"
+    needs = ("retained rows",)
 
     epochs: int = 10
     gamma: float = 5e-4
@@ -53,11 +53,6 @@ class Sparse(DescentMethod):
         super().__post_init__()
         check_nonnegative("gamma", self.gamma)
         check_share("prune", self.prune, zero=True)
-
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        """The data that an edit reads in addition to the model."""
-        return ("retained rows",)
 
     def edit(self, session: EditSession) -> Mapping[str, Any]:
         """Prune, and train on the rows that stay.

@@ -9,7 +9,7 @@ from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import ConfigurationError
 
 
-def survivors(alive: Iterable[UnitId], score: Mapping[UnitId, float] | None = None) -> dict[int, UnitId]:
+def survivors(alive: Iterable[UnitId], score: Mapping[UnitId, float | None] | None = None) -> dict[int, UnitId]:
     """Return each shard's best survivor: the longest, then the one with the better score.
 
     Args:
@@ -26,7 +26,7 @@ def survivors(alive: Iterable[UnitId], score: Mapping[UnitId, float] | None = No
         {0: '0/1-0', 2: '2/1'}
     """
     # NaN is a failed metric: no better than none, and no order to sort by
-    scores = {unit: value for unit, value in (score or {}).items() if value == value}
+    scores = {unit: value for unit, value in (score or {}).items() if value is not None and value == value}
     best: dict[int, UnitId] = {}
     for unit in sorted(alive, key=lambda u: (-len(u.prefix), -scores.get(u, float("-inf")), u.prefix)):
         best.setdefault(unit.shard, unit)

@@ -122,7 +122,7 @@ class StoreReport:
             outlook_of(store, overview),
             _versions_of(alive),
             verification,
-            len(store.history()),
+            store.count_events(),
             (store.path / KEY_FILE).exists(),
         )
 

@@ -39,7 +39,7 @@ class Requests:
     @property
     def waits_for_fit(self) -> bool:
         """Whether requests wait for the next fit, so that they have no names and no times."""
-        return self.store.manifest.method.response == "replace"
+        return self.store.manifest.method.waits
 
     def ask(
         self,

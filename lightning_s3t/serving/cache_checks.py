@@ -213,9 +213,13 @@ class CheckedReading:
     """Checks calls that read on with a cache outside of `generate`, as loops that people write by hand do.
 
     The first time that such a call continues a text in its form, the whole text is read as well, without a cache.
+
+    Args:
+        half: Returns whether the network computes in half precision.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, half: Callable[[], bool]) -> None:
+        self._half = half
         self._checked: set[str] = set()
 
     def note(self, cache: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -238,7 +242,6 @@ class CheckedReading:
         kwargs: dict[str, Any],
         answer: Any,
         ask: Callable[..., Any],
-        half: bool,
     ) -> None:
         """Compare the output of a call that continued a text with that of reading the whole text.
 
@@ -249,7 +252,6 @@ class CheckedReading:
             kwargs: Likewise.
             answer: The ensemble's output.
             ask: Asks the ensemble, with arguments for the network.
-            half: Whether the network computes in half precision.
 
         Raises:
             EnsembleError: The answers differ, or cannot be compared.
@@ -260,7 +262,7 @@ class CheckedReading:
             whole_args, whole_kwargs = _whole_text(read, args, kwargs)
             found = _logits_of(answer)
             expected = _logits_of(ask(*whole_args, **whole_kwargs))[:, -found.shape[1] :]
-            if not allclose_nested(found, expected, half):
+            if not allclose_nested(found, expected, self._half()):
                 raise EnsembleError(
                     "With its key-value caches, the network's output differs from that for the whole text. An "
                     f"ensemble cannot give each shard the caches ({type(cache).__name__}) of this network, or of this "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,7 +33,7 @@ class Notifier:
         ...         print("heard of request", receipt.request)
         >>> settings, listener = {"partition": {"shards": 1, "slices": 2, "seed": 0}}, Listener()
         >>> with tempfile.TemporaryDirectory() as folder, Store.create(folder, settings) as store:
-        ...     _ = Notifier(store).forget(["user-1"], strict=False, listeners=[listener])
+        ...     _ = Notifier(store).answer([listener], lambda store: store.forget(["user-1"], strict=False))
         ...     Notifier(store).tell([listener])
         heard of request 1
         []
@@ -56,77 +56,18 @@ class Notifier:
                 for listener in new:
                     self._heard.put(listener, newest)
 
-    def forget(
-        self, subjects: Iterable[Any], strict: bool, listeners: Sequence[object], request_id: str | None = None
-    ) -> RequestRecord | Ticket:
-        """Carry out a request, and notify the listeners; a request that waits for a fit is not reported yet.
+    def answer(self, listeners: Sequence[object], ask: Callable[[Store], _Answer]) -> _Answer:
+        """Make a request, and notify the listeners; a request that waits for a fit is not reported yet.
 
         Args:
-            subjects: Their ids.
-            strict: Raise an error if the store has never seen one of the subjects.
             listeners: The listeners to notify; new ones join.
-            request_id: See `Store.forget`.
-
-        Raises:
-            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
-            StoreError: See `Store.forget`.
+            ask: Makes the request of the store.
         """
         self.join(listeners)
-        return self._answer(listeners, self._store.forget(subjects, strict=strict, request_id=request_id))
-
-    def rectify(
-        self, subjects: Iterable[Any], strict: bool, listeners: Sequence[object], request_id: str | None = None
-    ) -> RequestRecord | Ticket:
-        """Carry out a correction, and notify the listeners; one that waits for a fit is not reported yet.
-
-        Args:
-            subjects: Their ids.
-            strict: Raise an error if the store has never seen one of the subjects.
-            listeners: The listeners to notify; new ones join.
-            request_id: See `Store.rectify`.
-
-        Raises:
-            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
-            StoreError: See `Store.rectify`.
-        """
-        self.join(listeners)
-        return self._answer(listeners, self._store.rectify(subjects, strict=strict, request_id=request_id))
-
-    def restrict(
-        self, subjects: Iterable[Any], strict: bool, listeners: Sequence[object], request_id: str | None = None
-    ) -> RequestRecord:
-        """Carry out a restriction, and notify the listeners.
-
-        Args:
-            subjects: Their ids.
-            strict: Raise an error if the store has never seen one of the subjects.
-            listeners: The listeners to notify; new ones join.
-            request_id: See `Store.restrict`.
-
-        Raises:
-            UnsupportedError: The method trains one model on everyone's data.
-            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
-            StoreError: See `Store.restrict`.
-        """
-        self.join(listeners)
-        return self._answer(listeners, self._store.restrict(subjects, strict=strict, request_id=request_id))
-
-    def release(
-        self, subjects: Iterable[Any], listeners: Sequence[object], request_id: str | None = None
-    ) -> RequestRecord:
-        """End a restriction, and notify the listeners.
-
-        Args:
-            subjects: Their ids.
-            listeners: The listeners to notify; new ones join.
-            request_id: See `Store.release`.
-
-        Raises:
-            UnknownSubjectError: A subject is not restricted. Nothing was changed.
-            StoreError: See `Store.release`.
-        """
-        self.join(listeners)
-        return self._answer(listeners, self._store.release(subjects, request_id=request_id))
+        answer = ask(self._store)
+        if isinstance(answer, RequestRecord):
+            self._tell(listeners, answer.request, answer)
+        return answer
 
     def tell(self, listeners: Sequence[object]) -> list[RequestRecord]:
         """Notify the listeners of requests that are new to them.
@@ -139,11 +80,6 @@ class Notifier:
         """
         self.join(listeners)
         return self._tell(listeners, self._store.request_number)
-
-    def _answer(self, listeners: Sequence[object], answer: _Answer) -> _Answer:
-        if isinstance(answer, RequestRecord):
-            self._tell(listeners, answer.request, answer)
-        return answer
 
     def _tell(self, listeners: Sequence[object], newest: int, last: RequestRecord | None = None) -> list[RequestRecord]:
         """Tell of all requests up to the newest; `last` is its receipt, if it has been read already."""

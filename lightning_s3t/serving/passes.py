@@ -58,7 +58,7 @@ class ShardPasses:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         shards: Sequence[int],
-        caches: Mapping[int, Any],
+        caches: Mapping[int, Mapping[int, Any]],
     ) -> list[Any]:
         """Return the shards' answers, in the order of the shards.
 
@@ -163,8 +163,7 @@ class ShardPasses:
     def _is_compiled(self) -> bool:
         if torch.compiler.is_compiling():
             return True
-        network = self._builder.root.get_submodule(self._builder.layers.network)
-        return has_compiled_parts(network)
+        return has_compiled_parts(self._builder.network)
 
 
 def _has_rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

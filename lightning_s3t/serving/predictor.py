@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from lightning_s3t.core.manifest import LayersPart
 from lightning_s3t.core.tickets import Ticket
 from lightning_s3t.errors import (
     ConfigurationError,
@@ -101,7 +100,7 @@ class EnsemblePredictor(nn.Module):
         self._look: Callable[[], int] = lambda: store.request_number  # a replica may have another
         self._closed = False
         self._lock = _AnswerLock()
-        self._reading = CheckedReading()
+        self._reading = CheckedReading(self._passes.is_half)
         self._generation = self._intercept()
         self.requires_grad_(False)
         super().train(False)
@@ -213,7 +212,7 @@ class EnsemblePredictor(nn.Module):
         Raises:
             EnsembleError: Neither has one.
         """
-        network = self.module.get_submodule(self._builder.layers.network)
+        network = self._builder.network
         generate = getattr(type(self.module), "generate", None) and self.module.generate  # type: ignore[operator]
         generate = generate or getattr(network, "generate", None)
         if not callable(generate):
@@ -248,7 +247,7 @@ class EnsemblePredictor(nn.Module):
             UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
         """
         self._check_open()
-        return self._notifier.forget(subjects, strict, self._listeners(), request_id)
+        return self._notifier.answer(self._listeners(), lambda store: store.forget(subjects, strict, request_id))
 
     def rectify(
         self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
@@ -269,7 +268,7 @@ class EnsemblePredictor(nn.Module):
             UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
         """
         self._check_open()
-        return self._notifier.rectify(subjects, strict, self._listeners(), request_id)
+        return self._notifier.answer(self._listeners(), lambda store: store.rectify(subjects, strict, request_id))
 
     def restrict(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:
         """Set aside the units that the subjects' data reached: they do not answer until the subjects are released.
@@ -286,7 +285,7 @@ class EnsemblePredictor(nn.Module):
             UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
         """
         self._check_open()
-        return self._notifier.restrict(subjects, strict, self._listeners(), request_id)
+        return self._notifier.answer(self._listeners(), lambda store: store.restrict(subjects, strict, request_id))
 
     def release(self, subjects: Iterable[Any], request_id: str | None = None) -> RequestRecord:
         """End the restriction of subjects: units that were set aside only for them answer again, bit for bit.
@@ -301,7 +300,7 @@ class EnsemblePredictor(nn.Module):
             UnknownSubjectError: A subject is not restricted. Nothing was changed.
         """
         self._check_open()
-        return self._notifier.release(subjects, self._listeners(), request_id)
+        return self._notifier.answer(self._listeners(), lambda store: store.release(subjects, request_id))
 
     def on_forget(self, receipt: RequestRecord) -> None:
         """Called once for each request, whoever made it: loads the survivors, and notifies the module.
@@ -487,7 +486,7 @@ class EnsemblePredictor(nn.Module):
 
     def _load_survivors(self) -> None:
         candidates = self.store.candidates()
-        best = survivors(candidates, {u: found.score for u, found in candidates.items() if found.score is not None})
+        best = survivors(candidates, {unit: found.score for unit, found in candidates.items()})
         self._digests = {unit: found.snapshot for unit, found in candidates.items()}
         self._snapshots.renew(self._digests)
         for shard in self.survivors.keys() - best.keys():
@@ -551,16 +550,21 @@ class EnsemblePredictor(nn.Module):
         if self._generation is not None and self._generation.running:
             return answer  # its caches have been checked
         if reads_on:
-            form, half = self._passes.form_of(args, kwargs, list(keys)), self._passes.is_half()
+            form = self._passes.form_of(args, kwargs, list(keys))
             ask = functools.partial(self._ask_without_caches, forward, keys)
-            self._reading.check(form, caches[0], args, kwargs, answer, ask, half)
+            self._reading.check(form, caches[0], args, kwargs, answer, ask)
         else:
             for cache in caches or begun:
                 self._reading.note(cache, args, kwargs)
         return answer
 
     def _run(
-        self, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any], keys: Keys, caches: Mapping[int, Any]
+        self,
+        forward: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        keys: Keys,
+        caches: Mapping[int, Mapping[int, Any]],
     ) -> list[Any]:
         self._heads.solve(keys)
         return self._passes.run(forward, args, kwargs, list(keys), caches)
@@ -614,7 +618,7 @@ class EnsemblePredictor(nn.Module):
         class, its config and the signature of its forward.
         """
         layers, lock = self._builder.layers, self._lock
-        network: Any = self.module.get_submodule(layers.network)
+        network: Any = self._builder.network
         forward = network.forward
         network.forward = functools.wraps(forward)(lambda *args, **kwargs: self._answer(forward, args, kwargs))
         name = layers.network or type(self.module).__name__
@@ -672,7 +676,8 @@ class _AnswerLock:
 
 
 def _prepared(module: nn.Module, store: Store) -> nn.Module:
-    precision = str(store.settings.get("training", {}).get("precision", ""))
+    training = store.manifest.training
+    precision = training.precision if training is not None else ""
     halves = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
     if precision in halves:  # Lightning has converted the module before it was trained
         module = module.to(halves[precision])
@@ -683,7 +688,11 @@ def _prepared(module: nn.Module, store: Store) -> nn.Module:
 
 def _builder_of(module: nn.Module, store: Store) -> StageBuilder:
     check_initialised(module)
-    layers = Layers.of(LayersPart.model_validate(store.settings["layers"]), source="the store")
+    if store.manifest.layers is None:
+        raise NoSurvivorError(
+            f"Nothing in {store.path} may serve: no fit has come yet. Call trainer.fit with this store."
+        )
+    layers = Layers.of(store.manifest.layers, source="the store")
     paths = {name for name, _ in module.named_modules()}
     missing = [name for group in layers.groups for name in group.modules if name not in paths]
     if missing:
@@ -691,4 +700,4 @@ def _builder_of(module: nn.Module, store: Store) -> StageBuilder:
             f"The store at {store.path} was trained with layers that {type(module).__name__} does not have: "
             f"{', '.join(missing[:5])}. Load the store with the module that it was trained with."
         )
-    return StageBuilder(module, layers, resolve_adapter(store.settings["adapter"]), store.partition.slices)
+    return StageBuilder(module, layers, resolve_adapter(store.manifest.adapter), store.partition.slices)

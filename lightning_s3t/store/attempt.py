@@ -26,7 +26,7 @@ from lightning_s3t.store.units import UnitRecord
 
 
 class Attempt:
-    """A unit that is being trained. Made by `Store.start_unit`.
+    """A unit that is being trained. Made by `BuildSession.start_unit`.
 
     Args:
         store: The store's backend.
@@ -61,7 +61,7 @@ class Attempt:
             self._scratch = None
 
     def register_file(self, path: str | Path) -> None:
-        """Notes, durably, a file that is about to be written, to be erased with the unit.
+        """Note, durably, a file that is about to be written, to be erased with the unit.
 
         Args:
             path: The file. One that an earlier unit wrote belongs to this one from now on.

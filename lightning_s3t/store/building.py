@@ -102,7 +102,7 @@ class BuildSession:
         """
         with self._ledger.transaction():
             merge_generations(self._backend, self._keyring, self._partition, into)
-        write_journal(self._ledger, self._backend.folder)
+        write_journal(self._backend)
         erase_queued(self._backend)
 
     def start_unit(self, unit: UnitId, key: str, as_of: int | None = None) -> Attempt:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -123,6 +123,17 @@ def _record_of(events: Sequence[Event]) -> RequestRecord:
     )
 
 
+def requests_since(ledger: Ledger, position: int) -> Iterator[Event]:
+    """Return the requests that came after an event, in order.
+
+    Args:
+        ledger: The ledger.
+        position: The position of the event.
+    """
+    kinds: tuple[Kind, ...] = ("request",)
+    return ledger.events(position, kinds=kinds)
+
+
 def corrected_since(ledger: Ledger, position: int) -> set[Cell]:
     """Return the cells with data that was corrected after an event.
 
@@ -131,8 +142,7 @@ def corrected_since(ledger: Ledger, position: int) -> set[Cell]:
         position: The position of the event.
     """
     with ledger_errors("The history of requests"):
-        since = [event for event in ledger.events(after=position) if event.kind == "request"]
-        return {cell for event in since for cell in event.read(Request).cells}
+        return {cell for event in requests_since(ledger, position) for cell in event.read(Request).cells}
 
 
 def ever_revoked(ledger: Ledger) -> set[UnitId]:
@@ -142,12 +152,10 @@ def ever_revoked(ledger: Ledger) -> set[UnitId]:
         ledger: The ledger.
     """
     found: set[str] = set()
+    kinds: tuple[Kind, ...] = ("request", "damage")
     with ledger_errors("The history of requests"):
-        for event in ledger.events():
-            if event.kind == "request":
-                found.update(event.read(Request).revoked)
-            elif event.kind == "damage":
-                found.update(event.read(Damage).units)
+        for event in ledger.events(kinds=kinds):
+            found.update(event.read(Request).revoked if event.kind == "request" else event.read(Damage).units)
         return {parse_unit(name) for name in found}
 
 

@@ -14,6 +14,7 @@ from lightning_s3t.core.units import UnitId
 from lightning_s3t.plan import Partition, collector, harmonic, merge_from, survivors
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.generations import generations_of
+from lightning_s3t.store.heads.floor import read_states
 from lightning_s3t.store.history import ever_revoked
 from lightning_s3t.store.ledgers.ledger import ledger_errors
 from lightning_s3t.store.units import parse_unit, read_units
@@ -152,8 +153,6 @@ class Overview:
         manifest: Manifest,
         options: Mapping[str, Any],
         waiting: int,
-        heads: Mapping[str, int],
-        heads_lack_rows: bool = False,
     ) -> Overview:
         """Inspect a store, for `Store.status`.
 
@@ -163,13 +162,12 @@ class Overview:
             manifest: The settings and the method of its units.
             options: The notes of its fits.
             waiting: Number of subjects for the next fit to forget.
-            heads: Number of rows of each complete closed-form head, by the source of its features.
-            heads_lack_rows: Whether the next fit adds rows that a release or a correction has left out.
         """
         ledger = store.ledger
-        alive = read_units(ledger)
+        alive, states = read_units(ledger), read_states(store)
+        heads = {source: state.rows for source, state in states.items() if state.serves}
         sequences = tuple(tuple(sequence) for sequence in options.get("sequences", []))
-        serving = survivors(alive, {unit: record.score for unit, record in alive.items() if record.score is not None})
+        serving = survivors(alive, {unit: record.score for unit, record in alive.items()})
         used = {ancestor for unit in serving.values() for ancestor in unit.lineage}
         revoked = ever_revoked(ledger)
         with ledger_errors("The name of a unit"):
@@ -220,7 +218,7 @@ class Overview:
             ),
             merge_from=merge_from(people, partition.shards) if people else None,
             certificate=manifest.method.certificate,
-            heads_lack_rows=heads_lack_rows,
+            heads_lack_rows=any(state.lacks for state in states.values()),
         )
 
 

@@ -26,7 +26,7 @@ from lightning_s3t.plan import Partition, merge_from
 from lightning_s3t.store.backend import Backend, open_ledger
 from lightning_s3t.store.building import BuildSession
 from lightning_s3t.store.copies.copying import Progress, clear_begun, copy_store, settle
-from lightning_s3t.store.copies.drill import Drill, Today, compare, prepare
+from lightning_s3t.store.copies.drill import Drill, compare, count_backup, prepare
 from lightning_s3t.store.copies.exporting import check_exports, write_export
 from lightning_s3t.store.copies.recipients import (
     Completion,
@@ -61,11 +61,14 @@ from lightning_s3t.store.overview import Overview
 from lightning_s3t.store.registry import is_registering
 from lightning_s3t.store.requests.correcting import Correcting
 from lightning_s3t.store.requests.erasure import clean_up, erase_queued, remove_lineages
+from lightning_s3t.store.requests.execution import RequestExecutor
 from lightning_s3t.store.requests.forgetting import Forgetting
 from lightning_s3t.store.requests.journal import make_journal, reconcile, write_journal
 from lightning_s3t.store.requests.leases import Lease, ReplicaWait
+from lightning_s3t.store.requests.lookup import Lookup
 from lightning_s3t.store.requests.preview import Preview, preview
-from lightning_s3t.store.requests.scheduled import ScheduledRequest, check_scheduled
+from lightning_s3t.store.requests.scheduled import ScheduledRequest, check_scheduled, find_scheduled, list_scheduled
+from lightning_s3t.store.requests.scheduling import Scheduling
 from lightning_s3t.store.settings import HINT, check_settings, normalise, notes_of, read_settings
 from lightning_s3t.store.snapshots.keys import NOTE as KEYS
 from lightning_s3t.store.snapshots.keys import check_keys
@@ -114,8 +117,11 @@ class Store:
             self.manifest = Manifest.of(self.settings)
             self._keyring = Keyring(backend)
             self._partition = _partition_of(self.manifest, self._keyring.partition_secret)
-        self._forgetting = Forgetting(backend, self._keyring, self._partition, self.manifest)
-        self._correcting = Correcting(backend, self._keyring, self.manifest, self._forgetting)
+        self._lookup = lookup = Lookup(backend, self._keyring, self._partition)
+        executor = RequestExecutor(backend, self._keyring, self.manifest, lookup)
+        self._scheduling = Scheduling(backend, self._keyring, lookup)
+        self._forgetting = Forgetting(backend, self.manifest, lookup, executor, self._scheduling)
+        self._correcting = Correcting(backend, self._keyring, self.manifest, lookup, executor)
         self._lock = FitLock(path)
         with ledger_errors(f"The history of the store {path}"):
             reconcile(backend, self._keyring)
@@ -132,7 +138,7 @@ class Store:
                 clear_begun(backend)
                 clean_up(backend)
         ledger.clear_traces(patience=0.1)  # a crash may have come between an erasure and this
-        write_journal(ledger, path)
+        write_journal(backend)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
@@ -459,7 +465,7 @@ class Store:
             UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
             DataError: An id is not text or an integer, or `subjects` is not a collection of ids, or is empty.
         """
-        return self._forgetting.schedule(_canonical(subjects), due, strict, request_id, received)
+        return self._scheduling.schedule(_canonical(subjects), due, strict, request_id, received)
 
     def scheduled_request(self, request_id: str) -> ScheduledRequest | None:
         """Return a scheduled request by its caller's name; None if it does not exist.
@@ -467,7 +473,8 @@ class Store:
         Args:
             request_id: The name.
         """
-        return self._forgetting.scheduled_request(request_id)
+        with self._ledger.at_one_time():
+            return find_scheduled(self._backend, self._keyring, request_id)
 
     def cancel_request(self, request_id: str) -> int:
         """Cancel a scheduled request by its name, before it is carried out; repeating this changes nothing.
@@ -481,7 +488,7 @@ class Store:
         Raises:
             UnknownSubjectError: The request does not exist, or was carried out. Nothing was changed.
         """
-        return self._forgetting.cancel_request(request_id)
+        return self._scheduling.cancel_request(request_id)
 
     def refuse_request(self, request_id: str, reason: str) -> int:
         """Record that a request is refused, with the reason; a scheduled one is then not carried out.
@@ -500,11 +507,12 @@ class Store:
             ConfigurationError: The request was carried out, cancelled, or refused for another reason, or the name or
                 the reason is invalid. Nothing was changed.
         """
-        return self._forgetting.refuse_request(request_id, reason)
+        return self._scheduling.refuse_request(request_id, reason)
 
     def scheduled_requests(self) -> list[ScheduledRequest]:
         """Return all requests that were ever scheduled or refused, in that order, with their outcome."""
-        return self._forgetting.scheduled_requests()
+        with self._ledger.at_one_time():
+            return list_scheduled(self._backend, self._keyring)
 
     def preview(self, subjects: Iterable[Any]) -> Preview:
         """Return the state of subjects, and the effect of a request to forget them now. Nothing is changed.
@@ -526,7 +534,7 @@ class Store:
         """
         canonical = _canonical(subjects)
         with self._ledger.at_one_time():
-            return preview(self._backend, self._keyring, self._forgetting, canonical)
+            return preview(self._backend, self._keyring, self._lookup, canonical)
 
     def receipt_of(self, request_id: str) -> RequestRecord | None:
         """Return the receipt of a request by its caller's name; None if no such request was carried out.
@@ -550,7 +558,7 @@ class Store:
             UnknownSubjectError: Nothing is scheduled for one of them. Nothing was changed.
             DataError: An id is not text or an integer, or `subjects` is not a collection of ids, or is empty.
         """
-        return self._forgetting.cancel(_canonical(subjects))
+        return self._scheduling.cancel(_canonical(subjects))
 
     def forget_due(self, now: datetime | None = None) -> RequestRecord | None:
         """Carry out the due scheduled requests as one request.
@@ -681,10 +689,7 @@ class Store:
 
     def status(self) -> Overview:
         """Return the state of the store: which units serve, which are revoked or missing, and how long it will last."""
-        states = self.heads()
-        heads = {source: head.rows for source, head in states.items() if head.serves}
-        lacks = any(head.lacks for head in states.values())
-        return Overview.of(self._backend, self.partition, self.manifest, self.options, len(self.due()), heads, lacks)
+        return Overview.of(self._backend, self.partition, self.manifest, self.options, len(self.due()))
 
     def rotate_key(self) -> None:
         """Start using a new key for subjects' ids. No unit has to be trained again.
@@ -695,7 +700,7 @@ class Store:
         with self._lock.hold():
             reconcile(self._backend, self._keyring)  # a rotation that only the journal knows has its key already
             self._keyring.rotate()
-            write_journal(self._ledger, self.path)
+            write_journal(self._backend)
             self._ledger.rewrite()
 
     def copy(
@@ -756,7 +761,7 @@ class Store:
             try:
                 backend, today = prepare(self._backend, str(backup), scratch)
                 with closing(backend.ledger):
-                    found = self._count_backup(found, backend, today)
+                    found = count_backup(found, backend.ledger, self._ledger, today)
                     took("copy")
                     restored = Store(backend)
                     took("open")
@@ -775,20 +780,9 @@ class Store:
             except StoreError as error:
                 return replace(found, problems=(str(error),))
 
-    def _count_backup(self, found: Drill, backend: Backend, today: Today) -> Drill:
-        position = backend.ledger.head()[0]
-        newest = next(backend.ledger.events(after=position - 1), None) if position else None
-        missing = [event for event in self._ledger.events(after=position) if event.position <= today.position]
-        return replace(
-            found,
-            backup_events=position,
-            backup_time=newest.time if newest is not None else "",
-            events=today.position,
-            replayed=len(missing),
-            replayed_requests=sum(event.kind == "request" for event in missing),
-            forgotten=max(len(today.tombstones) - backend.ledger.count_forgotten(), 0),
-            units=len(today.digests),
-        )
+    def count_events(self) -> int:
+        """Return how many events are in the history."""
+        return self._ledger.count_events()
 
     def count_forgotten(self) -> int:
         """Return how many subjects are forgotten."""
@@ -1039,7 +1033,7 @@ class Store:
             if gone:
                 record(self._backend, "damage", None, asdict(Damage(tuple(map(str, gone)))))
         erase_queued(self._backend)
-        write_journal(self._ledger, self.path)
+        write_journal(self._backend)
         return gone
 
     def take_out_damaged(self) -> list[UnitId]:

@@ -39,7 +39,7 @@ def adapter_config(builder: StageBuilder, stand_ins: Mapping[str, nn.Module]) ->
         UnsupportedError: PEFT would take other modules for the head too.
     """
     config = copy.deepcopy(_checked(builder))
-    network = builder.root.get_submodule(builder.layers.network)
+    network = builder.network
     modules = [name for name, _ in network.named_modules()]
     targets = [_inside(builder, name) for name, module in stand_ins.items() if isinstance(module, BaseTunerLayer)]
     heads = [_inside(builder, name) for name in builder.layers.head]

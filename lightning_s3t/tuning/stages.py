@@ -81,6 +81,11 @@ class StageBuilder:
         self.originals = {name: root.get_submodule(name) for name in [*names, *layers.head]}
         self.start: Snapshot | None = None
 
+    @property
+    def network(self) -> nn.Module:
+        """The module whose layers they are: the root, or a part of it."""
+        return self.root.get_submodule(self.layers.network)
+
     def group_of(self, stage: int) -> int:
         """Return the layer group that a stage trains.
 
@@ -177,7 +182,7 @@ class StageBuilder:
         }
 
     def _scratch_buffers(self) -> set[str]:
-        network = self.root.get_submodule(self.layers.network)
+        network = self.network
         losses = find_losses(self.root)
         inside = {id(module) for module in network.modules()}
         return {

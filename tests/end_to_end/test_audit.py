@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_s3t import audit
 from lightning_s3t.cli import main
 from lightning_s3t.errors import ConfigurationError, StoreMismatchError
-from lightning_s3t.executors.audit import AuditReport
+from lightning_s3t.executors.audit_report import AuditReport
 from lightning_s3t.plan import Partition, UnitId
 from lightning_s3t.store import Store
 from tests.people import Classifier, People, PeopleData, fit, make_trainer, tensors_of

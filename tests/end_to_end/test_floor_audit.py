@@ -12,9 +12,9 @@ import pytest
 from lightning_s3t import Floor, Store, audit
 from lightning_s3t.core.floor import PRETRAINED
 from lightning_s3t.errors import StoreMismatchError
-from lightning_s3t.executors.audit import AuditReport
+from lightning_s3t.executors.audit_report import AuditReport
 from lightning_s3t.store.heads.feature_sums import FeatureSums
-from lightning_s3t.store.heads.floor import _keep
+from lightning_s3t.store.heads.floor import _keep, _note
 from tests.end_to_end.everything import forget
 from tests.people import Classifier, People, PeopleData, fit, make_trainer
 
@@ -50,7 +50,9 @@ def sums_of_floor(store: Path) -> FeatureSums:
 def put_back(store: Path, sums: FeatureSums) -> None:
     """Put other sums in the place of the floor's, as a request that subtracts too little would leave them."""
     with Store.open(store) as opened, opened._ledger.transaction():
-        _keep(opened._backend, PRETRAINED, opened.heads()[PRETRAINED], sums, None)
+        states = opened.heads()
+        _keep(opened._backend, states, PRETRAINED, sums, None)
+        _note(opened._backend, states)
 
 
 def test_the_floor_and_the_heads_on_audited_units_pass_after_a_request(store: Path) -> None:

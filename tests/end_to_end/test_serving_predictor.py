@@ -13,7 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_s3t import EnsembleModule, EnsemblePredictor
-from lightning_s3t.errors import ConfigurationError, EnsembleError, StoreMismatchError, UnsupportedError
+from lightning_s3t.errors import (
+    ConfigurationError,
+    EnsembleError,
+    NoSurvivorError,
+    StoreMismatchError,
+    UnsupportedError,
+)
 from lightning_s3t.store import Receipt, Store
 from tests.people import Classifier
 
@@ -128,6 +134,12 @@ def test_a_store_whose_module_is_refused_is_closed(store: Path, monkeypatch: pyt
     with pytest.raises(StoreMismatchError):
         EnsemblePredictor.from_store(store, nn.Linear(1, 1))
     assert closed == [store]
+
+
+def test_a_store_that_no_fit_has_trained_is_refused(tmp_path: Path) -> None:
+    Store.create(tmp_path / "store", {"partition": {"shards": 1, "slices": 2}}).close()
+    with pytest.raises(NoSurvivorError, match="no fit has come yet"):
+        EnsemblePredictor.from_store(tmp_path / "store", nn.Linear(4, 2))
 
 
 def test_a_predictor_is_not_served_again(store: Path) -> None:

@@ -60,7 +60,7 @@ def test_a_unit_that_was_lost_is_the_next() -> None:
     first = queue.take()
     assert first is not None
     assert str(first.unit) == "0/0"
-    queue.put_back(first)
+    queue.put_back(first.unit)
     assert take_all(queue) == ["0/0", "0/1", "1/0"]
 
 
@@ -69,7 +69,7 @@ def test_after_a_halt_a_unit_that_was_lost_is_left() -> None:
     first = queue.take()
     assert first is not None
     queue.halt()
-    queue.put_back(first)
+    queue.put_back(first.unit)
     assert queue.done
 
 

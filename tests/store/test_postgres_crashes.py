@@ -12,7 +12,7 @@ import pytest
 
 from lightning_s3t.errors import RolledBackError, StoreError
 from lightning_s3t.store import RequestRecord, Store
-from lightning_s3t.store.requests import forgetting
+from lightning_s3t.store.requests import execution
 from tests.postgres_server import PostgresServer, shared_server
 from tests.store.cut_connections import Proxy
 from tests.store.kill_points import acknowledged_until_killed
@@ -176,7 +176,7 @@ def test_a_connection_that_is_cut_at_any_message_leaves_a_request_whole_or_not_m
 def test_a_server_that_stops_at_once_between_commit_and_journal(
     kept: Kept, monkeypatch: pytest.MonkeyPatch, comes_back: bool
 ) -> None:
-    write_journal, server = forgetting.write_journal, shared_server()
+    write_journal, server = execution.write_journal, shared_server()
     stops = iter([True])
 
     def stop_first(*args: object) -> None:
@@ -186,7 +186,7 @@ def test_a_server_that_stops_at_once_between_commit_and_journal(
                 server.start()
         write_journal(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(forgetting, "write_journal", stop_first)
+    monkeypatch.setattr(execution, "write_journal", stop_first)
     with Store.open(kept.path) as store:
         if comes_back:
             assert forget(store).request == 1
@@ -266,7 +266,7 @@ def test_a_request_that_a_standby_lacks_is_noticed_and_made_good_before_anything
 def test_a_request_that_was_lost_before_its_journal_was_written_is_not_acknowledged(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_journal = forgetting.write_journal
+    write_journal = execution.write_journal
 
     def fail_over_first(*args: object) -> None:
         pair.fail_over()
@@ -274,7 +274,7 @@ def test_a_request_that_was_lost_before_its_journal_was_written_is_not_acknowled
         write_journal(*args)  # type: ignore[arg-type]
 
     pair.standby.stop_following()
-    monkeypatch.setattr(forgetting, "write_journal", fail_over_first)
+    monkeypatch.setattr(execution, "write_journal", fail_over_first)
     with Store.open(pair.path) as store, pytest.raises(RolledBackError, match="Repeat requests that got no answer"):
         forget(store)
     with Store.open(pair.path) as store:

@@ -92,12 +92,11 @@ def changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     return sorted(kept + [path for path in different if not has_below(path, "[{")])
 
 
-def find_generators(roots: Mapping[str, object], ignore: Collection[int] = ()) -> dict[str, AnyGenerator]:
+def find_generators(roots: Mapping[str, object]) -> dict[str, AnyGenerator]:
     """Find the random generators of torch, NumPy and Python that can be reached from objects.
 
     Args:
         roots: The objects to start from, by name.
-        ignore: The `id` of objects that are not looked at.
 
     Returns:
         Each generator once, by path; not the global ones.
@@ -109,7 +108,7 @@ def find_generators(roots: Mapping[str, object], ignore: Collection[int] = ()) -
         >>> list(find_generators({"dataset": Augmented()}))
         ['dataset.transforms[0]']
     """
-    return {path: value for path, value, _ in _walk(roots, ignore) if issubclass(type(value), GENERATORS)}  # type: ignore[misc]
+    return {path: value for path, value, _ in _walk(roots, ()) if issubclass(type(value), GENERATORS)}  # type: ignore[misc]
 
 
 def _walk(roots: Mapping[str, object], ignore: Collection[int]) -> Iterator[tuple[str, object, bytes]]:

@@ -140,7 +140,7 @@ def copy_store(
             present = copy.snapshots.names()  # a request may have reached a copied snapshot
             for error in copy.snapshots.delete(present - copy.ledger.needed(present)).values():
                 raise StoreError(f"Revoked snapshots could not be erased in {copy.folder} ({error}).")
-            write_journal(copy.ledger, copy.folder)
+            write_journal(copy)
             _check_equal(store, copy)
             for problem in problems(copy):
                 raise StoreError(f"Read back from {copy.folder}: {problem} The store keeps answering.")

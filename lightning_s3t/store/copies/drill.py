@@ -7,7 +7,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from typing_extensions import override
@@ -180,6 +180,30 @@ def prepare(store: Backend, backup: str, scratch: Scratch) -> tuple[Backend, Tod
         ledger.close()
         raise
     return Backend(folder, ledger, ReadOnlySnapshots(store.snapshots)), today
+
+
+def count_backup(found: Drill, backup: Ledger, ledger: Ledger, today: Today) -> Drill:
+    """Count what a backup has, and what the journal adds to it, before the restored store is opened.
+
+    Args:
+        found: The result so far.
+        backup: The ledger as it was restored.
+        ledger: The store's own.
+        today: The state of the store.
+    """
+    position = backup.head()[0]
+    newest = next(backup.events(after=position - 1), None) if position else None
+    missing = [event for event in ledger.events(after=position) if event.position <= today.position]
+    return replace(
+        found,
+        backup_events=position,
+        backup_time=newest.time if newest is not None else "",
+        events=today.position,
+        replayed=len(missing),
+        replayed_requests=sum(event.kind == "request" for event in missing),
+        forgotten=max(len(today.tombstones) - backup.count_forgotten(), 0),
+        units=len(today.digests),
+    )
 
 
 def compare(restored: Backend, today: Today) -> list[str]:

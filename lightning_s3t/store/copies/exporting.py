@@ -85,7 +85,7 @@ def write_export(store: Backend, name: str, unit: UnitId, digests: Sequence[str]
         if isinstance(error, OSError):
             raise StoreError(f"The export could not be written ({error}). No part of it remains.") from error
         raise
-    write_journal(store.ledger, store.folder)
+    write_journal(store)
 
 
 def check_exports(store: Backend) -> None:

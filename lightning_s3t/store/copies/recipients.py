@@ -97,7 +97,7 @@ def hand_over(store: Backend, export: str, recipient: str) -> None:
             )
         if not any((copy.export, copy.recipient) == (export, recipient) for copy in known.copies):
             record(store, "handover", None, asdict(Handover(export, recipient)))
-    write_journal(store.ledger, store.folder)
+    write_journal(store)
 
 
 def acknowledge(store: Backend, export: str, recipient: str) -> None:
@@ -124,7 +124,7 @@ def acknowledge(store: Backend, export: str, recipient: str) -> None:
             )
         if copies[0].acknowledged is None:
             record(store, "acknowledgement", None, asdict(Acknowledgement(export, recipient)))
-    write_journal(store.ledger, store.folder)
+    write_journal(store)
 
 
 def read_copies(store: Backend) -> list[HandedCopy]:

@@ -17,17 +17,16 @@ _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOO
 _HALF_WRITTEN = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")
 
 
-def write_atomically(path: Path, data: bytes | Callable[[int], bytes], mode: int = 0o600) -> None:
+def write_atomically(path: Path, data: bytes | Callable[[int], bytes]) -> None:
     """Write a file so that, after a crash at any point, it exists completely or not at all.
 
     Args:
         path: The file.
         data: The contents, or a function that returns them for the file's inode.
-        mode: Its permissions, less the process's mask.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)  # an older one would keep its own permissions
-    with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+    with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         file.write(data if isinstance(data, bytes) else data(os.fstat(file.fileno()).st_ino))
         file.flush()
         os.fsync(file.fileno())

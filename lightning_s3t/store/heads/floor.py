@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_s3t.core.events import Event, Kind, Request, RequestKind
+from lightning_s3t.core.events import Request, RequestKind
 from lightning_s3t.core.floor import PRETRAINED, CertifiedPart, FloorPart, Task
 from lightning_s3t.errors import DamagedError, StoreError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.heads.certified import publish, solve
 from lightning_s3t.store.heads.feature_sums import FeatureRows, FeatureSums
+from lightning_s3t.store.history import corrected_since, requests_since
 from lightning_s3t.store.ledgers.ledger import QueuedFile, ledger_errors
 from lightning_s3t.store.settings import check_settings
 from lightning_s3t.store.snapshots.tensors import decode_snapshot, encode_snapshot
@@ -95,16 +96,6 @@ def _state_of(kept: dict[str, Any]) -> FloorState:
             "certified": CertifiedPart.model_validate(certified) if certified is not None else None,
         }
     )
-
-
-def read_state(store: Backend, source: str = PRETRAINED) -> FloorState | None:
-    """Return the ledger's record of a closed-form head; None without one.
-
-    Args:
-        store: The store's backend.
-        source: The source of its features.
-    """
-    return read_states(store).get(source)
 
 
 def check_part(states: Mapping[str, FloorState], part: FloorPart, where: str) -> None:
@@ -196,12 +187,14 @@ def subtract(store: Backend, hashes: Collection[bytes], request: int | None, sou
             found[source].append((owner, body, mac))
     rows = {source: _decode(store, chosen[source], source, found[source]) for source in chosen.keys() & found.keys()}
     for source in sorted(rows):
-        sums = _load_or_sum(store, source, chosen[source])
+        sums = _load_or_sum(store, source, states[source])
         sums.subtract(rows[source])
         store.ledger.remove_features(source, hashes)
-        _keep(store, source, chosen[source], sums, request)
-        if chosen[source].published:
-            _publish(store, source, request)
+        _keep(store, states, source, sums, request)
+        if states[source].published:
+            _publish(store, states, source, request)
+    if rows:
+        _note(store, states)
     return len(rows.get(PRETRAINED, ()))
 
 
@@ -246,7 +239,8 @@ def add_rows(
     Raises:
         StoreError: The rows have a different kind of targets than the existing ones.
     """
-    state = read_state(store, source) or FloorState(part, task, certified=certified)
+    states = read_states(store)
+    state = states.setdefault(source, FloorState(part, task, certified=certified))
     if state.task != task:
         raise StoreError(
             f"The closed-form head of the store {store.folder} was made with targets of a {state.task} task, but now "
@@ -265,28 +259,25 @@ def add_rows(
             for index, body in zip(kept, chosen.encode(part.bits), strict=True)
         ),
     )
-    _keep(store, source, state, sums, None)
+    _keep(store, states, source, sums, None)
+    _note(store, states)
 
 
 def _kept_out(store: Backend, people: set[bytes], loaded_at: int | None) -> set[bytes]:
     ledger = store.ledger
     gone = ledger.forgotten(people) | {mark.hash for mark in ledger.marks_of(people, "restricted")}
-    first = next(_requests_since(store, loaded_at), None)
+    if loaded_at is None:
+        return gone
+    first = next(requests_since(ledger, loaded_at), None)
     if first is None or first.request is None:
         return gone
     gone |= {mark.hash for mark in ledger.marks_of(people, "rectified") if mark.number >= first.request}
     # a correction during a restriction has the number of the restriction, which may be older
     released = [mark for mark in ledger.marks_of(people, "released") if mark.number >= first.request]
     if released:
-        with ledger_errors("The history of requests"):
-            corrected = {cell for event in _requests_since(store, loaded_at) for cell in event.read(Request).cells}
+        corrected = corrected_since(ledger, loaded_at)
         gone |= {mark.hash for mark in released if mark.cell in corrected}
     return gone
-
-
-def _requests_since(store: Backend, position: int | None) -> Iterator[Event]:
-    kinds: tuple[Kind, ...] = ("request",)
-    return store.ledger.events(position, kinds=kinds) if position is not None else iter(())
 
 
 def drop(store: Backend, sources: Collection[str], request: int | None) -> None:
@@ -298,11 +289,13 @@ def drop(store: Backend, sources: Collection[str], request: int | None) -> None:
         request: The number of the request that revokes them; None if they are only stale.
     """
     states = read_states(store)
-    for source in sorted(states.keys() & set(sources)):
+    gone = sorted(states.keys() & set(sources))
+    for source in gone:
         store.ledger.drop_features(source)
         state = states.pop(source)
         _let_go(store, state.digest, request)
         _let_go(store, state.published, request)
+    if gone:
         _note(store, states)
 
 
@@ -326,14 +319,15 @@ def complete(store: Backend, source: str, is_complete: bool, loaded_at: int | No
         return None
     lacks = before.lacks
     if lacks and is_complete:
+        since = requests_since(store.ledger, loaded_at) if loaded_at is not None else ()
         with ledger_errors("The history of requests"):
-            lacks = any(event.read(Request).kind in RETURNING for event in _requests_since(store, loaded_at))
-    state = replace(before, complete=is_complete, lacks=lacks)
-    if state != before:
-        _note(store, {**states, source: state})
+            lacks = any(event.read(Request).kind in RETURNING for event in since)
+    state = states[source] = replace(before, complete=is_complete, lacks=lacks)
     if state.certified and is_complete and state.published_from != state.digest:
-        return _publish(store, source, None)
-    return state
+        _publish(store, states, source, None)
+    if states[source] != before:
+        _note(store, states)
+    return states[source]
 
 
 def note_missing(store: Backend) -> None:
@@ -374,7 +368,7 @@ def problems(store: Backend) -> Iterator[str]:
         what = "the closed-form head" if source == PRETRAINED else f"the head on unit {source}"
         try:
             with store.ledger.at_one_time():
-                state = read_state(store, source)
+                state = read_states(store).get(source)
                 right = sum_rows(store, state, source) if state is not None else None
         except StoreError as error:
             yield str(error)
@@ -384,7 +378,7 @@ def problems(store: Backend) -> Iterator[str]:
         try:
             kept = load_sums(store, state)
         except (DamagedError, StoreError) as error:
-            if read_state(store, source) == state:  # otherwise a request has replaced them
+            if read_states(store).get(source) == state:  # otherwise a request has replaced them
                 yield f"The sums of {what} are damaged, and the next fit rebuilds them: {error}"
             continue
         mine, theirs = kept.to_tensors(), right.to_tensors()
@@ -399,7 +393,7 @@ def _problems_of_published(store: Backend, source: str, state: FloorState) -> It
     try:
         load_published(store, state)
     except (DamagedError, StoreError) as error:
-        if read_state(store, source) == state:  # otherwise a request has replaced them
+        if read_states(store).get(source) == state:  # otherwise a request has replaced them
             yield f"The certified head is damaged, and the next fit publishes another: {error}"
 
 
@@ -409,11 +403,15 @@ def repair(store: Backend) -> None:
     Args:
         store: The store's backend.
     """
-    for source, state in read_states(store).items():
+    found = read_states(store)
+    states = dict(found)
+    for source, state in found.items():
         if state.digest and not store.snapshots.is_whole(state.digest):
-            _keep(store, source, state, sum_rows(store, state, source), None)
+            _keep(store, states, source, sum_rows(store, state, source), None)
         if state.published and not store.snapshots.is_whole(state.published):
-            _publish(store, source, None)
+            _publish(store, states, source, None)
+    if states != found:
+        _note(store, states)
 
 
 def _by_owner(rows: Iterable[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
@@ -451,22 +449,21 @@ def _decode(store: Backend, state: FloorState, source: str, found: Sequence[tupl
     return FeatureRows.decode([body for _, body, _ in found], state.part, state.task)
 
 
-def _keep(store: Backend, source: str, state: FloorState, sums: FeatureSums, request: int | None) -> None:
-    """Store sums in place of the previous ones, which are erased after the transaction."""
+def _keep(store: Backend, states: dict[str, FloorState], source: str, sums: FeatureSums, request: int | None) -> None:
+    """Store sums in place of the previous ones, which are erased after the transaction, for `_note`."""
     # with the source, so that no two heads ever own one file
     named = {**sums.to_tensors(), "source": torch.frombuffer(bytearray(source.encode()), dtype=torch.uint8)}
-    digest = _put(store, named, state.digest, request)
-    _note(store, {**read_states(store), source: replace(state, digest=digest, rows=sums.rows)})
+    digest = _put(store, named, states[source].digest, request)
+    states[source] = replace(states[source], digest=digest, rows=sums.rows)
     if source == PRETRAINED:  # of heads on survivors there may be many
         store.kept_sums[source] = (digest, sums)
 
 
-def _publish(store: Backend, source: str, request: int | None) -> FloorState:
+def _publish(store: Backend, states: dict[str, FloorState], source: str, request: int | None) -> None:
     """Publish a certified head from the rows that are left, in place of the previous one; or none, if there are none.
 
     It is also none if rounding errors keep the parameters too far from the minimum: the head then does not serve.
     """
-    states = read_states(store)
     state = states[source]
     assert state.certified is not None
     parts = list(_read_rows(store, state, source))
@@ -482,9 +479,7 @@ def _publish(store: Backend, source: str, request: int | None) -> FloorState:
         digest = ""
     else:
         digest = _put(store, {"theta": publish(solution, state.certified)}, state.published, request)
-    published = replace(state, published=digest, published_from=state.digest)
-    _note(store, {**states, source: published})
-    return published
+    states[source] = replace(state, published=digest, published_from=state.digest)
 
 
 def _last_published(store: Backend, state: FloorState) -> Tensor | None:

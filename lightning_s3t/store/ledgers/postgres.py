@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import itertools
 import json
 import os
@@ -23,11 +21,10 @@ from psycopg import conninfo
 from typing_extensions import override
 
 from lightning_s3t.core.documents import canonical
-from lightning_s3t.core.events import Event, Kind, MarkKind
+from lightning_s3t.core.events import Event, Kind
 from lightning_s3t.core.units import Cell
 from lightning_s3t.errors import LedgerUnreachableError, MovedError, RolledBackError, StoreError
 from lightning_s3t.store.disk.journal_file import newest_event
-from lightning_s3t.store.keys.identities import read_keys
 from lightning_s3t.store.ledgers.address import LedgerAddress
 from lightning_s3t.store.ledgers.ledger import (
     Artifact,
@@ -173,14 +170,15 @@ class PostgresLedger(SqlLedger):
     """
 
     keeps_features = False
+    _value = "%s"
+    _among = "= ANY (%s::text[])"
 
     def __init__(self, folder: Path, address: LedgerAddress, create: bool = False) -> None:
-        self._folder = folder
+        super().__init__(folder)
         self._address = address
         self._own = threading.local()
         self._sessions: weakref.WeakSet[_Session] = weakref.WeakSet()
         self._cursors = itertools.count()
-        self._tag_key: bytes | None = None
         self._opened = False
         self._to_clear = True  # a crash may have come before
         self._newest: tuple[int, str] | None = None  # that this process has added
@@ -435,6 +433,7 @@ class PostgresLedger(SqlLedger):
 
     # statements
 
+    @override
     def _do(self, query: str, *values: Any) -> psycopg.Cursor[_Row]:
         parameters = values[0] if len(values) == 1 and isinstance(values[0], dict) else values or None
         for is_last in (False, True):
@@ -448,6 +447,7 @@ class PostgresLedger(SqlLedger):
                     raise
         raise AssertionError
 
+    @override
     def _rows(self, query: str, *values: Any) -> list[Any]:
         cursor = self._do(query, *values)
         with self._errors():
@@ -468,8 +468,12 @@ class PostgresLedger(SqlLedger):
         for chunk in _chunks(values):
             yield from self._rows(f"SELECT {query} = ANY (%s::bytea[])", chunk)
 
+    @override
+    def _array(self, values: Collection[str]) -> list[str]:
+        return list(values)
+
+    @override
     def _stream(self, query: str) -> Iterator[Any]:
-        """Return rows that may be too many for the memory; outside of a block all at once."""
         session = self._session()
         if not session.in_block:
             yield from self._rows(query)
@@ -523,14 +527,6 @@ class PostgresLedger(SqlLedger):
         self._to_clear = True
 
     @override
-    def scheduled(self) -> Iterator[tuple[bytes, str, Cell]]:
-        yield from self._stream("SELECT hash, due, cell FROM pending")
-
-    @override
-    def due(self, time: str) -> list[Tombstone]:
-        return self._rows("SELECT hash, cell FROM pending WHERE due <= %s", time)
-
-    @override
     def bury(self, rows: Iterable[Tombstone], request: int) -> None:
         for chunk in _chunks(sorted(rows)):
             hashes, cells = [hash_ for hash_, _ in chunk], [cell for _, cell in chunk]
@@ -543,19 +539,6 @@ class PostgresLedger(SqlLedger):
             )
             self._do("DELETE FROM subjects WHERE hash = ANY (%s::bytea[])", hashes)
             self._do("DELETE FROM pending WHERE hash = ANY (%s::bytea[])", hashes)
-
-    @override
-    def tombstones(self) -> Iterator[tuple[bytes, int, Cell]]:
-        yield from self._stream("SELECT hash, request, cell FROM tombstones")
-
-    @override
-    def newest_requests(self, restrictions: bool = True) -> dict[Cell, int]:
-        found: dict[Cell, int] = dict(self._rows("SELECT cell, MAX(request) FROM tombstones GROUP BY cell"))
-        kinds = ["rectified", "restricted"] if restrictions else ["rectified"]
-        query = "SELECT cell, MAX(number) FROM marks WHERE kind = ANY (%s::text[]) GROUP BY cell"
-        for cell, number in self._rows(query, kinds):
-            found[cell] = max(number, found.get(cell, 0))
-        return found
 
     @override
     def mark(self, marks: Iterable[Mark]) -> None:
@@ -573,18 +556,6 @@ class PostgresLedger(SqlLedger):
             ((mark.hash, mark.kind, mark.number) for mark in marks),
         )
         self._to_clear = True
-
-    @override
-    def marks(self, kind: MarkKind | None = None) -> list[Mark]:
-        query = "SELECT kind, hash, number, cell FROM marks"
-        rows = self._rows(query) if kind is None else self._rows(f"{query} WHERE kind = %s", kind)
-        return [Mark(*row) for row in rows]
-
-    @override
-    def lacks(self, cells: Collection[Cell]) -> bool:
-        forgotten = "SELECT 1 FROM tombstones WHERE cell = ANY (%s::text[]) LIMIT 1"
-        restricted = "SELECT 1 FROM marks WHERE cell = ANY (%s::text[]) AND kind = 'restricted' LIMIT 1"
-        return any(self._rows(query, list(cells)) for query in (forgotten, restricted))
 
     @override
     def rehash(self, renew: Callable[[bytes], bytes]) -> None:
@@ -626,11 +597,6 @@ class PostgresLedger(SqlLedger):
             yield Event(position, kind, number, moment, parse_body(body), digest, mac)
 
     @override
-    def digest_at(self, position: int) -> str | None:
-        rows = self._rows("SELECT digest FROM events WHERE position = %s", position)
-        return rows[0][0] if rows else None
-
-    @override
     def request_digests(self, requests: Collection[int]) -> dict[int, str]:
         query = "SELECT request, digest FROM events WHERE request = ANY (%s::bigint[]) AND kind = 'request'"
         return dict(self._rows(query, list(requests)))
@@ -647,16 +613,6 @@ class PostgresLedger(SqlLedger):
                 raise self._rolled_back(f"request {self._newest_request}")
             self._newest_request = found
         return found
-
-    @override
-    def request_named(self, request_id: str) -> int | None:
-        rows = self._rows("SELECT request FROM events WHERE name = %s ORDER BY position LIMIT 1", request_id)
-        return rows[0][0] if rows else None
-
-    @override
-    def forgotten_after(self, request: int) -> int | None:
-        rows = self._rows("SELECT forgotten FROM events WHERE request = %s AND kind = 'request'", request)
-        return rows[0][0] if rows else None
 
     # replicas
 
@@ -686,28 +642,11 @@ class PostgresLedger(SqlLedger):
         return bool(self._rows(query, request, replica))
 
     @override
-    def replicas_behind(self, request: int) -> dict[str, float]:
-        return dict(self._rows("SELECT id, max_staleness FROM replicas WHERE request < %s", request))
-
-    @override
     def remove_replicas(self, replicas: Collection[str], behind: int | None = None) -> None:
         query = "DELETE FROM replicas WHERE id = ANY (%s::text[]) AND (%s::bigint IS NULL OR request < %s)"
         self._do(query, list(replicas), behind, behind)
 
     # artifacts
-
-    @override
-    def reached(self, cells: Collection[Cell]) -> list[str]:
-        rows = self._rows("SELECT DISTINCT artifact FROM cells WHERE cell = ANY (%s::text[])", list(cells))
-        return [name for (name,) in rows]
-
-    @override
-    def reached_since(self, cells: Collection[Cell], request: int) -> bool:
-        queries = (
-            "SELECT 1 FROM tombstones WHERE cell = ANY (%s::text[]) AND request > %s LIMIT 1",
-            "SELECT 1 FROM marks WHERE cell = ANY (%s::text[]) AND number > %s AND kind <> 'awaiting' LIMIT 1",
-        )
-        return any(self._rows(query, list(cells), request) for query in queries)
 
     @override
     def add(self, artifact: Artifact, snapshot: str) -> None:
@@ -769,14 +708,6 @@ class PostgresLedger(SqlLedger):
         )
 
     @override
-    def ages(self) -> dict[str, int]:
-        return dict(self._of_artifacts("name, as_of"))
-
-    @override
-    def index(self) -> Iterator[tuple[Cell, str]]:
-        yield from self._stream("SELECT cell, artifact FROM cells")
-
-    @override
     def set_aside(self, names: Collection[str]) -> None:
         copied = f"INSERT INTO set_aside ({_ARTIFACT}) SELECT {_ARTIFACT} FROM artifacts WHERE name = %s RETURNING id"
         for name in names:
@@ -819,21 +750,6 @@ class PostgresLedger(SqlLedger):
         self._do("INSERT INTO attempts VALUES (%s) ON CONFLICT DO NOTHING", name)
 
     @override
-    def attempts(self, name: str | None = None) -> list[str]:
-        query = "SELECT name FROM attempts"
-        rows = self._rows(query) if name is None else self._rows(f"{query} WHERE name = %s", name)
-        return [found for (found,) in rows]
-
-    @override
-    def drop_attempts(self, names: Collection[str]) -> list[OwnedFile]:
-        self._do("DELETE FROM attempts WHERE name = ANY (%s::text[])", list(names))
-        return self._disown([owner_of_attempt(name) for name in names])
-
-    @override
-    def own(self, path: str, attempt: str | None = None, evidence: str = "") -> None:
-        self._give(path, owner_of_attempt(attempt) if attempt is not None else "", evidence)
-
-    @override
     def hold(self, path: str, attempt: str) -> None:
         self._insert_file(owner_of_attempt(attempt), path, "")
 
@@ -853,11 +769,6 @@ class PostgresLedger(SqlLedger):
         for path, evidence in self._stream("SELECT path, evidence FROM files"):
             yield _owned(path, evidence)
 
-    @override
-    def needed(self, paths: Iterable[str]) -> set[str]:
-        by_tag = {self._tag(path): path for path in paths}
-        return {by_tag[tag] for (tag,) in self._look_up("DISTINCT tag FROM files WHERE tag", by_tag)}
-
     # exported copies
 
     @override
@@ -876,11 +787,6 @@ class PostgresLedger(SqlLedger):
     def exports(self) -> list[Export]:
         rows = self._rows("SELECT name, cells, as_of FROM exports ORDER BY name")
         return [Export(name, tuple(cells), as_of) for name, cells, as_of in rows]
-
-    @override
-    def remove_exports(self, names: Collection[str]) -> list[OwnedFile]:
-        self._do("DELETE FROM exports WHERE name = ANY (%s::text[])", list(names))
-        return self._disown([owner_of_export(name) for name in names])
 
     # integer features of rows: people's data must not be in a database's log and backups
 
@@ -948,10 +854,6 @@ class PostgresLedger(SqlLedger):
             self._do("DELETE FROM transactions WHERE time < now() - interval '1 day'")
             self._do(f"VACUUM (INDEX_CLEANUP ON, SKIP_LOCKED) {_CLEARED}")
             self._to_clear = False
-
-    @override
-    def registered(self) -> Iterator[tuple[bytes, int, int]]:
-        yield from self._stream("SELECT hash, band, generation FROM subjects")
 
     @override
     def owned(self) -> Iterator[tuple[str, OwnedFile]]:
@@ -1037,12 +939,6 @@ class PostgresLedger(SqlLedger):
         query = "DELETE FROM files WHERE owner = ANY (%s::text[]) RETURNING path, evidence"
         self._to_clear = True
         return [_owned(*row) for row in self._rows(query, list(owners))]
-
-    def _tag(self, text: str) -> bytes:
-        # a path may be longer than an index takes; keyed, by the first key, which a rotation does not change
-        if self._tag_key is None:
-            self._tag_key = read_keys(self._folder)[0]
-        return hmac.digest(self._tag_key, b"path\0" + os.fsencode(text), hashlib.sha256)[:16]
 
 
 class _Session:

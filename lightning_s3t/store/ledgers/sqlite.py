@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import hmac
 import json
 import os
 import sqlite3
@@ -18,10 +16,9 @@ from typing import Any, ParamSpec, TypeVar
 from typing_extensions import override
 
 from lightning_s3t.core.documents import canonical
-from lightning_s3t.core.events import Event, Kind, MarkKind
+from lightning_s3t.core.events import Event, Kind
 from lightning_s3t.core.units import Cell
 from lightning_s3t.errors import LedgerUnreachableError, MovedError, StoreError
-from lightning_s3t.store.keys.identities import read_keys
 from lightning_s3t.store.ledgers.ledger import (
     UNDECODABLE,
     Artifact,
@@ -174,12 +171,14 @@ class SqliteLedger(SqlLedger):
     """
 
     keeps_features = True
+    _value = "?"
+    _among = f"IN {_AMONG}"
 
     def __init__(self, folder: Path, create: bool = False) -> None:
+        super().__init__(folder)
         self._path = folder / FILE
         # by process and thread: a connection must not be carried over a fork, and has one transaction at a time
         self._connections: dict[tuple[int, int], sqlite3.Connection] = {}
-        self._tag_key: bytes | None = None
         self._is_closed = False
         _check_writable(folder)
         if create:  # SQLite gives the files next to it the same permissions
@@ -200,7 +199,7 @@ class SqliteLedger(SqlLedger):
         owner = (os.getpid(), threading.get_ident())
         found = self._connections.get(owner)
         if self._is_closed:
-            raise StoreError(f"The store {self._path.parent} is closed. Open it again.")
+            raise StoreError(f"The store {self._folder} is closed. Open it again.")
         if found is None:
             found = self._connections[owner] = _connect(self._path)
         return found
@@ -230,7 +229,7 @@ class SqliteLedger(SqlLedger):
             cause = error.__cause__ if isinstance(error, StoreError) else None
             if isinstance(cause, (sqlite3.OperationalError, OSError)):
                 raise LedgerUnreachableError(
-                    f"The store {self._path.parent} could not be written ({cause}). Nothing was changed. Wait for the "
+                    f"The store {self._folder} could not be written ({cause}). Nothing was changed. Wait for the "
                     "other process to end, or free disk space, and try again."
                 ) from cause
             raise
@@ -286,14 +285,6 @@ class SqliteLedger(SqlLedger):
         self._many("DELETE FROM pending WHERE hash = ?", ((hash_,) for hash_ in hashes))
 
     @override
-    def scheduled(self) -> Iterator[tuple[bytes, str, Cell]]:
-        yield from self.connection.execute("SELECT hash, due, cell FROM pending")
-
-    @override
-    def due(self, time: str) -> list[Tombstone]:
-        return self._rows("SELECT hash, cell FROM pending WHERE due <= ?", time)
-
-    @override
     def bury(self, rows: Iterable[Tombstone], request: int) -> None:
         found = sorted(rows)  # in the order of the tree: neighbours are on one page
         self._many(
@@ -304,19 +295,6 @@ class SqliteLedger(SqlLedger):
             self._many(f"DELETE FROM {table} WHERE hash = ?", ((hash_,) for hash_, _ in found))
 
     @override
-    def tombstones(self) -> Iterator[tuple[bytes, int, Cell]]:
-        yield from self.connection.execute("SELECT hash, request, cell FROM tombstones")
-
-    @override
-    def newest_requests(self, restrictions: bool = True) -> dict[Cell, int]:
-        found: dict[Cell, int] = dict(self._rows("SELECT cell, MAX(request) FROM tombstones GROUP BY cell"))
-        kinds = ("rectified", "restricted") if restrictions else ("rectified",)
-        query = f"SELECT cell, MAX(number) FROM marks WHERE kind IN {_AMONG} GROUP BY cell"
-        for cell, number in self._rows(query, _list(kinds)):
-            found[cell] = max(number, found.get(cell, 0))
-        return found
-
-    @override
     def mark(self, marks: Iterable[Mark]) -> None:
         self._many("INSERT OR IGNORE INTO marks VALUES (?, ?, ?, ?)", marks)
 
@@ -324,16 +302,6 @@ class SqliteLedger(SqlLedger):
     def unmark(self, marks: Iterable[Mark]) -> None:
         rows = ((mark.hash, mark.kind, mark.number) for mark in marks)
         self._many("DELETE FROM marks WHERE hash = ? AND kind = ? AND number = ?", rows)
-
-    @override
-    def marks(self, kind: MarkKind | None = None) -> list[Mark]:
-        return [Mark(*row) for row in self._rows("SELECT * FROM marks WHERE ?1 IS NULL OR kind = ?1", kind)]
-
-    @override
-    def lacks(self, cells: Collection[Cell]) -> bool:
-        forgotten = f"SELECT 1 FROM tombstones WHERE cell IN {_AMONG} LIMIT 1"
-        restricted = f"SELECT 1 FROM marks WHERE cell IN {_AMONG} AND kind = 'restricted' LIMIT 1"
-        return any(self._rows(query, _list(cells)) for query in (forgotten, restricted))
 
     @override
     def rehash(self, renew: Callable[[bytes], bytes]) -> None:
@@ -363,11 +331,6 @@ class SqliteLedger(SqlLedger):
             yield Event(position, kind, number, time, parse_body(body), digest, mac)
 
     @override
-    def digest_at(self, position: int) -> str | None:
-        rows = self._rows("SELECT digest FROM events WHERE position = ?", position)
-        return rows[0][0] if rows else None
-
-    @override
     def request_digests(self, requests: Collection[int]) -> dict[int, str]:
         query = f"SELECT request, digest FROM events WHERE request IN {_AMONG} AND kind = 'request'"
         return dict(self._rows(query, json.dumps(list(requests))))
@@ -378,16 +341,6 @@ class SqliteLedger(SqlLedger):
         if found == _NO_REQUEST:
             self._check_here()
         return found
-
-    @override
-    def request_named(self, request_id: str) -> int | None:
-        rows = self._rows("SELECT request FROM events WHERE name = ?", request_id)
-        return rows[0][0] if rows else None
-
-    @override
-    def forgotten_after(self, request: int) -> int | None:
-        rows = self._rows("SELECT forgotten FROM events WHERE request = ? AND kind = 'request'", request)
-        return rows[0][0] if rows else None
 
     @override
     def add_replica(self, replica: str, max_staleness: float, request: int) -> None:
@@ -407,26 +360,9 @@ class SqliteLedger(SqlLedger):
         return self.connection.execute(query, (request, replica)).rowcount > 0
 
     @override
-    def replicas_behind(self, request: int) -> dict[str, float]:
-        return dict(self._rows("SELECT id, max_staleness FROM replicas WHERE request < ?", request))
-
-    @override
     def remove_replicas(self, replicas: Collection[str], behind: int | None = None) -> None:
         query = f"DELETE FROM replicas WHERE id IN {_AMONG} AND (? IS NULL OR request < ?)"
         self.connection.execute(query, (_list(replicas), behind, behind))
-
-    @override
-    def reached(self, cells: Collection[Cell]) -> list[str]:
-        rows = self._rows(f"SELECT DISTINCT artifact FROM cells WHERE cell IN {_AMONG}", _list(cells))
-        return [row[0] for row in rows]
-
-    @override
-    def reached_since(self, cells: Collection[Cell], request: int) -> bool:
-        queries = (
-            f"SELECT 1 FROM tombstones WHERE cell IN {_AMONG} AND request > ? LIMIT 1",
-            f"SELECT 1 FROM marks WHERE cell IN {_AMONG} AND number > ? AND kind != 'awaiting' LIMIT 1",
-        )
-        return any(self._rows(query, _list(cells), request) for query in queries)
 
     @override
     def add(self, artifact: Artifact, snapshot: str) -> None:
@@ -447,9 +383,8 @@ class SqliteLedger(SqlLedger):
 
     @override
     def remove(self, names: Collection[str]) -> list[OwnedFile]:
-        found = _list(names)
-        files = self._disown(found, f"SELECT record FROM artifacts WHERE name IN {_AMONG}")
-        self._take_out(found)
+        files = self._disown(names, f"SELECT record FROM artifacts WHERE name IN {_AMONG}")
+        self._take_out(names)
         return files
 
     @override
@@ -497,21 +432,12 @@ class SqliteLedger(SqlLedger):
         self._many("UPDATE artifacts SET mac = ? WHERE name = ?", ((mac, name) for name, mac in macs.items()))
 
     @override
-    def ages(self) -> dict[str, int]:
-        return dict(self._rows("SELECT name, as_of FROM artifacts"))
-
-    @override
-    def index(self) -> Iterator[tuple[Cell, str]]:
-        yield from self.connection.execute("SELECT cell, artifact FROM cells")
-
-    @override
     def set_aside(self, names: Collection[str]) -> None:
-        found = _list(names)
         copied = "INSERT INTO set_aside SELECT NULL, name, as_of, record, cells, mac FROM artifacts"
         for name in names:
             place = self.connection.execute(f"{copied} WHERE name = ?", (name,)).lastrowid
             self.connection.execute("UPDATE files SET owner = ? WHERE owner = ?", (owner_aside(place), name))
-        self._take_out(found)
+        self._take_out(names)
 
     @override
     @_decoding("A unit that is set aside")
@@ -538,9 +464,9 @@ class SqliteLedger(SqlLedger):
 
     @override
     def remove_aside(self, ids: Collection[int]) -> list[OwnedFile]:
-        owners = _list([owner_aside(place) for place in ids])
+        owners = [owner_aside(place) for place in ids]
         files = self._disown(owners, f"SELECT record FROM set_aside WHERE 'aside:' || id IN {_AMONG}")
-        self.connection.execute(f"DELETE FROM set_aside WHERE 'aside:' || id IN {_AMONG}", (owners,))
+        self._do(f"DELETE FROM set_aside WHERE 'aside:' || id IN {_AMONG}", _list(owners))
         return files
 
     @override
@@ -550,19 +476,6 @@ class SqliteLedger(SqlLedger):
     @override
     def begin(self, name: str) -> None:
         self.connection.execute("INSERT OR REPLACE INTO attempts VALUES (?)", (name,))
-
-    @override
-    def attempts(self, name: str | None = None) -> list[str]:
-        return [row[0] for row in self._rows("SELECT name FROM attempts WHERE ?1 IS NULL OR name = ?1", name)]
-
-    @override
-    def drop_attempts(self, names: Collection[str]) -> list[OwnedFile]:
-        self.connection.execute(f"DELETE FROM attempts WHERE name IN {_AMONG}", (_list(names),))
-        return self._disown(_list([owner_of_attempt(name) for name in names]))
-
-    @override
-    def own(self, path: str, attempt: str | None = None, evidence: str = "") -> None:
-        self._give(path, owner_of_attempt(attempt) if attempt is not None else "", evidence)
 
     @override
     def hold(self, path: str, attempt: str) -> None:
@@ -589,11 +502,6 @@ class SqliteLedger(SqlLedger):
         yield from (_owned(*row) for row in self.connection.execute(query))
 
     @override
-    def needed(self, paths: Iterable[str]) -> set[str]:
-        by_tag = {self._tag(path): path for path in paths}
-        return {by_tag[row[0]] for row in self._look_up("DISTINCT tag FROM files WHERE tag", by_tag)}
-
-    @override
     def add_export(self, export: Export, files: Mapping[str, str]) -> None:
         row = (export.name, export.as_of, _list(export.cells))
         self.connection.execute("INSERT OR REPLACE INTO exports VALUES (?, ?, ?)", row)
@@ -605,11 +513,6 @@ class SqliteLedger(SqlLedger):
     def exports(self) -> list[Export]:
         rows = self._rows("SELECT name, cells, as_of FROM exports ORDER BY name")
         return [Export(name, tuple(json.loads(cells)), as_of) for name, cells, as_of in rows]
-
-    @override
-    def remove_exports(self, names: Collection[str]) -> list[OwnedFile]:
-        self.connection.execute(f"DELETE FROM exports WHERE name IN {_AMONG}", (_list(names),))
-        return self._disown(_list([owner_of_export(name) for name in names]))
 
     @override
     def add_features(self, source: str, rows: Iterable[tuple[bytes, bytes, bytes, bytes]]) -> None:
@@ -708,10 +611,6 @@ class SqliteLedger(SqlLedger):
         self.connection.execute(f"PRAGMA busy_timeout = {_PATIENCE * 1000}")
 
     @override
-    def registered(self) -> Iterator[tuple[bytes, int, int]]:
-        yield from self.connection.execute("SELECT hash, band, generation FROM subjects")
-
-    @override
     def owned(self) -> Iterator[tuple[str, OwnedFile]]:
         query = "SELECT owner, head, body FROM files JOIN vault ON id = path"
         yield from ((owner, _owned(head, body)) for owner, head, body in self.connection.execute(query))
@@ -743,7 +642,7 @@ class SqliteLedger(SqlLedger):
         for (mark,) in self._rows(f"SELECT value FROM notes WHERE name = '{_MOVED}'"):
             with ledger_errors("The target of the store's copy"):
                 target, token = json.loads(mark)
-            raise MovedError(self._path.parent, str(target), str(token))
+            raise MovedError(self._folder, str(target), str(token))
 
     @override
     def compact(self) -> None:
@@ -801,8 +700,21 @@ class SqliteLedger(SqlLedger):
         if self._rows("PRAGMA journal_mode") != [("wal",)]:  # a copy that SQLite has made by VACUUM INTO, for example
             connection.execute("PRAGMA journal_mode = WAL").fetchall()
 
+    @override
+    def _do(self, query: str, *values: Any) -> None:
+        self.connection.execute(query, values)
+
+    @override
     def _rows(self, query: str, *values: Any) -> list[Any]:
         return self.connection.execute(query, values).fetchall()
+
+    @override
+    def _stream(self, query: str) -> Iterator[Any]:
+        yield from self.connection.execute(query)
+
+    @override
+    def _array(self, values: Collection[str]) -> str:
+        return _list(values)
 
     def _many(self, query: str, rows: Iterable[Sequence[Any]]) -> None:
         self.connection.executemany(query, rows)
@@ -829,28 +741,22 @@ class SqliteLedger(SqlLedger):
         zeros = "head = zeroblob(length(head)), body = zeroblob(length(body))"
         self.connection.execute(f"UPDATE vault SET {zeros} WHERE id IN ({places})", values)
 
-    def _disown(self, owners: str, records: str = "") -> list[OwnedFile]:
-        owned = f"files WHERE owner IN {_AMONG}"
-        paths = self._rows(f"SELECT head, body FROM vault WHERE id IN (SELECT path FROM {owned})", owners)
+    def _disown(self, owners: Collection[str], records: str = "") -> list[OwnedFile]:
+        owned, listed = f"files WHERE owner IN {_AMONG}", _list(owners)
+        paths = self._rows(f"SELECT head, body FROM vault WHERE id IN (SELECT path FROM {owned})", listed)
         places = [records] if records else []
         if paths:
             places.append(f"SELECT path FROM {owned}")
         if places:  # in one statement, in the order of the places: a record is next to its path
-            self._wipe(" UNION ALL ".join(places), *[owners] * len(places))
+            self._wipe(" UNION ALL ".join(places), *[listed] * len(places))
         if paths:
-            self.connection.execute(f"DELETE FROM {owned}", (owners,))
+            self._do(f"DELETE FROM {owned}", listed)
         return [_owned(*row) for row in paths]
 
-    def _take_out(self, names: str) -> None:
+    def _take_out(self, names: Collection[str]) -> None:
         listed = f"SELECT json.value, name FROM artifacts, json_each(cells) AS json WHERE name IN {_AMONG}"
-        self.connection.execute(f"DELETE FROM cells WHERE (cell, artifact) IN ({listed})", (names,))
-        self.connection.execute(f"DELETE FROM artifacts WHERE name IN {_AMONG}", (names,))
-
-    def _tag(self, text: str) -> bytes:
-        # keyed, since the trees that it is in do keep copies; by the first key, which a rotation does not change
-        if self._tag_key is None:
-            self._tag_key = read_keys(self._path.parent)[0]
-        return hmac.digest(self._tag_key, b"path\0" + os.fsencode(text), hashlib.sha256)[:16]
+        self.connection.execute(f"DELETE FROM cells WHERE (cell, artifact) IN ({listed})", (_list(names),))
+        self._do(f"DELETE FROM artifacts WHERE name IN {_AMONG}", _list(names))
 
 
 def _make_tables(connection: sqlite3.Connection) -> None:

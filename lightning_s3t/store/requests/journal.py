@@ -20,7 +20,7 @@ from lightning_s3t.store.disk.journal_file import FILE, last_event, parse_line
 from lightning_s3t.store.disk.lock import ledger_lock
 from lightning_s3t.store.keys.authentication import change_of, layers_after
 from lightning_s3t.store.keys.keyring import Keyring
-from lightning_s3t.store.ledgers.ledger import Export, Ledger
+from lightning_s3t.store.ledgers.ledger import Export
 from lightning_s3t.store.requests.effects import carry_out
 from lightning_s3t.store.requests.erasure import remove_lineages
 
@@ -52,12 +52,11 @@ def make_journal(folder: Path) -> None:
         sync_folder(folder)
 
 
-def write_journal(ledger: Ledger, folder: Path, known: JournalEnd | None = None) -> JournalEnd:
+def write_journal(store: Backend, known: JournalEnd | None = None) -> JournalEnd:
     """Append the events that the journal is missing; durable when it returns.
 
     Args:
-        ledger: The ledger, in no transaction.
-        folder: The store.
+        store: The store's backend, in no transaction.
         known: The journal's end when this process last wrote it, since an event with many people is slow to read.
 
     Returns:
@@ -66,6 +65,7 @@ def write_journal(ledger: Ledger, folder: Path, known: JournalEnd | None = None)
     Raises:
         StoreError: The journal cannot be written, or contradicts the ledger.
     """
+    ledger, folder = store.ledger, store.folder
     try:
         with ledger_lock(folder), open(folder / FILE, "r+b", opener=open_own) as file:
             size = os.fstat(file.fileno()).st_size
@@ -114,7 +114,7 @@ def reconcile(store: Backend, keyring: Keyring) -> int:
     if last is None or last.position < position:
         if last is not None and last.digest != ledger.digest_at(last.position):
             raise StoreError(_fork_message(folder, last.position))
-        write_journal(ledger, folder)
+        write_journal(store)
         return 0
     if last.position == position:
         if last.digest != digest and ledger.digest_at(position) != last.digest:  # the ledger may have new events

@@ -167,26 +167,21 @@ class ReplicaWait:
                 self._ledger.remove_replicas(self._behind, behind=self._request)
         return True
 
-    def wait(self, sleep: Callable[[float], None] = time.sleep) -> None:
-        """Wait until it is over.
-
-        Args:
-            sleep: Waits for a number of seconds.
-        """
+    def wait(self) -> None:
+        """Wait until it is over."""
         while not self.is_over():
-            sleep(_POLL)
+            time.sleep(_POLL)
 
 
-def wait_out(behind: Mapping[str, float], sleep: Callable[[float], None] = time.sleep) -> None:
+def wait_out(behind: Mapping[str, float]) -> None:
     """Wait until replicas that will not be notified any more have expired; after the COMMIT has returned.
 
     Args:
         behind: The replicas, and for how many seconds each may answer without a look.
-        sleep: Waits for a number of seconds.
     """
     until = own_clock() + max(map(_bounded, behind.values()), default=0.0) * (1 + DRIFT)
     while own_clock() < until:
-        sleep(_POLL)
+        time.sleep(_POLL)
 
 
 def _bounded(seconds: float) -> float:

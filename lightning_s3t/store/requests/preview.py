@@ -13,7 +13,8 @@ from lightning_s3t.store.heads.floor import count_rows
 from lightning_s3t.store.keys.keyring import Keyring
 from lightning_s3t.store.ledgers.ledger import ledger_errors
 from lightning_s3t.store.requests.effects import find_reach
-from lightning_s3t.store.requests.forgetting import Forgetting
+from lightning_s3t.store.requests.forgetting import burial
+from lightning_s3t.store.requests.lookup import Lookup
 from lightning_s3t.store.units import parse_unit
 
 SubjectState = Literal["known", "restricted", "forgotten", "unknown", "unregistered"]
@@ -43,21 +44,21 @@ class Preview:
     subtracted_rows: int
 
 
-def preview(store: Backend, keyring: Keyring, forgetting: Forgetting, subjects: Sequence[str]) -> Preview:
+def preview(store: Backend, keyring: Keyring, lookup: Lookup, subjects: Sequence[str]) -> Preview:
     """Return the state of subjects, and the effect of a request to forget them, in a consistent read.
 
     Args:
         store: The store's backend.
         keyring: The store's keys.
-        forgetting: The service that carries out the store's requests.
+        lookup: Looks up the subjects of requests.
         subjects: Canonical ids.
 
     Raises:
         UnknownSubjectError: A subject is known in another Unicode form.
     """
     ledger, number = store.ledger, store.ledger.watermark() + 1
-    asked = forgetting.look_up(subjects, strict=False)
-    reach = find_reach(store, number, forgetting.burying(asked, number))
+    asked = lookup.find(subjects, strict=False)
+    reach = find_reach(store, number, burial(ledger, asked, number))
     names = keyring.hashes(subjects)
     states: dict[str, SubjectState] = {}
     for hash_, subject in names.items():
@@ -77,14 +78,14 @@ def preview(store: Backend, keyring: Keyring, forgetting: Forgetting, subjects: 
         for shard in sorted({unit.shard for unit in revoked}):
             scores = ledger.scores(f"{shard}/")
             left = {parse_unit(name): score for name, score in scores.items() if name not in gone}
-            best = survivors(left, {unit: score for unit, score in left.items() if score is not None})
+            best = survivors(left, left)
             serving[shard] = best.get(shard)
     return Preview(
         subjects=states,
         due={names[hash_]: due for hash_, due, _ in ledger.scheduled() if hash_ in waiting} if waiting else {},
-        cells=tuple(sorted({cell for hash_, cell in asked.cells.items() if hash_ not in asked.forgotten})),
+        cells=tuple(sorted({cell for _, cell in asked.to_forget})),
         revoked=revoked,
         serving=serving,
         exports=reach.exports,
-        subtracted_rows=count_rows(store, asked.cells.keys() - asked.forgotten),
+        subtracted_rows=count_rows(store, [hash_ for hash_, _ in asked.to_forget]),
     )

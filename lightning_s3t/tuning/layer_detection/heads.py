@@ -62,7 +62,7 @@ def _last_block_as_head(blocks: Sequence[str]) -> str:
 
 
 def heads_after(
-    root: nn.Module, blocks: Sequence[str], ignored: Sequence[str], start: str, inside: str = "", before: bool = False
+    root: nn.Module, blocks: Sequence[str], ignored: Sequence[str], start: str, before: bool = False
 ) -> list[list[str]]:
     """Return the modules that are registered after a module: its later siblings, then those of its parent, and so on.
 
@@ -73,12 +73,11 @@ def heads_after(
         blocks: Paths that are not heads.
         ignored: Paths that are not part of the network.
         start: The module.
-        inside: The module to stop at.
         before: Look before it instead.
     """
     levels = []
     path = start
-    while path and path != inside:
+    while path:
         parent = path.rpartition(".")[0]
         beside = parts(root.get_submodule(parent), parent)
         at = beside.index(path) if path in beside else len(beside)

@@ -10,19 +10,18 @@ from torch.nn.modules.conv import _ConvNd
 from lightning_s3t.tuning.layer_detection.modules import has_parts
 
 
-def layers_of(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+def layers_of(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the layers with a weight matrix or a kernel, in the order in which they are registered.
 
     Args:
         module: The module.
-        path: Its path.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Sequential(nn.Linear(3, 1)))
-        >>> [name for name, _ in layers_of(net, "net")]
-        ['net.0', 'net.2.0']
+        >>> [name for name, _ in layers_of(net)]
+        ['0', '2.0']
     """
-    for name, inner in module.named_modules(prefix=path):
+    for name, inner in module.named_modules():
         if not has_parts(inner) and any(parameter.ndim > 1 for parameter in inner.parameters(recurse=False)):
             yield name, inner
 

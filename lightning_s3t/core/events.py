@@ -25,6 +25,7 @@ Kind = Literal[
     "erasure",
     "damage",
     "rotation",
+    "merge",
 ]
 RequestKind = Literal["forget", "rectify", "restrict", "release"]
 """What a request asks for: erasure, correction, restriction, or the end of a restriction."""
@@ -253,6 +254,21 @@ class Rotation:
 
 
 @dataclass(frozen=True)
+class Merge:
+    """The body of a "merge": all generations after one became part of it.
+
+    Attributes:
+        into: The generation that stayed.
+        shard: Its shard.
+    """
+
+    __pydantic_config__ = STRICT
+
+    into: Number
+    shard: Number
+
+
+@dataclass(frozen=True)
 class Event:
     """A link of the chain.
 
@@ -315,7 +331,7 @@ class Event:
 
         Args:
             kind: The class that describes it: `Request`, `Schedule`, `Cancellation`, `Correction`, `Exported`,
-                `Erasure`, `Damage` or `Rotation`.
+                `Erasure`, `Damage`, `Rotation` or `Merge`.
 
         Raises:
             ValueError: It is something different.

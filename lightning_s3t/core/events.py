@@ -12,6 +12,7 @@ from pydantic import Field
 
 from lightning_s3t.core.documents import STRICT, canonical, read_json
 from lightning_s3t.core.guarantees import Certificate, Guarantee, Isolation
+from lightning_s3t.core.units import Cell, Place
 from lightning_s3t.errors import StoreError
 
 Kind = Literal[
@@ -266,6 +267,19 @@ class Merge:
 
     into: Number
     shard: Number
+
+    def moved(self, cell: Cell) -> Cell:
+        """Return the name that a cell has since then.
+
+        Args:
+            cell: Its name before.
+
+        Example:
+            >>> Merge(into=1, shard=5).moved("7/0"), Merge(into=1, shard=5).moved("4/0")
+            ('5/0', '4/0')
+        """
+        place = Place.parse(cell)
+        return Place(min(place.shard, self.shard), place.slice).cell
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 
 from lightning_s3t.core.events import Exported, Merge, Schedule
 from lightning_s3t.core.generations import Generation, read_generations, write_generations
-from lightning_s3t.core.units import Cell, Place
+from lightning_s3t.core.units import Place
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan import Partition
 from lightning_s3t.store.backend import Backend
@@ -94,13 +94,13 @@ def merge_generations(store: Backend, keyring: Keyring, partition: Partition, in
     record(store, "merge", None, asdict(merged))
     merge_again(store, merged)
     for export in ledger.exports():
-        cells = tuple(_moved(cell, target) for cell in export.cells)
+        cells = tuple(map(merged.moved, export.cells))
         if cells != export.cells:
             ledger.add_export(replace(export, cells=cells), {})
             record(store, "export", None, asdict(Exported(export.name, cells, export.as_of)))
-    waiting = [(hash_, due, cell) for hash_, due, cell in ledger.scheduled() if _moved(cell, target) != cell]
+    waiting = [(hash_, due, cell) for hash_, due, cell in ledger.scheduled() if merged.moved(cell) != cell]
     if waiting:
-        rows = [(hash_, due, _moved(cell, target)) for hash_, due, cell in waiting]
+        rows = [(hash_, due, merged.moved(cell)) for hash_, due, cell in waiting]
         ledger.schedule(rows)
         body = Schedule(keyring.layers, tuple((hash_.hex(), due, cell) for hash_, due, cell in rows))
         record(store, "schedule", None, asdict(body))
@@ -135,12 +135,6 @@ def _check_unrestricted(store: Backend, target: int) -> None:
             f"{len(restricted)} people are, and {len(aside)} units are set aside for them. Release or forget them "
             "first."
         )
-
-
-def _moved(cell: Cell, shard: int) -> Cell:
-    """Return the name of a cell after all shards behind a given one were merged into it."""
-    place = Place.parse(cell)
-    return Place(min(place.shard, shard), place.slice).cell
 
 
 def _note(store: Backend, generations: Iterable[Generation]) -> None:

@@ -153,6 +153,15 @@ def test_a_merge_of_generations_that_a_backup_does_not_know_changes_nothing(stor
         assert opened.count_generations() == (60, 12, 12, 11)
 
 
+def test_a_correction_follows_its_people_into_the_generation_that_stays(store: Store) -> None:
+    """A fit may have loaded the old rows before, and begins to train only now."""
+    position, person = len(store.history()), in_slice(store, "later", 0)
+    store.rectify([person])
+    assert store.corrected_since(position) == {Place(3, 0).cell}
+    store.consolidate(into=1)
+    assert store.corrected_since(position) == {Place(2, 0).cell}
+
+
 def test_merging_does_what_the_planner_says(store: Store) -> None:
     assert store.consolidate() == 1  # twelve and twelve
     assert store.consolidate() is None

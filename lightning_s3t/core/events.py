@@ -12,6 +12,7 @@ from pydantic import Field
 
 from lightning_s3t.core.documents import STRICT, canonical, read_json
 from lightning_s3t.core.guarantees import Certificate, Guarantee, Isolation
+from lightning_s3t.core.units import Cell, Place
 from lightning_s3t.errors import StoreError
 
 Kind = Literal[
@@ -25,6 +26,7 @@ Kind = Literal[
     "erasure",
     "damage",
     "rotation",
+    "merge",
 ]
 RequestKind = Literal["forget", "rectify", "restrict", "release"]
 """What a request asks for: erasure, correction, restriction, or the end of a restriction."""
@@ -253,6 +255,34 @@ class Rotation:
 
 
 @dataclass(frozen=True)
+class Merge:
+    """The body of a "merge": all generations after one became part of it.
+
+    Attributes:
+        into: The generation that stayed.
+        shard: Its shard.
+    """
+
+    __pydantic_config__ = STRICT
+
+    into: Number
+    shard: Number
+
+    def moved(self, cell: Cell) -> Cell:
+        """Return the name that a cell has since then.
+
+        Args:
+            cell: Its name before.
+
+        Example:
+            >>> Merge(into=1, shard=5).moved("7/0"), Merge(into=1, shard=5).moved("4/0")
+            ('5/0', '4/0')
+        """
+        place = Place.parse(cell)
+        return Place(min(place.shard, self.shard), place.slice).cell
+
+
+@dataclass(frozen=True)
 class Event:
     """A link of the chain.
 
@@ -315,7 +345,7 @@ class Event:
 
         Args:
             kind: The class that describes it: `Request`, `Schedule`, `Cancellation`, `Correction`, `Exported`,
-                `Erasure`, `Damage` or `Rotation`.
+                `Erasure`, `Damage`, `Rotation` or `Merge`.
 
         Raises:
             ValueError: It is something different.

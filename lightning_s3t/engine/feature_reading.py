@@ -182,6 +182,11 @@ def integer_targets(targets: Tensor, task: Task, part: FloorPart) -> Tensor:
             f"The targets of a row have {flat.numel()} numbers. Expected {expected}, for a {task} task and a head with "
             f"{part.outputs} outputs."
         )
+    if not bool(flat.isfinite().all()):
+        raise DataError(
+            f"A target of a row is not a finite number: {flat.tolist()[:5]}. Expected a number for each output: leave "
+            "rows without one out of the data."
+        )
     if task == "regression":
         steps = (flat.double() / part.target_step).round()
         beyond = LARGEST_TARGET + 1  # which the sums refuse

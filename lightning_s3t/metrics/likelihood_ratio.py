@@ -22,6 +22,7 @@ from lightning_s3t.metrics.functional.membership import check_rates
 from lightning_s3t.metrics.functional.validation import (
     check_choice,
     check_confidence_level,
+    check_finite,
     check_models,
     check_positive_integer,
 )
@@ -193,6 +194,7 @@ class UnlearningLikelihoodRatioAttack(UnlearningMetric):
     def update(self, unlearned: Tensor, retrained: Tensor) -> None:
         """Update state with scores of unlearned and of retrained models."""
         check_models(4, unlearned=unlearned, retrained=retrained)
+        check_finite(unlearned=unlearned, retrained=retrained)
         counts = torch.tensor([unlearned.shape[1], retrained.shape[1]], device=self.num_unlearned.device)
         known = torch.stack([self.num_unlearned, self.num_retrained])
         if known.any() and not torch.equal(counts, known):

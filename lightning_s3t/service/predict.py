@@ -85,7 +85,7 @@ class Answering:
             _log.error("A request could not be answered: %s", type(error).__name__)
             return [Refused(422, "invalid", "The model cannot answer this.")]
         headers = {"X-S3T-Request": str(self._replica.request_number)}
-        return [JSONResponse(answer, headers=headers) for answer in answers]
+        return [_in_json(answer, headers) for answer in answers]
 
     def _compute(self, served: EnsemblePredictor, rows: list[Any]) -> list[Any]:
         """Compute and encode: all that is in an answer was there when the replica checks it."""
@@ -210,6 +210,14 @@ async def _of_litserve(request: Request, error: Exception) -> Response:
     """Say that a request may be asked again if its worker has died: LitServe answers 500."""
     assert isinstance(error, HTTPException)
     return TIMED_OUT.response() if error.status_code in (500, 504) else await http_exception_handler(request, error)
+
+
+def _in_json(answer: Any, headers: Mapping[str, str]) -> JSONResponse | Refused:
+    try:
+        return JSONResponse(answer, headers=headers)
+    except (TypeError, ValueError) as error:  # NaN, which a stranger's NaN or 1e999 makes of a row, is not JSON
+        _log.info("An answer has no JSON form: %s", type(error).__name__)
+        return Refused(422, "invalid", "The model's answer to this has no JSON form.")
 
 
 def _inputs(body: Any) -> Tensor:

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 
-from lightning_s3t.core.events import Exported, Schedule
+from lightning_s3t.core.events import Exported, Merge, Schedule
 from lightning_s3t.core.generations import Generation, read_generations, write_generations
-from lightning_s3t.core.units import Cell, Place
+from lightning_s3t.core.units import Place
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan import Partition
 from lightning_s3t.store.backend import Backend
@@ -88,21 +88,39 @@ def merge_generations(store: Backend, keyring: Keyring, partition: Partition, in
             f"Generations cannot be merged into {into}: the store {store.folder} has {max(len(found) - 1, 0)} after "
             "the first. Expected the number of a generation, 1 or more, that has later ones."
         )
-    target, gone = partition.shard_of_generation(into), range(into + 1, len(found))
+    target = partition.shard_of_generation(into)
     _check_unrestricted(store, target)
-    names = [name for number in gone for name in ledger.scores(f"{partition.shard_of_generation(number)}/")]
-    remove(store, names, None)
+    merged = Merge(into, target)
+    record(store, "merge", None, asdict(merged))
+    merge_again(store, merged)
     for export in ledger.exports():
-        cells = tuple(_moved(cell, target) for cell in export.cells)
+        cells = tuple(map(merged.moved, export.cells))
         if cells != export.cells:
             ledger.add_export(replace(export, cells=cells), {})
             record(store, "export", None, asdict(Exported(export.name, cells, export.as_of)))
-    waiting = [(hash_, due, cell) for hash_, due, cell in ledger.scheduled() if _moved(cell, target) != cell]
+    waiting = [(hash_, due, cell) for hash_, due, cell in ledger.scheduled() if merged.moved(cell) != cell]
     if waiting:
-        rows = [(hash_, due, _moved(cell, target)) for hash_, due, cell in waiting]
+        rows = [(hash_, due, merged.moved(cell)) for hash_, due, cell in waiting]
         ledger.schedule(rows)
         body = Schedule(keyring.layers, tuple((hash_.hex(), due, cell) for hash_, due, cell in rows))
         record(store, "schedule", None, asdict(body))
+
+
+def merge_again(store: Backend, merged: Merge) -> None:
+    """Put generations into an earlier one, as an event says; within a transaction.
+
+    A ledger that was restored from an earlier backup has to: later events name the shard where people are since.
+
+    Args:
+        store: The store's backend.
+        merged: The body of the event.
+    """
+    ledger, found, into = store.ledger, generations_of(store.ledger), merged.into
+    gone = range(into + 1, len(found))
+    if not gone:  # registered after the backup
+        return
+    names = [name for number in gone for name in ledger.scores(f"{merged.shard + number - into}/")]
+    remove(store, names, None)
     ledger.merge_generations(into)
     _note(store, (*found[:into], replace(found[into], closed=True)))
 
@@ -117,12 +135,6 @@ def _check_unrestricted(store: Backend, target: int) -> None:
             f"{len(restricted)} people are, and {len(aside)} units are set aside for them. Release or forget them "
             "first."
         )
-
-
-def _moved(cell: Cell, shard: int) -> Cell:
-    """Return the name of a cell after all shards behind a given one were merged into it."""
-    place = Place.parse(cell)
-    return Place(min(place.shard, shard), place.slice).cell
 
 
 def _note(store: Backend, generations: Iterable[Generation]) -> None:

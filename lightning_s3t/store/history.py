@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from lightning_s3t.core.events import Damage, Erasure, Event, Kind, Request, first_break
+from lightning_s3t.core.events import Damage, Erasure, Event, Kind, Merge, Request, first_break
 from lightning_s3t.core.receipts import Receipt, RequestRecord
 from lightning_s3t.core.units import Cell, UnitId
 from lightning_s3t.store.backend import Backend
@@ -141,8 +141,14 @@ def corrected_since(ledger: Ledger, position: int) -> set[Cell]:
         ledger: The ledger.
         position: The position of the event.
     """
+    found: set[Cell] = set()
     with ledger_errors("The history of requests"):
-        return {cell for event in requests_since(ledger, position) for cell in event.read(Request).cells}
+        for event in ledger.events(after=position, kinds=("request", "merge")):
+            if event.kind == "request":
+                found.update(event.read(Request).cells)
+            else:
+                found = set(map(event.read(Merge).moved, found))
+    return found
 
 
 def ever_revoked(ledger: Ledger) -> set[UnitId]:

@@ -55,6 +55,15 @@ def test_requests_are_answered_in_one_batch_and_a_bad_one_takes_no_other_along(s
         assert answer.headers["x-s3t-request"] == "1"
 
 
+def test_a_row_whose_answer_is_not_a_number_takes_no_other_along(store: Path) -> None:
+    with Replica.from_store(store, Classifier()) as replica:
+        good = {"inputs": X[0].tolist()}
+        endless = json.loads('{"inputs": [1e999, NaN, 0, 0, 0, 0, 0, 0]}')
+        found = rows_of(Answering(replica), good, endless, good)
+        assert [status for status, _ in found] == [200, 422, 200]
+        assert found[1][1]["error"]["code"] == "invalid"
+
+
 def test_what_cannot_be_answered_now_may_be_asked_again(store: Path) -> None:
     with Replica.from_store(store, Classifier(), renew_every=None) as replica:
         answering = Answering(replica, encode=lambda row: int(row.argmax()))

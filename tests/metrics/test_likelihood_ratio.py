@@ -53,6 +53,29 @@ def test_offline_needs_no_in_models() -> None:
     assert found.tolist() == pytest.approx([(3.5 - 2.5) / math.sqrt(13 / 3), (0.5 - 0.625) / math.sqrt(3.6875 / 3)])
 
 
+def test_an_infinite_score_is_refused_and_not_taken_for_perfect_unlearning() -> None:
+    """A probability that rounds to 1 has an infinite logit, and no normal distribution can be fitted to it."""
+    apart, same = tensor([[torch.inf, 9.0, 8.0, 9.0]]), tensor([[1.0, 2.0, 1.5, 2.5]])
+    attack = UnlearningLikelihoodRatioAttack()
+    for compute in (unlearning_likelihood_ratio_attack, attack.update):
+        with pytest.raises(ConfigurationError, match="`unlearned` to hold finite scores but got 1 infinite of 4"):
+            compute(apart, same)
+    assert not attack.unlearned
+    endless = SHADOWS.masked_fill(SHADOWS == 5, torch.inf)
+    for scores, shadows in ((tensor([torch.inf, 0.0]), SHADOWS), (tensor([1.0, 0.0]), endless)):
+        with pytest.raises(ConfigurationError, match="scores` to hold finite scores"):
+            likelihood_ratio_scores(scores, shadows, TRAINED_ON)
+
+
+def test_scores_of_16_bits_are_compared_in_32() -> None:
+    draw = torch.Generator().manual_seed(0)
+    retrained, unlearned = (shift + 40 * torch.randn(9, 64, generator=draw) for shift in (-200.0, 200.0))
+    found = unlearning_likelihood_ratio_attack(unlearned.half(), retrained.half(), num_bootstraps=10)
+    assert found["auc"] == pytest.approx(
+        float(unlearning_likelihood_ratio_attack(unlearned, retrained)["auc"]), abs=0.01
+    )
+
+
 def test_shadow_models_that_agree_to_the_last_bit_give_finite_scores() -> None:
     found = likelihood_ratio_scores(tensor([1.0]), tensor([[1.0, 1.0, 0.0, 0.0]]), tensor([[1, 1, 0, 0]]))
     assert found.isfinite().all()

@@ -149,9 +149,16 @@ def test_on_the_frontier_more_is_served_for_more() -> None:
         assert any(other.low >= one.low or other.quality.mean >= one.quality.mean for other in cheaper)
 
 
-def test_budgets_above_the_slices_and_groups_above_them_are_left_out() -> None:
+def test_budgets_above_all_sequences_and_groups_above_the_slices_are_left_out() -> None:
     found = steady_states(100, OFTEN, shards=[2], slices=[2, 4], budgets=[4], epochs=["full"], groups=3, trials=2)
     assert [(one.slices, one.groups) for one in found] == [(4, 3)]
+
+
+def test_a_budget_of_more_sequences_than_slices_is_tried_and_one_of_more_than_there_are_is_refused() -> None:
+    found = steady_states(100, OFTEN, shards=[2], slices=[3], budgets=[4], epochs=["full"], trials=2)
+    assert [len(one.sequences) for one in found] == [4]
+    with pytest.raises(ConfigurationError, match=r"slices are \[2\] and the budgets \[4\].*L! of L slices"):
+        steady_states(100, OFTEN, shards=[2], slices=[2], budgets=[4])
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ FORGED: list[tuple[str, Any, str, dict[str, Any]]] = [
     ("rotation", None, "now", {}),
     ("rotation", None, "now", {"layers": 1}),
     ("rotation", None, "now", {"layers": "2"}),
+    ("merge", None, "now", {"into": 0, "shard": 2}),
     ("erasure", 10**30, "now", {}),
     ("erasure", "abc", "now", {}),
     ("erasure", None, "\ud800", {}),

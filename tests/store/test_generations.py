@@ -15,6 +15,7 @@ from lightning_s3t.errors import ConfigurationError, StoreError
 from lightning_s3t.plan import Place, UnitId
 from lightning_s3t.store import Store
 from lightning_s3t.store.copies.exporting import make_export_name
+from tests.store.backups import back_up, restore
 from tests.store.kill_points import acknowledged_until_killed
 from tests.store.people_store import PEOPLE, SETTINGS, UNITS, build, session
 
@@ -114,6 +115,51 @@ def test_merging_moves_people_requests_and_exports(store: Store, tmp_path: Path)
         assert len(receipt.exports) == 1
         assert not file.exists()
         assert opened.verify().passed
+
+
+@pytest.mark.parametrize("also_snapshots", [True, False])
+def test_a_backup_from_before_a_merge_does_not_bring_back_who_was_forgotten_after_it(
+    store: Store, tmp_path: Path, also_snapshots: bool
+) -> None:
+    path, gone, stays = store.path, in_slice(store, "later", 0), in_slice(store, "later", 1)
+    back_up(path, tmp_path / "backup.db")
+    snapshots = shutil.copytree(path / "snapshots", tmp_path / "snapshots")
+    store.consolidate(into=1)
+    store.forget([gone])
+    store.close()
+    restore(path, tmp_path / "backup.db")
+    if also_snapshots:
+        shutil.copytree(snapshots, path / "snapshots", dirs_exist_ok=True)
+    with Store.open(path) as opened:
+        assert opened.forgotten([gone]) == {gone}
+        assert opened.count_generations() == (60, 23)
+        assert not {unit for unit in opened.alive() if unit.shard == 3 or unit.reached_by(Place(2, 0))}
+        assert opened.generations_of([stays]) == {stays: 1}
+        opened.take_out_damaged()
+        assert opened.verify().passed
+
+
+def test_a_merge_of_generations_that_a_backup_does_not_know_changes_nothing(store: Store, tmp_path: Path) -> None:
+    path, people = store.path, names("last")
+    back_up(path, tmp_path / "backup.db")
+    come(store, *people)
+    store.consolidate(into=2)
+    store.forget(people[:1])
+    store.close()
+    restore(path, tmp_path / "backup.db")
+    with Store.open(path) as opened:
+        assert opened.count_generations() == (60, 12, 12)
+        come(opened, *people)
+        assert opened.count_generations() == (60, 12, 12, 11)
+
+
+def test_a_correction_follows_its_people_into_the_generation_that_stays(store: Store) -> None:
+    """A fit may have loaded the old rows before, and begins to train only now."""
+    position, person = len(store.history()), in_slice(store, "later", 0)
+    store.rectify([person])
+    assert store.corrected_since(position) == {Place(3, 0).cell}
+    store.consolidate(into=1)
+    assert store.corrected_since(position) == {Place(2, 0).cell}
 
 
 def test_merging_does_what_the_planner_says(store: Store) -> None:

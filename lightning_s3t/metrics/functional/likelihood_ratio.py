@@ -13,6 +13,7 @@ from lightning_s3t.metrics.functional.membership import caught_at, check_rates, 
 from lightning_s3t.metrics.functional.validation import (
     check_choice,
     check_confidence_level,
+    check_finite,
     check_floats,
     check_models,
     check_positive_integer,
@@ -88,8 +89,8 @@ def likelihood_ratio_scores(
     offline variant.
 
     Args:
-        scores: The attacked model's scores of shape `(N,)`; :func:`logit_score` is nearly normal.
-        shadow_scores: Of `K` shadow models, shape `(N, K)`.
+        scores: The attacked model's scores of shape `(N,)`, finite; :func:`logit_score` is nearly normal.
+        shadow_scores: Of `K` shadow models, shape `(N, K)`, finite.
         shadow_is_member: Whether each of them was trained on the row, shape `(N, K)`.
         mode: `"online"` needs shadow models of both kinds for every row, `"offline"` only those that were not trained
             on it.
@@ -118,6 +119,7 @@ def shadow_statistics(scores: Tensor, shadow_scores: Tensor, shadow_is_member: T
     check_floats("scores", scores, ndim=1)
     check_floats("shadow_scores", shadow_scores, ndim=2)
     check_same_rows(scores=scores, shadow_scores=shadow_scores)
+    check_finite(scores=scores, shadow_scores=shadow_scores)
     if shadow_is_member.shape != shadow_scores.shape:
         raise ConfigurationError(
             f"Expected argument `shadow_is_member` to have the shape of `shadow_scores`, {tuple(shadow_scores.shape)}, "
@@ -134,6 +136,8 @@ def shadow_statistics(scores: Tensor, shadow_scores: Tensor, shadow_is_member: T
 
 
 def _moments(scores: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    # in 16 bits, squares of scores overflow
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     count = chosen.sum(dim=1).to(scores.dtype)
     mean = torch.where(chosen, scores, 0.0).sum(dim=1) / count.clamp(min=1)
     squares = torch.where(chosen, (scores - mean[:, None]) ** 2, 0.0).sum(dim=1)
@@ -188,8 +192,8 @@ def unlearning_likelihood_ratio_attack(
     (2403.01218). The paper reports an accuracy at the threshold 0.
 
     Args:
-        unlearned: Scores (:func:`logit_score`) of shape `(N, U)` for `N` forgotten rows by `U` models that were trained
-            with them and unlearned them. The first half of the models is used for fitting.
+        unlearned: Finite scores (:func:`logit_score`) of shape `(N, U)` for `N` forgotten rows by `U` models that were
+            trained with them and unlearned them. The first half of the models is used for fitting.
         retrained: Scores of shape `(N, R)` by models that never had the rows.
         variance: Of each row (`"row"`), of all rows together (`"pooled"`), or `"auto"`: pooled if a half has fewer than
             32 models.
@@ -212,6 +216,7 @@ def unlearning_likelihood_ratio_attack(
         0.9
     """
     check_models(4, unlearned=unlearned, retrained=retrained)
+    check_finite(unlearned=unlearned, retrained=retrained)
     check_choice("variance", variance, ("auto", "row", "pooled"))
     check_confidence_level(confidence_level)
     check_positive_integer("num_bootstraps", num_bootstraps)

@@ -42,6 +42,16 @@ def check_floats(name: str, values: Tensor, ndim: int) -> None:
         raise ConfigurationError(f"Expected argument `{name}` to hold no NaN but got {missing} of {values.numel()}")
 
 
+def check_finite(**scores: Tensor) -> None:
+    """Raise `ConfigurationError` if normal distributions cannot be fitted to the scores, because some are infinite."""
+    for name, values in scores.items():
+        if infinite := int(values.isinf().sum()):
+            raise ConfigurationError(
+                f"Expected argument `{name}` to hold finite scores but got {infinite} infinite of {values.numel()}. "
+                "Compute them from logits instead of probabilities that are rounded to 0 or 1, or clamp them"
+            )
+
+
 def check_logits(name: str, logits: Tensor, target: Tensor | None = None) -> None:
     """Raise `ConfigurationError` unless these are logits of shape `(N, C)` and matching targets."""
     check_floats(name, logits, ndim=2)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from itertools import product
 
+from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.plan.sequences import plan_sequences
 from lightning_s3t.plan.stage_rules import DataMode, EpochRule
 from lightning_s3t.plan.upkeep.scenarios import Scenario
@@ -44,7 +46,8 @@ def steady_states(
         years: As in `steady_state`.
         shards: Numbers of shards to try.
         slices: Numbers of slices to try.
-        budgets: Budgets to try; those above the number of slices are left out. The planner is `optimal`.
+        budgets: Budgets to try; those above the L! sequences that L slices have are left out. The planner is
+            `optimal`.
         epochs: Epoch rules to try. The effect of a rule on the quality is unknown here.
         wanted: As in `steady_state`.
         worth: As in `steady_state`.
@@ -55,7 +58,7 @@ def steady_states(
         seed: As in `steady_state`.
 
     Raises:
-        ConfigurationError: As in `steady_state`.
+        ConfigurationError: No budget is left; or as in `steady_state`.
 
     Example:
         >>> from lightning_s3t.plan import SCENARIOS
@@ -63,12 +66,18 @@ def steady_states(
         >>> [(found.shards, len(found.sequences), found.epochs) for found in tried[:3]]
         [(20, 1, 'sisa'), (20, 1, 'full'), (5, 1, 'sisa')]
     """
+    slices, budgets = list(slices), list(budgets)
     families = {
         (number, budget): plan_sequences("optimal", number, budget, seed)
         for number in slices
         for budget in budgets
-        if budget <= number
+        if budget <= math.factorial(max(number, 0))
     }
+    if not families:
+        raise ConfigurationError(
+            f"The numbers of slices are {slices} and the budgets {budgets}. Expected a budget of at most as many "
+            "sequences as there are: L! of L slices."
+        )
     found = [
         steady_state(
             many,

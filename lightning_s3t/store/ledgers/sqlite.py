@@ -182,7 +182,9 @@ class SqliteLedger(SqlLedger):
         self._is_closed = False
         _check_writable(folder)
         if create:  # SQLite gives the files next to it the same permissions
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+            # an existing file must not be opened here: closing it would end the locks of this process's connections
+            with suppress(FileExistsError):
+                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         elif not self._path.is_file():
             raise StoreError(
                 f"There is no store at {folder}: {FILE} is missing. Train one with the S3T callback first."

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_s3t.core.events import Cancellation, Damage, Event, Exported, Request, Rotation, Schedule
+from lightning_s3t.core.events import Cancellation, Damage, Event, Exported, Merge, Request, Rotation, Schedule
 from lightning_s3t.core.units import Place, UnitId
 from lightning_s3t.errors import StoreError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.disk.files import open_own, read_unlinked, sync_folder
 from lightning_s3t.store.disk.journal_file import FILE, last_event, parse_line
 from lightning_s3t.store.disk.lock import ledger_lock
+from lightning_s3t.store.generations import merge_again
 from lightning_s3t.store.keys.authentication import change_of, layers_after
 from lightning_s3t.store.keys.keyring import Keyring
 from lightning_s3t.store.ledgers.ledger import Export
@@ -192,6 +193,8 @@ def _carry_out(store: Backend, keyring: Keyring, event: Event) -> int | None:
         if layers != keyring.layers + 1:
             raise ValueError(f"a rotation to {layers} keys after {keyring.layers}")
         keyring.apply_rotation(layers)
+    elif event.kind == "merge":
+        merge_again(store, event.read(Merge))
     elif event.kind not in ("erasure", "handover", "acknowledgement"):
         raise ValueError(f"a {event.kind} without the number of a request")
     return None

@@ -291,7 +291,7 @@ def test_tables_have_a_row_for_each_method(found: Comparison) -> None:
     assert [line.get_xdata()[-1] for line in axes[0].lines] == [2, 2, 2]
 
 
-@pytest.mark.parametrize(("name", "panels"), [("comparison", 2), ("comparison-thorough", 3)])
+@pytest.mark.parametrize(("name", "panels"), [("comparison", 2), ("comparison-thorough", 3), ("comparison-text", 2)])
 def test_published_comparisons_can_be_drawn(name: str, panels: int) -> None:
     found = Comparison.from_json(Path(f"docs/benchmarks/{name}.json").read_text())
     axes = found.plot().axes

@@ -156,6 +156,9 @@ def _stage_bytes(
     slices: int, groups: int, model: str | None, layers: int | None, width: int, classes: int, rank: int
 ) -> list[int] | None:
     """Return the bytes of a unit's snapshot by stage: its group's adapters and the head."""
+    for name, value in (("width", width), ("classes", classes), ("rank", rank)):
+        if value < 1:
+            raise ConfigurationError(f"Expected --{name} to be at least 1 but got {value}.")
     group_bytes = _group_bytes(groups, model, layers, width, classes, rank)
     if group_bytes is None:
         return None

@@ -75,6 +75,8 @@ def show_years(
 
     if not 0 < quality <= 1:
         raise ConfigurationError(f"Expected --quality to be above 0 and at most 1 but got {quality}.")
+    if not refits:
+        raise ConfigurationError("Found --refit without a period. Expected one or several, such as 7d or 4w, or never.")
     found = steady_states(
         rows,
         SCENARIOS[scenario],

@@ -87,6 +87,12 @@ def test_fewer_layers_than_slices_are_refused(capsys: Output) -> None:
     assert "4 layers for 6 layer groups" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--width", "--classes", "--rank"])
+def test_sizes_below_one_are_refused(capsys: Output, option: str) -> None:
+    assert main([*PLAN, "--budget", "1", "--layers", "12", option, "0"]) == 2
+    assert f"{option} to be at least 1 but got 0" in capsys.readouterr().err
+
+
 def test_a_prior_moves_the_likely_slice_back(capsys: Output, tmp_path: Path) -> None:
     prior = tmp_path / "prior.json"
     prior.write_text("[10, 1, 1]")
@@ -163,6 +169,7 @@ def test_years_are_shown_as_a_table(capsys: Output) -> None:
     [
         (["--refit", "weekly"], "such as 7d"),
         (["--refit", "0d"], "such as 7d"),
+        (["--refit"], "without a period"),
         (["--quality", "90"], "at most 1"),
         (["--years", "0"], "at least a day"),
         (["--units", "9"], "Leave these out, or leave --rows out"),

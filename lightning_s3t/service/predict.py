@@ -76,7 +76,7 @@ class Answering:
         if not rows:
             return []
         try:
-            answers = self._replica.answer(lambda served: self._compute(served, rows))
+            as_of, answers = self._replica.answer_as_of(lambda served: self._compute(served, rows))
         except (NoSurvivorError, StoreError) as error:
             return [refusal_of(error)] * len(rows)
         except Exception as error:  # of the application's own code
@@ -84,7 +84,7 @@ class Answering:
                 return [answer for row in rows for answer in self._answer([row])]
             _log.error("A request could not be answered: %s", type(error).__name__)
             return [Refused(422, "invalid", "The model cannot answer this.")]
-        headers = {"X-S3T-Request": str(self._replica.request_number)}
+        headers = {"X-S3T-Request": str(as_of)}
         return [_in_json(answer, headers) for answer in answers]
 
     def _compute(self, served: EnsemblePredictor, rows: list[Any]) -> list[Any]:

@@ -170,13 +170,13 @@ class Writing:
         try:
             for text in cut.apply(streamer.texts()):
                 if text:
-                    yield Part(text, served.as_of, None, ids.shape[1], len(streamer.tokens))
+                    yield Part(text, served.look()[0], None, ids.shape[1], len(streamer.tokens))
         finally:
             streamer.stop()
             thread.join()
         is_full = len(streamer.tokens) >= most and streamer.tokens[-1] not in self._ends()
         finish: Literal["stop", "length"] = "length" if is_full and not cut.has_stopped else "stop"
-        yield Part("", served.as_of, finish, ids.shape[1], len(streamer.tokens))
+        yield Part("", served.look()[0], finish, ids.shape[1], len(streamer.tokens))
 
     def _generate(self, ids: Tensor, prompt: Prompt, most: int, streamer: _Streamer) -> None:
         drawn = {"do_sample": True, "temperature": prompt.temperature, "top_p": prompt.top_p, "top_k": 0}

@@ -183,8 +183,18 @@ class EnsemblePredictor(nn.Module):
             NoSurvivorError: Nothing is left that may answer.
             StoreError: The store cannot be looked at.
         """
+        return self.look()[1]
+
+    def look(self) -> tuple[int, Mapping[int, tuple[str, ...]]]:
+        """Do the same as `keys_in_use`, and return the number of the newest request with them.
+
+        Raises:
+            NoSurvivorError: Nothing is left that may answer.
+            StoreError: The store cannot be looked at.
+        """
         with self._lock.held:
-            return dict(self._keys_in_use())
+            keys = dict(self._keys_in_use())
+            return self._as_of, keys
 
     @property
     def network_path(self) -> str:

@@ -133,16 +133,29 @@ class Replica:
             LedgerUnreachableError: The ledger is out of reach, for longer than the replica may answer without it.
             NoSurvivorError: Nothing is left that may answer.
         """
+        return self.answer_as_of(compute)[1]
+
+    def answer_as_of(self, compute: Callable[[EnsemblePredictor], _Answer]) -> tuple[int, _Answer]:
+        """Answer like `answer`, and return the number of the newest request that the answer respects with it.
+
+        Args:
+            compute: Called with the served model, perhaps several times.
+
+        Raises:
+            LedgerUnreachableError: The ledger is out of reach, for longer than the replica may answer without it.
+            NoSurvivorError: Nothing is left that may answer.
+        """
         while True:
-            keys, as_of = self.served.keys_in_use(), self.served.as_of
+            before, keys = self.served.look()
             try:
                 found = compute(self.served)
             except RevokedError:
-                if self.served.as_of == as_of:  # for another reason than a request
+                if self.served.as_of == before:  # for another reason than a request
                     raise
                 continue
-            if self.served.keys_in_use() == keys:  # otherwise, drop the answer
-                return found
+            as_of, in_use = self.served.look()
+            if in_use == keys:  # otherwise, drop the answer
+                return as_of, found
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Answer as the module does.

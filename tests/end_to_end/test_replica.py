@@ -62,7 +62,8 @@ def test_an_answer_that_a_request_overtakes_is_computed_again(store: Path, max_s
                 elsewhere.forget(["user-1"])
             return first[-1] + served(X)
 
-        answer = replica.answer(compute)
+        number, answer = replica.answer_as_of(compute)
+        assert number == 1  # of the request that the second answer respects
         assert len(first) == 2
         assert torch.equal(answer, 2 * replica(X))
         assert not torch.equal(answer, first[0] + replica(X))

@@ -1,7 +1,7 @@
 """The benchmarks in turn: `python -m tests.benchmarks`. Exits with 1 if one misses its mark.
 
 Left out are those that take hours (`accuracy`, `floor_features`), that need software of another kind (`service_load`:
-Caddy), or that have no mark (`text_comparison`, `trips`).
+Caddy), or that have no mark (`text_comparison`, `trips`, `votes`).
 """
 
 from __future__ import annotations

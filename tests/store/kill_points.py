@@ -34,8 +34,9 @@ def acknowledged_until_killed(work: Callable[[], Iterator[str]], fatal: int | No
         try:
             os.close(reader)
             with os.fdopen(writer, "w", buffering=1) as output:
-                _count_changes(fatal)
+                stop = _count_changes(fatal)
                 _send(work, output)
+                stop()
             status = 0
         finally:
             os._exit(status)
@@ -52,14 +53,19 @@ def _send(work: Callable[[], Iterator[str]], output: TextIO) -> None:
         print(line, file=output, flush=True)
 
 
-def _count_changes(fatal: int | None) -> None:
-    count = 0
+def _count_changes(fatal: int | None) -> Callable[[], None]:
+    """Count from now on; return a function that ends it, since coverage writes thousands of rows at the child's end."""
+    count, counting = 0, True
 
     def change() -> None:
         nonlocal count
-        count += 1
-        if count == fatal:
+        count += counting
+        if counting and count == fatal:
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def stop() -> None:
+        nonlocal counting
+        counting = False
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -100,3 +106,5 @@ def _count_changes(fatal: int | None) -> None:
 
     for name in ("execute", "executemany"):
         setattr(psycopg.Cursor, name, told(getattr(psycopg.Cursor, name)))
+
+    return stop

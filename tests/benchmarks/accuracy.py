@@ -103,6 +103,12 @@ class Task:
     epochs: int
     batch: int
 
+    def people(self, seed: int) -> list[str]:
+        """Return the people, in the order in which they ask."""
+        people = sorted(set(self.private.owners))
+        random.Random(seed).shuffle(people)
+        return people
+
     def accuracy(self, model: nn.Module) -> float:
         """Return the share of the test rows that are classified correctly; NaN where nothing answers."""
         labels = self.labels(self.test)
@@ -162,8 +168,7 @@ TASKS = {"digits": make_digits, "text": make_text}
 
 def measure(task: Task, seed: int, ways: Sequence[str], say: Callable[[str], None]) -> dict[str, Any]:
     """Train and forget; return the accuracies by way and number of requests, and seconds and bytes."""
-    people = sorted(set(task.private.owners))
-    random.Random(seed).shuffle(people)
+    people = task.people(seed)
     people = people[: len(people) * 9 // 10]
     after = measured_after(len(people))
     found: dict[str, Any] = {"people": len(people), "after": after, "accuracies": {}, "seconds": {}, "bytes": {}}

@@ -10,7 +10,6 @@ skill would be worth, if the skill could be had without test rows. It has no mar
 from __future__ import annotations
 
 import argparse
-import random
 import statistics
 import sys
 import tempfile
@@ -28,24 +27,23 @@ from lightning_s3t.serving.predictor import EnsemblePredictor
 from lightning_s3t.serving.served_shards import FLOOR
 from tests.benchmarks.accuracy import SHARDS, SLICES, TASKS, WAYS, compute_quietly, train
 
-AFTER = (0, 1, 2, 3, 5, 8, 10, 13, 16, 30, 40)
+AFTER = (0, 1, 2, 3, 5, 8, 10, 13, 16, 20, 30, 40)
 RULES = [(1, 0), (2, 0), (4, 0), (1, 1), (2, 1), (1, 2), (2, 2), (1, 3)]
 
 
 def answers_of(task: str, seed: int) -> tuple[Tensor, dict[int, dict[int, tuple[Tensor, int]]]]:
     """Return the test labels, and by number of requests and shard the logits and the number of slices that serve."""
     made = TASKS[task](seed)
-    people = sorted(set(made.private.owners))
-    random.Random(seed).shuffle(people)
+    people = made.people(seed)
     found: dict[int, dict[int, tuple[Tensor, int]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         train(made, seed, Path(folder), WAYS["with layers"][1] or {})
         with EnsembleModule.from_store(folder, made.model) as served:
+            seen: list[list[Any]] = []
+            _note_answers(served, seen)
             for before, number in zip((0, *AFTER), AFTER, strict=False):
                 for person in people[before:number]:
                     served.forget([person])
-                seen: list[list[Any]] = []
-                _note_answers(served, seen)
                 made.accuracy(served)
                 shards = served.keys_in_use()
                 stages = {shard: unit.stage for shard, unit in served.survivors.items()}

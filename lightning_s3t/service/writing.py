@@ -7,7 +7,7 @@ import queue
 import secrets
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,7 @@ from transformers import TextStreamer
 
 from lightning_s3t.errors import ConfigurationError, NoSurvivorError, RevokedError, StoreError
 from lightning_s3t.service.replicas import Refused, refusal_of
-from lightning_s3t.serving import EnsemblePredictor, Replica
+from lightning_s3t.serving import Replica
 
 _log = logging.getLogger("lightning_s3t.service")
 _ATTEMPTS = 5  # at an answer of which nothing has left, while requests come in
@@ -54,7 +54,7 @@ class Part:
 
     Attributes:
         text: What was written since the part before.
-        request: The number of the newest request to forget that the model had applied.
+        request: The number of the newest request to forget that the model had applied; -1 before the replica's check.
         finish: In the last part, why it is the last: a stop, or the largest number of tokens.
         prompt_tokens: The number of tokens in the prompt.
         tokens: The number of tokens that were written so far.
@@ -113,9 +113,9 @@ class Writing:
         for _ in range(_ATTEMPTS):
             has_left = False
             try:
-                for part in self._replica.stream(lambda served: self._write(served, ids, prompt)):
+                for request, part in self._replica.stream_as_of(lambda served: self._write(ids, prompt)):
                     has_left = True
-                    yield part
+                    yield replace(part, request=request)
                 return
             except Exception as error:
                 refused = _refusal(error)
@@ -134,7 +134,7 @@ class Writing:
             return ids
         for _ in range(_ATTEMPTS):
             try:
-                parts = self._replica.answer(lambda served: list(self._write(served, ids, prompt)))
+                request, parts = self._replica.answer_as_of(lambda served: list(self._write(ids, prompt)))
             except Exception as error:
                 refused = _refusal(error)
                 if refused is not _OVERTAKEN:
@@ -142,7 +142,7 @@ class Writing:
             else:
                 last = parts[-1]
                 text = "".join(part.text for part in parts)
-                return Part(text, last.request, last.finish, last.prompt_tokens, last.tokens)
+                return replace(last, text=text, request=request)
         return refused
 
     def _ids(self, prompt: Prompt) -> Tensor | Refused:
@@ -158,7 +158,7 @@ class Writing:
             return Refused(422, "too_long", f"The prompt has {found.shape[1]} tokens; the model reads {self._context}.")
         return found
 
-    def _write(self, served: EnsemblePredictor, ids: Tensor, prompt: Prompt) -> Iterator[Part]:
+    def _write(self, ids: Tensor, prompt: Prompt) -> Iterator[Part]:
         """Yield the parts of one text. It is written in another thread, whose texts arrive through a queue."""
         most = min(prompt.tokens or self._max_tokens, self._max_tokens)
         if self._context is not None:
@@ -170,13 +170,13 @@ class Writing:
         try:
             for text in cut.apply(streamer.texts()):
                 if text:
-                    yield Part(text, served.look()[0], None, ids.shape[1], len(streamer.tokens))
+                    yield Part(text, -1, None, ids.shape[1], len(streamer.tokens))
         finally:
             streamer.stop()
             thread.join()
         is_full = len(streamer.tokens) >= most and streamer.tokens[-1] not in self._ends()
         finish: Literal["stop", "length"] = "length" if is_full and not cut.has_stopped else "stop"
-        yield Part("", served.look()[0], finish, ids.shape[1], len(streamer.tokens))
+        yield Part("", -1, finish, ids.shape[1], len(streamer.tokens))
 
     def _generate(self, ids: Tensor, prompt: Prompt, most: int, streamer: _Streamer) -> None:
         drawn = {"do_sample": True, "temperature": prompt.temperature, "top_p": prompt.top_p, "top_k": 0}

@@ -185,16 +185,29 @@ class Replica:
             RevokedError: A request or a fit has come, so the answer must not continue. Parts that were yielded cannot
                 be taken back: start again.
         """
+        for _, part in self.stream_as_of(parts):
+            yield part
+
+    def stream_as_of(self, parts: Callable[[EnsemblePredictor], Iterable[_Answer]]) -> Iterator[tuple[int, _Answer]]:
+        """Yield like `stream`, each part with the number of the newest request that it respects.
+
+        Args:
+            parts: Called once with the served model.
+
+        Raises:
+            RevokedError: As for `stream`.
+        """
         keys = self.served.keys_in_use()
         begun = parts(self.served)
         try:
             for part in begun:
-                if self.served.keys_in_use() != keys:
+                as_of, in_use = self.served.look()
+                if in_use != keys:
                     raise RevokedError(
                         "A request has revoked a unit that this answer started with, or a fit has added some, so the "
                         "answer does not continue. Ask again."
                     )
-                yield part
+                yield as_of, part
         finally:
             if isinstance(begun, Generator):
                 begun.close()

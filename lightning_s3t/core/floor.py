@@ -42,6 +42,14 @@ class FloorPart(BaseModel):
         """The largest absolute value of an integer feature."""
         return (1 << (self.bits - 1)) - 1
 
+    @property
+    def votes_per_shard_vote(self) -> int:
+        """How many votes the floor has for each vote of the shards when they are whole.
+
+        A floor that reads layers is worth more beside the same shards (docs/benchmarks/accuracy.md).
+        """
+        return 4 if self.layers else 2
+
 
 class CertifiedPart(BaseModel):
     """The settings of a certified head, and its certificate.

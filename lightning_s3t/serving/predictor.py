@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from lightning_s3t.core.floor import PRETRAINED
 from lightning_s3t.core.tickets import Ticket
 from lightning_s3t.errors import (
     ConfigurationError,
@@ -96,6 +97,7 @@ class EnsemblePredictor(nn.Module):
         self._keys: dict[int, tuple[str, ...]] = {}  # the key of each shard's snapshots
         self._best = FLOOR  # the shard that answers alone
         self._heads = ClosedFormHeads(self._shards, store.load_serving_head)
+        self._floor_votes = 0  # of the floor, for each vote of the shards when they are whole
         self._as_of = -1
         self._look: Callable[[], int] = lambda: store.request_number  # a replica may have another
         self._closed = False
@@ -504,7 +506,9 @@ class EnsemblePredictor(nn.Module):
         for unit in best.values():
             key = tuple(candidates[ancestor].snapshot for ancestor in unit.lineage)
             self._shards.load_survivor(unit, key, self._snapshots.load)
-        solved_from = self._heads.renew(self.store.heads())
+        heads = self.store.heads()
+        solved_from = self._heads.renew(heads)
+        self._floor_votes = heads[PRETRAINED].part.votes_per_shard_vote if PRETRAINED in heads else 0
         self._keys = self._shards.keys([*best, *(solved_from.keys() - best.keys())])
         for shard, digest in solved_from.items():
             self._keys[shard] = (*self._keys[shard], digest)
@@ -586,15 +590,15 @@ class EnsemblePredictor(nn.Module):
     def _votes(self, keys: Keys) -> list[int] | None:
         """Return the number of votes of each shard next to a floor: one for each slice that it serves.
 
-        The floor has twice as many as all shards have when they are whole: it learned from all rows, and a shard from
-        one in m. So the fewer and shallower the shards, the more it weighs. Without a floor each shard has one, which
-        is None.
+        The floor has two or four times as many as all shards have when they are whole: it learned from all rows, and a
+        shard from one in m. So the fewer and shallower the shards, the more it weighs. Without a floor each shard has
+        one, which is None.
         """
         if FLOOR not in keys:
             return None
         partition = self.store.partition
         whole = partition.all_shards * partition.slices
-        return [2 * whole if shard == FLOOR else self.survivors[shard].stage for shard in keys]
+        return [self._floor_votes * whole if shard == FLOOR else self.survivors[shard].stage for shard in keys]
 
     def _ask_without_caches(self, forward: Any, keys: Keys, *args: Any, **kwargs: Any) -> Any:
         with self._lock.taken():

@@ -23,7 +23,8 @@ class Floor:
     A ridge regression on the inputs of the pretrained network's head, over all rows of all shards. It is computed from
     sums of integers, from which a request subtracts the rows of the subject; so it is bitwise equal to the head of a
     fit without the subject. It answers together with the shards, and alone when deletions have left no
-    unit: a shard has one vote for each slice that it serves, the floor twice as many as all complete shards together.
+    unit: a shard has one vote for each slice that it serves, the floor twice as many as all complete shards together,
+    or four times as many with `layers`.
     It costs one forward pass of the data, row by row, at the first fit, and a byte for each feature of a row.
 
     With `survivors`, each unit that serves gets such a head too, on its own adapted features, from all rows that it was

@@ -30,7 +30,7 @@ from lightning_s3t.executors.processes.server import Ended
 from lightning_s3t.executors.processes.unit_process import Script
 from lightning_s3t.executors.progress import UnitProgress
 from lightning_s3t.plan import UnitId
-from tests.executors.test_unit_processes import Training, begin
+from tests.executors.test_unit_processes import Training, begin, die
 from tests.people import ARGUMENTS, People, fit
 
 
@@ -149,7 +149,7 @@ def test_the_memory_of_another_container_is_not_taken(setup: Callable[..., Setup
 
 
 def test_an_end_and_a_command_at_the_same_time_do_no_harm(slot: Slot) -> None:
-    give(slot, start(1, os._exit, 3), start(2, time.sleep, 600))
+    give(slot, start(1, die, 3), start(2, time.sleep, 600))
     slot.messages()
     time.sleep(0.5)  # the first has ended, which has not been read
     give(slot, End(2))
@@ -157,7 +157,7 @@ def test_an_end_and_a_command_at_the_same_time_do_no_harm(slot: Slot) -> None:
 
 
 def test_every_process_is_fresh_and_its_end_is_told(slot: Slot) -> None:
-    give(slot, start(1, os._exit, 3, another=True), start(2, os._exit, 4))
+    give(slot, start(1, die, 3, another=True), start(2, die, 4))
     assert sorted(listen(slot, 2)) == [(1, Ended(1, 3)), (2, Ended(2, 4))]
 
 

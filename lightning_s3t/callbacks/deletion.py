@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from typing_extensions import override
 
-from lightning_s3t.core.tickets import Ticket
-from lightning_s3t.serving.notifier import Notifier, listeners_of
+from lightning_s3t.serving.notifier import Answer, Notifier, listeners_of
+from lightning_s3t.serving.request_methods import RequestMethods
 from lightning_s3t.store import RequestRecord, Store
 
 
-class DeletionHook(pl.Callback):
+class DeletionHook(RequestMethods, pl.Callback):
     """Add `forget` to any trainer, and keep a served model up to date with the store.
 
     Before each batch of a test, a validation or a prediction it looks for new requests, from this or another process,
@@ -33,72 +34,6 @@ class DeletionHook(pl.Callback):
         self.store = Path(store)
         self._trainer: pl.Trainer | None = None
         self._opened: Notifier | None = None
-
-    def forget(
-        self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
-    ) -> RequestRecord | Ticket:
-        """Remove subjects from the model: revoke and erase every unit that their data reached.
-
-        Args:
-            subjects: Their ids.
-            strict: Raise an error if the store has never seen one of the subjects.
-            request_id: The caller's name for the request, so that a retry does not count twice (`Store.forget`).
-
-        Returns:
-            The revoked and erased units, and the serving ones; or a ticket, if the request waits for a fit.
-
-        Raises:
-            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
-            StoreError: The store does not exist.
-        """
-        return self._notifier.answer(self._listeners(), lambda store: store.forget(subjects, strict, request_id))
-
-    def rectify(
-        self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
-    ) -> RequestRecord | Ticket:
-        """Remove everything that the subjects' old data reached; the next fit trains on the corrected data.
-
-        Args:
-            subjects: Their ids.
-            strict: Raise an error if the store has never seen one of the subjects.
-            request_id: The caller's name for the request (`Store.rectify`).
-
-        Returns:
-            The revoked and erased units, and the serving ones; or a ticket, if the request waits for a fit.
-
-        Raises:
-            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
-            StoreError: The store does not exist.
-        """
-        return self._notifier.answer(self._listeners(), lambda store: store.rectify(subjects, strict, request_id))
-
-    def restrict(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:
-        """Set aside the units that the subjects' data reached, until the subjects are released or forgotten.
-
-        Args:
-            subjects: Their ids.
-            strict: Raise an error if the store has never seen one of the subjects.
-            request_id: The caller's name for the request (`Store.restrict`).
-
-        Raises:
-            UnsupportedError: The method trains one model on everyone's data.
-            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
-            StoreError: The store does not exist.
-        """
-        return self._notifier.answer(self._listeners(), lambda store: store.restrict(subjects, strict, request_id))
-
-    def release(self, subjects: Iterable[Any], request_id: str | None = None) -> RequestRecord:
-        """End the restriction of subjects: units that were set aside only for them serve again.
-
-        Args:
-            subjects: Their ids.
-            request_id: The caller's name for the request (`Store.release`).
-
-        Raises:
-            UnknownSubjectError: A subject is not restricted. Nothing was changed.
-            StoreError: The store does not exist.
-        """
-        return self._notifier.answer(self._listeners(), lambda store: store.release(subjects, request_id))
 
     def poll(self) -> list[RequestRecord]:
         """Look for requests since the last look, and notify the listeners.
@@ -137,6 +72,10 @@ class DeletionHook(pl.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_opened": None}  # a database is opened by each process for itself
+
+    @override
+    def _request(self, ask: Callable[[Store], Answer]) -> Answer:
+        return self._notifier.answer(self._listeners(), ask)
 
     @property
     def _notifier(self) -> Notifier:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -13,9 +13,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from peft import PeftConfig
+from typing_extensions import override
 
 from lightning_s3t.callbacks.deletion import DeletionHook
-from lightning_s3t.core.tickets import Ticket
 from lightning_s3t.engine.lightning_internals import (
     is_distributed,
     refuse_checkpoint,
@@ -39,7 +39,9 @@ from lightning_s3t.methods.checks import check_choice, check_count
 from lightning_s3t.plan import UnitId
 from lightning_s3t.serving import EnsemblePredictor
 from lightning_s3t.serving.answer_trial import AnswerTrial
-from lightning_s3t.store import RequestRecord
+from lightning_s3t.serving.notifier import Answer
+from lightning_s3t.serving.request_methods import RequestMethods
+from lightning_s3t.store import RequestRecord, Store
 from lightning_s3t.store.ledgers.address import check_folder_name
 from lightning_s3t.store.registry import Newcomers
 from lightning_s3t.store.snapshots.keys import check_keys
@@ -51,7 +53,7 @@ IsolationChoice = Literal["auto", "forkserver", "fork", "none"]
 PartitionKind = Literal["secret", "public"]
 
 
-class Unlearning(pl.Callback):
+class Unlearning(RequestMethods, pl.Callback):
     """Train any LightningModule so that data can be removed from it, with a given method.
 
     One `trainer.fit` trains every missing unit and skips existing ones, so an interrupted fit, a fit after deletions
@@ -225,65 +227,6 @@ class Unlearning(pl.Callback):
         self._sent: UnitTraining | None = None
         self._trial: AnswerTrial | None = None
 
-    def forget(
-        self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
-    ) -> RequestRecord | Ticket:
-        """Remove subjects from the store, and notify the trainer's module and callbacks (`on_forget`).
-
-        Args:
-            subjects: Their ids.
-            strict: Raise an error if the store has never seen one of the subjects.
-            request_id: The caller's name for the request, so that a retry does not count twice (`Store.forget`).
-
-        Returns:
-            The receipt; or a ticket, if the next fit carries the request out by replacing the model.
-        """
-        return self.deletion.forget(subjects, strict=strict, request_id=request_id)
-
-    def rectify(
-        self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
-    ) -> RequestRecord | Ticket:
-        """Remove what the subjects' old data reached, and notify the module and callbacks (`on_rectify`).
-
-        Correct the rows first: the next fit trains on the rows that the data set then returns (`Store.rectify`).
-
-        Args:
-            subjects: Their ids.
-            strict: Raise an error if the store has never seen one of the subjects.
-            request_id: The caller's name for the request, so that a retry does not count twice (`Store.forget`).
-
-        Returns:
-            The receipt; or a ticket, if the next fit carries the request out by replacing the model.
-        """
-        return self.deletion.rectify(subjects, strict=strict, request_id=request_id)
-
-    def restrict(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:
-        """Set aside the units that the subjects' data reached, and notify module and callbacks (`on_restrict`).
-
-        The units are kept but do not serve, and no fit trains on the data, until the subjects are released or forgotten
-        (`Store.restrict`).
-
-        Args:
-            subjects: Their ids.
-            strict: Raise an error if the store has never seen one of the subjects.
-            request_id: The caller's name for the request, so that a retry does not count twice (`Store.forget`).
-
-        Raises:
-            UnsupportedError: The method trains one model on everyone's data.
-        """
-        return self.deletion.restrict(subjects, strict=strict, request_id=request_id)
-
-    def release(self, subjects: Iterable[Any], request_id: str | None = None) -> RequestRecord:
-        """End the restriction of subjects, and notify module and callbacks (`on_release`).
-
-        Units that were set aside only for them serve again, bit for bit (`Store.release`).
-
-        Args:
-            subjects: Their ids.
-            request_id: The caller's name for the request, so that a retry does not count twice (`Store.forget`).
-        """
-        return self.deletion.release(subjects, request_id=request_id)
-
     def register_file(self, path: str | Path) -> None:
         """Register a file that one of the script's callbacks writes, to be erased with the running unit.
 
@@ -413,6 +356,10 @@ class Unlearning(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Called when a run ends: closes the store."""
         self._close(trainer)
+
+    @override
+    def _request(self, ask: Callable[[Store], Answer]) -> Answer:
+        return self.deletion._request(ask)
 
     @property
     def _unit_training(self) -> UnitTraining | None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from lightning_s3t.core.tickets import Ticket
 from lightning_s3t.store import RequestRecord, Store
 
-_Answer = TypeVar("_Answer", RequestRecord, RequestRecord | Ticket)
+Answer = TypeVar("Answer", RequestRecord, RequestRecord | Ticket)
 
 
 class Notifier:
@@ -56,7 +56,7 @@ class Notifier:
                 for listener in new:
                     self._heard.put(listener, newest)
 
-    def answer(self, listeners: Sequence[object], ask: Callable[[Store], _Answer]) -> _Answer:
+    def answer(self, listeners: Sequence[object], ask: Callable[[Store], Answer]) -> Answer:
         """Make a request, and notify the listeners; a request that waits for a fit is not reported yet.
 
         Args:

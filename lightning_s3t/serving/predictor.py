@@ -6,16 +6,16 @@ import functools
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from lightning_s3t.core.floor import PRETRAINED
-from lightning_s3t.core.tickets import Ticket
 from lightning_s3t.errors import (
     ConfigurationError,
     DamagedError,
@@ -31,8 +31,9 @@ from lightning_s3t.serving.cache_checks import CheckedGeneration, CheckedReading
 from lightning_s3t.serving.caches import Keys, caches_in, caches_of_shards, filling, hand_over
 from lightning_s3t.serving.closed_form_heads import ClosedFormHeads
 from lightning_s3t.serving.exporting import ExportedSurvivor, ExportForm, export_survivor, place_of
-from lightning_s3t.serving.notifier import Notifier
+from lightning_s3t.serving.notifier import Answer, Notifier
 from lightning_s3t.serving.passes import PASSES, Passes, ShardPasses
+from lightning_s3t.serving.request_methods import RequestMethods
 from lightning_s3t.serving.served_shards import FLOOR, ServedShards, SnapshotPreloader
 from lightning_s3t.store import RequestRecord, Store
 from lightning_s3t.tuning.adapter_effect import check_effect, measure_effect
@@ -45,7 +46,7 @@ from lightning_s3t.tuning.stages import StageBuilder
 Self = TypeVar("Self", bound="EnsemblePredictor")
 
 
-class EnsemblePredictor(nn.Module):
+class EnsemblePredictor(RequestMethods, nn.Module):
     """A module whose network answers as an ensemble.
 
     When the module calls its network, each shard's best survivor answers and the outputs are combined. There is one
@@ -239,81 +240,6 @@ class EnsemblePredictor(nn.Module):
                 if caches_in((args, kwargs)):  # the caller's cache is no longer valid
                     raise
 
-    def forget(
-        self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
-    ) -> RequestRecord | Ticket:
-        """Remove subjects from the model, permanently and within milliseconds.
-
-        The units that their data reached are revoked in one transaction and erased; the other units keep serving.
-        `on_forget(receipt)` is called on the module, if it has one.
-
-        Args:
-            subjects: Their ids.
-            strict: Raise an error if the store has never seen one of the subjects.
-            request_id: The caller's name for the request, so that a retry does not count twice (`Store.forget`).
-
-        Returns:
-            The revoked and erased units, and the serving ones; or a ticket, if the request waits for a fit.
-
-        Raises:
-            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
-        """
-        self._check_open()
-        return self._notifier.answer(self._listeners(), lambda store: store.forget(subjects, strict, request_id))
-
-    def rectify(
-        self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None
-    ) -> RequestRecord | Ticket:
-        """Remove everything that the subjects' old data reached; the next fit trains on the corrected data.
-
-        `on_rectify(receipt)` is called on the module, if it has one.
-
-        Args:
-            subjects: Their ids.
-            strict: Raise an error if the store has never seen one of the subjects.
-            request_id: The caller's name for the request (`Store.rectify`).
-
-        Returns:
-            The revoked and erased units, and the serving ones; or a ticket, if the request waits for a fit.
-
-        Raises:
-            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
-        """
-        self._check_open()
-        return self._notifier.answer(self._listeners(), lambda store: store.rectify(subjects, strict, request_id))
-
-    def restrict(self, subjects: Iterable[Any], strict: bool = True, request_id: str | None = None) -> RequestRecord:
-        """Set aside the units that the subjects' data reached: they do not answer until the subjects are released.
-
-        `on_restrict(receipt)` is called on the module, if it has one.
-
-        Args:
-            subjects: Their ids.
-            strict: Raise an error if the store has never seen one of the subjects.
-            request_id: The caller's name for the request (`Store.restrict`).
-
-        Raises:
-            UnsupportedError: The method trains one model on everyone's data.
-            UnknownSubjectError: A subject is unknown and `strict` is set. Nothing was changed.
-        """
-        self._check_open()
-        return self._notifier.answer(self._listeners(), lambda store: store.restrict(subjects, strict, request_id))
-
-    def release(self, subjects: Iterable[Any], request_id: str | None = None) -> RequestRecord:
-        """End the restriction of subjects: units that were set aside only for them answer again, bit for bit.
-
-        `on_release(receipt)` is called on the module, if it has one.
-
-        Args:
-            subjects: Their ids.
-            request_id: The caller's name for the request (`Store.release`).
-
-        Raises:
-            UnknownSubjectError: A subject is not restricted. Nothing was changed.
-        """
-        self._check_open()
-        return self._notifier.answer(self._listeners(), lambda store: store.release(subjects, request_id))
-
     def on_forget(self, receipt: RequestRecord) -> None:
         """Called once for each request, whoever made it: loads the survivors, and notifies the module.
 
@@ -495,6 +421,11 @@ class EnsemblePredictor(nn.Module):
     def _listeners(self) -> list[object]:
         """Return the listeners of requests."""
         return [self]
+
+    @override
+    def _request(self, ask: Callable[[Store], Answer]) -> Answer:
+        self._check_open()
+        return self._notifier.answer(self._listeners(), ask)
 
     def _load_survivors(self) -> None:
         candidates = self.store.candidates()

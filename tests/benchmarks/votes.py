@@ -2,7 +2,7 @@
 
 The tasks are those of `tests.benchmarks.accuracy`, with a floor on four layers. Each answer is the mean of the logits of the
 shards and the floor, by their votes: today a vote for each slice that a shard serves, and for the floor `factor` times the
-votes of all complete shards, which is 2. Here the votes are also multiplied by a power of each model's skill: 1 minus the
+votes of all complete shards, which is 4. Here the votes are also multiplied by a power of each model's skill: 1 minus the
 squared error of its probabilities on the *test* rows, over that of the class frequencies. So this says what weights by
 skill would be worth, if the skill could be had without test rows. It has no mark.
 """

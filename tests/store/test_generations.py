@@ -92,6 +92,17 @@ def test_a_request_for_later_by_somebody_unknown_moves_to_where_that_one_then_is
     Store.open(store.path).close()  # the history agrees
 
 
+def test_a_request_for_later_can_be_cancelled_by_its_name_after_its_people_have_moved(store: Store) -> None:
+    person = in_slice(store, "later", 0)
+    store.schedule(["stranger", person], SOON, strict=False, request_id="letter")
+    come(store, "stranger")
+    store.rotate_key()
+    store.consolidate(into=1)
+    assert [found.request_id for found in store.scheduled_requests()] == ["letter"]
+    assert store.cancel_request("letter") == 2
+    assert store.pending() == []
+
+
 def test_a_rotation_keeps_generations(store: Store) -> None:
     store.rotate_key()
     assert store.generations_of(["new-1", "later-1"]) == {"new-1": 1, "later-1": 2}

@@ -256,6 +256,21 @@ def test_who_moves_with_a_band_stays_scheduled_there_when_the_ledger_is_restored
         assert store.verify().passed
 
 
+@pytest.mark.parametrize("end", ["cancel", "refuse"])
+def test_who_has_moved_since_no_longer_waits_once_their_request_is_cancelled_or_refused(
+    tmp_path: Path, end: str
+) -> None:
+    with Store.create(tmp_path / "store", BANDS) as store:
+        store.schedule(["ann"], SOON, strict=False, request_id="letter")
+        session(store).register({"ann": 1, "bob": 0})
+        (found,) = store.scheduled_requests()
+        assert found.request_id == "letter"
+        assert (store.cancel_request("letter") if end == "cancel" else store.refuse_request("letter", "no")) == 1
+        assert store.forget_due(LATER) is None
+        assert not store.forgotten(["ann"])
+        assert store.verify().passed
+
+
 @pytest.mark.parametrize("hours", [-12, 12])
 def test_a_time_at_an_end_of_the_calendar_is_refused(store: Store, hours: int) -> None:
     end = datetime.max if hours < 0 else datetime.min

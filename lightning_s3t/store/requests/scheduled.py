@@ -94,6 +94,7 @@ class _Scheduled:
         self._named: dict[str, int] = {}
         self._ended: dict[int, tuple[str, str]] = {}  # when, and why
         self._waits_for: dict[bytes, set[int]] = {}
+        self._cells: dict[bytes, Cell] = {}
         for event in listing:
             if event.kind == "schedule":
                 self._add_schedule(keyring, event, event.read(Schedule))
@@ -102,11 +103,17 @@ class _Scheduled:
 
     def _add_schedule(self, keyring: Keyring, event: Event, body: Schedule) -> None:
         position = event.position
+        cells = {keyring.renew(bytes.fromhex(hash_), body.layers): cell for hash_, _, cell in body.pending}
+        before = {hash_: self._cells[hash_] for hash_ in cells if self._waits_for.get(hash_)}
+        self._cells |= cells
+        # a registration or a merge has moved them: they wait for the same requests, at another place
+        if body.request_id is None and cells and all(before.get(hash_, cell) != cell for hash_, cell in cells.items()):
+            return
         self._events[position] = event
-        self._hashes[position] = {keyring.renew(bytes.fromhex(hash_), body.layers) for hash_, _, _ in body.pending}
+        self._hashes[position] = set(cells)
         if body.request_id is not None:
             self._named[body.request_id] = position
-        for hash_ in self._hashes[position]:
+        for hash_ in cells:
             self._waits_for.setdefault(hash_, set()).add(position)
 
     def _add_cancellation(self, keyring: Keyring, event: Event, body: Cancellation) -> None:

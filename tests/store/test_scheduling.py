@@ -271,6 +271,27 @@ def test_who_has_moved_since_no_longer_waits_once_their_request_is_cancelled_or_
         assert store.verify().passed
 
 
+@pytest.mark.parametrize("end", ["cancel", "refuse"])
+def test_who_waits_for_a_later_request_too_waits_until_that_is_due(store: Store, tmp_path: Path, end: str) -> None:
+    store.schedule([ANN, BOB], SOON, request_id="first")
+    store.schedule([ANN], LATER, request_id="second")
+    back_up(store.path, tmp_path / "backup.db")
+    assert (store.cancel_request("first") if end == "cancel" else store.refuse_request("first", "no")) == 1
+    assert store.pending() == [(LATER.isoformat(timespec="milliseconds"), 1)]
+    assert [found.state for found in store.scheduled_requests()] == [
+        "cancelled" if end == "cancel" else "refused",
+        "scheduled",
+    ]
+    store.close()
+    restore(store.path, tmp_path / "backup.db")
+    with Store.open(store.path) as opened:
+        opened.rotate_key()
+        assert opened.forget_due(SOON) is None
+        assert opened.verify().passed
+        assert opened.cancel_request("second") == 1
+        assert opened.pending() == []
+
+
 @pytest.mark.parametrize("hours", [-12, 12])
 def test_a_time_at_an_end_of_the_calendar_is_refused(store: Store, hours: int) -> None:
     end = datetime.max if hours < 0 else datetime.min

@@ -22,6 +22,7 @@ from torch.utils.data import (
     Subset,
 )
 
+from lightning_s3t.core.units import Cell
 from lightning_s3t.engine.found_state.contents import bytes_of, is_plain
 from lightning_s3t.engine.found_state.digest import AnyGenerator, find_generators
 from lightning_s3t.engine.row_digests import digest_row
@@ -137,6 +138,14 @@ class TrainingData:
         for row, subject in enumerate(self.subjects):
             if subject not in self.left_out and (chosen is None or row in chosen):
                 self.rows_by_place[self._places[subject]].append(row)
+
+    def cells_of(self, subjects: Iterable[str]) -> set[Cell]:
+        """Return the cells of subjects of the data.
+
+        Args:
+            subjects: Canonical ids.
+        """
+        return {self._places[subject].cell for subject in subjects}
 
     def empty_places(self) -> list[Place]:
         """Return the slices that no row belongs to."""

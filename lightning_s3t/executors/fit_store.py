@@ -345,6 +345,9 @@ class FitStore:
         if renewed:
             alive = {unit: found for unit, found in alive.items() if not reaches(renewed, unit.cells)}
         corrected = self._asked().corrected_since(self._began_at)
+        if corrected:  # who was restricted before they were registered may be at another place by now
+            moved = self._asked().corrected_among(dict.fromkeys(self._data.subjects), self._began_at)
+            corrected |= self._data.cells_of(moved)
         mode, basis = self._choice.data, self._basis
         plan = plan_fit(self._units(), alive, self._data, mode, self.digests, basis, as_of, corrected)
         return dataclasses.replace(plan, build=self._in_order(plan))

@@ -112,7 +112,7 @@ class FederatedHead:
         """
         with ledger_lock(self.folder):
             path, history = self._path(client), self._finish()
-            _check_new(client, contribution, _changes_of(client, history))
+            _check_new(client, contribution, history)
             for other, kept in islice(self._read(history, but=client), 1):  # the others agree with each other
                 if kept.terms != contribution.terms:
                     raise StoreMismatchError(
@@ -274,13 +274,14 @@ def _newest(store: str, changes: list[Change]) -> int:
     return max((change.requests or 0 for change in changes if change.store == store), default=0)
 
 
-def _check_new(client: str, contribution: Contribution, changes: list[Change]) -> None:
+def _check_new(client: str, contribution: Contribution, history: list[Change]) -> None:
+    changes = _changes_of(client, history)
     if changes and changes[-1].digest and changes[-1].store != contribution.store:
         raise StoreError(
             f"The contribution of {client!r} is from another store than its last one, so it may bring data back that a "
             "request has removed there. Nothing was changed. If the client has a new store, remove the client first."
         )
-    newest = _newest(contribution.store, changes)
+    newest = _newest(contribution.store, history)  # under whatever name
     if contribution.requests < newest:
         raise StoreError(
             f"The contribution of {client!r} has taken in {contribution.requests} requests, but an earlier one "

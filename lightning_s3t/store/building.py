@@ -89,7 +89,11 @@ class BuildSession:
         if not is_registering(self._ledger):
             return 0
         bands = subjects.items() if isinstance(subjects, Mapping) else ((subject, 0) for subject in subjects)
-        return register(self._backend, self._keyring, bands, self._partition, newcomers)
+        before = self._ledger.head()
+        count = register(self._backend, self._keyring, bands, self._partition, newcomers)
+        if self._ledger.head() != before:  # scheduled requests have moved
+            write_journal(self._backend)
+        return count
 
     def merge_generations(self, into: int) -> None:
         """Put all generations after one into it, as `Store.consolidate`.

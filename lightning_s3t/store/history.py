@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -148,6 +148,26 @@ def corrected_since(ledger: Ledger, position: int) -> set[Cell]:
                 found.update(event.read(Request).cells)
             else:
                 found = set(map(event.read(Merge).moved, found))
+    return found
+
+
+def corrected_people(ledger: Ledger, people: Collection[bytes], position: int) -> set[bytes]:
+    """Return those of some subjects whose data was corrected after an event.
+
+    Args:
+        ledger: The ledger.
+        people: The keyed hashes of the subjects. Who is restricted may be missing in the result.
+        position: The position of the event.
+    """
+    first = next(requests_since(ledger, position), None)
+    if first is None or first.request is None:
+        return set()
+    found = {mark.hash for mark in ledger.marks_of(people, "rectified") if mark.number >= first.request}
+    # a correction during a restriction has the number of the restriction, which may be older
+    released = [mark for mark in ledger.marks_of(people, "released") if mark.number >= first.request]
+    if released:
+        corrected = corrected_since(ledger, position)
+        found |= {mark.hash for mark in released if mark.cell in corrected}
     return found
 
 

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Literal
 
 from lightning_s3t.core.events import Schedule
+from lightning_s3t.core.units import Cell
 from lightning_s3t.errors import DataError
 from lightning_s3t.plan import Partition
 from lightning_s3t.store.backend import Backend
@@ -62,25 +63,19 @@ def register(
                 continue
             count += len(bands)
             generation = generation_of_newcomers(store, append=newcomers == "append")
-            if partition.bands or generation:
-                found = {hashed[hash_]: hash_ for hash_ in bands}
-                _move_waiting(store, keyring, partition, generation, found, some)
+            waiting = ledger.waiting(bands)
+            if waiting:
+                cells = {
+                    hash_: partition.place(hashed[hash_], bands[hash_], generation).cell for hash_ in sorted(waiting)
+                }
+                _move_waiting(store, keyring, cells)
             ledger.register(bands.items(), generation)
     return 0 if is_first else count
 
 
-def _move_waiting(
-    store: Backend,
-    keyring: Keyring,
-    partition: Partition,
-    generation: int,
-    hashes: Mapping[str, bytes],
-    bands: Mapping[str, int],
-) -> None:
+def _move_waiting(store: Backend, keyring: Keyring, cells: Mapping[bytes, Cell]) -> None:
+    """Note where the data of scheduled subjects now is: they were unknown, or known only to a ledger that was lost."""
     ledger = store.ledger
-    cells = {hash_: partition.place(subject, bands[subject], generation).cell for subject, hash_ in hashes.items()}
-    if not ledger.waiting(cells):
-        return
     moved = [(hash_, due, cells[hash_]) for hash_, due, cell in ledger.scheduled() if cells.get(hash_, cell) != cell]
     if moved:
         ledger.schedule(moved)

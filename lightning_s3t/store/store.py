@@ -45,6 +45,7 @@ from lightning_s3t.store.heads.feature_sums import FeatureSums
 from lightning_s3t.store.heads.floor import FloorState, find_stale, load_published, load_sums, read_states
 from lightning_s3t.store.history import (
     chain_digest,
+    corrected_people,
     corrected_since,
     ever_revoked,
     has_given,
@@ -824,6 +825,17 @@ class Store:
             position: The event's position in the chain.
         """
         return corrected_since(self._ledger, position)
+
+    def corrected_among(self, subjects: Iterable[str], position: int) -> set[str]:
+        """Return those of the subjects whose data was corrected after an event of the history.
+
+        Args:
+            subjects: Canonical ids. Who is restricted may be missing in the result.
+            position: The event's position in the chain.
+        """
+        with self._ledger.at_one_time():
+            hashes = self._keyring.hashes(subjects)
+            return {hashes[hash_] for hash_ in corrected_people(self._ledger, hashes, position)}
 
     @contextmanager
     def building(self) -> Iterator[BuildSession]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lightning_s3t import Store
 from lightning_s3t.errors import DataError, StoreMismatchError
+from tests.end_to_end.test_correcting import Asks
 from tests.people import People, assert_bitwise_equal, fit, tensors_of
 
 RISKY = [f"user-{number}" for number in range(0, 40, 5)]
@@ -43,6 +45,27 @@ def test_a_subject_who_has_changed_bands_is_refused(store: Path) -> None:
 def test_bands_are_a_setting_of_the_store(store: Path) -> None:
     with pytest.raises(StoreMismatchError, match=r"partition\.bands"):
         fit(store, PEOPLE, **ARGUMENTS)
+
+
+def test_rows_that_were_corrected_since_a_fit_loaded_them_stay_out_where_their_band_puts_them(tmp_path: Path) -> None:
+    """Who is restricted before a fit registers them is noted at the place of the lowest band."""
+    risk = {"thresholds": [0.5], "slices": [1, 1], "risks": dict.fromkeys(RISKY, 0.9)}
+    arguments: Any = {**ARGUMENTS, "slices": 2, "risk_bands": risk}
+    store = tmp_path / "store"
+    fit(store, PEOPLE.without(RISKY[0]), **arguments)
+    with Store.open(store) as opened:
+        opened.restrict([RISKY[0]], strict=False)
+
+    def correct() -> None:
+        with Store.open(store) as opened:
+            opened.rectify([RISKY[0]])
+            opened.release([RISKY[0]])
+
+    asks = Asks(tmp_path / "steps", "0/0", correct, waits=False)
+    with pytest.warns(UserWarning, match="rows were corrected after this fit had loaded its data"):
+        fit(store, PEOPLE, asks, **arguments)
+    assert "0/0" in asks.units
+    assert "0/1" not in asks.units, "the slice of the risky was trained on the old rows"
 
 
 @pytest.mark.nightly

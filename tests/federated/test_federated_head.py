@@ -96,6 +96,14 @@ def test_a_message_from_before_a_request_is_refused(head: FederatedHead) -> None
     assert head.clients() == {"a": 4}
 
 
+def test_an_old_message_is_refused_under_another_name_too(head: FederatedHead) -> None:
+    head.update("a", contribution(4, requests=1))
+    head.remove("a")
+    with pytest.raises(StoreError, match=r"older message"):
+        head.update("b", contribution(5, requests=0))
+    assert head.clients() == {}
+
+
 def test_an_old_message_is_refused_after_the_client_has_left_too(head: FederatedHead) -> None:
     head.update("a", contribution(4, requests=1))
     head.remove("a")

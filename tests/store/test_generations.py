@@ -92,6 +92,35 @@ def test_a_request_for_later_by_somebody_unknown_moves_to_where_that_one_then_is
     Store.open(store.path).close()  # the history agrees
 
 
+def test_a_request_for_later_finds_its_people_although_a_restored_ledger_puts_them_elsewhere(
+    store: Store, tmp_path: Path
+) -> None:
+    path, person = store.path, "last-0"
+    back_up(path, tmp_path / "backup.db")
+    come(store, person)
+    store.schedule([person], SOON)
+    store.close()
+    restore(path, tmp_path / "backup.db")
+    with Store.open(path) as opened:
+        session(opened).register([person], "retrain")
+        place = opened.partition.place(person)
+        receipt = opened.forget_due(SOON)
+        assert receipt is not None
+        assert set(receipt.revoked) == {str(unit) for unit in UNITS if unit.reached_by(place)}
+        assert opened.verify().passed
+
+
+def test_a_request_for_later_can_be_cancelled_by_its_name_after_its_people_have_moved(store: Store) -> None:
+    person = in_slice(store, "later", 0)
+    store.schedule(["stranger", person], SOON, strict=False, request_id="letter")
+    come(store, "stranger")
+    store.rotate_key()
+    store.consolidate(into=1)
+    assert [found.request_id for found in store.scheduled_requests()] == ["letter"]
+    assert store.cancel_request("letter") == 2
+    assert store.pending() == []
+
+
 def test_a_rotation_keeps_generations(store: Store) -> None:
     store.rotate_key()
     assert store.generations_of(["new-1", "later-1"]) == {"new-1": 1, "later-1": 2}

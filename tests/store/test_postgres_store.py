@@ -8,6 +8,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -303,6 +304,24 @@ def test_two_writers_at_once_are_one_after_the_other(tmp_path: Path, address: st
         assert store.request_number == 12
         assert store.forgotten(PEOPLE) == set(PEOPLE[:12])
         assert store.verify().passed
+
+
+def test_a_thread_that_sees_a_request_later_than_another_has_lost_nothing(tmp_path: Path, address: str) -> None:
+    with filled(tmp_path / "store", address) as store, ThreadPoolExecutor(8) as threads:
+        done = threading.Event()
+
+        def look() -> None:
+            while not done.is_set():
+                _ = store.request_number
+
+        looking = [threads.submit(look) for _ in range(8)]
+        try:
+            for number in range(40):
+                store.forget([f"stranger-{number}"], strict=False)
+        finally:
+            done.set()
+        for one in looking:
+            one.result()
 
 
 def test_a_row_of_the_lock_that_is_missing_is_noticed(tmp_path: Path, address: str) -> None:

@@ -247,13 +247,49 @@ def test_who_moves_with_a_band_stays_scheduled_there_when_the_ledger_is_restored
         store.schedule(["stranger"], SOON, strict=False)
         back_up(store.path, tmp_path / "backup.db")
         session(store).register({"stranger": 1})
+        assert store.verify().passed, "the journal lacks the move"
         cells = [cell for _, _, cell in store._ledger.scheduled()]
-        store.schedule(["other"], SOON, strict=False)  # brings the journal up
         assert cells == [store.partition.place("stranger", 1).cell] != [store.partition.place("stranger", 0).cell]
     restore(tmp_path / "store", tmp_path / "backup.db")
     with Store.open(tmp_path / "store") as store:
         assert cells[0] in [cell for _, _, cell in store._ledger.scheduled()]
         assert store.verify().passed
+
+
+@pytest.mark.parametrize("end", ["cancel", "refuse"])
+def test_who_has_moved_since_no_longer_waits_once_their_request_is_cancelled_or_refused(
+    tmp_path: Path, end: str
+) -> None:
+    with Store.create(tmp_path / "store", BANDS) as store:
+        store.schedule(["ann"], SOON, strict=False, request_id="letter")
+        session(store).register({"ann": 1, "bob": 0})
+        (found,) = store.scheduled_requests()
+        assert found.request_id == "letter"
+        assert (store.cancel_request("letter") if end == "cancel" else store.refuse_request("letter", "no")) == 1
+        assert store.forget_due(LATER) is None
+        assert not store.forgotten(["ann"])
+        assert store.verify().passed
+
+
+@pytest.mark.parametrize("end", ["cancel", "refuse"])
+def test_who_waits_for_a_later_request_too_waits_until_that_is_due(store: Store, tmp_path: Path, end: str) -> None:
+    store.schedule([ANN, BOB], SOON, request_id="first")
+    store.schedule([ANN], LATER, request_id="second")
+    back_up(store.path, tmp_path / "backup.db")
+    assert (store.cancel_request("first") if end == "cancel" else store.refuse_request("first", "no")) == 1
+    assert store.pending() == [(LATER.isoformat(timespec="milliseconds"), 1)]
+    assert [found.state for found in store.scheduled_requests()] == [
+        "cancelled" if end == "cancel" else "refused",
+        "scheduled",
+    ]
+    store.close()
+    restore(store.path, tmp_path / "backup.db")
+    with Store.open(store.path) as opened:
+        opened.rotate_key()
+        assert opened.forget_due(SOON) is None
+        assert opened.verify().passed
+        assert opened.cancel_request("second") == 1
+        assert opened.pending() == []
 
 
 @pytest.mark.parametrize("hours", [-12, 12])

@@ -23,7 +23,7 @@ from lightning_s3t.errors import DamagedError, StoreError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.heads.certified import publish, solve
 from lightning_s3t.store.heads.feature_sums import FeatureRows, FeatureSums
-from lightning_s3t.store.history import corrected_since, requests_since
+from lightning_s3t.store.history import corrected_people, requests_since
 from lightning_s3t.store.ledgers.ledger import QueuedFile, ledger_errors
 from lightning_s3t.store.settings import check_settings
 from lightning_s3t.store.snapshots.tensors import decode_snapshot, encode_snapshot
@@ -266,18 +266,7 @@ def add_rows(
 def _kept_out(store: Backend, people: set[bytes], loaded_at: int | None) -> set[bytes]:
     ledger = store.ledger
     gone = ledger.forgotten(people) | {mark.hash for mark in ledger.marks_of(people, "restricted")}
-    if loaded_at is None:
-        return gone
-    first = next(requests_since(ledger, loaded_at), None)
-    if first is None or first.request is None:
-        return gone
-    gone |= {mark.hash for mark in ledger.marks_of(people, "rectified") if mark.number >= first.request}
-    # a correction during a restriction has the number of the restriction, which may be older
-    released = [mark for mark in ledger.marks_of(people, "released") if mark.number >= first.request]
-    if released:
-        corrected = corrected_since(ledger, loaded_at)
-        gone |= {mark.hash for mark in released if mark.cell in corrected}
-    return gone
+    return gone if loaded_at is None else gone | corrected_people(ledger, people, loaded_at)
 
 
 def drop(store: Backend, sources: Collection[str], request: int | None) -> None:

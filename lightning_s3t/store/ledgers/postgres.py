@@ -603,15 +603,20 @@ class PostgresLedger(SqlLedger):
 
     @override
     def watermark(self) -> int:
+        seen = self._newest_request
         ((newest, mark),) = self._rows("SELECT MAX(request), (SELECT moved_to FROM store) FROM events")
         self._check_here(mark)
-        return self._checked(newest or 0)
+        return self._checked(newest or 0, seen)
 
-    def _checked(self, found: int) -> int:
+    def _checked(self, found: int, seen: int) -> int:
+        """Return the number of the newest request, after comparing it with the one seen before the query was sent.
+
+        Another thread may have seen a newer one since: that is no loss.
+        """
         if not self._session().in_block:  # in a block it may be undone yet
-            if found < self._newest_request:  # behind a pooler, the server can be another on the same connection
-                raise self._rolled_back(f"request {self._newest_request}")
-            self._newest_request = found
+            if found < seen:  # behind a pooler, the server can be another on the same connection
+                raise self._rolled_back(f"request {seen}")
+            self._newest_request = max(found, self._newest_request)
         return found
 
     # replicas
@@ -632,9 +637,10 @@ class PostgresLedger(SqlLedger):
             "SELECT (SELECT MAX(request) FROM events), (SELECT request FROM replicas WHERE id = %s), "
             "(SELECT moved_to FROM store)"
         )
+        seen = self._newest_request
         ((newest, known, mark),) = self._rows(query, replica)
         self._check_here(mark)
-        return self._checked(newest or 0), known
+        return self._checked(newest or 0, seen), known
 
     @override
     def confirm(self, replica: str, request: int) -> bool:

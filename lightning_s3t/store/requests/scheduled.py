@@ -30,6 +30,7 @@ class ScheduledRequest:
         ended: When it was cancelled or refused; "" if it was not, or if subjects were named instead.
         reason: Why it was refused; "" if it was not.
         received: The day on which the letter came (ISO 8601); "" if it was not given.
+        also: The keyed hashes of subjects who wait for other scheduled requests too, with the time of the earliest.
     """
 
     request_id: str | None
@@ -42,6 +43,7 @@ class ScheduledRequest:
     ended: str = ""
     reason: str = ""
     received: str = ""
+    also: tuple[tuple[bytes, str], ...] = ()
 
     @property
     def is_ended(self) -> bool:
@@ -91,9 +93,12 @@ class _Scheduled:
         keyring.refresh()
         self._events: dict[int, Event] = {}  # the first of each request, by position
         self._hashes: dict[int, set[bytes]] = {}
+        self._dues: dict[int, dict[bytes, str]] = {}
         self._named: dict[str, int] = {}
         self._ended: dict[int, tuple[str, str]] = {}  # when, and why
         self._waits_for: dict[bytes, set[int]] = {}
+        self._cells: dict[bytes, Cell] = {}
+        self._postponed: tuple[int, set[bytes]] = (0, set())  # by the newest cancellation, with its position
         for event in listing:
             if event.kind == "schedule":
                 self._add_schedule(keyring, event, event.read(Schedule))
@@ -102,11 +107,24 @@ class _Scheduled:
 
     def _add_schedule(self, keyring: Keyring, event: Event, body: Schedule) -> None:
         position = event.position
+        cells = {keyring.renew(bytes.fromhex(hash_), body.layers): cell for hash_, _, cell in body.pending}
+        before = {hash_: self._cells[hash_] for hash_ in cells if self._waits_for.get(hash_)}
+        self._cells |= cells
+        if body.request_id is None and cells:
+            # a registration or a merge has moved them: they wait for the same requests, at another place
+            if all(before.get(hash_, cell) != cell for hash_, cell in cells.items()):
+                return
+            cancelled_at, postponed = self._postponed
+            if cancelled_at == position - 1 and cells.keys() <= postponed:  # they wait for the others of their requests
+                return
         self._events[position] = event
-        self._hashes[position] = {keyring.renew(bytes.fromhex(hash_), body.layers) for hash_, _, _ in body.pending}
+        self._hashes[position] = set(cells)
+        self._dues[position] = {
+            keyring.renew(bytes.fromhex(hash_), body.layers): time for hash_, time, _ in body.pending
+        }
         if body.request_id is not None:
             self._named[body.request_id] = position
-        for hash_ in self._hashes[position]:
+        for hash_ in cells:
             self._waits_for.setdefault(hash_, set()).add(position)
 
     def _add_cancellation(self, keyring: Keyring, event: Event, body: Cancellation) -> None:
@@ -119,6 +137,8 @@ class _Scheduled:
         self._ended.setdefault(position, (event.time, body.reason))
         for hash_ in self._hashes.setdefault(position, set()):
             self._waits_for.get(hash_, set()).discard(position)
+        pending = {keyring.renew(bytes.fromhex(text), body.layers) for text in body.pending}
+        self._postponed = event.position, {hash_ for hash_ in pending if self._waits_for.get(hash_)}
 
     def read(self, store: Backend, request_id: str | None = None) -> Iterator[ScheduledRequest]:
         """Return all requests, or the one with a given name."""
@@ -153,7 +173,14 @@ class _Scheduled:
             ended,
             reason,
             (body.received if body is not None else None) or "",
+            tuple(self._others(position, waiting)),
         )
+
+    def _others(self, position: int, waiting: set[bytes]) -> Iterator[tuple[bytes, str]]:
+        for hash_ in sorted(waiting):
+            others = self._waits_for[hash_] - {position}
+            if others:
+                yield hash_, min(self._dues[other][hash_] for other in others)
 
 
 def check_scheduled(store: Backend, keyring: Keyring) -> None:

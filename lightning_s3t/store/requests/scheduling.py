@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import date, datetime, timezone
 
@@ -114,7 +114,7 @@ class Scheduling:
             if found is None or found.state == "carried out":
                 what = "is not a scheduled one" if found is None else "was carried out, which cannot be undone"
                 raise UnknownSubjectError(f"The request {request_id!r:.60} {what}. Nothing was cancelled.")
-            self._end(request_id, found.alone)
+            self._end(request_id, found)
         write_journal(self._store)
         return len(found.alone)
 
@@ -136,16 +136,24 @@ class Scheduling:
                     f"The request {request_id!r} is {state}. Expected a request that is still open. Nothing was "
                     "changed."
                 )
-            alone = found.alone if found is not None else frozenset()
-            self._end(request_id, alone, reason)
+            self._end(request_id, found, reason)
         write_journal(self._store)
-        return len(alone)
+        return len(found.alone) if found is not None else 0
 
-    def _end(self, request_id: str, alone: Collection[bytes], reason: str = "") -> None:
-        self._ledger.unschedule(alone)
-        pending = tuple(hash_.hex() for hash_ in sorted(alone))
-        body = asdict(Cancellation(self._keyring.layers, pending, request_id, reason))
-        record(self._store, "cancellation", None, body)
+    def _end(self, request_id: str, found: ScheduledRequest | None, reason: str = "") -> None:
+        """End a request; its subjects who wait for others wait until these are due."""
+        layers, alone = self._keyring.layers, found.alone if found is not None else frozenset()
+        also = dict(found.also) if found is not None else {}
+        rows = self._ledger.scheduled() if also else ()
+        later = [(hash_, also[hash_], cell) for hash_, due, cell in rows if hash_ in also and due < also[hash_]]
+        gone = sorted({*alone, *(hash_ for hash_, _, _ in later)})
+        self._ledger.unschedule(gone)
+        body = Cancellation(layers, tuple(hash_.hex() for hash_ in gone), request_id, reason)
+        record(self._store, "cancellation", None, asdict(body))
+        if later:
+            self._ledger.schedule(later)
+            pending = tuple((hash_.hex(), due, cell) for hash_, due, cell in later)
+            record(self._store, "schedule", None, asdict(Schedule(layers, pending)))
 
     def _check_no_request(self, name: Name) -> None:
         number = find_carried_out(self._ledger, name)

@@ -152,6 +152,15 @@ def test_a_fit_with_another_floor_is_refused(store: Path) -> None:
         fit_with_floor(store, People.make(), floor=Floor(bits=6))
 
 
+def test_a_floor_without_rows_is_not_said_to_be_missing(store: Path) -> None:
+    forget(store, *EVERYONE)
+    with (
+        EnsembleModule.from_store(store, Classifier()) as served,
+        pytest.raises(NoSurvivorError, match="no floor has rows left"),
+    ):
+        served(TEST.features)
+
+
 def test_without_a_floor_nothing_answers_when_nothing_is_left(tmp_path: Path) -> None:
     fit(tmp_path / "store", People.make(), epochs=1)
     forget(tmp_path / "store", *EVERYONE)

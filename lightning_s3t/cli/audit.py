@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import warnings
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_s3t.cli.imports import import_path, see_current_folder
+from lightning_s3t.cli.output import output_to_stderr
 from lightning_s3t.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def audit(
 
     if (store is None) == (not config):
         raise ConfigurationError("Expected either a store or --config, which say where the script's settings are.")
-    with redirect_stdout(sys.stderr):  # Lightning's output during a fit is not part of the report
+    with output_to_stderr():  # Lightning's output during a fit is not part of the report
         app = load_app(store, config or [], model, data, cli, trust_config)
         report = run_audit(app.trainer, app.model, datamodule=app.datamodule, units=_units(units), seed=seed)
     if json:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_s3t.cli.output import output_to_stderr
 from lightning_s3t.columns import printable
 from lightning_s3t.errors import ConfigurationError
 
@@ -59,7 +60,7 @@ def compare(
         raise ConfigurationError("Expected --quick without --config: it makes the demo's digits smaller.")
     chosen: Any = _methods(methods) if methods is not None else None
     with ExitStack() as stack:
-        stack.enter_context(redirect_stdout(sys.stderr))  # the app's own output is not part of the answer
+        stack.enter_context(output_to_stderr())  # the app's own output is not part of the answer
         if config is None:
             import torch
 

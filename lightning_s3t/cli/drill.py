@@ -32,10 +32,11 @@ def drill(store: Path, backup: str, /, *, json: bool = False) -> int:
     print(printable(f"{found.backup} has {counted(found.backup_events, 'event')}{when}; the store has {found.events}."))
     if found.passed:
         print(
-            f"The journal has the other {found.replayed}: {counted(found.replayed_requests, 'request')} for "
-            f"{counted(found.forgotten, 'subject')} would be carried out again before the store serves."
+            f"The journal has the other {found.replayed}: {counted(found.replayed_requests, 'request')} would be "
+            f"carried out again before the store serves ({counted(found.forgotten, 'subject')} to forget)."
         )
-        print(f"Of {counted(found.units, 'unit')}, {found.restored_units} would serve; the next fit trains the others.")
+        others = "; the next fit trains the others" if found.restored_units < found.units else ""
+        print(f"Of {counted(found.units, 'unit')}, {found.restored_units} would serve{others}.")
     for problem in found.problems:
         print(printable(f"WRONG  {problem}"))
     steps = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in found.seconds.items())

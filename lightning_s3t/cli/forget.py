@@ -56,6 +56,11 @@ def forget(
         raise ConfigurationError("Expected --cancel with the ids of subjects alone.")
     if request_id is not None and due:
         raise ConfigurationError("Expected --request-id with the ids of subjects, not with --due.")
+    if at is not None and (sign is not None or json):
+        raise ConfigurationError(
+            "Expected --at without --sign and --json: there is no receipt before the request is carried out. Give them "
+            "to the command that carries it out: s3t forget STORE --due."
+        )
     if sign is not None:
         check_private_key(sign)
     if due:

@@ -95,7 +95,7 @@ def verify_evidence(archive: Path, /, *, key: Path | None = None, json: bool = F
                 f"{'ok   ' if finding.passed else 'WRONG'}  {finding.what}: {_said(finding.problems, finding.note)}"
             )
         )
-    print("Nothing is wrong." if passed else "The archive is inconsistent.")
+    print("Nothing is wrong." if passed else "Something is wrong: see the lines above.")
     return 0 if passed else 1
 
 

@@ -9,7 +9,7 @@ from lightning_s3t.columns import counted, printable
 
 
 def pending(store: Path, /) -> None:
-    """List the scheduled requests: when they are due, and for how many subjects.
+    """List the scheduled requests: when they are due, for how many subjects, and the requests' names.
 
     Args:
         store: The store's folder.
@@ -17,9 +17,12 @@ def pending(store: Path, /) -> None:
     from lightning_s3t.store import Store
 
     with Store.open(store, forget_due=False) as opened:
-        found = opened.pending()
+        found, requests = opened.pending(), opened.scheduled_requests()
     for due, count in found:
-        print(printable(f"{due}  {counted(count, 'subject')}"))
+        names = ", ".join(
+            one.request_id for one in requests if one.request_id and (one.due, one.state) == (due, "scheduled")
+        )
+        print(printable(f"{due}  {counted(count, 'subject')}  {names}".rstrip()))
     if not found:
         print("Nothing is scheduled.")
 

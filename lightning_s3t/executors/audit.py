@@ -133,7 +133,14 @@ class AuditTarget:
     def _with_heads(self, heads: HeadBuilder, fit_store: FitStore, units: Sequence[UnitId]) -> AuditReport:
         built, as_of = fit_store.opened.store, fit_store.plan.as_of
         found = tuple(self._compare_head(unit, heads, built, as_of) for unit in (None, *units))
-        return replace(self.report, heads=found)
+        notes = self.report.notes
+        if any(head.outcome == "data changed" for head in found) and self.store.status().heads_lack_rows:
+            notes = (
+                *notes,
+                "The closed-form heads do not have the rows of corrected or released people yet. Call fit, which adds "
+                "them, and audit again.",
+            )
+        return replace(self.report, heads=found, notes=notes)
 
     def _without_heads(self) -> AuditReport:
         if not self._heads:

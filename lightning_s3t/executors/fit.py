@@ -307,6 +307,8 @@ class Fit:
         start = time.monotonic()
         if fit_store.plan.build:
             run()
+        elif self._config.method.has_units and not fit_store.plan.present:
+            rank_zero_info("S3T: no rows are left to train units on.")
         elif self._config.method.has_units:
             rank_zero_info(f"S3T: all {fit_store.plan.present} units are already trained, nothing to train.")
         seconds = time.monotonic() - start
@@ -339,9 +341,11 @@ class Fit:
             head = store.heads().get(PRETRAINED)
             rows = counted(head.rows, "row") if head is not None else "no rows"
             what = "the trained units are" if has_units else f"the closed-form head, of {rows}, is"
-            rank_zero_info(
-                f"S3T: {what} in {path}; the module is unchanged. EnsembleModule.from_store({path!r}, model) serves it."
-            )
+            if store.alive() or (head is not None and head.serves):
+                serve = f"EnsembleModule.from_store({path!r}, model) serves it."
+            else:
+                what, serve = "nothing that can serve is", "Fit with data of other people."
+            rank_zero_info(f"S3T: {what} in {path}; the module is unchanged. {serve}")
         serving = [row.serves for row in self.summary.rows if row.serves is not None]
         return mean_metrics([store.provenance(unit)[0].get("metrics", {}) for unit in serving])
 

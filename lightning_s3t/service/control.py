@@ -278,7 +278,8 @@ _MESSAGES = {
     "unknown_request": "There is no request of that name.",
     "carried_out": "The request was carried out, which cannot be undone.",
     "unknown_subject": "The store has never seen one of the subjects. Nothing was changed.",
-    "conflict": "The name was given to another request, or was cancelled or refused. Nothing was changed.",
+    "conflict": "The name was given to another request or to one for later, or was cancelled or refused. Nothing was "
+    "changed.",
     "nameless": "Expected a name for the request. Nothing was changed.",
     "now_or_later": "Expected either now or a day, but got both. Nothing was changed.",
     "not_later": "Expected a later day than today (UTC). Nothing was changed.",

@@ -477,8 +477,8 @@ class EnsemblePredictor(RequestMethods, nn.Module):
         if not self._keys:
             raise NoSurvivorError(
                 f"No shard of {self.store.path} has a unit left that may serve: requests have reached all of them, "
-                "and there is no floor (S3T(floor=True)). Call trainer.fit with the S3T callback and the same store: "
-                "it trains them again without the forgotten data."
+                "and no floor has rows left (S3T(floor=True) adds one). Call trainer.fit with the S3T callback and the "
+                "same store: it trains them again without the forgotten data."
             )
         return {self._best: self._keys[self._best]} if self._aggregate == "single" else self._keys
 

@@ -223,6 +223,8 @@ def test_help_groups_the_commands(capsys: Output) -> None:
         (["forget", "runs/s3t"], "Expected either the ids of subjects or --due"),
         (["forget", "runs/s3t", "user-3", "--due"], "Expected either the ids of subjects or --due"),
         (["forget", "runs/s3t", "--due", "--allow-unknown"], "Expected --due without --at and --allow-unknown"),
+        (["forget", "runs/s3t", "user-3", "--at", "2999-01-31T12:00Z", "--json"], "no receipt before the request"),
+        (["forget", "runs/s3t", "user-3", "--at", "2999-01-31T12:00Z", "--sign", "key.pem"], "forget STORE --due"),
         (["forget", "runs/s3t", "user-3", "--jsn"], "--jsn"),
         (["plan", "--shards", "many"], "--shards"),
     ],

@@ -71,6 +71,9 @@ def test_a_request_for_later_has_a_name_and_a_retry_schedules_it_once(store: Pat
     with Store.open(store) as opened:
         assert opened.pending() == [("2999-01-31T12:00:00.000+00:00", 1)]
         assert [request.request_id for request in opened.scheduled_requests()] == ["ticket-7"]
+    capsys.readouterr()
+    assert main(["store", "pending", str(store)]) == 0
+    assert capsys.readouterr().out == "2999-01-31T12:00:00.000+00:00  1 subject  ticket-7\n"
     assert main(["forget", str(store), BOB, *command[3:]]) == 2
     assert "ticket-7" in capsys.readouterr().err
 
@@ -414,11 +417,14 @@ def test_a_copy_answers_in_the_place_of_the_store(store: Path, tmp_path: Path, c
 def test_a_restore_is_rehearsed(store: Path, tmp_path: Path, capsys: Output) -> None:
     backup = shutil.copytree(store, tmp_path / "backup")
     main(["forget", str(store), ANN])
+    main(["restrict", str(store), BOB])
     capsys.readouterr()
     assert main(["drill", str(store), str(backup)]) == 0
-    assert "1 request for 1 subject would be carried out again" in capsys.readouterr().out
+    assert (
+        "2 requests would be carried out again before the store serves (1 subject to forget)" in capsys.readouterr().out
+    )
     assert main(["drill", str(store), str(backup), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["replayed_requests"] == 1
+    assert json.loads(capsys.readouterr().out)["replayed_requests"] == 2
     (backup / "ledger.db").write_bytes(b"damaged")
     assert main(["drill", str(store), str(backup)]) == 1
     assert "Do not count on this backup" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -150,6 +151,25 @@ def test_a_floor_can_be_added_to_a_store_that_has_none(tmp_path: Path, trained: 
 def test_a_fit_with_another_floor_is_refused(store: Path) -> None:
     with pytest.raises(StoreMismatchError, match="bits"):
         fit_with_floor(store, People.make(), floor=Floor(bits=6))
+
+
+def test_a_floor_without_rows_is_not_said_to_be_missing(store: Path) -> None:
+    forget(store, *EVERYONE)
+    with (
+        EnsembleModule.from_store(store, Classifier()) as served,
+        pytest.raises(NoSurvivorError, match="no floor has rows left"),
+    ):
+        served(TEST.features)
+
+
+def test_a_fit_when_everyone_is_forgotten_says_that_nothing_can_serve(
+    store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    forget(store, *EVERYONE)
+    with caplog.at_level(logging.INFO):
+        fit_with_floor(store, People.make())
+    assert "no rows are left to train units on" in caplog.text
+    assert "nothing that can serve is in" in caplog.text
 
 
 def test_without_a_floor_nothing_answers_when_nothing_is_left(tmp_path: Path) -> None:

@@ -83,6 +83,15 @@ def test_a_floor_of_other_rows_has_nothing_to_be_compared_with(store: Path) -> N
     assert "The closed-form head: data changed." in str(report)
 
 
+def test_an_audit_before_a_fit_has_read_a_released_persons_rows_asks_for_the_fit(store: Path) -> None:
+    with Store.open(store) as opened:
+        opened.restrict([PERSON])
+        opened.release([PERSON])
+    report = audit_people(store, People.make())
+    assert "data changed" in {head.outcome for head in report.heads}
+    assert "rows of corrected or released people yet. Call fit" in str(report)
+
+
 def test_a_floor_is_audited_when_no_unit_is_left(store: Path) -> None:
     with Store.open(store) as opened:
         for number in range(40):

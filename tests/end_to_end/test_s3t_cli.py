@@ -185,6 +185,23 @@ def test_the_audit_needs_the_store_alone(store: Path, capsys: Output) -> None:
     assert len(report["units"]) == 2
 
 
+def test_only_the_report_is_on_the_audits_standard_output(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["", *sys.path])}
+    callback = [f"--s3t.store={tmp_path / 'store'}", "--trainer.enable_model_summary=true"]
+    for command in ([*FIT, *callback], ["store", "audit", "store", "--units", "1", "--json"]):
+        run = subprocess.run(
+            [sys.executable, "-m", "lightning_s3t", *command],
+            cwd=tmp_path,
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    assert json.loads(run.stdout)["passed"]
+    assert "Trainable params" in run.stderr  # of the process that trains the units
+
+
 def test_a_store_from_a_script_remembers_no_config(tmp_path: Path, capsys: Output) -> None:
     fit(tmp_path / "store", People.make(), budget=1, epochs=1)
     with pytest.raises(StoreError, match="has no config"):

@@ -29,7 +29,20 @@ def test_it_says_what_serves_and_what_was_asked(store: Store) -> None:
     assert "2 of 2 shards serve" in page.text
     assert "3 people forgotten" in page.text
     assert "2 requests" in page.text
+    assert "restricted" not in page.text
     assert "Nothing is wrong" in page.text
+    store.restrict([in_place(0, 2)])
+    assert "1 person restricted" in Page(StoreReport.of(store).to_html()).text
+
+
+def test_it_says_when_half_of_the_data_no_longer_serves(tmp_path: Path) -> None:
+    with make(tmp_path / "store") as store:
+        assert "Half of the data serves for about" in Page(StoreReport.of(store).to_html()).text
+        store.forget([in_place(0, slice_) for slice_ in range(3)])
+        store.forget([in_place(1, 2)])
+        page = Page(StoreReport.of(store).to_html())
+        assert "1 of 2 shards serve" in page.text
+        assert "Less than half of the data serves now." in page.text
 
 
 def test_it_has_no_id_no_hash_and_no_name_of_a_request(store: Store) -> None:

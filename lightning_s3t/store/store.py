@@ -61,7 +61,7 @@ from lightning_s3t.store.ledgers.ledger import Mark, Tombstone, ledger_errors
 from lightning_s3t.store.overview import Overview
 from lightning_s3t.store.registry import is_registering
 from lightning_s3t.store.requests.correcting import Correcting
-from lightning_s3t.store.requests.erasure import clean_up, erase_queued, remove_lineages
+from lightning_s3t.store.requests.erasure import clean_up, erase_queued, is_erased, remove_lineages
 from lightning_s3t.store.requests.execution import RequestExecutor
 from lightning_s3t.store.requests.forgetting import Forgetting
 from lightning_s3t.store.requests.journal import make_journal, reconcile, write_journal
@@ -571,6 +571,24 @@ class Store:
             The receipt; None if nothing is due, or if it waits for a fit.
         """
         return self._forgetting.forget_due(now or datetime.now(timezone.utc))
+
+    def is_erased(self, request: int) -> bool:
+        """Return whether no file still has to be erased for a request, or for one before it.
+
+        Args:
+            request: The request's number.
+        """
+        return is_erased(self._backend, request)
+
+    def erase(self) -> None:
+        """Erase files whose erasure failed, as opening the store does; nothing happens if there are none.
+
+        Raises:
+            StoreError: A file still could not be erased.
+        """
+        if not self.is_erased(self.request_number):
+            erase_queued(self._backend)
+            write_journal(self._backend)
 
     def due(self) -> list[Tombstone]:
         """Return the due subjects: the keyed hash of each, and the cell of the data."""

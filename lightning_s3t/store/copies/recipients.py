@@ -14,6 +14,7 @@ from lightning_s3t.store.history import read_record, record
 from lightning_s3t.store.keys.authentication import change_of
 from lightning_s3t.store.ledgers.ledger import ledger_errors
 from lightning_s3t.store.requests.effects import excluded_since
+from lightning_s3t.store.requests.erasure import is_erased
 from lightning_s3t.store.requests.journal import write_journal
 
 FORMAT = 1
@@ -161,7 +162,7 @@ def read_completion(store: Backend, request: int) -> Completion:
     position, chain, time = found.position, found.chain, found.time
     with store.ledger.at_one_time():
         known = _read(store)
-        waits = any(not file.left for file in store.ledger.queued())
+        erased = is_erased(store, request)
     held = known.held.get(request, set())
     copies = [one for one in known.copies if one.request == request or (one.export, one.recipient) in held]
     exports = {*found.exports, *(export for export, _ in held)}
@@ -172,7 +173,7 @@ def read_completion(store: Backend, request: int) -> Completion:
         request,
         found.request_id,
         found.kind,
-        done == len(copies) and not found.left_files and not waits,
+        done == len(copies) and not found.left_files and erased,
         time,
         len(exports),
         len(copies),

@@ -42,7 +42,14 @@ from lightning_s3t.store.folder import check_free, check_own_files, clear_half_w
 from lightning_s3t.store.generations import generations_of
 from lightning_s3t.store.heads.certified import LinearHead
 from lightning_s3t.store.heads.feature_sums import FeatureSums
-from lightning_s3t.store.heads.floor import FloorState, find_stale, load_published, load_sums, read_states
+from lightning_s3t.store.heads.floor import (
+    FloorState,
+    find_stale,
+    load_published,
+    load_sums,
+    problems_of_replaced,
+    read_states,
+)
 from lightning_s3t.store.history import (
     chain_digest,
     corrected_people,
@@ -787,6 +794,7 @@ class Store:
                     verified = restored.verify()
                     took("verify")
                     expected = {*map(damage_problem, verified.damaged), *left_problems(backend)}
+                    expected |= {*problems_of_replaced(backend, today.heads)}
                     problems = [problem for problem in verified.problems if problem not in expected]
                     serving = {str(unit) for unit in restored.alive()}
                     return replace(

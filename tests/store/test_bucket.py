@@ -146,7 +146,8 @@ def cut_answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             if self.command == "GET":
                 self.wfile.write(b"x" * 100)
 
-        do_HEAD = do_GET
+        def do_HEAD(self) -> None:
+            self.do_GET()
 
         def log_message(self, *arguments: Any) -> None:
             pass

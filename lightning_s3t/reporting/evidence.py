@@ -32,6 +32,7 @@ _SETTINGS, _PLAN, _UNITS, _HISTORY = "settings.json", "plan.json", "units.json",
 _RECEIPTS, _CHECKS, _AUDIT, _REPORT, _README = "receipts.json", "checks.json", "audit.json", "report.html", "README.txt"
 _NEEDED = (_SETTINGS, _PLAN, _UNITS, _HISTORY, _RECEIPTS, _CHECKS, _REPORT, _README)
 _LARGEST = 1 << 30  # of one file, unpacked: an archive from a stranger must not fill the memory
+_TRIES = 5  # to read the history while no request comes in
 _EARLIEST = (1980, 1, 1, 0, 0, 0)  # the same store produces the same bytes
 
 _EXPLANATION = """\
@@ -145,8 +146,9 @@ def write_evidence(store: Store, path: str | Path, key: str | Path | None = None
         raise ConfigurationError(f"Expected the name of the archive to end in .zip but got {path.name!r}.")
     if audit is not None:
         _read_audit(audit)
-    report, history = StoreReport.of(store), store.history()
-    files = {name: text.encode() for name, text in _texts(store, report, history, path.name).items()}
+    report = StoreReport.of(store)
+    history, texts = _at_one_time(store)
+    files = {name: text.encode() for name, text in (_texts(store, report, path.name) | texts).items()}
     if audit is not None:
         files[_AUDIT] = audit.encode()
     newest = history[-1] if history else None
@@ -167,25 +169,35 @@ def write_evidence(store: Store, path: str | Path, key: str | Path | None = None
     return path
 
 
-def _texts(store: Store, report: StoreReport, history: list[Event], name: str) -> dict[str, str]:
-    ages = store.ages()
-    units = [
-        {"unit": str(unit), "key": record.key, "snapshot": record.snapshot, "score": record.score}
-        | {"as_of": ages[unit], "serves": report.overview.serving.get(unit.shard) == unit}
-        | {"provenance": record.provenance}
-        for unit, record in store.alive().items()
-    ]
+def _at_one_time(store: Store) -> tuple[list[Event], dict[str, str]]:
+    """Return the history, and the files that an auditor compares with it: read again if a request comes in between."""
+    for _ in range(_TRIES):
+        history, receipts = store.history(), store.receipts()
+        ages, alive, overview = store.ages(), store.alive(), store.status()
+        units = [
+            {"unit": str(unit), "key": record.key, "snapshot": record.snapshot, "score": record.score}
+            | {"as_of": ages[unit], "serves": overview.serving.get(unit.shard) == unit}
+            | {"provenance": record.provenance}
+            for unit, record in alive.items()
+            if unit in ages  # a fit may have added it since
+        ]
+        if store.count_events() == len(history):
+            return history, {
+                _PLAN: _pretty({"shards": overview.shards, "slices": overview.slices, "sequences": overview.sequences}),
+                _UNITS: _pretty(units),
+                _HISTORY: "".join(f"{event.to_json()}\n" for event in history),
+                _RECEIPTS: _pretty([json.loads(record.receipt.to_json()) for record in receipts]),
+            }
+    raise StoreError(f"Requests to the store {store.path} come faster than its history can be read. Try again.")
+
+
+def _texts(store: Store, report: StoreReport, name: str) -> dict[str, str]:
     checks = report.verification
     assert checks is not None
     found = {"passed": checks.passed, "problems": checks.problems, "skipped": checks.skipped, "notes": checks.notes}
     heads = {source: head.rows for source, head in store.heads().items()}
-    overview = report.overview
     return {
         _SETTINGS: _pretty(store.settings),
-        _PLAN: _pretty({"shards": overview.shards, "slices": overview.slices, "sequences": overview.sequences}),
-        _UNITS: _pretty(units),
-        _HISTORY: "".join(f"{event.to_json()}\n" for event in history),
-        _RECEIPTS: _pretty([json.loads(receipt.to_json()) for receipt in report.receipts]),
         _CHECKS: _pretty(found | {"events": checks.events, "units": checks.units, "heads": heads}),
         _REPORT: report.to_html(),
         _README: _EXPLANATION.format(name=name),

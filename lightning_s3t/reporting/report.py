@@ -117,7 +117,8 @@ class StoreReport:
             tuple(_plan_of(store, overview).items()),
             tuple(record.receipt for record in store.receipts()),
             store.count_forgotten(),
-            tuple(ServingUnit.of(unit, alive[unit]) for unit in overview.serving.values()),
+            # a request may have come in between
+            tuple(ServingUnit.of(unit, alive[unit]) for unit in overview.serving.values() if unit in alive),
             tuple(_mean_scores(alive, overview.slices)),
             outlook_of(store, overview),
             _versions_of(alive),

@@ -226,7 +226,7 @@ def _add_looks(app: FastAPI, requests: Requests, guard: Guard, multiprocess: str
 
 
 class _Watch:
-    """What the control server does by itself, now and then: due requests, and callbacks.
+    """What the control server does by itself, now and then: due requests, erasures that failed, and callbacks.
 
     Args:
         store: The opened store, which is closed at the end.
@@ -242,7 +242,10 @@ class _Watch:
     async def run(self, app: FastAPI) -> AsyncIterator[None]:
         """The lifespan of the application."""
         stopping = asyncio.Event()
-        jobs: dict[str, Callable[[], None]] = {"The due requests could not be carried out": self._forget_due}
+        jobs: dict[str, Callable[[], None]] = {
+            "The due requests could not be carried out": self._forget_due,
+            "Files of requests could not be erased": self._store.erase,
+        }
         if self.callbacks is not None:
             jobs["The callbacks of OpenDSR could not be sent"] = self.callbacks.send
         # each by itself: callbacks that are slow, or fail, must not delay a request that is due

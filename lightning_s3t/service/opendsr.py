@@ -282,10 +282,13 @@ def add_opendsr(
     waits: dict[str, ReplicaWait] = {}
 
     def is_completed(request_id: str, state: RequestState) -> bool:
-        """Return whether no replica can answer from the person's data; it may be asked before `forget` has returned."""
+        """Return whether no replica can answer from the person's data, and its files are erased.
+
+        It may be asked before `forget` has returned, or after it has failed.
+        """
         store = requests.store
         number = state.receipt["request"] if state.receipt is not None else store.request_number
-        if not waits.setdefault(request_id, store.replica_wait(number)).is_over():
+        if not waits.setdefault(request_id, store.replica_wait(number)).is_over() or not store.is_erased(number):
             return False
         waits.pop(request_id, None)
         return True

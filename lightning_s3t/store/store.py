@@ -42,7 +42,14 @@ from lightning_s3t.store.folder import check_free, check_own_files, clear_half_w
 from lightning_s3t.store.generations import generations_of
 from lightning_s3t.store.heads.certified import LinearHead
 from lightning_s3t.store.heads.feature_sums import FeatureSums
-from lightning_s3t.store.heads.floor import FloorState, find_stale, load_published, load_sums, read_states
+from lightning_s3t.store.heads.floor import (
+    FloorState,
+    find_stale,
+    load_published,
+    load_sums,
+    problems_of_replaced,
+    read_states,
+)
 from lightning_s3t.store.history import (
     chain_digest,
     corrected_people,
@@ -61,7 +68,7 @@ from lightning_s3t.store.ledgers.ledger import Mark, Tombstone, ledger_errors
 from lightning_s3t.store.overview import Overview
 from lightning_s3t.store.registry import is_registering
 from lightning_s3t.store.requests.correcting import Correcting
-from lightning_s3t.store.requests.erasure import clean_up, erase_queued, remove_lineages
+from lightning_s3t.store.requests.erasure import clean_up, erase_queued, is_erased, remove_lineages
 from lightning_s3t.store.requests.execution import RequestExecutor
 from lightning_s3t.store.requests.forgetting import Forgetting
 from lightning_s3t.store.requests.journal import make_journal, reconcile, write_journal
@@ -572,6 +579,24 @@ class Store:
         """
         return self._forgetting.forget_due(now or datetime.now(timezone.utc))
 
+    def is_erased(self, request: int) -> bool:
+        """Return whether no file still has to be erased for a request, or for one before it.
+
+        Args:
+            request: The request's number.
+        """
+        return is_erased(self._backend, request)
+
+    def erase(self) -> None:
+        """Erase files whose erasure failed, as opening the store does; nothing happens if there are none.
+
+        Raises:
+            StoreError: A file still could not be erased.
+        """
+        if not self.is_erased(self.request_number):
+            erase_queued(self._backend)
+            write_journal(self._backend)
+
     def due(self) -> list[Tombstone]:
         """Return the due subjects: the keyed hash of each, and the cell of the data."""
         return self._forgetting.due(datetime.now(timezone.utc))
@@ -769,6 +794,7 @@ class Store:
                     verified = restored.verify()
                     took("verify")
                     expected = {*map(damage_problem, verified.damaged), *left_problems(backend)}
+                    expected |= {*problems_of_replaced(backend, today.heads)}
                     problems = [problem for problem in verified.problems if problem not in expected]
                     serving = {str(unit) for unit in restored.alive()}
                     return replace(

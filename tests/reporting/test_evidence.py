@@ -62,6 +62,25 @@ def rewrite(path: Path, change: Callable[[dict[str, bytes]], None], renew: bool 
             archive.writestr(name, data)
 
 
+@pytest.mark.parametrize("read", ["status", "alive", "receipts", "ages"])
+def test_a_request_that_comes_in_meanwhile_leaves_nothing_wrong(
+    read: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people = iter([in_place(0, 0, 1), in_place(0, 2), in_place(1, 2)])
+    look = getattr(Store, read)
+
+    def overtaken(self: Store, *arguments: Any) -> Any:
+        found = look(self, *arguments)
+        person = next(people, None) if self is store else None
+        if person is not None:
+            with Store.open(store.path) as other:
+                other.forget([person])
+        return found
+
+    monkeypatch.setattr(Store, read, overtaken)
+    assert wrong(write_evidence(store, tmp_path / "evidence.zip")) == {}
+
+
 def test_an_auditor_finds_nothing_wrong(store: Store, tmp_path: Path, keys: tuple[Path, Path]) -> None:
     path = write_evidence(store, tmp_path / "evidence.zip", keys[0], json.dumps(AUDIT))
     store.close()

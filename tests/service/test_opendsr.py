@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import socket
 import threading
 import time
@@ -267,6 +268,31 @@ def test_a_callback_tells_of_each_state_once(
     door.delete(f"{REQUESTS}/{OTHER}")
     wait_for(lambda: not settings.outbox.joinpath(f"{OTHER}.json").exists())
     assert [json.loads(body)["request_status"] for _, body in controller.got] == ["pending", "cancelled"]
+
+
+def test_nothing_is_completed_while_a_file_waits_to_be_erased(
+    path: Path, settings: OpenDSRSettings, controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = os.unlink
+
+    def refusing(file: str, **options: Any) -> None:
+        if str(file).endswith(".safetensors"):
+            raise PermissionError(13, "Permission denied", str(file))
+        unlink(file, **options)
+
+    def told() -> list[str]:
+        return [json.loads(body)["request_status"] for _, body in controller.got]
+
+    with open_door(path, settings) as door:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "unlink", refusing)
+            assert door.post(REQUESTS, json=body_of(status_callback_urls=[controller.url])).status_code == 500
+            wait_for(told)
+            assert door.get(f"{REQUESTS}/{ID}").json()["request_status"] == "pending"
+            assert told() == ["pending"]
+        wait_for(lambda: len(told()) > 1)  # the server tries again
+        assert told() == ["pending", "completed"]
+        assert door.get(f"/forget/{ID}").json()["receipt"]["erased_files"] > 0
 
 
 def test_nothing_is_completed_while_a_replica_may_answer(

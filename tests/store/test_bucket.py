@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,39 @@ def test_a_bucket_that_hides_its_settings_is_refused(
     watched(decide)
     with pytest.raises(StoreError, match=f"does not show its settings.*Allow {permission}"):
         opened(bucket)
+
+
+@pytest.fixture
+def cut_answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A storage whose connection breaks in the middle of each answer."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "200")
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(b"x" * 100)
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    shared_storage()  # for the credentials
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield
+        s3fs.S3FileSystem.clear_instance_cache()
+        server.shutdown()
+
+
+def test_a_snapshot_that_is_cut_off_each_time_cannot_be_reached(cut_answers: None) -> None:
+    with pytest.raises(StoreError, match=r"cannot be reached .*No unit is discarded"):
+        SnapshotBucket("s3://models/churn").get(DIGEST, "unit 0/0")
 
 
 def test_a_prefix_belongs_to_one_store(bucket: str) -> None:

@@ -208,3 +208,22 @@ def test_an_export_that_is_killed_anywhere_is_erased_by_a_request(path: Path, fo
         if survived:
             break
     assert fatal > 10, "the kills went past what they should hit"
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+def test_a_store_opens_whose_export_was_erased_by_a_restriction_that_is_over(
+    path: Path, folder: Path, rotated: bool
+) -> None:
+    with Store.open(path) as store:
+        name = export(store, UNIT, folder / "a.bin")
+        if rotated:
+            store.rotate_key()
+        assert store.restrict([in_place(0, 0)]).exports == (name,)
+        store.release([in_place(0, 0)])
+        if rotated:
+            store.rotate_key()
+    with Store.open(path) as store:
+        assert not store.exports()
+        assert store.verify().passed
+        kept = export(store, UNIT, folder / "b.bin")
+        assert store.forget([in_place(0, 0)]).exports == (kept,)

@@ -313,6 +313,21 @@ def test_a_restored_ledger_subtracts_again_although_its_sums_are_erased(store: S
         assert restored.verify().passed
 
 
+def test_a_backup_from_before_a_fit_that_replaced_the_sums_can_be_relied_on(store: Store, tmp_path: Path) -> None:
+    back_up(store.path, tmp_path / "backup.db")
+    later = rows_of(2, seed=1)
+    with store.building() as building:
+        building.register(["zoe"])
+        building.add_features(PRETRAINED, PART, "multiclass", later, ["zoe", "zoe"], [b""] * 2)
+        building.complete_head(PRETRAINED)
+    found = store.drill(tmp_path / "backup.db")
+    assert found.passed, found.problems
+    (path,) = store.path.glob(f"snapshots/{store.heads()[PRETRAINED].digest}*")
+    back_up(store.path, tmp_path / "newer.db")
+    path.unlink()
+    assert any("are damaged" in problem for problem in store.drill(tmp_path / "newer.db").problems)
+
+
 def test_lost_sums_are_made_again_by_the_next_fit(store: Store) -> None:
     for path in (store.path / "snapshots").iterdir():
         path.unlink()

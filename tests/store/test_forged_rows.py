@@ -160,6 +160,18 @@ def test_an_exported_copy_that_somebody_has_taken_out_of_reach_is_found(
         Store.open(path)
 
 
+def test_an_exported_copy_that_a_changed_request_is_said_to_have_erased_is_found(path: Path, tmp_path: Path) -> None:
+    with Store.open(path) as opened:
+        name = export(opened, UNITS[0], tmp_path / "copy.bin")
+        opened.restrict([BOB])
+        opened.release([BOB])
+    connection = database(path)
+    connection.execute("UPDATE events SET body = json_set(body, '$.exports', json_array(?)) WHERE request = 1", (name,))
+    connection.execute("DELETE FROM exports")
+    with pytest.raises(StoreError, match="exported copies"):
+        Store.open(path)
+
+
 def test_the_list_of_exported_copies_cannot_be_put_back_to_what_it_was(path: Path, tmp_path: Path) -> None:
     old = Path(shutil.copytree(path, tmp_path / "old"))
     with Store.open(path) as opened:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +53,54 @@ def test_a_request_that_reaches_no_copy_is_complete_at_once(store: Store, copy: 
     found = store.completion(receipt.request)
     assert (found.complete, found.copies) == (True, 0)
     assert (found.position, found.chain) == (receipt.position, receipt.chain)
+
+
+def test_a_request_after_a_restriction_is_complete_only_with_the_copies_that_the_restriction_reached(
+    store: Store, copy: str
+) -> None:
+    first = store.restrict([in_place(0, 0)]).request
+    second = store.forget([in_place(0, 0)]).request
+    assert not store.completion(second).complete
+    for recipient in ("mobile team", "distilled model v3"):
+        store.acknowledge(copy, recipient)
+    for request in (first, second):
+        found = store.completion(request)
+        assert (found.complete, found.exports, found.copies, found.acknowledged) == (True, 1, 2, 2)
+        assert store.chain_digest(found.position) == found.chain
+
+
+def test_a_second_person_in_a_copy_that_is_not_acknowledged_is_not_told_that_it_is_gone(
+    store: Store, copy: str
+) -> None:
+    store.forget([in_place(0, 0)])
+    store.acknowledge(copy, "mobile team")
+    second, other = store.forget([in_place(0, 0, 1)]).request, store.forget([in_place(1, 0)]).request
+    found = store.completion(second)
+    assert (found.complete, found.copies, found.acknowledged) == (False, 1, 0)
+    assert store.completion(other).complete
+    store.acknowledge(copy, "distilled model v3")
+    assert store.completion(second).complete
+    third = store.completion(store.forget([in_place(0, 0, 2)]).request)
+    assert (third.complete, third.exports, third.copies) == (True, 0, 0)
+
+
+def test_a_request_is_not_complete_while_its_files_wait_to_be_erased(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = os.unlink
+
+    def refusing(path: str, **options: Any) -> None:
+        if str(path).endswith(".safetensors"):
+            raise PermissionError(13, "Permission denied", str(path))
+        unlink(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", refusing)
+        with pytest.raises(StoreError, match="could not be erased"):
+            store.forget([in_place(0, 0)])
+    assert not store.completion(1).complete
+    with Store.open(store.path) as again:
+        assert again.completion(1).complete
 
 
 def test_what_is_outstanding_is_named(store: Store, copy: str) -> None:

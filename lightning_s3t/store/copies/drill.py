@@ -19,6 +19,7 @@ from lightning_s3t.store.disk.journal_file import FILE as JOURNAL
 from lightning_s3t.store.disk.journal_file import newest_event
 from lightning_s3t.store.disk.lock import ledger_lock
 from lightning_s3t.store.disk.scratch import Scratch
+from lightning_s3t.store.heads.floor import read_states
 from lightning_s3t.store.keys.identities import KEY_VARIABLE, read_keys, write_keys
 from lightning_s3t.store.ledgers.address import parse_address, read_address, write_address
 from lightning_s3t.store.ledgers.ledger import Ledger
@@ -138,12 +139,14 @@ class Today:
         digest: That event's.
         tombstones: Everybody who is forgotten.
         digests: The units that serve, and the digests of their snapshots.
+        heads: The digests of the snapshots of closed-form heads.
     """
 
     position: int
     digest: str
     tombstones: frozenset[tuple[bytes, int, str]]
     digests: dict[str, str]
+    heads: frozenset[str]
 
 
 def prepare(store: Backend, backup: str, scratch: Scratch) -> tuple[Backend, Today]:
@@ -232,7 +235,10 @@ def _copy_journal(store: Backend, folder: Path) -> Today:
             if (newest.position if newest is not None else 0) == head[0]:
                 shutil.copyfile(store.folder / JOURNAL, folder / JOURNAL)
                 (folder / JOURNAL).chmod(0o600)
-                return Today(*head, frozenset(store.ledger.tombstones()), store.ledger.digests())
+                heads = {digest for one in read_states(store).values() for digest in (one.digest, one.published)}
+                return Today(
+                    *head, frozenset(store.ledger.tombstones()), store.ledger.digests(), frozenset(filter(None, heads))
+                )
         time.sleep(0.1)
     raise StoreError(f"Requests to the store {store.folder} come faster than its journal can be copied. Try again.")
 

@@ -12,12 +12,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-from lightning_s3t.core.events import Exported, Kind
+from lightning_s3t.core.events import Exported, Kind, Request
 from lightning_s3t.core.units import UnitId
 from lightning_s3t.errors import ConfigurationError, MovedError, RevokedError, StoreError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.disk.files import spell, sync_folder, unlink_all
 from lightning_s3t.store.history import record
+from lightning_s3t.store.keys.authentication import layers_after
 from lightning_s3t.store.ledgers.ledger import Export, ledger_errors
 from lightning_s3t.store.registered_files import RegisteredFiles
 from lightning_s3t.store.requests.erasure import erase_queued, remove_exports
@@ -104,14 +105,30 @@ def check_exports(store: Backend) -> None:
             return
         made = {one.name: one for one in listed}.values()  # one that has moved with its shard is listed again
         newest, found = ledger.newest_requests(), {export.name: export for export in ledger.exports()}
-    expected = [one for one in made if all(newest.get(cell, 0) <= one.as_of for cell in one.cells)]
-    wrong = [one.name for one in expected if found.get(one.name) != Export(one.name, one.cells, one.as_of)]
+        expected = [one for one in made if all(newest.get(cell, 0) <= one.as_of for cell in one.cells)]
+        wrong = {one.name for one in expected if found.get(one.name) != Export(one.name, one.cells, one.as_of)}
+        # of a restriction that was released, the tables no longer have the number
+        wrong -= _reached(store, wrong - found.keys())
     if wrong:
         raise StoreError(
             f"{len(wrong)} exported copies of the store {store.folder} do not match its history: they were changed "
             "without the store's key, or the ledger is damaged. Nothing is served. Restore the ledger from a backup "
             "(missing requests are carried out again from the journal)."
         )
+
+
+def _reached(store: Backend, names: set[str]) -> set[str]:
+    """Return those of some exported copies that a request has reached, by the events of requests."""
+    reached, layers = set[str](), 1
+    kinds: tuple[Kind, ...] = ("request", "rotation")
+    for event in store.ledger.events(kinds=kinds) if names else ():
+        layers = layers_after(event, layers)
+        named = names & set(event.read(Request).exports) if event.kind == "request" else set()
+        if named and store.authenticator.is_unchanged(event, layers):
+            reached |= named
+        if len(reached) == len(names):
+            break
+    return reached
 
 
 def _register(

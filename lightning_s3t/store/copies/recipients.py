@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lightning_s3t.core.events import Acknowledgement, Event, Exported, Handover, Request
+from lightning_s3t.core.events import Acknowledgement, Event, Exported, Handover, Merge, Request
 from lightning_s3t.errors import ConfigurationError
 from lightning_s3t.store.backend import Backend
 from lightning_s3t.store.history import read_record, record
+from lightning_s3t.store.keys.authentication import change_of
 from lightning_s3t.store.ledgers.ledger import ledger_errors
+from lightning_s3t.store.requests.effects import excluded_since
+from lightning_s3t.store.requests.erasure import is_erased
 from lightning_s3t.store.requests.journal import write_journal
 
 FORMAT = 1
@@ -42,10 +46,11 @@ class Completion:
         request: The request's number.
         request_id: The caller's name for it; None without a name.
         kind: The kind of request.
-        complete: Whether nothing is left: no file was left alone, and every copy is acknowledged.
+        complete: Whether nothing is left: no file waits to be erased or was left alone, and every copy is acknowledged.
         time: The time of its newest event (UTC, ISO 8601).
-        exports: Number of exported copies that the request reached. Their files were erased where they were written.
-        copies: Number of copies of these that had been handed to recipients.
+        exports: Number of exported copies that the request reached, or that an earlier one reached and a recipient
+            still held. Their files were erased where they were written.
+        copies: Number of copies of these that recipients held.
         acknowledged: Of how many the recipient has said that they are erased. That is their word.
         left_files: Number of files that were left alone because they may not be the store's.
         position: The position of the newest of its events in the store's history.
@@ -157,17 +162,20 @@ def read_completion(store: Backend, request: int) -> Completion:
     position, chain, time = found.position, found.chain, found.time
     with store.ledger.at_one_time():
         known = _read(store)
-    copies = [one for one in known.copies if one.request == request]
-    for event in (known.newest[name] for name in found.exports if name in known.newest):
+        erased = is_erased(store, request)
+    held = known.held.get(request, set())
+    copies = [one for one in known.copies if one.request == request or (one.export, one.recipient) in held]
+    exports = {*found.exports, *(export for export, _ in held)}
+    for event in (known.newest[name] for name in sorted(exports) if name in known.newest):
         position, chain, time = max((position, chain, time), (event.position, event.digest, event.time))
     done = sum(copy.acknowledged is not None for copy in copies)
     return Completion(
         request,
         found.request_id,
         found.kind,
-        done == len(copies) and not found.left_files,
+        done == len(copies) and not found.left_files and erased,
         time,
-        len(found.exports),
+        len(exports),
         len(copies),
         done,
         found.left_files,
@@ -184,21 +192,30 @@ class _Known:
         exports: By the name of every copy that was ever exported, the request that reached it; None if none has.
         copies: Those that were handed to recipients, in that order.
         newest: The newest acknowledgement of each export that has one.
+        held: By request, the copies, with their recipients, of exports that an earlier one had reached, that hold its
+            data too, and that were not acknowledged when it was made.
     """
 
     exports: dict[str, int | None]
     copies: list[HandedCopy]
     newest: dict[str, Event]
+    held: dict[int, set[tuple[str, str]]]
 
 
 def _read(store: Backend) -> _Known:
     # one walk: each proves the whole history
-    exports, newest = dict[str, int | None](), dict[str, Event]()
+    exports, newest, made = dict[str, int | None](), dict[str, Event](), dict[str, Exported]()
     handed, acknowledged = dict[tuple[str, str], None](), dict[tuple[str, str], str]()
+    held = dict[int, set[tuple[str, str]]]()
     with ledger_errors("An exported copy"):
         for event in store.authenticator.events_since(1):
             if event.kind == "export":
-                exports.setdefault(event.read(Exported).name, None)
+                export = event.read(Exported)
+                exports.setdefault(export.name, None)
+                made[export.name] = export
+            elif event.kind == "merge":
+                merged = event.read(Merge)
+                made = {name: replace(one, cells=tuple(map(merged.moved, one.cells))) for name, one in made.items()}
             elif event.kind == "handover":
                 given = event.read(Handover)
                 handed[given.name, given.recipient] = None
@@ -206,10 +223,22 @@ def _read(store: Backend) -> _Known:
                 said = event.read(Acknowledgement)
                 acknowledged.setdefault((said.name, said.recipient), event.time)
                 newest[said.name] = event
-            elif event.kind == "request":
+            elif event.kind == "request" and event.request is not None:
+                outstanding = {copy for copy in handed.keys() - acknowledged.keys() if exports.get(copy[0]) is not None}
+                holding = _holding(event, [made[name] for name, _ in outstanding]) if outstanding else set()
+                held[event.request] = {copy for copy in outstanding if copy[0] in holding}
                 exports |= {name: exports.get(name) or event.request for name in event.read(Request).exports}
     copies = [HandedCopy(*copy, exports.get(copy[0]), acknowledged.get(copy)) for copy in handed]
-    return _Known(exports, copies, newest)
+    return _Known(exports, copies, newest, held)
+
+
+def _holding(event: Event, made: Iterable[Exported]) -> set[str]:
+    """Return those of some exported copies that hold data which a request takes out of use."""
+    change = change_of(event)
+    if change is None or event.read(Request).kind == "release":
+        return set()
+    since = excluded_since(change)
+    return {one.name for one in made if any(since.get(cell, 0) > one.as_of for cell in one.cells)}
 
 
 def _check_recipient(recipient: str) -> None:

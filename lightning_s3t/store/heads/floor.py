@@ -354,7 +354,6 @@ def problems(store: Backend) -> Iterator[str]:
         store: The store's backend.
     """
     for source in read_states(store):
-        what = "the closed-form head" if source == PRETRAINED else f"the head on unit {source}"
         try:
             with store.ledger.at_one_time():
                 state = read_states(store).get(source)
@@ -368,11 +367,12 @@ def problems(store: Backend) -> Iterator[str]:
             kept = load_sums(store, state)
         except (DamagedError, StoreError) as error:
             if read_states(store).get(source) == state:  # otherwise a request has replaced them
-                yield f"The sums of {what} are damaged, and the next fit rebuilds them: {error}"
+                yield _damage(source, error)
             continue
         mine, theirs = kept.to_tensors(), right.to_tensors()
         if any(not mine[name].equal(theirs[name]) for name in mine):
-            yield f"The sums of {what} do not match its rows: its answers may include data that they should not."
+            what = f"The sums of {_named(source)} do not match its rows"
+            yield f"{what}: its answers may include data that they should not."
         yield from _problems_of_published(store, source, state)
 
 
@@ -383,7 +383,39 @@ def _problems_of_published(store: Backend, source: str, state: FloorState) -> It
         load_published(store, state)
     except (DamagedError, StoreError) as error:
         if read_states(store).get(source) == state:  # otherwise a request has replaced them
-            yield f"The certified head is damaged, and the next fit publishes another: {error}"
+            yield _damage_of_published(error)
+
+
+def problems_of_replaced(store: Backend, kept: Collection[str]) -> Iterator[str]:
+    """Return those of the problems of a restored store that a later fit explains, which replaced the snapshots.
+
+    Args:
+        store: The restored store's backend.
+        kept: The digests of the snapshots of heads that the store has today.
+    """
+    for source, state in read_states(store).items():
+        try:
+            if state.digest not in kept:
+                load_sums(store, state)
+        except DamagedError as error:
+            yield _damage(source, error)
+        try:
+            if state.published and state.published not in kept:
+                load_published(store, state)
+        except DamagedError as error:
+            yield _damage_of_published(error)
+
+
+def _named(source: str) -> str:
+    return "the closed-form head" if source == PRETRAINED else f"the head on unit {source}"
+
+
+def _damage(source: str, error: StoreError) -> str:
+    return f"The sums of {_named(source)} are damaged, and the next fit rebuilds them: {error}"
+
+
+def _damage_of_published(error: StoreError) -> str:
+    return f"The certified head is damaged, and the next fit publishes another: {error}"
 
 
 def repair(store: Backend) -> None:

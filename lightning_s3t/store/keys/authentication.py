@@ -118,6 +118,15 @@ class Authenticator:
         """
         return _same(event.mac, self._event_mac(event, layers))
 
+    def is_unchanged(self, event: Event, layers: int) -> bool:
+        """Return whether an event of the ledger is as it was written, and has its MAC.
+
+        Args:
+            event: The event.
+            layers: Number of keys in use when it was written.
+        """
+        return event.follows(self._digest_before(event.position)) and self.is_right(event, layers)
+
     def events_since(self, position: int) -> Iterator[Event]:
         """Return the events from a position on, in a consistent read; reading to the end proves them unchanged.
 

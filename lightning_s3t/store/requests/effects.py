@@ -67,7 +67,7 @@ def find_reach(store: Backend, number: int, change: Change) -> Reach:
         number: The number of the request.
         change: The change to the lists of people.
     """
-    return _find_reach(store, number, _since(change))
+    return _find_reach(store, number, excluded_since(change))
 
 
 def _find_reach(store: Backend, number: int, since: Mapping[Cell, int]) -> Reach:
@@ -79,8 +79,12 @@ def _find_reach(store: Backend, number: int, since: Mapping[Cell, int]) -> Reach
     return Reach(cells, tuple(sorted(ledger.reached(cells))), tuple(aside), tuple(exports))
 
 
-def _since(change: Change) -> dict[Cell, int]:
-    """Return for each cell the number of the request since which newly trained units do not hold the subjects' data."""
+def excluded_since(change: Change) -> dict[Cell, int]:
+    """Return for each cell the number of the request since which newly trained units do not hold the subjects' data.
+
+    Args:
+        change: The change of a request to the lists of people.
+    """
     found: dict[Cell, int] = {}
     for _, as_of, cell in (*change.buried, *((mark.hash, mark.number, mark.cell) for mark in change.marked)):
         found[cell] = max(as_of, found.get(cell, 0))
@@ -101,7 +105,7 @@ def carry_out(store: Backend, kind: RequestKind, number: int, change: Change) ->
     """
     ledger = store.ledger
     people = {hash_ for hash_, _, _ in change.buried} | {mark.hash for mark in change.marked}
-    since = _since(change)
+    since = excluded_since(change)
     for as_of in sorted({as_of for _, as_of, _ in change.buried}):
         ledger.bury([(hash_, cell) for hash_, number_, cell in change.buried if number_ == as_of], as_of)
     ledger.unmark(change.unmarked)

@@ -113,6 +113,19 @@ def erase_queued(store: Backend) -> None:
         raise StoreError(_failed_message(store.folder, failed))
 
 
+def is_erased(store: Backend, request: int) -> bool:
+    """Return whether no file waits to be erased for a request or for an earlier one, which may have reached its data.
+
+    Files that were left alone do not wait.
+
+    Args:
+        store: The store's backend.
+        request: The number of the request.
+    """
+    queued = store.ledger.queued()
+    return not any(file.request is not None and file.request <= request and not file.left for file in queued)
+
+
 def _queue_unowned(store: Backend) -> None:
     """Queue the sums that this process wrote within a transaction that failed."""
     names, ledger = set(store.unsure), store.ledger

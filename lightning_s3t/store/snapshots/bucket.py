@@ -12,8 +12,10 @@ from itertools import islice
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import aiohttp
 import s3fs
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.parsers import ResponseParserError
 from typing_extensions import override
 
 from lightning_s3t.errors import DamagedError, StoreError
@@ -356,7 +358,7 @@ def _as_os_errors() -> Iterator[None]:
     """Raise whatever goes wrong between here and the bucket as an `OSError`."""
     try:
         yield
-    except (BotoCoreError, ClientError, HTTPClientError) as error:
+    except (BotoCoreError, ClientError, HTTPClientError, aiohttp.ClientError, ResponseParserError) as error:
         raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
 
 

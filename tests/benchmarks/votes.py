@@ -28,7 +28,7 @@ from lightning_s3t.serving.served_shards import FLOOR
 from tests.benchmarks.accuracy import SHARDS, SLICES, TASKS, WAYS, compute_quietly, train
 
 AFTER = (0, 1, 2, 3, 5, 8, 10, 13, 16, 20, 30, 40)
-RULES = [(1, 0), (2, 0), (4, 0), (1, 1), (2, 1), (1, 2), (2, 2), (1, 3)]
+RULES = [(1, 0), (2, 0), (4, 0), (8, 0), (1, 1), (2, 1), (1, 2), (2, 2), (1, 3)]
 
 
 def answers_of(task: str, seed: int) -> tuple[Tensor, dict[int, dict[int, tuple[Tensor, int]]]]:

@@ -121,8 +121,12 @@ class FederatedHead:
                         "with the same model, checkpoint and settings of the head."
                     )
             data = contribution.encode()
+            digest = hashlib.sha256(data).hexdigest()
+            write_atomically(self._announced, digest.encode())
             write_atomically(path, data)
-            return self._note(client, contribution, _rows_in(history, client), hashlib.sha256(data).hexdigest())
+            change = self._note(client, contribution, _rows_in(history, client), digest)
+            self._announced.unlink()
+            return change
 
     def remove(self, client: str) -> Change:
         """Erase a client's contribution.
@@ -194,6 +198,18 @@ class FederatedHead:
             total.add_sums(contribution.sums)
         return found[0], total
 
+    @property
+    def _announced(self) -> Path:
+        """The file with the digest of the contribution that is being written.
+
+        A crash may keep the contribution out of the history, and it may be the same as an earlier one: by the history
+        alone it would then be a file from a backup.
+        """
+        return self._contributions / "announced"
+
+    def _read_announced(self) -> bytes | None:
+        return self._announced.read_bytes() if self._announced.exists() else None
+
     def _path(self, client: str) -> Path:
         if not client or len(name := quote(client, safe="")) > _LONGEST:
             raise ConfigurationError(f"The client's name is {client!r}. Expected a short text.")
@@ -209,7 +225,9 @@ class FederatedHead:
                 f"The contribution of {client!r} cannot be read: {self._path(client)} is damaged, or of another "
                 f"version of lightning-s3t ({error}). Remove the client, and let it send its contribution again."
             ) from error
-        _check_not_restored(client, found, hashlib.sha256(data).hexdigest(), _changes_of(client, history))
+        digest = hashlib.sha256(data).hexdigest()
+        if digest.encode() != self._read_announced():
+            _check_not_restored(client, found, digest, _changes_of(client, history))
         return found
 
     def _names(self) -> list[str]:
@@ -235,6 +253,7 @@ class FederatedHead:
                 history.append(self._note(client, found, _rows_in(history, client), digest))
         for client in [client for client, change in last.items() if change.digest and client not in names]:
             history.append(self._note(client, None, last[client].rows, ""))
+        self._announced.unlink(missing_ok=True)
         return history
 
     def _written(self) -> bytes:

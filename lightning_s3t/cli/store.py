@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+from collections import defaultdict
 from pathlib import Path
 
 from lightning_s3t.columns import counted, printable
@@ -18,11 +19,12 @@ def pending(store: Path, /) -> None:
 
     with Store.open(store, forget_due=False) as opened:
         found, requests = opened.pending(), opened.scheduled_requests()
+    names = defaultdict[str, list[str]](list)
+    for request in requests:
+        if request.request_id and request.state == "scheduled":
+            names[request.due].append(request.request_id)
     for due, count in found:
-        names = ", ".join(
-            one.request_id for one in requests if one.request_id and (one.due, one.state) == (due, "scheduled")
-        )
-        print(printable(f"{due}  {counted(count, 'subject')}  {names}".rstrip()))
+        print(printable(f"{due}  {counted(count, 'subject')}  {', '.join(names[due])}".rstrip()))
     if not found:
         print("Nothing is scheduled.")
 

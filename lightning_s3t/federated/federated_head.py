@@ -207,9 +207,6 @@ class FederatedHead:
         """
         return self._contributions / "announced"
 
-    def _read_announced(self) -> bytes | None:
-        return self._announced.read_bytes() if self._announced.exists() else None
-
     def _path(self, client: str) -> Path:
         if not client or len(name := quote(client, safe="")) > _LONGEST:
             raise ConfigurationError(f"The client's name is {client!r}. Expected a short text.")
@@ -226,8 +223,9 @@ class FederatedHead:
                 f"version of lightning-s3t ({error}). Remove the client, and let it send its contribution again."
             ) from error
         digest = hashlib.sha256(data).hexdigest()
-        if digest.encode() != self._read_announced():
-            _check_not_restored(client, found, digest, _changes_of(client, history))
+        changes = _changes_of(client, history)
+        if changes and digest != changes[-1].digest and digest.encode() != _read_if_there(self._announced):
+            _check_not_restored(client, found, digest, changes)
         return found
 
     def _names(self) -> list[str]:
@@ -258,11 +256,7 @@ class FederatedHead:
 
     def _written(self) -> bytes:
         """Return the lines of the history, without one that a crash has left torn."""
-        try:
-            with read_unlinked(self.folder / _HISTORY) as file:
-                found = file.read()
-        except FileNotFoundError:
-            return b""
+        found = _read_if_there(self.folder / _HISTORY)
         return found[: found.rfind(b"\n") + 1]
 
     def _note(self, client: str, after: Contribution | None, rows_before: int, digest: str) -> Change:
@@ -282,6 +276,14 @@ class FederatedHead:
             file.flush()
             os.fsync(file.fileno())
         return change
+
+
+def _read_if_there(path: Path) -> bytes:
+    try:
+        with read_unlinked(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        return b""
 
 
 def _changes_of(client: str, history: list[Change]) -> list[Change]:
@@ -310,9 +312,7 @@ def _check_new(client: str, contribution: Contribution, history: list[Change]) -
 
 
 def _check_not_restored(client: str, contribution: Contribution, digest: str, changes: list[Change]) -> None:
-    """Check that a file is the client's last contribution, or one that a crash has kept out of the history."""
-    if not changes or digest == changes[-1].digest:
-        return
+    """Check that a file which the client's newest change does not name is one that a crash kept out of the history."""
     is_known = any(change.digest == digest for change in changes)
     if is_known or contribution.requests < _newest(contribution.store, changes):
         raise StoreError(

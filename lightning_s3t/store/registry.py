@@ -65,9 +65,7 @@ def register(
             generation = generation_of_newcomers(store, append=newcomers == "append")
             waiting = ledger.waiting(bands)
             if waiting:
-                cells = {
-                    hash_: partition.place(hashed[hash_], bands[hash_], generation).cell for hash_ in sorted(waiting)
-                }
+                cells = {hash_: partition.place(hashed[hash_], bands[hash_], generation).cell for hash_ in waiting}
                 _move_waiting(store, keyring, cells)
             ledger.register(bands.items(), generation)
     return 0 if is_first else count

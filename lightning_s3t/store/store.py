@@ -793,8 +793,11 @@ class Store:
                     took("open")
                     verified = restored.verify()
                     took("verify")
-                    expected = {*map(damage_problem, verified.damaged), *left_problems(backend)}
-                    expected |= {*problems_of_replaced(backend, today.heads)}
+                    expected = {
+                        *map(damage_problem, verified.damaged),
+                        *left_problems(backend),
+                        *problems_of_replaced(backend, today.heads),
+                    }
                     problems = [problem for problem in verified.problems if problem not in expected]
                     serving = {str(unit) for unit in restored.alive()}
                     return replace(

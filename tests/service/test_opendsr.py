@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import socket
 import threading
 import time
@@ -29,7 +28,7 @@ from lightning_s3t.service import ControlSettings, make_control_app
 from lightning_s3t.service.settings import OpenDSRSettings
 from lightning_s3t.store import Store
 from tests.service.conftest import ASK, LOOK, TOKENS, as_role
-from tests.store.people_store import SETTINGS, in_place
+from tests.store.people_store import SETTINGS, in_place, snapshots_stay
 
 ANN, BOB = in_place(0, 0), in_place(1, 1)
 ID, OTHER = "a7551968-d5d6-44b2-9831-815ac9017798", "b7551968-d5d6-44b2-9831-815ac9017798"
@@ -271,21 +270,13 @@ def test_a_callback_tells_of_each_state_once(
 
 
 def test_nothing_is_completed_while_a_file_waits_to_be_erased(
-    path: Path, settings: OpenDSRSettings, controller: Controller, monkeypatch: pytest.MonkeyPatch
+    path: Path, settings: OpenDSRSettings, controller: Controller
 ) -> None:
-    unlink = os.unlink
-
-    def refusing(file: str, **options: Any) -> None:
-        if str(file).endswith(".safetensors"):
-            raise PermissionError(13, "Permission denied", str(file))
-        unlink(file, **options)
-
     def told() -> list[str]:
         return [json.loads(body)["request_status"] for _, body in controller.got]
 
     with open_door(path, settings) as door:
-        with monkeypatch.context() as patched:
-            patched.setattr(os, "unlink", refusing)
+        with snapshots_stay():
             assert door.post(REQUESTS, json=body_of(status_callback_urls=[controller.url])).status_code == 500
             wait_for(told)
             assert door.get(f"{REQUESTS}/{ID}").json()["request_status"] == "pending"

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 from lightning_s3t.plan import Partition, Place, UnitId, units_of
@@ -41,3 +46,18 @@ def make(path: Path, register: bool = True) -> Store:
     for number, unit in enumerate(UNITS):
         build(store, unit, number)
     return store
+
+
+@contextmanager
+def snapshots_stay() -> Iterator[None]:
+    """Refuse to unlink snapshots in this process, as on a disk that has become read-only."""
+    unlink = os.unlink
+
+    def refusing(path: str, **options: Any) -> None:
+        if str(path).endswith(".safetensors"):
+            raise PermissionError(13, "Permission denied", str(path))
+        unlink(path, **options)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "unlink", refusing)
+        yield

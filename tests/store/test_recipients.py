@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,7 +13,7 @@ from lightning_s3t.cli.main import main
 from lightning_s3t.errors import ConfigurationError, StoreError
 from lightning_s3t.store import HandedCopy, Store
 from lightning_s3t.store.keys.signing import verify_document
-from tests.store.people_store import UNITS, in_place
+from tests.store.people_store import UNITS, in_place, snapshots_stay
 from tests.store.test_exporting import export
 
 UNIT = UNITS[0]  # 0/0
@@ -84,20 +82,9 @@ def test_a_second_person_in_a_copy_that_is_not_acknowledged_is_not_told_that_it_
     assert (third.complete, third.exports, third.copies) == (True, 0, 0)
 
 
-def test_a_request_is_not_complete_while_its_files_wait_to_be_erased(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    unlink = os.unlink
-
-    def refusing(path: str, **options: Any) -> None:
-        if str(path).endswith(".safetensors"):
-            raise PermissionError(13, "Permission denied", str(path))
-        unlink(path, **options)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "unlink", refusing)
-        with pytest.raises(StoreError, match="could not be erased"):
-            store.forget([in_place(0, 0)])
+def test_a_request_is_not_complete_while_its_files_wait_to_be_erased(store: Store) -> None:
+    with snapshots_stay(), pytest.raises(StoreError, match="could not be erased"):
+        store.forget([in_place(0, 0)])
     assert not store.completion(1).complete
     with Store.open(store.path) as again:
         assert again.completion(1).complete

@@ -92,8 +92,7 @@ class _Scheduled:
     def __init__(self, keyring: Keyring, listing: Iterable[Event]) -> None:
         keyring.refresh()
         self._events: dict[int, Event] = {}  # the first of each request, by position
-        self._hashes: dict[int, set[bytes]] = {}
-        self._dues: dict[int, dict[bytes, str]] = {}
+        self._dues: dict[int, dict[bytes, str]] = {}  # the subjects of each, with their times
         self._named: dict[str, int] = {}
         self._ended: dict[int, tuple[str, str]] = {}  # when, and why
         self._waits_for: dict[bytes, set[int]] = {}
@@ -107,7 +106,8 @@ class _Scheduled:
 
     def _add_schedule(self, keyring: Keyring, event: Event, body: Schedule) -> None:
         position = event.position
-        cells = {keyring.renew(bytes.fromhex(hash_), body.layers): cell for hash_, _, cell in body.pending}
+        pending = [(keyring.renew(bytes.fromhex(text), body.layers), due, cell) for text, due, cell in body.pending]
+        cells = {hash_: cell for hash_, _, cell in pending}
         before = {hash_: self._cells[hash_] for hash_ in cells if self._waits_for.get(hash_)}
         self._cells |= cells
         if body.request_id is None and cells:
@@ -118,10 +118,7 @@ class _Scheduled:
             if cancelled_at == position - 1 and cells.keys() <= postponed:  # they wait for the others of their requests
                 return
         self._events[position] = event
-        self._hashes[position] = set(cells)
-        self._dues[position] = {
-            keyring.renew(bytes.fromhex(hash_), body.layers): time for hash_, time, _ in body.pending
-        }
+        self._dues[position] = {hash_: due for hash_, due, _ in pending}
         if body.request_id is not None:
             self._named[body.request_id] = position
         for hash_ in cells:
@@ -135,7 +132,7 @@ class _Scheduled:
         position = self._named.setdefault(body.request_id, event.position)
         self._events.setdefault(position, event)
         self._ended.setdefault(position, (event.time, body.reason))
-        for hash_ in self._hashes.setdefault(position, set()):
+        for hash_ in self._dues.setdefault(position, {}):
             self._waits_for.get(hash_, set()).discard(position)
         pending = {keyring.renew(bytes.fromhex(text), body.layers) for text in body.pending}
         self._postponed = event.position, {hash_ for hash_ in pending if self._waits_for.get(hash_)}
@@ -144,7 +141,7 @@ class _Scheduled:
         """Return all requests, or the one with a given name."""
         positions = [self._named[request_id]] if request_id is not None else list(self._events)
         mine = {
-            position: {hash_ for hash_ in self._hashes[position] if position in self._waits_for.get(hash_, ())}
+            position: {hash_ for hash_ in self._dues[position] if position in self._waits_for.get(hash_, ())}
             for position in positions
         }
         everybody = set().union(*mine.values())

@@ -114,9 +114,9 @@ class Scheduling:
             if found is None or found.state == "carried out":
                 what = "is not a scheduled one" if found is None else "was carried out, which cannot be undone"
                 raise UnknownSubjectError(f"The request {request_id!r:.60} {what}. Nothing was cancelled.")
-            self._end(request_id, found)
+            count = self._end(request_id, found)
         write_journal(self._store)
-        return len(found.alone)
+        return count
 
     def refuse_request(self, request_id: str, reason: str) -> int:
         """Record that a request is refused, as `Store.refuse_request`."""
@@ -136,12 +136,12 @@ class Scheduling:
                     f"The request {request_id!r} is {state}. Expected a request that is still open. Nothing was "
                     "changed."
                 )
-            self._end(request_id, found, reason)
+            count = self._end(request_id, found, reason)
         write_journal(self._store)
-        return len(found.alone) if found is not None else 0
+        return count
 
-    def _end(self, request_id: str, found: ScheduledRequest | None, reason: str = "") -> None:
-        """End a request; its subjects who wait for others wait until these are due."""
+    def _end(self, request_id: str, found: ScheduledRequest | None, reason: str = "") -> int:
+        """End a request; its subjects who wait for others wait until these are due. Return how many no longer wait."""
         layers, alone = self._keyring.layers, found.alone if found is not None else frozenset()
         also = dict(found.also) if found is not None else {}
         rows = self._ledger.scheduled() if also else ()
@@ -154,6 +154,7 @@ class Scheduling:
             self._ledger.schedule(later)
             pending = tuple((hash_.hex(), due, cell) for hash_, due, cell in later)
             record(self._store, "schedule", None, asdict(Schedule(layers, pending)))
+        return len(alone)
 
     def _check_no_request(self, name: Name) -> None:
         number = find_carried_out(self._ledger, name)
